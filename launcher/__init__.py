@@ -1,0 +1,1 @@
+"""Processes: recipes, clusters, plans, submission, runs. Imports no torch."""

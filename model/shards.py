@@ -1,0 +1,191 @@
+"""The format of a sharded set of tensors: safetensors files, and a manifest.json that makes them one thing.
+
+Every saved piece is one entry of one safetensors file, named `key@offset,offset`; the manifest holds where each piece
+lies, its extent in the whole tensor and its xxh3 hash. No pickle anywhere, and whoever knows JSON can read it.
+Light: pydantic, xxhash and stdlib; torch only where tensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+# safetensors' names of element types, with their size in bytes.
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+TORCH_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+class CorruptError(Exception):
+    """A file is missing, cut or changed. The message names it."""
+
+
+class Piece(BaseModel):
+    """One box of a tensor: elements offsets[i] … offsets[i] + sizes[i] of each axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str = Field(description="Name of the file, relative to the manifest.")
+    start: int = Field(description="First byte in that file.")
+    length: int = Field(description="Bytes.")
+    xxh3: str = Field(description="xxh3_64 of those bytes, in hex.")
+
+
+class TensorEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+class FileEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    header_xxh3: str = Field(description="xxh3_64 of all that precedes the first piece.")
+    header_bytes: int
+
+
+class Manifest(BaseModel):
+    """manifest.json. Written last: a folder without it does not exist."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: int = FORMAT
+    step: int
+    attempt: int
+    world_size: int
+    kind: Literal["permanent", "temporary"]
+    created: float
+    train_state: dict[str, Any] = Field(description="What must survive besides tensors: step, tokens_seen …")
+    model: dict[str, Any] = Field(description="ModelConfig as JSON.")
+    data_digest: str
+    recipe_hash: str
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+    tensors: dict[str, TensorEntry]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+
+def safetensors_header(entries: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The bytes before the data of a safetensors file whose tensors (name -> dtype, shape) lie in this order."""
+    header, offset = {}, 0
+    for name, (dtype, shape) in entries.items():
+        size = DTYPE_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a folder, local or URL. FileNotFoundError without one; CorruptError if it cannot be read."""
+    raw = read_range(f"{folder}/{MANIFEST}")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValueError as error:
+        raise CorruptError(f"{folder}/{MANIFEST} is not a readable manifest: {error}") from error
+
+
+def read_range(path: str, start: int = 0, length: int | None = None) -> bytes:
+    """Bytes of a local file or URL; fewer than `length` if the file is shorter."""
+    if "://" in path:
+        import fsspec
+
+        fs, inner = fsspec.core.url_to_fs(path)
+        return bytes(fs.cat_file(inner, start=start, end=None if length is None else start + length))
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read() if length is None else file.read(length)
+
+
+def read_piece(folder: str, key: str, piece: Piece) -> bytes:
+    """The verified bytes of one piece; CorruptError names what is wrong with which file."""
+    path = f"{folder}/{piece.file}"
+    try:
+        raw = read_range(path, piece.start, piece.length)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{path} is missing (it holds {key})") from error
+    if len(raw) != piece.length:
+        raise CorruptError(f"{path} is cut: {key} ends at byte {piece.start + piece.length}, the file before it")
+    check_hash(raw, path, key, piece)
+    return raw
+
+
+def check_hash(raw: Any, path: str, key: str, piece: Piece) -> None:
+    """`raw` is anything with a buffer; CorruptError if it is not what was written."""
+    import xxhash
+
+    if xxhash.xxh3_64_hexdigest(raw) != piece.xxh3:
+        end = piece.start + piece.length
+        raise CorruptError(f"{path} is changed: the hash of {key} (bytes {piece.start} to {end}) is not what was saved")
+
+
+def verify(folder: str, manifest: Manifest) -> Iterator[str]:
+    """Every fault of a sharded set, in words; nothing if it is whole. Reads all of it."""
+    import xxhash
+
+    for name, entry in manifest.files.items():
+        try:
+            size = _size(f"{folder}/{name}")
+            header = read_range(f"{folder}/{name}", 0, entry.header_bytes)
+        except FileNotFoundError:
+            yield f"{folder}/{name} is missing"
+            continue
+        if size != entry.bytes:
+            yield f"{folder}/{name} has {size} bytes instead of {entry.bytes}"
+        elif xxhash.xxh3_64_hexdigest(header) != entry.header_xxh3:
+            yield f"{folder}/{name} is changed: the hash of its header is not what was saved"
+        else:
+            yield from _verify_pieces(folder, name, manifest)
+
+
+def _verify_pieces(folder: str, name: str, manifest: Manifest) -> Iterator[str]:
+    for key, tensor in manifest.tensors.items():
+        for piece in tensor.pieces:
+            if piece.file == name:
+                try:
+                    read_piece(folder, key, piece)
+                except CorruptError as error:
+                    yield str(error)
+
+
+def _size(path: str) -> int:
+    if "://" in path:
+        import fsspec
+
+        fs, inner = fsspec.core.url_to_fs(path)
+        fs.invalidate_cache()
+        return int(fs.size(inner))
+    return os.path.getsize(path)
+
+
+def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
+    """One whole tensor, put together from its verified pieces: a torch.Tensor on the CPU."""
+    import torch
+
+    entry = manifest.tensors[key]
+    whole = torch.empty(entry.shape, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
+    for piece in entry.pieces:
+        raw = read_piece(folder, key, piece)
+        part = torch.frombuffer(bytearray(raw), dtype=whole.dtype).view(piece.sizes)
+        box = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
+        whole[box] = part
+    return whole

@@ -1,0 +1,277 @@
+"""The recipe: every key a user may write, with its type, default and meaning. Light: pydantic and stdlib only.
+
+Where a recipe comes from (files, `extends`, overrides, line numbers) is the launcher's business. What a step is
+made of follows from the recipe and the number of workers by the pure functions at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from model.config import ModelConfig
+
+IGNORE_INDEX = -100
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(Section):
+    """How much of a cluster one attempt takes."""
+
+    nodes: int = Field(default=1, ge=1, description="Machines.")
+    gpus_per_node: int | None = Field(default=None, ge=0, description="GPUs of each node; default: all it has.")
+    nproc_per_node: int | None = Field(
+        default=None, ge=1, description="Workers on each node; default: one a GPU, or one on a CPU-only node."
+    )
+    time_limit: str | None = Field(default=None, description="Wall time of one attempt, e.g. 12:00:00 or 2-00:00:00.")
+    max_failures: int = Field(
+        default=3, ge=0, description="Failed attempts in a row without a new checkpoint before the run is given up."
+    )
+
+
+class _ModelSource(Section):
+    preset: str | None = Field(default=None, description="A named shape, see `launch models`.")
+    init_from: str | None = Field(
+        default=None, description="Weights to start from: an HF directory, a checkpoint or a run, anywhere."
+    )
+
+
+# Every knob of ModelConfig, each optional here: set over the preset, or all of them without one.
+ModelSection: type[_ModelSource] = create_model(
+    "ModelSection",
+    __base__=_ModelSource,
+    __doc__="The model: a preset, weights to start from, or its knobs one by one.",
+    **{
+        key: (field.annotation | None, Field(default=None, description=f"ModelConfig.{key}"))  # type: ignore[operator]
+        for key, field in ModelConfig.model_fields.items()
+    },  # type: ignore[call-overload]
+)
+
+
+class Data(Section):
+    """The tokens. `source` is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
+
+    kind: Literal["tokens"] = Field(default="tokens", description="tokens: next-token prediction on a stream of text.")
+    source: str | list[str] | None = Field(
+        default=None, description="Prepared folder or URL; or text files, folders, globs."
+    )
+    seq_len: int = Field(default=1024, ge=1, description="Tokens a sequence; each reads one more as its last label.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are read.")
+    shuffle: bool = Field(default=True, description="Read in a seeded random order, or as the tokens lie.")
+    validation: float | str | None = Field(
+        default=None, description="Share of documents held out when text is prepared (0.05), or a prepared folder."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.validation, (int, float)) and not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; a share must lie in [0, 1)")
+        return self
+
+
+class Train(Section):
+    """How long, how much at once, how exactly."""
+
+    global_batch_size: int = Field(default=8, ge=1, description="Sequences an optimizer step, over all workers.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Sequences a worker puts through one forward; default: its whole share."
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Tokens; rounded up to whole steps.")
+    max_epochs: float | None = Field(default=None, gt=0, description="Passes over the data; rounded up to whole steps.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 computes in bfloat16 and keeps weights, optimizer and reductions in fp32."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of dropout.")
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the global gradient norm to this.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPUs asked for, else the CPU.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [key for key in ("max_steps", "max_tokens", "max_epochs") if getattr(self, key) is not None]
+        if len(given) != 1:
+            said = " and ".join(given) if given else "none of them"
+            raise ValueError(f"give exactly one of max_steps, max_tokens, max_epochs; got {said}")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov & Hutter 2019); biases, norms and other vectors get no weight decay."""
+
+    name: Literal["adamw"] = Field(default="adamw", description="The optimizer.")
+    lr: float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Decay rates of the two moments.")
+    eps: float = Field(default=1e-8, gt=0, description="Term added to the denominator.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled decay of matrices.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; each must lie in [0, 1)")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate as a pure function of the step."""
+
+    name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after the warmup.")
+    warmup_steps: int | float = Field(default=0, ge=0, description="Steps of linear warmup, or a share of all steps < 1.")
+    min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end.")
+
+
+class Parallel(Section):
+    """How a model and a batch are cut over the workers."""
+
+    dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
+    dp_shard: int = Field(default=-1, ge=-1, description="Workers that share one copy (FSDP); -1: all that remain.")
+    activation_checkpointing: Literal["none", "full"] = Field(
+        default="none", description="full: keep only the inputs of each block and compute the rest again."
+    )
+    compile: bool = Field(default=False, description="torch.compile each block.")
+
+
+class Checkpoint(Section):
+    """When the state is saved and what is kept."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Permanent checkpoint every N steps.")
+    every_minutes: float | None = Field(default=10.0, gt=0, description="Temporary checkpoint every T minutes.")
+    keep: int | None = Field(default=None, ge=1, description="Permanent checkpoints kept; default: all.")
+    async_save: bool = Field(default=True, description="Write in the background while training goes on.")
+    export: bool = Field(default=False, description="Write weights as an HF directory to RUN_URL/weights at the end.")
+
+
+class Sample(Section):
+    """A text that the model writes at the end of the run."""
+
+    prompt: str = Field(description="What it starts from.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens to write.")
+    temperature: float = Field(default=0.8, ge=0, description="0: always the likeliest token.")
+    top_k: int | None = Field(default=50, ge=1, description="Draw from the k likeliest tokens.")
+
+
+class Validation(Section):
+    """When the loss on held-out data is measured, and on how much."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
+    max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
+    at_start: bool = Field(default=False, description="Measure before the first step too.")
+    sample: Sample | None = Field(default=None, description="Write a sample at the end.")
+
+
+class Metrics(Section):
+    """Where the numbers go besides the run directory."""
+
+    prometheus: bool = Field(default=True, description="Serve Prometheus metrics from every worker.")
+    host: str = Field(default="127.0.0.1", description="Address that the metrics listen on.")
+
+
+class Recipe(Section):
+    """What to train. See docs/reference/recipe.md."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
+    resources: Resources = Resources()
+    model: ModelSection  # type: ignore[valid-type]
+    tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
+    data: Data
+    train: Train
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
+    metrics: Metrics = Metrics()
+
+
+class DataSpec(Section):
+    """The prepared tokens that a run reads, found when it was planned and frozen in its plan."""
+
+    train: str = Field(description="Folder with index.json and chunks.")
+    validation: str | None = Field(description="The same for held-out documents.")
+    tokenizer: str | None = Field(description="tokenizer.json that made the tokens.")
+    n_tokens: int = Field(ge=1)
+    n_validation_tokens: int = Field(ge=0)
+    digest: str = Field(description="Changes when any token of the data changes.")
+
+
+class Workload(BaseModel):
+    """The part of plan.json that a worker needs; the rest is for people."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    name: str
+    model: ModelConfig
+    data: DataSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How one optimizer step is cut. Sizes count sequences."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    world_size: int
+
+
+def cut_batch(train: Train, world_size: int) -> Batch:
+    """Cut the global batch over `world_size` workers; ValueError names what would fit."""
+    total = train.global_batch_size
+    fits = [n for n in range(1, total + 1) if total % n == 0]
+    if total % world_size:
+        raise ValueError(
+            f"train.global_batch_size: {total} sequences cannot be cut evenly over {world_size} workers; use a multiple "
+            f"of {world_size}, or one of these numbers of workers: {', '.join(map(str, fits[:12]))}"
+        )
+    share = total // world_size
+    micro = train.micro_batch_size or share
+    if share % micro:
+        fits = [n for n in range(1, share + 1) if share % n == 0]
+        raise ValueError(
+            f"train.micro_batch_size: {micro} does not divide the {share} sequences of each of {world_size} workers "
+            f"(global_batch_size {total}); use one of {', '.join(map(str, fits[:12]))}"
+        )
+    return Batch(total, micro, share // micro, world_size)
+
+
+def count_samples(n_tokens: int, seq_len: int) -> int:
+    """Sequences in a stream of tokens; the last may be short, none is dropped."""
+    return max(0, math.ceil((n_tokens - 1) / seq_len))
+
+
+def count_steps(recipe: Recipe, n_tokens: int) -> int:
+    """Optimizer steps of the whole run."""
+    train, per_step = recipe.train, recipe.train.global_batch_size
+    if train.max_steps is not None:
+        return train.max_steps
+    if train.max_tokens is not None:
+        return math.ceil(train.max_tokens / (per_step * recipe.data.seq_len))
+    assert train.max_epochs is not None
+    return max(1, math.ceil(train.max_epochs * count_samples(n_tokens, recipe.data.seq_len) / per_step))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's mapping with dotted keys set; {'train.max_steps': 5} sets raw['train']['max_steps'].
+
+    A new length replaces the old one, since a recipe holds only one of max_steps, max_tokens and max_epochs.
+    """
+    lengths = {"max_steps", "max_tokens", "max_epochs"}
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        node = result
+        for part in parents:
+            child = node.get(part)
+            node[part] = dict(child) if isinstance(child, dict) else {}
+            node = node[part]
+        if parents == ["train"] and last in lengths and value is not None:
+            for other in lengths - {last}:
+                node.pop(other, None)
+        node[last] = value
+    return result

@@ -1,0 +1,1 @@
+"""Tokens: text to chunks, chunks to batches, and the order in which they are read."""

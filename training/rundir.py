@@ -1,0 +1,292 @@
+"""The run directory: the only corridor between the launcher and the workers. Names every file in it.
+
+Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touched.
+
+    RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
+              attempts/0000/{job.json, outcome.json, events.jsonl, errors/, endpoints/, logs/}
+              metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
+              checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
+              stop.json                                       somebody asked for an agreed stop
+              outcome.json                                    the last word, written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Outcome = Literal["completed", "stopped", "failed"]
+
+
+class Job(BaseModel):
+    """job.json: who runs an attempt, and where. Written create-only: it is the claim to the attempt."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    attempt: int
+    backend: str
+    job_id: str
+    host: str
+    pid: int
+    pid_started: float
+    created: float
+    nnodes: int
+    nproc_per_node: int
+    device: Literal["cpu", "cuda"]
+    overrides: dict[str, Any] = {}
+
+
+class OutcomeRecord(BaseModel):
+    """outcome.json: how an attempt, or the run, ended. `reason` is one word or two; `message` is for people."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    outcome: Outcome
+    reason: str
+    message: str = ""
+    attempt: int
+    step: int | None = None
+    checkpoint: str | None = None
+    fatal: bool = False
+    rank: int | None = None
+    time: float
+
+
+class RunDir:
+    """Files of one run. `url` is a local path, file:// or any fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.local = "://" not in url or url.startswith("file://")
+        self.url = os.path.abspath(url.removeprefix("file://")) if self.local else url.rstrip("/")
+
+    # -- names ---------------------------------------------------------------------------------------------------
+    def path(self, *parts: str) -> str:
+        return "/".join([self.url, *parts])
+
+    @staticmethod
+    def attempt_dir(attempt: int) -> str:
+        return f"attempts/{attempt:04d}"
+
+    @staticmethod
+    def checkpoint_dir(step: int) -> str:
+        return f"checkpoints/step-{step:08d}"
+
+    # -- plain files ---------------------------------------------------------------------------------------------
+    def _fs(self) -> Any:
+        import fsspec
+
+        return fsspec.core.url_to_fs(self.url)[0]
+
+    def exists(self, name: str) -> bool:
+        if self.local:
+            return os.path.exists(self.path(name))
+        return bool(self._fs().exists(self.path(name)))
+
+    def listdir(self, name: str) -> list[str]:
+        """Sorted names inside a folder; empty if there is none."""
+        if self.local:
+            try:
+                return sorted(os.listdir(self.path(name)))
+            except FileNotFoundError:
+                return []
+        fs = self._fs()
+        fs.invalidate_cache()
+        try:
+            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(self.path(name), detail=False))
+        except FileNotFoundError:
+            return []
+
+    def read_bytes(self, name: str) -> bytes:
+        """FileNotFoundError if there is none."""
+        if self.local:
+            with open(self.path(name), "rb") as file:
+                return file.read()
+        return bytes(self._fs().cat_file(self.path(name)))
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_text(self, name: str, text: str, *, sync: bool = False) -> None:
+        """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""
+        if not self.local:
+            self._fs().pipe_file(self.path(name), text.encode())
+            return
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+        with open(temporary, "w") as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if sync:
+            _sync_folder(os.path.dirname(path))
+
+    def write_json(self, name: str, value: Any, *, sync: bool = False) -> None:
+        self.write_text(name, json.dumps(value, indent=1) + "\n", sync=sync)
+
+    def create_json(self, name: str, value: Any) -> None:
+        """Write a file that must not exist yet; FileExistsError if another was faster."""
+        text = json.dumps(value, indent=1) + "\n"
+        if not self.local:
+            self._fs().pipe_file(self.path(name), text.encode(), mode="create")
+            return
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+        with open(temporary, "w") as file:
+            file.write(text)
+        try:
+            os.link(temporary, path)  # fails if the name is taken, and never shows half a file
+        finally:
+            os.unlink(temporary)
+
+    def remove(self, name: str) -> None:
+        """Remove one file; nothing happens if it is gone already."""
+        try:
+            if self.local:
+                os.unlink(self.path(name))
+            else:
+                self._fs().rm_file(self.path(name))
+        except FileNotFoundError:
+            pass
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+    def attempts(self) -> list[int]:
+        """Attempts that somebody has claimed, oldest first."""
+        numbers = [int(name) for name in self.listdir("attempts") if name.isdigit()]
+        return [n for n in numbers if self.exists(f"{self.attempt_dir(n)}/job.json")]
+
+    def job(self, attempt: int) -> Job:
+        return Job.model_validate(self.read_json(f"{self.attempt_dir(attempt)}/job.json"))
+
+    def claim_attempt(self, job: Job) -> None:
+        """FileExistsError if the attempt is somebody else's."""
+        self.create_json(f"{self.attempt_dir(job.attempt)}/job.json", job.model_dump(mode="json"))
+
+    def outcome(self, attempt: int | None = None) -> OutcomeRecord | None:
+        """How an attempt ended (None: the run); None while it has not."""
+        name = "outcome.json" if attempt is None else f"{self.attempt_dir(attempt)}/outcome.json"
+        try:
+            return OutcomeRecord.model_validate(self.read_json(name))
+        except FileNotFoundError:
+            return None
+
+    def write_outcome(self, record: OutcomeRecord, *, of_run: bool = False) -> None:
+        name = "outcome.json" if of_run else f"{self.attempt_dir(record.attempt)}/outcome.json"
+        self.write_json(name, record.model_dump(mode="json"), sync=True)
+
+    def write_error(self, attempt: int, rank: int, record: dict[str, Any]) -> None:
+        """What ended one worker: type, message, traceback, step, time, host, fatal, and data where it matters."""
+        self.write_json(f"{self.attempt_dir(attempt)}/errors/rank-{rank:05d}.json", record)
+
+    def errors(self, attempt: int) -> list[dict[str, Any]]:
+        """What ended the workers of an attempt, first error first."""
+        folder = f"{self.attempt_dir(attempt)}/errors"
+        found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if name.endswith(".json")]
+        return sorted(found, key=lambda error: float(error.get("time", 0)))
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+    def rows(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The surviving rows of `steps` or `validation`, one a step, in order.
+
+        An attempt that resumed at step s takes back what earlier attempts had done after s.
+        """
+        surviving: dict[int, dict[str, Any]] = {}
+        names = [name for name in self.listdir("metrics") if name.startswith(f"{kind}-")]
+        starts = {number: self._start_step(number) for number in self.attempts()}
+        for number in sorted(starts):
+            start = starts[number]
+            if start is None:
+                continue
+            surviving = {step: row for step, row in surviving.items() if step <= start}
+            for name in names:
+                if name.startswith(f"{kind}-{number:04d}"):
+                    for row in parse_jsonl(self.read_bytes(f"metrics/{name}")):
+                        surviving[int(row["step"])] = row
+        yield from (surviving[step] for step in sorted(surviving))
+
+    def events(self, attempt: int) -> list[dict[str, Any]]:
+        """What rank 0 did: {"event": "started" | "resumed" | "saved" | …, "time": …, "step": …, …}."""
+        folder = self.attempt_dir(attempt)
+        names = [name for name in self.listdir(folder) if name.startswith("events") and name.endswith(".jsonl")]
+        return [row for name in names for row in parse_jsonl(self.read_bytes(f"{folder}/{name}"))]
+
+    def _start_step(self, attempt: int) -> int | None:
+        """The step from which an attempt went on; None if it never got that far."""
+        for event in self.events(attempt):
+            if event["event"] == "started":
+                return int(event["step"])
+        return None
+
+    # -- stop ----------------------------------------------------------------------------------------------------
+    def request_stop(self, reason: str) -> None:
+        self.write_json("stop.json", {"reason": reason, "time": time.time()})
+
+    def stop_requested(self) -> dict[str, Any] | None:
+        try:
+            return dict(self.read_json("stop.json"))
+        except FileNotFoundError:
+            return None
+
+    def clear_stop(self) -> None:
+        self.remove("stop.json")
+
+
+class Appender:
+    """Rows added to a file of the run directory. Local: appended at each flush. Elsewhere: a new part a flush."""
+
+    def __init__(self, run: RunDir, stem: str, *, flush_seconds: float = 0.0) -> None:
+        self._run, self._stem, self._every = run, stem, flush_seconds
+        self._lines: list[str] = []
+        self._flushed, self._part = time.monotonic(), 0
+        self._lock = threading.Lock()
+
+    def add(self, row: dict[str, Any]) -> None:
+        with self._lock:
+            self._lines.append(json.dumps(row) + "\n")
+        if time.monotonic() - self._flushed >= self._every:
+            self.flush()
+
+    def flush(self, *, sync: bool = False) -> None:
+        with self._lock:
+            text, self._lines = "".join(self._lines), []
+            self._flushed = time.monotonic()
+            if self._run.local:
+                self._append(text, sync)
+            elif text:
+                self._run.write_text(f"{self._stem}-{self._part:06d}.jsonl", text)
+                self._part += 1
+
+    def _append(self, text: str, sync: bool) -> None:
+        path = self._run.path(f"{self._stem}.jsonl")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a") as file:
+            file.write(text)  # one write of whole lines
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def parse_jsonl(raw: bytes) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line that a kill cut short is left out."""
+    return [json.loads(line) for line in raw.split(b"\n")[:-1] if line.strip()]
+
+
+def _sync_folder(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
