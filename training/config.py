@@ -90,7 +90,9 @@ class Train(Section):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of dropout.")
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the global gradient norm to this.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPUs asked for, else the CPU.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: the GPUs asked for, else the CPU."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -121,7 +123,9 @@ class Schedule(Section):
     """The learning rate as a pure function of the step."""
 
     name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after the warmup.")
-    warmup_steps: int | float = Field(default=0, ge=0, description="Steps of linear warmup, or a share of all steps < 1.")
+    warmup_steps: int | float = Field(
+        default=0, ge=0, description="Steps of linear warmup, or a share of all steps < 1."
+    )
     min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end.")
 
 

@@ -1,0 +1,68 @@
+"""From a config to a model on its devices: meta device -> parallelize -> materialise -> first weights.
+
+The first weights are a pure function of (config, seed, name), each rank making only its own rows, so they do not
+depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.init import initial_rows
+from model.transformer import Transformer
+from training.config import Recipe
+from training.parallel import box, clean_name, local, parallelize
+
+
+class Weights(Protocol):
+    """Whole tensors by our names: an HF folder or a checkpoint."""
+
+    def get(self, key: str) -> Tensor: ...
+
+
+def build_model(
+    config: ModelConfig, recipe: Recipe, *, world_size: int, device: torch.device, fill: bool = True
+) -> nn.Module:
+    """The sharded model on `device`. `fill=False` leaves the weights as they lie in memory, for a load to follow."""
+    with torch.device("meta"):
+        model: nn.Module = Transformer(config)
+    parallelize(model, parallel=recipe.parallel, train=recipe.train, world_size=world_size, device=device)
+    model.to_empty(device=device)
+    if config.tie_embeddings:  # to_empty gives each name its own storage
+        model.lm_head.weight = model.embed.weight  # type: ignore[union-attr, assignment]
+    if fill:
+        fill_weights(model, config, recipe)
+    return model
+
+
+@torch.no_grad()
+def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
+    source = open_weights(recipe.model.init_from, config) if recipe.model.init_from else None  # type: ignore[attr-defined]
+    for raw_name, parameter in model.named_parameters():
+        name, (offsets, sizes) = clean_name(raw_name), box(parameter)
+        rows = slice(offsets[0], offsets[0] + sizes[0])
+        if source is not None:
+            part = source.get(name)[rows]
+        else:
+            part = initial_rows(
+                config, name, tuple(parameter.shape), seed=recipe.train.seed, start=rows.start, stop=rows.stop
+            )
+        local(parameter).copy_(part)
+
+
+def open_weights(source: str, config: ModelConfig) -> Weights:
+    """Weights to start from; ValueError if they are of another shape than the model."""
+    from model.load import open_weights as open_any
+
+    found, weights = open_any(source)
+    ours = config.model_dump(exclude={"max_seq_len", "vocab_size"})
+    theirs = found.model_dump(exclude={"max_seq_len", "vocab_size"})
+    differing = sorted(key for key in ours if ours[key] != theirs[key])
+    if differing:
+        said = ", ".join(f"{key} is {theirs[key]} there and {ours[key]} here" for key in differing)
+        raise ValueError(f"model.init_from: {source} holds another model: {said}")
+    return weights

@@ -1,0 +1,326 @@
+"""Checkpoints of a run: stage, write in the background, commit, retain; and load the newest that is whole.
+
+A checkpoint exists from the moment its manifest is written, and the manifest is written last. Before it is removed,
+its manifest goes first. Knows nothing of models, data or steps beyond their numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry
+from training.dcp import ShardLoadPlanner, ShardReader, ShardSavePlanner, ShardWriter
+from training.distributed import World, from_rank_zero, is_connected
+from training.rundir import RunDir
+from training.state import Shard
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP, in a world of one
+
+Kind = Literal["permanent", "temporary"]
+
+
+class NoValidCheckpointError(Exception):
+    """There are checkpoints, and not one of them is whole."""
+
+
+class FencedError(Exception):
+    """A newer attempt owns the run; this one may no longer write to it."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must have in common with the run that loads it."""
+
+    model: dict[str, Any]
+    data_digest: str
+    recipe_hash: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Save:
+    """One save under way."""
+
+    step: int
+    kind: Kind
+    train_state: dict[str, Any]
+    began: float
+    stall_seconds: float
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints of one run. At most one save is in flight.
+
+    `on_event(name, **facts)` hears what happened; `before_commit()` runs on rank 0 before a manifest is written.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        world: World,
+        identity: Identity,
+        *,
+        keep: int | None,
+        background: bool,
+        on_event: Callable[..., None],
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.run, self._world, self._identity = run, world, identity
+        self._keep, self._background = keep, background
+        self._on_event, self._before_commit = on_event, before_commit
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._group: Any = None
+        self.last_saved: int | None = None
+        if is_connected():
+            import torch.distributed as dist
+
+            self._group = dist.new_group(backend="gloo")  # the thread's own: two threads on one group deadlock
+
+    # -- save ----------------------------------------------------------------------------------------------------
+    def save(self, step: int, shards: dict[str, Shard], train_state: dict[str, Any], kind: Kind) -> float:
+        """Begin a save of the state after `step` steps; returns the seconds for which training was held up."""
+        began = time.perf_counter()
+        self.wait()
+        staged = self._stage(shards)
+        save = Save(step, kind, train_state, time.time(), time.perf_counter() - began)
+        if self._background:
+            self._thread = threading.Thread(target=self._write, args=(save, staged), name="checkpoint", daemon=True)
+            self._thread.start()
+        else:
+            self._write(save, staged)
+        return time.perf_counter() - began
+
+    def wait(self, *, must_succeed: bool = False) -> None:
+        """Until nothing is in flight. A failed save was reported when it failed; `must_succeed` raises it too."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None and (must_succeed or isinstance(error, FencedError)):
+            raise error
+
+    @torch.no_grad()
+    def _stage(self, shards: dict[str, Shard]) -> dict[str, Shard]:
+        """Copies in host memory, in buffers that are used again at the next save."""
+        staged = {}
+        on_gpu = False
+        for key, shard in shards.items():
+            if not shard.writes:
+                continue
+            buffer = self._buffers.get(key)
+            if buffer is None:
+                pinned = shard.tensor.device.type == "cuda"
+                buffer = torch.empty(shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=pinned)
+                self._buffers[key] = buffer
+            buffer.copy_(shard.tensor, non_blocking=True)
+            on_gpu = on_gpu or shard.tensor.device.type == "cuda"
+            staged[key] = replace(shard, tensor=buffer)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return staged
+
+    def _write(self, save: Save, staged: dict[str, Shard]) -> None:
+        folder = self.run.checkpoint_dir(save.step)
+        name = f"{self._world.attempt:04d}-rank-{self._world.rank:05d}.safetensors"
+        facts: dict[str, Any] = {}
+
+        def commit(files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
+            manifest = self._manifest(save, files, tensors)
+            self._commit(folder, manifest)
+            facts["bytes"] = manifest.total_bytes
+
+        try:
+            dcp.save(
+                staged,
+                storage_writer=ShardWriter(self.run.path(folder), name, commit),
+                planner=ShardSavePlanner(),
+                process_group=self._group,
+                no_dist=not is_connected(),
+            )
+        except BaseException as error:
+            self._error = root_error(error)
+            self._on_event("save failed", step=save.step, kind=save.kind, message=str(self._error))
+            return
+        self.last_saved = save.step
+        seconds = time.time() - save.began
+        stall = round(save.stall_seconds, 4)
+        self._on_event("saved", step=save.step, kind=save.kind, seconds=round(seconds, 3), stall_seconds=stall, **facts)
+        if self._world.leads:
+            self._retain(save.step)
+
+    def _manifest(self, save: Save, files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> Manifest:
+        return Manifest(
+            step=save.step,
+            attempt=self._world.attempt,
+            world_size=self._world.world_size,
+            kind=save.kind,
+            created=save.began,
+            train_state=save.train_state,
+            model=self._identity.model,
+            data_digest=self._identity.data_digest,
+            recipe_hash=self._identity.recipe_hash,
+            versions=self._identity.versions,
+            files=files,
+            tensors=tensors,
+        )
+
+    def _commit(self, folder: str, manifest: Manifest) -> None:
+        self._before_commit()
+        attempts = self.run.attempts()
+        if attempts and attempts[-1] > self._world.attempt:
+            raise FencedError(
+                f"attempt {attempts[-1]} has taken over this run; attempt {self._world.attempt} must not commit"
+            )
+        self.run.write_text(f"{folder}/{MANIFEST}", manifest.model_dump_json(), sync=True)
+
+    # -- retain --------------------------------------------------------------------------------------------------
+    def _retain(self, newest: int) -> None:
+        """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit."""
+        try:
+            kinds = {step: self._kind(step) for step in committed_steps(self.run)}
+            for step in superfluous(kinds, newest=newest, keep=self._keep):
+                remove_checkpoint(self.run, step)
+            self.sweep()
+        except OSError as error:  # a store that cannot delete costs room, not the run
+            self._on_event("cleanup failed", message=str(error))
+
+    def _kind(self, step: int) -> str:
+        try:
+            return str(self.run.read_json(f"{self.run.checkpoint_dir(step)}/{MANIFEST}").get("kind"))
+        except ValueError:  # unreadable: the doctor's business, not ours to remove
+            return "unreadable"
+
+    def sweep(self) -> None:
+        """Remove what killed saves have left: folders without a manifest, files that no manifest names."""
+        for name in self.run.listdir("checkpoints"):
+            folder = f"checkpoints/{name}"
+            entries = self.run.listdir(folder)
+            if MANIFEST in entries:
+                try:
+                    named = set(self.run.read_json(f"{folder}/{MANIFEST}")["files"])
+                except (ValueError, KeyError):
+                    continue
+                entries = [entry for entry in entries if entry not in named | {MANIFEST}]
+            for entry in entries:
+                self.run.remove(f"{folder}/{entry}")
+            if not self.run.listdir(folder):
+                remove_folder(self.run, folder)
+
+    # -- load ----------------------------------------------------------------------------------------------------
+    def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
+        """Fill `shards` from the newest whole checkpoint; None if there is none at all.
+
+        All ranks take the same one. What is not whole is named and passed over; NoValidCheckpointError if nothing is left.
+        """
+        faults: list[str] = []
+        steps = from_rank_zero(committed_steps(self.run) if self._world.leads else None)
+        for step in reversed(steps):
+            folder = self.run.path(self.run.checkpoint_dir(step))
+            try:
+                manifest = self._read_manifest(folder)
+                self._load(folder, manifest, shards)
+            except CorruptError as error:
+                faults.append(str(error))
+                self._on_event("fell back", step=step, message=str(error))
+                continue
+            self.last_saved = step
+            return manifest
+        if faults:
+            listed = "; ".join(faults)
+            raise NoValidCheckpointError(
+                f"none of the {len(steps)} checkpoints is whole ({listed}). Starting over would lose the run, so nothing "
+                "was done: restore a checkpoint's files, or start a new run"
+            )
+        return None
+
+    def _read_manifest(self, folder: str) -> Manifest:
+        from model.shards import read_manifest
+
+        answer: Any = None
+        if self._world.leads:
+            try:
+                answer = read_manifest(folder)
+            except (CorruptError, OSError) as error:
+                answer = str(error)
+        answer = from_rank_zero(answer)
+        if not isinstance(answer, Manifest):
+            raise CorruptError(answer)
+        self._check_identity(folder, answer)
+        return answer
+
+    def _check_identity(self, folder: str, manifest: Manifest) -> None:
+        if manifest.model != self._identity.model:
+            raise ValueError(f"{folder} was saved from another model than this run's")
+        if manifest.data_digest != self._identity.data_digest:
+            raise ValueError(f"{folder} was trained on other data (digest {manifest.data_digest}) than this run's")
+
+    def _load(self, folder: str, manifest: Manifest, shards: dict[str, Shard]) -> None:
+        try:
+            dcp.load(
+                dict(shards),
+                storage_reader=ShardReader(folder, manifest),
+                planner=ShardLoadPlanner(),
+                process_group=self._group,
+                no_dist=not is_connected(),
+            )
+        except CheckpointException as error:
+            raise root_error(error) from error
+
+
+def root_error(error: BaseException) -> BaseException:
+    """The first rank's error out of DCP's collection; corruption wins, since it decides what is loaded next."""
+    if not isinstance(error, CheckpointException):
+        return error
+    found = [failure[0] for _, failure in sorted(error.failures.items())]
+    corrupt = [one for one in found if isinstance(one, CorruptError)]
+    return (corrupt or found or [error])[0]
+
+
+def committed_steps(run: RunDir) -> list[int]:
+    """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
+    names = [name for name in run.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
+    return sorted(int(name[5:]) for name in names if run.exists(f"checkpoints/{name}/{MANIFEST}"))
+
+
+def superfluous(kinds: dict[int, str], *, newest: int, keep: int | None) -> list[int]:
+    """Steps to remove: old temporaries, and permanents beyond the last `keep`.
+
+    The commit before the newest always stays, to fall back on should the newest turn out damaged.
+    """
+    before = [step for step in sorted(kinds) if step < newest]
+    permanent = [step for step in sorted(kinds) if kinds[step] == "permanent"]
+    extra = permanent[: max(0, len(permanent) - keep)] if keep is not None else []
+    temporary = [step for step, kind in kinds.items() if kind == "temporary" and step < newest]
+    return sorted({*extra, *temporary} - {newest, *before[-1:]})
+
+
+def remove_checkpoint(run: RunDir, step: int) -> None:
+    """Manifest first: a checkpoint that is half removed does not exist."""
+    folder = run.checkpoint_dir(step)
+    run.remove(f"{folder}/{MANIFEST}")
+    for entry in run.listdir(folder):
+        run.remove(f"{folder}/{entry}")
+    remove_folder(run, folder)
+
+
+def remove_folder(run: RunDir, folder: str) -> None:
+    """Local folders only; an object store has none."""
+    if run.local:
+        import os
+
+        try:
+            os.rmdir(run.path(folder))
+        except OSError:
+            pass

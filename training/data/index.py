@@ -1,0 +1,327 @@
+"""What lies in a folder of tokens: the schemas of litdata's index.json and of our files beside it. Light: no numpy.
+
+    OUT/  dataset.json                      what was prepared, from which sources; written last: without it there is no dataset
+          tokenizer/tokenizer.json          the tokenizer that made the tokens
+          train/{index.json, chunk-0-0.bin …, digests.json}    litdata's format, and the hash of each chunk
+          validation/…                      the same for what was held out; absent when nothing was
+
+Knows nothing of how tokens are made or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.shards import read_range
+from training.config import DataSpec
+
+FORMAT = 1
+DATASET, INDEX, DIGESTS = "dataset.json", "index.json", "digests.json"
+TOKENIZER = "tokenizer/tokenizer.json"
+
+# litdata numbers element types differently for its two raw serializers; only those that can hold token ids.
+ELEMENT_TYPES = {
+    "no_header_numpy": {2: "int32", 3: "int64", 5: "uint16", 6: "uint32"},
+    "no_header_tensor": {15: "int32", 16: "int32", 17: "int64", 18: "int64", 20: "uint16"},
+}
+ITEM_BYTES = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChunkEntry(BaseModel):
+    """One chunk in litdata's words: `chunk_size` counts items, `dim` counts tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    filename: str
+    chunk_bytes: int
+    chunk_size: int = Field(ge=0)
+    dim: int | None = None
+
+
+class ChunkConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    data_format: list[str] | None
+    item_loader: str | None = None
+    compression: str | None = None
+    encryption: Any = None
+
+
+class Index(BaseModel):
+    """index.json of litdata."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    chunks: list[ChunkEntry]
+    config: ChunkConfig
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the tokens; ValueError if these are not plain tokens."""
+        formats = self.config.data_format or []
+        serializer, _, number = (formats[0] if len(formats) == 1 else "").partition(":")
+        types = ELEMENT_TYPES.get(serializer, {})
+        if not number.isdigit() or int(number) not in types:
+            raise ValueError(f"data_format is {formats}; tokens are one raw array of uint16, int32, uint32 or int64")
+        return types[int(number)]
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(chunk.dim or 0 for chunk in self.chunks)
+
+
+class ChunkDigest(Frozen):
+    bytes: int
+    tokens: int
+    xxh3: str = Field(description="xxh3_64 of the whole file, in hex.")
+
+
+class Digests(Frozen):
+    """digests.json: what every chunk must be, by file name."""
+
+    format: Literal[1] = 1
+    chunks: dict[str, ChunkDigest]
+
+    @property
+    def digest(self) -> str:
+        lines = [f"{name} {chunk.bytes} {chunk.tokens} {chunk.xxh3}" for name, chunk in self.chunks.items()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class SourceEntry(Frozen):
+    """One file that was read. `bytes` and `xxh3` are of the file as it lies, compressed if it is."""
+
+    name: str
+    bytes: int
+    documents: int
+    xxh3: str
+
+
+class TokenizerEntry(Frozen):
+    file: str
+    sha256: str
+    eos: str
+    eos_id: int
+
+
+class Options(Frozen):
+    """What was asked for; together with sources and tokenizer it decides every byte."""
+
+    validation: float = 0.0
+    seed: int = 0
+    chunk_tokens: int
+    text_key: str = "text"
+    eos: str | None = None
+
+
+class HoldOut(Frozen):
+    """How the held-out part was chosen, see training/data/split.py."""
+
+    unit: Literal["nothing", "documents", "sections"]
+    section_chars: int | None = None
+
+
+class SplitEntry(Frozen):
+    tokens: int
+    documents: int = Field(description="Document ends, so also the ends of parts of a document cut by the hold-out.")
+    chunks: int
+    digest: str
+
+
+class Dataset(Frozen):
+    """dataset.json: the whole story of a prepared folder."""
+
+    format: Literal[1] = 1
+    digest: str = Field(description="Of all chunks and the tokenizer.")
+    tokenizer: TokenizerEntry
+    vocab_size: int = Field(description="Every token id is below it.")
+    dtype: Literal["uint16", "int32"]
+    documents: int
+    empty_documents: int = Field(description="Documents without a character; they are left out.")
+    tokens: int
+    holdout: HoldOut
+    options: Options
+    sources: list[SourceEntry]
+    splits: dict[str, SplitEntry]
+
+
+def dataset_digest(digests: dict[str, str], tokenizer_sha256: str) -> str:
+    """Of the digests of all splits and of the tokenizer."""
+    lines = [f"{name} {digest}" for name, digest in sorted(digests.items())] + [f"tokenizer {tokenizer_sha256}"]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+def normal(source: str) -> str:
+    """A folder's spelling without file:// and trailing slashes."""
+    return source.removeprefix("file://").rstrip("/") or "/"
+
+
+def exists(path: str) -> bool:
+    """Whether a local file or object is there. Errors other than its absence are raised."""
+    if "://" not in path:
+        return os.path.exists(path)
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(path)
+    fs.invalidate_cache()
+    return bool(fs.exists(inner))
+
+
+def read_model(path: str, schema: type[Model]) -> Model:
+    """A file of ours. FileNotFoundError without it; ValueError names the file if it cannot be read."""
+    try:
+        return schema.model_validate_json(read_range(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path}: {key + ': ' if key else ''}{first['msg']}; is it damaged, or of another version?"
+        ) from error
+
+
+def read_index(folder: str) -> Index:
+    """index.json of a folder of chunks, checked. FileNotFoundError without one; ValueError says what is refused."""
+    index = read_model(f"{folder}/{INDEX}", Index)
+    try:
+        index.dtype
+        _refuse(index)
+    except ValueError as error:
+        raise ValueError(f"{folder}/{INDEX}: {error}") from error
+    return index
+
+
+def _refuse(index: Index) -> None:
+    if index.config.encryption:
+        raise ValueError("encrypted chunks cannot be read; write them without encryption")
+    if index.config.compression not in (None, "zstd"):
+        raise ValueError(f"compression is {index.config.compression!r}; plain chunks and whole files of zstd are read")
+    for chunk in index.chunks:
+        if chunk.dim is None:
+            raise ValueError(f"{chunk.filename} has no count of tokens (dim): it was not written with a TokensLoader")
+        if os.path.basename(chunk.filename) != chunk.filename:
+            raise ValueError(f"{chunk.filename!r} is no file name inside the folder")
+
+
+def read_dataset(source: str) -> Dataset | None:
+    """dataset.json of a prepared folder; None without one."""
+    path = f"{normal(source)}/{DATASET}"
+    return read_model(path, Dataset) if exists(path) else None
+
+
+def is_prepared(source: str) -> bool:
+    """Whether a folder or URL holds tokens: one of `launch prepare`, or bare litdata chunks."""
+    folder = normal(source)
+    return exists(f"{folder}/{DATASET}") or exists(f"{folder}/{INDEX}")
+
+
+def open_dataset(source: str, *, validation: str | None = None) -> DataSpec:
+    """The tokens of a prepared folder or a bare litdata folder, local or URL.
+
+    `validation` names another such folder: its held-out part if it has one, else all of it. ValueError says what is
+    missing and how to make it.
+    """
+    folder = normal(source)
+    dataset = read_dataset(folder)
+    if dataset is not None:
+        spec = _prepared(folder, dataset)
+    elif exists(f"{folder}/{INDEX}"):
+        spec = _bare(folder)
+    else:
+        raise ValueError(_missing(folder))
+    return spec if validation is None else _with_validation(spec, validation)
+
+
+def _missing(folder: str) -> str:
+    if exists(f"{folder}/.prepare"):
+        return f"{folder} is not finished: its `launch prepare` was interrupted; run the same command again, it goes on"
+    what = "holds no tokens" if exists(folder) else "does not exist"
+    make = f"make it with `launch prepare TEXT --tokenizer tokenizer.json --out {folder}`"
+    return f"{folder} {what} (neither {DATASET} nor {INDEX}); {make}"
+
+
+def _prepared(folder: str, dataset: Dataset) -> DataSpec:
+    held = dataset.splits.get("validation")
+    return DataSpec(
+        train=f"{folder}/train",
+        validation=f"{folder}/validation" if held else None,
+        tokenizer=f"{folder}/{TOKENIZER}",
+        n_tokens=dataset.splits["train"].tokens,
+        n_validation_tokens=held.tokens if held else 0,
+        digest=dataset.digest,
+    )
+
+
+def _bare(folder: str) -> DataSpec:
+    index = read_index(folder)
+    if index.n_tokens < 1:
+        raise ValueError(f"{folder}/{INDEX} lists no tokens")
+    said = [[chunk.filename, chunk.chunk_bytes, chunk.chunk_size, chunk.dim] for chunk in index.chunks]
+    if exists(f"{folder}/{DIGESTS}"):
+        digest = read_model(f"{folder}/{DIGESTS}", Digests).digest
+    else:
+        digest = hashlib.sha256(json.dumps([index.dtype, said]).encode()).hexdigest()
+    return DataSpec(
+        train=folder, validation=None, tokenizer=None, n_tokens=index.n_tokens, n_validation_tokens=0, digest=digest
+    )
+
+
+def _with_validation(spec: DataSpec, source: str) -> DataSpec:
+    held = open_dataset(source)
+    mine, other = _tokenizer_of(spec.train), _tokenizer_of(held.train)
+    if mine and other and mine != other:
+        raise ValueError(f"{source} was made by another tokenizer than {spec.train}; prepare both with the same one")
+    digest = hashlib.sha256(f"{spec.digest} {held.digest}".encode()).hexdigest()
+    return spec.model_copy(
+        update={
+            "validation": held.validation or held.train,
+            "n_validation_tokens": held.n_validation_tokens if held.validation else held.n_tokens,
+            "digest": digest,
+        }
+    )
+
+
+def _tokenizer_of(split_folder: str) -> str | None:
+    dataset = read_dataset(os.path.dirname(split_folder))
+    return dataset.tokenizer.sha256 if dataset else None
+
+
+def vocab_size_of(data: DataSpec | str) -> int | None:
+    """The vocabulary of prepared tokens; None for bare litdata folders, which do not say it."""
+    folder = os.path.dirname(data.train) if isinstance(data, DataSpec) else normal(data)
+    dataset = read_dataset(folder)
+    return dataset.vocab_size if dataset else None
+
+
+# -- tokenizers ------------------------------------------------------------------------------------------------------
+def find_tokenizer(tokenizer: str) -> str:
+    """The tokenizer.json that a file, folder or URL means. ValueError if there is none."""
+    path = normal(tokenizer)
+    if path.endswith(".json"):
+        if exists(path):
+            return path
+    elif exists(f"{path}/tokenizer.json"):
+        return f"{path}/tokenizer.json"
+    raise ValueError(f"no tokenizer at {path}: give a tokenizer.json (of Hugging Face tokenizers) or a folder with one")
+
+
+def tokenizer_vocab_size(raw: bytes, *, name: str) -> int:
+    """One more than the largest id of a tokenizer.json, read without the tokenizers package."""
+    try:
+        content = json.loads(raw)
+        vocab = content["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        return 1 + int(max(ids + [token["id"] for token in content.get("added_tokens") or []]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is no tokenizer.json of Hugging Face tokenizers") from error

@@ -1,0 +1,132 @@
+"""Which samples a step reads: a pure function of a few numbers and the step, O(1), without lists over the data.
+
+The global batch is made of K canonical streams, K a divisor of its size. Blocks of consecutive samples are dealt to
+the streams by a keyed permutation, for ever; so a machine that always holds the same slots reads only its own share
+of the data. Inside a stream each epoch visits every sample once: windows of neighbours in a permuted order, permuted
+inside, so that reading is nearly sequential. Who cuts the batch among how many workers never enters.
+Knows no tokens and no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_STREAMS = 64
+SAMPLES_PER_STREAM = 64  # fewer would make the epochs of streams too short to be worth separating
+BLOCKS_PER_STREAM = 16
+ROUNDS = 8
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of `n_samples` samples. `block_samples` bounds the neighbours that are dealt and shuffled together."""
+
+    n_samples: int
+    global_batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    block_samples: int = 16384
+
+    def __post_init__(self) -> None:
+        for name in ("n_samples", "global_batch_size", "block_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; the order of samples needs at least 1")
+
+    @property
+    def n_streams(self) -> int:
+        """K: the largest divisor of the global batch that leaves every stream enough samples."""
+        most = max(1, min(MAX_STREAMS, self.n_samples // SAMPLES_PER_STREAM))
+        return max(k for k in range(1, most + 1) if self.global_batch_size % k == 0)
+
+    def sample_ids(self, step: int) -> Ids:
+        """The samples of step 0, 1, 2 …, one a slot of the global batch: (global_batch_size,) int64."""
+        return self.slots(step, first=0, n=self.global_batch_size)[0]
+
+    def slots(self, step: int, *, first: int, n: int, steps: int = 1) -> Ids:
+        """The samples of slots first … first + n - 1 in `steps` steps from `step` on: (steps, n) int64."""
+        slot = np.arange(first, first + n, dtype=np.int64)[None, :]
+        at = np.arange(step, step + steps, dtype=np.int64)[:, None]
+        if not self.shuffle:
+            return (at * self.global_batch_size + slot) % self.n_samples
+        width = self.global_batch_size // self.n_streams  # slots of one stream
+        return self._of_stream(slot // width + 0 * at, at * width + slot % width)
+
+    def _of_stream(self, stream: Ids, position: Ids) -> Ids:
+        """The sample that each stream reads as its `position`-th."""
+        streams = self.n_streams
+        start = stream * self.n_samples // streams
+        size = (stream + 1) * self.n_samples // streams - start
+        epoch, index = position // size, position % size
+        inside = _within_epoch(index, size, window=self.block_samples, key=_key(self.seed, 1, epoch, stream))
+        return self._dealt(start + inside)
+
+    def _dealt(self, canonical: Ids) -> Ids:
+        """The sample at a place of the order in which blocks were dealt. A last, shorter block stays where it is."""
+        block = max(1, min(self.block_samples, self.n_samples // (self.n_streams * BLOCKS_PER_STREAM)))
+        blocks = self.n_samples // block
+        whole = canonical < blocks * block
+        source = np.where(whole, canonical // block, 0)
+        dealt = permute(source, np.full_like(source, blocks), _key(self.seed, 2))
+        return np.where(whole, dealt * block + canonical % block, canonical)
+
+
+def _within_epoch(index: Ids, size: Ids, *, window: int, key: Words) -> Ids:
+    """A permutation of 0 … size - 1: whole windows in permuted order, then the odd rest, each permuted inside."""
+    windows = size // window
+    which = index // window
+    rest = which >= windows
+    order = permute(np.where(rest, 0, which), np.maximum(windows, 1), _fold(key, 3))
+    which = np.where(rest, which, order)
+    length = np.where(rest, size - windows * window, window)
+    return which * window + permute(index % window, length, _fold(_fold(key, 4), which))
+
+
+def permute(index: Ids, size: Ids, key: Words) -> Ids:
+    """A keyed permutation of 0 … size - 1, element by element; arrays broadcast, `index` < `size`.
+
+    A Feistel network over a grid of a × b >= size places (Black & Rogaway 2002, "Ciphers with arbitrary finite
+    domains"): walking on from places outside needs few turns, as a · b - size < a + b.
+    """
+    index, size, key = np.broadcast_arrays(index, size, key)
+    shape, place = index.shape, index.ravel().astype(np.uint64)
+    limit, key = size.ravel().astype(np.uint64), key.ravel()
+    rows = np.sqrt(limit.astype(np.float64)).astype(np.uint64) + np.uint64(1)
+    columns = (limit + rows - np.uint64(1)) // rows
+    result = _feistel(place, rows, columns, key)
+    while (outside := result >= limit).any():
+        result[outside] = _feistel(result[outside], rows[outside], columns[outside], key[outside])
+    return result.astype(np.int64).reshape(shape)
+
+
+def _feistel(place: Words, rows: Words, columns: Words, key: Words) -> Words:
+    left, right = place // columns, place % columns  # < rows, < columns
+    for turn in range(0, ROUNDS, 2):
+        left = (left + _mix(right + _fold(key, turn)) % rows) % rows
+        right = (right + _mix(left + _fold(key, turn + 1)) % columns) % columns
+    return left * columns + right
+
+
+def _key(seed: int, *parts: Any) -> Words:
+    key = _mix(np.asarray(seed % 2**64, dtype=np.uint64).reshape(1))
+    for part in parts:
+        key = _fold(key, part)
+    return key
+
+
+def _fold(key: Words, part: Any) -> Words:
+    """A new key from a key and a number."""
+    odd = np.uint64(0x9E3779B97F4A7C15)
+    return _mix(key + odd * (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)))
+
+
+def _mix(word: Words) -> Words:
+    """The finaliser of splitmix64 (Steele et al. 2014): every bit of the input moves every bit of the result."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))

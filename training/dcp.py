@@ -1,0 +1,354 @@
+"""Our shard format (model/shards.py) under torch's Distributed Checkpoint: what each rank writes and reads.
+
+DCP brings the ranks together, cuts and joins for any number of them, and gathers errors. Its own storage is not used:
+its metadata is a pickle and nothing in it is hashed. Knows no run directory and no policy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from model.shards import (
+    TORCH_DTYPES,
+    CorruptError,
+    FileEntry,
+    Manifest,
+    Piece,
+    TensorEntry,
+    check_hash,
+    read_range,
+    safetensors_header,
+)
+from training.state import Shard
+
+# Largest piece with one hash: small enough that a resized run reads little more than it needs.
+PIECE_BYTES = 32 << 20
+READERS = 4
+
+DTYPE_NAMES = {getattr(torch, name): key for key, name in TORCH_DTYPES.items()}
+
+
+def cut(shard: Shard) -> Iterable[tuple[int, int]]:
+    """(first row, rows) of each piece of this rank's part; a scalar is one piece."""
+    tensor = shard.tensor
+    if tensor.ndim == 0:
+        yield 0, 1
+        return
+    row_bytes = max(1, tensor.element_size() * math.prod(tensor.shape[1:]))
+    rows = max(1, PIECE_BYTES // row_bytes)
+    for start in range(0, tensor.shape[0], rows):
+        yield start, min(rows, tensor.shape[0] - start)
+
+
+class ShardSavePlanner(SavePlanner):
+    """Every rank knows by itself what it writes, so the global plan only joins the lists."""
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        self._shards: dict[str, Shard] = state_dict
+
+    def create_local_plan(self) -> SavePlan:
+        return SavePlan(
+            [
+                self._item(key, shard, start, rows)
+                for key, shard in self._shards.items()
+                if shard.writes and shard.tensor.numel()
+                for start, rows in cut(shard)
+            ]
+        )
+
+    @staticmethod
+    def _item(key: str, shard: Shard, start: int, rows: int) -> WriteItem:
+        scalar = shard.tensor.ndim == 0
+        offsets = () if scalar else (shard.offsets[0] + start, *shard.offsets[1:])
+        sizes = () if scalar else (rows, *shard.tensor.shape[1:])
+        return WriteItem(
+            index=MetadataIndex(key, torch.Size(offsets)),
+            type=WriteItemType.SHARD,
+            tensor_data=TensorWriteData(
+                chunk=ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
+                properties=TensorProperties(dtype=shard.tensor.dtype),
+                size=torch.Size(shard.shape),
+            ),
+        )
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return all_plans, Metadata({})  # the manifest is made from what was written
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        shard, data = self._shards[write_item.index.fqn], write_item.tensor_data
+        assert data is not None
+        if shard.tensor.ndim == 0:
+            return shard.tensor
+        start = data.chunk.offsets[0] - shard.offsets[0]
+        return shard.tensor[start : start + data.chunk.sizes[0]]
+
+
+class ShardWriter(StorageWriter):
+    """One safetensors file a rank, hashed while it is written. `commit` gets (files, tensors) on rank 0, last."""
+
+    def __init__(self, folder: str, name: str, commit: Any) -> None:
+        self._folder, self._name, self._commit = folder, name, commit
+
+    def reset(self, checkpoint_id: Any = None) -> None: ...
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(self._write(plan, planner) if plan.items else [])
+        return done
+
+    def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        entries = {_entry_name(item): _entry(item) for item in plan.items}
+        header = safetensors_header(entries)
+        results, at, path = [], len(header), f"{self._folder}/{self._name}"
+        with open_write(path) as file:
+            file.write(header)
+            for item in plan.items:
+                raw = as_bytes(planner.resolve_data(item))  # type: ignore[arg-type]
+                file.write(raw)
+                dtype, sizes = entries[_entry_name(item)]
+                piece = Piece(
+                    offsets=tuple(item.index.offset or ()),
+                    sizes=sizes,
+                    file=self._name,
+                    start=at,
+                    length=len(raw),
+                    xxh3=xxhash.xxh3_64_hexdigest(raw),
+                )
+                at += len(raw)
+                assert item.tensor_data is not None
+                results.append(WriteResult(item.index, len(raw), (dtype, tuple(item.tensor_data.size), piece)))
+            finish_write(file)
+        written = path_size(path)
+        if written != at:
+            raise OSError(f"{path} holds {written} bytes after {at} were written")
+        entry = FileEntry(bytes=at, header_bytes=len(header), header_xxh3=xxhash.xxh3_64_hexdigest(header))
+        results.append(WriteResult(MetadataIndex(self._name), len(header), entry))
+        return results
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        files: dict[str, FileEntry] = {}
+        found: dict[str, tuple[str, tuple[int, ...], list[Piece]]] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            if isinstance(result.storage_data, FileEntry):
+                files[result.index.fqn] = result.storage_data
+            else:
+                dtype, shape, piece = result.storage_data
+                found.setdefault(result.index.fqn, (dtype, shape, []))[2].append(piece)
+        self._commit(
+            files,
+            {
+                key: TensorEntry(dtype=dtype, shape=shape, pieces=tuple(sorted(pieces, key=lambda p: p.offsets)))
+                for key, (dtype, shape, pieces) in sorted(found.items())
+            },
+        )
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+class ShardLoadPlanner(LoadPlanner):
+    """This rank's parts, cut from whatever parts were saved."""
+
+    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        assert metadata is not None
+        self._shards: dict[str, Shard] = state_dict
+        self._metadata = metadata
+
+    def create_local_plan(self) -> LoadPlan:
+        saved = self._metadata.state_dict_metadata
+        missing = sorted(self._shards.keys() - saved.keys())
+        if missing:
+            raise CorruptError(f"the checkpoint lacks {len(missing)} tensors, {missing[0]} among them")
+        items = []
+        for key, shard in self._shards.items():
+            entry = saved[key]
+            assert isinstance(entry, TensorStorageMetadata)
+            if tuple(entry.size) != shard.shape or entry.properties.dtype != shard.tensor.dtype:
+                raise CorruptError(f"{key} is {tuple(entry.size)} in the checkpoint and {shard.shape} in the model")
+            if shard.tensor.numel():
+                mine = ChunkStorageMetadata(torch.Size(shard.offsets), shard.tensor.shape)
+                items += create_read_items_for_chunk_list(key, entry, [mine])
+        return LoadPlan(items)
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        return global_plan
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return central_plan
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        raise AssertionError("our checkpoints hold tensors only")
+
+    def resolve_tensor(self, read_item: Any) -> Tensor:
+        whole = self._shards[read_item.dest_index.fqn].tensor
+        return whole[_box(read_item.dest_offsets, read_item.lengths)] if whole.ndim else whole
+
+    def commit_tensor(self, read_item: Any, tensor: Tensor) -> None: ...
+
+
+class ShardReader(StorageReader):
+    """Reads pieces, a few at a time, and hands on only what its hash vouches for."""
+
+    def __init__(self, folder: str, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
+        self._pieces = {
+            (key, piece.offsets): piece for key, tensor in manifest.tensors.items() for piece in tensor.pieces
+        }
+
+    def reset(self, checkpoint_id: Any = None) -> None: ...
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return Metadata(
+            {
+                key: TensorStorageMetadata(
+                    TensorProperties(dtype=getattr(torch, TORCH_DTYPES[entry.dtype])),
+                    torch.Size(entry.shape),
+                    [ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes)) for p in entry.pieces],
+                )
+                for key, entry in self._manifest.tensors.items()
+            }
+        )
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        with ThreadPoolExecutor(READERS) as pool:
+            for _ in pool.map(lambda item: self._read(item, planner), plan.items):
+                pass
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @torch.no_grad()
+    def _read(self, item: Any, planner: LoadPlanner) -> None:
+        key = item.storage_index.fqn
+        piece = self._pieces[key, tuple(item.storage_index.offset)]
+        target = planner.resolve_tensor(item)
+        whole = tuple(item.lengths) == piece.sizes
+        if whole and target.device.type == "cpu" and target.is_contiguous():
+            read_into(f"{self._folder}/{piece.file}", key, piece, as_bytes(target))
+            return
+        buffer = bytearray(piece.length)
+        read_into(f"{self._folder}/{piece.file}", key, piece, memoryview(buffer))
+        source = torch.frombuffer(buffer, dtype=target.dtype).view(piece.sizes)
+        target.copy_(source[_box(item.storage_offsets, item.lengths)] if piece.sizes else source)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a CPU tensor, without a copy if it is contiguous."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
+    """Fill `target` with a piece and check its hash; CorruptError names the file."""
+    try:
+        if "://" in path:
+            raw = read_range(path, piece.start, piece.length)
+            count = len(raw)
+            target[:count] = raw
+        else:
+            with open(path, "rb", buffering=0) as file:
+                file.seek(piece.start)
+                count = _read_all(file, target)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{path} is missing (it holds {key})") from error
+    if count != piece.length:
+        raise CorruptError(f"{path} is cut: {key} ends at byte {piece.start + piece.length}, the file before it")
+    check_hash(target, path, key, piece)
+
+
+def _read_all(file: Any, target: memoryview) -> int:
+    count = 0
+    while count < len(target):
+        got = file.readinto(target[count:])
+        if not got:
+            break
+        count += got
+    return count
+
+
+def open_write(path: str) -> Any:
+    if "://" in path:
+        import fsspec
+
+        return fsspec.open(path, "wb").open()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "wb", buffering=0)
+
+
+def finish_write(file: Any) -> None:
+    """Down to the disk, so that a manifest never outlives what it names."""
+    if isinstance(getattr(file, "name", None), str) and hasattr(file, "fileno"):
+        os.fsync(file.fileno())
+
+
+def path_size(path: str) -> int:
+    if "://" in path:
+        import fsspec
+
+        fs, inner = fsspec.core.url_to_fs(path)
+        fs.invalidate_cache()
+        return int(fs.size(inner))
+    return os.path.getsize(path)
+
+
+def _entry_name(item: WriteItem) -> str:
+    return f"{item.index.fqn}@{','.join(map(str, item.index.offset or ()))}"
+
+
+def _entry(item: WriteItem) -> tuple[str, tuple[int, ...]]:
+    assert item.tensor_data is not None
+    return DTYPE_NAMES[item.tensor_data.properties.dtype], tuple(item.tensor_data.chunk.sizes)
+
+
+def _box(offsets: Any, lengths: Any) -> tuple[slice, ...]:
+    return tuple(slice(at, at + length) for at, length in zip(offsets, lengths, strict=True))

@@ -1,0 +1,112 @@
+"""Ranks and the environment: who this worker is, and the few collectives that the host side needs.
+
+The only file of training that reads os.environ. Knows no model and no data.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker's place, as torchrun and the node agent told it."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    node_rank: int
+    attempt: int
+    scratch: str | None
+    job_end: float | None
+    host: str
+
+    @property
+    def leads(self) -> bool:
+        """Rank 0 decides and writes what is written once."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """The world from the environment; without torchrun, a world of one."""
+    env = os.environ
+    end = env.get("LAUNCHYARD_JOB_END")
+    return World(
+        rank=int(env.get("RANK", "0")),
+        local_rank=int(env.get("LOCAL_RANK", "0")),
+        world_size=int(env.get("WORLD_SIZE", "1")),
+        node_rank=int(env.get("LAUNCHYARD_NODE_RANK", "0")),
+        attempt=int(env.get("LAUNCHYARD_ATTEMPT", "0")),
+        scratch=env.get("LAUNCHYARD_SCRATCH"),
+        job_end=float(end) if end else None,
+        host=socket.gethostname(),
+    )
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when torchrun dies, so that nothing trains on unobserved (Linux)."""
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):  # not Linux
+        return
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def connect(world: World, device: torch.device) -> None:
+    """Join the other ranks: gloo for the host's small numbers, NCCL beside it for GPUs."""
+    import torch.distributed as dist
+
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:  # a world of one needs no rendezvous
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def disconnect() -> None:
+    """Leave together: without the barrier a late gloo thread sometimes aborts the process at exit (seen)."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def is_connected() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """All-reduce SUM in place, on the tensor's own device; int64 wraps. Nothing to do in a world of one."""
+    if is_connected():
+        import torch.distributed as dist
+
+        if dist.get_world_size() > 1:
+            dist.all_reduce(values)
+    return values
+
+
+def from_rank_zero(value: Any) -> Any:
+    """Rank 0's value (small, picklable, made by ourselves) on every rank."""
+    if not is_connected():
+        return value
+    import torch
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]

@@ -1,0 +1,310 @@
+"""The one loop. Everything that is not a step happens at the boundary between two steps, agreed by all ranks.
+
+Resuming is the same loop from a later step: the data, the learning rate and the schedule of saves are functions of
+the step number.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.cost import flops_per_token
+from training.checkpoint import Checkpointer
+from training.config import Batch, Recipe, Workload
+from training.data.tokens import Prefetcher, TokenReader
+from training.distributed import World, sum_over_ranks
+from training.metrics import PhaseClock
+from training.optim import lr_at
+from training.parallel import mesh_shape
+from training.rundir import Appender
+from training.state import TrainState, shards
+from training.step import train_step
+from training.stop import REASONS, StopFlag, agreed_reason
+from training.validate import validate
+
+
+class NonFiniteError(Exception):
+    """The loss or its gradient is no number any more."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop works with; put together by the worker."""
+
+    world: World
+    recipe: Recipe
+    workload: Workload
+    batch: Batch
+    max_steps: int
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+    reader: TokenReader
+    held_out: TokenReader | None
+    checkpointer: Checkpointer
+    flag: StopFlag
+    clock: PhaseClock
+    exporter: Any
+    rows: Appender | None  # rank 0
+    validation_rows: Appender | None  # rank 0
+    on_event: Any
+    meter: Meter
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know before a step."""
+
+    n_valid: int
+    data_hash: int
+    save: bool
+    reason: str | None
+
+
+@dataclass
+class Pending:
+    """A step whose numbers may still be on their way from the device."""
+
+    step: int
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    lr: float
+    waited: float
+    agreement: Agreement
+    tokens_seen: int
+
+
+class Meter:
+    """Seconds between one finished step and the next, without what happens at a boundary."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+
+def train(parts: Parts) -> str | None:
+    """Train to the last step; the agreed reason if the run was asked to stop before (the state is saved then)."""
+    state, clock, recipe = parts.state, parts.clock, parts.recipe
+    share = parts.batch.global_batch_size // parts.world.world_size
+    feed = Prefetcher(
+        parts.reader,
+        start_step=state.step,
+        first_slot=parts.world.rank * share,
+        n=share,
+        pin_memory=parts.device.type == "cuda",
+    )
+    timer = SaveTimer(recipe.checkpoint.every_minutes if parts.world.leads else None)
+    pending: Pending | None = None
+    lag = parts.device.type == "cuda"  # read the numbers of a step while the next one runs
+    parts.exporter.state("training")
+    parts.meter.reset()
+    try:
+        for step in range(state.step, parts.max_steps):
+            clock.enter("data_wait")
+            asked = time.perf_counter()
+            _, samples = next(feed)
+            waited = time.perf_counter() - asked
+            agreement = agree(parts, samples.n_valid, samples.data_hash, save=timer.due())
+            if boundary_due(parts, step, agreement):
+                pending = finish(parts, pending)
+                reason = boundary(parts, step, agreement, timer)
+                if reason is not None:
+                    return reason
+                parts.meter.reset()
+            clock.enter("forward_backward")
+            lr = lr_at(step, max_steps=parts.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
+            loss, norm = run_step(parts, samples, agreement.n_valid, lr)
+            state.step, state.tokens_seen = step + 1, state.tokens_seen + agreement.n_valid
+            finish(parts, pending)
+            pending = Pending(step, loss, norm, lr, waited, agreement, state.tokens_seen)
+            if not lag:
+                pending = finish(parts, pending)
+        finish(parts, pending)
+    finally:
+        feed.close()
+    return boundary(parts, parts.max_steps, agree(parts, 0, 0, save=False), timer)
+
+
+def agree(parts: Parts, n_valid: int, data_hash: int, *, save: bool) -> Agreement:
+    """One all-reduce on the host: tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop."""
+    parts.clock.enter("collective_wait")
+    mine = [n_valid, data_hash, int(save), *parts.flag.votes()]
+    summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
+    parts.clock.enter("other")
+    return Agreement(summed[0], summed[1] % 2**64, bool(summed[2]), agreed_reason(summed[3 : 3 + len(REASONS)]))
+
+
+def run_step(parts: Parts, samples: Any, n_valid: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = samples.inputs.to(parts.device, non_blocking=True).split(parts.batch.micro_batch_size)
+    labels = samples.labels.to(parts.device, non_blocking=True).split(parts.batch.micro_batch_size)
+    copies, _ = mesh_shape(parts.recipe.parallel, parts.world.world_size)
+    return train_step(
+        parts.model,
+        parts.optimizer,
+        list(zip(inputs, labels, strict=True)),
+        n_valid=n_valid,
+        lr=lr,
+        max_grad_norm=parts.recipe.train.max_grad_norm,
+        copies=copies,
+    )
+
+
+def finish(parts: Parts, pending: Pending | None) -> None:
+    """Read a step's numbers, check them, write its row."""
+    if pending is None:
+        return
+    loss, norm, agreement = float(pending.loss), float(pending.grad_norm), pending.agreement
+    seconds = parts.meter.lap()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        parts.exporter.add("trainer_nonfinite_steps_total")
+        raise nonfinite(parts, pending, loss, norm)
+    parts.clock.enter("other")
+    row = {
+        "step": pending.step + 1,
+        "loss": loss,
+        "grad_norm": norm,
+        "lr": pending.lr,
+        "tokens_seen": pending.tokens_seen,
+        "tokens_per_second": round(agreement.n_valid / seconds, 1),
+        "step_seconds": round(seconds, 6),
+        "data_wait_seconds": round(pending.waited, 6),
+        "data_hash": f"{agreement.data_hash:016x}",
+        "attempt": parts.world.attempt,
+        "time": round(time.time(), 3),
+    }
+    if parts.rows is not None:
+        parts.rows.add(row)
+    flops = flops_per_token(parts.workload.model, parts.recipe.data.seq_len) * agreement.n_valid
+    parts.exporter.row(row, tokens=agreement.n_valid, flops=flops)
+    parts.exporter.memory(peak_memory(parts.device))
+    parts.exporter.beat(parts.clock)
+
+
+def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
+    samples = parts.reader.order.sample_ids(pending.step).tolist()
+    named = ", ".join(map(str, samples[:16])) + (" …" if len(samples) > 16 else "")
+    return NonFiniteError(
+        f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: samples {named} of "
+        f"{parts.workload.data.train}, data_hash {pending.agreement.data_hash:016x}. Nothing was saved after the last "
+        "checkpoint; a lower optimizer.lr, more schedule.warmup_steps or a smaller train.max_grad_norm may help"
+    )
+
+
+def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
+    return agreement.save or agreement.reason is not None or validation_due(parts, step) or permanent_due(parts, step)
+
+
+def permanent_due(parts: Parts, step: int) -> bool:
+    every = parts.recipe.checkpoint.every_steps
+    return step == parts.max_steps or (every is not None and step > 0 and step % every == 0)
+
+
+def validation_due(parts: Parts, step: int) -> bool:
+    if parts.held_out is None or parts.state.extra.get("validated_step") == step:
+        return False
+    every, at_start = parts.recipe.validation.every_steps, parts.recipe.validation.at_start
+    return step == parts.max_steps or (step == 0 and at_start) or (every is not None and step > 0 and step % every == 0)
+
+
+def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
+    """Between two steps: validate, save, stop, each if due and agreed. The reason if training ends here early."""
+    reason = agreement.reason if step < parts.max_steps else None
+    if reason is None and validation_due(parts, step):
+        reason = run_validation(parts, step)
+    if reason is not None:
+        parts.on_event("stopping", step=step, reason=reason)
+        parts.exporter.state("stopping")
+        parts.exporter.add("trainer_preemptions_total", source=reason)
+    last = reason is not None or step == parts.max_steps
+    if last or agreement.save or permanent_due(parts, step):
+        save(parts, step, last=last)
+        timer.reset()
+    return reason
+
+
+def run_validation(parts: Parts, step: int) -> str | None:
+    """Measure and record; the reason if a stop was agreed on in between (it is measured again after the resume)."""
+    assert parts.held_out is not None
+    parts.clock.enter("validation")
+    parts.exporter.state("validating")
+    reasons: list[str | None] = [None]
+
+    def interrupted() -> bool:
+        votes = sum_over_ranks(torch.tensor(parts.flag.votes(), dtype=torch.int64)).tolist()
+        reasons[0] = agreed_reason(votes)
+        return reasons[0] is not None and step < parts.max_steps
+
+    began = time.perf_counter()
+    loss = validate(
+        parts.model,
+        parts.held_out,
+        batch=parts.batch,
+        world=parts.world,
+        device=parts.device,
+        max_batches=parts.recipe.validation.max_batches,
+        interrupted=interrupted,
+    )
+    parts.clock.enter("other")
+    parts.exporter.state("training")
+    if loss is None:
+        return reasons[0]
+    parts.state.validation_loss, parts.state.extra["validated_step"] = loss, step
+    seconds = round(time.perf_counter() - began, 3)
+    if parts.validation_rows is not None:
+        row = {"step": step, "loss": loss, "seconds": seconds, "attempt": parts.world.attempt, "time": time.time()}
+        parts.validation_rows.add(row)
+    parts.exporter.set("trainer_validation_loss", loss, dataset="validation")
+    parts.on_event("validated", step=step, loss=loss, seconds=seconds)
+    return None
+
+
+def save(parts: Parts, step: int, *, last: bool) -> None:
+    """Save the state after `step` steps, unless it is saved already; `last`: wait until it is committed."""
+    parts.clock.enter("checkpoint_blocking")
+    checkpointer = parts.checkpointer
+    if last:
+        checkpointer.wait()
+    if step > 0 and checkpointer.last_saved != step:
+        kind = "permanent" if permanent_due(parts, step) else "temporary"
+        checkpointer.save(step, shards(parts.model, parts.optimizer), parts.state.to_json(), kind)  # type: ignore[arg-type]
+    if last:
+        checkpointer.wait(must_succeed=True)
+    parts.clock.enter("other")
+
+
+class SaveTimer:
+    """Rank 0's clock for temporary checkpoints; other ranks have none and follow."""
+
+    def __init__(self, every_minutes: float | None) -> None:
+        self._every = every_minutes * 60 if every_minutes is not None else math.inf
+        self.reset()
+
+    def reset(self) -> None:
+        self._since = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._since >= self._every
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

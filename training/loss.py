@@ -1,0 +1,69 @@
+"""The loss: a linear layer and cross entropy in one, a slice of rows at a time.
+
+Whole logits of pythia-14m at 2,048 tokens take 412 MB and as much again for their gradient; slices stay in cache and
+their gradient is made where the logits were. Knows no model: hidden states, a weight and labels in, a sum out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import IGNORE_INDEX
+
+# Bytes of fp32 logits alive at once. On a CPU: what its caches hold; on a GPU: enough rows to fill it.
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """scale * sum over valid rows of -log softmax(hidden @ weight.T)[label]; gradients are made in the forward."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: float, rows: int
+    ) -> Tensor:
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(hidden), rows):
+            x, y = hidden[start : start + rows], labels[start : start + rows]
+            valid = y != IGNORE_INDEX
+            index = y.clamp(min=0).unsqueeze(1)
+            factor = (valid * scale).unsqueeze(1)  # (rows, 1)
+            log_p = torch.log_softmax((x @ weight.t()).float(), dim=-1)  # (rows, V)
+            loss -= (log_p.gather(1, index) * factor).sum()
+            grad = log_p.exp_().scatter_add_(1, index, torch.full_like(factor, -1, dtype=torch.float32))
+            grad = grad.to(x.dtype)  # d loss / d logits, but for the factor, which is cheaper to apply to (rows, D)
+            factor = factor.to(x.dtype)
+            torch.mul(grad @ weight, factor, out=grad_hidden[start : start + rows])
+            if weight.dtype == torch.float32:
+                grad_weight.addmm_(grad.t(), x * factor)
+            else:
+                grad_weight += grad.t() @ (x * factor)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(ctx.weight_dtype), None, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, scale: float = 1.0) -> Tensor:
+    """scale * summed cross entropy in nats, fp32 scalar.
+
+    hidden (…, D) float, weight (V, D), labels (…) int64 in [0, V) or IGNORE_INDEX; ignored positions add nothing.
+    """
+    hidden, labels = hidden.flatten(0, -2), labels.flatten()
+    budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
+    rows = max(16, budget // (4 * weight.shape[0]))
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(hidden, weight, labels, scale, rows)  # type: ignore[no-any-return]
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for x, y in zip(hidden.split(rows), labels.split(rows), strict=True):
+        logits = (x @ weight.t()).float()
+        total += torch.nn.functional.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total * scale

@@ -1,0 +1,112 @@
+"""Cut a model over workers: activation checkpointing, then compile, then FSDP2, as plain functions in that order.
+
+Knows nothing of data, steps or checkpoints, except where this rank's part of a tensor lies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from training.config import Parallel, Train
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def needs_sharding(train: Train, world_size: int) -> bool:
+    """One worker in fp32 needs no FSDP; bf16 does even alone, for its fp32 master weights."""
+    return world_size > 1 or train.precision == "bf16"
+
+
+def mesh_shape(parallel: Parallel, world_size: int) -> tuple[int, int]:
+    """(dp_replicate, dp_shard) with -1 filled in; ValueError if they do not multiply to the world."""
+    replicate = parallel.dp_replicate
+    shard = parallel.dp_shard if parallel.dp_shard > 0 else world_size // replicate
+    if replicate * shard != world_size:
+        raise ValueError(
+            f"parallel: dp_replicate {replicate} x dp_shard {parallel.dp_shard} does not give {world_size} workers"
+        )
+    return replicate, shard
+
+
+def make_mesh(parallel: Parallel, world_size: int, device: torch.device) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    replicate, shard = mesh_shape(parallel, world_size)
+    if replicate == 1:
+        return init_device_mesh(device.type, (shard,), mesh_dim_names=("dp_shard",))
+    return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+
+
+def checkpoint_activations(blocks: nn.ModuleList) -> None:
+    """Keep only the input of each block and compute the rest again in the backward."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    for i, block in enumerate(blocks):
+        blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)
+
+
+def compile_blocks(blocks: nn.ModuleList) -> None:
+    """Compile block by block: one graph serves all, and state-dict keys stay as they are."""
+    for block in blocks:
+        block.compile()
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+    """FSDP2 a block at a time, then what is left. Gradients are summed, not averaged: the loss is already divided
+    by the number of valid tokens of the whole global batch."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+
+
+def parallelize(model: nn.Module, *, parallel: Parallel, train: Train, world_size: int, device: torch.device) -> None:
+    """Apply what the recipe asks for to a model on the meta device."""
+    if parallel.activation_checkpointing == "full":
+        checkpoint_activations(model.blocks)  # type: ignore[arg-type]
+    if parallel.compile:
+        compile_blocks(model.blocks)  # type: ignore[arg-type]
+    if needs_sharding(train, world_size):
+        shard(model, make_mesh(parallel, world_size, device), train.precision)
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without the traces of wrappers."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part, without a copy."""
+    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[operator, no-any-return]
+
+
+def box(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(offsets, sizes) of this rank's part in the whole tensor."""
+    if not _is_dtensor(tensor):
+        return (0,) * tensor.ndim, tuple(tensor.shape)
+    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[attr-defined]
+    return tuple(chunk.offsets), tuple(chunk.sizes)
+
+
+def replica(tensor: Tensor) -> tuple[int, int]:
+    """(which copy of this part this rank holds, number of copies)."""
+    if not _is_dtensor(tensor):
+        import torch.distributed as dist
+
+        return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    return (mesh.get_local_rank("dp_replicate"), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")

@@ -1,0 +1,60 @@
+"""Everything that must survive a preemption, and nothing else: weights, moments, and a few numbers.
+
+There is no scheduler, no data position and no random state to save: all three are functions of the step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.parallel import box, clean_name, local, replica
+
+
+@dataclass
+class TrainState:
+    """Counters of a run. `step` counts finished optimizer steps."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    validation_loss: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> TrainState:
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What this rank holds of one tensor. `writes` is true on exactly one of the ranks that hold the same part."""
+
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    tensor: Tensor
+    writes: bool
+
+
+def shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Shard]:
+    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones."""
+    found: dict[str, Shard] = {}
+    for raw_name, parameter in model.named_parameters():
+        name = clean_name(raw_name)
+        found[f"model.{name}"] = _shard(f"model.{name}", parameter.detach())
+        for key, value in optimizer.state[parameter].items() if optimizer else ():
+            if isinstance(value, Tensor):
+                found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", value)
+    return found
+
+
+def _shard(key: str, tensor: Tensor) -> Shard:
+    mine, copies = replica(tensor)
+    offsets, _ = box(tensor)
+    return Shard(tuple(tensor.shape), offsets, local(tensor), writes=zlib.crc32(key.encode()) % copies == mine)

@@ -1,0 +1,79 @@
+"""One optimizer step, usable by itself: micro batches in, loss and gradient norm out.
+
+The loss is divided by the number of valid tokens of the whole global batch, over all micro batches and all ranks, so
+accumulation and any number of workers give what one big batch gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from training.distributed import sum_over_ranks
+from training.loss import linear_cross_entropy
+from training.parallel import local
+
+MicroBatch = tuple[Tensor, Tensor]  # inputs (B, T), labels (B, T); int64
+
+
+def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n_valid: int) -> Tensor:
+    """Accumulate gradients of the mean loss over `n_valid` tokens. This rank's part of that loss, fp32 scalar.
+
+    Gradients are reduced over ranks with the last micro batch only.
+    """
+    total: Tensor | None = None
+    scale = 1.0 / max(1, n_valid)
+    for number, (inputs, labels) in enumerate(micro_batches, start=1):
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(number == len(micro_batches))  # type: ignore[operator]
+        loss = model(inputs, head=partial(_loss, labels=labels, scale=scale))
+        loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
+
+
+def _loss(hidden: Tensor, weight: Tensor, *, labels: Tensor, scale: float) -> Tensor:
+    return linear_cross_entropy(hidden, weight, labels, scale=scale)
+
+
+@torch.no_grad()
+def reduce_and_clip(
+    model: nn.Module, loss: Tensor, *, max_grad_norm: float | None, copies: int = 1
+) -> tuple[Tensor, Tensor]:
+    """(global mean loss, global gradient norm before clipping), fp64 scalars, the same on every rank.
+
+    One collective for both. `copies`: how many ranks hold the same part of each gradient (dp_replicate).
+    """
+    grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
+    held = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
+    norm = torch.nn.utils.get_total_norm(held) if held else loss.new_zeros(())
+    both = sum_over_ranks(torch.stack([loss.double(), norm.double().square() / copies]))
+    mean, norm = both[0], both[1].sqrt()
+    if max_grad_norm is not None and held:
+        factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(held, factor.to(held[0].dtype))
+    return mean, norm
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    n_valid: int,
+    lr: float,
+    max_grad_norm: float | None,
+    copies: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Forward, backward, clip, update. Returns (loss, gradient norm) of the global batch, on the device."""
+    loss = forward_backward(model, micro_batches, n_valid=n_valid)
+    mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return mean, norm

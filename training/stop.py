@@ -1,0 +1,66 @@
+"""Being asked to stop: signals and a flag file set a flag, and all ranks agree at the next step boundary.
+
+Handlers only set the flag: saving, or any collective, inside a handler deadlocks sooner or later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+# Reasons, in the order in which a heavier one wins when several arrive at once.
+REASONS = ("stop", "terminated", "time limit", "preempted")
+BY_SIGNAL = {
+    signal.SIGTERM: "terminated",
+    signal.SIGINT: "stop",
+    signal.SIGUSR1: "preempted",
+    signal.SIGUSR2: "preempted",
+}
+
+
+class StopFlag:
+    """What this rank has been asked. `votes()` is its part of the agreement."""
+
+    def __init__(self, scratch: str | None, job_end: float | None = None) -> None:
+        self._file = os.path.join(scratch, "stop") if scratch else None
+        self._job_end = job_end
+        self._reason: str | None = None
+
+    def install(self) -> None:
+        for number in BY_SIGNAL:
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._reason = self._reason or BY_SIGNAL[signal.Signals(number)]
+
+    def reason(self) -> str | None:
+        """Why this rank wants to stop, if it does. Costs one stat()."""
+        if self._reason is None and self._file is not None and os.path.exists(self._file):
+            self._reason = self._read_file()
+        if self._reason is None and self._job_end is not None and time.time() >= self._job_end:
+            self._reason = "time limit"
+        return self._reason
+
+    def _read_file(self) -> str:
+        assert self._file is not None
+        try:
+            with open(self._file) as file:
+                reason = str(json.load(file).get("reason", "stop"))
+        except (OSError, ValueError):
+            reason = "stop"
+        return reason if reason in REASONS else "stop"
+
+    def votes(self) -> list[int]:
+        """One 0 or 1 a reason, to be summed over ranks."""
+        mine = self.reason()
+        return [int(reason == mine) for reason in REASONS]
+
+
+def agreed_reason(votes: list[int]) -> str | None:
+    """The reason that all ranks take from the summed votes."""
+    asked = [reason for reason, count in zip(REASONS, votes, strict=True) if count]
+    return asked[-1] if asked else None

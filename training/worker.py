@@ -1,0 +1,331 @@
+"""`python -m training.worker RUN_URL`, one process a rank under torchrun: the composition root.
+
+Reads what the launcher wrote into the run directory, trains, and leaves its outcome there. Exit codes say nothing:
+torchrun loses them. Imports torch only once its output goes to the run's logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from model.shards import CorruptError
+from training.config import Recipe, Workload, apply_overrides, count_steps, cut_batch
+from training.distributed import World, die_with_parent, read_world
+from training.rundir import Appender, OutcomeRecord, RunDir
+from training.stop import StopFlag
+
+if TYPE_CHECKING:
+    from training.loop import Parts
+
+# Errors that another try would only repeat.
+FATAL = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    NotImplementedError,
+    FileNotFoundError,
+    CorruptError,
+)
+FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
+
+
+def main(argv: list[str]) -> int:
+    run, world = RunDir(argv[1]), read_world()
+    die_with_parent()
+    redirect_output(run, world)
+    flag = StopFlag(world.scratch, world.job_end)
+    flag.install()
+    progress: dict[str, Any] = {"step": None}
+    try:
+        work(run, world, flag, progress)
+    except BaseException as error:
+        record_error(run, world, error, progress["step"])
+        return 1
+    return 0
+
+
+def redirect_output(run: RunDir, world: World) -> None:
+    """From here on everything this process prints lands in its own log."""
+    name = f"{run.attempt_dir(world.attempt)}/logs/rank-{world.rank:05d}.log"
+    if not run.local:
+        if world.scratch is None:
+            return
+        name = f"{world.scratch}/rank-{world.rank:05d}.log"
+    path = run.path(name) if run.local else name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def record_error(run: RunDir, world: World, error: BaseException, step: int | None) -> None:
+    """What ended this rank, for `launch why`."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    record = {
+        "rank": world.rank,
+        "host": world.host,
+        "type": type(error).__name__,
+        "message": str(error) or repr(error),
+        "traceback": "".join(traceback.format_exception(error))[-20_000:],
+        "step": step,
+        "time": time.time(),
+        "fatal": isinstance(error, FATAL) or type(error).__name__ in FATAL_NAMES,
+    }
+    run.write_error(world.attempt, world.rank, record)
+
+
+def read_run(run: RunDir, attempt: int) -> tuple[Recipe, Workload]:
+    """The recipe with the attempt's overrides, and the frozen part of the plan."""
+    raw = yaml.safe_load(run.read_text("recipe.yaml"))
+    try:
+        overrides = run.job(attempt).overrides
+    except FileNotFoundError:  # started by hand, without a launcher
+        overrides = {}
+    recipe = Recipe.model_validate(apply_overrides(raw, overrides))
+    return recipe, Workload.model_validate(run.read_json("plan.json"))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Changes with what decides the weights, and not with where or in how many pieces a run is made."""
+    deciding = recipe.model_dump(mode="json", include={"model", "data", "train", "optimizer", "schedule"})
+    deciding["train"].pop("micro_batch_size")
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def work(run: RunDir, world: World, flag: StopFlag, progress: dict[str, Any]) -> None:
+    recipe, workload = read_run(run, world.attempt)
+    events = Appender(run, f"{run.attempt_dir(world.attempt)}/events")
+
+    def on_event(name: str, **facts: Any) -> None:
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        if world.leads:
+            events.add({"event": name, "time": time.time(), **facts})
+
+    on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid())
+    parts, resumed = compose(run, world, recipe, workload, flag, on_event)
+    from training.distributed import disconnect, is_connected
+    from training.loop import train
+
+    on_event("started", step=parts.state.step, resumed=resumed, world_size=world.world_size, device=str(parts.device))
+    try:
+        reason = train(parts)
+    finally:
+        progress["step"] = parts.state.step
+        if parts.rows is not None:
+            parts.rows.flush(sync=True)
+    if world.leads:
+        conclude(run, parts, reason)
+    parts.exporter.state("finished")
+    if is_connected():
+        disconnect()
+    parts.exporter.close()
+
+
+def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
+    """Rank 0, with everything saved: curve, weights and sample, and last of all the outcome."""
+    from training.finish import finish_run
+
+    step = parts.state.step
+    finish_run(run, parts.recipe, parts.workload, completed=reason is None, on_event=parts.on_event)
+    parts.on_event("finished", step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
+    loss = parts.state.validation_loss
+    said = "" if loss is None else f", validation loss {loss:.4f}"
+    run.write_outcome(
+        OutcomeRecord(
+            outcome="completed" if reason is None else "stopped",
+            reason=reason or "done",
+            message=f"{'all' if reason is None else 'stopped after'} {step} of {parts.max_steps} steps{said}",
+            attempt=parts.world.attempt,
+            step=step,
+            checkpoint=run.checkpoint_dir(step) if step else None,
+            time=time.time(),
+        )
+    )
+
+
+def compose(
+    run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, on_event: Any
+) -> tuple[Parts, bool]:
+    """Everything the loop needs, with the newest whole checkpoint loaded; and whether there was one."""
+    from training.metrics import Exporter, NoExporter, PhaseClock
+
+    clock = PhaseClock(started=psutil.Process().create_time())
+    exporter: Any = NoExporter()
+    if recipe.metrics.prometheus:
+        exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
+        run.write_json(
+            f"{run.attempt_dir(world.attempt)}/endpoints/rank-{world.rank:05d}.json",
+            {"url": exporter.url, "rank": world.rank, "host": world.host, "pid": os.getpid()},
+        )
+    exporter.state("starting")
+    import torch
+
+    from training.checkpoint import Checkpointer, Identity
+    from training.distributed import connect
+    from training.loop import Meter, Parts
+    from training.parallel import needs_sharding
+
+    device = choose_device(recipe, world)
+    torch.manual_seed(recipe.train.seed)
+    if needs_sharding(recipe.train, world.world_size):
+        connect(world, device)
+    rows, validation_rows = (
+        (
+            Appender(run, f"metrics/{kind}-{world.attempt:04d}", flush_seconds=0.0 if run.local else 10.0)
+            for kind in KINDS
+        )
+        if world.leads
+        else (None, None)
+    )
+
+    def before_commit() -> None:
+        for appender in (rows, validation_rows):
+            if appender is not None:
+                appender.flush(sync=True)
+
+    identity = Identity(
+        model=workload.model.model_dump(mode="json"),
+        data_digest=workload.data.digest,
+        recipe_hash=recipe_hash(recipe),
+        versions={"torch": torch.__version__, "python": sys.version.split()[0]},
+    )
+    checkpointer = Checkpointer(
+        run,
+        world,
+        identity,
+        keep=recipe.checkpoint.keep,
+        background=recipe.checkpoint.async_save,
+        on_event=SaveEvents(on_event, exporter),
+        before_commit=before_commit,
+    )
+    if world.leads:
+        checkpointer.sweep()
+    model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
+    reader, held_out = open_readers(recipe, workload)
+    max_steps = count_steps(recipe, workload.data.n_tokens)
+    exporter.set("trainer_run_info", 1, run_name=workload.name, git_sha=git_sha(run))
+    exporter.set("trainer_world_size", world.world_size)
+    exporter.set("trainer_target_steps", max_steps)
+    parts = Parts(
+        world=world,
+        recipe=recipe,
+        workload=workload,
+        batch=cut_batch(recipe.train, world.world_size),
+        max_steps=max_steps,
+        device=device,
+        model=model,
+        optimizer=optimizer,
+        state=state,
+        reader=reader,
+        held_out=held_out,
+        checkpointer=checkpointer,
+        flag=flag,
+        clock=clock,
+        exporter=exporter,
+        rows=rows,
+        validation_rows=validation_rows,
+        on_event=on_event,
+        meter=Meter(),
+    )
+    return parts, resumed
+
+
+KINDS = ("steps", "validation")
+
+
+def choose_device(recipe: Recipe, world: World) -> Any:
+    """This worker's device; asking for a GPU that is not there is an error, never a quiet CPU."""
+    import torch
+
+    wanted = recipe.train.device
+    if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
+        if world.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"worker {world.local_rank} of {world.host} found {torch.cuda.device_count()} GPUs; "
+                "ask for fewer with --gpus-per-node, or for the CPU with train.device=cpu"
+            )
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
+    return torch.device("cpu")
+
+
+def load_state(
+    recipe: Recipe, workload: Workload, world: World, device: Any, checkpointer: Any, exporter: Any
+) -> tuple[Any, Any, Any, bool]:
+    """Model, optimizer and counters: first weights, then the newest checkpoint over them if there is one."""
+    from training.build import build_model, fill_weights
+    from training.checkpoint import committed_steps
+    from training.distributed import from_rank_zero
+    from training.optim import make_optimizer
+    from training.state import TrainState, shards
+
+    began = time.perf_counter()
+    model = build_model(workload.model, recipe, world_size=world.world_size, device=device, fill=False)
+    optimizer = make_optimizer(model, recipe.optimizer)
+    if not from_rank_zero(bool(committed_steps(checkpointer.run)) if world.leads else None):
+        fill_weights(model, workload.model, recipe)
+        return model, optimizer, TrainState(), False
+    manifest = checkpointer.load_newest(shards(model, optimizer))
+    exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
+    return model, optimizer, TrainState.from_json(manifest.train_state), True
+
+
+def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
+    from training.data.tokens import TokenReader, TokenStore
+
+    size, data = recipe.train.global_batch_size, recipe.data
+    common = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}
+    reader = TokenReader(TokenStore(workload.data.train), shuffle=data.shuffle, **common)
+    if workload.data.validation is None:
+        return reader, None
+    return reader, TokenReader(TokenStore(workload.data.validation), shuffle=False, **common)
+
+
+def git_sha(run: RunDir) -> str:
+    try:
+        return str(run.read_json("code.json").get("git_sha") or "")
+    except (FileNotFoundError, ValueError):
+        return ""
+
+
+class SaveEvents:
+    """Tells the events of saves to the log and to the metrics."""
+
+    def __init__(self, on_event: Any, exporter: Any) -> None:
+        self._on_event, self._exporter = on_event, exporter
+
+    def __call__(self, name: str, **facts: Any) -> None:
+        self._on_event(name, **facts)
+        if name not in ("saved", "save failed"):
+            return
+        result = "ok" if name == "saved" else "failed"
+        self._exporter.add("trainer_checkpoint_saves_total", kind=facts["kind"], result=result)
+        if name == "saved":
+            self._exporter.set("trainer_checkpoint_last_success_timestamp_seconds", time.time())
+            self._exporter.set("trainer_checkpoint_size_bytes", facts.get("bytes", 0))
+            self._exporter.observe("trainer_checkpoint_save_duration_seconds", facts["stall_seconds"], stage="stage")
+            self._exporter.observe("trainer_checkpoint_save_duration_seconds", facts["seconds"], stage="commit")
+
+
+if __name__ == "__main__":
+    code = main(sys.argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is on disk; torch's threads have been seen to abort a normal exit
