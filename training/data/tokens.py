@@ -7,52 +7,46 @@ shifted here and nowhere else. Knows no text, no ranks and no model.
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+import xxhash
 
 from model.shards import CorruptError
-from training.data.index import (
-    DIGESTS,
-    ITEM_BYTES,
-    ChunkDigest,
-    ChunkEntry,
-    Digests,
-    exists,
-    normal,
-    read_index,
-    read_model,
-    vocab_size_of,
-)
+from training.config import IGNORE_INDEX, count_samples
+from training.data.chunks import Array, fetch_chunk, open_chunk
+from training.data.index import DIGESTS, ChunkDigest, Digests, exists, normal, read_index, read_model, vocab_size_of
+from training.data.order import Ids, Order
 
 MAX_OPEN_CHUNKS = 256  # maps; Linux allows a process 65,530 of them
 STEPS_AHEAD = 64  # steps whose order is computed at once: numpy's cost is per call
 BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of one chunk of `launch prepare`
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 class TokenStore:
     """All tokens of a folder of chunks, local or URL, as one flat array.
 
-    Every chunk is checked the first time it is touched (size, header, xxh3 where digests.json has it, ids below
+    A chunk is checked the first time it is touched (size, header, xxh3 where digests.json has it, ids below
     `vocab_size`); CorruptError names the file. `vocab_size` defaults to what the prepared folder says. `cache` is
-    where chunks of a URL are kept.
+    the local folder for chunks of a URL.
     """
 
     def __init__(self, folder: str, *, vocab_size: int | None = None, cache: str | None = None) -> None:
-        self.folder = normal(folder)
+        self.folder, self.cache = normal(folder), cache
         index = read_index(self.folder)
-        self._chunks: list[ChunkEntry] = index.chunks
-        self._compression = index.config.compression
+        self.chunks, self._compression = index.chunks, index.config.compression
         self.dtype = np.dtype(index.dtype).newbyteorder("<")
         self._starts = np.cumsum([0] + [chunk.dim or 0 for chunk in index.chunks])
         self.n_tokens = int(self._starts[-1])
         self._digests = self._read_digests()
         self.verifiable = self._digests is not None
         self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
-        self._cache = cache
         self._verified: set[int] = set()
         self._open: OrderedDict[int, Array] = OrderedDict()
 
@@ -61,51 +55,222 @@ class TokenStore:
         if not exists(path):
             return None
         digests = read_model(path, Digests).chunks
-        if {chunk.filename: chunk.dim for chunk in self._chunks} != {n: chunk.tokens for n, chunk in digests.items()}:
-            raise CorruptError(f"{path} and index.json list different chunks")
+        if {chunk.filename: chunk.dim for chunk in self.chunks} != {n: chunk.tokens for n, chunk in digests.items()}:
+            raise CorruptError(f"{path} and the index.json beside it list different chunks")
         return digests
 
     def read(self, start: int, length: int) -> Array:
         """Tokens start … start + length - 1: (length,) of the stored type; a view where they lie in one chunk."""
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens} in {self.folder}")
-        number = int(np.searchsorted(self._starts, start, side="right")) - 1
-        parts, left = [], length
-        while left > 0:
+        number = int(self._starts.searchsorted(start, side="right")) - 1
+        parts: list[Array] = []
+        while length > 0:
             offset = start - int(self._starts[number])
-            part = self.chunk(number)[offset : offset + left]
+            part = self.chunk(number)[offset : offset + length]
             parts.append(part)
-            start, left, number = start + len(part), left - len(part), number + 1
+            start, length, number = start + len(part), length - len(part), number + 1
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def chunk(self, number: int) -> Array:
-        """All tokens of one chunk, memory-mapped and verified."""
-        if (found := self._open.get(number)) is not None:
-            return found
-        entry = self._chunks[number]
-        path = self._local(entry)
-        try:
-            tokens = self._map(path, entry)
-        except FileNotFoundError as error:
-            raise CorruptError(f"{path} is missing") from error
-        if number not in self._verified:
+        """All tokens of one chunk, memory-mapped and checked."""
+        found = self._open.get(number)
+        if found is None:
+            found = self._open[number] = self._first_touch(number)
+            if len(self._open) > MAX_OPEN_CHUNKS:
+                self._open.popitem(last=False)
+        return found
+
+    def _first_touch(self, number: int) -> Array:
+        entry = self.chunks[number]
+        expected = None if self._digests is None else self._digests[entry.filename]
+        path = f"{self.folder}/{entry.filename}"
+        if "://" in path or self._compression:
+            path = fetch_chunk(path, cache=self._cache_folder(), compression=self._compression, expected=expected)
+        known = number in self._verified  # opened again after MAX_OPEN_CHUNKS others
+        tokens = open_chunk(path, entry, self.dtype, None if known else expected)
+        if not known:
             self._check_ids(path, tokens)
             self._verified.add(number)
-        self._open[number] = tokens
-        if len(self._open) > MAX_OPEN_CHUNKS:
-            self._open.popitem(last=False)
         return tokens
 
-    def _map(self, path: str, entry: ChunkEntry) -> Array:
-        header, count = 4 * (entry.chunk_size + 2), entry.dim or 0
-        size, expected = os.path.getsize(path), header + count * ITEM_BYTES[self.dtype.name]
-        if size != expected:
-            raise CorruptError(
-                f"{path} has {size} bytes instead of {expected}: it is {'cut' if size < expected else 'too long'}"
-            )
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        if path not in self._hashed:
-            self._hashed.add(path)
-        return raw[header:].view(self.dtype)
+    def _check_ids(self, path: str, tokens: Array) -> None:
+        if self.vocab_size is None or not len(tokens):
+            return
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise CorruptError(f"{path} holds token id {bad}; the vocabulary has ids 0 to {self.vocab_size - 1}")
+
+    def _cache_folder(self) -> str:
+        if self.cache is None:
+            import platformdirs
+
+            self.cache = os.path.join(platformdirs.user_cache_dir("launchyard"), "chunks")
+        return self.cache
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some slots of a global batch. Labels are IGNORE_INDEX where there is nothing to predict."""
+
+    inputs: torch.Tensor  # (n, T) int64
+    labels: torch.Tensor  # (n, T) int64
+    n_valid: int  # labels that are not IGNORE_INDEX
+    data_hash: int  # signed 64 bits; the sum with wraparound over all slots of a step does not depend on the cut
+
+
+class TokenReader:
+    """Samples of `seq_len` tokens by step and slot. What a step reads depends on nothing but the arguments.
+
+    Sample i holds tokens i·T … i·T + T, the last of them only as a label; the last sample may be short and is padded.
+    With `once`, slots past the end of the data are empty instead of starting over: for validation.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        seq_len: int,
+        global_batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        once: bool = False,
+    ) -> None:
+        self.store, self.seq_len, self.once = store, seq_len, once
+        self.n_samples = count_samples(store.n_tokens, seq_len)
+        if self.n_samples < 1:
+            raise ValueError(f"{store.folder} has {store.n_tokens} tokens; a sample needs at least 2")
+        block = max(1, BLOCK_TOKENS // seq_len)
+        self.order = Order(self.n_samples, global_batch_size, seed=seed, shuffle=shuffle, block_samples=block)
+        self._ahead: tuple[tuple[int, int, int], Ids] | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of one pass, the last one perhaps partly empty or already of the next pass."""
+        return -(-self.n_samples // self.order.global_batch_size)
+
+    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Samples:
+        """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
+        size = self.order.global_batch_size
+        n = size - first_slot if n is None else n
+        if step < 0 or first_slot < 0 or n < 1 or first_slot + n > size:
+            raise IndexError(f"slots {first_slot} to {first_slot + n} of step {step}; a global batch has {size}")
+        return self._samples(self.sample_ids(step, first_slot, n))
+
+    def sample_ids(self, step: int, first_slot: int, n: int) -> list[int]:
+        """Which samples those slots hold; -1 for an empty one."""
+        size = self.order.global_batch_size
+        if self.once and (step + 1) * size > self.n_samples:
+            left = max(0, min(n, self.n_samples - step * size - first_slot))
+            ids: list[int] = self.order.slots(step, first=first_slot, n=n)[0, :left].tolist()
+            return ids + [-1] * (n - left)
+        key = (step // STEPS_AHEAD, first_slot, n)
+        if self._ahead is None or self._ahead[0] != key:
+            first = key[0] * STEPS_AHEAD
+            self._ahead = key, self.order.slots(first, first=first_slot, n=n, steps=STEPS_AHEAD)
+        found: list[int] = self._ahead[1][step % STEPS_AHEAD].tolist()
+        return found
+
+    def _samples(self, ids: list[int]) -> Samples:
+        length, total = self.seq_len, 0
+        rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
+        lengths = [self._fill(row, sample) for row, sample in zip(rows, ids, strict=True)]
+        for row, valid in zip(rows, lengths, strict=True):
+            if valid:
+                total += xxhash.xxh3_64_intdigest(row[: valid + 2])
+        inputs = torch.from_numpy(rows[:, :length].astype(np.int64))
+        labels = torch.from_numpy(rows[:, 1 : length + 1].astype(np.int64))
+        for place, valid in enumerate(lengths):
+            if valid < length:
+                inputs[place, valid:] = 0
+                labels[place, valid:] = IGNORE_INDEX
+        total %= 2**64
+        return Samples(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
+
+    def _fill(self, row: Array, sample: int) -> int:
+        """Write a sample and its number of labels into a row (T + 2,); returns that number."""
+        if sample < 0:
+            return 0
+        start = sample * self.seq_len
+        valid = min(self.seq_len, self.store.n_tokens - 1 - start)
+        row[: valid + 1] = self.store.read(start, valid + 1)
+        row[valid + 1] = valid
+        return valid
+
+
+class Prefetcher:
+    """Yields (step, Samples) of the same slots from `start_step` on, read by one thread `depth` steps ahead.
+
+    An error of the thread is raised where the consumer waits. Close it, or use it as a context.
+    """
+
+    def __init__(
+        self,
+        reader: TokenReader,
+        *,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        first_slot: int = 0,
+        n: int | None = None,
+        depth: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self._reader, self._slots, self._pin = reader, (first_slot, n), pin_memory
+        self._queue: queue.Queue[tuple[int, Samples] | BaseException | None] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(start_step, stop_step), name="prefetch-tokens", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, step: int, stop: int | None) -> None:
+        try:
+            while not self._closed.is_set() and (stop is None or step < stop):
+                samples = self._reader.batch(step, *self._slots)
+                self._hand((step, _pinned(samples) if self._pin else samples))
+                step += 1
+            self._hand(None)
+        except BaseException as error:
+            self._hand(error)
+
+    def _hand(self, item: Any) -> None:
+        """Wait for room, but never for a consumer that has gone."""
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+        return None
+
+    def __iter__(self) -> Iterator[tuple[int, Samples]]:
+        return self
+
+    def __next__(self) -> tuple[int, Samples]:
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, tuple):
+            return item
+        self.close()
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread."""
+        self._closed.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pinned(samples: Samples) -> Samples:
+    return Samples(samples.inputs.pin_memory(), samples.labels.pin_memory(), samples.n_valid, samples.data_hash)
