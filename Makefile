@@ -1,0 +1,67 @@
+# The vocabulary of the project: `make help`. What each word needs is set up first, by setup.sh, in .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# Every target uses the one .venv, so `make -j` runs them in turn.
+.NOTPARALLEL:
+
+BIN := .venv/bin
+ARGS ?=
+JOBS ?= 2
+# One thread a process: the tests start many at once. No hub is asked for anything.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Tests that need something special have their own targets.
+SPECIAL := gpu or slurm or ray or s3 or browser
+
+.PHONY: help run test test-slow test-slow-sample test-gpu lint format bench docs image clean setup setup-dev
+
+help: ## Show this list
+	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
+	@echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+	@echo
+	@echo '  variables: PYTHON=python3.12   ARGS="…" (passed on)   JOBS=2 (tests at once)   TORCH_INDEX=URL (see CONTRIBUTING.md)'
+
+setup: ## Make .venv with what `launch` needs
+	@./setup.sh train
+
+setup-dev:
+	@./setup.sh dev
+
+run: setup ## Train the quickstart model here: launch --local
+	@$(BIN)/launch --local $(ARGS)
+
+test: setup-dev ## Run the tests (minutes)
+	@$(TEST_ENV) $(BIN)/pytest -m 'not (slow or $(SPECIAL))' -n $(JOBS) $(ARGS)
+
+test-slow: setup-dev ## Run the long suites as well (long)
+	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' $(ARGS)
+
+test-slow-sample: setup-dev ## Run a fair sample of the long suites
+	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
+
+test-gpu: setup-dev ## Run the tests that need a GPU
+	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu $(ARGS)
+
+lint: setup-dev ## Check style, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup-dev ## Format the code
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: setup-dev ## Run the benchmarks one by one
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+docs: setup-dev ## Write docs/reference anew from the code
+	@$(BIN)/python docs/generate.py
+
+image: ## Build the container image launchyard:local
+	docker build --tag launchyard:local $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+clean: ## Remove .venv, caches and builds; runs stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
