@@ -105,4 +105,4 @@ pip_install hatchling editables
 pip_install --no-build-isolation --editable ".[$EXTRA]"
 rm "$VENV/.unfinished"
 printf '%s' "$FINGERPRINT" >"$(stamp "$EXTRA")"
-say "done after $SECONDS s"
+say "done after $SECONDS s; to have \`launch\` at hand: source .venv/bin/activate"

@@ -1,4 +1,4 @@
-"""What holds for every test: nothing of the user's own folders is read or written, and a sample of long suites can be had."""
+"""What holds for every test: nothing of the user's own folders is touched, and long suites can be sampled."""
 
 from __future__ import annotations
 

@@ -1,0 +1,175 @@
+"""The rules of the house that no linter knows: what is light, who reads the environment, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("launcher", "training", "model", "clusters", "recipes")
+CODE = sorted(path for room in (*ROOMS, "benchmarks", "docs", "tests") for path in ROOT.glob(f"{room}/**/*.py"))
+PRODUCT = [path for path in CODE if path.relative_to(ROOT).parts[0] in ROOMS]
+
+LIGHT_FILES = (
+    "launcher/**/*.py",
+    "training/config.py",
+    "training/rundir.py",
+    "training/data/index.py",
+    "model/config.py",
+    "model/cost.py",
+    "model/shards.py",
+    "model/zoo/*.py",
+)
+LIGHT = sorted({path for pattern in LIGHT_FILES for path in ROOT.glob(pattern)})
+# All that a light file may load as it is imported, besides the standard library and other light files.
+LIGHT_PACKAGES = {"click", "pydantic", "yaml", "platformdirs"}
+# Names that must not be in memory after the launcher has started.
+HEAVY = (
+    "torch",
+    "numpy",
+    "fsspec",
+    "rich",
+    "ray",
+    "submitit",
+    "s3fs",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "pyarrow",
+)
+
+ENVIRONMENT_READERS = {"training/distributed.py", "launcher/node.py"}
+NO_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
+# An __init__.py is a docstring; these few hold the one function by which their folder is used.
+SPEAKING_INITS = {"model/__init__.py", "model/zoo/__init__.py", "launcher/backends/__init__.py"}
+MAX_FILE, MAX_FUNCTION = 500, 60
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=name_of)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# -- what is light ---
+def imports_at_start(body: list[ast.stmt]) -> Iterator[str]:
+    """Modules that are loaded when a file is imported: not those of function bodies, nor for type checkers only."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports name their module in full"
+            yield node.module or ""
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for field in ("body", "orelse", "finalbody", "handlers"):
+                children = getattr(node, field, [])
+                yield from imports_at_start([c for c in children if isinstance(c, (ast.stmt, ast.ExceptHandler))])
+
+
+def is_light(module: str) -> bool:
+    top = module.split(".")[0]
+    if top in sys.stdlib_module_names or top in LIGHT_PACKAGES:
+        return True
+    path = ROOT / module.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py") in LIGHT  # the __init__ of a room is a docstring
+
+
+@each(LIGHT)
+def test_light_files_load_light_things_only(path: Path) -> None:
+    heavy = [module for module in imports_at_start(tree_of(path).body) if not is_light(module)]
+    assert not heavy, f"{name_of(path)} is light: import {', '.join(heavy)} inside the function that needs it"
+
+
+def test_the_launcher_starts_without_heavy_packages() -> None:
+    modules = [name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in LIGHT]
+    code = f"""
+import importlib, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    if heavy:
+        print(module, "loads", *heavy)
+        break
+"""
+    assert run_python(code) == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["status", "--help"]], ids=" ".join)
+def test_help_loads_no_heavy_packages(argv: list[str]) -> None:
+    code = f"""
+import contextlib, io, sys
+sys.argv = ["launch", *{argv!r}]
+from launcher.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+    main()
+assert out.getvalue(), "printed nothing"
+print(*[name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert run_python(code) == ""
+
+
+# -- who does what ---
+def reads_environment(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom) and node.module == "os":
+        return any(alias.name in ("environ", "environb", "getenv") for alias in node.names)
+    return isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.environb", "os.getenv")
+
+
+@each(PRODUCT)
+def test_the_environment_is_read_in_two_places(path: Path) -> None:
+    lines = [node.lineno for node in ast.walk(tree_of(path)) if reads_environment(node)]  # type: ignore[attr-defined]
+    if name_of(path) not in ENVIRONMENT_READERS:
+        assert not lines, f"{name_of(path)}:{lines} reads the environment; that is done by {ENVIRONMENT_READERS}"
+
+
+@each(PRODUCT)
+def test_no_pickle(path: Path) -> None:
+    nodes = list(ast.walk(tree_of(path)))
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    assert not modules & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
+    calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    assert not calls & {"torch.load", "torch.save"}, "torch's own files are pickles; see model/shards.py"
+
+
+# -- shape ---
+@each(CODE)
+def test_a_file_has_a_purpose_and_a_size(path: Path) -> None:
+    text = path.read_text()
+    assert path.name not in NO_NAMES, f"{name_of(path)}: name a file by what it is for"
+    assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} opens with a line that says what it is for"
+    assert text.count("\n") <= MAX_FILE, f"{name_of(path)} has more than {MAX_FILE} lines"
+
+
+@each(CODE)
+def test_functions_are_short(path: Path) -> None:
+    functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION}  # type: ignore[operator]
+    assert not long, f"{name_of(path)}: more than {MAX_FUNCTION} lines: {long}"
+
+
+@each([path for path in PRODUCT if path.name == "__init__.py"])
+def test_inits_are_docstrings(path: Path) -> None:
+    if name_of(path) not in SPEAKING_INITS:
+        assert len(tree_of(path).body) == 1, f"{name_of(path)} is a docstring and nothing else"
