@@ -1,0 +1,121 @@
+"""Which code ran: git revision, uncommitted changes and versions, for code.json. Knows no recipe and no torch."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+MAX_DIFF_BYTES = 200_000
+PACKAGES = ("torch", "numpy", "pydantic", "fsspec", "safetensors", "tokenizers", "xxhash", "triton", "s3fs", "pyarrow")
+
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s\"']+@", re.IGNORECASE)
+_SECRETS = re.compile(
+    r"([?&](?:x-amz-[a-z-]+|x-goog-[a-z-]+|sig|signature|token|access_token|password|secret|key)=)[^&\s\"']+",
+    re.IGNORECASE,
+)
+
+
+class CodeSnapshot(BaseModel):
+    """code.json. `diff` is what was not committed (tracked files only), cut at MAX_DIFF_BYTES."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    folder: str
+    launchyard: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    git_sha: str | None = None
+    git_branch: str | None = None
+    git_remote: str | None = None
+    changed_files: list[str] = []
+    diff: str = ""
+    diff_cut: bool = False
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.changed_files)
+
+    def summary(self) -> str:
+        """One line for people: `a1b2c3d + 2 changed files`."""
+        if self.git_sha is None:
+            return f"launchyard {self.launchyard} · not in a git repository"
+        changed = len(self.changed_files)
+        plus = f" + {changed} changed file{'s' if changed > 1 else ''}" if changed else ""
+        return f"{self.git_sha[:7]}{plus} · launchyard {self.launchyard}"
+
+
+def take_snapshot(folder: Path) -> CodeSnapshot:
+    """The code in and around a folder, as it is now. Works outside git and without git."""
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        "launchyard": _version("launchyard") or "unknown",
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+    status = _git(folder, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal")
+    if status is None:
+        return CodeSnapshot(**facts)
+    facts.update(_parse_status(status.decode(errors="replace")))
+    if facts["changed_files"] and facts["git_sha"]:
+        raw = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv") or b""
+        facts["diff"] = redact(raw[:MAX_DIFF_BYTES].decode(errors="replace"))
+        facts["diff_cut"] = len(raw) > MAX_DIFF_BYTES
+    remote = _git(folder, "config", "--get", "remote.origin.url")
+    facts["git_remote"] = redact(remote.decode(errors="replace").strip()) if remote else None
+    return CodeSnapshot(**facts)
+
+
+def redact(text: str) -> str:
+    """Text without the user, password or signature of the URLs in it."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def _parse_status(text: str) -> dict[str, Any]:
+    """Fields of `git status --porcelain=v2 --branch -z`; a rename has its old name as an entry of its own."""
+    sha = branch = None
+    changed: list[str] = []
+    entries = iter(text.split("\0"))
+    for entry in entries:
+        if entry.startswith("# branch.oid ") and not entry.endswith("(initial)"):
+            sha = entry.split(" ", 2)[2]
+        elif entry.startswith("# branch.head "):
+            branch = entry.split(" ", 2)[2]
+        elif entry[:2] == "1 ":
+            changed.append(entry.split(" ", 8)[8])
+        elif entry[:2] == "2 ":
+            changed.append(entry.split(" ", 9)[9])
+            next(entries, None)
+        elif entry[:2] == "u ":
+            changed.append(entry.split(" ", 10)[10])
+        elif entry[:2] == "? ":
+            changed.append(entry[2:])
+    return {"git_sha": sha, "git_branch": branch, "changed_files": changed[:1000]}
+
+
+def _git(folder: Path, *args: str) -> bytes | None:
+    """Output of git, or None where there is no git, no repository, or a slow one."""
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *args],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
