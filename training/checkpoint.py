@@ -6,6 +6,8 @@ its manifest goes first. Knows nothing of models, data or steps beyond their num
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 import warnings
@@ -222,7 +224,8 @@ class Checkpointer:
     def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
         """Fill `shards` from the newest whole checkpoint; None if there is none at all.
 
-        All ranks take the same one. What is not whole is named and passed over; NoValidCheckpointError if nothing is left.
+        All ranks take the same one. What is not whole is named and passed over; if nothing is left,
+        NoValidCheckpointError.
         """
         faults: list[str] = []
         steps = from_rank_zero(committed_steps(self.run) if self._world.leads else None)
@@ -240,8 +243,8 @@ class Checkpointer:
         if faults:
             listed = "; ".join(faults)
             raise NoValidCheckpointError(
-                f"none of the {len(steps)} checkpoints is whole ({listed}). Starting over would lose the run, so nothing "
-                "was done: restore a checkpoint's files, or start a new run"
+                f"none of the {len(steps)} checkpoints is whole ({listed}). Starting over would lose the run, so "
+                "nothing was done: restore a checkpoint's files, or start a new run"
             )
         return None
 
@@ -318,9 +321,5 @@ def remove_checkpoint(run: RunDir, step: int) -> None:
 def remove_folder(run: RunDir, folder: str) -> None:
     """Local folders only; an object store has none."""
     if run.local:
-        import os
-
-        try:
+        with contextlib.suppress(OSError):
             os.rmdir(run.path(folder))
-        except OSError:
-            pass

@@ -230,8 +230,8 @@ def cut_batch(train: Train, world_size: int) -> Batch:
     fits = [n for n in range(1, total + 1) if total % n == 0]
     if total % world_size:
         raise ValueError(
-            f"train.global_batch_size: {total} sequences cannot be cut evenly over {world_size} workers; use a multiple "
-            f"of {world_size}, or one of these numbers of workers: {', '.join(map(str, fits[:12]))}"
+            f"train.global_batch_size: {total} sequences cannot be cut evenly over {world_size} workers; use a "
+            f"multiple of {world_size}, or one of these numbers of workers: {', '.join(map(str, fits[:12]))}"
         )
     share = total // world_size
     micro = train.micro_batch_size or share

@@ -105,6 +105,7 @@ def train(parts: Parts) -> str | None:
     feed = Prefetcher(
         parts.reader,
         start_step=state.step,
+        stop_step=parts.max_steps,
         first_slot=parts.world.rank * share,
         n=share,
         pin_memory=parts.device.type == "cuda",
@@ -200,9 +201,9 @@ def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFi
     samples = parts.reader.order.sample_ids(pending.step).tolist()
     named = ", ".join(map(str, samples[:16])) + (" …" if len(samples) > 16 else "")
     return NonFiniteError(
-        f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: samples {named} of "
-        f"{parts.workload.data.train}, data_hash {pending.agreement.data_hash:016x}. Nothing was saved after the last "
-        "checkpoint; a lower optimizer.lr, more schedule.warmup_steps or a smaller train.max_grad_norm may help"
+        f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: samples {named} "
+        f"of {parts.workload.data.train}, data_hash {pending.agreement.data_hash:016x}. Nothing was saved after "
+        "the last checkpoint; a lower optimizer.lr, more schedule.warmup_steps or a smaller train.max_grad_norm may help"
     )
 
 

@@ -1,6 +1,6 @@
 """What lies in a folder of tokens: the schemas of litdata's index.json and of our files beside it. Light: no numpy.
 
-    OUT/  dataset.json                      what was prepared, from which sources; written last: without it there is no dataset
+    OUT/  dataset.json                      what was prepared, from what; written last: without it there is no dataset
           tokenizer/tokenizer.json          the tokenizer that made the tokens
           train/{index.json, chunk-0-0.bin …, digests.json}    litdata's format, and the hash of each chunk
           validation/…                      the same for what was held out; absent when nothing was
@@ -195,7 +195,6 @@ def read_index(folder: str) -> Index:
     """index.json of a folder of chunks, checked. FileNotFoundError without one; ValueError says what is refused."""
     index = read_model(f"{folder}/{INDEX}", Index)
     try:
-        index.dtype
         _refuse(index)
     except ValueError as error:
         raise ValueError(f"{folder}/{INDEX}: {error}") from error
@@ -203,6 +202,7 @@ def read_index(folder: str) -> Index:
 
 
 def _refuse(index: Index) -> None:
+    assert index.dtype  # raises if these are not plain tokens
     if index.config.encryption:
         raise ValueError("encrypted chunks cannot be read; write them without encryption")
     if index.config.compression not in (None, "zstd"):

@@ -26,6 +26,7 @@ from training.data.order import Ids, Order
 
 MAX_OPEN_CHUNKS = 256  # maps; Linux allows a process 65,530 of them
 STEPS_AHEAD = 64  # steps whose order is computed at once: numpy's cost is per call
+MAX_VOCAB_SIZE = 2**31 - 1  # ids are hashed as int32
 BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of one chunk of `launch prepare`
 
 
@@ -97,12 +98,12 @@ class TokenStore:
         return tokens
 
     def _check_ids(self, path: str, tokens: Array) -> None:
-        if self.vocab_size is None or not len(tokens):
+        if not len(tokens):
             return
+        size = MAX_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
         low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.vocab_size:
-            bad = low if low < 0 else high
-            raise CorruptError(f"{path} holds token id {bad}; the vocabulary has ids 0 to {self.vocab_size - 1}")
+        if low < 0 or high >= size:
+            raise CorruptError(f"{path} holds token id {low if low < 0 else high}; the vocabulary has ids 0 to {size - 1}")
 
     def _cache_folder(self) -> str:
         if self.cache is None:
@@ -126,7 +127,6 @@ class TokenReader:
     """Samples of `seq_len` tokens by step and slot. What a step reads depends on nothing but the arguments.
 
     Sample i holds tokens i·T … i·T + T, the last of them only as a label; the last sample may be short and is padded.
-    With `once`, slots past the end of the data are empty instead of starting over: for validation.
     """
 
     def __init__(
@@ -137,20 +137,14 @@ class TokenReader:
         global_batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        once: bool = False,
     ) -> None:
-        self.store, self.seq_len, self.once = store, seq_len, once
+        self.store, self.seq_len = store, seq_len
         self.n_samples = count_samples(store.n_tokens, seq_len)
         if self.n_samples < 1:
             raise ValueError(f"{store.folder} has {store.n_tokens} tokens; a sample needs at least 2")
         block = max(1, BLOCK_TOKENS // seq_len)
         self.order = Order(self.n_samples, global_batch_size, seed=seed, shuffle=shuffle, block_samples=block)
         self._ahead: tuple[tuple[int, int, int], Ids] | None = None
-
-    @property
-    def n_steps(self) -> int:
-        """Steps of one pass, the last one perhaps partly empty or already of the next pass."""
-        return -(-self.n_samples // self.order.global_batch_size)
 
     def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Samples:
         """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
@@ -161,12 +155,7 @@ class TokenReader:
         return self._samples(self.sample_ids(step, first_slot, n))
 
     def sample_ids(self, step: int, first_slot: int, n: int) -> list[int]:
-        """Which samples those slots hold; -1 for an empty one."""
-        size = self.order.global_batch_size
-        if self.once and (step + 1) * size > self.n_samples:
-            left = max(0, min(n, self.n_samples - step * size - first_slot))
-            ids: list[int] = self.order.slots(step, first=first_slot, n=n)[0, :left].tolist()
-            return ids + [-1] * (n - left)
+        """Which samples those slots hold."""
         key = (step // STEPS_AHEAD, first_slot, n)
         if self._ahead is None or self._ahead[0] != key:
             first = key[0] * STEPS_AHEAD
@@ -179,8 +168,7 @@ class TokenReader:
         rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
         lengths = [self._fill(row, sample) for row, sample in zip(rows, ids, strict=True)]
         for row, valid in zip(rows, lengths, strict=True):
-            if valid:
-                total += xxhash.xxh3_64_intdigest(row[: valid + 2])
+            total += xxhash.xxh3_64_intdigest(row[: valid + 2])
         inputs = torch.from_numpy(rows[:, :length].astype(np.int64))
         labels = torch.from_numpy(rows[:, 1 : length + 1].astype(np.int64))
         for place, valid in enumerate(lengths):
@@ -192,8 +180,6 @@ class TokenReader:
 
     def _fill(self, row: Array, sample: int) -> int:
         """Write a sample and its number of labels into a row (T + 2,); returns that number."""
-        if sample < 0:
-            return 0
         start = sample * self.seq_len
         valid = min(self.seq_len, self.store.n_tokens - 1 - start)
         row[: valid + 1] = self.store.read(start, valid + 1)

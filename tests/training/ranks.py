@@ -1,0 +1,32 @@
+"""Run a function in N fresh processes that are ranks of one gloo world."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _enter(rank: int, world_size: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    import os
+
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    function(*args)
+
+
+def run_ranks(world_size: int, function: Callable[..., None], *args: Any) -> None:
+    """An error in any rank is raised here; the others are ended."""
+    mp.spawn(_enter, (world_size, free_port(), function, args), nprocs=world_size)

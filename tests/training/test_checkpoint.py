@@ -1,0 +1,236 @@
+"""Checkpoints: whole or not there, the same tensors for any number of ranks, and never a damaged one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from model.shards import MANIFEST, read_manifest, read_tensor, verify
+from tests.training.ranks import run_ranks
+from training import dcp
+from training.checkpoint import (
+    Checkpointer,
+    FencedError,
+    Identity,
+    NoValidCheckpointError,
+    committed_steps,
+    superfluous,
+)
+from training.config import Optimizer
+from training.distributed import connect, disconnect, read_world
+from training.optim import make_optimizer
+from training.rundir import Job, RunDir
+from training.state import shards
+
+IDENTITY = Identity(model={"dim": 4}, data_digest="d", recipe_hash="r", versions={})
+
+
+def toy() -> nn.Module:
+    """Sizes that no number of ranks divides, a tensor with fewer rows than ranks, and a scalar."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 13), nn.Linear(13, 3), nn.LayerNorm(3))
+    model.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    return model
+
+
+def train_a_little(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for step in range(3):
+        x = torch.randn(4, 7, generator=torch.Generator().manual_seed(step))
+        (model(x).square().sum() * model.gain.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def checkpointer(run: RunDir, events: list[Any] | None = None, **given: Any) -> Checkpointer:
+    heard = events if events is not None else []
+    options = {"keep": None, "background": False, "on_event": lambda name, **facts: heard.append((name, facts)), **given}
+    return Checkpointer(run, read_world(), IDENTITY, **options)
+
+
+def saved(run: RunDir, *steps: int, **given: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = toy()
+    optimizer = make_optimizer(model, Optimizer())
+    train_a_little(model, optimizer)
+    writer = checkpointer(run, **given)
+    for step in steps:
+        writer.save(step, shards(model, optimizer), {"step": step}, "permanent")
+        writer.wait(must_succeed=True)
+    return model, optimizer
+
+
+def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = toy()
+    return model, make_optimizer(model, Optimizer())
+
+
+def assert_same(mine: Any, theirs: Any) -> None:
+    one, other = shards(*mine), shards(*theirs)
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key].tensor, other[key].tensor), key
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_was_saved_is_loaded(tmp_path: Path, background: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcp, "PIECE_BYTES", 64)  # several pieces a tensor
+    run = RunDir(str(tmp_path))
+    trained = saved(run, 5, background=background)
+    loaded = fresh()
+    manifest = checkpointer(run).load_newest(shards(*loaded))
+    assert manifest is not None and manifest.train_state == {"step": 5}
+    assert_same(trained, loaded)
+    assert float(trained[1].state[trained[0].gain]["step"]) == 3  # the moments and their count came along
+    assert list(verify(run.path(run.checkpoint_dir(5)), manifest)) == []
+
+
+def test_weights_may_change_while_a_save_is_in_flight(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    model, optimizer = fresh()
+    train_a_little(model, optimizer)
+    before = {key: shard.tensor.clone() for key, shard in shards(model, optimizer).items()}
+    writer = checkpointer(run, background=True)
+    writer.save(1, shards(model, optimizer), {"step": 1}, "permanent")
+    train_a_little(model, optimizer)
+    writer.wait(must_succeed=True)
+    folder = run.path(run.checkpoint_dir(1))
+    manifest = read_manifest(folder)
+    assert all(torch.equal(read_tensor(folder, manifest, key), value) for key, value in before.items())
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) - 20] ^= 4
+    path.write_bytes(raw)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "changed": flip,
+    "missing": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "manifest": lambda path: (path.parent / MANIFEST).write_text("{"),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: str) -> None:
+    run, events = RunDir(str(tmp_path)), []  # type: ignore[var-annotated]
+    trained = saved(run, 5, 10)
+    (path,) = (tmp_path / "checkpoints" / "step-00000010").glob("*.safetensors")
+    DAMAGE[damage](path)
+    loaded = fresh()
+    manifest = checkpointer(run, events).load_newest(shards(*loaded))
+    assert manifest is not None and manifest.step == 5
+    assert_same(trained, loaded)
+    ((name, facts),) = events
+    assert name == "fell back" and facts["step"] == 10
+    assert (MANIFEST if damage == "manifest" else path.name) in facts["message"]
+    assert damage in facts["message"]
+
+
+def test_nothing_whole_left_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    saved(run, 5)
+    for path in (tmp_path / "checkpoints").glob("*/*.safetensors"):
+        flip(path)
+    with pytest.raises(NoValidCheckpointError, match="none of the 1 checkpoints is whole"):
+        checkpointer(run).load_newest(shards(*fresh()))
+
+
+def test_without_a_manifest_there_is_no_checkpoint(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    saved(run, 5, 10)
+    os.unlink(tmp_path / "checkpoints" / "step-00000010" / MANIFEST)
+    assert committed_steps(run) == [5]
+    checkpointer(run).sweep()
+    assert run.listdir("checkpoints") == ["step-00000005"]
+
+
+def test_an_older_attempt_cannot_commit(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    for attempt in (0, 1):
+        run.claim_attempt(
+            Job(
+                attempt=attempt, backend="local", job_id="1", host="h", pid=1, pid_started=0, created=0, nnodes=1,
+                nproc_per_node=1, device="cpu",
+            )
+        )  # fmt: skip
+    with pytest.raises(FencedError, match="attempt 1 has taken over"):
+        saved(run, 5)
+    assert committed_steps(run) == []
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    saved(run, 5)
+    other = Checkpointer(
+        run,
+        read_world(),
+        Identity({"dim": 5}, "d", "r", {}),
+        keep=None,
+        background=False,
+        on_event=lambda *_, **__: None,
+    )
+    with pytest.raises(ValueError, match="another model"):
+        other.load_newest(shards(*fresh()))
+
+
+@given(
+    kinds=st.dictionaries(st.integers(1, 60), st.sampled_from(["permanent", "temporary", "unreadable"]), min_size=1),
+    keep=st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_retention_never_takes_the_last_two_nor_what_it_cannot_read(kinds: dict[int, str], keep: int | None) -> None:
+    newest = max(kinds)
+    gone = superfluous(kinds, newest=newest, keep=keep)
+    left = sorted(set(kinds) - set(gone))
+    assert sorted(kinds)[-2:] == left[-2:]
+    assert all(kinds[step] != "unreadable" for step in gone)
+    if keep is None:
+        assert all(kinds[step] == "temporary" for step in gone)
+    assert sum(kinds[step] == "temporary" for step in left) <= 2
+
+
+def _save_and_load(folder: str, save: int | None, load: int | None) -> None:
+    """One rank: load a step if asked, check it against the single process' result, save the next."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dcp.PIECE_BYTES = 64
+    world, run = read_world(), RunDir(folder)
+    connect(world, torch.device("cpu"))
+    expected = fresh()
+    train_a_little(*expected)
+    model, optimizer = toy(), None
+    fully_shard(model, mesh=init_device_mesh("cpu", (world.world_size,), mesh_dim_names=("dp_shard",)))
+    optimizer = make_optimizer(model, Optimizer())
+    writer = checkpointer(run, background=True)
+    if load is not None:
+        manifest = writer.load_newest(shards(model, optimizer))
+        assert manifest is not None and manifest.step == load
+        whole = shards(*expected)
+        for key, shard in shards(model, optimizer).items():
+            box = tuple(slice(at, at + n) for at, n in zip(shard.offsets, shard.tensor.shape, strict=True))
+            assert torch.equal(whole[key].tensor[box], shard.tensor), key
+    if save is not None:
+        writer.save(save, shards(model, optimizer), {"step": save}, "permanent")
+        writer.wait(must_succeed=True)
+    disconnect()
+
+
+def test_any_number_of_ranks_to_any_other(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    trained = saved(run, 1)
+    for step, world_size in enumerate((2, 4, 3), start=2):
+        run_ranks(world_size, _save_and_load, str(tmp_path), step, step - 1)
+    manifest = read_manifest(run.path(run.checkpoint_dir(4)))
+    assert manifest.world_size == 3 and len(manifest.files) == 3
+    loaded = fresh()
+    checkpointer(run).load_newest(shards(*loaded))
+    assert_same(trained, loaded)
