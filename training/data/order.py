@@ -46,7 +46,8 @@ class Order:
 
     def sample_ids(self, step: int) -> Ids:
         """The samples of step 0, 1, 2 …, one a slot of the global batch: (global_batch_size,) int64."""
-        return self.slots(step, first=0, n=self.global_batch_size)[0]
+        ids: Ids = self.slots(step, first=0, n=self.global_batch_size)[0]
+        return ids
 
     def slots(self, step: int, *, first: int, n: int, steps: int = 1) -> Ids:
         """The samples of slots first … first + n - 1 in `steps` steps from `step` on: (steps, n) int64."""

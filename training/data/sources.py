@@ -180,9 +180,7 @@ def _blocks(reading: Reading) -> Iterator[bytes]:
     return _inflate(raw_blocks(reading), engine.decompressobj, source.name, zstandard.ZstdError)
 
 
-def _inflate(
-    blocks: Iterator[bytes], new: Callable[[], Any], name: str, broken: type[Exception]
-) -> Iterator[bytes]:
+def _inflate(blocks: Iterator[bytes], new: Callable[[], Any], name: str, broken: type[Exception]) -> Iterator[bytes]:
     """Members of a compressed file one after the other; ValueError if the last one is cut."""
     engine = new()
     try:
@@ -252,7 +250,11 @@ def _field(line: bytes, text_key: str, where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict) or text_key not in row:
-        has = f"it has {', '.join(map(repr, row)) or 'no keys'}" if isinstance(row, dict) else f"it is {type(row).__name__}"
+        has = (
+            f"it has {', '.join(map(repr, row)) or 'no keys'}"
+            if isinstance(row, dict)
+            else f"it is {type(row).__name__}"
+        )
         raise ValueError(f"{where} has no key {text_key!r} ({has}); name the key of the text with --text-key")
     return _string(row[text_key], text_key, where)
 
@@ -290,5 +292,3 @@ def _parquet(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
             for value in batch.column(0).to_pylist():
                 row += 1
                 yield iter([_string(value, text_key, f"{name}, row {row}")])
-
-

@@ -1,9 +1,9 @@
 """Text cut into pieces, and which of them are held out for validation. Knows no files and no tokens.
 
 With many documents the hold-out goes by document: one is held out when a hash of the seed and of its text (its first
-MiB, if longer) falls below the share, wherever it lies and whatever lies around it; copies of a text share its fate. With fewer
-documents than would give DRAWS held-out ones, that would be a lottery (a whole novel, or nothing): then documents are
-cut into short sections at the ends of paragraphs, and of every 1/share sections one is held out, drawn by the seed.
+MiB, if longer) falls below the share, whatever lies around it; copies of a text share its fate. With fewer documents
+than would give DRAWS held-out ones that would be a lottery (a whole novel, or nothing): then documents are cut into
+short sections at the ends of paragraphs, and of every 1/share sections one is held out, drawn by the seed.
 """
 
 from __future__ import annotations
