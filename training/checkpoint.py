@@ -16,12 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry
-from training.dcp import ShardLoadPlanner, ShardReader, ShardSavePlanner, ShardWriter
 from training.distributed import World, from_rank_zero, is_connected
 from training.rundir import RunDir
 from training.state import Shard
@@ -144,6 +141,10 @@ class Checkpointer:
             facts["bytes"] = manifest.total_bytes
 
         try:
+            import torch.distributed.checkpoint as dcp  # here: it takes a second, which a start need not wait for
+
+            from training.dcp import ShardSavePlanner, ShardWriter
+
             dcp.save(
                 staged,
                 storage_writer=ShardWriter(self.run.path(folder), name, commit),
@@ -270,6 +271,11 @@ class Checkpointer:
             raise ValueError(f"{folder} was trained on other data (digest {manifest.data_digest}) than this run's")
 
     def _load(self, folder: str, manifest: Manifest, shards: dict[str, Shard]) -> None:
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from training.dcp import ShardLoadPlanner, ShardReader
+
         try:
             dcp.load(
                 dict(shards),
@@ -284,6 +290,8 @@ class Checkpointer:
 
 def root_error(error: BaseException) -> BaseException:
     """The first rank's error out of DCP's collection; corruption wins, since it decides what is loaded next."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if not isinstance(error, CheckpointException):
         return error
     found = [failure[0] for _, failure in sorted(error.failures.items())]

@@ -22,7 +22,7 @@ from training.config import Batch, Recipe, Workload
 from training.data.tokens import Prefetcher, TokenReader
 from training.distributed import World, sum_over_ranks
 from training.metrics import PhaseClock
-from training.optim import lr_at
+from training.optim import AdamW, lr_at
 from training.parallel import mesh_shape
 from training.rundir import Appender
 from training.state import TrainState, shards
@@ -46,7 +46,7 @@ class Parts:
     max_steps: int
     device: torch.device
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     state: TrainState
     reader: TokenReader
     held_out: TokenReader | None
@@ -130,7 +130,7 @@ def train(parts: Parts) -> str | None:
                 parts.meter.reset()
             clock.enter("forward_backward")
             lr = lr_at(step, max_steps=parts.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
-            loss, norm = run_step(parts, samples, agreement.n_valid, lr)
+            loss, norm = run_step(parts, samples, agreement.n_valid, step + 1, lr)
             state.step, state.tokens_seen = step + 1, state.tokens_seen + agreement.n_valid
             finish(parts, pending)
             pending = Pending(step, loss, norm, lr, waited, agreement, state.tokens_seen)
@@ -151,7 +151,7 @@ def agree(parts: Parts, n_valid: int, data_hash: int, *, save: bool) -> Agreemen
     return Agreement(summed[0], summed[1] % 2**64, bool(summed[2]), agreed_reason(summed[3 : 3 + len(REASONS)]))
 
 
-def run_step(parts: Parts, samples: Any, n_valid: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+def run_step(parts: Parts, samples: Any, n_valid: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = samples.inputs.to(parts.device, non_blocking=True).split(parts.batch.micro_batch_size)
     labels = samples.labels.to(parts.device, non_blocking=True).split(parts.batch.micro_batch_size)
     copies, _ = mesh_shape(parts.recipe.parallel, parts.world.world_size)
@@ -160,6 +160,7 @@ def run_step(parts: Parts, samples: Any, n_valid: int, lr: float) -> tuple[torch
         parts.optimizer,
         list(zip(inputs, labels, strict=True)),
         n_valid=n_valid,
+        number=number,
         lr=lr,
         max_grad_norm=parts.recipe.train.max_grad_norm,
         copies=copies,
@@ -203,7 +204,7 @@ def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFi
     return NonFiniteError(
         f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: samples {named} "
         f"of {parts.workload.data.train}, data_hash {pending.agreement.data_hash:016x}. Nothing was saved after "
-        "the last checkpoint; a lower optimizer.lr, more schedule.warmup_steps or a smaller train.max_grad_norm may help"
+        "the last checkpoint; try a lower optimizer.lr, more schedule.warmup_steps, a smaller train.max_grad_norm"
     )
 
 

@@ -9,9 +9,9 @@ import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from training.optim import AdamW
 from training.parallel import box, clean_name, local, replica
 
 
@@ -42,19 +42,18 @@ class Shard:
     writes: bool
 
 
-def shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Shard]:
+def shards(model: nn.Module, optimizer: AdamW | None) -> dict[str, Shard]:
     """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones."""
     found: dict[str, Shard] = {}
     for raw_name, parameter in model.named_parameters():
-        name = clean_name(raw_name)
-        found[f"model.{name}"] = _shard(f"model.{name}", parameter.detach())
-        for key, value in optimizer.state[parameter].items() if optimizer else ():
-            if isinstance(value, Tensor):
-                found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", value)
+        name, whole = clean_name(raw_name), parameter.detach()
+        found[f"model.{name}"] = _shard(f"model.{name}", whole, local(whole))
+        for key, moment in optimizer.moments[parameter].items() if optimizer else ():
+            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", whole, moment)
     return found
 
 
-def _shard(key: str, tensor: Tensor) -> Shard:
-    mine, copies = replica(tensor)
-    offsets, _ = box(tensor)
-    return Shard(tuple(tensor.shape), offsets, local(tensor), writes=zlib.crc32(key.encode()) % copies == mine)
+def _shard(key: str, whole: Tensor, part: Tensor) -> Shard:
+    """A part that is cut as `whole` is."""
+    mine, copies = replica(whole)
+    return Shard(tuple(whole.shape), box(whole)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training.distributed import sum_over_ranks
 from training.loss import linear_cross_entropy
+from training.optim import AdamW
 from training.parallel import local
 
 MicroBatch = tuple[Tensor, Tensor]  # inputs (B, T), labels (B, T); int64
@@ -61,19 +62,18 @@ def reduce_and_clip(
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     micro_batches: Sequence[MicroBatch],
     *,
     n_valid: int,
+    number: int,
     lr: float,
     max_grad_norm: float | None,
     copies: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, clip, update. Returns (loss, gradient norm) of the global batch, on the device."""
+    """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device."""
     loss = forward_backward(model, micro_batches, n_valid=n_valid)
     mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.step(number, lr)
+    optimizer.zero_grad()
     return mean, norm

@@ -43,7 +43,7 @@ def open_chunk(path: str, entry: ChunkEntry, dtype: np.dtype[Any], expected: Chu
     if size != right:
         raise CorruptError(f"{path} has {size} bytes instead of {right}: it is {'cut' if size < right else 'changed'}")
     raw = np.memmap(path, dtype=np.uint8, mode="r")
-    if expected is not None and xxhash.xxh3_64_hexdigest(memoryview(raw)) != expected.xxh3:
+    if expected is not None and xxhash.xxh3_64_hexdigest(raw.data) != expected.xxh3:
         raise CorruptError(f"{path} is changed: its hash is not what was written")
     words = raw[:header].view("<u4")
     if (int(words[0]), int(words[1]), int(words[-1])) != (entry.chunk_size, header, size):

@@ -170,7 +170,7 @@ class TokenReader:
         rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
         lengths = [self._fill(row, sample) for row, sample in zip(rows, ids, strict=True)]
         for row, valid in zip(rows, lengths, strict=True):
-            total += xxhash.xxh3_64_intdigest(memoryview(row[: valid + 2]))
+            total += xxhash.xxh3_64_intdigest(row[: valid + 2].data)
         inputs = torch.from_numpy(rows[:, :length].astype(np.int64))
         labels = torch.from_numpy(rows[:, 1 : length + 1].astype(np.int64))
         for place, valid in enumerate(lengths):
