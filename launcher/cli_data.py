@@ -142,7 +142,7 @@ def _described(folder: str, made: Dataset) -> Iterator[str]:
         yield f"  {name}: {split.tokens:,} tokens in {split.chunks} chunks, digest {split.digest[:12]}"
     held = made.holdout
     if held.unit == "sections":
-        yield f"  held out: sections of about {held.section_chars:,} characters; there are too few documents for whole ones"
+        yield f"  held out: sections of about {held.section_chars:,} characters, documents being too few"
     if made.empty_documents:
         yield f"  {made.empty_documents:,} documents were empty and left out"
 
