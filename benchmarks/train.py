@@ -1,0 +1,246 @@
+"""Training pythia-14m on one CPU thread: our worker, beside a hand-written loop and transformers, in alternating runs.
+
+    python benchmarks/train.py [--rounds 3] [--steps 12] [--peers hand,transformers]
+
+4 sequences of 512 tokens, fp32, AdamW, clipping. `hand` is one file of plain PyTorch with a chunked linear + cross
+entropy, written for this benchmark (below): what a careful person gets without any framework. Ours is the whole
+worker, as `launch` starts it: data from chunks, hashes, metrics rows, Prometheus endpoint. Prints tokens per second of
+the median step, tokens per CPU-second and peak memory; the medians over the rounds, and their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BATCH, SEQ_LEN, VOCAB, DIM, LAYERS, HEADS = 4, 512, 50304, 128, 6, 4
+WARM = 3  # steps not counted
+
+
+# -- a hand-written loop ---------------------------------------------------------------------------------------------
+def hand(steps: int) -> None:
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class ChunkedLoss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w, y):  # type: ignore[no-untyped-def]
+            n, gx, gw, loss = len(x), torch.empty_like(x), torch.zeros_like(w), 0.0
+            for i in range(0, n, 64):
+                xc, yc = x[i : i + 64], y[i : i + 64]
+                lp = (xc @ w.t()).log_softmax(-1)
+                loss = loss - lp.gather(1, yc[:, None]).sum() / n
+                g = lp.exp_()
+                g[torch.arange(len(yc)), yc] -= 1
+                gx[i : i + 64] = (g @ w) / n
+                gw.addmm_(g.t(), xc / n)
+            ctx.save_for_backward(gx, gw)
+            return loss
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[no-untyped-def]
+            return (*ctx.saved_tensors, None)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n1, self.n2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
+            self.qkv, self.o = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+            self.up, self.down = nn.Linear(DIM, 4 * DIM), nn.Linear(4 * DIM, DIM)
+
+        def forward(self, x, cos, sin):  # type: ignore[no-untyped-def]
+            b, t, _ = x.shape
+            q, k, v = self.qkv(self.n1(x)).view(b, t, 3, HEADS, DIM // HEADS).permute(2, 0, 3, 1, 4)
+            r = cos.shape[-1]
+
+            def rotate(z):  # type: ignore[no-untyped-def]
+                a, rest = z[..., :r], z[..., r:]
+                turned = torch.cat((-a[..., r // 2 :], a[..., : r // 2]), -1)
+                return torch.cat((a * cos + turned * sin, rest), -1)
+
+            a = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+            a = self.o(a.transpose(1, 2).reshape(b, t, DIM))
+            return x + a + self.down(F.gelu(self.up(self.n2(x))))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.blocks = nn.Embedding(VOCAB, DIM), nn.ModuleList(Block() for _ in range(LAYERS))
+            self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, VOCAB, bias=False)
+
+        def forward(self, ids, y):  # type: ignore[no-untyped-def]
+            x = self.embed(ids)
+            r = DIM // HEADS // 4
+            angle = torch.outer(torch.arange(SEQ_LEN), 1e4 ** -(torch.arange(0, r, 2) / r)).repeat(1, 2)
+            for block in self.blocks:
+                x = block(x, angle.cos(), angle.sin())
+            return ChunkedLoss.apply(self.norm(x).view(-1, DIM), self.head.weight, y.reshape(-1))
+
+    torch.manual_seed(0)
+    model = Model()
+    for p in model.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.02)
+    loop(model, steps)
+
+
+def peer_transformers(steps: int) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * DIM,
+        max_position_embeddings=2048, use_cache=False,
+    )  # fmt: skip
+    model = GPTNeoXForCausalLM(config)
+    forward = model.forward
+
+    def with_loss(ids, y):  # type: ignore[no-untyped-def]
+        import torch.nn.functional as F
+
+        return F.cross_entropy(forward(ids).logits.view(-1, VOCAB), y.reshape(-1))
+
+    model.forward = with_loss  # type: ignore[method-assign]
+    loop(model, steps)
+
+
+def loop(model, steps: int) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    data = torch.randint(0, VOCAB, (steps, BATCH, SEQ_LEN + 1))
+    walls, cpus = [], []
+    for step in range(steps):
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = model(data[step, :, :-1], data[step, :, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    report(walls, cpus)
+
+
+def report(walls: list[float], cpus: list[float]) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"wall": statistics.median(walls[WARM:]), "cpu": statistics.median(cpus[WARM:]), "peak": peak}))
+
+
+# -- ours ------------------------------------------------------------------------------------------------------------
+def ours(steps: int) -> None:
+    """The worker's own composition and loop, with a clock around each step."""
+    import training.loop as loop_module
+    from training.worker import main
+
+    walls: list[float] = []
+    cpus: list[float] = []
+    step = loop_module.train_step
+    last = [0.0, 0.0]
+
+    def watched(*args, **kwargs):  # type: ignore[no-untyped-def]
+        now = (time.perf_counter(), time.process_time())
+        if last[0]:
+            walls.append(now[0] - last[0])
+            cpus.append(now[1] - last[1])
+        last[:] = now
+        return step(*args, **kwargs)
+
+    loop_module.train_step = watched  # from one step's beginning to the next: all that the loop does is inside
+    out = os.dup(1)
+    code = main(["worker", os.environ["BENCH_RUN"]])
+    os.dup2(out, 1)
+    assert code == 0, "the worker failed; see its log"
+    report(walls, cpus)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--peers", default="hand,transformers")
+    parser.add_argument("--only", default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        import torch
+
+        torch.set_num_threads(1)
+        {"hand": hand, "transformers": peer_transformers, "ours": ours}[given.only](given.steps)
+        return
+    names = ["ours", *given.peers.split(",")]
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(given.rounds):
+        for name in names:
+            results[name].append(run_one(name, given.steps))
+    tokens = BATCH * SEQ_LEN
+    print(f"pythia-14m, {BATCH} x {SEQ_LEN} tokens, fp32, 1 thread, {given.rounds} rounds of {given.steps} steps")
+    for name in names:
+        cpu = [tokens / r["cpu"] for r in results[name]]
+        wall = [tokens / r["wall"] for r in results[name]]
+        peak = statistics.median(r["peak"] for r in results[name])
+        print(
+            f"{name:14} {statistics.median(cpu):7.0f} tokens/CPU-s ({min(cpu):.0f} to {max(cpu):.0f})  "
+            f"{statistics.median(wall):7.0f} tokens/s  peak {peak / 1e9:.2f} GB"
+        )
+    for name in names[1:]:
+        pairs = [other["cpu"] / mine["cpu"] for mine, other in zip(results["ours"], results[name], strict=True)]
+        print(f"ours / {name:12} {statistics.median(pairs):.3f}  ({min(pairs):.3f} to {max(pairs):.3f})")
+
+
+def run_one(name: str, steps: int) -> dict[str, float]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "ours":
+            env["BENCH_RUN"] = str(make_run(Path(folder), steps))
+        argv = [sys.executable, __file__, "--only", name, "--steps", str(steps)]
+        done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def make_run(folder: Path, steps: int) -> Path:
+    """A run directory as `launch` writes it, over random tokens."""
+    import numpy as np
+    import yaml
+
+    from model.zoo import preset
+    from training.config import Checkpoint, Data, DataSpec, Recipe, Train, Workload
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    from chunks import write_chunks
+
+    tokens = np.random.default_rng(0).integers(0, 50254, BATCH * SEQ_LEN * steps + 1, dtype=np.uint16)
+    write_chunks(folder / "data", tokens)
+    data = DataSpec(
+        train=str(folder / "data"),
+        validation=None,
+        tokenizer=None,
+        n_tokens=len(tokens),
+        n_validation_tokens=0,
+        digest="x",
+    )
+    recipe = Recipe(
+        name="bench",
+        model={"preset": "pythia-14m"},
+        data=Data(source="x", seq_len=SEQ_LEN),
+        train=Train(max_steps=steps, global_batch_size=BATCH, device="cpu"),
+        checkpoint=Checkpoint(every_minutes=None),
+    )
+    run = folder / "run"
+    run.mkdir()
+    workload = Workload(run_id="bench", name="bench", model=preset("pythia-14m"), data=data)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
+    (run / "plan.json").write_text(workload.model_dump_json())
+    return run
+
+
+if __name__ == "__main__":
+    main()
