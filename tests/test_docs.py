@@ -1,0 +1,114 @@
+"""The docs say what the code does: the reference is made from it, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from launcher import errors
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")])
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+# What stands before KEY=VALUE and options: a recipe's name, a path, or a place for one of them.
+RECIPE = re.compile(r"RECIPE|.*[/.].*")
+
+
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_the_reference_is_what_the_code_says(name: str) -> None:
+    written = (ROOT / "docs" / "reference" / name).read_text()
+    assert written == generate.page(name), "the code has moved on; say `make docs`"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in LINK.findall(text):
+        file, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), f"{name_of(path)} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{name_of(path)} links to {target}, and {file} has no such heading"
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands_in(path: Path) -> list[list[str]]:
+    """Every `launch …` that a page shows, as words."""
+    found = []
+    for block in CODE.findall(path.read_text()):
+        for line in block.strip("`").replace("\\\n", " ").splitlines():
+            said = re.match(r"(?:\s*\$ )?(?:\.venv/bin/)?launch ([^#…|]+)", line.strip())
+            if said:
+                found.append(shlex.split(said[1].replace("'", "").replace('"', "")))
+    return found
+
+
+def positionals(words: list[str], command: click.Command) -> tuple[list[str], list[str]]:
+    """(options, other words) of a command line of ours."""
+    flags = {name: option for option in command.params if isinstance(option, click.Option) for name in option.opts}
+    flags |= {
+        name: option for option in command.params if isinstance(option, click.Option) for name in option.secondary_opts
+    }
+    options, others, rest = [], [], iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            name = word.split("=")[0]
+            options.append(name)
+            known = flags.get(name)
+            if known is not None and not known.is_flag and not known.count and "=" not in word:
+                next(rest, None)
+        else:
+            others.append(word)
+    return [name for name in options if name not in flags and name not in ("--help", "-h")], others
+
+
+@pytest.mark.parametrize("path", [p for p in DOCS if name_of(p) != "docs/reference/cli.md"], ids=name_of)
+def test_commands_exist(path: Path) -> None:
+    root = generate.root_command()
+    context = root.make_context("launch", [], resilient_parsing=True)
+    for words in commands_in(path):
+        command = root.get_command(context, words[0])
+        if command is None:
+            unknown, others = positionals(words, root)
+            bundled = {
+                p.relative_to(ROOT / "recipes").with_suffix("").as_posix() for p in ROOT.glob("recipes/**/*.yaml")
+            }
+            first = next((word for word in others if "=" not in word), None)
+            assert first is None or first in bundled or RECIPE.fullmatch(first), f"launch {' '.join(words)}: no command"
+        else:
+            unknown, _ = positionals(words[1:], command)
+        assert not unknown, f"{name_of(path)} shows launch {' '.join(words)}: no option {unknown}"
+
+
+def test_exit_codes_are_told() -> None:
+    text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
