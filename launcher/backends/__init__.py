@@ -1,1 +1,49 @@
 """Places where a plan can run, one file each, loaded by name when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, Literal, Protocol, cast
+
+from launcher.errors import UserError
+from training.rundir import Job, RunDir
+
+
+class Backend(Protocol):
+    """What every place can do. A module of this package is one."""
+
+    def submit(
+        self,
+        run: RunDir,
+        *,
+        nnodes: int,
+        nproc_per_node: int,
+        device: Literal["cpu", "cuda"],
+        env: dict[str, str],
+        overrides: dict[str, Any],
+    ) -> Job:
+        """Start a job that owns the run; returns once it has claimed its attempt. UserError if it may not."""
+
+    def is_alive(self, run: RunDir, job: Job) -> bool:
+        """Does the job that owns an attempt still live?"""
+
+    def notify(self, run: RunDir, job: Job) -> None:
+        """Give the job notice of a preemption: agreed save, then another attempt."""
+
+    def cancel(self, run: RunDir, job: Job) -> None:
+        """End the job now, without a save; returns when nothing of it is left."""
+
+    def job_log(self, run: RunDir) -> str | None:
+        """Where the job's own output lies; None if there is none."""
+
+
+def known_backends() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name; UserError lists those that exist."""
+    if name not in known_backends():
+        raise UserError(f"scheduler {name}: this version cannot drive it; it can: {', '.join(known_backends())}")
+    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,334 @@
+"""This machine: a detached process owns the run, starts one attempt after another, and writes how the run ended.
+
+`python -m launcher.backends.local RUN_URL --nnodes=1 --nproc-per-node=N --device=D` is that process. It outlives the
+terminal; whatever it has started dies with it. TERM: agreed save, then stop. USR1: agreed save, then another attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import traceback
+from typing import Any, Literal
+
+from launcher.claims import Heartbeat, claim_next, newest_job, owner_alive, refuse_if_alive
+from launcher.errors import EXIT_USER, LaunchError, UserError
+from launcher.node import CANCELLED, POLL_SECONDS, Signals, exit_code, own_environment, run_attempt
+from launcher.policy import AttemptSummary, after_attempt
+from launcher.processes import descendants, end_all, end_marked, wait_until
+from training.rundir import Job, OutcomeRecord, RunDir
+
+CANCEL_SECONDS = 5.0
+CANCEL_MESSAGE = "cancelled, nothing was saved"
+CLAIM_SECONDS = 60.0
+
+
+# -- the launcher's side ---------------------------------------------------------------------------------------------
+def submit(
+    run: RunDir,
+    *,
+    nnodes: int,
+    nproc_per_node: int,
+    device: Literal["cpu", "cuda"],
+    env: dict[str, str],
+    overrides: dict[str, Any],
+    worker_module: str = "training.worker",
+) -> Job:
+    """Start the process that owns the run; returns once it has claimed its attempt.
+
+    env: on top of this process's own. UserError if a living job has the run, or torch is not installed.
+    """
+    if nnodes != 1:
+        raise UserError(f"{nnodes} nodes: this machine is one", hint="use --nodes 1, or another --cluster")
+    _need_torch()
+    refuse_if_alive(run)
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-m", __name__, run.url]
+    argv += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc_per_node}", f"--device={device}"]
+    with ours, open(_log_path(run), "ab") as log:
+        with theirs:
+            line, around = theirs.fileno(), {**own_environment(), **env}
+            owner = subprocess.Popen(argv, stdin=line, stdout=log, stderr=log, env=around, start_new_session=True)
+        ours.sendall(json.dumps({"overrides": overrides, "worker_module": worker_module}).encode())
+        ours.shutdown(socket.SHUT_WR)
+        ours.settimeout(CLAIM_SECONDS)
+        answer = _read_answer(ours, owner)
+    if "job" not in answer:
+        raise UserError(answer["error"], hint=answer.get("hint"))
+    owner.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
+    return Job.model_validate(answer["job"])
+
+
+def is_alive(run: RunDir, job: Job) -> bool:
+    return owner_alive(run, job)
+
+
+def notify(run: RunDir, job: Job) -> None:
+    """A preemption notice, as a scheduler would send it."""
+    _signal_owner(job, signal.SIGUSR1)
+
+
+def cancel(run: RunDir, job: Job) -> None:
+    """End the run now: ask its owner, and after a few seconds end its whole tree. Nothing is left running."""
+    _need_here(job)
+    run.request_stop(CANCELLED)
+    if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
+        end_all(descendants(job.pid))
+    end_marked(run.url)
+    record = OutcomeRecord(
+        outcome="stopped", reason=CANCELLED, message=CANCEL_MESSAGE, attempt=job.attempt, time=time.time()
+    )
+    if run.outcome(job.attempt) is None:
+        run.write_outcome(record)
+    if not is_final(run):
+        run.write_outcome(record, of_run=True)
+
+
+def job_log(run: RunDir) -> str | None:
+    path = _log_path(run)
+    return path if os.path.exists(path) else None
+
+
+def is_final(run: RunDir) -> bool:
+    """Has the run's last word been written, about its newest attempt?"""
+    record, job = run.outcome(), newest_job(run)
+    return record is not None and job is not None and record.attempt >= job.attempt
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise UserError("torch is not installed here, and workers need it", hint="pip install 'launchyard[train]'")
+
+
+def _need_here(job: Job) -> None:
+    if job.host != socket.gethostname():
+        raise UserError(f"attempt {job.attempt} runs on {job.host}, process {job.pid}", hint=f"do it on {job.host}")
+
+
+def _signal_owner(job: Job, number: signal.Signals) -> None:
+    _need_here(job)
+    try:
+        os.kill(job.pid, number)
+    except ProcessLookupError:
+        raise UserError(f"process {job.pid} of attempt {job.attempt} is gone", hint="launch status") from None
+
+
+def _log_path(run: RunDir) -> str:
+    """In the run directory; for a remote one in the user's own folder of this machine."""
+    if run.local:
+        os.makedirs(run.url, exist_ok=True)
+        return run.path("job.log")
+    import hashlib
+
+    import platformdirs
+
+    folder = os.path.join(platformdirs.user_state_dir("launchyard"), "logs")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return os.path.join(folder, f"{hashlib.sha256(run.url.encode()).hexdigest()[:16]}.log")
+
+
+def _read_answer(ours: socket.socket, owner: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What the owner says about its claim: {"job": …} or {"error": …, "hint": …}."""
+    raw = b""
+    try:
+        while part := ours.recv(65536):
+            raw += part
+    except TimeoutError:
+        owner.kill()
+        owner.wait()
+        raise LaunchError(f"the job did not claim its attempt within {CLAIM_SECONDS:.0f} s and was ended") from None
+    if not raw:
+        code = owner.wait()
+        raise LaunchError(
+            f"the job ended (exit code {code}) before it claimed an attempt", hint="see job.log in the run"
+        )
+    answer = dict(json.loads(raw))
+    if "job" not in answer:
+        owner.wait()
+    return answer
+
+
+# -- the owner's side ------------------------------------------------------------------------------------------------
+class Owner:
+    """One job: its attempts, one after another, until the policy or a person says that it is enough."""
+
+    def __init__(self, run: RunDir, options: dict[str, Any], signals: Signals) -> None:
+        self.run, self.signals = run, signals
+        self._module: str = options.pop("worker_module")
+        self._shape = options  # nnodes, nproc_per_node, device, overrides
+        self._history: list[AttemptSummary] = []
+        self._since = time.time()
+
+    def claim(self) -> Job:
+        """The next attempt; whatever an earlier one has left running on this machine is ended."""
+        job = claim_next(self.run, backend="local", job_id=str(os.getpid()), **self._shape)
+        end_marked(self.run.url)
+        if not self._history:
+            self._forget_last_end()
+        return job
+
+    def own(self, job: Job) -> OutcomeRecord:
+        """Run attempts until the run ends; its outcome is written last."""
+        while True:
+            before = newest_checkpoint(self.run)
+            self.signals.preempted = False
+            record = self._attempt(job)
+            after = newest_checkpoint(self.run)
+            progressed = after is not None and (before is None or after > before)
+            self._history.append(
+                AttemptSummary(job.attempt, record.outcome, record.reason, record.fatal, progressed=progressed)
+            )
+            said = f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}"
+            again, why = self._goes_on(job)
+            print(f"{said}; {why}", flush=True)
+            if not again:
+                return self._end(record)
+            job = self.claim()
+
+    def _attempt(self, job: Job) -> OutcomeRecord:
+        return run_attempt(
+            self.run,
+            attempt=job.attempt,
+            nproc_per_node=job.nproc_per_node,
+            device=job.device,
+            signals=self.signals,
+            on_poll=Heartbeat(self.run, job.attempt).beat,
+            worker_module=self._module,
+        )
+
+    def _goes_on(self, job: Job) -> tuple[bool, str]:
+        """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
+        decision = after_attempt(self._history, max_failures=max_failures(self.run, self._shape["overrides"]))
+        if decision.action == "end":
+            return False, decision.why
+        heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
+        while not self._stop_wanted() and time.monotonic() < until:
+            heartbeat.beat()
+            time.sleep(POLL_SECONDS)
+        wanted = self._stop_wanted()
+        return (False, f"asked to stop ({wanted})") if wanted else (True, decision.why)
+
+    def _stop_wanted(self) -> str | None:
+        if self.signals.stop:
+            return self.signals.stop
+        request = self.run.stop_requested()
+        return str(request.get("reason", "stop")) if request else None
+
+    def _end(self, record: OutcomeRecord) -> OutcomeRecord:
+        """The run's last word. A stop that was wanted makes a resumable run of a preempted or failed attempt."""
+        wanted = self._stop_wanted()
+        if wanted and record.outcome != "completed" and not record.fatal:
+            record = record.model_copy(update={"outcome": "stopped", "reason": wanted})
+        self.run.clear_stop()
+        self.run.write_outcome(record, of_run=True)
+        return record
+
+    def _forget_last_end(self) -> None:
+        """A resumed run has no outcome, and a stop asked of an earlier job does not concern this one."""
+        request = self.run.stop_requested()
+        if request is not None and float(request.get("time", 0.0)) < self._since:
+            self.run.clear_stop()
+        self.run.remove("outcome.json")
+
+
+def newest_checkpoint(run: RunDir) -> int | None:
+    """Step of the newest committed checkpoint."""
+    for name in reversed(run.listdir("checkpoints")):
+        if name.startswith("step-") and name[5:].isdigit() and run.exists(f"checkpoints/{name}/manifest.json"):
+            return int(name[5:])
+    return None
+
+
+def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:
+    """resources.max_failures of the run's recipe with this job's overrides; its default if it cannot be read."""
+    from training.config import Resources
+
+    default = int(Resources.model_fields["max_failures"].default)
+    try:
+        import yaml
+
+        raw = yaml.safe_load(run.read_text("recipe.yaml"))
+    except (FileNotFoundError, ValueError):
+        return default
+    stored = ((raw or {}).get("resources") or {}).get("max_failures", default)
+    return int(overrides.get("resources.max_failures", stored))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {__name__}", description="Owns a run on this machine.")
+    parser.add_argument("run_url")
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--nproc-per-node", type=int, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    options = vars(parser.parse_args(argv[1:]))
+    run = RunDir(options.pop("run_url"))
+    signals = Signals()
+    signals.install()
+    reply = _launcher_socket()
+    options.update(_read_request(reply, run))
+    owner = Owner(run, options, signals)
+    try:
+        job = owner.claim()
+    except LaunchError as error:
+        _answer(reply, {"error": str(error), "hint": error.hint})
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} owns attempt {job.attempt}", flush=True)
+    _answer(reply, {"job": job.model_dump(mode="json")})
+    try:
+        return exit_code(owner.own(job))
+    except UserError as error:  # another job has the run now: no word of ours about it
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Exception as error:
+        traceback.print_exc()
+        _leave_word(run, job.attempt, error)
+        return 1
+
+
+def _leave_word(run: RunDir, attempt: int, error: Exception) -> None:
+    """The owner itself failed (a full disk, say): tell it if that is still possible."""
+    message = f"the job itself failed: {type(error).__name__}: {error}"
+    record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
+    with contextlib.suppress(OSError):
+        run.write_outcome(record, of_run=True)
+
+
+def _launcher_socket() -> socket.socket | None:
+    """The line to the process that submitted us; None when somebody started us by hand."""
+    return socket.socket(fileno=os.dup(0)) if stat.S_ISSOCK(os.fstat(0).st_mode) else None
+
+
+def _read_request(reply: socket.socket | None, run: RunDir) -> dict[str, Any]:
+    """Overrides come over the line, never in argv; by hand they are those of the attempt before."""
+    if reply is None:
+        job = newest_job(run)
+        return {"overrides": job.overrides if job else {}, "worker_module": "training.worker"}
+    raw = b""
+    while part := reply.recv(65536):
+        raw += part
+    return dict(json.loads(raw))
+
+
+def _answer(reply: socket.socket | None, answer: dict[str, Any]) -> None:
+    """Tell the launcher once, then let go of its line."""
+    if reply is None:
+        return
+    with reply, contextlib.suppress(OSError):
+        reply.sendall(json.dumps(answer).encode())
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
