@@ -1,4 +1,4 @@
-"""Clusters: places where runs happen, one YAML each. Knows no recipe; a scheduler's own options come with its backend."""
+"""Clusters: places where runs happen, one YAML each. Knows no recipe; a scheduler's options come with its backend."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from launcher.bundle import cluster_files, own_clusters
 from launcher.errors import UserError
 from launcher.explain import nearest
 from launcher.spellings import CLUSTER_WORDS
 from launcher.strict import MAX_BYTES, read_document, validate
 
-_SECRET_NAME = re.compile(r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE
+)
 _RESERVED = ("LAUNCHYARD_", "TORCHELASTIC_")
 
 
@@ -47,10 +50,14 @@ class Cluster(Part):
     scheduler: Literal["local", "slurm", "ray"] = Field(description="Who starts processes.")
     node: NodeShape = NodeShape()
     storage: str = Field(
-        default="runs", min_length=1, description="Folder or URL under which run directories are made; local: from here."
+        default="runs",
+        min_length=1,
+        description="Folder or URL under which run directories are made; local: from here.",
     )
     environment: dict[str, str] = Field(default={}, description="Variables of all processes of a run. No secrets.")
-    setup: list[str] = Field(default=[], description="Commands before the agent starts, where a scheduler runs scripts.")
+    setup: list[str] = Field(
+        default=[], description="Commands before the agent starts, where a scheduler runs scripts."
+    )
     metrics: ClusterMetrics = ClusterMetrics()
 
     @model_validator(mode="after")
@@ -95,33 +102,16 @@ def schedulers() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(launcher.backends.__path__))
 
 
-def known_clusters() -> dict[str, Path]:
-    """Names that --cluster takes and their files; the user's own come before the bundled ones."""
-    return {path.stem: path for folder in reversed(_folders()) for path in sorted(folder.glob("*.yaml"))}
-
-
-def _folders() -> list[Path]:
-    import clusters
-
-    return [_config_folder(), Path(next(iter(clusters.__path__)))]
-
-
-def _config_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("launchyard")) / "clusters"
-
-
 def _find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file() and (os.sep in name or name.endswith((".yaml", ".yml"))):
         return path
-    known = known_clusters()
+    known = cluster_files()
     if found := known.get(name.removesuffix(".yaml")):
         return found
     near = nearest(name, list(known))
     means = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
     raise UserError(
         f"--cluster {name}: neither a file nor a known cluster; {means}",
-        hint=f"your own clusters are YAML files in {_config_folder()}",
+        hint=f"your own clusters are YAML files in {own_clusters()}",
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.bundle import bundled_recipes, recipe_folder
 from launcher.errors import RecipeErrors, UserError
 from launcher.explain import nearest
 from launcher.snapshot import redact
@@ -21,7 +22,12 @@ from launcher.strict import MAX_BYTES, Document, KeyPath, Origin, at_value, merg
 from training.config import ModelSection, Recipe, apply_overrides
 
 # Values that name files: a relative one is meant from the folder of the recipe that holds it.
-_PATHS: tuple[KeyPath, ...] = (("data", "source"), ("data", "validation"), ("tokenizer",), ("model", "init_from"))
+_PATHS: tuple[tuple[str, ...], ...] = (
+    ("data", "source"),
+    ("data", "validation"),
+    ("tokenizer",),
+    ("model", "init_from"),
+)
 _LENGTHS = ("max_steps", "max_tokens", "max_epochs")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
@@ -34,6 +40,11 @@ class LoadedRecipe:
     raw: dict[str, Any]
     source: str
     base: str
+    document: Document
+
+    def origin(self, key: str) -> Origin:
+        """Where a dotted key was written, or the nearest section around it."""
+        return self.document.origin(tuple(key.split(".")))
 
 
 def load_recipe(source: str, overrides: dict[str, Any] | None = None) -> LoadedRecipe:
@@ -43,13 +54,13 @@ def load_recipe(source: str, overrides: dict[str, Any] | None = None) -> LoadedR
     if "extends" in document.value:
         document = _extend(document, base)
     document = _override(document, overrides or {})
-    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, label, base)
+    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, label, base, document)
 
 
 def check_recipe(raw: dict[str, Any], overrides: dict[str, Any], *, source: str) -> LoadedRecipe:
     """A recipe that is loaded already (a run's own) with KEY=VALUE on top, as strictly as load_recipe."""
     document = _override(Document(raw, source), overrides)
-    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, source, os.getcwd())
+    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, source, os.getcwd(), document)
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -70,19 +81,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def bundled_recipes() -> list[str]:
-    """Names of the recipes that come with launchyard, such as pretrain/pythia-160m."""
-    folder = _bundle()
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-
-
 # -- finding ---------------------------------------------------------------------------------------------------------
-def _bundle() -> Path:
-    import recipes
-
-    return Path(next(iter(recipes.__path__)))
-
-
 def _read(source: str) -> tuple[str, str, bytes]:
     """Label for messages, folder for relative paths, and content."""
     if "://" in source and not source.startswith("file://"):
@@ -90,7 +89,7 @@ def _read(source: str) -> tuple[str, str, bytes]:
     path = Path(source.removeprefix("file://")).expanduser()
     if path.is_file():
         label = str(path)
-    elif (bundled := _bundle() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():
+    elif (bundled := recipe_folder() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():
         path, label = bundled, f"recipes/{source.removesuffix('.yaml')}.yaml"
     else:
         raise UserError(*_not_found(source, path))
@@ -114,7 +113,9 @@ def _fetch(url: str) -> bytes:
         if isinstance(error, UserError):
             raise
         what = redact(str(error)) or type(error).__name__
-        raise UserError(f"{label}: cannot be read: {what}", hint="a recipe is a path, a bundled name or a URL") from error
+        raise UserError(
+            f"{label}: cannot be read: {what}", hint="a recipe is a path, a bundled name or a URL"
+        ) from error
 
 
 def _bounded(content: bytes, label: str) -> bytes:
@@ -149,7 +150,9 @@ def _extend(document: Document, base: str) -> Document:
     below = _anchor(read_document(text, label), folder)
     if "extends" in below.value:
         deep = below.origin(("extends",))
-        raise RecipeErrors([f"{origin}: extends: {name} extends {below.value['extends']} itself ({deep}); one level only"])
+        raise RecipeErrors(
+            [f"{origin}: extends: {name} extends {below.value['extends']} itself ({deep}); one level only"]
+        )
     return _without_extends(merge(_make_room(below, document.value), document))
 
 

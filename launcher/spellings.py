@@ -52,10 +52,12 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "schedule": "lr_scheduler scheduler",
     "parallel.dp_shard": "data_parallel_shard_degree fsdp shard_degree",
     "parallel.dp_replicate": "data_parallel_replicate_degree replicas",
-    "parallel.activation_checkpointing": "activation_checkpoint gradient_checkpointing recompute activation_checkpoint.mode",
+    "parallel.activation_checkpointing": "activation_checkpoint gradient_checkpointing recompute "
+    "activation_checkpoint.mode",
     "parallel.compile": "compile torch_compile training.compile",
     "parallel": "parallelism strategy",
-    "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval every_n_train_steps",
+    "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval "
+    "every_n_train_steps",
     "checkpoint.keep": "save_total_limit keep_latest_k save_top_k",
     "checkpoint.async_save": "async_mode async_checkpoint",
     "validation.every_steps": "eval_interval eval_steps eval_every val_check_interval eval.interval validation.freq",

@@ -154,15 +154,6 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def set_key(document: Document, path: KeyPath, value: Any, origin: Origin) -> None:
-    """Set one key of a document in place (its dicts must exist) and remember who set it."""
-    node = document.value
-    for part in path[:-1]:
-        node = node[part]
-    node[path[-1]] = value
-    document.origins[path] = origin
-
-
 def merge(base: Document, over: Document) -> Document:
     """`over` on top of `base`: mappings key by key, everything else (lists too) as a whole."""
 
@@ -197,6 +188,7 @@ class _Walk:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         return node.value if node.style in ("'", '"', "|", ">") else _scalar(node.value)
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:

@@ -1,0 +1,404 @@
+"""The plan: a pure function of recipe, cluster, data and host. All arithmetic, all argv, all environment.
+
+The dry run IS this value printed. Reads no file and asks no machine; what it must know is passed in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launcher.cluster import Cluster
+from launcher.host import HostFacts
+from launcher.node import SHUTDOWN_SECONDS
+from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
+from launcher.torchrun import torchrun_argv
+from model import cost, zoo
+from model.config import ModelConfig
+from training.config import DataSpec, Recipe, count_samples, count_steps, cut_batch
+
+# Variables of every worker that no recipe decides. Empty until measurements say otherwise.
+WORKER_ENVIRONMENT: dict[str, str] = {}
+
+
+class Fixed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlannedData(Fixed):
+    """The data as far as it is known. Not prepared: the token counts are estimates and the folders do not exist yet."""
+
+    spec: DataSpec
+    vocab_size: int | None
+    prepared: bool = True
+
+
+class PlannedBatch(Fixed):
+    """One optimizer step. Sizes count sequences."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    seq_len: int
+    tokens_per_step: int
+
+
+class Mesh(Fixed):
+    dp_replicate: int
+    dp_shard: int
+
+
+class Process(Fixed):
+    """One process as it will be started. `env` is what it gets on top of its parent's."""
+
+    role: Literal["owner", "agent", "torchrun", "worker"]
+    node_rank: int
+    argv: list[str]
+    env: dict[str, str]
+
+
+class Plan(Fixed):
+    """Everything that follows from a recipe in a place, before anything runs. Bytes, tokens and steps are counts."""
+
+    run_id: str
+    name: str
+    run_url: str
+    cluster: str
+    scheduler: str
+    device: Literal["cpu", "cuda"]
+    nnodes: int
+    nproc_per_node: int
+    world_size: int
+    model: ModelConfig
+    data: DataSpec
+    data_prepared: bool
+    batch: PlannedBatch
+    mesh: Mesh
+    precision: str
+    max_steps: int
+    total_tokens: int
+    epochs: float
+    n_params: int
+    flops_per_token: float
+    memory: dict[str, int] = Field(description="Bytes a worker, estimated.")
+    memory_available: int | None = Field(description="Bytes a worker could have.")
+    checkpoint_bytes: int
+    environment: dict[str, str]
+    processes: list[Process]
+    notes: list[str]
+
+
+class PlanError(ValueError):
+    """All that is wrong with a recipe in this place: (dotted key, what) each."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("\n".join(f"{key}: {what}" for key, what in problems))
+        self.problems = problems
+
+
+@dataclass
+class _Draft:
+    """What one planning has found wrong or worth saying."""
+
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def wrong(self, key: str, what: str) -> None:
+        self.problems.append((key, what))
+
+    def attempt(self, key: str, action: Callable[[], Any]) -> Any:
+        """The action's value; None and a problem if it raises ValueError."""
+        try:
+            return action()
+        except ValueError as error:
+            text = str(error)
+            self.wrong(key, text.removeprefix(f"{key}: "))
+            return None
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    cluster: Cluster,
+    run_id: str,
+    run_url: str,
+    data: PlannedData,
+    host: HostFacts,
+    init: ModelConfig | None = None,
+) -> Plan:
+    """The plan of a run; PlanError with all problems at once.
+
+    host: the machine that launches; it is the node itself where the scheduler is local.
+    init: shape of the weights that model.init_from names.
+    """
+    draft = _Draft()
+    device, nproc = _workers(recipe, cluster, host, draft)
+    nnodes = recipe.resources.nodes
+    if cluster.scheduler == "local" and nnodes > 1:
+        draft.wrong("resources.nodes", f"{nnodes} nodes, but {cluster.name} is this one machine; use 1")
+    model = resolve_model(recipe, data.vocab_size, init, draft)
+    batch = _batch(recipe, nnodes * nproc, draft)
+    mesh = _mesh(recipe, nnodes * nproc, draft)
+    _check(recipe, data, device, host, draft)
+    if draft.problems or model is None or batch is None or mesh is None:
+        raise PlanError(draft.problems)
+    max_steps = count_steps(recipe, data.spec.n_tokens)
+    samples = count_samples(data.spec.n_tokens, recipe.data.seq_len)
+    _note_schedule(recipe, max_steps, samples, draft)
+    memory, available = _memory(recipe, model, batch, mesh), _available(cluster, host, device, nproc)
+    _note_memory(memory["total"], available, draft)
+    environment = _environment(cluster, host, nproc)
+    return Plan(
+        run_id=run_id,
+        name=recipe.name,
+        run_url=run_url,
+        cluster=cluster.name,
+        scheduler=cluster.scheduler,
+        device=device,
+        nnodes=nnodes,
+        nproc_per_node=nproc,
+        world_size=nnodes * nproc,
+        model=model,
+        data=data.spec,
+        data_prepared=data.prepared,
+        batch=batch,
+        mesh=mesh,
+        precision=recipe.train.precision,
+        max_steps=max_steps,
+        total_tokens=max_steps * batch.tokens_per_step,
+        epochs=round(max_steps * batch.global_batch_size / max(1, samples), 4),
+        n_params=cost.n_params(model),
+        flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
+        memory=memory,
+        memory_available=available,
+        checkpoint_bytes=cost.checkpoint_bytes(model),
+        environment=environment,
+        processes=plan_processes(
+            run_url, cluster.scheduler, nnodes=nnodes, nproc=nproc, device=device, env=environment, host=host
+        ),
+        notes=draft.notes,
+    )
+
+
+# -- who works -------------------------------------------------------------------------------------------------------
+def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
+    """Device and workers a node. Never the CPU where a GPU was asked for."""
+    resources, wanted = recipe.resources, recipe.train.device
+    local = cluster.scheduler == "local"
+    there = len(host.gpus) if local else cluster.node.gpus or 0
+    if local and cluster.node.gpus is not None:
+        there = min(there, cluster.node.gpus)
+    where = "this machine" if local else f"a node of {cluster.name}"
+    asked = resources.gpus_per_node
+    if asked is not None and asked > there:
+        draft.wrong("resources.gpus_per_node", f"{asked} GPUs, but {where} has {there or 'none'}; {_fewer(there)}")
+        return "cuda", resources.nproc_per_node or asked
+    if wanted == "cpu" and asked:
+        draft.wrong("train.device", f"cpu, but resources.gpus_per_node asks for {asked}; leave out one of them")
+    if wanted == "cuda" and (not there or asked == 0):
+        less = "resources.gpus_per_node is 0" if asked == 0 else f"{where} has no GPU"
+        draft.wrong("train.device", f"cuda, but {less}; use train.device=cpu to train on the CPU")
+    if wanted == "cpu" or asked == 0 or not there:
+        if wanted == "auto" and asked is None:
+            draft.notes.append(f"no GPU on {where}: training on the CPU")
+        return "cpu", resources.nproc_per_node or 1
+    gpus = there if asked is None else asked
+    workers = resources.nproc_per_node or gpus
+    if workers > gpus:
+        draft.wrong("resources.nproc_per_node", f"{workers} workers for {gpus} GPUs; each worker needs its own")
+    elif workers < gpus and asked is None:
+        draft.notes.append(f"using {workers} of {gpus} GPUs (resources.nproc_per_node)")
+    elif workers < gpus:
+        draft.wrong("resources.nproc_per_node", f"{workers} workers would leave {gpus - workers} of {gpus} GPUs idle")
+    return "cuda", workers
+
+
+def _fewer(there: int) -> str:
+    return f"use --gpus-per-node {there}" if there else "leave it out, or use train.device=cpu, to train on the CPU"
+
+
+def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
+    replicate, shard = recipe.parallel.dp_replicate, recipe.parallel.dp_shard
+    if shard == 0:
+        draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
+        return None
+    if shard == -1 and world % replicate:
+        draft.wrong("parallel.dp_replicate", f"{replicate} copies cannot share {world} workers evenly")
+        return None
+    shard = world // replicate if shard == -1 else shard
+    if replicate * shard != world:
+        product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
+        draft.wrong("parallel", f"{product}, but there are {world} workers; dp_shard: -1 takes all that remain")
+        return None
+    return Mesh(dp_replicate=replicate, dp_shard=shard)
+
+
+def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
+    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
+    if cut is None:
+        return None
+    return PlannedBatch(
+        global_batch_size=cut.global_batch_size,
+        micro_batch_size=cut.micro_batch_size,
+        grad_accum_steps=cut.grad_accum_steps,
+        seq_len=recipe.data.seq_len,
+        tokens_per_step=cut.global_batch_size * recipe.data.seq_len,
+    )
+
+
+def _memory(recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh) -> dict[str, int]:
+    found = cost.training_memory(
+        model,
+        micro_batch_size=batch.micro_batch_size,
+        seq_len=batch.seq_len,
+        shards=mesh.dp_shard,
+        precision=recipe.train.precision,
+        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
+    )
+    return {key: int(value) for key, value in found.items()}
+
+
+def _environment(cluster: Cluster, host: HostFacts, nproc: int) -> dict[str, str]:
+    """Variables of all processes of the run; the cluster's own come last."""
+    cpus = cluster.node.cpus or host.cpus
+    return {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), **WORKER_ENVIRONMENT, **cluster.environment}
+
+
+def _available(cluster: Cluster, host: HostFacts, device: str, nproc: int) -> int | None:
+    if device == "cuda":
+        return min((gpu.memory for gpu in host.gpus), default=None) if cluster.scheduler == "local" else None
+    return host.memory // nproc if cluster.scheduler == "local" else None
+
+
+# -- what is trained -------------------------------------------------------------------------------------------------
+def resolve_model(
+    recipe: Recipe, data_vocab: int | None, init: ModelConfig | None, draft: _Draft | None = None
+) -> ModelConfig | None:
+    """The model's knobs. A vocabulary that nothing names follows the data; one smaller than the data's is an error."""
+    draft = draft or _Draft()
+    fields = recipe.model.model_dump(exclude_none=True)
+    preset, init_from = fields.pop("preset", None), fields.pop("init_from", None)
+    if preset is None and init is None and not fields:
+        draft.wrong("model", "empty; give a preset (see `launch models`), init_from, or family, dim, n_layers …")
+        return None
+    if init is not None and preset is None:
+        fields = {**init.model_dump(), **fields}
+    elif preset is None and "vocab_size" not in fields:
+        if data_vocab is None:
+            draft.wrong("model.vocab_size", "missing, and the data does not say how large its vocabulary is")
+            return None
+        fields["vocab_size"] = data_vocab
+    model: ModelConfig | None = draft.attempt("model", lambda: zoo.make_config(preset=preset, fields=fields, hf=None))
+    if model is None:
+        return None
+    if data_vocab is not None and data_vocab > model.vocab_size:
+        source = init_from or preset or "the recipe"
+        draft.wrong(
+            "model.vocab_size",
+            f"the data's vocabulary has {data_vocab:,} tokens, but the model's ({source}) only {model.vocab_size:,}; "
+            f"use model.vocab_size={data_vocab}, or data made with the model's tokenizer",
+        )
+    if recipe.data.seq_len > model.max_seq_len:
+        draft.wrong(
+            "data.seq_len", f"{recipe.data.seq_len} is longer than the model's max_seq_len of {model.max_seq_len}"
+        )
+    return model
+
+
+def _check(recipe: Recipe, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
+    train, spec = recipe.train, data.spec
+    if recipe.schedule.min_lr > recipe.optimizer.lr:
+        draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
+    if recipe.validation.every_steps and spec.validation is None:
+        draft.wrong("validation.every_steps", "the data has no held-out part; set data.validation, such as 0.05")
+    if recipe.validation.sample and spec.tokenizer is None:
+        draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
+    if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
+        draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
+    if device == "cpu" and train.precision == "bf16":
+        if recipe.parallel.compile:
+            draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
+        elif not host.cpu_bf16:
+            draft.notes.append("this CPU has no bf16 units: fp32 would be about twice as fast")
+    if device == "cuda" and train.precision == "bf16":
+        old = [gpu.name for gpu in host.gpus if gpu.capability < (8, 0)]
+        if old:
+            draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
+    if not data.prepared:
+        draft.notes.append("the text is not tokenized yet: token counts are estimates")
+
+
+def _note_schedule(recipe: Recipe, max_steps: int, samples: int, draft: _Draft) -> None:
+    warmup = recipe.schedule.warmup_steps
+    if warmup >= 1 and warmup > max_steps:
+        draft.notes.append(
+            f"warmup_steps {warmup} is longer than the run of {max_steps} steps: lr never reaches its peak"
+        )
+    if samples < recipe.train.global_batch_size:
+        draft.notes.append(f"the data holds {samples} sequences, fewer than one global batch: it repeats within a step")
+
+
+def _note_memory(needed: int, available: int | None, draft: _Draft) -> None:
+    if available is not None and needed > available:
+        draft.notes.append(
+            f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
+            "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
+        )
+
+
+def seconds_of(time_limit: str) -> int | None:
+    """Seconds of [D-]HH:MM:SS, HH:MM:SS, MM:SS or plain minutes as schedulers read them; None if it is no time."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_limit)
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return int(time_limit) * 60 if time_limit.isdigit() else None
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+def plan_processes(
+    run_url: str, scheduler: str, *, nnodes: int, nproc: int, device: str, env: dict[str, str], host: HostFacts
+) -> list[Process]:
+    """Every process of the first attempt, outermost first. Ports and ids are drawn anew in each attempt."""
+    python, found = host.python, list[Process]()
+    head = "127.0.0.1" if nnodes == 1 else "{first node}"
+    module = "launcher.backends.local" if scheduler == "local" else "launcher.node"
+    for node_rank in range(nnodes):
+        agent = [python, "-m", module, run_url]
+        agent += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
+        torchrun = torchrun_argv(
+            python=python,
+            nnodes=nnodes,
+            node_rank=node_rank,
+            nproc_per_node=nproc,
+            rdzv_endpoint=f"{head}:{{port}}",
+            rdzv_id="{attempt}",
+            module="training.worker",
+            args=[run_url],
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            flags=frozenset(host.torchrun_flags),
+        )
+        owner: Literal["owner", "agent"] = "owner" if scheduler == "local" else "agent"
+        found.append(Process(role=owner, node_rank=node_rank, argv=agent, env=env))
+        found.append(
+            Process(role="torchrun", node_rank=node_rank, argv=torchrun, env=_marks(run_url, node_rank, device))
+        )
+        worker = [python, "-u", "-m", "training.worker", run_url]
+        found.append(Process(role="worker", node_rank=node_rank, argv=worker, env={}))
+    return found
+
+
+def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:
+    """What the agent adds for torchrun and its workers."""
+    env = {
+        MARK_RUN: run_url,
+        MARK_ATTEMPT: "0",
+        MARK_NODE: str(node_rank),
+        "LAUNCHYARD_SCRATCH": "{private folder}",
+        "LAUNCHYARD_AGENT_PID": "{agent}",
+    }
+    return env if device == "cuda" else {**env, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,0 +1,301 @@
+"""The journey of a launch: recipe -> cluster -> data -> plan -> checks -> run directory -> backend -> follow.
+
+Order matters: all that a user can get wrong is found before anything is created.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import summary
+from launcher.cluster import Cluster, load_cluster
+from launcher.errors import EXIT_DONE, LaunchError, RecipeErrors, UserError, user_errors
+from launcher.host import HostFacts, probe_host
+from launcher.plan import Plan, PlanError, PlannedData, make_plan
+from launcher.recipe import LoadedRecipe, load_recipe
+from launcher.snapshot import CodeSnapshot, redact, take_snapshot
+from model.config import ModelConfig
+from training.config import DataSpec, Workload
+from training.rundir import RunDir
+
+if TYPE_CHECKING:
+    from launcher.datasets import Resolved
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed."""
+
+    recipe: str
+    cluster: str
+    overrides: dict[str, Any]
+    run_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A launch that could start now. Making it created nothing."""
+
+    loaded: LoadedRecipe
+    cluster: Cluster
+    host: HostFacts
+    data: Resolved
+    init: ModelConfig | None
+    plan: Plan
+    code: CodeSnapshot
+    run: RunDir
+
+
+def make_ready(request: Request) -> Ready:
+    """Everything up to the plan; UserError or RecipeErrors for what is wrong."""
+    from launcher.datasets import resolve
+    from launcher.runs import new_run_id
+
+    loaded = load_recipe(request.recipe, request.overrides)
+    cluster = load_cluster(request.cluster)
+    recipe = loaded.recipe
+    init = shape_of(recipe.model.init_from) if recipe.model.init_from else None
+    needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
+    host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
+    run_id = new_run_id(recipe.name)
+    url = request.run_url or f"{cluster.storage.rstrip('/')}/{run_id}"
+    run = RunDir(url if "://" in url else os.path.expanduser(url))
+    parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init}
+    try:
+        with user_errors():
+            data = resolve(recipe.data, recipe.tokenizer, base=loaded.base)
+    except UserError as error:
+        raise _with_plan_problems(error, loaded, parts) from error
+    plan = _plan(loaded, data=planned(data), **parts)
+    return Ready(loaded, cluster, host, data, init, plan, take_snapshot(Path.cwd()), run)
+
+
+def _plan(loaded: LoadedRecipe, **parts: Any) -> Plan:
+    """make_plan, with the place in the recipe of each problem."""
+    try:
+        return make_plan(loaded.recipe, **parts)
+    except PlanError as error:
+        raise RecipeErrors([f"{loaded.origin(key)}: {key}: {what}" for key, what in error.problems]) from error
+
+
+def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
+    """The data cannot be found; say so together with what is wrong apart from the data."""
+    key = next((word for word in ("data.source", "data.validation", "tokenizer") if word in str(error)), "data")
+    problems = [f"{loaded.origin(key)}: {error}"]
+    unknown = DataSpec(train="?", validation="?", tokenizer="?", n_tokens=1, n_validation_tokens=0, digest="?")
+    try:
+        _plan(loaded, data=PlannedData(spec=unknown, vocab_size=1), **parts)
+    except RecipeErrors as others:
+        problems += others.problems
+    return RecipeErrors(problems, hint=error.hint)
+
+
+def planned(data: Resolved) -> PlannedData:
+    return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
+
+
+def shape_of(source: str) -> ModelConfig:
+    """The knobs of weights to start from: an HF folder, a run, or a checkpoint of a run."""
+    from model import zoo
+
+    place = RunDir(source)
+    with user_errors():
+        if place.exists("config.json"):
+            return zoo.config_from_hf(place.read_json("config.json"))
+        for name in ("plan.json", "../../plan.json"):
+            if place.exists(name):
+                return Workload.model_validate(place.read_json(name)).model
+    raise UserError(
+        f"model.init_from: {redact(source)}: no weights there; looked for config.json (an HF folder) and plan.json "
+        "(a run, or the run of a checkpoint)"
+    )
+
+
+def submit(ready: Ready, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
+    """Create the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
+    from launcher.backends import load_backend
+    from launcher.runs import register
+
+    check_free(ready.run)
+    backend = load_backend(ready.plan.scheduler)
+    made = NewFolder(ready.run)
+    try:
+        ready = prepare_data(ready)
+        write_run(ready)
+    except BaseException:
+        made.discard()
+        raise
+    plan = ready.plan
+    say(f"✓ {'run':<8} {redact(plan.run_url)}")
+    try:
+        job = backend.submit(
+            ready.run,
+            nnodes=plan.nnodes,
+            nproc_per_node=plan.nproc_per_node,
+            device=plan.device,
+            env=plan.environment,
+            overrides={},
+        )
+    except UserError:  # refused, nothing runs
+        made.discard()
+        raise
+    register(plan.run_id, plan.name, plan.run_url)
+    return ready, job
+
+
+def prepare_data(ready: Ready) -> Ready:
+    """Tokenize what is not tokenized yet; the plan is made again from what came out."""
+    from launcher.cli_data import progress_line
+    from launcher.datasets import ensure_prepared
+
+    if ready.data.prepared:
+        return ready
+    with user_errors():
+        spec = ensure_prepared(ready.data, on_progress=progress_line(sys.stderr))
+    data = replace(ready.data, spec=spec, preparation=None)
+    plan = _plan(
+        ready.loaded,
+        cluster=ready.cluster,
+        run_id=ready.plan.run_id,
+        run_url=ready.plan.run_url,
+        data=planned(data),
+        host=ready.host,
+        init=ready.init,
+    )
+    return replace(ready, data=data, plan=plan)
+
+
+# -- the run directory -----------------------------------------------------------------------------------------------
+def check_free(run: RunDir) -> None:
+    """UserError if something lies at the run's URL already: a run that is alive, one to resume, or other files."""
+    where = redact(run.url)
+    if run.exists("plan.json") or run.attempts():
+        raise UserError(*_taken(run, where))
+    if run.local and os.path.exists(run.url) and not os.path.isdir(run.url):
+        raise UserError(f"--run-url {where}: a file; it must be a new folder")
+    if run.listdir("."):
+        raise UserError(f"--run-url {where}: not empty, and no run; it must be a new folder")
+
+
+def _taken(run: RunDir, where: str) -> tuple[str]:
+    from launcher.runs import state_of
+
+    attempts = run.attempts()
+    if attempts and state_of(run).alive:
+        job = run.job(attempts[-1])
+        return (f"--run-url {where}: this run is alive: attempt {job.attempt}, process {job.pid} on {job.host}",)
+    return (f"--run-url {where}: holds a run already; go on with it: launch resume {where}, or choose another place",)
+
+
+class NewFolder:
+    """The run's folder, made now to see that it can be; taken away again if the launch does not get as far as a job."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run, self._made = run, list[Path]()
+        if not run.local:
+            return
+        missing = [path for path in (Path(run.url), *Path(run.url).parents) if not path.is_dir()]
+        try:
+            for path in reversed(missing):
+                path.mkdir()
+                self._made.append(path)
+            if not os.access(run.url, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            self.discard()
+            raise UserError(
+                f"--run-url {run.url}: cannot be written: {(error.strerror or str(error)).lower()}",
+                hint="choose another place with --run-url, or the storage of a cluster file",
+            ) from error
+
+    def discard(self) -> None:
+        """Remove what was made: the run's folder with all it holds, those around it only if they are empty."""
+        for path in reversed(self._made):
+            if path == Path(self._run.url):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+        self._made.clear()
+
+
+def write_run(ready: Ready) -> None:
+    """Freeze the run: code.json first, which nobody else may have written; plan.json last, which makes it a run."""
+    run, plan = ready.run, ready.plan
+    with _write_errors(run):
+        try:
+            run.create_json("code.json", ready.code.model_dump())
+        except FileExistsError as error:
+            raise UserError(f"--run-url {redact(run.url)}: another launch is writing there right now") from error
+        run.write_text("recipe.yaml", f"# From {ready.loaded.source}.\n{summary.recipe_text(ready.loaded.raw)}")
+        if plan.data.tokenizer is not None:
+            run.write_text("tokenizer/tokenizer.json", _read_tokenizer(plan.data.tokenizer))
+        run.write_json("plan.json", plan.model_dump(mode="json"), sync=True)
+
+
+@contextlib.contextmanager
+def _write_errors(run: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except LaunchError:
+        raise
+    except OSError as error:
+        raise UserError(f"--run-url {redact(run.url)}: cannot be written: {error.strerror or error}") from error
+
+
+def _read_tokenizer(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return RunDir(folder or ".").read_text(name)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: bool) -> int:
+    """The body of `launch [RECIPE]`; returns its exit code."""
+    ready = make_ready(request)
+    loaded, plan = ready.loaded, ready.plan
+    if dry_run:
+        if as_json:
+            click.echo(summary.as_json(plan, loaded.raw, ready.code, loaded.source))
+        else:
+            click.echo("\n".join(summary.full(plan, loaded.recipe, loaded.raw, ready.code, loaded.source)))
+        return EXIT_DONE
+
+    def say(line: str) -> None:
+        if not as_json:
+            click.echo(line)
+
+    for line in summary.brief(plan, loaded.recipe, ready.code):
+        say(line)
+    sys.stdout.flush()
+    ready, job = submit(ready, say=say)
+    if detach is None:
+        detach = as_json or ready.plan.scheduler != "local"
+    if not detach:
+        from launcher.follow import follow
+
+        return int(follow(ready.run, job=job))
+    if as_json:
+        facts = {"run_id": plan.run_id, "run_url": plan.run_url, "job": job.model_dump(mode="json")}
+        click.echo(json.dumps({**facts, "plan": ready.plan.model_dump(mode="json")}, indent=1))
+    for line in next_commands(plan.run_id):
+        say(line)
+    return EXIT_DONE
+
+
+def next_commands(run_id: str) -> list[str]:
+    """What to type next, ready to be copied."""
+    return [
+        f"  follow   launch logs -f {run_id:<24}  stop     launch stop {run_id}",
+        f"  status   launch status {run_id:<24}   why      launch why {run_id}",
+    ]
