@@ -110,6 +110,15 @@ def root_command() -> click.Group:
     return groups[0]
 
 
+def launching_command(context: click.Context) -> click.Command:
+    """`launch RECIPE`: the command behind all that is no subcommand."""
+    import launcher.cli
+
+    command = root_command().get_command(context, launcher.cli.LAUNCH)
+    assert command is not None
+    return command
+
+
 def help_of(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
     context = command.make_context(name, [], parent=parent, resilient_parsing=True)
     context.terminal_width = context.max_content_width = WIDTH

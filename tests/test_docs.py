@@ -97,7 +97,7 @@ def test_commands_exist(path: Path) -> None:
     for words in commands_in(path):
         command = root.get_command(context, words[0])
         if command is None:
-            unknown, others = positionals(words, root)
+            unknown, others = positionals(words, generate.launching_command(context))
             bundled = {
                 p.relative_to(ROOT / "recipes").with_suffix("").as_posix() for p in ROOT.glob("recipes/**/*.yaml")
             }

@@ -22,6 +22,7 @@ LIGHT_FILES = (
     "training/data/index.py",
     "model/config.py",
     "model/cost.py",
+    "model/layout.py",
     "model/shards.py",
     "model/zoo/*.py",
 )
@@ -158,7 +159,8 @@ def test_no_pickle(path: Path) -> None:
 def test_a_file_has_a_purpose_and_a_size(path: Path) -> None:
     text = path.read_text()
     assert path.name not in NO_NAMES, f"{name_of(path)}: name a file by what it is for"
-    assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} opens with a line that says what it is for"
+    if path.parts[len(ROOT.parts)] != "tests":
+        assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} opens with a line that says what it is for"
     assert text.count("\n") <= MAX_FILE, f"{name_of(path)} has more than {MAX_FILE} lines"
 
 
