@@ -1,1 +1,112 @@
-"""A family a file: presets, Hugging Face config and key rules. Light: plain data and pure functions."""
+"""A family a file: presets, Hugging Face config and key rules. Light: plain data and pure functions.
+
+To add a family: one file with MODEL_TYPE, PRESETS, RULES, config_from_hf and config_to_hf, and its name in FAMILIES.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from model.config import ModelConfig
+from model.zoo import gpt_neox, llama
+from model.zoo.rules import Rule
+
+
+class Family(Protocol):
+    """What the file of a family holds."""
+
+    MODEL_TYPE: str
+    PRESETS: dict[str, ModelConfig]
+    RULES: tuple[Rule, ...]
+
+    def config_from_hf(self, hf: Mapping[str, Any]) -> ModelConfig: ...
+
+    def config_to_hf(self, config: ModelConfig) -> dict[str, Any]: ...
+
+
+FAMILIES: dict[str, Family] = {gpt_neox.MODEL_TYPE: gpt_neox, llama.MODEL_TYPE: llama}
+
+
+def presets() -> dict[str, ModelConfig]:
+    """Every preset by its name, a family after the other, small to large."""
+    return {name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()}
+
+
+def preset(name: str) -> ModelConfig:
+    """ValueError with the nearest names if there is none of this name."""
+    known = presets()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown preset {name!r}; {meant}There are {', '.join(known)}")
+    return known[name]
+
+
+def rules(config: ModelConfig) -> tuple[Rule, ...]:
+    """How the keys of this config's family relate to ours."""
+    return FAMILIES[config.family].RULES
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+    """ModelConfig of a Hugging Face config.json; ValueError if we do not have that kind of model."""
+    kind = hf.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join(FAMILIES)}")
+    try:
+        return FAMILIES[kind].config_from_hf(hf)
+    except ValidationError as error:
+        raise ValueError(f"config.json: {_said(error)}") from error
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
+    return FAMILIES[config.family].config_to_hf(config)
+
+
+def make_config(*, preset: str | None, fields: Mapping[str, Any], hf: Mapping[str, Any] | None) -> ModelConfig:
+    """The config of a recipe: `fields` over the preset, or over the weights' own config, or alone.
+
+    What the base derived from its own sizes (head_dim from dim and n_heads, padded_vocab_size from vocab_size …) is
+    derived anew when those sizes are set and it is not. ValueError names every field that is wrong.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    base = _base(preset, hf)
+    raw = given if base is None else {**_kept(base, given), **given}
+    try:
+        return ModelConfig.model_validate(raw)
+    except ValidationError as error:
+        hint = "" if base is not None else "; a model needs a preset, weights to start from, or all of its knobs"
+        raise ValueError(f"model: {_said(error)}{hint}") from error
+
+
+def _base(name: str | None, hf: Mapping[str, Any] | None) -> ModelConfig | None:
+    if name is not None:
+        return preset(name)
+    return None if hf is None else config_from_hf(hf)
+
+
+def _kept(base: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's knobs, without those that followed from one that is now given."""
+    raw = base.model_dump()
+    changed = {key for key, value in given.items() if key in raw and value != raw[key]}
+    if changed & {"dim", "n_heads"} and base.head_dim * base.n_heads == base.dim:
+        del raw["head_dim"]
+    if "n_heads" in changed and base.n_kv_heads == base.n_heads:
+        del raw["n_kv_heads"]
+    if "vocab_size" in changed:
+        del raw["padded_vocab_size"]
+    if "dim" in changed and isinstance(given["dim"], int) and base.ffn_dim == 4 * base.dim:
+        raw["ffn_dim"] = 4 * given["dim"]
+    return raw
+
+
+def _said(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        parts.append(f"{where}: {problem['msg']}" if where else problem["msg"].removeprefix("Value error, "))
+    return "; ".join(parts)

@@ -1,0 +1,96 @@
+"""What a model costs: parameters, floating point operations, bytes. Closed forms of the config. Light; runs nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from model.config import ModelConfig
+from model.layout import block_shapes, parameter_shapes
+
+FP32_BYTES, BF16_BYTES = 4, 2
+
+# fp32 logits that the loss holds at once, on a CPU.
+LOGIT_CHUNK_BYTES = 16 << 20
+
+
+def n_params(config: ModelConfig) -> int:
+    """All parameters; a tied table counts once."""
+    return sum(map(math.prod, parameter_shapes(config).values()))
+
+
+def n_params_embedding(config: ModelConfig) -> int:
+    """Parameters of the input table, its padding included."""
+    return config.padded_vocab_size * config.dim
+
+
+def n_params_active_non_embedding(config: ModelConfig) -> int:
+    """Parameters that take part in each token's arithmetic: all but a table that is only looked up.
+
+    The head is a matrix product, so it counts; tied to the table, the table counts as the head.
+    """
+    return n_params(config) - (0 if config.tie_embeddings else n_params_embedding(config))
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+    """Operations of one training step for one token: 6 N + 12 L d s (PaLM, Chowdhery et al. 2022, appendix B).
+
+    N as in `n_params_active_non_embedding`, L layers, d = n_heads * head_dim, s = seq_len. Attention is counted
+    whole, as is usual; a causal kernel does half of it. Recomputed activations do not count.
+    """
+    attention = 12 * config.n_layers * config.n_heads * config.head_dim * seq_len
+    return 6 * n_params_active_non_embedding(config) + attention
+
+
+def checkpoint_bytes(config: ModelConfig) -> int:
+    """Size of a checkpoint: weights and AdamW's two moments in fp32."""
+    return 3 * FP32_BYTES * n_params(config)
+
+
+def activation_elements(config: ModelConfig) -> int:
+    """Numbers that one block keeps for its backward, a token."""
+    heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    residual = 1 if config.parallel_residual else 2  # inputs of the two norms: one tensor or two
+    norms = residual * config.dim + 2 * config.dim
+    if config.norm == "rmsnorm":
+        norms += 2 * config.dim  # the normalised value before its weight
+    attention = heads + 2 * kv + heads  # q, k, v and the output
+    mlp = (4 if config.gated_mlp else 2) * config.ffn_dim
+    return norms + attention + mlp
+
+
+def training_memory(
+    config: ModelConfig,
+    *,
+    micro_batch_size: int,
+    seq_len: int,
+    shards: int,
+    precision: Literal["fp32", "bf16"],
+    activation_checkpointing: bool,
+    logit_chunk_bytes: int = LOGIT_CHUNK_BYTES,
+) -> dict[str, int]:
+    """Bytes per worker, an estimate: weights, gradients, optimizer, activations and their total.
+
+    Weights, gradients and moments are fp32 and cut over `shards`; what is gathered whole for the arithmetic (table,
+    head and final norm for the whole step, and two blocks) counts as weights. Not counted: the runtime itself (about
+    0.3 GB, more with CUDA), communication buffers, fragmentation.
+    """
+    element = BF16_BYTES if precision == "bf16" else FP32_BYTES
+    share = math.ceil(n_params(config) / shards)
+    gathered = 0
+    if shards > 1 or precision == "bf16":
+        block = sum(map(math.prod, block_shapes(config).values()))
+        outside = n_params(config) - config.n_layers * block
+        gathered = element * (outside + min(2, config.n_layers) * block)
+    tokens = micro_batch_size * seq_len
+    whole_blocks = 1 if activation_checkpointing else config.n_layers
+    inputs = config.n_layers * config.dim if activation_checkpointing else 0
+    kept = inputs + whole_blocks * activation_elements(config) + 4 * config.dim  # around the final norm and the loss
+    logits = 2 * min(logit_chunk_bytes, FP32_BYTES * tokens * config.padded_vocab_size)
+    memory = {
+        "weights": FP32_BYTES * share + gathered,
+        "gradients": FP32_BYTES * share,
+        "optimizer": 2 * FP32_BYTES * share,
+        "activations": element * tokens * kept + logits,
+    }
+    return memory | {"total": sum(memory.values())}

@@ -1,0 +1,96 @@
+"""Reading Hugging Face's config.json, whichever version of transformers wrote it. Light; knows no family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from model.config import ModelConfig, RopeScaling
+
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+
+# Their names of activations that we have. The four tanh forms differ only in how they are computed.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+HF_ACTIVATIONS: dict[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
+
+# Where we write how many rows of the vocabulary are real; transformers keeps the key and does nothing with it.
+UNPADDED = "unpadded_vocab_size"
+
+
+def need(hf: Mapping[str, Any], key: str) -> Any:
+    """A value that must be there; ValueError names the key."""
+    if hf.get(key) is None:
+        raise ValueError(f"config.json: {key} is missing")
+    return hf[key]
+
+
+def read_activation(hf: Mapping[str, Any]) -> Activation:
+    name = need(hf, "hidden_act")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"config.json: hidden_act is {name!r}; supported are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def read_vocab(hf: Mapping[str, Any]) -> dict[str, int]:
+    """Their vocab_size counts the rows that the table has."""
+    rows = int(need(hf, "vocab_size"))
+    return {"vocab_size": int(hf.get(UNPADDED) or rows), "padded_vocab_size": rows}
+
+
+def write_vocab(config: ModelConfig) -> dict[str, int]:
+    written = {"vocab_size": config.padded_vocab_size}
+    return written if config.vocab_size == config.padded_vocab_size else written | {UNPADDED: config.vocab_size}
+
+
+def read_rope(hf: Mapping[str, Any], *, theta_key: str, fraction_key: str, fraction: float) -> dict[str, Any]:
+    """The rotary knobs. transformers 5 writes `rope_parameters`; 4 wrote `rope_scaling` and keys of the family."""
+    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"config.json: rope_type is {kind!r}; supported are default and llama3")
+    theta = rope.get("rope_theta", hf.get(theta_key, hf.get("rope_theta")))
+    share = rope.get("partial_rotary_factor", hf.get(fraction_key))
+    return {
+        "rope_theta": 10_000.0 if theta is None else theta,
+        "rope_fraction": fraction if share is None else share,
+        "rope_scaling": _read_scaling(rope, hf) if kind == "llama3" else None,
+    }
+
+
+def write_scaling(config: ModelConfig) -> dict[str, Any] | None:
+    """`rope_scaling` in the form that transformers 4 and 5 both read."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_seq_len,
+    }
+
+
+def refuse(config: ModelConfig, allowed: Mapping[str, Any]) -> None:
+    """ValueError for the knobs at which a family's Hugging Face format has only one position."""
+    wrong = [f"{key} is {getattr(config, key)!r}, it can only be {value!r}" for key, value in allowed.items()
+             if getattr(config, key) != value]  # fmt: skip
+    if wrong:
+        raise ValueError(f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(wrong)}")
+
+
+def _read_scaling(rope: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
+    original = rope.get("original_max_position_embeddings", hf.get("max_position_embeddings"))
+    return RopeScaling(
+        factor=need(rope, "factor"),
+        low_freq_factor=need(rope, "low_freq_factor"),
+        high_freq_factor=need(rope, "high_freq_factor"),
+        original_max_seq_len=need({"original_max_position_embeddings": original}, "original_max_position_embeddings"),
+    )

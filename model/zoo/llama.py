@@ -1,0 +1,112 @@
+"""Llama (Touvron et al. 2023; Grattafiori et al. 2024) and what shares its shape: presets, config, key rules. Light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.config import ModelConfig, RopeScaling
+from model.zoo.hf_config import (
+    HF_ACTIVATIONS,
+    need,
+    read_activation,
+    read_rope,
+    read_vocab,
+    refuse,
+    write_scaling,
+    write_vocab,
+)
+from model.zoo.rules import Drop, Rename, Rule
+
+MODEL_TYPE = "llama"
+
+_LAYER = "model.layers.{i}"
+
+RULES: tuple[Rule, ...] = (
+    Rename("model.embed_tokens.weight", "embed.weight"),
+    Rename(f"{_LAYER}.input_layernorm.weight", "blocks.{i}.attention_norm.weight"),
+    Rename(f"{_LAYER}.post_attention_layernorm.weight", "blocks.{i}.mlp_norm.weight"),
+    *(
+        Rename(f"{_LAYER}.{theirs}.{name}_proj.{kind}", f"blocks.{{i}}.{ours}.{name}_proj.{kind}")
+        for theirs, ours, names in (
+            ("self_attn", "attention", ("q", "k", "v", "o")),
+            ("mlp", "mlp", ("gate", "up", "down")),
+        )
+        for name in names
+        for kind in ("weight", "bias")
+    ),
+    Rename("model.norm.weight", "norm.weight"),
+    Rename("lm_head.weight", "lm_head.weight"),
+    Drop(f"{_LAYER}.self_attn.rotary_emb.inv_freq"),  # in files of transformers before 4.31
+)
+
+
+def _llama3(dim: int, n_layers: int, *, head_dim: int, ffn_dim: int, factor: float, tied: bool) -> ModelConfig:
+    return ModelConfig(
+        family="llama",
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=32,
+        n_kv_heads=8,
+        head_dim=head_dim,
+        ffn_dim=ffn_dim,
+        vocab_size=128256,
+        padded_vocab_size=128256,
+        max_seq_len=131072,
+        rope_theta=500_000.0,
+        rope_scaling=RopeScaling(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192),
+        norm_eps=1e-5,
+        tie_embeddings=tied,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "llama-3.2-1b": _llama3(2048, 16, head_dim=64, ffn_dim=8192, factor=32.0, tied=True),
+    "llama-3.1-8b": _llama3(4096, 32, head_dim=128, ffn_dim=14336, factor=8.0, tied=False),
+}
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+    """ValueError names the key that is missing or has a value we do not support."""
+    dim, heads = int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads"))
+    return ModelConfig(
+        family="llama",
+        dim=dim,
+        n_layers=need(hf, "num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=hf.get("num_key_value_heads") or heads,
+        head_dim=hf.get("head_dim") or dim // heads,
+        ffn_dim=need(hf, "intermediate_size"),
+        max_seq_len=need(hf, "max_position_embeddings"),
+        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        activation=read_activation(hf),
+        attention_bias=hf.get("attention_bias", False),
+        mlp_bias=hf.get("mlp_bias", False),
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+        **read_vocab(hf),
+        **read_rope(hf, theta_key="rope_theta", fraction_key="partial_rotary_factor", fraction=1.0),
+    )
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """ValueError if the format has no place for one of the knobs."""
+    refuse(config, {"norm": "rmsnorm", "gated_mlp": True, "parallel_residual": False, "rope_fraction": 1.0})
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": write_scaling(config),
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": HF_ACTIVATIONS[config.activation],
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "tie_word_embeddings": config.tie_embeddings,
+        **write_vocab(config),
+    }
