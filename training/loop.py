@@ -128,7 +128,6 @@ def train(parts: Parts) -> str | None:
                 if reason is not None:
                     return reason
                 parts.meter.reset()
-            clock.enter("forward_backward")
             lr = lr_at(step, max_steps=parts.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
             loss, norm = run_step(parts, samples, agreement.n_valid, step + 1, lr)
             state.step, state.tokens_seen = step + 1, state.tokens_seen + agreement.n_valid
@@ -164,6 +163,7 @@ def run_step(parts: Parts, samples: Any, n_valid: int, number: int, lr: float) -
         lr=lr,
         max_grad_norm=parts.recipe.train.max_grad_norm,
         copies=copies,
+        enter=parts.clock.enter,
     )
 
 

@@ -68,6 +68,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
 def parallelize(model: nn.Module, *, parallel: Parallel, train: Train, world_size: int, device: torch.device) -> None:

@@ -6,7 +6,7 @@ accumulation and any number of workers give what one big batch gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -70,9 +70,15 @@ def train_step(
     lr: float,
     max_grad_norm: float | None,
     copies: int = 1,
+    enter: Callable[[str], None] = lambda phase: None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device."""
+    """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device.
+
+    `enter` hears which phase begins, for whoever keeps the time.
+    """
+    enter("forward_backward")
     loss = forward_backward(model, micro_batches, n_valid=n_valid)
+    enter("optimizer")
     mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies)
     optimizer.step(number, lr)
     optimizer.zero_grad()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
 
-from training.config import Batch
+from training.config import IGNORE_INDEX, Batch
 from training.data.tokens import TokenReader
 from training.distributed import World, sum_over_ranks
 from training.loss import linear_cross_entropy
@@ -27,25 +28,36 @@ def validate(
 ) -> float | None:
     """Mean loss in nats a token over the reader's samples, in order; None if `interrupted` (asked of all ranks) cut it.
 
-    `reader` reads unshuffled and `once`: slots past the last sample are empty.
+    `reader` reads unshuffled; it starts over past the last sample, and what it reads again counts nothing.
     """
-    batches = min(reader.n_steps, max_batches or reader.n_steps)
+    batches = math.ceil(reader.n_samples / batch.global_batch_size)
+    batches = min(batches, max_batches or batches)
     share = batch.global_batch_size // batch.world_size
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, tokens
     model.eval()
     for number in range(batches):
         if interrupted():
-            model.train()
+            _leave(model)
             return None
         for micro in range(batch.grad_accum_steps):
             slot = world.rank * share + micro * batch.micro_batch_size
             samples = reader.batch(number, slot, batch.micro_batch_size)
-            sums[1] += samples.n_valid
-            head = partial(_summed, labels=samples.labels.to(device))
+            labels = samples.labels
+            left = reader.n_samples - (number * batch.global_batch_size + slot)
+            labels[max(0, left) :] = IGNORE_INDEX
+            sums[1] += int((labels != IGNORE_INDEX).sum())
+            head = partial(_summed, labels=labels.to(device))
             sums[0] += model(samples.inputs.to(device), head=head).double()
-    model.train()
+    _leave(model)
     total, tokens = sum_over_ranks(sums).tolist()
     return float(total / max(1.0, tokens))
+
+
+def _leave(model: nn.Module) -> None:
+    """Back to training. FSDP's root keeps whole weights for a backward that does not come here."""
+    model.train()
+    if hasattr(model, "reshard"):
+        model.reshard()  # type: ignore[operator]
 
 
 def _summed(hidden: torch.Tensor, weight: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:

@@ -295,7 +295,7 @@ def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
     reader = TokenReader(TokenStore(workload.data.train), shuffle=data.shuffle, **common)
     if workload.data.validation is None:
         return reader, None
-    return reader, TokenReader(TokenStore(workload.data.validation), shuffle=False, once=True, **common)
+    return reader, TokenReader(TokenStore(workload.data.validation), shuffle=False, **common)
 
 
 def git_sha(run: RunDir) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,7 +42,9 @@ CHUNK_TOKENS = 2**25  # 64 MiB of uint16
 JOURNAL = ".prepare"
 JOURNAL_SECONDS = 20.0
 BYTES_PER_WORKER = 8 << 20  # less text does not pay for starting a process
-OURS = re.compile(r"(chunk-0-\d+\.bin|index\.json|digests\.json)(\.[0-9a-f]{8}\.tmp)?")
+CHUNKS = re.compile(r"chunk-0-\d+\.bin|(index|digests)\.json")
+NOTES = re.compile(r"state\.json|(train|validation)-\d+\.tail")
+HALF = re.compile(rf"({CHUNKS.pattern}|{NOTES.pattern}|(dataset|tokenizer)\.json)\.[0-9a-f]{{8}}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -305,13 +307,15 @@ def _save_journal(out: str, key: str, batches: int, writers: dict[str, SplitWrit
     splits = {split: writer.save(f"{folder}/{split}-{batches}.tail") for split, writer in writers.items()}
     put(f"{folder}/state.json", Journal(key=key, batches=batches, splits=splits).model_dump_json().encode())
     kept = {state.tail for state in splits.values()}
-    _remove(folder, lambda name: name.endswith(".tail") and f"{folder}/{name}" not in kept)
+    _remove(folder, NOTES, but={"state.json", *(os.path.basename(tail) for tail in kept if tail)})
 
 
 def _go_on(job: _Job, key: str, writers: dict[str, SplitWriter]) -> int:
     """How many batches are done, with the writers as they were then; 0 and a clean folder otherwise."""
     path = f"{job.out}/{JOURNAL}/state.json"
     journal = None
+    for folder in ("", "/tokenizer", "/train", "/validation", f"/{JOURNAL}"):
+        _remove(f"{job.out}{folder}", HALF)
     if exists(path):
         with contextlib.suppress(ValidationError):
             journal = Journal.model_validate_json(read_range(path))
@@ -331,7 +335,7 @@ def _go_on(job: _Job, key: str, writers: dict[str, SplitWriter]) -> int:
 def _clear(out: str, *, keep_lock: bool = False) -> None:
     """Remove what an unfinished run of ours wrote, and nothing else."""
     for split in ("train", "validation"):
-        _remove(f"{out}/{split}", lambda name: OURS.fullmatch(name) is not None)
+        _remove(f"{out}/{split}", CHUNKS)
     _remove_journal(out, keep_lock=keep_lock)
     if not keep_lock and "://" not in out:
         for folder in (f"{out}/train", f"{out}/validation", out):
@@ -340,20 +344,22 @@ def _clear(out: str, *, keep_lock: bool = False) -> None:
 
 
 def _remove_journal(out: str, *, keep_lock: bool = False) -> None:
-    ours = re.compile(r"(state\.json|(train|validation)-\d+\.tail)(\.[0-9a-f]{8}\.tmp)?")
     folder = f"{out}/{JOURNAL}"
-    _remove(folder, lambda name: ours.fullmatch(name) is not None or (name == "lock" and not keep_lock))
+    _remove(folder, NOTES)
+    if not keep_lock:
+        _remove(folder, re.compile("lock"))
     if not keep_lock and "://" not in out:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
 
 
-def _remove(folder: str, which: Callable[[str], bool]) -> None:
+def _remove(folder: str, which: re.Pattern[str], *, but: Collection[str] = ()) -> None:
     import fsspec
 
     fs, inner = fsspec.core.url_to_fs(folder)
     fs.invalidate_cache()
     if fs.isdir(inner):
         for path in fs.ls(inner, detail=False):
-            if which(path.rsplit("/", 1)[-1]):
+            name = path.rsplit("/", 1)[-1]
+            if which.fullmatch(name) and name not in but:
                 fs.rm_file(path)

@@ -80,7 +80,7 @@ def find_sources(given: list[str]) -> list[Source]:
 def _expand(item: str) -> list[Source]:
     fs, path, prefix = _filesystem(item)
     if _is_glob(path) and not fs.exists(path):
-        names = [name for name in fs.glob(path) if not fs.isdir(name)]
+        names = [name for name in fs.glob(path) if not fs.isdir(name) and not _is_hidden(name, path)]
         if not names:
             raise ValueError(f"{item} matches no file")
         return [_source(fs, name, prefix) for name in sorted(names)]
@@ -115,6 +115,12 @@ def _filesystem(item: str) -> tuple[Any, str, str]:
 
 def _is_glob(path: str) -> bool:
     return any(sign in path for sign in "*?[")
+
+
+def _is_hidden(path: str, pattern: str) -> bool:
+    """As in a shell: a leading dot must be asked for."""
+    name, asked = (text.rsplit("/", 1)[-1] for text in (path, pattern))
+    return name.startswith(".") and not asked.startswith(".")
 
 
 def kind_of(path: str) -> tuple[Kind, str | None] | None:
