@@ -55,8 +55,9 @@ choose_python() { # prints a working interpreter: the one asked for, the system'
 may_apt() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
 apt_get() {
     say "installing $* with apt-get"
-    { apt-get install -y -qq --no-install-recommends "$@" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@"; }; } \
-        >&2 </dev/null || die "apt-get could not install $*"
+    local install=(apt-get install -y -qq --no-install-recommends "$@")
+    export DEBIAN_FRONTEND=noninteractive
+    { "${install[@]}" || { apt-get update -qq && "${install[@]}"; }; } >/dev/null </dev/null || die "apt-get could not install $*"
 }
 need_python() { # prints an interpreter that can make virtual environments; gets what the system lacks
     local python package
