@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -25,7 +26,7 @@ def read_items(folder: Path) -> list[list[int]]:
         assert offsets[0] == 4 * (count + 2)
         assert offsets[-1] == len(raw)
         assert (offsets[-1] - offsets[0]) // size == chunk["dim"]
-        for start, end in zip(offsets, offsets[1:], strict=False):
+        for start, end in itertools.pairwise(offsets):
             items.append(list(struct.unpack_from(f"<{(end - start) // size}{letter}", raw, start)))
     return items
 

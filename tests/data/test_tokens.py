@@ -241,7 +241,9 @@ def test_chunks_compressed_as_a_whole(tmp_path: Path, stream: list[int]) -> None
 
 # -- prefetching -----------------------------------------------------------------------------------------------------
 def same(one: Samples, two: Samples) -> bool:
-    return torch.equal(one.inputs, two.inputs) and torch.equal(one.labels, two.labels) and one.data_hash == two.data_hash
+    return (
+        torch.equal(one.inputs, two.inputs) and torch.equal(one.labels, two.labels) and one.data_hash == two.data_hash
+    )
 
 
 def test_prefetcher_goes_on_from_any_step(folder: Path) -> None:

@@ -99,11 +99,12 @@ def prepare(
     _check_place(job)
     if (done := read_dataset(job.out)) is not None:
         return _same(job, done)
+    stood = os.path.exists(job.out)
     with _lock(job.out):
         try:
             return _prepare(job, workers or len(os.sched_getaffinity(0)))
         except ValueError:
-            _clear(job.out)
+            _clear(job.out, whole=not stood)
             raise
 
 
@@ -332,13 +333,13 @@ def _go_on(job: _Job, key: str, writers: dict[str, SplitWriter]) -> int:
     return 0
 
 
-def _clear(out: str, *, keep_lock: bool = False) -> None:
-    """Remove what an unfinished run of ours wrote, and nothing else."""
+def _clear(out: str, *, keep_lock: bool = False, whole: bool = False) -> None:
+    """Remove what an unfinished run of ours wrote, and nothing else; with `whole` the empty folder too."""
     for split in ("train", "validation"):
         _remove(f"{out}/{split}", CHUNKS)
     _remove_journal(out, keep_lock=keep_lock)
     if not keep_lock and "://" not in out:
-        for folder in (f"{out}/train", f"{out}/validation", out):
+        for folder in [f"{out}/train", f"{out}/validation"] + [out] * whole:
             with contextlib.suppress(OSError):  # not empty, or not there
                 os.rmdir(folder)
 
