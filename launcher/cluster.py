@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import pkgutil
 import re
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from launcher.backends import known_backends
 from launcher.bundle import cluster_files, own_clusters
 from launcher.errors import UserError
 from launcher.explain import nearest
 from launcher.spellings import CLUSTER_WORDS
-from launcher.strict import MAX_BYTES, read_document, validate
+from launcher.strict import MAX_BYTES, Document, read_document, validate
 
 _SECRET_NAME = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE
@@ -88,18 +87,18 @@ def load_cluster(name: str) -> Cluster:
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; this is no cluster file")
     cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_WORDS)
-    if importlib.util.find_spec(f"launcher.backends.{cluster.scheduler}") is None:
+    if cluster.scheduler not in known_backends():
         raise UserError(
-            f"{path}: scheduler: this version cannot drive {cluster.scheduler} yet; it can: {', '.join(schedulers())}"
+            f"{path}: scheduler: this version cannot drive {cluster.scheduler} yet; it can: "
+            f"{', '.join(known_backends())}"
         )
     return cluster
 
 
-def schedulers() -> list[str]:
-    """Schedulers that this version has a backend for."""
-    import launcher.backends
-
-    return sorted(module.name for module in pkgutil.iter_modules(launcher.backends.__path__))
+def recipe_defaults(cluster: Cluster) -> Document:
+    """What a place decides where a recipe says nothing."""
+    host = cluster.metrics.host
+    return Document({"metrics": {"host": host}} if host else {}, f"cluster {cluster.name}")
 
 
 def _find(name: str) -> Path:

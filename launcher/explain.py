@@ -12,6 +12,15 @@ from launcher.snapshot import redact
 
 Node = dict[str, Any]
 
+# pydantic leaves the bounds of a union beside it, under its own names.
+UNION_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_BOUNDS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "up to",
+    "exclusiveMaximum": "below",
+}
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -98,7 +107,8 @@ def _branches(schema: Node, node: Node) -> list[Node]:
         return _branches(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
     for key in ("anyOf", "oneOf", "allOf"):
         if key in node:
-            return [found for branch in node[key] for found in _branches(schema, branch)]
+            bounds = {name: node[plain] for plain, name in UNION_BOUNDS.items() if plain in node}
+            return [{**bounds, **found} for branch in node[key] for found in _branches(schema, branch)]
     return [node]
 
 
@@ -128,13 +138,4 @@ def _kind(schema: Node, node: Node) -> str:
 
 
 def _bounds(node: Node) -> str:
-    words = []
-    if "minimum" in node:
-        words.append(f" of at least {node['minimum']}")
-    if "exclusiveMinimum" in node:
-        words.append(f" above {node['exclusiveMinimum']}")
-    if "maximum" in node:
-        words.append(f" up to {node['maximum']}")
-    if "exclusiveMaximum" in node:
-        words.append(f" below {node['exclusiveMaximum']}")
-    return ",".join(words)
+    return ",".join(f" {word} {node[name]}" for name, word in _BOUNDS.items() if name in node)

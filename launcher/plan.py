@@ -16,6 +16,7 @@ from launcher.cluster import Cluster
 from launcher.host import HostFacts
 from launcher.node import SHUTDOWN_SECONDS
 from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
+from launcher.snapshot import redact
 from launcher.torchrun import torchrun_argv
 from model import cost, zoo
 from model.config import ModelConfig
@@ -143,7 +144,8 @@ def make_plan(
     model = resolve_model(recipe, data.vocab_size, init, draft)
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
-    _check(recipe, data, device, host, draft)
+    _check_secrets(recipe, run_url, draft)
+    _check(recipe, cluster, data, device, host, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
@@ -232,7 +234,7 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     shard = world // replicate if shard == -1 else shard
     if replicate * shard != world:
         product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
-        draft.wrong("parallel", f"{product}, but there are {world} workers; dp_shard: -1 takes all that remain")
+        draft.wrong("parallel.dp_shard", f"{product}, but there are {world} workers; dp_shard: -1 takes the rest")
         return None
     return Mesh(dp_replicate=replicate, dp_shard=shard)
 
@@ -309,7 +311,7 @@ def resolve_model(
     return model
 
 
-def _check(recipe: Recipe, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
+def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
     train, spec = recipe.train, data.spec
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
@@ -319,6 +321,8 @@ def _check(recipe: Recipe, data: PlannedData, device: str, host: HostFacts, draf
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
     if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
         draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
+    if recipe.resources.time_limit is not None and cluster.scheduler == "local":
+        draft.notes.append("resources.time_limit is not enforced on this machine")
     if device == "cpu" and train.precision == "bf16":
         if recipe.parallel.compile:
             draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
@@ -330,6 +334,17 @@ def _check(recipe: Recipe, data: PlannedData, device: str, host: HostFacts, draf
             draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
     if not data.prepared:
         draft.notes.append("the text is not tokenized yet: token counts are estimates")
+
+
+def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
+    """Plans and recipes are stored in plain text: no passwords in their URLs."""
+    sources = recipe.data.source if isinstance(recipe.data.source, list) else [recipe.data.source]
+    urls: list[tuple[str, object]] = [("data.source", source) for source in sources]
+    urls += [("data.validation", recipe.data.validation), ("tokenizer", recipe.tokenizer), ("--run-url", run_url)]
+    for key, url in [*urls, ("model.init_from", recipe.model.init_from)]:
+        if isinstance(url, str) and redact(url) != url:
+            said = "the URL holds a password or a key, which would be stored in plain text"
+            draft.wrong(key, f"{said}; use the credentials file of its service")
 
 
 def _note_schedule(recipe: Recipe, max_steps: int, samples: int, draft: _Draft) -> None:

@@ -47,13 +47,18 @@ class LoadedRecipe:
         return self.document.origin(tuple(key.split(".")))
 
 
-def load_recipe(source: str, overrides: dict[str, Any] | None = None) -> LoadedRecipe:
-    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors say all that is wrong with it."""
+def load_recipe(
+    source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
+) -> LoadedRecipe:
+    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors say all that is wrong with it.
+
+    defaults: keys that hold where the recipe says nothing.
+    """
     label, base, text = _read(source)
     document = _anchor(read_document(text, label), base)
     if "extends" in document.value:
         document = _extend(document, base)
-    document = _override(document, overrides or {})
+    document = _override(merge(defaults, document) if defaults else document, overrides or {})
     return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, label, base, document)
 
 
@@ -130,10 +135,8 @@ def _not_found(source: str, path: Path) -> tuple[str]:
         what = f"{source}: a folder, not a recipe"
     else:
         what = f"{source}: no such recipe; it is neither a file nor the name of a bundled recipe"
-    short = {name.rsplit("/", 1)[-1]: name for name in names}
-    near = nearest(source.removesuffix(".yaml"), names) or short.get(
-        nearest(path.name.removesuffix(".yaml"), list(short)) or ""
-    )
+    spelled = {name.rsplit("/", 1)[-1]: name for name in names} | {name: name for name in names}
+    near = spelled.get(nearest(source.removesuffix(".yaml"), list(spelled)) or "")
     return (f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}",)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
+from launcher.explain import UNION_BOUNDS
+
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -39,7 +41,7 @@ def _without_titles(model: type[BaseModel]) -> dict[str, Any]:
     def strip(node: Any, *, names: bool = False) -> Any:
         if isinstance(node, dict):
             return {
-                key: strip(value, names=key in ("properties", "$defs"))
+                key if names else UNION_BOUNDS.get(key, key): strip(value, names=key in ("properties", "$defs"))
                 for key, value in node.items()
                 if names or key != "title"
             }

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import summary
-from launcher.cluster import Cluster, load_cluster
+from launcher.cluster import Cluster, load_cluster, recipe_defaults
 from launcher.errors import EXIT_DONE, LaunchError, RecipeErrors, UserError, user_errors
 from launcher.host import HostFacts, probe_host
 from launcher.plan import Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, load_recipe
 from launcher.snapshot import CodeSnapshot, redact, take_snapshot
 from model.config import ModelConfig
-from training.config import DataSpec, Workload
+from training.config import DataSpec
 from training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -62,10 +62,11 @@ def make_ready(request: Request) -> Ready:
     from launcher.datasets import resolve
     from launcher.runs import new_run_id
 
-    loaded = load_recipe(request.recipe, request.overrides)
     cluster = load_cluster(request.cluster)
+    loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
+    loaded = _with_found_weights(loaded)
     recipe = loaded.recipe
-    init = shape_of(recipe.model.init_from) if recipe.model.init_from else None
+    init = shape_of(loaded)
     needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
     host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
     run_id = new_run_id(recipe.name)
@@ -86,7 +87,11 @@ def _plan(loaded: LoadedRecipe, **parts: Any) -> Plan:
     try:
         return make_plan(loaded.recipe, **parts)
     except PlanError as error:
-        raise RecipeErrors([f"{loaded.origin(key)}: {key}: {what}" for key, what in error.problems]) from error
+        raise RecipeErrors([_placed(loaded, key, what) for key, what in error.problems]) from error
+
+
+def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
+    return f"{key}: {what}" if key.startswith("--") else f"{loaded.origin(key)}: {key}: {what}"
 
 
 def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
@@ -105,21 +110,35 @@ def planned(data: Resolved) -> PlannedData:
     return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
 
 
-def shape_of(source: str) -> ModelConfig:
-    """The knobs of weights to start from: an HF folder, a run, or a checkpoint of a run."""
-    from model import zoo
+def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
+    """model.init_from may be the id or name of a run; the run's own copy of the recipe says where that is."""
+    name = loaded.recipe.model.init_from
+    if not name or "://" in name or os.path.exists(name):
+        return loaded
+    from launcher.runs import find
 
-    place = RunDir(source)
-    with user_errors():
-        if place.exists("config.json"):
-            return zoo.config_from_hf(place.read_json("config.json"))
-        for name in ("plan.json", "../../plan.json"):
-            if place.exists(name):
-                return Workload.model_validate(place.read_json(name)).model
-    raise UserError(
-        f"model.init_from: {redact(source)}: no weights there; looked for config.json (an HF folder) and plan.json "
-        "(a run, or the run of a checkpoint)"
-    )
+    try:
+        url = find(name).url
+    except UserError as error:
+        what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
+        raise RecipeErrors([what], hint=error.hint) from error
+    model = loaded.recipe.model.model_copy(update={"init_from": url})
+    raw = {**loaded.raw, "model": {**loaded.raw["model"], "init_from": url}}
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}), raw=raw)
+
+
+def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
+    """The knobs of the weights to start from, if the recipe names some."""
+    source = loaded.recipe.model.init_from
+    if source is None:
+        return None
+    from model.source import read_config
+
+    try:
+        return read_config(source)
+    except (OSError, ValueError) as error:
+        where = loaded.origin("model.init_from")
+        raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
 
 
 def submit(ready: Ready, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
@@ -137,7 +156,6 @@ def submit(ready: Ready, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
         made.discard()
         raise
     plan = ready.plan
-    say(f"✓ {'run':<8} {redact(plan.run_url)}")
     try:
         job = backend.submit(
             ready.run,
@@ -151,6 +169,7 @@ def submit(ready: Ready, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
         made.discard()
         raise
     register(plan.run_id, plan.name, plan.run_url)
+    say(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
     return ready, job
 
 
