@@ -1,0 +1,125 @@
+"""One big batch, accumulation, two or four workers, sharded, replicated or recomputed: one and the same step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from tests.training.ranks import run_ranks
+from tests.training.small import MODEL
+from training.build import build_model
+from training.config import IGNORE_INDEX, Optimizer, Recipe
+from training.distributed import connect, disconnect, read_world
+from training.optim import make_optimizer
+from training.parallel import mesh_shape
+from training.state import shards
+from training.step import train_step
+
+STEPS, GLOBAL, SEQ_LEN = 3, 8, 16
+LLAMA = {
+    "family": "llama", "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 48, "vocab_size": 97,
+    "max_seq_len": 64, "tie_embeddings": True,
+}  # fmt: skip
+
+
+def global_batch(step: int) -> tuple[Tensor, Tensor]:
+    """Sequences of unequal length, one with nothing to learn at all, some tokens masked."""
+    rng = torch.Generator().manual_seed(step)
+    inputs = torch.randint(0, 97, (GLOBAL, SEQ_LEN), generator=rng)
+    labels = torch.randint(0, 97, (GLOBAL, SEQ_LEN), generator=rng)
+    labels[torch.rand(GLOBAL, SEQ_LEN, generator=rng) < 0.3] = IGNORE_INDEX
+    for row in range(GLOBAL):
+        labels[row, 3 + 2 * row :] = IGNORE_INDEX
+    labels[1] = IGNORE_INDEX
+    return inputs, labels
+
+
+def recipe_of(model: dict[str, Any], **parallel: Any) -> Recipe:
+    precision = parallel.pop("precision", "fp32")
+    train = {"max_steps": STEPS, "global_batch_size": GLOBAL, "device": "cpu", "precision": precision}
+    return Recipe.model_validate(
+        {"name": "x", "model": model, "data": {"source": "x"}, "train": train, "parallel": parallel}
+    )
+
+
+def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, float]], dict[str, Any]]:
+    """A few steps on this rank's share: (loss, gradient norm) of each, and this rank's parts in the end."""
+    world, config = read_world(), ModelConfig.model_validate(recipe.model.model_dump(exclude_none=True))  # type: ignore[attr-defined]
+    model = build_model(config, recipe, world_size=world.world_size, device=torch.device("cpu"))
+    optimizer = make_optimizer(
+        model, Optimizer(lr=1e-2, eps=1e-4)
+    )  # else Adam turns rounding of tiny gradients into steps
+    share, numbers = GLOBAL // world.world_size, []
+    for step in range(STEPS):
+        inputs, labels = global_batch(step)
+        mine = slice(world.rank * share, (world.rank + 1) * share)
+        pairs = zip(inputs[mine].split(micro_batch_size), labels[mine].split(micro_batch_size), strict=True)
+        loss, norm = train_step(
+            model,
+            optimizer,
+            list(pairs),
+            n_valid=int((labels != IGNORE_INDEX).sum()),
+            number=step + 1,
+            lr=1e-2,
+            max_grad_norm=0.5,
+            copies=mesh_shape(recipe.parallel, world.world_size)[0],
+        )
+        numbers.append((float(loss), float(norm)))
+    return numbers, shards(model, optimizer)
+
+
+def reference(model: dict[str, Any]) -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
+    numbers, parts = train(recipe_of(model), GLOBAL)
+    return numbers, {key: shard.tensor for key, shard in parts.items()}
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_accumulation_is_one_big_batch(micro_batch_size: int) -> None:
+    numbers, whole = reference(MODEL)
+    accumulated, parts = train(recipe_of(MODEL), micro_batch_size)
+    assert accumulated == [(pytest.approx(loss, rel=1e-6), pytest.approx(norm, rel=1e-5)) for loss, norm in numbers]
+    for key, shard in parts.items():
+        torch.testing.assert_close(shard.tensor, whole[key], rtol=1e-3, atol=1e-5)
+
+
+def test_recomputed_activations_give_the_same_bits() -> None:
+    numbers, whole = reference(LLAMA)
+    again, parts = train(recipe_of(LLAMA, activation_checkpointing="full"), GLOBAL)
+    assert again == numbers
+    assert parts.keys() == whole.keys()  # no trace of the wrapper in the names
+    assert all(torch.equal(shard.tensor, whole[key]) for key, shard in parts.items())
+
+
+def _compare(folder: str, model: dict[str, Any], options: dict[str, Any], micro: int, loose: bool) -> None:
+    numbers, whole = torch.load(f"{folder}/reference.pt")
+    connect(read_world(), torch.device("cpu"))
+    mine, parts = train(recipe_of(model, **options), micro)
+    rel = 2e-2 if loose else 1e-5
+    for (loss, norm), (want_loss, want_norm) in zip(mine, numbers, strict=True):
+        assert loss == pytest.approx(want_loss, rel=rel)
+        assert norm == pytest.approx(want_norm, rel=rel * 3)
+    for key, shard in parts.items() if not loose else ():
+        box = tuple(slice(at, at + n) for at, n in zip(shard.offsets, shard.tensor.shape, strict=True))
+        torch.testing.assert_close(shard.tensor, whole[key][box], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: key + m)  # type: ignore[misc]
+    disconnect()
+
+
+CASES = {
+    "two workers": (2, MODEL, {}, 4, False),
+    "two workers, accumulated": (2, LLAMA, {}, 1, False),
+    "two replicas": (2, MODEL, {"dp_replicate": 2, "dp_shard": 1}, 2, False),
+    "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
+    "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_make_one_step(tmp_path: Path, case: str) -> None:
+    world_size, model, options, micro, loose = CASES[case]
+    torch.save(reference(model), tmp_path / "reference.pt")
+    run_ranks(world_size, _compare, str(tmp_path), model, options, micro, loose)
