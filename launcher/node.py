@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.cause import find_cause, node_log
-from launcher.processes import end_child, end_marked, free_port, start_shielded
+from launcher.processes import children, end_child, end_marked, free_port, start_shielded
 from launcher.torchrun import torchrun_argv
 from training.rundir import OutcomeRecord, RunDir
 
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.1
 STOP_POLL_SECONDS = {True: 0.3, False: 5.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
-SHUTDOWN_SECONDS = 10  # from TERM to KILL for the workers of one that failed
+SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
 _PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
 _PORT_TRIES = 3
 
@@ -129,12 +129,15 @@ class Watch:
         self._node, self._signals, self._scratch, self._on_poll = node, signals, scratch, on_poll
         self._stop_seen_at = 0.0
         self._outcome_at: float | None = None
+        self._survivors = Survivors(node)
         self.reason: str | None = None
         self._asked_at = 0.0
 
-    def look(self) -> bool:
+    def look(self, torchrun: int) -> bool:
         """One round; False when torchrun must be ended."""
         self._on_poll()
+        if self._outcome_at is None:
+            self._survivors.look(torchrun)
         reason = self._signals.reason() or self._requested()
         if reason is not None and self.reason is None:
             self.reason, self._asked_at = reason, time.monotonic()
@@ -170,6 +173,30 @@ class Watch:
         return time.monotonic() - self._outcome_at > LINGER_SECONDS
 
 
+class Survivors:
+    """Workers that wait for one that has died. torchrun gives them 30 s after its TERM, which is long (torch 2.13)."""
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._looked = node, 0.0
+        self._short_since: float | None = None
+
+    def look(self, torchrun: int) -> None:
+        """End them in time, so that torchrun says who failed first and ends. No worker leaves before the outcome."""
+        now = time.monotonic()
+        if self._node.nproc_per_node == 1 or now - self._looked < 1.0:
+            return
+        self._looked = now
+        alive = children(torchrun)  # torchrun starts all workers at once: some and not all means that one is dead
+        if not alive or len(alive) >= self._node.nproc_per_node:
+            self._short_since = None
+        elif self._short_since is None:
+            self._short_since = now
+        elif now - self._short_since > SURVIVOR_SECONDS:
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
 def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
     """Start torchrun and look after it until it has ended; its exit code, negative for a signal."""
     endpoint = node.rdzv_endpoint or f"127.0.0.1:{free_port()}"
@@ -182,12 +209,12 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
         rdzv_id=_rdzv_id(node),
         module=node.worker_module,
         args=[node.run.url],
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        shutdown_timeout=int(SURVIVOR_SECONDS),
     )
     with open(_log_path(node, scratch), "ab") as log:
         child = start_shielded(argv, env=_worker_env(node, scratch), output=log)
     try:
-        while child.poll() is None and watch.look():
+        while child.poll() is None and watch.look(child.pid):
             time.sleep(POLL_SECONDS)
     finally:
         code = child.poll()

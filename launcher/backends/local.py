@@ -24,6 +24,7 @@ from launcher.errors import EXIT_USER, LaunchError, UserError
 from launcher.node import CANCELLED, POLL_SECONDS, Signals, exit_code, own_environment, run_attempt
 from launcher.policy import AttemptSummary, after_attempt
 from launcher.processes import descendants, end_all, end_marked, wait_until
+from launcher.runs import newest_checkpoint
 from training.rundir import Job, OutcomeRecord, RunDir
 
 CANCEL_SECONDS = 5.0
@@ -239,14 +240,6 @@ class Owner:
         if request is not None and float(request.get("time", 0.0)) < self._since:
             self.run.clear_stop()
         self.run.remove("outcome.json")
-
-
-def newest_checkpoint(run: RunDir) -> int | None:
-    """Step of the newest committed checkpoint."""
-    for name in reversed(run.listdir("checkpoints")):
-        if name.startswith("step-") and name[5:].isdigit() and run.exists(f"checkpoints/{name}/manifest.json"):
-            return int(name[5:])
-    return None
 
 
 def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:

@@ -1,0 +1,335 @@
+"""Which runs exist, and in which state each is. Reads run directories and a small registry; starts and stops nothing.
+
+The registry is one file a run in the user's state folder: id, name and URL. All else is in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from launcher.claims import last_heartbeat, owner_alive
+from launcher.errors import UserError, user_errors
+from training.rundir import Job, OutcomeRecord, RunDir, parse_jsonl
+
+if TYPE_CHECKING:
+    from training.config import Recipe, Workload
+
+State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost"]
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
+_TAIL_BYTES = 64 * 1024
+
+
+# -- registry --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Registered:
+    """One entry of the registry. `created` in seconds since the epoch."""
+
+    run_id: str
+    name: str
+    url: str
+    created: float
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.url)
+
+
+def new_run_id(name: str) -> str:
+    """`name` and four characters more, free in the registry."""
+    taken = {path.stem for path in _folder().glob("*.json")}
+    while True:
+        run_id = f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(4))}"
+        if run_id not in taken:
+            return run_id
+
+
+def register(run_id: str, name: str, url: str) -> None:
+    """Remember a run, readable for its user only: a URL may tell more than others need to know."""
+    folder = _folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    entry = {"run_id": run_id, "name": name, "url": RunDir(url).url, "created": time.time()}
+    temporary = folder / f".{run_id}.{secrets.token_hex(4)}"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(entry, file)
+    os.replace(temporary, folder / f"{run_id}.json")
+
+
+def all_runs() -> list[Registered]:
+    """Registered runs whose directory is there, oldest first."""
+    return [entry for entry in _entries() if entry.run.exists("plan.json")]
+
+
+def _entries() -> list[Registered]:
+    found = []
+    for path in _folder().glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(Registered(**json.loads(path.read_text())))
+    return sorted(found, key=lambda entry: (entry.created, entry.run_id))
+
+
+def _folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("launchyard")) / "runs"
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+def find(run: str) -> RunDir:
+    """A run by id, the beginning or the end of its id, its name (the newest of that name), `latest`, path or URL.
+
+    UserError if there is none, or more than one.
+    """
+    if "://" in run or os.sep in run or run in (".", ".."):
+        return _at(run)
+    entries = _entries()
+    if run in ("latest", "last"):
+        return _there(_newest(entries, "no run has been launched from this account yet"))
+    for matches in _matches(run, entries):
+        if len(matches) > 1:
+            listed = ", ".join(entry.run_id for entry in matches)
+            raise UserError(f"{run}: fits more than one run: {listed}", hint="write a little more of its id")
+        if matches:
+            return _there(matches[0])
+    if os.path.isdir(run):
+        return _at(run)
+    raise UserError(f"{run}: no such run{_near(run, entries)}", hint="launch status shows all; a path or URL works too")
+
+
+def _matches(run: str, entries: list[Registered]) -> Iterator[list[Registered]]:
+    """Entries that fit, the strictest way first."""
+    yield [entry for entry in entries if entry.run_id == run]
+    named = [entry for entry in entries if entry.name == run]
+    yield [entry for entry in named if entry.run.exists("plan.json")][-1:] or named[-1:]
+    yield [entry for entry in entries if entry.run_id.startswith(run)]
+    yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1] == run]
+    yield [entry for entry in entries if entry.run_id.endswith(run)]
+
+
+def _newest(entries: list[Registered], otherwise: str) -> Registered:
+    there = [entry for entry in entries if entry.run.exists("plan.json")]
+    if not there:
+        raise UserError(otherwise, hint="launch --local starts one")
+    return there[-1]
+
+
+def _at(url: str) -> RunDir:
+    run = RunDir(url if "://" in url else os.path.expanduser(url))
+    with user_errors():
+        if not run.exists("plan.json"):
+            raise UserError(f"{url}: no run there (it has no plan.json)")
+    return run
+
+
+def _there(entry: Registered) -> RunDir:
+    if not entry.run.exists("plan.json"):
+        raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
+    return entry.run
+
+
+def _near(run: str, entries: list[Registered]) -> str:
+    from launcher.explain import nearest
+
+    names = list(dict.fromkeys([*(entry.run_id for entry in entries), *(entry.name for entry in entries)]))
+    near = nearest(run, names, cutoff=0.5)
+    if near:
+        return f"; did you mean {near}?"
+    return f"; the newest are {', '.join(entry.run_id for entry in entries[-3:])}" if entries else ""
+
+
+# -- what a run is ---------------------------------------------------------------------------------------------------
+class RunFacts:
+    """What is frozen in a run directory, read when asked for, and what its newest attempt makes of it."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        try:
+            return dict(self.run.read_json("plan.json"))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    @property
+    def run_id(self) -> str:
+        return str(self.plan.get("run_id") or self.run.url.rsplit("/", 1)[-1])
+
+    @property
+    def name(self) -> str:
+        return str(self.plan.get("name", ""))
+
+    def overrides(self) -> dict[str, Any]:
+        """Those of the newest attempt; all that were ever given to the run."""
+        attempts = self.run.attempts()
+        return dict(self.run.job(attempts[-1]).overrides) if attempts else {}
+
+    def max_steps(self) -> int | None:
+        """Steps of the whole run as its newest attempt means it; None if that cannot be told."""
+        if not self.overrides():
+            planned = self.plan.get("max_steps")
+            return int(planned) if planned is not None else None
+        from training.config import count_steps
+
+        try:
+            recipe, workload = effective(self.run, self.overrides())
+        except (FileNotFoundError, ValueError):
+            return None
+        return count_steps(recipe, workload.data.n_tokens)
+
+
+def effective(run: RunDir, overrides: dict[str, Any]) -> tuple[Recipe, Workload]:
+    """The recipe of an attempt, and the frozen part of the plan. FileNotFoundError or ValueError without them."""
+    import yaml
+
+    from training.config import Recipe, Workload, apply_overrides
+
+    raw = yaml.safe_load(run.read_text("recipe.yaml"))
+    recipe = Recipe.model_validate(apply_overrides(raw, overrides))
+    return recipe, Workload.model_validate(run.read_json("plan.json"))
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RunState:
+    """A run at this moment. Seconds since the epoch in `since`; loss in nats a token."""
+
+    run_id: str
+    name: str
+    url: str
+    state: State
+    resumable: bool
+    alive: bool
+    attempt: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    step: int | None = None
+    max_steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    checkpoint: int | None = None
+    since: float | None = None
+    reason: str | None = None
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def state_of(run: RunDir) -> RunState:
+    """The state of a run. Costs a few small reads, however long the run is."""
+    facts = RunFacts(run)
+    common: dict[str, Any] = {"run_id": facts.run_id, "name": facts.name, "url": run.url}
+    attempts = run.attempts()
+    checkpoint = newest_checkpoint(run)
+    if not attempts:
+        return RunState(**common, state="pending", resumable=True, alive=False, checkpoint=checkpoint)
+    job = run.job(attempts[-1])
+    alive = owner_alive(run, job)
+    ended = _ended(run, job, alive)
+    events = run.events(job.attempt)
+    state = _state(alive, ended, [str(event.get("event")) for event in events])
+    row = last_row(run, attempts) or {}
+    step = _step(row, ended, events, checkpoint)
+    common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
+    common |= {"reason": ended.reason if ended else None, "message": ended.message if ended else ""}
+    max_steps = facts.max_steps()
+    return RunState(
+        **common,
+        state=state,
+        resumable=not alive and state != "completed",
+        step=step,
+        max_steps=max_steps,
+        loss=row.get("loss"),
+        tokens_per_second=row.get("tokens_per_second"),
+        eta_seconds=_eta(row, step, max_steps) if alive else None,
+        since=_since(run, job, alive, ended, state),
+    )
+
+
+def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
+    """How the run ended; None while it goes on, or when its owner is gone without a last word."""
+    record = run.outcome()
+    if record is not None and record.attempt >= job.attempt:
+        return record
+    if alive:
+        return None
+    record = run.outcome(job.attempt)  # the owner died between the attempt's word and the run's
+    if record is None or (record.outcome == "stopped" and record.reason in ("preempted", "time limit")):
+        return None
+    return record
+
+
+def _state(alive: bool, ended: OutcomeRecord | None, events: list[str]) -> State:
+    if ended is not None:
+        return ended.outcome
+    if not alive:
+        return "lost"
+    if "stopping" in events or "finished" in events:
+        return "saving"
+    return "running" if "started" in events else "starting"
+
+
+def _step(
+    row: dict[str, Any], ended: OutcomeRecord | None, events: list[dict[str, Any]], checkpoint: int | None
+) -> int | None:
+    """Finished steps: of the newest row, unless a newer attempt has gone on from before it."""
+    if ended is not None and ended.outcome != "failed" and ended.step is not None:
+        return ended.step
+    started = next((int(event["step"]) for event in events if event.get("event") == "started"), None)
+    if row and (started is None or int(row["step"]) > started):
+        return int(row["step"])
+    return started if started is not None else checkpoint
+
+
+def _eta(row: dict[str, Any], step: int | None, max_steps: int | None) -> float | None:
+    if step is None or max_steps is None or not row.get("step_seconds"):
+        return None
+    return max(0.0, (max_steps - step) * float(row["step_seconds"]))
+
+
+def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, state: State) -> float | None:
+    if ended is not None:
+        return ended.time
+    return job.created if alive or state != "lost" else last_heartbeat(run, job.attempt) or job.created
+
+
+def newest_checkpoint(run: RunDir) -> int | None:
+    """Step of the newest committed checkpoint."""
+    return next(reversed(committed(run)), None)
+
+
+def committed(run: RunDir) -> list[int]:
+    """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
+    names = [name for name in run.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
+    return sorted(int(name[5:]) for name in names if run.exists(f"checkpoints/{name}/manifest.json"))
+
+
+def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
+    """The newest row of the newest attempt that wrote one, without reading the whole history."""
+    names = [name for name in run.listdir("metrics") if name.startswith("steps-")]
+    for attempt in reversed(attempts):
+        for name in reversed([name for name in names if name.startswith(f"steps-{attempt:04d}")]):
+            rows = parse_jsonl(b"\n" + _tail(run, f"metrics/{name}").partition(b"\n")[2])
+            if rows:
+                return rows[-1]
+    return None
+
+
+def _tail(run: RunDir, name: str) -> bytes:
+    """The end of a file, with a line feed before the first whole line."""
+    if not run.local:
+        return b"\n" + run.read_bytes(name)
+    with open(run.path(name), "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return (b"\n" if size <= _TAIL_BYTES else b"") + file.read()

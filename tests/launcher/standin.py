@@ -1,0 +1,125 @@
+"""Runs with the stand-in worker: made, started for real, and ended for certain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.backends import local
+from launcher.claims import newest_job
+from launcher.processes import descendants, end_all, end_marked, marked
+from training.rundir import Job, RunDir
+
+HERE = Path(__file__).parent
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"preset": "pythia-14m"},
+    "data": {"source": "data", "seq_len": 16},
+    "train": {"global_batch_size": 4, "max_steps": 1000, "device": "cpu"},
+    "resources": {"max_failures": 3},
+}
+MODEL = {"family": "gpt_neox", "vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "ffn_dim": 64}
+
+
+def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str = "tiny-abcd") -> RunDir:
+    """A run directory as a launch would leave it, without data."""
+    run = RunDir(str(folder / run_id))
+    data = {
+        "train": "x",
+        "validation": None,
+        "tokenizer": None,
+        "n_tokens": 999,
+        "n_validation_tokens": 0,
+        "digest": "d",
+    }
+    run.write_text("recipe.yaml", yaml.safe_dump(recipe or RECIPE))
+    plan = {"run_id": run_id, "name": "tiny", "max_steps": 1000, "scheduler": "local", "cluster": "local"}
+    run.write_json("plan.json", {**plan, "environment": {}, "model": MODEL, "data": data, "device": "cpu"})
+    return run
+
+
+class Standin:
+    """One run of the stand-in worker under the real owner, agent and torchrun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = make_run(folder)
+        self.pids: set[int] = set()
+
+    def submit(self, *, workers: int = 1, overrides: dict[str, Any] | None = None, **plan: Any) -> Job:
+        env = {"PYTHONPATH": str(HERE), "LAUNCHYARD_STANDIN": json.dumps(plan)}
+        job = local.submit(
+            self.run,
+            nnodes=1,
+            nproc_per_node=workers,
+            device="cpu",
+            env=env,
+            overrides=overrides or {},
+            worker_module="standin_worker",
+        )
+        self.pids.add(job.pid)
+        return job
+
+    def wait(self, done: Callable[[], Any], seconds: float = 30.0) -> Any:
+        """Poll until something holds; fails with what the run looks like."""
+        end = time.monotonic() + seconds
+        while not (value := done()):
+            assert time.monotonic() < end, self.looks()
+            time.sleep(0.02)
+        return value
+
+    def looks(self) -> str:
+        logs = list(Path(self.run.url).rglob("*.log"))
+        return "\n".join(f"--- {path}\n{path.read_text()}" for path in logs)
+
+    def steps(self, attempt: int) -> int:
+        return max((row["step"] for row in self.run.rows("steps") if row["attempt"] == attempt), default=0)
+
+    def running(self, attempt: int = 0, steps: int = 3) -> None:
+        self.wait(lambda: self.steps(attempt) >= steps)
+
+    def outcome(self, seconds: float = 30.0) -> Any:
+        """The run's last word, once its owner is gone too."""
+        record = self.wait(self.run.outcome, seconds)
+        job = newest_job(self.run)
+        assert job is not None
+        self.wait(lambda: not local.is_alive(self.run, job))
+        return record
+
+    def left(self) -> list[int]:
+        """Processes of this run that still live, and its owners."""
+        owners = [pid for pid in self.pids if descendants(pid) and not _zombie(pid)]
+        return [process.pid for process in marked(self.run.url)] + owners
+
+    def nothing_left(self, seconds: float = 3.0) -> None:
+        self.wait(lambda: not self.left(), seconds)
+
+    def worker_pids(self, attempt: int = 0, ranks: int = 1) -> list[int]:
+        names = [f"{self.run.attempt_dir(attempt)}/pids/rank-{rank}.json" for rank in range(ranks)]
+        self.wait(lambda: all(self.run.exists(name) for name in names))
+        return [int(self.run.read_json(name)["pid"]) for name in names]
+
+    def torchrun_pid(self, attempt: int = 0) -> int:
+        (worker,) = self.worker_pids(attempt)
+        with open(f"/proc/{worker}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+
+    def close(self) -> None:
+        for pid in self.pids:
+            end_all(descendants(pid))
+        end_marked(self.run.url)
+
+
+def _zombie(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "Z"
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    os.kill(pid, number)
