@@ -48,6 +48,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, short_texts: list[str], nov
     return folder
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, short_texts: list[str], novel: str) -> Path:
+    """The same, shorter: for what must be done many times."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "a.txt").write_text(novel[:60_000])
+    write_jsonl(folder / "b.jsonl", short_texts[:100])
+    return folder
+
+
 def test_tokens_are_those_of_the_text(tmp_path: Path, corpus: Path, tokenizer_file: str, tokenizer: Tokenizer) -> None:
     """Every document, whole, in order, each with its end; read by two independent readers."""
     made = prepare([str(corpus / "b.jsonl")], tokenizer=tokenizer_file, out=str(tmp_path / "o"), chunk_tokens=10_000)
@@ -88,8 +97,8 @@ def test_the_same_bytes_for_any_workers(
     tmp_path: Path, corpus: Path, tokenizer_file: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "BYTES_PER_WORKER", 1)
-    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 20_000)
-    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 7_000}
+    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 5_000)
+    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000}
     prepare([str(corpus)], out=str(tmp_path / "one"), workers=1, **options)
     prepare([str(corpus)], out=str(tmp_path / "many"), workers=workers, **options)
     assert tree(tmp_path / "one") == tree(tmp_path / "many")
@@ -98,7 +107,7 @@ def test_the_same_bytes_for_any_workers(
 KILLED = """
 import sys, threading, os, signal
 from training.data import encode, prepare, writer
-encode.BATCH_CHARS = 20_000
+encode.BATCH_CHARS = 5_000
 prepare.BYTES_PER_WORKER = 1
 puts, limit = 0, int(sys.argv[4])
 put = writer.put
@@ -114,24 +123,24 @@ def counted(path, raw):
 writer.put = prepare.put = counted
 if __name__ == "__main__":
     options = {"tokenizer": sys.argv[2], "out": sys.argv[3], "workers": int(sys.argv[6])}
-    prepare.prepare([sys.argv[1]], validation=0.1, chunk_tokens=7_000, **options)
+    prepare.prepare([sys.argv[1]], validation=0.1, chunk_tokens=3_000, **options)
 """
 
 
 def test_killed_and_run_again(
-    tmp_path: Path, corpus: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL before any of its writes: nothing counts as done, and running it again ends with the same bytes."""
-    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 20_000)
+    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 5_000)
     monkeypatch.setattr(room, "BYTES_PER_WORKER", 1)
-    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 7_000}
-    prepare([str(corpus)], out=str(tmp_path / "whole"), **options)
+    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000}
+    prepare([str(small)], out=str(tmp_path / "whole"), **options)
     (tmp_path / "killed.py").write_text(KILLED)
     out, went_on, puts, killed = tmp_path / "out", 0, 0, True
     while killed:
         puts += 1 + puts // 2
         arguments = [
-            str(corpus),
+            str(small),
             tokenizer_file,
             str(out),
             str(puts),
@@ -146,7 +155,7 @@ def test_killed_and_run_again(
             with pytest.raises(ValueError, match=r"is not finished|does not exist"):
                 open_dataset(str(out))
         if killed and puts % 5:  # go on from here; else kill again what goes on
-            went_on += any("going on after" in note for note in told([str(corpus)], out=str(out), **options))
+            went_on += any("going on after" in note for note in told([str(small)], out=str(out), **options))
             assert tree(out) == tree(tmp_path / "whole"), puts
             for path in sorted(out.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -156,19 +165,19 @@ def test_killed_and_run_again(
 
 
 def test_a_damaged_journal_starts_anew(
-    tmp_path: Path, corpus: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 20_000)
-    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 7_000}
-    prepare([str(corpus)], out=str(tmp_path / "whole"), **options)
+    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 5_000)
+    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000}
+    prepare([str(small)], out=str(tmp_path / "whole"), **options)
     (tmp_path / "killed.py").write_text(KILLED)
     for victim in ("state.json", "*.tail", "../train/chunk-0-1.bin"):
         out = tmp_path / f"out{len(victim)}"
-        arguments = [str(corpus), tokenizer_file, str(out), "14", "", "1"]
+        arguments = [str(small), tokenizer_file, str(out), "14", "", "1"]
         subprocess.run([sys.executable, str(tmp_path / "killed.py"), *arguments], check=False)
         [first, *_] = sorted((out / ".prepare").glob(victim))
         first.write_bytes(first.read_bytes()[:-3])
-        notes = told([str(corpus)], out=str(out), **options)
+        notes = told([str(small)], out=str(out), **options)
         assert not any("going on after" in note for note in notes)
         assert tree(out) == tree(tmp_path / "whole")
 
@@ -202,7 +211,7 @@ def test_changed_text_is_noticed(tmp_path: Path, tokenizer_file: str, corpus: Pa
 def test_options_changed_after_an_interruption(tmp_path: Path, corpus: Path, tokenizer_file: str) -> None:
     (tmp_path / "killed.py").write_text(KILLED)
     out = tmp_path / "out"
-    arguments = [str(corpus), tokenizer_file, str(out), "14", "half", "1"]
+    arguments = [str(corpus), tokenizer_file, str(out), "30", "half", "1"]
     subprocess.run([sys.executable, str(tmp_path / "killed.py"), *arguments], check=False)
     notes = told([str(corpus)], tokenizer=tokenizer_file, out=str(out))
     assert any("have changed since: starting anew" in note for note in notes)
