@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launcher.cluster import Cluster
 from launcher.host import HostFacts
-from launcher.node import SHUTDOWN_SECONDS
+from launcher.node import SURVIVOR_SECONDS
 from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
 from launcher.snapshot import redact
 from launcher.torchrun import torchrun_argv
@@ -394,7 +394,7 @@ def plan_processes(
             rdzv_id="{attempt}",
             module="training.worker",
             args=[run_url],
-            shutdown_timeout=SHUTDOWN_SECONDS,
+            shutdown_timeout=int(SURVIVOR_SECONDS),
             flags=frozenset(host.torchrun_flags),
         )
         owner: Literal["owner", "agent"] = "owner" if scheduler == "local" else "agent"

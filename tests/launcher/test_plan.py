@@ -1,0 +1,261 @@
+"""The plan: pure, its arithmetic adds up for any number of workers, and every mistake is named at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.bundle import bundled_recipes
+from launcher.cluster import Cluster
+from launcher.host import Gpu, HostFacts, probe_host
+from launcher.plan import Plan, PlanError, PlannedData, make_plan, seconds_of
+from launcher.recipe import load_recipe
+from model.zoo import preset
+from training.config import DataSpec, Recipe, Workload
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = str(GOLDEN / "small.yaml")  # not the quickstart, whose numbers are tuned
+LOCAL = Cluster(name="local", scheduler="local")
+FLAGS = ("--shutdown-timeout", "--signals-to-handle")
+CPU = HostFacts(cpus=8, memory=32 * 10**9, python="/venv/bin/python", torchrun_flags=FLAGS)
+H100 = Gpu(name="NVIDIA H100", memory=80 * 10**9, capability=(9, 0))
+GPUS = CPU.model_copy(update={"gpus": (H100,) * 8, "cpus": 64})
+DATA = DataSpec(
+    train="/data/train",
+    validation="/data/validation",
+    tokenizer="/data/tokenizer/tokenizer.json",
+    n_tokens=400_000,
+    n_validation_tokens=20_000,
+    digest="d",
+)
+
+
+def plan_of(recipe: Recipe | str = SMALL, host: HostFacts = CPU, **changes: Any) -> Plan:
+    """A plan; keyword arguments with __ are keys of the recipe, the others arguments of make_plan."""
+    keys = {key.replace("__", "."): value for key, value in changes.items() if "__" in key}
+    parts = {key: value for key, value in changes.items() if "__" not in key}
+    loaded = load_recipe(recipe, keys).recipe if isinstance(recipe, str) else recipe
+    given = {"cluster": LOCAL, "run_id": "small-ab12", "run_url": "/runs/small-ab12", "host": host}
+    return make_plan(loaded, **{**given, "data": PlannedData(spec=DATA, vocab_size=2048), **parts})
+
+
+def problems_of(*args: Any, **changes: Any) -> dict[str, str]:
+    with pytest.raises(PlanError) as caught:
+        plan_of(*args, **changes)
+    return dict(caught.value.problems)
+
+
+# -- golden ----------------------------------------------------------------------------------------------------------
+CASES: dict[str, dict[str, Any]] = {
+    "small-cpu": {},
+    "pythia-160m-8-gpus": {"recipe": "pretrain/pythia-160m", "host": GPUS, "parallel__dp_replicate": 2},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str) -> None:
+    """Every number, every word of every argv. To renew: delete the file, run the test, read the difference."""
+    text = json.dumps(plan_of(**CASES[name]).model_dump(mode="json"), indent=1) + "\n"
+    path = GOLDEN / f"{name}.json"
+    if not path.exists():
+        path.write_text(text)
+        pytest.fail(f"{path} was missing and has been written; read it and run again")
+    assert json.loads(text) == json.loads(path.read_text())
+    assert text == path.read_text()
+
+
+def test_a_worker_reads_its_part_of_the_plan() -> None:
+    plan = plan_of()
+    work = Workload.model_validate_json(plan.model_dump_json())
+    assert (work.run_id, work.name, work.model, work.data) == (plan.run_id, plan.name, plan.model, plan.data)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------
+@given(
+    workers=st.integers(1, 8),
+    accumulate=st.integers(1, 4),
+    micro=st.integers(1, 4),
+    replicate=st.sampled_from([1, 2, 4]),
+    cpus=st.integers(1, 64),
+)
+def test_the_batch_and_the_mesh_add_up(workers: int, accumulate: int, micro: int, replicate: int, cpus: int) -> None:
+    size = workers * accumulate * micro
+    keys = {
+        "train__global_batch_size": size,
+        "train__micro_batch_size": micro,
+        "resources__nproc_per_node": workers,
+        "parallel__dp_replicate": replicate,
+    }
+    host = CPU.model_copy(update={"cpus": cpus})
+    if workers % replicate:
+        assert list(problems_of(host=host, **keys)) == ["parallel.dp_replicate"]
+        return
+    plan = plan_of(host=host, **keys)
+    batch = plan.batch
+    assert batch.global_batch_size == plan.world_size * batch.grad_accum_steps * batch.micro_batch_size == size
+    assert plan.mesh.dp_replicate * plan.mesh.dp_shard == plan.world_size == workers
+    assert plan.total_tokens == plan.max_steps * size * batch.seq_len
+    threads = int(plan.environment["OMP_NUM_THREADS"])
+    assert threads >= 1
+    assert threads * workers <= cpus or threads == 1
+
+
+def test_steps_follow_the_length_that_is_given() -> None:
+    assert plan_of(train__max_tokens=1_000_000).max_steps == 489  # of 16 x 128 tokens, rounded up
+    epochs = plan_of(train__max_epochs=2)
+    assert epochs.max_steps == 391
+    assert epochs.epochs >= 2
+
+
+def test_the_plan_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(SMALL).recipe
+
+    def forbidden(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a plan opens nothing and starts nothing")
+
+    monkeypatch.setattr("builtins.open", forbidden)
+    monkeypatch.setattr("os.stat", forbidden)
+    monkeypatch.setattr("subprocess.Popen", forbidden)
+    assert plan_of(recipe) == plan_of(recipe)
+
+
+# -- devices ---------------------------------------------------------------------------------------------------------
+def test_without_a_gpu_it_says_that_it_trains_on_the_cpu() -> None:
+    plan = plan_of()
+    assert (plan.device, plan.nproc_per_node) == ("cpu", 1)
+    assert any("no GPU on this machine: training on the CPU" in note for note in plan.notes)
+    asked = plan_of(train__device="cpu")
+    assert not any("no GPU" in note for note in asked.notes), "it was asked for"
+
+
+def test_all_gpus_or_those_asked_for() -> None:
+    assert (plan_of("pretrain/pythia-14m", GPUS).device, plan_of("pretrain/pythia-14m", GPUS).world_size) == ("cuda", 8)
+    assert plan_of("pretrain/pythia-14m", GPUS, resources__gpus_per_node=4).world_size == 4
+    assert plan_of("pretrain/pythia-14m", GPUS, resources__gpus_per_node=0).device == "cpu"
+    one = plan_of(SMALL, GPUS)
+    assert (one.device, one.world_size) == ("cuda", 1)
+    assert any("using 1 of 8 GPUs" in note for note in one.notes)
+
+
+def test_never_a_quiet_cpu() -> None:
+    assert "this machine has none" in problems_of(resources__gpus_per_node=1)["resources.gpus_per_node"]
+    assert "this machine has no GPU" in problems_of(train__device="cuda")["train.device"]
+    more = problems_of("pretrain/pythia-14m", GPUS, resources__gpus_per_node=9)
+    assert "9 GPUs, but this machine has 8; use --gpus-per-node 8" in more["resources.gpus_per_node"]
+    both = problems_of(SMALL, GPUS, resources__gpus_per_node=1, train__device="cpu")
+    assert "leave out one of them" in both["train.device"]
+    idle = problems_of(SMALL, GPUS, resources__gpus_per_node=2)
+    assert "would leave 1 of 2 GPUs idle" in idle["resources.nproc_per_node"]
+    crowded = problems_of(SMALL, GPUS, resources__gpus_per_node=2, resources__nproc_per_node=4)
+    assert "4 workers for 2 GPUs" in crowded["resources.nproc_per_node"]
+
+
+def test_a_cpu_plan_hides_gpus_from_its_workers() -> None:
+    env = {process.role: process.env for process in plan_of().processes}
+    assert env["torchrun"]["CUDA_VISIBLE_DEVICES"] == ""
+    gpu = {process.role: process.env for process in plan_of("pretrain/pythia-14m", GPUS).processes}
+    assert "CUDA_VISIBLE_DEVICES" not in gpu["torchrun"]
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+def test_all_mistakes_at_once() -> None:
+    found = problems_of(
+        resources__nodes=3,
+        resources__gpus_per_node=2,
+        resources__nproc_per_node=3,
+        resources__time_limit="soon",
+        train__global_batch_size=7,
+        parallel__dp_shard=2,
+        data__seq_len=5000,
+        schedule__min_lr=1.0,
+        data=PlannedData(spec=DATA.model_copy(update={"validation": None, "tokenizer": None}), vocab_size=2048),
+    )
+    assert set(found) == {
+        "resources.nodes",
+        "resources.gpus_per_node",
+        "resources.time_limit",
+        "train.global_batch_size",
+        "parallel.dp_shard",
+        "data.seq_len",
+        "schedule.min_lr",
+        "validation.every_steps",
+        "validation.sample",
+    }
+    assert "use a multiple of 9, or one of these numbers of workers: 1, 7" in found["train.global_batch_size"]
+
+
+def test_a_vocabulary_larger_than_the_models() -> None:
+    data = PlannedData(spec=DATA, vocab_size=60_000)
+    found = problems_of(model__preset="pythia-14m", data=data)["model.vocab_size"]
+    assert "60,000 tokens" in found
+    assert "(pythia-14m) only 50,254" in found
+    assert plan_of(data=data).model.vocab_size == 60_000, "a vocabulary that nothing names follows the data"
+    assert plan_of(model__preset="pythia-14m").model == preset("pythia-14m")
+
+
+def test_models_that_cannot_be_made() -> None:
+    assert "did you mean" in problems_of(model__preset="pythia-15m")["model"]
+    assert "give a preset" in problems_of(SMALL, **{"model__preset": None, **_without_knobs()})["model"]
+    unknown = PlannedData(spec=DATA, vocab_size=None)
+    assert "does not say how large its vocabulary is" in problems_of(data=unknown)["model.vocab_size"]
+    assert "n_heads" in problems_of(model__n_heads=6, model__n_kv_heads=4)["model"]
+
+
+def _without_knobs() -> dict[str, None]:
+    return {f"model__{key}": None for key in load_recipe(SMALL).raw["model"]}
+
+
+def test_weights_to_start_from_bring_their_shape() -> None:
+    init = preset("pythia-70m")
+    plan = plan_of(model__init_from="/weights", init=init)
+    assert plan.model == init
+
+
+def test_passwords_do_not_enter_a_plan() -> None:
+    found = problems_of(run_url="s3://me:s3cret@bucket/run", data__source="s3://me:s3cret@bucket/data")
+    assert set(found) == {"--run-url", "data.source"}
+    assert "s3cret" not in str(found)
+
+
+def test_bf16_on_a_cpu() -> None:
+    assert any("no bf16 units" in note for note in plan_of(train__precision="bf16").notes)
+    assert "does not work in bf16" in problems_of(train__precision="bf16", parallel__compile=True)["parallel.compile"]
+    amx = CPU.model_copy(update={"cpu_bf16": True})
+    assert not any("bf16" in note for note in plan_of(host=amx, train__precision="bf16").notes)
+
+
+def test_too_little_memory_is_said() -> None:
+    small = CPU.model_copy(update={"memory": 10**8})
+    assert any("it may not fit" in note for note in plan_of(host=small).notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("12:00:00", 43_200), ("2-00:00:00", 172_800), ("30:00", 1800), ("90", 5400), ("soon", None), ("1:2:3:4", None)],
+)
+def test_time_limits(text: str, seconds: int | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+# -- what is bundled -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", bundled_recipes())
+@pytest.mark.parametrize("host", [CPU, GPUS], ids=["cpu", "8 gpus"])
+def test_every_bundled_recipe_plans(name: str, host: HostFacts) -> None:
+    plan = plan_of(name, host)
+    assert plan.n_params > 1_000_000
+    if plan.device == "cuda":
+        assert plan.memory["total"] < H100.memory
+        assert not [note for note in plan.notes if "fit" in note]
+
+
+def test_this_machine_can_be_asked() -> None:
+    host = probe_host()
+    assert host.cpus >= 1
+    assert host.memory > 10**8
+    assert set(host.torchrun_flags) <= set(FLAGS)
