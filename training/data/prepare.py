@@ -41,7 +41,7 @@ from training.data.writer import SplitState, SplitWriter, check_chunk_tokens
 CHUNK_TOKENS = 2**25  # 64 MiB of uint16
 JOURNAL = ".prepare"
 JOURNAL_SECONDS = 20.0
-BYTES_PER_WORKER = 8 << 20  # less text does not pay for starting a process
+BYTES_PER_WORKER = 32 << 20  # less does not pay for a process: the tokenizer has threads of its own
 CHUNKS = re.compile(r"chunk-0-\d+\.bin|(index|digests)\.json")
 NOTES = re.compile(r"state\.json|(train|validation)-\d+\.tail")
 HALF = re.compile(rf"({CHUNKS.pattern}|{NOTES.pattern}|(dataset|tokenizer)\.json)\.[0-9a-f]{{8}}\.tmp")

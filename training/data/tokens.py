@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from training.data.index import DIGESTS, ChunkDigest, Digests, exists, normal, r
 from training.data.order import Ids, Order
 
 MAX_OPEN_CHUNKS = 256  # maps; Linux allows a process 65,530 of them
-STEPS_AHEAD = 64  # steps whose order is computed at once: numpy's cost is per call
+SAMPLES_AHEAD = 2048  # whose order is computed at once: numpy's cost is per call
 MAX_VOCAB_SIZE = 2**31 - 1  # ids are hashed as int32
 BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of one chunk of `launch prepare`
 
@@ -43,8 +45,8 @@ class TokenStore:
         index = read_index(self.folder)
         self.chunks, self._compression = index.chunks, index.config.compression
         self.dtype = np.dtype(index.dtype).newbyteorder("<")
-        self._starts = np.cumsum([0] + [chunk.dim or 0 for chunk in index.chunks])
-        self.n_tokens = int(self._starts[-1])
+        self._starts = list(accumulate((chunk.dim or 0 for chunk in index.chunks), initial=0))
+        self.n_tokens = self._starts[-1]
         self._digests = self._read_digests()
         self.verifiable = self._digests is not None
         self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
@@ -64,15 +66,16 @@ class TokenStore:
         """Tokens start … start + length - 1: (length,) of the stored type; a view where they lie in one chunk."""
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens} in {self.folder}")
-        number = int(self._starts.searchsorted(start, side="right")) - 1
+        number = bisect_right(self._starts, start) - 1
+        if length and start + length <= self._starts[number + 1]:
+            offset = start - self._starts[number]
+            return self.chunk(number)[offset : offset + length]
         parts: list[Array] = []
         while length > 0:
-            offset = start - int(self._starts[number])
+            offset = start - self._starts[number]
             part = self.chunk(number)[offset : offset + length]
             parts.append(part)
             start, length, number = start + len(part), length - len(part), number + 1
-        if len(parts) == 1:
-            return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def chunk(self, number: int) -> Array:
@@ -158,11 +161,11 @@ class TokenReader:
 
     def sample_ids(self, step: int, first_slot: int, n: int) -> list[int]:
         """Which samples those slots hold."""
-        key = (step // STEPS_AHEAD, first_slot, n)
+        steps = max(1, SAMPLES_AHEAD // n)
+        key = (step // steps, first_slot, n)
         if self._ahead is None or self._ahead[0] != key:
-            first = key[0] * STEPS_AHEAD
-            self._ahead = key, self.order.slots(first, first=first_slot, n=n, steps=STEPS_AHEAD)
-        found: list[int] = self._ahead[1][step % STEPS_AHEAD].tolist()
+            self._ahead = key, self.order.slots(key[0] * steps, first=first_slot, n=n, steps=steps)
+        found: list[int] = self._ahead[1][step % steps].tolist()
         return found
 
     def _samples(self, ids: list[int]) -> Samples:

@@ -1,0 +1,108 @@
+"""Tokens a second from the local cache, side by side with a plain memmap; first batch; seek.
+
+    python benchmarks/loader.py [--tokens 100_000_000] [--batch 8] [--seq-len 2048] [--rounds 7] [--out DIR]
+
+Both read batches of (B, T + 1) random tokens in one process and hand them out as int64 tensors of inputs and labels.
+Ours does so in its own order, and hashes what it hands out. Bounds of the memmap: its best possible order, no checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.data.order import Order
+from training.data.tokens import Prefetcher, TokenReader, TokenStore
+from training.data.writer import SplitWriter
+
+CHUNK_TOKENS = 2**25
+
+
+def write(folder: str, tokens: int) -> None:
+    writer = SplitWriter(folder, chunk_tokens=CHUNK_TOKENS, dtype="uint16", eos_id=0)
+    draw = np.random.default_rng(0)
+    for start in range(0, tokens, 1 << 22):
+        writer.add(draw.integers(1, 50_000, min(1 << 22, tokens - start), dtype=np.uint16))
+        writer.end_document()
+    writer.finish()
+
+
+def memmap(flat: np.ndarray, batch: int, length: int, steps: int) -> None:
+    """What a hand-written loop does: random places of one flat file."""
+    draw = np.random.default_rng(1)
+    for _ in range(steps):
+        rows = np.stack([flat[at : at + length + 1] for at in draw.integers(0, len(flat) - length - 1, batch)])
+        whole = torch.from_numpy(rows.astype(np.int64))
+        _ = whole[:, :-1], whole[:, 1:]
+
+
+def rate(run, tokens: int) -> float:
+    began = time.perf_counter()
+    run()
+    return tokens / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=100_000_000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", help="keep the data here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.out or temporary)
+        if not (folder / "train" / "index.json").exists():
+            write(str(folder / "train"), options.tokens)
+        print(json.dumps(measure(folder, options), indent=1))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    batch, length = options.batch, options.seq_len
+    steps = max(1, options.tokens // (batch * length) // 4)
+    per_round = steps * batch * length
+    flat_file = folder / "flat.bin"
+    if not flat_file.exists():
+        store = TokenStore(str(folder / "train"))
+        store.read(0, store.n_tokens).tofile(flat_file)
+    flat = np.memmap(flat_file, dtype=np.uint16, mode="r")
+
+    def fresh() -> TokenReader:
+        return TokenReader(TokenStore(str(folder / "train")), seq_len=length, global_batch_size=batch, seed=1)
+
+    began = time.perf_counter()
+    reader = fresh()
+    reader.batch(0)
+    first = time.perf_counter() - began
+    plain, ours, fed = [], [], []
+    for _ in range(options.rounds):
+        plain.append(rate(lambda: memmap(flat, batch, length, steps), per_round))
+        ours.append(rate(lambda: [reader.batch(step) for step in range(steps)], per_round))
+        with Prefetcher(reader, stop_step=steps) as feed:
+            fed.append(rate(lambda feed=feed: [None for _ in feed], per_round))
+    huge = Order(10**12 // length, 1024, seed=1)
+    began = time.perf_counter()
+    huge.sample_ids(10**6)
+    seek = time.perf_counter() - began
+    return {
+        "tokens": options.tokens,
+        "memmap_mtokens_per_second": round(statistics.median(plain) / 1e6, 1),
+        "reader_mtokens_per_second": round(statistics.median(ours) / 1e6, 1),
+        "reader_spread": [round(min(ours) / 1e6, 1), round(max(ours) / 1e6, 1)],
+        "prefetched_mtokens_per_second": round(statistics.median(fed) / 1e6, 1),
+        "reader_of_memmap": round(statistics.median(ours) / statistics.median(plain), 2),
+        "first_batch_seconds": round(first, 4),
+        "order_at_a_trillion_tokens_seconds": round(seek, 5),
+    }
+
+
+if __name__ == "__main__":
+    main()
