@@ -1,0 +1,89 @@
+"""Logs of a run, all workers in one, each line with its origin. Reads the run directory only."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+from launcher.cause import first_line
+from launcher.claims import owner_alive
+from launcher.errors import UserError
+from launcher.tail import Tail
+from training.rundir import RunDir
+
+FOLLOW_SECONDS = 0.3
+_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
+
+
+def log_names(run: RunDir, attempt: int, rank: int | None) -> dict[str, str]:
+    """Origin -> file of an attempt's logs: torchrun's of each node first, then the ranks in order."""
+    folder = f"{run.attempt_dir(attempt)}/logs"
+    found = []
+    for name in run.listdir(folder):
+        match = _NAME.fullmatch(name)
+        if match and (rank is None or (match[1], int(match[2])) == ("rank", rank)):
+            found.append((match[1], int(match[2]), f"{folder}/{name}"))
+    return {f"{kind} {number}": path for kind, number, path in sorted(found)}
+
+
+def pick_attempt(run: RunDir, attempt: int | None) -> int:
+    """The attempt asked for, or the newest; UserError if there is none."""
+    attempts = run.attempts()
+    if not attempts:
+        raise UserError(
+            f"{run.url}: nothing has been started yet, so there are no logs", hint="launch resume starts it"
+        )
+    if attempt is None:
+        return attempts[-1]
+    if attempt not in attempts:
+        raise UserError(f"--attempt {attempt}: this run has the attempts {attempts[0]} to {attempts[-1]}")
+    return attempt
+
+
+def print_logs(run: RunDir, *, attempt: int, rank: int | None, say: Callable[[str], None]) -> None:
+    """Everything that is there, the first error first. UserError if that rank has no log."""
+    names = log_names(run, attempt, rank)
+    if rank is not None and not names:
+        known = ", ".join(origin.removeprefix("rank ") for origin in log_names(run, attempt, None) if "rank" in origin)
+        raise UserError(f"--rank {rank}: no log of it in attempt {attempt}; there are ranks: {known or 'none'}")
+    for line in _first_error(run, attempt):
+        say(line)
+    width = max((len(origin) for origin in names), default=0)
+    for origin, name in names.items():
+        for line in Tail(run, name).rest():
+            say(f"{origin:<{width}} | {line}")
+
+
+def _first_error(run: RunDir, attempt: int) -> Iterator[str]:
+    errors = run.errors(attempt)
+    if errors:
+        first = errors[0]
+        said = first_line(str(first.get("message", "")))
+        yield f"first error | rank {first.get('rank')}: {first.get('type')}: {said}"
+
+
+def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Callable[[str], None]) -> None:
+    """Print lines as they come, until the run ends (or that attempt does); newer attempts are taken up."""
+    fixed, current = attempt, pick_attempt(run, attempt)
+    tails: dict[str, Tail] = {}
+    while True:
+        over = _is_over(run, current if fixed is not None else None)
+        for origin, name in log_names(run, current, rank).items():
+            tail = tails.setdefault(name, Tail(run, name))
+            for line in tail.rest() if over else tail.lines():
+                say(f"{origin} | {line}")
+        newest = run.attempts()[-1]
+        if fixed is None and newest != current:
+            say(f"--- attempt {newest} ---")
+            current = newest
+        elif over:
+            return
+        else:
+            time.sleep(FOLLOW_SECONDS)
+
+
+def _is_over(run: RunDir, attempt: int | None) -> bool:
+    if attempt is not None and run.outcome(attempt) is not None:
+        return True
+    return not owner_alive(run)

@@ -1,0 +1,166 @@
+"""Why a run is where it is: one paragraph over all its attempts, from its run directory alone. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.cause import Cause, find_cause, first_line
+from launcher.claims import last_heartbeat
+from launcher.node import last_step
+from launcher.policy import AGAIN_REASONS
+from launcher.report import duration, log_of, progress_words
+from launcher.runs import RunState, state_of
+from training.rundir import OutcomeRecord, RunDir
+
+
+@dataclass(frozen=True)
+class Why:
+    """The paragraph, and what it is made of."""
+
+    text: str
+    state: str
+    attempt: int | None = None
+    ended: float | None = None
+    reason: str | None = None
+    cause: str | None = None
+    log: str | None = None
+    checkpoint: int | None = None
+    steps_lost: int | None = None
+    next: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(run: RunDir) -> Why:
+    """Which attempt ended, when and by which cause; what was saved, what was lost, what to do."""
+    state = state_of(run)
+    if state.attempt is None:
+        text = f"{state.run_id} has never been started: no attempt was claimed."
+        return Why(text, "pending", next=[f"launch resume {state.run_id}"])
+    if state.alive:
+        return _going_on(run, state)
+    record = run.outcome()
+    if record is None or record.attempt < state.attempt:
+        record = run.outcome(state.attempt)
+    return _ended(run, state, record)
+
+
+def _going_on(run: RunDir, state: RunState) -> Why:
+    assert state.attempt is not None
+    text = (
+        f"{state.run_id} has not ended: attempt {state.attempt} is {state.state} on {state.host}, process {state.pid}"
+    )
+    words = progress_words(state)
+    text += f" ({words})." if words else "."
+    before = [run.outcome(attempt) for attempt in run.attempts() if attempt < state.attempt]
+    told = [record for record in before if record is not None]
+    if told:
+        text += f" Before it, {_sentence(run, told[-1])}"
+    return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
+
+
+def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
+    attempt = state.attempt
+    assert attempt is not None
+    saved, lost = state.checkpoint, steps_lost(run, attempt, state.checkpoint)
+    cause = None if record else _lost_cause(run, attempt)
+    begin = _sentence(run, record) if record else f"{cause.message[:1].upper()}{cause.message[1:]}." if cause else ""
+    log = log_of(run, record) if record else None
+    parts = [f"{state.run_id}: {begin}", _history(run, attempt), _kept(saved, lost)]
+    commands, advice = _advice(state, record, cause)
+    if record is not None and record.outcome == "failed":
+        parts.append(f"Its log: {log}.")
+    return Why(
+        " ".join(part for part in [*parts, advice] if part),
+        state.state,
+        attempt=attempt,
+        ended=record.time if record else last_heartbeat(run, attempt) or None,
+        reason=record.reason if record else "owner gone",
+        cause=record.message if record else (cause.message if cause else None),
+        log=log,
+        checkpoint=saved,
+        steps_lost=lost,
+        next=commands,
+    )
+
+
+def _sentence(run: RunDir, record: OutcomeRecord) -> str:
+    """How one attempt ended, as a sentence."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
+    start = f"attempt {record.attempt}"
+    if record.outcome == "completed":
+        return f"{start} completed all {record.step} steps at {when}."
+    at = f" at step {record.step}" if record.step is not None else ""
+    if record.outcome == "stopped":
+        return f"{start} {_STOPPED.get(record.reason, f'was stopped ({record.reason})')}{at} at {when}."
+    errors = run.errors(record.attempt)
+    others = len({error.get("rank") for error in errors}) - 1
+    more = f" ({others} other ranks failed after it)" if others > 0 else ""
+    return f"{start} failed{at} at {when}: {first_line(record.message)}{more}."
+
+
+_STOPPED = {
+    "stop": "was stopped by a user",
+    "cancelled": "was cancelled by a user",
+    "terminated": "was stopped by a TERM signal",
+    "preempted": "was preempted",
+    "time limit": "came to its time limit",
+}
+
+
+def _lost_cause(run: RunDir, attempt: int) -> Cause:
+    """No outcome: the owner was killed, or its machine went away."""
+    job = run.job(attempt)
+    seen = last_heartbeat(run, attempt)
+    ago = f", last seen {duration(max(0.0, time.time() - seen))} ago" if seen else ""
+    message = (
+        f"attempt {attempt} has no outcome: its owner (process {job.pid} on {job.host}) is gone{ago}; it was killed"
+    )
+    if run.errors(attempt):
+        message += f", after {find_cause(run, attempt).message}"
+    return Cause("owner gone", message + ", or its machine went down")
+
+
+def _history(run: RunDir, newest: int) -> str:
+    """Earlier attempts in half a sentence."""
+    told = [run.outcome(attempt) for attempt in run.attempts() if attempt < newest]
+    failed = [record for record in told if record is not None and record.outcome == "failed"]
+    again = [record for record in told if record is not None and record.reason in AGAIN_REASONS]
+    if not failed and not again:
+        return ""
+    words = []
+    if failed:
+        same = len({first_line(record.message) for record in failed}) == 1
+        named = f" ({'all ' if len(failed) > 1 and same else 'last '}by: {first_line(failed[-1].message, 160)})"
+        words.append(f"{len(failed)} earlier attempt{'s' * (len(failed) > 1)} failed{named}")
+    if again:
+        words.append(f"{len(again)} earlier attempt{'s' * (len(again) > 1)} ended by preemption or a time limit")
+    return f"{'; '.join(words)[:1].upper()}{'; '.join(words)[1:]}."
+
+
+def steps_lost(run: RunDir, attempt: int, saved: int | None) -> int | None:
+    """Finished steps of an attempt that no checkpoint holds; None if it finished none."""
+    reached = last_step(run, attempt)
+    return None if reached is None else max(0, reached - (saved or 0))
+
+
+def _kept(saved: int | None, lost: int | None) -> str:
+    kept = f"The newest checkpoint is of step {saved}" if saved is not None else "No checkpoint was saved"
+    if lost is None:
+        return f"{kept}."
+    return f"{kept}; {'no step is' if lost == 0 else f'{lost} step is' if lost == 1 else f'{lost} steps are'} lost."
+
+
+def _advice(state: RunState, record: OutcomeRecord | None, cause: Cause | None) -> tuple[list[str], str]:
+    """Commands to type, and the sentence around them."""
+    resume = f"launch resume {state.run_id}"
+    if record is not None and record.outcome == "completed":
+        longer = f"{resume} train.max_steps=N"
+        return [longer], f"To train longer: {longer}."
+    if record is not None and record.fatal:
+        return [resume], f"Trying again unchanged would end the same way, so it was not tried. Once mended: {resume}."
+    where = f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning"
+    return [resume], f"To go on {where}: {resume}."
