@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from model.config import ModelConfig
+from model.linear import Linear
 from model.rope import rotate
 
 
@@ -95,10 +96,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.grouped = config.n_kv_heads != config.n_heads
         heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, heads, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.dim, kv, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.dim, kv, bias=config.attention_bias)
-        self.o_proj = nn.Linear(heads, config.dim, bias=config.attention_bias)
+        self.q_proj = Linear(config.dim, heads, bias=config.attention_bias)
+        self.k_proj = Linear(config.dim, kv, bias=config.attention_bias)
+        self.v_proj = Linear(config.dim, kv, bias=config.attention_bias)
+        self.o_proj = Linear(heads, config.dim, bias=config.attention_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: BlockCache | None = None) -> Tensor:
         heads = (-1, self.head_dim)

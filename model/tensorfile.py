@@ -21,6 +21,9 @@ from model.shards import DTYPE_BYTES, TORCH_DTYPES, CorruptError, read_range
 DTYPE_NAMES = {getattr(torch, name): code for code, name in TORCH_DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
 
+# The data begin at a multiple of a cache line: generation from a mapped file is several percent faster for it.
+ALIGNMENT = 64
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -87,7 +90,7 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
         }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in ordered:
         if tensors[name].numel():

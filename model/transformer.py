@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.attention import Attention, BlockCache, Cache
 from model.config import ModelConfig
+from model.linear import Linear
 from model.rope import tables
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -21,9 +22,9 @@ class MLP(nn.Module):
         self.activation = config.activation
         self.gated = config.gated_mlp
         if config.gated_mlp:
-            self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
+            self.gate_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -64,7 +65,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.padded_vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config)
-        self.lm_head = nn.Linear(config.dim, config.padded_vocab_size, bias=False)
+        self.lm_head = Linear(config.dim, config.padded_vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
         self._tables: tuple[Tensor, Tensor] | None = None
