@@ -16,7 +16,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CONTEXT = 8
 
 # How families spell the token that ends a text, where no tokenizer_config.json says it.
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>")
 
 
 class Tokenizer:
