@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -112,3 +114,13 @@ def test_exit_codes_are_told() -> None:
     text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("before", ["", "import model.load"])
+def test_the_python_door_opens(before: str) -> None:
+    """`from model import load`, as the docs show it, gives the function whatever was imported before."""
+    code = f"{before}\nfrom model import load\nassert callable(load), load"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
