@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,10 +17,9 @@ def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille:
         return []
     across, down = (2, 4) if braille else (1, 1)
     columns = _columns(points, width * across)
-    known = [y for y in columns if y is not None]
-    low, high = min(known), max(known)
+    low, high = min(columns), max(columns)
     grid = [[0] * width for _ in range(height)]
-    for x, (y0, y1) in enumerate(_segments(columns)):
+    for x, (y0, y1) in enumerate(zip([columns[0], *columns], columns, strict=False)):
         rows = sorted(round((high - y) / ((high - low) or 1.0) * (height * down - 1)) for y in (y0, y1))
         for row in range(rows[0], rows[1] + 1):
             grid[row // down][x // across] |= _DOTS[row % 4][x % 2] if braille else 1
@@ -39,20 +39,14 @@ def _cell(cell: int, braille: bool) -> str:
     return chr(0x2800 + cell) if braille else "*"
 
 
-def _columns(points: Sequence[Point], width: int) -> list[float | None]:
-    """The mean y of each column; None where no point falls."""
+def _columns(points: Sequence[Point], width: int) -> list[float]:
+    """The mean y of each column; straight lines across columns in which no point falls."""
     start, span = points[0][0], (points[-1][0] - points[0][0]) or 1.0
-    buckets: list[list[float]] = [[] for _ in range(width)]
+    buckets: dict[int, list[float]] = {}
     for x, y in points:
-        buckets[min(width - 1, int((x - start) / span * width))].append(y)
-    return [sum(bucket) / len(bucket) if bucket else None for bucket in buckets]
-
-
-def _segments(columns: Sequence[float | None]) -> list[tuple[float, float]]:
-    """For each column the y where its line begins and ends; gaps are bridged level."""
-    current = next(y for y in columns if y is not None)
-    found = []
-    for y in columns:
-        before, current = current, current if y is None else y
-        found.append((before, current))
+        buckets.setdefault(round((x - start) / span * (width - 1)), []).append(y)
+    known = {column: sum(bucket) / len(bucket) for column, bucket in sorted(buckets.items())}
+    found = [known[0]]
+    for (x0, y0), (x1, y1) in itertools.pairwise(known.items()):
+        found += [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x in range(x0 + 1, x1 + 1)]
     return found

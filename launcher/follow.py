@@ -208,22 +208,20 @@ class _Plain:
     """One line every few seconds, for logs and pipes."""
 
     def __init__(self, out: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock, self._told, self._last = out, clock, 0.0, ""
+        self._out, self._clock, self._told = out, clock, 0.0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._last:
-            self.say(self._last)
+        pass
 
     def say(self, line: str) -> None:
         print(plain(line, self._out), file=self._out, flush=True)
 
     def show(self, line: str, share: float) -> None:
-        self._last = line
         if self._clock() - self._told >= PLAIN_SECONDS:
-            self._told, self._last = self._clock(), ""
+            self._told = self._clock()
             self.say(line)
 
 
@@ -254,5 +252,5 @@ class _Live:
         width = 30
         done = round(share * width)
         full, empty = ("━", "─") if self._boxes else ("#", "-")
-        bar = Text(full * done, style="green") + Text(empty * (width - done), style="bright_black")
-        self._live.update(bar + Text(f"  {plain(line, self._console.file)}"))
+        said = plain(line, self._console.file)
+        self._live.update(Text.assemble((full * done, "green"), (empty * (width - done), "bright_black"), f"  {said}"))

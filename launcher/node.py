@@ -147,7 +147,7 @@ class Watch:
             return False
         if self.reason is not None and time.monotonic() - self._asked_at > self._node.grace_seconds:
             return False
-        return not self._lingers()
+        return not self._is_over(torchrun)
 
     def _requested(self) -> str | None:
         run, now = self._node.run, time.monotonic()
@@ -164,12 +164,14 @@ class Watch:
         self._requested()
         return self._request == CANCELLED
 
-    def _lingers(self) -> bool:
-        """All is said, and torchrun does not end."""
+    def _is_over(self, torchrun: int) -> bool:
+        """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
         if self._outcome_at is None:
             if self._node.run.local and self._node.run.exists(_outcome_name(self._node)):
                 self._outcome_at = time.monotonic()
             return False
+        if self._node.nnodes == 1 and not children(torchrun):
+            return True
         return time.monotonic() - self._outcome_at > LINGER_SECONDS
 
 
@@ -210,6 +212,7 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
         module=node.worker_module,
         args=[node.run.url],
         shutdown_timeout=int(SURVIVOR_SECONDS),
+        log_dir=os.path.join(scratch, "torchrun"),
     )
     with open(_log_path(node, scratch), "ab") as log:
         child = start_shielded(argv, env=_worker_env(node, scratch), output=log)

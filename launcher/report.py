@@ -81,7 +81,7 @@ def _headline(run: RunDir, record: OutcomeRecord) -> str:
     words = [f"{record.step} steps" if record.step is not None else ""]
     attempts = run.attempts()
     if attempts:
-        words.append(f"in {duration(record.time - run.job(attempts[0]).created)}")
+        words.append(f"in {duration(sum(_seconds(run, attempt) for attempt in attempts))}")
     if len(attempts) > 1:
         words.append(f"{len(attempts)} attempts")
     rows, validated = list(run.rows("steps")), list(run.rows("validation"))
@@ -96,6 +96,12 @@ def _headline(run: RunDir, record: OutcomeRecord) -> str:
         kept = f"saved at step {record.step}" if record.checkpoint else record.message
         return f"✓ stopped    {kept} ({record.reason}) · {said}"
     return f"✓ completed  {said}"
+
+
+def _seconds(run: RunDir, attempt: int) -> float:
+    """How long an attempt took, as far as it is known."""
+    record = run.outcome(attempt)
+    return max(0.0, record.time - run.job(attempt).created) if record is not None else 0.0
 
 
 def _leavings(run: RunDir) -> list[str]:

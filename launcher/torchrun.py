@@ -24,6 +24,7 @@ def torchrun_argv(
     args: Sequence[str],
     shutdown_timeout: int | None = None,
     join_timeout: int = 600,
+    log_dir: str | None = None,
     flags: frozenset[str] | None = None,
 ) -> list[str]:
     """The argv of torchrun on one node. It never restarts workers: restarting has one owner, the launcher.
@@ -31,6 +32,7 @@ def torchrun_argv(
     rdzv_endpoint: host:port, the same on all nodes and new in each attempt, like rdzv_id.
     shutdown_timeout: seconds from TERM to KILL when one worker has failed.
     join_timeout: seconds in which all nodes must have come.
+    log_dir: folder for torchrun's own files; default: a new one in the temporary folder, which it leaves there.
     flags: what the installed torchrun knows; default: looked up.
     """
     host = rdzv_endpoint.rsplit(":", 1)[0].strip("[]")
@@ -55,6 +57,8 @@ def torchrun_argv(
         argv.append(f"--signals-to-handle={HANDLED_SIGNALS}")
     if "--shutdown-timeout" in known and shutdown_timeout is not None:  # torch >= 2.12
         argv.append(f"--shutdown-timeout={shutdown_timeout}")
+    if log_dir is not None:
+        argv.append(f"--log-dir={log_dir}")
     return [*argv, "--module", module, *args]
 
 

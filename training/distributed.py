@@ -60,8 +60,20 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     except (OSError, AttributeError):  # not Linux
         return
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent or _is_orphan(parent):  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_orphan(parent: int) -> bool:
+    """Is our parent another process than the torchrun that the agent started? Then torchrun died before we looked."""
+    agent = os.environ.get("LAUNCHYARD_AGENT_PID")
+    if agent is None:  # started by hand
+        return False
+    try:
+        with open(f"/proc/{parent}/stat") as file:
+            return file.read().rpartition(")")[2].split()[1] != agent
+    except OSError:
+        return True
 
 
 def connect(world: World, device: torch.device) -> None:
