@@ -61,7 +61,9 @@ def prepare(
             made = run(list(sources), tokenizer=tokenizer, out=out, chunk_tokens=size, on_progress=report, **options)
         except (FileNotFoundError, PermissionError):
             raise
-        except (PrepareError, OSError) as error:
+        except PrepareError as error:
+            raise LaunchError(str(error)) from error
+        except OSError as error:
             raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
         click.echo(made.model_dump_json(indent=1) if as_json else "\n".join(_described(normal(out), made)))
         if not as_json:
@@ -163,8 +165,7 @@ def _told(folder: str, facts: dict[str, Any]) -> Iterator[str]:
     for name, text in facts.get("samples", {}).items():
         yield f"--- {name}\n{text}"
     if "faults" in facts:
-        yield from (f"  wrong: {fault}" for fault in facts["faults"])
-        yield "  all chunks are what was written" if not facts["faults"] else ""
+        yield from [f"  wrong: {fault}" for fault in facts["faults"]] or ["  all chunks are what was written"]
 
 
 def _faults(folder: str, split: str) -> Iterator[str]:
