@@ -11,11 +11,12 @@ import time
 from typing import Any, Literal
 
 from launcher.errors import UserError
-from launcher.processes import is_alive, started_at
+from launcher.processes import is_alive, started_at, wait_until
 from training.rundir import Job, RunDir
 
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_FRESH_SECONDS = 60.0
+LEAVE_SECONDS = 5.0
 
 
 def newest_job(run: RunDir) -> Job | None:
@@ -47,12 +48,19 @@ def refuse_if_alive(run: RunDir) -> None:
     job = newest_job(run)
     if job is None or (job.pid == os.getpid() and job.host == socket.gethostname()):
         return
+    if _has_ended(run, job):  # its owner has said its last word and is about to leave
+        wait_until(lambda: not owner_alive(run, job), seconds=LEAVE_SECONDS)
     if owner_alive(run, job):
         raise UserError(
             f"{run.url} is running already: attempt {job.attempt}, process {job.pid} on {job.host}, "
             f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.created))}",
             hint="stop it first (launch stop), or follow it (launch logs -f)",
         )
+
+
+def _has_ended(run: RunDir, job: Job) -> bool:
+    record = run.outcome()
+    return record is not None and record.attempt >= job.attempt
 
 
 def claim_next(

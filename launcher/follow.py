@@ -6,7 +6,9 @@ leaves it running.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,28 +39,48 @@ def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -
         return _lost(run, progress, out)
     for line in last_page(run, record, out=out):
         print(plain(line, out), file=out)
-    if interrupts > 1:
+    if presses.heard > 1:
         return EXIT_INTERRUPTED
     return {"completed": EXIT_DONE, "stopped": EXIT_STOPPED, "failed": EXIT_FAILED}[record.outcome]
 
 
-def _watch(run: RunDir, job: Job | None, progress: Progress, view: View) -> tuple[OutcomeRecord | None, int]:
-    """Look until the run has ended or its owner is gone; also how often Ctrl-C was pressed."""
-    interrupts = 0
+def _watch(run: RunDir, job: Job | None, progress: Progress, view: View, presses: _CtrlC) -> OutcomeRecord | None:
+    """Look until the run has ended (how) or its owner is gone (None)."""
     gone = _Gone(run, job)
     while True:
-        try:
-            ended = _last_word(run)
-            is_gone = ended is None and gone()
-            for line in progress.look():
-                view.say(line)
-            view.show(progress.line(), progress.share())
-            if ended is not None or is_gone:
-                return ended or _last_word(run), interrupts
-            time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            interrupts += 1
-            _interrupt(run, interrupts, view)
+        ended = _last_word(run)
+        is_gone = ended is None and gone()
+        for line in progress.look():
+            view.say(line)
+        view.show(progress.line(), progress.share())
+        if ended is not None or is_gone:
+            return ended or _last_word(run)
+        time.sleep(LOOK_SECONDS)
+        while presses.heard < presses.count:
+            presses.heard += 1
+            _interrupt(run, presses.heard, view)
+
+
+class _CtrlC:
+    """Counts Ctrl-C instead of raising wherever the program happens to be; from the third on it raises again."""
+
+    def __init__(self) -> None:
+        self.count = self.heard = 0
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._on_press)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on_press(self, number: int, frame: Any) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
 
 
 def _interrupt(run: RunDir, times: int, view: View) -> None:

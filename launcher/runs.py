@@ -111,7 +111,7 @@ def _matches(run: str, entries: list[Registered]) -> Iterator[list[Registered]]:
     yield [entry for entry in named if entry.run.exists("plan.json")][-1:] or named[-1:]
     yield [entry for entry in entries if entry.run_id.startswith(run)]
     yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1] == run]
-    yield [entry for entry in entries if entry.run_id.endswith(run)]
+    yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1].endswith(run)]
 
 
 def _newest(entries: list[Registered], otherwise: str) -> Registered:
@@ -239,7 +239,7 @@ def state_of(run: RunDir) -> RunState:
     events = run.events(job.attempt)
     state = _state(alive, ended, [str(event.get("event")) for event in events])
     row = last_row(run, attempts) or {}
-    step = _step(row, ended, events, checkpoint)
+    step = _step(row, job.attempt, ended, events, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
     common |= {"reason": ended.reason if ended else None, "message": ended.message if ended else ""}
     max_steps = facts.max_steps()
@@ -280,13 +280,17 @@ def _state(alive: bool, ended: OutcomeRecord | None, events: list[str]) -> State
 
 
 def _step(
-    row: dict[str, Any], ended: OutcomeRecord | None, events: list[dict[str, Any]], checkpoint: int | None
+    row: dict[str, Any],
+    attempt: int,
+    ended: OutcomeRecord | None,
+    events: list[dict[str, Any]],
+    checkpoint: int | None,
 ) -> int | None:
     """Finished steps: of the newest row, unless a newer attempt has gone on from before it."""
     if ended is not None and ended.outcome != "failed" and ended.step is not None:
         return ended.step
     started = next((int(event["step"]) for event in events if event.get("event") == "started"), None)
-    if row and (started is None or int(row["step"]) > started):
+    if row and (started is None or int(row.get("attempt", -1)) == attempt):
         return int(row["step"])
     return started if started is not None else checkpoint
 

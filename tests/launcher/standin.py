@@ -25,7 +25,15 @@ RECIPE: dict[str, Any] = {
     "train": {"global_batch_size": 4, "max_steps": 1000, "device": "cpu"},
     "resources": {"max_failures": 3},
 }
-MODEL = {"family": "gpt_neox", "vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "ffn_dim": 64}
+MODEL = {
+    "family": "gpt_neox",
+    "vocab_size": 64,
+    "dim": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "ffn_dim": 64,
+    "max_seq_len": 16,
+}
 
 
 def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str = "tiny-abcd") -> RunDir:
