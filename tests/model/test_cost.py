@@ -1,0 +1,110 @@
+"""Closed forms against what torch counts and keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import ModelConfig
+from model.cost import (
+    activation_elements,
+    checkpoint_bytes,
+    flops_per_token,
+    n_params,
+    n_params_active_non_embedding,
+    n_params_embedding,
+    training_memory,
+)
+from model.layout import parameter_shapes
+from model.transformer import Transformer
+from model.zoo import preset
+from tests.model.small import CONFIGS, llama, neox, random_model, random_tokens
+
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+@each_config
+def test_layout_and_count_are_those_of_the_module(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert shapes == parameter_shapes(config)
+    assert n_params(config) == sum(parameter.numel() for parameter in model.parameters())
+    assert checkpoint_bytes(config) == 12 * n_params(config)
+
+
+@each_config
+def test_flops_are_those_of_the_matrix_products(config: ModelConfig) -> None:
+    """Backward is twice the forward; norms, biases and rotations are all that the closed form counts besides."""
+    seq_len = 32
+    model, tokens = random_model(config), random_tokens(config, 1, seq_len)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(tokens)
+    counted = 3 * counter.get_total_flops() / seq_len
+    vectors = sum(shape[0] for shape in parameter_shapes(config).values() if len(shape) == 1)
+    assert flops_per_token(config, seq_len) - 6 * vectors == counted
+
+
+def test_the_head_counts_and_a_table_that_is_looked_up_does_not() -> None:
+    config = preset("pythia-160m")
+    assert n_params(config) - n_params_active_non_embedding(config) == n_params_embedding(config) == 50304 * 768
+    tied = preset("llama-3.2-1b")
+    assert n_params_active_non_embedding(tied) == n_params(tied)
+
+
+def kept_bytes(model: Transformer, tokens: Tensor) -> int:
+    """Bytes that autograd keeps of the blocks' forward, weights and tables left out, each storage once."""
+    ours = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    cos, sin = model._positions(tokens.shape[1], None, tokens.device)
+    ours |= {cos.untyped_storage().data_ptr(), sin.untyped_storage().data_ptr()}
+    x = model.embed(tokens)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for block in model.blocks:
+            x = block(x, cos, sin)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        neox(dim=128, n_layers=4, ffn_dim=512, max_seq_len=256),
+        neox(dim=128, n_layers=4, ffn_dim=512, max_seq_len=256, parallel_residual=False),
+        llama(dim=128, n_layers=4, ffn_dim=344, max_seq_len=256),
+    ],
+    ids=["neox", "neox-sequential", "llama"],
+)
+def test_activations_are_near_what_autograd_keeps(config: ModelConfig) -> None:
+    model, tokens = random_model(config), random_tokens(config, 2, 256)
+    estimate = 4 * tokens.numel() * config.n_layers * activation_elements(config)
+    assert 0.7 < estimate / kept_bytes(model.train(), tokens) < 1.3
+
+
+def memory(**changes: object) -> dict[str, int]:
+    options: dict[str, object] = {
+        "micro_batch_size": 4, "seq_len": 2048, "shards": 1, "precision": "fp32", "activation_checkpointing": False,
+    }  # fmt: skip
+    return training_memory(preset("pythia-1b"), **(options | changes))  # type: ignore[arg-type]
+
+
+def test_memory_goes_where_the_knobs_send_it() -> None:
+    plain, count = memory(), n_params(preset("pythia-1b"))
+    assert plain["weights"] == plain["gradients"] == 4 * count
+    assert plain["optimizer"] == 8 * count
+    assert plain["total"] == sum(value for key, value in plain.items() if key != "total")
+    cut = memory(shards=8)
+    assert cut["optimizer"] == count
+    assert cut["activations"] == plain["activations"]
+    assert memory(activation_checkpointing=True)["activations"] < plain["activations"] / 5
+    assert memory(precision="bf16")["activations"] < 0.55 * plain["activations"]
+    assert memory(micro_batch_size=8)["activations"] > 1.9 * plain["activations"]

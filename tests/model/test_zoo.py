@@ -1,0 +1,163 @@
+"""Presets, the reading of configs of both generations of transformers, and the config that a recipe makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from model.config import ModelConfig, RopeScaling
+from model.cost import n_params
+from model.zoo import config_from_hf, make_config, preset, presets, rules
+from model.zoo.rules import their_shapes
+
+PUBLISHED = {
+    "pythia-14m": 14_067_712,
+    "pythia-31m": 30_494_720,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.1-8b": 8_030_261_248,
+}
+
+# As transformers 4 and 5 write them.
+NEOX_4 = {
+    "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu",
+    "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 12, "num_hidden_layers": 12,
+    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "torch_dtype": "float16",
+    "transformers_version": "4.24.0", "use_cache": True, "use_parallel_residual": True, "vocab_size": 50304,
+}  # fmt: skip
+NEOX_5 = {key: value for key, value in NEOX_4.items() if key not in ("rotary_emb_base", "rotary_pct")} | {
+    "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 10000, "rope_type": "default"},
+    "attention_bias": True,
+}
+SCALING = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
+LLAMA_4 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "eos_token_id": [128001, 128008],
+    "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "mlp_bias": False,
+    "max_position_embeddings": 131072, "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+    "rope_scaling": {**SCALING, "rope_type": "llama3"}, "tie_word_embeddings": True, "vocab_size": 128256,
+}  # fmt: skip
+LLAMA_5 = {key: value for key, value in LLAMA_4.items() if key not in ("rope_theta", "rope_scaling")} | {
+    "rope_parameters": {**SCALING, "rope_type": "llama3", "rope_theta": 500000.0}
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    assert n_params(preset(name)) == PUBLISHED[name]
+
+
+def test_every_preset_is_counted_and_has_a_place_for_every_key() -> None:
+    assert presets().keys() == PUBLISHED.keys()
+    for config in presets().values():
+        shapes = their_shapes(rules(config), config)
+        assert sum(rows * (rest[0] if rest else 1) for rows, *rest in shapes.values()) == n_params(config)
+
+
+@pytest.mark.parametrize(("hf", "name"), [(NEOX_4, "pythia-160m"), (NEOX_5, "pythia-160m")])
+def test_neox_of_both_generations(hf: dict[str, Any], name: str) -> None:
+    assert config_from_hf(hf) == preset(name).model_copy(update={"vocab_size": 50304})
+
+
+@pytest.mark.parametrize("hf", [LLAMA_4, LLAMA_5])
+def test_llama_of_both_generations(hf: dict[str, Any]) -> None:
+    assert config_from_hf(hf) == preset("llama-3.2-1b")
+
+
+def test_the_oldest_spelling_of_scaling_and_a_missing_head_count() -> None:
+    old = {**LLAMA_4, "rope_scaling": {**SCALING, "type": "llama3"}, "num_key_value_heads": None, "head_dim": None}
+    config = config_from_hf(old)
+    assert config.rope_scaling == preset("llama-3.2-1b").rope_scaling
+    assert (config.n_kv_heads, config.head_dim) == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "mamba"}, r"model_type is 'mamba'; supported are gpt_neox, llama"),
+        ({"model_type": None}, r"supported are gpt_neox, llama"),
+        ({"hidden_size": None}, r"hidden_size is missing"),
+        ({"hidden_act": "relu"}, r"hidden_act is 'relu'; supported are gelu"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}}, r"rope_type is 'yarn'; supported are default and llama3"),
+        ({"num_key_value_heads": 5}, r"n_heads \(32\) must be a multiple of n_kv_heads \(5\)"),
+        ({"num_hidden_layers": 0}, r"n_layers"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"factor is missing"),
+    ],
+)
+def test_what_a_config_json_lacks_is_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config_from_hf(LLAMA_4 | change)
+
+
+def test_an_unknown_preset_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'pythia-160'; did you mean pythia-160m"):
+        preset("pythia-160")
+
+
+# -- the config of a recipe ------------------------------------------------------------------------------------------
+def test_fields_over_a_preset_derive_anew_what_followed_from_them() -> None:
+    config = make_config(preset="pythia-160m", fields={"dim": 96, "n_heads": 3, "vocab_size": 1000}, hf=None)
+    assert (config.head_dim, config.n_kv_heads, config.ffn_dim, config.padded_vocab_size) == (32, 3, 384, 1024)
+    assert config.rope_fraction == 0.25
+    assert config.parallel_residual
+
+
+def test_fields_that_are_given_are_not_derived() -> None:
+    fields = {"dim": 96, "head_dim": 16, "ffn_dim": 100, "vocab_size": 1000, "padded_vocab_size": 1000}
+    config = make_config(preset="pythia-160m", fields=fields, hf=None)
+    assert config.model_dump() == preset("pythia-160m").model_dump() | fields
+
+
+def test_fields_that_change_nothing_change_nothing() -> None:
+    wide = preset("pythia-6.9b")
+    assert make_config(preset="pythia-6.9b", fields={"vocab_size": 50254, "dim": 4096, "norm": None}, hf=None) == wide
+
+
+def test_what_did_not_follow_is_kept() -> None:
+    config = make_config(preset="llama-3.1-8b", fields={"dim": 2048}, hf=None)
+    assert (config.head_dim, config.n_kv_heads, config.ffn_dim) == (64, 8, 14336)
+
+
+def test_weights_give_the_base_where_no_preset_does() -> None:
+    config = make_config(preset=None, fields={"max_seq_len": 4096}, hf=LLAMA_5)
+    assert config == preset("llama-3.2-1b").model_copy(update={"max_seq_len": 4096})
+
+
+def test_knobs_alone_make_a_config() -> None:
+    fields = {
+        "family": "llama",
+        "dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "ffn_dim": 96,
+        "vocab_size": 300,
+        "max_seq_len": 32,
+    }
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 16}
+    config = make_config(preset=None, fields={**fields, "rope_scaling": scaling}, hf=None)
+    assert config == ModelConfig.model_validate({**fields, "rope_scaling": RopeScaling(**scaling)})
+    assert (config.head_dim, config.padded_vocab_size) == (16, 384)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"preset": None, "fields": {"dim": 64}}, r"n_layers: Field required.*a model needs a preset"),
+        ({"preset": "pythia-14m", "fields": {"dim": -4}}, r"model: dim: "),
+        ({"preset": "pythia-14m", "fields": {"dim": 130}}, r"head_dim: Field required"),
+        ({"preset": "pythia-14m", "fields": {"width": 3}}, r"width: Extra inputs"),
+        ({"preset": "pythia-14m", "fields": {"n_kv_heads": 3}}, r"must be a multiple of n_kv_heads \(3\)"),
+    ],
+)
+def test_a_wrong_knob_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_config(**options, hf=None)
