@@ -33,8 +33,8 @@ def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -
     """Show a run until it ends; the exit code of `launch`: 0 done, 1 failed, 75 stopped, 130 ended by Ctrl-C."""
     out = out or sys.stdout
     progress = Progress(run)
-    with _Live(out) if out.isatty() else _Plain(out) as view:
-        record, interrupts = _watch(run, job, progress, view)
+    with _CtrlC() as presses, _Live(out) if out.isatty() else _Plain(out) as view:
+        record = _watch(run, job, progress, view, presses)
     if record is None:
         return _lost(run, progress, out)
     for line in last_page(run, record, out=out):
