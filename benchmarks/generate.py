@@ -25,7 +25,7 @@ from model.generate import generate
 from model.hf import save_hf
 from model.init import initial_rows
 from model.layout import parameter_shapes
-from model.load import load
+from model.loading import load
 from model.zoo import preset
 
 Run = Callable[[int], list[int]]

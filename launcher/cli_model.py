@@ -38,7 +38,7 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
     seed = secrets.randbits(31) if seed is None else seed
     stop, top_k = list(options.pop("stop")), options.pop("top_k") or None
     with _weights_errors():
-        from model.load import load
+        from model.loading import load
 
         loaded = load(find_model(model), device=device)
         writing = loaded.generate(prompt, stop=stop, top_k=top_k, seed=seed, stream=True, **options)
@@ -81,7 +81,7 @@ def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) ->
 
         from model.cost import n_params
         from model.hf import save_hf
-        from model.load import open_weights
+        from model.loading import open_weights
         from model.source import find_source, listdir
 
         source = find_model(model)

@@ -9,7 +9,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # Lazy, so that the light files of this package can be imported without torch.
     if name == "load":
-        from model.load import load
+        from model.loading import load
 
         return load
     raise AttributeError(f"module 'model' has no attribute {name!r}")

@@ -116,7 +116,7 @@ def test_exit_codes_are_told() -> None:
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("before", ["", "import model.load"])
+@pytest.mark.parametrize("before", ["", "import model.loading"])
 def test_the_python_door_opens(before: str) -> None:
     """`from model import load`, as the docs show it, gives the function whatever was imported before."""
     code = f"{before}\nfrom model import load\nassert callable(load), load"

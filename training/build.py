@@ -56,7 +56,7 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
 
 def open_weights(source: str, config: ModelConfig) -> Weights:
     """Weights to start from; ValueError if they are of another shape than the model."""
-    from model.load import open_weights as open_any
+    from model.loading import open_weights as open_any
 
     found, weights = open_any(source)
     ours = config.model_dump(exclude={"max_seq_len", "vocab_size"})

@@ -50,7 +50,7 @@ def export_weights(run: RunDir, workload: Workload) -> None:
 
 def write_sample(run: RunDir, recipe: Recipe) -> str:
     """A text of the model, from the newest checkpoint, on the CPU."""
-    from model.load import load
+    from model.loading import load
 
     sample = recipe.validation.sample
     assert sample is not None

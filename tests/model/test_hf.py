@@ -15,7 +15,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.hf import HFWeights, save_hf
 from model.layout import parameter_shapes
-from model.load import build, open_weights
+from model.loading import build, open_weights
 from model.shards import CorruptError
 from model.zoo import config_from_hf, config_to_hf
 from tests.model.small import CONFIGS, byte_tokenizer, edit_json, llama, neox, random_model, random_tokens, weights_of
