@@ -3,7 +3,7 @@
     python benchmarks/train.py [--rounds 3] [--steps 12] [--peers hand,transformers]
 
 4 sequences of 512 tokens, fp32, AdamW, clipping. `hand` is one file of plain PyTorch with a chunked linear + cross
-entropy, written for this benchmark (below): what a careful person gets without any framework. Ours is the whole
+entropy, hand_written.py: what a careful person gets without any framework. Ours is the whole
 worker, as `launch` starts it: data from chunks, hashes, metrics rows, Prometheus endpoint. Prints tokens per second of
 the median step, tokens per CPU-second and peak memory; the medians over the rounds, and their ratios.
 """
@@ -25,80 +25,19 @@ BATCH, SEQ_LEN, VOCAB, DIM, LAYERS, HEADS = 4, 512, 50304, 128, 6, 4
 WARM = 3  # steps not counted
 
 
-# -- a hand-written loop ---------------------------------------------------------------------------------------------
+# -- peers -----------------------------------------------------------------------------------------------------------
 def hand(steps: int) -> None:
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
+    from hand_written import Model  # beside this file
 
-    class ChunkedLoss(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, w, y):  # type: ignore[no-untyped-def]
-            n, gx, gw, loss = len(x), torch.empty_like(x), torch.zeros_like(w), 0.0
-            for i in range(0, n, 64):
-                xc, yc = x[i : i + 64], y[i : i + 64]
-                lp = (xc @ w.t()).log_softmax(-1)
-                loss = loss - lp.gather(1, yc[:, None]).sum() / n
-                g = lp.exp_()
-                g[torch.arange(len(yc)), yc] -= 1
-                gx[i : i + 64] = (g @ w) / n
-                gw.addmm_(g.t(), xc / n)
-            ctx.save_for_backward(gx, gw)
-            return loss
-
-        @staticmethod
-        def backward(ctx, grad):  # type: ignore[no-untyped-def]
-            return (*ctx.saved_tensors, None)
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.n1, self.n2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
-            self.qkv, self.o = nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
-            self.up, self.down = nn.Linear(DIM, 4 * DIM), nn.Linear(4 * DIM, DIM)
-
-        def forward(self, x, cos, sin):  # type: ignore[no-untyped-def]
-            b, t, _ = x.shape
-            q, k, v = self.qkv(self.n1(x)).view(b, t, 3, HEADS, DIM // HEADS).permute(2, 0, 3, 1, 4)
-            r = cos.shape[-1]
-
-            def rotate(z):  # type: ignore[no-untyped-def]
-                a, rest = z[..., :r], z[..., r:]
-                turned = torch.cat((-a[..., r // 2 :], a[..., : r // 2]), -1)
-                return torch.cat((a * cos + turned * sin, rest), -1)
-
-            a = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-            a = self.o(a.transpose(1, 2).reshape(b, t, DIM))
-            return x + a + self.down(F.gelu(self.up(self.n2(x))))
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.blocks = nn.Embedding(VOCAB, DIM), nn.ModuleList(Block() for _ in range(LAYERS))
-            self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, VOCAB, bias=False)
-
-        def forward(self, ids, y):  # type: ignore[no-untyped-def]
-            x = self.embed(ids)
-            r = DIM // HEADS // 4
-            angle = torch.outer(torch.arange(SEQ_LEN), 1e4 ** -(torch.arange(0, r, 2) / r)).repeat(1, 2)
-            for block in self.blocks:
-                x = block(x, angle.cos(), angle.sin())
-            return ChunkedLoss.apply(self.norm(x).view(-1, DIM), self.head.weight, y.reshape(-1))
-
-    torch.manual_seed(0)
-    model = Model()
-    for p in model.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=0.02)
-    loop(model, steps)
+    loop(Model(), steps)
 
 
 def peer_transformers(steps: int) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(
-        vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * DIM,
-        max_position_embeddings=2048, use_cache=False,
+        vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=4 * DIM, max_position_embeddings=2048, use_cache=False,
     )  # fmt: skip
     model = GPTNeoXForCausalLM(config)
     forward = model.forward

@@ -164,20 +164,12 @@ def compose(
     run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, on_event: Any
 ) -> tuple[Parts, bool]:
     """Everything the loop needs, with the newest whole checkpoint loaded; and whether there was one."""
-    from training.metrics import Exporter, NoExporter, PhaseClock
+    from training.metrics import PhaseClock
 
     clock = PhaseClock(started=psutil.Process().create_time())
-    exporter: Any = NoExporter()
-    if recipe.metrics.prometheus:
-        exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
-        run.write_json(
-            f"{run.attempt_dir(world.attempt)}/endpoints/rank-{world.rank:05d}.json",
-            {"url": exporter.url, "rank": world.rank, "host": world.host, "pid": os.getpid()},
-        )
-    exporter.state("starting")
+    exporter = serve_metrics(run, world, recipe)
     import torch
 
-    from training.checkpoint import Checkpointer, Identity
     from training.distributed import connect
     from training.loop import Meter, Parts
     from training.parallel import needs_sharding
@@ -186,37 +178,10 @@ def compose(
     torch.manual_seed(recipe.train.seed)
     if needs_sharding(recipe.train, world.world_size):
         connect(world, device)
-    rows, validation_rows = (
-        (
-            Appender(run, f"metrics/{kind}-{world.attempt:04d}", flush_seconds=0.0 if run.local else 10.0)
-            for kind in KINDS
-        )
-        if world.leads
-        else (None, None)
+    rows, validation_rows = open_rows(run, world)
+    checkpointer = open_checkpointer(
+        run, world, recipe, workload, SaveEvents(on_event, exporter), rows, validation_rows
     )
-
-    def before_commit() -> None:
-        for appender in (rows, validation_rows):
-            if appender is not None:
-                appender.flush(sync=True)
-
-    identity = Identity(
-        model=workload.model.model_dump(mode="json"),
-        data_digest=workload.data.digest,
-        recipe_hash=recipe_hash(recipe),
-        versions={"torch": torch.__version__, "python": sys.version.split()[0]},
-    )
-    checkpointer = Checkpointer(
-        run,
-        world,
-        identity,
-        keep=recipe.checkpoint.keep,
-        background=recipe.checkpoint.async_save,
-        on_event=SaveEvents(on_event, exporter),
-        before_commit=before_commit,
-    )
-    if world.leads:
-        checkpointer.sweep()
     model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
     reader, held_out = open_readers(recipe, workload)
     max_steps = count_steps(recipe, workload.data.n_tokens)
@@ -247,7 +212,62 @@ def compose(
     return parts, resumed
 
 
-KINDS = ("steps", "validation")
+def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Any:
+    """This rank's Prometheus endpoint, registered in the run directory."""
+    from training.metrics import Exporter, NoExporter
+
+    if not recipe.metrics.prometheus:
+        return NoExporter()
+    exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
+    run.write_json(
+        f"{run.attempt_dir(world.attempt)}/endpoints/rank-{world.rank:05d}.json",
+        {"url": exporter.url, "rank": world.rank, "host": world.host, "pid": os.getpid()},
+    )
+    exporter.state("starting")
+    return exporter
+
+
+def open_rows(run: RunDir, world: World) -> tuple[Appender | None, Appender | None]:
+    """Where rank 0 writes its rows: of steps, and of validations."""
+    if not world.leads:
+        return None, None
+    every = 0.0 if run.local else 10.0
+    steps, validation = (
+        Appender(run, f"metrics/{kind}-{world.attempt:04d}", flush_seconds=every) for kind in ("steps", "validation")
+    )
+    return steps, validation
+
+
+def open_checkpointer(
+    run: RunDir, world: World, recipe: Recipe, workload: Workload, on_event: Any, *appenders: Appender | None
+) -> Any:
+    import torch
+
+    from training.checkpoint import Checkpointer, Identity
+
+    def before_commit() -> None:  # rows first: a checkpoint must never be ahead of the history
+        for appender in appenders:
+            if appender is not None:
+                appender.flush(sync=True)
+
+    identity = Identity(
+        model=workload.model.model_dump(mode="json"),
+        data_digest=workload.data.digest,
+        recipe_hash=recipe_hash(recipe),
+        versions={"torch": torch.__version__, "python": sys.version.split()[0]},
+    )
+    checkpointer = Checkpointer(
+        run,
+        world,
+        identity,
+        keep=recipe.checkpoint.keep,
+        background=recipe.checkpoint.async_save,
+        on_event=on_event,
+        before_commit=before_commit,
+    )
+    if world.leads:
+        checkpointer.sweep()
+    return checkpointer
 
 
 def choose_device(recipe: Recipe, world: World) -> Any:
