@@ -167,10 +167,16 @@ def page(name: str) -> str:
 
 
 def main() -> None:
+    """Write the pages; with --check only name those that would change, and exit with 1 if there are any."""
     sys.path.insert(0, str(REFERENCE.parents[1]))
-    for name in PAGES:
+    changed = [
+        name for name in PAGES if not (REFERENCE / name).exists() or (REFERENCE / name).read_text() != page(name)
+    ]
+    if "--check" in sys.argv:
+        sys.exit(f"{', '.join(changed)}: the code has moved on; say `make docs`" if changed else 0)
+    for name in changed:
         (REFERENCE / name).write_text(page(name))
-        print(REFERENCE / name)
+        print(f"wrote {REFERENCE / name}")
 
 
 if __name__ == "__main__":
