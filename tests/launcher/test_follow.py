@@ -34,6 +34,7 @@ def test_follow_a_run_to_its_end(standin: Standin) -> None:
     assert follow(standin.run, out=out) == EXIT_DONE, "a run that has nothing left to do"
 
 
+@pytest.mark.slow
 def test_follow_a_failure(standin: Standin) -> None:
     standin.submit(faults={"0": {"error_at": 2, "fatal": True}})
     out = io.StringIO()
@@ -43,6 +44,7 @@ def test_follow_a_failure(standin: Standin) -> None:
     assert "rank-00000.log" in text and "launch why tiny-abcd" in text
 
 
+@pytest.mark.slow
 def test_follow_a_stop_and_say_how_to_go_on(standin: Standin) -> None:
     standin.submit()
     standin.running()
@@ -55,6 +57,7 @@ def test_follow_a_stop_and_say_how_to_go_on(standin: Standin) -> None:
     assert "resumed from step" in out.getvalue()
 
 
+@pytest.mark.slow
 def test_follow_a_run_whose_owner_is_killed(standin: Standin) -> None:
     job = standin.submit()
     standin.running()
@@ -64,7 +67,9 @@ def test_follow_a_run_whose_owner_is_killed(standin: Standin) -> None:
     assert "its owner is gone" in out.getvalue() and "launch resume" in out.getvalue()
 
 
-@pytest.mark.parametrize(("times", "code"), [(1, EXIT_STOPPED), (2, EXIT_INTERRUPTED)])
+@pytest.mark.parametrize(
+    ("times", "code"), [(1, EXIT_STOPPED), pytest.param(2, EXIT_INTERRUPTED, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_on_a_terminal(standin: Standin, times: int, code: int) -> None:
     standin.submit(deaf=times > 1)
     standin.running()
@@ -89,6 +94,7 @@ def test_ctrl_c_on_a_terminal(standin: Standin, times: int, code: int) -> None:
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_the_run_outlives_the_terminal_of_its_watcher(standin: Standin) -> None:
     standin.submit(steps=100)
     standin.running()

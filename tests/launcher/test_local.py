@@ -29,7 +29,7 @@ def test_unknown_backend_lists_those_that_exist() -> None:
     assert load_backend("local").submit is local.submit  # type: ignore[comparison-overlap]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_completes(standin: Standin, workers: int) -> None:
     standin.submit(workers=workers, steps=5)
     record = standin.outcome()
@@ -49,6 +49,7 @@ def test_stop_request_saves_and_ends(standin: Standin) -> None:
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_resume_goes_on_from_the_checkpoint(standin: Standin) -> None:
     standin.submit(steps=40)
     standin.running()
@@ -61,7 +62,9 @@ def test_resume_goes_on_from_the_checkpoint(standin: Standin) -> None:
     assert [row["step"] for row in rows] == list(range(1, first.step + 6))
 
 
-@pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "stop")])
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGTERM, "terminated"), pytest.param(signal.SIGINT, "stop", marks=pytest.mark.slow)]
+)
 def test_term_to_the_owner_is_an_agreed_stop(standin: Standin, number: signal.Signals, reason: str) -> None:
     job = standin.submit()
     standin.running()
@@ -72,6 +75,7 @@ def test_term_to_the_owner_is_an_agreed_stop(standin: Standin, number: signal.Si
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_hangup_is_ignored(standin: Standin) -> None:
     job = standin.submit(steps=60)
     standin.running()
@@ -93,6 +97,7 @@ def test_notice_saves_and_goes_on_by_itself(standin: Standin) -> None:
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_a_user_stop_beats_a_preemption(standin: Standin) -> None:
     job = standin.submit()
     standin.running()
@@ -124,6 +129,7 @@ def test_fatal_error_ends_at_once(standin: Standin) -> None:
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_failures_without_progress_end_the_run(standin: Standin) -> None:
     standin.submit(overrides={"resources.max_failures": 2}, faults={"0": {"error_at": 2}, "1": {"error_at": 2}})
     record = standin.outcome()
@@ -131,6 +137,7 @@ def test_failures_without_progress_end_the_run(standin: Standin) -> None:
     assert standin.run.attempts() == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_back_off_is_heard(standin: Standin) -> None:
     standin.submit(faults={"0": {"error_at": 1}})
     standin.wait(lambda: standin.run.outcome(0))
@@ -150,6 +157,7 @@ def test_cancel_ends_everything_now(standin: Standin) -> None:
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_cancel_ends_an_owner_that_does_not_answer(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "CANCEL_SECONDS", 0.5)
     job = standin.submit()
@@ -170,6 +178,7 @@ def test_death_of_the_owner_takes_everything(standin: Standin) -> None:
     assert standin.run.outcome() is None and not owner_alive(standin.run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 0.8, 1.1, 1.4, 1.7])
 def test_death_of_the_owner_during_the_start(standin: Standin, delay: float) -> None:
     job = standin.submit(workers=2, silent=True)
@@ -179,6 +188,7 @@ def test_death_of_the_owner_during_the_start(standin: Standin, delay: float) -> 
     standin.nothing_left()
 
 
+@pytest.mark.slow
 def test_death_of_torchrun_takes_its_workers(standin: Standin) -> None:
     standin.submit(steps=60)
     standin.running()
@@ -190,6 +200,7 @@ def test_death_of_torchrun_takes_its_workers(standin: Standin) -> None:
     assert first is not None and "torchrun was killed by signal 9" in first.message
 
 
+@pytest.mark.slow
 def test_torchrun_is_shielded_from_signals(standin: Standin) -> None:
     standin.submit(steps=80)
     standin.running()
@@ -247,6 +258,7 @@ def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path) ->
     assert claim_next(run, backend="local", job_id="2", **shape).attempt == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_what_a_dead_job_left_is_ended_before_the_next(standin: Standin) -> None:
     """A process of an earlier attempt that the kernel did not end with its owner."""
     env = {**os.environ, "LAUNCHYARD_RUN_URL": standin.run.url, "LAUNCHYARD_ATTEMPT": "0"}
