@@ -118,7 +118,8 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: dict[str, Any]) ->
         if world.leads:
             events.add({"event": name, "time": time.time(), **facts})
 
-    on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid())
+    born = psutil.Process().create_time()
+    on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
     parts, resumed = compose(run, world, recipe, workload, flag, on_event)
     from training.distributed import disconnect, is_connected
     from training.loop import train
