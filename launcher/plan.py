@@ -22,8 +22,9 @@ from model import cost, zoo
 from model.config import ModelConfig
 from training.config import DataSpec, Recipe, count_samples, count_steps, cut_batch
 
-# Variables of every worker that no recipe decides. Empty until measurements say otherwise.
-WORKER_ENVIRONMENT: dict[str, str] = {}
+# Variables of every worker that no recipe decides. Threads that wait must not spin: on a machine with other work a
+# step of the quickstart took 6 times as long when they did.
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Fixed(BaseModel):
