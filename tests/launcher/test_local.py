@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from launcher.claims import claim_next, owner_alive
 from launcher.errors import UserError
 from launcher.processes import end_marked, marked
 from tests.launcher.standin import HERE, Standin, kill, make_run
-from training.rundir import Job
+from training.rundir import Job, RunDir
 
 
 def test_unknown_backend_lists_those_that_exist() -> None:
@@ -179,12 +180,21 @@ def test_death_of_the_owner_takes_everything(standin: Standin) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 0.8, 1.1, 1.4, 1.7])
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 0.8, 1.1, 1.4])
 def test_death_of_the_owner_during_the_start(standin: Standin, delay: float) -> None:
     job = standin.submit(workers=2, silent=True)
     time.sleep(delay + random.uniform(0, 0.1))
     kill(job.pid)
     time.sleep(0.5)  # a worker that was being started gets as far as asking for its parent
+    standin.nothing_left()
+
+
+def test_death_of_the_owner_just_before_its_workers_look_for_their_parent(standin: Standin) -> None:
+    """Workers that exist but have not come as far as asking the kernel to end them with torchrun."""
+    job = standin.submit(workers=4, silent=True)
+    standin.wait(lambda: len(marked(standin.run.url, attempt=0)) > 1)
+    kill(job.pid)
+    time.sleep(0.5)
     standin.nothing_left()
 
 
@@ -244,6 +254,28 @@ def test_of_two_owners_at_once_one_refuses(standin: Standin) -> None:
         if owner.pid == winner:
             owner.kill()
         owner.wait(10)
+
+
+def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found the run free; the file system decides."""
+    run = make_run(tmp_path)
+    start = threading.Barrier(4)
+    monkeypatch.setattr(RunDir, "attempts", lambda _self: [] if start.wait(10) >= 0 else [])
+    said: list[str] = []
+
+    def claim() -> None:
+        try:
+            claim_next(run, backend="local", job_id="1", nnodes=1, nproc_per_node=1, device="cpu", overrides={})
+        except UserError as error:
+            said.append(str(error))
+
+    monkeypatch.setattr("launcher.claims.refuse_if_alive", lambda run: None)
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 3 and all("has just claimed attempt 0" in text for text in said)
 
 
 def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path) -> None:
