@@ -110,7 +110,7 @@ class Attention(nn.Module):
             out = sdpa(q, k, v, is_causal=True, enable_gqa=self.grouped)
         else:
             out = self._with_cache(q, k, v, cache)
-        return self.o_proj(out.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: BlockCache) -> Tensor:
         first = cache.shared.start == 0

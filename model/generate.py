@@ -98,11 +98,11 @@ def _check_prompt(model: Transformer, prompt: Sequence[int]) -> None:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
     if len(prompt) > config.max_seq_len:
         raise ValueError(f"the prompt has {len(prompt)} tokens; this model has max_seq_len {config.max_seq_len}")
-    worst = max(max(prompt), -min(prompt))
-    if min(prompt) < 0 or worst >= config.padded_vocab_size:
+    strange = [token for token in prompt if not 0 <= token < config.padded_vocab_size]
+    if strange:
         raise ValueError(
-            f"token {worst if min(prompt) >= 0 else min(prompt)} is not in the model's vocabulary of "
-            f"{config.padded_vocab_size}; is the tokenizer another model's?"
+            f"token {strange[0]} is not in the model's vocabulary of {config.padded_vocab_size}; is the tokenizer "
+            "another model's?"
         )
 
 
@@ -172,14 +172,14 @@ def _prefill(model: Transformer, rows: list[_Row]) -> tuple[Cache, Tensor]:
 @torch.inference_mode()
 def _decode(model: Transformer, cache: Cache, tokens: list[int]) -> Tensor:
     """One more token a row -> logits (B, padded_vocab_size)."""
-    return model(torch.tensor(tokens, device=cache.device)[:, None], cache=cache)[:, 0]  # type: ignore[no-any-return]
+    return model(torch.tensor(tokens, device=cache.device)[:, None], cache=cache)[:, 0]
 
 
 @torch.inference_mode()
 def draw(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) -> list[int]:
     """A token a row from logits (B, V); `uniform` holds a number in [0, 1) a row, which decides alone."""
     if sampling.temperature == 0:
-        return logits.argmax(-1).tolist()  # type: ignore[no-any-return]
+        return logits.argmax(-1).tolist()
     k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
     if k < logits.shape[-1] or sampling.top_p is not None:
         values, ids = torch.topk(logits, k) if k < logits.shape[-1] else torch.sort(logits, descending=True)
@@ -193,4 +193,4 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) -> list[i
         total = mass[:, -1:]
     targets = torch.tensor(uniform, dtype=torch.float64, device=logits.device)[:, None] * total
     at = torch.searchsorted(mass, targets, right=True).clamp(max=k - 1)
-    return (at if ids is None else ids.gather(-1, at))[:, 0].tolist()  # type: ignore[no-any-return]
+    return (at if ids is None else ids.gather(-1, at))[:, 0].tolist()

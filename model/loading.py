@@ -49,7 +49,7 @@ class CheckpointWeights:
         return list(parameter_shapes(self.config))
 
     def get(self, key: str) -> Tensor:
-        return read_tensor(self.folder, self._manifest, PREFIX + key)  # type: ignore[no-any-return]
+        return read_tensor(self.folder, self._manifest, PREFIX + key)
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:

@@ -28,8 +28,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
-            return self.down_proj(self._activate(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
-        return self.down_proj(self._activate(self.up_proj(x)))  # type: ignore[no-any-return]
+            return self.down_proj(self._activate(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self._activate(self.up_proj(x)))
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "silu":
@@ -51,9 +51,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: BlockCache | None = None) -> Tensor:
         attended = self.attention(self.attention_norm(x), cos, sin, cache)
         if self.parallel_residual:
-            return x + attended + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+            return x + attended + self.mlp(self.mlp_norm(x))
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.end(n_new)
         x = self.norm(x)
-        return self.lm_head(x) if head is None else head(x, self.lm_head.weight)  # type: ignore[no-any-return]
+        return self.lm_head(x) if head is None else head(x, self.lm_head.weight)
 
     def _positions(self, n_new: int, cache: Cache | None, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the tokens' positions: (T, rope_dim / 2), with rows of unequal length (B, T, …)."""
