@@ -22,7 +22,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.cause import find_cause, node_log
-from launcher.processes import children, end_child, end_marked, free_port, start_shielded
+from launcher.processes import (
+    MARK_ATTEMPT,
+    MARK_NODE,
+    MARK_RUN,
+    children,
+    end_child,
+    end_marked,
+    free_port,
+    start_shielded,
+)
 from launcher.torchrun import torchrun_argv
 from training.rundir import OutcomeRecord, RunDir
 
@@ -36,6 +45,7 @@ LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
 _PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
 _PORT_TRIES = 3
+_MARKS = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, "LAUNCHYARD_SCRATCH", "LAUNCHYARD_AGENT_PID", "LAUNCHYARD_JOB_END"}
 
 
 class Signals:
@@ -227,8 +237,8 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
 
 
 def own_environment() -> dict[str, str]:
-    """What this process finds around it, for processes that it starts."""
-    return dict(os.environ)
+    """What this process finds around it, for processes that it starts; without the marks of a run it may be part of."""
+    return {key: value for key, value in os.environ.items() if key not in _MARKS}
 
 
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:
@@ -238,11 +248,13 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
     if node.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find what was planned
     env.update(
-        LAUNCHYARD_RUN_URL=node.run.url,
-        LAUNCHYARD_ATTEMPT=str(node.attempt),
-        LAUNCHYARD_NODE_RANK=str(node.node_rank),
-        LAUNCHYARD_SCRATCH=scratch,
-        LAUNCHYARD_AGENT_PID=str(os.getpid()),
+        {
+            MARK_RUN: node.run.url,
+            MARK_ATTEMPT: str(node.attempt),
+            MARK_NODE: str(node.node_rank),
+            "LAUNCHYARD_SCRATCH": scratch,
+            "LAUNCHYARD_AGENT_PID": str(os.getpid()),
+        }
     )
     if node.job_end is not None:
         env["LAUNCHYARD_JOB_END"] = str(node.job_end)

@@ -260,8 +260,13 @@ def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.Mo
     """Both have found the run free; the file system decides."""
     run = make_run(tmp_path)
     start = threading.Barrier(4)
-    monkeypatch.setattr(RunDir, "attempts", lambda _self: [] if start.wait(10) >= 0 else [])
     said: list[str] = []
+
+    def none_yet(run: RunDir) -> list[int]:
+        start.wait(10)
+        return []
+
+    monkeypatch.setattr(RunDir, "attempts", none_yet)
 
     def claim() -> None:
         try:
