@@ -180,7 +180,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
     resources: Resources = Resources()
-    model: ModelSection  # type: ignore[valid-type]
+    model: ModelSection
     tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
     data: Data
     train: Train
