@@ -64,7 +64,8 @@ class Commands(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*COMMANDS, LAUNCH, "--help", "-h", "--version"):
+        asked = not args and ctx.resilient_parsing  # completion of the very first word
+        if not asked and (not args or args[0] not in (*COMMANDS, LAUNCH, "--help", "-h", "--version")):
             args = [LAUNCH, *args]
         return super().parse_args(ctx, args)
 
@@ -89,7 +90,16 @@ class Commands(click.Group):
                 formatter.write(f"  {command}\n      {said}\n")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        return [*super().shell_complete(ctx, incomplete), *complete_recipe(ctx, None, incomplete)]
+        """Commands and recipes, without importing a command; options are those of a launch."""
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return [
+                *click.Command.shell_complete(self, ctx, incomplete),
+                *launch_recipe.shell_complete(ctx, incomplete),
+            ]
+        names = [CompletionItem(name, help=place[2]) for name, place in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *complete_recipe(ctx, None, incomplete)]
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

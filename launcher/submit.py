@@ -141,14 +141,12 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
         raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
 
 
-def submit(ready: Ready, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
-    """Create the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
+def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
+    """Fill the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
     from launcher.backends import load_backend
     from launcher.runs import register
 
-    check_free(ready.run)
     backend = load_backend(ready.plan.scheduler)
-    made = NewFolder(ready.run)
     try:
         ready = prepare_data(ready)
         write_run(ready)
@@ -199,10 +197,12 @@ def prepare_data(ready: Ready) -> Ready:
 def check_free(run: RunDir) -> None:
     """UserError if something lies at the run's URL already: a run that is alive, one to resume, or other files."""
     where = redact(run.url)
+    if run.local and not os.path.isdir(run.url):
+        if os.path.lexists(run.url):
+            raise UserError(f"--run-url {where}: a file; it must be a new folder")
+        return
     if run.exists("plan.json") or run.attempts():
         raise UserError(*_taken(run, where))
-    if run.local and os.path.exists(run.url) and not os.path.isdir(run.url):
-        raise UserError(f"--run-url {where}: a file; it must be a new folder")
     if run.listdir("."):
         raise UserError(f"--run-url {where}: not empty, and no run; it must be a new folder")
 
@@ -294,10 +294,11 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
         if not as_json:
             click.echo(line)
 
+    check_free(ready.run)
+    made = NewFolder(ready.run)
     for line in summary.brief(plan, loaded.recipe, ready.code):
         say(line)
-    sys.stdout.flush()
-    ready, job = submit(ready, say=say)
+    ready, job = submit(ready, made, say=say)
     if detach is None:
         detach = as_json or ready.plan.scheduler != "local"
     if not detach:
