@@ -140,8 +140,6 @@ def make_plan(
     draft = _Draft()
     device, nproc = _workers(recipe, cluster, host, draft)
     nnodes = recipe.resources.nodes
-    if cluster.scheduler == "local" and nnodes > 1:
-        draft.wrong("resources.nodes", f"{nnodes} nodes, but {cluster.name} is this one machine; use 1")
     model = resolve_model(recipe, data.vocab_size, init, draft)
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
@@ -305,6 +303,8 @@ def resolve_model(
             f"the data's vocabulary has {data_vocab:,} tokens, but the model's ({source}) only {model.vocab_size:,}; "
             f"use model.vocab_size={data_vocab}, or data made with the model's tokenizer",
         )
+    if recipe.checkpoint.export:  # now, and not when the run has ended
+        draft.attempt("checkpoint.export", lambda: zoo.config_to_hf(model))
     if recipe.data.seq_len > model.max_seq_len:
         draft.wrong(
             "data.seq_len", f"{recipe.data.seq_len} is longer than the model's max_seq_len of {model.max_seq_len}"
@@ -314,6 +314,8 @@ def resolve_model(
 
 def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
     train, spec = recipe.train, data.spec
+    if cluster.scheduler == "local" and recipe.resources.nodes > 1:
+        draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
     if recipe.validation.every_steps and spec.validation is None:

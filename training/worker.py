@@ -145,6 +145,7 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
 
     step = parts.state.step
     finish_run(run, parts.recipe, parts.workload, completed=reason is None, on_event=parts.on_event)
+    parts.clock.total()
     parts.on_event("finished", step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
     loss = parts.state.validation_loss
     said = "" if loss is None else f", validation loss {loss:.4f}"
