@@ -149,9 +149,8 @@ def make_plan(
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
     samples = count_samples(data.spec.n_tokens, recipe.data.seq_len)
-    _note_schedule(recipe, max_steps, samples, draft)
     memory, available = _memory(recipe, model, batch, mesh), _available(cluster, host, device, nproc)
-    _note_memory(memory["total"], available, draft)
+    _note(recipe, max_steps, samples, memory["total"], available, draft)
     environment = _environment(cluster, host, nproc)
     return Plan(
         run_id=run_id,
@@ -350,7 +349,9 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
             draft.wrong(key, f"{said}; use the credentials file of its service")
 
 
-def _note_schedule(recipe: Recipe, max_steps: int, samples: int, draft: _Draft) -> None:
+def _note(recipe: Recipe, max_steps: int, samples: int, needed: int, available: int | None, draft: _Draft) -> None:
+    """What may surprise, and is no error."""
+    _note_memory(needed, available, draft)
     warmup = recipe.schedule.warmup_steps
     if warmup >= 1 and warmup > max_steps:
         draft.notes.append(
