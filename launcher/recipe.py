@@ -97,7 +97,7 @@ def _read(source: str) -> tuple[str, str, bytes]:
     elif (bundled := recipe_folder() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():
         path, label = bundled, f"recipes/{source.removesuffix('.yaml')}.yaml"
     else:
-        raise UserError(*_not_found(source, path))
+        raise UserError(_not_found(source, path))
     try:
         with path.open("rb") as file:
             return label, str(path.resolve().parent), _bounded(file.read(MAX_BYTES + 1), label)
@@ -129,7 +129,7 @@ def _bounded(content: bytes, label: str) -> bytes:
     return content
 
 
-def _not_found(source: str, path: Path) -> tuple[str]:
+def _not_found(source: str, path: Path) -> str:
     names = bundled_recipes()
     if path.is_dir():
         what = f"{source}: a folder, not a recipe"
@@ -137,7 +137,7 @@ def _not_found(source: str, path: Path) -> tuple[str]:
         what = f"{source}: no such recipe; it is neither a file nor the name of a bundled recipe"
     spelled = {name.rsplit("/", 1)[-1]: name for name in names} | {name: name for name in names}
     near = spelled.get(nearest(source.removesuffix(".yaml"), list(spelled)) or "")
-    return (f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}",)
+    return f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}"
 
 
 # -- joining ---------------------------------------------------------------------------------------------------------

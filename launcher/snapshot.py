@@ -28,6 +28,7 @@ class CodeSnapshot(BaseModel):
 
     folder: str
     launchyard: str
+    launchyard_sha: str | None = None  # of its own checkout, where it runs from one
     python: str
     platform: str
     packages: dict[str, str]
@@ -56,6 +57,7 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
     facts: dict[str, Any] = {
         "folder": str(folder),
         "launchyard": _version("launchyard") or "unknown",
+        "launchyard_sha": _own_sha(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -76,6 +78,15 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
 def redact(text: str) -> str:
     """Text without the user, password or signature of the URLs in it."""
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def _own_sha() -> str | None:
+    """Revision of the checkout that launchyard runs from (`-dirty` if it was changed); None for an installed one."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    said = _git(checkout, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return said.decode().strip() if said else None
 
 
 def _parse_status(text: str) -> dict[str, Any]:

@@ -113,12 +113,12 @@ def planned(data: Resolved) -> PlannedData:
 def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     """model.init_from may be the id or name of a run; the run's own copy of the recipe says where that is."""
     name = loaded.recipe.model.init_from
-    if not name or "://" in name or os.path.exists(name):
+    if not name or "://" in name or os.path.isabs(name):
         return loaded
     from launcher.runs import find
 
     try:
-        url = find(name).url
+        url = os.path.abspath(name) if os.path.exists(name) else find(name).url
     except UserError as error:
         what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
         raise RecipeErrors([what], hint=error.hint) from error
@@ -201,20 +201,23 @@ def check_free(run: RunDir) -> None:
         if os.path.lexists(run.url):
             raise UserError(f"--run-url {where}: a file; it must be a new folder")
         return
-    if run.exists("plan.json") or run.attempts():
-        raise UserError(*_taken(run, where))
-    if run.listdir("."):
+    try:
+        taken, empty = run.exists("plan.json") or bool(run.attempts()), not run.listdir(".")
+    except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
+        raise UserError(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
+    if taken:
+        raise UserError(_taken(run, where))
+    if not empty:
         raise UserError(f"--run-url {where}: not empty, and no run; it must be a new folder")
 
 
-def _taken(run: RunDir, where: str) -> tuple[str]:
-    from launcher.runs import state_of
+def _taken(run: RunDir, where: str) -> str:
+    from launcher.claims import newest_job, owner_alive
 
-    attempts = run.attempts()
-    if attempts and state_of(run).alive:
-        job = run.job(attempts[-1])
-        return (f"--run-url {where}: this run is alive: attempt {job.attempt}, process {job.pid} on {job.host}",)
-    return (f"--run-url {where}: holds a run already; go on with it: launch resume {where}, or choose another place",)
+    job = newest_job(run)
+    if job is not None and owner_alive(run, job):
+        return f"--run-url {where}: this run is alive: attempt {job.attempt}, process {job.pid} on {job.host}"
+    return f"--run-url {where}: holds a run already; go on with it: launch resume {where}, or choose another place"
 
 
 class NewFolder:
@@ -239,13 +242,13 @@ class NewFolder:
             ) from error
 
     def discard(self) -> None:
-        """Remove what was made: the run's folder with all it holds, those around it only if they are empty."""
+        """Empty the run's folder, and remove the folders that were made as far as nothing else has come into them."""
+        if self._run.local and os.path.isdir(self._run.url):
+            for path in Path(self._run.url).iterdir():  # it was empty when we came
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in reversed(self._made):
-            if path == Path(self._run.url):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+            with contextlib.suppress(OSError):
+                path.rmdir()
         self._made.clear()
 
 

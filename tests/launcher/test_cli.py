@@ -156,6 +156,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "below a file": (["quickstart", "--run-url", "/etc/passwd/run"], "cannot be written"),
     "a file": (["quickstart", "--run-url", "/etc/passwd"], "a file; it must be a new folder"),
     "not empty": (["quickstart", "--run-url", "/etc"], "not empty, and no run"),
+    "no such store": (["quickstart", "--run-url", "nosuch://b/run"], "cannot be reached"),
     "more GPUs": (["quickstart", "--gpus-per-node", "99"], "99 GPUs, but this machine has"),
     "more nodes": (["quickstart", "--nodes", "2"], "is this one machine; use 1"),
     "negative nodes": (["quickstart", "--nodes", "-1"], "--nodes"),
@@ -288,6 +289,13 @@ def test_what_cannot_start_leaves_nothing(shell: Shell, text: str) -> None:
     done = shell(text, "data.source=text.jsonl", "--run-url", "deep/er/run")
     assert done.returncode == 2, done.stderr
     assert {name for name in shell.files() if not name.startswith("cache")} == before
+
+
+def test_an_empty_folder_may_be_there_and_stays(shell: Shell, text: str) -> None:
+    (shell.here / "empty").mkdir()
+    (shell.here / "text.jsonl").write_text('{"other": "x"}\n')
+    assert shell(text, "data.source=text.jsonl", "--run-url", "empty").returncode == 2
+    assert list((shell.here / "empty").iterdir()) == []
 
 
 # -- editors and shells ----------------------------------------------------------------------------------------------

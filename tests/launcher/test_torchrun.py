@@ -28,7 +28,7 @@ def test_optional_flags_follow_the_installed_torch() -> None:
 
 
 def test_flags_are_found_without_importing_torch() -> None:
-    code = "import sys; from launcher.torchrun import installed_flags; installed_flags(); assert 'torch' not in sys.modules"
+    code = "import sys; from launcher import torchrun; torchrun.installed_flags(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
