@@ -1,4 +1,7 @@
-"""nn.Linear, with a faster product where one token at a time meets a large fp32 matrix on a CPU."""
+"""nn.Linear and nn.Embedding without first values of their own: model/init.py makes those, or a file holds them.
+
+Drawing them on the meta device would import torch's compiler: a second of every start.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ LARGE = 1 << 18
 
 
 class Linear(nn.Linear):
-    """Same parameters and results (to rounding) as nn.Linear.
+    """Same parameters and results (to rounding) as nn.Linear; a faster product for one token and a large CPU matrix.
 
     Generation reads every weight once a token, so it is as fast as memory is read. Of torch's two fp32 kernels oneDNN's
     comes nearer to that: 1.25 times MKL's speed on an AMD EPYC (matrices of 0.6M to 38M, one thread, torch 2.13).
     """
+
+    def reset_parameters(self) -> None: ...
 
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[-2] == 1 and self._streams(input):
@@ -31,3 +36,7 @@ class Linear(nn.Linear):
             and weight.numel() >= LARGE
             and torch.backends.mkldnn.is_available()
         )
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None: ...

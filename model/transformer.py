@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model.attention import Attention, BlockCache, Cache
 from model.config import ModelConfig
-from model.linear import Linear
+from model.linear import Embedding, Linear
 from model.rope import tables
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.padded_vocab_size, config.dim)
+        self.embed = Embedding(config.padded_vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config)
         self.lm_head = Linear(config.dim, config.padded_vocab_size, bias=False)

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.init import initial_rows
 from model.transformer import Transformer
 from training.config import Recipe
-from training.parallel import box, clean_name, local, parallelize
+from training.parallel import box, clean_name, local, needs_sharding, parallelize
 
 
 class Weights(Protocol):
@@ -28,12 +28,14 @@ def build_model(
     config: ModelConfig, recipe: Recipe, *, world_size: int, device: torch.device, fill: bool = True
 ) -> nn.Module:
     """The sharded model on `device`. `fill=False` leaves the weights as they lie in memory, for a load to follow."""
-    with torch.device("meta"):
+    sharded = needs_sharding(recipe.train, world_size)
+    with torch.device("meta" if sharded else device):  # whole weights take memory only where they stay whole
         model: nn.Module = Transformer(config)
     parallelize(model, parallel=recipe.parallel, train=recipe.train, world_size=world_size, device=device)
-    model.to_empty(device=device)
-    if config.tie_embeddings:  # to_empty gives each name its own storage
-        model.lm_head.weight = model.embed.weight  # type: ignore[union-attr, assignment]
+    if sharded:
+        model.to_empty(device=device)
+        if config.tie_embeddings:  # to_empty gives each name its own storage
+            model.lm_head.weight = model.embed.weight  # type: ignore[union-attr, assignment]
     if fill:
         fill_weights(model, config, recipe)
     return model
