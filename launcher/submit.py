@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -220,6 +219,10 @@ def _taken(run: RunDir, where: str) -> str:
     return f"--run-url {where}: holds a run already; go on with it: launch resume {where}, or choose another place"
 
 
+# All that a launch itself writes into a run directory.
+WRITTEN = ("code.json", "recipe.yaml", "tokenizer/tokenizer.json", "plan.json", "job.log")
+
+
 class NewFolder:
     """The run's folder, made now to see that it can be; taken away again if the launch does not get as far as a job."""
 
@@ -242,10 +245,13 @@ class NewFolder:
             ) from error
 
     def discard(self) -> None:
-        """Empty the run's folder, and remove the folders that were made as far as nothing else has come into them."""
-        if self._run.local and os.path.isdir(self._run.url):
-            for path in Path(self._run.url).iterdir():  # it was empty when we came
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Remove the files that a launch writes and the folders made for it; whatever else lies there stays."""
+        if self._run.local:
+            for name in WRITTEN:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._run.path(name))
+            with contextlib.suppress(OSError):
+                os.rmdir(self._run.path("tokenizer"))
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -17,6 +17,7 @@ from launcher.bundle import recipe_folder
 from launcher.cli import COMMANDS, EXAMPLES, main
 from launcher.processes import end_marked
 from launcher.schema import schema_text
+from launcher.submit import NewFolder
 from training.config import Recipe, Workload
 from training.rundir import RunDir
 
@@ -153,9 +154,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing data": (["pretrain/pythia-14m"], "launch prepare"),
     "missing weights": (["quickstart", "model.init_from=nowhere"], "model.init_from"),
     "unwritable": (["quickstart", "--run-url", "/proc/none/run"], "cannot be written"),
-    "below a file": (["quickstart", "--run-url", "/etc/passwd/run"], "cannot be written"),
-    "a file": (["quickstart", "--run-url", "/etc/passwd"], "a file; it must be a new folder"),
-    "not empty": (["quickstart", "--run-url", "/etc"], "not empty, and no run"),
+    "below a file": (["quickstart", "--run-url", "full/file/run"], "cannot be written"),
+    "a file": (["quickstart", "--run-url", "full/file"], "a file; it must be a new folder"),
+    "not empty": (["quickstart", "--run-url", "full"], "not empty, and no run"),
     "no such store": (["quickstart", "--run-url", "nosuch://b/run"], "cannot be reached"),
     "more GPUs": (["quickstart", "--gpus-per-node", "99"], "99 GPUs, but this machine has"),
     "more nodes": (["quickstart", "--nodes", "2"], "is this one machine; use 1"),
@@ -170,6 +171,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def test_a_mistake_is_one_clear_error(case: str, shell: Shell) -> None:
     """Exit code 2, no traceback, nothing created anywhere."""
     words, said = MISTAKES[case]
+    (shell.here / "full").mkdir()
+    (shell.here / "full/file").touch()
     before = shell.files()
     done = shell(*words)
     assert done.returncode == 2, done.stderr
@@ -289,6 +292,19 @@ def test_what_cannot_start_leaves_nothing(shell: Shell, text: str) -> None:
     done = shell(text, "data.source=text.jsonl", "--run-url", "deep/er/run")
     assert done.returncode == 2, done.stderr
     assert {name for name in shell.files() if not name.startswith("cache")} == before
+
+
+def test_taking_back_touches_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    """Whatever has come into the folder meanwhile, and whatever should have kept us out of it, stays."""
+    run = RunDir(str(tmp_path / "a/b"))
+    made = NewFolder(run)
+    run.write_text("plan.json", "{}")
+    run.write_text("tokenizer/tokenizer.json", "{}")
+    run.write_text("tokenizer/other", "x")
+    run.write_text("folder/other", "x")
+    made.discard()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"a/b/tokenizer/other", "a/b/folder/other"}
 
 
 def test_an_empty_folder_may_be_there_and_stays(shell: Shell, text: str) -> None:
