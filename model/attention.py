@@ -17,8 +17,9 @@ class BlockCache:
     def __init__(self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         shape = (cache.batch_size, config.n_kv_heads, cache.length, config.head_dim)
         self.shared = cache
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
 
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put the new positions behind the old ones; returns all of them. k, v (B, H_kv, T, head_dim)."""

@@ -230,3 +230,17 @@ def test_the_edges_of_the_draw() -> None:
     assert draw(LOGITS, Sampling(), [almost_one]) == [6], "a token without any odds was drawn"
     assert draw(LOGITS, Sampling(temperature=0), [0.5]) == [1]
     assert draw(LOGITS, Sampling(1.0, top_p=1e-9), [almost_one]) == [1]
+
+
+def test_what_lay_in_memory_before_does_not_reach_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shorter row positions are read before they are written; they are masked, but a NaN would come through."""
+    real = torch.empty
+
+    def dirty(*size: Any, **options: Any) -> torch.Tensor:
+        made = real(*size, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    model, prompts = random_model(neox()), [[1, 2, 3, 4, 5, 6], [7], [8, 9]]
+    alone = [list(generate(model, prompt, max_new_tokens=12, temperature=0)) for prompt in prompts]
+    monkeypatch.setattr(torch, "empty", dirty)
+    assert rows_of(generate_batch(model, prompts, max_new_tokens=12, temperature=0), 3) == alone
