@@ -92,6 +92,11 @@ def test_rules_between_keys_name_their_section(tmp_path: Path) -> None:
     ]
 
 
+def test_a_wrong_item_of_a_list_is_named_once(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL.replace("data/x", "[a, 3]"))
+    assert problems_of(path) == [f"{path}:3: data.source.1: must be text; got 3; put it in quotes"]
+
+
 def test_missing_keys_are_named(tmp_path: Path) -> None:
     found = problems_of(write(tmp_path, "name: a\n"))
     assert [problem.split(": ")[1] for problem in found] == ["data", "model", "train"]

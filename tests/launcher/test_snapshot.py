@@ -34,13 +34,17 @@ def test_a_clean_repository(repository: Path) -> None:
 
 
 def test_what_is_not_committed(repository: Path) -> None:
+    (repository / "? odd").write_text("looks like an entry of its own\n" * 9)
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "second")
     (repository / "a.txt").write_text("one\ntwo\n")
     git(repository, "mv", "b.txt", "with space.txt")
+    git(repository, "mv", "? odd", "even")
     (repository / "new.txt").write_text("new")
     code = take_snapshot(repository)
-    assert sorted(code.changed_files) == ["a.txt", "new.txt", "with space.txt"]
+    assert sorted(code.changed_files) == ["a.txt", "even", "new.txt", "with space.txt"]
     assert "+two" in code.diff
-    assert "3 changed files" in code.summary()
+    assert "4 changed files" in code.summary()
     before = git(repository, "rev-parse", "HEAD"), (repository / ".git/index").read_bytes()
     take_snapshot(repository)
     assert before == (git(repository, "rev-parse", "HEAD"), (repository / ".git/index").read_bytes())
