@@ -227,10 +227,11 @@ class View(Protocol):
 
 
 class _Plain:
-    """One line every few seconds, for logs and pipes."""
+    """One line every few seconds, for logs and pipes; the same line again only after a minute."""
 
     def __init__(self, out: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock, self._told = out, clock, 0.0
+        self._line = ""
 
     def __enter__(self) -> Self:
         return self
@@ -242,8 +243,8 @@ class _Plain:
         print(plain(line, self._out), file=self._out, flush=True)
 
     def show(self, line: str, share: float) -> None:
-        if self._clock() - self._told >= PLAIN_SECONDS:
-            self._told = self._clock()
+        if self._clock() - self._told >= (PLAIN_SECONDS if line != self._line else 60.0):
+            self._told, self._line = self._clock(), line
             self.say(line)
 
 
