@@ -94,10 +94,10 @@ def record_error(run: RunDir, world: World, error: BaseException, step: int | No
 def read_run(run: RunDir, attempt: int) -> tuple[Recipe, Workload]:
     """The recipe with the attempt's overrides, and the frozen part of the plan."""
     raw = yaml.safe_load(run.read_text("recipe.yaml"))
-    try:
-        overrides = run.job(attempt).overrides
-    except FileNotFoundError:  # started by hand, without a launcher
-        overrides = {}
+    overrides: dict[str, Any] = {}
+    if attempt in run.attempts():  # else started by hand, without a launcher
+        job = run.job(attempt)
+        overrides = {**job.overrides, "train.device": job.device}  # what was planned for, and nothing else in silence
     recipe = Recipe.model_validate(apply_overrides(raw, overrides))
     return recipe, Workload.model_validate(run.read_json("plan.json"))
 
