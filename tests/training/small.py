@@ -72,21 +72,23 @@ def make_run(folder: Path, data: DataSpec, overrides: dict[str, Any] | None = No
     return run
 
 
-def claim(run: RunDir, nproc: int, overrides: dict[str, Any]) -> int:
+def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu") -> int:
     """The next attempt, as a job owner claims it."""
     attempt = len(run.attempts())
     run.claim_attempt(
         Job(
             attempt=attempt, backend="local", job_id="t", host="h", pid=os.getpid(), pid_started=0.0, created=0.0,
-            nnodes=1, nproc_per_node=nproc, device="cpu", overrides=overrides,
+            nnodes=1, nproc_per_node=nproc, device=device, overrides=overrides,  # type: ignore[arg-type]
         )
     )  # fmt: skip
     return attempt
 
 
-def start_workers(run: RunDir, nproc: int, overrides: dict[str, Any] | None = None) -> list[subprocess.Popen[bytes]]:
+def start_workers(
+    run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu"
+) -> list[subprocess.Popen[bytes]]:
     """Fresh worker processes of a new attempt, without torchrun."""
-    attempt, port = claim(run, nproc, overrides or {}), free_port()
+    attempt, port = claim(run, nproc, overrides or {}, device), free_port()
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -102,9 +104,9 @@ def start_workers(run: RunDir, nproc: int, overrides: dict[str, Any] | None = No
     ]
 
 
-def run_workers(run: RunDir, nproc: int, overrides: dict[str, Any] | None = None) -> None:
+def run_workers(run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu") -> None:
     """Train until the workers end; AssertionError with what they wrote if one failed."""
-    processes = start_workers(run, nproc, overrides)
+    processes = start_workers(run, nproc, overrides, device)
     try:
         codes = [process.wait(timeout=120) for process in processes]
     finally:

@@ -1,0 +1,53 @@
+"""What only a GPU can show: bf16, pinned staging, the compiler, and the same loss as on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.small import RECIPE, history, make_run, run_workers, write_data
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
+]
+GPU = {"train.device": "cuda", "train.max_steps": 24}
+
+
+def trained(folder: Path, overrides: dict[str, Any]) -> list[tuple[Any, ...]]:
+    run = make_run(folder / "run", write_data(folder / "data"), overrides)
+    run_workers(run, 1, device=str(overrides.get("train.device", "cpu")))
+    return history(run)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"train.precision": "bf16"},
+        {"train.precision": "bf16", "parallel.compile": True, "parallel.activation_checkpointing": "full"},
+    ],
+    ids=["fp32", "bf16", "bf16, compiled, recomputed"],
+)
+def test_the_gpu_trains_as_the_cpu_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    assert RECIPE["train"]["device"] == "cpu"
+    cpu = trained(tmp_path / "cpu", {"train.max_steps": 24})
+    gpu = trained(tmp_path / "gpu", {**GPU, **options})
+    assert [row[-1] for row in gpu] == [row[-1] for row in cpu], "other data"
+    loose = 2e-2 if options else 1e-4
+    for mine, theirs in zip(gpu, cpu, strict=True):
+        assert mine[1] == pytest.approx(theirs[1], rel=loose)
+
+
+def test_a_resume_on_the_gpu_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    whole = make_run(tmp_path / "whole", data, GPU)
+    run_workers(whole, 1, device="cuda")
+    parts = make_run(tmp_path / "parts", data, {**GPU, "schedule.name": "constant"})
+    run_workers(parts, 1, {"train.max_steps": 10}, device="cuda")
+    run_workers(parts, 1, {"train.max_steps": 24}, device="cuda")
+    assert [row[0] for row in history(parts)] == list(range(1, 25))
+    assert [row[-1] for row in history(parts)] == [row[-1] for row in history(whole)]
