@@ -45,7 +45,10 @@ def last_heartbeat(run: RunDir, attempt: int) -> float:
 
 def refuse_if_alive(run: RunDir) -> None:
     """UserError that names the owner, if the run has a living one that is not this process."""
-    job = newest_job(run)
+    _refuse_owner(run, newest_job(run))
+
+
+def _refuse_owner(run: RunDir, job: Job | None) -> None:
     if job is None or (job.pid == os.getpid() and job.host == socket.gethostname()):
         return
     if _has_ended(run, job):  # its owner has said its last word and is about to leave
@@ -74,8 +77,9 @@ def claim_next(
     overrides: dict[str, Any],
 ) -> Job:
     """Claim the next attempt for this process. UserError if a living job has the run or was faster."""
-    refuse_if_alive(run)
+    # One look decides both who is asked whether he lives and which number is next: a claim in between takes that number.
     attempts = run.attempts()
+    _refuse_owner(run, run.job(attempts[-1]) if attempts else None)
     job = Job(
         attempt=attempts[-1] + 1 if attempts else 0,
         backend=backend,

@@ -88,6 +88,18 @@ class Checkpointer:
             self._group = dist.new_group(backend="gloo")  # the thread's own: two threads on one group deadlock
 
     # -- save ----------------------------------------------------------------------------------------------------
+    def take_memory(self, shards: dict[str, Shard]) -> None:
+        """Begin to allocate the host memory for staging, so that the first save finds it: fresh pages are slow."""
+
+        def allocate() -> None:
+            for key, shard in shards.items():
+                if shard.writes:
+                    self._buffer(key, shard).zero_()
+
+        if self._background:
+            self._thread = threading.Thread(target=allocate, name="stage-memory", daemon=True)
+            self._thread.start()
+
     def save(self, step: int, shards: dict[str, Shard], train_state: dict[str, Any], kind: Kind) -> float:
         """Begin a save of the state after `step` steps; returns the seconds for which training was held up."""
         began = time.perf_counter()
@@ -118,17 +130,19 @@ class Checkpointer:
         for key, shard in shards.items():
             if not shard.writes:
                 continue
-            buffer = self._buffers.get(key)
-            if buffer is None:
-                pinned = shard.tensor.device.type == "cuda"
-                buffer = torch.empty(shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=pinned)
-                self._buffers[key] = buffer
+            buffer = self._buffer(key, shard)
             buffer.copy_(shard.tensor, non_blocking=True)
             on_gpu = on_gpu or shard.tensor.device.type == "cuda"
             staged[key] = replace(shard, tensor=buffer)
         if on_gpu:
             torch.cuda.current_stream().synchronize()
         return staged
+
+    def _buffer(self, key: str, shard: Shard) -> Tensor:
+        if key not in self._buffers:
+            pinned = shard.tensor.device.type == "cuda"
+            self._buffers[key] = torch.empty(shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=pinned)
+        return self._buffers[key]
 
     def _write(self, save: Save, staged: dict[str, Shard]) -> None:
         folder = self.run.checkpoint_dir(save.step)

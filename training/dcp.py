@@ -138,10 +138,11 @@ class ShardWriter(StorageWriter):
         entries = {_entry_name(item): _entry(item) for item in plan.items}
         header = safetensors_header(entries)
         results, at, path = [], len(header), f"{self._folder}/{self._name}"
-        with open_write(path) as file:
+        with open_write(path) as file, ThreadPoolExecutor(1) as hasher:
             file.write(header)
             for item in plan.items:
                 raw = as_bytes(planner.resolve_data(item))  # type: ignore[arg-type]
+                digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written
                 file.write(raw)
                 dtype, sizes = entries[_entry_name(item)]
                 piece = Piece(
@@ -150,7 +151,7 @@ class ShardWriter(StorageWriter):
                     file=self._name,
                     start=at,
                     length=len(raw),
-                    xxh3=xxhash.xxh3_64_hexdigest(raw),
+                    xxh3=digest.result(),
                 )
                 at += len(raw)
                 assert item.tensor_data is not None

@@ -114,6 +114,7 @@ def train(parts: Parts) -> str | None:
     pending: Pending | None = None
     lag = parts.device.type == "cuda"  # read the numbers of a step while the next one runs
     parts.exporter.state("training")
+    parts.checkpointer.take_memory(shards(parts.model, parts.optimizer))
     parts.meter.reset()
     try:
         for step in range(state.step, parts.max_steps):

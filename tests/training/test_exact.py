@@ -42,15 +42,20 @@ def kill_one_attempt(run: RunDir, nproc: int, rng: random.Random) -> int | None:
     if rng.random() < 0.25:
         time.sleep(rng.uniform(0.2, 2.0))
     else:
-        while started(run) is None and all(process.poll() is None for process in processes):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 1.0))
+        steps = rng.randrange(30)
+        while all(process.poll() is None for process in processes) and steps_of(run, run.attempts()[-1]) < steps:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.1))
     for process in processes:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
     for process in processes:
         process.wait()
     return started(run)
+
+
+def steps_of(run: RunDir, attempt: int) -> int:
+    return sum(row["attempt"] == attempt for row in run.rows("steps"))
 
 
 def started(run: RunDir) -> int | None:
