@@ -77,7 +77,7 @@ def claim_next(
     overrides: dict[str, Any],
 ) -> Job:
     """Claim the next attempt for this process. UserError if a living job has the run or was faster."""
-    # One look decides both who is asked whether he lives and which number is next: a claim in between takes that number.
+    # One look decides both who is asked whether he lives and which number is next: whoever claims in between takes it.
     attempts = run.attempts()
     _refuse_owner(run, run.job(attempts[-1]) if attempts else None)
     job = Job(
