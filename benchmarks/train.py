@@ -136,7 +136,9 @@ def main() -> None:
 
 
 def run_one(name: str, steps: int) -> dict[str, float]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
+
+    env = {**os.environ, **WORKER_ENVIRONMENT, **CPU_ENVIRONMENT, "OMP_NUM_THREADS": "1"}  # the same for all
     with tempfile.TemporaryDirectory() as folder:
         if name == "ours":
             env["BENCH_RUN"] = str(make_run(Path(folder), steps))

@@ -25,6 +25,9 @@ from training.config import DataSpec, Recipe, count_samples, count_steps, cut_ba
 # Variables of every worker that no recipe decides. Threads that wait must not spin: on a machine with other work a
 # step of the quickstart took 6 times as long when they did.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# On a CPU, memory that was freed stays with the process: glibc else returns large blocks to the kernel and gets them
+# back page by page, many times a step (1.14 times as fast: linear + cross entropy of pythia-14m).
+CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 
 class Fixed(BaseModel):
@@ -151,7 +154,7 @@ def make_plan(
     samples = count_samples(data.spec.n_tokens, recipe.data.seq_len)
     memory, available = _memory(recipe, model, batch, mesh), _available(cluster, host, device, nproc)
     _note(recipe, max_steps, samples, memory["total"], available, draft)
-    environment = _environment(cluster, host, nproc)
+    environment = _environment(cluster, host, nproc, device)
     return Plan(
         run_id=run_id,
         name=recipe.name,
@@ -262,10 +265,11 @@ def _memory(recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh)
     return {key: int(value) for key, value in found.items()}
 
 
-def _environment(cluster: Cluster, host: HostFacts, nproc: int) -> dict[str, str]:
+def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> dict[str, str]:
     """Variables of all processes of the run; the cluster's own come last."""
     cpus = cluster.node.cpus or host.cpus
-    return {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), **WORKER_ENVIRONMENT, **cluster.environment}
+    own = {**WORKER_ENVIRONMENT, **(CPU_ENVIRONMENT if device == "cpu" else {})}
+    return {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), **own, **cluster.environment}
 
 
 def _available(cluster: Cluster, host: HostFacts, device: str, nproc: int) -> int | None:

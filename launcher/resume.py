@@ -12,7 +12,7 @@ from launcher.claims import refuse_if_alive
 from launcher.cluster import Cluster, load_cluster
 from launcher.errors import RecipeErrors, UserError, user_errors
 from launcher.host import probe_host
-from launcher.plan import WORKER_ENVIRONMENT, Plan, PlanError, PlannedData, make_plan
+from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, check_recipe
 from launcher.runs import RunState, state_of
 from training.config import Recipe, Workload
@@ -123,7 +123,7 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
 def _cluster(frozen: dict[str, Any]) -> Cluster:
     """The cluster by its name; if its file is not found any more, what the plan knows of it."""
     name, scheduler = str(frozen.get("cluster", "local")), frozen.get("scheduler", "local")
-    derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT}
+    derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT}
     environment = {key: value for key, value in frozen.get("environment", {}).items() if key not in derived}
     known = Cluster(name=name, scheduler=scheduler, environment=environment)
     try:

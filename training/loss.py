@@ -13,8 +13,10 @@ from torch import Tensor
 
 from training.config import IGNORE_INDEX
 
-# Bytes of fp32 logits alive at once. On a CPU: what its caches hold; on a GPU: enough rows to fill it.
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+# Bytes of fp32 logits alive at once. On a CPU: what its caches hold (softmax over 128 rows of 50,304 takes a third
+# of the time a row that it takes over 256); on a GPU: enough rows to fill it.
+CHUNK_BYTES = {"cpu": 26 << 20, "cuda": 512 << 20}
+ROWS = 64  # chunks are multiples of this where they can be
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -32,12 +34,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             valid = y != IGNORE_INDEX
             index = y.clamp(min=0).unsqueeze(1)
             factor = (valid * scale).unsqueeze(1)  # (rows, 1)
-            log_p = torch.log_softmax((x @ weight.t()).float(), dim=-1)  # (rows, V)
+            log_p = torch.log_softmax(_product(x, weight).float(), dim=-1)  # (rows, V)
             loss -= (log_p.gather(1, index) * factor).sum()
             grad = log_p.exp_().scatter_add_(1, index, torch.full_like(factor, -1, dtype=torch.float32))
             grad = grad.to(x.dtype)  # d loss / d logits, but for the factor, which is cheaper to apply to (rows, D)
             factor = factor.to(x.dtype)
-            torch.mul(grad @ weight, factor, out=grad_hidden[start : start + rows])
+            torch.mul(_product(grad, weight.t()), factor, out=grad_hidden[start : start + rows])
             if weight.dtype == torch.float32:
                 grad_weight.addmm_(grad.t(), x * factor)
             else:
@@ -52,6 +54,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(ctx.weight_dtype), None, None, None
 
 
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T. Of torch's two CPU kernels oneDNN's is the faster here: 0.34 s instead of 0.49 s for 2,048 x 128
+    times 128 x 50,304 in slices of 128 rows, one thread of an AMD EPYC, torch 2.13."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # type: ignore[no-any-return]
+    return x @ weight.t()
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, scale: float = 1.0) -> Tensor:
     """scale * summed cross entropy in nats, fp32 scalar.
 
@@ -60,10 +70,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, scal
     hidden, labels = hidden.flatten(0, -2), labels.flatten()
     budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
     rows = max(16, budget // (4 * weight.shape[0]))
+    rows = rows // ROWS * ROWS or rows
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, labels, scale, rows)  # type: ignore[no-any-return]
     total = hidden.new_zeros((), dtype=torch.float32)
     for x, y in zip(hidden.split(rows), labels.split(rows), strict=True):
-        logits = (x @ weight.t()).float()
+        logits = _product(x, weight).float()
         total += torch.nn.functional.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="sum")
     return total * scale
