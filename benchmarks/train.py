@@ -4,7 +4,8 @@
 
 4 sequences of 512 tokens, fp32, AdamW, clipping. `hand` is one file of plain PyTorch with a chunked linear + cross
 entropy, hand_written.py: what a careful person gets without any framework. Ours is the whole
-worker, as `launch` starts it: data from chunks, hashes, metrics rows, Prometheus endpoint. Prints tokens per second of
+worker, as `launch` starts it: data from chunks, hashes, metrics rows, Prometheus endpoint; and with the environment
+that `launch` gives its workers. Peers run as they are, and with that environment (+env). Prints tokens per second of
 the median step, tokens per CPU-second and peak memory; the medians over the rounds, and their ratios.
 """
 
@@ -115,7 +116,7 @@ def main() -> None:
         torch.set_num_threads(1)
         {"hand": hand, "transformers": peer_transformers, "ours": ours}[given.only](given.steps)
         return
-    names = ["ours", *given.peers.split(",")]
+    names = ["ours", *given.peers.split(","), *(f"{name}+env" for name in given.peers.split(","))]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(given.rounds):
         for name in names:
@@ -127,7 +128,7 @@ def main() -> None:
         wall = [tokens / r["wall"] for r in results[name]]
         peak = statistics.median(r["peak"] for r in results[name])
         print(
-            f"{name:14} {statistics.median(cpu):7.0f} tokens/CPU-s ({min(cpu):.0f} to {max(cpu):.0f})  "
+            f"{name:16} {statistics.median(cpu):7.0f} tokens/CPU-s ({min(cpu):.0f} to {max(cpu):.0f})  "
             f"{statistics.median(wall):7.0f} tokens/s  peak {peak / 1e9:.2f} GB"
         )
     for name in names[1:]:
@@ -138,7 +139,10 @@ def main() -> None:
 def run_one(name: str, steps: int) -> dict[str, float]:
     from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
 
-    env = {**os.environ, **WORKER_ENVIRONMENT, **CPU_ENVIRONMENT, "OMP_NUM_THREADS": "1"}  # the same for all
+    name, _, ours = name.partition("+")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if name == "ours" or ours:
+        env |= {**WORKER_ENVIRONMENT, **CPU_ENVIRONMENT}
     with tempfile.TemporaryDirectory() as folder:
         if name == "ours":
             env["BENCH_RUN"] = str(make_run(Path(folder), steps))

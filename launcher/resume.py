@@ -5,7 +5,9 @@ A resume is the same journey as a launch with the next attempt: the run's own re
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.claims import refuse_if_alive
@@ -15,7 +17,7 @@ from launcher.host import probe_host
 from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, check_recipe
 from launcher.runs import RunState, state_of
-from training.config import Recipe, Workload
+from training.config import DataSpec, Recipe, Workload
 from training.rundir import Job, RunDir
 
 # What makes a run this run: another value would be another run.
@@ -31,12 +33,14 @@ class ReadyToResume:
     state: RunState
     overrides: dict[str, Any]
     plan: Plan
+    recipe: Recipe
 
     def submit(self) -> Job:
         """Start it; UserError if somebody else was faster."""
         from launcher.backends import load_backend
 
         plan = self.plan
+        restore_data(self.recipe, plan.data)
         return load_backend(plan.scheduler).submit(
             self.run,
             nnodes=plan.nnodes,
@@ -64,7 +68,27 @@ def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
     after = check_recipe(raw, overrides, source=run.path("recipe.yaml"))
     plan = _plan(run, after, workload)
     _check_length(state, plan.max_steps)
-    return ReadyToResume(run, state, overrides, plan)
+    return ReadyToResume(run, state, overrides, plan, after.recipe)
+
+
+def restore_data(recipe: Recipe, data: DataSpec) -> None:
+    """The run's tokens must be there. What lay in the cache and has gone is prepared again; UserError for the rest."""
+    from launcher.cli_data import progress_line
+    from launcher.datasets import ensure_prepared, resolve
+    from training.data.index import INDEX, exists
+
+    gone = [folder for folder in (data.train, data.validation) if folder and not exists(f"{folder}/{INDEX}")]
+    if not gone:
+        return
+    hint = "bring its data back to where it was; a run goes on only with the very tokens that it began with"
+    parents = Path(data.train).parents  # CACHE/data/DIGEST/train
+    found = resolve(recipe.data, recipe.tokenizer, cache=str(parents[2]) if len(parents) > 2 else None)
+    if found.preparation is None or found.spec.train != data.train:
+        raise UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
+    with user_errors():
+        spec = ensure_prepared(found, on_progress=progress_line(sys.stderr))
+    if spec.digest != data.digest:
+        raise UserError(f"{gone[0]}: has gone, and {recipe.data.source} now makes other tokens", hint=hint)
 
 
 def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

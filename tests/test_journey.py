@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,8 @@ def test_damage_is_named_and_never_used(place: Place) -> None:
     assert newest.name in said + place.ok("why", "hurt") + place.ok("logs", "hurt")
     assert [row[-1] for row in history(run)] == [row[-1] for row in history(expected)]
 
+    shutil.rmtree(place.root / "cache/launchyard/data")  # the cache is nobody's only copy
+    place.ok("resume", "hurt", "--follow", f"train.max_steps={STEPS + 1}")
     chunk = next(Path(json.loads(run.read_text("plan.json"))["data"]["train"]).glob("chunk-*.bin"))
     flip(chunk, chunk.stat().st_size - 100)
     place.run("never", code=1)
