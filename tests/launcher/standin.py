@@ -37,10 +37,13 @@ MODEL = {
 
 
 def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str = "tiny-abcd") -> RunDir:
-    """A run directory as a launch would leave it, without data."""
+    """A run directory as a launch would leave it, with data that nobody reads."""
     run = RunDir(str(folder / run_id))
+    tokens = folder / "tokens"
+    tokens.mkdir(exist_ok=True)
+    (tokens / "index.json").write_text("{}")
     data = {
-        "train": "x",
+        "train": str(tokens),
         "validation": None,
         "tokenizer": None,
         "n_tokens": 999,
