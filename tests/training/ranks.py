@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,12 @@ import torch.multiprocessing as mp
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, above those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.randrange(61000, 65000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def _enter(rank: int, world_size: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
