@@ -43,16 +43,16 @@ def peer_transformers(steps: int) -> None:
     model = GPTNeoXForCausalLM(config)
     forward = model.forward
 
-    def with_loss(ids, y):  # type: ignore[no-untyped-def]
+    def with_loss(ids, y):
         import torch.nn.functional as F
 
         return F.cross_entropy(forward(ids).logits.view(-1, VOCAB), y.reshape(-1))
 
-    model.forward = with_loss  # type: ignore[method-assign]
+    model.forward = with_loss
     loop(model, steps)
 
 
-def loop(model, steps: int) -> None:  # type: ignore[no-untyped-def]
+def loop(model, steps: int) -> None:
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -87,7 +87,7 @@ def ours(steps: int) -> None:
     step = loop_module.train_step
     last = [0.0, 0.0]
 
-    def watched(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def watched(*args, **kwargs):
         now = (time.perf_counter(), time.process_time())
         if last[0]:
             walls.append(now[0] - last[0])

@@ -134,7 +134,7 @@ class LoadedModel:
     @overload
     def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Writing: ...
 
-    def generate(
+    def generate(  # type: ignore[misc]  # **options above stands for the options here
         self,
         prompt: str,
         *,

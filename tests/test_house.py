@@ -139,7 +139,7 @@ def reads_environment(node: ast.AST) -> bool:
 
 @each(PRODUCT)
 def test_the_environment_is_read_in_two_places(path: Path) -> None:
-    lines = [node.lineno for node in ast.walk(tree_of(path)) if reads_environment(node)]  # type: ignore[attr-defined]
+    lines = [node.lineno for node in ast.walk(tree_of(path)) if reads_environment(node)]
     if name_of(path) not in ENVIRONMENT_READERS:
         assert not lines, f"{name_of(path)}:{lines} reads the environment; that is done by {ENVIRONMENT_READERS}"
 
@@ -167,7 +167,7 @@ def test_a_file_has_a_purpose_and_a_size(path: Path) -> None:
 @each(CODE)
 def test_functions_are_short(path: Path) -> None:
     functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION}  # type: ignore[operator]
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION}
     assert not long, f"{name_of(path)}: more than {MAX_FUNCTION} lines: {long}"
 
 

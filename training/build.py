@@ -35,7 +35,7 @@ def build_model(
     if sharded:
         model.to_empty(device=device)
         if config.tie_embeddings:  # to_empty gives each name its own storage
-            model.lm_head.weight = model.embed.weight  # type: ignore[union-attr, assignment]
+            model.lm_head.weight = model.embed.weight
     if fill:
         fill_weights(model, config, recipe)
     return model
@@ -43,7 +43,7 @@ def build_model(
 
 @torch.no_grad()
 def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
-    source = open_weights(recipe.model.init_from, config) if recipe.model.init_from else None  # type: ignore[attr-defined]
+    source = open_weights(recipe.model.init_from, config) if recipe.model.init_from else None
     for raw_name, parameter in model.named_parameters():
         name, (offsets, sizes) = clean_name(raw_name), box(parameter)
         rows = slice(offsets[0], offsets[0] + sizes[0])

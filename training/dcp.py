@@ -141,7 +141,7 @@ class ShardWriter(StorageWriter):
         with open_write(path) as file, ThreadPoolExecutor(1) as hasher:
             file.write(header)
             for item in plan.items:
-                raw = as_bytes(planner.resolve_data(item))  # type: ignore[arg-type]
+                raw = as_bytes(planner.resolve_data(item))
                 digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written
                 file.write(raw)
                 dtype, sizes = entries[_entry_name(item)]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from model.cost import flops_per_token
-from training.checkpoint import Checkpointer
+from training.checkpoint import Checkpointer, Kind
 from training.config import Batch, Recipe, Workload
 from training.data.tokens import Prefetcher, TokenReader
 from training.distributed import World, sum_over_ranks
@@ -124,7 +124,8 @@ def train(parts: Parts) -> str | None:
             waited = time.perf_counter() - asked
             agreement = agree(parts, samples.n_valid, samples.data_hash, save=timer.due())
             if boundary_due(parts, step, agreement):
-                pending = finish(parts, pending)
+                finish(parts, pending)
+                pending = None
                 reason = boundary(parts, step, agreement, timer)
                 if reason is not None:
                     return reason
@@ -135,7 +136,8 @@ def train(parts: Parts) -> str | None:
             finish(parts, pending)
             pending = Pending(step, loss, norm, lr, waited, agreement, state.tokens_seen)
             if not lag:
-                pending = finish(parts, pending)
+                finish(parts, pending)
+                pending = None
         finish(parts, pending)
     finally:
         feed.close()
@@ -284,8 +286,8 @@ def save(parts: Parts, step: int, *, last: bool) -> None:
     if last:
         checkpointer.wait()
     if step > 0 and checkpointer.last_saved != step:
-        kind = "permanent" if permanent_due(parts, step) else "temporary"
-        checkpointer.save(step, shards(parts.model, parts.optimizer), parts.state.to_json(), kind)  # type: ignore[arg-type]
+        kind: Kind = "permanent" if permanent_due(parts, step) else "temporary"
+        checkpointer.save(step, shards(parts.model, parts.optimizer), parts.state.to_json(), kind)
     if last:
         checkpointer.wait(must_succeed=True)
     parts.clock.enter("other")

@@ -63,7 +63,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     compute = torch.bfloat16 if precision == "bf16" else torch.float32
     # Activations have the right type from the table on; casting inputs would round the rotary tables, which are fp32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.blocks:  # type: ignore[union-attr]
+    for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
@@ -75,9 +75,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
 def parallelize(model: nn.Module, *, parallel: Parallel, train: Train, world_size: int, device: torch.device) -> None:
     """Apply what the recipe asks for to a model on the meta device."""
     if parallel.activation_checkpointing == "full":
-        checkpoint_activations(model.blocks)  # type: ignore[arg-type]
+        checkpoint_activations(model.blocks)
     if parallel.compile:
-        compile_blocks(model.blocks)  # type: ignore[arg-type]
+        compile_blocks(model.blocks)
     if needs_sharding(train, world_size):
         shard(model, make_mesh(parallel, world_size, device), train.precision)
 
@@ -89,14 +89,14 @@ def clean_name(name: str) -> str:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part, without a copy."""
-    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[operator, no-any-return]
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
 def box(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(offsets, sizes) of this rank's part in the whole tensor."""
     if not _is_dtensor(tensor):
         return (0,) * tensor.ndim, tuple(tensor.shape)
-    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[attr-defined]
+    (chunk,) = tensor.__create_chunk_list__()
     return tuple(chunk.offsets), tuple(chunk.sizes)
 
 
@@ -106,7 +106,7 @@ def replica(tensor: Tensor) -> tuple[int, int]:
         import torch.distributed as dist
 
         return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    mesh: Any = tensor.device_mesh
     return (mesh.get_local_rank("dp_replicate"), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
 
 

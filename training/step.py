@@ -29,7 +29,7 @@ def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n
     scale = 1.0 / max(1, n_valid)
     for number, (inputs, labels) in enumerate(micro_batches, start=1):
         if hasattr(model, "set_requires_gradient_sync"):
-            model.set_requires_gradient_sync(number == len(micro_batches))  # type: ignore[operator]
+            model.set_requires_gradient_sync(number == len(micro_batches))
         loss = model(inputs, head=partial(_loss, labels=labels, scale=scale))
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()

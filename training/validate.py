@@ -57,7 +57,7 @@ def _leave(model: nn.Module) -> None:
     """Back to training. FSDP's root keeps whole weights for a backward that does not come here."""
     model.train()
     if hasattr(model, "reshard"):
-        model.reshard()  # type: ignore[operator]
+        model.reshard()
 
 
 def _summed(hidden: torch.Tensor, weight: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ torchrun loses them. Imports torch only once its output goes to the run's logs.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -71,7 +72,8 @@ def redirect_output(run: RunDir, world: World) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def record_error(run: RunDir, world: World, error: BaseException, step: int | None) -> None:

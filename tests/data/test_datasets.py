@@ -25,7 +25,7 @@ def place(tmp_path: Path, novel: str, tokenizer_file: str, monkeypatch: pytest.M
 
 
 def found(place: Path, tokenizer: str | None = "tokenizer.json", **data: object) -> Resolved:
-    section = Data(**{"source": "text/*.txt", "validation": 0.1} | data)  # type: ignore[arg-type]
+    section = Data(**{"source": "text/*.txt", "validation": 0.1} | data)
     return resolve(section, tokenizer, base=str(place / "recipe"), cache=str(place / "cache"))
 
 
@@ -65,7 +65,7 @@ def test_paths_beside_the_recipe_come_first(place: Path) -> None:
     (place / "work" / "b.txt").write_text("b" * 400)
     assert found(place).spec.n_tokens > 10_000
     assert found(place, source="b.txt").spec.n_tokens == 90
-    assert found(place, source=["text/a.txt", "b.txt"]).preparation.sources == (  # type: ignore[union-attr]
+    assert found(place, source=["text/a.txt", "b.txt"]).preparation.sources == (
         f"{place}/recipe/text/a.txt",
         f"{place}/work/b.txt",
     )

@@ -193,7 +193,7 @@ def test_changed_text_is_noticed(tmp_path: Path, tokenizer_file: str, corpus: Pa
 
     def again(**changes: object) -> Dataset:
         options = {"tokenizer": tokenizer_file, "out": out} | changes
-        return prepare([str(source.parent)], on_progress=lambda now: notes.append(now.note), **options)  # type: ignore[arg-type]
+        return prepare([str(source.parent)], on_progress=lambda now: notes.append(now.note), **options)
 
     first = again()
     before = tree(tmp_path / "out")
@@ -255,7 +255,7 @@ def test_mistakes_leave_nothing_behind(
 ) -> None:
     options = {"tokenizer": tokenizer_file, "out": str(tmp_path / "out")} | changes
     with pytest.raises(ValueError, match=said):
-        prepare([str(corpus)], **options)  # type: ignore[arg-type]
+        prepare([str(corpus)], **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -349,7 +349,7 @@ def test_moved_sources_are_the_same(tmp_path: Path, tokenizer_file: str) -> None
         (tmp_path / place / "sub" / "b.txt").write_text("more text " * 9)
         prepare([str(tmp_path / place)], tokenizer=tokenizer_file, out=str(tmp_path / f"{place}.out"))
     assert tree(tmp_path / "here.out") == tree(tmp_path / "there.out")
-    assert [source.name for source in read_dataset(f"{tmp_path}/here.out").sources] == ["a.txt", "sub/b.txt"]  # type: ignore[union-attr]
+    assert [source.name for source in read_dataset(f"{tmp_path}/here.out").sources] == ["a.txt", "sub/b.txt"]
 
 
 def test_to_an_object_store(tmp_path: Path, corpus: Path, tokenizer_file: str) -> None:

@@ -40,7 +40,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     path.write_text("name: bad\ntype: slurm\nscheduler: slrum\nnode: {gpu: 8, memory: lots}\nenv: {A: b}\n")
     with pytest.raises(UserError) as caught:
         load_cluster(str(path))
-    assert [problem.removeprefix(f"{path}:") for problem in caught.value.problems] == [  # type: ignore[attr-defined]
+    assert [problem.removeprefix(f"{path}:") for problem in caught.value.problems] == [
         "2: type: unknown key; did you mean scheduler?",
         '3: scheduler: must be one of local, slurm, ray; got "slrum"',
         "4: node.gpu: unknown key; did you mean node.gpus?",

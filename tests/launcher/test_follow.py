@@ -52,7 +52,7 @@ def test_follow_a_stop_and_say_how_to_go_on(standin: Standin) -> None:
     out = io.StringIO()
     assert follow(standin.run, out=out) == EXIT_STOPPED
     assert "saved at step" in out.getvalue() and "launch resume tiny-abcd" in out.getvalue()
-    standin.submit(steps=standin.run.outcome().step + 5)  # type: ignore[union-attr,operator]
+    standin.submit(steps=standin.run.outcome().step + 5)
     assert follow(standin.run, out=out) == EXIT_DONE
     assert "resumed from step" in out.getvalue()
 

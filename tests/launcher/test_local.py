@@ -27,7 +27,7 @@ def test_unknown_backend_lists_those_that_exist() -> None:
     with pytest.raises(UserError, match="local"):
         load_backend("moon")
     assert "local" in known_backends()
-    assert load_backend("local").submit is local.submit  # type: ignore[comparison-overlap]
+    assert load_backend("local").submit is local.submit
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -285,13 +285,13 @@ def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     shape = {"nnodes": 1, "nproc_per_node": 1, "device": "cpu", "overrides": {}}
-    job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)  # type: ignore[arg-type]
+    job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)
     run.claim_attempt(job)
     run.write_json("attempts/0000/heartbeat.json", {"time": time.time()})
     with pytest.raises(UserError, match="elsewhere"):
-        claim_next(run, backend="local", job_id="2", **shape)  # type: ignore[arg-type]
+        claim_next(run, backend="local", job_id="2", **shape)
     run.write_json("attempts/0000/heartbeat.json", {"time": time.time() - 3600})
-    assert claim_next(run, backend="local", job_id="2", **shape).attempt == 1  # type: ignore[arg-type]
+    assert claim_next(run, backend="local", job_id="2", **shape).attempt == 1
 
 
 @pytest.mark.slow

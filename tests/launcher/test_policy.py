@@ -10,7 +10,7 @@ from launcher.policy import BACK_OFF_CAP, AttemptSummary, after_attempt
 
 
 def done(outcome: str, reason: str = "x", *, fatal: bool = False, progressed: bool = False) -> AttemptSummary:
-    return AttemptSummary(0, outcome, reason, fatal, progressed)  # type: ignore[arg-type]
+    return AttemptSummary(0, outcome, reason, fatal, progressed)
 
 
 FAILED, PROGRESSED = done("failed", "error"), done("failed", "error", progressed=True)

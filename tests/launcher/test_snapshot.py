@@ -30,7 +30,7 @@ def test_a_clean_repository(repository: Path) -> None:
     assert (code.git_sha, code.git_branch) == (git(repository, "rev-parse", "HEAD"), "work")
     assert (code.dirty, code.diff) == (False, "")
     assert code.launchyard_sha != code.git_sha, "that is the checkout of launchyard, if it runs from one"
-    assert code.summary().startswith(f"{code.git_sha[:7]} · ")  # type: ignore[index]
+    assert code.summary().startswith(f"{code.git_sha[:7]} · ")
 
 
 def test_what_is_not_committed(repository: Path) -> None:

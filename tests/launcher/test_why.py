@@ -49,7 +49,7 @@ def error(run: RunDir, rank: int, kind: str, when: float, **more: Any) -> None:
 
 def end(run: RunDir, outcome: str, reason: str, **more: Any) -> None:
     facts: dict[str, Any] = {"attempt": 0, "step": 30, "time": time.time(), **more}
-    record = OutcomeRecord(outcome=outcome, reason=reason, **facts)  # type: ignore[arg-type]
+    record = OutcomeRecord(outcome=outcome, reason=reason, **facts)
     run.write_outcome(record)
     run.write_outcome(record, of_run=True)
 

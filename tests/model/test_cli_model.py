@@ -157,4 +157,4 @@ def test_text_is_printed_while_it_is_made(run: Path) -> None:
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+        process.stdout.close()

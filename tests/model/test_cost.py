@@ -94,7 +94,7 @@ def memory(**changes: object) -> dict[str, int]:
     options: dict[str, object] = {
         "micro_batch_size": 4, "seq_len": 2048, "shards": 1, "precision": "fp32", "activation_checkpointing": False,
     }  # fmt: skip
-    return training_memory(preset("pythia-1b"), **(options | changes))  # type: ignore[arg-type]
+    return training_memory(preset("pythia-1b"), **(options | changes))
 
 
 def test_memory_goes_where_the_knobs_send_it() -> None:

@@ -43,7 +43,7 @@ def their_tensors(folder: Path) -> dict[str, Tensor]:
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor) -> Tensor:
     out = model(tokens)
-    return out if isinstance(out, Tensor) else out.logits  # type: ignore[no-any-return]
+    return out if isinstance(out, Tensor) else out.logits
 
 
 # -- what a folder means ---------------------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ def test_the_numbers_themselves_are_fixed() -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, llama(dim=96, n_heads=6, ffn_dim=384)], ids=["neox", "llama"])
 def test_the_spread(config: object) -> None:
-    for key, shape in parameter_shapes(config).items():  # type: ignore[arg-type]
-        value = initial_rows(config, key, shape, seed=1)  # type: ignore[arg-type]
+    for key, shape in parameter_shapes(config).items():
+        value = initial_rows(config, key, shape, seed=1)
         assert value.shape == shape
         assert value.dtype == torch.float32
         if len(shape) == 1:

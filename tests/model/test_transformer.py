@@ -69,7 +69,7 @@ def test_recomputed_blocks_give_the_same_gradients(config: ModelConfig) -> None:
     for model in (plain, again):
         model(tokens).square().mean().backward()
     for one, other in zip(plain.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+        assert torch.equal(one.grad, other.grad)
 
 
 @pytest.mark.parametrize("config", [neox(), llama()], ids=["neox", "llama"])

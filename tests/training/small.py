@@ -65,7 +65,7 @@ def write_data(folder: Path, n_tokens: int = 2501) -> DataSpec:
 
 def make_run(folder: Path, data: DataSpec, overrides: dict[str, Any] | None = None) -> RunDir:
     recipe = Recipe.model_validate(apply_overrides(RECIPE, overrides or {}))
-    fields = recipe.model.model_dump(exclude_none=True)  # type: ignore[attr-defined]
+    fields = recipe.model.model_dump(exclude_none=True)
     run = RunDir(str(folder))
     run.write_text("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     run.write_json("plan.json", Workload(run_id="small", name="small", model=fields, data=data).model_dump(mode="json"))
@@ -78,7 +78,7 @@ def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu
     run.claim_attempt(
         Job(
             attempt=attempt, backend="local", job_id="t", host="h", pid=os.getpid(), pid_started=0.0, created=0.0,
-            nnodes=1, nproc_per_node=nproc, device=device, overrides=overrides,  # type: ignore[arg-type]
+            nnodes=1, nproc_per_node=nproc, device=device, overrides=overrides,
         )
     )  # fmt: skip
     return attempt

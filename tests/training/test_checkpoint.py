@@ -120,13 +120,13 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "changed": flip,
     "missing": lambda path: path.unlink(),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
-    "manifest": lambda path: (path.parent / MANIFEST).write_text("{"),  # type: ignore[dict-item]
+    "manifest": lambda path: (path.parent / MANIFEST).write_text("{"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: str) -> None:
-    run, events = RunDir(str(tmp_path)), []  # type: ignore[var-annotated]
+    run, events = RunDir(str(tmp_path)), []
     trained = saved(run, 5, 10)
     (path,) = (tmp_path / "checkpoints" / "step-00000010").glob("*.safetensors")
     DAMAGE[damage](path)

@@ -27,7 +27,7 @@ def test_cosine_at_its_marks() -> None:
     name=st.sampled_from(["cosine", "linear", "constant"]),
 )
 def test_never_beyond_its_bounds(max_steps: int, warmup: float, name: str) -> None:
-    schedule = Schedule(name=name, warmup_steps=warmup, min_lr=0.0)  # type: ignore[arg-type]
+    schedule = Schedule(name=name, warmup_steps=warmup, min_lr=0.0)
     for step in range(max_steps):
         assert 0 <= lr_at(step, max_steps=max_steps, optimizer=ADAMW, schedule=schedule) <= 1
 
@@ -35,8 +35,8 @@ def test_never_beyond_its_bounds(max_steps: int, warmup: float, name: str) -> No
 def test_only_matrices_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
     decayed, spared = parameter_groups(model, 0.1)
-    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1  # type: ignore[union-attr, attr-defined]
-    assert [p.ndim for p in spared["params"]] == [1, 1, 1] and spared["weight_decay"] == 0.0  # type: ignore[union-attr, attr-defined]
+    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1] and spared["weight_decay"] == 0.0
 
 
 def test_steps_are_those_of_torch() -> None:

@@ -49,7 +49,7 @@ def recipe_of(model: dict[str, Any], **parallel: Any) -> Recipe:
 
 def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, float]], dict[str, Any]]:
     """A few steps on this rank's share: (loss, gradient norm) of each, and this rank's parts in the end."""
-    world, config = read_world(), ModelConfig.model_validate(recipe.model.model_dump(exclude_none=True))  # type: ignore[attr-defined]
+    world, config = read_world(), ModelConfig.model_validate(recipe.model.model_dump(exclude_none=True))
     model = build_model(config, recipe, world_size=world.world_size, device=torch.device("cpu"))
     optimizer = make_optimizer(
         model, Optimizer(lr=1e-2, eps=1e-4)
@@ -105,7 +105,7 @@ def _compare(folder: str, model: dict[str, Any], options: dict[str, Any], micro:
         assert norm == pytest.approx(want_norm, rel=rel * 3)
     for key, shard in parts.items() if not loose else ():
         box = tuple(slice(at, at + n) for at, n in zip(shard.offsets, shard.tensor.shape, strict=True))
-        torch.testing.assert_close(shard.tensor, whole[key][box], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: key + m)  # type: ignore[misc]
+        torch.testing.assert_close(shard.tensor, whole[key][box], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: key + m)
     disconnect()
 
 

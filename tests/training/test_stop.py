@@ -12,7 +12,7 @@ from training.stop import BY_SIGNAL, REASONS, StopFlag, agreed_reason
 
 
 @pytest.fixture(autouse=True)
-def _handlers():  # type: ignore[no-untyped-def]
+def _handlers():
     kept = {number: signal.getsignal(number) for number in (*BY_SIGNAL, signal.SIGHUP)}
     yield
     for number, handler in kept.items():
