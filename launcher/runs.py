@@ -309,13 +309,7 @@ def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, stat
 
 def newest_checkpoint(run: RunDir) -> int | None:
     """Step of the newest committed checkpoint."""
-    return next(reversed(committed(run)), None)
-
-
-def committed(run: RunDir) -> list[int]:
-    """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
-    names = [name for name in run.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
-    return sorted(int(name[5:]) for name in names if run.exists(f"checkpoints/{name}/manifest.json"))
+    return next(reversed(run.committed_steps()), None)
 
 
 def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.runs import committed
 from training.rundir import RunDir
 
 
@@ -40,7 +39,7 @@ class Saved:
 
 def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
     """Checkpoints of a run, oldest first; with `verify_all` every byte is read and hashed."""
-    return [_look_at(run.path(run.checkpoint_dir(step)), step, verify_all) for step in committed(run)]
+    return [_look_at(run.path(run.checkpoint_dir(step)), step, verify_all) for step in run.committed_steps()]
 
 
 def _look_at(folder: str, step: int, verify_all: bool) -> Saved:

@@ -206,7 +206,7 @@ class Checkpointer:
     def _retain(self, newest: int) -> None:
         """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit."""
         try:
-            kinds = {step: self._kind(step) for step in committed_steps(self.run)}
+            kinds = {step: self._kind(step) for step in self.run.committed_steps()}
             for step in superfluous(kinds, newest=newest, keep=self._keep):
                 remove_checkpoint(self.run, step)
             self.sweep()
@@ -243,7 +243,7 @@ class Checkpointer:
         NoValidCheckpointError.
         """
         faults: list[str] = []
-        steps = from_rank_zero(committed_steps(self.run) if self._world.leads else None)
+        steps = from_rank_zero(self.run.committed_steps() if self._world.leads else None)
         for step in reversed(steps):
             folder = self.run.path(self.run.checkpoint_dir(step))
             try:
@@ -311,12 +311,6 @@ def root_error(error: BaseException) -> BaseException:
     found = [failure[0] for _, failure in sorted(error.failures.items())]
     corrupt = [one for one in found if isinstance(one, CorruptError)]
     return (corrupt or found or [error])[0]
-
-
-def committed_steps(run: RunDir) -> list[int]:
-    """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
-    names = [name for name in run.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
-    return sorted(int(name[5:]) for name in names if run.exists(f"checkpoints/{name}/{MANIFEST}"))
 
 
 def superfluous(kinds: dict[int, str], *, newest: int, keep: int | None) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from model.shards import read_manifest, read_tensor
-from training.checkpoint import committed_steps
 from training.config import Recipe, Workload
 from training.curve import loss_svg
 from training.rundir import RunDir
@@ -37,7 +36,7 @@ def export_weights(run: RunDir, workload: Workload) -> None:
     """The newest checkpoint's weights as an HF directory, a tensor at a time."""
     from model.hf import save_hf
 
-    folder = run.path(run.checkpoint_dir(committed_steps(run)[-1]))
+    folder = run.path(run.checkpoint_dir(run.committed_steps()[-1]))
     manifest = read_manifest(folder)
     tensors = (
         (key.removeprefix("model."), read_tensor(folder, manifest, key))
@@ -54,7 +53,7 @@ def write_sample(run: RunDir, recipe: Recipe) -> str:
 
     sample = recipe.validation.sample
     assert sample is not None
-    model = load(run.path(run.checkpoint_dir(committed_steps(run)[-1])), device="cpu")
+    model = load(run.path(run.checkpoint_dir(run.committed_steps()[-1])), device="cpu")
     text = model.generate(
         sample.prompt,
         max_new_tokens=sample.max_new_tokens,

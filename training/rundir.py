@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model.shards import MANIFEST
+
 Outcome = Literal["completed", "stopped", "failed"]
 
 
@@ -229,6 +231,12 @@ class RunDir:
             if event["event"] == "started":
                 return int(event["step"])
         return None
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+    def committed_steps(self) -> list[int]:
+        """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
+        names = [name for name in self.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
+        return sorted(int(name[5:]) for name in names if self.exists(f"checkpoints/{name}/{MANIFEST}"))
 
     # -- stop ----------------------------------------------------------------------------------------------------
     def request_stop(self, reason: str) -> None:

@@ -295,7 +295,6 @@ def load_state(
 ) -> tuple[Any, Any, Any, bool]:
     """Model, optimizer and counters: first weights, then the newest checkpoint over them if there is one."""
     from training.build import build_model, fill_weights
-    from training.checkpoint import committed_steps
     from training.distributed import from_rank_zero
     from training.optim import make_optimizer
     from training.state import TrainState, shards
@@ -303,7 +302,7 @@ def load_state(
     began = time.perf_counter()
     model = build_model(workload.model, recipe, world_size=world.world_size, device=device, fill=False)
     optimizer = make_optimizer(model, recipe.optimizer)
-    if not from_rank_zero(bool(committed_steps(checkpointer.run)) if world.leads else None):
+    if not from_rank_zero(bool(checkpointer.run.committed_steps()) if world.leads else None):
         fill_weights(model, workload.model, recipe)
         return model, optimizer, TrainState(), False
     manifest = checkpointer.load_newest(shards(model, optimizer))

@@ -15,7 +15,6 @@ import yaml
 
 from model.shards import read_manifest, read_tensor
 from tests.training.ranks import free_port
-from training.checkpoint import committed_steps
 from training.config import DataSpec, Recipe, Workload, apply_overrides
 from training.rundir import Job, RunDir
 
@@ -120,7 +119,7 @@ def run_workers(run: RunDir, nproc: int, overrides: dict[str, Any] | None = None
 
 def final_weights(run: RunDir) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, moments included."""
-    folder = run.path(run.checkpoint_dir(committed_steps(run)[-1]))
+    folder = run.path(run.checkpoint_dir(run.committed_steps()[-1]))
     manifest = read_manifest(folder)
     return {key: read_tensor(folder, manifest, key) for key in manifest.tensors}
 

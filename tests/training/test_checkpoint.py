@@ -21,7 +21,6 @@ from training.checkpoint import (
     FencedError,
     Identity,
     NoValidCheckpointError,
-    committed_steps,
     superfluous,
 )
 from training.config import Optimizer
@@ -153,7 +152,7 @@ def test_without_a_manifest_there_is_no_checkpoint(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     saved(run, 5, 10)
     os.unlink(tmp_path / "checkpoints" / "step-00000010" / MANIFEST)
-    assert committed_steps(run) == [5]
+    assert run.committed_steps() == [5]
     checkpointer(run).sweep()
     assert run.listdir("checkpoints") == ["step-00000005"]
 
@@ -169,7 +168,7 @@ def test_an_older_attempt_cannot_commit(tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(FencedError, match="attempt 1 has taken over"):
         saved(run, 5)
-    assert committed_steps(run) == []
+    assert run.committed_steps() == []
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
