@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.store import Bucket, S3Server
 
 FOLDERS = ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 
@@ -35,3 +40,23 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in FOLDERS:
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with keys on loopback ports, one a test process; it dies with it."""
+    from tests.store import running_server
+
+    yield from running_server(tmp_path_factory.mktemp("s3"))
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A fresh bucket; the usual AWS variables of this process, and of those that it starts, lead to its server."""
+    from tests.store import make_bucket
+
+    bucket = make_bucket(s3_server, f"test-{secrets.token_hex(6)}")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return bucket
