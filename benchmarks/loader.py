@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from training.data.order import Order
-from training.data.tokens import Prefetcher, TokenReader, TokenStore
+from training.data.store import TokenStore
+from training.data.tokens import Prefetcher, TokenReader
 from training.data.writer import SplitWriter
 
 CHUNK_TOKENS = 2**25

@@ -19,7 +19,7 @@ from training.data import prepare as room
 from training.data.encode import PrepareError
 from training.data.index import Dataset, open_dataset, read_dataset, vocab_size_of
 from training.data.prepare import Progress, prepare
-from training.data.tokens import TokenStore
+from training.data.store import TokenStore
 
 
 def tree(folder: Path) -> dict[str, bytes]:

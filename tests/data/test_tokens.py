@@ -15,7 +15,8 @@ from model.shards import CorruptError
 from tests.data.litdata_reader import write_chunks
 from training.config import IGNORE_INDEX, count_samples
 from training.data.index import ChunkDigest, Digests
-from training.data.tokens import Prefetcher, Samples, TokenReader, TokenStore
+from training.data.store import TokenStore
+from training.data.tokens import Prefetcher, Samples, TokenReader
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 
 def test_more_chunks_than_stay_open(tmp_path: Path, stream: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.tokens.MAX_OPEN_CHUNKS", 3)
+    monkeypatch.setattr("training.data.store.MAX_OPEN_CHUNKS", 3)
     write_chunks(tmp_path / "t", stream, chunk=100)
     store = TokenStore(str(tmp_path / "t"))
     for start in (0, 4000, 100, 4900, 0):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from model.shards import CorruptError, read_range
+from model import files
+from model.shards import CorruptError
 from training.data.index import ChunkDigest, ChunkEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,7 +61,7 @@ def fetch_chunk(url: str, *, cache: str, compression: str | None, expected: Chun
     if os.path.exists(path):
         return path
     try:
-        raw = read_range(url)
+        raw = files.read(url)
     except FileNotFoundError as error:
         raise CorruptError(f"{url} is missing") from error
     if compression is not None:
@@ -70,7 +70,7 @@ def fetch_chunk(url: str, *, cache: str, compression: str | None, expected: Chun
         raise CorruptError(
             f"{url} is {'cut' if len(raw) < expected.bytes else 'changed'}: not the bytes that were written"
         )
-    put(path, raw)
+    files.write(path, raw)
     return path
 
 
@@ -87,25 +87,3 @@ def _unzstd(raw: bytes, url: str) -> bytes:
     if not engine.eof:
         raise CorruptError(f"{url} is cut")
     return plain
-
-
-def put(path: str, raw: bytes) -> None:
-    """Write a whole file or object: a reader sees all of it or nothing, and it survives a crash."""
-    if "://" in path:
-        import fsspec
-
-        fs, inner = fsspec.core.url_to_fs(path)
-        fs.pipe_file(inner, raw)
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
