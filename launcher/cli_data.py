@@ -11,16 +11,15 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from launcher.errors import LaunchError, UserError, user_errors
+from model.files import exists, normal
 from training.data.index import (
     DATASET,
     DIGESTS,
     TOKENIZER,
     Dataset,
     Digests,
-    exists,
     find_tokenizer,
     is_prepared,
-    normal,
     open_dataset,
     read_dataset,
     read_index,
@@ -171,7 +170,7 @@ def _told(folder: str, facts: dict[str, Any]) -> Iterator[str]:
 def _faults(folder: str, split: str) -> Iterator[str]:
     """What is wrong with the chunks of a split. Reads all of them."""
     from model.shards import CorruptError
-    from training.data.tokens import TokenStore
+    from training.data.store import TokenStore
 
     place = _split_folder(folder, split)
     try:
@@ -196,15 +195,15 @@ def _faults(folder: str, split: str) -> Iterator[str]:
 def _sample(folder: str, split: str, n: int) -> str:
     """The first tokens of a split as text. UserError without a tokenizer; errors of damaged chunks are passed on."""
     from model.shards import CorruptError
-    from training.data.tokens import TokenStore
+    from training.data.store import TokenStore
 
     if not exists(f"{folder}/{TOKENIZER}"):
         raise UserError(f"{folder} has no {TOKENIZER}: its tokens cannot be shown as text", hint="leave --sample out")
     from tokenizers import Tokenizer
 
-    from model.shards import read_range
+    from model import files
 
-    tokenizer = Tokenizer.from_str(read_range(find_tokenizer(f"{folder}/{TOKENIZER}")).decode())
+    tokenizer = Tokenizer.from_str(files.read(find_tokenizer(f"{folder}/{TOKENIZER}")).decode())
     try:
         store = TokenStore(_split_folder(folder, split))
         ids = store.read(0, min(n, store.n_tokens)).tolist()

@@ -80,9 +80,10 @@ def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) ->
         import torch
 
         from model.cost import n_params
+        from model.files import listdir
         from model.hf import save_hf
         from model.loading import open_weights
-        from model.source import find_source, listdir
+        from model.source import find_source
 
         source = find_model(model)
         tokenizer = find_source(source).tokenizer

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import LaunchError, UserError
-from model.shards import read_range
+from model import files
 from training.config import Data, DataSpec
 from training.data.index import (
     TOKENIZER,
@@ -115,7 +115,7 @@ def _prepared(data: Data, source: str, tokenizer: str | None, base: str | None) 
 def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str:
     with _key("tokenizer"):
         path = find_tokenizer(tokenizer)
-    if dataset is not None and hashlib.sha256(read_range(path)).hexdigest() != dataset.tokenizer.sha256:
+    if dataset is not None and hashlib.sha256(files.read(path)).hexdigest() != dataset.tokenizer.sha256:
         raise UserError(
             f"tokenizer: {path} is not the one that made the tokens of {source}",
             hint="leave `tokenizer` out: the folder has its own; or prepare the text again",
@@ -146,7 +146,7 @@ def _text(data: Data, given: list[str], tokenizer: str | None, cache: str | None
         )
     with _key("tokenizer"):
         path = find_tokenizer(tokenizer)
-        raw = read_range(path)
+        raw = files.read(path)
         vocab_size = tokenizer_vocab_size(raw, name=path)
     share = float(data.validation or 0.0)
     digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share)

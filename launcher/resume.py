@@ -17,6 +17,7 @@ from launcher.host import probe_host
 from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, check_recipe
 from launcher.runs import RunState, state_of
+from model import files
 from training.config import DataSpec, Recipe, Workload
 from training.rundir import Job, RunDir
 
@@ -75,9 +76,9 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     """The run's tokens must be there. What lay in the cache and has gone is prepared again; UserError for the rest."""
     from launcher.cli_data import progress_line
     from launcher.datasets import ensure_prepared, resolve
-    from training.data.index import INDEX, exists
+    from training.data.index import INDEX
 
-    gone = [folder for folder in (data.train, data.validation) if folder and not exists(f"{folder}/{INDEX}")]
+    gone = [folder for folder in (data.train, data.validation) if folder and not files.exists(f"{folder}/{INDEX}")]
     if not gone:
         return
     hint = "bring its data back to where it was; a run goes on only with the very tokens that it began with"

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from model import files
 from model.config import ModelConfig
+from model.files import exists, listdir, normal
 from model.layout import parameter_shapes
-from model.shards import CorruptError, read_range
-from model.source import HF_CONFIG, clean, exists, listdir, read_hf_config
+from model.shards import CorruptError
+from model.source import HF_CONFIG, read_hf_config
 from model.tensorfile import TensorFile, write_tensors
 from model.tokenizer import save_tokenizer, special_ids
 from model.zoo import config_from_hf, config_to_hf, rules
@@ -35,7 +36,7 @@ class HFWeights:
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder = clean(folder)
+        self.folder = normal(folder)
         self.config = config_from_hf(read_hf_config(self.folder))
         family = rules(self.config)
         self._places = places(family, self.config)
@@ -84,21 +85,21 @@ def _open_files(folder: str) -> dict[str, TensorFile]:
 def _open_indexed(folder: str) -> dict[str, TensorFile]:
     path = f"{folder}/{INDEX}"
     try:
-        weight_map = dict(json.loads(read_range(path))["weight_map"])
+        weight_map = dict(json.loads(files.read(path))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{path} is no readable index: {error}") from error
-    files = {}
+    opened = {}
     for name in sorted(set(weight_map.values())):
         if "/" in name or not name.endswith(".safetensors"):
             raise ValueError(f"{path} names {name!r}; only safetensors files beside it are read")
         try:
-            files[name] = TensorFile(f"{folder}/{name}")
+            opened[name] = TensorFile(f"{folder}/{name}")
         except FileNotFoundError as error:
             raise CorruptError(f"{folder}/{name} is missing; {INDEX} names it") from error
     for key, name in weight_map.items():
-        if key not in files[name].entries:
+        if key not in opened[name].entries:
             raise CorruptError(f"{folder}/{name} does not hold {key}, as {INDEX} says")
-    return {key: files[name] for key, name in weight_map.items()}
+    return {key: opened[name] for key, name in weight_map.items()}
 
 
 def save_hf(
@@ -116,29 +117,25 @@ def save_hf(
     config.json is written last, so that a folder that has one is whole. ValueError if a parameter is missing, unknown
     or of another shape, or if the family's format has no place for one of the config's knobs.
     """
-    import fsspec
-
-    hf = config_to_hf(config)
-    fs, root = fsspec.core.url_to_fs(clean(folder))
-    fs.makedirs(root, exist_ok=True)
-    _remove_old(fs, root)
+    hf, root = config_to_hf(config), normal(folder)
+    _remove_old(root)
     items = tensors.items() if isinstance(tensors, Mapping) else tensors
-    writer = _Writer(fs, root, max_file_bytes)
+    writer = _Writer(root, max_file_bytes)
     for key, tensor in _joined(items, config):
         writer.add(key, tensor.detach().to(device="cpu", dtype=dtype))
     stored = writer.finish()
     if tokenizer_file is not None:
-        save_tokenizer(tokenizer_file, fs, root, max_seq_len=config.max_seq_len)
+        save_tokenizer(tokenizer_file, root, max_seq_len=config.max_seq_len)
         hf |= special_ids(tokenizer_file)
     hf["torch_dtype"] = str(stored).removeprefix("torch.")
-    fs.pipe_file(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
+    files.write(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
 
 
 class _Writer:
     """Fills one safetensors file after the other. Their number is known only at the end, so they are named then."""
 
-    def __init__(self, fs: Any, root: str, max_file_bytes: int) -> None:
-        self._fs, self._root, self._max = fs, root, max_file_bytes
+    def __init__(self, root: str, max_file_bytes: int) -> None:
+        self._root, self._max = root, max_file_bytes
         self._open: dict[str, Tensor] = {}
         self._bytes = self._total = 0
         self._written: list[list[str]] = []
@@ -157,16 +154,21 @@ class _Writer:
         count = len(self._written)
         names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)] if count > 1 else [SINGLE]
         for number, name in enumerate(names):
-            self._fs.mv(self._temporary(number), f"{self._root}/{name}")
+            files.rename(self._temporary(number), f"{self._root}/{name}")
         if count > 1:
             weight_map = {key: name for name, keys in zip(names, self._written, strict=True) for key in keys}
             index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-            self._fs.pipe_file(f"{self._root}/{INDEX}", (json.dumps(index, indent=2) + "\n").encode())
+            files.write(f"{self._root}/{INDEX}", (json.dumps(index, indent=2) + "\n").encode())
         return self._dtype
 
     def _flush(self) -> None:
-        with self._fs.open(self._temporary(len(self._written)), "wb") as file:
+        file = files.open_write(self._temporary(len(self._written)), size=self._bytes)
+        try:
             write_tensors(file, self._open)
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
         self._written.append(list(self._open))
         self._total += self._bytes
         self._open, self._bytes = {}, 0
@@ -211,9 +213,8 @@ def _join(parts: list[Tensor], n_heads: int) -> Tensor:
     return torch.stack([part.reshape(n_heads, -1, *rest) for part in parts], dim=1).view(-1, *rest)
 
 
-def _remove_old(fs: Any, root: str) -> None:
+def _remove_old(root: str) -> None:
     """config.json first: from then on there is no model here until the new one is whole."""
-    names = [path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
-    for name in sorted(names, key=lambda name: name != HF_CONFIG):
+    for name in sorted(listdir(root), key=lambda name: name != HF_CONFIG):
         if name in (HF_CONFIG, INDEX) or (name.startswith("model") and name.endswith((".safetensors", ".part"))):
-            fs.rm_file(f"{root}/{name}")
+            files.remove(f"{root}/{name}")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.files import exists
 from model.generate import generate
 from model.hf import HFWeights
 from model.layout import parameter_shapes
 from model.shards import CorruptError, read_manifest, read_tensor
-from model.source import HF_CONFIG, TOKENIZER, Source, exists, find_source, read_json
+from model.source import HF_CONFIG, TOKENIZER, Source, find_source, read_json
 from model.tokenizer import StopStrings, Tokenizer
 from model.transformer import Transformer
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from model import files
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -97,35 +98,28 @@ def safetensors_header(entries: dict[str, tuple[str, tuple[int, ...]]]) -> bytes
 
 def read_manifest(folder: str) -> Manifest:
     """The manifest of a folder, local or URL. FileNotFoundError without one; CorruptError if it cannot be read."""
-    raw = read_range(f"{folder}/{MANIFEST}")
+    raw = files.read(f"{folder}/{MANIFEST}")
     try:
         return Manifest.model_validate_json(raw)
     except ValueError as error:
         raise CorruptError(f"{folder}/{MANIFEST} is not a readable manifest: {error}") from error
 
 
-def read_range(path: str, start: int = 0, length: int | None = None) -> bytes:
-    """Bytes of a local file or URL; fewer than `length` if the file is shorter."""
-    if "://" in path:
-        import fsspec
-
-        fs, inner = fsspec.core.url_to_fs(path)
-        return bytes(fs.cat_file(inner, start=start, end=None if length is None else start + length))
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read() if length is None else file.read(length)
-
-
-def read_piece(folder: str, key: str, piece: Piece) -> bytes:
-    """The verified bytes of one piece; CorruptError names what is wrong with which file."""
-    path = f"{folder}/{piece.file}"
+def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
+    """Fill `target` with the verified bytes of a piece; CorruptError names what is wrong with which file."""
     try:
-        raw = read_range(path, piece.start, piece.length)
+        count = files.read_into(path, piece.start, target)
     except FileNotFoundError as error:
         raise CorruptError(f"{path} is missing (it holds {key})") from error
-    if len(raw) != piece.length:
+    if count != piece.length:
         raise CorruptError(f"{path} is cut: {key} ends at byte {piece.start + piece.length}, the file before it")
-    check_hash(raw, path, key, piece)
+    check_hash(target, path, key, piece)
+
+
+def read_piece(folder: str, key: str, piece: Piece) -> bytearray:
+    """The verified bytes of one piece."""
+    raw = bytearray(piece.length)
+    read_into(f"{folder}/{piece.file}", key, piece, memoryview(raw))
     return raw
 
 
@@ -144,8 +138,8 @@ def verify(folder: str, manifest: Manifest) -> Iterator[str]:
 
     for name, entry in manifest.files.items():
         try:
-            size = _size(f"{folder}/{name}")
-            header = read_range(f"{folder}/{name}", 0, entry.header_bytes)
+            size = files.size(f"{folder}/{name}")
+            header = files.read(f"{folder}/{name}", 0, entry.header_bytes)
         except FileNotFoundError:
             yield f"{folder}/{name} is missing"
             continue
@@ -167,16 +161,6 @@ def _verify_pieces(folder: str, name: str, manifest: Manifest) -> Iterator[str]:
                     yield str(error)
 
 
-def _size(path: str) -> int:
-    if "://" in path:
-        import fsspec
-
-        fs, inner = fsspec.core.url_to_fs(path)
-        fs.invalidate_cache()
-        return int(fs.size(inner))
-    return os.path.getsize(path)
-
-
 def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
     """One whole tensor, put together from its verified pieces: a torch.Tensor on the CPU."""
     import torch
@@ -185,7 +169,7 @@ def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
     whole = torch.empty(entry.shape, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
     for piece in entry.pieces:
         raw = read_piece(folder, key, piece)
-        part = torch.frombuffer(bytearray(raw), dtype=whole.dtype).view(piece.sizes)
+        part = torch.frombuffer(raw, dtype=whole.dtype).view(piece.sizes)
         box = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
         whole[box] = part
     return whole

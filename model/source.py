@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.config import ModelConfig
-from model.shards import MANIFEST, read_manifest, read_range
+from model.files import exists, listdir, normal, read
+from model.shards import MANIFEST, read_manifest
 from model.zoo import config_from_hf
 
 HF_CONFIG = "config.json"
@@ -30,7 +31,7 @@ def find_source(source: str) -> Source:
 
     FileNotFoundError says what was looked for, and where.
     """
-    where = clean(source)
+    where = normal(source)
     if exists(f"{where}/{MANIFEST}"):
         return Source("checkpoint", where, _first(f"{where}/{TOKENIZER}", _run_tokenizer(where)))
     if exists(f"{where}/{HF_CONFIG}"):
@@ -53,44 +54,17 @@ def read_config(source: str) -> ModelConfig:
 
 def read_hf_config(folder: str) -> dict[str, Any]:
     """config.json of a Hugging Face folder, local or URL; ValueError if it is no JSON object."""
-    return read_json(f"{clean(folder)}/{HF_CONFIG}")
+    return read_json(f"{normal(folder)}/{HF_CONFIG}")
 
 
 def read_json(path: str) -> dict[str, Any]:
     try:
-        value = json.loads(read_range(path))
+        value = json.loads(read(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
-
-
-def clean(source: str) -> str:
-    """The same place in one spelling: no file://, no slash at the end."""
-    return source.removeprefix("file://").rstrip("/") or "/"
-
-
-def exists(path: str) -> bool:
-    if "://" not in path:
-        return os.path.exists(path)
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    return bool(fs.exists(inner))
-
-
-def listdir(path: str) -> list[str]:
-    """Names inside a folder; none if there is no such folder."""
-    try:
-        if "://" not in path:
-            return os.listdir(path)
-        import fsspec
-
-        fs, inner = fsspec.core.url_to_fs(path)
-        return [name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(inner, detail=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _run_tokenizer(checkpoint: str) -> str:

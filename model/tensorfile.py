@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,7 +15,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from model.shards import DTYPE_BYTES, TORCH_DTYPES, CorruptError, read_range
+from model import files
+from model.shards import DTYPE_BYTES, TORCH_DTYPES, CorruptError
 
 DTYPE_NAMES = {getattr(torch, name): code for code, name in TORCH_DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
@@ -38,13 +38,13 @@ class TensorFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        size = _size(path)
-        raw = read_range(path, 0, 8)
+        size = files.size(path)
+        raw = files.read(path, 0, 8)
         header_bytes = int.from_bytes(raw, "little")
         if len(raw) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
             raise CorruptError(f"{path} is no safetensors file, or it is cut: it has {size} bytes")
         try:
-            header = json.loads(read_range(path, 8, header_bytes))
+            header = json.loads(files.read(path, 8, header_bytes))
             self.entries = {
                 name: _entry(facts, 8 + header_bytes) for name, facts in header.items() if name != "__metadata__"
             }
@@ -61,9 +61,9 @@ class TensorFile:
         dtype = getattr(torch, TORCH_DTYPES[entry.dtype])
         if not entry.length:
             return torch.empty(entry.shape, dtype=dtype)
-        if "://" in self.path:
-            raw = bytearray(read_range(self.path, entry.start, entry.length))
-            if len(raw) != entry.length:
+        if files.is_remote(self.path):
+            raw = bytearray(entry.length)
+            if files.read_into(self.path, entry.start, memoryview(raw)) != entry.length:
                 raise CorruptError(f"{self.path} is cut: {name} ends at byte {entry.start + entry.length}")
             return torch.frombuffer(raw, dtype=dtype).view(entry.shape)
         count = math.prod(entry.shape)
@@ -76,7 +76,7 @@ class TensorFile:
         return self._map
 
 
-def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(file: IO[bytes] | files.Writer, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file of CPU tensors, the widest numbers first so that all of them lie aligned."""
     ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -105,13 +105,3 @@ def _entry(facts: Mapping[str, Any], data_start: int) -> Entry:
     if first < 0 or min(shape, default=0) < 0 or last - first != DTYPE_BYTES[dtype] * math.prod(shape):
         raise ValueError(f"shape {list(shape)} of {dtype} does not take the bytes {first} to {last}")
     return Entry(dtype, shape, data_start + first, last - first)
-
-
-def _size(path: str) -> int:
-    """FileNotFoundError if there is none."""
-    if "://" not in path:
-        return os.path.getsize(path)
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    return int(fs.size(inner))

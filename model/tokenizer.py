@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from model.shards import read_range
-from model.source import TOKENIZER, clean, exists, find_source, read_json
+from model import files
+from model.files import exists, normal
+from model.source import TOKENIZER, find_source, read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -28,7 +29,7 @@ class Tokenizer:
     @classmethod
     def load(cls, source: str) -> Tokenizer:
         """From a tokenizer.json, a folder with one, a checkpoint or a run; FileNotFoundError says where was looked."""
-        where = clean(source)
+        where = normal(source)
         if where.endswith(".json"):
             found = where if exists(where) else None
         elif exists(f"{where}/{TOKENIZER}"):
@@ -47,7 +48,7 @@ class Tokenizer:
         import tokenizers
 
         try:
-            return tokenizers.Tokenizer.from_str(read_range(self.path).decode())
+            return tokenizers.Tokenizer.from_str(files.read(self.path).decode())
         except FileNotFoundError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -135,8 +136,8 @@ class StopStrings:
         return sure
 
 
-def save_tokenizer(tokenizer_file: str, fs: Any, folder: str, *, max_seq_len: int) -> None:
-    """tokenizer.json and a tokenizer_config.json beside it, into a folder of an fsspec filesystem.
+def save_tokenizer(tokenizer_file: str, folder: str, *, max_seq_len: int) -> None:
+    """tokenizer.json and a tokenizer_config.json beside it, into a folder or URL.
 
     The class is PreTrainedTokenizerFast whatever it was: it takes the file as it is, where the classes of a model
     rebuild the pipeline in their own way (transformers 5 loses the splitting of digits with GPT2Tokenizer).
@@ -147,8 +148,8 @@ def save_tokenizer(tokenizer_file: str, fs: Any, folder: str, *, max_seq_len: in
         settings["eos_token"] = tokenizer.raw.id_to_token(tokenizer.eos_id)
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings.setdefault("model_max_length", max_seq_len)
-    fs.pipe_file(f"{folder}/{TOKENIZER}", read_range(tokenizer_file))
-    fs.pipe_file(f"{folder}/{TOKENIZER_CONFIG}", (json.dumps(settings, indent=2) + "\n").encode())
+    files.write(f"{folder}/{TOKENIZER}", files.read(tokenizer_file))
+    files.write(f"{folder}/{TOKENIZER_CONFIG}", (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def special_ids(tokenizer_file: str) -> dict[str, int]:

@@ -7,8 +7,7 @@ its metadata is a pickle and nothing in it is hashed. Knows no run directory and
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,15 +34,16 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from model import files
 from model.shards import (
+    DTYPE_BYTES,
     TORCH_DTYPES,
     CorruptError,
     FileEntry,
     Manifest,
     Piece,
     TensorEntry,
-    check_hash,
-    read_range,
+    read_into,
     safetensors_header,
 )
 from training.state import Shard
@@ -138,43 +138,51 @@ class ShardWriter(StorageWriter):
         entries = {_entry_name(item): _entry(item) for item in plan.items}
         header = safetensors_header(entries)
         results, at, path = [], len(header), f"{self._folder}/{self._name}"
-        with open_write(path) as file, ThreadPoolExecutor(1) as hasher:
+        file = files.open_write(path, size=at + sum(_length(item) for item in plan.items))
+        try:
             file.write(header)
-            for item in plan.items:
-                raw = as_bytes(planner.resolve_data(item))
-                digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written
-                file.write(raw)
-                dtype, sizes = entries[_entry_name(item)]
-                piece = Piece(
-                    offsets=tuple(item.index.offset or ()),
-                    sizes=sizes,
-                    file=self._name,
-                    start=at,
-                    length=len(raw),
-                    xxh3=digest.result(),
-                )
-                at += len(raw)
-                assert item.tensor_data is not None
-                results.append(WriteResult(item.index, len(raw), (dtype, tuple(item.tensor_data.size), piece)))
-            finish_write(file)
-        written = path_size(path)
+            for result in self._write_pieces(file, plan, planner, entries, at):
+                results.append(result)
+                at += result.size_in_bytes
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
+        written = files.size(path)
         if written != at:
             raise OSError(f"{path} holds {written} bytes after {at} were written")
         entry = FileEntry(bytes=at, header_bytes=len(header), header_xxh3=xxhash.xxh3_64_hexdigest(header))
         results.append(WriteResult(MetadataIndex(self._name), len(header), entry))
         return results
 
+    def _write_pieces(
+        self, file: files.Writer, plan: SavePlan, planner: SavePlanner, entries: Any, at: int
+    ) -> Iterator[WriteResult]:
+        with ThreadPoolExecutor(1) as hasher:
+            for item in plan.items:
+                raw = as_bytes(planner.resolve_data(item))
+                digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written
+                file.write(raw)
+                dtype, sizes = entries[_entry_name(item)]
+                offsets = tuple(item.index.offset or ())
+                piece = Piece(
+                    offsets=offsets, sizes=sizes, file=self._name, start=at, length=len(raw), xxh3=digest.result()
+                )
+                at += len(raw)
+                assert item.tensor_data is not None
+                yield WriteResult(item.index, len(raw), (dtype, tuple(item.tensor_data.size), piece))
+
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        files: dict[str, FileEntry] = {}
+        written: dict[str, FileEntry] = {}
         found: dict[str, tuple[str, tuple[int, ...], list[Piece]]] = {}
         for result in (result for of_rank in results for result in of_rank):
             if isinstance(result.storage_data, FileEntry):
-                files[result.index.fqn] = result.storage_data
+                written[result.index.fqn] = result.storage_data
             else:
                 dtype, shape, piece = result.storage_data
                 found.setdefault(result.index.fqn, (dtype, shape, []))[2].append(piece)
         self._commit(
-            files,
+            written,
             {
                 key: TensorEntry(dtype=dtype, shape=shape, pieces=tuple(sorted(pieces, key=lambda p: p.offsets)))
                 for key, (dtype, shape, pieces) in sorted(found.items())
@@ -289,59 +297,6 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
-    """Fill `target` with a piece and check its hash; CorruptError names the file."""
-    try:
-        if "://" in path:
-            raw = read_range(path, piece.start, piece.length)
-            count = len(raw)
-            target[:count] = raw
-        else:
-            with open(path, "rb", buffering=0) as file:
-                file.seek(piece.start)
-                count = _read_all(file, target)
-    except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing (it holds {key})") from error
-    if count != piece.length:
-        raise CorruptError(f"{path} is cut: {key} ends at byte {piece.start + piece.length}, the file before it")
-    check_hash(target, path, key, piece)
-
-
-def _read_all(file: Any, target: memoryview) -> int:
-    count = 0
-    while count < len(target):
-        got = file.readinto(target[count:])
-        if not got:
-            break
-        count += got
-    return count
-
-
-def open_write(path: str) -> Any:
-    if "://" in path:
-        import fsspec
-
-        return fsspec.open(path, "wb").open()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    return open(path, "wb", buffering=0)
-
-
-def finish_write(file: Any) -> None:
-    """Down to the disk, so that a manifest never outlives what it names."""
-    if isinstance(getattr(file, "name", None), str) and hasattr(file, "fileno"):
-        os.fsync(file.fileno())
-
-
-def path_size(path: str) -> int:
-    if "://" in path:
-        import fsspec
-
-        fs, inner = fsspec.core.url_to_fs(path)
-        fs.invalidate_cache()
-        return int(fs.size(inner))
-    return os.path.getsize(path)
-
-
 def _entry_name(item: WriteItem) -> str:
     return f"{item.index.fqn}@{','.join(map(str, item.index.offset or ()))}"
 
@@ -349,6 +304,11 @@ def _entry_name(item: WriteItem) -> str:
 def _entry(item: WriteItem) -> tuple[str, tuple[int, ...]]:
     assert item.tensor_data is not None
     return DTYPE_NAMES[item.tensor_data.properties.dtype], tuple(item.tensor_data.chunk.sizes)
+
+
+def _length(item: WriteItem) -> int:
+    dtype, sizes = _entry(item)
+    return DTYPE_BYTES[dtype] * math.prod(sizes)
 
 
 def _box(offsets: Any, lengths: Any) -> tuple[slice, ...]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model import files
 from model.shards import MANIFEST
 
 Outcome = Literal["completed", "stopped", "failed"]
@@ -65,8 +65,8 @@ class RunDir:
     """Files of one run. `url` is a local path, file:// or any fsspec URL."""
 
     def __init__(self, url: str) -> None:
-        self.local = "://" not in url or url.startswith("file://")
-        self.url = os.path.abspath(url.removeprefix("file://")) if self.local else url.rstrip("/")
+        self.local = not files.is_remote(url)
+        self.url = os.path.abspath(files.normal(url)) if self.local else files.normal(url)
 
     # -- names ---------------------------------------------------------------------------------------------------
     def path(self, *parts: str) -> str:
@@ -81,36 +81,16 @@ class RunDir:
         return f"checkpoints/step-{step:08d}"
 
     # -- plain files ---------------------------------------------------------------------------------------------
-    def _fs(self) -> Any:
-        import fsspec
-
-        return fsspec.core.url_to_fs(self.url)[0]
-
     def exists(self, name: str) -> bool:
-        if self.local:
-            return os.path.exists(self.path(name))
-        return bool(self._fs().exists(self.path(name)))
+        return files.exists(self.path(name))
 
     def listdir(self, name: str) -> list[str]:
         """Sorted names inside a folder; empty if there is none."""
-        if self.local:
-            try:
-                return sorted(os.listdir(self.path(name)))
-            except FileNotFoundError:
-                return []
-        fs = self._fs()
-        fs.invalidate_cache()
-        try:
-            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(self.path(name), detail=False))
-        except FileNotFoundError:
-            return []
+        return files.listdir(self.path(name))
 
     def read_bytes(self, name: str) -> bytes:
         """FileNotFoundError if there is none."""
-        if self.local:
-            with open(self.path(name), "rb") as file:
-                return file.read()
-        return bytes(self._fs().cat_file(self.path(name)))
+        return files.read(self.path(name))
 
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
@@ -120,49 +100,18 @@ class RunDir:
 
     def write_text(self, name: str, text: str, *, sync: bool = False) -> None:
         """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""
-        if not self.local:
-            self._fs().pipe_file(self.path(name), text.encode())
-            return
-        path = self.path(name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-        with open(temporary, "w") as file:
-            file.write(text)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if sync:
-            _sync_folder(os.path.dirname(path))
+        files.write(self.path(name), text.encode(), sync=sync)
 
     def write_json(self, name: str, value: Any, *, sync: bool = False) -> None:
         self.write_text(name, json.dumps(value, indent=1) + "\n", sync=sync)
 
     def create_json(self, name: str, value: Any) -> None:
         """Write a file that must not exist yet; FileExistsError if another was faster."""
-        text = json.dumps(value, indent=1) + "\n"
-        if not self.local:
-            self._fs().pipe_file(self.path(name), text.encode(), mode="create")
-            return
-        path = self.path(name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-        with open(temporary, "w") as file:
-            file.write(text)
-        try:
-            os.link(temporary, path)  # fails if the name is taken, and never shows half a file
-        finally:
-            os.unlink(temporary)
+        files.create(self.path(name), (json.dumps(value, indent=1) + "\n").encode())
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens if it is gone already."""
-        try:
-            if self.local:
-                os.unlink(self.path(name))
-            else:
-                self._fs().rm_file(self.path(name))
-        except FileNotFoundError:
-            pass
+        files.remove(self.path(name))
 
     # -- attempts ------------------------------------------------------------------------------------------------
     def attempts(self) -> list[int]:
@@ -290,11 +239,3 @@ class Appender:
 def parse_jsonl(raw: bytes) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a last line that a kill cut short is left out."""
     return [json.loads(line) for line in raw.split(b"\n")[:-1] if line.strip()]
-
-
-def _sync_folder(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

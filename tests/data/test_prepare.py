@@ -106,12 +106,13 @@ def test_the_same_bytes_for_any_workers(
 
 KILLED = """
 import sys, threading, os, signal
-from training.data import encode, prepare, writer
+from model import files
+from training.data import encode, prepare
 encode.BATCH_CHARS = 5_000
 prepare.BYTES_PER_WORKER = 1
 puts, limit = 0, int(sys.argv[4])
-put = writer.put
-def counted(path, raw):
+put = files.write
+def counted(path, raw, *, sync=False):
     global puts
     puts += 1
     if puts == limit:
@@ -119,8 +120,8 @@ def counted(path, raw):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             open(path + ".0123abcd.tmp", "wb").write(raw[: len(raw) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
-    put(path, raw)
-writer.put = prepare.put = counted
+    put(path, raw, sync=sync)
+files.write = counted
 if __name__ == "__main__":
     options = {"tokenizer": sys.argv[2], "out": sys.argv[3], "workers": int(sys.argv[6])}
     prepare.prepare([sys.argv[1]], validation=0.1, chunk_tokens=3_000, **options)

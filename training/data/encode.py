@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.shards import read_range
+from model import files
 from training.data.chunks import Array
-from training.data.index import exists, find_tokenizer, tokenizer_vocab_size
+from training.data.index import find_tokenizer, tokenizer_vocab_size
 from training.data.split import Piece
 
 # What ends a document, where neither the user nor tokenizer_config.json says it.
@@ -50,7 +50,7 @@ class TokenizerFile:
 def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
     """ValueError if it cannot be read, or if nothing says which token ends a document."""
     path = find_tokenizer(tokenizer)
-    raw = read_range(path)
+    raw = files.read(path)
     vocab_size = tokenizer_vocab_size(raw, name=path)
     engine = _engine(raw, path)
     chosen = eos if eos is not None else _guess_eos(path, engine)
@@ -67,7 +67,7 @@ def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
 
 def _guess_eos(path: str, engine: Any) -> str | None:
     beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
-    said = json.loads(read_range(beside)).get("eos_token") if exists(beside) else None
+    said = json.loads(files.read(beside)).get("eos_token") if files.exists(beside) else None
     if isinstance(said, dict):
         said = said.get("content")
     if isinstance(said, str):

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.shards import read_range
+from model import files
+from model.files import exists, normal
 from training.config import DataSpec
 
 FORMAT = 1
@@ -163,26 +164,10 @@ def dataset_digest(digests: dict[str, str], tokenizer_sha256: str) -> str:
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
-def normal(source: str) -> str:
-    """A folder's spelling without file:// and trailing slashes."""
-    return source.removeprefix("file://").rstrip("/") or "/"
-
-
-def exists(path: str) -> bool:
-    """Whether a local file or object is there. Errors other than its absence are raised."""
-    if "://" not in path:
-        return os.path.exists(path)
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(path)
-    fs.invalidate_cache()
-    return bool(fs.exists(inner))
-
-
 def read_model(path: str, schema: type[Model]) -> Model:
     """A file of ours. FileNotFoundError without it; ValueError names the file if it cannot be read."""
     try:
-        return schema.model_validate_json(read_range(path))
+        return schema.model_validate_json(files.read(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.shards import read_range
-from training.data.chunks import Array, put
+from model import files
+from model.files import exists, normal
+from training.data.chunks import Array
 from training.data.encode import PrepareError, TokenizerFile, encode_in_order, in_batches, open_tokenizer
 from training.data.index import (
     DATASET,
@@ -30,8 +31,6 @@ from training.data.index import (
     SourceEntry,
     TokenizerEntry,
     dataset_digest,
-    exists,
-    normal,
     read_dataset,
 )
 from training.data.sources import Reading, Source, digest_of, documents, find_sources
@@ -273,8 +272,8 @@ def _finish(job: _Job, holdout: HoldOut, writers: dict[str, SplitWriter]) -> Dat
         sources=_entries(job),
         splits=entries,
     )
-    put(f"{job.out}/{TOKENIZER}", made.raw)
-    put(f"{job.out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n")
+    files.write(f"{job.out}/{TOKENIZER}", made.raw, sync=True)
+    files.write(f"{job.out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
     _remove_journal(job.out)
     job.tell(dataset.tokens)
     return dataset
@@ -298,15 +297,17 @@ def _names(sources: list[Source]) -> list[str]:
 # -- the journal -----------------------------------------------------------------------------------------------------
 def _key(job: _Job, holdout: HoldOut) -> str:
     """Changes when anything changes that decides the bytes."""
-    files = [[source.path, source.bytes, source.stamp] for source in job.sources]
-    facts = [1, files, job.options.model_dump(), holdout.model_dump(), job.tokenizer.sha256]
+    sources = [[source.path, source.bytes, source.stamp] for source in job.sources]
+    facts = [1, sources, job.options.model_dump(), holdout.model_dump(), job.tokenizer.sha256]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _save_journal(out: str, key: str, batches: int, writers: dict[str, SplitWriter]) -> None:
     folder = f"{out}/{JOURNAL}"
     splits = {split: writer.save(f"{folder}/{split}-{batches}.tail") for split, writer in writers.items()}
-    put(f"{folder}/state.json", Journal(key=key, batches=batches, splits=splits).model_dump_json().encode())
+    files.write(
+        f"{folder}/state.json", Journal(key=key, batches=batches, splits=splits).model_dump_json().encode(), sync=True
+    )
     kept = {state.tail for state in splits.values()}
     _remove(folder, NOTES, but={"state.json", *(os.path.basename(tail) for tail in kept if tail)})
 
@@ -319,7 +320,7 @@ def _go_on(job: _Job, key: str, writers: dict[str, SplitWriter]) -> int:
         _remove(f"{job.out}{folder}", HALF)
     if exists(path):
         with contextlib.suppress(ValidationError):
-            journal = Journal.model_validate_json(read_range(path))
+            journal = Journal.model_validate_json(files.read(path))
     if journal is not None and journal.key == key:
         if all(writers[split].restore(state) for split, state in journal.splits.items()):
             tokens = sum(writer.n_tokens for writer in writers.values())
@@ -355,12 +356,6 @@ def _remove_journal(out: str, *, keep_lock: bool = False) -> None:
 
 
 def _remove(folder: str, which: re.Pattern[str], *, but: Collection[str] = ()) -> None:
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(folder)
-    fs.invalidate_cache()
-    if fs.isdir(inner):
-        for path in fs.ls(inner, detail=False):
-            name = path.rsplit("/", 1)[-1]
-            if which.fullmatch(name) and name not in but:
-                fs.rm_file(path)
+    for name in files.listdir(folder):
+        if which.fullmatch(name) and name not in but:
+            files.remove(f"{folder}/{name}")

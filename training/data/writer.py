@@ -9,9 +9,9 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from model.shards import read_range
-from training.data.chunks import MAX_BYTES, Array, pack_chunk, put
-from training.data.index import DIGESTS, INDEX, ITEM_BYTES, ChunkDigest, ChunkEntry, Digests, SplitEntry, exists
+from model import files
+from training.data.chunks import MAX_BYTES, Array, pack_chunk
+from training.data.index import DIGESTS, INDEX, ITEM_BYTES, ChunkDigest, ChunkEntry, Digests, SplitEntry
 
 DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}
 LEAF = json.dumps([1, {"type": None, "context": None, "children_spec": []}])  # litdata's tree of one array an item
@@ -75,7 +75,7 @@ class SplitWriter:
     def _write_chunk(self) -> None:
         raw, items = pack_chunk(self._buffer[: self._filled], eos_id=self.eos_id)
         name = f"chunk-0-{len(self._chunks)}.bin"
-        put(f"{self.folder}/{name}", raw)
+        files.write(f"{self.folder}/{name}", raw, sync=True)
         self._chunks.append(ChunkEntry(filename=name, chunk_bytes=len(raw), chunk_size=items, dim=self._filled))
         self._digests[name] = ChunkDigest(bytes=len(raw), tokens=self._filled, xxh3=xxhash.xxh3_64_hexdigest(raw))
         self._filled = 0
@@ -85,8 +85,8 @@ class SplitWriter:
         if self._filled:
             self._write_chunk()
         digests = Digests(chunks=self._digests)
-        put(f"{self.folder}/{DIGESTS}", digests.model_dump_json(indent=1).encode() + b"\n")
-        put(f"{self.folder}/{INDEX}", json.dumps(self._index()).encode())
+        files.write(f"{self.folder}/{DIGESTS}", digests.model_dump_json(indent=1).encode() + b"\n", sync=True)
+        files.write(f"{self.folder}/{INDEX}", json.dumps(self._index()).encode(), sync=True)
         return SplitEntry(
             tokens=self.n_tokens, documents=self.documents, chunks=len(self._chunks), digest=digests.digest
         )
@@ -108,7 +108,7 @@ class SplitWriter:
         """Write the tokens of the chunk that is not full yet to `tail`; the rest is in the returned state."""
         raw = self._buffer[: self._filled].tobytes()
         if raw:
-            put(tail, raw)
+            files.write(tail, raw, sync=True)
         return SplitState(
             chunks=self._chunks, digests=self._digests, documents=self.documents, unfinished=self.unfinished,
             tail=tail if raw else None, tail_tokens=self._filled, tail_xxh3=xxhash.xxh3_64_hexdigest(raw),
@@ -116,7 +116,7 @@ class SplitWriter:
 
     def restore(self, state: SplitState) -> bool:
         """Go on from a saved state; False, and nothing changed, if its files are not what they were."""
-        raw = read_range(state.tail) if state.tail and exists(state.tail) else b""
+        raw = files.read(state.tail) if state.tail and files.exists(state.tail) else b""
         whole = (
             len(raw) == state.tail_tokens * self._buffer.itemsize and xxhash.xxh3_64_hexdigest(raw) == state.tail_xxh3
         )
@@ -129,7 +129,7 @@ class SplitWriter:
 
     def _is_whole(self, name: str, digest: ChunkDigest) -> bool:
         path = f"{self.folder}/{name}"
-        return exists(path) and xxhash.xxh3_64_hexdigest(read_range(path)) == digest.xxh3
+        return files.exists(path) and xxhash.xxh3_64_hexdigest(files.read(path)) == digest.xxh3
 
 
 def check_chunk_tokens(chunk_tokens: int, dtype: str) -> None:
