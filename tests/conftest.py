@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.faultproxy import FaultProxy
     from tests.store import Bucket, S3Server
 
 FOLDERS = ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
@@ -60,3 +61,16 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     return bucket
+
+
+@pytest.fixture
+def proxy(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the server of `s3`, faultless until a test says more; the usual variables lead to it."""
+    from model.files import StoreOptions, set_store_options
+    from tests.faultproxy import FaultProxy
+
+    with FaultProxy(s3.server.port) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
+        set_store_options(StoreOptions(endpoint_url=between.endpoint))
+        yield between
+        set_store_options(StoreOptions())

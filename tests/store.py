@@ -95,7 +95,7 @@ class Bucket:
         return Bucket(self.server, self.name, endpoint)
 
     # -- straight to the server, past any proxy and past the code under test --
-    def keys(self, prefix: str = "") -> list[str]:
+    def objects(self, prefix: str = "") -> list[str]:
         """Every object's key, sorted."""
         client = self.server.client()
         try:

@@ -20,7 +20,7 @@ def test_what_is_put_is_there_after_a_kill(s3: Bucket) -> None:
     s3.server.kill()
     s3.server.start()
     assert s3.get("a/b") == b"x" * 5_000_000
-    assert s3.keys() == ["a/b"]
+    assert s3.objects() == ["a/b"]
 
 
 @pytest.mark.parametrize("keys", [weed.Keys("AKIASOMEBODYELSE0000", "x" * 40), weed.Keys("AKIALAUNCHYARDTESTS0", "no")])
@@ -29,7 +29,7 @@ def test_wrong_keys_are_refused(s3: Bucket, keys: weed.Keys) -> None:
 
     client = weed.client(s3.endpoint, keys)
     try:
-        with pytest.raises(ClientError, match="InvalidAccessKeyId|SignatureDoesNotMatch"):
+        with pytest.raises(ClientError, match=r"InvalidAccessKeyId|SignatureDoesNotMatch"):
             client.put_object(Bucket=s3.name, Key="k", Body=b"")
     finally:
         client.close()
