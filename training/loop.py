@@ -141,7 +141,7 @@ def train(parts: Parts) -> str | None:
         finish(parts, pending)
     finally:
         feed.close()
-    return boundary(parts, parts.max_steps, agree(parts, 0, 0, save=False), timer)
+    return after_last_step(parts)
 
 
 def agree(parts: Parts, n_valid: int, data_hash: int, *, save: bool) -> Agreement:
@@ -221,7 +221,7 @@ def permanent_due(parts: Parts, step: int) -> bool:
 
 
 def validation_due(parts: Parts, step: int) -> bool:
-    if parts.held_out is None or parts.state.extra.get("validated_step") == step:
+    if parts.held_out is None or parts.state.validated_step == step:
         return False
     every, at_start = parts.recipe.validation.every_steps, parts.recipe.validation.at_start
     return step == parts.max_steps or (step == 0 and at_start) or (every is not None and step > 0 and step % every == 0)
@@ -229,18 +229,34 @@ def validation_due(parts: Parts, step: int) -> bool:
 
 def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
     """Between two steps: validate, save, stop, each if due and agreed. The reason if training ends here early."""
-    reason = agreement.reason if step < parts.max_steps else None
+    reason = agreement.reason
     if reason is None and validation_due(parts, step):
         reason = run_validation(parts, step)
     if reason is not None:
-        parts.on_event("stopping", step=step, reason=reason)
-        parts.exporter.state("stopping")
-        parts.exporter.add("trainer_preemptions_total", source=reason)
-    last = reason is not None or step == parts.max_steps
-    if last or agreement.save or permanent_due(parts, step):
-        save(parts, step, last=last)
+        tell_stopping(parts, step, reason)
+    if reason is not None or agreement.save or permanent_due(parts, step):
+        save(parts, step)
         timer.reset()
+    if reason is not None:
+        await_save(parts)
     return reason
+
+
+def after_last_step(parts: Parts) -> str | None:
+    """Save, then validate: however long that takes, no step can be lost to it. The reason if it was cut short."""
+    step = parts.state.step
+    save(parts, step)
+    reason = run_validation(parts, step) if validation_due(parts, step) else None
+    if reason is not None:
+        tell_stopping(parts, step, reason)
+    await_save(parts)
+    return reason
+
+
+def tell_stopping(parts: Parts, step: int, reason: str) -> None:
+    parts.on_event("stopping", step=step, reason=reason)
+    parts.exporter.state("stopping")
+    parts.exporter.add("trainer_preemptions_total", source=reason)
 
 
 def run_validation(parts: Parts, step: int) -> str | None:
@@ -248,12 +264,12 @@ def run_validation(parts: Parts, step: int) -> str | None:
     assert parts.held_out is not None
     parts.clock.enter("validation")
     parts.exporter.state("validating")
-    reasons: list[str | None] = [None]
+    reason: str | None = None
 
     def interrupted() -> bool:
-        votes = sum_over_ranks(torch.tensor(parts.flag.votes(), dtype=torch.int64)).tolist()
-        reasons[0] = agreed_reason(votes)
-        return reasons[0] is not None and step < parts.max_steps
+        nonlocal reason
+        reason = agreed_reason(sum_over_ranks(torch.tensor(parts.flag.votes(), dtype=torch.int64)).tolist())
+        return reason is not None
 
     began = time.perf_counter()
     loss = validate(
@@ -268,8 +284,8 @@ def run_validation(parts: Parts, step: int) -> str | None:
     parts.clock.enter("other")
     parts.exporter.state("training")
     if loss is None:
-        return reasons[0]
-    parts.state.validation_loss, parts.state.extra["validated_step"] = loss, step
+        return reason
+    parts.state.validation_loss, parts.state.validated_step = loss, step
     seconds = round(time.perf_counter() - began, 3)
     if parts.validation_rows is not None:
         row = {"step": step, "loss": loss, "seconds": seconds, "attempt": parts.world.attempt, "time": time.time()}
@@ -279,17 +295,19 @@ def run_validation(parts: Parts, step: int) -> str | None:
     return None
 
 
-def save(parts: Parts, step: int, *, last: bool) -> None:
-    """Save the state after `step` steps, unless it is saved already; `last`: wait until it is committed."""
+def save(parts: Parts, step: int) -> None:
+    """Begin to save the state after `step` steps, unless it is what training went on from."""
     parts.clock.enter("checkpoint_blocking")
-    checkpointer = parts.checkpointer
-    if last:
-        checkpointer.wait()
-    if step > 0 and checkpointer.last_saved != step:
+    if step > 0 and parts.checkpointer.last_saved != step:
         kind: Kind = "permanent" if permanent_due(parts, step) else "temporary"
-        checkpointer.save(step, shards(parts.model, parts.optimizer), parts.state.to_json(), kind)
-    if last:
-        checkpointer.wait(must_succeed=True)
+        parts.checkpointer.save(step, shards(parts.model, parts.optimizer), parts.state.to_json(), kind)
+    parts.clock.enter("other")
+
+
+def await_save(parts: Parts) -> None:
+    """Until the last save is committed; raises what kept it from that."""
+    parts.clock.enter("checkpoint_blocking")
+    parts.checkpointer.wait(must_succeed=True)
     parts.clock.enter("other")
 
 

@@ -6,7 +6,7 @@ There is no scheduler, no data position and no random state to save: all three a
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,19 +17,20 @@ from training.parallel import box, clean_name, local, replica
 
 @dataclass
 class TrainState:
-    """Counters of a run. `step` counts finished optimizer steps."""
+    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured."""
 
     step: int = 0
     tokens_seen: int = 0
     validation_loss: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    validated_step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrainState:
-        return cls(**raw)
+        counters = {**raw, **raw.get("extra", {})}  # where validated_step stood in the first manifests
+        return cls(**{field.name: counters[field.name] for field in fields(cls) if field.name in counters})
 
 
 @dataclass(frozen=True)

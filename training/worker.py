@@ -131,8 +131,9 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: dict[str, Any]) ->
         reason = train(parts)
     finally:
         progress["step"] = parts.state.step
-        if parts.rows is not None:
-            parts.rows.flush(sync=True)
+        for rows in (parts.rows, parts.validation_rows):
+            if rows is not None:
+                rows.flush(sync=True)
     if world.leads:
         conclude(run, parts, reason)
     parts.exporter.state("finished")
@@ -151,11 +152,14 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     parts.on_event("finished", step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
     loss = parts.state.validation_loss
     said = "" if loss is None else f", validation loss {loss:.4f}"
+    done = f"{'all' if reason is None else 'stopped after'} {step} of {parts.max_steps} steps"
+    if reason is not None and step == parts.max_steps:
+        said = ", in the last validation"
     run.write_outcome(
         OutcomeRecord(
             outcome="completed" if reason is None else "stopped",
             reason=reason or "done",
-            message=f"{'all' if reason is None else 'stopped after'} {step} of {parts.max_steps} steps{said}",
+            message=done + said,
             attempt=parts.world.attempt,
             step=step,
             checkpoint=run.checkpoint_dir(step) if step else None,
@@ -311,7 +315,8 @@ def load_state(
 
 
 def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
-    from training.data.tokens import TokenReader, TokenStore
+    from training.data.store import TokenStore
+    from training.data.tokens import TokenReader
 
     size, data = recipe.train.global_batch_size, recipe.data
     common = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}

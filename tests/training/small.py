@@ -50,15 +50,15 @@ def write_chunks(folder: Path, parts: list[Any]) -> None:
     (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": config}))
 
 
-def write_data(folder: Path, n_tokens: int = 2501) -> DataSpec:
+def write_data(folder: Path, n_tokens: int = 2501, n_validation_tokens: int = 333) -> DataSpec:
     """Tokens with some structure to learn, over three chunks, and a tail that fills no sample."""
     rng = np.random.default_rng(0)
     tokens = (np.cumsum(rng.integers(0, 3, n_tokens)) % VOCAB).astype(np.uint16)
     write_chunks(folder / "train", np.split(tokens, [901, 1777]))
-    write_chunks(folder / "validation", [tokens[:333]])
+    write_chunks(folder / "validation", [np.resize(tokens, n_validation_tokens)])
     return DataSpec(
         train=str(folder / "train"), validation=str(folder / "validation"), tokenizer=None, n_tokens=n_tokens,
-        n_validation_tokens=333, digest="d",
+        n_validation_tokens=n_validation_tokens, digest="d",
     )  # fmt: skip
 
 

@@ -119,6 +119,33 @@ def test_a_stop_loses_no_step(tmp_path: Path, data: DataSpec) -> None:
     assert_same_run(run, expected)
 
 
+def test_the_last_validation_costs_no_step(tmp_path: Path) -> None:
+    """The last step is saved before it is measured; a stop in between is taken, and a resume only measures."""
+    data = write_data(tmp_path / "data", n_validation_tokens=80_000)
+    expected = undisturbed(tmp_path / "undisturbed", data, 2, {})
+    run = make_run(tmp_path / "stopped", data)
+    processes = start_workers(run, 2)
+    deadline = time.monotonic() + 60
+    while ("saved", 24) not in events_of(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(processes[1].pid, signal.SIGUSR1)  # one rank alone is told
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    outcome = run.outcome(0)
+    assert outcome is not None and (outcome.outcome, outcome.reason, outcome.step) == ("stopped", "preempted", 24)
+    assert list_validation(run) == []
+    run_workers(run, 2)
+    outcome = run.outcome(1)
+    assert outcome is not None and outcome.outcome == "completed"
+    assert started(run) == 24 and not {name for name, _ in events_of(run)} & {"saved", "stopping"}
+    assert [step for step, _ in list_validation(run)] == [24]
+    assert_same_run(run, expected)
+
+
+def events_of(run: RunDir) -> list[tuple[str, int | None]]:
+    """What the newest attempt said: (event, step)."""
+    return [(event["event"], event.get("step")) for event in run.events(run.attempts()[-1])]
+
+
 def check_resizing(tmp_path: Path, data: DataSpec, worlds: list[int]) -> None:
     """Each world trains to a later step, the way a preemption resumes elsewhere."""
     expected = undisturbed(tmp_path / "undisturbed", data, 1, {"train.max_steps": 50})
