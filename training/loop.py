@@ -24,7 +24,7 @@ from training.distributed import World, sum_over_ranks
 from training.metrics import PhaseClock
 from training.optim import AdamW, lr_at
 from training.parallel import mesh_shape
-from training.rundir import Appender
+from training.appender import Appender
 from training.state import TrainState, shards
 from training.step import train_step
 from training.stop import REASONS, StopFlag, agreed_reason

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -117,7 +116,13 @@ class RunDir:
     def attempts(self) -> list[int]:
         """Attempts that somebody has claimed, oldest first."""
         numbers = [int(name) for name in self.listdir("attempts") if name.isdigit()]
-        return [n for n in numbers if self.exists(f"{self.attempt_dir(n)}/job.json")]
+        claimed = [n for n in numbers if self._is_claimed(n)]
+        while not self.local and self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
+            claimed.append(after)  # a store may list late what can be read already
+        return claimed
+
+    def _is_claimed(self, attempt: int) -> bool:
+        return self.exists(f"{self.attempt_dir(attempt)}/job.json")
 
     def job(self, attempt: int) -> Job:
         return Job.model_validate(self.read_json(f"{self.attempt_dir(attempt)}/job.json"))
@@ -199,41 +204,6 @@ class RunDir:
 
     def clear_stop(self) -> None:
         self.remove("stop.json")
-
-
-class Appender:
-    """Rows added to a file of the run directory. Local: appended at each flush. Elsewhere: a new part a flush."""
-
-    def __init__(self, run: RunDir, stem: str, *, flush_seconds: float = 0.0) -> None:
-        self._run, self._stem, self._every = run, stem, flush_seconds
-        self._lines: list[str] = []
-        self._flushed, self._part = time.monotonic(), 0
-        self._lock = threading.Lock()
-
-    def add(self, row: dict[str, Any]) -> None:
-        with self._lock:
-            self._lines.append(json.dumps(row) + "\n")
-        if time.monotonic() - self._flushed >= self._every:
-            self.flush()
-
-    def flush(self, *, sync: bool = False) -> None:
-        with self._lock:
-            text, self._lines = "".join(self._lines), []
-            self._flushed = time.monotonic()
-            if self._run.local:
-                self._append(text, sync)
-            elif text:
-                self._run.write_text(f"{self._stem}-{self._part:06d}.jsonl", text)
-                self._part += 1
-
-    def _append(self, text: str, sync: bool) -> None:
-        path = self._run.path(f"{self._stem}.jsonl")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "a") as file:
-            file.write(text)  # one write of whole lines
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
 
 
 def parse_jsonl(raw: bytes) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ import yaml
 from model.shards import CorruptError
 from training.config import Recipe, Workload, apply_overrides, count_steps, cut_batch
 from training.distributed import World, die_with_parent, read_world
-from training.rundir import Appender, OutcomeRecord, RunDir
+from training.appender import Appender
+from training.rundir import OutcomeRecord, RunDir
 from training.stop import StopFlag
 
 if TYPE_CHECKING:

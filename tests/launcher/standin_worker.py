@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from training.distributed import die_with_parent, read_world
-from training.rundir import Appender, OutcomeRecord, RunDir
+from training.appender import Appender
+from training.rundir import OutcomeRecord, RunDir
 
 
 def main() -> int:

@@ -17,7 +17,8 @@ from launcher.errors import UserError
 from launcher.processes import started_at
 from launcher.runs import all_runs, find, new_run_id, register, state_of
 from tests.launcher.standin import make_run
-from training.rundir import Appender, Job, OutcomeRecord, RunDir
+from training.appender import Appender
+from training.rundir import Job, OutcomeRecord, RunDir
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.rundir import Appender, Job, RunDir
+from training.appender import Appender
+from training.rundir import Job, RunDir
 
 
 def job(attempt: int) -> Job:
