@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from launcher.bundle import recipe_folder
 from launcher.processes import end_marked
-from tests.launcher.test_cli import Shell
+from tests.shell import Shell
 from tests.training.small import final_weights, history
 from training.rundir import RunDir
 

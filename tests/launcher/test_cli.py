@@ -18,35 +18,12 @@ from launcher.cli import COMMANDS, EXAMPLES, main
 from launcher.processes import end_marked
 from launcher.schema import schema_text
 from launcher.submit import NewFolder
+from tests.shell import Shell
 from training.config import Recipe, Workload
 from training.rundir import RunDir
 
 HEAVY = {"torch", "numpy", "ray", "submitit", "s3fs", "rich", "transformers", "tokenizers"}
 TEXT = "It is a truth universally acknowledged that a test needs some text.\n\n" * 200
-
-
-class Shell:
-    """A working directory and user folders of its own; everything below `root` is watched."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.here = root, root / "work"
-        self.here.mkdir(parents=True)
-        folders = {f"XDG_{kind}_HOME": str(root / kind.lower()) for kind in ("STATE", "CACHE", "CONFIG")}
-        self.env = {**os.environ, **folders, "OMP_NUM_THREADS": "1", "HOME": str(root)}
-
-    def __call__(self, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "launcher.cli", *words],
-            cwd=self.here,
-            env={**self.env, **env},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def files(self) -> set[str]:
-        return {str(path.relative_to(self.root)) for path in self.root.rglob("*")}
 
 
 @pytest.fixture
