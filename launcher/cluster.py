@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from launcher.backends import known_backends
 from launcher.bundle import cluster_files, own_clusters
 from launcher.errors import UserError
 from launcher.explain import nearest
+from launcher.snapshot import redact
 from launcher.spellings import CLUSTER_WORDS
 from launcher.strict import MAX_BYTES, Document, read_document, validate
+from model.files import StoreOptions, set_store_options
+from training.config import Storage
 
 _SECRET_NAME = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE
 )
 _RESERVED = ("LAUNCHYARD_", "TORCHELASTIC_")
+
+
+_SIZE = r"^\d+ ?[KMGT]i?B$"
+_BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class Part(BaseModel):
@@ -31,7 +38,7 @@ class NodeShape(Part):
 
     gpus: int | None = Field(default=None, ge=0, description="GPUs.")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores.")
-    memory: str | None = Field(default=None, pattern=r"^\d+ ?[KMGT]i?B$", description="Memory, e.g. 64GB.")
+    memory: str | None = Field(default=None, pattern=_SIZE, description="Memory, e.g. 64GB.")
 
 
 class ClusterMetrics(Part):
@@ -42,16 +49,101 @@ class ClusterMetrics(Part):
     )
 
 
+class ClusterStorage(Part):
+    """Where runs are stored and how their store is reached; a text alone is the url. Secrets stay in their own files.
+
+    What is left out here is found where tools of AWS look: AWS_* variables, ~/.aws, the role of the machine.
+    """
+
+    url: str = Field(
+        default="runs",
+        min_length=1,
+        description="Folder or URL under which run directories are made; local: from here.",
+    )
+    endpoint_url: str | None = Field(
+        default=None, pattern=r"^https?://[^\s/]+", description="S3: address of a server that is not AWS."
+    )
+    region: str | None = Field(default=None, min_length=1, description="S3: region.")
+    profile: str | None = Field(
+        default=None, min_length=1, description="S3: profile of the credentials and config files."
+    )
+    credentials_file: str | None = Field(
+        default=None, pattern=r"^[~/]", description="S3: credentials file, the same on all nodes; it holds the secrets."
+    )
+    retry_minutes: float = Field(
+        default=15.0, ge=0, description="A run keeps trying that long when a store fails, then stops, resumable."
+    )
+    cache: str | None = Field(
+        default=None, min_length=1, description="Folder of each node for chunks; default: the user's cache."
+    )
+    cache_size: str | None = Field(default=None, pattern=_SIZE, description="Room that it may take, e.g. 500GB.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("url", "endpoint_url"):
+            value = getattr(self, key)
+            if value is not None and redact(value) != value:
+                raise ValueError(
+                    f"{key}: the URL holds a password or a key, which would be stored in plain text; put it into a "
+                    "credentials file and name that: credentials_file, profile"
+                )
+        return self
+
+    @property
+    def options(self) -> StoreOptions:
+        """How a process of ours reaches the store. A credentials file without a profile means its `default`."""
+        file = self.credentials_file and os.path.expanduser(self.credentials_file)
+        profile = self.profile or ("default" if file else None)
+        return StoreOptions(endpoint_url=self.endpoint_url, region=self.region, profile=profile, credentials_file=file)
+
+    @property
+    def in_training(self) -> Storage:
+        """What a worker has to know besides."""
+        return Storage(
+            retry_seconds=self.retry_minutes * 60,
+            cache=self.cache,
+            cache_bytes=None if self.cache_size is None else bytes_of(self.cache_size),
+        )
+
+
+def _as_storage(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def store_environment(options: StoreOptions) -> dict[str, str]:
+    """The same for any process of a run, in the variables that all tools for S3 read. No secret among them.
+
+    Some tools look at one spelling and some at another, so both are set: what the cluster says must win over what is
+    exported where it is launched. Empty keys mean none: exported ones would win over the profile.
+    """
+    found = {
+        "AWS_ENDPOINT_URL": options.endpoint_url,
+        "AWS_ENDPOINT_URL_S3": options.endpoint_url,
+        "AWS_REGION": options.region,
+        "AWS_DEFAULT_REGION": options.region,
+        "AWS_PROFILE": options.profile,
+        "AWS_DEFAULT_PROFILE": options.profile,
+        "AWS_SHARED_CREDENTIALS_FILE": options.credentials_file,
+        **dict.fromkeys(_BLANKED, "" if options.profile else None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def bytes_of(size: str) -> int:
+    """64GB -> 64 * 10**9, 64GiB -> 64 * 2**30."""
+    number, unit = re.fullmatch(r"(\d+) ?([KMGT]i?)B", size).groups()  # type: ignore[union-attr]
+    base = 1024 if unit.endswith("i") else 1000
+    return int(number) * base ** ("KMGT".index(unit[0]) + 1)
+
+
 class Cluster(Part):
     """A place: who schedules, what a node has, where runs are stored, what its processes find around them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name for people.")
     scheduler: Literal["local", "slurm", "ray"] = Field(description="Who starts processes.")
     node: NodeShape = NodeShape()
-    storage: str = Field(
-        default="runs",
-        min_length=1,
-        description="Folder or URL under which run directories are made; local: from here.",
+    storage: Annotated[ClusterStorage, BeforeValidator(_as_storage, json_schema_input_type=str | ClusterStorage)] = (
+        ClusterStorage()
     )
     environment: dict[str, str] = Field(default={}, description="Variables of all processes of a run. No secrets.")
     setup: list[str] = Field(
@@ -92,7 +184,15 @@ def load_cluster(name: str) -> Cluster:
             f"{path}: scheduler: this version cannot drive {cluster.scheduler} yet; it can: "
             f"{', '.join(known_backends())}"
         )
+    file = cluster.storage.options.credentials_file
+    if file is not None and cluster.scheduler == "local" and not os.path.isfile(file):
+        raise UserError(f"{path}: storage.credentials_file: {file}: no such file")
     return cluster
+
+
+def reach_storage(cluster: Cluster) -> None:
+    """From now on this process reaches stores as the cluster says."""
+    set_store_options(cluster.storage.options)
 
 
 def recipe_defaults(cluster: Cluster) -> Document:

@@ -32,9 +32,9 @@ def complete_cluster(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 def complete_run(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Ids of the runs that are known here."""
-    from launcher.runs import all_runs
+    from launcher.runs import known_ids
 
-    return [run.run_id for run in all_runs() if run.run_id.startswith(incomplete)]
+    return [run_id for run_id in known_ids() if run_id.startswith(incomplete)]
 
 
 @click.command()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.cluster import Cluster
+from launcher.cluster import Cluster, store_environment
 from launcher.host import HostFacts
 from launcher.node import SURVIVOR_SECONDS
 from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
@@ -20,7 +20,8 @@ from launcher.snapshot import redact
 from launcher.torchrun import torchrun_argv
 from model import cost, zoo
 from model.config import ModelConfig
-from training.config import DataSpec, Recipe, count_samples, count_steps, cut_batch
+from model.files import StoreOptions
+from training.config import DataSpec, Recipe, Storage, count_samples, count_steps, cut_batch
 
 # Variables of every worker that no recipe decides. Threads that wait must not spin: on a machine with other work a
 # step of the quickstart took 6 times as long when they did.
@@ -92,6 +93,8 @@ class Plan(Fixed):
     memory: dict[str, int] = Field(description="Bytes a worker, estimated.")
     memory_available: int | None = Field(description="Bytes a worker could have.")
     checkpoint_bytes: int
+    storage: Storage
+    store: StoreOptions = Field(description="How stores are reached; secrets are elsewhere.")
     environment: dict[str, str]
     processes: list[Process]
     notes: list[str]
@@ -159,8 +162,7 @@ def make_plan(
         run_id=run_id,
         name=recipe.name,
         run_url=run_url,
-        cluster=cluster.name,
-        scheduler=cluster.scheduler,
+        **_place(cluster),
         device=device,
         nnodes=nnodes,
         nproc_per_node=nproc,
@@ -269,7 +271,19 @@ def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> 
     """Variables of all processes of the run; the cluster's own come last."""
     cpus = cluster.node.cpus or host.cpus
     own = {**WORKER_ENVIRONMENT, **(CPU_ENVIRONMENT if device == "cpu" else {})}
+    own |= store_environment(cluster.storage.options)
     return {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), **own, **cluster.environment}
+
+
+def _place(cluster: Cluster) -> dict[str, Any]:
+    """What the plan keeps of a cluster as it is."""
+    storage = cluster.storage
+    return {
+        "cluster": cluster.name,
+        "scheduler": cluster.scheduler,
+        "storage": storage.in_training,
+        "store": storage.options,
+    }
 
 
 def _available(cluster: Cluster, host: HostFacts, device: str, nproc: int) -> int | None:

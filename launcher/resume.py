@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.claims import refuse_if_alive
-from launcher.cluster import Cluster, load_cluster
+from launcher.cluster import Cluster, ClusterStorage, load_cluster, store_environment
 from launcher.errors import RecipeErrors, UserError, user_errors
 from launcher.host import probe_host
 from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, check_recipe
 from launcher.runs import RunState, state_of
 from model import files
+from model.files import StoreOptions
 from training.config import DataSpec, Recipe, Workload
 from training.rundir import Job, RunDir
 
@@ -148,9 +149,11 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
 def _cluster(frozen: dict[str, Any]) -> Cluster:
     """The cluster by its name; if its file is not found any more, what the plan knows of it."""
     name, scheduler = str(frozen.get("cluster", "local")), frozen.get("scheduler", "local")
-    derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT}
+    store = StoreOptions.model_validate(frozen.get("store", {}))
+    derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT, *store_environment(store)}
     environment = {key: value for key, value in frozen.get("environment", {}).items() if key not in derived}
-    known = Cluster(name=name, scheduler=scheduler, environment=environment)
+    storage = ClusterStorage(**store.model_dump())
+    known = Cluster(name=name, scheduler=scheduler, environment=environment, storage=storage)
     try:
         found = load_cluster(name)
     except UserError:

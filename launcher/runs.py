@@ -11,36 +11,49 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.claims import last_heartbeat, owner_alive
 from launcher.errors import UserError, user_errors
+from model import files
 from training.rundir import Job, OutcomeRecord, RunDir, parse_jsonl
 
 if TYPE_CHECKING:
     from training.config import Recipe, Workload
 
-State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost"]
+State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
 _TAIL_BYTES = 64 * 1024
+GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer
 
 
 # -- registry --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Registered:
-    """One entry of the registry. `created` in seconds since the epoch."""
+    """One entry of the registry. `created` in seconds since the epoch; `store`: the cluster's StoreOptions."""
 
     run_id: str
     name: str
     url: str
     created: float
+    store: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def run(self) -> RunDir:
+    def open(self) -> RunDir:
+        """Its directory; from now on this process reaches stores as the run's cluster said."""
+        files.set_store_options(files.StoreOptions.model_validate(self.store))
         return RunDir(self.url)
+
+    def is_there(self) -> bool:
+        """Has it a plan, or can that not be told now?"""
+        run = self.open()
+        try:
+            with files.patience(GLANCE_SECONDS):
+                return run.exists("plan.json")
+        except (OSError, ValueError):
+            return True
 
 
 def new_run_id(name: str) -> str:
@@ -52,20 +65,26 @@ def new_run_id(name: str) -> str:
             return run_id
 
 
-def register(run_id: str, name: str, url: str) -> None:
-    """Remember a run, readable for its user only: a URL may tell more than others need to know."""
+def register(run_id: str, name: str, url: str, *, store: files.StoreOptions | None = None) -> None:
+    """Remember a run, and how its store is reached; for its user only: a URL may tell more than others need to know."""
     folder = _folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    entry = {"run_id": run_id, "name": name, "url": RunDir(url).url, "created": time.time()}
+    options = (store or files.StoreOptions()).model_dump(exclude_none=True)
+    entry = Registered(run_id, name, RunDir(url).url, time.time(), options)
     temporary = folder / f".{run_id}.{secrets.token_hex(4)}"
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(entry, file)
+        json.dump(asdict(entry), file)
     os.replace(temporary, folder / f"{run_id}.json")
 
 
 def all_runs() -> list[Registered]:
-    """Registered runs whose directory is there, oldest first."""
-    return [entry for entry in _entries() if entry.run.exists("plan.json")]
+    """Registered runs whose directory is there, or cannot be reached now, oldest first."""
+    return [entry for entry in _entries() if entry.is_there()]
+
+
+def known_ids() -> list[str]:
+    """Ids of all registered runs, oldest first, without a look at any of them."""
+    return [entry.run_id for entry in _entries()]
 
 
 def _entries() -> list[Registered]:
@@ -108,21 +127,24 @@ def _matches(run: str, entries: list[Registered]) -> Iterator[list[Registered]]:
     """Entries that fit, the strictest way first."""
     yield [entry for entry in entries if entry.run_id == run]
     named = [entry for entry in entries if entry.name == run]
-    yield [entry for entry in named if entry.run.exists("plan.json")][-1:] or named[-1:]
+    yield next(([entry] for entry in reversed(named) if entry.is_there()), named[-1:])
     yield [entry for entry in entries if entry.run_id.startswith(run)]
     yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1] == run]
     yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1].endswith(run)]
 
 
 def _newest(entries: list[Registered], otherwise: str) -> Registered:
-    there = [entry for entry in entries if entry.run.exists("plan.json")]
-    if not there:
+    there = next((entry for entry in reversed(entries) if entry.is_there()), None)
+    if there is None:
         raise UserError(otherwise, hint="launch --local starts one")
-    return there[-1]
+    return there
 
 
 def _at(url: str) -> RunDir:
     run = RunDir(url if "://" in url else os.path.expanduser(url))
+    known = next((entry for entry in _entries() if entry.url == run.url), None)
+    if known is not None:
+        known.open()
     with user_errors():
         if not run.exists("plan.json"):
             raise UserError(f"{url}: no run there (it has no plan.json)")
@@ -130,9 +152,11 @@ def _at(url: str) -> RunDir:
 
 
 def _there(entry: Registered) -> RunDir:
-    if not entry.run.exists("plan.json"):
-        raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
-    return entry.run
+    run = entry.open()
+    with user_errors():
+        if not run.exists("plan.json"):
+            raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
+    return run
 
 
 def _near(run: str, entries: list[Registered]) -> str:
@@ -223,6 +247,18 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def glance(entry: Registered) -> RunState:
+    """The state of one run among many: one whose store does not answer is `unreachable` and stops no other's."""
+    run = entry.open()
+    try:
+        with files.patience(GLANCE_SECONDS):
+            return state_of(run)
+    except (OSError, ValueError) as error:
+        return RunState(
+            entry.run_id, entry.name, entry.url, "unreachable", resumable=False, alive=False, message=str(error)
+        )
 
 
 def state_of(run: RunDir) -> RunState:

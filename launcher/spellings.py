@@ -84,6 +84,10 @@ _SAID |= dict.fromkeys(("resume_from_checkpoint", "ckpt_path"), _SAID["resume"])
 RECIPE_WORDS = Vocabulary(
     moved={theirs: ours for ours, words in _OURS_TO_THEIRS.items() for theirs in words.split()}, said=_SAID
 )
+_NOT_HERE = (
+    "access_key secret_key secret key access_key_id secret_access_key aws_access_key_id aws_secret_access_key "
+    "aws_session_token session_token token password client_kwargs account_key connection_string credentials"
+)
 CLUSTER_WORDS = Vocabulary(
     moved={
         "type": "scheduler",
@@ -95,6 +99,15 @@ CLUSTER_WORDS = Vocabulary(
         "gpus": "node.gpus",
         "cpus": "node.cpus",
         "memory": "node.memory",
+        "bucket": "storage.url",
+        "endpoint": "storage.endpoint_url",
+        "endpoint_url": "storage.endpoint_url",
+        "storage.endpoint": "storage.endpoint_url",
+        "storage.retry": "storage.retry_minutes",
     },
-    said={},
+    said=dict.fromkeys(
+        _NOT_HERE.split(),
+        "no secrets here, a plan is stored in plain text; put it into a credentials file and name that in "
+        "storage.credentials_file and storage.profile, or export it where you launch",
+    ),
 )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import summary
-from launcher.cluster import Cluster, load_cluster, recipe_defaults
+from launcher.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launcher.errors import EXIT_DONE, LaunchError, RecipeErrors, UserError, user_errors
 from launcher.host import HostFacts, probe_host
 from launcher.plan import Plan, PlanError, PlannedData, make_plan
@@ -62,6 +62,7 @@ def make_ready(request: Request) -> Ready:
     from launcher.runs import new_run_id
 
     cluster = load_cluster(request.cluster)
+    reach_storage(cluster)
     loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
     loaded = _with_found_weights(loaded)
     recipe = loaded.recipe
@@ -69,7 +70,7 @@ def make_ready(request: Request) -> Ready:
     needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
     host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
     run_id = new_run_id(recipe.name)
-    url = request.run_url or f"{cluster.storage.rstrip('/')}/{run_id}"
+    url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
     run = RunDir(url if "://" in url else os.path.expanduser(url))
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init}
     try:
@@ -165,7 +166,7 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
     except UserError:  # refused, nothing runs
         made.discard()
         raise
-    register(plan.run_id, plan.name, plan.run_url)
+    register(plan.run_id, plan.name, plan.run_url, store=plan.store)
     say(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
     return ready, job
 

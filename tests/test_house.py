@@ -22,6 +22,7 @@ LIGHT_FILES = (
     "training/data/index.py",
     "model/config.py",
     "model/cost.py",
+    "model/files.py",
     "model/layout.py",
     "model/shards.py",
     "model/zoo/*.py",
@@ -47,7 +48,12 @@ HEAVY = (
 ENVIRONMENT_READERS = {"training/distributed.py", "launcher/node.py"}
 NO_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 # An __init__.py is a docstring; these few hold the one function by which their folder is used.
-SPEAKING_INITS = {"model/__init__.py", "model/zoo/__init__.py", "launcher/backends/__init__.py"}
+SPEAKING_INITS = {
+    "model/__init__.py",
+    "model/zoo/__init__.py",
+    "launcher/backends/__init__.py",
+    "launcher/sandbox/__init__.py",
+}
 MAX_FILE, MAX_FUNCTION = 500, 60
 
 

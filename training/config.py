@@ -203,6 +203,14 @@ class DataSpec(Section):
     digest: str = Field(description="Changes when any token of the data changes.")
 
 
+class Storage(Section):
+    """How a run deals with its stores; the place where it runs decides. No addresses and no credentials."""
+
+    retry_seconds: float = Field(default=900.0, ge=0, description="Keep trying that long when a store fails.")
+    cache: str | None = Field(default=None, description="Folder of each node for chunks; default: the user's cache.")
+    cache_bytes: int | None = Field(default=None, ge=1, description="Bytes that it may take.")
+
+
 class Workload(BaseModel):
     """The part of plan.json that a worker needs; the rest is for people."""
 
@@ -212,6 +220,7 @@ class Workload(BaseModel):
     name: str
     model: ModelConfig
     data: DataSpec
+    storage: Storage = Storage()
 
 
 @dataclass(frozen=True)

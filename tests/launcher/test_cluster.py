@@ -15,7 +15,7 @@ from launcher.schema import schema_text
 
 def test_the_local_cluster_is_this_machine() -> None:
     cluster = load_cluster("local")
-    assert (cluster.name, cluster.scheduler, cluster.storage) == ("local", "local", "runs")
+    assert (cluster.name, cluster.scheduler, cluster.storage.url) == ("local", "local", "runs")
     assert cluster.node.gpus is None, "counted, not written"
 
 
@@ -25,7 +25,7 @@ def test_the_users_own_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir(parents=True)
     (folder / "local.yaml").write_text("name: mine\nscheduler: local\nstorage: /scratch\n")
     (folder / "desk.yaml").write_text("name: desk\nscheduler: local\nmetrics: {host: 0.0.0.0}\n")
-    assert load_cluster("local").storage == "/scratch"
+    assert load_cluster("local").storage.url == "/scratch"
     desk = load_cluster("desk")
     with pytest.raises(UserError, match=r"did you mean desk\?"):
         load_cluster("deks")
