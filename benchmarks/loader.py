@@ -77,7 +77,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     flat = np.memmap(flat_file, dtype=np.uint16, mode="r")
 
     def fresh() -> TokenReader:
-        return TokenReader(TokenStore(str(folder / "train")), seq_len=length, global_batch_size=batch, seed=1)
+        return TokenReader([TokenStore(str(folder / "train"))], seq_len=length, global_batch_size=batch, seed=1)
 
     began = time.perf_counter()
     reader = fresh()
@@ -89,7 +89,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         ours.append(rate(lambda: [reader.batch(step) for step in range(steps)], per_round))
         with Prefetcher(reader, stop_step=steps) as feed:
             fed.append(rate(lambda feed=feed: [None for _ in feed], per_round))
-    huge = Order(10**12 // length, 1024, seed=1)
+    huge = Order([10**12 // length], 1024, seed=1)
     began = time.perf_counter()
     huge.sample_ids(10**6)
     seek = time.perf_counter() - began

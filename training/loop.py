@@ -202,7 +202,7 @@ def finish(parts: Parts, pending: Pending | None) -> None:
 
 
 def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
-    samples = parts.reader.order.sample_ids(pending.step).tolist()
+    samples = parts.reader.plan(pending.step, 0, parts.batch.global_batch_size, 1)[1][0].tolist()
     named = ", ".join(map(str, samples[:16])) + (" …" if len(samples) > 16 else "")
     return NonFiniteError(
         f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: samples {named} "

@@ -321,10 +321,10 @@ def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
 
     size, data = recipe.train.global_batch_size, recipe.data
     common = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}
-    reader = TokenReader(TokenStore(workload.data.train), shuffle=data.shuffle, **common)
+    reader = TokenReader([TokenStore(workload.data.train)], shuffle=data.shuffle, **common)
     if workload.data.validation is None:
         return reader, None
-    return reader, TokenReader(TokenStore(workload.data.validation), shuffle=False, **common)
+    return reader, TokenReader([TokenStore(workload.data.validation)], shuffle=False, **common)
 
 
 def git_sha(run: RunDir) -> str:

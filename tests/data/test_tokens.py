@@ -44,7 +44,7 @@ def sign(place: Path, chunk: int, total: int) -> None:
 
 def reader(folder: Path, **changes: object) -> TokenReader:
     settings = {"seq_len": 33, "global_batch_size": 24, "seed": 4} | changes
-    return TokenReader(TokenStore(str(folder)), **settings)
+    return TokenReader([TokenStore(str(folder))], **settings)
 
 
 def test_read_across_chunks(folder: Path, stream: list[int]) -> None:

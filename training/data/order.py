@@ -3,46 +3,69 @@
 The global batch is made of K canonical streams, K a divisor of its size. Blocks of consecutive samples are dealt to
 the streams by a keyed permutation, for ever; so a machine that always holds the same slots reads only its own share
 of the data. Inside a stream each epoch visits every sample once: windows of neighbours in a permuted order, permuted
-inside, so that reading is nearly sequential. Who cuts the batch among how many workers never enters.
+inside, so that reading is nearly sequential. In a mixture every source has such an order of its own, and each position
+of a stream takes the next sample of one source. Who cuts the batch among how many workers never enters.
 Knows no tokens and no files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from training.data.mixture import Ids, Mixture
+
 MAX_STREAMS = 64
 SAMPLES_PER_STREAM = 64  # fewer would make the epochs of streams too short to be worth separating
+SAMPLES_PER_TURN = 8  # streams come to a source of a mixture up to 8 turns apart: within one epoch of it, then
 BLOCKS_PER_STREAM = 16
 ROUNDS = 8
+SEED_STRIDE = 0x9E3779B97F4A7C15  # between the seeds of sources; the first has the seed as given
 
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 
-@dataclass(frozen=True)
 class Order:
-    """The order of `n_samples` samples. `block_samples` bounds the neighbours that are dealt and shuffled together."""
+    """The order of the samples of one source or several.
 
-    n_samples: int
-    global_batch_size: int
-    seed: int = 0
-    shuffle: bool = True
-    block_samples: int = 16384
+    Samples are numbered through all sources: those of the first from 0 on, then those of the second … `weights`
+    (positive, of any sum) say how often each source is read, in epochs of its own; without them the sources are one,
+    end to end. Without `shuffle` each is read as it lies. `block_samples` bounds the neighbours that are dealt and
+    shuffled together.
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("n_samples", "global_batch_size", "block_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; the order of samples needs at least 1")
-
-    @property
-    def n_streams(self) -> int:
-        """K: the largest divisor of the global batch that leaves every stream enough samples."""
-        most = max(1, min(MAX_STREAMS, self.n_samples // SAMPLES_PER_STREAM))
-        return max(k for k in range(1, most + 1) if self.global_batch_size % k == 0)
+    def __init__(
+        self,
+        n_samples: Sequence[int],
+        global_batch_size: int,
+        *,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        block_samples: int = 16384,
+    ) -> None:
+        given = {"n_samples": min(n_samples, default=0), "global_batch_size": global_batch_size}
+        for name, value in {**given, "block_samples": block_samples}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; the order of samples needs at least 1")
+        if weights is not None and len(weights) != len(n_samples):
+            raise ValueError(f"{len(weights)} weights for {len(n_samples)} sources")
+        self.n_samples, self.global_batch_size = tuple(n_samples), global_batch_size
+        sizes = [sum(n_samples)] if weights is None else list(n_samples)
+        most = [_most_streams(size) if shuffle else 1 for size in sizes]
+        self.n_streams = _divisor(global_batch_size, max(1, min(max(most), min(sizes) // SAMPLES_PER_TURN)))
+        self._starts = np.cumsum([0, *n_samples])
+        self._sources = [
+            _Source(size, _divisor(self.n_streams, own), (seed + number * SEED_STRIDE) % 2**64, shuffle, block_samples)
+            for number, (size, own) in enumerate(zip(sizes, most, strict=True))
+        ]
+        self._mixture: Mixture | None = None
+        if weights is not None and len(weights) > 1:
+            where = int(_key(seed, 5)[0] % np.uint64(2**32)) if shuffle else 0
+            self._mixture = Mixture(weights, seed=where, n_streams=self.n_streams)
 
     def sample_ids(self, step: int) -> Ids:
         """The samples of step 0, 1, 2 …, one a slot of the global batch: (global_batch_size,) int64."""
@@ -53,16 +76,59 @@ class Order:
         """The samples of slots first … first + n - 1 in `steps` steps from `step` on: (steps, n) int64."""
         slot = np.arange(first, first + n, dtype=np.int64)[None, :]
         at = np.arange(step, step + steps, dtype=np.int64)[:, None]
-        if not self.shuffle:
-            return (at * self.global_batch_size + slot) % self.n_samples
         width = self.global_batch_size // self.n_streams  # slots of one stream
-        return self._of_stream(slot // width + 0 * at, at * width + slot % width)
+        stream, position = slot // width + 0 * at, at * width + slot % width
+        if self._mixture is None:
+            return self._read(0, stream, position)
+        ids = np.empty_like(position)
+        source, rank = self._mixture.at(stream, position)
+        for number in range(len(self._sources)):
+            of_it = source == number
+            ids[of_it] = self._read(number, stream[of_it], rank[of_it])
+        return ids
 
-    def _of_stream(self, stream: Ids, position: Ids) -> Ids:
+    def split(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Number of the source of each sample, and of the sample in that source."""
+        if len(self.n_samples) == 1:
+            return np.zeros_like(ids), ids
+        source: Ids = np.searchsorted(self._starts, ids, side="right") - 1
+        return source, ids - self._starts[source]
+
+    def _read(self, number: int, stream: Ids, rank: Ids) -> Ids:
+        """The `rank`-th sample that a stream takes from a source.
+
+        A small source has fewer streams of its own: neighbours among the canonical ones then share one, by turns.
+        """
+        source = self._sources[number]
+        share = self.n_streams // source.n_streams
+        ids: Ids = self._starts[number] + source.at(stream // share, rank * share + stream % share)
+        return ids
+
+
+def _most_streams(n_samples: int) -> int:
+    return max(1, min(MAX_STREAMS, n_samples // SAMPLES_PER_STREAM))
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(k for k in range(1, most + 1) if number % k == 0)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The order of one source, in streams."""
+
+    n_samples: int
+    n_streams: int
+    seed: int
+    shuffle: bool
+    block_samples: int
+
+    def at(self, stream: Ids, position: Ids) -> Ids:
         """The sample that each stream reads as its `position`-th."""
-        streams = self.n_streams
-        start = stream * self.n_samples // streams
-        size = (stream + 1) * self.n_samples // streams - start
+        if not self.shuffle:
+            return position % self.n_samples
+        start = stream * self.n_samples // self.n_streams
+        size = (stream + 1) * self.n_samples // self.n_streams - start
         epoch, index = position // size, position % size
         inside = _within_epoch(index, size, window=self.block_samples, key=_key(self.seed, 1, epoch, stream))
         return self._dealt(start + inside)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,25 +38,35 @@ class Samples:
 class TokenReader:
     """Samples of `seq_len` tokens by step and slot. What a step reads depends on nothing but the arguments.
 
-    Sample i holds tokens i·T … i·T + T, the last of them only as a label; the last sample may be short and is padded.
+    Sample i of a source holds tokens i·T … i·T + T, the last of them only as a label; its last sample may be short and
+    is padded. `weights` mix the sources, each with epochs of its own; without them they are read as one, end to end.
     """
 
     def __init__(
         self,
-        store: TokenStore,
+        stores: Sequence[TokenStore],
         *,
         seq_len: int,
         global_batch_size: int,
+        weights: Sequence[float] | None = None,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self.store, self.seq_len = store, seq_len
-        self.n_samples = count_samples(store.n_tokens, seq_len)
-        if self.n_samples < 1:
-            raise ValueError(f"{store.folder} has {store.n_tokens} tokens; a sample needs at least 2")
-        block = max(1, BLOCK_TOKENS // seq_len)
-        self.order = Order(self.n_samples, global_batch_size, seed=seed, shuffle=shuffle, block_samples=block)
-        self._ahead: tuple[tuple[int, int, int], Ids] | None = None
+        self.stores, self.seq_len = tuple(stores), seq_len
+        counts = [count_samples(store.n_tokens, seq_len) for store in self.stores]
+        for store, count in zip(self.stores, counts, strict=True):
+            if count < 1:
+                raise ValueError(f"{store.folder} has {store.n_tokens} tokens; a sample needs at least 2")
+        self.n_samples = sum(counts)
+        self.order = Order(
+            counts,
+            global_batch_size,
+            weights=weights,
+            seed=seed,
+            shuffle=shuffle,
+            block_samples=max(1, BLOCK_TOKENS // seq_len),
+        )
+        self._ahead: tuple[tuple[int, int, int], Ids, Ids] | None = None
 
     def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Samples:
         """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
@@ -66,19 +76,27 @@ class TokenReader:
             raise IndexError(f"slots {first_slot} to {first_slot + n} of step {step}; a global batch has {size}")
         return self._samples(self.sample_ids(step, first_slot, n))
 
-    def sample_ids(self, step: int, first_slot: int, n: int) -> list[int]:
-        """Which samples those slots hold."""
+    def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
+        """What those slots hold in `steps` steps from `step` on: the numbers of stores and of samples in them, each
+        (steps, n) int64, in the order in which they are read.
+        """
+        return self.order.split(self.order.slots(step, first=first_slot, n=n, steps=steps))
+
+    def sample_ids(self, step: int, first_slot: int, n: int) -> list[tuple[int, int]]:
+        """Which samples those slots hold: (number of the store, number of the sample in it) each."""
         steps = max(1, SAMPLES_AHEAD // n)
         key = (step // steps, first_slot, n)
         if self._ahead is None or self._ahead[0] != key:
-            self._ahead = key, self.order.slots(key[0] * steps, first=first_slot, n=n, steps=steps)
-        found: list[int] = self._ahead[1][step % steps].tolist()
-        return found
+            self._ahead = key, *self.plan(key[0] * steps, first_slot, n, steps)
+        _, sources, samples = self._ahead
+        return list(zip(sources[step % steps].tolist(), samples[step % steps].tolist(), strict=True))
 
-    def _samples(self, ids: list[int]) -> Samples:
+    def _samples(self, ids: list[tuple[int, int]]) -> Samples:
         length, total = self.seq_len, 0
         rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
-        lengths = [self._fill(row, sample) for row, sample in zip(rows, ids, strict=True)]
+        lengths = [
+            self._fill(row, self.stores[source], sample) for row, (source, sample) in zip(rows, ids, strict=True)
+        ]
         for row, valid in zip(rows, lengths, strict=True):
             total += xxhash.xxh3_64_intdigest(row[: valid + 2].data)
         inputs = torch.from_numpy(rows[:, :length].astype(np.int64))
@@ -90,11 +108,11 @@ class TokenReader:
         total %= 2**64
         return Samples(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
 
-    def _fill(self, row: Array, sample: int) -> int:
+    def _fill(self, row: Array, store: TokenStore, sample: int) -> int:
         """Write a sample and its number of labels into a row (T + 2,); returns that number."""
         start = sample * self.seq_len
-        valid = min(self.seq_len, self.store.n_tokens - 1 - start)
-        row[: valid + 1] = self.store.read(start, valid + 1)
+        valid = min(self.seq_len, store.n_tokens - 1 - start)
+        row[: valid + 1] = store.read(start, valid + 1)
         row[valid + 1] = valid
         return valid
 
