@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from tests.data.litdata_reader import read_items, read_tokens
 from training.data import prepare as room
+from training.data.cache import ChunkCache
 from training.data.encode import PrepareError
 from training.data.index import Dataset, open_dataset, read_dataset, vocab_size_of
 from training.data.prepare import Progress, prepare
@@ -365,7 +366,7 @@ def test_to_an_object_store(tmp_path: Path, corpus: Path, tokenizer_file: str) -
         found = {name.removeprefix(f"/{tmp_path.name}/"): fs.cat_file(name) for name in fs.find(f"/{tmp_path.name}")}
         assert found == tree(tmp_path / "o")
         assert open_dataset(url).digest == made.digest
-        assert TokenStore(open_dataset(url).train, cache=str(tmp_path / "c")).read(0, 5).shape == (5,)
+        assert TokenStore(open_dataset(url).train, cache=ChunkCache(str(tmp_path / "c"))).read(0, 5).shape == (5,)
     finally:
         fs.rm(f"/{tmp_path.name}", recursive=True)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from model.shards import CorruptError
 from tests.data.litdata_reader import write_chunks
 from training.config import IGNORE_INDEX, count_samples
+from training.data.cache import ChunkCache
 from training.data.index import ChunkDigest, Digests
 from training.data.store import TokenStore
 from training.data.tokens import Prefetcher, Samples, TokenReader
@@ -204,14 +205,14 @@ def test_remote_chunks_come_verified_through_the_cache(tmp_path: Path, stream: l
     fs.put(str(tmp_path / "t"), f"/{tmp_path.name}", recursive=True)
     url, cache = f"memory://{tmp_path.name}", tmp_path / "cache"
     try:
-        store = TokenStore(url, cache=str(cache))
+        store = TokenStore(url, cache=ChunkCache(str(cache)))
         assert store.read(600, 900).tolist() == stream[600:1500]
-        assert len(list(cache.iterdir())) == 3
+        assert len(list(cache.glob("*/*.bin"))) == 3
         fs.pipe_file(f"/{tmp_path.name}/chunk-0-5.bin", b"x" * 1412)
         with pytest.raises(CorruptError, match=rf"{url}/chunk-0-5\.bin is changed"):
             store.read(3500, 1)
         fs.rm(f"/{tmp_path.name}/chunk-0-0.bin")
-        assert TokenStore(url, cache=str(cache)).read(0, 10).tolist() == stream[:10]  # kept
+        assert TokenStore(url, cache=ChunkCache(str(cache))).read(0, 10).tolist() == stream[:10]  # kept
         fs.rm(f"/{tmp_path.name}/chunk-0-6.bin")
         with pytest.raises(CorruptError, match=r"chunk-0-6\.bin is missing"):
             store.read(4200, 1)
@@ -234,11 +235,11 @@ def test_chunks_compressed_as_a_whole(tmp_path: Path, stream: list[int]) -> None
         (place / chunk["filename"]).write_bytes(zstandard.compress(plain.read_bytes()))
         plain.unlink()
     (place / "index.json").write_text(json.dumps(index))
-    assert TokenStore(str(place), cache=str(tmp_path / "c")).read(0, 5003).tolist() == stream
+    assert TokenStore(str(place), cache=ChunkCache(str(tmp_path / "c"))).read(0, 5003).tolist() == stream
     victim = place / "chunk-0-2.zstd.bin"
     victim.write_bytes(victim.read_bytes()[:-9])
     with pytest.raises(CorruptError, match=r"chunk-0-2\.zstd\.bin"):
-        TokenStore(str(place), cache=str(tmp_path / "d")).read(0, 5003)
+        TokenStore(str(place), cache=ChunkCache(str(tmp_path / "d"))).read(0, 5003)
 
 
 # -- prefetching -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One chunk file of litdata: its bytes, opening it checked, and the place where a remote chunk becomes a local file.
+"""One chunk file of litdata: its bytes, checking them, and bringing them from where they lie.
 
 Little-endian: u32 N, u32 offset[N + 1] (absolute; the first is 4(N + 2), the last the size of the file), then N items
 end to end. Skip the header and the rest is one flat array of tokens. Knows no text, no order and no data set.
@@ -6,8 +6,12 @@ end to end. Skip the header and the rest is one flat array of tokens. Knows no t
 
 from __future__ import annotations
 
-import hashlib
-import os
+import contextvars
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,34 @@ import xxhash
 
 from model import files
 from model.shards import CorruptError
-from training.data.index import ChunkDigest, ChunkEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_BYTES = 2**32 - 1  # offsets are u32
+PIECE_BYTES = 8 << 20  # of a chunk, asked for by themselves
+PIECES_AT_ONCE = 4
+READS = 3  # of a chunk whose bytes are not the right ones: something on the way may have damaged them
+HEARTBEAT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of a folder, as index.json and, where there is one, digests.json describe it."""
+
+    path: str  # or URL
+    items: int
+    tokens: int
+    dtype: np.dtype[Any]
+    xxh3: str | None  # of the plain file
+    compression: str | None
+
+    @property
+    def header(self) -> int:
+        return 4 * (self.items + 2)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the plain file."""
+        return self.header + self.tokens * self.dtype.itemsize
 
 
 def pack_chunk(tokens: Array, *, eos_id: int) -> tuple[bytes, int]:
@@ -32,46 +60,104 @@ def pack_chunk(tokens: Array, *, eos_id: int) -> tuple[bytes, int]:
     return header.tobytes() + tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes(), len(ends)
 
 
-def open_chunk(path: str, entry: ChunkEntry, dtype: np.dtype[Any], expected: ChunkDigest | None) -> Array:
-    """The tokens of a local chunk, memory-mapped, after checking its size, its hash if known, and its header."""
+def map_file(file: int) -> Array:
+    """The bytes of an open file, memory-mapped; none of an empty one."""
     try:
-        size = os.path.getsize(path)
-    except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing") from error
-    header, count = 4 * (entry.chunk_size + 2), entry.dim or 0
-    right = header + count * dtype.itemsize
-    if size != right:
-        raise CorruptError(f"{path} has {size} bytes instead of {right}: it is {'cut' if size < right else 'changed'}")
-    raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # slicing a memmap itself takes three times as long
-    if expected is not None and xxhash.xxh3_64_hexdigest(raw.data) != expected.xxh3:
-        raise CorruptError(f"{path} is changed: its hash is not what was written")
-    words = raw[:header].view("<u4")
-    if (int(words[0]), int(words[1]), int(words[-1])) != (entry.chunk_size, header, size):
-        raise CorruptError(f"{path} is changed: its header does not fit {entry.chunk_size} items in {size} bytes")
-    return raw[header:].view(dtype)
+        return np.frombuffer(mmap.mmap(file, 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except ValueError:
+        return np.empty(0, np.uint8)
 
 
-def fetch_chunk(url: str, *, cache: str, compression: str | None, expected: ChunkDigest | None) -> str:
-    """A local file with the plain bytes of a remote or compressed chunk. THE place where one becomes a local file.
-
-    Kept in `cache`, under a name that depends on the URL and on the hash it must have; never seen half-written.
-    """
-    key = hashlib.sha256(f"{url} {expected.xxh3 if expected else ''}".encode()).hexdigest()[:32]
-    path = os.path.join(cache, f"{key}.bin")
-    if os.path.exists(path):
-        return path
+def open_chunk(chunk: Chunk) -> Array:
+    """The tokens of a local chunk, mapped, after checking its size, its hash if known, and its header."""
     try:
-        raw = files.read(url)
+        with open(chunk.path, "rb") as file:
+            raw = map_file(file.fileno())
     except FileNotFoundError as error:
-        raise CorruptError(f"{url} is missing") from error
-    if compression is not None:
-        raw = _unzstd(raw, url)
-    if expected is not None and (len(raw), xxhash.xxh3_64_hexdigest(raw)) != (expected.bytes, expected.xxh3):
+        raise CorruptError(f"{chunk.path} is missing") from error
+    check_bytes(chunk, len(raw), None if chunk.xxh3 is None else xxhash.xxh3_64_hexdigest(raw.data))
+    return tokens_of(chunk, raw)
+
+
+def check_bytes(chunk: Chunk, size: int, xxh3: str | None) -> None:
+    """CorruptError unless a file of this size and hash is the chunk."""
+    if size != chunk.size:
+        said = "cut" if size < chunk.size else "changed"
+        raise CorruptError(f"{chunk.path} has {size} bytes instead of {chunk.size}: it is {said}")
+    if chunk.xxh3 is not None and xxh3 != chunk.xxh3:
+        raise CorruptError(f"{chunk.path} is changed: its hash is not what was written")
+
+
+def tokens_of(chunk: Chunk, raw: Array) -> Array:
+    """The tokens in the bytes of a chunk. CorruptError if the header is of another."""
+    words = raw[: chunk.header].view("<u4")
+    if (int(words[0]), int(words[1]), int(words[-1])) != (chunk.items, chunk.header, chunk.size):
         raise CorruptError(
-            f"{url} is {'cut' if len(raw) < expected.bytes else 'changed'}: not the bytes that were written"
+            f"{chunk.path} is changed: its header does not fit {chunk.items} items in {chunk.size} bytes"
         )
-    files.write(path, raw)
-    return path
+    return raw[chunk.header :].view(chunk.dtype)
+
+
+# -- bringing --------------------------------------------------------------------------------------------------------
+Sink = Callable[[int, "bytes | memoryview"], None]
+
+
+def fetch_chunk(chunk: Chunk, sink: Sink, *, beat: Callable[[], None] = lambda: None) -> str:
+    """Hand the plain bytes of a chunk to `sink(offset, bytes)`, in order; returns their xxh3.
+
+    Begins again from offset 0 if they were not the right ones, a few times; then, or if it is missing, CorruptError.
+    `beat` is called now and then, also while nothing comes; what it raises ends the fetch.
+    """
+    for left in reversed(range(READS)):
+        digest, size = xxhash.xxh3_64(), 0
+        try:
+            for piece in _plain(chunk, beat):
+                beat()
+                sink(size, piece)
+                digest.update(piece)
+                size += len(piece)
+            check_bytes(chunk, size, digest.hexdigest())
+        except FileNotFoundError as error:
+            raise CorruptError(f"{chunk.path} is missing") from error
+        except CorruptError:
+            if not left:
+                raise
+        else:
+            return digest.hexdigest()
+    raise AssertionError("not reached")
+
+
+def _plain(chunk: Chunk, beat: Callable[[], None]) -> Iterator[bytes | memoryview]:
+    if chunk.compression is None:
+        return _pieces(chunk, beat)
+    return iter([_unzstd(files.read(chunk.path), chunk.path)])
+
+
+def _pieces(chunk: Chunk, beat: Callable[[], None]) -> Iterator[memoryview]:
+    """The bytes of a plain chunk in order, some pieces ahead asked for at once. Valid until the next one."""
+    starts = deque(range(0, chunk.size + 1, PIECE_BYTES))  # a byte more: a longer file is not what was written
+    buffers = min(len(starts), PIECES_AT_ONCE)
+    free = [bytearray(min(PIECE_BYTES, chunk.size + 1)) for _ in range(buffers)]
+    asked: deque[tuple[bytearray, Future[int]]] = deque()
+    context = contextvars.copy_context()  # holds the patience of the caller
+
+    def read(start: int, buffer: bytearray) -> int:
+        length = min(PIECE_BYTES, chunk.size + 1 - start)
+        return context.copy().run(files.read_into, chunk.path, start, memoryview(buffer)[:length])
+
+    pool = ThreadPoolExecutor(buffers, thread_name_prefix="fetch-pieces")
+    try:
+        while starts or asked:
+            while starts and free:
+                buffer = free.pop()
+                asked.append((buffer, pool.submit(read, starts.popleft(), buffer)))
+            buffer, future = asked.popleft()
+            while not wait([future], HEARTBEAT_SECONDS).done:
+                beat()
+            yield memoryview(buffer)[: future.result()]
+            free.append(buffer)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _unzstd(raw: bytes, url: str) -> bytes:

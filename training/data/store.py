@@ -6,18 +6,23 @@ Knows no text, no samples and no order.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 
-from model.files import exists, normal
+from model.files import exists, is_remote, normal
 from model.shards import CorruptError
-from training.data.chunks import Array, fetch_chunk, open_chunk
+from training.data.cache import ChunkCache, Held
+from training.data.chunks import Array, Chunk, open_chunk, tokens_of
 from training.data.index import DIGESTS, ChunkDigest, Digests, read_index, read_model, vocab_size_of
 
-MAX_OPEN_CHUNKS = 256  # maps; Linux allows a process 65,530 of them
+MAX_OPEN_CHUNKS = 256  # maps; each keeps a file open, and a process often may have no more than 1,024
 MAX_VOCAB_SIZE = 2**31 - 1  # ids are hashed as int32
 
 
@@ -26,28 +31,44 @@ class TokenStore:
 
     A chunk is checked the first time it is touched (size, header, xxh3 where digests.json has it, ids below
     `vocab_size`); CorruptError names the file. `vocab_size` defaults to what the prepared folder says. `cache` is
-    the local folder for chunks of a URL.
+    where chunks of a URL, and compressed ones, become local files; others are mapped where they lie.
     """
 
-    def __init__(self, folder: str, *, vocab_size: int | None = None, cache: str | None = None) -> None:
-        self.folder, self.cache = normal(folder), cache
+    def __init__(self, folder: str, *, vocab_size: int | None = None, cache: ChunkCache | None = None) -> None:
+        self.folder = normal(folder)
         index = read_index(self.folder)
-        self.chunks, self._compression = index.chunks, index.config.compression
         self.dtype = np.dtype(index.dtype).newbyteorder("<")
-        self._starts = list(accumulate((chunk.dim or 0 for chunk in index.chunks), initial=0))
-        self.n_tokens = self._starts[-1]
-        self._digests = self._read_digests()
-        self.verifiable = self._digests is not None
+        digests = self._read_digests({entry.filename: entry.dim for entry in index.chunks})
+        self.verifiable = digests is not None
+        self.chunks = [
+            Chunk(
+                path=f"{self.folder}/{entry.filename}",
+                items=entry.chunk_size,
+                tokens=entry.dim or 0,
+                dtype=self.dtype,
+                xxh3=None if digests is None else digests[entry.filename].xxh3,
+                compression=index.config.compression,
+            )
+            for entry in index.chunks
+        ]
+        self.starts = list(accumulate((chunk.tokens for chunk in self.chunks), initial=0))
+        self.n_tokens = self.starts[-1]
         self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
+        self.cache: ChunkCache | None = None
+        if is_remote(self.folder) or index.config.compression:
+            self.cache = cache or ChunkCache()
+            self.cache.join(self)
         self._verified: set[int] = set()
         self._open: OrderedDict[int, Array] = OrderedDict()
+        self._held: dict[int, Held] = {}
+        self._lock = threading.Lock()
 
-    def _read_digests(self) -> dict[str, ChunkDigest] | None:
+    def _read_digests(self, listed: dict[str, int | None]) -> dict[str, ChunkDigest] | None:
         path = f"{self.folder}/{DIGESTS}"
         if not exists(path):
             return None
         digests = read_model(path, Digests).chunks
-        if {chunk.filename: chunk.dim for chunk in self.chunks} != {n: chunk.tokens for n, chunk in digests.items()}:
+        if listed != {name: chunk.tokens for name, chunk in digests.items()}:
             raise CorruptError(f"{path} and the index.json beside it list different chunks")
         return digests
 
@@ -55,13 +76,13 @@ class TokenStore:
         """Tokens start … start + length - 1: (length,) of the stored type; a view where they lie in one chunk."""
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens} in {self.folder}")
-        number = bisect_right(self._starts, start) - 1
-        if length and start + length <= self._starts[number + 1]:
-            offset = start - self._starts[number]
+        number = bisect_right(self.starts, start) - 1
+        if length and start + length <= self.starts[number + 1]:
+            offset = start - self.starts[number]
             return self.chunk(number)[offset : offset + length]
         parts: list[Array] = []
         while length > 0:
-            offset = start - self._starts[number]
+            offset = start - self.starts[number]
             part = self.chunk(number)[offset : offset + length]
             parts.append(part)
             start, length, number = start + len(part), length - len(part), number + 1
@@ -70,38 +91,64 @@ class TokenStore:
     def chunk(self, number: int) -> Array:
         """All tokens of one chunk, memory-mapped and checked."""
         found = self._open.get(number)
-        if found is None:
-            found = self._open[number] = self._first_touch(number)
-            if len(self._open) > MAX_OPEN_CHUNKS:
-                self._open.popitem(last=False)
+        if found is not None:
+            return found
+        if self.cache is None:
+            return self._keep(number, self._map(number), None)
+        began = time.monotonic()
+        self.drop_evicted()
+        found = self.bring(number)
+        self.cache.count(wait_seconds=time.monotonic() - began)
         return found
 
-    def _first_touch(self, number: int) -> Array:
-        entry = self.chunks[number]
-        expected = None if self._digests is None else self._digests[entry.filename]
-        path = f"{self.folder}/{entry.filename}"
-        if "://" in path or self._compression:
-            path = fetch_chunk(path, cache=self._cache_folder(), compression=self._compression, expected=expected)
+    def bring(self, number: int, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> Array:
+        """A chunk through the cache, by any thread; see ChunkCache.open."""
+        assert self.cache is not None
+        held = self.cache.open(self.chunks[number], urgent=urgent, beat=beat)
+        tokens = tokens_of(self.chunks[number], held.raw)
+        self._check_ids(number, tokens)
+        return self._keep(number, tokens, held)
+
+    def _map(self, number: int) -> Array:
+        chunk = self.chunks[number]
         known = number in self._verified  # opened again after MAX_OPEN_CHUNKS others
-        tokens = open_chunk(path, entry, self.dtype, None if known else expected)
-        if not known:
-            self._check_ids(path, tokens)
-            self._verified.add(number)
+        tokens = open_chunk(replace(chunk, xxh3=None) if known else chunk)
+        self._check_ids(number, tokens)
         return tokens
 
-    def _check_ids(self, path: str, tokens: Array) -> None:
-        if not len(tokens):
+    def _keep(self, number: int, tokens: Array, held: Held | None) -> Array:
+        with self._lock:
+            self._open[number] = tokens
+            if held is not None:
+                self._held[number] = held
+            while len(self._open) > MAX_OPEN_CHUNKS:
+                self._held.pop(self._open.popitem(last=False)[0], None)
+        return tokens
+
+    def drop_evicted(self) -> None:
+        """Let go of chunks that the cache has given up: a mapping would keep their room."""
+        assert self.cache is not None
+        for number, held in list(self._held.items()):
+            if self.cache.gone(held):
+                with self._lock:
+                    if self._held.get(number) is held:
+                        del self._held[number], self._open[number]
+
+    def touch_held(self) -> None:
+        """Tell the cache what is still in use."""
+        assert self.cache is not None
+        for held in list(self._held.values()):
+            self.cache.touch(held)
+
+    def _check_ids(self, number: int, tokens: Array) -> None:
+        known = number in self._verified and (self.cache is None or self.chunks[number].xxh3 is not None)
+        if known or not len(tokens):
             return
         size = MAX_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= size:
             raise CorruptError(
-                f"{path} holds token id {low if low < 0 else high}; the vocabulary has ids 0 to {size - 1}"
+                f"{self.chunks[number].path} holds token id {low if low < 0 else high}; "
+                f"the vocabulary has ids 0 to {size - 1}"
             )
-
-    def _cache_folder(self) -> str:
-        if self.cache is None:
-            import platformdirs
-
-            self.cache = os.path.join(platformdirs.user_cache_dir("launchyard"), "chunks")
-        return self.cache
+        self._verified.add(number)

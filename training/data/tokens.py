@@ -18,9 +18,12 @@ import xxhash
 
 from training.config import IGNORE_INDEX, count_samples
 from training.data.chunks import Array
-from training.data.order import Ids, Order
+from training.data.fetch import Fetcher
+from training.data.mixture import Ids
+from training.data.order import Order
 from training.data.store import TokenStore
 
+CLOSE_SECONDS = 10.0
 SAMPLES_AHEAD = 2048  # whose order is computed at once: numpy's cost is per call
 BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of one chunk of `launch prepare`
 
@@ -120,7 +123,8 @@ class TokenReader:
 class Prefetcher:
     """Yields (step, Samples) of the same slots from `start_step` on, read by one thread `depth` steps ahead.
 
-    An error of the thread is raised where the consumer waits. Close it, or use it as a context.
+    What comes from a store is brought to the local cache further ahead, see training/data/fetch.py. An error of the
+    thread is raised where the consumer waits. Close it, or use it as a context.
     """
 
     def __init__(
@@ -137,6 +141,10 @@ class Prefetcher:
         self._reader, self._slots, self._pin = reader, (first_slot, n), pin_memory
         self._queue: queue.Queue[tuple[int, Samples] | BaseException | None] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
+        self._fetcher: Fetcher | None = None
+        if any(store.cache is not None for store in reader.stores):
+            share = reader.order.global_batch_size - first_slot if n is None else n
+            self._fetcher = Fetcher(reader, start_step=start_step, stop_step=stop_step, first_slot=first_slot, n=share)
         self._thread = threading.Thread(
             target=self._run, args=(start_step, stop_step), name="prefetch-tokens", daemon=True
         )
@@ -145,6 +153,8 @@ class Prefetcher:
     def _run(self, step: int, stop: int | None) -> None:
         try:
             while not self._closed.is_set() and (stop is None or step < stop):
+                if self._fetcher is not None:
+                    self._fetcher.at(step)
                 samples = self._reader.batch(step, *self._slots)
                 self._hand((step, _pinned(samples) if self._pin else samples))
                 step += 1
@@ -176,10 +186,12 @@ class Prefetcher:
         raise item
 
     def close(self) -> None:
-        """Stop reading and wait for the thread."""
+        """Stop reading and wait for the thread; not for a store that does not answer."""
         self._closed.set()
+        if self._fetcher is not None:
+            self._fetcher.close()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
 
     def __enter__(self) -> Prefetcher:
         return self

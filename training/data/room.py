@@ -1,0 +1,252 @@
+"""The files of the cache of chunks: locks, room under a quota, what is swept, shown and cleared.
+
+    FOLDER/lock                  held while room is made
+    FOLDER/<source>/source       the URL of a folder of chunks; whoever reads from it holds a shared lock
+    FOLDER/<source>/<key>.part   a chunk on its way; whoever brings it holds the lock
+    FOLDER/<source>/<key>.bin    a whole chunk; when it was last used is its time of change
+
+Locks are flock's: each ends with its process, however that ends. Light; knows nothing of what a chunk is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+SOURCE = "source"
+DEFAULT_SHARE = 4  # the quota is a quarter of what is free, unless it is set
+STALLED_SECONDS = 60.0  # without a sign of life from whoever brings a chunk
+POLL_SECONDS = 0.005
+
+
+class FullError(OSError):
+    """The disk has no room, and nothing of ours that could make some."""
+
+
+class NoRoomError(Exception):
+    """The quota is taken by what is about to be read; what is not urgent has to wait."""
+
+
+class StalledError(Exception):
+    """Whoever holds the lock of a chunk shows no sign of life."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One file of the cache."""
+
+    path: str
+    size: int
+    used: float  # Unix time
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is kept of one folder of chunks."""
+
+    url: str
+    chunks: int
+    bytes: int
+    used: float | None  # Unix time
+    in_use: bool
+
+
+def default_folder() -> str:
+    import platformdirs
+
+    return os.path.join(platformdirs.user_cache_dir("launchyard"), "chunks")
+
+
+def default_quota(folder: str) -> int:
+    """Bytes: a quarter of what is free on the disk of a folder, what it holds already counted as free."""
+    held = sum(kept.size for kept in scan(folder))
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder) or "."
+    return (shutil.disk_usage(folder).free + held) // DEFAULT_SHARE
+
+
+# -- locks -----------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Alone among all processes; waits for the others."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_file(path: str, file: int) -> bool:
+    """Whether a path is that of an open file, still."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def enter_source(folder: str, url: str) -> tuple[str, int]:
+    """The folder of a source, and a file to keep open while it is used. Made if it is not there."""
+    place = os.path.join(folder, hashlib.sha256(url.encode()).hexdigest()[:16])
+    name = os.path.join(place, SOURCE)
+    while True:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # cleared in between
+            file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if is_file(name, file):
+                if os.fstat(file).st_size != len(url.encode()):
+                    os.pwrite(file, url.encode(), 0)
+                return place, file
+            os.close(file)
+
+
+def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
+    """A .part, opened and locked, after whoever held it; and whether it is still the one to fill.
+
+    `beat` is called while waiting and may raise. StalledError if the holder shows no sign of life.
+    """
+    file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        seen, since = 0.0, time.monotonic()
+        while not try_lock(file):
+            beat()
+            changed = os.fstat(file).st_mtime
+            if changed != seen:
+                seen, since = changed, time.monotonic()
+            if time.monotonic() - since > STALLED_SECONDS:
+                raise StalledError(part)
+            time.sleep(POLL_SECONDS)
+        return file, is_file(part, file)
+    except BaseException:
+        os.close(file)
+        raise
+
+
+# -- room ------------------------------------------------------------------------------------------------------------
+def scan(folder: str) -> list[Kept]:
+    """All chunks and parts in a cache."""
+    found = []
+    for source in _entries(folder):
+        if source.is_dir(follow_symlinks=False):
+            for entry in _entries(source.path):
+                if entry.name.endswith((".bin", ".part")):
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = entry.stat(follow_symlinks=False)
+                        whole = entry.name.endswith(".bin")
+                        found.append(Kept(entry.path, facts.st_size, facts.st_mtime, whole))
+    return found
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_room(
+    folder: str, file: int, size: int, *, quota: int, keep: Collection[str], urgent: bool, more: bool = False
+) -> int:
+    """Let a locked .part have `size` bytes, after removing what was used longest ago; how many bytes that was.
+
+    Paths in `keep` go last, and only for what is urgent; without them NoRoomError. FullError if the disk has no room
+    even so. `more`: something must go, whatever disk and quota say.
+    """
+    with locked(os.path.join(folder, "lock")):
+        others = [kept for kept in scan(folder) if not is_file(kept.path, file) and not _swept(kept)]
+        victims = sorted(
+            (kept for kept in others if kept.whole and (urgent or kept.path not in keep)),
+            key=lambda kept: (kept.path in keep, kept.used),
+        )
+        used, free, gone = sum(kept.size for kept in others), shutil.disk_usage(folder).free, 0
+        missing = size - 512 * os.fstat(file).st_blocks  # of what it will take on the disk
+        while used + size - gone > quota or free + gone < missing or (more and not gone):
+            if not victims:
+                break
+            victim = victims.pop(0)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(victim.path)
+            gone += victim.size
+        if free + gone < missing or (more and not gone):
+            raise FullError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
+        if used + size - gone > quota and not urgent:
+            raise NoRoomError
+        os.ftruncate(file, size)  # what others count of it from now on
+        return gone
+
+
+def _swept(kept: Kept) -> bool:
+    """Remove a .part that nobody holds any more."""
+    if kept.whole:
+        return False
+    try:
+        file = os.open(kept.path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        dead = try_lock(file) and is_file(kept.path, file)
+        if dead:
+            os.unlink(kept.path)
+        return dead
+    finally:
+        os.close(file)
+
+
+# -- for people ------------------------------------------------------------------------------------------------------
+def sources(folder: str) -> list[Source]:
+    """What a cache holds, by where it is from."""
+    found = []
+    for entry in _entries(folder):
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            with open(os.path.join(entry.path, SOURCE)) as file:
+                in_use = not try_lock(file.fileno())
+                url = file.read()
+        except FileNotFoundError:
+            continue
+        kept = [kept for kept in scan(folder) if os.path.dirname(kept.path) == entry.path]
+        used = max((kept.used for kept in kept), default=None)
+        found.append(Source(url, sum(k.whole for k in kept), sum(k.size for k in kept), used, in_use))
+    return sorted(found, key=lambda source: source.url)
+
+
+def clear(folder: str) -> tuple[int, list[str]]:
+    """Remove all but what a live process reads from: the bytes that went, and the URLs that stayed."""
+    freed, stayed = 0, []
+    for entry in _entries(folder):
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        name = os.path.join(entry.path, SOURCE)
+        try:
+            file = os.open(name, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            if try_lock(file):
+                freed += sum(inner.stat().st_size for inner in _entries(entry.path) if inner.name != SOURCE)
+                shutil.rmtree(entry.path)
+            else:
+                stayed.append(os.read(file, 4096).decode())
+        finally:
+            os.close(file)
+    return freed, sorted(stayed)
