@@ -32,6 +32,9 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "generate": ("launcher.cli_model", "generate", "Write text with a model."),
         "export": ("launcher.cli_model", "export", "Write the weights of a run as a Hugging Face folder."),
     },
+    "This machine": {
+        "sandbox": ("launcher.cli_sandbox", "sandbox", "Start a small real service here: s3."),
+    },
     "Editors and shells": {
         "schema": ("launcher.schema", "schema", "Print the JSON Schema of recipes."),
         "completion": ("launcher.completion", "completion", "Print the completion script of a shell."),

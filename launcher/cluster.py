@@ -131,9 +131,10 @@ def store_environment(options: StoreOptions) -> dict[str, str]:
 
 def bytes_of(size: str) -> int:
     """64GB -> 64 * 10**9, 64GiB -> 64 * 2**30."""
-    number, unit = re.fullmatch(r"(\d+) ?([KMGT]i?)B", size).groups()  # type: ignore[union-attr]
-    base = 1024 if unit.endswith("i") else 1000
-    return int(number) * base ** ("KMGT".index(unit[0]) + 1)
+    found = re.fullmatch(r"(\d+) ?([KMGT])(i?)B", size)
+    assert found is not None, size
+    base = 1024 if found[3] else 1000
+    return int(found[1]) * int(base ** ("KMGT".index(found[2]) + 1))
 
 
 class Cluster(Part):
@@ -184,9 +185,9 @@ def load_cluster(name: str) -> Cluster:
             f"{path}: scheduler: this version cannot drive {cluster.scheduler} yet; it can: "
             f"{', '.join(known_backends())}"
         )
-    file = cluster.storage.options.credentials_file
-    if file is not None and cluster.scheduler == "local" and not os.path.isfile(file):
-        raise UserError(f"{path}: storage.credentials_file: {file}: no such file")
+    secrets = cluster.storage.options.credentials_file
+    if secrets is not None and cluster.scheduler == "local" and not os.path.isfile(secrets):
+        raise UserError(f"{path}: storage.credentials_file: {secrets}: no such file")
     return cluster
 
 

@@ -107,6 +107,11 @@ def find(run: str) -> RunDir:
 
     UserError if there is none, or more than one.
     """
+    with user_errors():
+        return _find(run)
+
+
+def _find(run: str) -> RunDir:
     if "://" in run or os.sep in run or run in (".", ".."):
         return _at(run)
     entries = _entries()
@@ -145,17 +150,15 @@ def _at(url: str) -> RunDir:
     known = next((entry for entry in _entries() if entry.url == run.url), None)
     if known is not None:
         known.open()
-    with user_errors():
-        if not run.exists("plan.json"):
-            raise UserError(f"{url}: no run there (it has no plan.json)")
+    if not run.exists("plan.json"):
+        raise UserError(f"{url}: no run there (it has no plan.json)")
     return run
 
 
 def _there(entry: Registered) -> RunDir:
     run = entry.open()
-    with user_errors():
-        if not run.exists("plan.json"):
-            raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
+    if not run.exists("plan.json"):
+        raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
     return run
 
 

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from model.files import StoreOptions, Writer
-from model.store import Insistence, Verdict, deadline, of_status
+from model.store import Insistence, Verdict, deadline, of_status, words
 
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -79,10 +79,20 @@ class S3Store:
         return self._run(self._fs._call_s3(method, Bucket=bucket, **arguments), deadline(n_bytes))
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        """On s3fs' event loop; what takes too long is cancelled, and its connection with it."""
+        """On s3fs' event loop; what takes too long is cancelled, and its connection with it.
+
+        ValueError for a configuration with which nothing can be asked, such as a profile that is not there.
+        """
+        from botocore.exceptions import BotoCoreError
+
         future = asyncio.run_coroutine_threadsafe(work, self._fs.loop)
         try:
             return future.result(seconds)
+        except BotoCoreError as error:
+            if judge(error) != "final":
+                raise
+            where = "AWS_* variables, ~/.aws, and `storage` of the cluster file decide it"
+            raise ValueError(f"S3 cannot be asked as it is configured: {words(error)}; {where}") from error
         except TimeoutError as error:
             raise TimeoutError(f"no end after {seconds:.0f} s") from error
         finally:
@@ -314,6 +324,6 @@ def judge(error: BaseException) -> Verdict:
 
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
         return "refused"
-    broken = (OSError, TimeoutError, EOFError, ClientError, boto.HTTPClientError, ResponseParserError)
-    incomplete = (boto.IncompleteReadError, boto.ResponseStreamingError, asyncio.CancelledError)
+    broken = (OSError, TimeoutError, EOFError, ClientError, boto.HTTPClientError, boto.ConnectionError)
+    incomplete = (boto.IncompleteReadError, boto.ResponseStreamingError, ResponseParserError, asyncio.CancelledError)
     return "passing" if isinstance(error, broken + incomplete) else "final"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -199,3 +200,15 @@ def test_rules_count_and_skip(client: Any, s3: Bucket, proxy: FaultProxy) -> Non
         client.head_object(Bucket=s3.name, Key="k")
     client.head_object(Bucket=s3.name, Key="k")
     assert rule.hits == 1
+
+
+def test_a_server_that_is_gone_is_waited_for(s3: Bucket, proxy: FaultProxy) -> None:
+    proxy.refuse()
+    with files.patience(0.5), pytest.raises(OSError, match=r"could not write.*Is the store up"):
+        files.write(f"{s3.url}/k", BODY)
+    timer = threading.Timer(1.0, proxy.accept)
+    timer.start()
+    with files.patience(20):
+        files.write(f"{s3.url}/k", BODY)
+    timer.join()
+    assert s3.get("k") == BODY

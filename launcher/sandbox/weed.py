@@ -24,11 +24,13 @@ from launcher.processes import free_port, start_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import IO
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
 INSTALL = "pip install 'launchyard[sandbox]'"
 READY_SECONDS = 60.0
+_LOG_BYTES = 16 << 20
 # Go gives memory back late: without a bound the server grows to gigabytes, with a tight one it is half as fast.
 MEMORY = "1GiB"
 
@@ -115,19 +117,23 @@ def start(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "data").mkdir(mode=0o700, exist_ok=True)
     write_private(folder / "s3.json", json.dumps(_identities(keys)))
-    argv = [find_weed(), *_arguments(folder, ports, bucket)]
-    with open(os.open(folder / "weed.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-        if tied:
-            return start_shielded(argv, env=_environment(folder, memory), output=log)
-        return subprocess.Popen(
-            argv,
-            env=_environment(folder, memory),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    argv, env = [find_weed(), *_arguments(folder, ports, bucket)], _environment(folder, memory)
+    try:
+        with _open_log(folder / "weed.log") as log:
+            if tied:
+                return start_shielded(argv, env=env, output=log)
+            return subprocess.Popen(
+                argv, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+    except OSError as error:
+        raise UserError(f"{argv[0]}: cannot be started: {error.strerror or error}", hint=INSTALL) from error
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """To append to; one that has grown long is set aside."""
+    if path.exists() and path.stat().st_size > _LOG_BYTES:
+        os.replace(path, path.with_suffix(".log.old"))
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def write_private(path: Path, text: str) -> None:
