@@ -18,6 +18,7 @@ from model import files
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+READ_TRIES = 3
 
 # safetensors' names of element types, with their size in bytes.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -106,7 +107,20 @@ def read_manifest(folder: str) -> Manifest:
 
 
 def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
-    """Fill `target` with the verified bytes of a piece; CorruptError names what is wrong with which file."""
+    """Fill `target` with the verified bytes of a piece; CorruptError names what is wrong with which file.
+
+    What came over a network is asked for again before it is called damaged.
+    """
+    for again in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
+        try:
+            _read_into(path, key, piece, target)
+            return
+        except CorruptError:
+            if not again:
+                raise
+
+
+def _read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
     try:
         count = files.read_into(path, piece.start, target)
     except FileNotFoundError as error:

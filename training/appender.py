@@ -60,7 +60,7 @@ class Appender:
 
     def _flush_for_ever(self) -> None:
         while True:
-            time.sleep(self._every)
+            time.sleep(max(self._every, 0.5))
             with contextlib.suppress(OSError):  # said by the store; tried again next time, and before a commit
                 self.flush()
 

@@ -18,9 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from model import files
 from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry
 from training.distributed import World, from_rank_zero, is_connected
-from training.rundir import RunDir
+from training.rundir import LATEST, RunDir
 from training.state import Shard
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP, in a world of one
@@ -82,6 +83,9 @@ class Checkpointer:
         self._error: BaseException | None = None
         self._group: Any = None
         self.last_saved: int | None = None
+        self._kinds: dict[int, str] = {}
+        self._passed_over: set[int] = set()  # committed, and nothing to fall back on
+        self._must_sweep = True  # after the first save: what a killed attempt was still writing when this one began
         if is_connected():
             import torch.distributed as dist
 
@@ -145,37 +149,44 @@ class Checkpointer:
         return self._buffers[key]
 
     def _write(self, save: Save, staged: dict[str, Shard]) -> None:
+        try:
+            facts = self._upload(save, staged)
+        except BaseException as error:
+            self._error = root_error(error)
+            self._must_sweep = True
+            self._on_event("save failed", step=save.step, kind=save.kind, message=str(self._error))
+            return
+        self.last_saved = save.step
+        self._on_event("saved", step=save.step, kind=save.kind, **facts)
+        if self._world.leads:
+            self._retain(save.step)
+
+    def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, Any]:
+        """Write all shards and commit. Seconds from its beginning, of its stages, and on rank 0 the bytes."""
+        import torch.distributed.checkpoint as dcp  # here: it takes a second, which a start need not wait for
+
+        from training.dcp import ShardSavePlanner, ShardWriter
+
         folder = self.run.checkpoint_dir(save.step)
         name = f"{self._world.attempt:04d}-rank-{self._world.rank:05d}.safetensors"
         facts: dict[str, Any] = {}
 
-        def commit(files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
-            manifest = self._manifest(save, files, tensors)
+        def commit(written: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
+            began, manifest = time.perf_counter(), self._manifest(save, written, tensors)
             self._commit(folder, manifest)
-            facts["bytes"] = manifest.total_bytes
+            facts["bytes"], facts["commit_seconds"] = manifest.total_bytes, round(time.perf_counter() - began, 3)
 
-        try:
-            import torch.distributed.checkpoint as dcp  # here: it takes a second, which a start need not wait for
-
-            from training.dcp import ShardSavePlanner, ShardWriter
-
-            dcp.save(
-                staged,
-                storage_writer=ShardWriter(self.run.path(folder), name, commit),
-                planner=ShardSavePlanner(),
-                process_group=self._group,
-                no_dist=not is_connected(),
-            )
-        except BaseException as error:
-            self._error = root_error(error)
-            self._on_event("save failed", step=save.step, kind=save.kind, message=str(self._error))
-            return
-        self.last_saved = save.step
-        seconds = time.time() - save.began
-        stall = round(save.stall_seconds, 4)
-        self._on_event("saved", step=save.step, kind=save.kind, seconds=round(seconds, 3), stall_seconds=stall, **facts)
-        if self._world.leads:
-            self._retain(save.step)
+        writer = ShardWriter(self.run.path(folder), name, commit)
+        dcp.save(
+            staged,
+            storage_writer=writer,
+            planner=ShardSavePlanner(),
+            process_group=self._group,
+            no_dist=not is_connected(),
+        )
+        seconds = {"seconds": time.time() - save.began, "stall_seconds": save.stall_seconds}
+        seconds["upload_seconds"] = writer.seconds
+        return {key: round(value, 4) for key, value in seconds.items()} | facts
 
     def _manifest(self, save: Save, files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> Manifest:
         return Manifest(
@@ -194,46 +205,87 @@ class Checkpointer:
         )
 
     def _commit(self, folder: str, manifest: Manifest) -> None:
+        """The manifest makes the checkpoint. It is created, never replaced: who comes too late finds out."""
         self._before_commit()
-        attempts = self.run.attempts()
-        if attempts and attempts[-1] > self._world.attempt:
-            raise FencedError(
-                f"attempt {attempts[-1]} has taken over this run; attempt {self._world.attempt} must not commit"
-            )
-        self.run.write_text(f"{folder}/{MANIFEST}", manifest.model_dump_json(), sync=True)
+        self._check_owner()
+        name = f"{folder}/{MANIFEST}"
+        try:
+            self.run.create_text(name, manifest.model_dump_json())
+        except FileExistsError:
+            # Of an attempt before this one, which passed it over: it is damaged, or came after this one had begun.
+            if (other := self._attempt_of(name)) > self._world.attempt:
+                raise FencedError(fenced(other, self._world.attempt)) from None
+            self.run.remove(name)
+            self.run.create_text(name, manifest.model_dump_json())
+        self._kinds[manifest.step] = manifest.kind
+        self.run.write_json(LATEST, {"step": manifest.step})
+
+    def _check_owner(self) -> None:
+        newest = self.run.attempts()[-1:]
+        if newest and newest[0] > self._world.attempt:
+            raise FencedError(fenced(newest[0], self._world.attempt))
+
+    def _attempt_of(self, manifest: str) -> int:
+        try:
+            return int(self.run.read_json(manifest)["attempt"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return -1
 
     # -- retain --------------------------------------------------------------------------------------------------
     def _retain(self, newest: int) -> None:
         """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit."""
         try:
-            kinds = {step: self._kind(step) for step in self.run.committed_steps()}
+            counted = set(self.run.committed_steps()) - self._passed_over
+            kinds = {step: self._kind(step) for step in counted}
             for step in superfluous(kinds, newest=newest, keep=self._keep):
                 remove_checkpoint(self.run, step)
-            self.sweep()
+                self._kinds.pop(step, None)
         except OSError as error:  # a store that cannot delete costs room, not the run
             self._on_event("cleanup failed", message=str(error))
+        if self._must_sweep:
+            self.sweep()
 
     def _kind(self, step: int) -> str:
-        try:
-            return str(self.run.read_json(f"{self.run.checkpoint_dir(step)}/{MANIFEST}").get("kind"))
-        except ValueError:  # unreadable: the doctor's business, not ours to remove
-            return "unreadable"
+        if step not in self._kinds:
+            try:
+                self._kinds[step] = str(self.run.read_json(f"{self.run.checkpoint_dir(step)}/{MANIFEST}")["kind"])
+            except (ValueError, KeyError):  # unreadable: the doctor's business, not ours to remove
+                return "unreadable"
+        return self._kinds[step]
 
     def sweep(self) -> None:
-        """Remove what killed saves have left: folders without a manifest, files that no manifest names."""
-        for name in self.run.listdir("checkpoints"):
-            folder = f"checkpoints/{name}"
-            entries = self.run.listdir(folder)
-            if MANIFEST in entries:
-                try:
-                    named = set(self.run.read_json(f"{folder}/{MANIFEST}")["files"])
-                except (ValueError, KeyError):
-                    continue
-                entries = [entry for entry in entries if entry not in named | {MANIFEST}]
-            for entry in entries:
+        """Remove what killed saves have left: uploads without an end, files that no manifest names.
+
+        Never what a newer attempt writes, should this one have been taken over: each file's name begins with its
+        attempt.
+        """
+        try:
+            self._check_owner()
+            files.sweep_uploads(self.run.path("checkpoints"))
+            for name in self.run.listdir("checkpoints"):
+                if name.startswith("step-"):
+                    self._sweep_folder(f"checkpoints/{name}")
+            self._must_sweep = False
+        except OSError as error:
+            self._on_event("cleanup failed", message=str(error))
+
+    def _sweep_folder(self, folder: str) -> None:
+        mine = f"{self._world.attempt:04d}"
+        entries = [name for name in self.run.listdir(folder) if name[:4] <= mine or name.endswith(".tmp")]
+        named = self._named(folder) if entries else set()
+        if named is not None:
+            for entry in set(entries) - named:
                 self.run.remove(f"{folder}/{entry}")
-            if not self.run.listdir(folder):
-                remove_folder(self.run, folder)
+            remove_empty(self.run, folder)
+
+    def _named(self, folder: str) -> set[str] | None:
+        """Files that belong to a checkpoint; None where that cannot be told. Asked for by name: a listing may lag."""
+        try:
+            return {*self.run.read_json(f"{folder}/{MANIFEST}")["files"], MANIFEST}
+        except FileNotFoundError:
+            return set()
+        except (ValueError, KeyError):
+            return None
 
     # -- load ----------------------------------------------------------------------------------------------------
     def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
@@ -243,14 +295,16 @@ class Checkpointer:
         NoValidCheckpointError.
         """
         faults: list[str] = []
-        steps = from_rank_zero(self.run.committed_steps() if self._world.leads else None)
+        steps = from_rank_zero(self._surviving_steps() if self._world.leads else None)
         for step in reversed(steps):
             folder = self.run.path(self.run.checkpoint_dir(step))
             try:
                 manifest = self._read_manifest(folder)
+                self._check_identity(folder, manifest)
                 self._load(folder, manifest, shards)
             except CorruptError as error:
                 faults.append(str(error))
+                self._passed_over.add(step)
                 self._on_event("fell back", step=step, message=str(error))
                 continue
             self.last_saved = step
@@ -262,6 +316,19 @@ class Checkpointer:
                 "nothing was done: restore a checkpoint's files, or start a new run"
             )
         return None
+
+    def _surviving_steps(self) -> list[int]:
+        """Committed steps, without what an attempt committed after a later one had gone on from before it."""
+        starts, found = self.run.starts(), []
+        for step in self.run.committed_steps():
+            attempt = self._attempt_of(f"{self.run.checkpoint_dir(step)}/{MANIFEST}")
+            later = [start for number, start in starts.items() if number > attempt >= 0]
+            if all(step <= start for start in later):
+                found.append(step)
+            else:
+                self._passed_over.add(step)
+                self._on_event("passed over", step=step, message=f"attempt {attempt} was late with it")
+        return found
 
     def _read_manifest(self, folder: str) -> Manifest:
         from model.shards import read_manifest
@@ -275,7 +342,6 @@ class Checkpointer:
         answer = from_rank_zero(answer)
         if not isinstance(answer, Manifest):
             raise CorruptError(answer)
-        self._check_identity(folder, answer)
         return answer
 
     def _check_identity(self, folder: str, manifest: Manifest) -> None:
@@ -300,6 +366,10 @@ class Checkpointer:
             )
         except CheckpointException as error:
             raise root_error(error) from error
+
+
+def fenced(newer: int, mine: int) -> str:
+    return f"attempt {newer} has taken over this run; attempt {mine} must not commit"
 
 
 def root_error(error: BaseException) -> BaseException:
@@ -331,10 +401,10 @@ def remove_checkpoint(run: RunDir, step: int) -> None:
     run.remove(f"{folder}/{MANIFEST}")
     for entry in run.listdir(folder):
         run.remove(f"{folder}/{entry}")
-    remove_folder(run, folder)
+    remove_empty(run, folder)
 
 
-def remove_folder(run: RunDir, folder: str) -> None:
+def remove_empty(run: RunDir, folder: str) -> None:
     """Local folders only; an object store has none."""
     if run.local:
         with contextlib.suppress(OSError):

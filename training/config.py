@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from model.config import ModelConfig
 
 IGNORE_INDEX = -100
+# Keys of a section of which a recipe holds one at most.
+EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
+MIN_SHARE = 1e-5  # of a source in a mixture: what is rarer could not be met to better than a tenth
 
 
 class Section(BaseModel):
@@ -54,12 +57,22 @@ ModelSection: type[_ModelSource] = create_model(
 )
 
 
+class MixedSource(Section):
+    """One source of a mixture."""
+
+    source: str | list[str] = Field(description="As `data.source`: prepared folder or URL, or text.")
+    weight: float = Field(gt=0, description="How often it is read beside the others; weights may have any sum.")
+
+
 class Data(Section):
-    """The tokens. `source` is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
+    """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
 
     kind: Literal["tokens"] = Field(default="tokens", description="tokens: next-token prediction on a stream of text.")
     source: str | list[str] | None = Field(
         default=None, description="Prepared folder or URL; or text files, folders, globs."
+    )
+    mixture: list[MixedSource] | None = Field(
+        default=None, min_length=1, description="Instead of `source`: several, each with a weight and its own epochs."
     )
     seq_len: int = Field(default=1024, ge=1, description="Tokens a sequence; each reads one more as its last label.")
     seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are read.")
@@ -72,6 +85,14 @@ class Data(Section):
     def _check(self) -> Self:
         if isinstance(self.validation, (int, float)) and not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; a share must lie in [0, 1)")
+        if self.source is not None and self.mixture is not None:
+            raise ValueError("give source or mixture, not both")
+        weights = [source.weight for source in self.mixture or ()]
+        for number, weight in enumerate(weights):
+            if weight < MIN_SHARE * sum(weights):
+                raise ValueError(
+                    f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; a source needs at least 1/{1 / MIN_SHARE:,.0f}"
+                )
         return self
 
 
@@ -192,15 +213,34 @@ class Recipe(Section):
     metrics: Metrics = Metrics()
 
 
+class TokenSource(Section):
+    """Tokens in one place."""
+
+    folder: str = Field(description="Folder with index.json and chunks.")
+    n_tokens: int = Field(ge=1)
+    weight: float = Field(default=1.0, gt=0, description="How often it is read beside others in training.")
+
+
 class DataSpec(Section):
     """The prepared tokens that a run reads, found when it was planned and frozen in its plan."""
 
-    train: str = Field(description="Folder with index.json and chunks.")
-    validation: str | None = Field(description="The same for held-out documents.")
+    train: tuple[TokenSource, ...] = Field(min_length=1, description="Read by their weights, each in its own epochs.")
+    validation: tuple[TokenSource, ...] = Field(description="Held-out documents, read once, end to end.")
     tokenizer: str | None = Field(description="tokenizer.json that made the tokens.")
-    n_tokens: int = Field(ge=1)
-    n_validation_tokens: int = Field(ge=0)
-    digest: str = Field(description="Changes when any token of the data changes.")
+    digest: str = Field(description="Changes when any token of the data changes, or any weight.")
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(source.n_tokens for source in self.train)
+
+    @property
+    def n_validation_tokens(self) -> int:
+        return sum(source.n_tokens for source in self.validation)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of all samples, how many come from each source of `train`; their sum is 1."""
+        return tuple(source.weight / sum(other.weight for other in self.train) for source in self.train)
 
 
 class Storage(Section):
@@ -272,9 +312,8 @@ def count_steps(recipe: Recipe, n_tokens: int) -> int:
 def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """A copy of a recipe's mapping with dotted keys set; {'train.max_steps': 5} sets raw['train']['max_steps'].
 
-    A new length replaces the old one, since a recipe holds only one of max_steps, max_tokens and max_epochs.
+    A new value replaces those that it excludes (EITHER_OR): another length, a source in place of a mixture.
     """
-    lengths = {"max_steps", "max_tokens", "max_epochs"}
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
@@ -283,8 +322,9 @@ def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str,
             child = node.get(part)
             node[part] = dict(child) if isinstance(child, dict) else {}
             node = node[part]
-        if parents == ["train"] and last in lengths and value is not None:
-            for other in lengths - {last}:
+        alike = EITHER_OR.get(".".join(parents), ())
+        if last in alike and value is not None:
+            for other in alike:
                 node.pop(other, None)
         node[last] = value
     return result

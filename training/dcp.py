@@ -7,6 +7,7 @@ its metadata is a pickle and nothing in it is hashed. Knows no run directory and
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -118,6 +119,7 @@ class ShardWriter(StorageWriter):
 
     def __init__(self, folder: str, name: str, commit: Any) -> None:
         self._folder, self._name, self._commit = folder, name, commit
+        self.seconds = 0.0  # in which this rank's file was written
 
     def reset(self, checkpoint_id: Any = None) -> None: ...
 
@@ -131,7 +133,9 @@ class ShardWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         done: Future[list[WriteResult]] = Future()
+        began = time.perf_counter()
         done.set_result(self._write(plan, planner) if plan.items else [])
+        self.seconds = time.perf_counter() - began
         return done
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:

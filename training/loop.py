@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from model.cost import flops_per_token
+from training.appender import Appender
 from training.checkpoint import Checkpointer, Kind
 from training.config import Batch, Recipe, Workload
 from training.data.tokens import Prefetcher, TokenReader
@@ -24,7 +25,6 @@ from training.distributed import World, sum_over_ranks
 from training.metrics import PhaseClock
 from training.optim import AdamW, lr_at
 from training.parallel import mesh_shape
-from training.appender import Appender
 from training.state import TrainState, shards
 from training.step import train_step
 from training.stop import REASONS, StopFlag, agreed_reason

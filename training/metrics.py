@@ -72,6 +72,7 @@ METRICS = (
         ("stage",),
         buckets=SAVE_BUCKETS,
     ),
+    Metric("trainer_checkpoint_retries_total", "counter", "Requests about checkpoints that a store failed at first."),
     Metric("trainer_checkpoint_last_success_timestamp_seconds", "gauge", "When the last commit was made (Unix time)."),
     Metric("trainer_checkpoint_size_bytes", "gauge", "Size of the last committed checkpoint."),
     Metric("trainer_checkpoint_restore_duration_seconds", "gauge", "Time it took to load the state at the start."),

@@ -6,6 +6,7 @@ Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touc
               attempts/0000/{job.json, outcome.json, events.jsonl, errors/, endpoints/, logs/}
               metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
               checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
+              checkpoints/latest.json                         the step committed last
               stop.json                                       somebody asked for an agreed stop
               outcome.json                                    the last word, written last
 """
@@ -22,6 +23,8 @@ from pydantic import BaseModel, ConfigDict
 
 from model import files
 from model.shards import MANIFEST
+
+LATEST = "checkpoints/latest.json"
 
 Outcome = Literal["completed", "stopped", "failed"]
 
@@ -104,9 +107,12 @@ class RunDir:
     def write_json(self, name: str, value: Any, *, sync: bool = False) -> None:
         self.write_text(name, json.dumps(value, indent=1) + "\n", sync=sync)
 
-    def create_json(self, name: str, value: Any) -> None:
+    def create_text(self, name: str, text: str) -> None:
         """Write a file that must not exist yet; FileExistsError if another was faster."""
-        files.create(self.path(name), (json.dumps(value, indent=1) + "\n").encode())
+        files.create(self.path(name), text.encode())
+
+    def create_json(self, name: str, value: Any) -> None:
+        self.create_text(name, json.dumps(value, indent=1) + "\n")
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens if it is gone already."""
@@ -117,7 +123,7 @@ class RunDir:
         """Attempts that somebody has claimed, oldest first."""
         numbers = [int(name) for name in self.listdir("attempts") if name.isdigit()]
         claimed = [n for n in numbers if self._is_claimed(n)]
-        while not self.local and self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
+        while self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
             claimed.append(after)  # a store may list late what can be read already
         return claimed
 
@@ -161,11 +167,7 @@ class RunDir:
         """
         surviving: dict[int, dict[str, Any]] = {}
         names = [name for name in self.listdir("metrics") if name.startswith(f"{kind}-")]
-        starts = {number: self._start_step(number) for number in self.attempts()}
-        for number in sorted(starts):
-            start = starts[number]
-            if start is None:
-                continue
+        for number, start in self.starts().items():
             surviving = {step: row for step, row in surviving.items() if step <= start}
             for name in names:
                 if name.startswith(f"{kind}-{number:04d}"):
@@ -179,6 +181,11 @@ class RunDir:
         names = [name for name in self.listdir(folder) if name.startswith("events") and name.endswith(".jsonl")]
         return [row for name in names for row in parse_jsonl(self.read_bytes(f"{folder}/{name}"))]
 
+    def starts(self) -> dict[int, int]:
+        """The step from which each attempt went on that got so far, oldest attempt first."""
+        found = {number: self._start_step(number) for number in self.attempts()}
+        return {number: start for number, start in found.items() if start is not None}
+
     def _start_step(self, attempt: int) -> int | None:
         """The step from which an attempt went on; None if it never got that far."""
         for event in self.events(attempt):
@@ -190,7 +197,15 @@ class RunDir:
     def committed_steps(self) -> list[int]:
         """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
         names = [name for name in self.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
-        return sorted(int(name[5:]) for name in names if self.exists(f"checkpoints/{name}/{MANIFEST}"))
+        steps = {int(name[5:]) for name in names} | self._latest_step()
+        return sorted(step for step in steps if self.exists(f"{self.checkpoint_dir(step)}/{MANIFEST}"))
+
+    def _latest_step(self) -> set[int]:
+        """The step that was committed last, for stores and network folders that list late what is there already."""
+        try:
+            return {int(self.read_json(LATEST)["step"])}
+        except (FileNotFoundError, ValueError, KeyError):
+            return set()
 
     # -- stop ----------------------------------------------------------------------------------------------------
     def request_stop(self, reason: str) -> None:

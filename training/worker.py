@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
+from model import files, store
 from model.shards import CorruptError
-from training.config import Recipe, Workload, apply_overrides, count_steps, cut_batch
-from training.distributed import World, die_with_parent, read_world
 from training.appender import Appender
+from training.config import Recipe, Storage, Workload, apply_overrides, count_steps, cut_batch
+from training.distributed import World, die_with_parent, read_world
+from training.events import Events, SaveEvents, StoreEvents
 from training.rundir import OutcomeRecord, RunDir
 from training.stop import StopFlag
 
@@ -113,14 +115,10 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def work(run: RunDir, world: World, flag: StopFlag, progress: dict[str, Any]) -> None:
+    files.set_patience(Storage().retry_seconds)  # until the plan says what the place has chosen
     recipe, workload = read_run(run, world.attempt)
-    events = Appender(run, f"{run.attempt_dir(world.attempt)}/events")
-
-    def on_event(name: str, **facts: Any) -> None:
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
-        if world.leads:
-            events.add({"event": name, "time": time.time(), **facts})
-
+    files.set_patience(workload.storage.retry_seconds)
+    on_event = Events(run, world)
     born = psutil.Process().create_time()
     on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
     parts, resumed = compose(run, world, recipe, workload, flag, on_event)
@@ -132,7 +130,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: dict[str, Any]) ->
         reason = train(parts)
     finally:
         progress["step"] = parts.state.step
-        for rows in (parts.rows, parts.validation_rows):
+        for rows in (on_event, parts.rows, parts.validation_rows):
             if rows is not None:
                 rows.flush(sync=True)
     if world.leads:
@@ -151,6 +149,7 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     finish_run(run, parts.recipe, parts.workload, completed=reason is None, on_event=parts.on_event)
     parts.clock.total()
     parts.on_event("finished", step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
+    parts.on_event.flush(sync=True)
     loss = parts.state.validation_loss
     said = "" if loss is None else f", validation loss {loss:.4f}"
     done = f"{'all' if reason is None else 'stopped after'} {step} of {parts.max_steps} steps"
@@ -187,9 +186,10 @@ def compose(
     torch.manual_seed(recipe.train.seed)
     if needs_sharding(recipe.train, world.world_size):
         connect(world, device)
+    store.watch(StoreEvents(run, on_event, exporter))
     rows, validation_rows = open_rows(run, world)
     checkpointer = open_checkpointer(
-        run, world, recipe, workload, SaveEvents(on_event, exporter), rows, validation_rows
+        run, world, recipe, workload, SaveEvents(on_event, exporter), rows, validation_rows, on_event
     )
     model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
     reader, held_out = open_readers(recipe, workload)
@@ -248,7 +248,7 @@ def open_rows(run: RunDir, world: World) -> tuple[Appender | None, Appender | No
 
 
 def open_checkpointer(
-    run: RunDir, world: World, recipe: Recipe, workload: Workload, on_event: Any, *appenders: Appender | None
+    run: RunDir, world: World, recipe: Recipe, workload: Workload, on_event: Any, *appenders: Any
 ) -> Any:
     import torch
 
@@ -332,25 +332,6 @@ def git_sha(run: RunDir) -> str:
         return str(run.read_json("code.json").get("git_sha") or "")
     except (FileNotFoundError, ValueError):
         return ""
-
-
-class SaveEvents:
-    """Tells the events of saves to the log and to the metrics."""
-
-    def __init__(self, on_event: Any, exporter: Any) -> None:
-        self._on_event, self._exporter = on_event, exporter
-
-    def __call__(self, name: str, **facts: Any) -> None:
-        self._on_event(name, **facts)
-        if name not in ("saved", "save failed"):
-            return
-        result = "ok" if name == "saved" else "failed"
-        self._exporter.add("trainer_checkpoint_saves_total", kind=facts["kind"], result=result)
-        if name == "saved":
-            self._exporter.set("trainer_checkpoint_last_success_timestamp_seconds", time.time())
-            self._exporter.set("trainer_checkpoint_size_bytes", facts.get("bytes", 0))
-            self._exporter.observe("trainer_checkpoint_save_duration_seconds", facts["stall_seconds"], stage="stage")
-            self._exporter.observe("trainer_checkpoint_save_duration_seconds", facts["seconds"], stage="commit")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from model.shards import MANIFEST, read_manifest, read_tensor, verify
 from tests.training.ranks import run_ranks
 from training import dcp
+from training.appender import Appender
 from training.checkpoint import (
     Checkpointer,
     FencedError,
@@ -48,7 +50,7 @@ def train_a_little(model: nn.Module, optimizer: AdamW) -> None:
         optimizer.zero_grad()
 
 
-def checkpointer(run: RunDir, events: list[Any] | None = None, **given: Any) -> Checkpointer:
+def checkpointer(run: RunDir, events: list[Any] | None = None, *, attempt: int = 0, **given: Any) -> Checkpointer:
     heard = events if events is not None else []
     options = {
         "keep": None,
@@ -56,7 +58,12 @@ def checkpointer(run: RunDir, events: list[Any] | None = None, **given: Any) -> 
         "on_event": lambda name, **facts: heard.append((name, facts)),
         **given,
     }
-    return Checkpointer(run, read_world(), IDENTITY, **options)
+    return Checkpointer(run, replace(read_world(), attempt=attempt), IDENTITY, **options)
+
+
+def claim(run: RunDir, attempt: int) -> None:
+    facts: dict[str, Any] = {"host": "h", "pid": 1, "pid_started": 0, "created": 0, "nnodes": 1, "nproc_per_node": 1}
+    run.claim_attempt(Job(attempt=attempt, backend="local", job_id="1", device="cpu", **facts))
 
 
 def saved(run: RunDir, *steps: int, **given: Any) -> tuple[nn.Module, AdamW]:
@@ -154,18 +161,41 @@ def test_without_a_manifest_there_is_no_checkpoint(tmp_path: Path) -> None:
     os.unlink(tmp_path / "checkpoints" / "step-00000010" / MANIFEST)
     assert run.committed_steps() == [5]
     checkpointer(run).sweep()
-    assert run.listdir("checkpoints") == ["step-00000005"]
+    assert run.listdir("checkpoints") == ["latest.json", "step-00000005"]
+
+
+def test_a_late_commit_of_an_older_attempt_counts_for_nothing(tmp_path: Path) -> None:
+    """It looked, was taken over from before it, and wrote its manifest all the same: rows and weights ignore it."""
+    run, events = RunDir(str(tmp_path)), []
+    trained = saved(run, 5)
+    saved(run, 10)
+    claim(run, 0)
+    claim(run, 1)
+    Appender(run, f"{run.attempt_dir(1)}/events").add({"event": "started", "step": 5})
+    loaded = fresh()
+    manifest = checkpointer(run, events, attempt=2).load_newest(shards(*loaded))
+    assert manifest is not None and manifest.step == 5
+    assert_same(trained, loaded)
+    assert [name for name, _ in events] == ["passed over"]
+    saved(run, 10, attempt=2)  # the run comes there itself, and its own counts
+    assert run.read_json(f"{run.checkpoint_dir(10)}/{MANIFEST}")["attempt"] == 2
+
+
+def test_what_a_newer_attempt_is_writing_is_never_swept(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    folder = tmp_path / "checkpoints" / "step-00000007"
+    folder.mkdir(parents=True)
+    names = ["0001-rank-00000.safetensors", "0002-rank-00000.safetensors", "0003-rank-00000.safetensors"]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    checkpointer(run, attempt=2).sweep()
+    assert run.listdir("checkpoints/step-00000007") == names[2:]
 
 
 def test_an_older_attempt_cannot_commit(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
-    for attempt in (0, 1):
-        run.claim_attempt(
-            Job(
-                attempt=attempt, backend="local", job_id="1", host="h", pid=1, pid_started=0, created=0, nnodes=1,
-                nproc_per_node=1, device="cpu",
-            )
-        )  # fmt: skip
+    claim(run, 0)
+    claim(run, 1)
     with pytest.raises(FencedError, match="attempt 1 has taken over"):
         saved(run, 5)
     assert run.committed_steps() == []

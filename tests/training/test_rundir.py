@@ -21,6 +21,7 @@ def begin(run: RunDir, attempt: int, start: int, steps: range) -> None:
     run.claim_attempt(job(attempt))
     events = Appender(run, f"{run.attempt_dir(attempt)}/events")
     events.add({"event": "started", "step": start, "time": 0})
+    events.flush()
     rows = Appender(run, f"metrics/steps-{attempt:04d}")
     for step in steps:
         rows.add({"step": step, "attempt": attempt})

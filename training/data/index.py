@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model import files
 from model.files import exists, normal
-from training.config import DataSpec
+from training.config import DataSpec, TokenSource
 
 FORMAT = 1
 DATASET, INDEX, DIGESTS = "dataset.json", "index.json", "digests.json"
@@ -211,21 +212,18 @@ def is_prepared(source: str) -> bool:
     return exists(f"{folder}/{DATASET}") or exists(f"{folder}/{INDEX}")
 
 
-def open_dataset(source: str, *, validation: str | None = None) -> DataSpec:
+def open_dataset(source: str) -> DataSpec:
     """The tokens of a prepared folder or a bare litdata folder, local or URL.
 
-    `validation` names another such folder: its held-out part if it has one, else all of it. ValueError says what is
-    missing and how to make it.
+    ValueError says what is missing and how to make it.
     """
     folder = normal(source)
     dataset = read_dataset(folder)
     if dataset is not None:
-        spec = _prepared(folder, dataset)
-    elif exists(f"{folder}/{INDEX}"):
-        spec = _bare(folder)
-    else:
-        raise ValueError(_missing(folder))
-    return spec if validation is None else _with_validation(spec, validation)
+        return _prepared(folder, dataset)
+    if exists(f"{folder}/{INDEX}"):
+        return _bare(folder)
+    raise ValueError(_missing(folder))
 
 
 def _missing(folder: str) -> str:
@@ -239,11 +237,9 @@ def _missing(folder: str) -> str:
 def _prepared(folder: str, dataset: Dataset) -> DataSpec:
     held = dataset.splits.get("validation")
     return DataSpec(
-        train=f"{folder}/train",
-        validation=f"{folder}/validation" if held else None,
+        train=(TokenSource(folder=f"{folder}/train", n_tokens=dataset.splits["train"].tokens),),
+        validation=(TokenSource(folder=f"{folder}/validation", n_tokens=held.tokens),) if held else (),
         tokenizer=f"{folder}/{TOKENIZER}",
-        n_tokens=dataset.splits["train"].tokens,
-        n_validation_tokens=held.tokens if held else 0,
         digest=dataset.digest,
     )
 
@@ -257,24 +253,47 @@ def _bare(folder: str) -> DataSpec:
         digest = read_model(f"{folder}/{DIGESTS}", Digests).digest
     else:
         digest = hashlib.sha256(json.dumps([index.dtype, said]).encode()).hexdigest()
+    train = TokenSource(folder=folder, n_tokens=index.n_tokens)
+    return DataSpec(train=(train,), validation=(), tokenizer=None, digest=digest)
+
+
+def mix(specs: Sequence[DataSpec], weights: Sequence[float]) -> DataSpec:
+    """Several sources as one set of data: mixed by weight in training, held-out parts end to end in validation.
+
+    One alone stays what it is. ValueError for a source named twice, and for sources of different tokenizers.
+    """
+    if len(specs) == 1:
+        return specs[0]
+    train = [(source, weight) for spec, weight in zip(specs, weights, strict=True) for source in spec.train]
+    folders = [source.folder for source, _ in train]
+    if twice := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
+        raise ValueError(f"{twice[0]} is named twice; give it once, with the sum of its weights")
+    _check_same_tokenizer(folders)
+    said = [[spec.digest, float(weight)] for spec, weight in zip(specs, weights, strict=True)]
     return DataSpec(
-        train=folder, validation=None, tokenizer=None, n_tokens=index.n_tokens, n_validation_tokens=0, digest=digest
+        train=tuple(source.model_copy(update={"weight": float(weight)}) for source, weight in train),
+        validation=tuple(source for spec in specs for source in spec.validation),
+        tokenizer=next((spec.tokenizer for spec in specs if spec.tokenizer is not None), None),
+        digest=hashlib.sha256(json.dumps(said).encode()).hexdigest(),
     )
 
 
-def _with_validation(spec: DataSpec, source: str) -> DataSpec:
+def with_validation(spec: DataSpec, source: str) -> DataSpec:
+    """The same, validated on another folder of tokens: on its held-out part if it has one, else on all of it."""
     held = open_dataset(source)
-    mine, other = _tokenizer_of(spec.train), _tokenizer_of(held.train)
-    if mine and other and mine != other:
-        raise ValueError(f"{source} was made by another tokenizer than {spec.train}; prepare both with the same one")
+    _check_same_tokenizer([one.folder for one in (*spec.train, *held.train)])
     digest = hashlib.sha256(f"{spec.digest} {held.digest}".encode()).hexdigest()
-    return spec.model_copy(
-        update={
-            "validation": held.validation or held.train,
-            "n_validation_tokens": held.n_validation_tokens if held.validation else held.n_tokens,
-            "digest": digest,
-        }
-    )
+    return spec.model_copy(update={"validation": held.validation or held.train, "digest": digest})
+
+
+def _check_same_tokenizer(folders: Sequence[str]) -> None:
+    """ValueError names two folders whose tokens were made by different tokenizers, where they say which."""
+    known = [(folder, made_by) for folder in folders if (made_by := _tokenizer_of(folder)) is not None]
+    for folder, made_by in known[1:]:
+        if made_by != known[0][1]:
+            raise ValueError(
+                f"{folder} was made by another tokenizer than {known[0][0]}; prepare both with the same one"
+            )
 
 
 def _tokenizer_of(split_folder: str) -> str | None:
@@ -282,10 +301,9 @@ def _tokenizer_of(split_folder: str) -> str | None:
     return dataset.tokenizer.sha256 if dataset else None
 
 
-def vocab_size_of(data: DataSpec | str) -> int | None:
-    """The vocabulary of prepared tokens; None for bare litdata folders, which do not say it."""
-    folder = os.path.dirname(data.train) if isinstance(data, DataSpec) else normal(data)
-    dataset = read_dataset(folder)
+def vocab_size_of(source: str) -> int | None:
+    """The vocabulary of a prepared folder; None for bare litdata folders, which do not say it."""
+    dataset = read_dataset(source)
     return dataset.vocab_size if dataset else None
 
 
