@@ -1,8 +1,9 @@
-"""The docs say what the code does: the reference is made from it, links lead somewhere, commands exist."""
+"""The docs say what the code does: the reference is made from it, links lead somewhere, commands exist and work."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import click
 import pytest
 
 from launcher import errors
+from tests.shell import Shell
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")])
@@ -124,3 +126,77 @@ def test_the_python_door_opens(before: str) -> None:
     """`from model import load`, as the docs show it, gives the function whatever was imported before."""
     done = run_python("-c", f"{before}\nfrom model import load\nassert callable(load), load")
     assert done.returncode == 0, done.stderr
+
+
+# -- commands as typed -----------------------------------------------------------------------------------------------
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
+# What needs a run that is alive, or hardware; the journeys and the tests of each command do these.
+NOT_HERE = re.compile(r"launch (stop|cancel|drill|resume|logs -f|.*--gpus-per-node)\b")
+TINY = (
+    "model.dim=32 model.n_layers=1 model.n_heads=2 model.ffn_dim=64 data.seq_len=16 train.max_steps=2 train.device=cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A clone as far as commands can tell, where the names that the guides use stand for something."""
+    shell = Shell(tmp_path_factory.mktemp("docs"))
+    (shell.here / "recipes").symlink_to(ROOT / "recipes")
+    text = (ROOT / "recipes/quickstart/emma.txt").read_text()
+    (shell.here / "tokenizer.json").symlink_to(ROOT / "recipes/quickstart/tokenizer.json")
+    (shell.here / "corpus").mkdir()
+    (shell.here / "corpus/emma.txt").write_text(text[:40_000])
+    (shell.here / "more.jsonl").write_text(json.dumps({"text": text[:900]}) + "\n")
+    (shell.here / "web").mkdir()
+    write_parquet(shell.here / "web/one.parquet", [text[:700], text[700:1400]])
+    own = re.search(
+        r"```yaml\n(# my-model.yaml.*?)```", (ROOT / "docs/guides/your-own-model.md").read_text(), re.DOTALL
+    )
+    assert own is not None
+    (shell.here / "my-model.yaml").write_text(own[1])
+    type_in(shell, lines_to_type(ROOT / "docs/guides/prepare-data.md")[0])  # makes data/corpus, for the other guides
+    type_in(shell, f"launch quickstart --run-url runs/my-model-ab12 data.source=data/corpus {TINY}")
+    type_in(shell, "launch export latest --to hf --out path/to/hf-directory")
+    return shell
+
+
+def write_parquet(path: Path, texts: list[str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+
+
+def type_in(shell: Shell, line: str, *, dry: bool = False) -> None:
+    """A line in bash, as it stands on the page; `dry`: launches and resumes nothing."""
+    extra = "--dry-run" if dry and "--dry-run" not in line else ""
+    words = f'launch() {{ "{sys.executable}" -m launcher.cli "$@" {extra}; }}\n{line}'
+    done = subprocess.run(
+        ["bash", "-euc", words], cwd=shell.here, env=shell.env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def lines_to_type(path: Path) -> list[str]:
+    """Every `launch …` that stands in a block by itself."""
+    blocks = re.findall(r"```\n(.*?)```", path.read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("launch ")]
+
+
+def launches(line: str) -> bool:
+    context = generate.root_command().make_context("launch", [], resilient_parsing=True)
+    return generate.root_command().get_command(context, line.split()[1]) is None
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_work_as_typed(path: Path, place: Shell) -> None:
+    """Every cheap one, in order; what would train is planned. Then the Python of the page."""
+    for shown in lines_to_type(path):
+        line = re.sub(r"\bRUN\b", "latest", shown)
+        if not NOT_HERE.match(line):
+            type_in(place, line, dry=launches(line))
+    for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=place.here, env=place.env, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
