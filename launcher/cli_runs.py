@@ -14,7 +14,7 @@ import click
 
 from launcher.completion import complete_run
 from launcher.errors import EXIT_DONE, EXIT_FAILED, UserError
-from launcher.runs import RunFacts, RunState, all_runs, find, glance, state_of
+from launcher.runs import RunFacts, RunState, find, overview, state_of
 
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
@@ -42,7 +42,7 @@ def status(run: str | None, *, as_json: bool, watch: bool) -> int:
         click.echo("\n".join(lines))
         time.sleep(2.0)
     if as_json:
-        found = state_of(find(run)).to_json() if run else [glance(entry).to_json() for entry in all_runs()]
+        found = state_of(find(run)).to_json() if run else [state.to_json() for state in overview()]
         click.echo(json.dumps(found, indent=1))
     else:
         click.echo("\n".join(_status_lines(run)))
@@ -52,7 +52,7 @@ def status(run: str | None, *, as_json: bool, watch: bool) -> int:
 def _status_lines(run: str | None) -> list[str]:
     if run is not None:
         return _one_status(state_of(find(run)))
-    states = [glance(entry) for entry in reversed(all_runs())]
+    states = overview()[::-1]
     if not states:
         return ["no runs yet; launch --local starts one"]
     rows = [_status_row(state) for state in states]

@@ -77,11 +77,6 @@ def register(run_id: str, name: str, url: str, *, store: files.StoreOptions | No
     os.replace(temporary, folder / f"{run_id}.json")
 
 
-def all_runs() -> list[Registered]:
-    """Registered runs whose directory is there, or cannot be reached now, oldest first."""
-    return [entry for entry in _entries() if entry.is_there()]
-
-
 def known_ids() -> list[str]:
     """Ids of all registered runs, oldest first, without a look at any of them."""
     return [entry.run_id for entry in _entries()]
@@ -252,16 +247,35 @@ class RunState:
         return asdict(self)
 
 
-def glance(entry: Registered) -> RunState:
-    """The state of one run among many: one whose store does not answer is `unreachable` and stops no other's."""
+def overview() -> list[RunState]:
+    """The states of all registered runs whose directory is there, oldest first.
+
+    One whose store does not answer is `unreachable`, and others of that store are not asked any more.
+    """
+    states, silent = list[RunState | None](), dict[tuple[str, str], str]()
+    for entry in _entries():
+        store = (entry.url.partition("://")[0], repr(entry.store))
+        if store in silent:
+            states.append(_unreachable(entry, silent[store]))
+            continue
+        try:
+            states.append(_glance(entry))
+        except (OSError, ValueError) as error:
+            states.append(_unreachable(entry, str(error)))
+            if files.is_remote(entry.url) and not isinstance(error, PermissionError):
+                silent[store] = str(error)
+    return [state for state in states if state is not None]
+
+
+def _glance(entry: Registered) -> RunState | None:
+    """The state of one run among many, asked for with little patience; None if it is gone."""
     run = entry.open()
-    try:
-        with files.patience(GLANCE_SECONDS):
-            return state_of(run)
-    except (OSError, ValueError) as error:
-        return RunState(
-            entry.run_id, entry.name, entry.url, "unreachable", resumable=False, alive=False, message=str(error)
-        )
+    with files.patience(GLANCE_SECONDS):
+        return state_of(run) if run.exists("plan.json") else None
+
+
+def _unreachable(entry: Registered, message: str) -> RunState:
+    return RunState(entry.run_id, entry.name, entry.url, "unreachable", resumable=False, alive=False, message=message)
 
 
 def state_of(run: RunDir) -> RunState:

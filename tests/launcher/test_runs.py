@@ -7,6 +7,7 @@ import shutil
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import pytest
 from launcher import runs
 from launcher.errors import UserError
 from launcher.processes import started_at
-from launcher.runs import all_runs, find, new_run_id, register, state_of
+from launcher.runs import find, known_ids, new_run_id, overview, register, state_of
+from model.files import StoreOptions, set_store_options
 from tests.launcher.standin import make_run
 from training.appender import Appender
 from training.rundir import Job, OutcomeRecord, RunDir
 
 
 @pytest.fixture(autouse=True)
-def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield
+    set_store_options(StoreOptions())
 
 
 def registered(folder: Path, *names: str) -> list[RunDir]:
@@ -84,13 +88,13 @@ def test_find_refuses_what_is_ambiguous_or_unknown(tmp_path: Path) -> None:
 def test_latest_without_runs() -> None:
     with pytest.raises(UserError, match="no run has been launched"):
         find("latest")
-    assert all_runs() == []
+    assert overview() == []
 
 
 def test_deleted_runs_are_left_out(tmp_path: Path) -> None:
     first, second = registered(tmp_path, "a-1111", "a-2222")
     shutil.rmtree(second.url)
-    assert [entry.run_id for entry in all_runs()] == ["a-1111"]
+    assert [entry.run_id for entry in overview()] == ["a-1111"]
     assert find("latest").url == first.url and find("a").url == first.url
     with pytest.raises(UserError, match="gone"):
         find("a-2222")
@@ -99,7 +103,35 @@ def test_deleted_runs_are_left_out(tmp_path: Path) -> None:
 def test_a_damaged_registry_entry_harms_nobody(tmp_path: Path) -> None:
     registered(tmp_path, "a-1111")
     (tmp_path / "state/launchyard/runs/b-2222.json").write_text("{")
-    assert [entry.run_id for entry in all_runs()] == ["a-1111"]
+    assert [entry.run_id for entry in overview()] == ["a-1111"]
+
+
+def test_a_store_that_does_not_answer_stops_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens at port 9 of loopback. Its runs are asked for once, and known all the same."""
+    registered(tmp_path, "a-1111")
+    store = StoreOptions(endpoint_url="http://127.0.0.1:9", region="us-east-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    for run_id in ("far-2222", "far-3333"):
+        register(run_id, "far", f"s3://bucket/{run_id}", store=store)
+    began = time.monotonic()
+    states = {state.run_id: state.state for state in overview()}
+    assert states == {"a-1111": "pending", "far-2222": "unreachable", "far-3333": "unreachable"}
+    assert time.monotonic() - began < 1.8 * runs.GLANCE_SECONDS
+    assert known_ids() == ["a-1111", "far-2222", "far-3333"]
+
+
+def test_a_run_brings_its_store_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[StoreOptions]()
+    monkeypatch.setattr("model.files.set_store_options", asked.append)
+    _, there = registered(tmp_path, "a-1111", "b-2222")
+    store = StoreOptions(endpoint_url="http://127.0.0.1:9", profile="p", credentials_file="/c")
+    register("b-2222", "b", there.url, store=store)
+    for name in ("b-2222", there.url):
+        find(name)
+        assert asked[-1] == store
+    find("a-1111")
+    assert asked[-1] == StoreOptions(), "and the next one its own"
 
 
 def test_registry_is_private_and_ids_are_new(tmp_path: Path) -> None:
