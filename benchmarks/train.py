@@ -157,7 +157,7 @@ def make_run(folder: Path, steps: int) -> Path:
     import yaml
 
     from model.zoo import preset
-    from training.config import Checkpoint, Data, DataSpec, Recipe, Train, Workload
+    from training.config import Checkpoint, Data, DataSpec, Recipe, TokenSource, Train, Workload
 
     sys.path.insert(0, str(Path(__file__).parent))
     from chunks import write_chunks
@@ -165,11 +165,9 @@ def make_run(folder: Path, steps: int) -> Path:
     tokens = np.random.default_rng(0).integers(0, 50254, BATCH * SEQ_LEN * steps + 1, dtype=np.uint16)
     write_chunks(folder / "data", tokens)
     data = DataSpec(
-        train=str(folder / "data"),
-        validation=None,
+        train=(TokenSource(folder=str(folder / "data"), n_tokens=len(tokens)),),
+        validation=(),
         tokenizer=None,
-        n_tokens=len(tokens),
-        n_validation_tokens=0,
         digest="x",
     )
     recipe = Recipe(

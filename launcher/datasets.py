@@ -10,22 +10,24 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import LaunchError, UserError
 from model import files
-from training.config import Data, DataSpec
+from training.config import Data, DataSpec, TokenSource
 from training.data.index import (
     TOKENIZER,
     Dataset,
     find_tokenizer,
     is_prepared,
+    mix,
     open_dataset,
     read_dataset,
     tokenizer_vocab_size,
     vocab_size_of,
+    with_validation,
 )
 
 if TYPE_CHECKING:
@@ -47,16 +49,32 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """The tokens that a plan is made with. Unless `prepared`, counts and digest of `spec` are estimates."""
+class Part:
+    """One source. Unless it is prepared, counts and digest of `spec` are estimates. `key` says where it was named."""
 
+    key: str
     spec: DataSpec
     vocab_size: int | None  # None: a bare litdata folder does not say
+    weight: float = 1.0
     preparation: Preparation | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The tokens that a plan is made with, of all its sources together. `validation` is data.validation, located."""
+
+    parts: tuple[Part, ...]
+    validation: float | str | None
+    spec: DataSpec
 
     @property
     def prepared(self) -> bool:
-        return self.preparation is None
+        return all(part.preparation is None for part in self.parts)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The largest that any source says."""
+        return max((part.vocab_size for part in self.parts if part.vocab_size is not None), default=None)
 
 
 def resolve(data: Data, tokenizer: str | None, *, base: str | None = None, cache: str | None = None) -> Resolved:
@@ -65,18 +83,62 @@ def resolve(data: Data, tokenizer: str | None, *, base: str | None = None, cache
     Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
     user's cache folder.
     """
-    given = [data.source] if isinstance(data.source, str) else list(data.source or [])
-    if not given:
+    tokenizer = tokenizer and _locate(tokenizer, base)
+    parts = []
+    for key, given, weight in _named(data):
+        sources = [_locate(source, base) for source in given]
+        part = _part(key, sources, tokenizer, data.validation, cache)
+        parts.append(replace(part, weight=weight))
+    validation = _locate(data.validation, base) if isinstance(data.validation, str) else data.validation
+    return _joined(parts, validation)
+
+
+def _named(data: Data) -> Iterator[tuple[str, list[str], float]]:
+    """Key, paths and weight of every source."""
+    if data.mixture is not None:
+        for number, one in enumerate(data.mixture):
+            yield f"data.mixture.{number}.source", _listed(one.source), one.weight
+    elif given := _listed(data.source):
+        yield "data.source", given, 1.0
+    else:
         raise UserError("data.source is missing", hint="name a folder made by `launch prepare`, or text files")
-    sources = [_locate(source, base) for source in given]
+
+
+def _listed(source: str | list[str] | None) -> list[str]:
+    return [source] if isinstance(source, str) else list(source or [])
+
+
+def _part(
+    key: str, sources: list[str], tokenizer: str | None, validation: float | str | None, cache: str | None
+) -> Part:
+    if not sources:
+        raise UserError(f"{key} is empty", hint="name a folder made by `launch prepare`, or text files")
     if len(sources) == 1 and is_prepared(sources[0]):
-        return _prepared(data, sources[0], tokenizer and _locate(tokenizer, base), base)
+        return _prepared(key, sources[0], tokenizer)
     if any(is_prepared(source) for source in sources):
         raise UserError(
-            "data.source lists a prepared folder among others; only one can be read",
-            hint="prepare all the text into one folder with `launch prepare`",
+            f"{key} lists a prepared folder among others; a source is one of them, or text",
+            hint="read several with data.mixture, or prepare all the text into one folder with `launch prepare`",
         )
-    return _text(data, sources, tokenizer and _locate(tokenizer, base), cache)
+    return _text(key, sources, tokenizer, validation, cache)
+
+
+def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
+    with _key("data.source" if len(parts) == 1 else "data.mixture"):
+        spec = mix([part.spec for part in parts], [part.weight for part in parts])
+    if isinstance(validation, str):
+        with _key("data.validation"):
+            spec = with_validation(spec, validation)
+    elif validation == 0:
+        spec = spec.model_copy(update={"validation": ()})
+    elif validation and not spec.validation:
+        there = ", ".join(source.folder for source in spec.train)
+        raise UserError(
+            f"data.validation: {validation} is a share of text to hold out, but {there} is prepared already and "
+            "holds nothing out",
+            hint="prepare it again with --validation, name a prepared folder, or set data.validation=null",
+        )
+    return Resolved(tuple(parts), validation, spec)
 
 
 def _locate(path: str, base: str | None) -> str:
@@ -94,22 +156,13 @@ def _is_there(path: str) -> bool:
 
 
 # -- tokens that exist -----------------------------------------------------------------------------------------------
-def _prepared(data: Data, source: str, tokenizer: str | None, base: str | None) -> Resolved:
-    held = _locate(data.validation, base) if isinstance(data.validation, str) else None
-    with _key("data.source" if held is None else "data"):
-        spec = open_dataset(source, validation=held)
+def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
+    with _key(key):
+        spec = open_dataset(source)
         dataset = read_dataset(source)
-    if isinstance(data.validation, float) and data.validation and spec.validation is None:
-        raise UserError(
-            f"data.validation: {data.validation} is a share of text to hold out, but {source} is prepared already and "
-            "holds nothing out",
-            hint="prepare it again with --validation, name a prepared folder, or set data.validation=null",
-        )
-    if data.validation == 0:
-        spec = spec.model_copy(update={"validation": None, "n_validation_tokens": 0})
     if tokenizer is not None:
         spec = spec.model_copy(update={"tokenizer": _same_tokenizer(tokenizer, source, dataset)})
-    return Resolved(spec, vocab_size_of(source))
+    return Part(key, spec, dataset.vocab_size if dataset else None)
 
 
 def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str:
@@ -124,10 +177,10 @@ def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
-def _text(data: Data, given: list[str], tokenizer: str | None, cache: str | None) -> Resolved:
+def _text(key: str, given: list[str], tokenizer: str | None, validation: float | str | None, cache: str | None) -> Part:
     from training.data.sources import find_sources
 
-    with _key("data.source"):
+    with _key(key):
         try:
             sources = find_sources(given)
         except ValueError as error:
@@ -136,36 +189,35 @@ def _text(data: Data, given: list[str], tokenizer: str | None, cache: str | None
             ) from error
     if tokenizer is None:
         raise UserError(
-            f"tokenizer is missing: data.source is text ({given[0]}), which needs one",
+            f"tokenizer is missing: {key} is text ({given[0]}), which needs one",
             hint="tokenizer: a tokenizer.json, or a folder with one",
         )
-    if isinstance(data.validation, str):
+    if isinstance(validation, str):
         raise UserError(
-            f"data.validation: {data.validation} is a path, but data.source is text that is not prepared yet",
+            f"data.validation: {validation} is a path, but {key} is text that is not prepared yet",
             hint="give a share such as 0.05, or prepare the text with `launch prepare` and name that folder",
         )
     with _key("tokenizer"):
         path = find_tokenizer(tokenizer)
         raw = files.read(path)
         vocab_size = tokenizer_vocab_size(raw, name=path)
-    share = float(data.validation or 0.0)
+    share = float(validation or 0.0)
     digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share)
     out = os.path.join(cache or _cache_folder(), "data", digest[:32])
     if is_prepared(out):
-        return Resolved(open_dataset(out), vocab_size_of(out))
+        return Part(key, open_dataset(out), vocab_size_of(out))
     spec = _estimate(out, sum(source.bytes for source in sources), share, digest)
-    return Resolved(spec, vocab_size, Preparation(tuple(given), path, out, share))
+    return Part(key, spec, vocab_size, preparation=Preparation(tuple(given), path, out, share))
 
 
 def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
     tokens = max(2, n_bytes // BYTES_PER_TOKEN)
     held = int(tokens * share)
+    held_out = TokenSource(folder=f"{out}/validation", n_tokens=max(1, held))
     return DataSpec(
-        train=f"{out}/train",
-        validation=f"{out}/validation" if share else None,
+        train=(TokenSource(folder=f"{out}/train", n_tokens=max(1, tokens - held)),),
+        validation=(held_out,) if share else (),
         tokenizer=f"{out}/{TOKENIZER}",
-        n_tokens=max(1, tokens - held),
-        n_validation_tokens=held,
         digest=digest,
     )
 
@@ -189,17 +241,23 @@ def _cache_folder() -> str:
     return platformdirs.user_cache_dir("launchyard")
 
 
-def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[Progress], None] | None = None) -> DataSpec:
+def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[Progress], None] | None = None) -> Resolved:
     """The exact tokens, prepared now if they are not yet. A second launch of the same text waits for the first."""
-    made = resolved.preparation
+    if resolved.prepared:
+        return resolved
+    return _joined([_prepared_now(part, on_progress) for part in resolved.parts], resolved.validation)
+
+
+def _prepared_now(part: Part, on_progress: Callable[[Progress], None] | None) -> Part:
+    made = part.preparation
     if made is None:
-        return resolved.spec
+        return part
     from training.data.encode import PrepareError
     from training.data.prepare import prepare
 
     with _lock(f"{made.out}.lock"):
         if not is_prepared(made.out):
-            with _key("data.source"):
+            with _key(part.key):
                 try:
                     prepare(
                         list(made.sources),
@@ -210,7 +268,7 @@ def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[Progress], Non
                     )
                 except PrepareError as error:
                     raise LaunchError(f"preparing the text failed: {error}") from error
-        return open_dataset(made.out)
+        return replace(part, spec=open_dataset(made.out), preparation=None)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The dry run IS this value printed. Reads no file and asks no machine; what it mu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # On a CPU, memory that was freed stays with the process: glibc else returns large blocks to the kernel and gets them
 # back page by page, many times a step (1.14 times as fast: linear + cross entropy of pythia-14m).
 CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+
+MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
 
 
 class Fixed(BaseModel):
@@ -87,7 +90,7 @@ class Plan(Fixed):
     precision: str
     max_steps: int
     total_tokens: int
-    epochs: float
+    epochs: list[float] = Field(description="Passes over each source.")
     n_params: int
     flops_per_token: float
     memory: dict[str, int] = Field(description="Bytes a worker, estimated.")
@@ -154,9 +157,10 @@ def make_plan(
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
-    samples = count_samples(data.spec.n_tokens, recipe.data.seq_len)
+    epochs = _epochs(data.spec, recipe, max_steps)
     memory, available = _memory(recipe, model, batch, mesh), _available(cluster, host, device, nproc)
-    _note(recipe, max_steps, samples, memory["total"], available, draft)
+    _note(recipe, max_steps, memory["total"], available, draft)
+    _note_data(recipe, data.spec, epochs, draft)
     environment = _environment(cluster, host, nproc, device)
     return Plan(
         run_id=run_id,
@@ -175,7 +179,7 @@ def make_plan(
         precision=recipe.train.precision,
         max_steps=max_steps,
         total_tokens=max_steps * batch.tokens_per_step,
-        epochs=round(max_steps * batch.global_batch_size / max(1, samples), 4),
+        epochs=epochs,
         n_params=cost.n_params(model),
         flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
         memory=memory,
@@ -335,7 +339,9 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
-    if recipe.validation.every_steps and spec.validation is None:
+    if train.max_epochs is not None and len(spec.train) > 1:
+        draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
+    if recipe.validation.every_steps and not spec.validation:
         draft.wrong("validation.every_steps", "the data has no held-out part; set data.validation, such as 0.05")
     if recipe.validation.sample and spec.tokenizer is None:
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
@@ -358,8 +364,9 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
 
 def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
     """Plans and recipes are stored in plain text: no passwords in their URLs."""
-    sources = recipe.data.source if isinstance(recipe.data.source, list) else [recipe.data.source]
-    urls: list[tuple[str, object]] = [("data.source", source) for source in sources]
+    given: list[tuple[str, object]] = [("data.source", recipe.data.source)]
+    given += [(f"data.mixture.{number}", one.source) for number, one in enumerate(recipe.data.mixture or ())]
+    urls = [(key, url) for key, source in given for url in (source if isinstance(source, list) else [source])]
     urls += [("data.validation", recipe.data.validation), ("tokenizer", recipe.tokenizer), ("--run-url", run_url)]
     for key, url in [*urls, ("model.init_from", recipe.model.init_from)]:
         if isinstance(url, str) and redact(url) != url:
@@ -367,7 +374,16 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
             draft.wrong(key, f"{said}; use the credentials file of its service")
 
 
-def _note(recipe: Recipe, max_steps: int, samples: int, needed: int, available: int | None, draft: _Draft) -> None:
+def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
+    """How often each source is read."""
+    read, length = max_steps * recipe.train.global_batch_size, recipe.data.seq_len
+    return [
+        round(read * share / max(1, count_samples(source.n_tokens, length)), 4)
+        for source, share in zip(spec.train, spec.shares, strict=True)
+    ]
+
+
+def _note(recipe: Recipe, max_steps: int, needed: int, available: int | None, draft: _Draft) -> None:
     """What may surprise, and is no error."""
     _note_memory(needed, available, draft)
     warmup = recipe.schedule.warmup_steps
@@ -375,8 +391,27 @@ def _note(recipe: Recipe, max_steps: int, samples: int, needed: int, available: 
         draft.notes.append(
             f"warmup_steps {warmup} is longer than the run of {max_steps} steps: lr never reaches its peak"
         )
-    if samples < recipe.train.global_batch_size:
-        draft.notes.append(f"the data holds {samples} sequences, fewer than one global batch: it repeats within a step")
+
+
+def _note_data(recipe: Recipe, spec: DataSpec, epochs: list[float], draft: _Draft) -> None:
+    samples = [count_samples(source.n_tokens, recipe.data.seq_len) for source in spec.train]
+    for source, share, count in zip(spec.train, spec.shares, samples, strict=True):
+        if count < share * recipe.train.global_batch_size:
+            alone = len(spec.train) == 1
+            what = "the data" if alone else redact(source.folder)
+            of = "one global batch" if alone else "its share of a global batch"
+            draft.notes.append(f"{what} holds {count} sequences, fewer than {of}: it repeats within a step")
+    if len(spec.train) == 1:
+        return
+    for source, passes in zip(spec.train, epochs, strict=True):
+        if passes > MANY_EPOCHS:
+            draft.notes.append(f"{redact(source.folder)} is read {passes:.3g} times over; more than 4 seldom help")
+    held = {source.folder for source in spec.validation}
+    unseen = [one.folder for one in spec.train if f"{os.path.dirname(one.folder)}/validation" not in held]
+    if unseen and len(unseen) < len(spec.train):
+        draft.notes.append(f"validation sees nothing of {', '.join(map(redact, unseen))}")
+    if len(spec.validation) > 1 and recipe.validation.max_batches is not None:
+        draft.notes.append("validation.max_batches measures the first batches only: those of the first sources")
 
 
 def _note_memory(needed: int, available: int | None, draft: _Draft) -> None:

@@ -19,16 +19,16 @@ from launcher.explain import nearest
 from launcher.snapshot import redact
 from launcher.spellings import RECIPE_WORDS
 from launcher.strict import MAX_BYTES, Document, KeyPath, Origin, at_value, merge, parse_value, read_document, validate
-from training.config import ModelSection, Recipe, apply_overrides
+from training.config import EITHER_OR, ModelSection, Recipe, apply_overrides
 
 # Values that name files: a relative one is meant from the folder of the recipe that holds it.
 _PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "source"),
+    ("data", "mixture"),
     ("data", "validation"),
     ("tokenizer",),
     ("model", "init_from"),
 )
-_LENGTHS = ("max_steps", "max_tokens", "max_epochs")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
@@ -173,12 +173,14 @@ def _without_extends(document: Document) -> Document:
 
 
 def _make_room(below: Document, above: dict[str, Any]) -> Document:
-    """Take out what a value on top replaces though its key differs: another length, or another model's shape."""
+    """Take out what a value on top replaces though its key differs: another length, source, or model's shape."""
     value = {key: dict(child) if isinstance(child, dict) else child for key, child in below.value.items()}
-    train, model = above.get("train"), above.get("model")
-    if isinstance(train, dict) and isinstance(value.get("train"), dict):
-        for key in _LENGTHS if any(train.get(key) is not None for key in _LENGTHS) else ():
-            value["train"].pop(key, None)
+    for section, alike in EITHER_OR.items():
+        over = above.get(section)
+        if isinstance(over, dict) and isinstance(value.get(section), dict):
+            for key in alike if any(over.get(key) is not None for key in alike) else ():
+                value[section].pop(key, None)
+    model = above.get("model")
     if isinstance(model, dict) and isinstance(value.get("model"), dict):
         for key in ModelSection.model_fields if model.get("preset") or model.get("init_from") else ():
             value["model"].pop(key, None)
@@ -235,6 +237,8 @@ def _anchor(document: Document, folder: str) -> Document:
 def _whole(value: Any, folder: str) -> Any:
     if isinstance(value, list):
         return [_whole(item, folder) for item in value]
+    if isinstance(value, dict):  # one source of a mixture
+        return {key: _whole(child, folder) if key == "source" else child for key, child in value.items()}
     return _beside(value, folder) or value if isinstance(value, str) else value
 
 

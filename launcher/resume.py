@@ -79,18 +79,19 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     from launcher.datasets import ensure_prepared, resolve
     from training.data.index import INDEX
 
-    gone = [folder for folder in (data.train, data.validation) if folder and not files.exists(f"{folder}/{INDEX}")]
+    folders = [source.folder for source in (*data.train, *data.validation)]
+    gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
     if not gone:
         return
     hint = "bring its data back to where it was; a run goes on only with the very tokens that it began with"
-    parents = Path(data.train).parents  # CACHE/data/DIGEST/train
+    parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
     found = resolve(recipe.data, recipe.tokenizer, cache=str(parents[2]) if len(parents) > 2 else None)
-    if found.preparation is None or found.spec.train != data.train:
+    if found.prepared or [source.folder for source in (*found.spec.train, *found.spec.validation)] != folders:
         raise UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
     with user_errors():
-        spec = ensure_prepared(found, on_progress=progress_line(sys.stderr))
+        spec = ensure_prepared(found, on_progress=progress_line(sys.stderr)).spec
     if spec.digest != data.digest:
-        raise UserError(f"{gone[0]}: has gone, and {recipe.data.source} now makes other tokens", hint=hint)
+        raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=hint)
 
 
 def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

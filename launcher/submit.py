@@ -25,7 +25,7 @@ from launcher.plan import Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, load_recipe
 from launcher.snapshot import CodeSnapshot, redact, take_snapshot
 from model.config import ModelConfig
-from training.config import DataSpec
+from training.config import DataSpec, TokenSource
 from training.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -96,9 +96,11 @@ def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
 
 def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
     """The data cannot be found; say so together with what is wrong apart from the data."""
-    key = next((word for word in ("data.source", "data.validation", "tokenizer") if word in str(error)), "data")
+    keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
+    key = next((word for word in keys if word in str(error)), "data")
     problems = [f"{loaded.origin(key)}: {error}"]
-    unknown = DataSpec(train="?", validation="?", tokenizer="?", n_tokens=1, n_validation_tokens=0, digest="?")
+    anywhere = (TokenSource(folder="?", n_tokens=1),)
+    unknown = DataSpec(train=anywhere, validation=anywhere, tokenizer="?", digest="?")
     try:
         _plan(loaded, data=PlannedData(spec=unknown, vocab_size=1), **parts)
     except RecipeErrors as others:
@@ -179,8 +181,7 @@ def prepare_data(ready: Ready) -> Ready:
     if ready.data.prepared:
         return ready
     with user_errors():
-        spec = ensure_prepared(ready.data, on_progress=progress_line(sys.stderr))
-    data = replace(ready.data, spec=spec, preparation=None)
+        data = ensure_prepared(ready.data, on_progress=progress_line(sys.stderr))
     plan = _plan(
         ready.loaded,
         cluster=ready.cluster,

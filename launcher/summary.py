@@ -23,6 +23,7 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
         ("data", _data_words(plan)),
     ]
     lines = [f"✓ {label:<8} {' · '.join(words)}" for label, words in rows]
+    lines += [f"  {'':<8} {' · '.join(words)}" for words in _source_words(plan)]
     return lines + [f"! {'note':<8} {note}" for note in plan.notes]
 
 
@@ -91,9 +92,20 @@ def _every(recipe: Recipe) -> str:
 def _data_words(plan: Plan) -> list[str]:
     about = "" if plan.data_prepared else "about "
     words = [f"{about}{count(plan.data.n_tokens)} tokens"]
-    if plan.data.validation is not None:
+    if len(plan.data.train) > 1:
+        words.append(f"{len(plan.data.train)} sources")
+    if plan.data.validation:
         words.append(f"{about}{count(plan.data.n_validation_tokens)} held out")
-    return [*words, f"{plan.epochs:.3g} epochs", "prepared" if plan.data_prepared else "will be tokenized first"]
+    if len(plan.data.train) == 1:
+        words.append(f"{plan.epochs[0]:.3g} epochs")
+    return [*words, "prepared" if plan.data_prepared else "will be tokenized first"]
+
+
+def _source_words(plan: Plan) -> Iterator[list[str]]:
+    """Of a mixture, one line a source: its share, its tokens, and how often the run reads them."""
+    sources = zip(plan.data.train, plan.data.shares, plan.epochs, strict=True)
+    for source, share, epochs in sources if len(plan.data.train) > 1 else ():
+        yield [f"{share:6.2%} {redact(source.folder)}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
@@ -108,7 +120,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
         f"{batch.global_batch_size} sequences = {plan.world_size} workers x {batch.grad_accum_steps} micro steps "
         f"x {batch.micro_batch_size}; {batch.seq_len} tokens each",
     )
-    yield "length", f"{plan.max_steps:,} steps, {plan.total_tokens:,} tokens, {plan.epochs:g} epochs"
+    epochs = f", {plan.epochs[0]:g} epochs" if len(plan.epochs) == 1 else ""
+    yield "length", f"{plan.max_steps:,} steps, {plan.total_tokens:,} tokens{epochs}"
     yield "parameters", f"{plan.n_params:,}"
     yield (
         "compute",
@@ -118,7 +131,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
     yield "checkpoint", size(plan.checkpoint_bytes)
     model = plan.model.model_dump(exclude_defaults=True)
     yield "model", ", ".join(f"{key} {value}" for key, value in model.items())
-    yield "data", redact(plan.data.train)
+    for source in plan.data.train:
+        yield "data", redact(source.folder)
+    for source in plan.data.validation:
+        yield "validation", redact(source.folder)
 
 
 def _indent(text: str) -> list[str]:

@@ -90,9 +90,8 @@ class Data(Section):
         weights = [source.weight for source in self.mixture or ()]
         for number, weight in enumerate(weights):
             if weight < MIN_SHARE * sum(weights):
-                raise ValueError(
-                    f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; a source needs at least 1/{1 / MIN_SHARE:,.0f}"
-                )
+                least = f"at least 1/{1 / MIN_SHARE:,.0f} of their sum"
+                raise ValueError(f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; each must be {least}")
         return self
 
 

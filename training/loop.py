@@ -202,13 +202,22 @@ def finish(parts: Parts, pending: Pending | None) -> None:
 
 
 def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
-    samples = parts.reader.plan(pending.step, 0, parts.batch.global_batch_size, 1)[1][0].tolist()
-    named = ", ".join(map(str, samples[:16])) + (" …" if len(samples) > 16 else "")
     return NonFiniteError(
-        f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: samples {named} "
-        f"of {parts.workload.data.train}, data_hash {pending.agreement.data_hash:016x}. Nothing was saved after "
+        f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: "
+        f"{named_samples(parts, pending.step)}, data_hash {pending.agreement.data_hash:016x}. Nothing was saved after "
         "the last checkpoint; try a lower optimizer.lr, more schedule.warmup_steps, a smaller train.max_grad_norm"
     )
+
+
+def named_samples(parts: Parts, step: int) -> str:
+    """Which samples of which sources a step reads, the first few of each."""
+    (numbers,), (samples,) = parts.reader.plan(step, 0, parts.batch.global_batch_size, 1)
+    words = []
+    for number, source in enumerate(parts.workload.data.train):
+        mine = samples[numbers == number].tolist()
+        if mine:
+            words.append(f"samples {', '.join(map(str, mine[:16]))}{' …' * (len(mine) > 16)} of {source.folder}")
+    return "; ".join(words)
 
 
 def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:

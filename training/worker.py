@@ -320,11 +320,14 @@ def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
     from training.data.tokens import TokenReader
 
     size, data = recipe.train.global_batch_size, recipe.data
-    common = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}
-    reader = TokenReader([TokenStore(workload.data.train)], shuffle=data.shuffle, **common)
-    if workload.data.validation is None:
+    common: dict[str, Any] = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}
+    train, held = workload.data.train, workload.data.validation
+    weights = [source.weight for source in train]
+    stores = [TokenStore(source.folder) for source in train]
+    reader = TokenReader(stores, weights=weights, shuffle=data.shuffle, **common)
+    if not held:
         return reader, None
-    return reader, TokenReader([TokenStore(workload.data.validation)], shuffle=False, **common)
+    return reader, TokenReader([TokenStore(source.folder) for source in held], shuffle=False, **common)
 
 
 def git_sha(run: RunDir) -> str:

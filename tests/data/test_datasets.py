@@ -35,14 +35,15 @@ def test_text_is_estimated_then_prepared_then_found(place: Path) -> None:
     assert guess.vocab_size == 2048
     assert guess.spec.n_tokens + guess.spec.n_validation_tokens == 50_000 // 4
     assert not (place / "cache").exists(), "resolving writes nothing"
-    spec = ensure_prepared(guess)
-    assert (spec.train, spec.validation, spec.tokenizer) == (
-        guess.spec.train, guess.spec.validation, guess.spec.tokenizer,
-    )  # fmt: skip
+    made = ensure_prepared(guess)
+    assert made.prepared
+    for part in ("train", "validation"):
+        mine, theirs = getattr(made.spec, part), getattr(guess.spec, part)
+        assert [source.folder for source in mine] == [source.folder for source in theirs]
+    assert made.spec.tokenizer == guess.spec.tokenizer
     again = found(place)
-    assert again.prepared
-    assert again.spec == spec
-    assert ensure_prepared(again) == spec
+    assert again == made
+    assert ensure_prepared(again) == made
 
 
 def test_the_cache_follows_content_tokenizer_and_share(place: Path) -> None:
@@ -65,7 +66,8 @@ def test_paths_beside_the_recipe_come_first(place: Path) -> None:
     (place / "work" / "b.txt").write_text("b" * 400)
     assert found(place).spec.n_tokens > 10_000
     assert found(place, source="b.txt").spec.n_tokens == 90
-    assert found(place, source=["text/a.txt", "b.txt"]).preparation.sources == (
+    both = found(place, source=["text/a.txt", "b.txt"]).parts[0].preparation
+    assert both is not None and both.sources == (
         f"{place}/recipe/text/a.txt",
         f"{place}/work/b.txt",
     )
@@ -79,15 +81,16 @@ def test_prepared_folders(place: Path, big_vocabulary: str) -> None:
     assert plain.vocab_size == 2048
     assert plain.spec.digest == made.digest
     assert found(place, source="data").spec.tokenizer == tokenizer
-    assert found(place, source="data", validation=None).spec.validation is not None
-    assert found(place, source="data", validation=0).spec.validation is None
+    assert found(place, source="data", validation=None).spec.validation
+    assert found(place, source="data", validation=0).spec.validation == ()
     with pytest.raises(UserError, match=r"tokenizer: .* is not the one that made the tokens"):
         found(place, source="data", tokenizer=big_vocabulary)
     write_chunks(place / "recipe" / "bare", [1, 2, 3], chunk=2)
     bare = found(place, source="bare", validation=None)
     assert bare.vocab_size is None
     assert bare.spec.tokenizer == tokenizer
-    assert found(place, source="bare", validation="data").spec.validation == f"{place}/recipe/data/validation"
+    held = found(place, source="bare", validation="data").spec.validation
+    assert [source.folder for source in held] == [f"{place}/recipe/data/validation"]
     with pytest.raises(
         UserError, match=r"data\.validation: 0.1 is a share of text to hold out, but .*bare is prepared"
     ):
@@ -104,7 +107,7 @@ def test_prepared_folders(place: Path, big_vocabulary: str) -> None:
         ({}, "nope", r"tokenizer: no tokenizer at .*nope"),
         ({"validation": "some/folder"}, "tokenizer.json", r"data\.validation: some/folder is a path"),
         ({"source": ["bare", "text/a.txt"]}, "tokenizer.json", "lists a prepared folder among others"),
-        ({"source": "bare", "validation": "nope"}, None, "data: .*nope does not exist"),
+        ({"source": "bare", "validation": "nope"}, None, r"data\.validation: .*nope does not exist"),
     ],
 )
 def test_mistakes_name_their_key(place: Path, data: dict[str, object], tokenizer: str | None, said: str) -> None:
@@ -122,7 +125,7 @@ def test_text_that_cannot_be_prepared(place: Path) -> None:
 
 
 def _prepare(place: str, results: multiprocessing.Queue[str]) -> None:
-    results.put(ensure_prepared(found(Path(place))).digest)
+    results.put(ensure_prepared(found(Path(place))).spec.digest)
 
 
 def test_two_launches_at_once(place: Path) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.data.litdata_reader import write_chunks
-from training.data.index import find_tokenizer, is_prepared, open_dataset, tokenizer_vocab_size, vocab_size_of
+from training.config import TokenSource
+from training.data.index import (
+    find_tokenizer,
+    is_prepared,
+    mix,
+    open_dataset,
+    tokenizer_vocab_size,
+    vocab_size_of,
+    with_validation,
+)
 from training.data.prepare import prepare
 
 
@@ -21,43 +30,66 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, novel: str, tokenizer_fil
     return folder
 
 
+def folders(sources: tuple[TokenSource, ...]) -> list[str]:
+    return [source.folder for source in sources]
+
+
 def test_prepared_folder(prepared: Path) -> None:
     spec = open_dataset(f"file://{prepared}/with/")
-    assert spec.train == f"{prepared}/with/train"
-    assert spec.validation == f"{prepared}/with/validation"
+    assert folders(spec.train) == [f"{prepared}/with/train"]
+    assert folders(spec.validation) == [f"{prepared}/with/validation"]
     assert spec.tokenizer == f"{prepared}/with/tokenizer/tokenizer.json"
     assert spec.n_tokens > 6 * spec.n_validation_tokens > 0
-    assert vocab_size_of(spec) == vocab_size_of(f"{prepared}/with") == 2048
+    assert vocab_size_of(f"{prepared}/with") == 2048
     without = open_dataset(str(prepared / "without"))
-    assert without.validation is None
+    assert without.validation == ()
     assert without.digest != spec.digest
 
 
 def test_validation_from_another_folder(prepared: Path, tmp_path: Path) -> None:
     plain = open_dataset(str(prepared / "without"))
-    spec = open_dataset(str(prepared / "without"), validation=str(prepared / "with"))
+    spec = with_validation(plain, str(prepared / "with"))
     assert spec.train == plain.train
-    assert spec.validation == f"{prepared}/with/validation"
+    assert folders(spec.validation) == [f"{prepared}/with/validation"]
     assert spec.digest != plain.digest
-    spec = open_dataset(str(prepared / "with"), validation=str(prepared / "without"))
-    assert spec.validation == f"{prepared}/without/train"
+    spec = with_validation(open_dataset(str(prepared / "with")), str(prepared / "without"))
+    assert folders(spec.validation) == [f"{prepared}/without/train"]
     write_chunks(tmp_path / "bare", [1, 2, 3], chunk=2)
-    assert open_dataset(str(prepared / "with"), validation=str(tmp_path / "bare")).n_validation_tokens == 3
+    assert with_validation(spec, str(tmp_path / "bare")).n_validation_tokens == 3
 
 
-def test_validation_of_another_tokenizer(prepared: Path, tmp_path: Path, big_vocabulary: str) -> None:
+def test_another_tokenizer(prepared: Path, tmp_path: Path, big_vocabulary: str) -> None:
     prepare([str(prepared / "a.txt")], tokenizer=big_vocabulary, out=str(tmp_path / "o"))
-    with pytest.raises(ValueError, match="was made by another tokenizer"):
-        open_dataset(str(prepared / "with"), validation=str(tmp_path / "o"))
+    spec, other = open_dataset(str(prepared / "with")), open_dataset(str(tmp_path / "o"))
+    said = rf"{tmp_path}/o/train was made by another tokenizer than {prepared}/with/train"
+    with pytest.raises(ValueError, match=said):
+        with_validation(spec, str(tmp_path / "o"))
+    with pytest.raises(ValueError, match=said):
+        mix([spec, other], [1, 2])
+
+
+def test_mixed_sources(prepared: Path, tmp_path: Path) -> None:
+    one, two = open_dataset(str(prepared / "without")), open_dataset(str(prepared / "with"))
+    write_chunks(tmp_path / "bare", [1, 2, 3], chunk=2)
+    bare = open_dataset(str(tmp_path / "bare"))
+    spec = mix([bare, one, two], [2, 1, 5])
+    assert folders(spec.train) == [str(tmp_path / "bare"), f"{prepared}/without/train", f"{prepared}/with/train"]
+    assert (spec.shares, spec.n_tokens) == ((0.25, 0.125, 0.625), bare.n_tokens + one.n_tokens + two.n_tokens)
+    assert (spec.validation, spec.tokenizer) == (two.validation, one.tokenizer)
+    others = [mix([bare, one, two], [2, 1, 4]), mix([one, bare, two], [2, 1, 5]), mix([bare, one], [2, 1])]
+    assert len({spec.digest, *(other.digest for other in others)}) == 4
+    assert mix([one], [7]) == one
+    with pytest.raises(ValueError, match=rf"{prepared}/with/train is named twice"):
+        mix([two, one, two], [1, 1, 1])
 
 
 def test_bare_litdata_folder(tmp_path: Path) -> None:
     write_chunks(tmp_path / "a", [1, 2, 3], chunk=2)
     write_chunks(tmp_path / "b", [1, 2, 3, 4], chunk=2)
     spec = open_dataset(str(tmp_path / "a"))
-    assert (spec.train, spec.tokenizer, spec.n_tokens) == (str(tmp_path / "a"), None, 3)
+    assert (folders(spec.train), spec.tokenizer, spec.n_tokens) == ([str(tmp_path / "a")], None, 3)
     assert spec.digest != open_dataset(str(tmp_path / "b")).digest
-    assert vocab_size_of(spec) is None
+    assert vocab_size_of(str(tmp_path / "a")) is None
     assert is_prepared(str(tmp_path / "a"))
 
 

@@ -366,7 +366,9 @@ def test_to_an_object_store(tmp_path: Path, corpus: Path, tokenizer_file: str) -
         found = {name.removeprefix(f"/{tmp_path.name}/"): fs.cat_file(name) for name in fs.find(f"/{tmp_path.name}")}
         assert found == tree(tmp_path / "o")
         assert open_dataset(url).digest == made.digest
-        assert TokenStore(open_dataset(url).train, cache=ChunkCache(str(tmp_path / "c"))).read(0, 5).shape == (5,)
+        assert TokenStore(open_dataset(url).train[0].folder, cache=ChunkCache(str(tmp_path / "c"))).read(
+            0, 5
+        ).shape == (5,)
     finally:
         fs.rm(f"/{tmp_path.name}", recursive=True)
 

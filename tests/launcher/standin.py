@@ -42,14 +42,8 @@ def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str 
     tokens = folder / "tokens"
     tokens.mkdir(exist_ok=True)
     (tokens / "index.json").write_text("{}")
-    data = {
-        "train": str(tokens),
-        "validation": None,
-        "tokenizer": None,
-        "n_tokens": 999,
-        "n_validation_tokens": 0,
-        "digest": "d",
-    }
+    train = [{"folder": str(tokens), "n_tokens": 999}]
+    data = {"train": train, "validation": [], "tokenizer": None, "digest": "d"}
     run.write_text("recipe.yaml", yaml.safe_dump(recipe or RECIPE))
     plan = {"run_id": run_id, "name": "tiny", "max_steps": 1000, "scheduler": "local", "cluster": "local"}
     run.write_json("plan.json", {**plan, "environment": {}, "model": MODEL, "data": data, "device": "cpu"})

@@ -229,7 +229,7 @@ def test_a_launch_writes_what_it_planned_and_trains(shell: Shell, text: str) -> 
         assert run.read_json("plan.json") == facts["plan"]
         assert facts["plan"]["data_prepared"] is True
         work = Workload.model_validate(facts["plan"])
-        assert Path(work.data.train, "index.json").exists()
+        assert Path(work.data.train[0].folder, "index.json").exists()
         assert Path(run.path("tokenizer/tokenizer.json")).read_text() == Path(work.data.tokenizer or "").read_text()
         raw = yaml.safe_load(run.read_text("recipe.yaml"))
         assert raw["data"]["source"] == str(shell.here / "text.txt"), "whole paths: the run may be resumed elsewhere"

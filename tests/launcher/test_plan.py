@@ -16,7 +16,7 @@ from launcher.host import Gpu, HostFacts, probe_host
 from launcher.plan import Plan, PlanError, PlannedData, make_plan, seconds_of
 from launcher.recipe import load_recipe
 from model.zoo import preset
-from training.config import DataSpec, Recipe, Workload
+from training.config import DataSpec, Recipe, TokenSource, Workload
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = str(GOLDEN / "small.yaml")  # not the quickstart, whose numbers are tuned
@@ -26,11 +26,9 @@ CPU = HostFacts(cpus=8, memory=32 * 10**9, python="/venv/bin/python", torchrun_f
 H100 = Gpu(name="NVIDIA H100", memory=80 * 10**9, capability=(9, 0))
 GPUS = CPU.model_copy(update={"gpus": (H100,) * 8, "cpus": 64})
 DATA = DataSpec(
-    train="/data/train",
-    validation="/data/validation",
+    train=(TokenSource(folder="/data/train", n_tokens=400_000),),
+    validation=(TokenSource(folder="/data/validation", n_tokens=20_000),),
     tokenizer="/data/tokenizer/tokenizer.json",
-    n_tokens=400_000,
-    n_validation_tokens=20_000,
     digest="d",
 )
 
@@ -110,7 +108,7 @@ def test_steps_follow_the_length_that_is_given() -> None:
     assert plan_of(train__max_tokens=1_000_000).max_steps == 489  # of 16 x 128 tokens, rounded up
     epochs = plan_of(train__max_epochs=2)
     assert epochs.max_steps == 391
-    assert epochs.epochs >= 2
+    assert epochs.epochs[0] >= 2
 
 
 def test_the_plan_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +172,7 @@ def test_all_mistakes_at_once() -> None:
         parallel__dp_shard=2,
         data__seq_len=5000,
         schedule__min_lr=1.0,
-        data=PlannedData(spec=DATA.model_copy(update={"validation": None, "tokenizer": None}), vocab_size=2048),
+        data=PlannedData(spec=DATA.model_copy(update={"validation": (), "tokenizer": None}), vocab_size=2048),
     )
     assert set(found) == {
         "resources.nodes",

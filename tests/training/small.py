@@ -15,7 +15,7 @@ import yaml
 
 from model.shards import read_manifest, read_tensor
 from tests.training.ranks import free_port
-from training.config import DataSpec, Recipe, Workload, apply_overrides
+from training.config import DataSpec, Recipe, TokenSource, Workload, apply_overrides
 from training.rundir import Job, RunDir
 
 VOCAB = 97
@@ -50,16 +50,18 @@ def write_chunks(folder: Path, parts: list[Any]) -> None:
     (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": config}))
 
 
-def write_data(folder: Path, n_tokens: int = 2501, n_validation_tokens: int = 333) -> DataSpec:
+def write_data(folder: Path, n_tokens: int = 2501, n_validation_tokens: int = 333, seed: int = 0) -> DataSpec:
     """Tokens with some structure to learn, over three chunks, and a tail that fills no sample."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tokens = (np.cumsum(rng.integers(0, 3, n_tokens)) % VOCAB).astype(np.uint16)
-    write_chunks(folder / "train", np.split(tokens, [901, 1777]))
+    write_chunks(folder / "train", np.split(tokens, [n_tokens * 9 // 25 + 1, n_tokens * 7 // 10 + 27]))
     write_chunks(folder / "validation", [np.resize(tokens, n_validation_tokens)])
     return DataSpec(
-        train=str(folder / "train"), validation=str(folder / "validation"), tokenizer=None, n_tokens=n_tokens,
-        n_validation_tokens=n_validation_tokens, digest="d",
-    )  # fmt: skip
+        train=(TokenSource(folder=str(folder / "train"), n_tokens=n_tokens),),
+        validation=(TokenSource(folder=str(folder / "validation"), n_tokens=n_validation_tokens),),
+        tokenizer=None,
+        digest=f"d{seed}",
+    )
 
 
 def make_run(folder: Path, data: DataSpec, overrides: dict[str, Any] | None = None) -> RunDir:
