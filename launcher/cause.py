@@ -48,10 +48,7 @@ def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int 
 
 def node_log(run: RunDir, attempt: int, node_rank: int) -> str:
     """The end of what torchrun printed on a node; empty if there is nothing."""
-    try:
-        raw = run.read_bytes(f"{run.attempt_dir(attempt)}/logs/node-{node_rank}.log")
-    except FileNotFoundError:
-        return ""
+    raw = run.read_log(f"{run.attempt_dir(attempt)}/logs/node-{node_rank}.log")
     return raw[-_LOG_TAIL:].decode(errors="replace")
 
 

@@ -1,21 +1,28 @@
 """Who owns a run: claiming attempts, heartbeats, and telling a living owner from a dead one. Knows no workers.
 
-An attempt belongs to whoever created its job.json. The newest attempt's owner owns the run for as long as it lives.
+An attempt belongs to whoever created its job.json. The newest attempt's owner owns the run for as long as it lives:
+on this host its process tells, on another one its heartbeat, a lease that expires by itself. Its age is told by the
+clock of the store or file server alone, so clocks may differ. Who was taken for dead and is not is fenced out at its
+next commit (training/checkpoint.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from typing import Any, Literal
 
+from launcher.errand import Errand
 from launcher.errors import UserError
 from launcher.processes import is_alive, started_at, wait_until
+from model import files
 from training.rundir import Job, RunDir
 
-HEARTBEAT_SECONDS = 5.0
-HEARTBEAT_FRESH_SECONDS = 60.0
+HEARTBEAT_SECONDS = {True: 5.0, False: 10.0}  # local run directory, remote one
+LEASE_SECONDS = 60.0
+LOOK_SECONDS = 12.0  # at a heartbeat that has stopped, before its run is taken over: its store may just be back
 LEAVE_SECONDS = 5.0
 
 
@@ -32,7 +39,15 @@ def owner_alive(run: RunDir, job: Job | None = None) -> bool:
         return False
     if job.host == socket.gethostname():
         return is_alive(job.pid, job.pid_started)
-    return abs(time.time() - last_heartbeat(run, job.attempt)) < HEARTBEAT_FRESH_SECONDS
+    return heartbeat_age(run, job.attempt) < LEASE_SECONDS
+
+
+def heartbeat_age(run: RunDir, attempt: int) -> float:
+    """Seconds since the owner of an attempt last beat, or claimed it, by the clock of where the run lies."""
+    for name in ("heartbeat.json", "job.json"):
+        with contextlib.suppress(FileNotFoundError):
+            return files.age(run.path(run.attempt_dir(attempt), name))
+    return float("inf")
 
 
 def last_heartbeat(run: RunDir, attempt: int) -> float:
@@ -53,12 +68,20 @@ def _refuse_owner(run: RunDir, job: Job | None) -> None:
         return
     if _has_ended(run, job):  # its owner has said its last word and is about to leave
         wait_until(lambda: not owner_alive(run, job), seconds=LEAVE_SECONDS)
-    if owner_alive(run, job):
+    if owner_alive(run, job) or _beats_again(run, job):
         raise UserError(
             f"{run.url} is running already: attempt {job.attempt}, process {job.pid} on {job.host}, "
             f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.created))}",
             hint="stop it first (launch stop), or follow it (launch logs -f)",
         )
+
+
+def _beats_again(run: RunDir, job: Job) -> bool:
+    """Does an owner elsewhere, whose lease has expired without a word about its end, beat while we look?"""
+    if job.host == socket.gethostname() or _has_ended(run, job) or run.outcome(job.attempt) is not None:
+        return False
+    before = last_heartbeat(run, job.attempt)
+    return wait_until(lambda: last_heartbeat(run, job.attempt) != before, seconds=LOOK_SECONDS)
 
 
 def _has_ended(run: RunDir, job: Job) -> bool:
@@ -105,13 +128,17 @@ def claim_next(
 
 
 class Heartbeat:
-    """Rewrites an attempt's heartbeat.json now and then, for readers on other hosts."""
+    """Rewrites an attempt's heartbeat.json now and then, for other hosts. `superseded`: another took over."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
-        self._run, self._name, self._last = run, f"{run.attempt_dir(attempt)}/heartbeat.json", 0.0
+        self._run, self._attempt = run, attempt
+        self._errand = Errand(run, self._write, every=HEARTBEAT_SECONDS[run.local])
+        self.superseded = False
 
     def beat(self) -> None:
-        now = time.monotonic()
-        if now - self._last >= HEARTBEAT_SECONDS or self._last == 0.0:
-            self._last = now
-            self._run.write_json(self._name, {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()})
+        self._errand.poll()
+
+    def _write(self) -> None:
+        facts = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._run.write_json(f"{self._run.attempt_dir(self._attempt)}/heartbeat.json", facts)
+        self.superseded = self._run.exists(f"{self._run.attempt_dir(self._attempt + 1)}/job.json")

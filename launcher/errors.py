@@ -42,7 +42,13 @@ def user_errors() -> Iterator[None]:
     except FileNotFoundError as error:
         where = f": {error.filename}" if error.filename else ""
         raise UserError(f"no such file or folder{where}" if where else str(error)) from error
-    except PermissionError as error:
+    except OSError as error:
+        from model.store import RefusedError, StoreError
+
+        if isinstance(error, StoreError):  # says all of it itself
+            raise (UserError if isinstance(error, RefusedError) else LaunchError)(str(error)) from error
+        if not isinstance(error, PermissionError):
+            raise
         raise UserError(f"permission denied: {error.filename or error}") from error
     except ValueError as error:
         raise UserError(str(error)) from error

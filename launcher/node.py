@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.cause import find_cause, node_log
+from launcher.errand import Errand
 from launcher.processes import (
     MARK_ATTEMPT,
     MARK_NODE,
@@ -33,13 +34,15 @@ from launcher.processes import (
     start_shielded,
 )
 from launcher.torchrun import torchrun_argv
+from launcher.upload import LogUpload
+from model import files
 from training.rundir import OutcomeRecord, RunDir
 
 EXIT_COMPLETED, EXIT_FAILED, EXIT_STOPPED, EXIT_FATAL = 0, 1, 75, 78
 CANCELLED = "cancelled"
 
 POLL_SECONDS = 0.1
-STOP_POLL_SECONDS = {True: 0.3, False: 5.0}  # local run directory, remote one
+STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
@@ -127,7 +130,7 @@ def run_attempt(
                 break
     finally:
         end_marked(run.url, attempt=attempt, node_rank=node_rank)
-        _keep_logs(node, scratch)
+        watch.keep_logs()
         shutil.rmtree(scratch, ignore_errors=True)
     return _conclude(node, watch, code)
 
@@ -137,7 +140,9 @@ class Watch:
 
     def __init__(self, node: Node, signals: Signals, scratch: str, on_poll: Callable[[], None]) -> None:
         self._node, self._signals, self._scratch, self._on_poll = node, signals, scratch, on_poll
-        self._stop_seen_at = 0.0
+        self._stop_poll = Errand(node.run, self._read_request, every=STOP_POLL_SECONDS[node.run.local])
+        self._logs = LogUpload(node.run, node.attempt, scratch)
+        self._request: str | None = None
         self._outcome_at: float | None = None
         self._survivors = Survivors(node)
         self.reason: str | None = None
@@ -146,33 +151,31 @@ class Watch:
     def look(self, torchrun: int) -> bool:
         """One round; False when torchrun must be ended."""
         self._on_poll()
+        self._logs.poll()
+        self._stop_poll.poll()
         if self._outcome_at is None:
             self._survivors.look(torchrun)
-        reason = self._signals.reason() or self._requested()
+        reason = self._signals.reason() or self._request
         if reason is not None and self.reason is None:
             self.reason, self._asked_at = reason, time.monotonic()
             _write_stop(self._scratch, reason)
-        if self._cancelled():
+        if self._request == CANCELLED:
             self.reason = CANCELLED
             return False
         if self.reason is not None and time.monotonic() - self._asked_at > self._node.grace_seconds:
             return False
         return not self._is_over(torchrun)
 
-    def _requested(self) -> str | None:
-        run, now = self._node.run, time.monotonic()
-        if now - self._stop_seen_at < STOP_POLL_SECONDS[run.local]:
-            return None
-        self._stop_seen_at = now
-        request = run.stop_requested()
+    def _read_request(self) -> None:
+        request = self._node.run.stop_requested()
         self._request = str(request.get("reason", "stop")) if request else None
-        return self._request
 
-    _request: str | None = None
-
-    def _cancelled(self) -> bool:
-        self._requested()
-        return self._request == CANCELLED
+    def keep_logs(self) -> None:
+        """What is left of them; without it the attempt has ended all the same."""
+        try:
+            self._logs.finish()
+        except OSError as error:
+            print(f"the logs of attempt {self._node.attempt} could not be kept: {error}", file=sys.stderr, flush=True)
 
     def _is_over(self, torchrun: int) -> bool:
         """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
@@ -296,15 +299,6 @@ def _log_path(node: Node, scratch: str) -> str:
     return os.path.join(folder, f"node-{node.node_rank}.log")
 
 
-def _keep_logs(node: Node, scratch: str) -> None:
-    if node.run.local:
-        return
-    for name in sorted(os.listdir(scratch)):
-        if name.endswith(".log"):
-            with open(os.path.join(scratch, name), errors="replace") as file:
-                node.run.write_text(f"{node.run.attempt_dir(node.attempt)}/logs/{name}", file.read())
-
-
 def _port_was_taken(node: Node) -> bool:
     """Did torchrun fail to open its port, before any worker was started?"""
     if node.rdzv_endpoint is not None or node.run.exists(_outcome_name(node)) or node.run.errors(node.attempt):
@@ -372,6 +366,15 @@ def exit_code(record: OutcomeRecord) -> int:
     return EXIT_FATAL if record.fatal else EXIT_FAILED
 
 
+def be_patient(run: RunDir) -> None:
+    """Try for as long as the run's plan says when its store fails; this process lives and dies with the run."""
+    from training.config import Storage
+
+    files.set_patience(Storage().retry_seconds)
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        files.set_patience(Storage.model_validate(run.read_json("plan.json").get("storage", {})).retry_seconds)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.node", description="One node of one attempt of a run.")
     parser.add_argument("run_url")
@@ -387,7 +390,9 @@ def main(argv: list[str]) -> int:
     options = vars(parser.parse_args(argv[1:]))
     signals = Signals()
     signals.install()
-    record = run_attempt(RunDir(options.pop("run_url")), signals=signals, **options)
+    run = RunDir(options.pop("run_url"))
+    be_patient(run)
+    record = run_attempt(run, signals=signals, **options)
     print(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}", file=sys.stderr)
     return exit_code(record)
 

@@ -27,14 +27,9 @@ class Tail:
         return raw.decode(errors="replace").splitlines()
 
     def _read(self) -> bytes:
-        try:
-            if self._run.local:
-                with open(self._run.path(self._name), "rb") as file:
-                    file.seek(self._offset)
-                    return file.read()
-            return self._run.read_bytes(self._name)[self._offset :]
-        except FileNotFoundError:
-            return b""
+        if self._name.endswith(".log"):
+            return self._run.read_log(self._name, self._offset)
+        return self._run.read_from(self._name, self._offset)
 
 
 class RowTail:

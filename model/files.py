@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import tempfile
+import time
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,8 +132,11 @@ def age(path: str) -> float:
     if is_remote(path):
         return _store(path).age(path)
     written = os.stat(normal(path)).st_mtime
-    with tempfile.TemporaryFile(dir=os.path.dirname(normal(path))) as probe:  # on NFS: the server's clock
-        return os.fstat(probe.fileno()).st_mtime - written
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(normal(path))) as probe:  # on NFS: the server's clock
+            return os.fstat(probe.fileno()).st_mtime - written
+    except OSError:  # a folder that we may only read
+        return time.time() - written
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import contextvars
 import os
 import random
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
+SAY_SECONDS = 2.0
 # A store that refuses before it has ever answered is a mistake more often than a fault: a fifteenth of the patience.
 FIRST_REFUSAL_SHARE = 1 / 15
 # One call may take so long before it is given up and made again: a floor, and what a crawling connection would take.
@@ -48,6 +50,7 @@ class Trouble:
     message: str
     seconds: float
     over: bool = False
+    pause: float = 0.0
 
 
 class Store(Protocol):
@@ -144,7 +147,7 @@ class Insistence:
                 share = FIRST_REFUSAL_SHARE if verdict == "refused" and not self._answered else 1.0
                 if seconds + pause > limit * share:
                     raise give_up(what, path, error, seconds, verdict) from error
-                _tell(Trouble(what, path, words(error), seconds))
+                _tell(Trouble(what, path, words(error), seconds, pause=pause))
                 if verdict == "refused":
                     self._renew()  # the credentials may have been renewed where they come from
                 time.sleep(pause)
@@ -161,8 +164,15 @@ def _pause(tries: int) -> float:
 
 
 def _tell(trouble: Trouble) -> None:
-    for callback in list(_watchers):
+    for callback in list(_watchers) or [_say]:
         callback(trouble)
+
+
+def _say(trouble: Trouble) -> None:
+    """To whoever waits for a command that nobody else tells anything."""
+    if not trouble.over and trouble.seconds >= SAY_SECONDS > trouble.seconds - trouble.pause:
+        said = f"{trouble.path}: cannot {trouble.what}: {trouble.message}; still trying"
+        print(said, file=sys.stderr, flush=True)
 
 
 def give_up(what: str, path: str, error: BaseException, seconds: float, verdict: Verdict) -> StoreError:

@@ -25,6 +25,7 @@ from model import files
 from model.shards import MANIFEST
 
 LATEST = "checkpoints/latest.json"
+LOG_PART_BYTES = 1 << 20
 
 Outcome = Literal["completed", "stopped", "failed"]
 
@@ -93,6 +94,26 @@ class RunDir:
     def read_bytes(self, name: str) -> bytes:
         """FileNotFoundError if there is none."""
         return files.read(self.path(name))
+
+    def read_from(self, name: str, offset: int) -> bytes:
+        """What a file that grows holds from a byte on; nothing if there is none."""
+        try:
+            return files.read(self.path(name), offset)
+        except FileNotFoundError:
+            return b""
+
+    def read_log(self, name: str, offset: int = 0) -> bytes:
+        """A log from a byte on, put together from its parts; nothing if there is none."""
+        if self.local:
+            return self.read_from(name, offset)
+        parts: list[bytes] = []
+        while True:
+            part, inside = divmod(offset, LOG_PART_BYTES)
+            raw = self.read_from(log_part(name, part), inside)
+            parts.append(raw)
+            offset += len(raw)
+            if not raw or offset % LOG_PART_BYTES:
+                return b"".join(parts)
 
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
@@ -219,6 +240,11 @@ class RunDir:
 
     def clear_stop(self) -> None:
         self.remove("stop.json")
+
+
+def log_part(name: str, part: int) -> str:
+    """In a store a log lies in parts of LOG_PART_BYTES; the first has its plain name."""
+    return f"{name}.{part:04d}" if part else name
 
 
 def parse_jsonl(raw: bytes) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from launcher.claims import Heartbeat, claim_next, newest_job, owner_alive, refuse_if_alive
 from launcher.errors import EXIT_USER, LaunchError, UserError
-from launcher.node import CANCELLED, POLL_SECONDS, Signals, exit_code, own_environment, run_attempt
+from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, own_environment, run_attempt
 from launcher.policy import AttemptSummary, after_attempt
 from launcher.processes import descendants, end_all, end_marked, wait_until
 from launcher.runs import newest_checkpoint
@@ -197,13 +197,20 @@ class Owner:
             job = self.claim()
 
     def _attempt(self, job: Job) -> OutcomeRecord:
+        heartbeat = Heartbeat(self.run, job.attempt)
+
+        def look() -> None:
+            heartbeat.beat()
+            if heartbeat.superseded:  # we were taken for dead: nothing of ours may go on
+                self.signals.stop = self.signals.stop or "terminated"
+
         return run_attempt(
             self.run,
             attempt=job.attempt,
             nproc_per_node=job.nproc_per_node,
             device=job.device,
             signals=self.signals,
-            on_poll=Heartbeat(self.run, job.attempt).beat,
+            on_poll=look,
             worker_module=self._module,
         )
 
@@ -215,7 +222,7 @@ class Owner:
         heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
         while not self._stop_wanted() and time.monotonic() < until:
             heartbeat.beat()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS if self.run.local else 1.0)
         wanted = self._stop_wanted()
         return (False, f"asked to stop ({wanted})") if wanted else (True, decision.why)
 
@@ -227,6 +234,9 @@ class Owner:
 
     def _end(self, record: OutcomeRecord) -> OutcomeRecord:
         """The run's last word. A stop that was wanted makes a resumable run of a preempted or failed attempt."""
+        newest = newest_job(self.run)
+        if newest is not None and newest.attempt > record.attempt:
+            raise UserError(f"attempt {newest.attempt} has taken over, process {newest.pid} on {newest.host}")
         wanted = self._stop_wanted()
         if wanted and record.outcome != "completed" and not record.fatal:
             record = record.model_copy(update={"outcome": "stopped", "reason": wanted})
@@ -265,6 +275,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     options = vars(parser.parse_args(argv[1:]))
     run = RunDir(options.pop("run_url"))
+    be_patient(run)
     signals = Signals()
     signals.install()
     reply = _launcher_socket()

@@ -282,16 +282,34 @@ def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(said) == 3 and all("has just claimed attempt 0" in text for text in said)
 
 
-def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path) -> None:
+def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
     shape = {"nnodes": 1, "nproc_per_node": 1, "device": "cpu", "overrides": {}}
     job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)
     run.claim_attempt(job)
-    run.write_json("attempts/0000/heartbeat.json", {"time": time.time()})
+    monkeypatch.setattr("launcher.claims.LOOK_SECONDS", 0.3)
+    beat = Path(run.path("attempts/0000/heartbeat.json"))
+    run.write_json("attempts/0000/heartbeat.json", {"time": 0.0})  # by a clock that is wrong: what it says is not asked
     with pytest.raises(UserError, match="elsewhere"):
         claim_next(run, backend="local", job_id="2", **shape)
-    run.write_json("attempts/0000/heartbeat.json", {"time": time.time() - 3600})
+    os.utime(beat, (time.time() - 3600, time.time() - 3600))
     assert claim_next(run, backend="local", job_id="2", **shape).attempt == 1
+
+
+def test_a_heart_that_beats_again_is_not_taken_over(tmp_path: Path) -> None:
+    """Its lease has expired, since its store was away for longer; whoever looks a moment too early must not win."""
+    run = make_run(tmp_path)
+    shape = {"nnodes": 1, "nproc_per_node": 1, "device": "cpu", "overrides": {}}
+    job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)
+    run.claim_attempt(job)
+    beat = Path(run.path("attempts/0000/heartbeat.json"))
+    run.write_json("attempts/0000/heartbeat.json", {"time": 1.0})
+    os.utime(beat, (time.time() - 3600, time.time() - 3600))
+    again = threading.Timer(0.5, lambda: run.write_json("attempts/0000/heartbeat.json", {"time": 2.0}))
+    again.start()
+    with pytest.raises(UserError, match="elsewhere"):
+        claim_next(run, backend="local", job_id="2", **shape)
+    again.join()
 
 
 @pytest.mark.slow
