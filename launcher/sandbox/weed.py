@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.errors import LaunchError, UserError
 from launcher.node import own_environment
-from launcher.processes import free_port, start_shielded
+from launcher.processes import free_port, start_shielded, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,7 @@ HOST = "127.0.0.1"
 REGION = "us-east-1"
 INSTALL = "pip install 'launchyard[sandbox]'"
 READY_SECONDS = 60.0
+LEAVE_SECONDS = 3.0  # a process that was killed holds its ports for a moment longer
 _LOG_BYTES = 16 << 20
 # Go gives memory back late: without a bound the server grows to gigabytes, with a tight one it is half as fast.
 MEMORY = "1GiB"
@@ -67,7 +68,7 @@ def draw_ports(kept: Mapping[str, int] | None = None) -> dict[str, int]:
     UserError if the port of S3 itself is taken: runs remember it.
     """
     kept = dict(kept or {})
-    if "s3" in kept and not _is_free(kept["s3"]):
+    if "s3" in kept and not wait_until(lambda: _is_free(kept["s3"]), seconds=LEAVE_SECONDS):
         raise UserError(
             f"port {kept['s3']} of {HOST} is taken by another process, and runs know the sandbox's store there",
             hint=f"end what listens there (`ss -ltnp 'sport = :{kept['s3']}'` names it)",

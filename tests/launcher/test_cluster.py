@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 import clusters
-from launcher.cluster import load_cluster, recipe_defaults
+from launcher.cluster import ClusterStorage, load_cluster, recipe_defaults, store_environment
 from launcher.errors import UserError
 from launcher.recipe import load_recipe
+from launcher.resume import _cluster as cluster_of_plan
 from launcher.schema import schema_text
+from model.files import StoreOptions
+from training.config import Storage
 
 
 def test_the_local_cluster_is_this_machine() -> None:
@@ -83,3 +86,72 @@ def test_a_scheduler_without_a_backend_is_refused(tmp_path: Path, monkeypatch: p
 def test_the_schema_for_editors_is_current() -> None:
     path = Path(next(iter(clusters.__path__))) / "cluster.schema.json"
     assert path.read_text() == schema_text("cluster"), "launch schema cluster > clusters/cluster.schema.json"
+
+
+# -- storage ---------------------------------------------------------------------------------------------------------
+def storage_of(folder: Path, text: str) -> ClusterStorage:
+    path = folder / "s.yaml"
+    path.write_text(f"name: s\nscheduler: local\nstorage: {text}\n")
+    return load_cluster(str(path)).storage
+
+
+def test_storage_is_a_text_or_a_mapping(tmp_path: Path) -> None:
+    (tmp_path / "keys").touch()
+    assert storage_of(tmp_path, "s3://b/runs") == storage_of(tmp_path, "{url: s3://b/runs}")
+    assert storage_of(tmp_path, "{endpoint_url: 'http://store:9000'}").url == "runs"
+    full = storage_of(
+        tmp_path,
+        f"{{url: s3://b, region: eu-west-1, credentials_file: {tmp_path}/keys, retry_minutes: 2, cache: /nvme, "
+        "cache_size: 2TB}",
+    )
+    assert full.options.model_dump(exclude_none=True) == {
+        "region": "eu-west-1",
+        "profile": "default",  # named, so that no exported key is taken for it
+        "credentials_file": f"{tmp_path}/keys",
+    }
+    assert full.in_training == Storage(retry_seconds=120.0, cache="/nvme", cache_bytes=2 * 10**12)
+    assert storage_of(tmp_path, "{cache_size: 512 MiB}").in_training.cache_bytes == 512 << 20
+    assert ClusterStorage().in_training == Storage(), "one default, wherever it is written"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "{url: s3://b, access_key: AKIAX, secret_key: hush}",
+            r"s.yaml:3: storage.access_key: unknown key; no secrets",
+        ),
+        ("{url: s3://b, access_key: AKIAX, secret_key: hush}", r"storage.secret_key: unknown key; no secrets here"),
+        ("{url: s3://b, token: hush}", "storage.token: unknown key; no secrets here"),
+        ("s3://me:hush@b/runs", "storage: url: the URL holds a password"),
+        ("{url: s3://b, endpoint_url: 'https://me:hush@store'}", "endpoint_url: the URL holds a password"),
+        ("{url: 's3://b/r?X-Amz-Signature=hush'}", "the URL holds a password or a key"),
+        ("{url: s3://b, endpoint_url: store:9000}", "storage.endpoint_url: must be text that matches"),
+        ("{url: s3://b, endpoint: 'http://store'}", r"did you mean storage.endpoint_url\?"),
+        ("{url: s3://b, credentials_file: /no/such/file}", "storage.credentials_file: /no/such/file: no such file"),
+        ("{url: s3://b, cache_size: lots}", "storage.cache_size: must be text that matches"),
+        ("7", "storage: must be text or a mapping with the keys url, endpoint_url"),
+    ],
+)
+def test_storage_mistakes_and_secrets_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        storage_of(tmp_path, text)
+    assert "hush" not in str(caught.value)
+
+
+def test_what_is_said_of_a_store_reaches_processes_and_hides_what_is_exported() -> None:
+    options = StoreOptions(endpoint_url="http://s", region="r", profile="p", credentials_file="/c")
+    env = store_environment(options)
+    assert env["AWS_ENDPOINT_URL"] == "http://s" and env["AWS_PROFILE"] == "p"
+    assert env["AWS_SHARED_CREDENTIALS_FILE"] == "/c" and env["AWS_DEFAULT_REGION"] == env["AWS_REGION"] == "r"
+    assert env["AWS_ACCESS_KEY_ID"] == env["AWS_SECRET_ACCESS_KEY"] == env["AWS_SESSION_TOKEN"] == ""
+    assert store_environment(StoreOptions()) == {}, "nothing said: whatever is exported counts"
+    assert "AWS_ACCESS_KEY_ID" not in store_environment(StoreOptions(endpoint_url="http://s"))
+
+
+def test_a_resume_without_the_cluster_file_finds_the_store_again() -> None:
+    store = {"endpoint_url": "http://s", "profile": "p", "credentials_file": "/c"}
+    environment = {**store_environment(StoreOptions(**store)), "MINE": "1"}
+    frozen = {"cluster": "gone", "scheduler": "local", "store": store, "environment": environment}
+    cluster = cluster_of_plan(frozen)
+    assert cluster.storage.options == StoreOptions(**store) and cluster.environment == {"MINE": "1"}
