@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -254,7 +253,7 @@ class ChunkCache:
             number = secrets.token_bytes(8)
             self._write(file, chunk.size, MAGIC + bytes.fromhex(xxh3) + number, chunk)
             with _disk():
-                os.rename(part, path)
+                room.complete(self.folder, file, part, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(part)
@@ -262,7 +261,6 @@ class ChunkCache:
         self._verified.add(number)
         self.count(misses=1, bytes=chunk.size)
         with _disk():
-            fcntl.flock(file, fcntl.LOCK_UN)  # a mapping would keep it
             return Held(map_file(file)[: chunk.size], path, os.fstat(file), _key(chunk))
 
     def _make_room(self, file: int, chunk: Chunk, *, urgent: bool, more: bool = False) -> None:

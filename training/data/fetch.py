@@ -198,4 +198,5 @@ def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> lis
     number, at = number[order], at[order]
     chunks, begins = np.unique(number, return_index=True)
     ends = np.append(begins[1:], len(number)) - 1
-    return list(zip(chunks.tolist(), at[begins].tolist(), at[ends].tolist(), strict=True))
+    found = zip(chunks.tolist(), at[begins].tolist(), at[ends].tolist(), strict=True)
+    return [read for read in found if store.chunks[read[0]].tokens]  # an empty one may lie between

@@ -119,7 +119,7 @@ def enter_source(folder: str, url: str) -> tuple[str, int]:
 
 
 def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
-    """A .part, opened and locked, after whoever held it; and whether it is still the one to fill.
+    """A .part, opened, after whoever held it; and whether it is still the one to fill, and locked.
 
     `beat` is called while waiting and may raise. StalledError if the holder shows no sign of life.
     """
@@ -134,7 +134,10 @@ def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
             if time.monotonic() - since > STALLED_SECONDS:
                 raise StalledError(part)
             time.sleep(POLL_SECONDS)
-        return file, is_file(part, file)
+        mine = is_file(part, file)
+        if not mine:
+            fcntl.flock(file, fcntl.LOCK_UN)  # others wait for it too, and a mapping would keep it
+        return file, mine
     except BaseException:
         os.close(file)
         raise
@@ -192,6 +195,13 @@ def make_room(
             raise NoRoomError
         os.ftruncate(file, size)  # what others count of it from now on
         return gone
+
+
+def complete(folder: str, file: int, part: str, path: str) -> None:
+    """Give a .part its name as a whole chunk, and release its lock. Alone, so that no scan misses it."""
+    with locked(os.path.join(folder, "lock")):
+        os.rename(part, path)
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _swept(kept: Kept) -> bool:

@@ -1,0 +1,561 @@
+"""The cache of chunks, with real processes, kills and disks. local:// stands for a store that processes share."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import files
+from model.shards import CorruptError
+from tests.data.litdata_reader import write_chunks
+from training.data import chunks as chunk_file
+from training.data import fetch, room
+from training.data.cache import TRAILER_BYTES, ChunkCache
+from training.data.fetch import chunks_read
+from training.data.index import ChunkDigest, Digests
+from training.data.store import TokenStore
+from training.data.tokens import Prefetcher, TokenReader
+
+CHUNK, TOTAL = 30_000, 295_003
+SIZE = 12 + 2 * CHUNK + TRAILER_BYTES  # in the cache
+
+
+@pytest.fixture(scope="module")
+def stream() -> list[int]:
+    return random.Random(1).choices(range(60_000), k=TOTAL)
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory, stream: list[int]) -> str:
+    """The URL of ten chunks with digests."""
+    return make(tmp_path_factory.mktemp("store") / "train", stream)
+
+
+def make(place: Path, stream: list[int], *, signed: bool = True) -> str:
+    write_chunks(place, stream, chunk=CHUNK)
+    if signed:
+        digests = {}
+        for entry in json.loads((place / "index.json").read_text())["chunks"]:
+            raw = (place / entry["filename"]).read_bytes()
+            xxh3 = xxhash.xxh3_64_hexdigest(raw)
+            digests[entry["filename"]] = ChunkDigest(bytes=len(raw), tokens=entry["dim"], xxh3=xxh3)
+        (place / "digests.json").write_text(Digests(chunks=digests).model_dump_json())
+    return f"local://{place}"
+
+
+def opened(url: str, folder: Path, **options: Any) -> TokenStore:
+    return TokenStore(url, cache=ChunkCache(str(folder), **options))
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.suffix for path in folder.glob("*/*.*"))
+
+
+def counters(store: TokenStore) -> Any:
+    assert store.cache is not None
+    return store.cache.counters
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+CHILD = """
+import json, os, signal, sys, time
+from model import files
+from training.data import chunks, room
+from training.data.cache import ChunkCache
+from training.data.store import TokenStore
+
+url, folder, quota, order, slow, hang = json.loads(sys.argv[1])
+chunks.PIECE_BYTES = 8192
+read_into = files.read_into
+
+def slowly(path, start, target):
+    if hang and start == 16384:
+        print("half way", flush=True)
+        time.sleep(600)
+    time.sleep(slow)
+    return read_into(path, start, target)
+
+files.read_into = slowly
+store = TokenStore(url, cache=ChunkCache(folder, quota=quota))
+print("ready", flush=True)
+sys.stdin.readline()
+total = 0
+for number in order:
+    total += int(store.chunk(number).sum(dtype="int64"))
+print(json.dumps(vars(store.cache.counters) | {"total": total}), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def children() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def start(
+    children: list[subprocess.Popen[str]],
+    url: str,
+    folder: Path,
+    *,
+    quota: int = 2**40,
+    order: list[int],
+    slow: float = 0.0,
+    hang: bool = False,
+) -> subprocess.Popen[str]:
+    facts = json.dumps([url, str(folder), quota, order, slow, hang])
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, facts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    children.append(child)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def go(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline()
+
+
+def test_processes_bring_a_chunk_once(
+    tmp_path: Path, remote: str, stream: list[int], children: list[subprocess.Popen[str]]
+) -> None:
+    orders = [list(range(10)), list(range(10)), list(range(9, -1, -1)), random.Random(3).sample(range(10), 10)]
+    for order in orders:
+        start(children, remote, tmp_path, order=order, slow=0.01)
+    began = time.monotonic()
+    for child in children:
+        go(child)
+    found = [json.loads(line(child)) for child in children]
+    assert time.monotonic() - began < 20  # a lock that is not let go would take longer
+    assert sum(one["misses"] for one in found) == 10
+    assert sum(one["hits"] for one in found) == 30
+    assert sum(one["bytes"] for one in found) == 10 * 12 + 2 * TOTAL
+    assert {one["total"] for one in found} == {sum(stream)}
+    assert kept(tmp_path) == [".bin"] * 10
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_who_brings_a_chunk_is_killed_or_hangs(
+    tmp_path: Path,
+    remote: str,
+    stream: list[int],
+    children: list[subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals,
+) -> None:
+    """Another waits for it, and takes over."""
+    monkeypatch.setattr(room, "STALLED_SECONDS", 2.0 if how == signal.SIGSTOP else 60.0)
+    child = start(children, remote, tmp_path, order=[3], hang=True)
+    go(child)
+    assert line(child) == "half way\n"
+    found: list[list[int]] = []
+    store = opened(remote, tmp_path)
+    waiting = threading.Thread(target=lambda: found.append(store.chunk(3).tolist()))
+    waiting.start()
+    time.sleep(0.3)
+    assert not found
+    os.kill(child.pid, how)
+    waiting.join(20)
+    assert found == [stream[3 * CHUNK : 4 * CHUNK]]
+    child.kill()
+    child.wait()
+    assert store.read(0, TOTAL).tolist() == stream
+    assert kept(tmp_path) == [".bin"] * 10  # what the dead one left was swept
+    assert counters(store).misses == 10
+
+
+def test_quota_with_concurrent_readers(
+    tmp_path: Path, remote: str, stream: list[int], children: list[subprocess.Popen[str]]
+) -> None:
+    draw = random.Random(5)
+    orders = [[draw.randrange(10) for _ in range(60)] for _ in range(3)]
+    for order in orders:
+        start(children, remote, tmp_path, order=order, quota=4 * SIZE)
+    for child in children:
+        go(child)
+    most, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.is_set():
+            with room.locked(str(tmp_path / "lock")):
+                sizes = {os.path.splitext(entry.path)[0]: entry.size for entry in room.scan(str(tmp_path))}
+            most = max(most, sum(sizes.values()))
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    found = [json.loads(line(child)) for child in children]
+    done.set()
+    watcher.join()
+    parts = [sum(stream[CHUNK * number : CHUNK * (number + 1)]) for number in range(10)]
+    assert [one["total"] for one in found] == [sum(parts[number] for number in order) for order in orders]
+    assert 3 * SIZE < most <= 4 * SIZE
+    assert all(one["damaged"] == 0 for one in found)
+
+
+# -- room ------------------------------------------------------------------------------------------------------------
+def deleted_maps(folder: Path) -> int:
+    return sum(str(folder) in row and "(deleted)" in row for row in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_evicted_while_mapped(tmp_path: Path, remote: str, stream: list[int]) -> None:
+    """What was handed out stays readable, and who holds it lets go: at most two chunks of disk in the end."""
+    first, second = (opened(remote, tmp_path, quota=2 * SIZE) for _ in range(2))
+    view = first.chunk(0)
+    for number in range(1, 6):
+        second.chunk(number)
+    assert deleted_maps(tmp_path) == 1  # of `first`, who does not know yet
+    assert first.chunk(0) is view
+    first.drop_evicted()
+    assert view.tolist() == stream[:CHUNK]
+    del view
+    assert deleted_maps(tmp_path) == 0
+    assert first.chunk(0).tolist() == stream[:CHUNK]
+    assert counters(first).misses == 2
+    assert kept(tmp_path) == [".bin"] * 2
+
+
+def test_least_recently_used_goes_first(tmp_path: Path, remote: str) -> None:
+    store = opened(remote, tmp_path, quota=3 * SIZE)
+    assert store.cache is not None
+    for number in (0, 1, 2):
+        store.chunk(number)
+        path = store.cache.open(store.chunks[number]).path
+        os.utime(path or "", (0, 1000 - number))  # 2 longest ago
+    again = opened(remote, tmp_path, quota=3 * SIZE)
+    again.chunk(2)  # touches it
+    again.chunk(3)
+    assert [store.cache.has(store.chunks[number]) for number in range(4)] == [True, False, True, True]
+
+
+def test_what_is_read_next_is_not_evicted_for_what_can_wait(tmp_path: Path, remote: str) -> None:
+    store = opened(remote, tmp_path, quota=2 * SIZE)
+    assert store.cache is not None
+    store.bring(0), store.bring(1)
+    store.cache.keep(store, store.chunks[:2])
+    with pytest.raises(room.NoRoomError):
+        store.bring(2, urgent=False)
+    assert kept(tmp_path) == [".bin"] * 2
+    store.cache.keep(store, store.chunks[1:2])
+    store.bring(2, urgent=False)
+    assert [store.cache.has(store.chunks[number]) for number in range(3)] == [False, True, True]
+    store.cache.keep(store, store.chunks[1:3])
+    store.bring(3)
+    assert store.cache.has(store.chunks[3])
+    assert kept(tmp_path) == [".bin"] * 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for four chunks and a half."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = 4 * SIZE + SIZE // 2 + 16384
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("only root can mount a disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_full_disk(small_disk: Path, remote: str, stream: list[int]) -> None:
+    """What is ours goes first; beside what is not ours, memory serves, and it is said once."""
+    said: list[str] = []
+    store = opened(remote, small_disk, quota=2**40, say=said.append)
+    assert [token for number in range(10) for token in store.chunk(number).tolist()] == stream
+    assert kept(small_disk) == [".bin"] * 4
+    assert not said
+    del store
+    for path in small_disk.glob("*/*.bin"):
+        path.unlink()
+    with open(small_disk / "other", "wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
+        while True:
+            other.write(b"x" * 4096)
+    store = opened(remote, small_disk, quota=2**40, say=said.append)
+    assert store.read(0, TOTAL).tolist() == stream
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+    assert "storage.cache" in said[0]
+    assert kept(small_disk) == []
+    (small_disk / "other").unlink()
+    assert store.cache is not None
+    store.cache._memory.clear()
+    store.drop_evicted()
+    store.chunk(5)  # there is room again
+    assert kept(small_disk) == [".bin"]
+
+
+def test_disk_fills_in_the_middle_of_a_chunk(
+    small_disk: Path, remote: str, stream: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By others; more of ours goes, and what has come already is not fetched again."""
+    monkeypatch.setattr(chunk_file, "PIECE_BYTES", 8192)
+    store = opened(remote, small_disk, quota=2**40)
+    for number in range(3):
+        store.chunk(number)
+    fill, read = small_disk / "other", files.read_into
+    asked = []
+
+    def filling(path: str, at: int, target: memoryview) -> int:
+        asked.append(at)
+        if at > 20_000 and not fill.exists():
+            with open(fill, "wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
+                while True:
+                    other.write(b"x" * 4096)
+        return read(path, at, target)
+
+    monkeypatch.setattr(files, "read_into", filling)
+    assert store.chunk(3).tolist() == stream[3 * CHUNK : 4 * CHUNK]
+    assert sorted(asked) == list(range(0, 60_012, 8192))
+    assert kept(small_disk) == [".bin"] * 3
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "no rights"])
+def test_no_cache_folder(
+    tmp_path: Path, remote: str, stream: list[int], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = tmp_path / "c", []
+    if fault == "no rights":
+        monkeypatch.setattr(os, "makedirs", lambda *_, **__: os.mkdir("/proc/nothing"))
+    else:
+        folder.write_text("")
+    store = opened(remote, folder, quota=2**40, say=said.append)
+    assert store.read(0, TOTAL).tolist() == stream
+    assert len(said) == 1
+    assert str(folder) in said[0]
+
+
+def test_memory_is_bounded_too(tmp_path: Path, remote: str, stream: list[int]) -> None:
+    (tmp_path / "c").write_text("")
+    store = opened(remote, tmp_path / "c", quota=2**40, say=lambda _: None)
+    assert store.cache is not None
+    store.cache._memory_bytes = 3 * SIZE
+    for number in (*range(10), 0, 9):
+        assert store.chunk(number).tolist() == stream[number * CHUNK : (number + 1) * CHUNK]
+        assert len(store.cache._memory) <= 3
+        store.drop_evicted()
+        assert len(store._open) <= 3
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("fault", ["flip", "cut", "empty", "zeros", "other"])
+def test_damaged_copy_is_dropped_and_brought_again(tmp_path: Path, stream: list[int], signed: bool, fault: str) -> None:
+    url, said = make(tmp_path / "s", stream, signed=signed), []
+    before = opened(url, tmp_path / "c")
+    path = [Path(before.cache.open(before.chunks[number]).path) for number in (4, 5)]
+    raw = bytearray(path[0].read_bytes())
+    if fault == "flip":
+        raw[20_000] ^= 1
+    elif fault == "zeros":  # as after a power cut
+        raw[8192:16384] = bytes(8192)
+    new = {"cut": raw[:-100], "empty": b"", "other": path[1].read_bytes()[:-1]}.get(fault, raw)
+    path[0].unlink()
+    path[0].write_bytes(new)
+    store = opened(url, tmp_path / "c", say=said.append)
+    assert store.chunk(4).tolist() == stream[4 * CHUNK : 5 * CHUNK]
+    assert counters(store).damaged == counters(store).misses == 1
+    assert len(said) == 1
+    assert str(path[0]) in said[0]
+    assert f"{url}/chunk-0-4.bin" in said[0]
+    assert opened(url, tmp_path / "c").chunk(4).tolist() == stream[4 * CHUNK : 5 * CHUNK]
+
+
+@pytest.mark.parametrize("fault", ["flip", "cut", "longer", "missing"])
+def test_damage_in_the_store(tmp_path: Path, stream: list[int], fault: str) -> None:
+    url = make(tmp_path / "s", stream)
+    victim = tmp_path / "s" / "chunk-0-3.bin"
+    raw = bytearray(victim.read_bytes())
+    raw[900] ^= 16
+    new = {"flip": raw, "cut": raw[:-2], "longer": raw + b"\0\0"}.get(fault)
+    victim.unlink()
+    if new is not None:
+        victim.write_bytes(new)
+    store = opened(url, tmp_path / "c")
+    words = {"cut": "it is cut", "missing": "is missing"}.get(fault, "changed")
+    with pytest.raises(CorruptError, match=rf"{url}/chunk-0-3\.bin .*{words}"):
+        store.read(0, TOTAL)
+    assert kept(tmp_path / "c") == [".bin"] * 3
+
+
+def test_damage_on_the_way_heals(
+    tmp_path: Path, remote: str, stream: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_file, "PIECE_BYTES", 8192)
+    read, times = files.read_into, 0
+
+    def damaging(path: str, at: int, target: memoryview) -> int:
+        nonlocal times
+        count = read(path, at, target)
+        if at == 16384 and times < 2:
+            times += 1
+            target[77] ^= 4
+        return count
+
+    monkeypatch.setattr(files, "read_into", damaging)
+    assert opened(remote, tmp_path).chunk(2).tolist() == stream[2 * CHUNK : 3 * CHUNK]
+    assert times == 2
+
+
+# -- ahead -----------------------------------------------------------------------------------------------------------
+def batches(url: str, folder: Path, quota: int, start: int, stop: int, first: int = 0, n: int = 12) -> list[Any]:
+    store = opened(url, folder, quota=quota, say=lambda _: None)
+    reader = TokenReader([store], seq_len=256, global_batch_size=12, seed=4)
+    with Prefetcher(reader, start_step=start, stop_step=stop, first_slot=first, n=n) as feed:
+        return [(step, samples.data_hash, samples.inputs.sum().item()) for step, samples in feed]
+
+
+def test_order_does_not_depend_on_the_cache(tmp_path: Path, remote: str) -> None:
+    local = TokenReader([TokenStore(remote.removeprefix("local://"))], seq_len=256, global_batch_size=12, seed=4)
+    expected = [
+        (step, samples.data_hash, samples.inputs.sum().item())
+        for step in range(5, 12)
+        if (samples := local.batch(step)) is not None
+    ]
+    for chunks in (1, 2, 3, 5, 100):
+        assert batches(remote, tmp_path / str(chunks), chunks * SIZE, 5, 12) == expected
+    assert batches(remote, tmp_path / "tiny", 1, 5, 12) == expected
+
+
+def test_chunks_come_before_they_are_read(tmp_path: Path, remote: str) -> None:
+    """In the order of first use, and a reader that is not ahead of them waits for nothing."""
+    store = opened(remote, tmp_path, quota=100 * SIZE)
+    reader = TokenReader([store], seq_len=256, global_batch_size=12, shuffle=False)
+    with Prefetcher(reader, depth=1) as feed:
+        next(feed)
+        deadline = time.monotonic() + 20
+        while counters(store).misses < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waited = counters(store).wait_seconds
+        for step, _ in feed:
+            if step == 90:
+                break
+        assert counters(store).misses == 10
+        assert counters(store).wait_seconds == waited
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch-tokens"]
+
+
+def test_ahead_is_bounded(tmp_path: Path, remote: str) -> None:
+    store = opened(remote, tmp_path, quota=6 * SIZE)
+    reader = TokenReader([store], seq_len=256, global_batch_size=4, shuffle=False)
+    with Prefetcher(reader, depth=1) as feed:
+        next(feed)
+        time.sleep(1)
+        assert 1 <= counters(store).misses <= 3  # half of the quota
+        assert len(kept(tmp_path)) <= 3
+
+
+def test_too_small_a_cache_is_said(tmp_path: Path, remote: str) -> None:
+    said: list[str] = []
+    store = opened(remote, tmp_path, quota=2 * SIZE, say=said.append)
+    reader = TokenReader([store], seq_len=256, global_batch_size=12, seed=4)
+    with Prefetcher(reader, stop_step=2) as feed:
+        list(feed)
+    assert len(said) == 1
+    assert "storage.cache_size" in said[0]
+
+
+def test_fetching_ends_at_once(tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_file, "HEARTBEAT_SECONDS", 0.05)
+    release = threading.Event()
+    read = files.read_into
+
+    def stuck(path: str, at: int, target: memoryview) -> int:
+        release.wait(30)
+        return read(path, at, target)
+
+    store = opened(remote, tmp_path)
+    reader = TokenReader([store], seq_len=256, global_batch_size=12, shuffle=False)
+    monkeypatch.setattr(files, "read_into", stuck)
+    fetcher = fetch.Fetcher(reader, start_step=0, stop_step=None, first_slot=0, n=12)
+    while len(kept(tmp_path)) < fetch.THREADS:
+        time.sleep(0.01)
+    fetcher.close()
+    for thread in fetcher._threads:
+        thread.join(5)
+    assert not [thread for thread in fetcher._threads if thread.is_alive()]
+    assert kept(tmp_path) == []
+    release.set()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda found: sum(found) > 1),
+    seq_len=st.integers(1, 60),
+    data=st.data(),
+)
+def test_chunks_read_are_those_that_samples_touch(lengths: list[int], seq_len: int, data: st.DataObject) -> None:
+    store = SimpleNamespace(
+        starts=[0, *np.cumsum(lengths).tolist()],
+        n_tokens=sum(lengths),
+        chunks=[SimpleNamespace(tokens=length) for length in lengths],
+    )
+    samples = -(-(store.n_tokens - 1) // seq_len)
+    ids = np.array(data.draw(st.lists(st.integers(0, samples - 1), min_size=1, max_size=20)))
+    steps = np.arange(len(ids)) // 3 + 7
+    touched: dict[int, list[int]] = {}
+    for sample, step in zip(ids.tolist(), steps.tolist(), strict=True):
+        for token in range(sample * seq_len, min(sample * seq_len + seq_len + 1, store.n_tokens)):
+            number = next(at for at, begin in enumerate(store.starts[1:]) if token < begin)
+            touched.setdefault(number, []).append(step)
+    expected = {(number, min(at), max(at)) for number, at in touched.items()}
+    assert set(chunks_read(store, ids * seq_len, steps, seq_len)) == expected  # type: ignore[arg-type]
+
+
+# -- clearing --------------------------------------------------------------------------------------------------------
+def test_clear_spares_what_is_in_use(
+    tmp_path: Path, remote: str, stream: list[int], children: list[subprocess.Popen[str]]
+) -> None:
+    unused = make(tmp_path / "unused", stream)
+    opened(unused, tmp_path / "c").read(0, TOTAL)
+    child = start(children, remote, tmp_path / "c", order=[0, 1])
+    go(child)
+    line(child)
+    found = room.sources(str(tmp_path / "c"))
+    assert {(source.url, source.chunks, source.in_use) for source in found} == {(remote, 2, True), (unused, 10, False)}
+    assert sum(source.bytes for source in found) == sum(entry.size for entry in room.scan(str(tmp_path / "c")))
+    freed, stayed = room.clear(str(tmp_path / "c"))
+    assert freed == 10 * (12 + TRAILER_BYTES) + 2 * TOTAL
+    assert stayed == [remote]
+    assert kept(tmp_path / "c") == [".bin"] * 2
+    child.kill()
+    child.wait()
+    assert room.clear(str(tmp_path / "c")) == (2 * SIZE, [])
+    assert opened(remote, tmp_path / "c").read(0, TOTAL).tolist() == stream
+
+
+def test_nobody_else_reads_it(tmp_path: Path, remote: str) -> None:
+    opened(remote, tmp_path / "c").chunk(0)
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
+    for path in (tmp_path / "c").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0
