@@ -97,6 +97,35 @@ def test_prepared_folders(place: Path, big_vocabulary: str) -> None:
         found(place, source="bare")
 
 
+def test_a_mixture_of_text_and_prepared_folders(place: Path, novel: str) -> None:
+    source, tokenizer = str(place / "recipe" / "text"), str(place / "recipe" / "tokenizer.json")
+    prepare([source], tokenizer=tokenizer, out=str(place / "recipe" / "data"), validation=0.1)
+    (place / "recipe" / "b.txt").write_text(novel[60_000:70_000])
+    write_chunks(place / "recipe" / "bare", list(range(300)), chunk=90)
+    mixture = [{"source": name, "weight": weight} for name, weight in (("data", 3), ("b.txt", 1), ("bare", 2))]
+    guess = found(place, source=None, mixture=mixture)
+    assert (guess.prepared, guess.vocab_size) == (False, 2048)
+    made = ensure_prepared(guess)
+    folders = [one.folder for one in made.spec.train]
+    assert folders == [one.folder for one in guess.spec.train]
+    assert (folders[0], folders[2]) == (f"{place}/recipe/data/train", f"{place}/recipe/bare")
+    assert made.spec.shares == (1 / 2, 1 / 6, 1 / 3)
+    held = [os.path.dirname(folder) for folder in folders[:2]]
+    assert [os.path.dirname(one.folder) for one in made.spec.validation] == held, "of all that hold something out"
+    assert found(place, source=None, mixture=mixture) == made
+    other = found(place, source=None, mixture=[*mixture[:2], {"source": "bare", "weight": 2.5}])
+    assert other.spec.digest != made.spec.digest
+    none = found(place, source=None, mixture=mixture, validation=0)
+    assert none.spec.validation == ()
+    twice = [mixture[2], {"source": str(place / "recipe" / "bare"), "weight": 1}]
+    with pytest.raises(UserError, match=r"data\.mixture: .*bare is named twice"):
+        found(place, source=None, mixture=twice)
+    with pytest.raises(UserError, match=r"data\.mixture\.1\.source: .*nope does not exist"):
+        found(place, source=None, mixture=[mixture[0], {"source": "nope", "weight": 1}])
+    with pytest.raises(UserError, match="bare is prepared already and holds nothing out"):
+        found(place, source=None, mixture=mixture[2:])
+
+
 @pytest.mark.parametrize(
     ("data", "tokenizer", "said"),
     [

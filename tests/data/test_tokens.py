@@ -118,6 +118,44 @@ def test_hash_of_a_step_does_not_depend_on_the_cut(folder: Path) -> None:
         assert total % 2**64 == every.data_hash % 2**64
 
 
+def test_a_mixture_reads_each_source_as_it_is(tmp_path: Path, stream: list[int], folder: Path) -> None:
+    """Every sample is the one that the plan names, whatever the cut; and both sources' tokens come complete."""
+    other = [token + 60_000 for token in range(900)]
+    write_chunks(tmp_path / "other", other, chunk=250)
+    stores = [TokenStore(str(folder)), TokenStore(str(tmp_path / "other"))]
+    read = TokenReader(stores, weights=[0.8, 0.2], seq_len=33, global_batch_size=24, seed=4)
+    seen: tuple[set[int], set[int]] = (set(), set())
+    sources, samples = read.plan(0, 0, 24, 40)
+    for step in range(40):
+        whole = read.batch(step)
+        parts = [read.batch(step, slot, 8) for slot in (0, 8, 16)]
+        assert sum(part.data_hash for part in parts) % 2**64 == whole.data_hash % 2**64
+        for row in range(24):
+            source, sample = int(sources[step, row]), int(samples[step, row])
+            tokens = (stream, other)[source][33 * sample : 33 * sample + 34]
+            count = len(tokens) - 1
+            assert whole.inputs[row, :count].tolist() == tokens[:-1]
+            assert whole.labels[row, :count].tolist() == tokens[1:]
+            assert (whole.labels[row, count:] == IGNORE_INDEX).all()
+            seen[source].update(tokens)
+        assert read.sample_ids(step, 8, 8) == list(
+            zip(sources[step, 8:16].tolist(), samples[step, 8:16].tolist(), strict=True)
+        )
+    assert seen[1] == set(other)
+    assert seen[0] == set(stream)
+
+
+def test_without_weights_sources_are_read_end_to_end(tmp_path: Path, stream: list[int], folder: Path) -> None:
+    write_chunks(tmp_path / "other", [7, 8, 9], chunk=2)
+    stores = [TokenStore(str(folder)), TokenStore(str(tmp_path / "other"))]
+    read = TokenReader(stores, seq_len=33, global_batch_size=4, shuffle=False)
+    assert read.n_samples == 153
+    ids = [found for step in range(39) for found in read.sample_ids(step, 0, 4)]
+    assert ids[:153] == [(0, sample) for sample in range(152)] + [(1, 0)]
+    last = read.batch(38)
+    assert last.inputs[0, :2].tolist() == [7, 8]
+
+
 def test_hash_sees_every_token(tmp_path: Path, stream: list[int]) -> None:
     write_chunks(tmp_path / "a", stream, chunk=700)
     hashes = set()

@@ -111,6 +111,32 @@ def test_steps_follow_the_length_that_is_given() -> None:
     assert epochs.epochs[0] >= 2
 
 
+def mixed(*sources: tuple[str, int, float], held: tuple[str, ...] = ()) -> PlannedData:
+    train = tuple(TokenSource(folder=f"/{name}/train", n_tokens=n, weight=weight) for name, n, weight in sources)
+    validation = tuple(TokenSource(folder=f"/{name}/validation", n_tokens=999) for name in held)
+    return PlannedData(spec=DATA.model_copy(update={"train": train, "validation": validation}), vocab_size=2048)
+
+
+def test_a_mixture_says_what_each_source_gives() -> None:
+    data = mixed(("web", 400_000, 3), ("books", 20_000, 1), held=("web",))
+    plan = plan_of(data=data, train__max_steps=100)  # of 16 x 128 tokens
+    assert plan.epochs == pytest.approx([1600 * 0.75 / 3125, 1600 * 0.25 / 157], abs=1e-3)
+    assert "validation sees nothing of /books/train" in plan.notes
+    assert not any("times over" in note for note in plan.notes)
+    repeated = [note for note in plan_of(data=data, train__max_steps=200).notes if "times over" in note]
+    assert repeated == ["/books/train is read 5.1 times over; more than 4 seldom help"]
+    both = plan_of(data=mixed(("web", 9000, 1), ("books", 9000, 1), held=("web", "books")), validation__max_batches=1)
+    assert [note for note in both.notes if "validation" in note] == [
+        "validation.max_batches measures the first batches only: those of the first sources"
+    ]
+
+
+def test_an_epoch_of_a_mixture_means_nothing() -> None:
+    data = mixed(("web", 400_000, 3), ("books", 20_000, 1))
+    assert "use max_steps or max_tokens" in problems_of(data=data, train__max_epochs=2)["train.max_epochs"]
+    assert plan_of(data=mixed(("web", 400_000, 3), held=("web",)), train__max_epochs=2).max_steps == 391
+
+
 def test_the_plan_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(SMALL).recipe
 
@@ -219,6 +245,8 @@ def test_passwords_do_not_enter_a_plan() -> None:
     found = problems_of(run_url="s3://me:s3cret@bucket/run", data__source="s3://me:s3cret@bucket/data")
     assert set(found) == {"--run-url", "data.source"}
     assert "s3cret" not in str(found)
+    mixture = [{"source": "a", "weight": 1}, {"source": ["s3://me:s3cret@b/c", "d"], "weight": 1}]
+    assert set(problems_of(data__mixture=mixture)) == {"data.mixture.1"}
 
 
 def test_bf16_on_a_cpu() -> None:

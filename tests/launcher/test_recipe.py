@@ -173,6 +173,48 @@ def test_lr_on_the_command_line_is_a_number(tmp_path: Path) -> None:
     assert loaded.recipe.train.max_steps is None, "a new length replaces the old one"
 
 
+def test_a_mixture(tmp_path: Path) -> None:
+    mixture = "[{source: web, weight: 0.7}, {source: [a.txt, b.txt], weight: 3}]"
+    text = SMALL.replace("source: data/x", f"mixture: {mixture}")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "b.txt").touch()
+    path = write(tmp_path, text)
+    loaded = load_recipe(path)
+    assert loaded.recipe.data.mixture is not None
+    assert [(one.source, one.weight) for one in loaded.recipe.data.mixture] == [
+        (f"{tmp_path}/web", 0.7),
+        (["a.txt", f"{tmp_path}/b.txt"], 3),
+    ]
+    other = load_recipe(path, parse_overrides(["data.source=x"])).recipe.data
+    assert (other.source, other.mixture) == ("x", None), "a source replaces a mixture"
+    mine = write(tmp_path, f"extends: {path}\ndata: {{source: y}}\n", "over.yaml")
+    assert load_recipe(mine).recipe.data.mixture is None
+    again = load_recipe(mine, parse_overrides(["data.mixture=[{source: z, weight: 1}]"])).recipe.data
+    assert again.source is None and again.mixture is not None
+
+
+@pytest.mark.parametrize(
+    ("mixture", "said"),
+    [
+        ("[{source: a, weight: 0}]", "data.mixture.0.weight: must be a number above 0; got 0"),
+        ("[{source: a, weight: -1}]", "data.mixture.0.weight: must be a number above 0; got -1"),
+        ("[{source: a}]", "data.mixture.0.weight: missing; it must be a number above 0"),
+        ("[{source: a, weight: .inf}]", "data.mixture.0.weight: must be a number above 0"),
+        ("[{source: a, share: 1, weight: 1}]", "data.mixture.0.share: unknown key"),
+        ("[]", "data.mixture: must be a list"),
+        (
+            "[{source: a, weight: 1}, {source: b, weight: 1e-6}]",
+            "mixture.1.weight is 1e-06 of 1; each must be at least",
+        ),
+        ("[{source: a, weight: 1}], source: b", "data: give source or mixture, not both"),
+    ],
+)
+def test_mistakes_in_a_mixture(tmp_path: Path, mixture: str, said: str) -> None:
+    path = write(tmp_path, SMALL.replace("source: data/x", f"mixture: {mixture}"))
+    (problem,) = problems_of(path)
+    assert said in problem
+
+
 @pytest.mark.parametrize("pair", ["nothing", "=3", "a..b=3", "9=1", "--x=1", "a b=1"])
 def test_words_that_are_no_override(pair: str) -> None:
     with pytest.raises(RecipeErrors, match="not KEY=VALUE"):

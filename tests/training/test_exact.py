@@ -17,6 +17,7 @@ import torch
 
 from tests.training.small import final_weights, history, make_run, run_workers, start_workers, write_data
 from training.config import DataSpec
+from training.data.index import mix
 from training.rundir import RunDir
 
 LONG = {"train.max_steps": 120, "checkpoint.every_steps": 7, "validation.every_steps": 50}
@@ -157,6 +158,7 @@ def check_resizing(tmp_path: Path, data: DataSpec, worlds: list[int]) -> None:
         run_workers_until(run, nproc, last)
     one, other = history(expected), history(run)
     assert [row[-1] for row in one] == [row[-1] for row in other], "another batch was seen"
+    assert dict(list_validation(run)) == pytest.approx(dict(list_validation(expected)), rel=1e-4)
     assert [row[4] for row in one] == [row[4] for row in other]
     for mine, theirs in zip(one, other, strict=True):
         assert mine[1] == pytest.approx(theirs[1], rel=1e-5)
@@ -177,6 +179,12 @@ def run_workers_until(run: RunDir, nproc: int, last: int) -> None:
 
 def test_resized_from_1_to_2_to_3(tmp_path: Path, data: DataSpec) -> None:
     check_resizing(tmp_path, data, [1, 2, 3])
+
+
+def test_a_mixture_resized_from_1_to_2_to_3_to_1(tmp_path: Path, data: DataSpec) -> None:
+    """Sources of different sizes and weights; the small one has some epochs in this run."""
+    small = write_data(tmp_path / "small", n_tokens=421, n_validation_tokens=90, seed=5)
+    check_resizing(tmp_path, mix([data, small], [0.7, 0.3]), [1, 2, 3, 1])
 
 
 @pytest.mark.slow
