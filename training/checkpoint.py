@@ -117,6 +117,11 @@ class Checkpointer:
             self._write(save, staged)
         return time.perf_counter() - began
 
+    @property
+    def busy(self) -> bool:
+        """Is a save under way? One that is not pressing can be put off until the store has taken this one."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self, *, must_succeed: bool = False) -> None:
         """Until nothing is in flight. A failed save was reported when it failed; `must_succeed` raises it too."""
         if self._thread is not None:

@@ -6,10 +6,12 @@ the step number.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +86,19 @@ class Pending:
 
 
 class Meter:
-    """Seconds between one finished step and the next, without what happens at a boundary."""
+    """Seconds between one finished step and the next, data wait included, without what is done at a boundary."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def lap(self) -> float:
         now = time.perf_counter()
@@ -122,14 +130,14 @@ def train(parts: Parts) -> str | None:
             asked = time.perf_counter()
             _, samples = next(feed)
             waited = time.perf_counter() - asked
-            agreement = agree(parts, samples.n_valid, samples.data_hash, save=timer.due())
+            agreement = agree(parts, samples.n_valid, samples.data_hash, save=timer.due() and not parts.checkpointer.busy)
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None
-                reason = boundary(parts, step, agreement, timer)
+                with parts.meter.paused():
+                    reason = boundary(parts, step, agreement, timer)
                 if reason is not None:
                     return reason
-                parts.meter.reset()
             lr = lr_at(step, max_steps=parts.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
             loss, norm = run_step(parts, samples, agreement.n_valid, step + 1, lr)
             state.step, state.tokens_seen = step + 1, state.tokens_seen + agreement.n_valid
@@ -199,6 +207,8 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     parts.exporter.row(row, tokens=agreement.n_valid, flops=flops)
     parts.exporter.memory(peak_memory(parts.device))
     parts.exporter.beat(parts.clock)
+    if parts.reader.cache is not None:
+        parts.exporter.data(parts.reader.cache.counters)
 
 
 def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
@@ -273,6 +283,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
     assert parts.held_out is not None
     parts.clock.enter("validation")
     parts.exporter.state("validating")
+    parts.on_event("validating", step=step)
     reason: str | None = None
 
     def interrupted() -> bool:
