@@ -30,6 +30,7 @@ class World:
     scratch: str | None
     job_end: float | None
     host: str
+    local_world_size: int = 1
 
     @property
     def leads(self) -> bool:
@@ -50,6 +51,7 @@ def read_world() -> World:
         scratch=env.get("LAUNCHYARD_SCRATCH"),
         job_end=float(end) if end else None,
         host=socket.gethostname(),
+        local_world_size=int(env.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 
@@ -88,11 +90,15 @@ def connect(world: World, device: torch.device) -> None:
 
 
 def disconnect() -> None:
-    """Leave together: without the barrier a late gloo thread sometimes aborts the process at exit (seen)."""
+    """Leave together: without that a late gloo thread sometimes aborts the process at exit (seen).
+
+    On the host: others wait here while rank 0 exports, and NCCL's watchdog ends whoever waits for ten minutes.
+    """
+    import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
-        dist.barrier()
+        sum_over_ranks(torch.zeros(1))
         dist.destroy_process_group()
 
 

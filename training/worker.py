@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -30,6 +31,7 @@ from training.stop import StopFlag
 
 if TYPE_CHECKING:
     from training.loop import Parts
+    from training.state import TrainState
 
 # Errors that another try would only repeat.
 FATAL = (
@@ -42,7 +44,16 @@ FATAL = (
     FileNotFoundError,
     CorruptError,
 )
+FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
+
+
+@dataclass
+class Progress:
+    """How far this process has come, and what must be kept of that should it fail."""
+
+    state: TrainState | None = None
+    rows: list[Any] = field(default_factory=list)  # all that has a `flush`
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +62,14 @@ def main(argv: list[str]) -> int:
     redirect_output(run, world)
     flag = StopFlag(world.scratch, world.job_end)
     flag.install()
-    progress: dict[str, Any] = {"step": None}
+    progress = Progress()
     try:
         work(run, world, flag, progress)
     except BaseException as error:
-        record_error(run, world, error, progress["step"])
+        traceback.print_exception(error)
+        with files.patience(FAREWELL_SECONDS):
+            record_error(run, world, error, progress.state.step if progress.state else None)
+            keep_rows(progress)
         return 1
     return 0
 
@@ -80,9 +94,7 @@ def redirect_output(run: RunDir, world: World) -> None:
 
 
 def record_error(run: RunDir, world: World, error: BaseException, step: int | None) -> None:
-    """What ended this rank, for `launch why`."""
-    traceback.print_exception(error)
-    sys.stderr.flush()
+    """What ended this rank, for `launch why`; where that cannot be written, its log has to do."""
     record = {
         "rank": world.rank,
         "host": world.host,
@@ -93,7 +105,19 @@ def record_error(run: RunDir, world: World, error: BaseException, step: int | No
         "time": time.time(),
         "fatal": isinstance(error, FATAL) or type(error).__name__ in FATAL_NAMES,
     }
-    run.write_error(world.attempt, world.rank, record)
+    try:
+        run.write_error(world.attempt, world.rank, record)
+    except OSError as failure:
+        print(f"the error above could not be written to the run directory: {failure}")
+
+
+def keep_rows(progress: Progress) -> None:
+    """What can be kept of a failed attempt's rows. That they cannot is not what made it fail."""
+    for rows in progress.rows:
+        try:
+            rows.flush(sync=True)
+        except OSError as error:
+            print(f"rows that are lost: {error}")
 
 
 def read_run(run: RunDir, attempt: int) -> tuple[Recipe, Workload]:
@@ -110,29 +134,29 @@ def read_run(run: RunDir, attempt: int) -> tuple[Recipe, Workload]:
 def recipe_hash(recipe: Recipe) -> str:
     """Changes with what decides the weights, and not with where or in how many pieces a run is made."""
     deciding = recipe.model_dump(mode="json", include={"model", "data", "train", "optimizer", "schedule"})
-    deciding["train"].pop("micro_batch_size")
+    for where in ("micro_batch_size", "device"):
+        deciding["train"].pop(where)
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def work(run: RunDir, world: World, flag: StopFlag, progress: dict[str, Any]) -> None:
+def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     files.set_patience(Storage().retry_seconds)  # until the plan says what the place has chosen
     recipe, workload = read_run(run, world.attempt)
     files.set_patience(workload.storage.retry_seconds)
     on_event = Events(run, world)
+    progress.rows.append(on_event)
     born = psutil.Process().create_time()
     on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
     parts, resumed = compose(run, world, recipe, workload, flag, on_event)
+    progress.state = parts.state
+    progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
     from training.distributed import disconnect, is_connected
     from training.loop import train
 
     on_event("started", step=parts.state.step, resumed=resumed, world_size=world.world_size, device=str(parts.device))
-    try:
-        reason = train(parts)
-    finally:
-        progress["step"] = parts.state.step
-        for rows in (on_event, parts.rows, parts.validation_rows):
-            if rows is not None:
-                rows.flush(sync=True)
+    reason = train(parts)
+    for rows in progress.rows:
+        rows.flush(sync=True)
     if world.leads:
         conclude(run, parts, reason)
     parts.exporter.state("finished")
@@ -192,7 +216,7 @@ def compose(
         run, world, recipe, workload, SaveEvents(on_event, exporter), rows, validation_rows, on_event
     )
     model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
-    reader, held_out = open_readers(recipe, workload)
+    reader, held_out = open_readers(recipe, workload, world, on_event)
     max_steps = count_steps(recipe, workload.data.n_tokens)
     exporter.set("trainer_run_info", 1, run_name=workload.name, git_sha=git_sha(run))
     exporter.set("trainer_world_size", world.world_size)
@@ -315,7 +339,8 @@ def load_state(
     return model, optimizer, TrainState.from_json(manifest.train_state), True
 
 
-def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
+def open_readers(recipe: Recipe, workload: Workload, world: World, on_event: Any) -> tuple[Any, Any]:
+    from training.data.cache import ChunkCache
     from training.data.store import TokenStore
     from training.data.tokens import TokenReader
 
@@ -323,11 +348,21 @@ def open_readers(recipe: Recipe, workload: Workload) -> tuple[Any, Any]:
     common: dict[str, Any] = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}
     train, held = workload.data.train, workload.data.validation
     weights = [source.weight for source in train]
-    stores = [TokenStore(source.folder) for source in train]
+    cache = ChunkCache(
+        workload.storage.cache,
+        quota=workload.storage.cache_bytes,
+        share=world.local_world_size,
+        say=lambda text: on_event("data trouble", message=text),
+    )
+    stores = [TokenStore(source.folder, cache=cache) for source in train]
+    for found in stores:
+        if not found.verifiable:
+            text = f"{found.folder} has no digests.json: only the sizes and headers of its chunks can be verified"
+            on_event("data trouble", message=text)
     reader = TokenReader(stores, weights=weights, shuffle=data.shuffle, **common)
     if not held:
         return reader, None
-    return reader, TokenReader([TokenStore(source.folder) for source in held], shuffle=False, **common)
+    return reader, TokenReader([TokenStore(source.folder, cache=cache) for source in held], shuffle=False, **common)
 
 
 def git_sha(run: RunDir) -> str:

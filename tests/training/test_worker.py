@@ -1,0 +1,84 @@
+"""What a worker leaves when it fails: its error, its log, its rows; and what it says it was."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.small import make_run, start_workers, write_data
+from training.config import Recipe, apply_overrides
+from training.loop import Meter, SaveTimer
+from training.rundir import RunDir
+from training.worker import recipe_hash
+
+
+def fail(run: RunDir) -> str:
+    """Start a worker that cannot but fail; its log."""
+    (process,) = start_workers(run, 1)
+    try:
+        assert process.wait(timeout=60) == 1
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    return run.read_text("attempts/0000/logs/rank-00000.log")
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> RunDir:
+    """A run whose data has gone."""
+    run = make_run(tmp_path / "run", write_data(tmp_path / "data"))
+    for file in (tmp_path / "data/train").iterdir():
+        file.unlink()
+    return run
+
+
+def test_an_error_is_recorded(broken: RunDir) -> None:
+    log = fail(broken)
+    (error,) = broken.errors(0)
+    assert error["type"] in log and error["message"] in log and "Traceback" in error["traceback"]
+    assert error["fatal"] and error["step"] is None and error["rank"] == 0
+    assert [event["event"] for event in broken.events(0)] == ["process started"]
+
+
+def test_an_error_that_cannot_be_recorded_is_in_the_log(broken: RunDir) -> None:
+    broken.write_text("attempts/0000/errors", "a file where the folder should be")
+    log = fail(broken)
+    assert "Traceback" in log and "index.json" in log
+    assert log.rstrip().splitlines()[-1].startswith("the error above could not be written to the run directory")
+
+
+def test_where_a_run_is_made_does_not_change_its_hash(tmp_path: Path) -> None:
+    raw = make_run(tmp_path / "run", write_data(tmp_path / "data")).read_text("recipe.yaml")
+
+    def of(**overrides: object) -> str:
+        import yaml
+
+        changes = {key.replace("__", "."): value for key, value in overrides.items()}
+        return recipe_hash(Recipe.model_validate(apply_overrides(yaml.safe_load(raw), changes)))
+
+    assert of() == of(train__device="cuda", train__micro_batch_size=2, resources__nodes=2)
+    assert len({of(), of(train__seed=9), of(optimizer__lr=1.0), of(data__seed=8), of(model__n_layers=3)}) == 5
+
+
+def test_the_meter_leaves_out_what_is_done_at_a_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    meter = Meter()
+    now[0] += 2.0  # waiting for data
+    with meter.paused():
+        now[0] += 30.0
+    now[0] += 5.0
+    assert meter.lap() == 7.0
+    assert meter.lap() == 0.0
+
+
+def test_the_timer_of_saves() -> None:
+    assert not SaveTimer(None).due()
+    assert SaveTimer(1e-9).due()
+    timer = SaveTimer(math.inf)
+    timer.reset()
+    assert not timer.due()
