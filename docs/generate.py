@@ -63,6 +63,17 @@ def cell(text: str | None) -> str:
     return (text or "").replace("|", "\\|").replace("\n", " ")
 
 
+def rows(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
+    """One row a key; the keys of a list's mappings follow it as `key[].inner`."""
+    for key, field in fields.items():
+        words = type_words(field.annotation), default_words(field), field.description
+        yield f"| `{prefix}{key}` | {' | '.join(cell(word) for word in words)} |\n"
+        for one in typing.get_args(field.annotation):
+            for item in typing.get_args(one) if typing.get_origin(one) is list else ():
+                if inspect.isclass(item) and issubclass(item, BaseModel):
+                    yield from rows(item.model_fields, f"{prefix}{key}[].")
+
+
 def schema_tables(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """One table a section, its plain keys first, then a part for each section inside it."""
     fields = schema.model_fields
@@ -71,9 +82,7 @@ def schema_tables(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"\n## `{prefix.rstrip('.')}`\n\n{' '.join((schema.__doc__ or '').split())}\n"
     if plain:
         yield "\n| key | type | default | meaning |\n|---|---|---|---|\n"
-    for key, field in plain.items():
-        words = type_words(field.annotation), default_words(field), field.description
-        yield f"| `{prefix}{key}` | {' | '.join(cell(word) for word in words)} |\n"
+    yield from rows(plain, prefix)
     for key, field in fields.items():
         if (section := section_of(field)) is not None:
             yield from schema_tables(section, f"{prefix}{key}.")

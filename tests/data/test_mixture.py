@@ -61,8 +61,8 @@ def test_weights_are_met_early_and_everywhere(weights: list[float], seed: int, s
     ordinal = np.arange(1, len(source) + 1)
     for number, share in enumerate(np.array(weights) / sum(weights)):
         off = np.cumsum(source == number) - share * ordinal
-        assert np.abs(off[:1000]).max() <= 14
-        assert np.abs(off).max() <= 22
+        assert np.abs(off[:1000]).max() <= 12
+        assert np.abs(off).max() <= 16
 
 
 def test_how_uneven_it_is() -> None:
