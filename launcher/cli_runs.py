@@ -279,7 +279,7 @@ def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:
             [f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen
         ]
         lines = _table(keys, table)
-        click.echo("\n".join([*lines, "", *([] if validation else loss_chart(find(run)))]))
+        click.echo("\n".join([*lines, "", *([] if validation else loss_chart(rows))]))
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ from typing import IO, Any
 
 from launcher.cause import first_line
 from launcher.chart import draw
+from launcher.claims import last_heartbeat
 from launcher.runs import RunFacts, RunState
 from launcher.snapshot import redact
 from training.rundir import OutcomeRecord, RunDir
@@ -26,20 +27,38 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600}h"
 
 
-def progress_words(state: RunState) -> str:
+def progress_line(
+    *,
+    step: int | None,
+    max_steps: int | None,
+    loss: float | None,
+    tokens_per_second: float | None,
+    eta_seconds: float | None,
+) -> str:
     """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, as far as known."""
     from launcher.summary import count
 
     words = []
-    if state.step is not None:
-        words.append(f"step {state.step}" + (f"/{state.max_steps}" if state.max_steps else ""))
-    if state.loss is not None:
-        words.append(f"loss {state.loss:.3f}")
-    if state.tokens_per_second is not None:
-        words.append(f"{count(state.tokens_per_second)} tokens/s")
-    if state.eta_seconds is not None:
-        words.append(f"ETA {duration(state.eta_seconds)}")
+    if step is not None:
+        words.append(f"step {step}" + (f"/{max_steps}" if max_steps else ""))
+    if loss is not None:
+        words.append(f"loss {loss:.3f}")
+    if tokens_per_second is not None:
+        words.append(f"{count(tokens_per_second)} tokens/s")
+    if eta_seconds is not None:
+        words.append(f"ETA {duration(eta_seconds)}")
     return " · ".join(words)
+
+
+def progress_words(state: RunState) -> str:
+    """Where a run stands, in a line."""
+    return progress_line(
+        step=state.step,
+        max_steps=state.max_steps,
+        loss=state.loss,
+        tokens_per_second=state.tokens_per_second,
+        eta_seconds=state.eta_seconds,
+    )
 
 
 def can_draw(out: IO[str]) -> bool:
@@ -57,36 +76,36 @@ def plain(text: str, out: IO[str]) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def loss_chart(run: RunDir, *, out: IO[str] = sys.stdout) -> list[str]:
-    """The training loss of the surviving history."""
-    points = [(float(row["step"]), float(row["loss"])) for row in run.rows("steps")]
+def loss_chart(rows: list[dict[str, Any]], *, out: IO[str] = sys.stdout) -> list[str]:
+    """The training loss of these steps; nothing for fewer than two."""
+    points = [(float(row["step"]), float(row["loss"])) for row in rows]
     lines = draw(points, braille=can_draw(out))
     return ["loss (nats a token) over steps", *lines] if lines else []
 
 
 def last_page(run: RunDir, record: OutcomeRecord, *, out: IO[str] = sys.stdout) -> list[str]:
     """What is said when a run has ended."""
-    facts = RunFacts(run)
-    lines = [_headline(run, record), ""]
+    steps = list(run.rows("steps"))
+    lines = [_headline(run, record, steps), ""]
     if record.outcome == "failed":
         lines[1:] = [f"  log  {log_of(run, record)}"]
     else:
-        chart = loss_chart(run, out=out)
+        chart = loss_chart(steps, out=out)
         lines += [f"  {line}" for line in chart] + [""] * bool(chart)
         lines += _leavings(run)
-    return [*lines, *next_commands(run, record, facts.run_id)]
+    return [*lines, *_next_commands(record, RunFacts(run).run_id)]
 
 
-def _headline(run: RunDir, record: OutcomeRecord) -> str:
+def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -> str:
     words = [f"{record.step} steps" if record.step is not None else ""]
     attempts = run.attempts()
     if attempts:
         words.append(f"in {duration(sum(_seconds(run, attempt) for attempt in attempts))}")
     if len(attempts) > 1:
         words.append(f"{len(attempts)} attempts")
-    rows, validated = list(run.rows("steps")), list(run.rows("validation"))
-    if rows:
-        words.append(f"loss {rows[-1]['loss']:.4f}")
+    validated = list(run.rows("validation"))
+    if steps:
+        words.append(f"loss {steps[-1]['loss']:.4f}")
     if validated:
         words.append(f"validation loss {validated[-1]['loss']:.4f} at step {validated[-1]['step']}")
     said = " · ".join(word for word in words if word)
@@ -99,9 +118,10 @@ def _headline(run: RunDir, record: OutcomeRecord) -> str:
 
 
 def _seconds(run: RunDir, attempt: int) -> float:
-    """How long an attempt took, as far as it is known."""
+    """How long an attempt took: to its outcome, or to the last sign of life of its owner."""
     record = run.outcome(attempt)
-    return max(0.0, record.time - run.job(attempt).created) if record is not None else 0.0
+    ended = last_heartbeat(run, attempt) if record is None else record.time
+    return max(0.0, ended - run.job(attempt).created)
 
 
 def _leavings(run: RunDir) -> list[str]:
@@ -116,7 +136,7 @@ def _leavings(run: RunDir) -> list[str]:
     return [*lines, ""] if lines else lines
 
 
-def next_commands(run: RunDir, record: OutcomeRecord, run_id: str) -> list[str]:
+def _next_commands(record: OutcomeRecord, run_id: str) -> list[str]:
     """What to type next, ready to be copied."""
     commands: list[tuple[str, str]]
     if record.outcome == "completed":
@@ -143,7 +163,3 @@ def log_of(run: RunDir, record: OutcomeRecord) -> str:
     folder = f"{run.attempt_dir(record.attempt)}/logs"
     name = f"rank-{record.rank:05d}.log" if record.rank is not None else "node-0.log"
     return redact(run.path(folder, name if run.exists(f"{folder}/{name}") else ""))
-
-
-def facts_of_end(run: RunDir, record: OutcomeRecord) -> dict[str, Any]:
-    return {**record.model_dump(mode="json"), "run_url": run.url, "log": log_of(run, record)}

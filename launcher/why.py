@@ -66,24 +66,28 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
     attempt = state.attempt
     assert attempt is not None
     saved, lost = state.checkpoint, steps_lost(run, attempt, state.checkpoint)
-    cause = None if record else _lost_cause(run, attempt)
-    begin = _sentence(run, record) if record else f"{cause.message[:1].upper()}{cause.message[1:]}." if cause else ""
-    log = log_of(run, record) if record else None
-    parts = [f"{state.run_id}: {begin}", _history(run, attempt), _kept(saved, lost)]
-    commands, advice = _advice(state, record, cause)
+    if record is not None:
+        reason, cause, ended = record.reason, record.message, record.time
+        began, log = _sentence(run, record), log_of(run, record)
+    else:
+        found = _lost_cause(run, attempt)
+        reason, cause, ended = found.reason, found.message, last_heartbeat(run, attempt)
+        began, log = f"{_capital(cause)}.", None
+    command, advice = _advice(state, record)
+    parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), _kept(saved, lost), advice]
     if record is not None and record.outcome == "failed":
-        parts.append(f"Its log: {log}.")
+        parts.insert(-1, f"Its log: {log}.")
     return Why(
-        " ".join(part for part in [*parts, advice] if part),
+        " ".join(part for part in parts if part),
         state.state,
         attempt=attempt,
-        ended=record.time if record else last_heartbeat(run, attempt) or None,
-        reason=record.reason if record else "owner gone",
-        cause=record.message if record else (cause.message if cause else None),
+        ended=ended or None,
+        reason=reason,
+        cause=cause,
         log=log,
         checkpoint=saved,
         steps_lost=lost,
-        next=commands,
+        next=[command],
     )
 
 
@@ -95,11 +99,12 @@ def _sentence(run: RunDir, record: OutcomeRecord) -> str:
         return f"{start} completed all {record.step} steps at {when}."
     at = f" at step {record.step}" if record.step is not None else ""
     if record.outcome == "stopped":
-        return f"{start} {_STOPPED.get(record.reason, f'was stopped ({record.reason})')}{at} at {when}."
-    errors = run.errors(record.attempt)
-    others = len({error.get("rank") for error in errors}) - 1
-    more = f" ({others} other ranks failed after it)" if others > 0 else ""
-    return f"{start} failed{at} at {when}: {first_line(record.message)}{more}."
+        unsaved = record.step and record.checkpoint is None and record.reason != "cancelled"
+        more = f": {first_line(record.message)}" if unsaved else ""
+        return f"{start} {_STOPPED.get(record.reason, f'was stopped ({record.reason})')}{at} at {when}{more}."
+    others = len({error.get("rank") for error in run.errors(record.attempt)}) - 1
+    more = f" ({others} other rank{'s' * (others > 1)} failed after it)" if others > 0 else ""
+    return f"{start} failed{at} at {when}: {first_line(record.message).rstrip('.')}{more}."
 
 
 _STOPPED = {
@@ -138,7 +143,33 @@ def _history(run: RunDir, newest: int) -> str:
         words.append(f"{len(failed)} earlier attempt{'s' * (len(failed) > 1)} failed{named}")
     if again:
         words.append(f"{len(again)} earlier attempt{'s' * (len(again) > 1)} ended by preemption or a time limit")
-    return f"{'; '.join(words)[:1].upper()}{'; '.join(words)[1:]}."
+    return f"{_capital('; '.join(words))}."
+
+
+def _trouble(run: RunDir, attempt: int) -> str:
+    """What stood between an attempt and its next checkpoint when it ended: the last save, and the store."""
+    failed: dict[str, Any] | None = None
+    silent: dict[str, Any] | None = None
+    for event in run.events(attempt):
+        match event.get("event"):
+            case "save failed":
+                failed = event
+            case "saved":
+                failed = None
+            case "store trouble":
+                silent = event
+            case "store answers again":
+                silent = None
+    words = []
+    if failed is not None:
+        words.append(f"Its last save, of step {failed.get('step')}, failed: {first_line(str(failed.get('message')))}.")
+    if silent is not None:
+        words.append(f"Its store was in trouble: {first_line(str(silent.get('message')))}.")
+    return " ".join(words)
+
+
+def _capital(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
 
 
 def steps_lost(run: RunDir, attempt: int, saved: int | None) -> int | None:
@@ -154,13 +185,13 @@ def _kept(saved: int | None, lost: int | None) -> str:
     return f"{kept}; {'no step is' if lost == 0 else f'{lost} step is' if lost == 1 else f'{lost} steps are'} lost."
 
 
-def _advice(state: RunState, record: OutcomeRecord | None, cause: Cause | None) -> tuple[list[str], str]:
-    """Commands to type, and the sentence around them."""
+def _advice(state: RunState, record: OutcomeRecord | None) -> tuple[str, str]:
+    """The command to type, and the sentence around it."""
     resume = f"launch resume {state.run_id}"
     if record is not None and record.outcome == "completed":
         longer = f"{resume} train.max_steps=N"
-        return [longer], f"To train longer: {longer}."
+        return longer, f"To train longer: {longer}."
     if record is not None and record.fatal:
-        return [resume], f"Trying again unchanged would end the same way, so it was not tried. Once mended: {resume}."
+        return resume, f"Trying again unchanged would end the same way, so it was not tried. Once mended: {resume}."
     where = f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning"
-    return [resume], f"To go on {where}: {resume}."
+    return resume, f"To go on {where}: {resume}."

@@ -13,6 +13,7 @@ from launcher.cause import find_cause
 from launcher.why import explain
 from tests.launcher.standin import make_run
 from tests.launcher.test_runs import claim, rows
+from training.appender import Appender
 from training.rundir import OutcomeRecord, RunDir
 
 SUMMARY = """
@@ -103,7 +104,7 @@ def test_failed_run(run: RunDir) -> None:
     end(run, "failed", "error", message="rank 0: RuntimeError: RuntimeError of 0", rank=0)
     found = explain(run)
     assert (found.steps_lost, found.checkpoint, found.attempt) == (10, 20, 0)
-    for words in ("attempt 0 failed at step 30", "RuntimeError of 0", "1 other ranks failed", "10 steps are lost"):
+    for words in ("attempt 0 failed at step 30", "RuntimeError of 0", "1 other rank failed", "10 steps are lost"):
         assert words in found.text
     assert "launch resume tiny-abcd" in found.text and "log" in found.text
 
@@ -120,6 +121,25 @@ def test_stopped_by_a_user(run: RunDir) -> None:
     assert found.steps_lost == 0
     assert "was stopped by a user at step 30" in found.text and "no step is lost" in found.text
     assert "To go on from step 30" in found.text
+
+
+def test_a_stop_that_came_to_no_save_says_so(run: RunDir) -> None:
+    end(run, "stopped", "stop", message="asked to stop (stop), and the save was not done after 600 s")
+    text = explain(run).text
+    assert "the save was not done after 600 s" in text and "10 steps are lost" in text
+
+
+def test_what_kept_it_from_saving_is_told(run: RunDir) -> None:
+    events = Appender(run, "attempts/0000/events")
+    events.add({"event": "save failed", "step": 20, "message": "connection refused"})
+    events.add({"event": "saved", "step": 20})
+    assert "failed" not in explain(run).text, "it got over that"
+    events.add({"event": "save failed", "step": 30, "message": "bucket full\nat length"})
+    events.add({"event": "store trouble", "message": "could not read: no answer"})
+    text = explain(run).text
+    assert "Its last save, of step 30, failed: bucket full. Its store was in trouble: could not read" in text
+    events.add({"event": "store answers again"})
+    assert "in trouble" not in explain(run).text
 
 
 def test_owner_gone(run: RunDir) -> None:
