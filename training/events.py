@@ -60,6 +60,7 @@ class StoreEvents:
     """Counts what had to be asked of a store again, and says when a store has been in trouble for a while."""
 
     def __init__(self, run: RunDir, on_event: Any, exporter: Any) -> None:
+        self._run_url = f"{run.url}/"
         self._checkpoints, self._on_event, self._exporter = run.path("checkpoints"), on_event, exporter
         self._said = 0.0
         self._lock = threading.Lock()
@@ -67,6 +68,8 @@ class StoreEvents:
     def __call__(self, trouble: Trouble) -> None:
         if not trouble.over and trouble.path.startswith(self._checkpoints):
             self._exporter.add("trainer_checkpoint_retries_total")
+        elif not trouble.over and not trouble.path.startswith(self._run_url):
+            self._exporter.data_retry()
         if trouble.seconds < WORTH_SAYING_SECONDS:
             return
         with self._lock:

@@ -76,7 +76,24 @@ METRICS = (
     Metric("trainer_checkpoint_last_success_timestamp_seconds", "gauge", "When the last commit was made (Unix time)."),
     Metric("trainer_checkpoint_size_bytes", "gauge", "Size of the last committed checkpoint."),
     Metric("trainer_checkpoint_restore_duration_seconds", "gauge", "Time it took to load the state at the start."),
+    Metric("trainer_data_bytes_total", "counter", "Bytes of chunks fetched from a store.", ("rank",), "rank"),
+    Metric("trainer_data_retries_total", "counter", "Requests for data that a store failed.", ("rank",), "rank"),
+    Metric("trainer_data_cache_hits_total", "counter", "Chunks that the node's cache had.", ("rank",), "rank"),
+    Metric("trainer_data_cache_misses_total", "counter", "Chunks that had to be fetched.", ("rank",), "rank"),
+    Metric("trainer_data_cache_damaged_total", "counter", "Copies found damaged on this disk.", ("rank",), "rank"),
+    Metric("trainer_data_cache_bytes", "gauge", "Held by the node's cache when last added to.", ("rank",), "rank"),
+    Metric(
+        "trainer_data_chunk_wait_seconds_total", "counter", "Wait of the thread that reads ahead.", ("rank",), "rank"
+    ),
     Metric("trainer_preemptions_total", "counter", "Agreed stops by reason.", ("source",)),
+)
+
+DATA_COUNTERS = (
+    ("bytes", "trainer_data_bytes_total"),
+    ("hits", "trainer_data_cache_hits_total"),
+    ("misses", "trainer_data_cache_misses_total"),
+    ("damaged", "trainer_data_cache_damaged_total"),
+    ("wait_seconds", "trainer_data_chunk_wait_seconds_total"),
 )
 
 
@@ -119,6 +136,7 @@ class Exporter:
         self._server, self._thread = prom.start_http_server(port, addr=host, registry=self._registry)
         self.url = f"http://{host}:{self._server.server_port}/metrics"
         self._phases_told = dict.fromkeys(PHASES, 0.0)
+        self._data_told: dict[str, float] = {}
 
     def _of(self, name: str, labels: dict[str, str]) -> Any:
         series = self._series.get(name)
@@ -165,6 +183,17 @@ class Exporter:
         for phase, seconds in clock.seconds.items():
             self.add("trainer_phase_seconds_total", seconds - self._phases_told[phase], phase=phase, rank=self._rank)
             self._phases_told[phase] = seconds
+
+    def data(self, counters: Any) -> None:
+        """What came through the cache of chunks since the process began; see training/data/cache.py."""
+        for name, series in DATA_COUNTERS:
+            value = float(getattr(counters, name))
+            self.add(series, value - self._data_told.get(name, 0.0), rank=self._rank)
+            self._data_told[name] = value
+        self.set("trainer_data_cache_bytes", counters.held, rank=self._rank)
+
+    def data_retry(self) -> None:
+        self.add("trainer_data_retries_total", rank=self._rank)
 
     def memory(self, peak_bytes: int) -> None:
         self.set("trainer_memory_peak_bytes", peak_bytes, rank=self._rank)

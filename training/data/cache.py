@@ -44,6 +44,7 @@ class Counters:
     misses: int = 0  # chunks that had to be brought
     damaged: int = 0  # copies in the cache that were not what had been written
     wait_seconds: float = 0.0  # that a reader had to wait for chunks
+    held: int = 0  # bytes in the cache when room was last made
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class ChunkCache:
         share: int = 1,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.folder, self.share, self.counters = folder or room.default_folder(), share, Counters()
+        self.folder = os.path.abspath(os.path.expanduser(folder)) if folder else room.default_folder()
+        self.share, self.counters = share, Counters()
         self._quota, self._say = quota, say or (lambda text: print(text, file=sys.stderr))
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -268,8 +270,10 @@ class ChunkCache:
             keep = frozenset().union(*self._kept.values())
         size = chunk.size + TRAILER_BYTES
         with _disk():
-            if room.make_room(self.folder, file, size, quota=self.quota, keep=keep, urgent=urgent, more=more):
-                self.drop_evicted()
+            gone, held = room.make_room(self.folder, file, size, quota=self.quota, keep=keep, urgent=urgent, more=more)
+        self.counters.held = held
+        if gone:
+            self.drop_evicted()
 
     def drop_evicted(self) -> None:
         """Let go of what this process has mapped of evicted files."""

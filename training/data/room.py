@@ -168,8 +168,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 def make_room(
     folder: str, file: int, size: int, *, quota: int, keep: Collection[str], urgent: bool, more: bool = False
-) -> int:
-    """Let a locked .part have `size` bytes, after removing what was used longest ago; how many bytes that was.
+) -> tuple[int, int]:
+    """Let a locked .part have `size` bytes, after removing what was used longest ago.
+
+    Returns how many bytes that was, and how many the cache holds now.
 
     Paths in `keep` go last, and only for what is urgent; without them NoRoomError. FullError if the disk has no room
     even so. `more`: something must go, whatever disk and quota say.
@@ -194,7 +196,7 @@ def make_room(
         if used + size - gone > quota and not urgent:
             raise NoRoomError
         os.ftruncate(file, size)  # what others count of it from now on
-        return gone
+        return gone, used + size - gone
 
 
 def complete(folder: str, file: int, part: str, path: str) -> None:

@@ -17,6 +17,7 @@ import torch
 import xxhash
 
 from training.config import IGNORE_INDEX, count_samples
+from training.data.cache import ChunkCache
 from training.data.chunks import Array
 from training.data.fetch import Fetcher
 from training.data.mixture import Ids
@@ -70,6 +71,11 @@ class TokenReader:
             block_samples=max(1, BLOCK_TOKENS // seq_len),
         )
         self._ahead: tuple[tuple[int, int, int], Ids, Ids] | None = None
+
+    @property
+    def cache(self) -> ChunkCache | None:
+        """Through which the chunks come that are not mapped where they lie."""
+        return next((store.cache for store in self.stores if store.cache is not None), None)
 
     def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Samples:
         """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
