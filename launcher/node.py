@@ -54,15 +54,17 @@ _MARKS = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, "LAUNCHYARD_SCRATCH", "LAUNCHYARD_A
 class Signals:
     """What signals have asked of this process. The handlers set a flag and do nothing else."""
 
-    def __init__(self, *, term: str = "terminated") -> None:
+    def __init__(self, *, term_is_notice: bool = False) -> None:
+        """`term_is_notice`: the scheduler says TERM to take the node away, not to end the run."""
         self.stop: str | None = None
         self.preempted = False
-        self._reasons = {signal.SIGTERM: term, signal.SIGINT: "stop"}
+        self._notices = {signal.SIGUSR1, signal.SIGUSR2} | ({signal.SIGTERM} if term_is_notice else set())
+        self._reasons = {signal.SIGTERM: "terminated", signal.SIGINT: "stop"}
 
     def install(self) -> None:
         for number in self._reasons:
             signal.signal(number, self._on_stop)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
+        for number in self._notices:
             signal.signal(number, self._on_notice)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

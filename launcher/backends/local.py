@@ -17,14 +17,14 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, Literal
 
-from launcher.claims import Heartbeat, claim_next, newest_job, owner_alive, refuse_if_alive
+from launcher.claims import newest_job, owner_alive, refuse_if_alive
 from launcher.errors import EXIT_USER, LaunchError, UserError
-from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, own_environment, run_attempt
-from launcher.policy import AttemptSummary, after_attempt
+from launcher.node import CANCELLED, Signals, be_patient, exit_code, own_environment, run_attempt
+from launcher.owner import Owner, leave_word
 from launcher.processes import descendants, end_all, end_marked, wait_until
-from launcher.runs import newest_checkpoint
 from training.rundir import Job, OutcomeRecord, RunDir
 
 CANCEL_SECONDS = 5.0
@@ -160,111 +160,21 @@ def _read_answer(ours: socket.socket, owner: subprocess.Popen[bytes]) -> dict[st
 
 
 # -- the owner's side ------------------------------------------------------------------------------------------------
-class Owner:
-    """One job: its attempts, one after another, until the policy or a person says that it is enough."""
+def make_owner(run: RunDir, options: dict[str, Any], signals: Signals) -> Owner:
+    module: str = options.pop("worker_module")
 
-    def __init__(self, run: RunDir, options: dict[str, Any], signals: Signals) -> None:
-        self.run, self.signals = run, signals
-        self._module: str = options.pop("worker_module")
-        self._shape = options  # nnodes, nproc_per_node, device, overrides
-        self._history: list[AttemptSummary] = []
-        self._since = time.time()
-
-    def claim(self) -> Job:
-        """The next attempt; whatever an earlier one has left running on this machine is ended."""
-        job = claim_next(self.run, backend="local", job_id=str(os.getpid()), **self._shape)
-        end_marked(self.run.url)
-        if not self._history:
-            self._forget_last_end()
-        return job
-
-    def own(self, job: Job) -> OutcomeRecord:
-        """Run attempts until the run ends; its outcome is written last."""
-        while True:
-            before = newest_checkpoint(self.run)
-            self.signals.preempted = False
-            record = self._attempt(job)
-            after = newest_checkpoint(self.run)
-            progressed = after is not None and (before is None or after > before)
-            self._history.append(
-                AttemptSummary(job.attempt, record.outcome, record.reason, record.fatal, progressed=progressed)
-            )
-            said = f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}"
-            again, why = self._goes_on(job)
-            print(f"{said}; {why}", flush=True)
-            if not again:
-                return self._end(record)
-            job = self.claim()
-
-    def _attempt(self, job: Job) -> OutcomeRecord:
-        heartbeat = Heartbeat(self.run, job.attempt)
-
-        def look() -> None:
-            heartbeat.beat()
-            if heartbeat.superseded:  # we were taken for dead: nothing of ours may go on
-                self.signals.stop = self.signals.stop or "terminated"
-
+    def run_nodes(job: Job, look: Callable[[], None]) -> OutcomeRecord:
         return run_attempt(
-            self.run,
+            run,
             attempt=job.attempt,
             nproc_per_node=job.nproc_per_node,
             device=job.device,
-            signals=self.signals,
+            signals=signals,
             on_poll=look,
-            worker_module=self._module,
+            worker_module=module,
         )
 
-    def _goes_on(self, job: Job) -> tuple[bool, str]:
-        """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
-        decision = after_attempt(self._history, max_failures=max_failures(self.run, self._shape["overrides"]))
-        if decision.action == "end":
-            return False, decision.why
-        heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
-        while not self._stop_wanted() and time.monotonic() < until:
-            heartbeat.beat()
-            time.sleep(POLL_SECONDS if self.run.local else 1.0)
-        wanted = self._stop_wanted()
-        return (False, f"asked to stop ({wanted})") if wanted else (True, decision.why)
-
-    def _stop_wanted(self) -> str | None:
-        if self.signals.stop:
-            return self.signals.stop
-        request = self.run.stop_requested()
-        return str(request.get("reason", "stop")) if request else None
-
-    def _end(self, record: OutcomeRecord) -> OutcomeRecord:
-        """The run's last word. A stop that was wanted makes a resumable run of a preempted or failed attempt."""
-        newest = newest_job(self.run)
-        if newest is not None and newest.attempt > record.attempt:
-            raise UserError(f"attempt {newest.attempt} has taken over, process {newest.pid} on {newest.host}")
-        wanted = self._stop_wanted()
-        if wanted and record.outcome != "completed" and not record.fatal:
-            record = record.model_copy(update={"outcome": "stopped", "reason": wanted})
-        self.run.clear_stop()
-        self.run.write_outcome(record, of_run=True)
-        return record
-
-    def _forget_last_end(self) -> None:
-        """A resumed run has no outcome, and a stop asked of an earlier job does not concern this one."""
-        request = self.run.stop_requested()
-        if request is not None and float(request.get("time", 0.0)) < self._since:
-            self.run.clear_stop()
-        self.run.remove("outcome.json")
-
-
-def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:
-    """resources.max_failures of the run's recipe with this job's overrides; its default if it cannot be read."""
-    from training.config import Resources
-
-    default = int(Resources.model_fields["max_failures"].default)
-    try:
-        import yaml
-
-        raw = yaml.safe_load(run.read_text("recipe.yaml"))
-    except (FileNotFoundError, ValueError):
-        return default
-    stored = ((raw or {}).get("resources") or {}).get("max_failures", default)
-    return int(overrides.get("resources.max_failures", stored))
+    return Owner(run, "local", str(os.getpid()), options, signals, run_nodes)
 
 
 def main(argv: list[str]) -> int:
@@ -280,7 +190,7 @@ def main(argv: list[str]) -> int:
     signals.install()
     reply = _launcher_socket()
     options.update(_read_request(reply, run))
-    owner = Owner(run, options, signals)
+    owner = make_owner(run, options, signals)
     try:
         job = owner.claim()
     except LaunchError as error:
@@ -296,16 +206,8 @@ def main(argv: list[str]) -> int:
         return EXIT_USER
     except Exception as error:
         traceback.print_exc()
-        _leave_word(run, job.attempt, error)
+        leave_word(run, job.attempt, error)
         return 1
-
-
-def _leave_word(run: RunDir, attempt: int, error: Exception) -> None:
-    """The owner itself failed (a full disk, say): tell it if that is still possible."""
-    message = f"the job itself failed: {type(error).__name__}: {error}"
-    record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
-    with contextlib.suppress(OSError):
-        run.write_outcome(record, of_run=True)
 
 
 def _launcher_socket() -> socket.socket | None:

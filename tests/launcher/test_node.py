@@ -142,7 +142,7 @@ def test_more_nodes_need_a_meeting_point(run: RunDir) -> None:
 
 
 def test_signals_only_set_flags() -> None:
-    signals = Signals(term="preempted")
+    signals = Signals(term_is_notice=True)
     assert signals.reason() is None
     signals._on_notice(signal.SIGUSR1, None)
     assert signals.reason() == "preempted"

@@ -1,0 +1,139 @@
+"""The owner of a run: one attempt after another, until the policy or a person says that it is enough.
+
+The same in every place; how the nodes of an attempt are started, and whether a job can be given back to be started
+again elsewhere, is told by who makes one. Its word about the run is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.claims import Heartbeat, claim_next, newest_job
+from launcher.errors import UserError
+from launcher.node import POLL_SECONDS, Signals
+from launcher.policy import AttemptSummary, after_attempt
+from launcher.processes import end_marked
+from launcher.runs import newest_checkpoint
+from training.rundir import Job, OutcomeRecord, RunDir
+
+
+@dataclass
+class Owner:
+    """`shape`: nnodes, nproc_per_node, device, overrides. `run_nodes` runs all nodes of an attempt to its end.
+
+    `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
+    none, the next attempt follows here. `history`: attempts that this job has made already.
+    """
+
+    run: RunDir
+    backend: str
+    job_id: str
+    shape: dict[str, Any]
+    signals: Signals
+    run_nodes: Callable[[Job, Callable[[], None]], OutcomeRecord]
+    give_back: Callable[[OutcomeRecord], bool] | None = None
+    history: list[AttemptSummary] = field(default_factory=list)
+    since: float = field(default_factory=time.time)
+
+    def claim(self) -> Job:
+        """The next attempt; whatever an earlier one has left running on this machine is ended."""
+        job = claim_next(self.run, backend=self.backend, job_id=self.job_id, **self.shape)
+        end_marked(self.run.url)
+        if not self.history:
+            self._forget_last_end()
+        return job
+
+    def own(self, job: Job) -> OutcomeRecord:
+        """Run attempts until the run ends or the job is given back."""
+        while True:
+            before = newest_checkpoint(self.run)
+            self.signals.preempted = False
+            record = self._attempt(job)
+            after = newest_checkpoint(self.run)
+            progressed = after is not None and (before is None or after > before)
+            self.history.append(
+                AttemptSummary(job.attempt, record.outcome, record.reason, record.fatal, progressed=progressed)
+            )
+            moves = self.give_back is not None and (record.outcome == "stopped" or self.signals.preempted)
+            again, why = self._goes_on(job, moves=moves)
+            print(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}", flush=True)
+            if not again:
+                return self._end(record)
+            if moves:
+                assert self.give_back is not None
+                return record if self.give_back(record) else self._end(record)
+            job = self.claim()
+
+    def _attempt(self, job: Job) -> OutcomeRecord:
+        heartbeat = Heartbeat(self.run, job.attempt)
+
+        def look() -> None:
+            heartbeat.beat()
+            if heartbeat.superseded:  # we were taken for dead: nothing of ours may go on
+                self.signals.stop = self.signals.stop or "terminated"
+
+        return self.run_nodes(job, look)
+
+    def _goes_on(self, job: Job, *, moves: bool) -> tuple[bool, str]:
+        """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
+        decision = after_attempt(self.history, max_failures=max_failures(self.run, self.shape["overrides"]))
+        if decision.action == "end":
+            return False, decision.why
+        heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
+        while not moves and not self._stop_wanted() and time.monotonic() < until:
+            heartbeat.beat()
+            time.sleep(POLL_SECONDS if self.run.local else 1.0)
+        wanted = self._stop_wanted()
+        return (False, f"asked to stop ({wanted})") if wanted else (True, decision.why)
+
+    def _stop_wanted(self) -> str | None:
+        if self.signals.stop:
+            return self.signals.stop
+        request = self.run.stop_requested()
+        return str(request.get("reason", "stop")) if request else None
+
+    def _end(self, record: OutcomeRecord) -> OutcomeRecord:
+        """The run's last word. A stop that was wanted makes a resumable run of a preempted or failed attempt."""
+        newest = newest_job(self.run)
+        if newest is not None and newest.attempt > record.attempt:
+            raise UserError(f"attempt {newest.attempt} has taken over, process {newest.pid} on {newest.host}")
+        wanted = self._stop_wanted()
+        if wanted and record.outcome != "completed" and not record.fatal:
+            record = record.model_copy(update={"outcome": "stopped", "reason": wanted})
+        self.run.clear_stop()
+        self.run.write_outcome(record, of_run=True)
+        return record
+
+    def _forget_last_end(self) -> None:
+        """A resumed run has no outcome, and a stop asked of an earlier job does not concern this one."""
+        request = self.run.stop_requested()
+        if request is not None and float(request.get("time", 0.0)) < self.since:
+            self.run.clear_stop()
+        self.run.remove("outcome.json")
+
+
+def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:
+    """resources.max_failures of the run's recipe with this job's overrides; its default if it cannot be read."""
+    from training.config import Resources
+
+    default = int(Resources.model_fields["max_failures"].default)
+    try:
+        import yaml
+
+        raw = yaml.safe_load(run.read_text("recipe.yaml"))
+    except (FileNotFoundError, ValueError):
+        return default
+    stored = ((raw or {}).get("resources") or {}).get("max_failures", default)
+    return int(overrides.get("resources.max_failures", stored))
+
+
+def leave_word(run: RunDir, attempt: int, error: Exception) -> None:
+    """The owner itself failed (a full disk, say): tell it if that is still possible."""
+    message = f"the job itself failed: {type(error).__name__}: {error}"
+    record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
+    with contextlib.suppress(OSError):
+        run.write_outcome(record, of_run=True)
