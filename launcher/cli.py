@@ -28,6 +28,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Models and data": {
         "prepare": ("launcher.cli_data", "prepare", "Turn text into tokens."),
         "inspect": ("launcher.cli_data", "inspect", "Describe or verify prepared tokens."),
+        "cache": ("launcher.cli_data", "cache", "Show or clear what is cached on this machine."),
         "models": ("launcher.cli_model", "models", "List the model shapes that recipes can name."),
         "generate": ("launcher.cli_model", "generate", "Write text with a model."),
         "export": ("launcher.cli_model", "export", "Write the weights of a run as a Hugging Face folder."),

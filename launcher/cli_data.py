@@ -1,4 +1,7 @@
-"""The verbs that touch data: `launch prepare` and `launch inspect`. What is heavy is imported in a command's body."""
+"""The verbs that touch data: `launch prepare`, `launch inspect` and `launch cache`.
+
+What is heavy is imported in a command's body.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from launcher.errors import LaunchError, UserError, user_errors
+from launcher.report import duration
+from launcher.summary import size
 from model.files import exists, normal
 from training.data.index import (
     DATASET,
@@ -27,6 +32,7 @@ from training.data.index import (
 )
 
 if TYPE_CHECKING:
+    from launcher.cached import Cached
     from training.data.prepare import Progress
 
 
@@ -182,7 +188,7 @@ def _faults(folder: str, split: str) -> Iterator[str]:
         yield f"{place}/{DIGESTS} is missing"
     for number in range(len(store.chunks)):
         try:
-            store.chunk(number)
+            store.verify(number)
         except CorruptError as error:
             yield str(error)
     dataset = read_dataset(folder)
@@ -210,3 +216,38 @@ def _sample(folder: str, split: str, n: int) -> str:
     except CorruptError as error:
         raise LaunchError(str(error), hint=f"launch inspect {folder} --verify") from error
     return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+@click.command()
+@click.option("--clear", is_flag=True, help="Remove all that no live process reads.")
+@click.option("--cluster", metavar="NAME|FILE", help="Look where this cluster keeps chunks, as seen from here.")
+@click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+def cache(clear: bool, cluster: str | None, as_json: bool) -> None:
+    """Show what is cached on this machine: chunks of stores, and text that was prepared."""
+    with user_errors():
+        from launcher import cached
+        from launcher.cluster import load_cluster
+
+        place = load_cluster(cluster or "local").storage.in_training
+        found = cached.look(place.cache, place.cache_bytes)
+        facts, lines = found.to_json(), list(_cache_lines(found))
+        if clear:
+            freed, stayed = cached.clear(found)
+            facts, lines = {"freed": freed, "stayed": stayed}, [f"removed {size(freed)}"]
+            lines += [f"  {name} is in use and stays" for name in stayed]
+    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(lines))
+
+
+def _cache_lines(found: Cached) -> Iterator[str]:
+    def when(what: str, moment: float | None, in_use: bool) -> str:
+        if in_use:
+            return "in use"
+        return "never used" if moment is None else f"{what} {duration(max(0.0, time.time() - moment))} ago"
+
+    yield f"chunks of stores: {size(found.chunk_bytes)} of at most {size(found.quota)} in {found.chunks_folder}"
+    for source in found.sources:
+        used = when("last used", source.used, source.in_use)
+        yield f"  {source.url}: {source.chunks} chunks, {size(source.bytes)}, {used}"
+    yield f"prepared text: {size(sum(text.bytes for text in found.texts))}"
+    for text in found.texts:
+        yield f"  {text.path}: {text.words}, {size(text.bytes)}, {when('made', text.made, text.in_use)}"

@@ -288,7 +288,7 @@ class _Exchange:
         rate = slow.up if isinstance(slow, Slow) else None
         if cut == 0:
             raise _Cut(reset=True)
-        for piece in self._body_up():
+        for piece in _halved(self._body_up(), total):
             allowed = piece if cut is None else piece[: max(0, cut - self._request.bytes_up)]
             self._pass(upstream, allowed, rate)
             self._request.bytes_up += len(allowed)
@@ -321,7 +321,7 @@ class _Exchange:
         self._client.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if request.method == "HEAD" or request.status in (204, 304):
             return
-        for piece in _body(server, headers, none=False):
+        for piece in _halved(_body(server, headers, none=False), total):
             at = request.bytes_down
             if flipped is not None and at <= flipped < at + len(piece):
                 piece = piece[: flipped - at] + bytes([piece[flipped - at] ^ 1]) + piece[flipped - at + 1 :]
@@ -404,6 +404,17 @@ def _body(reader: Any, headers: dict[str, str], *, none: bool) -> Iterator[bytes
         if not piece:
             raise EOFError
         left -= len(piece)
+        yield piece
+
+
+def _halved(pieces: Iterator[bytes], total: int) -> Iterator[bytes]:
+    """The same bytes, with an end of a piece in their middle."""
+    passed, half = 0, (total + 1) // 2
+    for piece in pieces:
+        if 0 < half - passed < len(piece):
+            yield piece[: half - passed]
+            piece, passed = piece[half - passed :], half
+        passed += len(piece)
         yield piece
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,16 +52,21 @@ def test_a_bucket_nobody_made_is_not_there(s3: Bucket) -> None:
 
 def test_it_dies_with_whoever_started_it(tmp_path: Path) -> None:
     code = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from tests.store import S3Server
 server = S3Server(Path(sys.argv[1]))
 server.start()
-print(server._process.pid, flush=True)
+print(json.dumps([server._process.pid, server.ports]), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )
-    pid = int(done.stdout)
-    assert wait_until(lambda: started_at(pid) is None, seconds=5)
+    pid, ports = json.loads(done.stdout)
+    try:
+        assert wait_until(lambda: started_at(pid) is None, seconds=5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        weed.clear_sockets(ports)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher import cli_data
 from model import files
 from model.shards import CorruptError
 from tests.data.litdata_reader import write_chunks
@@ -29,6 +32,7 @@ from training.data import fetch, room
 from training.data.cache import TRAILER_BYTES, ChunkCache
 from training.data.fetch import chunks_read
 from training.data.index import ChunkDigest, Digests
+from training.data.prepare import prepare
 from training.data.store import TokenStore
 from training.data.tokens import Prefetcher, TokenReader
 
@@ -78,6 +82,7 @@ import json, os, signal, sys, time
 from model import files
 from training.data import chunks, room
 from training.data.cache import ChunkCache
+from training.data.prepare import prepare
 from training.data.store import TokenStore
 
 url, folder, quota, order, slow, hang = json.loads(sys.argv[1])
@@ -559,3 +564,55 @@ def test_nobody_else_reads_it(tmp_path: Path, remote: str) -> None:
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
     for path in (tmp_path / "c").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_launch_cache(
+    tmp_path: Path,
+    remote: str,
+    children: list[subprocess.Popen[str]],
+    tokenizer_file: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Chunks by source and prepared text, and what a live process reads is spared."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    text = tmp_path / "launchyard" / "data" / ("0" * 32)
+    (tmp_path / "a.txt").write_text("It was a bright cold day in April.\n" * 300)
+    prepare([str(tmp_path / "a.txt")], tokenizer=tokenizer_file, out=str(text), validation=0.1)
+    child = start(children, remote, Path(room.default_folder()), order=[0, 1, 2])
+    go(child)
+    line(child)
+    reading = TokenStore(f"{text}/train")
+    reading.chunk(0)
+
+    def told(*arguments: str) -> Any:
+        return CliRunner().invoke(cli_data.cache, arguments)
+
+    said = told().output
+    assert re.search(rf"{remote}: 3 chunks, 180 kB, in use", said)
+    assert re.search(rf"{text}: a.txt, [0-9,]+ tokens, .*, in use", said)
+    facts = json.loads(told("--json").output)
+    assert facts["chunks"]["bytes"] == 3 * SIZE
+    assert facts["chunks"]["quota"] > 3 * SIZE
+    assert [entry["in_use"] for entry in (*facts["chunks"]["sources"], *facts["texts"])] == [True, True]
+    cleared = json.loads(told("--clear", "--json").output)
+    assert cleared == {"freed": 0, "stayed": [remote, str(text)]}
+    assert reading.read(0, 5).shape == (5,)
+    del reading
+    child.kill()
+    child.wait()
+    assert told("--clear").output.startswith("removed ")
+    assert not text.exists()
+    assert json.loads(told("--json").output)["chunks"]["sources"] == []
+
+
+def test_verify_reads_past_the_cache(tmp_path: Path, stream: list[int]) -> None:
+    url = make(tmp_path / "s", stream)
+    store = opened(url, tmp_path / "c")
+    store.chunk(2)
+    raw = bytearray((tmp_path / "s" / "chunk-0-2.bin").read_bytes())
+    raw[500] ^= 1
+    (tmp_path / "s" / "chunk-0-2.bin").write_bytes(raw)
+    store.verify(1)
+    with pytest.raises(CorruptError, match=r"chunk-0-2\.bin is changed"):
+        store.verify(2)
+    assert kept(tmp_path / "c") == [".bin"]

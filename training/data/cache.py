@@ -19,6 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ import xxhash
 
 from model.store import StoreError
 from training.data import room
-from training.data.chunks import Array, Chunk, fetch_chunk, map_file
+from training.data.chunks import Array, Chunk, fetch_chunk, map_file, put
 
 MAGIC = b"launchyd"  # after a chunk: it is whole; then its xxh3, and a number that no other copy has
 TRAILER_BYTES = 24
@@ -315,12 +316,7 @@ class ChunkCache:
 
             self._memory_bytes = psutil.virtual_memory().available // MEMORY_SHARE // self.share
         raw = np.empty(chunk.size, np.uint8)
-
-        def sink(at: int, piece: bytes | memoryview) -> None:
-            room_left = raw[at : at + len(piece)]
-            room_left[:] = np.frombuffer(piece, np.uint8)[: len(room_left)]  # one that is too long is refused later
-
-        fetch_chunk(chunk, sink, beat=beat)
+        fetch_chunk(chunk, partial(put, raw), beat=beat)
         self.count(misses=1, bytes=chunk.size)
         with self._lock:
             self._memory[key] = raw

@@ -127,6 +127,12 @@ def fetch_chunk(chunk: Chunk, sink: Sink, *, beat: Callable[[], None] = lambda: 
     raise AssertionError("not reached")
 
 
+def put(target: Array, at: int, raw: bytes | memoryview) -> None:
+    """A sink that fills an array of the right size; of a chunk that is longer, fetch_chunk tells."""
+    room_left = target[at : at + len(raw)]
+    room_left[:] = np.frombuffer(raw, np.uint8)[: len(room_left)]
+
+
 def _plain(chunk: Chunk, beat: Callable[[], None]) -> Iterator[bytes | memoryview]:
     if chunk.compression is None:
         return _pieces(chunk, beat)

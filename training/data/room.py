@@ -93,6 +93,14 @@ def try_lock(file: int) -> bool:
     return True
 
 
+def shared(path: str) -> int:
+    """Open a file that others must not clear away meanwhile; where locks are not to be had, without one."""
+    file = os.open(path, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return file
+
+
 def is_file(path: str, file: int) -> bool:
     """Whether a path is that of an open file, still."""
     try:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
 
 from model.files import exists, is_remote, normal
 from model.shards import CorruptError
+from training.data import room
 from training.data.cache import ChunkCache, Held
-from training.data.chunks import Array, Chunk, open_chunk, tokens_of
-from training.data.index import DIGESTS, ChunkDigest, Digests, read_index, read_model, vocab_size_of
+from training.data.chunks import Array, Chunk, fetch_chunk, open_chunk, put, tokens_of
+from training.data.index import DIGESTS, INDEX, ChunkDigest, Digests, read_index, read_model, vocab_size_of
 
 MAX_OPEN_CHUNKS = 256  # maps; each keeps a file open, and a process often may have no more than 1,024
 MAX_VOCAB_SIZE = 2**31 - 1  # ids are hashed as int32
@@ -55,6 +58,8 @@ class TokenStore:
         self.n_tokens = self.starts[-1]
         self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
         self.cache: ChunkCache | None = None
+        if not is_remote(self.folder):  # others see that it is in use
+            weakref.finalize(self, os.close, room.shared(f"{self.folder}/{INDEX}"))
         if is_remote(self.folder) or index.config.compression:
             self.cache = cache or ChunkCache()
             self.cache.join(self)
@@ -108,6 +113,17 @@ class TokenStore:
         tokens = tokens_of(self.chunks[number], held.raw)
         self._check_ids(number, tokens)
         return self._keep(number, tokens, held)
+
+    def verify(self, number: int) -> None:
+        """Read a whole chunk where it lies, past the cache. CorruptError if it is not what was written."""
+        chunk = self.chunks[number]
+        if self.cache is None:
+            tokens = open_chunk(chunk)
+        else:
+            raw = np.empty(chunk.size, np.uint8)
+            fetch_chunk(chunk, partial(put, raw))
+            tokens = tokens_of(chunk, raw)
+        self._check_ids(number, tokens)
 
     def _map(self, number: int) -> Array:
         chunk = self.chunks[number]
