@@ -27,9 +27,25 @@ LEAVE_SECONDS = 5.0
 
 
 def newest_job(run: RunDir) -> Job | None:
-    """The job of the newest attempt; None if nobody has ever claimed one."""
+    """The job that stands for the run now: of the newest attempt, or one that waits in a queue to make the next."""
     attempts = run.attempts()
-    return run.job(attempts[-1]) if attempts else None
+    job = run.job(attempts[-1]) if attempts else None
+    waiting = run.newest_submission() if job is None or job.backend != "local" else None
+    if waiting is None or (job is not None and (job.job_id == waiting.job_id or job.created > waiting.submitted)):
+        return job
+    return Job(
+        attempt=attempts[-1] + 1 if attempts else 0,
+        backend=waiting.backend,
+        job_id=waiting.job_id,
+        host="",
+        pid=0,
+        pid_started=0.0,
+        created=waiting.submitted,
+        nnodes=waiting.nnodes,
+        nproc_per_node=waiting.nproc_per_node,
+        device=waiting.device,
+        overrides=waiting.overrides,
+    )
 
 
 def owner_alive(run: RunDir, job: Job | None = None) -> bool:
@@ -37,6 +53,10 @@ def owner_alive(run: RunDir, job: Job | None = None) -> bool:
     job = job or newest_job(run)
     if job is None:
         return False
+    if job.backend != "local":
+        from launcher.backends import load_backend
+
+        return load_backend(job.backend).is_alive(run, job)
     if job.host == socket.gethostname():
         return is_alive(job.pid, job.pid_started)
     return heartbeat_age(run, job.attempt) < LEASE_SECONDS
@@ -102,7 +122,9 @@ def claim_next(
     """Claim the next attempt for this process. UserError if a living job has the run or was faster."""
     # One look decides both who is asked whether he lives and which number is next: whoever claims in between takes it.
     attempts = run.attempts()
-    _refuse_owner(run, run.job(attempts[-1]) if attempts else None)
+    before = run.job(attempts[-1]) if attempts else None
+    if before is None or (before.backend, before.job_id) != (backend, job_id):  # else we were started again
+        _refuse_owner(run, before)
     job = Job(
         attempt=attempts[-1] + 1 if attempts else 0,
         backend=backend,

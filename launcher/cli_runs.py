@@ -92,6 +92,8 @@ def _one_status(state: RunState) -> list[str]:
         ("state", state.state + (f" ({state.reason})" if state.reason else "")),
         ("progress", progress_words(state)),
         ("attempt", f"{state.attempt}, {owner}" if state.attempt is not None else "none"),
+        ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else ""),
+        ("starts", time.strftime("about %Y-%m-%d %H:%M", time.localtime(state.start)) if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
         ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
         ("directory", state.url),

@@ -29,6 +29,25 @@ _SIZE = r"^\d+ ?[KMGT]i?B$"
 _BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
+_OURS = {
+    "job-name": " (the run's id)",
+    "nodes": ": --nodes, or resources.nodes of the recipe",
+    "ntasks": "",
+    "ntasks-per-node": ": one agent a node",
+    "output": " (launch logs shows it)",
+    "error": "",
+    "open-mode": "",
+    "requeue": "",
+    "no-requeue": "",
+    "signal": ": notice_seconds",
+    "time": ": time_limit",
+    "array": "",
+    "dependency": "",
+    "wrap": "",
+    "export": ": environment",
+} | {key: f": slurm.{key}" for key in ("partition", "account", "qos", "constraint", "exclude")}
+
+
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -137,6 +156,44 @@ def bytes_of(size: str) -> int:
     return int(found[1]) * int(base ** ("KMGT".index(found[2]) + 1))
 
 
+class Slurm(Part):
+    """What sbatch is told at this site. What is left out is the site's default."""
+
+    partition: str | None = Field(default=None, min_length=1, description="Partition, or several with commas.")
+    account: str | None = Field(default=None, min_length=1, description="Account that is charged.")
+    qos: str | None = Field(default=None, min_length=1, description="Quality of service.")
+    constraint: str | None = Field(default=None, min_length=1, description="Features that nodes must have.")
+    exclude: str | None = Field(default=None, min_length=1, description="Nodes never to use.")
+    time_limit: str | None = Field(
+        default=None, description="Wall time of one attempt where a recipe names none, e.g. 24:00:00."
+    )
+    notice_seconds: int = Field(
+        default=120, ge=10, description="How long before the time limit the run saves and makes room."
+    )
+    extra: dict[str, str | int | bool] = Field(
+        default={},
+        description="More options of sbatch by their long names, e.g. {gres: 'gpu:h100:8', exclusive: true}.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in self.extra:
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
+                raise ValueError(f"extra.{key}: write the long name of an sbatch option without --, e.g. mem-per-gpu")
+            if key in _OURS:
+                raise ValueError(f"extra.{key}: the launcher sets it itself{_OURS[key]}")
+        return self
+
+
+class Container(Part):
+    """The image that workers run in; it has launchyard and torch installed, and sees the run's folders."""
+
+    runtime: Literal["pyxis", "apptainer"] = Field(description="pyxis: srun's own options; apptainer: apptainer exec.")
+    image: str = Field(min_length=1, description="Image: a file, or docker://…")
+    mounts: list[str] = Field(default=[], description="Folders as HOST:CONTAINER[:ro].")
+    python: str = Field(default="python3", min_length=1, description="Its interpreter.")
+
+
 class Cluster(Part):
     """A place: who schedules, what a node has, where runs are stored, what its processes find around them."""
 
@@ -151,9 +208,15 @@ class Cluster(Part):
         default=[], description="Commands before the agent starts, where a scheduler runs scripts."
     )
     metrics: ClusterMetrics = ClusterMetrics()
+    slurm: Slurm | None = Field(default=None, description="Only for the scheduler slurm.")
+    container: Container | None = Field(default=None, description="Only where nodes run containers.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.slurm is not None and self.scheduler != "slurm":
+            raise ValueError(f"slurm: for the scheduler slurm; this one is {self.scheduler}")
+        if self.container is not None and self.scheduler == "local":
+            raise ValueError("container: the scheduler local starts processes of this machine; run `launch` inside one")
         for key in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise ValueError(f"environment.{key}: not the name of a variable")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from launcher.errors import LaunchError
 from launcher.torchrun import installed_flags
@@ -56,6 +56,7 @@ class HostFacts(BaseModel):
     python: str
     cpu_bf16: bool = False
     torchrun_flags: tuple[str, ...] = ()
+    logs: str = Field(default="", description="Folder for jobs' own output where the run directory is remote.")
 
 
 def probe_host(*, gpus: bool = True) -> HostFacts:
@@ -67,6 +68,7 @@ def probe_host(*, gpus: bool = True) -> HostFacts:
         python=sys.executable,
         cpu_bf16="amx_bf16" in _read("/proc/cpuinfo"),
         torchrun_flags=tuple(sorted(installed_flags())),
+        logs=log_folder(),
     )
 
 
@@ -116,3 +118,10 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def log_folder() -> str:
+    """The user's own folder for what jobs print that have no local run directory."""
+    import platformdirs
+
+    return os.path.join(platformdirs.user_state_dir("launchyard"), "logs")

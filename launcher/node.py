@@ -171,6 +171,8 @@ class Watch:
     def _read_request(self) -> None:
         request = self._node.run.stop_requested()
         self._request = str(request.get("reason", "stop")) if request else None
+        if self._request is None and self._node.nnodes > 1:
+            self._request = self._node.run.notice(self._node.attempt)
 
     def keep_logs(self) -> None:
         """What is left of them; without it the attempt has ended all the same."""
@@ -384,13 +386,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--nproc-per-node", type=int, required=True)
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--nnodes", type=int, default=1)
-    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--node-rank", type=int, default=int(os.environ.get("SLURM_NODEID", "0")))
     parser.add_argument("--rdzv-endpoint", help="host:port of node 0; needed for more than one node")
     parser.add_argument("--job-end", type=float, help="Unix time at which the job is ended")
     parser.add_argument("--grace-seconds", type=float, default=GRACE_SECONDS)
     parser.add_argument("--worker-module", default="training.worker", help=argparse.SUPPRESS)
+    parser.add_argument("--term-is-notice", action="store_true", help="TERM means that the node is about to be taken")
     options = vars(parser.parse_args(argv[1:]))
-    signals = Signals()
+    signals = Signals(term_is_notice=options.pop("term_is_notice"))
     signals.install()
     run = RunDir(options.pop("run_url"))
     be_patient(run)

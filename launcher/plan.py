@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launcher.backends.slurm_script import agent_argv, sbatch_text
 from launcher.cluster import Cluster, store_environment
 from launcher.host import HostFacts
 from launcher.node import SURVIVOR_SECONDS
@@ -32,6 +33,10 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
+
+
+# Drawn anew in each attempt.
+ATTEMPT, ENDPOINT = "{attempt}", "{endpoint}"
 
 
 class Fixed(BaseModel):
@@ -99,8 +104,14 @@ class Plan(Fixed):
     storage: Storage
     store: StoreOptions = Field(description="How stores are reached; secrets are elsewhere.")
     environment: dict[str, str]
+    script: str | None = Field(default=None, description="What the scheduler is sent.")
     processes: list[Process]
     notes: list[str]
+
+    @property
+    def agent(self) -> list[str]:
+        """What starts the agents of all nodes, where a scheduler does."""
+        return next((process.argv for process in self.processes if process.role == "agent"), [])
 
 
 class PlanError(ValueError):
@@ -186,8 +197,9 @@ def make_plan(
         memory_available=available,
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
+        script=_script(cluster, recipe, run_id, run_url, nnodes, host),
         processes=plan_processes(
-            run_url, cluster.scheduler, nnodes=nnodes, nproc=nproc, device=device, env=environment, host=host
+            run_url, cluster, nnodes=nnodes, nproc=nproc, device=device, env=environment, host=host
         ),
         notes=draft.notes,
     )
@@ -433,35 +445,79 @@ def seconds_of(time_limit: str) -> int | None:
 
 # -- processes -------------------------------------------------------------------------------------------------------
 def plan_processes(
-    run_url: str, scheduler: str, *, nnodes: int, nproc: int, device: str, env: dict[str, str], host: HostFacts
+    run_url: str, cluster: Cluster, *, nnodes: int, nproc: int, device: str, env: dict[str, str], host: HostFacts
 ) -> list[Process]:
     """Every process of the first attempt, outermost first. Ports and ids are drawn anew in each attempt."""
-    python, found = host.python, list[Process]()
-    head = "127.0.0.1" if nnodes == 1 else "{first node}"
-    module = "launcher.backends.local" if scheduler == "local" else "launcher.node"
+    inside = cluster.container.python if cluster.container else host.python
+    head = "127.0.0.1:{port}" if cluster.scheduler == "local" else ENDPOINT
+    found = _owners(run_url, cluster, head, nnodes=nnodes, nproc=nproc, device=device, env=env, host=host)
     for node_rank in range(nnodes):
-        agent = [python, "-m", module, run_url]
-        agent += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
         torchrun = torchrun_argv(
-            python=python,
+            python=inside,
             nnodes=nnodes,
             node_rank=node_rank,
             nproc_per_node=nproc,
-            rdzv_endpoint=f"{head}:{{port}}",
-            rdzv_id="{attempt}",
+            rdzv_endpoint=head,
+            rdzv_id=ATTEMPT,
             module="training.worker",
             args=[run_url],
             shutdown_timeout=int(SURVIVOR_SECONDS),
             flags=frozenset(host.torchrun_flags),
         )
-        owner: Literal["owner", "agent"] = "owner" if scheduler == "local" else "agent"
-        found.append(Process(role=owner, node_rank=node_rank, argv=agent, env=env))
         found.append(
             Process(role="torchrun", node_rank=node_rank, argv=torchrun, env=_marks(run_url, node_rank, device))
         )
-        worker = [python, "-u", "-m", "training.worker", run_url]
+        worker = [inside, "-u", "-m", "training.worker", run_url]
         found.append(Process(role="worker", node_rank=node_rank, argv=worker, env={}))
     return found
+
+
+def _owners(
+    run_url: str,
+    cluster: Cluster,
+    head: str,
+    *,
+    nnodes: int,
+    nproc: int,
+    device: str,
+    env: dict[str, str],
+    host: HostFacts,
+) -> list[Process]:
+    """What starts torchrun on each node, and on a cluster the one process above that."""
+    shape = [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
+    if cluster.scheduler == "local":
+        argv = [host.python, "-m", "launcher.backends.local", run_url, *shape]
+        return [Process(role="owner", node_rank=0, argv=argv, env=env)]
+    argv = agent_argv(
+        cluster,
+        python=host.python,
+        run_url=run_url,
+        attempt=ATTEMPT,
+        nnodes=nnodes,
+        nproc=nproc,
+        device=device,
+        endpoint=head,
+    )
+    return [Process(role="agent", node_rank=0, argv=argv, env=env)]
+
+
+def _script(cluster: Cluster, recipe: Recipe, run_id: str, run_url: str, nnodes: int, host: HostFacts) -> str | None:
+    """What the scheduler is sent; None where nothing is."""
+    if cluster.scheduler != "slurm":
+        return None
+    asked = recipe.resources.gpus_per_node
+    gpus = 0 if recipe.train.device == "cpu" else (cluster.node.gpus or 0) if asked is None else asked
+    folder = (run_url if "://" not in run_url else host.logs).replace("%", "%%")
+    return sbatch_text(
+        cluster,
+        python=host.python,
+        run_url=run_url,
+        run_id=run_id,
+        log=f"{folder}/job-%j.log",
+        nnodes=nnodes,
+        gpus=gpus,
+        time_limit=recipe.resources.time_limit,
+    )
 
 
 def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:

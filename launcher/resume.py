@@ -50,6 +50,8 @@ class ReadyToResume:
             device=plan.device,
             env=plan.environment,
             overrides=self.overrides,
+            script=plan.script,
+            agent=plan.agent,
         )
 
 

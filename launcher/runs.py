@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.claims import last_heartbeat, owner_alive
+from launcher.claims import last_heartbeat, newest_job, owner_alive
 from launcher.errors import UserError, user_errors
 from model import files
 from training.rundir import Job, OutcomeRecord, RunDir, parse_jsonl
@@ -242,6 +242,9 @@ class RunState:
     since: float | None = None
     reason: str | None = None
     message: str = ""
+    job_id: str | None = None
+    queue: str | None = None  # why it waits, or what its scheduler says
+    start: float | None = None  # when it is expected to start
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -284,13 +287,17 @@ def state_of(run: RunDir) -> RunState:
     common: dict[str, Any] = {"run_id": facts.run_id, "name": facts.name, "url": run.url}
     attempts = run.attempts()
     checkpoint = newest_checkpoint(run)
-    if not attempts:
+    job = newest_job(run)
+    if job is None:
         return RunState(**common, state="pending", resumable=True, alive=False, checkpoint=checkpoint)
-    job = run.job(attempts[-1])
-    alive = owner_alive(run, job)
+    seen = _look(run, job)
+    alive = owner_alive(run, job) if seen is None or seen.state == "unknown" else seen.state != "gone"
     ended = _ended(run, job, alive)
     events = run.events(job.attempt)
     state = _state(alive, ended, [str(event.get("event")) for event in events])
+    if seen is not None and ended is None:
+        common |= {"job_id": job.job_id, "queue": seen.reason or None, "start": seen.start}
+        state = "pending" if seen.state == "queued" else state
     row = last_row(run, attempts) or {}
     step = _step(row, job.attempt, ended, events, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
@@ -307,6 +314,13 @@ def state_of(run: RunDir) -> RunState:
         eta_seconds=_eta(row, step, max_steps) if alive else None,
         since=_since(run, job, alive, ended, state),
     )
+
+
+def _look(run: RunDir, job: Job) -> Any:
+    """The job as its scheduler sees it; None where there is none to ask."""
+    from launcher.backends import load_backend
+
+    return None if job.backend == "local" else load_backend(job.backend).look(run, job)
 
 
 def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:

@@ -164,6 +164,8 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
             device=plan.device,
             env=plan.environment,
             overrides={},
+            script=plan.script,
+            agent=plan.agent,
         )
     except UserError:  # refused, nothing runs
         made.discard()

@@ -33,6 +33,8 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
     lines += _indent(recipe_text(raw))
     lines += ["", "plan"]
     lines += [f"  {label:<18} {value}" for label, value in _facts(plan)]
+    if plan.script is not None:
+        lines += ["", "script"] + _indent(plan.script)
     lines += ["", "processes"]
     for process in plan.processes:
         lines.append(f"  {process.role} on node {process.node_rank}")

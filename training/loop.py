@@ -130,7 +130,9 @@ def train(parts: Parts) -> str | None:
             asked = time.perf_counter()
             _, samples = next(feed)
             waited = time.perf_counter() - asked
-            agreement = agree(parts, samples.n_valid, samples.data_hash, save=timer.due() and not parts.checkpointer.busy)
+            agreement = agree(
+                parts, samples.n_valid, samples.data_hash, save=timer.due() and not parts.checkpointer.busy
+            )
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None

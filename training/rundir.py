@@ -3,6 +3,7 @@
 Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touched.
 
     RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
+              submissions/0000{.json, .job.json, .sh}         what was sent to a scheduler with a queue
               attempts/0000/{job.json, outcome.json, events.jsonl, errors/, endpoints/, logs/}
               metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
               checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from model import files
 from model.shards import MANIFEST
@@ -45,6 +46,23 @@ class Job(BaseModel):
     nnodes: int
     nproc_per_node: int
     device: Literal["cpu", "cuda"]
+    overrides: dict[str, Any] = {}
+
+
+class Submission(BaseModel):
+    """submissions/0000.json: with what a job in a queue will claim its attempts. Written before it is sent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    backend: str
+    submitted: float
+    nnodes: int
+    nproc_per_node: int
+    device: Literal["cpu", "cuda"]
+    env: dict[str, str] = {}
+    agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
+    notice_seconds: int = Field(default=120, description="Before the end of the job's time, to save and leave.")
+    job_id: str = Field(default="", description="The scheduler's, once it has accepted it.")
     overrides: dict[str, Any] = {}
 
 
@@ -138,6 +156,32 @@ class RunDir:
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens if it is gone already."""
         files.remove(self.path(name))
+
+    # -- submissions ---------------------------------------------------------------------------------------------
+    def submit(self, submission: Submission) -> int:
+        """Write down the next submission; its number."""
+        numbers = [int(name[:4]) for name in self.listdir("submissions") if name[:4].isdigit()]
+        number = max(numbers, default=-1) + 1
+        self.create_json(f"submissions/{number:04d}.json", submission.model_dump(mode="json"))
+        return number
+
+    def submission(self, number: int) -> Submission:
+        return Submission.model_validate(self.read_json(f"submissions/{number:04d}.json"))
+
+    def withdraw(self, number: int) -> None:
+        """It was not accepted."""
+        self.remove(f"submissions/{number:04d}.json")
+
+    def accepted(self, number: int, job_id: str) -> None:
+        self.write_json(f"submissions/{number:04d}.job.json", {"job_id": job_id})
+
+    def newest_submission(self) -> Submission | None:
+        """The last one that a scheduler has accepted."""
+        names = [name for name in self.listdir("submissions") if name.endswith(".job.json")]
+        if not names:
+            return None
+        job_id = str(self.read_json(f"submissions/{names[-1]}")["job_id"])
+        return self.submission(int(names[-1][:4])).model_copy(update={"job_id": job_id})
 
     # -- attempts ------------------------------------------------------------------------------------------------
     def attempts(self) -> list[int]:
@@ -235,6 +279,16 @@ class RunDir:
     def stop_requested(self) -> dict[str, Any] | None:
         try:
             return dict(self.read_json("stop.json"))
+        except FileNotFoundError:
+            return None
+
+    def give_notice(self, attempt: int, reason: str) -> None:
+        """Tell the agents of an attempt that its nodes are about to be taken: agreed save, then leave."""
+        self.write_json(f"{self.attempt_dir(attempt)}/notice.json", {"reason": reason, "time": time.time()})
+
+    def notice(self, attempt: int) -> str | None:
+        try:
+            return str(self.read_json(f"{self.attempt_dir(attempt)}/notice.json").get("reason"))
         except FileNotFoundError:
             return None
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from launcher.errors import UserError
 from training.rundir import Job, RunDir
+
+if TYPE_CHECKING:
+    from launcher.backends.slurm_queue import Queued
 
 
 class Backend(Protocol):
@@ -22,11 +25,19 @@ class Backend(Protocol):
         device: Literal["cpu", "cuda"],
         env: dict[str, str],
         overrides: dict[str, Any],
+        script: str | None,
+        agent: list[str],
     ) -> Job:
-        """Start a job that owns the run; returns once it has claimed its attempt. UserError if it may not."""
+        """Start a job that owns the run; returns once it has claimed its attempt, or waits in a queue.
+
+        script, agent: what a scheduler is sent, and what starts the agents there; see Plan. UserError if it may not.
+        """
 
     def is_alive(self, run: RunDir, job: Job) -> bool:
         """Does the job that owns an attempt still live?"""
+
+    def look(self, run: RunDir, job: Job) -> Queued | None:
+        """The job as the scheduler sees it; None where there is no scheduler."""
 
     def notify(self, run: RunDir, job: Job) -> None:
         """Give the job notice of a preemption: agreed save, then another attempt."""
@@ -39,7 +50,7 @@ class Backend(Protocol):
 
 
 def known_backends() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if "_" not in module.name)
 
 
 def load_backend(name: str) -> Backend:

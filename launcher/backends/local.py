@@ -17,11 +17,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from launcher.claims import newest_job, owner_alive, refuse_if_alive
 from launcher.errors import EXIT_USER, LaunchError, UserError
+from launcher.host import log_folder
 from launcher.node import CANCELLED, Signals, be_patient, exit_code, own_environment, run_attempt
 from launcher.owner import Owner, leave_word
 from launcher.processes import descendants, end_all, end_marked, wait_until
@@ -41,6 +42,8 @@ def submit(
     device: Literal["cpu", "cuda"],
     env: dict[str, str],
     overrides: dict[str, Any],
+    script: str | None = None,
+    agent: Sequence[str] = (),
     worker_module: str = "training.worker",
 ) -> Job:
     """Start the process that owns the run; returns once it has claimed its attempt.
@@ -70,6 +73,10 @@ def submit(
 
 def is_alive(run: RunDir, job: Job) -> bool:
     return owner_alive(run, job)
+
+
+def look(run: RunDir, job: Job) -> None:
+    """Nobody schedules here."""
 
 
 def notify(run: RunDir, job: Job) -> None:
@@ -131,9 +138,7 @@ def _log_path(run: RunDir) -> str:
         return run.path("job.log")
     import hashlib
 
-    import platformdirs
-
-    folder = os.path.join(platformdirs.user_state_dir("launchyard"), "logs")
+    folder = log_folder()
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return os.path.join(folder, f"{hashlib.sha256(run.url.encode()).hexdigest()[:16]}.log")
 

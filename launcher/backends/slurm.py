@@ -1,0 +1,119 @@
+"""SLURM: a job that owns the run, waits in the queue, and is started again by the scheduler when it was preempted.
+
+The launcher's side; inside the job launcher/batch.py is the owner. The truth about a job is what squeue says and what
+lies in the run directory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.backends.slurm_queue import Controller, Queued
+from launcher.claims import LEASE_SECONDS, heartbeat_age, newest_job, refuse_if_alive
+from launcher.errors import LaunchError
+from launcher.host import log_folder
+from launcher.node import CANCELLED
+from training.rundir import Job, OutcomeRecord, RunDir, Submission
+
+CANCEL_MESSAGE = "cancelled, nothing was saved"
+CANCEL_SECONDS = 90.0  # KillWait is 30 s at most sites
+
+
+def submit(
+    run: RunDir,
+    *,
+    nnodes: int,
+    nproc_per_node: int,
+    device: Literal["cpu", "cuda"],
+    env: dict[str, str],
+    overrides: dict[str, Any],
+    script: str,
+    agent: list[str],
+) -> Job:
+    """Send `script` to sbatch. UserError with SLURM's reason if it refuses; nothing is queued then."""
+    refuse_if_alive(run)
+    waiting = Submission(
+        backend="slurm",
+        submitted=time.time(),
+        nnodes=nnodes,
+        nproc_per_node=nproc_per_node,
+        device=device,
+        env=env,
+        agent=agent,
+        overrides=overrides,
+    )
+    number = run.submit(waiting)
+    try:
+        path = _write_script(run, number, script)
+        job_id = Controller(env).submit(path)
+    except BaseException:
+        run.withdraw(number)
+        raise
+    run.accepted(number, job_id)
+    job = newest_job(run)
+    assert job is not None
+    return job
+
+
+def _write_script(run: RunDir, number: int, script: str) -> str:
+    """Into the run directory; for a remote one into the user's own folder."""
+    if run.local:
+        run.write_text(f"submissions/{number:04d}.sh", script)
+        return run.path(f"submissions/{number:04d}.sh")
+    folder = Path(log_folder())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{run.url.rsplit('/', 1)[-1]}-{number:04d}.sh"
+    path.write_text(script)
+    return str(path)
+
+
+def look(run: RunDir, job: Job) -> Queued:
+    """The job as the scheduler sees it."""
+    return controller(run).ask(job.job_id)
+
+
+def controller(run: RunDir) -> Controller:
+    """SLURM as the run's place reaches it."""
+    newest = run.newest_submission()
+    return Controller(newest.env if newest else {})
+
+
+def is_alive(run: RunDir, job: Job) -> bool:
+    """In the queue or running; while the controller is away, by its heartbeat."""
+    seen = look(run, job)
+    if seen.state == "unknown":
+        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
+    return seen.state != "gone"
+
+
+def notify(run: RunDir, job: Job) -> None:
+    """As a scheduler warns: to all agents, not to the batch script."""
+    controller(run).cancel(job.job_id, signal="USR1")
+
+
+def cancel(run: RunDir, job: Job) -> None:
+    """scancel; returns when SLURM has ended all of it."""
+    run.request_stop(CANCELLED)
+    slurm = controller(run)
+    slurm.cancel(job.job_id)
+    if not slurm.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
+        raise LaunchError(f"job {job.job_id} is still ending", hint=f"squeue -j {job.job_id}")
+    record = OutcomeRecord(
+        outcome="stopped", reason=CANCELLED, message=CANCEL_MESSAGE, attempt=job.attempt, time=time.time()
+    )
+    if job.attempt in run.attempts() and run.outcome(job.attempt) is None:
+        run.write_outcome(record)
+    last = run.outcome()
+    if last is None or last.attempt < job.attempt:
+        run.write_outcome(record, of_run=True)
+    run.clear_stop()
+
+
+def job_log(run: RunDir) -> str | None:
+    """What the newest job has printed: the owner's words, and its agents' behind their numbers."""
+    newest = run.newest_submission()
+    path = os.path.join(run.url if run.local else log_folder(), f"job-{newest.job_id}.log") if newest else ""
+    return path if os.path.exists(path) else None

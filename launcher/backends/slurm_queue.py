@@ -1,0 +1,169 @@
+"""What SLURM says of a job, asked with squeue, scontrol and scancel: sacct is off at many sites, and late at others.
+
+Every question is bounded in time: a controller that is away must not hold up whoever asks.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from launcher.errors import LaunchError, UserError
+from launcher.node import own_environment
+
+ANSWER_SECONDS = 15.0
+_QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
+_NO_JOB = ("Invalid job id", "Invalid Job Id")
+
+# Why a job waits or cannot run, in our words: (what, what to do).
+REASONS = {
+    "Priority": "other jobs have a higher priority",
+    "Resources": "the nodes it needs are in use",
+    "Dependency": "it waits for another job",
+    "BeginTime": "the scheduler holds it for a while before it starts again",
+    "JobHeldUser": "it is held by its owner: scontrol release",
+    "JobHeldAdmin": "it is held by an administrator",
+    "PartitionTimeLimit": "its time limit is above the partition's: lower resources.time_limit",
+    "PartitionNodeLimit": "it asks for more nodes than the partition gives: lower --nodes",
+    "PartitionDown": "its partition is down",
+    "ReqNodeNotAvail": "a node it asks for is not available",
+    "QOSMaxJobsPerUserLimit": "you run as many jobs as your quality of service allows",
+    "AssocGrpCpuLimit": "your account uses all CPUs it may have",
+    "AssocGrpGRES": "your account uses all GPUs it may have",
+    "QOSMaxGRESPerUser": "you use all GPUs that your quality of service allows",
+    "QOSGrpGRES": "all GPUs of your quality of service are in use",
+    "launch failed requeued held": "its start failed and it is held: scontrol release, after a look at the node",
+}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job as SLURM sees it now. `unknown`: the controller does not answer."""
+
+    state: Literal["queued", "running", "ending", "gone", "unknown"]
+    word: str = ""  # SLURM's own
+    reason: str = ""  # why it waits, in our words
+    nodes: str = ""
+    start: float | None = None  # expected while it waits, Unix time
+    end: float | None = None  # of its time limit, Unix time
+    restarts: int = 0
+
+
+class Controller:
+    """SLURM's controller, as its own commands reach it with these variables on top of ours (SLURM_CONF, say)."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
+
+    def ask(self, job_id: str) -> Queued:
+        """The state of a job."""
+        done = self._run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
+        if done is None or any(word in done.stderr for word in _AWAY):
+            return Queued("unknown", reason="SLURM's controller does not answer")
+        line = done.stdout.strip().splitlines()[:1]
+        if done.returncode or not line:
+            return Queued("gone")
+        word, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
+        return Queued(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
+
+    def job_state(self, job_id: str) -> str:
+        """JobState of scontrol; empty if that cannot be told."""
+        done = self._run(["scontrol", "show", "job", job_id])
+        found = re.search(r"\bJobState=(\S+)", done.stdout) if done is not None else None
+        return found[1] if found else ""
+
+    def end_time(self, job_id: str) -> float | None:
+        """When the job's time is over; None: never, or it cannot be told."""
+        done = self._run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%e"])
+        return _time(done.stdout.strip()) if done is not None else None
+
+    def requeue(self, job_id: str) -> bool:
+        """Have it started again; False if the site refuses that."""
+        done = self._run(["scontrol", "requeue", job_id])
+        return done is not None and done.returncode == 0
+
+    def cancel(self, job_id: str, *, signal: str | None = None) -> None:
+        """scancel, or only a signal to all steps. LaunchError if the controller does not take it."""
+        argv = ["scancel", *([f"--signal={signal}"] if signal else []), job_id]
+        done = self._run(argv)
+        if done is None or (done.returncode and not any(word in done.stderr for word in _NO_JOB)):
+            said = "no answer" if done is None else done.stderr.strip()
+            raise LaunchError(f"SLURM could not end job {job_id}: {said}", hint="try again when its controller is back")
+
+    def submit(self, script: str, *, dependency: str | None = None) -> str:
+        """sbatch; the job's id. UserError with SLURM's reason if it refuses."""
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "sbatch is not found here", hint="launch from a login node of the cluster, or try --dry-run"
+            )
+        done = self._run(
+            ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), script], seconds=60.0
+        )
+        if done is None:
+            raise LaunchError("sbatch did not answer within 60 s", hint="is the controller up? (sinfo)")
+        if done.returncode:
+            raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
+        return done.stdout.strip().split(";")[0]
+
+    def wait_gone(self, job_id: str, *, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self.ask(job_id).state not in ("gone", "unknown"):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.5)
+        return True
+
+    def _run(self, argv: list[str], *, seconds: float = ANSWER_SECONDS) -> subprocess.CompletedProcess[str] | None:
+        """None: no answer in time, or no such program here."""
+        env = {**own_environment(), **self._env, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+        try:
+            return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, env=env, check=False)
+        except (subprocess.TimeoutExpired, FileNotFoundError):
+            return None
+
+
+def _state(word: str) -> Literal["queued", "running", "ending", "gone"]:
+    if word in _QUEUED:
+        return "queued"
+    if word in _RUNNING:
+        return "running"
+    return "ending" if word == "COMPLETING" else "gone"
+
+
+def in_words(reason: str) -> str:
+    """SLURM's reason in ours; its own where we have none. Empty for a job that does not wait."""
+    reason = reason.strip("()")
+    if reason in ("", "None"):
+        return ""
+    said = REASONS.get(reason)
+    return f"{said} ({reason})" if said else reason
+
+
+def refusal(said: str) -> str:
+    """What sbatch says of a job that cannot be, and what to look at."""
+    text = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.strip().splitlines())
+    cures = {
+        "Invalid partition": "slurm.partition of the cluster file; the partitions: sinfo -s",
+        "Invalid account": "slurm.account of the cluster file; yours: sacctmgr show user -s $USER",
+        "Invalid qos": "slurm.qos of the cluster file",
+        "Node count": "--nodes, or the partition: sinfo -o '%P %D'",
+        "Requested node configuration": "node.gpus, node.cpus and node.memory of the cluster file, or the partition",
+        "time limit": "resources.time_limit, or slurm.time_limit; the limits: sinfo -o '%P %l'",
+        "Unable to contact": "is the controller up? (sinfo)",
+    }
+    cure = next((cure for word, cure in cures.items() if word.lower() in text.lower()), None)
+    return f"{text} (see {cure})" if cure else text
+
+
+def _time(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:  # N/A, NONE, Unknown
+        return None
