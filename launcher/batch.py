@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 from launcher.backends.slurm_queue import Controller
 from launcher.cause import find_cause
 from launcher.errors import LaunchError, UserError
+from launcher.host import job_folder, log_folder
 from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, last_step, own_environment
 from launcher.owner import Owner, leave_word
 from launcher.policy import AttemptSummary
@@ -121,15 +123,17 @@ class Batch:
         return True
 
     def _submit_again(self) -> None:
-        number = self._run.submit(self._submission)
-        text = self._run.read_text(f"submissions/{number - 1:04d}.sh")
-        self._run.write_text(f"submissions/{number:04d}.sh", text)
+        number, folder = self._run.submit(self._submission), job_folder(self._run.url, log_folder())
         try:
-            job_id = self._slurm.submit(self._run.path(f"submissions/{number:04d}.sh"), dependency="singleton")
+            job_id = self._slurm.submit(newest_script(folder), dependency="singleton")
         except LaunchError:
             self._run.withdraw(number)
             raise
         self._run.accepted(number, job_id)
+
+
+def newest_script(folder: str) -> str:
+    return os.path.join(folder, max(name for name in os.listdir(folder) if re.fullmatch(r"job-\d{4}\.sh", name)))
 
 
 def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
@@ -178,7 +182,7 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         leave_word(run, job.attempt, error)
         return 1
-    return 0 if record.outcome == "stopped" else exit_code(record)
+    return exit_code(record)
 
 
 if __name__ == "__main__":

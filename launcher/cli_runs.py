@@ -133,13 +133,15 @@ def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
     """Save after this step and stop; launch resume goes on from there without losing a step."""
     found = find(run)
     state = _need_alive(state_of(found), "stop")
-    found.request_stop("stop")
-    if not no_wait:
-        if not as_json:
-            click.echo(f"asked {state.run_id} to save and stop")
-        while state.alive:
-            time.sleep(0.2)
-            state = state_of(found)
+    if state.state == "pending":  # nothing runs that could save
+        _cancel(found)
+    else:
+        found.request_stop("stop")
+        if not no_wait:
+            if not as_json:
+                click.echo(f"asked {state.run_id} to save and stop")
+            _wait_for_end(found)
+    state = state_of(found)
     _say_end(state, as_json)
     return EXIT_FAILED if state.state in ("failed", "lost") else EXIT_DONE
 
@@ -149,16 +151,25 @@ def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
 @JSON
 def cancel(run: str, *, as_json: bool) -> int:
     """End a run now, without saving. What was saved before stays."""
+    found = find(run)
+    _need_alive(state_of(found), "cancel")
+    _cancel(found)
+    _say_end(state_of(found), as_json)
+    return EXIT_DONE
+
+
+def _cancel(run: RunDir) -> None:
     from launcher.backends import load_backend
     from launcher.claims import newest_job
 
-    found = find(run)
-    _need_alive(state_of(found), "cancel")
-    job = newest_job(found)
+    job = newest_job(run)
     assert job is not None
-    load_backend(job.backend).cancel(found, job)
-    _say_end(state_of(found), as_json)
-    return EXIT_DONE
+    load_backend(job.backend).cancel(run, job)
+
+
+def _wait_for_end(run: RunDir) -> None:
+    while (state := state_of(run)).alive:
+        time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
 
 
 def _need_alive(state: RunState, verb: str) -> RunState:

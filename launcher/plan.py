@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launcher.backends.slurm_script import agent_argv, sbatch_text
 from launcher.cluster import Cluster, store_environment
-from launcher.host import HostFacts
+from launcher.host import HostFacts, job_folder
 from launcher.node import SURVIVOR_SECONDS
 from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
 from launcher.snapshot import redact
@@ -507,13 +507,14 @@ def _script(cluster: Cluster, recipe: Recipe, run_id: str, run_url: str, nnodes:
         return None
     asked = recipe.resources.gpus_per_node
     gpus = 0 if recipe.train.device == "cpu" else (cluster.node.gpus or 0) if asked is None else asked
-    folder = (run_url if "://" not in run_url else host.logs).replace("%", "%%")
+    folder = job_folder(run_url, host.logs)
     return sbatch_text(
         cluster,
         python=host.python,
         run_url=run_url,
         run_id=run_id,
-        log=f"{folder}/job-%j.log",
+        log=f"{folder.replace('%', '%%')}/job-%j.log",
+        code=f"{folder}/code",
         nnodes=nnodes,
         gpus=gpus,
         time_limit=recipe.resources.time_limit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 MAX_DIFF_BYTES = 200_000
+OWN_PACKAGES = ("launcher", "training", "model", "clusters", "recipes")
 PACKAGES = ("torch", "numpy", "pydantic", "fsspec", "safetensors", "tokenizers", "xxhash", "triton", "s3fs", "pyarrow")
 
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/@\s\"']+@", re.IGNORECASE)
@@ -73,6 +75,23 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
     remote = _git(folder, "config", "--get", "remote.origin.url")
     facts["git_remote"] = redact(remote.decode(errors="replace").strip()) if remote else None
     return CodeSnapshot(**facts)
+
+
+def keep_code(folder: Path) -> bool:
+    """Copy the code that this process runs, so that a job that waits runs it too, whatever changes meanwhile.
+
+    Only of a checkout: an installed package does not change under a job. False if nothing was copied.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "pyproject.toml").is_file():
+        return False
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for package in OWN_PACKAGES:
+        shutil.copytree(checkout / package, fresh / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return True
 
 
 def redact(text: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from launcher.backends.slurm_queue import Controller, Queued
 from launcher.claims import LEASE_SECONDS, heartbeat_age, newest_job, refuse_if_alive
 from launcher.errors import LaunchError
-from launcher.host import log_folder
+from launcher.host import job_folder, log_folder
 from launcher.node import CANCELLED
+from launcher.snapshot import keep_code
 from training.rundir import Job, OutcomeRecord, RunDir, Submission
 
 CANCEL_MESSAGE = "cancelled, nothing was saved"
@@ -59,13 +60,11 @@ def submit(
 
 
 def _write_script(run: RunDir, number: int, script: str) -> str:
-    """Into the run directory; for a remote one into the user's own folder."""
-    if run.local:
-        run.write_text(f"submissions/{number:04d}.sh", script)
-        return run.path(f"submissions/{number:04d}.sh")
-    folder = Path(log_folder())
+    """The script and the code that it runs, where the nodes find them."""
+    folder = Path(job_folder(run.url, log_folder()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{run.url.rsplit('/', 1)[-1]}-{number:04d}.sh"
+    keep_code(folder / "code")
+    path = folder / f"job-{number:04d}.sh"
     path.write_text(script)
     return str(path)
 
@@ -115,5 +114,5 @@ def cancel(run: RunDir, job: Job) -> None:
 def job_log(run: RunDir) -> str | None:
     """What the newest job has printed: the owner's words, and its agents' behind their numbers."""
     newest = run.newest_submission()
-    path = os.path.join(run.url if run.local else log_folder(), f"job-{newest.job_id}.log") if newest else ""
+    path = f"{job_folder(run.url, log_folder())}/job-{newest.job_id}.log" if newest else ""
     return path if os.path.exists(path) else None

@@ -23,11 +23,12 @@ def sbatch_text(
     run_url: str,
     run_id: str,
     log: str,
+    code: str,
     nnodes: int,
     gpus: int,
     time_limit: str | None,
 ) -> str:
-    """The script. `log`: absolute path, where %j becomes the job's number. `gpus`: of each node."""
+    """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run. `gpus`: of each node."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     slurm = options_of(cluster)
@@ -48,7 +49,7 @@ def sbatch_text(
         qos=slurm.qos,
         constraint=slurm.constraint,
         exclude=slurm.exclude,
-        setup=list(cluster.setup) or None,
+        setup=[*cluster.setup, f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"],
         stderr_to_stdout=True,
         use_srun=False,
         additional_parameters={
