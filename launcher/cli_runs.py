@@ -15,6 +15,7 @@ import click
 from launcher.completion import complete_run
 from launcher.errors import EXIT_DONE, EXIT_FAILED, UserError
 from launcher.runs import RunFacts, RunState, find, overview, state_of
+from training.rundir import RunDir
 
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")

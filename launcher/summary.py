@@ -34,7 +34,7 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
     lines += ["", "plan"]
     lines += [f"  {label:<18} {value}" for label, value in _facts(plan)]
     if plan.script is not None:
-        lines += ["", "script"] + _indent(plan.script)
+        lines += ["", "script", *_indent(plan.script)]
     lines += ["", "processes"]
     for process in plan.processes:
         lines.append(f"  {process.role} on node {process.node_rank}")
