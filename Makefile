@@ -11,7 +11,7 @@ JOBS ?= 2
 # One thread a process: the tests start many at once. No hub is asked for anything.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Tests that need something special have their own targets.
-SPECIAL := gpu or slurm or ray or s3 or browser
+SPECIAL := gpu or slurm or ray or s3 or browser or chaos
 
 .PHONY: help run test test-slow test-slow-sample test-s3 test-gpu lint format bench docs image clean setup setup-dev
 
@@ -41,7 +41,7 @@ test-slow-sample: setup-dev ## Run a fair sample of the long suites
 	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
-	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) --dist loadfile $(ARGS)
 
 test-gpu: setup-dev ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu $(ARGS)

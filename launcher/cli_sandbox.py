@@ -20,16 +20,48 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON
 def sandbox() -> None:
     """Start or end a small real service on this machine, for trying things out.
 
-    s3: an S3 server with keys of its own, in your user's folders, on loopback.
+    \b
+    s3     an S3 server with keys of its own
+    slurm  a SLURM of several nodes with fake GPUs (Linux)
+
+    Each is yours alone, in your user's folders, on loopback.
     """
 
 
-@sandbox.command()
-@KIND
+@sandbox.group()
+def up() -> None:
+    """Start one, or find it running."""
+
+
+@up.command("s3")
 @JSON
-def up(kind: str, *, as_json: bool) -> int:
-    """Start it, or find it running; what it held before is there again."""
-    facts = load_sandbox(kind).up(say=lambda line: click.echo(line, err=as_json))
+def up_s3(*, as_json: bool) -> int:
+    """An S3 server; what it held before is there again."""
+    return _up("s3", as_json=as_json)
+
+
+@up.command("slurm")
+@click.option("--nodes", type=click.IntRange(1, 64), help="Nodes; default 4.")
+@click.option("--gpus-per-node", type=click.IntRange(0, 16), help="Fake GPUs of each node; default 2.")
+@click.option("--cpus-per-node", type=click.IntRange(1, 256), help="CPUs that each node says it has; default 8.")
+@click.option("--accounting/--no-accounting", default=None, help="With slurmdbd and sacct; default without.")
+@click.option("--proctrack", type=click.Choice(["linuxproc", "cgroup"]), help="How SLURM follows processes.")
+@click.option("--user-signal/--no-user-signal", default=None, help="Preemption sends the signal that a job asked for.")
+@click.option("--grace-seconds", type=click.IntRange(0), help="Notice before preemption in `spot`; default 20.")
+@click.option("--kill-wait-seconds", type=click.IntRange(0), help="From SIGTERM to SIGKILL; default 5.")
+@JSON
+def up_slurm(*, as_json: bool, **asked: Any) -> int:
+    """A SLURM whose nodes are this machine under several names, with fake GPUs.
+
+    Partitions: batch (the default), spot and prod, over the same nodes; a job in prod takes nodes from jobs in spot.
+    Needs Debian's or Ubuntu's slurmctld, slurmd, slurm-client and munge, which root gets installed by apt-get. Other
+    users of the machine cannot use it. It always starts without jobs.
+    """
+    return _up("slurm", as_json=as_json, **{key: value for key, value in asked.items() if value is not None})
+
+
+def _up(kind: str, *, as_json: bool, **asked: Any) -> int:
+    facts = load_sandbox(kind).up(say=lambda line: click.echo(line, err=as_json), **asked)
     _say(facts, as_json)
     return EXIT_DONE
 
@@ -38,7 +70,7 @@ def up(kind: str, *, as_json: bool) -> int:
 @KIND
 @JSON
 def down(kind: str, *, as_json: bool) -> int:
-    """End it. Its data stays for the next `up`."""
+    """End it and what runs in it. Its data stays for the next `up`."""
     was_running = load_sandbox(kind).down()
     if as_json:
         click.echo(json.dumps({"name": kind, "was_running": was_running}))
@@ -66,7 +98,10 @@ def status(kind: str | None, *, as_json: bool) -> int:
 @KIND
 @JSON
 def env(kind: str, *, as_json: bool) -> int:
-    """Print shell lines with which other programs find it: eval "$(launch sandbox env s3)". No secret is in them."""
+    """Print shell lines with which other programs find it.
+
+    Use them as eval "$(launch sandbox env s3)". No secret is in them.
+    """
     found = load_sandbox(kind).environment()
     if as_json:
         click.echo(json.dumps({name: value or None for name, value in found.items()}, indent=1))
@@ -88,6 +123,12 @@ def _say(facts: Facts, as_json: bool) -> None:
     click.echo(f"{facts.name}: {click.style('up', fg='green') if facts.running else 'down'}")
     for key, value in {**facts.details, "folder": facts.folder}.items():
         if value is not None:
-            click.echo(f"  {key.replace('_', ' '):<18}{f'{value:,}' if isinstance(value, int) else value}")
+            click.echo(f"  {key.replace('_', ' '):<18} {_word(value)}")
     for command in facts.next_commands:
         click.echo(f"  {command}")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -10,23 +10,26 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from launcher.cause import first_line
 from launcher.claims import newest_job, owner_alive
+from launcher.errand import Errand
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from launcher.progress import Progress
 from launcher.report import can_draw, duration, last_page, plain
 from launcher.runs import RunFacts
-from launcher.summary import count
-from launcher.tail import RowTail
+from model import files
 from training.rundir import Job, OutcomeRecord, RunDir
 
-LOOK_SECONDS = 0.1
-ALIVE_SECONDS = 1.0
+DRAW_SECONDS = 0.1
+LOOK_SECONDS = {True: 0.1, False: 1.0}  # local run directory, remote one
+ALIVE_SECONDS = {True: 1.0, False: 5.0}
+SILENCE_SECONDS = 5.0  # before it is said that a store does not answer
+ASK_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
-_WINDOW = 20  # steps over which speed is averaged
 
 
 def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -> int:
@@ -34,31 +37,113 @@ def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -
     out = out or sys.stdout
     progress = Progress(run)
     with _CtrlC() as presses, _Live(out) if out.isatty() else _Plain(out) as view:
-        record = _watch(run, job, progress, view, presses)
+        record = _watch(_Watcher(run, job, progress), view, presses)
     if record is None:
         return _lost(run, progress, out)
-    for line in last_page(run, record, out=out):
+    for line in _last_lines(run, record, out):
         print(plain(line, out), file=out)
     if presses.heard > 1:
         return EXIT_INTERRUPTED
     return {"completed": EXIT_DONE, "stopped": EXIT_STOPPED, "failed": EXIT_FAILED}[record.outcome]
 
 
-def _watch(run: RunDir, job: Job | None, progress: Progress, view: View, presses: _CtrlC) -> OutcomeRecord | None:
+def _last_lines(run: RunDir, record: OutcomeRecord, out: IO[str]) -> list[str]:
+    """How it ended is known: a store that is silent now changes nothing about that."""
+    try:
+        return last_page(run, record, out=out)
+    except OSError as error:
+        return [f"! {record.outcome} ({record.reason}), and its last page cannot be read now: {error}"]
+
+
+def _watch(watcher: _Watcher, view: View, presses: _CtrlC) -> OutcomeRecord | None:
     """Look until the run has ended (how) or its owner is gone (None)."""
-    gone = _Gone(run, job)
     while True:
-        ended = _last_word(run)
-        is_gone = ended is None and gone()
-        for line in progress.look():
+        watcher.poll()
+        over = watcher.over
+        for line in watcher.progress.news():
             view.say(line)
-        view.show(progress.line(), progress.share())
-        if ended is not None or is_gone:
-            return ended or _last_word(run)
-        time.sleep(LOOK_SECONDS)
+        view.show(watcher.line(), watcher.progress.share())
+        if over:
+            return watcher.ended
+        time.sleep(DRAW_SECONDS)
         while presses.heard < presses.count:
             presses.heard += 1
-            _interrupt(run, presses.heard, view)
+            watcher.interrupt(presses.heard, view)
+
+
+class _Watcher:
+    """One look after another at a run. At a remote one in a thread, so that Ctrl-C is heard whatever its store does."""
+
+    def __init__(self, run: RunDir, job: Job | None, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.over = False
+        self.ended: OutcomeRecord | None = None
+        self._job = job
+        self._looking = Errand(run, self._look, every=LOOK_SECONDS[run.local])
+        self._asking: Errand | None = None
+        self._checked, self._answered = 0.0, time.monotonic()
+
+    def poll(self) -> None:
+        """OSError if a local run directory cannot be read; a store may answer again."""
+        for errand in (self._looking, self._asking):
+            if errand is not None:
+                errand.poll()
+                if self.run.local and errand.failure is not None:
+                    raise errand.failure
+
+    def line(self) -> str:
+        silent = time.monotonic() - self._answered
+        if silent < SILENCE_SECONDS:
+            return self.progress.line()
+        said = f": {first_line(str(self._looking.failure), 120)}" if self._looking.failure else ""
+        return f"{self.progress.line()} · its store does not answer for {duration(silent)}{said}"
+
+    def interrupt(self, times: int, view: View) -> None:
+        if times == 1:
+            self._asking = Errand(self.run, self._ask, every=ASK_SECONDS)
+            view.say("! saving and stopping after this step; Ctrl-C again ends it now, without a save")
+        elif times == 2 and self._job is not None:
+            self._asking = None
+            view.say("! ending it now; launch resume goes on from the last checkpoint")
+            from launcher.backends import load_backend
+
+            try:
+                with files.patience(ASK_SECONDS):
+                    load_backend(self._job.backend).cancel(self.run, self._job)
+            except OSError as error:
+                view.say(f"! {error}")
+
+    def _ask(self) -> None:
+        """Once it has been heard it is not said again: a resumed run would take that for its own."""
+        self.run.request_stop("stop")
+        self._asking = None
+
+    def _look(self) -> None:
+        ended = _last_word(self.run)
+        is_gone = ended is None and self._is_gone()
+        self.progress.look()
+        if ended is not None or is_gone:
+            self.ended = ended or _last_word(self.run)
+            self.over = True
+        self._answered = time.monotonic()
+
+    def _is_gone(self) -> bool:
+        """Has the owner died without a last word? Asked rarely."""
+        now = time.monotonic()
+        if now - self._checked < ALIVE_SECONDS[self.run.local]:
+            return False
+        self._checked = now
+        self._job = newest_job(self.run) or self._job
+        return not owner_alive(self.run, self._job) and _last_word(self.run) is None
+
+
+def _last_word(run: RunDir) -> OutcomeRecord | None:
+    """The run's outcome, if it is about its newest attempt."""
+    record = run.outcome()
+    if record is None:
+        return None
+    attempts = run.attempts()
+    return record if not attempts or record.attempt >= attempts[-1] else None
 
 
 class _CtrlC:
@@ -83,141 +168,11 @@ class _CtrlC:
             raise KeyboardInterrupt
 
 
-def _interrupt(run: RunDir, times: int, view: View) -> None:
-    if times == 1:
-        run.request_stop("stop")
-        view.say("! saving and stopping after this step; Ctrl-C again ends it now, without a save")
-    elif times == 2:
-        view.say("! ending it now; launch resume goes on from the last checkpoint")
-        job = newest_job(run)
-        if job is not None:
-            from launcher.backends import load_backend
-
-            load_backend(job.backend).cancel(run, job)
-
-
-def _last_word(run: RunDir) -> OutcomeRecord | None:
-    """The run's outcome, if it is about its newest attempt."""
-    record, attempts = run.outcome(), run.attempts()
-    return record if record is not None and (not attempts or record.attempt >= attempts[-1]) else None
-
-
-class _Gone:
-    """Has the owner died without a last word? Asked rarely."""
-
-    def __init__(self, run: RunDir, job: Job | None) -> None:
-        self._run, self._job, self._looked = run, job, 0.0
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now - self._looked < ALIVE_SECONDS:
-            return False
-        self._looked = now
-        job = newest_job(self._run) or self._job
-        return not owner_alive(self._run, job) and _last_word(self._run) is None
-
-
 def _lost(run: RunDir, progress: Progress, out: IO[str]) -> int:
     run_id = RunFacts(run).run_id
     print(plain(f"✗ lost       its owner is gone without a word, after {progress.line() or 'no step'}", out), file=out)
     print(f"  launch why {run_id}      the cause\n  launch resume {run_id}   go on from the last checkpoint", file=out)
     return EXIT_FAILED
-
-
-# -- what is seen ----------------------------------------------------------------------------------------------------
-class Progress:
-    """Where a run stands, put together from rows and events as they come."""
-
-    def __init__(self, run: RunDir) -> None:
-        self._run, self._facts = run, RunFacts(run)
-        self._attempt: int | None = None
-        self._max_steps: int | None = None
-        self._phase = "waiting for its first attempt"
-        self._row: dict[str, Any] | None = None
-        self._since = time.monotonic()
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)  # time, step, tokens
-
-    def look(self) -> list[str]:
-        """Take in what is new; lines worth saying."""
-        said = self._new_attempt()
-        if self._attempt is None:
-            return said
-        for event in self._events.rows():
-            said += self._on_event(event)
-        for row in self._rows.rows():
-            self._row, self._phase = row, "training"
-            self._recent.append((float(row["time"]), int(row["step"]), int(row["tokens_seen"])))
-        return said
-
-    def line(self) -> str:
-        """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, or what it does before its first step."""
-        if self._row is None or self._phase != "training":
-            return f"{self._phase} ({duration(time.monotonic() - self._since)})"
-        words = [f"step {self._row['step']}/{self._max_steps or '?'}", f"loss {self._row['loss']:.3f}"]
-        tokens_per_second, eta = self._speed()
-        words.append(f"{count(tokens_per_second)} tokens/s")
-        if eta is not None:
-            words.append(f"ETA {duration(eta)}")
-        return " · ".join(words)
-
-    def share(self) -> float:
-        """Share of the steps that is done."""
-        return min(1.0, self._row["step"] / self._max_steps) if self._row and self._max_steps else 0.0
-
-    def _speed(self) -> tuple[float, float | None]:
-        """Tokens a second, and seconds to the end, over the last steps with all that lay between them."""
-        assert self._row is not None
-        (began, step0, tokens0), (ended, step1, tokens1) = self._recent[0], self._recent[-1]
-        if ended <= began or step1 <= step0:
-            left = (self._max_steps or step1) - step1
-            return float(self._row["tokens_per_second"]), left * float(self._row["step_seconds"])
-        each = (ended - began) / (step1 - step0)
-        eta = (self._max_steps - step1) * each if self._max_steps else None
-        return (tokens1 - tokens0) / (ended - began), eta
-
-    def _new_attempt(self) -> list[str]:
-        attempts = self._run.attempts()
-        if not attempts or attempts[-1] == self._attempt:
-            return []
-        said = []
-        if self._attempt is not None and (ended := self._run.outcome(self._attempt)) is not None:
-            said = [f"! attempt {ended.attempt} {ended.outcome} ({ended.reason}): {ended.message}"]
-        self._attempt = attempts[-1]
-        folder = self._run.attempt_dir(self._attempt)
-        self._events = RowTail(self._run, folder, "events")
-        self._rows = RowTail(self._run, "metrics", f"steps-{self._attempt:04d}")
-        self._max_steps = self._facts.max_steps()
-        self._row = None
-        self._recent.clear()
-        self._enter("starting workers" if self._attempt == 0 else f"starting attempt {self._attempt}")
-        return said
-
-    def _enter(self, phase: str) -> None:
-        self._phase, self._since = phase, time.monotonic()
-
-    def _on_event(self, event: dict[str, Any]) -> list[str]:
-        step = event.get("step")
-        match event.get("event"):
-            case "process started":
-                self._enter("building the model")
-            case "started" if step:
-                self._enter(f"resuming from step {step}")
-                return [f"✓ resumed from step {step}"]
-            case "started":
-                self._enter("first step")
-            case "fell back":
-                return [f"! checkpoint of step {step} is damaged, going further back: {event.get('message', '')}"]
-            case "saved":
-                return [f"✓ saved step {step} ({event.get('kind')}, {float(event.get('seconds', 0)):.1f} s)"]
-            case "save failed":
-                return [f"! saving step {step} failed: {event.get('message', '')}"]
-            case "validated":
-                return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
-            case "stopping":
-                self._enter(f"saving step {step} to stop ({event.get('reason')})")
-            case "exported" | "sampled" | "finished":
-                self._enter("finishing")
-        return []
 
 
 # -- how it is shown -------------------------------------------------------------------------------------------------

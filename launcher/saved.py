@@ -44,9 +44,12 @@ def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
 
 def _look_at(folder: str, step: int, verify_all: bool) -> Saved:
     from model.shards import CorruptError, read_manifest, verify
+    from model.store import StoreError
 
     try:
         manifest = read_manifest(folder)
+    except StoreError:  # nothing is known of it
+        raise
     except (CorruptError, OSError) as error:
         return Saved(step, folder, verified=verify_all, faults=[str(error)])
     return Saved(

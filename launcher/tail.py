@@ -33,14 +33,23 @@ class Tail:
 
 
 class RowTail:
-    """New rows of a series of JSONL files: those in a folder whose names begin alike."""
+    """New rows of a series of JSONL files: those in a folder whose names begin alike. Only its last file grows."""
 
     def __init__(self, run: RunDir, folder: str, prefix: str) -> None:
         self._run, self._folder, self._prefix = run, folder, prefix
         self._tails: dict[str, Tail] = {}
+        self._read: set[str] = set()
+        self._lines: list[str] = []
 
     def rows(self) -> list[dict[str, Any]]:
-        for name in self._run.listdir(self._folder):
-            if name.startswith(self._prefix) and name.endswith(".jsonl") and name not in self._tails:
-                self._tails[name] = Tail(self._run, f"{self._folder}/{name}")
-        return [json.loads(line) for _, tail in sorted(self._tails.items()) for line in tail.lines() if line.strip()]
+        """OSError if they cannot be read now; what was read before it comes with the next call."""
+        names = self._run.listdir(self._folder)
+        names = [name for name in names if name.startswith(self._prefix) and name.endswith(".jsonl")]
+        for name in names:
+            if name not in self._read:
+                tail = self._tails.setdefault(name, Tail(self._run, f"{self._folder}/{name}"))
+                self._lines += tail.lines()
+                if name != names[-1]:  # the next one was there before we read: this one is done
+                    self._read.add(name)
+        lines, self._lines = self._lines, []
+        return [json.loads(line) for line in lines if line.strip()]

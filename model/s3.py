@@ -10,19 +10,21 @@ import asyncio
 import contextlib
 import contextvars
 import math
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from model.files import StoreOptions, Writer
-from model.store import Insistence, Verdict, deadline, of_status, words
+from model.store import Insistence, Verdict, deadline, in_a_line, of_status
 
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
 MAX_PARTS = 9_000  # S3 allows 10,000
 CONNECT_SECONDS, SILENCE_SECONDS = 5, 20
 CONNECTIONS = 32
+RENEW_SECONDS = 2.0
 BLOCK_BYTES = 1 << 20
 
 _PASSING = {
@@ -37,7 +39,8 @@ class S3Store:
     def __init__(self, options: StoreOptions) -> None:
         self._options = options
         self._fs = self._connect()
-        self._insist = Insistence(judge, self._renew).insist
+        self._connected = time.monotonic()
+        self._insist = Insistence(judge, self._renew, describe).insist
 
     def _connect(self) -> Any:
         try:
@@ -67,8 +70,10 @@ class S3Store:
         return fs
 
     def _renew(self) -> None:
-        """Read the credentials anew from where they come."""
-        self._fs = self._connect()
+        """Read the credentials anew from where they come. It costs half a second, and many threads may ask at once."""
+        if time.monotonic() - self._connected > RENEW_SECONDS:
+            self._connected = time.monotonic()
+            self._fs = self._connect()
 
     # -- calls -------------------------------------------------------------------------------------------------------
     def call(self, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any:
@@ -86,15 +91,18 @@ class S3Store:
         from botocore.exceptions import BotoCoreError
 
         future = asyncio.run_coroutine_threadsafe(work, self._fs.loop)
+        began = time.monotonic()
         try:
             return future.result(seconds)
-        except BotoCoreError as error:
+        except (BotoCoreError, ValueError) as error:
             if judge(error) != "final":
                 raise
             where = "AWS_* variables, ~/.aws, and `storage` of the cluster file decide it"
-            raise ValueError(f"S3 cannot be asked as it is configured: {words(error)}; {where}") from error
+            raise ValueError(f"S3 cannot be asked as it is configured: {in_a_line(str(error))}; {where}") from error
         except TimeoutError as error:
-            raise TimeoutError(f"no end after {seconds:.0f} s") from error
+            if str(error):  # the store's own word
+                raise
+            raise TimeoutError(f"no end after {time.monotonic() - began:.0f} s") from error
         finally:
             future.cancel()
 
@@ -105,19 +113,30 @@ class S3Store:
     # -- reading -----------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
         try:
-            self.attempt("look up", "head_object", path)
-        except FileNotFoundError:  # a folder, perhaps; and HEAD does not tell a missing bucket from a missing key
-            prefix = f"{split(path)[1]}/"
-            found = self.attempt("look up", "list_objects_v2", path, Prefix=prefix, MaxKeys=1)
-            return bool(found.get("KeyCount") or found.get("Contents"))
+            self._head(path)
+        except FileNotFoundError:
+            return self._is_folder(path)
         return True
 
+    def _head(self, path: str) -> Any:
+        """FileNotFoundError only where there is a bucket: the answer to HEAD does not tell."""
+        try:
+            return self.attempt("look up", "head_object", path)
+        except FileNotFoundError:
+            self._is_folder(path)
+            raise
+
+    def _is_folder(self, path: str) -> bool:
+        prefix = f"{split(path)[1]}/"
+        found = self.attempt("look up", "list_objects_v2", path, Prefix=prefix, MaxKeys=1)
+        return bool(found.get("KeyCount") or found.get("Contents"))
+
     def size(self, path: str) -> int:
-        return int(self.attempt("look up", "head_object", path)["ContentLength"])
+        return int(self._head(path)["ContentLength"])
 
     def age(self, path: str) -> float:
         """By the store's clock: its time of the answer, less its time of the last write."""
-        answer = self.attempt("look up", "head_object", path)
+        answer = self._head(path)
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return float((now - answer["LastModified"]).total_seconds())
 
@@ -159,21 +178,22 @@ class S3Store:
     def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
         """What `consume` makes of a body; None where the object has no such bytes."""
         bucket, key = split(path)
-        arguments = {"Bucket": bucket, "Key": key}
-        if start or length is not None:
-            arguments["Range"] = f"bytes={start}-" + ("" if length is None else str(start + length - 1))
+        # Always a range: its answer says twice how much there is, so that a body which was cut short is known.
+        span = f"bytes={start}-" + ("" if length is None else str(start + length - 1))
 
         async def get() -> Any:
-            answer = await self._fs._call_s3("get_object", **arguments)
-            async with answer["Body"] as body:
+            async with asyncio.timeout(deadline(0)):
+                answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, Range=span)
+            expected = _length_of(answer)
+            async with asyncio.timeout(deadline(expected)), answer["Body"] as body:
                 got = await consume(body)
             count = got if isinstance(got, int) else len(got)
-            if count != answer["ContentLength"]:
-                raise ConnectionError(f"the body ended after {count} of {answer['ContentLength']} bytes")
+            if count != expected:
+                raise ConnectionError(f"the body ended after {count} of {expected} bytes")
             return got
 
         try:
-            return self._run(get(), deadline(length or (64 << 20)))
+            return self._run(get(), 2 * deadline(length or (1 << 30)))
         except Exception as error:
             if status_of(error)[0] == 416:
                 return None
@@ -309,12 +329,33 @@ def status_of(error: BaseException | None) -> tuple[int | None, str]:
     return None, ""
 
 
+def _length_of(answer: dict[str, Any]) -> int:
+    """Bytes of the body of a range."""
+    first, _, last = str(answer.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
+    return int(last) - int(first) + 1 if last else int(answer["ContentLength"])
+
+
+def describe(error: BaseException) -> str:
+    """What the store said, or what became of the connection, without the libraries' own noise."""
+    from aiohttp import ClientPayloadError
+
+    status, code = status_of(error)
+    if status is not None:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"{in_a_line(said)} ({code or status})"
+    if isinstance(error, ClientPayloadError):
+        return "the connection ended in the middle of the answer"
+    return str(error)
+
+
 def judge(error: BaseException) -> Verdict:
     """What an error means for a call; see model/store.py."""
     status, code = status_of(error)
     if code in _PASSING:
         return "passing"
     if code in _REFUSED:
+        return "refused"
+    if status == 400 and code in ("", "400"):  # AWS' answer to a HEAD whose token has expired: it has no body
         return "refused"
     if status is not None:
         return of_status(status)
@@ -324,6 +365,12 @@ def judge(error: BaseException) -> Verdict:
 
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
         return "refused"
-    broken = (OSError, TimeoutError, EOFError, ClientError, boto.HTTPClientError, boto.ConnectionError)
-    incomplete = (boto.IncompleteReadError, boto.ResponseStreamingError, ResponseParserError, asyncio.CancelledError)
-    return "passing" if isinstance(error, broken + incomplete) else "final"
+    broken = (OSError, TimeoutError, EOFError, CancelledError, ClientError, boto.HTTPClientError, boto.ConnectionError)
+    damaged = (
+        boto.IncompleteReadError,
+        boto.ResponseStreamingError,
+        boto.ChecksumError,
+        boto.FlexibleChecksumError,
+        ResponseParserError,
+    )
+    return "passing" if isinstance(error, broken + damaged) else "final"

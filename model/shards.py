@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,8 @@ from model import files
 MANIFEST = "manifest.json"
 FORMAT = 1
 READ_TRIES = 3
+_SEAL, _END = ',"xxh3":"', '"}'
+Result = TypeVar("Result")
 
 # safetensors' names of element types, with their size in bytes.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -97,13 +99,46 @@ def safetensors_header(entries: dict[str, tuple[str, tuple[int, ...]]]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
+def sealed(manifest: Manifest) -> str:
+    """The text of manifest.json: its last entry is the hash of all before it."""
+    text = manifest.model_dump_json()
+    return f"{text[:-1]}{_SEAL}{_hash(text.encode())}{_END}"
+
+
 def read_manifest(folder: str) -> Manifest:
-    """The manifest of a folder, local or URL. FileNotFoundError without one; CorruptError if it cannot be read."""
-    raw = files.read(f"{folder}/{MANIFEST}")
+    """The manifest of a folder, local or URL. FileNotFoundError without one; CorruptError if it is not what was saved.
+
+    What came over a network is asked for again before it is called damaged.
+    """
+    return again_if_remote(folder, lambda: _read_manifest(f"{folder}/{MANIFEST}"))
+
+
+def _read_manifest(path: str) -> Manifest:
+    text, _, seal = files.read(path).rpartition(_SEAL.encode())
+    text += b"}"
+    if seal != f"{_hash(text)}{_END}".encode():
+        raise CorruptError(f"{path} is changed: its hash is not what was saved")
     try:
-        return Manifest.model_validate_json(raw)
+        return Manifest.model_validate_json(text)
     except ValueError as error:
-        raise CorruptError(f"{folder}/{MANIFEST} is not a readable manifest: {error}") from error
+        raise CorruptError(f"{path} is no manifest of this version: {error}") from error
+
+
+def again_if_remote(path: str, action: Callable[[], Result]) -> Result:
+    """`action`'s value; after a CorruptError about what came over a network it gets another chance or two."""
+    for left in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
+        try:
+            return action()
+        except CorruptError:
+            if not left:
+                raise
+    raise AssertionError("not reached")
+
+
+def _hash(raw: Any) -> str:
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(raw)
 
 
 def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
@@ -111,13 +146,7 @@ def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
 
     What came over a network is asked for again before it is called damaged.
     """
-    for again in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
-        try:
-            _read_into(path, key, piece, target)
-            return
-        except CorruptError:
-            if not again:
-                raise
+    again_if_remote(path, lambda: _read_into(path, key, piece, target))
 
 
 def _read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
@@ -139,28 +168,36 @@ def read_piece(folder: str, key: str, piece: Piece) -> bytearray:
 
 def check_hash(raw: Any, path: str, key: str, piece: Piece) -> None:
     """`raw` is anything with a buffer; CorruptError if it is not what was written."""
-    import xxhash
-
-    if xxhash.xxh3_64_hexdigest(raw) != piece.xxh3:
+    if _hash(raw) != piece.xxh3:
         end = piece.start + piece.length
         raise CorruptError(f"{path} is changed: the hash of {key} (bytes {piece.start} to {end}) is not what was saved")
 
 
+def check_header(folder: str, name: str, entry: FileEntry) -> None:
+    """CorruptError if a file is missing, of another size, or begins with other bytes than what was saved."""
+    path = f"{folder}/{name}"
+
+    def check() -> None:
+        try:
+            size, header = files.size(path), files.read(path, 0, entry.header_bytes)
+        except FileNotFoundError as error:
+            raise CorruptError(f"{path} is missing") from error
+        if size != entry.bytes:
+            said = "cut" if size < entry.bytes else "changed"
+            raise CorruptError(f"{path} has {size} bytes instead of {entry.bytes}: it is {said}")
+        if _hash(header) != entry.header_xxh3:
+            raise CorruptError(f"{path} is changed: the hash of its header is not what was saved")
+
+    again_if_remote(path, check)
+
+
 def verify(folder: str, manifest: Manifest) -> Iterator[str]:
     """Every fault of a sharded set, in words; nothing if it is whole. Reads all of it."""
-    import xxhash
-
     for name, entry in manifest.files.items():
         try:
-            size = files.size(f"{folder}/{name}")
-            header = files.read(f"{folder}/{name}", 0, entry.header_bytes)
-        except FileNotFoundError:
-            yield f"{folder}/{name} is missing"
-            continue
-        if size != entry.bytes:
-            yield f"{folder}/{name} has {size} bytes instead of {entry.bytes}"
-        elif xxhash.xxh3_64_hexdigest(header) != entry.header_xxh3:
-            yield f"{folder}/{name} is changed: the hash of its header is not what was saved"
+            check_header(folder, name, entry)
+        except CorruptError as error:
+            yield str(error)
         else:
             yield from _verify_pieces(folder, name, manifest)
 

@@ -26,10 +26,10 @@ Result = TypeVar("Result")
 PATIENCE_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
 SAY_SECONDS = 2.0
-# A store that refuses before it has ever answered is a mistake more often than a fault: a fifteenth of the patience.
+# A store that refuses before it ever gave anything is a mistake more often than a fault: a fifteenth of the patience.
 FIRST_REFUSAL_SHARE = 1 / 15
 # One call may take so long before it is given up and made again: a floor, and what a crawling connection would take.
-CALL_SECONDS = 30.0
+CALL_SECONDS, SHORTEST_CALL_SECONDS = 30.0, 5.0
 SLOWEST_BYTES_PER_SECOND = 256 << 10
 
 
@@ -122,38 +122,42 @@ def _open(protocol: str) -> Store:
 class Insistence:
     """Makes calls of one store until they succeed, or the patience is over."""
 
-    def __init__(self, judge: Callable[[BaseException], Verdict], renew: Callable[[], None] = lambda: None) -> None:
-        self._judge, self._renew = judge, renew
-        self._answered = False
+    def __init__(
+        self,
+        judge: Callable[[BaseException], Verdict],
+        renew: Callable[[], None] = lambda: None,
+        describe: Callable[[BaseException], str] = str,
+    ) -> None:
+        self._judge, self._renew, self._describe = judge, renew, describe
+        self._answered: set[str] = set()  # buckets that have given or taken something
 
     def insist(self, what: str, path: str, action: Callable[[], Result]) -> Result:
         """`action`'s value. FileNotFoundError, FileExistsError, StoreError, or what only a change can mend."""
-        began, tries, limit = time.monotonic(), 0, patience()
+        began, tries, bucket = time.monotonic(), 0, path.split("/", 3)[2]
         while True:
             try:
                 result = action()
             except Exception as error:
-                verdict = self._judge(error)
+                verdict, said = self._judge(error), in_a_line(self._describe(error) or type(error).__name__)
                 if verdict == "missing":
-                    self._answered = True
                     raise FileNotFoundError(2, "No such file", path) from error
                 if verdict == "taken":
                     raise FileExistsError(17, "File exists", path) from error
                 if verdict == "final":
                     if isinstance(error, OSError):
-                        raise StoreError(f"{path}: could not {what}: {words(error)}") from error
+                        raise StoreError(f"{path}: could not {what}: {said}") from error
                     raise
                 seconds, pause = time.monotonic() - began, _pause(tries)
-                share = FIRST_REFUSAL_SHARE if verdict == "refused" and not self._answered else 1.0
-                if seconds + pause > limit * share:
-                    raise give_up(what, path, error, seconds, verdict) from error
-                _tell(Trouble(what, path, words(error), seconds, pause=pause))
+                share = FIRST_REFUSAL_SHARE if verdict == "refused" and bucket not in self._answered else 1.0
+                if seconds + pause > patience() * share:  # asked anew: it may have been shortened meanwhile
+                    raise give_up(what, path, said, seconds, verdict) from error
+                _tell(Trouble(what, path, said, seconds, pause=pause))
                 if verdict == "refused":
                     self._renew()  # the credentials may have been renewed where they come from
                 time.sleep(pause)
                 tries += 1
             else:
-                self._answered = True
+                self._answered.add(bucket)
                 if tries:
                     _tell(Trouble(what, path, "", time.monotonic() - began, over=True))
                 return result
@@ -175,27 +179,27 @@ def _say(trouble: Trouble) -> None:
         print(said, file=sys.stderr, flush=True)
 
 
-def give_up(what: str, path: str, error: BaseException, seconds: float, verdict: Verdict) -> StoreError:
-    said = f"{path}: could not {what}: {words(error)}"
+def give_up(what: str, path: str, why: str, seconds: float, verdict: Verdict) -> StoreError:
+    said = f"{path}: could not {what}: {why}"
     if verdict == "refused":
         return RefusedError(
             f"{said}. Check the credentials, their rights and the bucket's name (AWS_* variables, profile)"
         )
-    tried = f" after trying for {seconds:.0f} s" if seconds >= 1 else ""
+    tried = f" (tried for {seconds:.0f} s)" if seconds >= 1 else ""
     return StoreError(
         f"{said}{tried}. Is the store up, and its endpoint right? Once it answers, the same can be done again"
     )
 
 
-def words(error: BaseException) -> str:
-    """An error in one line, without the noise of the libraries under it."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+def in_a_line(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def deadline(n_bytes: int) -> float:
-    """Seconds that one call may take which moves so many bytes."""
-    return CALL_SECONDS + n_bytes / SLOWEST_BYTES_PER_SECOND
+    """Seconds that one call may take which moves so many bytes: longer than most take, not than who asks will wait."""
+    most = max(SHORTEST_CALL_SECONDS, patience()) if patience() else CALL_SECONDS
+    return min(CALL_SECONDS, most) + n_bytes / SLOWEST_BYTES_PER_SECOND
 
 
 # -- all but S3 ------------------------------------------------------------------------------------------------------

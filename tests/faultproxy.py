@@ -151,6 +151,12 @@ class FaultProxy:
         with self._lock:
             return [request for request in self._log if match(request)]
 
+    @property
+    def connections(self) -> int:
+        """How many clients there are now."""
+        with self._lock:
+            return len(self._open)
+
     # -- inside --
     def _add(self, rule: Rule) -> Rule:
         with self._lock:

@@ -39,27 +39,33 @@ def ok(shell: Shell, *words: str) -> str:
     return done.stdout
 
 
-def test_the_quickstart_in_the_sandbox(shell: Shell) -> None:
+@pytest.fixture(scope="module")
+def far(shell: Shell) -> str:
+    """A run that has ended, by its name."""
     ok(shell, "quickstart", "--cluster", "sandbox-s3", "--name", "far", *TINY)
-    state = json.loads(ok(shell, "status", "far", "--json"))
+    return "far"
+
+
+def test_the_quickstart_in_the_sandbox(shell: Shell, far: str) -> None:
+    state = json.loads(ok(shell, "status", far, "--json"))
     assert (state["state"], state["step"], state["checkpoint"]) == ("completed", 4, 4)
     assert state["url"].startswith("s3://launchyard/runs/far-")
-    assert "whole" in ok(shell, "checkpoints", "far", "--verify")
-    assert len(ok(shell, "metrics", "far", "--jsonl").splitlines()) == 4
-    assert "rank 0" in ok(shell, "logs", "far")
+    assert "whole" in ok(shell, "checkpoints", far, "--verify")
+    assert len(ok(shell, "metrics", far, "--jsonl").splitlines()) == 4
+    assert "rank 0" in ok(shell, "logs", far)
     assert "completed" in ok(shell, "why", state["url"]), "by its URL as well"
-    ok(shell, "generate", "far", "--prompt", "The ", "--max-new-tokens", "4")
-    ok(shell, "export", "far", "--to", "hf", "--out", "exported")
+    ok(shell, "generate", far, "--prompt", "The ", "--max-new-tokens", "4")
+    ok(shell, "export", far, "--to", "hf", "--out", "exported")
     assert (shell.here / "exported/config.json").exists()
     assert list(shell.here.iterdir()) == [shell.here / "exported"], "and nothing else came to lie here"
 
 
-def test_it_goes_on_where_others_are_exported(shell: Shell) -> None:
+def test_it_goes_on_where_others_are_exported(shell: Shell, far: str) -> None:
     """Keys of another account in the shell: what the cluster file says wins, for all processes."""
     other = {"AWS_ACCESS_KEY_ID": "AKIAOTHER", "AWS_SECRET_ACCESS_KEY": "other", "AWS_PROFILE": "nobody"}
-    done = shell("resume", "far", "train.max_steps=6", timeout=120, **other)
+    done = shell("resume", far, "train.max_steps=6", timeout=120, **other)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(ok(shell, "status", "far", "--json"))["step"] == 6
+    assert json.loads(ok(shell, "status", far, "--json"))["step"] == 6
 
 
 def test_text_is_prepared_into_it(shell: Shell) -> None:
@@ -75,7 +81,7 @@ def test_text_is_prepared_into_it(shell: Shell) -> None:
         shell.env = {name: value for name, value in shell.env.items() if name not in exported}
 
 
-def test_the_secret_is_nowhere_else(shell: Shell) -> None:
+def test_the_secret_is_nowhere_else(shell: Shell, far: str) -> None:
     folder = shell.root / "state/launchyard/sandbox/s3"
     secret = (folder / "credentials").read_text().split("secret_access_key = ")[1].strip().encode()
     assert len(secret) >= 40
@@ -84,10 +90,10 @@ def test_the_secret_is_nowhere_else(shell: Shell) -> None:
     assert sorted(holders) == [folder / "credentials", folder / "s3.json"]
 
 
-def test_a_store_that_is_down_is_said(shell: Shell) -> None:
+def test_a_store_that_is_down_is_said(shell: Shell, far: str) -> None:
     ok(shell, "sandbox", "down", "s3")
     states = {state["name"]: state["state"] for state in json.loads(ok(shell, "status", "--json"))}
-    assert states["far"] == "unreachable"
+    assert states[far] == "unreachable"
     done = shell("quickstart", "--cluster", "sandbox-s3", *TINY)
     assert done.returncode == 2
     assert "cannot be reached" in done.stderr and "Is the store up" in done.stderr

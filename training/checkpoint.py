@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from model import files
-from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry
+from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry, read_manifest, sealed
+from model.store import StoreError
 from training.distributed import World, from_rank_zero, is_connected
 from training.rundir import LATEST, RunDir
 from training.state import Shard
@@ -215,13 +216,13 @@ class Checkpointer:
         self._check_owner()
         name = f"{folder}/{MANIFEST}"
         try:
-            self.run.create_text(name, manifest.model_dump_json())
+            self.run.create_text(name, sealed(manifest))
         except FileExistsError:
             # Of an attempt before this one, which passed it over: it is damaged, or came after this one had begun.
-            if (other := self._attempt_of(name)) > self._world.attempt:
+            if (other := self._attempt_of(manifest.step)) > self._world.attempt:
                 raise FencedError(fenced(other, self._world.attempt)) from None
             self.run.remove(name)
-            self.run.create_text(name, manifest.model_dump_json())
+            self.run.create_text(name, sealed(manifest))
         self._kinds[manifest.step] = manifest.kind
         self.run.write_json(LATEST, {"step": manifest.step})
 
@@ -230,10 +231,11 @@ class Checkpointer:
         if newest and newest[0] > self._world.attempt:
             raise FencedError(fenced(newest[0], self._world.attempt))
 
-    def _attempt_of(self, manifest: str) -> int:
+    def _attempt_of(self, step: int) -> int:
+        """Who committed a step; -1 if that cannot be told."""
         try:
-            return int(self.run.read_json(manifest)["attempt"])
-        except (FileNotFoundError, ValueError, KeyError):
+            return read_manifest(self.run.path(self.run.checkpoint_dir(step))).attempt
+        except (FileNotFoundError, CorruptError):
             return -1
 
     # -- retain --------------------------------------------------------------------------------------------------
@@ -253,8 +255,8 @@ class Checkpointer:
     def _kind(self, step: int) -> str:
         if step not in self._kinds:
             try:
-                self._kinds[step] = str(self.run.read_json(f"{self.run.checkpoint_dir(step)}/{MANIFEST}")["kind"])
-            except (ValueError, KeyError):  # unreadable: the doctor's business, not ours to remove
+                self._kinds[step] = read_manifest(self.run.path(self.run.checkpoint_dir(step))).kind
+            except CorruptError:  # unreadable: the doctor's business, not ours to remove
                 return "unreadable"
         return self._kinds[step]
 
@@ -286,10 +288,10 @@ class Checkpointer:
     def _named(self, folder: str) -> set[str] | None:
         """Files that belong to a checkpoint; None where that cannot be told. Asked for by name: a listing may lag."""
         try:
-            return {*self.run.read_json(f"{folder}/{MANIFEST}")["files"], MANIFEST}
+            return {*read_manifest(self.run.path(folder)).files, MANIFEST}
         except FileNotFoundError:
             return set()
-        except (ValueError, KeyError):
+        except CorruptError:
             return None
 
     # -- load ----------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ class Checkpointer:
         """Committed steps, without what an attempt committed after a later one had gone on from before it."""
         starts, found = self.run.starts(), []
         for step in self.run.committed_steps():
-            attempt = self._attempt_of(f"{self.run.checkpoint_dir(step)}/{MANIFEST}")
+            attempt = self._attempt_of(step)
             later = [start for number, start in starts.items() if number > attempt >= 0]
             if all(step <= start for start in later):
                 found.append(step)
@@ -336,17 +338,18 @@ class Checkpointer:
         return found
 
     def _read_manifest(self, folder: str) -> Manifest:
-        from model.shards import read_manifest
-
         answer: Any = None
         if self._world.leads:
             try:
                 answer = read_manifest(folder)
+            except StoreError as error:  # it may be whole: no reason to fall back
+                answer = error
             except (CorruptError, OSError) as error:
-                answer = str(error)
+                answer = CorruptError(str(error))
         answer = from_rank_zero(answer)
-        if not isinstance(answer, Manifest):
-            raise CorruptError(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Manifest)
         return answer
 
     def _check_identity(self, folder: str, manifest: Manifest) -> None:

@@ -44,6 +44,7 @@ from model.shards import (
     Manifest,
     Piece,
     TensorEntry,
+    check_header,
     read_into,
     safetensors_header,
 )
@@ -270,17 +271,22 @@ class ShardReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        names = sorted({self._piece_of(item).file for item in plan.items})
         with ThreadPoolExecutor(READERS) as pool:
+            for _ in pool.map(lambda name: check_header(self._folder, name, self._manifest.files[name]), names):
+                pass
             for _ in pool.map(lambda item: self._read(item, planner), plan.items):
                 pass
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
+    def _piece_of(self, item: Any) -> Piece:
+        return self._pieces[item.storage_index.fqn, tuple(item.storage_index.offset)]
+
     @torch.no_grad()
     def _read(self, item: Any, planner: LoadPlanner) -> None:
-        key = item.storage_index.fqn
-        piece = self._pieces[key, tuple(item.storage_index.offset)]
+        key, piece = item.storage_index.fqn, self._piece_of(item)
         target = planner.resolve_tensor(item)
         whole = tuple(item.lengths) == piece.sizes
         if whole and target.device.type == "cpu" and target.is_contiguous():

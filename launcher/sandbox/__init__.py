@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from launcher.errors import UserError
 
-KINDS = ("s3",)
+KINDS = ("s3", "slurm")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Facts:
 class Sandbox(Protocol):
     """What every sandbox can do. A module of this package that KINDS names is one. Its data outlives it."""
 
-    def up(self, *, say: Callable[[str], None]) -> Facts:
-        """Start it unless it runs; returns when it can be used. UserError says what is missing."""
+    def up(self, *, say: Callable[[str], None], **asked: Any) -> Facts:
+        """Start it unless it runs; returns when it can be used. UserError says what is missing.
+
+        asked: what this kind of sandbox lets one choose, by the names of its command's options.
+        """
 
     def down(self) -> bool:
         """End it and nothing else; whether it was running."""

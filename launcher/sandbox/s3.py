@@ -7,36 +7,32 @@ from __future__ import annotations
 
 import configparser
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from launcher.bundle import own_clusters
 from launcher.cluster import store_environment
 from launcher.errors import LaunchError, UserError
 from launcher.processes import end_child, is_alive, started_at, wait_until
 from launcher.sandbox import Facts, weed
+from launcher.sandbox.folder import alone, state_folder, write_cluster, write_private
 from model.files import StoreOptions
 
 BUCKET = "launchyard"
 PROFILE = "launchyard-sandbox"
 CLUSTER = "sandbox-s3"
 END_SECONDS = 20.0
-_MADE_BY = "# Made by `launch sandbox up s3`, which writes it anew; copy it under another name to change it.\n"
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
 def up(*, say: Callable[[str], None]) -> Facts:
     """See Sandbox.up. UserError without the server's program, or if its port is taken."""
-    with _alone():
+    with alone(_folder()):
         if _process() is None:
             weed.find_weed()
             say("starting SeaweedFS")
@@ -47,7 +43,7 @@ def up(*, say: Callable[[str], None]) -> Facts:
 
 def down() -> bool:
     """See Sandbox.down. LaunchError if it does not end."""
-    with _alone(), contextlib.suppress(ProcessLookupError):
+    with alone(_folder()), contextlib.suppress(ProcessLookupError):
         found = _process()
         if found is None:
             return False
@@ -96,11 +92,11 @@ def environment() -> dict[str, str]:
 def _start() -> None:
     keys, ports = _keys(), weed.draw_ports(_ports())
     facts = _folder() / "server.json"
-    weed.write_private(facts, json.dumps({"ports": ports}))
+    write_private(facts, json.dumps({"ports": ports}))
     process = weed.start(_folder(), keys=keys, ports=ports, bucket=BUCKET)
     try:
         running = {"pid": process.pid, "started": started_at(process.pid), "ports": ports}
-        weed.write_private(facts, json.dumps(running))
+        write_private(facts, json.dumps(running))
         weed.wait_ready(process, _folder(), keys=keys, ports=ports, bucket=BUCKET)
     except BaseException:
         end_child(process)
@@ -126,19 +122,7 @@ def _is_open(port: int) -> bool:
 
 # -- its folder ------------------------------------------------------------------------------------------------------
 def _folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_state_dir("launchyard")) / "sandbox" / "s3"
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """One command at a time changes the sandbox; a second waits."""
-    _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    _folder().chmod(0o700)
-    with open(_folder() / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return state_folder("s3")
 
 
 def _facts() -> dict[str, Any]:
@@ -168,7 +152,7 @@ def _keys() -> weed.Keys:
             return weed.Keys(section["aws_access_key_id"], section["aws_secret_access_key"])
     keys = weed.Keys("SANDBOX" + "".join(secrets.choice(_ALPHABET) for _ in range(13)), secrets.token_urlsafe(30))
     lines = [f"[{PROFILE}]", f"aws_access_key_id = {keys.access_key}", f"aws_secret_access_key = {keys.secret_key}"]
-    weed.write_private(_credentials(), "\n".join([*lines, ""]))
+    write_private(_credentials(), "\n".join([*lines, ""]))
     return keys
 
 
@@ -183,12 +167,6 @@ def _options() -> StoreOptions:
 
 
 def _write_cluster(say: Callable[[str], None]) -> None:
-    """`--cluster sandbox-s3`: this machine, with its runs in the sandbox. A file that somebody else wrote stays."""
-    path = own_clusters() / f"{CLUSTER}.yaml"
-    if path.exists() and not path.read_text().startswith(_MADE_BY):
-        say(f"{path} was not made by this command and stays as it is")
-        return
+    """`--cluster sandbox-s3`: this machine, with its runs in the sandbox."""
     storage = {"url": f"s3://{BUCKET}/runs", **_options().model_dump()}
-    cluster = {"name": CLUSTER, "scheduler": "local", "storage": storage}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weed.write_private(path, _MADE_BY + yaml.safe_dump(cluster, sort_keys=False))
+    write_cluster("s3", {"name": CLUSTER, "scheduler": "local", "storage": storage}, say=say)

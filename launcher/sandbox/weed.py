@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import LaunchError, UserError
 from launcher.node import own_environment
 from launcher.processes import free_port, start_shielded, wait_until
+from launcher.sandbox.folder import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,15 +136,6 @@ def _open_log(path: Path) -> IO[bytes]:
     if path.exists() and path.stat().st_size > _LOG_BYTES:
         os.replace(path, path.with_suffix(".log.old"))
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file at once with one that only its owner can read."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def _identities(keys: Keys) -> dict[str, Any]:

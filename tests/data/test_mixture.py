@@ -88,20 +88,23 @@ def test_stride_walks_around_the_whole_circle() -> None:
 
 
 # -- order -----------------------------------------------------------------------------------------------------------
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(mixed_orders())
 def test_nothing_repeats_or_is_skipped_within_an_epoch(made: tuple[Order, dict[str, Any]]) -> None:
-    """Of each source's own streams, every rank is read once, by one position, and every epoch is the whole stream."""
+    """At any step no sample has been read more than twice more often than another of its source.
+
+    Streams whose sizes differ by one sample drift apart, by an epoch in 64 or more; so only the first ones are counted.
+    """
     order, said = made
-    sizes, weights = said["n_samples"], np.array(said["weights"])
-    size = order.global_batch_size
-    slowest = max(n / w for n, w in zip(sizes, weights / weights.sum(), strict=True))
-    steps = min(int(3 * slowest) // size + 20, 60_000 // size + 1)
-    source, sample = order.split(order.slots(0, first=0, n=size, steps=steps))
+    sizes, size = said["n_samples"], order.global_batch_size
+    source, sample = order.split(order.slots(0, first=0, n=size, steps=60_000 // size + 1))
     for number, n in enumerate(sizes):
-        seen = np.bincount(sample[source == number], minlength=n)
-        assert len(seen) == n
-        assert seen.max() - seen.min() <= (2 if said["shuffle"] else 1)
+        read = np.cumsum((source == number).sum(1))
+        for epochs in (0.4, 1, 3.1, 12):
+            steps = int(np.searchsorted(read, epochs * n))
+            seen = np.bincount(sample[:steps][source[:steps] == number], minlength=n)
+            assert len(seen) == n
+            assert seen.max() - seen.min() <= (2 if said["shuffle"] else 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -136,7 +139,7 @@ def test_ranks_of_a_stream_are_counted(made: tuple[Order, dict[str, Any]]) -> No
             seen[number] += 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(mixed_orders(), st.integers(0, 10**9), st.data())
 def test_any_cut_from_any_step_reads_the_same(
     made: tuple[Order, dict[str, Any]], step: int, data: st.DataObject

@@ -15,7 +15,7 @@ from launcher.backends import local
 from launcher.cli import main
 from launcher.drill import rehearse
 from launcher.runs import register, state_of
-from model.shards import FileEntry, Manifest, Piece, TensorEntry, safetensors_header
+from model.shards import FileEntry, Manifest, Piece, TensorEntry, safetensors_header, sealed
 from tests.launcher.standin import HERE, Standin, make_run
 from tests.launcher.test_runs import claim, rows
 from training.rundir import RunDir
@@ -257,7 +257,7 @@ def save(run: RunDir, step: int, *, kind: Any = "permanent") -> Path:
         recipe_hash="r", versions={}, files={"0.safetensors": entry},
         tensors={"w": TensorEntry(dtype="F32", shape=(4,), pieces=(piece,))},
     )  # fmt: skip
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "manifest.json").write_text(sealed(manifest))
     return folder
 
 

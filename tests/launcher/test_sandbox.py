@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from launcher.bundle import own_clusters
 from launcher.cli import cli
 from launcher.cluster import load_cluster
 from launcher.errors import UserError
@@ -129,7 +130,7 @@ def test_loopback_only(up: dict[str, object]) -> None:
 
 @pytest.mark.s3
 def test_a_cluster_file_of_somebody_else_stays(up: dict[str, object]) -> None:
-    path = Path(s3.own_clusters()) / "sandbox-s3.yaml"
+    path = own_clusters() / "sandbox-s3.yaml"
     ours = path.read_text()
     path.write_text("# mine\n")
     try:

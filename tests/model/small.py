@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor
 
 from model.config import ModelConfig, RopeScaling
-from model.shards import DTYPE_BYTES, MANIFEST, FileEntry, Manifest, Piece, TensorEntry, safetensors_header
+from model.shards import DTYPE_BYTES, MANIFEST, FileEntry, Manifest, Piece, TensorEntry, safetensors_header, sealed
 from model.transformer import Transformer
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
@@ -135,7 +135,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, weights: dict[str, Tenso
             for key, tensor in tensors.items()
         },
     )  # fmt: skip
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    (folder / MANIFEST).write_text(sealed(manifest))
     return manifest
 
 

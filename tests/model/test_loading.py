@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import fsspec
@@ -13,7 +12,7 @@ from model import load
 from model.config import ModelConfig
 from model.hf import save_hf
 from model.loading import CheckpointWeights, LoadedModel, pick_device
-from model.shards import CorruptError
+from model.shards import MANIFEST, CorruptError, read_manifest, sealed
 from model.source import find_source, read_config
 from tests.model.small import (
     byte_tokenizer,
@@ -152,12 +151,12 @@ def test_a_damaged_checkpoint_is_never_loaded(damage: str, run: Path) -> None:
 
 
 def test_a_checkpoint_that_lacks_a_parameter_is_named(run: Path) -> None:
-    path = run / "checkpoints/step-00000010/manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["tensors"]["model.blocks.1.mlp.up_proj.bias"]
-    path.write_text(json.dumps(manifest))
+    folder = run / "checkpoints/step-00000010"
+    manifest = read_manifest(str(folder))
+    del manifest.tensors["model.blocks.1.mlp.up_proj.bias"]
+    (folder / MANIFEST).write_text(sealed(manifest))
     with pytest.raises(CorruptError, match=r"model\.blocks\.1\.mlp\.up_proj\.bias is missing"):
-        CheckpointWeights(str(path.parent))
+        CheckpointWeights(str(folder))
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda", "finds no GPU"), ("tpu9", "use auto, cpu, cuda")])

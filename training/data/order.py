@@ -20,7 +20,7 @@ from training.data.mixture import Ids, Mixture
 
 MAX_STREAMS = 64
 SAMPLES_PER_STREAM = 64  # fewer would make the epochs of streams too short to be worth separating
-SAMPLES_PER_TURN = 16  # streams come to a source of a mixture up to 16 turns apart: within one epoch of it, then
+SAMPLES_PER_TURN = 8  # streams come to a source of a mixture up to 6 turns apart: within one epoch of it, then
 BLOCKS_PER_STREAM = 16
 ROUNDS = 8
 SEED_STRIDE = 0x9E3779B97F4A7C15  # between the seeds of sources; the first has the seed as given

@@ -1,0 +1,149 @@
+"""What happens to a run, as a pure function of a seed: who runs it, when it is killed, how its store fails.
+
+Knows the names of instants, victims and faults, and nothing of how they are brought about.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+STEPS, EVERY, KEEP, BATCH = 48, 3, 2, 12
+MOST_JOBS = 14  # under chaos; then the run is left in peace
+
+Place = Literal["s3", "local"]
+Size = Literal["small", "large"]  # large: its state goes up in parts
+# workers: without an agent. agent: `launcher.node`. owner: the process that `launch` detaches. launch: `launch resume`.
+Way = Literal["workers", "agent", "owner", "launch"]
+# frozen: nobody is killed, all workers stop for as long as another attempt goes on, and then wake up.
+Victim = Literal["worker", "workers", "agent", "tree", "frozen"]
+
+# The instants of a kill, each with how often it may pass before it is taken: progress comes from that.
+INSTANTS: dict[str, int] = {
+    "start": 1,
+    "rendezvous": 1,
+    "load": 60,
+    "download": 40,
+    "step": 14,
+    "stage": 220,
+    "upload": 4,
+    "commit": 4,
+    "committed": 4,
+    "latest": 4,
+    "rows": 3,
+    "manifest deleted": 2,
+    "shard deleted": 3,
+    "outcome": 0,
+    "random": 0,
+}
+CLAIMS = ("claim", "claimed")  # of the owner only
+
+# What a store does wrong, each with whether it needs a run directory in a store; the data always lies in one.
+FAULTS: dict[str, bool] = {
+    "500 burst": False,
+    "503 burst": False,
+    "answer lost": True,
+    "manifest's answer lost": True,
+    "reset up": True,
+    "reset down": False,
+    "truncated body": False,
+    "body shorter than its object": False,
+    "flipped bit in a chunk": False,
+    "flipped bit in a checkpoint": True,
+    "stall": False,
+    "slow": False,
+    "403 for a while": True,
+    "listing lags": True,
+    "gone for a while": False,
+}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """`after`: how many such instants pass before; for `random`, hundredths of a second since the start."""
+
+    instant: str
+    victim: Victim
+    after: int
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A fault of the store for `times` requests, after `skip` that it might have hit."""
+
+    fault: str
+    times: int
+    skip: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start of the run, and all that happens to it. More than one kill only where somebody starts anew."""
+
+    way: Way
+    nproc: int
+    kills: tuple[Kill, ...]
+    troubles: tuple[Trouble, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    seed: int
+    place: Place
+    size: Size
+    resized: bool
+    jobs: tuple[Job, ...]
+
+    @property
+    def says(self) -> str:
+        """In a few words."""
+        workers = "1-4" if self.resized else str(self.jobs[0].nproc)
+        return f"{self.size} run in {self.place}, {workers} workers"
+
+
+def draw(seed: int) -> Case:
+    rng = random.Random(f"chaos {seed}")
+    place: Place = "local" if seed % 4 == 3 else "s3"
+    size: Size = "large" if place == "s3" and seed % 3 == 0 else "small"
+    resized = seed // 2 % 2 == 1 if place == "s3" else seed // 4 % 2 == 1
+    fixed = rng.choices([1, 2, 3, 4], [5, 5, 1, 1])[0]
+    sizes = [rng.choices([1, 2, 3, 4], [5, 5, 2, 1])[0] if resized else fixed for _ in range(MOST_JOBS)]
+    instants = deal(rng, [*INSTANTS], MOST_JOBS * 3)
+    faults = deal(rng, [name for name, remote in FAULTS.items() if place == "s3" or not remote], MOST_JOBS * 8)
+    jobs = [draw_job(rng, nproc, place, instants, faults) for nproc in sizes]
+    return Case(seed, place, size, resized, tuple(jobs))
+
+
+def deal(rng: random.Random, names: list[str], count: int) -> list[str]:
+    """`count` names, in rounds: none comes again before all have come."""
+    dealt: list[str] = []
+    while len(dealt) < count:
+        dealt += rng.sample(names, len(names))
+    return dealt
+
+
+def draw_job(rng: random.Random, nproc: int, place: Place, instants: list[str], faults: list[str]) -> Job:
+    way: Way = rng.choices(["workers", "agent", "owner", "launch"], [5, 4, 3, 1])[0]  # type: ignore[assignment]
+    kills = [draw_kill(rng, way, nproc, instants.pop()) for _ in range(3 if way == "owner" else 1)]
+    if way in ("owner", "launch") and rng.random() < 0.25:
+        kills = [Kill(rng.choice(CLAIMS), "agent", 0) if place == "s3" else Kill("random", "tree", rng.randrange(150))]
+    if way == "launch":
+        kills = [Kill(kill.instant, "tree", kill.after) for kill in kills[:1]]
+    troubles = [draw_trouble(rng, faults.pop()) for _ in range(rng.randint(4, 7) if place == "s3" else 2)]
+    return Job(way, nproc, tuple(kills), tuple(troubles))
+
+
+def draw_kill(rng: random.Random, way: Way, nproc: int, instant: str) -> Kill:
+    if way == "workers":
+        victim: Victim = "frozen" if rng.random() < 0.25 and instant not in ("start", "rendezvous") else "workers"
+    else:
+        victim = rng.choices(["worker", "workers", "agent", "tree"], [2 if nproc > 1 else 5, 3, 4, 2])[0]  # type: ignore[assignment]
+    most = INSTANTS[instant] * (nproc if instant == "step" else 1)  # each rank tells of each step
+    after = rng.randrange(1000) if instant == "random" else rng.randint(0, most)
+    return Kill(instant, victim, after)
+
+
+def draw_trouble(rng: random.Random, fault: str) -> Trouble:
+    times = rng.randint(2, 6) if "burst" in fault else 1
+    return Trouble(fault, times, rng.randint(0, 25))
