@@ -13,8 +13,9 @@ from typing import Any
 
 # Reasons, in the order in which a heavier one wins when several arrive at once.
 REASONS = ("stop", "terminated", "time limit", "preempted")
+# A worker that gets TERM itself hears of its node being taken; whether the run ends is decided above it.
 BY_SIGNAL = {
-    signal.SIGTERM: "terminated",
+    signal.SIGTERM: "preempted",
     signal.SIGINT: "stop",
     signal.SIGUSR1: "preempted",
     signal.SIGUSR2: "preempted",
