@@ -21,7 +21,7 @@ from training.data.store import TokenStore
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
-THREADS = 3
+THREADS = 2
 SAMPLES_A_BLOCK = 8192  # looked at together: numpy's cost is per call
 SAMPLES_AHEAD = 2**18  # no use in knowing more
 PATIENCE_SECONDS = 30.0  # of one try; nobody waits for it yet
