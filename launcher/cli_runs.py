@@ -15,7 +15,9 @@ import click
 from launcher.completion import complete_run
 from launcher.errors import EXIT_DONE, EXIT_FAILED, UserError
 from launcher.runs import RunFacts, RunState, find, overview, state_of
+from model import files
 
+STOP_PATIENCE_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _COLOURS = {
@@ -135,9 +137,10 @@ def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
     if not no_wait:
         if not as_json:
             click.echo(f"asked {state.run_id} to save and stop")
-        while state.alive:
-            time.sleep(0.2)
-            state = state_of(found)
+        with files.patience(STOP_PATIENCE_SECONDS):  # it was asked: no store that is away changes that
+            while state.alive:
+                time.sleep(0.2)
+                state = state_of(found)
     _say_end(state, as_json)
     return EXIT_FAILED if state.state in ("failed", "lost") else EXIT_DONE
 

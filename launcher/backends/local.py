@@ -21,15 +21,18 @@ from typing import Any, Literal
 
 from launcher.claims import Heartbeat, claim_next, newest_job, owner_alive, refuse_if_alive
 from launcher.errors import EXIT_USER, LaunchError, UserError
-from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, own_environment, run_attempt
+from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, own_environment, run_attempt, say
 from launcher.policy import AttemptSummary, after_attempt
 from launcher.processes import descendants, end_all, end_marked, wait_until
 from launcher.runs import newest_checkpoint
+from model import files
+from model.store import StoreError
 from training.rundir import Job, OutcomeRecord, RunDir
 
 CANCEL_SECONDS = 5.0
 CANCEL_MESSAGE = "cancelled, nothing was saved"
 CLAIM_SECONDS = 60.0
+FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner that fails
 
 
 # -- the launcher's side ---------------------------------------------------------------------------------------------
@@ -80,7 +83,8 @@ def notify(run: RunDir, job: Job) -> None:
 def cancel(run: RunDir, job: Job) -> None:
     """End the run now: ask its owner, and after a few seconds end its whole tree. Nothing is left running."""
     _need_here(job)
-    run.request_stop(CANCELLED)
+    with contextlib.suppress(StoreError):  # it ends without the store as well
+        run.request_stop(CANCELLED)
     if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
         end_all(descendants(job.pid))
     end_marked(run.url)
@@ -189,9 +193,8 @@ class Owner:
             self._history.append(
                 AttemptSummary(job.attempt, record.outcome, record.reason, record.fatal, progressed=progressed)
             )
-            said = f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}"
             again, why = self._goes_on(job)
-            print(f"{said}; {why}", flush=True)
+            say(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
             if not again:
                 return self._end(record)
             job = self.claim()
@@ -287,7 +290,7 @@ def main(argv: list[str]) -> int:
         _answer(reply, {"error": str(error), "hint": error.hint})
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} owns attempt {job.attempt}", flush=True)
+    say(f"process {os.getpid()} owns attempt {job.attempt}")
     _answer(reply, {"job": job.model_dump(mode="json")})
     try:
         return exit_code(owner.own(job))
@@ -304,7 +307,7 @@ def _leave_word(run: RunDir, attempt: int, error: Exception) -> None:
     """The owner itself failed (a full disk, say): tell it if that is still possible."""
     message = f"the job itself failed: {type(error).__name__}: {error}"
     record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), files.patience(min(FAREWELL_SECONDS, files.current_patience())):
         run.write_outcome(record, of_run=True)
 
 
