@@ -24,7 +24,7 @@ from launcher.backends.slurm_queue import Controller
 from launcher.cause import find_cause
 from launcher.errors import LaunchError, UserError
 from launcher.host import job_folder, log_folder
-from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, last_step, own_environment
+from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, last_step, own_environment, say
 from launcher.owner import Owner, leave_word
 from launcher.policy import AttemptSummary
 from training.rundir import Job, OutcomeRecord, RunDir, Submission
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     where = f"job {options.job_id} on {options.nodes or socket.gethostname()}, start {options.restarts}"
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {where}: process {os.getpid()} owns attempt {job.attempt}", flush=True)
+    say(f"{where}: process {os.getpid()} owns attempt {job.attempt}")
     try:
         record = owner.own(job)
     except UserError as error:  # another job has the run now

@@ -15,8 +15,10 @@ import click
 from launcher.completion import complete_run
 from launcher.errors import EXIT_DONE, EXIT_FAILED, UserError
 from launcher.runs import RunFacts, RunState, find, overview, state_of
+from model import files
 from training.rundir import RunDir
 
+STOP_PATIENCE_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _COLOURS = {
@@ -169,8 +171,9 @@ def _cancel(run: RunDir) -> None:
 
 
 def _wait_for_end(run: RunDir) -> None:
-    while (state := state_of(run)).alive:
-        time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
+    with files.patience(STOP_PATIENCE_SECONDS):  # it was asked: no store that is away changes that
+        while (state := state_of(run)).alive:
+            time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
 
 
 def _need_alive(state: RunState, verb: str) -> RunState:

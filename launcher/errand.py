@@ -15,7 +15,10 @@ from training.rundir import RunDir
 
 
 class Errand:
-    """`action` every so many seconds, for as long as somebody polls. At most one is under way."""
+    """`action` every so many seconds, for as long as somebody polls. At most one is under way.
+
+    `failure`: why it could not be done when it was last tried.
+    """
 
     def __init__(self, run: RunDir, action: Callable[[], None], *, every: float) -> None:
         self._local, self._action, self._every = run.local, action, every
@@ -33,6 +36,12 @@ class Errand:
         else:
             self._thread = threading.Thread(target=self._do, name="errand", daemon=True)
             self._thread.start()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait for the one under way; whether it is over."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
 
     def _do(self) -> None:
         try:

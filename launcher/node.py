@@ -45,6 +45,8 @@ POLL_SECONDS = 0.1
 STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
+TROUBLE_SECONDS = 5.0  # of a store that are worth a word
+STOPPING_SECONDS = 5.0  # patience with a store, once a signal has asked this process to end
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
 _PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
 _PORT_TRIES = 3
@@ -52,7 +54,7 @@ _MARKS = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, "LAUNCHYARD_SCRATCH", "LAUNCHYARD_A
 
 
 class Signals:
-    """What signals have asked of this process. The handlers set a flag and do nothing else."""
+    """What signals have asked of this process. The handlers only set what others look at."""
 
     def __init__(self, *, term_is_notice: bool = False) -> None:
         """`term_is_notice`: the scheduler says TERM to take the node away, not to end the run."""
@@ -70,6 +72,7 @@ class Signals:
 
     def _on_stop(self, number: int, frame: Any) -> None:
         self.stop = self.stop or self._reasons[signal.Signals(number)]
+        files.set_patience(min(STOPPING_SECONDS, files.current_patience()))  # no scheduler waits as long as a run would
 
     def _on_notice(self, number: int, frame: Any) -> None:
         self.preempted = True
@@ -149,12 +152,15 @@ class Watch:
         self._survivors = Survivors(node)
         self.reason: str | None = None
         self._asked_at = 0.0
+        self._fails_since: float | None = None
+        self._said = False
 
     def look(self, torchrun: int) -> bool:
         """One round; False when torchrun must be ended."""
         self._on_poll()
         self._logs.poll()
         self._stop_poll.poll()
+        self._say_trouble()
         if self._outcome_at is None:
             self._survivors.look(torchrun)
         reason = self._signals.reason() or self._request
@@ -174,12 +180,25 @@ class Watch:
         if self._request is None and self._node.nnodes > 1:
             self._request = self._node.run.notice(self._node.attempt)
 
+    def _say_trouble(self) -> None:
+        """Once when the run directory cannot be reached for a while, and once when it can again."""
+        failure, now = self._stop_poll.failure, time.monotonic()
+        if failure is None:
+            if self._said:
+                say("store answers again")
+            self._fails_since, self._said = None, False
+        elif self._fails_since is None:
+            self._fails_since = now
+        elif not self._said and now - self._fails_since > TROUBLE_SECONDS:
+            self._said = True
+            say(f"store trouble: {failure}. The workers go on; a signal can stop them")
+
     def keep_logs(self) -> None:
         """What is left of them; without it the attempt has ended all the same."""
         try:
             self._logs.finish()
         except OSError as error:
-            print(f"the logs of attempt {self._node.attempt} could not be kept: {error}", file=sys.stderr, flush=True)
+            say(f"the logs of attempt {self._node.attempt} could not be kept: {error}")
 
     def _is_over(self, torchrun: int) -> bool:
         """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
@@ -190,6 +209,12 @@ class Watch:
         if self._node.nnodes == 1 and not children(torchrun):
             return True
         return time.monotonic() - self._outcome_at > LINGER_SECONDS
+
+
+def say(text: str) -> None:
+    """To this process's own log, with the time."""
+    with contextlib.suppress(OSError):  # a full disk
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Survivors:
@@ -398,7 +423,7 @@ def main(argv: list[str]) -> int:
     run = RunDir(options.pop("run_url"))
     be_patient(run)
     record = run_attempt(run, signals=signals, **options)
-    print(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}", file=sys.stderr)
+    say(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
     return exit_code(record)
 
 

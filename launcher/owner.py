@@ -14,11 +14,14 @@ from typing import Any
 
 from launcher.claims import Heartbeat, claim_next, newest_job
 from launcher.errors import UserError
-from launcher.node import POLL_SECONDS, Signals
+from launcher.node import POLL_SECONDS, Signals, say
 from launcher.policy import AttemptSummary, after_attempt
 from launcher.processes import end_marked
 from launcher.runs import newest_checkpoint
+from model import files
 from training.rundir import Job, OutcomeRecord, RunDir
+
+FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner that fails
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Owner:
             )
             moves = self.give_back is not None and (record.outcome == "stopped" or self.signals.preempted)
             again, why = self._goes_on(job, moves=moves)
-            print(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}", flush=True)
+            say(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
             if not again:
                 return self._end(record)
             if moves:
@@ -135,5 +138,5 @@ def leave_word(run: RunDir, attempt: int, error: Exception) -> None:
     """The owner itself failed (a full disk, say): tell it if that is still possible."""
     message = f"the job itself failed: {type(error).__name__}: {error}"
     record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), files.patience(min(FAREWELL_SECONDS, files.current_patience())):
         run.write_outcome(record, of_run=True)

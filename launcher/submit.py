@@ -24,6 +24,7 @@ from launcher.host import HostFacts, probe_host
 from launcher.plan import Plan, PlanError, PlannedData, make_plan
 from launcher.recipe import LoadedRecipe, load_recipe
 from launcher.snapshot import CodeSnapshot, redact, take_snapshot
+from model import files
 from model.config import ModelConfig
 from training.config import DataSpec, TokenSource
 from training.rundir import RunDir
@@ -151,7 +152,7 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
     backend = load_backend(ready.plan.scheduler)
     try:
         ready = prepare_data(ready)
-        write_run(ready)
+        write_run(ready, made)
     except BaseException:
         made.discard()
         raise
@@ -207,7 +208,7 @@ def check_free(run: RunDir) -> None:
     try:
         taken, empty = run.exists("plan.json") or bool(run.attempts()), not run.listdir(".")
     except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
-        raise UserError(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
+        raise _kind_of(error)(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
     if taken:
         raise UserError(_taken(run, where))
     if not empty:
@@ -227,11 +228,15 @@ def _taken(run: RunDir, where: str) -> str:
 WRITTEN = ("code.json", "recipe.yaml", "tokenizer/tokenizer.json", "plan.json", "job.log")
 
 
+DISCARD_SECONDS = 2.0  # patience with a store that has failed before
+
+
 class NewFolder:
     """The run's folder, made now to see that it can be; taken away again if the launch does not get as far as a job."""
 
     def __init__(self, run: RunDir) -> None:
         self._run, self._made = run, list[Path]()
+        self.ours = False  # we have begun to write; nobody else may
         if not run.local:
             return
         missing = [path for path in (Path(run.url), *Path(run.url).parents) if not path.is_dir()]
@@ -250,10 +255,10 @@ class NewFolder:
 
     def discard(self) -> None:
         """Remove the files that a launch writes and the folders made for it; whatever else lies there stays."""
+        for name in WRITTEN if self.ours else ():
+            with contextlib.suppress(OSError), files.patience(DISCARD_SECONDS):
+                self._run.remove(name)
         if self._run.local:
-            for name in WRITTEN:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._run.path(name))
             with contextlib.suppress(OSError):
                 os.rmdir(self._run.path("tokenizer"))
         for path in reversed(self._made):
@@ -262,12 +267,13 @@ class NewFolder:
         self._made.clear()
 
 
-def write_run(ready: Ready) -> None:
+def write_run(ready: Ready, made: NewFolder) -> None:
     """Freeze the run: code.json first, which nobody else may have written; plan.json last, which makes it a run."""
     run, plan = ready.run, ready.plan
     with _write_errors(run):
         try:
             run.create_json("code.json", ready.code.model_dump())
+            made.ours = True
         except FileExistsError as error:
             raise UserError(f"--run-url {redact(run.url)}: another launch is writing there right now") from error
         run.write_text("recipe.yaml", f"# From {ready.loaded.source}.\n{summary.recipe_text(ready.loaded.raw)}")
@@ -283,7 +289,15 @@ def _write_errors(run: RunDir) -> Iterator[None]:
     except LaunchError:
         raise
     except OSError as error:
-        raise UserError(f"--run-url {redact(run.url)}: cannot be written: {error.strerror or error}") from error
+        said = redact(str(error.strerror or error))
+        raise _kind_of(error)(f"--run-url {redact(run.url)}: cannot be written: {said}") from error
+
+
+def _kind_of(error: Exception) -> type[LaunchError]:
+    """A store that does not answer is nobody's mistake; one that refuses is taken for one."""
+    from model.store import RefusedError, StoreError
+
+    return LaunchError if isinstance(error, StoreError) and not isinstance(error, RefusedError) else UserError
 
 
 def _read_tokenizer(path: str) -> str:

@@ -29,9 +29,13 @@ class LogUpload:
 
     def finish(self) -> None:
         """OSError if the store does not take them; the run does not depend on it."""
-        if not self._run.local:
-            with files.patience(LAST_SECONDS):
-                self._upload()
+        if self._run.local:
+            return
+        seconds = min(LAST_SECONDS, files.current_patience())
+        if not self._errand.settle(seconds):  # what it has begun may end after anything that we do now
+            raise TimeoutError(f"the store has not taken them after {seconds:.0f} s")
+        with files.patience(seconds):
+            self._upload()
 
     def _upload(self) -> None:
         for name in sorted(os.listdir(self._from)):

@@ -54,6 +54,13 @@ def set_patience(seconds: float) -> None:
     store.set_patience(seconds)
 
 
+def current_patience() -> float:
+    """Seconds that a call made here and now would keep trying."""
+    from model import store
+
+    return store.patience()
+
+
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
     """Another patience for the calls inside; 0: one try."""

@@ -112,24 +112,32 @@ class S3Store:
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
-        try:
-            self._head(path)
-        except FileNotFoundError:
-            return self._is_folder(path)
-        return True
+        answer, is_folder = self._look_up(path)
+        return is_folder or answer is not None
+
+    def _look_up(self, path: str) -> tuple[Any, bool]:
+        """The answer to HEAD, None if there is no such object, and then whether there is a folder of that name."""
+        _, key = split(path)
+
+        def look() -> tuple[Any, bool]:
+            try:
+                if key:
+                    return self.call("head_object", path), False
+            except Exception as error:
+                if judge(error) != "missing":
+                    raise
+            # Also because HEAD does not tell a missing bucket from a missing object.
+            found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
+            return None, bool(found.get("KeyCount") or found.get("Contents"))
+
+        result: tuple[Any, bool] = self._insist("look up", path, look)
+        return result
 
     def _head(self, path: str) -> Any:
-        """FileNotFoundError only where there is a bucket: the answer to HEAD does not tell."""
-        try:
-            return self.attempt("look up", "head_object", path)
-        except FileNotFoundError:
-            self._is_folder(path)
-            raise
-
-    def _is_folder(self, path: str) -> bool:
-        prefix = f"{split(path)[1]}/"
-        found = self.attempt("look up", "list_objects_v2", path, Prefix=prefix, MaxKeys=1)
-        return bool(found.get("KeyCount") or found.get("Contents"))
+        answer, _ = self._look_up(path)
+        if answer is None:
+            raise FileNotFoundError(2, "No such file", path)
+        return answer
 
     def size(self, path: str) -> int:
         return int(self._head(path)["ContentLength"])
@@ -178,12 +186,13 @@ class S3Store:
     def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
         """What `consume` makes of a body; None where the object has no such bytes."""
         bucket, key = split(path)
-        # Always a range: its answer says twice how much there is, so that a body which was cut short is known.
-        span = f"bytes={start}-" + ("" if length is None else str(start + length - 1))
+        # A whole object comes with its checksum, which botocore checks; the answer to a range says its length twice.
+        end = "" if length is None else start + length - 1
+        span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
 
         async def get() -> Any:
             async with asyncio.timeout(deadline(0)):
-                answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, Range=span)
+                answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **span)
             expected = _length_of(answer)
             async with asyncio.timeout(deadline(expected)), answer["Body"] as body:
                 got = await consume(body)

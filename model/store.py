@@ -295,7 +295,8 @@ class FsspecWriter:
     def discard(self) -> None:
         with contextlib.suppress(Exception):
             self._file.discard()
-        self._file.closed = True
+        with contextlib.suppress(AttributeError):
+            self._file.closed = True  # else it would be written when it is collected
 
 
 def judge(error: BaseException) -> Verdict:

@@ -35,7 +35,8 @@ class Appender:
             self._lines.append(json.dumps(row) + "\n")
         if self._run.local:
             if time.monotonic() - self._flushed >= self._every:
-                self.flush()
+                with contextlib.suppress(OSError):  # a full disk: no step is lost to it; said when a save fails
+                    self.flush()
         elif self._thread is None:
             self._thread = threading.Thread(target=self._flush_for_ever, name="rows", daemon=True)
             self._thread.start()
@@ -67,11 +68,17 @@ class Appender:
     def _append(self, text: str, sync: bool) -> None:
         path = self._run.path(f"{self._stem}.jsonl")
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "a") as file:
-            file.write(text)  # one write of whole lines
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        with open(path, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                raw = text.encode()
+                while raw := raw[file.write(raw) :]:  # whole lines at once, but for a disk that fills up
+                    pass
+                if sync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(before)  # they come again, and half a line would spoil what follows
+                raise
 
     def _grow(self, text: str) -> None:
         """A part is never written again after a write of it has failed: that one may still arrive, and late."""

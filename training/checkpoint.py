@@ -21,7 +21,7 @@ from torch import Tensor
 from model import files
 from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry, read_manifest, sealed
 from model.store import StoreError
-from training.distributed import World, from_rank_zero, is_connected
+from training.distributed import World, from_rank_zero, host_group, is_connected
 from training.rundir import LATEST, RunDir
 from training.state import Shard
 
@@ -82,15 +82,11 @@ class Checkpointer:
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._group: Any = None
+        self._group: Any = host_group() if is_connected() else None  # the thread's own
         self.last_saved: int | None = None
         self._kinds: dict[int, str] = {}
         self._passed_over: set[int] = set()  # committed, and nothing to fall back on
         self._must_sweep = True  # after the first save: what a killed attempt was still writing when this one began
-        if is_connected():
-            import torch.distributed as dist
-
-            self._group = dist.new_group(backend="gloo")  # the thread's own: two threads on one group deadlock
 
     # -- save ----------------------------------------------------------------------------------------------------
     def take_memory(self, shards: dict[str, Shard]) -> None:

@@ -10,12 +10,16 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from model import files
 
 if TYPE_CHECKING:
     import torch
 
 PR_SET_PDEATHSIG = 1
+WAIT_SECONDS = 1800.0  # for a rank that neither comes nor dies
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,21 @@ def connect(world: World, device: torch.device) -> None:
 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=_patience())
     else:  # a world of one needs no rendezvous
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def host_group() -> Any:
+    """All ranks once more, for a thread of its own: two threads on one group deadlock."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=_patience())
+
+
+def _patience() -> timedelta:
+    """How long ranks wait for one of them: at least as long as that one may wait for a store."""
+    return timedelta(seconds=WAIT_SECONDS + files.current_patience())
 
 
 def disconnect() -> None:

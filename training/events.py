@@ -5,6 +5,7 @@ Knows what events are called and nothing of how they come about.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -26,7 +27,8 @@ class Events:
         self._rows = Appender(run, stem, flush_seconds=0.0 if run.local else 2.0) if world.leads else None
 
     def __call__(self, name: str, **facts: Any) -> None:
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        with contextlib.suppress(OSError):  # the log may lie on a disk that is full
+            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
         if self._rows is not None:
             self._rows.add({"event": name, "time": time.time(), **facts})
 
@@ -62,7 +64,7 @@ class StoreEvents:
     def __init__(self, run: RunDir, on_event: Any, exporter: Any) -> None:
         self._run_url = f"{run.url}/"
         self._checkpoints, self._on_event, self._exporter = run.path("checkpoints"), on_event, exporter
-        self._said = 0.0
+        self._said: float | None = None
         self._lock = threading.Lock()
 
     def __call__(self, trouble: Trouble) -> None:
@@ -74,9 +76,9 @@ class StoreEvents:
             return
         with self._lock:
             now = time.monotonic()
-            if trouble.over == (self._said == 0.0) or (not trouble.over and now - self._said < SAY_SECONDS):
+            if self._said is None if trouble.over else self._said is not None and now - self._said < SAY_SECONDS:
                 return
-            self._said = 0.0 if trouble.over else now
+            self._said = None if trouble.over else now
         name = "store answers again" if trouble.over else "store trouble"
         message = f"could not {trouble.what}: {trouble.message}" if trouble.message else f"could {trouble.what}"
         self._on_event(name, path=trouble.path, seconds=round(trouble.seconds, 1), message=message)

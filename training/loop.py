@@ -22,7 +22,7 @@ from model.cost import flops_per_token
 from training.appender import Appender
 from training.checkpoint import Checkpointer, Kind
 from training.config import Batch, Recipe, Workload
-from training.data.tokens import Prefetcher, TokenReader
+from training.data.tokens import Prefetcher, Samples, TokenReader
 from training.distributed import World, sum_over_ranks
 from training.metrics import PhaseClock
 from training.optim import AdamW, lr_at
@@ -31,6 +31,8 @@ from training.state import TrainState, shards
 from training.step import train_step
 from training.stop import REASONS, StopFlag, agreed_reason
 from training.validate import validate
+
+STOP_LOOK_SECONDS = 0.5  # while waiting for data
 
 
 class NonFiniteError(Exception):
@@ -128,11 +130,9 @@ def train(parts: Parts) -> str | None:
         for step in range(state.step, parts.max_steps):
             clock.enter("data_wait")
             asked = time.perf_counter()
-            _, samples = next(feed)
+            samples = await_batch(feed, parts.flag)
             waited = time.perf_counter() - asked
-            agreement = agree(
-                parts, samples.n_valid, samples.data_hash, save=timer.due() and not parts.checkpointer.busy
-            )
+            agreement = agree(parts, samples, save=timer.due() and not parts.checkpointer.busy)
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None
@@ -140,6 +140,7 @@ def train(parts: Parts) -> str | None:
                     reason = boundary(parts, step, agreement, timer)
                 if reason is not None:
                     return reason
+            assert samples is not None  # else a stop was wanted, and agreed on
             lr = lr_at(step, max_steps=parts.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
             loss, norm = run_step(parts, samples, agreement.n_valid, step + 1, lr)
             state.step, state.tokens_seen = step + 1, state.tokens_seen + agreement.n_valid
@@ -154,10 +155,19 @@ def train(parts: Parts) -> str | None:
     return after_last_step(parts)
 
 
-def agree(parts: Parts, n_valid: int, data_hash: int, *, save: bool) -> Agreement:
+def await_batch(feed: Prefetcher, flag: StopFlag) -> Samples | None:
+    """This rank's part of the next step; None if it is asked to stop before that comes, from a store that is away."""
+    while not feed.ready(STOP_LOOK_SECONDS):
+        if flag.reason() is not None:
+            return None
+    return next(feed)[1]
+
+
+def agree(parts: Parts, samples: Samples | None, *, save: bool) -> Agreement:
     """One all-reduce on the host: tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop."""
     parts.clock.enter("collective_wait")
-    mine = [n_valid, data_hash, int(save), *parts.flag.votes()]
+    data = [0, 0] if samples is None else [samples.n_valid, samples.data_hash]
+    mine = [*data, int(save), *parts.flag.votes()]
     summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
     parts.clock.enter("other")
     return Agreement(summed[0], summed[1] % 2**64, bool(summed[2]), agreed_reason(summed[3 : 3 + len(REASONS)]))

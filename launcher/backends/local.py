@@ -23,9 +23,10 @@ from typing import Any, Literal
 from launcher.claims import newest_job, owner_alive, refuse_if_alive
 from launcher.errors import EXIT_USER, LaunchError, UserError
 from launcher.host import log_folder
-from launcher.node import CANCELLED, Signals, be_patient, exit_code, own_environment, run_attempt
+from launcher.node import CANCELLED, Signals, be_patient, exit_code, own_environment, run_attempt, say
 from launcher.owner import Owner, leave_word
 from launcher.processes import descendants, end_all, end_marked, wait_until
+from model.store import StoreError
 from training.rundir import Job, OutcomeRecord, RunDir
 
 CANCEL_SECONDS = 5.0
@@ -87,7 +88,8 @@ def notify(run: RunDir, job: Job) -> None:
 def cancel(run: RunDir, job: Job) -> None:
     """End the run now: ask its owner, and after a few seconds end its whole tree. Nothing is left running."""
     _need_here(job)
-    run.request_stop(CANCELLED)
+    with contextlib.suppress(StoreError):  # it ends without the store as well
+        run.request_stop(CANCELLED)
     if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
         end_all(descendants(job.pid))
     end_marked(run.url)
@@ -202,7 +204,7 @@ def main(argv: list[str]) -> int:
         _answer(reply, {"error": str(error), "hint": error.hint})
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} owns attempt {job.attempt}", flush=True)
+    say(f"process {os.getpid()} owns attempt {job.attempt}")
     _answer(reply, {"job": job.model_dump(mode="json")})
     try:
         return exit_code(owner.own(job))

@@ -248,17 +248,18 @@ def test_evicted_while_mapped(tmp_path: Path, remote: str, stream: list[int]) ->
     assert kept(tmp_path) == [".bin"] * 2
 
 
-def test_least_recently_used_goes_first(tmp_path: Path, remote: str) -> None:
-    store = opened(remote, tmp_path, quota=3 * SIZE)
+@pytest.mark.parametrize("oldest", [0, 1, 2])
+def test_least_recently_used_goes_first(tmp_path: Path, remote: str, oldest: int) -> None:
+    store = opened(remote, tmp_path, quota=4 * SIZE)
     assert store.cache is not None
-    for number in (0, 1, 2):
+    for number in range(4):
         store.chunk(number)
-        path = store.cache.open(store.chunks[number]).path
-        os.utime(path or "", (0, 1000 - number))  # 2 longest ago
-    again = opened(remote, tmp_path, quota=3 * SIZE)
-    again.chunk(2)  # touches it
-    again.chunk(3)
-    assert [store.cache.has(store.chunks[number]) for number in range(4)] == [True, False, True, True]
+        used = 1000 if number == 3 else 2000 if number == oldest else 3000 + number
+        os.utime(store.cache.open(store.chunks[number]).path or "", (0, used))
+    again = opened(remote, tmp_path, quota=4 * SIZE)
+    again.chunk(3)  # longest ago, but that touches it
+    again.chunk(5)
+    assert [store.cache.has(store.chunks[number]) for number in range(4)] == [number != oldest for number in range(4)]
 
 
 def test_what_is_read_next_is_not_evicted_for_what_can_wait(tmp_path: Path, remote: str) -> None:

@@ -11,8 +11,8 @@ import sys
 import time
 from typing import Any
 
-from training.distributed import die_with_parent, read_world
 from training.appender import Appender
+from training.distributed import die_with_parent, read_world
 from training.rundir import OutcomeRecord, RunDir
 
 

@@ -275,6 +275,7 @@ def test_taking_back_touches_nothing_that_is_not_ours(tmp_path: Path) -> None:
     """Whatever has come into the folder meanwhile, and whatever should have kept us out of it, stays."""
     run = RunDir(str(tmp_path / "a/b"))
     made = NewFolder(run)
+    made.ours = True
     run.write_text("plan.json", "{}")
     run.write_text("tokenizer/tokenizer.json", "{}")
     run.write_text("tokenizer/other", "x")

@@ -6,6 +6,7 @@ files, no ranks and no model.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from training.data.order import Order
 from training.data.store import TokenStore
 
 CLOSE_SECONDS = 10.0
-SAMPLES_AHEAD = 2048  # whose order is computed at once: numpy's cost is per call
+SAMPLES_AHEAD = 8192  # whose order is computed at once: numpy's cost is per call
 BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of one chunk of `launch prepare`
 
 
@@ -70,7 +71,7 @@ class TokenReader:
             shuffle=shuffle,
             block_samples=max(1, BLOCK_TOKENS // seq_len),
         )
-        self._ahead: tuple[tuple[int, int, int], Ids, Ids] | None = None
+        self._ahead: tuple[tuple[int, int, int], list[list[tuple[int, int]]]] | None = None
 
     @property
     def cache(self) -> ChunkCache | None:
@@ -96,9 +97,10 @@ class TokenReader:
         steps = max(1, SAMPLES_AHEAD // n)
         key = (step // steps, first_slot, n)
         if self._ahead is None or self._ahead[0] != key:
-            self._ahead = key, *self.plan(key[0] * steps, first_slot, n, steps)
-        _, sources, samples = self._ahead
-        return list(zip(sources[step % steps].tolist(), samples[step % steps].tolist(), strict=True))
+            sources, samples = (ids.tolist() for ids in self.plan(key[0] * steps, first_slot, n, steps))
+            pairs = [list(zip(*both, strict=True)) for both in zip(sources, samples, strict=True)]
+            self._ahead = key, pairs
+        return self._ahead[1][step % steps]
 
     def _samples(self, ids: list[tuple[int, int]]) -> Samples:
         length, total = self.seq_len, 0
@@ -146,6 +148,7 @@ class Prefetcher:
     ) -> None:
         self._reader, self._slots, self._pin = reader, (first_slot, n), pin_memory
         self._queue: queue.Queue[tuple[int, Samples] | BaseException | None] = queue.Queue(maxsize=depth)
+        self._taken: list[tuple[int, Samples] | BaseException | None] = []  # out of the queue, and not given yet
         self._closed = threading.Event()
         self._fetcher: Fetcher | None = None
         if any(store.cache is not None for store in reader.stores):
@@ -180,10 +183,17 @@ class Prefetcher:
     def __iter__(self) -> Iterator[tuple[int, Samples]]:
         return self
 
+    def ready(self, seconds: float) -> bool:
+        """Wait so long for the next item; whether it is there, and `next` will not wait."""
+        if not self._taken:
+            with contextlib.suppress(queue.Empty):
+                self._taken.append(self._queue.get(timeout=seconds))
+        return bool(self._taken)
+
     def __next__(self) -> tuple[int, Samples]:
         if self._closed.is_set():
             raise StopIteration
-        item = self._queue.get()
+        item = self._taken.pop() if self._taken else self._queue.get()
         if isinstance(item, tuple):
             return item
         self.close()
