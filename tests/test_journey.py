@@ -224,7 +224,7 @@ def test_damage_is_named_and_never_used(place: Place) -> None:
 
     shutil.rmtree(place.root / "cache/launchyard/data")  # the cache is nobody's only copy
     place.ok("resume", "hurt", "--follow", f"train.max_steps={STEPS + 1}")
-    chunk = next(Path(json.loads(run.read_text("plan.json"))["data"]["train"]).glob("chunk-*.bin"))
+    chunk = next(Path(json.loads(run.read_text("plan.json"))["data"]["train"][0]["folder"]).glob("chunk-*.bin"))
     flip(chunk, chunk.stat().st_size - 100)
     place.run("never", code=1)
     never = RunDir(str(place.here / "never"))

@@ -191,9 +191,10 @@ class Exporter:
             self.add(series, value - self._data_told.get(name, 0.0), rank=self._rank)
             self._data_told[name] = value
         self.set("trainer_data_cache_bytes", counters.held, rank=self._rank)
+        self.data_retry(0)  # there from the first step on
 
-    def data_retry(self) -> None:
-        self.add("trainer_data_retries_total", rank=self._rank)
+    def data_retry(self, times: int = 1) -> None:
+        self.add("trainer_data_retries_total", times, rank=self._rank)
 
     def memory(self, peak_bytes: int) -> None:
         self.set("trainer_memory_peak_bytes", peak_bytes, rank=self._rank)

@@ -66,7 +66,7 @@ class TokenStore:
         self._verified: set[int] = set()
         self._open: OrderedDict[int, Array] = OrderedDict()
         self._held: dict[int, Held] = {}
-        self._lock = threading.Lock()
+        self._lock, self._brought = threading.Lock(), dict[int, threading.Lock]()
 
     def _read_digests(self, listed: dict[str, int | None]) -> dict[str, ChunkDigest] | None:
         path = f"{self.folder}/{DIGESTS}"
@@ -107,12 +107,18 @@ class TokenStore:
         return found
 
     def bring(self, number: int, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> Array:
-        """A chunk through the cache, by any thread; see ChunkCache.open."""
+        """A chunk through the cache, by any thread, one at a time; see ChunkCache.open."""
         assert self.cache is not None
-        held = self.cache.open(self.chunks[number], urgent=urgent, beat=beat)
-        tokens = tokens_of(self.chunks[number], held.raw)
-        self._check_ids(number, tokens)
-        return self._keep(number, tokens, held)
+        with self._lock:
+            one_at_a_time = self._brought.setdefault(number, threading.Lock())
+        with one_at_a_time:
+            found = self._open.get(number)
+            if found is not None:
+                return found
+            held = self.cache.open(self.chunks[number], urgent=urgent, beat=beat)
+            tokens = tokens_of(self.chunks[number], held.raw)
+            self._check_ids(number, tokens)
+            return self._keep(number, tokens, held)
 
     def verify(self, number: int) -> None:
         """Read a whole chunk where it lies, past the cache. CorruptError if it is not what was written."""
