@@ -156,6 +156,8 @@ class Checkpointer:
         except BaseException as error:
             self._error = root_error(error)
             self._must_sweep = True
+            if isinstance(self._error, FencedError):
+                self._forget(save.step)
             self._on_event("save failed", step=save.step, kind=save.kind, message=str(self._error))
             return
         self.last_saved = save.step
@@ -170,7 +172,7 @@ class Checkpointer:
         from training.dcp import ShardSavePlanner, ShardWriter
 
         folder = self.run.checkpoint_dir(save.step)
-        name = f"{self._world.attempt:04d}-rank-{self._world.rank:05d}.safetensors"
+        name = self._file_name
         facts: dict[str, Any] = {}
 
         def commit(written: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
@@ -189,6 +191,16 @@ class Checkpointer:
         seconds = {"seconds": time.time() - save.began, "stall_seconds": save.stall_seconds}
         seconds["upload_seconds"] = writer.seconds
         return {key: round(value, 4) for key, value in seconds.items()} | facts
+
+    @property
+    def _file_name(self) -> str:
+        """Of this rank's shards, in every checkpoint of this attempt."""
+        return f"{self._world.attempt:04d}-rank-{self._world.rank:05d}.safetensors"
+
+    def _forget(self, step: int) -> None:
+        """Take back what no manifest will name: whoever has the run now may have swept before it was there."""
+        with contextlib.suppress(OSError):
+            self.run.remove(f"{self.run.checkpoint_dir(step)}/{self._file_name}")
 
     def _manifest(self, save: Save, files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> Manifest:
         return Manifest(
@@ -246,7 +258,7 @@ class Checkpointer:
         except OSError as error:  # a store that cannot delete costs room, not the run
             self._on_event("cleanup failed", message=str(error))
         if self._must_sweep:
-            self.sweep()
+            self._must_sweep = not self.sweep()
 
     def _kind(self, step: int) -> str:
         if step not in self._kinds:
@@ -256,8 +268,8 @@ class Checkpointer:
                 return "unreadable"
         return self._kinds[step]
 
-    def sweep(self) -> None:
-        """Remove what killed saves have left: uploads without an end, files that no manifest names.
+    def sweep(self) -> bool:
+        """Remove what killed saves have left: uploads without an end, files that no manifest names. Whether it did.
 
         Never what a newer attempt writes, should this one have been taken over: each file's name begins with its
         attempt.
@@ -268,9 +280,10 @@ class Checkpointer:
             for name in self.run.listdir("checkpoints"):
                 if name.startswith("step-"):
                     self._sweep_folder(f"checkpoints/{name}")
-            self._must_sweep = False
         except OSError as error:
             self._on_event("cleanup failed", message=str(error))
+            return False
+        return True
 
     def _sweep_folder(self, folder: str) -> None:
         mine = f"{self._world.attempt:04d}"
@@ -402,8 +415,11 @@ def superfluous(kinds: dict[int, str], *, newest: int, keep: int | None) -> list
 def remove_checkpoint(run: RunDir, step: int) -> None:
     """Manifest first: a checkpoint that is half removed does not exist."""
     folder = run.checkpoint_dir(step)
+    named: set[str] = set()
+    with contextlib.suppress(FileNotFoundError, CorruptError):
+        named = {*read_manifest(run.path(folder)).files}  # a listing may lag
     run.remove(f"{folder}/{MANIFEST}")
-    for entry in run.listdir(folder):
+    for entry in sorted(named | {*run.listdir(folder)}):
         run.remove(f"{folder}/{entry}")
     remove_empty(run, folder)
 

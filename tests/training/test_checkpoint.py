@@ -201,6 +201,48 @@ def test_an_older_attempt_cannot_commit(tmp_path: Path) -> None:
     assert run.committed_steps() == []
 
 
+def shard_files(run: RunDir) -> list[str]:
+    return sorted(path.name for path in Path(run.url).glob("checkpoints/*/*.safetensors"))
+
+
+def test_who_was_taken_over_takes_its_files_along(tmp_path: Path) -> None:
+    """Whoever has the run now may have swept before they were there."""
+    run = RunDir(str(tmp_path))
+    claim(run, 0)
+    claim(run, 1)
+    with pytest.raises(FencedError):
+        saved(run, 5)
+    assert shard_files(run) == []
+
+
+def test_what_a_killed_attempt_still_had_on_its_way_is_swept_too(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    claim(run, 0)
+    claim(run, 1)
+    model, optimizer = fresh()
+    writer = checkpointer(run, attempt=1)
+    assert writer.sweep()
+    late = tmp_path / "checkpoints/step-00000007/0000-rank-00000.safetensors"
+    late.parent.mkdir(parents=True)
+    late.write_bytes(b"x")
+    writer.save(5, shards(model, optimizer), {"step": 5}, "permanent")
+    writer.wait(must_succeed=True)
+    assert shard_files(run) == ["0001-rank-00000.safetensors"]
+
+
+class Lagging(RunDir):
+    """A store that lists late."""
+
+    def listdir(self, name: str) -> list[str]:
+        return [] if name.startswith("checkpoints/step-") else super().listdir(name)
+
+
+def test_a_checkpoint_is_removed_though_a_listing_does_not_show_it(tmp_path: Path) -> None:
+    saved(Lagging(str(tmp_path)), 5, 10, 15, keep=1)
+    assert RunDir(str(tmp_path)).committed_steps() == [10, 15]
+    assert len(shard_files(RunDir(str(tmp_path)))) == 2
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     saved(run, 5)
