@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,9 @@ def namespace_of(pid: int) -> str | None:
         return None
 
 
-def marked_namespaces(variable: str) -> set[str]:
-    """Namespaces, other than ours, with a process in them that has `variable` (NAME=VALUE) in its environment."""
-    mark = variable.encode()
-    found = {namespace_of(pid) for pid in _pids() if mark in _environ(pid)}
+def marked_namespaces(is_marked: Callable[[list[bytes]], bool]) -> set[str]:
+    """Namespaces, other than ours, with a process in them whose environment (NAME=VALUE each) is_marked."""
+    found = {namespace_of(pid) for pid in _pids() if is_marked(_environ(pid))}
     return {name for name in found if name is not None} - {namespace_of(os.getpid()) or ""}
 
 

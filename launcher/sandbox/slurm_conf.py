@@ -47,7 +47,8 @@ class Settings(BaseModel):
     user_signal: bool = Field(default=False, description="Preemption sends the signal that a job asked for.")
     grace_seconds: int = Field(default=20, ge=0, description="From a preemption's notice to its end, in `spot`.")
     kill_wait_seconds: int = Field(default=5, ge=0, description="From SIGTERM to SIGKILL.")
-    cred_expire_seconds: int = Field(default=5, ge=1, description="A requeued job is held for one more than these.")
+    # SLURM takes 120 for less than 5, without a word.
+    cred_expire_seconds: int = Field(default=5, ge=5, description="A requeued job is held for one more than these.")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,13 @@ class Place:
 
     @property
     def etc(self) -> Path:
-        """Configuration of daemons and jobs."""
+        """Configuration of daemons."""
         return self.folder / "etc"
+
+    @property
+    def conf(self) -> Path:
+        """slurm.conf of people and jobs."""
+        return self.folder / "slurm.conf"
 
     @property
     def munge_socket(self) -> Path:
@@ -85,10 +91,10 @@ def memory_gib(settings: Settings) -> int:
 
 
 def slurm_conf(settings: Settings, place: Place, *, for_people: bool = False) -> str:
-    """slurm.conf for the daemons and jobs, or for the commands of people on the machine itself.
+    """slurm.conf for the daemons, or for people and jobs.
 
-    The two differ in one thing. Daemons, and srun inside a node, listen at the address of their host name. The
-    machine's own host name may stand for any address or none, so a srun there must listen at all.
+    Daemons listen at the address of their host name alone. A srun cannot: a step calls back to where its call came
+    from, and on this machine all calls come from 127.0.0.1; and the machine's own name may stand for any address.
     """
     folder = place.folder
     lines = [
@@ -101,7 +107,7 @@ def slurm_conf(settings: Settings, place: Place, *, for_people: bool = False) ->
         "AuthType=auth/munge",
         "CredType=cred/munge",
         f"AuthInfo=socket={place.munge_socket},cred_expire={settings.cred_expire_seconds}",
-        *([] if for_people else ["CommunicationParameters=NoInAddrAny,NoCtldInAddrAny"]),
+        *([] if for_people else _for_daemons(place)),
         f"StateSaveLocation={folder}/state",
         f"SlurmdSpoolDir={folder}/%n",
         f"SlurmctldPidFile={folder}/log/slurmctld.pid",
@@ -119,6 +125,15 @@ def slurm_conf(settings: Settings, place: Place, *, for_people: bool = False) ->
         *_partitions(settings),
     ]
     return "\n".join([*lines, ""])
+
+
+def _for_daemons(place: Place) -> list[str]:
+    return ["CommunicationParameters=NoInAddrAny,NoCtldInAddrAny", f"TaskProlog={place.etc}/task_prolog"]
+
+
+def task_prolog(place: Place) -> str:
+    """What it prints goes into the environment of tasks and batch scripts, where slurmd has put the daemons' file."""
+    return f"#!/bin/sh\necho export SLURM_CONF={place.conf}\n"
 
 
 def _accounting(settings: Settings, place: Place) -> list[str]:

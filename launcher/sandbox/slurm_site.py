@@ -236,12 +236,19 @@ class Site:
     def processes(self, node: str | None = None) -> list[psutil.Process]:
         """All that lives in the namespaces of this site (of one node): daemons, steps, and what jobs have started.
 
-        A namespace is ours if a process in it has our slurm.conf for daemons in its environment: nobody exports that.
+        A namespace is ours if a process in it says in its environment that it is ours.
         """
-        wanted = marked_namespaces(f"SLURM_CONF={self.folder}/etc/slurm.conf")
+        wanted = marked_namespaces(self._is_ours)
         if node is not None:
             wanted &= set(self._facts().get("namespaces", {}).get(node, ()))
         return living_in(wanted, besides=slurm_host.cgroup_members(self._grouped(node)))
+
+    def _is_ours(self, environ: list[bytes]) -> bool:
+        """Daemons have a slurm.conf that nobody exports; jobs have that of people, and SLURM says on which node."""
+        if f"SLURM_CONF={self.folder}/etc/slurm.conf".encode() in environ:
+            return True
+        in_job = any(variable.startswith(b"SLURMD_NODENAME=") for variable in environ)
+        return in_job and f"SLURM_CONF={self.conf}".encode() in environ
 
     def crash(self, node: str) -> int:
         """Kill all that lives on a node, like a power cut; how many there were. `start_daemon(node)` brings it back."""
@@ -294,12 +301,19 @@ class Site:
         return dict(line.split() for line in done.stdout.splitlines())
 
     def try_out(self) -> None:
-        """A real step on all nodes at once; LaunchError with what SLURM says if it does not work."""
-        count = str(len(self.nodes))
-        done = self.run("srun", f"--nodes={count}", f"--ntasks={count}", "--time=1", "--mem-per-cpu=1", "hostname")
-        if sorted(done.stdout.split()) != sorted(self.nodes):
-            said = (done.stderr or done.stdout).strip()[-1000:]
-            raise LaunchError(f"a first step on all nodes did not work\n  {said}", hint=self._see_logs())
+        """A real step on all nodes, from a batch script; LaunchError with what SLURM says if it does not work."""
+        count, out = str(len(self.nodes)), self.folder / "log" / "first-step.out"
+        step = f"srun --ntasks={count} --nodes={count} hostname"
+        options = [f"--nodes={count}", f"--ntasks={count}", "--time=1", "--job-name=first-step", f"--output={out}"]
+        done = self.run("sbatch", *options, "--mem-per-cpu=1", f"--wrap={step}")
+
+        def said() -> str:
+            return out.read_text(errors="replace") if out.exists() else ""
+
+        wanted = sorted(self.nodes)
+        if done.returncode or not wait_until(lambda: sorted(said().split()) == wanted, seconds=READY_SECONDS):
+            told = (done.stderr or said() or "nothing came of it").strip()[-1000:]
+            raise LaunchError(f"a first step on all nodes did not work\n  {told}", hint=self._see_logs())
 
     # -- files -------------------------------------------------------------------------------------------------------
     def _write_files(self, settings: Settings, numbers: dict[str, int]) -> None:
@@ -313,12 +327,14 @@ class Site:
             place.etc / "gres.conf": slurm_conf.gres_conf(settings, place),
             place.etc / "cgroup.conf": slurm_conf.cgroup_conf(),
             place.etc / "slurmdbd.conf": slurm_conf.slurmdbd_conf(place),
+            place.etc / "task_prolog": slurm_conf.task_prolog(place),
             place.etc / "hosts": slurm_conf.hosts_file(settings, machine=machine),
             self.conf: slurm_conf.slurm_conf(settings, place, for_people=True),
         }
         for path, text in texts.items():
             write_private(path, text)
         (place.etc / "hosts").chmod(0o644)
+        (place.etc / "task_prolog").chmod(0o700)
         for number in range(settings.gpus_per_node):
             (place.etc / f"gpu{number}").symlink_to(os.devnull)
         with open(os.open(place.etc / "munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as key:

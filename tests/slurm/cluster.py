@@ -13,24 +13,14 @@ from pathlib import Path
 
 import psutil
 
-from launcher.processes import started_at
+from launcher.processes import end_all, started_at
 from launcher.sandbox.slurm_conf import Settings
 from launcher.sandbox.slurm_site import CONTROLLER, Site
 
 # Sockets need short paths, and pytest's are long. The name says whose it is, so that the next run can end it.
 _PREFIX = "lyslurm-"
-QUICK = Settings(grace_seconds=4, kill_wait_seconds=2, cred_expire_seconds=1)
-OVER = {
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "PREEMPTED",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-}
+QUICK = Settings(grace_seconds=4, kill_wait_seconds=2)
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
 
 class SlurmCluster:
@@ -122,7 +112,7 @@ class SlurmCluster:
         """As at the start: every daemon lives, no job is left, every node is idle."""
         self.site.mend()
         self.run("scancel", "--quiet", "--full", f"--user={os.getuid()}")
-        self.run("scancel", "--quiet", "--signal=KILL", "--full", f"--user={os.getuid()}")
+        end_all(process for process in self.processes() if _name(process) != "slurmstepd")  # without KillWait
         for node, state in self.site.node_states().items():
             if state.startswith(("drain", "down")):
                 self.scontrol("update", f"nodename={node}", "state=resume")

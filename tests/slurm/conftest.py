@@ -19,6 +19,6 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
-    """Four idle nodes with two fake GPUs each, linuxproc, no accounting; quick delays (QUICK). Jobs end with the test."""
+    """Four idle nodes with two fake GPUs each, linuxproc, no accounting, quick delays. Jobs end with the test."""
     yield slurm_cluster
     slurm_cluster.settle()
