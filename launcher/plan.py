@@ -5,7 +5,6 @@ The dry run IS this value printed. Reads no file and asks no machine; what it mu
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from launcher.backends.slurm_script import agent_argv, sbatch_text
 from launcher.cluster import Cluster, store_environment
 from launcher.host import HostFacts, job_folder
 from launcher.node import SURVIVOR_SECONDS
+from launcher.notes import surprises
 from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
 from launcher.snapshot import redact
 from launcher.torchrun import torchrun_argv
@@ -31,8 +31,6 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # On a CPU, memory that was freed stays with the process: glibc else returns large blocks to the kernel and gets them
 # back page by page, many times a step (1.14 times as fast: linear + cross entropy of pythia-14m).
 CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-
-MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
 
 
 # Drawn anew in each attempt.
@@ -168,12 +166,8 @@ def make_plan(
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
-    epochs = _epochs(data.spec, recipe, max_steps)
-    memory, available = _memory(recipe, model, batch, mesh), _available(cluster, host, device, nproc)
-    _note(recipe, max_steps, memory["total"], available, draft)
-    _note_data(recipe, data.spec, epochs, draft)
     environment = _environment(cluster, host, nproc, device)
-    return Plan(
+    plan = Plan(
         run_id=run_id,
         name=recipe.name,
         run_url=run_url,
@@ -190,11 +184,11 @@ def make_plan(
         precision=recipe.train.precision,
         max_steps=max_steps,
         total_tokens=max_steps * batch.tokens_per_step,
-        epochs=epochs,
+        epochs=_epochs(data.spec, recipe, max_steps),
         n_params=cost.n_params(model),
         flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
-        memory=memory,
-        memory_available=available,
+        memory=_memory(recipe, model, batch, mesh),
+        memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
         script=_script(cluster, recipe, run_id, run_url, nnodes, host),
@@ -203,6 +197,7 @@ def make_plan(
         ),
         notes=draft.notes,
     )
+    return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
 
 
 # -- who works -------------------------------------------------------------------------------------------------------
@@ -393,45 +388,6 @@ def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
         round(read * share / max(1, count_samples(source.n_tokens, length)), 4)
         for source, share in zip(spec.train, spec.shares, strict=True)
     ]
-
-
-def _note(recipe: Recipe, max_steps: int, needed: int, available: int | None, draft: _Draft) -> None:
-    """What may surprise, and is no error."""
-    _note_memory(needed, available, draft)
-    warmup = recipe.schedule.warmup_steps
-    if warmup >= 1 and warmup > max_steps:
-        draft.notes.append(
-            f"warmup_steps {warmup} is longer than the run of {max_steps} steps: lr never reaches its peak"
-        )
-
-
-def _note_data(recipe: Recipe, spec: DataSpec, epochs: list[float], draft: _Draft) -> None:
-    samples = [count_samples(source.n_tokens, recipe.data.seq_len) for source in spec.train]
-    for source, share, count in zip(spec.train, spec.shares, samples, strict=True):
-        if count < share * recipe.train.global_batch_size:
-            alone = len(spec.train) == 1
-            what = "the data" if alone else redact(source.folder)
-            of = "one global batch" if alone else "its share of a global batch"
-            draft.notes.append(f"{what} holds {count} sequences, fewer than {of}: it repeats within a step")
-    if len(spec.train) == 1:
-        return
-    for source, passes in zip(spec.train, epochs, strict=True):
-        if passes > MANY_EPOCHS:
-            draft.notes.append(f"{redact(source.folder)} is read {passes:.3g} times over; more than 4 seldom help")
-    held = {source.folder for source in spec.validation}
-    unseen = [one.folder for one in spec.train if f"{os.path.dirname(one.folder)}/validation" not in held]
-    if unseen and len(unseen) < len(spec.train):
-        draft.notes.append(f"validation sees nothing of {', '.join(map(redact, unseen))}")
-    if len(spec.validation) > 1 and recipe.validation.max_batches is not None:
-        draft.notes.append("validation.max_batches measures the first batches only: those of the first sources")
-
-
-def _note_memory(needed: int, available: int | None, draft: _Draft) -> None:
-    if available is not None and needed > available:
-        draft.notes.append(
-            f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
-            "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
-        )
 
 
 def seconds_of(time_limit: str) -> int | None:
