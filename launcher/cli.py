@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "why": ("launcher.cli_runs", "why", "Say why a run ended, and what to do."),
         "metrics": ("launcher.cli_runs", "metrics", "Print the metrics of a run, one row a step."),
         "checkpoints": ("launcher.cli_runs", "checkpoints", "List or verify the checkpoints of a run."),
+        "doctor": ("launcher.cli_doctor", "doctor", "Look what a run would meet in a place, and how to mend it."),
         "drill": ("launcher.cli_runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
     },
     "Models and data": {

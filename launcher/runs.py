@@ -167,6 +167,14 @@ def _near(run: str, entries: list[Registered]) -> str:
     return f"; the newest are {', '.join(entry.run_id for entry in entries[-3:])}" if entries else ""
 
 
+def of_cluster(name: str, *, newest: int = 10) -> Iterator[RunDir]:
+    """The newest registered runs of a place whose directories are local, newest first."""
+    for entry in reversed(_entries()):
+        if newest and not files.is_remote(entry.url) and RunFacts(RunDir(entry.url)).plan.get("cluster") == name:
+            newest -= 1
+            yield RunDir(entry.url)
+
+
 # -- what a run is ---------------------------------------------------------------------------------------------------
 class RunFacts:
     """What is frozen in a run directory, read when asked for, and what its newest attempt makes of it."""

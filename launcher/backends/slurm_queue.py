@@ -64,7 +64,7 @@ class Controller:
 
     def ask(self, job_id: str) -> Queued:
         """The state of a job."""
-        done = self._run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
+        done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
         if done is None or any(word in done.stderr for word in _AWAY):
             return Queued("unknown", reason="SLURM's controller does not answer")
         line = done.stdout.strip().splitlines()[:1]
@@ -75,24 +75,24 @@ class Controller:
 
     def job_state(self, job_id: str) -> str:
         """JobState of scontrol; empty if that cannot be told."""
-        done = self._run(["scontrol", "show", "job", job_id])
+        done = self.run(["scontrol", "show", "job", job_id])
         found = re.search(r"\bJobState=(\S+)", done.stdout) if done is not None else None
         return found[1] if found else ""
 
     def end_time(self, job_id: str) -> float | None:
         """When the job's time is over; None: never, or it cannot be told."""
-        done = self._run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%e"])
+        done = self.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%e"])
         return _time(done.stdout.strip()) if done is not None else None
 
     def requeue(self, job_id: str) -> bool:
         """Have it started again; False if the site refuses that."""
-        done = self._run(["scontrol", "requeue", job_id])
+        done = self.run(["scontrol", "requeue", job_id])
         return done is not None and done.returncode == 0
 
     def cancel(self, job_id: str, *, signal: str | None = None) -> None:
         """scancel, or only a signal to all steps. LaunchError if the controller does not take it."""
         argv = ["scancel", *([f"--signal={signal}"] if signal else []), job_id]
-        done = self._run(argv)
+        done = self.run(argv)
         if done is None or (done.returncode and not any(word in done.stderr for word in _NO_JOB)):
             said = "no answer" if done is None else done.stderr.strip()
             raise LaunchError(f"SLURM could not end job {job_id}: {said}", hint="try again when its controller is back")
@@ -103,7 +103,7 @@ class Controller:
             raise UserError(
                 "sbatch is not found here", hint="launch from a login node of the cluster, or try --dry-run"
             )
-        done = self._run(
+        done = self.run(
             ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), script], seconds=60.0
         )
         if done is None:
@@ -120,11 +120,25 @@ class Controller:
             time.sleep(0.5)
         return True
 
-    def _run(self, argv: list[str], *, seconds: float = ANSWER_SECONDS) -> subprocess.CompletedProcess[str] | None:
-        """None: no answer in time, or no such program here."""
-        env = {**own_environment(), **self._env, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+    def say(self, argv: list[str]) -> str:
+        """What a command prints; nothing if it fails."""
+        done = self.run(argv)
+        return done.stdout if done is not None and done.returncode == 0 else ""
+
+    def run(
+        self,
+        argv: list[str],
+        *,
+        seconds: float = ANSWER_SECONDS,
+        stdin: str | None = None,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str] | None:
+        """None: no answer in time, or no such program here. `env`: on top of the rest."""
+        around = {**own_environment(), **self._env, **(env or {}), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
         try:
-            return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, env=env, check=False)
+            return subprocess.run(
+                argv, input=stdin or "", capture_output=True, text=True, timeout=seconds, env=around, check=False
+            )
         except (subprocess.TimeoutExpired, FileNotFoundError):
             return None
 
