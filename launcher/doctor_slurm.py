@@ -23,6 +23,7 @@ from launcher.runs import of_cluster
 from model import files
 
 JOB_SECONDS = 120.0
+_LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # what installers write for a machine's own name
 LEAST_NOTICE, ROUNDING = 60, 30  # seconds
 
 
@@ -182,10 +183,10 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
         cure = f"is {python} on the nodes, with launchyard in it? setup and container of the cluster file"
         yield Finding(what="node", level="error", found=said[-500:], cure=cure)
         return
-    yield from _judge(json.loads(answers[0]), cluster)
+    yield from _judge(json.loads(answers[0]))
 
 
-def _judge(seen: dict[str, Any], cluster: Cluster) -> Iterator[Finding]:
+def _judge(seen: dict[str, Any]) -> Iterator[Finding]:
     host = seen["host"]
     if seen["torch"] is None:
         cure = f"install launchyard[train] for {seen['executable']}"
@@ -196,7 +197,7 @@ def _judge(seen: dict[str, Any], cluster: Cluster) -> Iterator[Finding]:
     if address is None:
         cure = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
         yield Finding(what="address", level="error", found=f"{host} does not know its own name", cure=cure)
-    elif address.startswith("127.") and cluster.name != "sandbox-slurm":
+    elif address in _LOOPBACK:
         cure = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
         yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", cure=cure)
     else:
