@@ -30,24 +30,34 @@ def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield from _of_a_mixture(plan, recipe)
 
 
+def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:
+    """What people call the sources of the data: as the recipe has it, for a text's folder in the cache says nothing."""
+    mixture = recipe.data.mixture or []
+    if len(mixture) != len(spec.train):
+        return [redact(source.folder) for source in spec.train]
+    given = [[one.source] if isinstance(one.source, str) else one.source for one in mixture]
+    return [redact(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") for paths in given]
+
+
 def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
-    for source, share in zip(spec.train, spec.shares, strict=True):
+    for name, source, share in zip(source_names(spec, recipe), spec.train, spec.shares, strict=True):
         count = count_samples(source.n_tokens, recipe.data.seq_len)
         if count < share * recipe.train.global_batch_size:
             alone = len(spec.train) == 1
-            what = "the data" if alone else redact(source.folder)
+            what = "the data" if alone else name
             of = "one global batch" if alone else "its share of a global batch"
             yield f"{what} holds {count} sequences, fewer than {of}: it repeats within a step"
 
 
 def _of_a_mixture(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    spec = plan.data
-    for source, passes in zip(spec.train, plan.epochs, strict=True):
+    spec, names = plan.data, source_names(plan.data, recipe)
+    for name, passes in zip(names, plan.epochs, strict=True):
         if passes > MANY_EPOCHS:
-            yield f"{redact(source.folder)} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"
+            yield f"{name} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"
     held = {source.folder for source in spec.validation}
-    unseen = [one.folder for one in spec.train if f"{os.path.dirname(one.folder)}/validation" not in held]
-    if unseen and len(unseen) < len(spec.train):
-        yield f"validation sees nothing of {', '.join(map(redact, unseen))}"
+    seen = [f"{os.path.dirname(source.folder)}/validation" in held for source in spec.train]
+    if any(seen) and not all(seen):
+        unseen = [name for name, known in zip(names, seen, strict=True) if not known]
+        yield f"validation sees nothing of {', '.join(unseen)}"
     if len(spec.validation) > 1 and recipe.validation.max_batches is not None:
         yield "validation.max_batches measures the first batches only: those of the first sources"

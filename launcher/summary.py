@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from launcher.notes import source_names
 from launcher.plan import Plan
 from launcher.snapshot import CodeSnapshot, redact
 from training.config import Recipe
@@ -23,7 +24,7 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
         ("data", _data_words(plan)),
     ]
     lines = [f"✓ {label:<8} {' · '.join(words)}" for label, words in rows]
-    lines += [f"  {'':<8} {' · '.join(words)}" for words in _source_words(plan)]
+    lines += [f"  {'':<8} {' · '.join(words)}" for words in _source_words(plan, recipe)]
     return lines + [f"! {'note':<8} {note}" for note in plan.notes]
 
 
@@ -103,11 +104,12 @@ def _data_words(plan: Plan) -> list[str]:
     return [*words, "prepared" if plan.data_prepared else "will be tokenized first"]
 
 
-def _source_words(plan: Plan) -> Iterator[list[str]]:
+def _source_words(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
     """Of a mixture, one line a source: its share, its tokens, and how often the run reads them."""
-    sources = zip(plan.data.train, plan.data.shares, plan.epochs, strict=True)
-    for source, share, epochs in sources if len(plan.data.train) > 1 else ():
-        yield [f"{share:6.2%} {redact(source.folder)}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
+    names = source_names(plan.data, recipe)
+    sources = zip(names, plan.data.train, plan.data.shares, plan.epochs, strict=True)
+    for name, source, share, epochs in sources if len(names) > 1 else ():
+        yield [f"{share:6.2%} {name}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, object]]:

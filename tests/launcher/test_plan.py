@@ -15,6 +15,8 @@ from launcher.cluster import Cluster
 from launcher.host import Gpu, HostFacts, probe_host
 from launcher.plan import Plan, PlanError, PlannedData, make_plan, seconds_of
 from launcher.recipe import load_recipe
+from launcher.snapshot import CodeSnapshot
+from launcher.summary import brief
 from model.zoo import preset
 from training.config import DataSpec, Recipe, TokenSource, Workload
 
@@ -128,6 +130,23 @@ def test_a_mixture_says_what_each_source_gives() -> None:
     both = plan_of(data=mixed(("web", 9000, 1), ("books", 9000, 1), held=("web", "books")), validation__max_batches=1)
     assert [note for note in both.notes if "validation" in note] == [
         "validation.max_batches measures the first batches only: those of the first sources"
+    ]
+
+
+def test_a_mixture_in_words() -> None:
+    """By the names that the recipe gives: a text lies in the cache under a name that says nothing."""
+    mixture = [{"source": "/a/web", "weight": 3}, {"source": ["/t/x.txt", "/t/y.txt"], "weight": 1}]
+    recipe = load_recipe(SMALL, {"data.mixture": mixture, "train.max_steps": 200}).recipe
+    plan = plan_of(recipe, data=mixed(("a/web", 400_000, 3), ("cache/d3b0", 20_000, 1), held=("a/web",)))
+    code = CodeSnapshot(folder="/x", launchyard="1", python="3", platform="p", packages={})
+    lines = brief(plan, recipe, code)
+    assert [line.strip() for line in lines if "%" in line] == [
+        "75.00% /a/web · 400k tokens · 0.768 epochs",
+        "25.00% /t/x.txt and 1 more · 20k tokens · 5.1 epochs",
+    ]
+    assert plan.notes[-2:] == [
+        "/t/x.txt and 1 more is read 5.1 times over; more than 4 seldom help",
+        "validation sees nothing of /t/x.txt and 1 more",
     ]
 
 
