@@ -317,10 +317,10 @@ class Site:
 
     # -- files -------------------------------------------------------------------------------------------------------
     def _write_files(self, settings: Settings, numbers: dict[str, int]) -> None:
+        for name in (".", "etc", "state", "log", *slurm_conf.node_names(settings)):
+            (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_facts(settings=settings.model_dump(), numbers=numbers)
         place = self._place()
-        for name in ("etc", "state", "log", *slurm_conf.node_names(settings)):
-            (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         machine = Path("/etc/hosts").read_text(errors="replace") if Path("/etc/hosts").exists() else ""
         texts = {
             place.etc / "slurm.conf": slurm_conf.slurm_conf(settings, place),
