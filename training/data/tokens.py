@@ -71,7 +71,7 @@ class TokenReader:
             shuffle=shuffle,
             block_samples=max(1, BLOCK_TOKENS // seq_len),
         )
-        self._ahead: tuple[tuple[int, int, int], list[list[tuple[int, int]]]] | None = None
+        self._ahead: tuple[tuple[int, int, int], list[int], list[int]] | None = None
 
     @property
     def cache(self) -> ChunkCache | None:
@@ -97,10 +97,11 @@ class TokenReader:
         steps = max(1, SAMPLES_AHEAD // n)
         key = (step // steps, first_slot, n)
         if self._ahead is None or self._ahead[0] != key:
-            sources, samples = (ids.tolist() for ids in self.plan(key[0] * steps, first_slot, n, steps))
-            pairs = [list(zip(*both, strict=True)) for both in zip(sources, samples, strict=True)]
-            self._ahead = key, pairs
-        return self._ahead[1][step % steps]
+            sources, samples = self.plan(key[0] * steps, first_slot, n, steps)
+            self._ahead = key, sources.ravel().tolist(), samples.ravel().tolist()  # flat: nothing for the collector
+        _, sources_ahead, samples_ahead = self._ahead
+        own = slice(step % steps * n, (step % steps + 1) * n)
+        return list(zip(sources_ahead[own], samples_ahead[own], strict=True))
 
     def _samples(self, ids: list[tuple[int, int]]) -> Samples:
         length, total = self.seq_len, 0
