@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Tests that need something special have their own targets.
 SPECIAL := gpu or slurm or ray or s3 or browser or chaos
 
-.PHONY: help run test test-slow test-slow-sample test-s3 test-gpu lint format bench docs image clean setup setup-dev
+.PHONY: help run test test-slow test-slow-sample test-s3 test-slurm test-gpu lint format bench docs image clean setup setup-dev
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -42,6 +42,9 @@ test-slow-sample: setup-dev ## Run a fair sample of the long suites
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
 	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) --dist loadfile $(ARGS)
+
+test-slurm: setup-dev ## Run the tests that need SLURM, which they start themselves (Debian or Ubuntu, its packages)
+	@$(TEST_ENV) $(BIN)/pytest -m 'slurm and not slow' $(ARGS)
 
 test-gpu: setup-dev ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu $(ARGS)

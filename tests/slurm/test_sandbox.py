@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -117,6 +118,16 @@ def test_loopback_only_and_for_us_alone(site: Site) -> None:
     holders = [path for path in site.folder.rglob("*") if path.is_file() and key in path.read_bytes()]
     assert [path.name for path in holders] == ["munge.key"]
     assert stat.S_IMODE(holders[0].stat().st_mode) == 0o600
+
+
+def test_the_guide_as_typed(site: Site, home: Path) -> None:
+    block = re.findall(r"```\n(.*?)```", (ROOT / "docs/guides/slurm-sandbox.md").read_text(), re.DOTALL)[0]
+    launch = f'launch() {{ PYTHONPATH={ROOT} "{sys.executable}" -m launcher.cli "$@"; }}\n'
+    done = subprocess.run(["bash", "-euc", launch + block], cwd=home, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(re.findall(r"^node\d$", done.stdout, re.MULTILINE)) == [f"node{i}" for i in range(1, 5)]
+    assert re.findall(r"^0,1$", done.stdout, re.MULTILINE) == ["0,1"] * 4
+    assert done.stdout.endswith("slurm is down\n")
 
 
 # -- what dies is started again --------------------------------------------------------------------------------------
