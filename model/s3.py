@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import io
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -40,7 +41,7 @@ class S3Store:
         self._options = options
         self._fs = self._connect()
         self._connected = time.monotonic()
-        self._insist = Insistence(judge, self._renew, describe).insist
+        self.insist = Insistence(judge, self._renew, describe).insist
 
     def _connect(self) -> Any:
         try:
@@ -108,7 +109,7 @@ class S3Store:
 
     def attempt(self, what: str, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any:
         """A request, made until it succeeds."""
-        return self._insist(what, path, lambda: self.call(method, path, n_bytes=n_bytes, **arguments))
+        return self.insist(what, path, lambda: self.call(method, path, n_bytes=n_bytes, **arguments))
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
@@ -130,7 +131,7 @@ class S3Store:
             found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
             return None, bool(found.get("KeyCount") or found.get("Contents"))
 
-        result: tuple[Any, bool] = self._insist("look up", path, look)
+        result: tuple[Any, bool] = self.insist("look up", path, look)
         return result
 
     def _head(self, path: str) -> Any:
@@ -168,7 +169,7 @@ class S3Store:
         async def consume(body: Any) -> bytes:
             return bytes(await body.read())
 
-        return bytes(self._insist("read", path, lambda: self._get(path, start, length, consume)) or b"")
+        return bytes(self.insist("read", path, lambda: self._get(path, start, length, consume)) or b"")
 
     def read_into(self, path: str, start: int, target: memoryview) -> int:
         if not len(target):
@@ -181,7 +182,7 @@ class S3Store:
                 at += len(raw)
             return at
 
-        return int(self._insist("read", path, lambda: self._get(path, start, len(target), consume)) or 0)
+        return int(self.insist("read", path, lambda: self._get(path, start, len(target), consume)) or 0)
 
     def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
         """What `consume` makes of a body; None where the object has no such bytes."""
@@ -262,7 +263,9 @@ class PartWriter:
 
     def __init__(self, store: S3Store, path: str, *, part_bytes: int) -> None:
         self._store, self._path, self._part_bytes = store, path, part_bytes
-        self._buffer = bytearray()
+        # A part's memory serves again: fresh pages take longer than the copy, and hold up whoever trains meanwhile.
+        self._ring: list[io.BytesIO | None] = [None] * (PARTS_AT_ONCE + 1)
+        self._part = self._empty_part(0)
         self._upload: str | None = None
         self._parts: list[Future[dict[str, Any]]] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -271,34 +274,52 @@ class PartWriter:
     def write(self, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
         while len(view):
-            take = min(len(view), self._part_bytes - len(self._buffer))
-            self._buffer += view[:take]
-            view = view[take:]
-            if len(self._buffer) == self._part_bytes:
+            room = self._part_bytes - self._part.tell()
+            self._part.write(view[:room])
+            view = view[room:]
+            if self._part.tell() == self._part_bytes:
                 self._send()
+
+    def _empty_part(self, index: int) -> io.BytesIO:
+        """In the memory of the part PARTS_AT_ONCE + 1 before it, which `_send` has waited for."""
+        part = self._ring[index % len(self._ring)] = self._ring[index % len(self._ring)] or io.BytesIO()
+        part.seek(0)
+        return part
 
     def _send(self) -> None:
         if self._pool is None:
             self._upload = self._store.attempt("begin to write", "create_multipart_upload", self._path)["UploadId"]
             self._pool = ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="upload")
-        raw, self._buffer = bytes(self._buffer), bytearray()
-        self._size += len(raw)
+        self._part.truncate()  # the last one is shorter
+        self._size += self._part.tell()
         if len(self._parts) >= PARTS_AT_ONCE:
             self._parts[-PARTS_AT_ONCE].result()  # room for one more; raises what ended it
         context = contextvars.copy_context()  # its patience is ours
-        self._parts.append(self._pool.submit(context.run, self._send_part, len(self._parts) + 1, raw))
+        self._parts.append(self._pool.submit(context.run, self._send_part, len(self._parts), self._part))
+        self._part = self._empty_part(len(self._parts))
 
-    def _send_part(self, number: int, raw: bytes) -> dict[str, Any]:
-        answer = self._store.attempt(
-            "write", "upload_part", self._path, n_bytes=len(raw), UploadId=self._upload, PartNumber=number, Body=raw
-        )
-        return {"PartNumber": number, "ETag": answer["ETag"]}
+    def _send_part(self, index: int, body: io.BytesIO) -> dict[str, Any]:
+        size = body.tell()
+
+        def put() -> Any:
+            nonlocal body
+            if self._ring[index % len(self._ring)] is not body:
+                body = io.BytesIO(body.getvalue())  # what is left of the try before may still move in the other
+            self._ring[index % len(self._ring)] = None  # until it is known that nothing is left of this try
+            body.seek(0)
+            return self._store.call(
+                "upload_part", self._path, n_bytes=size, UploadId=self._upload, PartNumber=index + 1, Body=body
+            )
+
+        answer = self._store.insist("write", self._path, put)
+        self._ring[index % len(self._ring)] = body
+        return {"PartNumber": index + 1, "ETag": answer["ETag"]}
 
     def close(self) -> None:
         if self._pool is None:
-            self._store.write(self._path, bytes(self._buffer))
+            self._store.write(self._path, self._part.getvalue())
             return
-        if self._buffer:
+        if self._part.tell():
             self._send()
         parts = [part.result() for part in self._parts]
         self._pool.shutdown()
