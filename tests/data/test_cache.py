@@ -8,146 +8,43 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import xxhash
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from launcher import cli_data
 from model import files
 from model.shards import CorruptError
-from tests.data.litdata_reader import write_chunks
+from tests.data.cached import (
+    CHUNK,
+    SIZE,
+    TOTAL,
+    children,
+    counters,
+    go,
+    kept,
+    line,
+    make,
+    opened,
+    remote,
+    start,
+    stream,
+)
 from training.data import chunks as chunk_file
-from training.data import fetch, room
-from training.data.cache import TRAILER_BYTES, ChunkCache
-from training.data.fetch import chunks_read
-from training.data.index import ChunkDigest, Digests
+from training.data import room
+from training.data.cache import TRAILER_BYTES
 from training.data.prepare import prepare
 from training.data.store import TokenStore
-from training.data.tokens import Prefetcher, TokenReader
 
-CHUNK, TOTAL = 30_000, 295_003
-SIZE = 12 + 2 * CHUNK + TRAILER_BYTES  # in the cache
-
-
-@pytest.fixture(scope="module")
-def stream() -> list[int]:
-    return random.Random(1).choices(range(60_000), k=TOTAL)
-
-
-@pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory, stream: list[int]) -> str:
-    """The URL of ten chunks with digests."""
-    return make(tmp_path_factory.mktemp("store") / "train", stream)
-
-
-def make(place: Path, stream: list[int], *, signed: bool = True) -> str:
-    write_chunks(place, stream, chunk=CHUNK)
-    if signed:
-        digests = {}
-        for entry in json.loads((place / "index.json").read_text())["chunks"]:
-            raw = (place / entry["filename"]).read_bytes()
-            xxh3 = xxhash.xxh3_64_hexdigest(raw)
-            digests[entry["filename"]] = ChunkDigest(bytes=len(raw), tokens=entry["dim"], xxh3=xxh3)
-        (place / "digests.json").write_text(Digests(chunks=digests).model_dump_json())
-    return f"local://{place}"
-
-
-def opened(url: str, folder: Path, **options: Any) -> TokenStore:
-    return TokenStore(url, cache=ChunkCache(str(folder), **options))
-
-
-def kept(folder: Path) -> list[str]:
-    return sorted(path.suffix for path in folder.glob("*/*.*"))
-
-
-def counters(store: TokenStore) -> Any:
-    assert store.cache is not None
-    return store.cache.counters
+__all__ = ["children", "remote", "stream"]
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
-CHILD = """
-import json, os, signal, sys, time
-from model import files
-from training.data import chunks, room
-from training.data.cache import ChunkCache
-from training.data.prepare import prepare
-from training.data.store import TokenStore
-
-url, folder, quota, order, slow, hang = json.loads(sys.argv[1])
-chunks.PIECE_BYTES = 8192
-read_into = files.read_into
-
-def slowly(path, start, target):
-    if hang and start == 16384:
-        print("half way", flush=True)
-        time.sleep(600)
-    time.sleep(slow)
-    return read_into(path, start, target)
-
-files.read_into = slowly
-store = TokenStore(url, cache=ChunkCache(folder, quota=quota))
-print("ready", flush=True)
-sys.stdin.readline()
-total = 0
-for number in order:
-    total += int(store.chunk(number).sum(dtype="int64"))
-print(json.dumps(vars(store.cache.counters) | {"total": total}), flush=True)
-sys.stdin.readline()
-"""
-
-
-@pytest.fixture
-def children() -> Iterator[list[subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for child in started:
-        child.kill()
-        child.communicate()
-
-
-def start(
-    children: list[subprocess.Popen[str]],
-    url: str,
-    folder: Path,
-    *,
-    quota: int = 2**40,
-    order: list[int],
-    slow: float = 0.0,
-    hang: bool = False,
-) -> subprocess.Popen[str]:
-    facts = json.dumps([url, str(folder), quota, order, slow, hang])
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, facts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    children.append(child)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
-
-
-def go(child: subprocess.Popen[str]) -> None:
-    assert child.stdin is not None
-    child.stdin.write("\n")
-    child.stdin.flush()
-
-
-def line(child: subprocess.Popen[str]) -> str:
-    assert child.stdout is not None
-    return child.stdout.readline()
-
-
 def test_processes_bring_a_chunk_once(
     tmp_path: Path, remote: str, stream: list[int], children: list[subprocess.Popen[str]]
 ) -> None:
@@ -431,111 +328,6 @@ def test_damage_on_the_way_heals(
     monkeypatch.setattr(files, "read_into", damaging)
     assert opened(remote, tmp_path).chunk(2).tolist() == stream[2 * CHUNK : 3 * CHUNK]
     assert times == 2
-
-
-# -- ahead -----------------------------------------------------------------------------------------------------------
-def batches(url: str, folder: Path, quota: int, start: int, stop: int, first: int = 0, n: int = 12) -> list[Any]:
-    store = opened(url, folder, quota=quota, say=lambda _: None)
-    reader = TokenReader([store], seq_len=256, global_batch_size=12, seed=4)
-    with Prefetcher(reader, start_step=start, stop_step=stop, first_slot=first, n=n) as feed:
-        return [(step, samples.data_hash, samples.inputs.sum().item()) for step, samples in feed]
-
-
-def test_order_does_not_depend_on_the_cache(tmp_path: Path, remote: str) -> None:
-    local = TokenReader([TokenStore(remote.removeprefix("local://"))], seq_len=256, global_batch_size=12, seed=4)
-    expected = [
-        (step, samples.data_hash, samples.inputs.sum().item())
-        for step in range(5, 12)
-        if (samples := local.batch(step)) is not None
-    ]
-    for chunks in (1, 2, 3, 5, 100):
-        assert batches(remote, tmp_path / str(chunks), chunks * SIZE, 5, 12) == expected
-    assert batches(remote, tmp_path / "tiny", 1, 5, 12) == expected
-
-
-def test_chunks_come_before_they_are_read(tmp_path: Path, remote: str) -> None:
-    """In the order of first use, and a reader that is not ahead of them waits for nothing."""
-    store = opened(remote, tmp_path, quota=100 * SIZE)
-    reader = TokenReader([store], seq_len=256, global_batch_size=12, shuffle=False)
-    with Prefetcher(reader, depth=1) as feed:
-        next(feed)
-        deadline = time.monotonic() + 20
-        while counters(store).misses < 10 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        waited = counters(store).wait_seconds
-        for step, _ in feed:
-            if step == 90:
-                break
-        assert counters(store).misses == 10
-        assert counters(store).wait_seconds == waited
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch-tokens"]
-
-
-def test_ahead_is_bounded(tmp_path: Path, remote: str) -> None:
-    store = opened(remote, tmp_path, quota=6 * SIZE)
-    reader = TokenReader([store], seq_len=256, global_batch_size=4, shuffle=False)
-    with Prefetcher(reader, depth=1) as feed:
-        next(feed)
-        time.sleep(1)
-        assert 1 <= counters(store).misses <= 3  # half of the quota
-        assert len(kept(tmp_path)) <= 3
-
-
-def test_too_small_a_cache_is_said(tmp_path: Path, remote: str) -> None:
-    said: list[str] = []
-    store = opened(remote, tmp_path, quota=2 * SIZE, say=said.append)
-    reader = TokenReader([store], seq_len=256, global_batch_size=12, seed=4)
-    with Prefetcher(reader, stop_step=2) as feed:
-        list(feed)
-    assert len(said) == 1
-    assert "storage.cache_size" in said[0]
-
-
-def test_fetching_ends_at_once(tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_file, "HEARTBEAT_SECONDS", 0.05)
-    release = threading.Event()
-    read = files.read_into
-
-    def stuck(path: str, at: int, target: memoryview) -> int:
-        release.wait(30)
-        return read(path, at, target)
-
-    store = opened(remote, tmp_path)
-    reader = TokenReader([store], seq_len=256, global_batch_size=12, shuffle=False)
-    monkeypatch.setattr(files, "read_into", stuck)
-    fetcher = fetch.Fetcher(reader, start_step=0, stop_step=None, first_slot=0, n=12)
-    while len(kept(tmp_path)) < fetch.THREADS:
-        time.sleep(0.01)
-    fetcher.close()
-    for thread in fetcher._threads:
-        thread.join(5)
-    assert not [thread for thread in fetcher._threads if thread.is_alive()]
-    assert kept(tmp_path) == []
-    release.set()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda found: sum(found) > 1),
-    seq_len=st.integers(1, 60),
-    data=st.data(),
-)
-def test_chunks_read_are_those_that_samples_touch(lengths: list[int], seq_len: int, data: st.DataObject) -> None:
-    store = SimpleNamespace(
-        starts=[0, *np.cumsum(lengths).tolist()],
-        n_tokens=sum(lengths),
-        chunks=[SimpleNamespace(tokens=length) for length in lengths],
-    )
-    samples = -(-(store.n_tokens - 1) // seq_len)
-    ids = np.array(data.draw(st.lists(st.integers(0, samples - 1), min_size=1, max_size=20)))
-    steps = np.arange(len(ids)) // 3 + 7
-    touched: dict[int, list[int]] = {}
-    for sample, step in zip(ids.tolist(), steps.tolist(), strict=True):
-        for token in range(sample * seq_len, min(sample * seq_len + seq_len + 1, store.n_tokens)):
-            number = next(at for at, begin in enumerate(store.starts[1:]) if token < begin)
-            touched.setdefault(number, []).append(step)
-    expected = {(number, min(at), max(at)) for number, at in touched.items()}
-    assert set(chunks_read(store, ids * seq_len, steps, seq_len)) == expected  # type: ignore[arg-type]
 
 
 # -- clearing --------------------------------------------------------------------------------------------------------

@@ -13,21 +13,16 @@ import pytest
 
 from model import files
 from model.shards import CorruptError
-from tests.data.test_cache import CHUNK, TOTAL, children, counters, go, kept, line, make, opened, start
+from tests.data.cached import CHUNK, TOTAL, children, counters, go, kept, line, make, opened, start, stream
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer, Fault, Flip, Reset, Slow, Stall, Truncate, where
 from tests.store import Bucket
 from training.data import chunks as chunk_file
 from training.data.tokens import Prefetcher, TokenReader
 
-__all__ = ["children"]
+__all__ = ["children", "stream"]
 pytestmark = pytest.mark.s3
 CHUNKS = where(method="GET", key=r"\.bin$")
-
-
-@pytest.fixture(scope="module")
-def stream() -> list[int]:
-    return random.Random(1).choices(range(60_000), k=TOTAL)
 
 
 @pytest.fixture
