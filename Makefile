@@ -12,8 +12,10 @@ JOBS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Tests that need something special have their own targets.
 SPECIAL := gpu or slurm or ray or s3 or browser or chaos
+ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
+SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-slow test-slow-sample test-s3 test-slurm test-gpu lint format bench docs image clean setup setup-dev
+.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-slurm test-gpu lint format bench docs image clean setup setup-dev
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -45,6 +47,12 @@ test-s3: setup-dev ## Run the tests that need the S3 server, which they start th
 
 test-slurm: setup-dev ## Run the tests that need SLURM, which they start themselves (Debian or Ubuntu, its packages)
 	@$(TEST_ENV) $(BIN)/pytest -m 'slurm and not slow' $(ARGS)
+
+test-chaos: setup-dev ## Kill and hinder runs some 500 times, at chosen instants (half an hour); SEEDS=7 or 0-3: only these
+	@$(TEST_ENV) $(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(if $(SEEDS),--seeds $(SEEDS),$(ALL_CHAOS)) $(ARGS)
+
+test-chaos-sample: setup-dev ## Run a fair sample of that
+	@$(TEST_ENV) $(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(SOME_CHAOS) $(ARGS)
 
 test-gpu: setup-dev ## Run the tests that need a GPU
 	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu $(ARGS)

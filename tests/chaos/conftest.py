@@ -7,11 +7,14 @@ from collections import Counter
 
 import pytest
 
-from tests.chaos.plan import CLAIMS, FAULTS, INSTANTS
-from tests.chaos.runs import References
+pytest.register_assert_rewrite("tests.chaos.harness", "tests.chaos.witness")
+
+from tests.chaos.plan import CLAIMS, FAULTS, INSTANTS  # noqa: E402
+from tests.chaos.runs import References  # noqa: E402
 
 SEEDS = "0-1"
 KINDS = {*FAULTS, *(f"kill: {instant}" for instant in (*INSTANTS, *CLAIMS))}
+_session: dict[str, pytest.Config] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +40,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory) -> References:
     return References(tmp_path_factory.mktemp("undisturbed"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Progress, in the process that has the terminal."""
+    said = dict(report.user_properties).get("said")
+    if said and report.when == "call" and not hasattr(_session.get("config"), "workerinput"):
+        print(f"\n{report.outcome}: {said}", flush=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _session["config"] = config
 
 
 # -- the table -------------------------------------------------------------------------------------------------------

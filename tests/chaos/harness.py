@@ -27,7 +27,7 @@ from launcher.processes import MARK_ATTEMPT, MARK_RUN, descendants, end_all, end
 from tests.chaos.beacons import VARIABLE, Beacons
 from tests.chaos.instants import beacon_of, hook_of
 from tests.chaos.plan import Case, Job, Kill
-from tests.chaos.runs import RETRY_SECONDS, References, write_data, write_run
+from tests.chaos.runs import RETRY_SECONDS, References, write_cluster, write_data, write_run
 from tests.chaos.troubles import Bringer
 from tests.chaos.witness import Witness
 from tests.faultproxy import FaultProxy
@@ -98,6 +98,7 @@ class Harness:
         scratch.mkdir(exist_ok=True)
         self._env = {**os.environ, **there.environment, **homes, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
         self._env[VARIABLE] = self._beacons.path
+        write_cluster(self.folder / "config/launchyard/clusters")
         return self
 
     def __exit__(self, *error: object) -> None:

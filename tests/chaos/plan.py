@@ -6,7 +6,8 @@ Knows the names of instants, victims and faults, and nothing of how they are bro
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 STEPS, EVERY, KEEP, BATCH = 48, 3, 2, 12
@@ -21,16 +22,16 @@ Victim = Literal["worker", "workers", "agent", "tree", "frozen"]
 
 # The instants of a kill, each with how often it may pass before it is taken: progress comes from that.
 INSTANTS: dict[str, int] = {
-    "start": 1,
-    "rendezvous": 1,
+    "start": 0,
+    "rendezvous": 0,
     "load": 60,
-    "download": 40,
-    "step": 14,
-    "stage": 220,
-    "upload": 4,
-    "commit": 4,
-    "committed": 4,
-    "latest": 4,
+    "download": 25,
+    "step": 10,
+    "stage": 150,
+    "upload": 3,
+    "commit": 3,
+    "committed": 2,
+    "latest": 2,
     "rows": 3,
     "manifest deleted": 2,
     "shard deleted": 3,
@@ -51,6 +52,7 @@ FAULTS: dict[str, bool] = {
     "body shorter than its object": False,
     "flipped bit in a chunk": False,
     "flipped bit in a checkpoint": True,
+    "flipped bit in a manifest": True,
     "stall": False,
     "slow": False,
     "403 for a while": True,
@@ -109,34 +111,38 @@ def draw(seed: int) -> Case:
     resized = seed // 2 % 2 == 1 if place == "s3" else seed // 4 % 2 == 1
     fixed = rng.choices([1, 2, 3, 4], [5, 5, 1, 1])[0]
     sizes = [rng.choices([1, 2, 3, 4], [5, 5, 2, 1])[0] if resized else fixed for _ in range(MOST_JOBS)]
-    instants = deal(rng, [*INSTANTS], MOST_JOBS * 3)
-    faults = deal(rng, [name for name, remote in FAULTS.items() if place == "s3" or not remote], MOST_JOBS * 8)
+    early = [name for name in INSTANTS if name != "outcome"]  # that one comes when all steps are done
+    instants = iter([*rng.sample(early, len(early)), *deal(rng, [*INSTANTS], MOST_JOBS * 3)])
+    faults = iter(deal(rng, [name for name, remote in FAULTS.items() if place == "s3" or not remote], MOST_JOBS * 14))
     jobs = [draw_job(rng, nproc, place, instants, faults) for nproc in sizes]
     return Case(seed, place, size, resized, tuple(jobs))
 
 
 def deal(rng: random.Random, names: list[str], count: int) -> list[str]:
-    """`count` names, in rounds: none comes again before all have come."""
+    """At least `count` names, in rounds: none comes again before all have come."""
     dealt: list[str] = []
     while len(dealt) < count:
         dealt += rng.sample(names, len(names))
     return dealt
 
 
-def draw_job(rng: random.Random, nproc: int, place: Place, instants: list[str], faults: list[str]) -> Job:
+def draw_job(rng: random.Random, nproc: int, place: Place, instants: Iterator[str], faults: Iterator[str]) -> Job:
     way: Way = rng.choices(["workers", "agent", "owner", "launch"], [5, 4, 3, 1])[0]  # type: ignore[assignment]
-    kills = [draw_kill(rng, way, nproc, instants.pop()) for _ in range(3 if way == "owner" else 1)]
-    if way in ("owner", "launch") and rng.random() < 0.25:
-        kills = [Kill(rng.choice(CLAIMS), "agent", 0) if place == "s3" else Kill("random", "tree", rng.randrange(150))]
-    if way == "launch":
-        kills = [Kill(kill.instant, "tree", kill.after) for kill in kills[:1]]
-    troubles = [draw_trouble(rng, faults.pop()) for _ in range(rng.randint(4, 7) if place == "s3" else 2)]
+    kills = [draw_kill(rng, way, nproc, next(instants)) for _ in range(3 if way == "owner" else 1)]
+    if way in ("owner", "launch"):  # it would start anew until the run has completed
+        kills[-1] = replace(kills[-1], victim="tree" if way == "launch" else rng.choice(["agent", "tree"]))
+        if rng.random() < 0.3:
+            kills = [
+                Kill(rng.choice(CLAIMS), "agent", 0) if place == "s3" else Kill("random", "tree", rng.randrange(150))
+            ]
+    count = rng.randint(8, 14) if place == "s3" else rng.randint(2, 5)
+    troubles = [draw_trouble(rng, next(faults)) for _ in range(count)]
     return Job(way, nproc, tuple(kills), tuple(troubles))
 
 
 def draw_kill(rng: random.Random, way: Way, nproc: int, instant: str) -> Kill:
     if way == "workers":
-        victim: Victim = "frozen" if rng.random() < 0.25 and instant not in ("start", "rendezvous") else "workers"
+        victim: Victim = "frozen" if rng.random() < 0.4 and instant not in ("start", "rendezvous") else "workers"
     else:
         victim = rng.choices(["worker", "workers", "agent", "tree"], [2 if nproc > 1 else 5, 3, 4, 2])[0]  # type: ignore[assignment]
     most = INSTANTS[instant] * (nproc if instant == "step" else 1)  # each rank tells of each step
@@ -146,4 +152,4 @@ def draw_kill(rng: random.Random, way: Way, nproc: int, instant: str) -> Kill:
 
 def draw_trouble(rng: random.Random, fault: str) -> Trouble:
     times = rng.randint(2, 6) if "burst" in fault else 1
-    return Trouble(fault, times, rng.randint(0, 25))
+    return Trouble(fault, times, rng.randint(0, 15))

@@ -37,6 +37,7 @@ def simple(trouble: Trouble, rng: random.Random, *, remote: bool) -> tuple[Fault
         "body shorter than its object": (Truncate(share, lie=True), hashed),
         "flipped bit in a chunk": (Flip(share), where(method="GET", key=CHUNK)),
         "flipped bit in a checkpoint": (Flip(share), where(method="GET", key=SHARD)),
+        "flipped bit in a manifest": (Flip(share), where(method="GET", key=MANIFEST)),
         "stall": (Stall(SECONDS, rng.choice(["before", "mid-body", "after"])), anything),
         "slow": (Slow(up=2e6, down=2e5), anything),
     }.get(trouble.fault)

