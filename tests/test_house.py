@@ -23,6 +23,7 @@ LIGHT_FILES = (
     "model/config.py",
     "model/cost.py",
     "model/files.py",
+    "model/store.py",
     "model/layout.py",
     "model/shards.py",
     "model/zoo/*.py",
