@@ -91,17 +91,11 @@ def cluster_file(site: Site) -> dict[str, Any]:
             "cpus": settings.cpus_per_node,
             "memory": f"{memory_gib(settings)}GiB",
         },
-        **_slurm_section(),
-        "environment": {"SLURM_CONF": str(site.conf)},
+        "slurm": {"partition": DEFAULT_PARTITION},
+        # The CPUs are pretended: without this each worker would start as many threads.
+        "environment": {"SLURM_CONF": str(site.conf), "OMP_NUM_THREADS": "1"},
         "storage": {"url": str(site.folder / RUNS)},
     }
-
-
-def _slurm_section() -> dict[str, Any]:
-    """What the backend asks of SLURM, once a cluster file can say it."""
-    from launcher.cluster import Cluster
-
-    return {"slurm": {"partition": DEFAULT_PARTITION}} if "slurm" in Cluster.model_fields else {}
 
 
 def _folder() -> Path:

@@ -314,6 +314,9 @@ class Site:
         if done.returncode or not wait_until(lambda: sorted(said().split()) == wanted, seconds=READY_SECONDS):
             told = (done.stderr or said() or "nothing came of it").strip()[-1000:]
             raise LaunchError(f"a first step on all nodes did not work\n  {told}", hint=self._see_logs())
+        wait_until(
+            lambda: set(self.node_states().values()) == {"idle"}, seconds=END_SECONDS
+        )  # that it leaves none busy
 
     # -- files -------------------------------------------------------------------------------------------------------
     def _write_files(self, settings: Settings, numbers: dict[str, int]) -> None:

@@ -16,12 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 
-from launcher.bundle import own_clusters
 from launcher.cli import cli
-from launcher.cluster import Cluster
+from launcher.cluster import load_cluster
 from launcher.errors import UserError
 from launcher.processes import wait_until
 from launcher.sandbox import slurm
@@ -92,10 +90,11 @@ def test_up_is_idempotent_and_a_shell_finds_it(site: Site, home: Path) -> None:
 
 
 def test_its_cluster_file_is_one(site: Site) -> None:
-    found = Cluster.model_validate(yaml.safe_load((own_clusters() / "sandbox-slurm.yaml").read_text()))
+    found = load_cluster("sandbox-slurm")
     assert (found.name, found.scheduler) == ("sandbox-slurm", "slurm")
+    assert found.slurm is not None and found.slurm.partition == "batch"
     assert (found.node.gpus, found.node.cpus, found.node.memory) == (2, 8, "16GiB")
-    assert found.environment == {"SLURM_CONF": str(site.conf)}
+    assert found.environment == {"SLURM_CONF": str(site.conf), "OMP_NUM_THREADS": "1"}
     assert Path(found.storage.url).is_dir()
 
 
