@@ -72,7 +72,7 @@ class StoreEvents:
             self._exporter.add("trainer_checkpoint_retries_total")
         elif not trouble.over and not trouble.path.startswith(self._run_url):
             self._exporter.data_retry()
-        if trouble.seconds < WORTH_SAYING_SECONDS:
+        if trouble.seconds + trouble.pause < WORTH_SAYING_SECONDS:
             return
         with self._lock:
             now = time.monotonic()
