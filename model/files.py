@@ -119,18 +119,24 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
         return file.read() if length is None else file.read(length)
 
 
-def read_into(path: str, start: int, target: memoryview) -> int:
-    """Fill `target` from byte `start` on; how many bytes there were. FileNotFoundError without the file."""
+def read_into(path: str, start: int, *targets: memoryview) -> int:
+    """Fill `targets`, one after the other, from byte `start` on, in one request; how many bytes there were.
+
+    FileNotFoundError without the file.
+    """
     if is_remote(path):
-        return _store(path).read_into(path, start, target)
+        return _store(path).read_into(path, start, *targets)
     count = 0
     with open(normal(path), "rb", buffering=0) as file:
         file.seek(start)
-        while count < len(target):
-            got = file.readinto(target[count:])
-            if not got:
-                break
-            count += got
+        for target in targets:
+            at = 0
+            while at < len(target):
+                got = file.readinto(target[at:])
+                if not got:
+                    return count
+                at += got
+                count += got
     return count
 
 

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from model.files import StoreOptions, Writer
-from model.store import Insistence, Verdict, deadline, in_a_line, of_status
+from model.store import Filling, Insistence, Verdict, deadline, in_a_line, of_status
 
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -171,18 +171,18 @@ class S3Store:
 
         return bytes(self.insist("read", path, lambda: self._get(path, start, length, consume)) or b"")
 
-    def read_into(self, path: str, start: int, target: memoryview) -> int:
-        if not len(target):
+    def read_into(self, path: str, start: int, *targets: memoryview) -> int:
+        length = sum(map(len, targets))
+        if not length:
             return 0
 
         async def consume(body: Any) -> int:
-            at = 0
+            filling = Filling(targets)
             while raw := await body.read(BLOCK_BYTES):
-                target[at : at + len(raw)] = raw
-                at += len(raw)
-            return at
+                filling.take(raw)
+            return filling.count
 
-        return int(self.insist("read", path, lambda: self._get(path, start, len(target), consume)) or 0)
+        return int(self.insist("read", path, lambda: self._get(path, start, length, consume)) or 0)
 
     def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
         """What `consume` makes of a body; None where the object has no such bytes."""

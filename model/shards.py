@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -141,28 +141,32 @@ def _hash(raw: Any) -> str:
     return xxhash.xxh3_64_hexdigest(raw)
 
 
-def read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
-    """Fill `target` with the verified bytes of a piece; CorruptError names what is wrong with which file.
+def read_into(path: str, *run: tuple[str, Piece, memoryview]) -> None:
+    """Read pieces that follow each other in a file, in one request: each (key, piece, its memory), verified.
 
-    What came over a network is asked for again before it is called damaged.
+    CorruptError names what is wrong with which file. What came over a network is asked for again before it is called
+    damaged.
     """
-    again_if_remote(path, lambda: _read_into(path, key, piece, target))
+    again_if_remote(path, lambda: _read_into(path, run))
 
 
-def _read_into(path: str, key: str, piece: Piece, target: memoryview) -> None:
+def _read_into(path: str, run: Sequence[tuple[str, Piece, memoryview]]) -> None:
+    start = run[0][1].start
     try:
-        count = files.read_into(path, piece.start, target)
+        count = files.read_into(path, start, *(target for _, _, target in run))
     except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing (it holds {key})") from error
-    if count != piece.length:
-        raise CorruptError(f"{path} is cut: {key} ends at byte {piece.start + piece.length}, the file before it")
-    check_hash(target, path, key, piece)
+        raise CorruptError(f"{path} is missing (it holds {run[0][0]})") from error
+    for key, piece, target in run:
+        end = piece.start + piece.length
+        if end > start + count:
+            raise CorruptError(f"{path} is cut: {key} ends at byte {end}, the file before it")
+        check_hash(target, path, key, piece)
 
 
 def read_piece(folder: str, key: str, piece: Piece) -> bytearray:
     """The verified bytes of one piece."""
     raw = bytearray(piece.length)
-    read_into(f"{folder}/{piece.file}", key, piece, memoryview(raw))
+    read_into(f"{folder}/{piece.file}", (key, piece, memoryview(raw)))
     return raw
 
 

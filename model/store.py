@@ -14,7 +14,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -61,7 +61,7 @@ class Store(Protocol):
     def age(self, path: str) -> float: ...
     def listdir(self, path: str) -> list[str]: ...
     def read(self, path: str, start: int, length: int | None) -> bytes: ...
-    def read_into(self, path: str, start: int, target: memoryview) -> int: ...
+    def read_into(self, path: str, start: int, *targets: memoryview) -> int: ...
     def write(self, path: str, raw: bytes) -> None: ...
     def create(self, path: str, raw: bytes) -> None: ...
     def remove(self, path: str) -> None: ...
@@ -250,10 +250,10 @@ class FsspecStore:
         end = None if length is None else start + length
         return bytes(self._insist("read", path, lambda: self._fs.cat_file(self._inner(path), start=start, end=end)))
 
-    def read_into(self, path: str, start: int, target: memoryview) -> int:
-        raw = self.read(path, start, len(target))
-        target[: len(raw)] = raw
-        return len(raw)
+    def read_into(self, path: str, start: int, *targets: memoryview) -> int:
+        filling = Filling(targets)
+        filling.take(self.read(path, start, filling.room))
+        return filling.count
 
     def write(self, path: str, raw: bytes) -> None:
         self._insist("write", path, lambda: self._fs.pipe_file(self._inner(path), raw))
@@ -278,6 +278,28 @@ class FsspecStore:
 
     def sweep_uploads(self, folder: str) -> int:
         return 0  # these stores forget unfinished uploads by themselves
+
+
+class Filling:
+    """Memory in several places, filled from the front. `room` is all of it, `count` what is filled; in bytes."""
+
+    def __init__(self, targets: Sequence[memoryview]) -> None:
+        self._left = [target for target in reversed(targets) if len(target)]
+        self.room, self.count = sum(map(len, targets)), 0
+
+    def take(self, raw: bytes) -> None:
+        """ValueError for more than there is room for."""
+        if self.count + len(raw) > self.room:
+            raise ValueError(f"{self.count + len(raw)} bytes came where {self.room} were asked for")
+        self.count += len(raw)
+        view = memoryview(raw)
+        while len(view):
+            target = self._left.pop()
+            n = min(len(target), len(view))
+            target[:n] = view[:n]
+            view = view[n:]
+            if n < len(target):
+                self._left.append(target[n:])
 
 
 class FsspecWriter:

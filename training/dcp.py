@@ -275,7 +275,7 @@ class ShardReader(StorageReader):
         with ThreadPoolExecutor(READERS) as pool:
             for _ in pool.map(lambda name: check_header(self._folder, name, self._manifest.files[name]), names):
                 pass
-            for _ in pool.map(lambda item: self._read(item, planner), plan.items):
+            for _ in pool.map(lambda run: self._read(run, planner), self._runs(plan.items)):
                 pass
         done: Future[None] = Future()
         done.set_result(None)
@@ -284,18 +284,35 @@ class ShardReader(StorageReader):
     def _piece_of(self, item: Any) -> Piece:
         return self._pieces[item.storage_index.fqn, tuple(item.storage_index.offset)]
 
+    def _runs(self, items: Iterable[Any]) -> list[list[Any]]:
+        """Items whose pieces follow each other in a file, about PIECE_BYTES together: a request has its price."""
+        runs: list[list[Any]] = []
+        file, end, room = "", 0, 0
+        for item in sorted(items, key=lambda item: (self._piece_of(item).file, self._piece_of(item).start)):
+            piece = self._piece_of(item)
+            if (piece.file, piece.start) != (file, end) or piece.length > room:
+                runs.append([])
+                room = PIECE_BYTES
+            runs[-1].append(item)
+            file, end, room = piece.file, piece.start + piece.length, room - piece.length
+        return runs
+
     @torch.no_grad()
-    def _read(self, item: Any, planner: LoadPlanner) -> None:
-        key, piece = item.storage_index.fqn, self._piece_of(item)
-        target = planner.resolve_tensor(item)
-        whole = tuple(item.lengths) == piece.sizes
-        if whole and target.device.type == "cpu" and target.is_contiguous():
-            read_into(f"{self._folder}/{piece.file}", key, piece, as_bytes(target))
-            return
-        buffer = bytearray(piece.length)
-        read_into(f"{self._folder}/{piece.file}", key, piece, memoryview(buffer))
-        source = torch.frombuffer(buffer, dtype=target.dtype).view(piece.sizes)
-        target.copy_(source[_box(item.storage_offsets, item.lengths)] if piece.sizes else source)
+    def _read(self, run: list[Any], planner: LoadPlanner) -> None:
+        """Straight into a tensor's memory where a whole piece belongs there, else through a buffer."""
+        asked, buffered = [], []
+        for item in run:
+            piece, target = self._piece_of(item), planner.resolve_tensor(item)
+            if tuple(item.lengths) == piece.sizes and target.device.type == "cpu" and target.is_contiguous():
+                memory = as_bytes(target)
+            else:
+                memory = memoryview(bytearray(piece.length))
+                buffered.append((item, piece, target, memory))
+            asked.append((item.storage_index.fqn, piece, memory))
+        read_into(f"{self._folder}/{asked[0][1].file}", *asked)
+        for item, piece, target, memory in buffered:
+            source = torch.frombuffer(memory, dtype=target.dtype).view(piece.sizes)
+            target.copy_(source[_box(item.storage_offsets, item.lengths)] if piece.sizes else source)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
