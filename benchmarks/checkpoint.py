@@ -37,9 +37,9 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def state() -> dict[str, Shard]:
-    config = preset("pythia-160m")
-    recipe = Recipe(name="bench", model={"preset": "pythia-160m"}, data=Data(source="x"), train=Train(max_steps=1))
+def state(name: str = "pythia-160m") -> dict[str, Shard]:
+    config = preset(name)
+    recipe = Recipe(name="bench", model={"preset": name}, data=Data(source="x"), train=Train(max_steps=1))
     model = build_model(config, recipe, world_size=1, device=torch.device("cpu"))
     optimizer = make_optimizer(model, recipe.optimizer)
     for moments in optimizer.moments.values():
