@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,15 @@ def peers(python: str, preset: str) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def joined(tensors: Iterable[torch.Tensor], size: int) -> memoryview:
+    whole, at = memoryview(bytearray(size)), 0
+    for tensor in tensors:
+        part = as_bytes(tensor)
+        whole[at : at + len(part)] = part
+        at += len(part)
+    return whole
+
+
 def memory_of(whole: dict[str, Shard], size: int) -> None:
     """A first save and a first load, of a process that has the state and nothing else yet."""
     ways = ours(whole, [])
@@ -206,7 +215,7 @@ def main() -> None:
     times, stall = dict[str, list[float]](), list[float]()
     with tempfile.TemporaryDirectory(dir=given.dir) as folder, server(Path(folder, "s3")):
         memory_of(whole, size)
-        raw = Raw(memoryview(bytearray(b"".join(as_bytes(tensor) for tensor in tensors.values()))))
+        raw = Raw(joined(tensors.values(), size))
         pairs = [{"raw put": raw.put, "raw get": raw.get}, ours(whole, stall), through_fsspec(tensors)]
         for number in range(given.rounds):
             for way in (name_and_way for pair in pairs for name_and_way in pair.items()):
