@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ from launcher.host import job_folder, log_folder
 from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, last_step, own_environment, say
 from launcher.owner import Owner, leave_word
 from launcher.policy import AttemptSummary
-from training.rundir import Job, OutcomeRecord, RunDir, Submission
+from training.rundir import SCANCEL, Job, OutcomeRecord, RunDir, Submission
 
 PORTS = 61000, 4536  # first, how many: above the ephemeral range
 SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
@@ -38,10 +37,14 @@ QUEUED_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
 class Batch:
     """One start of one job."""
 
-    def __init__(self, run: RunDir, job_id: str, submission: Submission, signals: Signals) -> None:
+    def __init__(
+        self, run: RunDir, job_id: str, submission: Submission, signals: Signals, *, restarts: int = 0, notice: int = 0
+    ) -> None:
+        """`restarts`: how often SLURM has started this job before. `notice`: seconds to save before its time is over."""
         self._run, self._job_id, self._submission, self._signals = run, job_id, submission, signals
-        self._slurm = Controller(submission.env)
-        self._end = self._slurm.end_time(job_id)
+        self._restarts, self._slurm = restarts, Controller(submission.env)
+        end = self._slurm.end_time(job_id)
+        self._leave_at = None if end is None else end - notice
 
     def owner(self) -> Owner:
         waiting = self._submission
@@ -87,7 +90,7 @@ class Batch:
             next((word.replace(mark, value) for mark, value in drawn.items() if word.endswith(f"={mark}")), word)
             for word in self._submission.agent
         ]
-        return argv if self._end is None else [*argv, f"--job-end={self._end - self._submission.notice_seconds}"]
+        return argv if self._leave_at is None else [*argv, f"--job-end={self._leave_at}"]
 
     def _tell(self, attempt: int, reason: str) -> bool:
         """Agents that got no signal of their own hear of it through the run directory."""
@@ -114,10 +117,12 @@ class Batch:
 
     def give_back(self, record: OutcomeRecord) -> bool:
         """Have this job started again; if the site does not requeue, the same script as a new job."""
-        state = self._slurm.job_state(self._job_id)
-        if state.startswith(GONE_STATES):
-            return False  # a person ended it: scancel
-        if state.startswith(QUEUED_STATES) or self._slurm.requeue(self._job_id):
+        state, restarts = self._slurm.job_state(self._job_id)
+        if state.startswith(GONE_STATES):  # by a person: scancel
+            self._signals.stop = self._signals.stop or SCANCEL
+            return False
+        # One that SLURM itself is putting back has its restarts counted already, whatever its state is.
+        if state.startswith(QUEUED_STATES) or restarts > self._restarts or self._slurm.requeue(self._job_id):
             return True
         self._submit_again()
         return True
@@ -156,6 +161,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_url")
     parser.add_argument("--job-id", required=True)
     parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--notice", type=int, default=0, help="seconds to save in, before the job's time is over")
     parser.add_argument("--nodes", default="", help="for the log")
     options = parser.parse_args(argv[1:])
     signals = Signals(term_is_notice=True)
@@ -165,7 +171,12 @@ def main(argv: list[str]) -> int:
     submission = run.newest_submission()
     if submission is None:  # started before sbatch had answered, or by hand
         submission = run.submission(0)
-    owner = Batch(run, options.job_id, submission, signals).owner()
+    last = run.outcome()
+    if last is not None and last.outcome == "completed" and last.time > submission.submitted:
+        say("started again, but the run is complete")
+        return exit_code(last)
+    batch = Batch(run, options.job_id, submission, signals, restarts=options.restarts, notice=options.notice)
+    owner = batch.owner()
     try:
         job = owner.claim()
     except UserError as error:
@@ -179,7 +190,6 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        traceback.print_exc()
         leave_word(run, job.attempt, error)
         return 1
     return exit_code(record)

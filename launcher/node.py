@@ -36,6 +36,7 @@ from launcher.processes import (
 from launcher.torchrun import torchrun_argv
 from launcher.upload import LogUpload
 from model import files
+from model.store import StoreError
 from training.rundir import OutcomeRecord, RunDir
 
 EXIT_COMPLETED, EXIT_FAILED, EXIT_STOPPED, EXIT_FATAL = 0, 1, 75, 78
@@ -422,7 +423,11 @@ def main(argv: list[str]) -> int:
     signals.install()
     run = RunDir(options.pop("run_url"))
     be_patient(run)
-    record = run_attempt(run, signals=signals, **options)
+    try:
+        record = run_attempt(run, signals=signals, **options)
+    except StoreError as error:
+        say(f"no word about the end of attempt {options['attempt']} could be left; what was saved is there. {error}")
+        return EXIT_FAILED
     say(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
     return exit_code(record)
 

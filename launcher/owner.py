@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from launcher.policy import AttemptSummary, after_attempt
 from launcher.processes import end_marked
 from launcher.runs import newest_checkpoint
 from model import files
+from model.store import StoreError
 from training.rundir import Job, OutcomeRecord, RunDir
 
 FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner that fails
@@ -137,6 +139,7 @@ def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:
 def leave_word(run: RunDir, attempt: int, error: Exception) -> None:
     """The owner itself failed (a full disk, say): tell it if that is still possible."""
     message = f"the job itself failed: {type(error).__name__}: {error}"
+    say(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
     record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
     with contextlib.suppress(OSError), files.patience(min(FAREWELL_SECONDS, files.current_patience())):
         run.write_outcome(record, of_run=True)

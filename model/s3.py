@@ -121,14 +121,18 @@ class S3Store:
         _, key = split(path)
 
         def look() -> tuple[Any, bool]:
+            refusal: Exception | None = None
             try:
                 if key:
                     return self.call("head_object", path), False
             except Exception as error:
-                if judge(error) != "missing":
+                if judge(error) not in ("missing", "refused"):
                     raise
-            # Also because HEAD does not tell a missing bucket from a missing object.
+                refusal = error if judge(error) == "refused" else None
+            # Also because HEAD tells neither why it refuses nor a missing bucket from a missing object.
             found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
+            if refusal is not None:
+                raise refusal
             return None, bool(found.get("KeyCount") or found.get("Contents"))
 
         result: tuple[Any, bool] = self.insist("look up", path, look)

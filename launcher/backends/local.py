@@ -16,7 +16,6 @@ import stat
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -200,8 +199,8 @@ def main(argv: list[str]) -> int:
     owner = make_owner(run, options, signals)
     try:
         job = owner.claim()
-    except LaunchError as error:
-        _answer(reply, {"error": str(error), "hint": error.hint})
+    except (LaunchError, StoreError) as error:
+        _answer(reply, {"error": str(error), "hint": getattr(error, "hint", None)})
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     say(f"process {os.getpid()} owns attempt {job.attempt}")
@@ -212,7 +211,6 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Exception as error:
-        traceback.print_exc()
         leave_word(run, job.attempt, error)
         return 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -135,6 +136,8 @@ class Remote:
         for path in sorted(begun.rglob("*")):
             if path.is_file():
                 files.write(self.run.path(str(path.relative_to(begun))), path.read_bytes())
+        job = self.run.read_json("attempts/0000/job.json")  # its owner is gone, and that can be told
+        self.run.write_json("attempts/0000/job.json", {**job, "host": socket.gethostname()})
         self.data = write_data(f"{self.bucket.url}/data")
         self.set_patience(self.retry_seconds)
 
