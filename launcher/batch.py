@@ -40,7 +40,7 @@ class Batch:
     def __init__(
         self, run: RunDir, job_id: str, submission: Submission, signals: Signals, *, restarts: int = 0, notice: int = 0
     ) -> None:
-        """`restarts`: how often SLURM has started this job before. `notice`: seconds to save before its time is over."""
+        """`restarts`: how often SLURM has started this job. `notice`: seconds to save in before its time is over."""
         self._run, self._job_id, self._submission, self._signals = run, job_id, submission, signals
         self._restarts, self._slurm = restarts, Controller(submission.env)
         end = self._slurm.end_time(job_id)

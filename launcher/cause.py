@@ -42,7 +42,7 @@ def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int 
         return _from_error(errors[0])
     if exit_code is not None and exit_code < 0:
         return _killed("torchrun was", -exit_code, None)
-    said = _last_words(log)
+    said = last_words(log)
     return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left a word" + said)
 
 
@@ -90,7 +90,8 @@ def _from_error(error: dict[str, Any]) -> Cause:
     )
 
 
-def _last_words(log: str) -> str:
+def last_words(log: str) -> str:
+    """`: ` and the last error of a log, or its last line; empty if there is none."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) or "No module named" in line]
     found = errors[-1:] or lines[-1:]

@@ -89,9 +89,10 @@ def _refuse_owner(run: RunDir, job: Job | None) -> None:
     if _has_ended(run, job):  # its owner has said its last word and is about to leave
         wait_until(lambda: not owner_alive(run, job), seconds=LEAVE_SECONDS)
     if owner_alive(run, job) or _beats_again(run, job):
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
+        where = f"attempt {job.attempt}, process {job.pid} on {job.host}" if job.host else f"job {job.job_id} waits"
         raise UserError(
-            f"{run.url} is running already: attempt {job.attempt}, process {job.pid} on {job.host}, "
-            f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.created))}",
+            f"{run.url} is {'running' if job.host else 'queued'} already: {where}, since {since}",
             hint="stop it first (launch stop), or follow it (launch logs -f)",
         )
 
@@ -99,6 +100,8 @@ def _refuse_owner(run: RunDir, job: Job | None) -> None:
 def _beats_again(run: RunDir, job: Job) -> bool:
     """Does an owner elsewhere, whose lease has expired without a word about its end, beat while we look?"""
     if job.host == socket.gethostname() or _has_ended(run, job) or run.outcome(job.attempt) is not None:
+        return False
+    if job.backend != "local":  # its scheduler has told
         return False
     before = last_heartbeat(run, job.attempt)
     return wait_until(lambda: last_heartbeat(run, job.attempt) != before, seconds=LOOK_SECONDS)

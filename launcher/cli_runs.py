@@ -90,11 +90,11 @@ def _status_row(state: RunState) -> list[str]:
 def _one_status(state: RunState) -> list[str]:
     from launcher.report import duration, progress_words
 
-    owner = f"process {state.pid} on {state.host}" + ("" if state.alive else " (gone)")
+    owner = f", process {state.pid} on {state.host}" + ("" if state.alive else " (gone)")
     facts = [
         ("state", state.state + (f" ({state.reason})" if state.reason else "")),
         ("progress", progress_words(state)),
-        ("attempt", f"{state.attempt}, {owner}" if state.attempt is not None else "none"),
+        ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else ""),
         ("starts", time.strftime("about %Y-%m-%d %H:%M", time.localtime(state.start)) if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),

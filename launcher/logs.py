@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from launcher.cause import first_line
-from launcher.claims import owner_alive
+from launcher.claims import heartbeat_age, newest_job, owner_alive
 from launcher.errors import UserError
 from launcher.tail import Tail
 from training.rundir import RunDir
 
 FOLLOW_SECONDS = 0.3
+QUEUE_SECONDS = 2.0
 _NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 
 
@@ -31,9 +32,9 @@ def pick_attempt(run: RunDir, attempt: int | None) -> int:
     """The attempt asked for, or the newest; UserError if there is none."""
     attempts = run.attempts()
     if not attempts:
-        raise UserError(
-            f"{run.url}: nothing has been started yet, so there are no logs", hint="launch resume starts it"
-        )
+        job = newest_job(run)
+        hint = "launch resume starts it" if job is None else "launch status: why it waits; launch why: what ended it"
+        raise UserError(f"{run.url}: nothing has been started yet, so there are no logs", hint=hint)
     if attempt is None:
         return attempts[-1]
     if attempt not in attempts:
@@ -65,6 +66,8 @@ def _first_error(run: RunDir, attempt: int) -> Iterator[str]:
 
 def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Callable[[str], None]) -> None:
     """Print lines as they come, until the run ends (or that attempt does); newer attempts are taken up."""
+    if attempt is None and newest_job(run) is not None:
+        _await_start(run, say)
     fixed, current = attempt, pick_attempt(run, attempt)
     tails: dict[str, Tail] = {}
     while True:
@@ -83,7 +86,22 @@ def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Call
             time.sleep(FOLLOW_SECONDS)
 
 
+def _await_start(run: RunDir, say: Callable[[str], None]) -> None:
+    """Until a job that waits in a queue has begun, or is gone."""
+    from launcher.runs import state_of
+
+    told = ""
+    while not run.attempts() and (state := state_of(run)).alive:
+        if state.queue and state.queue != told:
+            told = state.queue
+            say(f"job {state.job_id} waits: {told}")
+        time.sleep(QUEUE_SECONDS)
+
+
 def _is_over(run: RunDir, attempt: int | None) -> bool:
     if attempt is not None and run.outcome(attempt) is not None:
         return True
-    return not owner_alive(run)
+    job = newest_job(run)
+    if job is not None and job.backend != "local" and run.outcome() is None and heartbeat_age(run, job.attempt) < 30.0:
+        return False  # a scheduler is not asked for every line
+    return not owner_alive(run, job)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.backends.slurm_script import agent_argv, sbatch_text
+from launcher.backends.slurm_script import agent_argv, options_of, sbatch_text
 from launcher.cluster import Cluster, store_environment
 from launcher.host import HostFacts, job_folder
 from launcher.node import SURVIVOR_SECONDS
@@ -354,6 +354,11 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
     if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
         draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
+    slurm = options_of(cluster) if cluster.scheduler == "slurm" else None
+    limit = seconds_of(recipe.resources.time_limit or (slurm and slurm.time_limit) or "")
+    if slurm is not None and limit is not None and limit <= slurm.notice_seconds:
+        what = f"{limit} s, of which the last {slurm.notice_seconds} are to save in (slurm.notice_seconds)"
+        draft.wrong("resources.time_limit", f"{what}; nothing could be trained: use more")
     if recipe.resources.time_limit is not None and cluster.scheduler == "local":
         draft.notes.append("resources.time_limit is not enforced on this machine")
     if device == "cpu" and train.precision == "bf16":

@@ -16,17 +16,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.claims import last_heartbeat, newest_job, owner_alive
+from launcher.claims import LEASE_SECONDS, heartbeat_age, last_heartbeat, newest_job, owner_alive
 from launcher.errors import UserError, user_errors
 from model import files
-from training.rundir import Job, OutcomeRecord, RunDir, parse_jsonl
+from training.rundir import SCANCEL, Job, OutcomeRecord, RunDir, parse_jsonl
 
 if TYPE_CHECKING:
+    from launcher.backends.slurm_queue import Queued
     from training.config import Recipe, Workload
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
 _TAIL_BYTES = 64 * 1024
+SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no scheduler has to be asked
 GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer
 
 
@@ -299,13 +301,15 @@ def state_of(run: RunDir) -> RunState:
     if job is None:
         return RunState(**common, state="pending", resumable=True, alive=False, checkpoint=checkpoint)
     seen = _look(run, job)
-    alive = owner_alive(run, job) if seen is None or seen.state == "unknown" else seen.state != "gone"
-    ended = _ended(run, job, alive)
+    alive = _is_alive(run, job, seen)
+    ended = _ended(run, job, alive) or _cancelled(job, seen, checkpoint)
     events = run.events(job.attempt)
     state = _state(alive, ended, [str(event.get("event")) for event in events])
     if seen is not None and ended is None:
-        common |= {"job_id": job.job_id, "queue": seen.reason or None, "start": seen.start}
-        state = "pending" if seen.state == "queued" else state
+        waits = seen.state == "queued"
+        said = f"SLURM has ended it: {seen.word}" if seen.state == "gone" and seen.word else seen.reason
+        common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
+        state = "pending" if waits else state
     row = last_row(run, attempts) or {}
     step = _step(row, job.attempt, ended, events, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
@@ -324,11 +328,35 @@ def state_of(run: RunDir) -> RunState:
     )
 
 
-def _look(run: RunDir, job: Job) -> Any:
+def _look(run: RunDir, job: Job) -> Queued | None:
     """The job as its scheduler sees it; None where there is none to ask."""
     from launcher.backends import load_backend
+    from launcher.backends.slurm_queue import Queued
 
-    return None if job.backend == "local" else load_backend(job.backend).look(run, job)
+    if job.backend == "local":
+        return None
+    record = run.outcome()
+    if record is not None and record.attempt >= job.attempt and time.time() - record.time > SETTLED_SECONDS:
+        return Queued("gone")
+    return load_backend(job.backend).look(run, job)
+
+
+def _is_alive(run: RunDir, job: Job, seen: Queued | None) -> bool:
+    if seen is None:
+        return owner_alive(run, job)
+    if seen.state == "unknown":  # not asked a second time: each costs SLURM's commands seconds
+        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
+    return seen.state != "gone"
+
+
+def _cancelled(job: Job, seen: Queued | None, checkpoint: int | None) -> OutcomeRecord | None:
+    """scancel left its owner no time for a word, or came before there was one."""
+    if seen is None or seen.state != "gone" or not seen.word.startswith("CANCELLED"):
+        return None
+    message = f"job {job.job_id} was cancelled"
+    return OutcomeRecord(
+        outcome="stopped", reason=SCANCEL, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
+    )
 
 
 def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from launcher.cause import Cause, find_cause, first_line
+from launcher.cause import Cause, find_cause, first_line, last_words
 from launcher.claims import last_heartbeat
 from launcher.node import last_step
 from launcher.policy import AGAIN_REASONS
 from launcher.report import duration, log_of, progress_words
 from launcher.runs import RunState, state_of
-from training.rundir import OutcomeRecord, RunDir
+from training.rundir import SCANCEL, OutcomeRecord, RunDir
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,31 @@ def explain(run: RunDir) -> Why:
         text = f"{state.run_id} has never been started: no attempt was claimed."
         return Why(text, "pending", next=[f"launch resume {state.run_id}"])
     if state.alive:
-        return _going_on(run, state)
+        return _waiting(run, state) if state.state == "pending" else _going_on(run, state)
     record = run.outcome()
     if record is None or record.attempt < state.attempt:
         record = run.outcome(state.attempt)
+    if record is None and state.state == "stopped":  # its scheduler told
+        record = OutcomeRecord(
+            outcome="stopped", reason=state.reason or "", message=state.message, attempt=state.attempt,
+            step=last_step(run, state.attempt), time=state.since or time.time(),
+        )  # fmt: skip
     return _ended(run, state, record)
+
+
+def _waiting(run: RunDir, state: RunState) -> Why:
+    """In the queue of a scheduler, for the first time or again."""
+    text = f"{state.run_id} waits in the queue as job {state.job_id}: {state.queue or 'no reason is given'}."
+    if state.start:
+        text += f" It is expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(state.start))}."
+    text += _before(run, run.attempts())
+    return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
+
+
+def _before(run: RunDir, attempts: list[int]) -> str:
+    """How the last of these attempts ended that left a word."""
+    told = [record for attempt in attempts if (record := run.outcome(attempt)) is not None]
+    return f" Before it, {_sentence(run, told[-1])}" if told else ""
 
 
 def _going_on(run: RunDir, state: RunState) -> Why:
@@ -55,10 +76,9 @@ def _going_on(run: RunDir, state: RunState) -> Why:
     )
     words = progress_words(state)
     text += f" ({words})." if words else "."
-    before = [run.outcome(attempt) for attempt in run.attempts() if attempt < state.attempt]
-    told = [record for record in before if record is not None]
-    if told:
-        text += f" Before it, {_sentence(run, told[-1])}"
+    text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
+    if state.queue:
+        text += f" {state.queue}, so this is what its directory tells."
     return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
 
 
@@ -70,13 +90,17 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
         reason, cause, ended = record.reason, record.message, record.time
         began, log = _sentence(run, record), log_of(run, record)
     else:
-        found = _lost_cause(run, attempt)
+        found = _lost_cause(run, attempt) if attempt in run.attempts() else _never_began(run, state)
         reason, cause, ended = found.reason, found.message, last_heartbeat(run, attempt)
+        cause += f" ({state.queue})" if state.queue else ""
         began, log = f"{_capital(cause)}.", None
     command, advice = _advice(state, record)
     parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), _kept(saved, lost), advice]
     if record is not None and record.outcome == "failed":
         parts.insert(-1, f"Its log: {log}.")
+    if record is not None and state.state == "lost":
+        told = f" ({state.queue})" if state.queue else ""
+        parts.insert(1, f"Nobody started it again: its owner, process {state.pid} on {state.host}, is gone{told}.")
     return Why(
         " ".join(part for part in parts if part),
         state.state,
@@ -99,7 +123,7 @@ def _sentence(run: RunDir, record: OutcomeRecord) -> str:
         return f"{start} completed all {record.step} steps at {when}."
     at = f" at step {record.step}" if record.step is not None else ""
     if record.outcome == "stopped":
-        unsaved = record.step and record.checkpoint is None and record.reason != "cancelled"
+        unsaved = record.step and record.checkpoint is None and record.reason not in ("cancelled", SCANCEL)
         more = f": {first_line(record.message)}" if unsaved else ""
         return f"{start} {_STOPPED.get(record.reason, f'was stopped ({record.reason})')}{at} at {when}{more}."
     others = len({error.get("rank") for error in run.errors(record.attempt)}) - 1
@@ -113,7 +137,17 @@ _STOPPED = {
     "terminated": "was stopped by a TERM signal",
     "preempted": "was preempted",
     "time limit": "came to its time limit",
+    SCANCEL: "was ended with scancel",
 }
+
+
+def _never_began(run: RunDir, state: RunState) -> Cause:
+    """Its job ended before the owner could claim an attempt: the script's setup, or Python itself."""
+    from launcher.backends.slurm import job_log
+
+    path = job_log(run)
+    said = last_words(Path(path).read_text(errors="replace")) if path else ""
+    return Cause("no start", f"job {state.job_id} ended before anything of the run had begun{said}")
 
 
 def _lost_cause(run: RunDir, attempt: int) -> Cause:

@@ -29,6 +29,7 @@ LATEST = "checkpoints/latest.json"
 LOG_PART_BYTES = 1 << 20
 
 Outcome = Literal["completed", "stopped", "failed"]
+SCANCEL = "scancel"  # the reason of a run whose job was ended by SLURM's own command
 
 
 class Job(BaseModel):
@@ -61,7 +62,6 @@ class Submission(BaseModel):
     device: Literal["cpu", "cuda"]
     env: dict[str, str] = {}
     agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
-    notice_seconds: int = Field(default=120, description="Before the end of the job's time, to save and leave.")
     job_id: str = Field(default="", description="The scheduler's, once it has accepted it.")
     overrides: dict[str, Any] = {}
 

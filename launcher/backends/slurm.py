@@ -6,7 +6,9 @@ lies in the run directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +54,7 @@ def submit(
         job_id = Controller(env).submit(path)
     except BaseException:
         run.withdraw(number)
+        _take_back(run, number)
         raise
     run.accepted(number, job_id)
     job = newest_job(run)
@@ -67,6 +70,17 @@ def _write_script(run: RunDir, number: int, script: str) -> str:
     path = folder / f"job-{number:04d}.sh"
     path.write_text(script)
     return str(path)
+
+
+def _take_back(run: RunDir, number: int) -> None:
+    """Of a job that was refused nothing stays: no script, and no code unless an earlier job has used it."""
+    folder = Path(job_folder(run.url, log_folder()))
+    (folder / f"job-{number:04d}.sh").unlink(missing_ok=True)
+    if number == 0:
+        shutil.rmtree(folder / "code", ignore_errors=True)
+        for empty in (folder / "submissions", folder) if not run.local else (folder / "submissions",):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def look(run: RunDir, job: Job) -> Queued:

@@ -16,7 +16,8 @@ from typing import Literal
 from launcher.errors import LaunchError, UserError
 from launcher.node import own_environment
 
-ANSWER_SECONDS = 15.0
+ANSWER_SECONDS = 11.0  # SLURM's own commands give up after 9
+AWAY_SECONDS = 20.0  # for which a controller that did not answer is not asked again about other jobs
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
@@ -56,6 +57,10 @@ class Queued:
     restarts: int = 0
 
 
+AWAY = Queued("unknown", reason="SLURM's controller does not answer")
+_away: dict[str, float] = {}  # site -> when it did not answer, by the monotonic clock
+
+
 class Controller:
     """SLURM's controller, as its own commands reach it with these variables on top of ours (SLURM_CONF, say)."""
 
@@ -64,20 +69,24 @@ class Controller:
 
     def ask(self, job_id: str) -> Queued:
         """The state of a job."""
+        site = self._env.get("SLURM_CONF", "")
+        if time.monotonic() - _away.get(site, float("-inf")) < AWAY_SECONDS:
+            return AWAY
         done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
         if done is None or any(word in done.stderr for word in _AWAY):
-            return Queued("unknown", reason="SLURM's controller does not answer")
+            _away[site] = time.monotonic()
+            return AWAY
         line = done.stdout.strip().splitlines()[:1]
         if done.returncode or not line:
             return Queued("gone")
         word, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
         return Queued(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
 
-    def job_state(self, job_id: str) -> str:
-        """JobState of scontrol; empty if that cannot be told."""
-        done = self.run(["scontrol", "show", "job", job_id])
-        found = re.search(r"\bJobState=(\S+)", done.stdout) if done is not None else None
-        return found[1] if found else ""
+    def job_state(self, job_id: str) -> tuple[str, int]:
+        """JobState of scontrol, and how often the job was put back into the queue; ("", 0) if that cannot be told."""
+        said = self.say(["scontrol", "show", "job", job_id])
+        state, restarts = re.search(r"\bJobState=(\S+)", said), re.search(r"\bRestarts=(\d+)", said)
+        return state[1] if state else "", int(restarts[1]) if restarts else 0
 
     def end_time(self, job_id: str) -> float | None:
         """When the job's time is over; None: never, or it cannot be told."""

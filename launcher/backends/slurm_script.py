@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from launcher.cluster import Cluster, Slurm
 
-DEFAULT_NOTICE_SECONDS = 120
 AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
 
 
@@ -32,7 +31,7 @@ def sbatch_text(
     from submitit.slurm.slurm import _make_sbatch_string
 
     slurm = options_of(cluster)
-    owner = [python, "-u", "-m", "launcher.batch", run_url]
+    owner = [python, "-u", "-m", "launcher.batch", run_url, f"--notice={slurm.notice_seconds}"]
     variables = '--job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"'
     limit = time_limit or slurm.time_limit
     text = _make_sbatch_string(

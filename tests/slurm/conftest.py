@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.slurm.cluster import SlurmCluster, has_slurm, running_cluster
+
+if TYPE_CHECKING:
+    from tests.slurm.runs import Site
+    from training.rundir import RunDir
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +28,25 @@ def cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     """Four idle nodes with two fake GPUs each, linuxproc, no accounting, quick delays. Jobs end with the test."""
     yield slurm_cluster
     slurm_cluster.settle()
+
+
+@pytest.fixture
+def place(tmp_path: Path, cluster: SlurmCluster) -> Iterator[Site]:
+    """A person with a recipe and a cluster file for that cluster."""
+    from tests.slurm.runs import Site
+
+    made = Site(tmp_path, cluster)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, slurm_cluster: SlurmCluster) -> Iterator[RunDir]:
+    """LONG steps of the recipe with two workers of this machine, and nothing in between."""
+    from tests.slurm.runs import LONG, Site
+
+    made = Site(tmp_path_factory.mktemp("undisturbed"), slurm_cluster)
+    try:
+        yield made.undisturbed("run", LONG)
+    finally:
+        made.close()

@@ -1,0 +1,166 @@
+"""What a site does to a job, done to real runs: they go on by themselves, and nothing shows in what they learn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import QUICK, SlurmCluster, running_cluster
+from tests.slurm.runs import FOREVER, LONG, OnSite, Site, kill, same_training
+from training.rundir import RunDir
+
+pytestmark = pytest.mark.slurm
+
+
+def preempt(cluster: SlurmCluster) -> None:
+    """A job of a partition that comes first takes every node, for a second."""
+    cluster.sbatch("exec sleep 1", "--partition=prod", f"--nodes={len(cluster.nodes)}", "--exclusive")
+
+
+def went_on(run: OnSite, *, attempts: int = 2) -> None:
+    """To the end, as one job, and nothing of it lives."""
+    record = run.outcome()
+    assert record.outcome == "completed", record
+    assert run.run.attempts() == list(range(attempts))
+    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"]
+    run.nothing_left()
+
+
+def lost(run: OnSite, attempt: int = 0) -> int:
+    """Steps that an attempt made and the next one made again."""
+    made = [row["step"] for row in rows_of(run, attempt)]
+    return max(made) - run.started(attempt + 1)
+
+
+def rows_of(run: OnSite, attempt: int) -> list[dict]:  # type: ignore[type-arg]
+    """All rows that an attempt wrote, whether they survive or not."""
+    from training.rundir import parse_jsonl
+
+    names = [name for name in run.run.listdir("metrics") if name.startswith(f"steps-{attempt:04d}")]
+    return [row for name in names for row in parse_jsonl(run.run.read_bytes(f"metrics/{name}"))]
+
+
+# -- the scheduler takes the nodes -----------------------------------------------------------------------------------
+def test_preemption_with_grace_costs_nothing(place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(5)
+    preempt(run.cluster)
+    run.wait(lambda: run.run.outcome(0), 20)
+    run.wait(lambda: run.status()["state"] == "pending", 20)
+    went_on(run)
+    assert run.run.outcome(0).reason == "preempted"
+    assert lost(run) == 0
+    assert run.cluster.job(run.job)["Restarts"] == "1"
+    same_training(run.run, undisturbed)
+    assert "1 earlier attempt ended by preemption" in run.why()
+
+
+REASONS: dict[str, Callable[[OnSite], object]] = {
+    "requeue": lambda run: run.cluster.scontrol("requeue", str(run.job)),
+    "TERM": lambda run: run.cluster.run("scancel", "--signal=TERM", str(run.job)),
+    "USR1": lambda run: run.cluster.run("scancel", "--signal=USR1", str(run.job)),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_notices_by_hand_cost_nothing(reason: str, place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(5)
+    REASONS[reason](run)
+    went_on(run)
+    assert lost(run) == 0
+    assert run.cluster.job(run.job)["Restarts"] == "1"
+    same_training(run.run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{"grace_seconds": 0, "kill_wait_seconds": 0}, {"user_signal": True}, {"proctrack": "cgroup"}],
+    ids=["no grace", "user signal", "cgroup"],
+)
+def test_sites_that_preempt_otherwise(settings: dict[str, object], tmp_path: Path, undisturbed: RunDir) -> None:
+    from launcher.sandbox.slurm_host import FREEZER
+
+    if "proctrack" in settings and not FREEZER.is_dir():
+        pytest.skip("needs the freezer of version 1 of control groups")
+    with running_cluster(QUICK.model_copy(update={**settings, "nodes": 2})) as cluster:
+        place = Site(tmp_path, cluster)
+        try:
+            run = place.launch("run", LONG, "checkpoint.every_steps=10")
+            run.steps(15)
+            preempt(cluster)
+            went_on(run)
+            assert lost(run) <= (10 if "grace_seconds" in settings else 0)
+            same_training(run.run, undisturbed)
+        finally:
+            place.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_time_limit_is_a_preemption(place: Site) -> None:
+    """Attempts of a minute, until a person has seen enough."""
+    run = place.launch("run", FOREVER, "resources.time_limit=00:01:00", "checkpoint.every_steps=1000")
+    run.wait(lambda: run.run.attempts() == [0, 1, 2] and run.step(2) > run.started(2), 240)
+    assert [run.run.outcome(attempt).outcome for attempt in (0, 1)] == ["stopped", "stopped"]
+    assert [lost(run, attempt) for attempt in (0, 1)] == [0, 0]
+    place.ok("stop", run.run_id)
+    run.nothing_left()
+    assert run.status()["state"] == "stopped"
+
+
+# -- something dies --------------------------------------------------------------------------------------------------
+VICTIMS: dict[str, Callable[[OnSite], None]] = {
+    "worker": lambda run: kill(run.workers(0)[-1]),
+    "torchrun": lambda run: kill(run.workers(0)[-1].parent()),
+    "agent": lambda run: kill(run.workers(0)[-1].parent().parent()),
+    "first agent": lambda run: kill(run.workers(0)[0].parent().parent()),
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_killed_process_is_replaced_inside_the_allocation(victim: str, place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(25)
+    began = time.monotonic()
+    VICTIMS[victim](run)
+    run.wait(lambda: run.run.attempts() == [0, 1] and run.step(1) > run.started(1), 60)
+    print(f"{victim}: {time.monotonic() - began:.1f} s to the first step again")
+    went_on(run)
+    assert "Restarts=0" in run.cluster.scontrol("show", "job", str(run.job))
+    assert lost(run) <= 20
+    assert run.run.outcome(0).outcome == "failed"
+    same_training(run.run, undisturbed)
+
+
+def test_a_killed_owner_leaves_a_run_to_resume(place: Site, undisturbed: RunDir) -> None:
+    """SLURM takes it for the end of the job, and nobody is left who could know better."""
+    run = place.launch("run", LONG)
+    run.steps(25)
+    (owner,) = run.above("launcher.batch")
+    kill(owner)
+    run.wait(lambda: run.status()["state"] == "lost", 10)
+    run.nothing_left()
+    assert "its owner" in run.why()
+    place.ok("resume", run.run_id)
+    record = run.outcome()
+    assert record.outcome == "completed"
+    same_training(run.run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1], ids=["with the owner", "without the owner"])
+def test_a_node_that_crashes(which: int, place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(25)
+    cluster = run.cluster
+    node = cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()[which]
+    cluster.crash_node(node)
+    record = run.outcome(seconds=160)
+    assert record.outcome == "completed"
+    assert node not in cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()
+    same_training(run.run, undisturbed)
