@@ -328,9 +328,9 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
 @RUN
 @JSON
 def drill(kind: Any, run: str, *, as_json: bool) -> int:
-    """Make it happen to a live run of this machine, and say how it recovered.
+    """Make it happen to a live run, here or on a cluster, and say how it recovered.
 
-    preempt: notice of a preemption. kill: SIGKILL of one worker. node-loss: SIGKILL of all its processes.
+    preempt: notice of a preemption. kill: SIGKILL of one worker. node-loss: SIGKILL of all its processes on a node.
     """
     from launcher.drill import rehearse
     from launcher.resume import make_ready

@@ -1,9 +1,16 @@
-"""Rehearsals: a preemption, a killed worker, a lost node, made to happen to a live run of this machine and timed."""
+"""Rehearsals: a preemption, a killed worker, a lost node, made to happen to a live run and timed.
+
+What takes a process is done on the machine where it lives: here, or on a node of a scheduler, which runs this module
+there: `python -m launcher.drill RUN_URL kill|node-loss ATTEMPT`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -54,7 +61,7 @@ class Drill:
 
 
 def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_seconds: float = 300.0) -> Drill:
-    """Let it happen and watch the run recover. UserError unless the run trains on this machine.
+    """Let it happen and watch the run recover. UserError unless the run trains, here or where a scheduler has it.
 
     again: starts the run anew after the loss of its node, as a person or another machine would.
     """
@@ -62,7 +69,7 @@ def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_secon
     deadline = time.monotonic() + timeout_seconds
     began = time.time()
     _BLOWS[kind](run, job)
-    if kind == "node-loss":
+    if kind == "node-loss" and job.backend == "local":
         _wait(lambda: not owner_alive(run, job) and not marked(run.url), deadline, "the processes to be gone")
         ended = time.time()
         again()
@@ -112,17 +119,58 @@ def _preempt(run: RunDir, job: Job) -> None:
 
 
 def _kill(run: RunDir, job: Job) -> None:
-    """SIGKILL one worker, the last of the ranks."""
-    workers = [process for process in marked(run.url, attempt=job.attempt) if "RANK" in process.environ()]
+    if job.backend == "local":
+        kill_worker(run, job)
+    else:
+        _on_last_node(run, job, "kill")
+
+
+def kill_worker(run: RunDir, job: Job) -> None:
+    """SIGKILL one worker of this machine, the last of the ranks."""
+    here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
+    workers = [process for process in here if "RANK" in process.environ()]
     if not workers:
         raise UserError("no worker of this run was found on this machine", hint="launch status")
     max(workers, key=lambda process: int(process.environ()["RANK"])).send_signal(signal.SIGKILL)
 
 
 def _lose_node(run: RunDir, job: Job) -> None:
-    """SIGKILL everything of the run at once, as when the machine goes down."""
-    end_all(descendants(job.pid))
-    end_marked(run.url)
+    """SIGKILL everything of the run at once, as when the machine goes down; of a job, all on its last node."""
+    if job.backend == "local":
+        end_all(descendants(job.pid))
+        end_marked(run.url)
+    else:
+        _on_last_node(run, job, "node-loss")
+
+
+def lose_agent(run: RunDir, job: Job) -> None:
+    """SIGKILL the agents of this machine; their workers die with them."""
+    import psutil
+
+    wanted = {"launcher.node", run.url, f"--attempt={job.attempt}"}
+    agents = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.uids().real == os.getuid() and wanted <= set(process.cmdline()):
+                agents.append(process)
+    ours = [process for process in agents if _on_this_node(process.pid)]
+    workers = [child for process in ours for child in descendants(process.pid)]
+    end_all([*ours, *workers])
+
+
+def _on_this_node(pid: int) -> bool:
+    """Nodes of a sandbox share one machine; what they do not share is their host name."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/uts") == os.readlink("/proc/self/ns/uts")
+    except OSError:  # not Linux
+        return True
+
+
+def _on_last_node(run: RunDir, job: Job, kind: Kind) -> None:
+    """Of several nodes it is not the one where the owner is."""
+    from launcher.backends import slurm
+
+    slurm.run_on_last_node(run, job, [sys.executable, "-m", __name__, run.url, kind, str(job.attempt)])
 
 
 _BLOWS: dict[Kind, Callable[[RunDir, Job], None]] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
@@ -135,7 +183,7 @@ def _training_job(run: RunDir) -> Job:
         raise UserError(
             f"{run_id} is not running, and a drill needs a live run", hint=f"launch resume {run_id} --detach"
         )
-    if job.host != socket.gethostname():
+    if job.backend == "local" and job.host != socket.gethostname():
         raise UserError(
             f"{run_id} runs on {job.host}; a drill works on the machine itself", hint=f"do it on {job.host}"
         )
@@ -178,3 +226,13 @@ def _outcome_time(run: RunDir, job: Job) -> float:
     record = run.outcome(job.attempt)
     assert record is not None
     return record.time
+
+
+def main(argv: list[str]) -> int:
+    run = RunDir(argv[1])
+    {"kill": kill_worker, "node-loss": lose_agent}[argv[2]](run, run.job(int(argv[3])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -22,6 +22,7 @@ from launcher.snapshot import keep_code
 from training.rundir import Job, OutcomeRecord, RunDir, Submission
 
 CANCEL_MESSAGE = "cancelled, nothing was saved"
+STEP_SECONDS = 60.0
 CANCEL_SECONDS = 90.0  # KillWait is 30 s at most sites
 
 
@@ -123,6 +124,18 @@ def cancel(run: RunDir, job: Job) -> None:
     if last is None or last.attempt < job.attempt:
         run.write_outcome(record, of_run=True)
     run.clear_stop()
+
+
+def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:
+    """A step beside the run's own, on the last of its nodes. LaunchError with SLURM's reason."""
+    slurm = controller(run)
+    nodes = slurm.say(["scontrol", "show", "hostnames", slurm.ask(job.job_id).nodes]).split()
+    if not nodes:
+        raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
+    beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]
+    done = slurm.run(["srun", *beside, *argv], seconds=STEP_SECONDS)
+    if done is None or done.returncode:
+        raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
 
 
 def job_log(run: RunDir) -> str | None:

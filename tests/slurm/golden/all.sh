@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=team
+#SBATCH --constraint='h100&ib'
+#SBATCH --cpus-per-task=96
+#SBATCH --exclude='node[1,3]'
+#SBATCH --exclusive
+#SBATCH --gres=gpu:8
+#SBATCH --job-name=tiny-ab12
+#SBATCH --mem=858306M
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/tiny-ab12/job-%j.log
+#SBATCH --partition=gpu,spot
+#SBATCH --qos=high
+#SBATCH --requeue
+#SBATCH --reservation=team
+#SBATCH --signal=USR1@300
+#SBATCH --time=24:00:00
+
+# setup
+module load cuda/13
+export A="b c"
+export PYTHONPATH=/runs/tiny-ab12/code${PYTHONPATH:+:$PYTHONPATH}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec /venv/bin/python -u -m launcher.batch /runs/tiny-ab12 --notice=300 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"

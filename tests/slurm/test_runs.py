@@ -1,0 +1,107 @@
+"""A run on SLURM from its submission to its end, as the person sees it who launched it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.slurm.runs import FOREVER, LONG, OnSite, Site, same_training
+from training.rundir import RunDir
+
+pytestmark = pytest.mark.slurm
+RIGHT_SECONDS = 5.0  # in which what is shown is what is
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.slow)], ids=["2 nodes", "4 nodes"]
+)
+def test_a_run_is_the_same_as_on_one_machine(nodes: int, workers: int, place: Site) -> None:
+    words = ["train.max_steps=30", f"resources.nproc_per_node={workers}"]
+    run = place.launch("run", *words, nodes=nodes)
+    assert run.outcome().outcome == "completed"
+    run.nothing_left()
+    same_training(run.run, place.undisturbed("here", "train.max_steps=30", workers=nodes * workers))
+    plan = run.run.read_json("plan.json")
+    assert (plan["nnodes"], plan["world_size"]) == (nodes, nodes * workers)
+    lines = place.ok("logs", run.run_id).splitlines()
+    assert {line.partition(" |")[0].strip() for line in lines} >= {f"rank {rank}" for rank in range(nodes * workers)}
+    assert {event["host"] for event in hosts(run)} == {f"node{n + 1}" for n in range(nodes)}
+    assert "completed all 30 steps" in run.why()
+    assert run.status()["state"] == "completed"
+
+
+def hosts(run: OnSite) -> list[dict[str, str]]:
+    """Where each rank said that it began."""
+    found = []
+    for path in sorted(Path(run.run.url).glob("attempts/0000/logs/rank-*.log")):
+        (line,) = (line for line in path.read_text().splitlines() if line.startswith("process started"))
+        words = dict(part.split(" ", 1) for part in line.partition(": ")[2].split(", "))
+        found.append(words)
+    return found
+
+
+def test_a_run_that_waits_says_why_and_can_be_taken_back(place: Site) -> None:
+    """Before it has begun: status, why, logs and stop know no attempt."""
+    cluster = place.cluster
+    other = cluster.sbatch("exec sleep 300", "--partition=prod", "--nodes=4", "--exclusive")
+    cluster.wait_job(other, "RUNNING")
+    run = place.launch("run", FOREVER)
+    state = run.status()
+    assert (state["state"], state["alive"], state["job_id"]) == ("pending", True, str(run.job))
+    cluster.wait(lambda: "in use" in (run.status()["queue"] or "") or "priority" in run.status()["queue"], "a reason")
+    assert f"waits in the queue as job {run.job}: " in run.why()
+    assert "why it waits" in place.ok("logs", run.run_id, code=2)
+    assert "queued already: job" in place.ok("resume", run.run_id, code=2)
+    place.ok("stop", run.run_id)
+    assert run.status()["state"] == "stopped"
+    assert cluster.squeue(run.job) == "CANCELLED"
+    assert run.run.attempts() == []
+    cluster.run("scancel", str(other))
+    place.ok("resume", run.run_id, "--nodes", "1", "train.max_steps=10")
+    assert run.outcome().outcome == "completed"
+    assert run.run.job(0).nnodes == 1
+
+
+def test_stop_then_resume_on_another_number_of_nodes(place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(5)
+    place.ok("stop", run.run_id)
+    run.nothing_left()
+    state = run.status()
+    assert (state["state"], state["reason"], state["resumable"]) == ("stopped", "stop", True)
+    assert run.cluster.job(run.job)["Restarts"] == "0"
+    said = json.loads(place.ok("resume", run.run_id, "--nodes", "1", "resources.nproc_per_node=2", "--json"))
+    assert said["from_step"] == state["step"]
+    assert run.outcome().outcome == "completed"
+    assert run.run.job(1).nnodes == 1
+    same_training(run.run, undisturbed)
+
+
+ENDS = {
+    "scancel": lambda run: run.cluster.run("scancel", str(run.job)),
+    "cancel": lambda run: run.site.ok("cancel", run.run_id),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_ended_by_hand_is_over(end: str, place: Site) -> None:
+    """Shown at once, resumable, not started again, and no process of it lives on any node."""
+    run = place.launch("run", FOREVER)
+    run.steps(25)
+    ENDS[end](run)
+    began = time.monotonic()
+    run.wait(lambda: not run.status()["alive"], 20)
+    shown = time.monotonic() - began
+    state = run.status()
+    assert (state["state"], state["resumable"]) == ("stopped", True), state
+    run.nothing_left(1.0)
+    assert not [process for process in run.cluster.processes() if process.status() != psutil.STATUS_ZOMBIE]
+    assert shown < RIGHT_SECONDS + run.cluster.site.settings.kill_wait_seconds
+    assert ("scancel" if end == "scancel" else "cancelled") in run.why()
+    run.cluster.wait_job(run.job, "CANCELLED")
+    assert run.cluster.job(run.job)["Restarts"] == "0"
+    assert run.run.attempts() == [0]

@@ -1,0 +1,154 @@
+"""What sbatch is given: read as golden files, taken by the real sbatch, and every word of a plan survives it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.backends.slurm_queue import in_words, refusal
+from launcher.backends.slurm_script import agent_argv, sbatch_text
+from launcher.cluster import Cluster
+from launcher.submit import Request, make_ready
+from tests.slurm.cluster import SlurmCluster
+
+GOLDEN = Path(__file__).parent / "golden"
+HARD = "a b;$HOME 'q' \"d\" %j #x"
+FACTS: dict[str, Any] = {
+    "python": "/venv/bin/python",
+    "run_url": "/runs/tiny-ab12",
+    "run_id": "tiny-ab12",
+    "log": "/runs/tiny-ab12/job-%j.log",
+    "code": "/runs/tiny-ab12/code",
+    "nnodes": 8,
+    "gpus": 8,
+    "time_limit": None,
+}
+SITE = {"name": "site", "scheduler": "slurm"}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bare": ({}, {"nnodes": 1, "gpus": 0}),
+    "all": (
+        {
+            "node": {"gpus": 8, "cpus": 96, "memory": "900GB"},
+            "slurm": {
+                "partition": "gpu,spot", "account": "team", "qos": "high", "constraint": "h100&ib",
+                "exclude": "node[1,3]", "time_limit": "24:00:00", "notice_seconds": 300,
+                "extra": {"exclusive": True, "reservation": "team"},
+            },
+            "setup": ["module load cuda/13", 'export A="b c"'],
+        },
+        {},
+    ),
+    "time-of-the-recipe": ({"slurm": {"time_limit": "24:00:00"}}, {"time_limit": "02:00:00"}),
+    "gpus-in-other-words": ({"slurm": {"extra": {"gpus-per-node": "h100:8", "mem-per-gpu": "100G"}}}, {}),
+    "hard-names": (
+        {"slurm": {"extra": {"comment": HARD}}},
+        {"run_url": f"/r/{HARD}", "log": f"/r/{HARD.replace('%', '%%')}/job-%j.log", "code": f"/r/{HARD}/code"},
+    ),
+}  # fmt: skip
+
+
+def text_of(case: str, **changes: Any) -> str:
+    cluster, facts = CASES[case]
+    return sbatch_text(Cluster.model_validate({**SITE, **cluster}), **{**FACTS, **facts, **changes})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str) -> None:
+    """To renew: delete the file, run the test, read the difference."""
+    path = GOLDEN / f"{case}.sh"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text_of(case))
+        pytest.fail(f"{path} was missing and has been written; read it and run again")
+    assert text_of(case) == path.read_text()
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r", exclude_categories=("Cs", "Cc")), min_size=1)
+
+
+@given(url=WORDS, code=WORDS)
+def test_the_shell_reads_the_very_words(url: str, code: str) -> None:
+    text = text_of("bare", run_url=f"/r/{url}", code=f"/c/{code}")
+    command = next(line for line in text.splitlines() if line.startswith("exec "))
+    words = shlex.split(command)
+    assert words[1:6] == ["/venv/bin/python", "-u", "-m", "launcher.batch", f"/r/{url}"]
+    (path,) = (line for line in text.splitlines() if line.startswith("export PYTHONPATH="))
+    assert shlex.split(path.removesuffix("${PYTHONPATH:+:$PYTHONPATH}"))[1] == f"PYTHONPATH=/c/{code}"
+    assert not [line for line in text.splitlines() if line.startswith("#SBATCH") and (url in line and len(url) > 3)]
+
+
+def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
+    """bash itself, with what an agent would be in place of Python."""
+    show = tmp_path / "show"
+    show.write_text('#!/bin/bash\nprintf "%s\\n" "$@" "$PYTHONPATH"\n')
+    show.chmod(0o700)
+    text = text_of("hard-names", python=str(show))
+    env = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "PATH": "/usr/bin:/bin", "PYTHONPATH": "/else where"}
+    done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "-u", "-m", "launcher.batch", f"/r/{HARD}", "--notice=120", "--job-id=7", "--restarts=0", "--nodes=node[1-2]",
+        f"/r/{HARD}/code:/else where",
+    ]  # fmt: skip
+
+
+def test_containers_get_their_words_as_they_are() -> None:
+    def argv(runtime: str) -> list[str]:
+        container = {"runtime": runtime, "image": "/i m.sqsh", "mounts": ["/a b:/c"]}
+        cluster = Cluster.model_validate({**SITE, "container": container})
+        return agent_argv(
+            cluster, python="/p", run_url="/r", attempt=1, nnodes=2, nproc=8, device="cuda", endpoint="n:61000"
+        )
+
+    assert {"--container-image=/i m.sqsh", "--container-mounts=/a b:/c"} < set(argv("pyxis"))
+    words = argv("apptainer")
+    assert words[words.index("apptainer") :][:5] == ["apptainer", "exec", "--nv", "--bind=/a b:/c", "/i m.sqsh"]
+
+
+def test_reasons_in_words() -> None:
+    assert in_words("(Resources)") == "the nodes it needs are in use (Resources)"
+    assert in_words("SomethingNew") == "SomethingNew"
+    assert in_words("None") == ""
+    said = (
+        "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition"
+    )
+    assert refusal(said).endswith("(see slurm.partition of the cluster file; the partitions: sinfo -s)")
+
+
+def test_a_limit_that_leaves_no_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launcher.errors import LaunchError
+
+    (tmp_path / "site.yaml").write_text("name: site\nscheduler: slurm\nslurm: {notice_seconds: 120}\n")
+    monkeypatch.chdir(tmp_path)
+    overrides = {"resources.time_limit": "00:02:00", "train.device": "cpu"}
+    with pytest.raises(LaunchError, match=r"resources.time_limit: 120 s, of which the last 120 are to save in"):
+        make_ready(Request("quickstart", "./site.yaml", overrides))
+
+
+# -- on the sandbox --------------------------------------------------------------------------------------------------
+@pytest.mark.slurm
+@pytest.mark.parametrize("case", ["bare", "hard-names"])
+def test_sbatch_takes_it(case: str, cluster: SlurmCluster, tmp_path: Path) -> None:
+    """And the job really has the names."""
+    folder = tmp_path / HARD
+    folder.mkdir()
+    show = tmp_path / "show"
+    show.write_text('#!/bin/bash\nprintf "%s\\n" "$@" "$PYTHONPATH"\n')
+    show.chmod(0o700)
+    script = folder / "job.sh"
+    log = f"{str(folder).replace('%', '%%')}/job-%j.log"
+    script.write_text(text_of(case, python=str(show), run_url=str(folder), log=log, nnodes=2, gpus=2))
+    cluster.run("sbatch", "--test-only", str(script))
+    job = int(cluster.run("sbatch", "--parsable", str(script)))
+    assert cluster.wait_job(job) == "COMPLETED"
+    assert (folder / f"job-{job}.log").read_text().splitlines()[:4] == ["-u", "-m", "launcher.batch", str(folder)]
+    seen = cluster.scontrol("show", "job", str(job))
+    assert "JobName=tiny-ab12" in seen
+    assert f"StdOut={folder}/job-{job}.log" in seen.replace("%%", "%")
+    if case == "hard-names":
+        assert f"Comment={HARD}" in seen
