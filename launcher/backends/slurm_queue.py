@@ -21,6 +21,7 @@ AWAY_SECONDS = 20.0  # for which a controller that did not answer is not asked a
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
+_NEVER = ("Requested node configuration is not available", "Node count specification invalid", "Invalid feature")
 _NO_JOB = ("Invalid job id", "Invalid Job Id")
 
 # Why a job waits or cannot run, in our words: (what, what to do).
@@ -112,6 +113,8 @@ class Controller:
             raise UserError(
                 "sbatch is not found here", hint="launch from a login node of the cluster, or try --dry-run"
             )
+        if dependency is None:
+            self._refuse_the_impossible(script)
         done = self.run(
             ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), script], seconds=60.0
         )
@@ -120,6 +123,12 @@ class Controller:
         if done.returncode:
             raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
         return done.stdout.strip().split(";")[0]
+
+    def _refuse_the_impossible(self, script: str) -> None:
+        """Most sites queue what can never run, and it waits for ever. UserError with SLURM's reason."""
+        done = self.run(["sbatch", "--test-only", script])
+        if done is not None and done.returncode and any(word in done.stderr for word in _NEVER):
+            raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
 
     def wait_gone(self, job_id: str, *, seconds: float) -> bool:
         until = time.monotonic() + seconds
@@ -171,13 +180,15 @@ def in_words(reason: str) -> str:
 
 def refusal(said: str) -> str:
     """What sbatch says of a job that cannot be, and what to look at."""
-    text = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.strip().splitlines())
+    lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.strip().splitlines())
+    text = " ".join(line.removeprefix("allocation failure: ") for line in lines)
     cures = {
         "Invalid partition": "slurm.partition of the cluster file; the partitions: sinfo -s",
         "Invalid account": "slurm.account of the cluster file; yours: sacctmgr show user -s $USER",
         "Invalid qos": "slurm.qos of the cluster file",
+        "Invalid feature": "slurm.constraint of the cluster file; the features: sinfo -o '%P %f'",
         "Node count": "--nodes, or the partition: sinfo -o '%P %D'",
-        "Requested node configuration": "node.gpus, node.cpus and node.memory of the cluster file, or the partition",
+        "Requested node configuration": "--nodes, and node of the cluster file; the nodes: sinfo -o '%P %D %c %m %G'",
         "time limit": "resources.time_limit, or slurm.time_limit; the limits: sinfo -o '%P %l'",
         "Unable to contact": "is the controller up? (sinfo)",
     }
