@@ -1,0 +1,137 @@
+"""What saves cost the training beside them: pythia-160m with AdamW on one CPU thread, a save a minute against none.
+
+    python benchmarks/saving.py [--pairs 4] [--window 60] [--local FOLDER]
+
+Steps run on end, in windows; every second window begins with an asynchronous save of the whole state (1.95 GB) to a
+real S3 server on this machine, or with --local to a disk. A pair is two windows beside each other, in turning order.
+Tokens a second, all included: staging, hashing, sending in this process' threads, and the server on the same two cores.
+The CPU time of the training thread says how much of a difference is ours, where others use the machine too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from checkpoint_s3 import checkpointer
+from streamed import BUCKET, server
+
+from model.zoo import preset
+from training.build import build_model
+from training.config import Data, Recipe, Train
+from training.optim import make_optimizer
+from training.state import shards
+from training.step import train_step
+
+SEQ_LEN = 64
+
+
+@dataclass
+class Window:
+    """Seconds of each step while a save was under way, and while not; all in which training stood; CPU seconds."""
+
+    during: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    stall: float = 0.0
+    own_cpu: float = 0.0
+    other_cpu: float = 0.0  # of this process' other threads
+
+    @property
+    def steps_per_second(self) -> float:
+        steps = self.during + self.alone
+        return len(steps) / (sum(steps) + self.stall)
+
+    @property
+    def cpu_a_step(self) -> float:
+        return self.own_cpu / len(self.during + self.alone)
+
+
+class Training:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        recipe = Recipe(name="bench", model={"preset": "pythia-160m"}, data=Data(source="x"), train=Train(max_steps=1))
+        self._model = build_model(preset("pythia-160m"), recipe, world_size=1, device=torch.device("cpu"))
+        self._optimizer = make_optimizer(self._model, recipe.optimizer)
+        self._whole = shards(self._model, self._optimizer)
+        self._writer = checkpointer(folder)
+        self._tokens = torch.randint(0, 50_000, (2, 1, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+        self._number = 0
+        self._writer.take_memory(self._whole)
+
+    def step(self) -> float:
+        began = time.perf_counter()
+        self._number += 1
+        batch = (self._tokens[0], self._tokens[1])
+        train_step(
+            self._model, self._optimizer, [batch], n_valid=SEQ_LEN, number=self._number, lr=1e-5, max_grad_norm=1.0
+        )
+        return time.perf_counter() - began
+
+    def window(self, seconds: float, *, save: bool) -> Window:
+        found, began = Window(), time.perf_counter()
+        cpu, own = time.process_time(), time.thread_time()
+        if save:
+            found.stall = self._writer.save(self._number, self._whole, {"step": self._number}, "permanent")
+        while time.perf_counter() - began < seconds:
+            busy = self._writer.busy
+            (found.during if busy else found.alone).append(self.step())
+        found.own_cpu = time.thread_time() - own
+        found.other_cpu = time.process_time() - cpu - found.own_cpu
+        if self._writer.busy:
+            print("a save took longer than its window")
+        self._writer.wait(must_succeed=True)
+        return found
+
+
+@contextlib.contextmanager
+def place(local: str | None) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir=local) as folder:
+        if local:
+            yield folder
+        else:
+            with server(Path(folder, "s3")):
+                yield f"s3://{BUCKET}/run"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--window", type=float, default=60.0, help="seconds")
+    parser.add_argument("--local", metavar="FOLDER")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    pairs: list[tuple[Window, Window]] = []
+    with place(given.local) as folder:
+        training = Training(folder)
+        training.window(5, save=True)  # imports, staging memory, connections
+        for number in range(given.pairs):
+            windows = {save: training.window(given.window, save=save) for save in (number % 2 == 0, number % 2 == 1)}
+            pairs.append((windows[True], windows[False]))
+    report(pairs)
+
+
+def report(pairs: list[tuple[Window, Window]]) -> None:
+    def say(what: str, values: list[float]) -> None:
+        print(f"{what:64} {statistics.median(values):6.3f}  ({min(values):.3f} to {max(values):.3f})")
+
+    with_save, without = [one for one, _ in pairs], [other for _, other in pairs]
+    say("steps a second, no save", [window.steps_per_second for window in without])
+    say("throughput, a save a window against none", [a.steps_per_second / b.steps_per_second for a, b in pairs])
+    say("stall of a save, seconds", [window.stall for window in with_save])
+    say("seconds that a save was under way", [sum(window.during) for window in with_save])
+    steps = [statistics.mean(a.during) / statistics.mean(b.alone) for a, b in pairs if a.during and b.alone]
+    say("a step's seconds during a save against none", steps)
+    say("the training thread's CPU seconds a step, likewise", [a.cpu_a_step / b.cpu_a_step for a, b in pairs])
+    others = [a.other_cpu - b.other_cpu for a, b in pairs]
+    say("CPU seconds of a save in other threads of the process", others)
+
+
+if __name__ == "__main__":
+    main()
