@@ -199,7 +199,7 @@ def main(argv: list[str]) -> int:
     owner = make_owner(run, options, signals)
     try:
         job = owner.claim()
-    except (LaunchError, StoreError) as error:
+    except (LaunchError, OSError) as error:  # also a full disk, or a store that refuses
         _answer(reply, {"error": str(error), "hint": getattr(error, "hint", None)})
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from launcher.saved import list_saved
 from model.shards import MANIFEST, read_manifest, read_tensor, verify
 from tests.training.ranks import run_ranks
 from training import dcp
@@ -144,6 +146,27 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: s
     assert name == "fell back" and facts["step"] == 10
     assert (MANIFEST if damage == "manifest" else path.name) in facts["message"]
     assert damage in facts["message"]
+
+
+@pytest.mark.parametrize("kind", ["manifest", "file"])
+def test_one_flipped_bit_anywhere_is_found(tmp_path: Path, kind: str) -> None:
+    """Also where it would still be read: a digit of the manifest, the name of a tensor. By a look and by a load."""
+    run, rng = RunDir(str(tmp_path)), random.Random(kind)
+    trained, folder = saved(run, 5, 10), tmp_path / "checkpoints/step-00000010"
+    (path,) = folder.glob("manifest.json" if kind == "manifest" else "*.safetensors")
+    whole = path.read_bytes()
+    for at in [0, 8, 60, len(whole) // 2, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))]:
+        raw = bytearray(whole)
+        raw[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(raw)
+        faults = list_saved(run, verify_all=True)[-1].faults
+        assert len(faults) == 1 and str(path) in faults[0], at
+        events: list[Any] = []
+        loaded = fresh()
+        manifest = checkpointer(run, events).load_newest(shards(*loaded))
+        assert manifest is not None and manifest.step == 5, at
+        assert path.name in events[0][1]["message"]
+    assert_same(trained, loaded)
 
 
 def test_nothing_whole_left_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:

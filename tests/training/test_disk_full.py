@@ -1,0 +1,131 @@
+"""Disks that are full: of the run's directory, of the cache of chunks. Said; and nothing is lost once there is room."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.backends import local
+from launcher.errors import UserError
+from launcher.processes import marked
+from launcher.saved import list_saved
+from tests.s3.runs import Origin, make_origin, write_data, write_plan
+from tests.training.small import final_weights, history, run_workers, start_workers
+from training.config import Storage
+from training.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Origin:
+    return make_origin(tmp_path_factory.mktemp("origin"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """To the last byte."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while file.write(b"x" * size):
+                    pass
+            except OSError:
+                continue
+    return filler
+
+
+def copy(origin: Origin, disk: Path) -> RunDir:
+    return RunDir(str(shutil.copytree(origin.begun.url, disk / "run")))
+
+
+def is_exact(run: RunDir, origin: Origin) -> None:
+    assert history(run) == origin.rows
+    weights = final_weights(run)
+    assert all(bool((weights[key] == tensor).all()) for key, tensor in origin.weights.items())
+    assert not any(saved.faults for saved in list_saved(run, verify_all=True))
+
+
+def start_on_a_full_disk(run: RunDir, disk: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """The attempt is claimed; before its worker has written a thing there is no room any more."""
+    (process,) = start_workers(run, 1)
+    return process, fill(disk)
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(120)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_training_goes_on_until_there_is_room(origin: Origin, small_disk: Path) -> None:
+    """Saves fail and are said, rows wait; the first save after that has all of it."""
+    run = copy(origin, small_disk)
+    checkpoints = small_disk / "run/checkpoints"
+    there = len(list(checkpoints.iterdir()))
+    process, filler = start_on_a_full_disk(run, small_disk)
+    while process.poll() is None and len(list(checkpoints.iterdir())) < there + 2:
+        time.sleep(0.001)
+    filler.unlink()  # a save has failed, and the next one begins
+    assert ended(process) == 0
+    failed = [event for event in run.events(run.attempts()[-1]) if event["event"] == "save failed"]
+    assert failed and "No space left" in failed[0]["message"]
+    is_exact(run, origin)
+
+
+def test_without_room_it_ends_and_goes_on_later(origin: Origin, small_disk: Path) -> None:
+    run = copy(origin, small_disk)
+    before = run.committed_steps()
+    process, filler = start_on_a_full_disk(run, small_disk)
+    assert ended(process) == 1
+    assert run.committed_steps() == before and run.outcome(run.attempts()[-1]) is None
+    filler.unlink()
+    run_workers(run, 1)
+    is_exact(run, origin)
+
+
+def test_a_launch_on_a_full_disk_is_told(origin: Origin, small_disk: Path) -> None:
+    run = copy(origin, small_disk)
+    job = run.read_json("attempts/0000/job.json")  # its owner is gone, and that can be told
+    run.write_json("attempts/0000/job.json", {**job, "host": socket.gethostname()})
+    (small_disk / "run/job.log").touch()
+    fill(small_disk)
+    with pytest.raises(UserError, match="No space left"):
+        local.submit(run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
+    assert run.attempts() == [0] and not marked(run.url)
+
+
+def test_a_cache_on_a_full_disk(origin: Origin, small_disk: Path, tmp_path: Path) -> None:
+    """Chunks are held in memory instead, which is said once with what to do."""
+    run = RunDir(str(shutil.copytree(origin.begun.url, tmp_path / "run")))
+    data = write_data(str(tmp_path / "data"))
+    far = tuple(one.model_copy(update={"folder": f"local://{one.folder}"}) for one in data.train)
+    write_plan(run, data.model_copy(update={"train": far}), Storage(cache=str(small_disk / "cache")))
+    (small_disk / "cache").mkdir()
+    fill(small_disk)
+    run_workers(run, 1)
+    is_exact(run, origin)
+    told = [event["message"] for event in run.events(run.attempts()[-1]) if event["event"] == "data trouble"]
+    (said,) = (text for text in told if "cannot be used" in text)
+    assert "held in memory" in said and "Make room" in said
