@@ -15,7 +15,7 @@ SPECIAL := gpu or slurm or ray or s3 or browser or chaos
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-slurm test-gpu lint format bench docs image clean setup setup-dev
+.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-gpu lint format bench docs image clean setup setup-dev
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -44,6 +44,9 @@ test-slow-sample: setup-dev ## Run a fair sample of the long suites
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
 	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) --dist loadfile $(ARGS)
+
+test-s3-slow: setup-dev ## Run those that let a store fail for minutes (half an hour)
+	@$(TEST_ENV) $(BIN)/pytest -m 's3 and slow' -n $(JOBS) $(ARGS)
 
 test-slurm: setup-dev ## Run the tests that need SLURM, which they start themselves (Debian or Ubuntu, its packages)
 	@$(TEST_ENV) $(BIN)/pytest -m 'slurm and not slow' $(ARGS)
