@@ -58,6 +58,9 @@ def submit(
         _take_back(run, number)
         raise
     run.accepted(number, job_id)
+    last = run.outcome()
+    if last is not None and last.attempt not in run.attempts():  # of a job that was taken back before it began
+        run.remove("outcome.json")
     job = newest_job(run)
     assert job is not None
     return job

@@ -129,9 +129,12 @@ class OnSite:
 
         self.wait(made, seconds)
 
-    def outcome(self, seconds: float = 90.0) -> Any:
-        """The run's last word, once SLURM has ended its job."""
-        record = self.wait(self.run.outcome, seconds)
+    def outcome(self, seconds: float = 90.0, *, attempt: int = 0) -> Any:
+        """The run's last word, of this attempt or a later one, once SLURM has ended its job."""
+        record = self.wait(
+            lambda: (record := self.run.outcome()) and record.attempt >= attempt and record,
+            seconds,
+        )
         self.cluster.wait_job(self.job, seconds=30)
         return record
 

@@ -62,6 +62,7 @@ def test_a_run_that_waits_says_why_and_can_be_taken_back(place: Site) -> None:
     assert run.run.attempts() == []
     cluster.run("scancel", str(other))
     place.ok("resume", run.run_id, "--nodes", "1", "train.max_steps=10")
+    assert run.status()["state"] in ("pending", "starting")
     assert run.outcome().outcome == "completed"
     assert run.run.job(0).nnodes == 1
 
@@ -76,7 +77,7 @@ def test_stop_then_resume_on_another_number_of_nodes(place: Site, undisturbed: R
     assert run.cluster.job(run.job)["Restarts"] == "0"
     said = json.loads(place.ok("resume", run.run_id, "--nodes", "1", "resources.nproc_per_node=2", "--json"))
     assert said["from_step"] == state["step"]
-    assert run.outcome().outcome == "completed"
+    assert run.outcome(attempt=1).outcome == "completed"
     assert run.run.job(1).nnodes == 1
     same_training(run.run, undisturbed)
 
@@ -105,3 +106,19 @@ def test_what_is_ended_by_hand_is_over(end: str, place: Site) -> None:
     run.cluster.wait_job(run.job, "CANCELLED")
     assert run.cluster.job(run.job)["Restarts"] == "0"
     assert run.run.attempts() == [0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["kill", pytest.param("preempt", marks=pytest.mark.slow), pytest.param("node-loss", marks=pytest.mark.slow)]
+)
+def test_a_drill(kind: str, place: Site) -> None:
+    """What it blows is on a node; what it tells is what the run directory says."""
+    run = place.launch("run", FOREVER)
+    run.steps(25)
+    told = json.loads(place.ok("drill", kind, run.run_id, "--json"))
+    assert (told["attempt"], told["next_attempt"]) == (0, 1)
+    assert told["steps_lost"] <= (0 if kind == "preempt" else 20)
+    assert told["resumed_step"] == run.started(1)
+    assert (told["committed_seconds"] is not None) == (kind == "preempt")
+    place.ok("cancel", run.run_id)
+    run.nothing_left()
