@@ -30,7 +30,7 @@ from training.rundir import SCANCEL, Job, OutcomeRecord, RunDir, Submission
 
 PORTS = 61000, 4536  # first, how many: above the ephemeral range
 SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
-GONE_STATES = ("CANCELLED", "TIMEOUT", "DEADLINE")
+GONE_STATES = ("CANCELLED", "DEADLINE")
 QUEUED_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 
@@ -118,11 +118,15 @@ class Batch:
     def give_back(self, record: OutcomeRecord) -> bool:
         """Have this job started again; if the site does not requeue, the same script as a new job."""
         state, restarts = self._slurm.job_state(self._job_id)
-        if state.startswith(GONE_STATES):  # by a person: scancel
+        # One that SLURM itself is putting back has its restarts counted already, whatever its state is.
+        if state.startswith(QUEUED_STATES) or restarts > self._restarts:
+            return True
+        # One that ends while we are here was ended by a person: scancel. Its time was not over.
+        early = self._leave_at is None or time.time() < self._leave_at
+        if state.startswith(GONE_STATES) or (state == "COMPLETING" and early):
             self._signals.stop = self._signals.stop or SCANCEL
             return False
-        # One that SLURM itself is putting back has its restarts counted already, whatever its state is.
-        if state.startswith(QUEUED_STATES) or restarts > self._restarts or self._slurm.requeue(self._job_id):
+        if self._slurm.requeue(self._job_id):
             return True
         self._submit_again()
         return True

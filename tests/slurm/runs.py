@@ -49,13 +49,13 @@ class Site(Shell):
         recipe = apply_overrides(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
         (self.here / "tiny.yaml").write_text(yaml.safe_dump(recipe))
 
-    def write_cluster(self, **slurm: Any) -> None:
+    def write_cluster(self, *, environment: dict[str, str] | None = None, **slurm: Any) -> None:
         cluster = {
             "name": "site",
             "scheduler": "slurm",
             "node": {"cpus": 2},
             "slurm": {"partition": "spot", "notice_seconds": 10, **slurm},
-            "environment": {"OMP_NUM_THREADS": "1", **self.cluster.env},
+            "environment": {"OMP_NUM_THREADS": "1", **self.cluster.env, **(environment or {})},
             "storage": str(self.here / "runs"),
         }
         folder = Path(self.env["XDG_CONFIG_HOME"]) / "launchyard/clusters"
