@@ -118,15 +118,22 @@ def cancel(run: RunDir, job: Job) -> None:
     slurm.cancel(job.job_id)
     if not slurm.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
         raise LaunchError(f"job {job.job_id} is still ending", hint=f"squeue -j {job.job_id}")
-    record = OutcomeRecord(
-        outcome="stopped", reason=CANCELLED, message=CANCEL_MESSAGE, attempt=job.attempt, time=time.time()
-    )
-    if job.attempt in run.attempts() and run.outcome(job.attempt) is None:
-        run.write_outcome(record)
+    _leave_word(run, job)
+    run.clear_stop()
+
+
+def _leave_word(run: RunDir, job: Job) -> None:
+    """Where the owner had no time for it, or never came to be. An attempt that has ended by itself keeps its own."""
+    began = job.attempt in run.attempts()
+    message = CANCEL_MESSAGE if began else "taken back before it began"
+    ours = OutcomeRecord(outcome="stopped", reason=CANCELLED, message=message, attempt=job.attempt, time=time.time())
+    theirs = run.outcome(job.attempt) if began else None
+    if began and theirs is None:
+        run.write_outcome(ours)
     last = run.outcome()
     if last is None or last.attempt < job.attempt:
-        run.write_outcome(record, of_run=True)
-    run.clear_stop()
+        told = ours.model_dump(include={"outcome", "reason", "time"})
+        run.write_outcome(ours if theirs is None else theirs.model_copy(update=told), of_run=True)
 
 
 def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:

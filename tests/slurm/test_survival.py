@@ -58,6 +58,21 @@ def test_preemption_with_grace_costs_nothing(place: Site, undisturbed: RunDir) -
     assert "1 earlier attempt ended by preemption" in run.why()
 
 
+@pytest.mark.slow
+def test_a_run_that_waits_to_go_on_can_be_stopped(place: Site) -> None:
+    """Preempted and saved, it is in the queue again, where nothing runs that could save."""
+    run = place.launch("run", FOREVER)
+    run.steps(5)
+    run.cluster.run("scancel", "--signal=USR1", str(run.job))
+    run.wait(lambda: run.status()["state"] == "pending", 20)
+    assert "before it starts again" in run.why()
+    place.ok("stop", run.run_id)
+    state = run.status()
+    assert (state["state"], state["reason"], state["checkpoint"]) == ("stopped", "cancelled", run.saved(0)[-1])
+    assert state["step"] == state["checkpoint"]
+    assert run.run.attempts() == [0]
+
+
 REASONS: dict[str, Callable[[OnSite], object]] = {
     "requeue": lambda run: run.cluster.scontrol("requeue", str(run.job)),
     "TERM": lambda run: run.cluster.run("scancel", "--signal=TERM", str(run.job)),
