@@ -29,6 +29,7 @@ REASONS = {
     "Priority": "other jobs have a higher priority",
     "Resources": "the nodes it needs are in use",
     "Dependency": "it waits for another job",
+    "DependencyNeverSatisfied": "it waits for a job that has failed",
     "BeginTime": "the scheduler holds it for a while before it starts again",
     "JobHeldUser": "it is held by its owner: scontrol release",
     "JobHeldAdmin": "it is held by an administrator",
@@ -174,7 +175,7 @@ def in_words(reason: str) -> str:
     reason = reason.strip("()")
     if reason in ("", "None"):
         return ""
-    said = REASONS.get(reason)
+    said = REASONS.get(reason) or REASONS.get(reason.partition(",")[0])  # ReqNodeNotAvail, UnavailableNodes:…
     return f"{said} ({reason})" if said else reason
 
 

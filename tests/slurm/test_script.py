@@ -113,6 +113,9 @@ def test_containers_get_their_words_as_they_are() -> None:
 def test_reasons_in_words() -> None:
     assert in_words("(Resources)") == "the nodes it needs are in use (Resources)"
     assert in_words("SomethingNew") == "SomethingNew"
+    assert in_words("ReqNodeNotAvail, UnavailableNodes:node[1-3]").startswith(
+        "a node it asks for is not available (Req"
+    )
     assert in_words("None") == ""
     said = (
         "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition"
