@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,14 +95,21 @@ def test_notices_by_hand_cost_nothing(reason: str, place: Site, undisturbed: Run
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{"grace_seconds": 0, "kill_wait_seconds": 0}, {"user_signal": True}, {"proctrack": "cgroup"}],
-    ids=["no grace", "user signal", "cgroup"],
+    [
+        {"grace_seconds": 0, "kill_wait_seconds": 0},
+        {"user_signal": True},
+        {"proctrack": "cgroup"},
+        {"accounting": True},
+    ],
+    ids=["no grace", "user signal", "cgroup", "accounting"],
 )
 def test_sites_that_preempt_otherwise(settings: dict[str, object], tmp_path: Path, undisturbed: RunDir) -> None:
     from launcher.sandbox.slurm_host import FREEZER
 
     if "proctrack" in settings and not FREEZER.is_dir():
         pytest.skip("needs the freezer of version 1 of control groups")
+    if "accounting" in settings and shutil.which("mariadb-install-db") is None:
+        pytest.skip("needs slurmdbd and mariadb-server")
     with running_cluster(QUICK.model_copy(update={**settings, "nodes": 2})) as cluster:
         place = Site(tmp_path, cluster)
         try:
