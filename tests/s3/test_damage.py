@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.saved import list_saved
+from model import files
+from model.store import StoreError
+from tests.faultproxy import FaultProxy
+from tests.faults import Answer
 from tests.s3.runs import Remote
 from tests.shell import Shell
+from tests.store import Bucket
+from tests.training.test_checkpoint import checkpointer, fresh, saved
+from training.rundir import RunDir
+from training.state import shards
 
 pytestmark = pytest.mark.s3
 
@@ -58,3 +67,20 @@ def test_a_damaged_chunk(remote: Remote, tmp_path: Path) -> None:
     remote.bucket.put(key, whole)
     remote.train()
     remote.is_exact()
+
+
+def test_an_outage_at_any_instant_of_a_load_is_no_damage(s3: Bucket, proxy: FaultProxy) -> None:
+    """Whichever of its requests is the first to find the store away: nobody goes back to an older checkpoint."""
+    run = RunDir(f"{s3.url}/run")
+    saved(run, 5, 10)
+    before = len(proxy.requests())
+    checkpointer(run).load_newest(shards(*fresh()))
+    count = len(proxy.requests()) - before
+    assert count > 8
+    for first in range(count):
+        events: list[Any] = []
+        rule = proxy.fault(Answer(503), skip=first)
+        with files.patience(0), pytest.raises(StoreError):
+            checkpointer(run, events).load_newest(shards(*fresh()))
+        rule.off()
+        assert rule.hits and events == []

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from launcher.backends import local
 from launcher.errors import UserError
@@ -17,8 +19,9 @@ from launcher.processes import marked
 from launcher.saved import list_saved
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
 from tests.training.small import final_weights, history, run_workers, start_workers
+from training.appender import Appender
 from training.config import Storage
-from training.rundir import RunDir
+from training.rundir import RunDir, parse_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,23 @@ def test_training_goes_on_until_there_is_room(origin: Origin, small_disk: Path) 
     failed = [event for event in run.events(run.attempts()[-1]) if event["event"] == "save failed"]
     assert failed and "No space left" in failed[0]["message"]
     is_exact(run, origin)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=12), st.integers(0, 3))
+def test_rows_are_whole_on_a_disk_that_fills_up(small_disk: Path, lengths: list[int], pages: int) -> None:
+    """However much of a line found room before: no half of one stays, none is lost, none comes twice."""
+    run, filler = RunDir(str(small_disk / "rows")), fill(small_disk)
+    rows = Appender(run, "metrics/steps-0000")
+    with open(filler, "r+b") as file:
+        file.truncate(filler.stat().st_size - pages * 4096)
+    for number, length in enumerate(lengths):
+        rows.add({"step": number, "text": "x" * length})
+    filler.unlink()
+    rows.flush(sync=True)
+    found = parse_jsonl(run.read_bytes("metrics/steps-0000.jsonl"))
+    shutil.rmtree(small_disk / "rows")
+    assert [(row["step"], len(row["text"])) for row in found] == list(enumerate(lengths))
 
 
 def test_without_room_it_ends_and_goes_on_later(origin: Origin, small_disk: Path) -> None:
