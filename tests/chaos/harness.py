@@ -17,7 +17,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import psutil
 from launcher.processes import MARK_ATTEMPT, MARK_RUN, descendants, end_all, end_marked, free_port, marked, wait_until
 from tests.chaos.beacons import VARIABLE, Beacons
 from tests.chaos.instants import beacon_of, hook_of
-from tests.chaos.plan import Case, Job, Kill
+from tests.chaos.plan import MOST_COMMITS, Case, Job, Kill
 from tests.chaos.runs import RETRY_SECONDS, References, write_cluster, write_data, write_run
 from tests.chaos.troubles import Bringer
 from tests.chaos.witness import Witness
@@ -36,7 +37,8 @@ from training.rundir import Job as Claim
 from training.rundir import RunDir
 
 JOB_SECONDS = RETRY_SECONDS + 90.0
-GONE_SECONDS = 15.0  # from the death of an agent to that of all its workers
+GONE_SECONDS = 15.0  # from the death of an agent until nothing of it can be seen on a busy machine
+DYING_SECONDS = 3.0  # in which its workers may still do something
 ZOMBIE_SECONDS = 60.0  # from waking up to finding out that somebody else has the run
 QUIET_JOBS = 3  # in which a run that is left in peace must complete
 WORKER = "tests.chaos.worker"
@@ -65,10 +67,13 @@ class Started:
     process: subprocess.Popen[bytes] | None
     workers: list[subprocess.Popen[bytes]]
     lock: threading.Lock = field(default_factory=threading.Lock)
+    fired: int = 0  # kills that have struck
     struck: set[int] = field(default_factory=set)  # attempts that lost somebody
     over: bool = False
     wake: threading.Event = field(default_factory=threading.Event)
+    headless: dict[int, float] = field(default_factory=dict)  # attempts that lost their agent, and when
     frozen: bool = False
+    woken: float = 0.0
 
 
 class Harness:
@@ -150,6 +155,7 @@ class Harness:
         else:
             assert wait_until(lambda: not marked(self.run.url), seconds=GONE_SECONDS), self._still_there()
         if zombie is not None:
+            self.witness.look()
             self._end_zombie()
         attempts = [number for number in self.run.attempts() if number >= started.first]
         self.tally.attempts += len(attempts)
@@ -168,7 +174,10 @@ class Harness:
         wait_until(lambda: not self._proxy.connections, seconds=1.0 if self._zombie else 10.0)
 
     def _look_at_failures(self, started: Started, attempts: list[int]) -> None:
-        """Whoever lost nobody must not have failed: the store's faults pass."""
+        """Whoever lost nobody must not have failed: the store's faults pass. Whoever lost its agent did no more."""
+        for number, struck in started.headless.items():
+            late = [event for event in self.run.events(number) if event["time"] > struck + DYING_SECONDS]
+            assert not late, f"attempt {number} went on without its agent: {late}"
         for number in attempts:
             if number in started.struck or started.frozen:
                 continue
@@ -254,30 +263,36 @@ class Harness:
         """Wait for the first of these kills; the others follow in later attempts of the same owner."""
         if not kills:
             return
-        kill, rest = kills[0], kills[1:]
+        kill, rest, number = kills[0], kills[1:], len(started.job.kills) - len(kills)
 
-        def strike(seen: Any = None) -> None:
-            self._strike(started, kill, getattr(seen, "pid", None))
-            if rest:
+        def strike(instant: str, seen: Any) -> None:
+            struck = self._strike(started, number, replace(kill, instant=instant), getattr(seen, "pid", None))
+            if struck and rest:
                 follow = len(self.run.attempts())
                 self._beacons.on(lambda beacon: beacon.attempt >= follow, lambda _: self._arm(started, rest, follow))
 
+        if kill.instant != "random" and (self.case.place == "s3" or started.job.way != "launch"):
+            self._watch(started, replace(kill, instant="committed", after=MOST_COMMITS), attempt, strike)
+        self._watch(started, kill, attempt, strike)
+
+    def _watch(self, started: Started, kill: Kill, attempt: int, strike: Callable[[str, Any], None]) -> None:
+        """Strike when the instant comes: at a request, at a beacon, or else after a while."""
         hook = hook_of(kill.instant, self.case.place)
         if hook is not None:
-            self._proxy.on(hook.match, hook.when, strike, skip=kill.after)
+            self._proxy.on(hook.match, hook.when, partial(strike, kill.instant), skip=kill.after)
         elif kill.instant == "random" or started.job.way == "launch":  # the plain worker tells nothing
-            timer = threading.Timer(0.5 + kill.after % 1000 / 100, strike)
+            timer = threading.Timer(0.5 + kill.after % 1000 / 100, strike, ("random", None))
             timer.daemon = True
             timer.start()
         else:
             matches, factor = beacon_of(kill.instant, attempt)
-            self._beacons.on(matches, strike, skip=kill.after * factor)
+            self._beacons.on(matches, partial(strike, kill.instant), skip=kill.after * factor)
 
-    def _strike(self, started: Started, kill: Kill, pid: int | None) -> None:
-        """SIGKILL, or for a frozen job SIGSTOP, to the victims. Runs while the instant lasts."""
+    def _strike(self, started: Started, number: int, kill: Kill, pid: int | None) -> bool:
+        """SIGKILL, or for a frozen job SIGSTOP, to the victims, once. Runs while the instant lasts."""
         with started.lock:
-            if started.over:
-                return
+            if started.over or number != started.fired:
+                return False
             victims = self._victims(started, kill, pid)
             newest = max(len(self.run.attempts()) - 1, started.first)
             struck = 0
@@ -286,14 +301,18 @@ class Harness:
                     victim.send_signal(signal.SIGSTOP if kill.victim == "frozen" else signal.SIGKILL)
                     struck += 1
             if not struck:
-                return
+                return False
+            started.fired += 1
             started.struck.add(newest)
             started.frozen = started.frozen or kill.victim == "frozen"
             self._note(f"{kill} struck {struck} in attempt {newest}")
             self.tally.faults[f"kill: {kill.instant}"] += 1
             self.tally.victims[kill.victim] += 1
+            if kill.victim in ("agent", "tree"):
+                started.headless[newest] = time.time()
         if kill.victim == "frozen":
             started.wake.wait(JOB_SECONDS)  # what was on its way arrives when all thought it dead
+        return True
 
     def _victims(self, started: Started, kill: Kill, pid: int | None) -> list[psutil.Process]:
         if started.workers:
@@ -359,6 +378,7 @@ class Harness:
             self._beacons.on(matches, wake, skip=self._rng.randint(0, 2))
 
     def _wake(self, zombie: Started) -> None:
+        zombie.woken = zombie.woken or time.time()
         for worker in zombie.workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
@@ -369,10 +389,14 @@ class Harness:
         zombie, self._zombie = self._zombie, None
         if zombie is None:
             return
+        taken_over = len(self.run.attempts()) > zombie.first + 1
         self._wake(zombie)
         ended = wait_until(lambda: all(one.poll() is not None for one in zombie.workers), seconds=ZOMBIE_SECONDS)
         end_all([psutil.Process(one.pid) for one in zombie.workers if one.poll() is None])
         assert ended, f"attempt {zombie.first} trains on although another has taken over"
+        saved = [event for event in self.run.events(zombie.first) if event["event"] == "saved"]
+        late = [event["step"] for event in saved if event["time"] > zombie.woken]
+        assert len(late) <= 1 or not taken_over, f"attempt {zombie.first} was taken over, and saved steps {late}"
 
 
 def _rank(process: psutil.Process) -> str | None:

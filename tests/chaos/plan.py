@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 STEPS, EVERY, KEEP, BATCH = 48, 3, 2, 12
+MOST_COMMITS = 5  # of an attempt; an instant that has not come by then is taken to be this one
 MOST_JOBS = 14  # under chaos; then the run is left in peace
 
 Place = Literal["s3", "local"]
