@@ -130,7 +130,7 @@ def test_a_time_limit_is_a_preemption(place: Site) -> None:
     run = place.launch("run", FOREVER, "resources.time_limit=00:01:00", "checkpoint.every_steps=1000")
     run.wait(lambda: run.run.attempts()[-1:] >= [2] and run.step(run.run.attempts()[-1]) > 0, 240)
     ended = run.run.attempts()[:-1]
-    assert {run.run.outcome(attempt).outcome for attempt in ended} == {"stopped"}
+    assert {run.run.outcome(attempt).outcome for attempt in ended} == {"stopped"}, run.looks()
     assert [lost(run, attempt) for attempt in ended] == [0] * len(ended)
     place.ok("stop", run.run_id)
     run.nothing_left()
