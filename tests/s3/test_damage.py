@@ -31,9 +31,7 @@ def flip(remote: Remote, key: str, at: float) -> bytes:
     return whole
 
 
-@pytest.mark.parametrize(
-    ("kind", "at"), [("manifest.json", 0.3), ("manifest.json", 0.9), (".safetensors", 0.01), (".safetensors", 0.7)]
-)
+@pytest.mark.parametrize(("kind", "at"), [("manifest.json", 0.9), (".safetensors", 0.7)])
 def test_a_damaged_checkpoint(kind: str, at: float, remote: Remote, tmp_path: Path) -> None:
     """The run goes on from the one before, and comes to the same."""
     steps = remote.run.committed_steps()

@@ -101,7 +101,7 @@ def said(done: subprocess.CompletedProcess[str], bucket: Bucket) -> None:
 
 
 # -- commands while it is away ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["gone", "frozen", "refusing"])
+@pytest.mark.parametrize("kind", ["frozen", "refusing", pytest.param("gone", marks=pytest.mark.slow)])
 def test_commands_while_the_store_is_away(kind: str, remote: Remote, shell: Shell, proxy: FaultProxy) -> None:
     url = remote.run.url
     register("faults-run", "faults", url)
