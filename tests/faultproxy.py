@@ -324,6 +324,8 @@ class _Exchange:
                 head = [re.sub(r"(?i)^(content-length:).*", rf"\1 {keep}", line) for line in head]
         flipped = min(int(total * flip.at), total - 1) if isinstance(flip, Flip) and total else None
         lines = [line for line in head if not line.lower().startswith("connection:")]
+        if isinstance(truncate, Truncate) and truncate.lie:
+            lines.append("Connection: close")  # else the client, content, may ask again where nobody listens any more
         self._client.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if request.method == "HEAD" or request.status in (204, 304):
             return
