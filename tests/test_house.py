@@ -19,6 +19,8 @@ LIGHT_FILES = (
     "launcher/**/*.py",
     "training/config.py",
     "training/rundir.py",
+    "training/metrics.py",
+    "training/goodput.py",
     "training/data/index.py",
     "model/config.py",
     "model/cost.py",

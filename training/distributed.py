@@ -5,6 +5,7 @@ The only file of training that reads os.environ. Knows no model and no data.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -57,6 +58,14 @@ def read_world() -> World:
         host=socket.gethostname(),
         local_world_size=int(env.get("LOCAL_WORLD_SIZE", "1")),
     )
+
+
+def node_address() -> str:
+    """How other machines reach this one: its address towards the others, else its name."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # asks the routing table and sends nothing
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
 
 
 def die_with_parent() -> None:

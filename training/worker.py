@@ -24,9 +24,9 @@ from model import files, store
 from model.shards import CorruptError
 from training.appender import Appender
 from training.config import Recipe, Storage, Workload, apply_overrides, count_steps, cut_batch
-from training.distributed import World, die_with_parent, read_world
+from training.distributed import World, die_with_parent, node_address, read_world
 from training.events import Events, SaveEvents, StoreEvents
-from training.rundir import OutcomeRecord, RunDir
+from training.rundir import OutcomeRecord, RunDir, Target
 from training.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -252,10 +252,8 @@ def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Any:
     if not recipe.metrics.prometheus:
         return NoExporter()
     exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
-    run.write_json(
-        f"{run.attempt_dir(world.attempt)}/endpoints/rank-{world.rank:05d}.json",
-        {"url": exporter.url, "rank": world.rank, "host": world.host, "pid": os.getpid()},
-    )
+    url = exporter.url.replace("//0.0.0.0:", f"//{node_address()}:")
+    run.register_target(world.attempt, Target(rank=world.rank, url=url, node=world.host, time=time.time()))
     exporter.state("starting")
     return exporter
 
