@@ -36,6 +36,7 @@ class World:
     job_end: float | None
     host: str
     local_world_size: int = 1
+    grace_seconds: float | None = None  # from a stop request to the end of the agent's patience
 
     @property
     def leads(self) -> bool:
@@ -46,7 +47,7 @@ class World:
 def read_world() -> World:
     """The world from the environment; without torchrun, a world of one."""
     env = os.environ
-    end = env.get("LAUNCHYARD_JOB_END")
+    end, grace = env.get("LAUNCHYARD_JOB_END"), env.get("LAUNCHYARD_GRACE")
     return World(
         rank=int(env.get("RANK", "0")),
         local_rank=int(env.get("LOCAL_RANK", "0")),
@@ -57,6 +58,7 @@ def read_world() -> World:
         job_end=float(end) if end else None,
         host=socket.gethostname(),
         local_world_size=int(env.get("LOCAL_WORLD_SIZE", "1")),
+        grace_seconds=float(grace) if grace else None,
     )
 
 

@@ -149,6 +149,12 @@ class Ledger:
         """What follows belongs to no attempt."""
         self._attempt = None
 
+    def preview(self, until: float) -> Goodput:
+        """As if the attempt had gone on until then, without writing it down."""
+        seconds = dict(self.seconds)
+        seconds[self.idle()] += max(0.0, until - self.until)
+        return Goodput(self.since, max(until, self.until), seconds, {}, self.reached)
+
     def goodput(self) -> Goodput:
         return Goodput(self.since, self.until, dict(self.seconds), dict(self.by_attempt), self.reached)
 

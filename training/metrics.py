@@ -1,14 +1,17 @@
-"""The one table of metric names, and where a worker's numbers go: Prometheus, and rows in the run directory.
+"""The one table of metric names, and the clocks and counters that feed it.
 
-The table is the registry: docs, dashboards and alerts are checked against it. Knows no model and no launcher.
-Light at module level, so that the docs can be made without torch.
+The table is the registry: docs, dashboards and alerts are checked against it. Knows no model and no launcher, and
+serves nothing (training/exporter.py does). Light.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 Kind = Literal["gauge", "counter", "histogram"]
 PHASES = (
@@ -21,6 +24,7 @@ PHASES = (
     "validation",
     "other",
 )
+OF_A_STEP = ("forward_backward", "optimizer", "other")
 STATES = ("starting", "training", "validating", "stopping", "finished")
 STEP_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SAVE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -139,7 +143,7 @@ PREEMPTION = (
         "trainer_preempt_save_duration_seconds", "gauge", "From hearing of a stop to its committed save, the last time."
     ),
     Metric("trainer_preempt_grace_seconds", "gauge", "How long the agent waits for such a save before it ends all."),
-    Metric("trainer_job_end_timestamp_seconds", "gauge", "When the job's time is over (Unix time); absent if never."),
+    Metric("trainer_job_end_timestamp_seconds", "gauge", "When the run leaves its job, whose time is over then (Unix time); absent if it never is."),
 )
 LAUNCHER = (
     Metric(
@@ -168,127 +172,138 @@ METRICS = (
     *IDENTITY, *PROGRESS, *TIME, *LEARNING, *MEMORY, *DATA, *CHECKPOINT, *PREEMPTION, *LAUNCHER,
 )  # fmt: skip
 
-DATA_COUNTERS = (
-    ("bytes", "trainer_data_bytes_total"),
-    ("hits", "trainer_data_cache_hits_total"),
-    ("misses", "trainer_data_cache_misses_total"),
-    ("damaged", "trainer_data_cache_damaged_total"),
-    ("wait_seconds", "trainer_data_chunk_wait_seconds_total"),
-)
+
+class Buckets:
+    """A histogram as it grows: how many values lay up to each bound, and their sum."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)  # the last one holds what is above all bounds
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Witness(Protocol):
+    """Who is told what this worker does; see training/watchdog.py."""
+
+    def enter(self, phase: str, now: float, waiting: bool) -> None: ...
 
 
 class PhaseClock:
     """Wall time by phase. There is always exactly one phase, so the phases sum to the time since the start."""
 
-    def __init__(self, started: float | None = None) -> None:
+    def __init__(self, started: float | None = None, witness: Witness | None = None) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._phase, self._since = "init", time.monotonic()
+        self._now = ("init", time.monotonic())  # replaced as one, for other threads
+        self._witness = witness
+        self._told = dict.fromkeys(PHASES, 0.0)
         if started is not None:  # the process began before this clock could
             self.seconds["init"] = max(0.0, time.time() - started)
 
-    def enter(self, phase: str) -> None:
+    @property
+    def phase(self) -> str:
+        return self._now[0]
+
+    def enter(self, phase: str, *, waiting: bool = False) -> None:
+        """`waiting`: for other ranks, or for the device; whatever is late then, it is not this process."""
         now = time.monotonic()
-        self.seconds[self._phase] += now - self._since
-        self._phase, self._since = phase, now
+        before, since = self._now
+        self._now = (phase, now)  # first: another thread may then see too little for a moment, and never too much
+        self.seconds[before] += now - since
+        if self._witness is not None:
+            self._witness.enter(phase, now, waiting or phase == "collective_wait")
+
+    @contextlib.contextmanager
+    def waits(self) -> Iterator[None]:
+        """In a collective: that time of a step is no rank's own. What else is timed as a whole stays so."""
+        before = self._now[0]
+        self.enter("collective_wait" if before in OF_A_STEP else before, waiting=True)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds by phase until now; for another thread."""
+        while True:
+            now, seconds = self._now, dict(self.seconds)
+            if now is self._now:
+                seconds[now[0]] += max(0.0, time.monotonic() - now[1])
+                return seconds
 
     def total(self) -> float:
-        self.enter(self._phase)
+        self.enter(self.phase)
         return sum(self.seconds.values())
 
-
-class Exporter:
-    """A worker's series on an HTTP endpoint of its own; a port of 0 takes a free one. `url` is where it listens."""
-
-    def __init__(self, *, rank: int, host: str, port: int = 0) -> None:
-        import prometheus_client as prom
-
-        prom.disable_created_metrics()
-        self._rank = str(rank)
-        self._registry = prom.CollectorRegistry()
-        kinds = {"gauge": prom.Gauge, "counter": prom.Counter, "histogram": prom.Histogram}
-        self._series: dict[str, Any] = {}
-        for metric in METRICS:
-            if metric.source == "trainer" and (rank == 0 or metric.scope == "rank"):
-                extra = {"buckets": metric.buckets} if metric.buckets else {}
-                self._series[metric.name] = kinds[metric.kind](
-                    metric.name, metric.help, metric.labels, registry=self._registry, **extra
-                )
-        self._server, self._thread = prom.start_http_server(port, addr=host, registry=self._registry)
-        self.url = f"http://{host}:{self._server.server_port}/metrics"
-        self._phases_told = dict.fromkeys(PHASES, 0.0)
-        self._data_told: dict[str, float] = {}
-
-    def _of(self, name: str, labels: dict[str, str]) -> Any:
-        series = self._series.get(name)
-        return series.labels(**labels) if series is not None and labels else series
-
-    def set(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge; what this rank does not report is passed over."""
-        series = self._of(name, labels)
-        if series is not None:
-            series.set(value)
-
-    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        series = self._of(name, labels)
-        if series is not None:
-            series.inc(amount)
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        series = self._of(name, labels)
-        if series is not None:
-            series.observe(value)
-
-    def state(self, state: str) -> None:
-        for one in STATES:
-            self.set("trainer_state", float(one == state), state=one)
-
-    def row(self, row: dict[str, Any], *, tokens: int, flops: float) -> None:
-        """The numbers of one finished step."""
-        for name, key in (
-            ("trainer_step", "step"),
-            ("trainer_tokens_seen", "tokens_seen"),
-            ("trainer_loss", "loss"),
-            ("trainer_grad_norm", "grad_norm"),
-            ("trainer_learning_rate", "lr"),
-        ):
-            self.set(name, row[key])
-        self.add("trainer_tokens_total", tokens)
-        self.add("trainer_model_flops_total", flops)
-        self.observe("trainer_step_duration_seconds", row["step_seconds"])
-
-    def beat(self, clock: PhaseClock) -> None:
-        """Rank's own clock, after each step."""
-        self.set("trainer_last_step_timestamp_seconds", time.time(), rank=self._rank)
-        clock.total()
-        for phase, seconds in clock.seconds.items():
-            self.add("trainer_phase_seconds_total", seconds - self._phases_told[phase], phase=phase, rank=self._rank)
-            self._phases_told[phase] = seconds
-
-    def data(self, counters: Any) -> None:
-        """What came through the cache of chunks since the process began; see training/data/cache.py."""
-        for name, series in DATA_COUNTERS:
-            value = float(getattr(counters, name))
-            self.add(series, value - self._data_told.get(name, 0.0))
-            self._data_told[name] = value
-        self.set("trainer_data_cache_bytes", counters.held)
-        self.data_retry(0)  # there from the first step on
-
-    def data_retry(self, times: int = 1) -> None:
-        self.add("trainer_data_retries_total", times)
-
-    def memory(self, peak_bytes: int) -> None:
-        self.set("trainer_memory_peak_bytes", peak_bytes, rank=self._rank)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap of the phases that took any, in whole microseconds that sum to the truth."""
+        self.total()
+        told, laps = self._told, {}
+        for phase, seconds in self.seconds.items():
+            spent = round(seconds - told[phase], 6)
+            if spent > 0:
+                laps[phase] = spent
+                told[phase] += spent
+        return laps
 
 
-class NoExporter:
-    """Stands where an Exporter stands when a recipe wants none."""
+@dataclass(frozen=True)
+class Spike:
+    """A loss far above those before it: `loss` against the `usual`, their median."""
 
-    url = None
+    loss: float
+    usual: float
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
+
+class SpikeFinder:
+    """Tells when a loss stands out: by six times the usual spread, and by a tenth of itself.
+
+    The spread is the mean distance of the last losses from their running mean, so that looking costs next to nothing.
+    """
+
+    def __init__(self, *, known_after: int = 20, memory: float = 0.95) -> None:
+        self._known_after, self._memory = known_after, memory
+        self._mean, self._spread, self._seen = 0.0, 0.0, 0
+
+    def look(self, loss: float) -> Spike | None:
+        self._seen += 1
+        if self._seen == 1:
+            self._mean = loss
+        above = loss - self._mean
+        found = None
+        if self._seen > self._known_after and above > max(6 * self._spread, 0.1 * abs(self._mean)):
+            found = Spike(loss, self._mean)
+        else:  # a spike must not make the next one look usual
+            self._mean += (1 - self._memory) * above
+            self._spread += (1 - self._memory) * (abs(above) - self._spread)
+        return found
+
+
+# Dense operations a second in bf16, of the maker's data sheets; the first name that a device's name holds counts.
+PEAK_FLOPS = (
+    ("B200", 2.25e15),
+    ("GB200", 2.5e15),
+    ("H200", 989.4e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989.4e12),
+    ("H800", 989.4e12),
+    ("GH200", 989.4e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+    ("A10G", 70e12),
+    ("A40", 149.7e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090", 71e12),
+    ("V100", 125e12),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """What a device could do at most, operations a second; None of one that is not known."""
+    return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_name.lower()), None)

@@ -6,6 +6,7 @@ torchrun loses them. Imports torch only once its output goes to the run's logs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,8 +28,11 @@ from training.appender import Appender
 from training.config import Recipe, Storage, Workload, apply_overrides, count_steps, cut_batch
 from training.distributed import World, die_with_parent, node_address, read_world
 from training.events import Events, SaveEvents, StoreEvents
+from training.goodput import AttemptFacts
+from training.metrics import PhaseClock
 from training.rundir import OutcomeRecord, RunDir, Target
-from training.stop import StopFlag
+from training.stop import REASONS, StopFlag
+from training.watchdog import Limits, PulseWriter, answer_with_stacks
 
 if TYPE_CHECKING:
     from training.loop import Parts
@@ -44,6 +49,8 @@ FATAL = (
     FileNotFoundError,
     CorruptError,
 )
+HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
+TRACKER_SECONDS = 5.0  # for their last rows, after the last scrape; the agent waits for LINGER_SECONDS in all
 FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
@@ -53,6 +60,7 @@ class Progress:
     """How far this process has come, and what must be kept of that should it fail."""
 
     state: TrainState | None = None
+    pulse: PulseWriter | None = None
     rows: list[Any] = field(default_factory=list)  # all that has a `flush`
 
 
@@ -67,6 +75,8 @@ def main(argv: list[str]) -> int:
         work(run, world, flag, progress)
     except BaseException as error:
         traceback.print_exception(error)
+        if progress.pulse is not None:  # its last words may take longer than a step
+            progress.pulse.close()
         with files.patience(FAREWELL_SECONDS):
             record_error(run, world, error, progress.state.step if progress.state else None)
             keep_rows(progress)
@@ -147,22 +157,42 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     progress.rows.append(on_event)
     born = psutil.Process().create_time()
     on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
-    parts, resumed = compose(run, world, recipe, workload, flag, on_event)
+    pulse = give_signs(world, recipe)
+    progress.pulse = pulse
+    clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
+    parts, resumed = compose(run, world, recipe, workload, flag, on_event, clock, pulse)
     progress.state = parts.state
     progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
-    from training.distributed import disconnect, is_connected
     from training.loop import train
 
     on_event("started", step=parts.state.step, resumed=resumed, world_size=world.world_size, device=str(parts.device))
     reason = train(parts)
+    parts.clock.enter("checkpoint_blocking")  # what remains is to be written
     for rows in progress.rows:
         rows.flush(sync=True)
     if world.leads:
         conclude(run, parts, reason)
+    leave(run, parts, pulse, reason)
+
+
+def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | None) -> None:
+    """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
+    from training.distributed import disconnect, is_connected
+
     parts.exporter.state("finished")
+    parts.recorder.close()
     if is_connected():
-        disconnect()
+        with parts.clock.waits():
+            disconnect()
+    if pulse is not None:
+        pulse.close()
+    if reason not in HURRIED:
+        parts.exporter.last_scrape()
+    if parts.exporter.url is not None:
+        with contextlib.suppress(OSError):  # a store that is away: the outcome tells as well that there is nothing left
+            run.remove_target(parts.world.attempt, parts.world.rank)
     parts.exporter.close()
+    parts.recorder.wait(TRACKER_SECONDS)
 
 
 def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
@@ -192,19 +222,38 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     )
 
 
+def give_signs(world: World, recipe: Recipe) -> PulseWriter | None:
+    """Let the agent of this node see what this worker does; without an agent nobody would look."""
+    answer_with_stacks()
+    if world.scratch is None:
+        return None
+    chosen = recipe.watchdog
+    limits = Limits(
+        step_seconds=chosen.step_seconds, slow_seconds=chosen.slow_seconds, patience=files.current_patience()
+    )
+    return PulseWriter(world.scratch, world.rank, limits if chosen.enabled else None)
+
+
 def compose(
-    run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, on_event: Any
+    run: RunDir,
+    world: World,
+    recipe: Recipe,
+    workload: Workload,
+    flag: StopFlag,
+    on_event: Any,
+    clock: PhaseClock,
+    pulse: PulseWriter | None,
 ) -> tuple[Parts, bool]:
     """Everything the loop needs, with the newest whole checkpoint loaded; and whether there was one."""
-    from training.metrics import PhaseClock
-
-    clock = PhaseClock(started=psutil.Process().create_time())
     exporter = serve_metrics(run, world, recipe)
     import torch
 
+    from model.cost import flops_per_token
     from training.distributed import connect
     from training.loop import Meter, Parts
-    from training.parallel import needs_sharding
+    from training.parallel import needs_sharding, time_collectives
+    from training.record import Account, Recorder, peak_of
+    from training.trackers import open_trackers
 
     device = choose_device(recipe, world)
     torch.manual_seed(recipe.train.seed)
@@ -217,10 +266,31 @@ def compose(
     )
     model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
     reader, held_out = open_readers(recipe, workload, world, on_event)
+    if device.type == "cpu":
+        time_collectives(model, clock.waits)
     max_steps = count_steps(recipe, workload.data.n_tokens)
-    exporter.set("trainer_run_info", 1, run_name=workload.name, git_sha=git_sha(run))
     exporter.set("trainer_world_size", world.world_size)
     exporter.set("trainer_target_steps", max_steps)
+    introduce(exporter, run, world, recipe, workload)
+    trackers = None
+    if world.leads:
+        trackers = open_trackers(
+            run, recipe, workload.run_id, attempt=world.attempt, start_step=state.step, on_event=on_event
+        )
+    recorder = Recorder(
+        world,
+        clock=clock,
+        exporter=exporter,
+        on_event=on_event,
+        device=device,
+        flops_per_token=flops_per_token(workload.model, recipe.data.seq_len),
+        peak=peak_of(device, recipe.metrics.peak_flops, world.world_size),
+        rows=rows,
+        account=Account(run, world.attempt, partial(tell_past, exporter, run)) if world.leads else None,
+        trackers=trackers,
+        pulse=pulse,
+        cache=reader.cache,
+    )
     parts = Parts(
         world=world,
         recipe=recipe,
@@ -241,13 +311,41 @@ def compose(
         validation_rows=validation_rows,
         on_event=on_event,
         meter=Meter(),
+        recorder=recorder,
+        beat=(lambda: None) if pulse is None else pulse.beat,
     )
     return parts, resumed
 
 
+def introduce(exporter: Any, run: RunDir, world: World, recipe: Recipe, workload: Workload) -> None:
+    """Which run this is, and what is known of it before its first step."""
+    backend = run.job(world.attempt).backend if world.attempt in run.attempts() else ""
+    named = {"run_name": workload.name, "recipe": recipe.name, "git_sha": git_sha(run), "backend": backend}
+    exporter.set("trainer_run_info", 1, **named)
+    if world.job_end is not None:
+        exporter.set("trainer_job_end_timestamp_seconds", world.job_end)
+    if world.grace_seconds is not None:
+        exporter.set("trainer_preempt_grace_seconds", world.grace_seconds)
+    for kind in ("permanent", "temporary"):
+        for result in ("ok", "failed"):
+            exporter.count("trainer_checkpoint_saves_total", 0, kind=kind, result=result)
+    for reason in REASONS:
+        exporter.count("trainer_preemptions_total", 0, source=reason)
+
+
+def tell_past(exporter: Any, run: RunDir, before: list[AttemptFacts]) -> None:
+    """What earlier attempts could hardly tell themselves, for they ended with it."""
+    for facts in before:
+        if facts.outcome is not None and facts.outcome.reason in REASONS:
+            exporter.add("trainer_preemptions_total", source=facts.outcome.reason)
+        for event in run.events(facts.attempt):
+            if event["event"] == "saved before stopping":
+                exporter.set("trainer_preempt_save_duration_seconds", float(event["seconds"]))
+
+
 def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Any:
     """This rank's Prometheus endpoint, registered in the run directory."""
-    from training.metrics import Exporter, NoExporter
+    from training.exporter import Exporter, NoExporter
 
     if not recipe.metrics.prometheus:
         return NoExporter()

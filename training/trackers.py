@@ -1,0 +1,296 @@
+"""The rows of a run for other people's tools: CSV, TensorBoard, Weights & Biases, MLflow. Rank 0 only.
+
+A thread of its own hands the rows over, so that a tool that is slow, broken or away costs no step; that is said once.
+A run that resumes goes on in the same place, and no step stands there twice. Keys and tokens come from the
+environment, where each tool looks for them itself; none is read here. Light until a tracker is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from model import files
+from training.config import Recipe
+from training.rundir import RunDir
+
+PACKAGES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+WAITING_ROWS = 10_000
+UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
+NOT_SHOWN = ("step", "data_hash", "phases", "attempt", "time")
+
+Values = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """One tool. Called by one thread only; what it raises ends its use."""
+
+    def log(self, step: int, values: Values) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def missing(trackers: Sequence[str]) -> list[str]:
+    """Of these trackers, those whose package this Python does not have."""
+    return [name for name in trackers if (package := PACKAGES[name]) and importlib.util.find_spec(package) is None]
+
+
+def install_words(names: Sequence[str]) -> str:
+    return f"pip install 'launchyard[{','.join(names)}]'"
+
+
+class Trackers:
+    """All that a recipe asks for. `open_all` runs in the thread as well: some tools ask their server first."""
+
+    def __init__(self, openers: Mapping[str, Callable[[], Tracker]], on_event: Callable[..., None]) -> None:
+        self._openers, self._on_event = openers, on_event
+        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING_ROWS)
+        self._full = False
+        self._thread = threading.Thread(target=self._run, name="trackers", daemon=True)
+        self._thread.start()
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        values = shown(row)
+        values |= {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
+        self._put(int(row["step"]), values)
+
+    def validated(self, row: Mapping[str, Any]) -> None:
+        self._put(int(row["step"]), {"validation/loss": float(row["loss"])})
+
+    def _put(self, step: int, values: dict[str, float]) -> None:
+        try:
+            self._queue.put_nowait((step, values))
+        except queue.Full:
+            if not self._full:
+                self._full = True
+                self._on_event("tracker trouble", message=f"trackers are {WAITING_ROWS} rows behind; some are left out")
+
+    def close(self) -> None:
+        """No more rows come; those that wait are still handed over."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=1.0)
+
+    def wait(self, seconds: float) -> None:
+        """Until that is done, for so long."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._on_event("tracker trouble", message=f"the last rows were not taken within {seconds:.0f} s")
+
+    def _run(self) -> None:
+        trackers: dict[str, Tracker] = {}
+        for name, opener in self._openers.items():
+            self._try(trackers, name, lambda name=name, opener=opener: trackers.update({name: opener()}))
+        while (item := self._queue.get()) is not None:
+            step, values = item
+            for name, tracker in list(trackers.items()):
+                self._try(trackers, name, lambda tracker=tracker: tracker.log(step, values))
+            if self._queue.empty():
+                for name, tracker in list(trackers.items()):
+                    self._try(trackers, name, tracker.flush)
+        for name, tracker in list(trackers.items()):
+            self._try(trackers, name, tracker.close)
+
+    def _try(self, trackers: dict[str, Tracker], name: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            trackers.pop(name, None)
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self._on_event("tracker trouble", tracker=name, message=f"{name} is not used any more: {said}")
+
+
+# -- CSV -------------------------------------------------------------------------------------------------------------
+class CsvTracker:
+    """RUN_URL/metrics.csv: a line a step. In a store, where nothing can be appended, it is written when all is done."""
+
+    def __init__(self, run: RunDir, start_step: int) -> None:
+        self._run = run
+        self._path = run.path("metrics.csv") if run.local else os.path.join(tempfile.mkdtemp(), "metrics.csv")
+        self._columns: list[str] = ["step"]
+        earlier = [(int(row["step"]), shown(row)) for row in run.rows("steps") if int(row["step"]) <= start_step]
+        self._file = open(f"{self._path}.part", "w", newline="")  # noqa: SIM115
+        for step, values in earlier:
+            self.log(step, values)
+        self.flush()
+        os.replace(f"{self._path}.part", self._path)
+
+    def log(self, step: int, values: Values) -> None:
+        mine = {key.removeprefix("train/"): value for key, value in values.items() if key.startswith("train/")}
+        if not mine:
+            return
+        if self._columns == ["step"]:
+            self._columns += list(mine)
+            csv.writer(self._file).writerow(self._columns)
+        csv.writer(self._file).writerow([step, *(mine.get(column, "") for column in self._columns[1:])])
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if not self._run.local:
+            with open(self._path, "rb") as file:
+                files.write(self._run.path("metrics.csv"), file.read())
+            shutil.rmtree(os.path.dirname(self._path), ignore_errors=True)
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, float]:
+    return {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN}
+
+
+# -- TensorBoard -----------------------------------------------------------------------------------------------------
+class TensorBoardTracker:
+    """RUN_URL/tensorboard: event files, one an attempt. TensorBoard itself passes over what a resume has taken back."""
+
+    def __init__(self, run: RunDir, start_step: int, attempt: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run = run
+        self._folder = run.path("tensorboard") if run.local else tempfile.mkdtemp()
+        self._writer = SummaryWriter(
+            self._folder, purge_step=start_step + 1 if attempt else None, filename_suffix=f".{attempt:04d}"
+        )
+        self._uploaded = time.monotonic()
+
+    def log(self, step: int, values: Values) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        if not self._run.local and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+            self._upload()
+
+    def _upload(self) -> None:
+        for name in os.listdir(self._folder):
+            with open(os.path.join(self._folder, name), "rb") as file:
+                files.write(self._run.path("tensorboard", name), file.read())
+        self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+        if not self._run.local:
+            self._upload()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# -- Weights & Biases ------------------------------------------------------------------------------------------------
+class WandbTracker:
+    """One W&B run for all attempts, under the run's id. WANDB_API_KEY, WANDB_MODE=offline and such are W&B's own."""
+
+    def __init__(self, run: RunDir, recipe: Recipe, run_id: str, start_step: int) -> None:
+        import wandb
+
+        # Written beside the run where that is local; W&B's offline files are folders of this machine
+        folder = run.path() if run.local else tempfile.mkdtemp(prefix="launchyard-wandb-")
+        self._run = wandb.init(
+            id=run_id,
+            name=run_id,
+            project=recipe.metrics.project or recipe.name,
+            config=recipe.model_dump(mode="json", exclude_none=True),
+            dir=folder,
+            resume="allow",
+            settings=wandb.Settings(x_disable_stats=True, silent=True),
+        )
+        self._done = int(self._run.step or 0)  # W&B's next step; it takes none a second time
+
+    def log(self, step: int, values: Values) -> None:
+        if step >= self._done:
+            self._run.log(dict(values), step=step)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)
+
+
+# -- MLflow ----------------------------------------------------------------------------------------------------------
+class MlflowTracker:
+    """One MLflow run for all attempts, found by its tag. MLFLOW_TRACKING_URI says where; else beside the run."""
+
+    TAG = "launchyard.run_id"
+
+    def __init__(self, run: RunDir, recipe: Recipe, run_id: str) -> None:
+        import mlflow
+
+        uri = None if mlflow.environment_variables.MLFLOW_TRACKING_URI.is_set() else self._own_uri(run)
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
+        name = recipe.metrics.project or recipe.name
+        experiment = self._client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        found = self._client.search_runs([number], f"tags.`{self.TAG}` = '{run_id}'")
+        if found:
+            self._id = found[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+        else:
+            self._id = self._client.create_run(number, run_name=run_id, tags={self.TAG: run_id}).info.run_id
+            self._log_recipe(recipe)
+        self._done = {key: self._last_step(key) for key in ("train/loss", "validation/loss")}
+        self._rows: list[Any] = []
+        self._sent = time.monotonic()
+
+    @staticmethod
+    def _own_uri(run: RunDir) -> str:
+        if not run.local:
+            raise ValueError("set MLFLOW_TRACKING_URI: MLflow cannot keep its runs beside one that lies in a store")
+        return f"sqlite:///{run.path('mlflow.db')}"
+
+    def _log_recipe(self, recipe: Recipe) -> None:
+        for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
+            for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+                self._client.log_param(self._id, f"{section}.{key}".rstrip("."), str(value)[:500])
+
+    def _last_step(self, key: str) -> int:
+        return max((metric.step for metric in self._client.get_metric_history(self._id, key)), default=-1)
+
+    def log(self, step: int, values: Values) -> None:
+        from mlflow.entities import Metric
+
+        done = self._done["validation/loss" if "validation/loss" in values else "train/loss"]
+        if step > done:
+            now = int(time.time() * 1000)
+            self._rows += [Metric(key, value, now, step) for key, value in values.items()]
+        if len(self._rows) >= 500:
+            self._send()
+
+    def flush(self) -> None:
+        if time.monotonic() - self._sent > 5.0:
+            self._send()
+
+    def _send(self) -> None:
+        rows, self._rows = self._rows, []
+        for start in range(0, len(rows), 1000):
+            self._client.log_batch(self._id, metrics=rows[start : start + 1000])
+        self._sent = time.monotonic()
+
+    def close(self) -> None:
+        self._send()
+        self._client.set_terminated(self._id)
+
+
+def open_trackers(
+    run: RunDir, recipe: Recipe, run_id: str, *, attempt: int, start_step: int, on_event: Callable[..., None]
+) -> Trackers | None:
+    """None if the recipe asks for none. ValueError names what is not installed."""
+    if lacking := missing(recipe.metrics.trackers):
+        raise ValueError(
+            f"metrics.trackers: {', '.join(lacking)} cannot be used, for the package is not installed where the "
+            f"workers run; {install_words(lacking)}, or leave it out"
+        )
+    openers: dict[str, Callable[[], Tracker]] = {
+        "csv": lambda: CsvTracker(run, start_step),
+        "tensorboard": lambda: TensorBoardTracker(run, start_step, attempt),
+        "wandb": lambda: WandbTracker(run, recipe, run_id, start_step),
+        "mlflow": lambda: MlflowTracker(run, recipe, run_id),
+    }
+    chosen = {name: openers[name] for name in recipe.metrics.trackers}
+    return Trackers(chosen, on_event) if chosen else None
