@@ -132,7 +132,8 @@ class Recorder:
             self._trackers.step(row)
         if (spike := self._spikes.look(row["loss"])) is not None:
             self._exporter.add("trainer_loss_spikes_total")
-            self._on_event("loss spike", step=row["step"], loss=spike.loss, usual=round(spike.usual, 4))
+            if spike.in_a_row == 1:
+                self._on_event("loss spike", step=row["step"], loss=spike.loss, usual=round(spike.usual, 4))
 
     def validated(self, row: dict[str, Any]) -> None:
         if self._trackers is not None:

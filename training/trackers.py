@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from model import files
@@ -49,7 +50,7 @@ def install_words(names: Sequence[str]) -> str:
 
 
 class Trackers:
-    """All that a recipe asks for. `open_all` runs in the thread as well: some tools ask their server first."""
+    """All that a recipe asks for. They are opened by the thread as well: some tools ask their server first."""
 
     def __init__(self, openers: Mapping[str, Callable[[], Tracker]], on_event: Callable[..., None]) -> None:
         self._openers, self._on_event = openers, on_event
@@ -88,14 +89,12 @@ class Trackers:
     def _run(self) -> None:
         trackers: dict[str, Tracker] = {}
         for name, opener in self._openers.items():
-            self._try(trackers, name, lambda name=name, opener=opener: trackers.update({name: opener()}))
+            self._try(trackers, name, partial(_open, trackers, name, opener))
         while (item := self._queue.get()) is not None:
-            step, values = item
             for name, tracker in list(trackers.items()):
-                self._try(trackers, name, lambda tracker=tracker: tracker.log(step, values))
-            if self._queue.empty():
-                for name, tracker in list(trackers.items()):
-                    self._try(trackers, name, tracker.flush)
+                self._try(trackers, name, partial(tracker.log, *item))
+            for name, tracker in list(trackers.items()) if self._queue.empty() else ():
+                self._try(trackers, name, tracker.flush)
         for name, tracker in list(trackers.items()):
             self._try(trackers, name, tracker.close)
 
@@ -106,6 +105,10 @@ class Trackers:
             trackers.pop(name, None)
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self._on_event("tracker trouble", tracker=name, message=f"{name} is not used any more: {said}")
+
+
+def _open(trackers: dict[str, Tracker], name: str, opener: Callable[[], Tracker]) -> None:
+    trackers[name] = opener()
 
 
 # -- CSV -------------------------------------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ class WandbTracker:
             config=recipe.model_dump(mode="json", exclude_none=True),
             dir=folder,
             resume="allow",
-            settings=wandb.Settings(x_disable_stats=True, silent=True),
+            settings=wandb.Settings(silent=True),
         )
         self._done = int(self._run.step or 0)  # W&B's next step; it takes none a second time
 

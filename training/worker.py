@@ -52,6 +52,7 @@ FATAL = (
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 TRACKER_SECONDS = 5.0  # for their last rows, after the last scrape; the agent waits for LINGER_SECONDS in all
 FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
+SEEN_NAMES, SEEN_SECONDS = {"NonFiniteError"}, 5.0  # errors that an alert waits for, and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
 
@@ -61,6 +62,7 @@ class Progress:
 
     state: TrainState | None = None
     pulse: PulseWriter | None = None
+    exporter: Any = None
     rows: list[Any] = field(default_factory=list)  # all that has a `flush`
 
 
@@ -76,10 +78,12 @@ def main(argv: list[str]) -> int:
     except BaseException as error:
         traceback.print_exception(error)
         if progress.pulse is not None:  # its last words may take longer than a step
-            progress.pulse.close()
+            progress.pulse.enter("checkpoint_blocking", time.monotonic(), waiting=False)
         with files.patience(FAREWELL_SECONDS):
             record_error(run, world, error, progress.state.step if progress.state else None)
             keep_rows(progress)
+        if type(error).__name__ in SEEN_NAMES and progress.exporter is not None:
+            progress.exporter.last_scrape(SEEN_SECONDS)
         return 1
     return 0
 
@@ -161,7 +165,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     progress.pulse = pulse
     clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
     parts, resumed = compose(run, world, recipe, workload, flag, on_event, clock, pulse)
-    progress.state = parts.state
+    progress.state, progress.exporter = parts.state, parts.exporter
     progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
     from training.loop import train
 
