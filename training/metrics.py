@@ -209,22 +209,25 @@ class PhaseClock:
 
     def enter(self, phase: str, *, waiting: bool = False) -> None:
         """`waiting`: for other ranks, or for the device; whatever is late then, it is not this process."""
+        self._switch(phase, waiting or phase == "collective_wait")
+
+    def _switch(self, phase: str, waiting: bool) -> None:
         now = time.monotonic()
         before, since = self._now
         self._now = (phase, now)  # first: another thread may then see too little for a moment, and never too much
         self.seconds[before] += now - since
         if self._witness is not None:
-            self._witness.enter(phase, now, waiting or phase == "collective_wait")
+            self._witness.enter(phase, now, waiting)
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[None]:
         """In a collective: that time of a step is no rank's own. What else is timed as a whole stays so."""
         before = self._now[0]
-        self.enter("collective_wait" if before in OF_A_STEP else before, waiting=True)
+        self._switch("collective_wait" if before in OF_A_STEP else before, True)
         try:
             yield
         finally:
-            self.enter(before)
+            self._switch(before, False)
 
     def so_far(self) -> dict[str, float]:
         """Seconds by phase until now; for another thread."""
