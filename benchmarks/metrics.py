@@ -3,8 +3,8 @@
     python benchmarks/metrics.py [--pairs 60] [--steps 4] [--scrape 5]
 
 `calls` is all that a step of rank 0 does for metrics on top of its row: clocks, signs of life, series, the account,
-spikes, shares of compute time. The pairs train pythia-14m on one CPU thread, a window of steps with all of it beside one
-without, in turning order, while a thread scrapes the endpoint every few seconds as a Prometheus would.
+spikes, shares of compute time. The pairs train pythia-14m on one CPU thread, a window of steps with all of it beside
+one without, in turning order, while a thread scrapes the endpoint every few seconds as a Prometheus would.
 """
 
 from __future__ import annotations
@@ -67,7 +67,14 @@ class Side:
         self.clock.enter("collective_wait")
         self.clock.enter("other")
         self.recorder.ranks_computed(self._number, [])
-        row = {"step": self._number, "loss": 3.0, "grad_norm": 1.0, "lr": 1e-3, "tokens_seen": 1, "step_seconds": seconds}
+        row = {
+            "step": self._number,
+            "loss": 3.0,
+            "grad_norm": 1.0,
+            "lr": 1e-3,
+            "tokens_seen": 1,
+            "step_seconds": seconds,
+        }
         self.recorder.step(row, SEQ_LEN * SEQUENCES)
 
 
@@ -133,7 +140,9 @@ def main() -> None:
         full, bare = (Side(Path(tempfile.mkdtemp(dir=folder)), full=full) for full in (True, False))
         for name, side in (("with", full), ("without", bare)):
             rounds = [calls(side) for _ in range(5)]
-            print(f"calls of a step, {name}: {statistics.median(rounds):.1f} µs ({min(rounds):.1f} to {max(rounds):.1f})")
+            print(
+                f"calls of a step, {name}: {statistics.median(rounds):.1f} µs ({min(rounds):.1f} to {max(rounds):.1f})"
+            )
         training, stop = Training(), threading.Event()
         threading.Thread(target=scrape_for_ever, args=(full.exporter.url, options.scrape, stop), daemon=True).start()
         training.window(bare, 3)

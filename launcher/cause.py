@@ -12,7 +12,12 @@ from training.rundir import RunDir
 
 # Signals that a worker dies of. torchrun itself sends TERM, then KILL, but only after the first failure.
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-_REASONS = {HUNG: "hung", "NonFiniteError": "non-finite", "NoValidCheckpointError": "no checkpoint", "FencedError": "fenced"}
+_REASONS = {
+    HUNG: "hung",
+    "NonFiniteError": "non-finite",
+    "NoValidCheckpointError": "no checkpoint",
+    "FencedError": "fenced",
+}
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
 _LOG_TAIL = 40_000
 

@@ -84,9 +84,10 @@ class Hang:
 
     # -- saying so ---------------------------------------------------------------------------------------------------
     def _tell(self, pulses: Sequence[Pulse], verdict: Verdict, now: float) -> None:
+        stopped = {pulse.pid for pulse in pulses if _is_stopped(pulse.pid)}
         stacks = self._stacks(pulses)
         for pulse in verdict.hung:
-            message = _words(pulse, now, _is_stopped(pulse.pid), len(verdict.hung) if verdict.all_wait else 0)
+            message = _words(pulse, now, pulse.pid in stopped, len(verdict.hung) if verdict.all_wait else 0)
             at = _innermost(stacks.get(pulse.rank, ""))
             message += f"; it is at {at}" if at else ""
             self.found = self.found or f"rank {pulse.rank} is hung: {message}"
@@ -102,9 +103,6 @@ class Hang:
             }
             with contextlib.suppress(OSError):  # the outcome then tells less
                 self.run.write_error(self.attempt, pulse.rank, record)
-        for pulse in pulses:  # they have answered, or never will
-            if _is_stopped(pulse.pid):
-                _send(pulse.pid, signal.SIGKILL)
 
     def _stacks(self, pulses: Sequence[Pulse]) -> dict[int, str]:
         """Have every worker of this node print its stacks; what each has printed."""

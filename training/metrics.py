@@ -78,7 +78,9 @@ TIME = (
     ),
     Metric("trainer_model_flops_total", "counter", "Floating point operations of the model, (6N + 12 L d s) a token."),
     Metric(
-        "trainer_peak_flops", "gauge", "Floating point operations a second that all devices could do; absent if unknown."
+        "trainer_peak_flops",
+        "gauge",
+        "Operations a second that all devices could do; absent if unknown.",
     ),
     Metric("trainer_mfu_ratio", "gauge", "Model operations of the last step over what the devices could have done."),
     Metric("trainer_goodput_ratio", "gauge", "Productive share of the time since the first submit, over all attempts."),
@@ -143,7 +145,11 @@ PREEMPTION = (
         "trainer_preempt_save_duration_seconds", "gauge", "From hearing of a stop to its committed save, the last time."
     ),
     Metric("trainer_preempt_grace_seconds", "gauge", "How long the agent waits for such a save before it ends all."),
-    Metric("trainer_job_end_timestamp_seconds", "gauge", "When the run leaves its job, whose time is over then (Unix time); absent if it never is."),
+    Metric(
+        "trainer_job_end_timestamp_seconds",
+        "gauge",
+        "When the run leaves its job for its time is over (Unix time).",
+    ),
 )
 LAUNCHER = (
     Metric(
@@ -287,8 +293,8 @@ class SpikeFinder:
 
 # Dense operations a second in bf16, of the maker's data sheets; the first name that a device's name holds counts.
 PEAK_FLOPS = (
-    ("B200", 2.25e15),
     ("GB200", 2.5e15),
+    ("B200", 2.25e15),
     ("H200", 989.4e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -300,6 +306,7 @@ PEAK_FLOPS = (
     ("A10G", 70e12),
     ("A40", 149.7e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("L4", 121e12),
     ("RTX 4090", 165.2e12),
     ("RTX 3090", 71e12),

@@ -85,7 +85,7 @@ def parallelize(model: nn.Module, *, parallel: Parallel, train: Train, world_siz
 
 
 def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManager[None]]) -> None:
-    """Enter `waits()` around what FSDP gathers and reduces, where that blocks: on a CPU, but for the all-reduce of HSDP.
+    """Enter `waits()` where FSDP gathers and reduces, and that blocks: on a CPU. Not around the all-reduce of HSDP.
 
     On a GPU collectives are only enqueued, and nothing that the host could time says how long they take.
     """

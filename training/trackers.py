@@ -295,5 +295,5 @@ def open_trackers(
         "wandb": lambda: WandbTracker(run, recipe, run_id, start_step),
         "mlflow": lambda: MlflowTracker(run, recipe, run_id),
     }
-    chosen = {name: openers[name] for name in recipe.metrics.trackers}
+    chosen: dict[str, Callable[[], Tracker]] = {name: openers[name] for name in recipe.metrics.trackers}
     return Trackers(chosen, on_event) if chosen else None

@@ -61,7 +61,10 @@ def test_a_broken_tracker_is_said_once_and_hurts_no_other() -> None:
     assert good.rows[0][1] == {"train/loss": 1.0, "phase/other": 0.1}
     assert good.rows[-1][1] == {"validation/loss": 2.0}
     assert [step for step, _ in bad.rows] == [1, 2]
-    assert [(event["tracker"], "no key" in event["message"]) for event in events] == [("mlflow", True), ("wandb", False)]
+    assert [(event["tracker"], "no key" in event["message"]) for event in events] == [
+        ("mlflow", True),
+        ("wandb", False),
+    ]
 
 
 def test_a_slow_tracker_holds_nobody_up() -> None:

@@ -64,9 +64,7 @@ def test_where_all_wait_the_one_behind_is_named() -> None:
 
 @given(
     st.lists(
-        st.builds(
-            pulse, st.integers(0, 9), age=st.floats(0, 99), waiting=st.booleans(), collectives=st.integers(0, 3)
-        ),
+        st.builds(pulse, st.integers(0, 9), age=st.floats(0, 99), waiting=st.booleans(), collectives=st.integers(0, 3)),
         min_size=1,
         max_size=5,
         unique_by=lambda one: one.rank,
