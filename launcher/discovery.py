@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SHOWN_SECONDS = 900.0  # a run that has ended is still told of, so that its end is seen
 RESULTS = ("completed", "stopped", "preempted", "failed", "nonfinite", "hung", "lost")
 _FAILURES = {"non-finite": "nonfinite", "hung": "hung"}  # reasons of a failed attempt that have a result of their own
+LEAVING_SECONDS = 30.0  # from the outcome of an attempt to the end of its workers
 AGAIN_SECONDS = 60.0  # between looks at a run in a store that has ended: somebody may resume it
 
 Group = dict[str, Any]  # {"targets": ["127.0.0.1:1234"], "labels": {…}}, as http_sd and file_sd have it
@@ -188,12 +189,13 @@ def look_at(run: RunDir) -> Seen | None:
     newest = attempts[-1] if attempts else None
     live = newest is not None and state.alive and state.attempt == newest and records[newest] is None
     job = run.job(newest) if newest is not None else None
+    leaving = state.alive and job is not None and _is_leaving(records[job.attempt])
     intent = _intent(run, job) if job is not None and live else None
     return Seen(
         run_id=facts.run_id,
         cluster=cluster,
         state=state,
-        groups=tuple(groups_of(run, facts.run_id, cluster, newest)) if live and newest is not None else (),
+        groups=tuple(groups_of(run, facts.run_id, cluster, newest)) if job and (live or leaving) else (),
         workers=job.nnodes * job.nproc_per_node if job and intent and intent.metrics.prometheus else 0,
         ended=dict(Counter(_results(records, running=newest if state.alive else None))),
         queue_wait=_queue_wait(run, state, job),
@@ -201,6 +203,11 @@ def look_at(run: RunDir) -> Seen | None:
         unsaved=_unsaved(run, newest) if live and newest is not None else 0.0,
         save_interval=_save_interval(intent, facts.plan, state) if intent is not None else None,
     )
+
+
+def _is_leaving(record: OutcomeRecord | None) -> bool:
+    """Do workers of an attempt that has come to a clean end wait for a last scrape? Then they still have targets."""
+    return record is not None and record.outcome != "failed" and time.time() - record.time < LEAVING_SECONDS
 
 
 def groups_of(run: RunDir, run_id: str, cluster: str, attempt: int) -> Iterator[Group]:

@@ -245,7 +245,7 @@ def _attempts(story: Story) -> str:
             ended, message + _overrides(one, story.attempts),
         )  # fmt: skip
         rows.append(cells)
-    return _table(head, rows, numbers={0, 2, 3, 4, 5})
+    return _table(head, rows, numbers={2, 3, 4, 5})
 
 
 def _overrides(one: AttemptStory, every: Sequence[AttemptStory]) -> str:
@@ -268,7 +268,7 @@ def _checkpoints(story: Story) -> str:
     ]  # fmt: skip
     gone = sum(event.get("event") == "saved" for one in story.attempts for event in one.events) - len(rows)
     note = f'<p class="quiet">{_plural(gone, "temporary one")} made room since.</p>' if gone > 0 else ""
-    return _table(("step", "kind", "size", "workers", "attempt", "committed"), rows, numbers={0, 2, 3, 4}) + note
+    return _table(("step", "kind", "size", "workers", "attempt", "committed"), rows, numbers={2, 3, 4}) + note
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: set[int]) -> str:

@@ -82,6 +82,8 @@ class Watching:
             with urllib.request.urlopen(url, timeout=20) as answer:
                 found = json.loads(answer.read())
         except urllib.error.HTTPError as error:
+            if error.code == 503:  # not up yet
+                raise ConnectionError from None
             raise AssertionError(f"{words}: {error.read().decode()}") from None
         assert found["status"] == "success", found
         return found["data"]
