@@ -50,7 +50,7 @@ FATAL = (
     CorruptError,
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
-TRACKER_SECONDS = 5.0  # for their last rows, after the last scrape; the agent waits for LINGER_SECONDS in all
+LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
 FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
 SEEN_NAMES, SEEN_SECONDS = {"NonFiniteError"}, 5.0  # errors that an alert waits for, and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
@@ -183,6 +183,7 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
     from training.distributed import disconnect, is_connected
 
+    hurried, began = reason in HURRIED, time.monotonic()
     parts.exporter.state("finished")
     parts.recorder.close()
     if is_connected():
@@ -190,13 +191,13 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
             disconnect()
     if pulse is not None:
         pulse.close()
-    if reason not in HURRIED:
+    if not hurried:
         parts.exporter.last_scrape()
     if parts.exporter.url is not None:
         with contextlib.suppress(OSError):  # a store that is away: the outcome tells as well that there is nothing left
             run.remove_target(parts.world.attempt, parts.world.rank)
     parts.exporter.close()
-    parts.recorder.wait(TRACKER_SECONDS)
+    parts.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
 
 
 def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
