@@ -55,7 +55,6 @@ class Side:
             flops_per_token=float(flops_per_token(preset("pythia-14m"), SEQ_LEN)),
             peak=1e12 if full else None,
             account=Account(RunDir(str(folder)), 0, lambda before: None) if full else None,
-            pulse=self.pulse,
         )
         self._number = 0
 

@@ -61,7 +61,6 @@ class Parts:
     on_event: Any
     meter: Meter
     recorder: Recorder
-    beat: Callable[[], None]  # a sign of life, from within a long wait
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def train(parts: Parts) -> str | None:
         for step in range(state.step, parts.max_steps):
             clock.enter("data_wait")
             asked = time.perf_counter()
-            samples = await_batch(feed, parts.flag, parts.beat)
+            samples = await_batch(feed, parts.flag, clock.beat)
             waited = time.perf_counter() - asked
             agreement = agree(parts, step, samples, save=timer.due() and not parts.checkpointer.busy)
             if boundary_due(parts, step, agreement):
@@ -312,7 +311,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
 
     def interrupted() -> bool:
         nonlocal reason
-        parts.beat()
+        parts.clock.beat()
         votes = torch.tensor(parts.flag.votes(), dtype=torch.int64)
         with parts.clock.waits():
             reason = agreed_reason(sum_over_ranks(votes).tolist())

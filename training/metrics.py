@@ -194,6 +194,8 @@ class Witness(Protocol):
     """Who is told what this worker does; see training/watchdog.py."""
 
     def enter(self, phase: str, now: float, waiting: bool) -> None: ...
+    def beat(self) -> None: ...
+    def stepped(self, step: int, seconds: float) -> None: ...
 
 
 class PhaseClock:
@@ -202,7 +204,7 @@ class PhaseClock:
     def __init__(self, started: float | None = None, witness: Witness | None = None) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._now = ("init", time.monotonic())  # replaced as one, for other threads
-        self._witness = witness
+        self.witness = witness
         self._told = dict.fromkeys(PHASES, 0.0)
         if started is not None:  # the process began before this clock could
             self.seconds["init"] = max(0.0, time.time() - started)
@@ -220,8 +222,13 @@ class PhaseClock:
         before, since = self._now
         self._now = (phase, now)  # first: another thread may then see too little for a moment, and never too much
         self.seconds[before] += now - since
-        if self._witness is not None:
-            self._witness.enter(phase, now, waiting)
+        if self.witness is not None:
+            self.witness.enter(phase, now, waiting)
+
+    def beat(self) -> None:
+        """A sign of life from within a long phase."""
+        if self.witness is not None:
+            self.witness.beat()
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[None]:

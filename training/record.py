@@ -98,12 +98,11 @@ class Recorder:
         rows: Any = None,
         account: Account | None = None,
         trackers: Trackers | None = None,
-        pulse: Any = None,
         cache: Any = None,
     ) -> None:
         self._world, self._clock, self._exporter, self._on_event = world, clock, exporter, on_event
         self._device, self._flops, self._peak = device, flops_per_token, peak
-        self._rows, self._account, self._trackers, self._pulse = rows, account, trackers, pulse
+        self._rows, self._account, self._trackers = rows, account, trackers
         self._cache = cache
         self._spikes, self._stragglers = SpikeFinder(), Stragglers()
         self._computed = 0.0  # at the last look at the ranks
@@ -119,8 +118,8 @@ class Recorder:
         if mfu is not None:
             row["mfu"] = round(mfu, 4)
         row |= {"phases": self._clock.lap(), "attempt": self._world.attempt, "time": round(time.time(), 3)}
-        if self._pulse is not None:
-            self._pulse.stepped(row["step"], row["step_seconds"])
+        if self._clock.witness is not None:
+            self._clock.witness.stepped(row["step"], row["step_seconds"])
         self._exporter.row(row, tokens=tokens, flops=flops, mfu=mfu)
         if not self._world.leads:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import heapq
 import importlib.util
 import os
 import queue
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from training.rundir import RunDir
 
 PACKAGES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 WAITING_ROWS = 10_000
+MARK_SECONDS = 10.0
 UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
 NOT_SHOWN = ("step", "data_hash", "phases", "attempt", "time")
 
@@ -33,8 +35,10 @@ Values = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """One tool. Called by one thread only; what it raises ends its use."""
+    """One tool. Called by one thread only; what it raises ends its use. `done`: the last step that it has for sure."""
 
+    @property
+    def done(self) -> int: ...
     def log(self, step: int, values: Values) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
@@ -52,20 +56,24 @@ def install_words(names: Sequence[str]) -> str:
 class Trackers:
     """All that a recipe asks for. They are opened by the thread as well: some tools ask their server first."""
 
-    def __init__(self, openers: Mapping[str, Callable[[], Tracker]], on_event: Callable[..., None]) -> None:
-        self._openers, self._on_event = openers, on_event
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Tracker]],
+        on_event: Callable[..., None],
+        history: Callable[[int], Iterable[tuple[int, Values]]] = lambda done: (),
+    ) -> None:
+        """`history(step)`: what earlier attempts have done after a step, for a tracker that was killed or away then."""
+        self._openers, self._on_event, self._history = openers, on_event, history
         self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING_ROWS)
         self._full = False
         self._thread = threading.Thread(target=self._run, name="trackers", daemon=True)
         self._thread.start()
 
     def step(self, row: Mapping[str, Any]) -> None:
-        values = shown(row)
-        values |= {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
-        self._put(int(row["step"]), values)
+        self._put(int(row["step"]), of_step(row))
 
     def validated(self, row: Mapping[str, Any]) -> None:
-        self._put(int(row["step"]), {"validation/loss": float(row["loss"])})
+        self._put(int(row["step"]), of_validation(row))
 
     def _put(self, step: int, values: dict[str, float]) -> None:
         try:
@@ -89,7 +97,7 @@ class Trackers:
     def _run(self) -> None:
         trackers: dict[str, Tracker] = {}
         for name, opener in self._openers.items():
-            self._try(trackers, name, partial(_open, trackers, name, opener))
+            self._try(trackers, name, partial(self._open, trackers, name, opener))
         while (item := self._queue.get()) is not None:
             for name, tracker in list(trackers.items()):
                 self._try(trackers, name, partial(tracker.log, *item))
@@ -97,6 +105,12 @@ class Trackers:
                 self._try(trackers, name, tracker.flush)
         for name, tracker in list(trackers.items()):
             self._try(trackers, name, tracker.close)
+
+    def _open(self, trackers: dict[str, Tracker], name: str, opener: Callable[[], Tracker]) -> None:
+        tracker = opener()
+        for step, values in self._history(tracker.done):
+            tracker.log(step, values)
+        trackers[name] = tracker
 
     def _try(self, trackers: dict[str, Tracker], name: str, action: Callable[[], Any]) -> None:
         try:
@@ -107,24 +121,54 @@ class Trackers:
             self._on_event("tracker trouble", tracker=name, message=f"{name} is not used any more: {said}")
 
 
-def _open(trackers: dict[str, Tracker], name: str, opener: Callable[[], Tracker]) -> None:
-    trackers[name] = opener()
+def of_step(row: Mapping[str, Any]) -> dict[str, float]:
+    values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN}
+    return values | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
+
+
+def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
+    return {"validation/loss": float(row["loss"])}
+
+
+def history(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
+    """What survived up to the step from which an attempt goes on, after one that a tracker has; in order."""
+    steps = ((int(row["step"]), of_step(row)) for row in run.rows("steps"))
+    validations = ((int(row["step"]), of_validation(row)) for row in run.rows("validation"))
+    for step, values in heapq.merge(steps, validations, key=lambda entry: entry[0]):
+        if done < step <= start_step:
+            yield step, values
+
+
+class Mark:
+    """Up to which step a tracker has been given rows, in the run directory: some of them can only be written to."""
+
+    def __init__(self, run: RunDir, name: str) -> None:
+        self._run, self._name = run, f"metrics/tracker-{name}.json"
+        self._written = time.monotonic()
+
+    def read(self) -> int:
+        try:
+            return int(self._run.read_json(self._name)["step"])
+        except FileNotFoundError:
+            return 0
+
+    def write(self, step: int, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._written > MARK_SECONDS:
+            self._run.write_json(self._name, {"step": step})
+            self._written = time.monotonic()
 
 
 # -- CSV -------------------------------------------------------------------------------------------------------------
 class CsvTracker:
     """RUN_URL/metrics.csv: a line a step. In a store, where nothing can be appended, it is written when all is done."""
 
-    def __init__(self, run: RunDir, start_step: int) -> None:
+    done = 0  # written anew by each attempt
+
+    def __init__(self, run: RunDir) -> None:
         self._run = run
         self._path = run.path("metrics.csv") if run.local else os.path.join(tempfile.mkdtemp(), "metrics.csv")
         self._columns: list[str] = ["step"]
-        earlier = [(int(row["step"]), shown(row)) for row in run.rows("steps") if int(row["step"]) <= start_step]
-        self._file = open(f"{self._path}.part", "w", newline="")  # noqa: SIM115
-        for step, values in earlier:
-            self.log(step, values)
-        self.flush()
-        os.replace(f"{self._path}.part", self._path)
+        self._file = open(self._path, "w", newline="")  # noqa: SIM115
 
     def log(self, step: int, values: Values) -> None:
         mine = {key.removeprefix("train/"): value for key, value in values.items() if key.startswith("train/")}
@@ -146,10 +190,6 @@ class CsvTracker:
             shutil.rmtree(os.path.dirname(self._path), ignore_errors=True)
 
 
-def shown(row: Mapping[str, Any]) -> dict[str, float]:
-    return {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN}
-
-
 # -- TensorBoard -----------------------------------------------------------------------------------------------------
 class TensorBoardTracker:
     """RUN_URL/tensorboard: event files, one an attempt. TensorBoard itself passes over what a resume has taken back."""
@@ -157,20 +197,24 @@ class TensorBoardTracker:
     def __init__(self, run: RunDir, start_step: int, attempt: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._run = run
+        self._run, self._mark = run, Mark(run, "tensorboard")
+        self.done = min(self._mark.read(), start_step)
         self._folder = run.path("tensorboard") if run.local else tempfile.mkdtemp()
         self._writer = SummaryWriter(
-            self._folder, purge_step=start_step + 1 if attempt else None, filename_suffix=f".{attempt:04d}"
+            self._folder, purge_step=self.done + 1 if attempt else None, filename_suffix=f".{attempt:04d}"
         )
-        self._uploaded = time.monotonic()
+        self._uploaded, self._last = time.monotonic(), self.done
 
     def log(self, step: int, values: Values) -> None:
+        self._last = step
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
     def flush(self) -> None:
         self._writer.flush()
-        if not self._run.local and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+        if self._run.local:
+            self._mark.write(self._last)
+        elif time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self._upload()
 
     def _upload(self) -> None:
@@ -178,9 +222,11 @@ class TensorBoardTracker:
             with open(os.path.join(self._folder, name), "rb") as file:
                 files.write(self._run.path("tensorboard", name), file.read())
         self._uploaded = time.monotonic()
+        self._mark.write(self._last, now=True)
 
     def close(self) -> None:
         self._writer.close()
+        self._mark.write(self._last, now=True)
         if not self._run.local:
             self._upload()
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -204,16 +250,23 @@ class WandbTracker:
             resume="allow",
             settings=wandb.Settings(silent=True),
         )
-        self._done = int(self._run.step or 0)  # W&B's next step; it takes none a second time
+        self._mark = Mark(run, "wandb")
+        # W&B's own next step; it takes none a second time. Offline it does not know
+        self._from = int(self._run.step or 0)
+        self.done = max(0, self._from - 1) if not self._run.offline else min(self._mark.read(), start_step)
+        self._last = self.done
 
     def log(self, step: int, values: Values) -> None:
-        if step >= self._done:
+        if step >= self._from:
             self._run.log(dict(values), step=step)
+        self._last = step
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        self._mark.write(self._last)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
+        self._mark.write(self._last, now=True)
 
 
 # -- MLflow ----------------------------------------------------------------------------------------------------------
@@ -237,7 +290,8 @@ class MlflowTracker:
         else:
             self._id = self._client.create_run(number, run_name=run_id, tags={self.TAG: run_id}).info.run_id
             self._log_recipe(recipe)
-        self._done = {key: self._last_step(key) for key in ("train/loss", "validation/loss")}
+        self._have = {key: self._last_step(key) for key in ("train/loss", "validation/loss")}
+        self.done = max(0, min(self._have.values()))
         self._rows: list[Any] = []
         self._sent = time.monotonic()
 
@@ -258,8 +312,7 @@ class MlflowTracker:
     def log(self, step: int, values: Values) -> None:
         from mlflow.entities import Metric
 
-        done = self._done["validation/loss" if "validation/loss" in values else "train/loss"]
-        if step > done:
+        if step > self._have["validation/loss" if "validation/loss" in values else "train/loss"]:
             now = int(time.time() * 1000)
             self._rows += [Metric(key, value, now, step) for key, value in values.items()]
         if len(self._rows) >= 500:
@@ -290,10 +343,10 @@ def open_trackers(
             f"workers run; {install_words(lacking)}, or leave it out"
         )
     openers: dict[str, Callable[[], Tracker]] = {
-        "csv": lambda: CsvTracker(run, start_step),
+        "csv": lambda: CsvTracker(run),
         "tensorboard": lambda: TensorBoardTracker(run, start_step, attempt),
         "wandb": lambda: WandbTracker(run, recipe, run_id, start_step),
         "mlflow": lambda: MlflowTracker(run, recipe, run_id),
     }
     chosen: dict[str, Callable[[], Tracker]] = {name: openers[name] for name in recipe.metrics.trackers}
-    return Trackers(chosen, on_event) if chosen else None
+    return Trackers(chosen, on_event, partial(history, run, start_step)) if chosen else None

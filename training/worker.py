@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,12 +25,12 @@ from model import files, store
 from model.shards import CorruptError
 from training.appender import Appender
 from training.config import Recipe, Storage, Workload, apply_overrides, count_steps, cut_batch
-from training.distributed import World, die_with_parent, node_address, read_world
+from training.distributed import World, die_with_parent, read_world
 from training.events import Events, SaveEvents, StoreEvents
-from training.goodput import AttemptFacts
 from training.metrics import PhaseClock
-from training.rundir import OutcomeRecord, RunDir, Target
-from training.stop import REASONS, StopFlag
+from training.rundir import OutcomeRecord, RunDir
+from training.showing import serve_metrics
+from training.stop import StopFlag
 from training.watchdog import Limits, PulseWriter, answer_with_stacks
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ FATAL = (
     CorruptError,
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
-TRACKER_SECONDS = 5.0  # for their last rows, after the last scrape; the agent waits for LINGER_SECONDS in all
+LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
 FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
 SEEN_NAMES, SEEN_SECONDS = {"NonFiniteError"}, 5.0  # errors that an alert waits for, and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
@@ -164,7 +163,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     pulse = give_signs(world, recipe)
     progress.pulse = pulse
     clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
-    parts, resumed = compose(run, world, recipe, workload, flag, on_event, clock, pulse)
+    parts, resumed = compose(run, world, recipe, workload, flag, on_event, clock)
     progress.state, progress.exporter = parts.state, parts.exporter
     progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
     from training.loop import train
@@ -183,6 +182,7 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
     from training.distributed import disconnect, is_connected
 
+    hurried, began = reason in HURRIED, time.monotonic()
     parts.exporter.state("finished")
     parts.recorder.close()
     if is_connected():
@@ -190,13 +190,13 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
             disconnect()
     if pulse is not None:
         pulse.close()
-    if reason not in HURRIED:
+    if not hurried:
         parts.exporter.last_scrape()
     if parts.exporter.url is not None:
         with contextlib.suppress(OSError):  # a store that is away: the outcome tells as well that there is nothing left
             run.remove_target(parts.world.attempt, parts.world.rank)
     parts.exporter.close()
-    parts.recorder.wait(TRACKER_SECONDS)
+    parts.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
 
 
 def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
@@ -246,18 +246,15 @@ def compose(
     flag: StopFlag,
     on_event: Any,
     clock: PhaseClock,
-    pulse: PulseWriter | None,
 ) -> tuple[Parts, bool]:
     """Everything the loop needs, with the newest whole checkpoint loaded; and whether there was one."""
     exporter = serve_metrics(run, world, recipe)
     import torch
 
-    from model.cost import flops_per_token
     from training.distributed import connect
     from training.loop import Meter, Parts
     from training.parallel import needs_sharding, time_collectives
-    from training.record import Account, Recorder, peak_of
-    from training.trackers import open_trackers
+    from training.showing import introduce, make_recorder
 
     device = choose_device(recipe, world)
     torch.manual_seed(recipe.train.seed)
@@ -273,28 +270,11 @@ def compose(
     if device.type == "cpu":
         time_collectives(model, clock.waits)
     max_steps = count_steps(recipe, workload.data.n_tokens)
-    exporter.set("trainer_world_size", world.world_size)
-    exporter.set("trainer_target_steps", max_steps)
-    introduce(exporter, run, world, recipe, workload)
-    trackers = None
-    if world.leads:
-        trackers = open_trackers(
-            run, recipe, workload.run_id, attempt=world.attempt, start_step=state.step, on_event=on_event
-        )
-    recorder = Recorder(
-        world,
-        clock=clock,
-        exporter=exporter,
-        on_event=on_event,
-        device=device,
-        flops_per_token=flops_per_token(workload.model, recipe.data.seq_len),
-        peak=peak_of(device, recipe.metrics.peak_flops, world.world_size),
-        rows=rows,
-        account=Account(run, world.attempt, partial(tell_past, exporter, run)) if world.leads else None,
-        trackers=trackers,
-        pulse=pulse,
-        cache=reader.cache,
-    )
+    introduce(exporter, run, world, recipe, workload, max_steps=max_steps)
+    recorder = make_recorder(
+        run, world, recipe, workload, clock=clock, exporter=exporter, on_event=on_event, device=device, rows=rows,
+        cache=reader.cache, start_step=state.step,
+    )  # fmt: skip
     parts = Parts(
         world=world,
         recipe=recipe,
@@ -316,48 +296,8 @@ def compose(
         on_event=on_event,
         meter=Meter(),
         recorder=recorder,
-        beat=(lambda: None) if pulse is None else pulse.beat,
     )
     return parts, resumed
-
-
-def introduce(exporter: Any, run: RunDir, world: World, recipe: Recipe, workload: Workload) -> None:
-    """Which run this is, and what is known of it before its first step."""
-    backend = run.job(world.attempt).backend if world.attempt in run.attempts() else ""
-    named = {"run_name": workload.name, "recipe": recipe.name, "git_sha": git_sha(run), "backend": backend}
-    exporter.set("trainer_run_info", 1, **named)
-    if world.job_end is not None:
-        exporter.set("trainer_job_end_timestamp_seconds", world.job_end)
-    if world.grace_seconds is not None:
-        exporter.set("trainer_preempt_grace_seconds", world.grace_seconds)
-    for kind in ("permanent", "temporary"):
-        for result in ("ok", "failed"):
-            exporter.count("trainer_checkpoint_saves_total", 0, kind=kind, result=result)
-    for reason in REASONS:
-        exporter.count("trainer_preemptions_total", 0, source=reason)
-
-
-def tell_past(exporter: Any, run: RunDir, before: list[AttemptFacts]) -> None:
-    """What earlier attempts could hardly tell themselves, for they ended with it."""
-    for facts in before:
-        if facts.outcome is not None and facts.outcome.reason in REASONS:
-            exporter.add("trainer_preemptions_total", source=facts.outcome.reason)
-        for event in run.events(facts.attempt):
-            if event["event"] == "saved before stopping":
-                exporter.set("trainer_preempt_save_duration_seconds", float(event["seconds"]))
-
-
-def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Any:
-    """This rank's Prometheus endpoint, registered in the run directory."""
-    from training.exporter import Exporter, NoExporter
-
-    if not recipe.metrics.prometheus:
-        return NoExporter()
-    exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
-    url = exporter.url.replace("//0.0.0.0:", f"//{node_address()}:")
-    run.register_target(world.attempt, Target(rank=world.rank, url=url, node=world.host, time=time.time()))
-    exporter.state("starting")
-    return exporter
 
 
 def open_rows(run: RunDir, world: World) -> tuple[Appender | None, Appender | None]:
@@ -463,13 +403,6 @@ def open_readers(recipe: Recipe, workload: Workload, world: World, on_event: Any
     if not held:
         return reader, None
     return reader, TokenReader([TokenStore(source.folder, cache=cache) for source in held], shuffle=False, **common)
-
-
-def git_sha(run: RunDir) -> str:
-    try:
-        return str(run.read_json("code.json").get("git_sha") or "")
-    except (FileNotFoundError, ValueError):
-        return ""
 
 
 if __name__ == "__main__":
