@@ -106,7 +106,7 @@ def place(local: str | None, *, equal: bool) -> Iterator[str]:
 
 
 def yield_cores(pid: int) -> None:
-    """Where sessions are scheduled as groups, a process' own priority says nothing to the processes of other sessions."""
+    """Also where sessions are scheduled as groups, whose members' priorities count among themselves only."""
     for thread in os.listdir(f"/proc/{pid}/task"):
         os.setpriority(os.PRIO_PROCESS, int(thread), 19)
     with contextlib.suppress(FileNotFoundError):
