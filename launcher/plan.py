@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launcher.backends.slurm_script import agent_argv, options_of, sbatch_text
+from launcher.backends.slurm_script import agent_argv, options_of, script_of
 from launcher.cluster import Cluster, store_environment
-from launcher.host import HostFacts, job_folder
+from launcher.host import HostFacts
 from launcher.node import SURVIVOR_SECONDS
 from launcher.notes import surprises
 from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
@@ -149,11 +149,13 @@ def make_plan(
     data: PlannedData,
     host: HostFacts,
     init: ModelConfig | None = None,
+    after: str | None = None,
 ) -> Plan:
     """The plan of a run; PlanError with all problems at once.
 
     host: the machine that launches; it is the node itself where the scheduler is local.
     init: shape of the weights that model.init_from names.
+    after: the scheduler's job of the run that recipe.after names; None if there is nothing to wait for.
     """
     draft = _Draft()
     device, nproc = _workers(recipe, cluster, host, draft)
@@ -191,13 +193,22 @@ def make_plan(
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
-        script=_script(cluster, recipe, run_id, run_url, nnodes, host),
+        script=_script(recipe, cluster, host, run_id, run_url, after),
         processes=plan_processes(
             run_url, cluster, nnodes=nnodes, nproc=nproc, device=device, env=environment, host=host
         ),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
+
+
+def _script(
+    recipe: Recipe, cluster: Cluster, host: HostFacts, run_id: str, run_url: str, after: str | None
+) -> str | None:
+    """What the scheduler is sent; None where nothing is."""
+    if cluster.scheduler != "slurm":
+        return None
+    return script_of(recipe, cluster, host, run_id=run_id, run_url=run_url, after=after)
 
 
 # -- who works -------------------------------------------------------------------------------------------------------
@@ -344,6 +355,8 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     train, spec = recipe.train, data.spec
     if cluster.scheduler == "local" and recipe.resources.nodes > 1:
         draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
+    if recipe.after and cluster.scheduler != "slurm":
+        draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
     if train.max_epochs is not None and len(spec.train) > 1:
@@ -460,26 +473,6 @@ def _owners(
         endpoint=head,
     )
     return [Process(role="agent", node_rank=0, argv=argv, env=env)]
-
-
-def _script(cluster: Cluster, recipe: Recipe, run_id: str, run_url: str, nnodes: int, host: HostFacts) -> str | None:
-    """What the scheduler is sent; None where nothing is."""
-    if cluster.scheduler != "slurm":
-        return None
-    asked = recipe.resources.gpus_per_node
-    gpus = 0 if recipe.train.device == "cpu" else (cluster.node.gpus or 0) if asked is None else asked
-    folder = job_folder(run_url, host.logs)
-    return sbatch_text(
-        cluster,
-        python=host.python,
-        run_url=run_url,
-        run_id=run_id,
-        log=f"{folder.replace('%', '%%')}/job-%j.log",
-        code=f"{folder}/code",
-        nnodes=nnodes,
-        gpus=gpus,
-        time_limit=recipe.resources.time_limit,
-    )
 
 
 def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:

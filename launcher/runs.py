@@ -49,13 +49,17 @@ class Registered:
         return RunDir(self.url)
 
     def is_there(self) -> bool:
-        """Has it a plan, or can that not be told now?"""
+        """Has it its plan, or can that not be told now?"""
         run = self.open()
         try:
             with files.patience(GLANCE_SECONDS):
-                return run.exists("plan.json")
+                return self.is_of(run)
         except (OSError, ValueError):
             return True
+
+    def is_of(self, run: RunDir) -> bool:
+        """Is this run what lies there now? Another one may have taken the place of one that was removed."""
+        return run.exists("plan.json") and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
 
 
 def new_run_id(name: str) -> str:
@@ -154,7 +158,7 @@ def _at(url: str) -> RunDir:
 
 def _there(entry: Registered) -> RunDir:
     run = entry.open()
-    if not run.exists("plan.json"):
+    if not entry.is_of(run):
         raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
     return run
 
@@ -284,7 +288,7 @@ def _glance(entry: Registered) -> RunState | None:
     """The state of one run among many, asked for with little patience; None if it is gone."""
     run = entry.open()
     with files.patience(GLANCE_SECONDS):
-        return state_of(run) if run.exists("plan.json") else None
+        return state_of(run) if entry.is_of(run) else None
 
 
 def _unreachable(entry: Registered, message: str) -> RunState:

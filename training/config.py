@@ -234,6 +234,9 @@ class Recipe(Section):
     """What to train. See docs/reference/recipe.md."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
+    after: str | None = Field(
+        default=None, description="Id, name or URL of a run that has to be completed before this one starts (SLURM)."
+    )
     resources: Resources = Resources()
     model: ModelSection
     tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
