@@ -60,7 +60,7 @@ def submit(
     job_id = f"{told['request']['metadata']['launchyard_run']}-{secrets.token_hex(3)}"
 
     def send(number: int) -> str:
-        code = _send_code(ray)
+        code = send_code(ray)
         return ray.submit(ray_request.filled(told["request"], job_id=job_id, code=code))
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run))
@@ -80,7 +80,7 @@ def dashboard(place: dict[str, Any]) -> Dashboard:
     return Dashboard(place["address"], place.get("token_file"))
 
 
-def _send_code(ray: Dashboard) -> str | None:
+def send_code(ray: Dashboard) -> str | None:
     """The code that this process runs, so that a run keeps it whatever changes meanwhile; None for an installed one."""
     package = pack_code()
     if package is None:
@@ -157,7 +157,7 @@ def errand(run: RunDir, job: Job, argv: list[str], *, node_id: str) -> str | Non
     """A short job of its own that runs `argv` on a node, with the code of the run; why it failed, if it did."""
     told = json.loads(run.read_json("plan.json")["script"])
     ray = of_run(run)
-    request = ray_request.errand(told["request"], node_id=node_id, argv=argv, code=_send_code(ray))
+    request = ray_request.errand(told["request"], node_id=node_id, argv=argv, code=send_code(ray))
     return run_job(ray, request)
 
 
