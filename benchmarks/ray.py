@@ -35,26 +35,20 @@ WORDS = ["train.device=cpu", "train.max_steps=100000", "checkpoint.every_steps=5
 
 # The same worker under TorchTrainer: its process group is given up for the worker's own.
 TRAINER = """
-import os, sys, time
+import os, sys
 import ray, torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 def train(config):
     from training.worker import main
-    context = ray.train.get_context()
     dist.destroy_process_group()
-    attempt = str(int(time.time() * 10) % 10_000 if config["again"] else 0)
-    os.environ.update(config["env"])
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-    os.environ["LAUNCHYARD_AGENT_PID"] = ""
-    os.environ.pop("LAUNCHYARD_AGENT_PID")
     main(["worker", config["url"]])
 
 scaling = ScalingConfig(num_workers=2, placement_strategy="STRICT_SPREAD", resources_per_worker={"CPU": 1})
 running = RunConfig(name="bench", storage_path=sys.argv[2], failure_config=FailureConfig(max_failures=3))
-config = {"url": sys.argv[1], "env": {"OMP_NUM_THREADS": "1"}, "again": False}
-TorchTrainer(train, train_loop_config=config, scaling_config=scaling, run_config=running).fit()
+TorchTrainer(train, train_loop_config={"url": sys.argv[1]}, scaling_config=scaling, run_config=running).fit()
 """
 
 
@@ -119,7 +113,7 @@ class Bench:
         root = str(Path(__file__).resolve().parents[1])
         request = {
             "entrypoint": f"{sys.executable} {script} {run} {self.folder}/train{number}",
-            "runtime_env": {"env_vars": {"PYTHONPATH": root, "RAY_TRAIN_V2_ENABLED": "1"}},
+            "runtime_env": {"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}},
         }
         job = self.site.dashboard.submit(request)
         try:

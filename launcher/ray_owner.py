@@ -28,6 +28,7 @@ LOOK_SECONDS = 0.2
 DRAIN_SECONDS = 1.0
 AFTER_FIRST_SECONDS = 60.0  # from the end of one node's agent to the end of all
 AFTER_LOSS_SECONDS = 2 * SURVIVOR_SECONDS  # the same when an actor has died: others wait for it in vain
+NOTICE_SECONDS = 3.0  # in which Ray learns that a node has died, after its actors have
 ACCEPT_SECONDS = 60.0  # for the launcher to write down that Ray has taken the job
 
 
@@ -53,7 +54,14 @@ class InCluster:
         shape = {"nnodes": waiting.nnodes, "nproc_per_node": waiting.nproc_per_node, "device": waiting.device}
         shape["overrides"] = waiting.overrides
         return Owner(
-            self._run, "ray", waiting.job_id, shape, self._signals, self.run_nodes, make_room=self.make_room
+            self._run,
+            "ray",
+            waiting.job_id,
+            shape,
+            self._signals,
+            self.run_nodes,
+            make_room=self.make_room,
+            since=waiting.submitted,  # a stop that was asked while Ray was starting us is meant for us
         )
 
     def make_room(self, goes_on: Callable[[], bool]) -> dict[str, Any] | None:
@@ -218,17 +226,14 @@ class Attempt:
     def _loss(self) -> tuple[str, str]:
         """Was it the node or only its actor? Ray may learn of a node's death a little later."""
         rank = min(self.lost)
-        ids = self._room_ids()
-        wait_until(lambda: bool(lost_nodes(ids)), seconds=AFTER_LOSS_SECONDS if len(ids) > rank else 0.0, every=0.5)
+        ids = [node["node_id"] for node in self._nodes]
+        wait_until(lambda: bool(lost_nodes(ids)), seconds=NOTICE_SECONDS, every=0.3)
         gone = [node for node in self._nodes if node["node_id"] in lost_nodes(ids)]
         if gone:
             named = " and ".join(f"{node['host']} ({node['address']})" for node in gone)
             return NODE_LOST, f"{named} went away, with node {', '.join(str(node['rank']) for node in gone)} of the run"
         host = next((node["host"] for node in self._nodes if node["rank"] == rank), "its node")
         return "agent lost", f"the actor of node {rank} on {host} died: {self.lost[rank]}"
-
-    def _room_ids(self) -> list[str]:
-        return [node["node_id"] for node in self._nodes]
 
 
 def agent_words(agent: list[str], job: Job, endpoint: str) -> list[str]:
