@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from launcher.plan_processes import Shape
 
 JOB, CODE = "{job}", "{code}"  # filled in when it is sent
+QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # what agents say is in the job's log, all of it, and plain
 STOP_SECONDS = 600  # that `ray job stop` leaves a run to save in; Ray's own default is 3
 
 
@@ -29,7 +30,7 @@ def request_text(
     runtime_env = {
         **ray.runtime_env,
         "working_dir": CODE,
-        "env_vars": {**env, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+        "env_vars": {**env, **QUIET, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
     }
     request = {
         "entrypoint": f"exec {shlex.join(owner)}",

@@ -22,6 +22,7 @@ from launcher.sandbox import slurm_host
 HEAD = "node1"
 DASHBOARD = "127.0.0.1", 8265
 GCS_PORT = 6379
+SEEN = "r"  # where each node has its folder
 MARK = "LAUNCHYARD_RAY_SITE"
 _OBJECTS = 80 << 20  # bytes of shared memory a node; Ray wants 75 MiB at least, and a run uses none
 # A small Ray, on a machine that may be small: no telemetry, no workers before they are asked for, and no killing of
@@ -93,18 +94,22 @@ def network_argv(settings: Settings, socket: Path) -> list[str]:
 
 
 def node_argv(node: str, settings: Settings, *, network: int, hosts: Path, temporary: Path) -> list[str]:
-    """Becomes a node of Ray's. network: process that keeps the network. temporary: folder with a short name."""
+    """Becomes a node of Ray's. network: process that keeps the network. temporary: folder with a short name.
+
+    Nodes see the same path in it, and each has a folder of its own there: Ray unpacks code at such paths.
+    """
+    own = (temporary / node, temporary / SEEN)
     words = ["start", f"--node-ip-address={address_of(node)}", "--block", "--disable-usage-stats"]
     words += [f"--num-cpus={settings.cpus_per_node}", f"--num-gpus={settings.gpus_per_node}"]
     words += [f"--object-store-memory={_OBJECTS}"]
     if node == HEAD:
         host, port = DASHBOARD
-        words += ["--head", f"--port={GCS_PORT}", f"--temp-dir={temporary}", "--include-dashboard=true"]
+        words += ["--head", f"--port={GCS_PORT}", f"--temp-dir={own[1]}", "--include-dashboard=true"]
         words += [f"--dashboard-host={host}", f"--dashboard-port={port}"]
     else:
         words.append(f"--address={address_of(HEAD)}:{GCS_PORT}")
     ray = [sys.executable, "-m", "ray.scripts.scripts", *words]
-    return [*into(network), *slurm_host.in_node(ray, name=node, hosts=hosts)]
+    return [*into(network), *slurm_host.in_node(ray, name=node, hosts=hosts, folder=own)]
 
 
 def into(network: int) -> list[str]:

@@ -124,11 +124,11 @@ class Site:
                 return (self.folder / "dashboard.sock").exists()
             if daemon == HEAD:
                 assert self.temporary is not None
-                return (self.temporary / "ray_current_cluster").exists()
+                return (self.temporary / HEAD / "ray_current_cluster").exists()
             return namespace_of(process.pid) != namespace_of(os.getpid())
 
         if daemon == HEAD and self.temporary is not None:  # of a head that was there before
-            (self.temporary / "ray_current_cluster").unlink(missing_ok=True)
+            (self.temporary / HEAD / "ray_current_cluster").unlink(missing_ok=True)
         if not wait_until(lambda: process.poll() is not None or has_begun(), seconds=READY_SECONDS):
             self._signal(daemon, signal.SIGKILL)
             raise LaunchError(f"{daemon} has not begun after {READY_SECONDS:.0f} s{self._last_words(daemon)}")
@@ -146,6 +146,8 @@ class Site:
             argv = ray_host.network_argv(self.settings, self.folder / "dashboard.sock")
             (self.folder / "dashboard.sock").unlink(missing_ok=True)
         else:
+            for name in (daemon, ray_host.SEEN):
+                (self.temporary / name).mkdir(mode=0o700, exist_ok=True)
             network = self.pid(NETWORK)
             if network is None:
                 raise LaunchError("the network of the Ray sandbox is gone", hint="launch sandbox down ray, then up")
