@@ -2,10 +2,10 @@
 
     pip install 'ray[train]'; python benchmarks/ray.py [--rounds 3] [--without slurm,trainer]
 
-Seconds of the bundled quickstart with two workers, from the moment a command is started to the first row of metrics: on
-two nodes of the Ray of `launch sandbox`, by agents in actors (ours) and by TorchTrainer with the very same worker; on two
-nodes of a SLURM (where its packages are); on this machine. Then, on Ray: a notice of preemption, SIGKILL of a worker, and
-what is left running after a stop. Medians and spread.
+Seconds of the bundled quickstart with two workers, from the moment a command is started to the first row of metrics:
+on two nodes of the Ray of `launch sandbox`, by agents in actors (ours) and by TorchTrainer with the very same worker;
+on two nodes of a SLURM (where its packages are); on this machine. Then, on Ray: a notice of preemption, SIGKILL of a
+worker, and what is left running after a stop. Medians and spread.
 """
 
 from __future__ import annotations

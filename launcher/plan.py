@@ -175,7 +175,13 @@ def make_plan(
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
         script=scheduler_text(
-            cluster, shape, run_id=run_id, run_url=run_url, env=environment, host=host, limit=recipe.resources.time_limit
+            cluster,
+            shape,
+            run_id=run_id,
+            run_url=run_url,
+            env=environment,
+            host=host,
+            limit=recipe.resources.time_limit,
         ),
         processes=plan_processes(run_url, cluster, shape, env=environment, host=host),
         notes=draft.notes,

@@ -34,8 +34,9 @@ class Decision:
 def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> Decision:
     """Decide from the attempts of this job, oldest first. ValueError without any.
 
-    Preempted: again at once, without limit; the same after a node was lost. Failed: again after 1, 2, 4 … 60 seconds, until `max_failures` attempts
-    in a row have failed without a new checkpoint. Completed, fatal, or stopped by a person: end.
+    Preempted: again at once, without limit; the same after a node was lost. Failed: again after 1, 2, 4 … 60 seconds,
+    until `max_failures` attempts in a row have failed without a new checkpoint. Completed, fatal, or stopped by a
+    person: end.
     """
     if not history:
         raise ValueError("after_attempt needs at least one attempt")

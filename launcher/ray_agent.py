@@ -15,6 +15,7 @@ from typing import Any
 from launcher.node import POLL_SECONDS, own_environment
 from launcher.processes import free_port, start_shielded
 
+
 class Agent:
     """One a node. Ray runs its methods one after another in the main thread, whose death the kernel watches."""
 

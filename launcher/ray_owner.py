@@ -51,8 +51,7 @@ class InCluster:
 
     def owner(self) -> Owner:
         waiting = self._submission
-        shape = {"nnodes": waiting.nnodes, "nproc_per_node": waiting.nproc_per_node, "device": waiting.device}
-        shape["overrides"] = waiting.overrides
+        shape = waiting.model_dump(include={"nnodes", "nproc_per_node", "device", "overrides"})
         return Owner(
             self._run,
             "ray",
@@ -72,9 +71,7 @@ class InCluster:
             with contextlib.suppress(OSError):
                 self._run.say_waiting(self._submission.job_id, said)
 
-        self._room = find_room(
-            self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, tell=tell
-        )
+        self._room = find_room(self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, tell=tell)
         with contextlib.suppress(OSError):
             self._run.clear_waiting()
         if self._room is None:
@@ -260,6 +257,12 @@ def _own_submission(run: RunDir, job_id: str) -> Submission:
     return found
 
 
+def _number(word: str) -> float:
+    """Whole numbers stay whole: Ray wants that of memory."""
+    number = float(word)
+    return int(number) if number.is_integer() else number
+
+
 def main(argv: list[str]) -> int:
     import ray
 
@@ -275,7 +278,7 @@ def main(argv: list[str]) -> int:
     signals.install()  # after Ray's own handlers
     run = RunDir(options.run_url)
     be_patient(run)
-    bundle = {name: float(amount) for name, _, amount in (word.rpartition("=") for word in options.bundle)}
+    bundle = {name: _number(amount) for name, _, amount in (word.rpartition("=") for word in options.bundle)}
     job = InCluster(
         run,
         _own_submission(run, options.job_id),

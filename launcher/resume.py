@@ -170,7 +170,9 @@ def _of_ray(frozen: dict[str, Any]) -> dict[str, Any]:
     if frozen.get("scheduler") != "ray":
         return {}
     told = json.loads(frozen["script"])
-    node = {key: int(told["bundle"][name]) for key, name in (("cpus", "CPU"), ("gpus", "GPU")) if name in told["bundle"]}
+    node = {
+        key: int(told["bundle"][name]) for key, name in (("cpus", "CPU"), ("gpus", "GPU")) if name in told["bundle"]
+    }
     return {"ray": told["place"], "node": node}
 
 

@@ -66,7 +66,9 @@ class Submission(BaseModel):
     env: dict[str, str] = {}
     agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
     job_id: str = Field(default="", description="The scheduler's, once it has accepted it.")
-    place: dict[str, Any] = Field(default={}, description="How its scheduler is reached, if the environment does not say.")
+    place: dict[str, Any] = Field(
+        default={}, description="How its scheduler is reached, if the environment does not say."
+    )
     overrides: dict[str, Any] = {}
 
 

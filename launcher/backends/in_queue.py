@@ -30,9 +30,7 @@ class Queued:
     restarts: int = 0
 
 
-def hand_over(
-    run: RunDir, waiting: Submission, send: Callable[[int], str], *, take_back: Callable[[int], None]
-) -> Job:
+def hand_over(run: RunDir, waiting: Submission, send: Callable[[int], str], *, take_back: Callable[[int], None]) -> Job:
     """Write the submission down and have the scheduler take it: send(its number) -> the job's id.
 
     take_back: removes what was made for it besides, if it is refused; nothing is queued then.

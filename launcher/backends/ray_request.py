@@ -19,13 +19,11 @@ QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # what agents say is i
 STOP_SECONDS = 600  # that `ray job stop` leaves a run to save in; Ray's own default is 3
 
 
-def request_text(
-    cluster: Cluster, *, python: str, run_id: str, run_url: str, shape: Shape, env: dict[str, str]
-) -> str:
+def request_text(cluster: Cluster, *, python: str, run_id: str, run_url: str, shape: Shape, env: dict[str, str]) -> str:
     """As JSON: `place`, how Ray is reached; `bundle`, what each node is asked for; `request`, for POST /api/jobs/."""
     ray, bundle = options_of(cluster), bundle_of(cluster, shape)
     owner = [python_of(cluster, python), "-u", "-m", "launcher.ray_owner", run_url]
-    owner += [f"--bundle={name}={amount:g}" for name, amount in bundle.items()]
+    owner += [f"--bundle={name}={amount}" for name, amount in bundle.items()]
     owner += [f"--sizes={','.join(map(str, shape.sizes))}", f"--wait-seconds={ray.wait_seconds:g}", f"--job-id={JOB}"]
     runtime_env = {
         **ray.runtime_env,
@@ -68,7 +66,7 @@ def bundle_of(cluster: Cluster, shape: Shape) -> dict[str, float]:
 def agent_argv(
     cluster: Cluster, *, python: str, run_url: str, attempt: Any, nnodes: int, nproc: int, device: str, endpoint: str
 ) -> list[str]:
-    """The agent of a node; its number is added there. `attempt` and `endpoint` (host:port) are drawn in each attempt."""
+    """The agent of a node; its number is added there. `attempt` and `endpoint` (host:port) are drawn anew each time."""
     words = [python_of(cluster, python), "-u", "-m", "launcher.node", run_url, f"--attempt={attempt}"]
     words += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}", f"--rdzv-endpoint={endpoint}"]
     return words
@@ -83,9 +81,7 @@ def filled(request: dict[str, Any], *, job_id: str, code: str | None) -> dict[st
     return {**request, "entrypoint": entrypoint, "runtime_env": runtime_env, "submission_id": job_id}
 
 
-def errand(
-    request: dict[str, Any], *, argv: list[str], code: str | None, node_id: str | None = None
-) -> dict[str, Any]:
+def errand(request: dict[str, Any], *, argv: list[str], code: str | None, node_id: str | None = None) -> dict[str, Any]:
     """A short job that runs `argv` on a node, any or a certain one, with a run's environment; see ray_errand.py."""
     python = shlex.split(str(request["entrypoint"]))[1]
     words = [python, "-m", "launcher.ray_errand", *([f"--node-id={node_id}"] if node_id else []), "--", *argv]

@@ -1,6 +1,6 @@
-"""`python -m launcher.sandbox.ray_relay SOCKET HOST PORT`: a door into a network of its own, for those who may open a file.
+"""`python -m launcher.sandbox.ray_relay SOCKET HOST PORT`: a door into a network of its own.
 
-Whoever connects to the socket talks to HOST:PORT as it is seen from here. This process also keeps that network alive.
+Whoever may open the socket talks to HOST:PORT as it is seen from here. This process also keeps that network alive.
 """
 
 from __future__ import annotations

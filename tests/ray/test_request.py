@@ -219,7 +219,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = do_PUT = answer  # noqa: N815
+    do_GET = do_POST = do_PUT = answer
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -269,7 +269,7 @@ def test_a_token_is_sent_and_told_nowhere(server: str, tmp_path: Path) -> None:
         Dashboard(server, str(tmp_path / "token")).version()
     assert Answers.heard == [("GET /api/version", "Bearer s3cret")]
     assert "s3cret" not in f"{caught.value}{caught.value.hint}"
-    with pytest.raises(UserError, match="ray.token_file: .*no such file"):
+    with pytest.raises(UserError, match=r"ray\.token_file: .*no such file"):
         Dashboard(server, str(tmp_path / "other")).version()
 
 

@@ -1,4 +1,4 @@
-"""What happens to nodes and processes, done to real runs: they go on by themselves, and nothing shows in what they learn."""
+"""What happens to nodes and processes, done to real runs: they go on by themselves, and learn the very same."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ray.cluster import RAY
 from tests.ray.runs import FOREVER, OnRay, Site
 
 pytestmark = pytest.mark.ray
@@ -74,7 +73,9 @@ def test_a_dashboard_that_is_away(place: Site) -> None:
 
 
 def ray_processes() -> set[int]:
-    return {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")}
+    return {
+        process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")
+    }
 
 
 @pytest.mark.slow
