@@ -14,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 SPECIAL := gpu or slurm or ray or s3 or browser or chaos
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel
-SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or killed_process and worker or wrong_address and nobody or cancelled
+SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
 SOME_CHAOS := --seeds 10,11 --faults 25
 
 .PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-gpu lint format bench docs image clean setup setup-dev

@@ -171,8 +171,10 @@ class Attempt:
 
     def _tell(self) -> None:
         """Agents hear through the run directory that they are to save and leave."""
+        if self._told:
+            return
         reason = self._signals.stop or ("preempted" if self._leaving() else None)
-        if reason is None or self._told:
+        if reason is None:
             return
         with contextlib.suppress(OSError):
             self._run.give_notice(self._job.attempt, reason)
