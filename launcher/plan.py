@@ -174,19 +174,19 @@ def make_plan(
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
-        script=scheduler_text(
-            cluster,
-            shape,
-            run_id=run_id,
-            run_url=run_url,
-            env=environment,
-            host=host,
-            limit=recipe.resources.time_limit,
-        ),
-        processes=plan_processes(run_url, cluster, shape, env=environment, host=host),
+        **_started(cluster, shape, recipe, run_id, run_url, environment, host),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
+
+
+def _started(
+    cluster: Cluster, shape: Shape, recipe: Recipe, run_id: str, run_url: str, env: dict[str, str], host: HostFacts
+) -> dict[str, Any]:
+    """What the scheduler is sent, and the processes that come of it."""
+    limit = recipe.resources.time_limit
+    script = scheduler_text(cluster, shape, run_id=run_id, run_url=run_url, env=env, host=host, limit=limit)
+    return {"script": script, "processes": plan_processes(run_url, cluster, shape, env=env, host=host)}
 
 
 # -- who works -------------------------------------------------------------------------------------------------------
