@@ -194,7 +194,7 @@ def _started(
 ) -> dict[str, Any]:
     """What the scheduler is sent, and the processes that come of it."""
     limit = recipe.resources.time_limit
-    names = {"run_id": run_id, "run_url": run_url, "limit": limit, "after": after}
+    names: dict[str, Any] = {"run_id": run_id, "run_url": run_url, "limit": limit, "after": after}
     script = scheduler_text(cluster, shape, **names, env=env, host=host)
     return {"script": script, "processes": plan_processes(run_url, cluster, shape, env=env, host=host)}
 

@@ -68,6 +68,8 @@ def make_ready(request: Request) -> Ready:
     loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
     loaded = _with_found_weights(loaded)
     recipe = loaded.recipe
+    if cluster.container is None:  # else the workers have another Python
+        check_trackers(loaded)
     init = shape_of(loaded)
     needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
     host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
@@ -124,6 +126,17 @@ def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str,
     except RecipeErrors as others:
         problems += others.problems
     return RecipeErrors(problems, hint=error.hint)
+
+
+def check_trackers(loaded: LoadedRecipe) -> None:
+    """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
+    from training.trackers import install_words, missing
+
+    if lacking := missing(loaded.recipe.metrics.trackers):
+        key = "metrics.trackers"
+        verb = "is" if len(lacking) == 1 else "are"
+        problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
+        raise RecipeErrors([problem], hint=install_words(lacking))
 
 
 def planned(data: Resolved) -> PlannedData:
