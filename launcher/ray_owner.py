@@ -28,7 +28,8 @@ LOOK_SECONDS = 0.2
 DRAIN_SECONDS = 1.0
 AFTER_FIRST_SECONDS = 60.0  # from the end of one node's agent to the end of all
 AFTER_LOSS_SECONDS = 2 * SURVIVOR_SECONDS  # the same when an actor has died: others wait for it in vain
-NOTICE_SECONDS = 3.0  # in which Ray learns that a node has died, after its actors have
+# In which Ray learns that a node has died, after its actors have: where it still answers for them, where it does not.
+NOTICE_SECONDS = {False: 1.0, True: 20.0}
 ACCEPT_SECONDS = 60.0  # for the launcher to write down that Ray has taken the job
 
 
@@ -103,6 +104,7 @@ class Attempt:
         self._calls: dict[Any, int] = {}
         self._nodes: list[dict[str, Any]] = []
         self._told = False
+        self._cut_off = False  # an actor cannot be reached, and nobody says that it is dead
         self._drained_at = 0.0
         self.lost: dict[int, str] = {}
         self.codes: dict[int, int] = {}
@@ -166,6 +168,7 @@ class Attempt:
                     self.codes[rank] = int(ray.get(call))
                 except ray.exceptions.RayError as error:
                     self.lost[rank] = first_line(str(error))
+                    self._cut_off |= isinstance(error, ray.exceptions.ActorUnavailableError)
                     patience = AFTER_LOSS_SECONDS
                 until = min(until, time.monotonic() + patience)
 
@@ -226,7 +229,7 @@ class Attempt:
         """Was it the node or only its actor? Ray may learn of a node's death a little later."""
         rank = min(self.lost)
         ids = [node["node_id"] for node in self._nodes]
-        wait_until(lambda: bool(lost_nodes(ids)), seconds=NOTICE_SECONDS, every=0.3)
+        wait_until(lambda: bool(lost_nodes(ids)), seconds=NOTICE_SECONDS[self._cut_off], every=0.3)
         gone = [node for node in self._nodes if node["node_id"] in lost_nodes(ids)]
         if gone:
             named = " and ".join(f"{node['host']} ({node['address']})" for node in gone)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,7 @@ class Site:
                 stderr=log, start_new_session=True,
             )  # fmt: skip
         known = {**self._facts().get("processes", {})}
-        known[daemon] = {"pid": process.pid, "started": started_at(process.pid)}
+        known[daemon] = {"pid": process.pid, "started": started_at(process.pid), "at": time.time()}
         self._write_facts(processes=known)
         return process
 
@@ -175,16 +176,21 @@ class Site:
             )
 
     def alive(self) -> set[str]:
-        """Nodes that Ray counts as alive; empty if the dashboard does not answer."""
+        """Nodes that Ray counts as alive; empty if the dashboard does not answer.
+
+        It learns late of a crash: a node that was started again counts when it has come since.
+        """
         try:
             found = self.dashboard.nodes()
         except LaunchError:
             return set()
-        return {
-            str(node.get("hostname") or node["raylet"].get("nodeManagerHostname"))
-            for node in found
+        processes = self._facts().get("processes", {})
+        came = {
+            str(node["raylet"]["nodeManagerHostname"]): float(node["raylet"]["startTimeMs"]) / 1000
+            for node in sorted(found, key=lambda node: float(node.get("raylet", {}).get("startTimeMs", 0)))
             if node.get("raylet", {}).get("state") == "ALIVE"
         }
+        return {name for name, moment in came.items() if moment >= processes.get(name, {}).get("at", 0.0) - 1.0}
 
     def _signal(self, daemon: str, number: int) -> None:
         if pid := self.pid(daemon):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.ray.runs import FOREVER, OnRay, Site
+from tests.ray.runs import FOREVER, Site
 
 pytestmark = pytest.mark.ray
 WRONG = {
@@ -70,28 +69,3 @@ def test_a_dashboard_that_is_away(place: Site) -> None:
     run.wait(lambda: run.status()["queue"] is None, 30)
     place.ok("stop", run.run_id)
     run.nothing_left()
-
-
-def ray_processes() -> set[int]:
-    return {
-        process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_foreign_ray_is_left_alone(place: Site, tmp_path: Path) -> None:
-    """Another Ray on this machine, up before ours: all of its processes live when ours is gone."""
-    from tests.ray.cluster import running_cluster
-
-    before = ray_processes()
-    with running_cluster(nodes=1) as ours:
-        made = Site(tmp_path / "other", ours)  # type: ignore[arg-type]
-        try:
-            run: OnRay = made.launch("run", FOREVER, nodes=1)
-            run.steps(3)
-            made.ok("cancel", run.run_id)
-        finally:
-            made.close()
-    assert before <= ray_processes()
-    assert place.cluster.site.alive() == set(place.cluster.nodes)
