@@ -24,7 +24,7 @@ from training.goodput import CAUSES
 
 STYLE = Path(__file__).with_name("page.css")
 MAX_LANES = 40  # a run of more attempts shows its last ones
-SMOOTH = 40  # about so many points of a curve are told apart by the smooth one
+SMOOTH = 40  # a smooth curve is a mean over a fortieth of it
 _GOOD, _BAD = ("completed", "running", "saving"), ("failed", "lost")
 
 
@@ -105,9 +105,9 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
     if rows:
         yield "Tokens", count(float(rows[-1]["tokens_seen"])), "trained on"
         speeds = [float(row["tokens_per_second"]) for row in rows]
-        yield "Tokens a second", count(statistics.median(speeds)), "median step"
+        yield "Tokens/s", count(statistics.median(speeds)), "median step"
     if goodput is not None:
-        yield "Wall time", duration(goodput.wall), "since the first submit"
+        yield "Wall time", duration(goodput.wall), "since the submit"
         if goodput.ratio is not None:
             yield "Goodput", f"{goodput.ratio:.1%}", f"{duration(goodput.seconds['productive'])} productive"
     many = len(story.attempts)
@@ -138,7 +138,7 @@ def _loss(story: Story) -> str:
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
     said = '<p class="quiet">Nats a token, over optimizer steps.</p>'
-    return f"{said}{_legend(legend)}{drawn}{_small_curves(rows, marks)}"
+    return f'{said}{_legend(legend)}<div class="scroll">{drawn}</div>{_small_curves(rows, marks)}'
 
 
 def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> str:
@@ -150,9 +150,9 @@ def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> str:
     ):
         points = [(float(row["step"]), float(row[key])) for row in rows if key in row]
         form = count if key == "tokens_per_second" else (lambda value: f"{value:.3g}")
-        lines = [Line(_smooth(points), colour, title)]
+        lines = [Line(points, colour, title)]
         if key != "lr":
-            lines.insert(0, Line(points, colour, faint=True))
+            lines = [Line(points, colour, faint=True), Line(_smooth(points), colour, title)]
         svg = curve(lines, label=title, width=330.0, height=150.0, marks=marks, form=form, x_form=count, from_zero=True)
         if svg:
             drawn.append(f"<div><h3>{title}</h3>{svg}</div>")
@@ -160,13 +160,14 @@ def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> str:
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """An exponential mean whose memory is a fortieth of the curve, without a bias at its start; only what is finite."""
-    keep = 1.0 - 1.0 / max(1.0, len(points) / SMOOTH)
-    mean, weight, found = 0.0, 0.0, []
-    for x, y in points:
-        if math.isfinite(y):
-            mean, weight = mean * keep + y * (1 - keep), weight * keep + (1 - keep)
-            found.append((x, mean / weight))
+    """The mean around each point, as far to either side, so that it lags behind nothing; only what is finite."""
+    points = [(x, y) for x, y in points if math.isfinite(y)]
+    sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
+    reach, last = len(points) // (2 * SMOOTH), len(points) - 1
+    found = []
+    for number, (x, _) in enumerate(points):
+        side = min(reach, number, last - number)
+        found.append((x, (sums[number + side + 1] - sums[number - side]) / (2 * side + 1)))
     return found
 
 
@@ -191,7 +192,7 @@ def _time(story: Story) -> str:
     return (
         f'<p class="quiet">{duration(goodput.wall)} since the first submit, every second of it given to one cause. '
         "Point at a piece to read what it is; a triangle is a committed checkpoint.</p>"
-        f"{bar}{_causes_table(parts)}<h3>Attempts on the clock</h3>{_legend(shown)}{drawn}{note}"
+        f"{bar}{_causes_table(parts)}<h3>Attempts on the clock</h3>{_legend(shown)}<div class='scroll'>{drawn}</div>{note}"
     )
 
 
@@ -267,7 +268,7 @@ def _checkpoints(story: Story) -> str:
         for one in story.saved
     ]  # fmt: skip
     gone = sum(event.get("event") == "saved" for one in story.attempts for event in one.events) - len(rows)
-    note = f'<p class="quiet">{_plural(gone, "temporary one")} made room since.</p>' if gone > 0 else ""
+    note = f'<p class="quiet">{_plural(gone, "older one")} made room for them.</p>' if gone > 0 else ""
     return _table(("step", "kind", "size", "workers", "attempt", "committed"), rows, numbers={2, 3, 4}) + note
 
 

@@ -60,7 +60,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = span / max(1, count)
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.999)
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.65)
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -125,7 +125,7 @@ class _Frame:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{form(value)}</text>')
-        for value in ticks(self.x0, self.x1, max(2, int(self.width // 130))):
+        for value in ticks(self.x0, self.x1, max(2, int(self.width // 100))):
             x = self.x(value)
             anchor = "end" if x > self.width - RIGHT - 18 else "middle"
             place = f'x="{x:.1f}" y="{self.height - 8:.1f}" text-anchor="{anchor}"'
@@ -176,7 +176,7 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
             x0, x1 = place(bar.x0), place(bar.x1)
             parts.append(
                 f'<rect class="bar" style="--c:var(--{bar.colour})" x="{x0:.1f}" y="{y:.1f}" '
-                f'width="{max(0.6, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.said)}</title></rect>'
+                f'width="{max(1.2, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.said)}</title></rect>'
             )
         for mark in one.marks:
             x = place(mark.x)

@@ -211,7 +211,12 @@ def test_a_smooth_line_stays_between_its_points(values: list[float]) -> None:
     drawn = _smooth([(float(n), value) for n, value in enumerate(values)])
     assert len(drawn) == len(values)
     assert all(min(values) - 1e-9 <= y <= max(values) + 1e-9 for _, y in drawn)
-    assert drawn[0][1] == pytest.approx(values[0]), "no bias at the start"
+    assert drawn[0][1] == pytest.approx(values[0]) and drawn[-1][1] == pytest.approx(values[-1])
+
+
+def test_a_smooth_line_does_not_lag() -> None:
+    straight = [(float(n), 3.0 * n) for n in range(500)]
+    assert all(y == pytest.approx(3.0 * x) for x, y in _smooth(straight))
 
 
 def test_bars_and_lanes_of_nothing() -> None:
