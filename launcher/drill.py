@@ -172,9 +172,10 @@ def _on_this_node(pid: int) -> bool:
 
 def _on_last_node(run: RunDir, job: Job, kind: Kind) -> None:
     """Of several nodes it is not the one where the owner is."""
-    from launcher.backends import slurm
+    from launcher.backends import ray, slurm
 
-    slurm.run_on_last_node(run, job, [sys.executable, "-m", __name__, run.url, kind, str(job.attempt)])
+    where = {"slurm": slurm, "ray": ray}[job.backend]
+    where.run_on_last_node(run, job, ["-m", __name__, run.url, kind, str(job.attempt)])
 
 
 _BLOWS: dict[Kind, Callable[[RunDir, Job], str]] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}

@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher.claims import LEASE_SECONDS, heartbeat_age, last_heartbeat, newest_job, owner_alive
 from launcher.errors import UserError, user_errors
 from model import files
-from training.rundir import SCANCEL, Job, OutcomeRecord, RunDir, parse_jsonl
+from training.rundir import RAY_STOP, SCANCEL, Job, OutcomeRecord, RunDir, parse_jsonl
 
 if TYPE_CHECKING:
-    from launcher.backends.slurm_queue import Queued
+    from launcher.backends.in_queue import Queued
     from training.config import Recipe, Workload
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
 _TAIL_BYTES = 64 * 1024
 SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no scheduler has to be asked
+_SCHEDULERS = {"slurm": "SLURM", "ray": "Ray"}
 GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer
 
 
@@ -84,11 +85,12 @@ def register(run_id: str, name: str, url: str, *, store: files.StoreOptions | No
 
 
 def known_ids() -> list[str]:
-    """Ids of all registered runs, oldest first, without a look at any of them."""
-    return [entry.run_id for entry in _entries()]
+    """Ids of all registered runs, oldest first."""
+    return [entry.run_id for entry in registered()]
 
 
-def _entries() -> list[Registered]:
+def registered() -> list[Registered]:
+    """All runs that were launched from this account, oldest first, without a look at any of them."""
     found = []
     for path in _folder().glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -115,7 +117,7 @@ def find(run: str) -> RunDir:
 def _find(run: str) -> RunDir:
     if "://" in run or os.sep in run or run in (".", ".."):
         return _at(run)
-    entries = _entries()
+    entries = registered()
     if run in ("latest", "last"):
         return _there(_newest(entries, "no run has been launched from this account yet"))
     for matches in _matches(run, entries):
@@ -148,7 +150,7 @@ def _newest(entries: list[Registered], otherwise: str) -> Registered:
 
 def _at(url: str) -> RunDir:
     run = RunDir(url if "://" in url else os.path.expanduser(url))
-    known = next((entry for entry in _entries() if entry.url == run.url), None)
+    known = next((entry for entry in registered() if entry.url == run.url), None)
     if known is not None:
         known.open()
     if not run.exists("plan.json"):
@@ -175,7 +177,7 @@ def _near(run: str, entries: list[Registered]) -> str:
 
 def of_cluster(name: str, *, newest: int = 10) -> Iterator[RunDir]:
     """The newest registered runs of a place whose directories are local, newest first."""
-    for entry in reversed(_entries()):
+    for entry in reversed(registered()):
         if newest and not files.is_remote(entry.url) and RunFacts(RunDir(entry.url)).plan.get("cluster") == name:
             newest -= 1
             yield RunDir(entry.url)
@@ -270,7 +272,7 @@ def overview() -> list[RunState]:
     One whose store does not answer is `unreachable`, and others of that store are not asked any more.
     """
     states, silent = list[RunState | None](), dict[tuple[str, str], str]()
-    for entry in _entries():
+    for entry in registered():
         store = (entry.url.partition("://")[0], repr(entry.store))
         if store in silent:
             states.append(_unreachable(entry, silent[store]))
@@ -311,7 +313,9 @@ def state_of(run: RunDir) -> RunState:
     state = _state(alive, ended, [str(event.get("event")) for event in events])
     if seen is not None and ended is None:
         waits = seen.state == "queued"
-        said = f"SLURM has ended it: {seen.word}" if seen.state == "gone" and seen.word else seen.reason
+        said = seen.reason
+        if seen.state == "gone" and seen.word:
+            said = f"{_SCHEDULERS[job.backend]} has ended it: {seen.word}"
         common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
         state = "pending" if waits else state
     row = last_row(run, attempts) or {}
@@ -335,7 +339,7 @@ def state_of(run: RunDir) -> RunState:
 def _look(run: RunDir, job: Job) -> Queued | None:
     """The job as its scheduler sees it; None where there is none to ask."""
     from launcher.backends import load_backend
-    from launcher.backends.slurm_queue import Queued
+    from launcher.backends.in_queue import Queued
 
     if job.backend == "local":
         return None
@@ -348,18 +352,18 @@ def _look(run: RunDir, job: Job) -> Queued | None:
 def _is_alive(run: RunDir, job: Job, seen: Queued | None) -> bool:
     if seen is None:
         return owner_alive(run, job)
-    if seen.state == "unknown":  # not asked a second time: each costs SLURM's commands seconds
+    if seen.state == "unknown":  # not asked a second time: each costs seconds
         return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
     return seen.state != "gone"
 
 
 def _cancelled(job: Job, seen: Queued | None, checkpoint: int | None) -> OutcomeRecord | None:
-    """scancel left its owner no time for a word, or came before there was one."""
-    if seen is None or seen.state != "gone" or not seen.word.startswith("CANCELLED"):
+    """The scheduler's own command left its owner no time for a word, or came before there was one."""
+    if seen is None or seen.state != "gone" or not seen.word.startswith(("CANCELLED", "STOPPED")):
         return None
-    message = f"job {job.job_id} was cancelled"
+    reason, message = (RAY_STOP if job.backend == "ray" else SCANCEL), f"job {job.job_id} was cancelled"
     return OutcomeRecord(
-        outcome="stopped", reason=SCANCEL, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
+        outcome="stopped", reason=reason, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
     )
 
 

@@ -21,6 +21,7 @@ LIGHT_FILES = (
     "training/rundir.py",
     "training/metrics.py",
     "training/goodput.py",
+    "training/curve.py",
     "training/watchdog.py",
     "training/stragglers.py",
     "training/trackers.py",

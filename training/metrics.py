@@ -150,28 +150,26 @@ PREEMPTION = (
         "When the run leaves its job for its time is over (Unix time).",
     ),
 )
+
+
+def _of_launcher(name: str, kind: Kind, text: str, *labels: str) -> Metric:
+    return Metric(name, kind, text, labels, source="launcher")
+
+
+_RUN = ("cluster", "run_id")
 LAUNCHER = (
-    Metric(
-        "launcher_run_attempts_total",
-        "counter",
-        "Attempts of a run that have ended, by how.",
-        ("cluster", "run_id", "result"),
-        source="launcher",
-    ),
-    Metric(
-        "launcher_queue_wait_seconds",
-        "gauge",
-        "How long a run's newest job waited, or has been waiting, for its nodes.",
-        ("cluster", "run_id"),
-        source="launcher",
-    ),
-    Metric(
-        "launcher_run_state",
-        "gauge",
-        "1 for the state that a run is in.",
-        ("cluster", "run_id", "state"),
-        source="launcher",
-    ),
+    _of_launcher("launcher_run_attempts_total", "counter", "Attempts that have ended, by how.", *_RUN, "result"),
+    _of_launcher("launcher_queue_wait_seconds", "gauge", "Wait of its newest job for nodes, so far or in all.", *_RUN),
+    _of_launcher("launcher_run_state", "gauge", "1 for the state that a run is in.", *_RUN, "state"),
+    _of_launcher("launcher_run_workers", "gauge", "Workers of the live attempt that should serve metrics.", *_RUN),
+    _of_launcher("launcher_run_targets", "gauge", "Workers of it that are known to, and are to be scraped.", *_RUN),
+    _of_launcher("launcher_run_checkpoint_step", "gauge", "Step of the newest committed checkpoint.", *_RUN),
+    _of_launcher("launcher_run_unsaved_seconds", "gauge", "Work that a sudden end would cost.", *_RUN),
+    _of_launcher("launcher_run_save_interval_seconds", "gauge", "Between two saves, as the recipe wants it.", *_RUN),
+    _of_launcher("launcher_run_notice_seconds", "gauge", "From a warning to the loss of the nodes, as planned.", *_RUN),
+    _of_launcher("launcher_monitor_last_look_timestamp_seconds", "gauge", "When the monitor last saw all runs."),
+    _of_launcher("launcher_monitor_look_seconds", "gauge", "How long its last look took."),
+    _of_launcher("launcher_monitor_errors_total", "counter", "Runs and places that could not be read."),
 )
 METRICS = (
     *IDENTITY, *PROGRESS, *TIME, *LEARNING, *MEMORY, *DATA, *CHECKPOINT, *PREEMPTION, *LAUNCHER,

@@ -10,7 +10,7 @@ from launcher.errors import UserError
 from training.rundir import Job, RunDir
 
 if TYPE_CHECKING:
-    from launcher.backends.slurm_queue import Queued
+    from launcher.backends.in_queue import Queued
 
 
 class Backend(Protocol):
@@ -45,8 +45,8 @@ class Backend(Protocol):
     def cancel(self, run: RunDir, job: Job) -> None:
         """End the job now, without a save; returns when nothing of it is left."""
 
-    def job_log(self, run: RunDir) -> str | None:
-        """Where the job's own output lies; None if there is none."""
+    def job_log(self, run: RunDir) -> str:
+        """What the newest job itself has printed; nothing if that cannot be told."""
 
 
 def known_backends() -> list[str]:

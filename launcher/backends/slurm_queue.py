@@ -9,10 +9,10 @@ import re
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from launcher.backends.in_queue import Queued
 from launcher.errors import LaunchError, UserError
 from launcher.node import own_environment
 
@@ -44,19 +44,6 @@ REASONS = {
     "QOSGrpGRES": "all GPUs of your quality of service are in use",
     "launch failed requeued held": "its start failed and it is held: scontrol release, after a look at the node",
 }
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A job as SLURM sees it now. `unknown`: the controller does not answer."""
-
-    state: Literal["queued", "running", "ending", "gone", "unknown"]
-    word: str = ""  # SLURM's own
-    reason: str = ""  # why it waits, in our words
-    nodes: str = ""
-    start: float | None = None  # expected while it waits, Unix time
-    end: float | None = None  # of its time limit, Unix time
-    restarts: int = 0
 
 
 AWAY = Queued("unknown", reason="SLURM's controller does not answer")

@@ -9,11 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from launcher.host import HostFacts, job_folder
-
 if TYPE_CHECKING:
     from launcher.cluster import Cluster, Slurm
-    from training.config import Recipe
 
 AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
 
@@ -69,26 +66,6 @@ def sbatch_text(
     )
     dropped = ("#SBATCH --wckey=submitit", *(() if limit else ("#SBATCH --time=5",)))  # defaults that are not ours
     return "\n".join(line for line in text.split("\n") if line not in dropped)
-
-
-def script_of(
-    recipe: Recipe, cluster: Cluster, host: HostFacts, *, run_id: str, run_url: str, after: str | None
-) -> str:
-    """The script of a recipe's run, its log and its copy of the code in the job's folder."""
-    asked = recipe.resources.gpus_per_node
-    folder = job_folder(run_url, host.logs)
-    return sbatch_text(
-        cluster,
-        python=host.python,
-        run_url=run_url,
-        run_id=run_id,
-        log=f"{folder.replace('%', '%%')}/job-%j.log",
-        code=f"{folder}/code",
-        nnodes=recipe.resources.nodes,
-        gpus=0 if recipe.train.device == "cpu" else (cluster.node.gpus or 0) if asked is None else asked,
-        time_limit=recipe.resources.time_limit,
-        after=after,
-    )
 
 
 def options_of(cluster: Cluster) -> Slurm:
