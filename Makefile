@@ -45,7 +45,7 @@ test-slow-sample: setup-dev ## Run a fair sample of the long suites
 	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
-	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) --dist loadfile $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n 3 --dist worksteal $(ARGS)
 
 test-s3-slow: setup-dev ## Run those that let a store fail for minutes (half an hour)
 	@$(TEST_ENV) $(BIN)/pytest -m 's3 and slow' -n $(JOBS) $(ARGS)
