@@ -14,9 +14,10 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 SPECIAL := gpu or slurm or ray or s3 or browser or monitoring or chaos
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel
+SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
 SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-monitoring test-monitoring-sample test-gpu lint format bench docs dashboards image clean setup setup-dev
+.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -44,7 +45,7 @@ test-slow-sample: setup-dev ## Run a fair sample of the long suites
 	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
-	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) --dist loadfile $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n 3 --dist worksteal $(ARGS)
 
 test-s3-slow: setup-dev ## Run those that let a store fail for minutes (half an hour)
 	@$(TEST_ENV) $(BIN)/pytest -m 's3 and slow' -n $(JOBS) $(ARGS)
@@ -54,6 +55,12 @@ test-slurm: setup-dev ## Run the tests that need SLURM, which they start themsel
 
 test-slurm-sample: setup-dev ## Run a fair sample of them
 	@$(TEST_ENV) $(BIN)/pytest -m 'slurm and not slow' -k '$(SOME_SLURM)' $(ARGS)
+
+test-ray: setup-dev ## Run the tests that need a Ray of several nodes, which they start themselves (Linux)
+	@$(TEST_ENV) $(BIN)/pytest -m ray $(ARGS)
+
+test-ray-sample: setup-dev ## Run a fair sample of them
+	@$(TEST_ENV) $(BIN)/pytest -m 'ray and not slow' -k '$(SOME_RAY)' $(ARGS)
 
 test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fetch themselves, and Chromium where it is
 	@$(TEST_ENV) $(BIN)/pytest -m 'monitoring or browser' $(ARGS)

@@ -21,10 +21,10 @@ from typing import Any
 
 from launcher.backends.slurm_queue import Controller
 from launcher.cause import find_cause
-from launcher.errors import LaunchError, UserError
+from launcher.errors import LaunchError
 from launcher.host import job_folder, log_folder
 from launcher.node import CANCELLED, POLL_SECONDS, Signals, be_patient, exit_code, last_step, own_environment, say
-from launcher.owner import Owner, leave_word
+from launcher.owner import Owner, serve
 from launcher.policy import AttemptSummary
 from training.rundir import SCANCEL, Job, OutcomeRecord, RunDir, Submission
 
@@ -180,23 +180,8 @@ def main(argv: list[str]) -> int:
         say("started again, but the run is complete")
         return exit_code(last)
     batch = Batch(run, options.job_id, submission, signals, restarts=options.restarts, notice=options.notice)
-    owner = batch.owner()
-    try:
-        job = owner.claim()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     where = f"job {options.job_id} on {options.nodes or socket.gethostname()}, start {options.restarts}"
-    say(f"{where}: process {os.getpid()} owns attempt {job.attempt}")
-    try:
-        record = owner.own(job)
-    except UserError as error:  # another job has the run now
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        leave_word(run, job.attempt, error)
-        return 1
-    return exit_code(record)
+    return serve(batch.owner(), where=where)
 
 
 if __name__ == "__main__":

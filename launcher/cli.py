@@ -37,7 +37,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "export": ("launcher.cli_model", "export", "Write the weights of a run as a Hugging Face folder."),
     },
     "This machine": {
-        "sandbox": ("launcher.cli_sandbox", "sandbox", "Start a small real service here: s3, slurm, monitoring."),
+        "sandbox": ("launcher.cli_sandbox", "sandbox", "Start a small real service here: s3, slurm, ray, monitoring."),
     },
     "Editors and shells": {
         "schema": ("launcher.schema", "schema", "Print the JSON Schema of recipes."),

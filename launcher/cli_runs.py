@@ -330,7 +330,8 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
 def drill(kind: Any, run: str, *, as_json: bool) -> int:
     """Make it happen to a live run, here or on a cluster, and say how it recovered.
 
-    preempt: notice of a preemption. kill: SIGKILL of one worker. node-loss: SIGKILL of all its processes on a node.
+    preempt: by a job that may take its node, where the scheduler has such; else the notice alone. kill: SIGKILL of one
+    worker. node-loss: SIGKILL of all its processes on a node.
     """
     from launcher.drill import rehearse
     from launcher.resume import make_ready

@@ -23,6 +23,7 @@ def sandbox() -> None:
     \b
     s3          an S3 server with keys of its own
     slurm       a SLURM of several nodes with fake GPUs (Linux)
+    ray         a Ray of several nodes (Linux)
     monitoring  a Prometheus that finds all your runs, with alerts, and Grafana where there is one
 
     Each is yours alone, in your user's folders, on loopback.
@@ -59,6 +60,20 @@ def up_slurm(*, as_json: bool, **asked: Any) -> int:
     users of the machine cannot use it. It always starts without jobs.
     """
     return _up("slurm", as_json=as_json, **{key: value for key, value in asked.items() if value is not None})
+
+
+@up.command("ray")
+@click.option("--nodes", type=click.IntRange(1, 32), help="Nodes; default 4.")
+@click.option("--gpus-per-node", type=click.IntRange(0, 16), help="GPUs that each node says it has; default 0.")
+@click.option("--cpus-per-node", type=click.IntRange(1, 256), help="CPUs that each node says it has; default 2.")
+@JSON
+def up_ray(*, as_json: bool, **asked: Any) -> int:
+    """A Ray whose nodes are this machine under several names, in a network of its own.
+
+    Needs `pip install 'launchyard[ray]'`. Nothing outside can reach it but through one socket, which is yours. Another
+    Ray of this machine is left alone. It always starts without jobs.
+    """
+    return _up("ray", as_json=as_json, **{key: value for key, value in asked.items() if value is not None})
 
 
 @up.command("monitoring")

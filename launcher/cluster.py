@@ -185,6 +185,47 @@ class Slurm(Part):
         return self
 
 
+_SENT = "the launcher sends its own code to the nodes"
+
+
+class Ray(Part):
+    """How a Ray cluster is reached, and what our processes find on its nodes."""
+
+    address: str | None = Field(
+        default=None,
+        description="Its dashboard, http(s)://HOST:8265 or unix:///PATH; default: a Ray that the launcher starts here.",
+    )
+    token_file: str | None = Field(
+        default=None, pattern=r"^[~/]", description="File with the token of a Ray that wants one (RAY_AUTH_MODE=token)."
+    )
+    python: str | None = Field(
+        default=None, min_length=1, description="Interpreter of the nodes; default: python, or this one for a Ray here."
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="More that each node must have, by Ray's names, e.g. {'accelerator_type:H100': 0.001}."
+    )
+    runtime_env: dict[str, Any] = Field(
+        default={}, description="Ray's runtime environment for our processes: pip, uv, conda, image_uri and the like."
+    )
+    wait_seconds: float = Field(
+        default=60.0, ge=0, description="For all nodes, before fewer are taken where resources.min_nodes allows it."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        taken = {"env_vars": "use environment", "working_dir": _SENT, "py_modules": _SENT, "excludes": _SENT}
+        for key in self.runtime_env.keys() & taken.keys():
+            raise ValueError(f"runtime_env.{key}: {taken[key]}")
+        for key in self.resources.keys() & {"CPU", "GPU", "memory", "object_store_memory"}:
+            raise ValueError(f"resources.{key}: say it in node (cpus, gpus, memory)")
+        if self.address is not None and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?|unix:///\S+", self.address):
+            raise ValueError(
+                f"address: {redact(self.address)} is not its dashboard's address, such as http://HOST:8265 "
+                "(ray://HOST:10001 is for Ray's client)"
+            )
+        return self
+
+
 class Container(Part):
     """The image that workers run in; it has launchyard and torch installed, and sees the run's folders."""
 
@@ -209,14 +250,18 @@ class Cluster(Part):
     )
     metrics: ClusterMetrics = ClusterMetrics()
     slurm: Slurm | None = Field(default=None, description="Only for the scheduler slurm.")
+    ray: Ray | None = Field(default=None, description="Only for the scheduler ray.")
     container: Container | None = Field(default=None, description="Only where nodes run containers.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.slurm is not None and self.scheduler != "slurm":
-            raise ValueError(f"slurm: for the scheduler slurm; this one is {self.scheduler}")
+        for kind in ("slurm", "ray"):
+            if getattr(self, kind) is not None and self.scheduler != kind:
+                raise ValueError(f"{kind}: for the scheduler {kind}; this one is {self.scheduler}")
         if self.container is not None and self.scheduler == "local":
             raise ValueError("container: the scheduler local starts processes of this machine; run `launch` inside one")
+        if self.scheduler == "ray":
+            self._refuse_for_ray()
         for key in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise ValueError(f"environment.{key}: not the name of a variable")
@@ -230,6 +275,13 @@ class Cluster(Part):
         if self.scheduler == "local" and self.setup:
             raise ValueError("setup: the scheduler local runs in your own shell; set it up there and remove this key")
         return self
+
+    def _refuse_for_ray(self) -> None:
+        """What Ray says in its own way."""
+        if self.container is not None:
+            raise ValueError("container: on Ray an image is ray.runtime_env.image_uri")
+        if self.setup:
+            raise ValueError("setup: Ray runs no script; what nodes need is said in ray.runtime_env")
 
 
 def load_cluster(name: str) -> Cluster:

@@ -195,7 +195,7 @@ def look_at(run: RunDir) -> Seen | None:
         run_id=facts.run_id,
         cluster=cluster,
         state=state,
-        groups=tuple(groups_of(run, facts.run_id, cluster, newest)) if job and (live or leaving) else (),
+        groups=tuple(groups_of(run, facts.run_id, cluster, job.attempt)) if job and (live or leaving) else (),
         workers=job.nnodes * job.nproc_per_node if job and intent and intent.metrics.prometheus else 0,
         ended=dict(Counter(_results(records, running=newest if state.alive else None))),
         queue_wait=_queue_wait(run, state, job),

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +22,7 @@ from model import files
 
 Level = Literal["ok", "warning", "error"]
 PROBE_FOLDER = ".launchyard-doctor"
+_LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # what installers write for a machine's own name
 LITTLE_ROOM = 20 << 30  # bytes: a few checkpoints of a small model
 
 
@@ -46,6 +47,10 @@ def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
             from launcher.doctor_slurm import examine_slurm
 
             yield from examine_slurm(cluster, folder if with_job else None)
+        if cluster.scheduler == "ray":
+            from launcher.doctor_ray import examine_ray
+
+            yield from examine_ray(cluster, folder if with_job else None)
     finally:
         with contextlib.suppress(OSError, ValueError), files.patience(0):
             files.remove_folder(folder)
@@ -108,3 +113,33 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
         yield Finding(
             what="room", level=level, found=f"{free / 1e9:.0f} GB free", cure="" if level == "ok" else "make room"
         )
+
+
+def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
+    """What launcher/probe.py has seen on a node."""
+    host = seen["host"]
+    if seen["torch"] is None:
+        cure = f"install launchyard[train] for {seen['executable']}"
+        yield Finding(what="node", level="error", found=f"{host}: torch is not installed", cure=cure)
+    else:
+        yield Finding(what="node", level="ok", found=f"{host}: python {seen['python']}, torch {seen['torch']}")
+    address = seen["address"]
+    if address is None:
+        cure = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
+        yield Finding(what="address", level="error", found=f"{host} does not know its own name", cure=cure)
+    elif address in _LOOPBACK:
+        cure = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
+        yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", cure=cure)
+    else:
+        yield Finding(what="address", level="ok", found=f"{host} is {address}")
+    if seen["port"]:
+        yield Finding(
+            what="ports", level="error", found=f"{host}: {seen['port']}", cure="open 61000 to 65535 among nodes"
+        )
+    else:
+        yield Finding(what="ports", level="ok", found="61000 to 65535 can be opened")
+    if seen["storage"]:
+        cure = "storage must be a folder that all nodes share, or a store that they can reach"
+        yield Finding(what="storage from a node", level="error", found=f"{host}: {seen['storage']}", cure=cure)
+    else:
+        yield Finding(what="storage from a node", level="ok", found=f"{host} reads and writes it")

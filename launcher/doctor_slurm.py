@@ -18,12 +18,11 @@ from typing import Any
 from launcher.backends.slurm_queue import Controller, refusal
 from launcher.backends.slurm_script import options_of, sbatch_text, srun_argv
 from launcher.cluster import Cluster, store_environment
-from launcher.doctor import Finding
+from launcher.doctor import Finding, node_findings
 from launcher.runs import of_cluster
 from model import files
 
 JOB_SECONDS = 120.0
-_LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # what installers write for a machine's own name
 LEAST_NOTICE, ROUNDING = 60, 30  # seconds
 
 
@@ -35,7 +34,7 @@ def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
         yield Finding(what="SLURM", level="error", found=f"{', '.join(missing)} not found here", cure=cure)
         return
     slurm = Controller(cluster.environment)
-    config = facts(slurm.say(["scontrol", "show", "config"]))
+    config = slurm.config()
     if not config:
         cure = "is the controller up, and SLURM_CONF right? (sinfo)"
         yield Finding(what="SLURM", level="error", found="the controller does not answer", cure=cure)
@@ -56,20 +55,10 @@ def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
         yield from _nodes(cluster, slurm, folder)
 
 
-def facts(text: str) -> dict[str, str]:
-    """The KEY = VALUE lines of `scontrol show config`, or the KEY=VALUE words of other answers."""
-    if re.search(r"^\w+\s+= ", text, re.MULTILINE):
-        found = re.findall(r"^(\w+)\s*= (.*)$", text, re.MULTILINE)
-    else:
-        found = re.findall(r"(\w+)=(\S+)", text)
-    return {key: value.strip() for key, value in found}
-
-
 def _partition(cluster: Cluster, slurm: Controller) -> dict[str, str] | None:
     """The one that jobs go to: named, or the site's default."""
     name = (options_of(cluster).partition or "").split(",")[0]
-    shown = slurm.say(["scontrol", "show", "partition", *([name] if name else [])])
-    every = [facts(block) for block in re.split(r"\n\s*\n", shown) if "PartitionName=" in block]
+    every = slurm.partitions(name)
     if name:
         return next((one for one in every if one.get("PartitionName") == name), None)
     return next((one for one in every if one.get("Default") == "YES"), every[0] if every else None)
@@ -183,33 +172,4 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
         cure = f"is {python} on the nodes, with launchyard in it? setup and container of the cluster file"
         yield Finding(what="node", level="error", found=said[-500:], cure=cure)
         return
-    yield from _judge(json.loads(answers[0]))
-
-
-def _judge(seen: dict[str, Any]) -> Iterator[Finding]:
-    host = seen["host"]
-    if seen["torch"] is None:
-        cure = f"install launchyard[train] for {seen['executable']}"
-        yield Finding(what="node", level="error", found=f"{host}: torch is not installed", cure=cure)
-    else:
-        yield Finding(what="node", level="ok", found=f"{host}: python {seen['python']}, torch {seen['torch']}")
-    address = seen["address"]
-    if address is None:
-        cure = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
-        yield Finding(what="address", level="error", found=f"{host} does not know its own name", cure=cure)
-    elif address in _LOOPBACK:
-        cure = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
-        yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", cure=cure)
-    else:
-        yield Finding(what="address", level="ok", found=f"{host} is {address}")
-    if seen["port"]:
-        yield Finding(
-            what="ports", level="error", found=f"{host}: {seen['port']}", cure="open 61000 to 65535 among nodes"
-        )
-    else:
-        yield Finding(what="ports", level="ok", found="61000 to 65535 can be opened")
-    if seen["storage"]:
-        cure = "storage must be a folder that all nodes share, or a store that they can reach"
-        yield Finding(what="storage from a node", level="error", found=f"{host}: {seen['storage']}", cure=cure)
-    else:
-        yield Finding(what="storage from a node", level="ok", found=f"{host} reads and writes it")
+    yield from node_findings(json.loads(answers[0]))

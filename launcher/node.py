@@ -186,7 +186,7 @@ class Watch:
     def _read_request(self) -> None:
         request = self._node.run.stop_requested()
         self._request = str(request.get("reason", "stop")) if request else None
-        if self._request is None and self._node.nnodes > 1:
+        if self._request is None and self._node.rdzv_endpoint is not None:  # a scheduler's node
             self._request = self._node.run.notice(self._node.attempt)
 
     def _say_trouble(self) -> None:

@@ -7,6 +7,8 @@ again elsewhere, is told by who makes one. Its word about the run is written las
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from typing import Any
 
 from launcher.claims import Heartbeat, claim_next, newest_job
 from launcher.errors import UserError
-from launcher.node import POLL_SECONDS, Signals, say
+from launcher.node import EXIT_FAILED, EXIT_STOPPED, POLL_SECONDS, Signals, exit_code, say
 from launcher.policy import AttemptSummary, after_attempt
 from launcher.processes import end_marked
 from launcher.runs import newest_checkpoint
@@ -23,6 +25,7 @@ from model import files
 from model.store import StoreError
 from training.rundir import Job, OutcomeRecord, RunDir
 
+ASK_SECONDS = {True: 0.5, False: 3.0}  # local run directory, remote one
 FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner that fails
 
 
@@ -31,7 +34,8 @@ class Owner:
     """`shape`: nnodes, nproc_per_node, device, overrides. `run_nodes` runs all nodes of an attempt to its end.
 
     `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
-    none, the next attempt follows here. `history`: attempts that this job has made already.
+    none, the next attempt follows here. `history`: attempts that this job has made already. `make_room`: waits for what
+    an attempt needs for as long as its argument says so; what that changes of the shape, or None if it gave up.
     """
 
     run: RunDir
@@ -42,7 +46,33 @@ class Owner:
     run_nodes: Callable[[Job, Callable[[], None]], OutcomeRecord]
     give_back: Callable[[OutcomeRecord], bool] | None = None
     history: list[AttemptSummary] = field(default_factory=list)
+    make_room: Callable[[Callable[[], bool]], dict[str, Any] | None] | None = None
     since: float = field(default_factory=time.time)
+
+    def find_room(self, last: Job | None = None) -> bool:
+        """Before an attempt is claimed; False if somebody asks to stop before there is room for it."""
+        if self.make_room is None:
+            return True
+        if not self.history:
+            self._forget_last_end()
+        heartbeat = Heartbeat(self.run, last.attempt) if last else None
+        looked = 0.0
+
+        def goes_on() -> bool:
+            nonlocal looked
+            if heartbeat is not None:
+                heartbeat.beat()
+                if heartbeat.superseded:
+                    self.signals.stop = self.signals.stop or "terminated"
+            now = time.monotonic()
+            if not self.signals.stop and now - looked < ASK_SECONDS[self.run.local]:
+                return True
+            looked = now
+            return self._stop_wanted() is None
+
+        changed = self.make_room(goes_on)
+        self.shape.update(changed or {})
+        return changed is not None
 
     def claim(self) -> Job:
         """The next attempt; whatever an earlier one has left running on this machine is ended."""
@@ -71,6 +101,8 @@ class Owner:
             if moves:
                 assert self.give_back is not None
                 return record if self.give_back(record) else self._end(record)
+            if not self.find_room(job):
+                return self._end(record)
             job = self.claim()
 
     def _attempt(self, job: Job) -> OutcomeRecord:
@@ -119,6 +151,27 @@ class Owner:
         if request is not None and float(request.get("time", 0.0)) < self.since:
             self.run.clear_stop()
         self.run.remove("outcome.json")
+
+
+def serve(owner: Owner, *, where: str) -> int:
+    """Own a run as the entrypoint of a scheduler's job: its exit code. `where`: for the log."""
+    try:
+        if not owner.find_room():
+            say(f"{where}: asked to stop before it began")
+            return EXIT_STOPPED
+        job = owner.claim()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    say(f"{where}: process {os.getpid()} owns attempt {job.attempt}")
+    try:
+        return exit_code(owner.own(job))
+    except UserError as error:  # another job has the run now
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception as error:
+        leave_word(owner.run, job.attempt, error)
+        return EXIT_FAILED
 
 
 def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:

@@ -10,16 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from launcher.backends.slurm_script import agent_argv, options_of, sbatch_text
+from launcher.backends.slurm_script import options_of
 from launcher.cluster import Cluster, store_environment
-from launcher.host import HostFacts, job_folder
-from launcher.node import SURVIVOR_SECONDS
+from launcher.host import HostFacts
 from launcher.notes import surprises
-from launcher.processes import MARK_ATTEMPT, MARK_NODE, MARK_RUN
+from launcher.plan_processes import Fixed, Process, Shape, plan_processes, scheduler_text
 from launcher.snapshot import redact
-from launcher.torchrun import torchrun_argv
 from model import cost, zoo
 from model.config import ModelConfig
 from model.files import StoreOptions
@@ -31,14 +29,6 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # On a CPU, memory that was freed stays with the process: glibc else returns large blocks to the kernel and gets them
 # back page by page, many times a step (1.14 times as fast: linear + cross entropy of pythia-14m).
 CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-
-
-# Drawn anew in each attempt.
-ATTEMPT, ENDPOINT = "{attempt}", "{endpoint}"
-
-
-class Fixed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PlannedData(Fixed):
@@ -62,15 +52,6 @@ class PlannedBatch(Fixed):
 class Mesh(Fixed):
     dp_replicate: int
     dp_shard: int
-
-
-class Process(Fixed):
-    """One process as it will be started. `env` is what it gets on top of its parent's."""
-
-    role: Literal["owner", "agent", "torchrun", "worker"]
-    node_rank: int
-    argv: list[str]
-    env: dict[str, str]
 
 
 class Plan(Fixed):
@@ -149,11 +130,13 @@ def make_plan(
     data: PlannedData,
     host: HostFacts,
     init: ModelConfig | None = None,
+    after: str | None = None,
 ) -> Plan:
     """The plan of a run; PlanError with all problems at once.
 
     host: the machine that launches; it is the node itself where the scheduler is local.
     init: shape of the weights that model.init_from names.
+    after: the scheduler's job of the run that recipe.after names; None if there is nothing to wait for.
     """
     draft = _Draft()
     device, nproc = _workers(recipe, cluster, host, draft)
@@ -163,10 +146,12 @@ def make_plan(
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
     _check(recipe, cluster, data, device, host, draft)
+    sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
     environment = _environment(cluster, host, nproc, device)
+    shape = Shape(nnodes, nproc, device, _gpus(recipe, cluster), sizes)
     plan = Plan(
         run_id=run_id,
         name=recipe.name,
@@ -191,13 +176,27 @@ def make_plan(
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
-        script=_script(cluster, recipe, run_id, run_url, nnodes, host),
-        processes=plan_processes(
-            run_url, cluster, nnodes=nnodes, nproc=nproc, device=device, env=environment, host=host
-        ),
+        **_started(cluster, shape, recipe, run_id, run_url, environment, host, after),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
+
+
+def _started(
+    cluster: Cluster,
+    shape: Shape,
+    recipe: Recipe,
+    run_id: str,
+    run_url: str,
+    env: dict[str, str],
+    host: HostFacts,
+    after: str | None,
+) -> dict[str, Any]:
+    """What the scheduler is sent, and the processes that come of it."""
+    limit = recipe.resources.time_limit
+    names: dict[str, Any] = {"run_id": run_id, "run_url": run_url, "limit": limit, "after": after}
+    script = scheduler_text(cluster, shape, **names, env=env, host=host)
+    return {"script": script, "processes": plan_processes(run_url, cluster, shape, env=env, host=host)}
 
 
 # -- who works -------------------------------------------------------------------------------------------------------
@@ -264,6 +263,34 @@ def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
         seq_len=recipe.data.seq_len,
         tokens_per_step=cut.global_batch_size * recipe.data.seq_len,
     )
+
+
+def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple[int, ...]:
+    """Numbers of nodes on which the same steps can be made, as many as asked for first; see resources.min_nodes."""
+    asked, least = recipe.resources.nodes, recipe.resources.min_nodes
+    if least is None or least >= asked:
+        return (asked,)
+    if cluster.scheduler != "ray":
+        draft.notes.append(f"resources.min_nodes is for Ray; {cluster.name} gives all {asked} nodes or none")
+        return (asked,)
+    smaller = [nodes for nodes in range(asked - 1, least - 1, -1) if _can_make_steps(recipe, nodes * nproc)]
+    if not smaller:
+        what = f"{least}, but no number of nodes from there to {asked - 1} can make the same steps"
+        draft.wrong("resources.min_nodes", f"{what}; see train.global_batch_size and parallel")
+    return (asked, *smaller)
+
+
+def _can_make_steps(recipe: Recipe, world: int) -> bool:
+    trial = _Draft()
+    return _batch(recipe, world, trial) is not None and _mesh(recipe, world, trial) is not None
+
+
+def _gpus(recipe: Recipe, cluster: Cluster) -> int:
+    """Of each node, asked of a scheduler."""
+    asked = recipe.resources.gpus_per_node
+    if recipe.train.device == "cpu":
+        return 0
+    return (cluster.node.gpus or 0) if asked is None else asked
 
 
 def _memory(recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh) -> dict[str, int]:
@@ -344,6 +371,8 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     train, spec = recipe.train, data.spec
     if cluster.scheduler == "local" and recipe.resources.nodes > 1:
         draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
+    if recipe.after and cluster.scheduler != "slurm":
+        draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
     if train.max_epochs is not None and len(spec.train) > 1:
@@ -359,8 +388,9 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     if slurm is not None and limit is not None and limit <= slurm.notice_seconds:
         what = f"{limit} s, of which the last {slurm.notice_seconds} are to save in (slurm.notice_seconds)"
         draft.wrong("resources.time_limit", f"{what}; nothing could be trained: use more")
-    if recipe.resources.time_limit is not None and cluster.scheduler == "local":
-        draft.notes.append("resources.time_limit is not enforced on this machine")
+    if recipe.resources.time_limit is not None and cluster.scheduler != "slurm":
+        where = "this machine" if cluster.scheduler == "local" else "Ray"
+        draft.notes.append(f"resources.time_limit is not enforced on {where}")
     if device == "cpu" and train.precision == "bf16":
         if recipe.parallel.compile:
             draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
@@ -402,93 +432,3 @@ def seconds_of(time_limit: str) -> int | None:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     return int(time_limit) * 60 if time_limit.isdigit() else None
-
-
-# -- processes -------------------------------------------------------------------------------------------------------
-def plan_processes(
-    run_url: str, cluster: Cluster, *, nnodes: int, nproc: int, device: str, env: dict[str, str], host: HostFacts
-) -> list[Process]:
-    """Every process of the first attempt, outermost first. Ports and ids are drawn anew in each attempt."""
-    inside = cluster.container.python if cluster.container else host.python
-    head = "127.0.0.1:{port}" if cluster.scheduler == "local" else ENDPOINT
-    found = _owners(run_url, cluster, head, nnodes=nnodes, nproc=nproc, device=device, env=env, host=host)
-    for node_rank in range(nnodes):
-        torchrun = torchrun_argv(
-            python=inside,
-            nnodes=nnodes,
-            node_rank=node_rank,
-            nproc_per_node=nproc,
-            rdzv_endpoint=head,
-            rdzv_id=ATTEMPT,
-            module="training.worker",
-            args=[run_url],
-            shutdown_timeout=int(SURVIVOR_SECONDS),
-            flags=frozenset(host.torchrun_flags),
-        )
-        found.append(
-            Process(role="torchrun", node_rank=node_rank, argv=torchrun, env=_marks(run_url, node_rank, device))
-        )
-        worker = [inside, "-u", "-m", "training.worker", run_url]
-        found.append(Process(role="worker", node_rank=node_rank, argv=worker, env={}))
-    return found
-
-
-def _owners(
-    run_url: str,
-    cluster: Cluster,
-    head: str,
-    *,
-    nnodes: int,
-    nproc: int,
-    device: str,
-    env: dict[str, str],
-    host: HostFacts,
-) -> list[Process]:
-    """What starts torchrun on each node, and on a cluster the one process above that."""
-    shape = [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
-    if cluster.scheduler == "local":
-        argv = [host.python, "-m", "launcher.backends.local", run_url, *shape]
-        return [Process(role="owner", node_rank=0, argv=argv, env=env)]
-    argv = agent_argv(
-        cluster,
-        python=host.python,
-        run_url=run_url,
-        attempt=ATTEMPT,
-        nnodes=nnodes,
-        nproc=nproc,
-        device=device,
-        endpoint=head,
-    )
-    return [Process(role="agent", node_rank=0, argv=argv, env=env)]
-
-
-def _script(cluster: Cluster, recipe: Recipe, run_id: str, run_url: str, nnodes: int, host: HostFacts) -> str | None:
-    """What the scheduler is sent; None where nothing is."""
-    if cluster.scheduler != "slurm":
-        return None
-    asked = recipe.resources.gpus_per_node
-    gpus = 0 if recipe.train.device == "cpu" else (cluster.node.gpus or 0) if asked is None else asked
-    folder = job_folder(run_url, host.logs)
-    return sbatch_text(
-        cluster,
-        python=host.python,
-        run_url=run_url,
-        run_id=run_id,
-        log=f"{folder.replace('%', '%%')}/job-%j.log",
-        code=f"{folder}/code",
-        nnodes=nnodes,
-        gpus=gpus,
-        time_limit=recipe.resources.time_limit,
-    )
-
-
-def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:
-    """What the agent adds for torchrun and its workers."""
-    env = {
-        MARK_RUN: run_url,
-        MARK_ATTEMPT: "0",
-        MARK_NODE: str(node_rank),
-        "LAUNCHYARD_SCRATCH": "{private folder}",
-        "LAUNCHYARD_AGENT_PID": "{agent}",
-    }
-    return env if device == "cuda" else {**env, "CUDA_VISIBLE_DEVICES": ""}

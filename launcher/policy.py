@@ -10,6 +10,7 @@ from training.rundir import Outcome
 
 BACK_OFF_CAP = 60.0
 AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody wanted: the work goes on elsewhere or later
+NODE_LOST = "node lost"  # a failure that the run cannot help: a node was taken without notice
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Decision:
 def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> Decision:
     """Decide from the attempts of this job, oldest first. ValueError without any.
 
-    Preempted: again at once, without limit. Failed: again after 1, 2, 4 … 60 seconds, until `max_failures` attempts
-    in a row have failed without a new checkpoint. Completed, fatal, or stopped by a person: end.
+    Preempted: again at once, without limit; the same after a node was lost. Failed: again after 1, 2, 4 … 60 seconds,
+    until `max_failures` attempts in a row have failed without a new checkpoint. Completed, fatal, or stopped by a
+    person: end.
     """
     if not history:
         raise ValueError("after_attempt needs at least one attempt")
@@ -52,6 +54,8 @@ def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> De
 
 def _after_failure(history: Sequence[AttemptSummary], max_failures: int) -> Decision:
     fruitless = fruitless_failures(history)
+    if history[-1].reason == NODE_LOST:
+        return Decision("again", 0.0, "a node was lost, going on at once")
     if fruitless >= max_failures:
         if max_failures == 0:
             return Decision("end", 0.0, "failed, and resources.max_failures is 0")
@@ -68,5 +72,5 @@ def fruitless_failures(history: Sequence[AttemptSummary]) -> int:
     for one in reversed(history):
         if one.progressed or one.outcome == "completed":
             break
-        count += one.outcome == "failed"
+        count += one.outcome == "failed" and one.reason != NODE_LOST
     return count

@@ -5,6 +5,7 @@ A resume is the same journey as a launch with the next attempt: the run's own re
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,12 +157,23 @@ def _cluster(frozen: dict[str, Any]) -> Cluster:
     derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT, *store_environment(store)}
     environment = {key: value for key, value in frozen.get("environment", {}).items() if key not in derived}
     storage = ClusterStorage(**store.model_dump())
-    known = Cluster(name=name, scheduler=scheduler, environment=environment, storage=storage)
+    known = Cluster(name=name, scheduler=scheduler, environment=environment, storage=storage, **_of_ray(frozen))
     try:
         found = load_cluster(name)
     except UserError:
         return known
     return found if found.scheduler == scheduler else known
+
+
+def _of_ray(frozen: dict[str, Any]) -> dict[str, Any]:
+    """Where the plan's Ray is and what its nodes give, in the words of a cluster file."""
+    if frozen.get("scheduler") != "ray":
+        return {}
+    told = json.loads(frozen["script"])
+    node = {
+        key: int(told["bundle"][name]) for key, name in (("cpus", "CPU"), ("gpus", "GPU")) if name in told["bundle"]
+    }
+    return {"ray": told["place"], "node": node}
 
 
 def _check_length(state: RunState, max_steps: int) -> None:

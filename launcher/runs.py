@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher.claims import LEASE_SECONDS, heartbeat_age, last_heartbeat, newest_job, owner_alive
 from launcher.errors import UserError, user_errors
 from model import files
-from training.rundir import SCANCEL, Job, OutcomeRecord, RunDir, parse_jsonl
+from training.rundir import RAY_STOP, SCANCEL, Job, OutcomeRecord, RunDir, parse_jsonl
 
 if TYPE_CHECKING:
-    from launcher.backends.slurm_queue import Queued
+    from launcher.backends.in_queue import Queued
     from training.config import Recipe, Workload
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
 _TAIL_BYTES = 64 * 1024
 SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no scheduler has to be asked
+_SCHEDULERS = {"slurm": "SLURM", "ray": "Ray"}
 GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer
 
 
@@ -49,13 +50,17 @@ class Registered:
         return RunDir(self.url)
 
     def is_there(self) -> bool:
-        """Has it a plan, or can that not be told now?"""
+        """Has it its plan, or can that not be told now?"""
         run = self.open()
         try:
             with files.patience(GLANCE_SECONDS):
-                return run.exists("plan.json")
+                return self.is_of(run)
         except (OSError, ValueError):
             return True
+
+    def is_of(self, run: RunDir) -> bool:
+        """Is this run what lies there now? Another one may have taken the place of one that was removed."""
+        return run.exists("plan.json") and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
 
 
 def new_run_id(name: str) -> str:
@@ -155,7 +160,7 @@ def _at(url: str) -> RunDir:
 
 def _there(entry: Registered) -> RunDir:
     run = entry.open()
-    if not run.exists("plan.json"):
+    if not entry.is_of(run):
         raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
     return run
 
@@ -285,7 +290,7 @@ def _glance(entry: Registered) -> RunState | None:
     """The state of one run among many, asked for with little patience; None if it is gone."""
     run = entry.open()
     with files.patience(GLANCE_SECONDS):
-        return state_of(run) if run.exists("plan.json") else None
+        return state_of(run) if entry.is_of(run) else None
 
 
 def _unreachable(entry: Registered, message: str) -> RunState:
@@ -308,7 +313,9 @@ def state_of(run: RunDir) -> RunState:
     state = _state(alive, ended, [str(event.get("event")) for event in events])
     if seen is not None and ended is None:
         waits = seen.state == "queued"
-        said = f"SLURM has ended it: {seen.word}" if seen.state == "gone" and seen.word else seen.reason
+        said = seen.reason
+        if seen.state == "gone" and seen.word:
+            said = f"{_SCHEDULERS[job.backend]} has ended it: {seen.word}"
         common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
         state = "pending" if waits else state
     row = last_row(run, attempts) or {}
@@ -332,7 +339,7 @@ def state_of(run: RunDir) -> RunState:
 def _look(run: RunDir, job: Job) -> Queued | None:
     """The job as its scheduler sees it; None where there is none to ask."""
     from launcher.backends import load_backend
-    from launcher.backends.slurm_queue import Queued
+    from launcher.backends.in_queue import Queued
 
     if job.backend == "local":
         return None
@@ -345,18 +352,18 @@ def _look(run: RunDir, job: Job) -> Queued | None:
 def _is_alive(run: RunDir, job: Job, seen: Queued | None) -> bool:
     if seen is None:
         return owner_alive(run, job)
-    if seen.state == "unknown":  # not asked a second time: each costs SLURM's commands seconds
+    if seen.state == "unknown":  # not asked a second time: each costs seconds
         return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
     return seen.state != "gone"
 
 
 def _cancelled(job: Job, seen: Queued | None, checkpoint: int | None) -> OutcomeRecord | None:
-    """scancel left its owner no time for a word, or came before there was one."""
-    if seen is None or seen.state != "gone" or not seen.word.startswith("CANCELLED"):
+    """The scheduler's own command left its owner no time for a word, or came before there was one."""
+    if seen is None or seen.state != "gone" or not seen.word.startswith(("CANCELLED", "STOPPED")):
         return None
-    message = f"job {job.job_id} was cancelled"
+    reason, message = (RAY_STOP if job.backend == "ray" else SCANCEL), f"job {job.job_id} was cancelled"
     return OutcomeRecord(
-        outcome="stopped", reason=SCANCEL, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
+        outcome="stopped", reason=reason, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
     )
 
 

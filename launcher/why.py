@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from launcher.cause import Cause, find_cause, first_line, last_words
-from launcher.claims import last_heartbeat
+from launcher.claims import last_heartbeat, newest_job
 from launcher.node import last_step
 from launcher.policy import AGAIN_REASONS
 from launcher.report import duration, log_of, progress_words
 from launcher.runs import RunState, state_of
 from training.goodput import Goodput, read_goodput
-from training.rundir import SCANCEL, OutcomeRecord, RunDir
+from training.rundir import RAY_STOP, SCANCEL, OutcomeRecord, RunDir
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _sentence(run: RunDir, record: OutcomeRecord) -> str:
         return f"{start} completed all {record.step} steps at {when}."
     at = f" at step {record.step}" if record.step is not None else ""
     if record.outcome == "stopped":
-        unsaved = record.step and record.checkpoint is None and record.reason not in ("cancelled", SCANCEL)
+        unsaved = record.step and record.checkpoint is None and record.reason not in ("cancelled", SCANCEL, RAY_STOP)
         more = f": {first_line(record.message)}" if unsaved else ""
         return f"{start} {_STOPPED.get(record.reason, f'was stopped ({record.reason})')}{at} at {when}{more}."
     others = len({error.get("rank") for error in run.errors(record.attempt)}) - 1
@@ -140,15 +139,16 @@ _STOPPED = {
     "preempted": "was preempted",
     "time limit": "came to its time limit",
     SCANCEL: "was ended with scancel",
+    RAY_STOP: "was ended with ray job stop",
 }
 
 
 def _never_began(run: RunDir, state: RunState) -> Cause:
     """Its job ended before the owner could claim an attempt: the script's setup, or Python itself."""
-    from launcher.backends.slurm import job_log
+    from launcher.backends import load_backend
 
-    path = job_log(run)
-    said = last_words(Path(path).read_text(errors="replace")) if path else ""
+    job = newest_job(run)
+    said = last_words(load_backend(job.backend).job_log(run)) if job else ""
     return Cause("no start", f"job {state.job_id} ended before anything of the run had begun{said}")
 
 

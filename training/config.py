@@ -32,10 +32,19 @@ class Resources(Section):
     nproc_per_node: int | None = Field(
         default=None, ge=1, description="Workers on each node; default: one a GPU, or one on a CPU-only node."
     )
+    min_nodes: int | None = Field(
+        default=None, ge=1, description="Ray: go on with as few machines when others are lost; default: nodes."
+    )
     time_limit: str | None = Field(default=None, description="Wall time of one attempt, e.g. 12:00:00 or 2-00:00:00.")
     max_failures: int = Field(
         default=3, ge=0, description="Failed attempts in a row without a new checkpoint before the run is given up."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes: {self.min_nodes} is more than nodes, {self.nodes}")
+        return self
 
 
 class _ModelSource(Section):
@@ -234,6 +243,9 @@ class Recipe(Section):
     """What to train. See docs/reference/recipe.md."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
+    after: str | None = Field(
+        default=None, description="Id, name or URL of a run that has to be completed before this one starts (SLURM)."
+    )
     resources: Resources = Resources()
     model: ModelSection
     tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")

@@ -4,6 +4,7 @@ Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touc
 
     RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
               submissions/0000{.json, .job.json, .sh}         what was sent to a scheduler with a queue
+              submissions/waiting.json                        why a job waits that itself asks for nodes
               attempts/0000/{job.json, outcome.json, events.jsonl, errors/, targets/, logs/}
               metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
               checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
@@ -26,10 +27,12 @@ from model import files
 from model.shards import MANIFEST
 
 LATEST = "checkpoints/latest.json"
+WAITING = "submissions/waiting.json"
 LOG_PART_BYTES = 1 << 20
 
 Outcome = Literal["completed", "stopped", "failed"]
-SCANCEL = "scancel"  # the reason of a run whose job was ended by SLURM's own command
+# The reasons of a run whose job was ended by its scheduler's own command.
+SCANCEL, RAY_STOP = "scancel", "ray job stop"
 
 
 class Job(BaseModel):
@@ -63,6 +66,9 @@ class Submission(BaseModel):
     env: dict[str, str] = {}
     agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
     job_id: str = Field(default="", description="The scheduler's, once it has accepted it.")
+    place: dict[str, Any] = Field(
+        default={}, description="How its scheduler is reached, if the environment does not say."
+    )
     overrides: dict[str, Any] = {}
 
 
@@ -201,6 +207,21 @@ class RunDir:
     def _submission_of(self, name: str) -> Submission:
         job_id = str(self.read_json(f"submissions/{name}")["job_id"])
         return self.submission(int(name[:4])).model_copy(update={"job_id": job_id})
+
+    def say_waiting(self, job_id: str, reason: str) -> None:
+        """A job that runs already waits for what its attempt needs, and this is why."""
+        self.write_json(WAITING, {"job_id": job_id, "reason": reason, "time": time.time()})
+
+    def waiting(self, job_id: str) -> str | None:
+        """Why a job waits; None if it does not."""
+        try:
+            told = self.read_json(WAITING)
+        except FileNotFoundError:
+            return None
+        return str(told["reason"]) if told.get("job_id") == job_id else None
+
+    def clear_waiting(self) -> None:
+        self.remove(WAITING)
 
     # -- attempts ------------------------------------------------------------------------------------------------
     def attempts(self) -> list[int]:

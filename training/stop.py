@@ -22,6 +22,9 @@ BY_SIGNAL = {
 }
 
 
+EARLY_SECONDS = 60.0  # a scheduler's warning of the time limit comes by so much before the time it was asked for
+
+
 class StopFlag:
     """What this rank has been asked. `votes()` is its part of the agreement."""
 
@@ -38,7 +41,12 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.heard = self.heard or time.monotonic()
-        self._reason = self._reason or BY_SIGNAL[signal.Signals(number)]
+        self._reason = self._reason or self._named(BY_SIGNAL[signal.Signals(number)])
+
+    def _named(self, reason: str) -> str:
+        """A warning near the end of the job is about that end; it comes as the same signal as a preemption's."""
+        near = self._job_end is not None and time.time() >= self._job_end - EARLY_SECONDS
+        return "time limit" if near and reason == "preempted" else reason
 
     def reason(self) -> str | None:
         """Why this rank wants to stop, if it does. Costs one stat()."""
@@ -49,7 +57,7 @@ class StopFlag:
 
     def _look(self) -> str | None:
         if self._reason is None and self._file is not None and os.path.exists(self._file):
-            self._reason = self._read_file()
+            self._reason = self._named(self._read_file())
         if self._reason is None and self._job_end is not None and time.time() >= self._job_end:
             self._reason = "time limit"
         return self._reason

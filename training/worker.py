@@ -34,6 +34,7 @@ from training.stop import StopFlag
 from training.watchdog import Limits, PulseWriter, answer_with_stacks
 
 if TYPE_CHECKING:
+    from training.checkpoint import Checkpointer
     from training.loop import Parts
     from training.state import TrainState
 
@@ -169,6 +170,8 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     from training.loop import train
 
     on_event("started", step=parts.state.step, resumed=resumed, world_size=world.world_size, device=str(parts.device))
+    if world.leads:
+        sweep(parts.checkpointer, on_event)
     reason = train(parts)
     parts.clock.enter("checkpoint_blocking")  # what remains is to be written
     for rows in progress.rows:
@@ -197,6 +200,19 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
             run.remove_target(parts.world.attempt, parts.world.rank)
     parts.exporter.close()
     parts.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
+
+
+def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
+    """Remove what earlier attempts left uncommitted, as soon as it is on record that this one has started.
+
+    A commit of theirs that comes after that record is known to be late, and its files need not be there.
+    """
+    try:
+        on_event.flush(sync=True)
+    except OSError as error:  # a full disk: training can wait for room, and the next start sweeps
+        on_event("not swept", message=str(error))
+        return
+    checkpointer.sweep()
 
 
 def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
@@ -329,7 +345,7 @@ def open_checkpointer(
         recipe_hash=recipe_hash(recipe),
         versions={"torch": torch.__version__, "python": sys.version.split()[0]},
     )
-    checkpointer = Checkpointer(
+    return Checkpointer(
         run,
         world,
         identity,
@@ -338,9 +354,6 @@ def open_checkpointer(
         on_event=on_event,
         before_commit=before_commit,
     )
-    if world.leads:
-        checkpointer.sweep()
-    return checkpointer
 
 
 def choose_device(recipe: Recipe, world: World) -> Any:

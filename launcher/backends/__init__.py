@@ -10,7 +10,7 @@ from launcher.errors import UserError
 from training.rundir import Job, RunDir
 
 if TYPE_CHECKING:
-    from launcher.backends.slurm_queue import Queued
+    from launcher.backends.in_queue import Queued
 
 
 class Backend(Protocol):
@@ -39,14 +39,14 @@ class Backend(Protocol):
     def look(self, run: RunDir, job: Job) -> Queued | None:
         """The job as the scheduler sees it; None where there is no scheduler."""
 
-    def notify(self, run: RunDir, job: Job) -> None:
-        """Give the job notice of a preemption: agreed save, then another attempt."""
+    def notify(self, run: RunDir, job: Job) -> str:
+        """Give the job notice of a preemption: agreed save, then another attempt. Says what gave it, in a few words."""
 
     def cancel(self, run: RunDir, job: Job) -> None:
         """End the job now, without a save; returns when nothing of it is left."""
 
-    def job_log(self, run: RunDir) -> str | None:
-        """Where the job's own output lies; None if there is none."""
+    def job_log(self, run: RunDir) -> str:
+        """What the newest job itself has printed; nothing if that cannot be told."""
 
 
 def known_backends() -> list[str]:

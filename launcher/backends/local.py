@@ -17,8 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from launcher.backends.in_queue import CANCEL_MESSAGE
 from launcher.claims import newest_job, owner_alive, refuse_if_alive
 from launcher.errors import EXIT_USER, LaunchError, UserError
 from launcher.host import log_folder
@@ -29,7 +31,6 @@ from model.store import StoreError
 from training.rundir import Job, OutcomeRecord, RunDir
 
 CANCEL_SECONDS = 5.0
-CANCEL_MESSAGE = "cancelled, nothing was saved"
 CLAIM_SECONDS = 60.0
 
 
@@ -79,9 +80,10 @@ def look(run: RunDir, job: Job) -> None:
     """Nobody schedules here."""
 
 
-def notify(run: RunDir, job: Job) -> None:
+def notify(run: RunDir, job: Job) -> str:
     """A preemption notice, as a scheduler would send it."""
     _signal_owner(job, signal.SIGUSR1)
+    return "USR1"
 
 
 def cancel(run: RunDir, job: Job) -> None:
@@ -101,9 +103,10 @@ def cancel(run: RunDir, job: Job) -> None:
         run.write_outcome(record, of_run=True)
 
 
-def job_log(run: RunDir) -> str | None:
+def job_log(run: RunDir) -> str:
+    """What the owner and its agent have printed."""
     path = _log_path(run)
-    return path if os.path.exists(path) else None
+    return Path(path).read_text(errors="replace") if os.path.exists(path) else ""
 
 
 def is_final(run: RunDir) -> bool:

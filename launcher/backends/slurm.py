@@ -7,21 +7,21 @@ lies in the run directory.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.backends.slurm_queue import Controller, Queued
-from launcher.claims import LEASE_SECONDS, heartbeat_age, newest_job, refuse_if_alive
+from launcher.backends.in_queue import Queued, hand_over, leave_word
+from launcher.backends.slurm_queue import Controller
+from launcher.claims import LEASE_SECONDS, heartbeat_age, refuse_if_alive
 from launcher.errors import LaunchError
 from launcher.host import job_folder, log_folder
 from launcher.node import CANCELLED
 from launcher.snapshot import keep_code
-from training.rundir import Job, OutcomeRecord, RunDir, Submission
+from training.rundir import Job, RunDir, Submission
 
-CANCEL_MESSAGE = "cancelled, nothing was saved"
 STEP_SECONDS = 60.0
 CANCEL_SECONDS = 90.0  # KillWait is 30 s at most sites
 
@@ -49,21 +49,11 @@ def submit(
         agent=agent,
         overrides=overrides,
     )
-    number = run.submit(waiting)
-    try:
-        path = _write_script(run, number, script)
-        job_id = Controller(env).submit(path)
-    except BaseException:
-        run.withdraw(number)
-        _take_back(run, number)
-        raise
-    run.accepted(number, job_id)
-    last = run.outcome()
-    if last is not None and last.attempt not in run.attempts():  # of a job that was taken back before it began
-        run.remove("outcome.json")
-    job = newest_job(run)
-    assert job is not None
-    return job
+
+    def send(number: int) -> str:
+        return Controller(env).submit(_write_script(run, number, script))
+
+    return hand_over(run, waiting, send, take_back=lambda number: _take_back(run, number))
 
 
 def _write_script(run: RunDir, number: int, script: str) -> str:
@@ -106,9 +96,16 @@ def is_alive(run: RunDir, job: Job) -> bool:
     return seen.state != "gone"
 
 
-def notify(run: RunDir, job: Job) -> None:
-    """As a scheduler warns: to all agents, not to the batch script."""
-    controller(run).cancel(job.job_id, signal="USR1")
+def notify(run: RunDir, job: Job) -> str:
+    """A real preemption where the site allows one; else as a scheduler warns: all agents, not the batch script."""
+    from launcher.backends.slurm_preempt import preempt
+
+    slurm = controller(run)
+    told, refused = preempt(slurm, job.job_id)
+    if refused:
+        slurm.cancel(job.job_id, signal="USR1")
+        return f"USR1, as before a time limit ({refused})"
+    return told
 
 
 def cancel(run: RunDir, job: Job) -> None:
@@ -118,38 +115,24 @@ def cancel(run: RunDir, job: Job) -> None:
     slurm.cancel(job.job_id)
     if not slurm.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
         raise LaunchError(f"job {job.job_id} is still ending", hint=f"squeue -j {job.job_id}")
-    _leave_word(run, job)
+    leave_word(run, job)
     run.clear_stop()
 
 
-def _leave_word(run: RunDir, job: Job) -> None:
-    """Where the owner had no time for it, or never came to be. An attempt that has ended by itself keeps its own."""
-    began = job.attempt in run.attempts()
-    message = CANCEL_MESSAGE if began else "taken back before it began"
-    ours = OutcomeRecord(outcome="stopped", reason=CANCELLED, message=message, attempt=job.attempt, time=time.time())
-    theirs = run.outcome(job.attempt) if began else None
-    if began and theirs is None:
-        run.write_outcome(ours)
-    last = run.outcome()
-    if last is None or last.attempt < job.attempt:
-        told = ours.model_dump(include={"outcome", "reason", "time"})
-        run.write_outcome(ours if theirs is None else theirs.model_copy(update=told), of_run=True)
-
-
 def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:
-    """A step beside the run's own, on the last of its nodes. LaunchError with SLURM's reason."""
+    """Python with these words as a step beside the run's own, on the last of its nodes. LaunchError says why not."""
     slurm = controller(run)
-    nodes = slurm.say(["scontrol", "show", "hostnames", slurm.ask(job.job_id).nodes]).split()
+    nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)
     if not nodes:
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]
-    done = slurm.run(["srun", *beside, *argv], seconds=STEP_SECONDS)
+    done = slurm.run(["srun", *beside, sys.executable, *argv], seconds=STEP_SECONDS)
     if done is None or done.returncode:
         raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
 
 
-def job_log(run: RunDir) -> str | None:
+def job_log(run: RunDir) -> str:
     """What the newest job has printed: the owner's words, and its agents' behind their numbers."""
     newest = run.newest_submission()
-    path = f"{job_folder(run.url, log_folder())}/job-{newest.job_id}.log" if newest else ""
-    return path if os.path.exists(path) else None
+    path = Path(job_folder(run.url, log_folder())) / f"job-{newest.job_id}.log" if newest else None
+    return path.read_text(errors="replace") if path and path.exists() else ""

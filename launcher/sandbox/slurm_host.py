@@ -84,15 +84,19 @@ def version() -> str:
 
 
 # -- namespaces ------------------------------------------------------------------------------------------------------
-def in_node(argv: list[str], *, name: str, hosts: Path) -> list[str]:
-    """A command line that becomes `argv` (the same process) with a host name and an /etc/hosts of its own."""
-    script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
+def in_node(argv: list[str], *, name: str, hosts: Path, folder: tuple[Path, Path] | None = None) -> list[str]:
+    """A command line that becomes `argv` (the same process) with a host name and an /etc/hosts of its own.
+
+    folder: (real, seen): what the node sees at the second path is the first.
+    """
+    script = 'hostname "$1" && mount --bind "$2" /etc/hosts && mount --bind "$3" "$4" && shift 4 && exec "$@"'
+    mounts = [str(path) for path in (hosts, *(folder or (hosts, hosts)))]
     as_user, drop = [], []
     if os.geteuid() != 0:
         # The rights that make the names are not for SLURM and its jobs.
         as_user = ["--user", "--map-current-user", "--keep-caps"]
         drop = ["setpriv", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
-    return ["unshare", *as_user, "--uts", "--mount", "sh", "-c", script, "sh", name, str(hosts), *drop, *argv]
+    return ["unshare", *as_user, "--uts", "--mount", "sh", "-c", script, "sh", name, *mounts, *drop, *argv]
 
 
 def require_namespaces() -> None:

@@ -1,0 +1,157 @@
+"""Room for an attempt on a Ray cluster: one bundle of resources on each of so many nodes, waited for, kept, given back.
+
+Knows no run. Everything of Ray's interface that is not public is used here: which nodes are being drained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+NODES = "nodes.json"  # in the folder of an attempt: where its agents are, by node rank
+LOOK_SECONDS = 0.25
+SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
+TELL_SECONDS = 1.0  # before it is said that there is no room yet
+
+
+class Room:
+    """A placement group that is there: its bundle number i is on the i-th node."""
+
+    def __init__(self, group: Any, nodes: int) -> None:
+        self.group, self.nodes = group, nodes
+
+    def strategy(self, index: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return PlacementGroupSchedulingStrategy(
+            self.group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
+        )
+
+    def node_ids(self) -> list[str]:
+        from ray.util import placement_group_table
+
+        found: Mapping[Any, str] = placement_group_table(self.group)["bundles_to_node_id"]
+        return [str(found[index]) for index in range(self.nodes)]
+
+    def give_back(self) -> None:
+        from ray.util import remove_placement_group
+
+        remove_placement_group(self.group)
+
+
+def find_room(
+    bundle: dict[str, float],
+    sizes: list[int],
+    *,
+    wait_seconds: float,
+    goes_on: Callable[[], bool],
+    tell: Callable[[str], None],
+) -> Room | None:
+    """Wait for as many nodes as there can be: the first of `sizes` for a while, then the others, and again.
+
+    goes_on: asked while it waits; False gives up (None). tell: gets why it waits, in words, when that changes.
+    """
+    began, told = time.monotonic(), ""
+    for size, until in _tries(sizes, wait_seconds):
+        group = _ask(bundle, size)
+        while not _is_there(group):
+            now = time.monotonic()
+            if not goes_on():
+                Room(group, size).give_back()
+                return None
+            if now - began > TELL_SECONDS and (said := shortage(bundle, sizes, cluster_nodes())) != told:
+                tell(said)
+                told = said
+            if now > until:
+                break
+            time.sleep(LOOK_SECONDS)
+        else:
+            return Room(group, size)
+        Room(group, size).give_back()
+    return None
+
+
+def _tries(sizes: list[int], wait_seconds: float) -> Iterator[tuple[int, float]]:
+    """(nodes, until when to wait for them), for ever."""
+    while True:
+        if len(sizes) == 1:
+            yield sizes[0], float("inf")
+        else:
+            yield sizes[0], time.monotonic() + wait_seconds
+            for size in sizes[1:]:
+                yield size, time.monotonic() + SMALLER_SECONDS
+
+
+def _ask(bundle: dict[str, float], size: int) -> Any:
+    from ray.util import placement_group
+
+    return placement_group([dict(bundle) for _ in range(size)], strategy="STRICT_SPREAD")
+
+
+def _is_there(group: Any) -> bool:
+    from ray.util import placement_group_table
+
+    return bool(placement_group_table(group).get("state") == "CREATED")
+
+
+# -- what there is ---------------------------------------------------------------------------------------------------
+def cluster_nodes() -> list[dict[str, Any]]:
+    """Every node that can be used: id, host, address, total and free resources."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free, leaving = available_resources_per_node(), draining()
+    return [
+        {
+            "node_id": node["NodeID"],
+            "host": node["NodeManagerHostname"],
+            "address": node["NodeManagerAddress"],
+            "total": node["Resources"],
+            "free": free.get(node["NodeID"], {}),
+        }
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
+    ]
+
+
+def draining() -> dict[str, int]:
+    """Nodes that are about to be taken, and when: milliseconds since the epoch, 0 without a deadline."""
+    from ray._private.state import state
+
+    return dict(state.get_draining_nodes())
+
+
+def lost_nodes(node_ids: list[str]) -> set[str]:
+    """Which of these are dead."""
+    import ray
+
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return set(node_ids) - alive
+
+
+def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[dict[str, Any]]) -> str:
+    """What is asked and what there is, in a sentence."""
+    least = f" (or {sizes[-1]} at least)" if len(sizes) > 1 else ""
+    asked = f"it needs {_nodes(sizes[0])}{least} with {_amounts(bundle)} each"
+    fit = [node for node in nodes if _holds(node["total"], bundle)]
+    if len(fit) < sizes[-1]:
+        largest = {name: max((node["total"].get(name, 0) for node in nodes), default=0) for name in bundle}
+        have = f"of {_nodes(len(nodes))} here {len(fit)} {'has' if len(fit) == 1 else 'have'} that much"
+        return f"{asked}; {have} (at most {_amounts(largest)}): add nodes, or ask for less"
+    free = sum(_holds(node["free"], bundle) for node in fit)
+    return f"{asked}; of {len(fit)} such nodes {free} {'is' if free == 1 else 'are'} free"
+
+
+def _holds(resources: Mapping[str, float], bundle: dict[str, float]) -> bool:
+    return all(resources.get(name, 0) >= amount for name, amount in bundle.items())
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' * (count != 1)}"
+
+
+def _amounts(bundle: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{amount / 1e9:.3g} GB memory" if name == "memory" else f"{amount:g} {name}" for name, amount in bundle.items()
+    )

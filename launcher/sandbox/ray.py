@@ -1,0 +1,112 @@
+"""The Ray sandbox: several nodes on this machine, one for this user, and a cluster file for it.
+
+All that it has lies in one folder, 0700, but for Ray's own sockets and logs. Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.errors import LaunchError, UserError
+from launcher.sandbox import Facts, ray_host
+from launcher.sandbox.folder import alone, state_folder, write_cluster
+from launcher.sandbox.ray_host import Settings
+from launcher.sandbox.ray_site import Site
+
+CLUSTER = "sandbox-ray"
+RUNS = "runs"
+
+
+def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
+    """See Sandbox.up. asked: fields of Settings; one that runs must have them already, what is left out is as it is.
+
+    UserError if this machine cannot do it, or if one with other settings runs.
+    """
+    site = Site(_folder())
+    with alone(_folder()):
+        if any(site.pid(daemon) for daemon in site.daemons):
+            _check_same(site, asked)
+            if started := site.mend():
+                say(f"started again: {', '.join(started)}")
+        else:
+            settings = Settings(**asked)
+            ray_host.require()
+            say(f"starting Ray {ray_host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
+            site.start(settings)
+        (_folder() / RUNS).mkdir(mode=0o700, exist_ok=True)
+        write_cluster("ray", cluster_file(site), say=say)
+    return status()
+
+
+def down() -> bool:
+    """See Sandbox.down. Jobs end at once; runs and logs stay. LaunchError if something does not end."""
+    with alone(_folder()):
+        return Site(_folder()).stop()
+
+
+def status() -> Facts:
+    """See Sandbox.status. Running means that every node lives."""
+    site = Site(_folder())
+    lacking = [daemon for daemon in site.daemons if site.pid(daemon) is None]
+    if site.settings is None or len(lacking) == len(site.daemons):
+        return Facts("ray", False, str(_folder()), next_commands=("launch sandbox up ray",))
+    alive = site.alive()
+    details = {
+        "version": ray_host.version(),
+        "nodes": f"{len(alive)} alive" if alive else "the dashboard does not answer",
+        "not_running": ", ".join(lacking) or None,
+        **site.settings.model_dump(exclude={"nodes"}),
+        "address": site.address,
+        "cluster": CLUSTER,
+    }
+    following = (f"launch quickstart --cluster {CLUSTER} --nodes 2", "launch sandbox down ray")
+    return Facts("ray", not lacking, str(_folder()), details, ("launch sandbox up ray",) * bool(lacking) + following)
+
+
+def environment() -> dict[str, str]:
+    """See Sandbox.environment. Ray's own commands find it only inside its network. UserError unless it is up."""
+    site = Site(_folder())
+    if site.settings is None:
+        raise UserError("the Ray sandbox is not up", hint="launch sandbox up ray")
+    return {"RAY_ADDRESS": f"{ray_host.address_of(ray_host.HEAD)}:{ray_host.GCS_PORT}"}
+
+
+def for_run(nodes: int, bundle: dict[str, float]) -> str:
+    """The address of this machine's Ray, started with what a run asks for unless it is up; only `down` ends it."""
+    site = Site(_folder())
+    if site.settings is None or site.pid(ray_host.HEAD) is None:
+        cpus, gpus = max(1, int(bundle["CPU"])), int(bundle.get("GPU", 0))
+        up(say=lambda line: click.echo(line, err=True), nodes=nodes, cpus_per_node=cpus, gpus_per_node=gpus)
+    return site.address
+
+
+def cluster_file(site: Site) -> dict[str, Any]:
+    """`--cluster sandbox-ray`: the nodes of a site that is up, and runs in its folder."""
+    settings = site.settings
+    if settings is None:
+        raise LaunchError(f"{site.folder}: no Ray sandbox is here", hint="launch sandbox up ray")
+    return {
+        "name": CLUSTER,
+        "scheduler": "ray",
+        "node": {"cpus": settings.cpus_per_node, "gpus": settings.gpus_per_node},
+        "ray": {"address": site.address, "python": sys.executable},
+        # The CPUs are pretended: without this each worker would start as many threads.
+        "environment": {"OMP_NUM_THREADS": "1"},
+        "storage": {"url": str(site.folder / RUNS)},
+    }
+
+
+def _folder() -> Path:
+    return state_folder("ray")
+
+
+def _check_same(site: Site, asked: dict[str, Any]) -> None:
+    now = site.settings.model_dump() if site.settings else {}
+    if other := {key: now[key] for key, value in asked.items() if now[key] != value}:
+        told = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())
+        raise UserError(f"the Ray sandbox is up with {told}", hint="launch sandbox down ray, then up again")

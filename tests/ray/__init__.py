@@ -1,0 +1,1 @@
+"""What runs on a real Ray of several nodes on this machine: `make test-ray`."""

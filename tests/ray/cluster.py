@@ -1,0 +1,135 @@
+"""A real Ray for tests: nodes that can be drained, crashed and brought back, and nothing left when tests end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launcher.errors import LaunchError, UserError
+from launcher.processes import end_all, started_at
+from launcher.sandbox import ray_host
+from launcher.sandbox.ray_host import HEAD, Settings
+from launcher.sandbox.ray_site import Site
+
+# The name says whose it is, so that the next run can end it.
+_PREFIX = "lyraytest-"
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+OURS = ("launcher.ray_owner", "launcher.node", "torch.distributed.run", "training.worker")
+
+
+class RayCluster:
+    """A site that runs."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.nodes = site, site.nodes
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def wait(done, what: str, seconds: float = 60.0):  # type: ignore[no-untyped-def]
+        """Until done() is true; its value."""
+        end = time.monotonic() + seconds
+        while not (value := done()):
+            assert time.monotonic() < end, f"not within {seconds} s: {what}"
+            time.sleep(0.05)
+        return value
+
+    def wait_job(self, job: str, *states: str, seconds: float = 60.0) -> str:
+        """Until a job is over, or in one of these states of Ray's."""
+
+        def seen() -> str:
+            found = self.site.dashboard.ask(job)
+            over = found.state == "gone" if not states else found.word in states
+            return (found.word or "GONE") if over else ""
+
+        return str(self.wait(seen, f"job {job}", seconds))
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+    def node_id(self, node: str) -> str:
+        """Ray's id of a node that is alive."""
+        for found in self.site.dashboard.nodes():
+            if found["hostname"] == node and found["raylet"]["state"] == "ALIVE":
+                return str(found["raylet"]["nodeId"])
+        raise AssertionError(f"{node} is not alive")
+
+    def drain(self, node: str, seconds: int) -> None:
+        """What a cloud does that takes a node: notice with a deadline, and at the deadline the power is cut."""
+        words = ["drain-node", "--node-id", self.node_id(node), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "spot", "--deadline-remaining-seconds", str(seconds)]
+        done = self.site.run(*RAY, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        timer = threading.Timer(seconds, self.crash_node, [node])
+        timer.daemon = True
+        timer.start()
+
+    def crash_node(self, node: str) -> int:
+        """Everything on the node is killed at once; how many processes there were."""
+        return self.site.crash(node)
+
+    def restart_node(self, node: str) -> None:
+        self.site.start_daemon(node)
+
+    def processes(self, node: str | None = None) -> list[psutil.Process]:
+        """What of a run lives on a node, or on all."""
+        return [process for process in self.site.processes(node) if _is_ours(process)]
+
+    def settle(self) -> None:
+        """As at the start: every node lives, no job and nothing of a run is left."""
+        end_all(self.processes())
+        for node in self.nodes:
+            if self.site.pid(node) is not None and node not in self.site.alive():  # drained, or cut off
+                self.site.crash(node)
+        self.site.mend()
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return any(word in OURS for word in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+@contextmanager
+def running_cluster(**settings: Any) -> Iterator[RayCluster]:
+    """A Ray with these settings, gone afterwards with all that ran in it."""
+    _end_stale()
+    me = f"{os.getpid()}-{int((started_at(os.getpid()) or 0) * 100)}"
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{me}-", dir="/tmp"))
+    site = Site(folder)
+    try:
+        site.start(Settings(**settings))
+        yield RayCluster(site)
+    finally:
+        site.stop()
+        shutil.rmtree(folder)
+
+
+def _end_stale() -> None:
+    """Sites of tests that were killed."""
+    for folder in Path("/tmp").glob(f"{_PREFIX}*-*-*"):
+        pid, started = folder.name.removeprefix(_PREFIX).split("-")[:2]
+        now = started_at(int(pid))
+        if folder.stat().st_uid == os.getuid() and (now is None or int(now * 100) != int(started)):
+            Site(folder).stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def why_not() -> str | None:
+    """What lacks for a Ray here; tests are skipped without it, never silently passed."""
+    try:
+        ray_host.require()
+    except (UserError, LaunchError) as error:
+        return str(error)
+    return None
+
+
+__all__ = ["HEAD", "RAY", "RayCluster", "running_cluster", "why_not"]

@@ -1,0 +1,169 @@
+"""What happens to nodes and processes, done to real runs: they go on by themselves, and learn the very same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.ray.cluster import HEAD
+from tests.ray.runs import EVERY, FOREVER, LONG, OnRay, Site, end_process, kill, same_training
+from tests.slurm.test_survival import lost
+from training.rundir import RunDir
+
+pytestmark = pytest.mark.ray
+
+
+def went_on(run: OnRay, *, attempts: int = 2) -> None:
+    """To the end, as one job, and nothing of it lives."""
+    record = run.outcome(seconds=150)
+    assert record.outcome == "completed", f"{record}\n{run.looks()}"
+    assert run.run.attempts() == list(range(attempts)), run.looks()
+    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"]
+    run.nothing_left()
+
+
+def other_rank(run: OnRay, attempt: int = 0) -> int:
+    """A node rank that is not on Ray's head, where the owner is."""
+    return next(rank for rank in (1, 0) if run.node(rank, attempt) != HEAD)
+
+
+# -- nodes are taken -------------------------------------------------------------------------------------------------
+def test_a_drained_node_costs_nothing(place: Site, undisturbed: RunDir) -> None:
+    """Notice with a deadline: saved in time, and on with other nodes."""
+    run = place.launch("run", LONG)
+    run.steps(5)
+    node = run.node(other_rank(run))
+    began = time.monotonic()
+    run.cluster.drain(node, 15)
+    run.wait(lambda: run.run.outcome(0), 15)
+    print(f"{time.monotonic() - began:.1f} s from the notice to the end of the attempt")
+    went_on(run)
+    assert run.run.outcome(0).reason == "preempted"
+    assert lost(run) == 0
+    assert node not in [run.node(rank, 1) for rank in range(2)]
+    same_training(run.run, undisturbed)
+    assert "1 earlier attempt ended by preemption" in run.why()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed(place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(25)
+    node = run.node(other_rank(run))
+    began = time.monotonic()
+    run.cluster.crash_node(node)
+    run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 100)
+    print(f"{time.monotonic() - began:.1f} s from the loss to the first step again")
+    went_on(run)
+    assert lost(run) <= EVERY
+    assert run.run.outcome(0).reason == "node lost", run.run.outcome(0)
+    assert node in run.run.outcome(0).message
+    same_training(run.run, undisturbed)
+
+
+# -- something dies --------------------------------------------------------------------------------------------------
+VICTIMS: dict[str, Callable[[OnRay], None]] = {
+    "worker": lambda run: kill(run.workers(0)[-1]),
+    "torchrun": lambda run: kill(run.workers(0)[-1].parent()),
+    "agent": lambda run: kill(run.workers(0)[-1].parent().parent()),
+    "first agent": lambda run: kill(run.workers(0)[0].parent().parent()),
+    "actor": lambda run: end_process(run.actor(1)),
+}
+
+
+@pytest.mark.parametrize(
+    "victim", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("worker", "actor"))) for name in VICTIMS]
+)
+def test_a_killed_process_is_replaced(victim: str, place: Site, undisturbed: RunDir) -> None:
+    run = place.launch("run", LONG)
+    run.steps(25)
+    began = time.monotonic()
+    VICTIMS[victim](run)
+    run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 60)
+    print(f"{victim}: {time.monotonic() - began:.1f} s to the first step again")
+    went_on(run)
+    assert lost(run) <= EVERY
+    assert run.run.outcome(0).outcome == "failed"
+    same_training(run.run, undisturbed)
+
+
+def owner_of(run: OnRay) -> int:
+    return run.run.job(run.run.attempts()[-1]).pid
+
+
+def test_a_killed_owner_leaves_nothing_and_a_run_to_resume(place: Site, undisturbed: RunDir) -> None:
+    """Ray takes it for the end of the job, and ends all actors: nobody trains on unobserved."""
+    run = place.launch("run", LONG)
+    run.steps(25)
+    end_process(owner_of(run))
+    began = time.monotonic()
+    run.nothing_left(20)
+    print(f"{time.monotonic() - began:.1f} s until nothing of it was left")
+    run.wait(lambda: run.status()["state"] == "lost", 10)
+    assert "its owner" in run.why()
+    place.ok("resume", run.run_id)
+    assert run.outcome(attempt=1).outcome == "completed"
+    same_training(run.run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_head_that_comes_back(place: Site) -> None:
+    """All that Ray knew is gone with it; what the run saved is not. Other nodes give up a little later."""
+    longer = "train.max_steps=800"
+    run = place.launch("run", longer)
+    run.steps(25)
+    cluster = run.cluster
+    cluster.crash_node(HEAD)
+    began = time.monotonic()
+    run.wait(lambda: not run.marked_pids(), 60)
+    print(f"{time.monotonic() - began:.1f} s until nothing of it was left")
+    cluster.settle()
+    run.wait(lambda: run.status()["state"] == "lost", 80)
+    place.ok("resume", run.run_id)
+    assert run.outcome(attempt=1).outcome == "completed"
+    assert lost(run) <= EVERY
+    same_training(run.run, place.undisturbed("here", longer))
+
+
+# -- fewer nodes -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_fewer_nodes_will_do_and_more_are_taken_when_they_are_there(place: Site) -> None:
+    """The same tokens in every step on 4, 2 and 4 nodes again (3 cannot cut the batch), as on one machine."""
+    words = ["train.max_steps=240", "resources.min_nodes=1"]
+    run = place.launch("run", *words, nodes=4)
+    run.steps(25)
+    gone = run.node(next(rank for rank in range(4) if run.node(rank) != HEAD))
+    run.cluster.crash_node(gone)
+    run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 100)
+    assert run.run.job(1).nnodes == 2
+    assert "going on with 2 of 4 nodes" in run.cluster.site.dashboard.logs(run.job)
+    run.cluster.restart_node(gone)
+    kill(run.workers(1)[-1])
+    run.wait(lambda: run.run.attempts()[-1:] == [2] and run.step(2), 100)
+    assert run.run.job(2).nnodes == 4
+    assert run.outcome(seconds=150).outcome == "completed"
+    here = place.undisturbed("here", "train.max_steps=240", workers=4)
+    for key in ("step", "data_hash", "tokens_seen"):
+        assert [row[key] for row in run.run.rows("steps")] == [row[key] for row in here.rows("steps")]
+    losses = zip(run.run.rows("steps"), here.rows("steps"), strict=True)
+    assert all(one["loss"] == pytest.approx(other["loss"], rel=1e-5) for one, other in losses)
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_to_go_on_can_be_stopped(place: Site) -> None:
+    """A node is lost and there is no other: it waits, says why, and keeps what it has saved."""
+    run = place.launch("run", FOREVER, nodes=4)
+    run.steps(25)
+    gone = run.node(next(rank for rank in range(4) if run.node(rank) != HEAD))
+    run.cluster.crash_node(gone)
+    run.wait(lambda: run.status()["state"] == "pending", 60)
+    assert "of 3 nodes here" in run.why() or "of 3 such nodes" in run.why()
+    place.ok("stop", run.run_id)
+    state = run.status()
+    assert (state["state"], state["checkpoint"]) == ("stopped", run.saved(0)[-1])
+    assert run.run.attempts() == [0]
+    run.nothing_left()

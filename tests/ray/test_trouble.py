@@ -1,0 +1,71 @@
+"""Ray that is not there, refuses, or is somebody else's: said in our words, and nothing is left."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+
+from tests.ray.runs import FOREVER, Site
+
+pytestmark = pytest.mark.ray
+WRONG = {
+    "nobody there": ("http://127.0.0.1:9", "no Ray dashboard answers at http://127.0.0.1:9"),
+    "no such socket": ("unix:///tmp/no-such.sock", "no Ray dashboard answers at unix:///tmp/no-such.sock"),
+    "no such host": ("http://no-such-host.invalid:8265", "no Ray dashboard answers"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_address_is_one_clear_error(what: str, place: Site) -> None:
+    address, said = WRONG[what]
+    place.write_cluster(address=address)
+    url, before = str(place.here / "runs/run"), place.files()
+    began = time.monotonic()
+    told = place.ok("tiny.yaml", "--cluster", "site", "--nodes", "2", "--run-url", url, code=2)
+    assert time.monotonic() - began < 15
+    assert said in told
+    assert told.count("error:") == 1
+    assert place.files() == before
+    assert "no runs yet" in place.ok("status")
+
+
+def test_what_ray_refuses_leaves_nothing(place: Site) -> None:
+    place.write_cluster(runtime_env={"no_such_option": 1, "pip": 7})
+    url, before = str(place.here / "runs/run"), place.files()
+    told = place.ok("tiny.yaml", "--cluster", "site", "--nodes", "2", "--run-url", url, code=2)
+    assert "Ray refuses" in told
+    assert place.files() == before
+
+
+def test_an_environment_that_cannot_be_made_says_so(place: Site) -> None:
+    """Ray takes the job, and it never begins: why tells what Ray said."""
+    place.write_cluster(runtime_env={"pip": ["/no/such/package.whl"]})
+    run = place.launch("run", FOREVER)
+    run.wait(lambda: run.status()["state"] == "lost", 90)
+    said = run.why()
+    assert "before anything of the run had begun" in said
+    assert "no/such/package" in said or "pip" in said, said
+
+
+@pytest.mark.slow
+def test_a_dashboard_that_is_away(place: Site) -> None:
+    """The run goes on and is shown by what its directory tells."""
+    from launcher.sandbox.ray_site import NETWORK
+
+    run = place.launch("run", FOREVER)
+    run.steps(5)
+    pid = run.cluster.site.pid(NETWORK)
+    assert pid is not None
+    relay = psutil.Process(pid)
+    relay.suspend()
+    try:
+        state = run.status()
+        assert (state["state"], state["alive"]) == ("running", True)
+        assert "no Ray dashboard answers" in state["queue"]
+    finally:
+        relay.resume()
+    run.wait(lambda: run.status()["queue"] is None, 30)
+    place.ok("stop", run.run_id)
+    run.nothing_left()
