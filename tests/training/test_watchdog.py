@@ -180,6 +180,16 @@ def test_an_agent_that_was_away_itself_judges_nobody(tmp_path: Path) -> None:
     assert looks(hang, 2) == [False, True]
 
 
+def test_who_waits_for_a_file_server_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a system call that nothing interrupts: ending the attempt would not end the process."""
+    run = RunDir(str(tmp_path / "run"))
+    hang = waiting_node(tmp_path, run, 0, 1)
+    monkeypatch.setattr("launcher.hang._state", lambda pid: "D")
+    assert looks(hang, 4) == [False] * 4
+    monkeypatch.setattr("launcher.hang.KERNEL_SECONDS", 1e-6)
+    assert looks(hang, 2) == [False, True]
+
+
 def test_a_dead_worker_is_not_hung(tmp_path: Path) -> None:
     """torchrun sees to it."""
     done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=True, timeout=60, cwd=ROOT)
