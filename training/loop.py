@@ -288,6 +288,7 @@ def after_last_step(parts: Parts) -> str | None:
 
 
 def tell_stopping(parts: Parts, step: int, reason: str) -> None:
+    parts.flag.heard = parts.flag.heard or time.monotonic()  # another rank may have heard of it, and this one from it
     parts.on_event("stopping", step=step, reason=reason)
     parts.exporter.state("stopping")
     parts.exporter.add("trainer_preemptions_total", source=reason)

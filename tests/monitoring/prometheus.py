@@ -95,7 +95,7 @@ class Watching:
         except OSError:
             return []
 
-    def over(self, expr: str, since: float, until: float, step: float = 2.0) -> list[dict[str, Any]]:
+    def over(self, expr: str, since: float, until: float, step: float = 0.5) -> list[dict[str, Any]]:
         return list(self._ask("query_range", query=expr, start=since, end=until, step=step)["result"])
 
     def series(self, match: str, since: float) -> list[dict[str, str]]:
