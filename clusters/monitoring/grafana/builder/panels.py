@@ -103,7 +103,7 @@ def figure(
     words: bool = False,
 ) -> stat.Panel:
     """The newest value of each query, in large; with `words` its legend instead."""
-    panel = dress(stat.Panel(), title, good, queries, unit).span(span).height(4)
+    panel = dress(stat.Panel(), title, good, queries, unit, instant=True).span(span).height(4)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     named = len(queries) > 1 or "{{" in queries[0][1]
     mode = kinds.BigValueTextMode
