@@ -256,7 +256,7 @@ def test_refusals_are_the_users(server: str) -> None:
     Answers.replies["/api/version"] = 401, b"no"
     with pytest.raises(UserError, match="does not let us in"):
         ray.version()
-    with pytest.raises(UserError, match="no Ray dashboard answers at"):
+    with pytest.raises(AwayError, match="no Ray dashboard answers at"):
         Dashboard("http://127.0.0.1:9").submit({})
     with pytest.raises(AwayError):
         Dashboard("unix:///nowhere/x.sock").version()
