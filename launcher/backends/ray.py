@@ -27,6 +27,7 @@ from training.rundir import Job, RunDir, Submission
 OBEY_SECONDS = 20.0  # for an owner that was told to end, before Ray ends it
 CANCEL_SECONDS = 60.0
 STEP_SECONDS = 60.0
+_NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after what the entrypoint printed
 
 
 def submit(
@@ -187,4 +188,5 @@ def run_job(ray: Dashboard, request: dict[str, Any], *, say: Callable[[str], Non
 def job_log(run: RunDir) -> str:
     """What the newest job has printed: the owner's words and its agents'."""
     newest = run.newest_submission()
-    return of_run(run).logs(newest.job_id) if newest else ""
+    said = of_run(run).logs(newest.job_id) if newest else ""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith(_NOT_OURS))
