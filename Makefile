@@ -11,13 +11,13 @@ JOBS ?= 2
 # One thread a process: the tests start many at once. No hub is asked for anything.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Tests that need something special have their own targets.
-SPECIAL := gpu or slurm or ray or s3 or browser or chaos
+SPECIAL := gpu or slurm or ray or s3 or browser or monitoring or chaos
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel
 SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
 SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-gpu lint format bench docs image clean setup setup-dev
+.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -45,7 +45,7 @@ test-slow-sample: setup-dev ## Run a fair sample of the long suites
 	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
-	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n $(JOBS) --dist loadfile $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n 3 --dist worksteal $(ARGS)
 
 test-s3-slow: setup-dev ## Run those that let a store fail for minutes (half an hour)
 	@$(TEST_ENV) $(BIN)/pytest -m 's3 and slow' -n $(JOBS) $(ARGS)
@@ -61,6 +61,12 @@ test-ray: setup-dev ## Run the tests that need a Ray of several nodes, which the
 
 test-ray-sample: setup-dev ## Run a fair sample of them
 	@$(TEST_ENV) $(BIN)/pytest -m 'ray and not slow' -k '$(SOME_RAY)' $(ARGS)
+
+test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fetch themselves, and Chromium where it is
+	@$(TEST_ENV) $(BIN)/pytest -m 'monitoring or browser' $(ARGS)
+
+test-monitoring-sample: setup-dev ## Run a fair sample of them
+	@$(TEST_ENV) $(BIN)/pytest -m 'monitoring or browser' -k 'not stopped_rank' $(ARGS)
 
 test-chaos: setup-dev ## Kill and hinder runs some 500 times, at chosen instants (half an hour); SEEDS=7 or 0-3: only these
 	@$(TEST_ENV) $(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(if $(SEEDS),--seeds $(SEEDS),$(ALL_CHAOS)) $(ARGS)
@@ -86,6 +92,9 @@ bench: setup-dev ## Run the benchmarks one by one
 
 docs: setup-dev ## Write docs/reference anew from the code
 	@$(BIN)/python docs/generate.py
+
+dashboards: setup-dev ## Write the Grafana dashboards anew from their builder
+	@$(BIN)/python clusters/monitoring/grafana/builder
 
 image: ## Build the container image launchyard:local
 	docker build --tag launchyard:local $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .

@@ -39,8 +39,8 @@ BUCKET = "benchmark"
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[None]:
-    """S3 on loopback, and the variables that lead to it."""
+def server(folder: Path) -> Iterator[int]:
+    """S3 on loopback, and the variables that lead to it; its process."""
     keys, ports = weed.Keys("AKIABENCHMARK", "only-for-this-benchmark"), weed.draw_ports()
     process = weed.start(folder, keys=keys, ports=ports, bucket=BUCKET, tied=True)
     try:
@@ -50,7 +50,7 @@ def server(folder: Path) -> Iterator[None]:
             "AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key,
             "AWS_REGION": weed.REGION, "AWS_DEFAULT_REGION": weed.REGION, "AWS_EC2_METADATA_DISABLED": "true",
         }  # fmt: skip
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait()

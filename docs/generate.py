@@ -151,9 +151,10 @@ def metrics_page() -> Iterator[str]:
 
     yield "# Metrics\n\n"
     yield (
-        "Every worker serves these series for Prometheus on an address of its own, which stands in "
-        "`attempts/NNNN/endpoints/rank-NNNNN.json`. *global* series come from rank 0, reduced over all ranks; *rank* "
-        "series come from every worker.\n\n| series | kind | of | labels | meaning |\n|---|---|---|---|---|\n"
+        "Every worker serves its series for Prometheus on an address of its own, which stands in "
+        "`attempts/NNNN/targets/NNNNN.json`. *global* series come from rank 0, reduced over all ranks; *rank* series "
+        "come from every worker; `launcher_` series from `launch monitor`.\n\n"
+        "| series | kind | of | labels | meaning |\n|---|---|---|---|---|\n"
     )
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)

@@ -29,3 +29,10 @@ def own_clusters() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_config_dir("launchyard")) / "clusters"
+
+
+def monitoring_folder() -> Path:
+    """Configuration of Prometheus and Grafana, alert rules and dashboards."""
+    import clusters
+
+    return Path(next(iter(clusters.__path__))) / "monitoring"

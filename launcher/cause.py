@@ -7,11 +7,17 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.hang import HUNG
 from training.rundir import RunDir
 
 # Signals that a worker dies of. torchrun itself sends TERM, then KILL, but only after the first failure.
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-_REASONS = {"NonFiniteError": "non-finite", "NoValidCheckpointError": "no checkpoint", "FencedError": "fenced"}
+_REASONS = {
+    HUNG: "hung",
+    "NonFiniteError": "non-finite",
+    "NoValidCheckpointError": "no checkpoint",
+    "FencedError": "fenced",
+}
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
 _LOG_TAIL = 40_000
 
@@ -80,10 +86,11 @@ def _killed(who: str, number: int, rank: int | None) -> Cause:
 
 
 def _from_error(error: dict[str, Any]) -> Cause:
-    kind = str(error.get("type", "Error"))
+    kind, rank = str(error.get("type", "Error")), error.get("rank")
+    said = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
     return Cause(
         _REASONS.get(kind, "error"),
-        f"rank {error.get('rank')}: {kind}: {first_line(str(error.get('message', '')))}",
+        f"{said}: {first_line(str(error.get('message', '')))}",
         fatal=bool(error.get("fatal", False)),
         rank=error.get("rank"),
         step=error.get("step"),

@@ -50,3 +50,17 @@ def _columns(points: Sequence[Point], width: int) -> list[float]:
     for (x0, y0), (x1, y1) in itertools.pairwise(known.items()):
         found += [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x in range(x0 + 1, x1 + 1)]
     return found
+
+
+def sparkline(values: Sequence[float], *, width: int = 40, blocks: bool = True) -> str:
+    """One line of at most `width` characters, each the mean of its share of the finite values; empty without any."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return ""
+    count = min(width, len(values))
+    bounds = [round(n * len(values) / count) for n in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
+    signs = "▁▂▃▄▅▆▇█" if blocks else "_.-~=+*#"
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    return "".join(signs[round((mean - low) / span * (len(signs) - 1))] for mean in means)

@@ -21,8 +21,10 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "cancel": ("launcher.cli_runs", "cancel", "End a run now, without saving."),
         "resume": ("launcher.cli_runs", "resume", "Go on from the newest checkpoint."),
         "why": ("launcher.cli_runs", "why", "Say why a run ended, and what to do."),
+        "report": ("launcher.cli_report", "report", "Tell a run on one page of HTML, with its curves."),
         "metrics": ("launcher.cli_runs", "metrics", "Print the metrics of a run, one row a step."),
         "checkpoints": ("launcher.cli_runs", "checkpoints", "List or verify the checkpoints of a run."),
+        "monitor": ("launcher.cli_monitor", "monitor", "Show all live runs to Prometheus."),
         "doctor": ("launcher.cli_doctor", "doctor", "Look what a run would meet in a place, and how to mend it."),
         "drill": ("launcher.cli_runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
     },
@@ -35,7 +37,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "export": ("launcher.cli_model", "export", "Write the weights of a run as a Hugging Face folder."),
     },
     "This machine": {
-        "sandbox": ("launcher.cli_sandbox", "sandbox", "Start a small real service here: s3, slurm, ray."),
+        "sandbox": ("launcher.cli_sandbox", "sandbox", "Start a small real service here: s3, slurm, ray, monitoring."),
     },
     "Editors and shells": {
         "schema": ("launcher.schema", "schema", "Print the JSON Schema of recipes."),

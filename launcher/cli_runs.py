@@ -34,16 +34,16 @@ _COLOURS = {
 @click.command()
 @click.argument("run", metavar="[RUN]", required=False, shell_complete=complete_run)
 @JSON
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Keep it up to date until the run ends, or Ctrl-C.")
 def status(run: str | None, *, as_json: bool, watch: bool) -> int:
     """Show all runs, or one. RUN: id, its beginning or end, name, `latest`, path or URL."""
-    if watch and as_json:
-        raise click.UsageError("--json prints once; it cannot go with --watch")
-    while watch:
-        lines = _status_lines(run)
-        click.clear()
-        click.echo("\n".join(lines))
-        time.sleep(2.0)
+    if watch:
+        from launcher.watch import watch as watch_one
+        from launcher.watch import watch_all
+
+        if run is None and as_json:
+            raise click.UsageError("--json --watch is for one run; name it")
+        return watch_all(lambda: _status_lines(None)) if run is None else watch_one(find(run), as_json=as_json)
     if as_json:
         found = state_of(find(run)).to_json() if run else [state.to_json() for state in overview()]
         click.echo(json.dumps(found, indent=1))
@@ -330,7 +330,8 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
 def drill(kind: Any, run: str, *, as_json: bool) -> int:
     """Make it happen to a live run, here or on a cluster, and say how it recovered.
 
-    preempt: notice of a preemption. kill: SIGKILL of one worker. node-loss: SIGKILL of all its processes on a node.
+    preempt: by a job that may take its node, where the scheduler has such; else the notice alone. kill: SIGKILL of one
+    worker. node-loss: SIGKILL of all its processes on a node.
     """
     from launcher.drill import rehearse
     from launcher.resume import make_ready

@@ -21,9 +21,10 @@ def sandbox() -> None:
     """Start or end a small real service on this machine, for trying things out.
 
     \b
-    s3     an S3 server with keys of its own
-    slurm  a SLURM of several nodes with fake GPUs (Linux)
-    ray    a Ray of several nodes (Linux)
+    s3          an S3 server with keys of its own
+    slurm       a SLURM of several nodes with fake GPUs (Linux)
+    ray         a Ray of several nodes (Linux)
+    monitoring  a Prometheus that finds all your runs, with alerts, and Grafana where there is one
 
     Each is yours alone, in your user's folders, on loopback.
     """
@@ -73,6 +74,17 @@ def up_ray(*, as_json: bool, **asked: Any) -> int:
     Ray of this machine is left alone. It always starts without jobs.
     """
     return _up("ray", as_json=as_json, **{key: value for key, value in asked.items() if value is not None})
+
+
+@up.command("monitoring")
+@JSON
+def up_monitoring(*, as_json: bool) -> int:
+    """A Prometheus with our rules that scrapes all live runs of this account, found through `launch monitor`.
+
+    Takes the Prometheus of the machine, or Debian's package, unpacked into the cache. Grafana comes with its dashboards
+    where its program or Docker is there. What was collected before is there again.
+    """
+    return _up("monitoring", as_json=as_json)
 
 
 def _up(kind: str, *, as_json: bool, **asked: Any) -> int:

@@ -34,7 +34,7 @@ def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
         yield Finding(what="SLURM", level="error", found=f"{', '.join(missing)} not found here", cure=cure)
         return
     slurm = Controller(cluster.environment)
-    config = facts(slurm.say(["scontrol", "show", "config"]))
+    config = slurm.config()
     if not config:
         cure = "is the controller up, and SLURM_CONF right? (sinfo)"
         yield Finding(what="SLURM", level="error", found="the controller does not answer", cure=cure)
@@ -55,20 +55,10 @@ def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
         yield from _nodes(cluster, slurm, folder)
 
 
-def facts(text: str) -> dict[str, str]:
-    """The KEY = VALUE lines of `scontrol show config`, or the KEY=VALUE words of other answers."""
-    if re.search(r"^\w+\s+= ", text, re.MULTILINE):
-        found = re.findall(r"^(\w+)\s*= (.*)$", text, re.MULTILINE)
-    else:
-        found = re.findall(r"(\w+)=(\S+)", text)
-    return {key: value.strip() for key, value in found}
-
-
 def _partition(cluster: Cluster, slurm: Controller) -> dict[str, str] | None:
     """The one that jobs go to: named, or the site's default."""
     name = (options_of(cluster).partition or "").split(",")[0]
-    shown = slurm.say(["scontrol", "show", "partition", *([name] if name else [])])
-    every = [facts(block) for block in re.split(r"\n\s*\n", shown) if "PartitionName=" in block]
+    every = slurm.partitions(name)
     if name:
         return next((one for one in every if one.get("PartitionName") == name), None)
     return next((one for one in every if one.get("Default") == "YES"), every[0] if every else None)

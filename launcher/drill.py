@@ -31,6 +31,7 @@ class Drill:
     """What came of it. Seconds since the blow; None for what did not happen."""
 
     kind: Kind
+    by: str
     attempt: int
     next_attempt: int
     agreed_seconds: float | None
@@ -56,8 +57,8 @@ class Drill:
         ]
         told = [f"  {label:<24} {seconds:6.2f} s" for label, seconds in times if seconds is not None]
         lost = f"{self.steps_lost} lost" if self.steps_lost else "none lost"
-        return [f"{self.kind}, seconds after it:", *told, f"  {'steps':<24} {lost} (reached {self.reached_step}, "
-                f"resumed from {self.resumed_step})"]  # fmt: skip
+        steps = f"  {'steps':<24} {lost} (reached {self.reached_step}, resumed from {self.resumed_step})"
+        return [f"{self.kind} by {self.by}, seconds after it:", *told, steps]
 
 
 def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_seconds: float = 300.0) -> Drill:
@@ -68,7 +69,7 @@ def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_secon
     job = _training_job(run)
     deadline = time.monotonic() + timeout_seconds
     began = time.time()
-    _BLOWS[kind](run, job)
+    by = _BLOWS[kind](run, job)
     if kind == "node-loss" and job.backend == "local":
         _wait(lambda: not owner_alive(run, job) and not marked(run.url), deadline, "the processes to be gone")
         ended = time.time()
@@ -80,10 +81,10 @@ def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_secon
     _refuse_end(run, job)
     following = job.attempt + 1
     _wait(lambda: _first_row(run, following) is not None or _over(run), deadline, "its first step")
-    return _measure(run, kind, job, began=began, ended=ended)
+    return _measure(run, kind, by, job, began=began, ended=ended)
 
 
-def _measure(run: RunDir, kind: Kind, job: Job, *, began: float, ended: float) -> Drill:
+def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended: float) -> Drill:
     following = job.attempt + 1
     row = _first_row(run, following)
     if row is None:
@@ -98,6 +99,7 @@ def _measure(run: RunDir, kind: Kind, job: Job, *, began: float, ended: float) -
 
     return Drill(
         kind=kind,
+        by=by,
         attempt=job.attempt,
         next_attempt=following,
         agreed_seconds=since(stopping),
@@ -112,17 +114,18 @@ def _measure(run: RunDir, kind: Kind, job: Job, *, began: float, ended: float) -
 
 
 # -- what happens ----------------------------------------------------------------------------------------------------
-def _preempt(run: RunDir, job: Job) -> None:
+def _preempt(run: RunDir, job: Job) -> str:
     from launcher.backends import load_backend
 
-    load_backend(job.backend).notify(run, job)
+    return load_backend(job.backend).notify(run, job)
 
 
-def _kill(run: RunDir, job: Job) -> None:
+def _kill(run: RunDir, job: Job) -> str:
     if job.backend == "local":
         kill_worker(run, job)
     else:
         _on_last_node(run, job, "kill")
+    return "SIGKILL of one worker"
 
 
 def kill_worker(run: RunDir, job: Job) -> None:
@@ -134,13 +137,14 @@ def kill_worker(run: RunDir, job: Job) -> None:
     max(workers, key=lambda process: int(process.environ()["RANK"])).send_signal(signal.SIGKILL)
 
 
-def _lose_node(run: RunDir, job: Job) -> None:
+def _lose_node(run: RunDir, job: Job) -> str:
     """SIGKILL everything of the run at once, as when the machine goes down; of a job, all on its last node."""
     if job.backend == "local":
         end_all(descendants(job.pid))
         end_marked(run.url)
     else:
         _on_last_node(run, job, "node-loss")
+    return "SIGKILL of all its processes there"
 
 
 def lose_agent(run: RunDir, job: Job) -> None:
@@ -174,7 +178,7 @@ def _on_last_node(run: RunDir, job: Job, kind: Kind) -> None:
     where.run_on_last_node(run, job, ["-m", __name__, run.url, kind, str(job.attempt)])
 
 
-_BLOWS: dict[Kind, Callable[[RunDir, Job], None]] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
+_BLOWS: dict[Kind, Callable[[RunDir, Job], str]] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
 
 
 # -- watching --------------------------------------------------------------------------------------------------------

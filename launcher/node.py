@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from launcher.cause import find_cause, node_log
 from launcher.errand import Errand
+from launcher.hang import Hang
 from launcher.processes import (
     MARK_ATTEMPT,
     MARK_NODE,
@@ -51,7 +52,8 @@ STOPPING_SECONDS = 5.0  # patience with a store, once a signal has asked this pr
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
 _PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
 _PORT_TRIES = 3
-_MARKS = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, "LAUNCHYARD_SCRATCH", "LAUNCHYARD_AGENT_PID", "LAUNCHYARD_JOB_END"}
+_MARKS = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, "LAUNCHYARD_SCRATCH", "LAUNCHYARD_AGENT_PID", "LAUNCHYARD_JOB_END",
+          "LAUNCHYARD_GRACE"}  # fmt: skip
 
 
 class Signals:
@@ -151,6 +153,8 @@ class Watch:
         self._request: str | None = None
         self._outcome_at: float | None = None
         self._survivors = Survivors(node)
+        self._hang = Hang(node.run, node.attempt, node.node_rank, node.nnodes, scratch)
+        self.hung = False
         self.reason: str | None = None
         self._asked_at = 0.0
         self._fails_since: float | None = None
@@ -164,6 +168,10 @@ class Watch:
         self._say_trouble()
         if self._outcome_at is None:
             self._survivors.look(torchrun)
+            if self._hang.look():
+                self.hung = True
+                say(f"{self._hang.found}; attempt {self._node.attempt} is ended")
+                return False
         reason = self._signals.reason() or self._request
         if reason is not None and self.reason is None:
             self.reason, self._asked_at = reason, time.monotonic()
@@ -287,6 +295,7 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
             MARK_NODE: str(node.node_rank),
             "LAUNCHYARD_SCRATCH": scratch,
             "LAUNCHYARD_AGENT_PID": str(os.getpid()),
+            "LAUNCHYARD_GRACE": str(node.grace_seconds),
         }
     )
     if node.job_end is not None:
@@ -349,7 +358,7 @@ def _conclude(node: Node, watch: Watch, code: int | None) -> OutcomeRecord:
         record = _await_outcome(node)
     if record is not None:
         return record
-    record = _compose(node, watch.reason, code)
+    record = _compose(node, None if watch.hung else watch.reason, code)
     if node.node_rank == 0:
         node.run.write_outcome(record)
     return record

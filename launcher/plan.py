@@ -130,11 +130,13 @@ def make_plan(
     data: PlannedData,
     host: HostFacts,
     init: ModelConfig | None = None,
+    after: str | None = None,
 ) -> Plan:
     """The plan of a run; PlanError with all problems at once.
 
     host: the machine that launches; it is the node itself where the scheduler is local.
     init: shape of the weights that model.init_from names.
+    after: the scheduler's job of the run that recipe.after names; None if there is nothing to wait for.
     """
     draft = _Draft()
     device, nproc = _workers(recipe, cluster, host, draft)
@@ -174,18 +176,26 @@ def make_plan(
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
-        **_started(cluster, shape, recipe, run_id, run_url, environment, host),
+        **_started(cluster, shape, recipe, run_id, run_url, environment, host, after),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
 
 
 def _started(
-    cluster: Cluster, shape: Shape, recipe: Recipe, run_id: str, run_url: str, env: dict[str, str], host: HostFacts
+    cluster: Cluster,
+    shape: Shape,
+    recipe: Recipe,
+    run_id: str,
+    run_url: str,
+    env: dict[str, str],
+    host: HostFacts,
+    after: str | None,
 ) -> dict[str, Any]:
     """What the scheduler is sent, and the processes that come of it."""
     limit = recipe.resources.time_limit
-    script = scheduler_text(cluster, shape, run_id=run_id, run_url=run_url, env=env, host=host, limit=limit)
+    names: dict[str, Any] = {"run_id": run_id, "run_url": run_url, "limit": limit, "after": after}
+    script = scheduler_text(cluster, shape, **names, env=env, host=host)
     return {"script": script, "processes": plan_processes(run_url, cluster, shape, env=env, host=host)}
 
 
@@ -361,6 +371,8 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     train, spec = recipe.train, data.spec
     if cluster.scheduler == "local" and recipe.resources.nodes > 1:
         draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
+    if recipe.after and cluster.scheduler != "slurm":
+        draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
     if train.max_epochs is not None and len(spec.train) > 1:

@@ -107,8 +107,9 @@ def scheduler_text(
     env: dict[str, str],
     host: HostFacts,
     limit: str | None,
+    after: str | None,
 ) -> str | None:
-    """What the scheduler is sent; None where nothing is."""
+    """What the scheduler is sent; None where nothing is. `limit`: wall time; `after`: a job that has to end first."""
     if cluster.scheduler == "ray":
         return ray_request.request_text(
             cluster, python=host.python, run_id=run_id, run_url=run_url, shape=shape, env=env
@@ -126,6 +127,7 @@ def scheduler_text(
         nnodes=shape.nnodes,
         gpus=shape.gpus,
         time_limit=limit,
+        after=after,
     )
 
 

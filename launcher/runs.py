@@ -50,13 +50,17 @@ class Registered:
         return RunDir(self.url)
 
     def is_there(self) -> bool:
-        """Has it a plan, or can that not be told now?"""
+        """Has it its plan, or can that not be told now?"""
         run = self.open()
         try:
             with files.patience(GLANCE_SECONDS):
-                return run.exists("plan.json")
+                return self.is_of(run)
         except (OSError, ValueError):
             return True
+
+    def is_of(self, run: RunDir) -> bool:
+        """Is this run what lies there now? Another one may have taken the place of one that was removed."""
+        return run.exists("plan.json") and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
 
 
 def new_run_id(name: str) -> str:
@@ -81,11 +85,12 @@ def register(run_id: str, name: str, url: str, *, store: files.StoreOptions | No
 
 
 def known_ids() -> list[str]:
-    """Ids of all registered runs, oldest first, without a look at any of them."""
-    return [entry.run_id for entry in _entries()]
+    """Ids of all registered runs, oldest first."""
+    return [entry.run_id for entry in registered()]
 
 
-def _entries() -> list[Registered]:
+def registered() -> list[Registered]:
+    """All runs that were launched from this account, oldest first, without a look at any of them."""
     found = []
     for path in _folder().glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -112,7 +117,7 @@ def find(run: str) -> RunDir:
 def _find(run: str) -> RunDir:
     if "://" in run or os.sep in run or run in (".", ".."):
         return _at(run)
-    entries = _entries()
+    entries = registered()
     if run in ("latest", "last"):
         return _there(_newest(entries, "no run has been launched from this account yet"))
     for matches in _matches(run, entries):
@@ -145,7 +150,7 @@ def _newest(entries: list[Registered], otherwise: str) -> Registered:
 
 def _at(url: str) -> RunDir:
     run = RunDir(url if "://" in url else os.path.expanduser(url))
-    known = next((entry for entry in _entries() if entry.url == run.url), None)
+    known = next((entry for entry in registered() if entry.url == run.url), None)
     if known is not None:
         known.open()
     if not run.exists("plan.json"):
@@ -155,7 +160,7 @@ def _at(url: str) -> RunDir:
 
 def _there(entry: Registered) -> RunDir:
     run = entry.open()
-    if not run.exists("plan.json"):
+    if not entry.is_of(run):
         raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
     return run
 
@@ -172,7 +177,7 @@ def _near(run: str, entries: list[Registered]) -> str:
 
 def of_cluster(name: str, *, newest: int = 10) -> Iterator[RunDir]:
     """The newest registered runs of a place whose directories are local, newest first."""
-    for entry in reversed(_entries()):
+    for entry in reversed(registered()):
         if newest and not files.is_remote(entry.url) and RunFacts(RunDir(entry.url)).plan.get("cluster") == name:
             newest -= 1
             yield RunDir(entry.url)
@@ -267,7 +272,7 @@ def overview() -> list[RunState]:
     One whose store does not answer is `unreachable`, and others of that store are not asked any more.
     """
     states, silent = list[RunState | None](), dict[tuple[str, str], str]()
-    for entry in _entries():
+    for entry in registered():
         store = (entry.url.partition("://")[0], repr(entry.store))
         if store in silent:
             states.append(_unreachable(entry, silent[store]))
@@ -285,7 +290,7 @@ def _glance(entry: Registered) -> RunState | None:
     """The state of one run among many, asked for with little patience; None if it is gone."""
     run = entry.open()
     with files.patience(GLANCE_SECONDS):
-        return state_of(run) if run.exists("plan.json") else None
+        return state_of(run) if entry.is_of(run) else None
 
 
 def _unreachable(entry: Registered, message: str) -> RunState:

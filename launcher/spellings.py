@@ -57,6 +57,10 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "activation_checkpoint.mode",
     "parallel.compile": "compile torch_compile training.compile",
     "parallel": "parallelism strategy",
+    "metrics.trackers": "logger logger_name report_to loggers trackers log_to enable_tensorboard enable_wandb",
+    "metrics.project": "project wandb_project project_name experiment wandb.project",
+    "watchdog.step_seconds": "watchdog_timeout hang_timeout train_timeout_seconds comm.train_timeout_seconds",
+    "watchdog.slow_seconds": "init_timeout_seconds comm.init_timeout_seconds timeout",
     "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval "
     "every_n_train_steps",
     "checkpoint.keep": "save_total_limit keep_latest_k save_top_k",

@@ -52,6 +52,7 @@ class Ready:
     host: HostFacts
     data: Resolved
     init: ModelConfig | None
+    after: str | None
     plan: Plan
     code: CodeSnapshot
     run: RunDir
@@ -67,20 +68,38 @@ def make_ready(request: Request) -> Ready:
     loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
     loaded = _with_found_weights(loaded)
     recipe = loaded.recipe
+    if cluster.container is None:  # else the workers have another Python
+        check_trackers(loaded)
     init = shape_of(loaded)
     needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
     host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
+    after = _first(loaded, cluster)
     run_id = new_run_id(recipe.name)
     url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
     run = RunDir(url if "://" in url else os.path.expanduser(url))
-    parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init}
+    parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
     try:
         with user_errors():
             data = resolve(recipe.data, recipe.tokenizer, base=loaded.base)
     except UserError as error:
         raise _with_plan_problems(error, loaded, parts) from error
     plan = _plan(loaded, data=planned(data), **parts)
-    return Ready(loaded, cluster, host, data, init, plan, take_snapshot(Path.cwd()), run)
+    return Ready(loaded, cluster, host, data, init, after, plan, take_snapshot(Path.cwd()), run)
+
+
+def _first(loaded: LoadedRecipe, cluster: Cluster) -> str | None:
+    """The job that this launch has to wait for."""
+    name = loaded.recipe.after
+    if name is None or cluster.scheduler == "local":  # which the plan refuses
+        return None
+    from launcher.dependency import job_to_wait_for
+
+    try:
+        return job_to_wait_for(name, cluster)
+    except UserError as error:
+        raise RecipeErrors([f"{loaded.origin('after')}: {error}"], hint=error.hint) from error
+    finally:
+        reach_storage(cluster)  # that run may lie in another store
 
 
 def _plan(loaded: LoadedRecipe, **parts: Any) -> Plan:
@@ -107,6 +126,17 @@ def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str,
     except RecipeErrors as others:
         problems += others.problems
     return RecipeErrors(problems, hint=error.hint)
+
+
+def check_trackers(loaded: LoadedRecipe) -> None:
+    """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
+    from training.trackers import install_words, missing
+
+    if lacking := missing(loaded.recipe.metrics.trackers):
+        key = "metrics.trackers"
+        verb = "is" if len(lacking) == 1 else "are"
+        problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
+        raise RecipeErrors([problem], hint=install_words(lacking))
 
 
 def planned(data: Resolved) -> PlannedData:
@@ -193,6 +223,7 @@ def prepare_data(ready: Ready) -> Ready:
         data=planned(data),
         host=ready.host,
         init=ready.init,
+        after=ready.after,
     )
     return replace(ready, data=data, plan=plan)
 

@@ -12,6 +12,7 @@ from launcher.node import last_step
 from launcher.policy import AGAIN_REASONS
 from launcher.report import duration, log_of, progress_words
 from launcher.runs import RunState, state_of
+from training.goodput import Goodput, read_goodput
 from training.rundir import RAY_STOP, SCANCEL, OutcomeRecord, RunDir
 
 
@@ -94,7 +95,8 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
         cause += f" ({state.queue})" if state.queue else ""
         began, log = f"{_capital(cause)}.", None
     command, advice = _advice(state, record)
-    parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), _kept(saved, lost), advice]
+    kept = _kept(saved, lost)
+    parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), kept, _spent(run), advice]
     if record is not None and record.outcome == "failed":
         parts.insert(-1, f"Its log: {log}.")
     if record is not None and state.state == "lost":
@@ -200,6 +202,22 @@ def _trouble(run: RunDir, attempt: int) -> str:
     if silent is not None:
         words.append(f"Its store was in trouble: {first_line(str(silent.get('message')))}.")
     return " ".join(words)
+
+
+def _spent(run: RunDir) -> str:
+    """Where the time went, if some of it was lost."""
+    goodput = read_goodput(run)
+    return goodput_words(goodput) if goodput is not None and goodput.seconds["productive"] > 0 else ""
+
+
+def goodput_words(goodput: Goodput) -> str:
+    """`Of its 2h 07m 93% were productive; the rest: start 4%, recomputed 2%.`"""
+    shares = {cause: seconds / goodput.wall for cause, seconds in goodput.seconds.items()}
+    productive = shares.pop("productive")
+    lost = sorted(shares.items(), key=lambda item: -item[1])
+    rest = ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in lost[:3] if share >= 0.01)
+    words = f"Of its {duration(goodput.wall)} {productive:.0%} were productive"
+    return f"{words}; the rest: {rest}." if rest else f"{words}."
 
 
 def _capital(sentence: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import random
 import secrets
@@ -75,7 +76,8 @@ patience_here: contextvars.ContextVar[float | None] = contextvars.ContextVar("pa
 _process = {"patience": PATIENCE_SECONDS}
 _options = {"s3": StoreOptions()}
 _stores: dict[str, Store] = {}
-_lock = threading.Lock()
+_inherited: list[dict[str, Store]] = []
+_locks = {"stores": threading.Lock()}
 _watchers: list[Callable[[Trouble], None]] = []
 
 
@@ -102,12 +104,26 @@ def watch(callback: Callable[[Trouble], None]) -> None:
 def store_for(path: str) -> Store:
     """The store of a URL; ValueError if its protocol is unknown or what it needs is not installed."""
     protocol = path.partition("://")[0]
-    with _lock:
+    _mind_forks()
+    with _locks["stores"]:
         if protocol not in _stores:
-            if not _stores:
-                os.register_at_fork(after_in_child=_stores.clear)  # a forked child has none of its parent's threads
             _stores[protocol] = _open(protocol)
         return _stores[protocol]
+
+
+@functools.cache
+def _mind_forks() -> None:
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _leave_to_parent() -> None:
+    """A forked child has none of its parent's threads, so it opens stores of its own.
+
+    The parent's are kept and never closed: closing would take the parent's sockets out of the epoll that both share.
+    """
+    _inherited.append(dict(_stores))
+    _stores.clear()
+    _locks["stores"] = threading.Lock()  # a thread of the parent may have held the other
 
 
 def _open(protocol: str) -> Store:

@@ -163,7 +163,10 @@ class Checkpointer:
         self.last_saved = save.step
         self._on_event("saved", step=save.step, kind=save.kind, **facts)
         if self._world.leads:
-            self._retain(save.step)
+            try:
+                self._retain(save.step)
+            except FencedError as error:
+                self._error = error
 
     def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, Any]:
         """Write all shards and commit. Seconds from its beginning, of its stages, and on rank 0 the bytes."""
@@ -248,8 +251,12 @@ class Checkpointer:
 
     # -- retain --------------------------------------------------------------------------------------------------
     def _retain(self, newest: int) -> None:
-        """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit."""
+        """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit.
+
+        Who was taken over by then removes nothing: its commit may be late, and count for nothing.
+        """
         try:
+            self._check_owner()
             counted = set(self.run.committed_steps()) - self._passed_over
             kinds = {step: self._kind(step) for step in counted}
             for step in superfluous(kinds, newest=newest, keep=self._keep):

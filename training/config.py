@@ -201,13 +201,51 @@ class Metrics(Section):
     """Where the numbers go besides the run directory."""
 
     prometheus: bool = Field(default=True, description="Serve Prometheus metrics from every worker.")
-    host: str = Field(default="127.0.0.1", description="Address that the metrics listen on.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that the metrics listen on; 0.0.0.0: all of the machine's, for a Prometheus elsewhere.",
+    )
+    peak_flops: float | None = Field(
+        default=None,
+        gt=0,
+        description="Operations a second that one device could do, for MFU; default: known of many GPUs, in bf16.",
+    )
+    trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
+        default=[], description="Where the rows go besides; each but csv is an extra: pip install 'launchyard[wandb]'."
+    )
+    project: str | None = Field(default=None, description="Project or experiment of the trackers; default: the name.")
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers are {self.trackers}; name each once")
+        return self
+
+
+class Watchdog(Section):
+    """When a worker that gives no sign is taken for hung: its stacks are logged, and the attempt is ended."""
+
+    enabled: bool = Field(default=True, description="Look after the workers; the agent of each node does.")
+    step_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest time without a sign within a step; default: 45, or ten times the median step if longer.",
+    )
+    slow_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="The same while it starts, makes its first step, saves, validates or ends; at least three times "
+        "what the place lets it wait for a store.",
+    )
 
 
 class Recipe(Section):
     """What to train. See docs/reference/recipe.md."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
+    after: str | None = Field(
+        default=None, description="Id, name or URL of a run that has to be completed before this one starts (SLURM)."
+    )
     resources: Resources = Resources()
     model: ModelSection
     tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
@@ -219,6 +257,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation = Validation()
     metrics: Metrics = Metrics()
+    watchdog: Watchdog = Watchdog()
 
 
 class TokenSource(Section):

@@ -5,6 +5,7 @@ The only file of training that reads os.environ. Knows no model and no data.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -35,6 +36,7 @@ class World:
     job_end: float | None
     host: str
     local_world_size: int = 1
+    grace_seconds: float | None = None  # from a stop request to the end of the agent's patience
 
     @property
     def leads(self) -> bool:
@@ -45,7 +47,7 @@ class World:
 def read_world() -> World:
     """The world from the environment; without torchrun, a world of one."""
     env = os.environ
-    end = env.get("LAUNCHYARD_JOB_END")
+    end, grace = env.get("LAUNCHYARD_JOB_END"), env.get("LAUNCHYARD_GRACE")
     return World(
         rank=int(env.get("RANK", "0")),
         local_rank=int(env.get("LOCAL_RANK", "0")),
@@ -56,7 +58,16 @@ def read_world() -> World:
         job_end=float(end) if end else None,
         host=socket.gethostname(),
         local_world_size=int(env.get("LOCAL_WORLD_SIZE", "1")),
+        grace_seconds=float(grace) if grace else None,
     )
+
+
+def node_address() -> str:
+    """How other machines reach this one: its address towards the others, else its name."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # asks the routing table and sends nothing
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
 
 
 def die_with_parent() -> None:

@@ -71,7 +71,7 @@ class StoreEvents:
         if not trouble.over and trouble.path.startswith(self._checkpoints):
             self._exporter.add("trainer_checkpoint_retries_total")
         elif not trouble.over and not trouble.path.startswith(self._run_url):
-            self._exporter.data_retry()
+            self._exporter.add("trainer_data_retries_total")
         if trouble.seconds + trouble.pause < WORTH_SAYING_SECONDS:
             return
         with self._lock:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from model.cost import flops_per_token
 from training.appender import Appender
 from training.checkpoint import Checkpointer, Kind
 from training.config import Batch, Recipe, Workload
@@ -27,6 +24,7 @@ from training.distributed import World, sum_over_ranks
 from training.metrics import PhaseClock
 from training.optim import AdamW, lr_at
 from training.parallel import mesh_shape
+from training.record import Recorder
 from training.state import TrainState, shards
 from training.step import train_step
 from training.stop import REASONS, StopFlag, agreed_reason
@@ -62,6 +60,7 @@ class Parts:
     validation_rows: Appender | None  # rank 0
     on_event: Any
     meter: Meter
+    recorder: Recorder
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,9 @@ def train(parts: Parts) -> str | None:
         for step in range(state.step, parts.max_steps):
             clock.enter("data_wait")
             asked = time.perf_counter()
-            samples = await_batch(feed, parts.flag)
+            samples = await_batch(feed, parts.flag, clock.beat)
             waited = time.perf_counter() - asked
-            agreement = agree(parts, samples, save=timer.due() and not parts.checkpointer.busy)
+            agreement = agree(parts, step, samples, save=timer.due() and not parts.checkpointer.busy)
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None
@@ -155,22 +154,28 @@ def train(parts: Parts) -> str | None:
     return after_last_step(parts)
 
 
-def await_batch(feed: Prefetcher, flag: StopFlag) -> Samples | None:
+def await_batch(feed: Prefetcher, flag: StopFlag, beat: Callable[[], None]) -> Samples | None:
     """This rank's part of the next step; None if it is asked to stop before that comes, from a store that is away."""
     while not feed.ready(STOP_LOOK_SECONDS):
+        beat()
         if flag.reason() is not None:
             return None
     return next(feed)[1]
 
 
-def agree(parts: Parts, samples: Samples | None, *, save: bool) -> Agreement:
-    """One all-reduce on the host: tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop."""
-    parts.clock.enter("collective_wait")
+def agree(parts: Parts, step: int, samples: Samples | None, *, save: bool) -> Agreement:
+    """One all-reduce on the host: tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop.
+
+    Now and then also how long each rank has computed.
+    """
     data = [0, 0] if samples is None else [samples.n_valid, samples.data_hash]
-    mine = [*data, int(save), *parts.flag.votes()]
+    mine = [*data, int(save), *parts.flag.votes(), *parts.recorder.compute_votes(step)]
+    parts.clock.enter("collective_wait")
     summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
     parts.clock.enter("other")
-    return Agreement(summed[0], summed[1] % 2**64, bool(summed[2]), agreed_reason(summed[3 : 3 + len(REASONS)]))
+    votes = 3 + len(REASONS)
+    parts.recorder.ranks_computed(step, summed[votes:])
+    return Agreement(summed[0], summed[1] % 2**64, bool(summed[2]), agreed_reason(summed[3:votes]))
 
 
 def run_step(parts: Parts, samples: Any, n_valid: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +191,8 @@ def run_step(parts: Parts, samples: Any, n_valid: int, number: int, lr: float) -
         lr=lr,
         max_grad_norm=parts.recipe.train.max_grad_norm,
         copies=copies,
-        enter=parts.clock.enter,
+        clock=parts.clock,
+        device_time=parts.recorder.time_on_device(number - 1),
     )
 
 
@@ -194,12 +200,15 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     """Read a step's numbers, check them, write its row."""
     if pending is None:
         return
+    if parts.device.type == "cuda":  # it is at work, and the host waits for it
+        parts.clock.enter("forward_backward", waiting=True)
     loss, norm, agreement = float(pending.loss), float(pending.grad_norm), pending.agreement
     seconds = parts.meter.lap()
+    parts.clock.enter("other")
     if not (math.isfinite(loss) and math.isfinite(norm)):
         parts.exporter.add("trainer_nonfinite_steps_total")
+        parts.exporter.set("trainer_loss", loss)
         raise nonfinite(parts, pending, loss, norm)
-    parts.clock.enter("other")
     row = {
         "step": pending.step + 1,
         "loss": loss,
@@ -210,17 +219,8 @@ def finish(parts: Parts, pending: Pending | None) -> None:
         "step_seconds": round(seconds, 6),
         "data_wait_seconds": round(pending.waited, 6),
         "data_hash": f"{agreement.data_hash:016x}",
-        "attempt": parts.world.attempt,
-        "time": round(time.time(), 3),
     }
-    if parts.rows is not None:
-        parts.rows.add(row)
-    flops = flops_per_token(parts.workload.model, parts.recipe.data.seq_len) * agreement.n_valid
-    parts.exporter.row(row, tokens=agreement.n_valid, flops=flops)
-    parts.exporter.memory(peak_memory(parts.device))
-    parts.exporter.beat(parts.clock)
-    if parts.reader.cache is not None:
-        parts.exporter.data(parts.reader.cache.counters)
+    parts.recorder.step(row, agreement.n_valid)
 
 
 def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
@@ -270,6 +270,7 @@ def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) ->
         timer.reset()
     if reason is not None:
         await_save(parts)
+        tell_saved(parts)
     return reason
 
 
@@ -281,6 +282,8 @@ def after_last_step(parts: Parts) -> str | None:
     if reason is not None:
         tell_stopping(parts, step, reason)
     await_save(parts)
+    if reason is not None:
+        tell_saved(parts)
     return reason
 
 
@@ -288,6 +291,14 @@ def tell_stopping(parts: Parts, step: int, reason: str) -> None:
     parts.on_event("stopping", step=step, reason=reason)
     parts.exporter.state("stopping")
     parts.exporter.add("trainer_preemptions_total", source=reason)
+
+
+def tell_saved(parts: Parts) -> None:
+    """All that was asked for has been saved; the seconds since this rank first heard of it."""
+    heard = parts.flag.heard
+    if heard is not None:
+        parts.exporter.set("trainer_preempt_save_duration_seconds", time.monotonic() - heard)
+        parts.on_event("saved before stopping", seconds=round(time.monotonic() - heard, 3))
 
 
 def run_validation(parts: Parts, step: int) -> str | None:
@@ -300,7 +311,10 @@ def run_validation(parts: Parts, step: int) -> str | None:
 
     def interrupted() -> bool:
         nonlocal reason
-        reason = agreed_reason(sum_over_ranks(torch.tensor(parts.flag.votes(), dtype=torch.int64)).tolist())
+        parts.clock.beat()
+        votes = torch.tensor(parts.flag.votes(), dtype=torch.int64)
+        with parts.clock.waits():
+            reason = agreed_reason(sum_over_ranks(votes).tolist())
         return reason is not None
 
     began = time.perf_counter()
@@ -322,6 +336,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
     if parts.validation_rows is not None:
         row = {"step": step, "loss": loss, "seconds": seconds, "attempt": parts.world.attempt, "time": time.time()}
         parts.validation_rows.add(row)
+        parts.recorder.validated(row)
     parts.exporter.set("trainer_validation_loss", loss, dataset="validation")
     parts.on_event("validated", step=step, loss=loss, seconds=seconds)
     return None
@@ -355,11 +370,3 @@ class SaveTimer:
 
     def due(self) -> bool:
         return time.monotonic() - self._since >= self._every
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

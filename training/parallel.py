@@ -5,6 +5,8 @@ Knows nothing of data, steps or checkpoints, except where this rank's part of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +82,31 @@ def parallelize(model: nn.Module, *, parallel: Parallel, train: Train, world_siz
         compile_blocks(model.blocks)
     if needs_sharding(train, world_size):
         shard(model, make_mesh(parallel, world_size, device), train.precision)
+
+
+def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManager[None]]) -> None:
+    """Enter `waits()` where FSDP gathers and reduces, and that blocks: on a CPU. Not around the all-reduce of HSDP.
+
+    On a GPU collectives are only enqueued, and nothing that the host could time says how long they take.
+    """
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+    class AllGather(DefaultAllGather):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with waits():
+                return super().__call__(*args, **kwargs)
+
+    class ReduceScatter(DefaultReduceScatter):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with waits():
+                return super().__call__(*args, **kwargs)
+
+    gather, scatter = AllGather(), ReduceScatter()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_custom_all_gather(gather)
+            module.set_custom_reduce_scatter(scatter)
 
 
 def clean_name(name: str) -> str:

@@ -5,7 +5,7 @@ Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touc
     RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
               submissions/0000{.json, .job.json, .sh}         what was sent to a scheduler with a queue
               submissions/waiting.json                        why a job waits that itself asks for nodes
-              attempts/0000/{job.json, outcome.json, events.jsonl, errors/, endpoints/, logs/}
+              attempts/0000/{job.json, outcome.json, events.jsonl, errors/, targets/, logs/}
               metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
               checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
               checkpoints/latest.json                         the step committed last
@@ -86,6 +86,17 @@ class OutcomeRecord(BaseModel):
     fatal: bool = False
     rank: int | None = None
     time: float
+
+
+class Target(BaseModel):
+    """targets/00000.json: where a worker serves its metrics, from when it listens until its clean end."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rank: int
+    url: str
+    node: str = Field(description="Name of its machine.")
+    time: float = Field(description="When it began to listen, in seconds since the epoch.")
 
 
 class RunDir:
@@ -183,11 +194,19 @@ class RunDir:
 
     def newest_submission(self) -> Submission | None:
         """The last one that a scheduler has accepted."""
-        names = [name for name in self.listdir("submissions") if name.endswith(".job.json")]
-        if not names:
-            return None
-        job_id = str(self.read_json(f"submissions/{names[-1]}")["job_id"])
-        return self.submission(int(names[-1][:4])).model_copy(update={"job_id": job_id})
+        names = self._accepted()
+        return self._submission_of(names[-1]) if names else None
+
+    def submissions(self) -> list[Submission]:
+        """All that a scheduler has accepted, oldest first."""
+        return [self._submission_of(name) for name in self._accepted()]
+
+    def _accepted(self) -> list[str]:
+        return [name for name in self.listdir("submissions") if name.endswith(".job.json")]
+
+    def _submission_of(self, name: str) -> Submission:
+        job_id = str(self.read_json(f"submissions/{name}")["job_id"])
+        return self.submission(int(name[:4])).model_copy(update={"job_id": job_id})
 
     def say_waiting(self, job_id: str, reason: str) -> None:
         """A job that runs already waits for what its attempt needs, and this is why."""
@@ -245,6 +264,29 @@ class RunDir:
         found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if name.endswith(".json")]
         return sorted(found, key=lambda error: float(error.get("time", 0)))
 
+    # -- metrics -------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _target_name(attempt: int, rank: int) -> str:
+        return f"{RunDir.attempt_dir(attempt)}/targets/{rank:05d}.json"
+
+    def register_target(self, attempt: int, target: Target) -> None:
+        self.write_json(self._target_name(attempt, target.rank), target.model_dump(mode="json"))
+
+    def remove_target(self, attempt: int, rank: int) -> None:
+        """Nothing happens if it is gone already."""
+        self.remove(self._target_name(attempt, rank))
+
+    def targets(self, attempt: int) -> list[Target]:
+        """Workers of an attempt that serve metrics, by rank. Those that were killed are among them."""
+        folder, found = f"{self.attempt_dir(attempt)}/targets", []
+        for name in self.listdir(folder):
+            if name.endswith(".json"):
+                try:
+                    found.append(Target.model_validate(self.read_json(f"{folder}/{name}")))
+                except FileNotFoundError:  # removed since it was listed
+                    continue
+        return found
+
     # -- rows ----------------------------------------------------------------------------------------------------
     def rows(self, kind: str) -> Iterator[dict[str, Any]]:
         """The surviving rows of `steps` or `validation`, one a step, in order.
@@ -252,14 +294,20 @@ class RunDir:
         An attempt that resumed at step s takes back what earlier attempts had done after s.
         """
         surviving: dict[int, dict[str, Any]] = {}
-        names = [name for name in self.listdir("metrics") if name.startswith(f"{kind}-")]
+        names = self.listdir("metrics")
         for number, start in self.starts().items():
             surviving = {step: row for step, row in surviving.items() if step <= start}
-            for name in names:
-                if name.startswith(f"{kind}-{number:04d}"):
-                    for row in parse_jsonl(self.read_bytes(f"metrics/{name}")):
-                        surviving[int(row["step"])] = row
+            surviving.update((int(row["step"]), row) for row in self._rows_in(names, kind, number))
         yield from (surviving[step] for step in sorted(surviving))
+
+    def attempt_rows(self, kind: str, attempt: int) -> Iterator[dict[str, Any]]:
+        """All rows of `steps` or `validation` that one attempt wrote, also those that did not survive."""
+        yield from self._rows_in(self.listdir("metrics"), kind, attempt)
+
+    def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[dict[str, Any]]:
+        for name in names:
+            if name.startswith(f"{kind}-{attempt:04d}"):
+                yield from parse_jsonl(self.read_bytes(f"metrics/{name}"))
 
     def events(self, attempt: int) -> list[dict[str, Any]]:
         """What rank 0 did: {"event": "started" | "resumed" | "saved" | …, "time": …, "step": …, …}."""

@@ -7,6 +7,7 @@ accumulation and any number of workers give what one big batch gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from training.distributed import sum_over_ranks
 from training.loss import linear_cross_entropy
+from training.metrics import PhaseClock
 from training.optim import AdamW
 from training.parallel import local
 
@@ -43,16 +45,24 @@ def _loss(hidden: Tensor, weight: Tensor, *, labels: Tensor, scale: float) -> Te
 
 @torch.no_grad()
 def reduce_and_clip(
-    model: nn.Module, loss: Tensor, *, max_grad_norm: float | None, copies: int = 1
+    model: nn.Module,
+    loss: Tensor,
+    *,
+    max_grad_norm: float | None,
+    copies: int = 1,
+    waits: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """(global mean loss, global gradient norm before clipping), fp64 scalars, the same on every rank.
 
-    One collective for both. `copies`: how many ranks hold the same part of each gradient (dp_replicate).
+    One collective for both, inside `waits()`. `copies`: how many ranks hold the same part of each gradient
+    (dp_replicate).
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     held = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
     norm = torch.nn.utils.get_total_norm(held) if held else loss.new_zeros(())
-    both = sum_over_ranks(torch.stack([loss.double(), norm.double().square() / copies]))
+    both = torch.stack([loss.double(), norm.double().square() / copies])
+    with waits():
+        sum_over_ranks(both)
     mean, norm = both[0], both[1].sqrt()
     if max_grad_norm is not None and held:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
@@ -70,16 +80,22 @@ def train_step(
     lr: float,
     max_grad_norm: float | None,
     copies: int = 1,
-    enter: Callable[[str], None] = lambda phase: None,
+    clock: PhaseClock | None = None,
+    device_time: tuple[torch.cuda.Event, torch.cuda.Event] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device.
 
-    `enter` hears which phase begins, for whoever keeps the time.
+    `clock` is told the phases; `device_time` is recorded around the update, which no other rank takes part in.
     """
-    enter("forward_backward")
+    clock = clock or PhaseClock()
+    clock.enter("forward_backward")
     loss = forward_backward(model, micro_batches, n_valid=n_valid)
-    enter("optimizer")
-    mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies)
+    clock.enter("optimizer")
+    mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
+    if device_time is not None:
+        device_time[0].record()
     optimizer.step(number, lr)
+    if device_time is not None:
+        device_time[1].record()
     optimizer.zero_grad()
     return mean, norm

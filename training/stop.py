@@ -22,6 +22,9 @@ BY_SIGNAL = {
 }
 
 
+EARLY_SECONDS = 60.0  # a scheduler's warning of the time limit comes by so much before the time it was asked for
+
+
 class StopFlag:
     """What this rank has been asked. `votes()` is its part of the agreement."""
 
@@ -29,6 +32,7 @@ class StopFlag:
         self._file = os.path.join(scratch, "stop") if scratch else None
         self._job_end = job_end
         self._reason: str | None = None
+        self.heard: float | None = None  # when, by the monotonic clock
 
     def install(self) -> None:
         for number in BY_SIGNAL:
@@ -36,12 +40,24 @@ class StopFlag:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._reason = self._reason or BY_SIGNAL[signal.Signals(number)]
+        self.heard = self.heard or time.monotonic()
+        self._reason = self._reason or self._named(BY_SIGNAL[signal.Signals(number)])
+
+    def _named(self, reason: str) -> str:
+        """A warning near the end of the job is about that end; it comes as the same signal as a preemption's."""
+        near = self._job_end is not None and time.time() >= self._job_end - EARLY_SECONDS
+        return "time limit" if near and reason == "preempted" else reason
 
     def reason(self) -> str | None:
         """Why this rank wants to stop, if it does. Costs one stat()."""
+        reason = self._look()
+        if reason is not None and self.heard is None:
+            self.heard = time.monotonic()
+        return reason
+
+    def _look(self) -> str | None:
         if self._reason is None and self._file is not None and os.path.exists(self._file):
-            self._reason = self._read_file()
+            self._reason = self._named(self._read_file())
         if self._reason is None and self._job_end is not None and time.time() >= self._job_end:
             self._reason = "time limit"
         return self._reason

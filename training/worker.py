@@ -6,6 +6,7 @@ torchrun loses them. Imports torch only once its output goes to the run's logs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -26,10 +27,14 @@ from training.appender import Appender
 from training.config import Recipe, Storage, Workload, apply_overrides, count_steps, cut_batch
 from training.distributed import World, die_with_parent, read_world
 from training.events import Events, SaveEvents, StoreEvents
+from training.metrics import PhaseClock
 from training.rundir import OutcomeRecord, RunDir
+from training.showing import serve_metrics
 from training.stop import StopFlag
+from training.watchdog import Limits, PulseWriter, answer_with_stacks
 
 if TYPE_CHECKING:
+    from training.checkpoint import Checkpointer
     from training.loop import Parts
     from training.state import TrainState
 
@@ -44,7 +49,10 @@ FATAL = (
     FileNotFoundError,
     CorruptError,
 )
+HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
+LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
 FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
+SEEN_NAMES, SEEN_SECONDS = {"NonFiniteError"}, 5.0  # errors that an alert waits for, and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
 
@@ -53,6 +61,8 @@ class Progress:
     """How far this process has come, and what must be kept of that should it fail."""
 
     state: TrainState | None = None
+    pulse: PulseWriter | None = None
+    exporter: Any = None
     rows: list[Any] = field(default_factory=list)  # all that has a `flush`
 
 
@@ -67,9 +77,13 @@ def main(argv: list[str]) -> int:
         work(run, world, flag, progress)
     except BaseException as error:
         traceback.print_exception(error)
+        if progress.pulse is not None:  # its last words may take longer than a step
+            progress.pulse.enter("checkpoint_blocking", time.monotonic(), waiting=False)
         with files.patience(FAREWELL_SECONDS):
             record_error(run, world, error, progress.state.step if progress.state else None)
             keep_rows(progress)
+        if type(error).__name__ in SEEN_NAMES and progress.exporter is not None:
+            progress.exporter.last_scrape(SEEN_SECONDS)
         return 1
     return 0
 
@@ -147,22 +161,58 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     progress.rows.append(on_event)
     born = psutil.Process().create_time()
     on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
-    parts, resumed = compose(run, world, recipe, workload, flag, on_event)
-    progress.state = parts.state
+    pulse = give_signs(world, recipe)
+    progress.pulse = pulse
+    clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
+    parts, resumed = compose(run, world, recipe, workload, flag, on_event, clock)
+    progress.state, progress.exporter = parts.state, parts.exporter
     progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
-    from training.distributed import disconnect, is_connected
     from training.loop import train
 
     on_event("started", step=parts.state.step, resumed=resumed, world_size=world.world_size, device=str(parts.device))
+    if world.leads:
+        sweep(parts.checkpointer, on_event)
     reason = train(parts)
+    parts.clock.enter("checkpoint_blocking")  # what remains is to be written
     for rows in progress.rows:
         rows.flush(sync=True)
     if world.leads:
         conclude(run, parts, reason)
+    leave(run, parts, pulse, reason)
+
+
+def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | None) -> None:
+    """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
+    from training.distributed import disconnect, is_connected
+
+    hurried, began = reason in HURRIED, time.monotonic()
     parts.exporter.state("finished")
+    parts.recorder.close()
     if is_connected():
-        disconnect()
+        with parts.clock.waits():
+            disconnect()
+    if pulse is not None:
+        pulse.close()
+    if not hurried:
+        parts.exporter.last_scrape()
+    if parts.exporter.url is not None:
+        with contextlib.suppress(OSError):  # a store that is away: the outcome tells as well that there is nothing left
+            run.remove_target(parts.world.attempt, parts.world.rank)
     parts.exporter.close()
+    parts.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
+
+
+def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
+    """Remove what earlier attempts left uncommitted, as soon as it is on record that this one has started.
+
+    A commit of theirs that comes after that record is known to be late, and its files need not be there.
+    """
+    try:
+        on_event.flush(sync=True)
+    except OSError as error:  # a full disk: training can wait for room, and the next start sweeps
+        on_event("not swept", message=str(error))
+        return
+    checkpointer.sweep()
 
 
 def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
@@ -192,19 +242,35 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     )
 
 
+def give_signs(world: World, recipe: Recipe) -> PulseWriter | None:
+    """Let the agent of this node see what this worker does; without an agent nobody would look."""
+    answer_with_stacks()
+    if world.scratch is None:
+        return None
+    chosen = recipe.watchdog
+    limits = Limits(
+        step_seconds=chosen.step_seconds, slow_seconds=chosen.slow_seconds, patience=files.current_patience()
+    )
+    return PulseWriter(world.scratch, world.rank, limits if chosen.enabled else None)
+
+
 def compose(
-    run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, on_event: Any
+    run: RunDir,
+    world: World,
+    recipe: Recipe,
+    workload: Workload,
+    flag: StopFlag,
+    on_event: Any,
+    clock: PhaseClock,
 ) -> tuple[Parts, bool]:
     """Everything the loop needs, with the newest whole checkpoint loaded; and whether there was one."""
-    from training.metrics import PhaseClock
-
-    clock = PhaseClock(started=psutil.Process().create_time())
     exporter = serve_metrics(run, world, recipe)
     import torch
 
     from training.distributed import connect
     from training.loop import Meter, Parts
-    from training.parallel import needs_sharding
+    from training.parallel import needs_sharding, time_collectives
+    from training.showing import introduce, make_recorder
 
     device = choose_device(recipe, world)
     torch.manual_seed(recipe.train.seed)
@@ -217,10 +283,14 @@ def compose(
     )
     model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
     reader, held_out = open_readers(recipe, workload, world, on_event)
+    if device.type == "cpu":
+        time_collectives(model, clock.waits)
     max_steps = count_steps(recipe, workload.data.n_tokens)
-    exporter.set("trainer_run_info", 1, run_name=workload.name, git_sha=git_sha(run))
-    exporter.set("trainer_world_size", world.world_size)
-    exporter.set("trainer_target_steps", max_steps)
+    introduce(exporter, run, world, recipe, workload, max_steps=max_steps)
+    recorder = make_recorder(
+        run, world, recipe, workload, clock=clock, exporter=exporter, on_event=on_event, device=device, rows=rows,
+        cache=reader.cache, start_step=state.step,
+    )  # fmt: skip
     parts = Parts(
         world=world,
         recipe=recipe,
@@ -241,23 +311,9 @@ def compose(
         validation_rows=validation_rows,
         on_event=on_event,
         meter=Meter(),
+        recorder=recorder,
     )
     return parts, resumed
-
-
-def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Any:
-    """This rank's Prometheus endpoint, registered in the run directory."""
-    from training.metrics import Exporter, NoExporter
-
-    if not recipe.metrics.prometheus:
-        return NoExporter()
-    exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
-    run.write_json(
-        f"{run.attempt_dir(world.attempt)}/endpoints/rank-{world.rank:05d}.json",
-        {"url": exporter.url, "rank": world.rank, "host": world.host, "pid": os.getpid()},
-    )
-    exporter.state("starting")
-    return exporter
 
 
 def open_rows(run: RunDir, world: World) -> tuple[Appender | None, Appender | None]:
@@ -289,7 +345,7 @@ def open_checkpointer(
         recipe_hash=recipe_hash(recipe),
         versions={"torch": torch.__version__, "python": sys.version.split()[0]},
     )
-    checkpointer = Checkpointer(
+    return Checkpointer(
         run,
         world,
         identity,
@@ -298,9 +354,6 @@ def open_checkpointer(
         on_event=on_event,
         before_commit=before_commit,
     )
-    if world.leads:
-        checkpointer.sweep()
-    return checkpointer
 
 
 def choose_device(recipe: Recipe, world: World) -> Any:
@@ -363,13 +416,6 @@ def open_readers(recipe: Recipe, workload: Workload, world: World, on_event: Any
     if not held:
         return reader, None
     return reader, TokenReader([TokenStore(source.folder, cache=cache) for source in held], shuffle=False, **common)
-
-
-def git_sha(run: RunDir) -> str:
-    try:
-        return str(run.read_json("code.json").get("git_sha") or "")
-    except (FileNotFoundError, ValueError):
-        return ""
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ class Backend(Protocol):
     def look(self, run: RunDir, job: Job) -> Queued | None:
         """The job as the scheduler sees it; None where there is no scheduler."""
 
-    def notify(self, run: RunDir, job: Job) -> None:
-        """Give the job notice of a preemption: agreed save, then another attempt."""
+    def notify(self, run: RunDir, job: Job) -> str:
+        """Give the job notice of a preemption: agreed save, then another attempt. Says what gave it, in a few words."""
 
     def cancel(self, run: RunDir, job: Job) -> None:
         """End the job now, without a save; returns when nothing of it is left."""

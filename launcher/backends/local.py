@@ -80,9 +80,10 @@ def look(run: RunDir, job: Job) -> None:
     """Nobody schedules here."""
 
 
-def notify(run: RunDir, job: Job) -> None:
+def notify(run: RunDir, job: Job) -> str:
     """A preemption notice, as a scheduler would send it."""
     _signal_owner(job, signal.SIGUSR1)
+    return "USR1"
 
 
 def cancel(run: RunDir, job: Job) -> None:

@@ -133,9 +133,10 @@ def is_alive(run: RunDir, job: Job) -> bool:
     return seen.state != "gone"
 
 
-def notify(run: RunDir, job: Job) -> None:
+def notify(run: RunDir, job: Job) -> str:
     """As when a node is drained: agreed save, then another attempt."""
     run.give_notice(job.attempt, "preempted")
+    return "a notice in its run directory"
 
 
 def cancel(run: RunDir, job: Job) -> None:

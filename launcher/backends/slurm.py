@@ -96,9 +96,16 @@ def is_alive(run: RunDir, job: Job) -> bool:
     return seen.state != "gone"
 
 
-def notify(run: RunDir, job: Job) -> None:
-    """As a scheduler warns: to all agents, not to the batch script."""
-    controller(run).cancel(job.job_id, signal="USR1")
+def notify(run: RunDir, job: Job) -> str:
+    """A real preemption where the site allows one; else as a scheduler warns: all agents, not the batch script."""
+    from launcher.backends.slurm_preempt import preempt
+
+    slurm = controller(run)
+    told, refused = preempt(slurm, job.job_id)
+    if refused:
+        slurm.cancel(job.job_id, signal="USR1")
+        return f"USR1, as before a time limit ({refused})"
+    return told
 
 
 def cancel(run: RunDir, job: Job) -> None:
@@ -115,7 +122,7 @@ def cancel(run: RunDir, job: Job) -> None:
 def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:
     """Python with these words as a step beside the run's own, on the last of its nodes. LaunchError says why not."""
     slurm = controller(run)
-    nodes = slurm.say(["scontrol", "show", "hostnames", slurm.ask(job.job_id).nodes]).split()
+    nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)
     if not nodes:
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]

@@ -71,6 +71,19 @@ class Controller:
         word, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
         return Queued(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
 
+    def config(self) -> dict[str, str]:
+        """The site's configuration as the controller has it; empty if it does not answer."""
+        return facts(self.say(["scontrol", "show", "config"]))
+
+    def partitions(self, name: str = "") -> list[dict[str, str]]:
+        """All of them, or one; none if the controller does not answer or there is no such."""
+        shown = self.say(["scontrol", "show", "partition", *([name] if name else [])])
+        return [facts(block) for block in re.split(r"\n\s*\n", shown) if "PartitionName=" in block]
+
+    def hostnames(self, nodes: str) -> list[str]:
+        """The nodes that an expression like node[1-3] stands for."""
+        return self.say(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
+
     def job_state(self, job_id: str) -> tuple[str, int]:
         """JobState of scontrol, and how often the job was put back into the queue; ("", 0) if that cannot be told."""
         said = self.say(["scontrol", "show", "job", job_id])
@@ -147,6 +160,15 @@ class Controller:
             )
         except (subprocess.TimeoutExpired, FileNotFoundError):
             return None
+
+
+def facts(text: str) -> dict[str, str]:
+    """The KEY = VALUE lines of `scontrol show config`, or the KEY=VALUE words of other answers."""
+    if re.search(r"^\w+\s+= ", text, re.MULTILINE):
+        found = re.findall(r"^(\w+)\s*= (.*)$", text, re.MULTILINE)
+    else:
+        found = re.findall(r"(\w+)=(\S+)", text)
+    return {key: value.strip() for key, value in found}
 
 
 def _state(word: str) -> Literal["queued", "running", "ending", "gone"]:

@@ -26,8 +26,12 @@ def sbatch_text(
     nnodes: int,
     gpus: int,
     time_limit: str | None,
+    after: str | None = None,
 ) -> str:
-    """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run. `gpus`: of each node."""
+    """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run. `gpus`: of each node.
+
+    after: the job that has to end well before this one may start.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     slurm = options_of(cluster)
@@ -56,6 +60,7 @@ def sbatch_text(
             "requeue": True,
             "signal": f"USR1@{slurm.notice_seconds}",
             **({"time": limit} if limit else {}),
+            **({"dependency": f"afterok:{after}"} if after else {}),
             **{key: value for key, value in slurm.extra.items() if value is not False},
         },
     )

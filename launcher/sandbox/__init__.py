@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from launcher.errors import UserError
 
-KINDS = ("s3", "slurm", "ray")
+KINDS = ("s3", "slurm", "ray", "monitoring")
 
 
 @dataclass(frozen=True)

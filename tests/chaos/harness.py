@@ -85,7 +85,7 @@ class Harness:
         self._rng = random.Random(f"play {case.seed}")
         data = write_data(f"{bucket.url}/data")
         place = f"{bucket.url}/run" if case.place == "s3" else str(folder / "run")
-        self.run: RunDir = write_run(place, data, case.size, folder / "cache")
+        self.run: RunDir = write_run(place, data, case.size)
         nproc = 1 if case.resized else case.jobs[0].nproc
         self.witness = Witness(self.run, references.get(case.size, nproc))
         self._stack = contextlib.ExitStack()
@@ -226,6 +226,8 @@ class Harness:
             MARK_RUN: self._mark_of_frozen() if freezes else self.run.url,
             MARK_ATTEMPT: str(attempt),
         }
+        if freezes:  # as on another machine, whose cache nobody here waits for
+            env["XDG_CACHE_HOME"] = str(self.folder / f"cache-{attempt}")
         with started.lock:
             for rank in range(nproc):
                 around = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -58,11 +58,11 @@ def write_split(folder: str, part: Array) -> TokenSource:
     return TokenSource(folder=folder, n_tokens=len(part))
 
 
-def write_run(url: str, data: DataSpec, size: Size, cache_folder: Path) -> RunDir:
+def write_run(url: str, data: DataSpec, size: Size) -> RunDir:
     """A run directory as the launcher leaves it before the first attempt."""
     recipe = Recipe.model_validate({**RECIPE, "model": SIZES[size]})
     fields = recipe.model.model_dump(exclude_none=True)
-    storage = Storage(retry_seconds=RETRY_SECONDS, cache=str(cache_folder), cache_bytes=CACHE_BYTES)
+    storage = Storage(retry_seconds=RETRY_SECONDS, cache_bytes=CACHE_BYTES)
     workload = Workload(run_id="chaos-run", name="chaos", model=fields, data=data, storage=storage)
     run = RunDir(url)
     run.write_text("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
@@ -96,7 +96,7 @@ class References:
     def get(self, size: Size, nproc: int) -> Undisturbed:
         if (size, nproc) not in self._made:
             place = self._folder / f"{size}-{nproc}"
-            run = write_run(str(place / "run"), write_data(str(place / "data")), size, place / "cache")
+            run = write_run(str(place / "run"), write_data(str(place / "data")), size)
             run_workers(run, nproc)
             self._made[size, nproc] = Undisturbed(
                 rows={row["step"]: row for row in run.rows("steps")},

@@ -100,6 +100,16 @@ def test_deleted_runs_are_left_out(tmp_path: Path) -> None:
         find("a-2222")
 
 
+def test_a_run_in_the_place_of_another_is_not_that_one(tmp_path: Path) -> None:
+    first, second = registered(tmp_path, "a-1111", "b-2222")
+    shutil.rmtree(first.url)
+    shutil.copytree(second.url, first.url)
+    assert [entry.run_id for entry in overview()] == ["b-2222"]
+    assert find("latest").url == second.url
+    with pytest.raises(UserError, match="gone"):
+        find("a-1111")
+
+
 def test_a_damaged_registry_entry_harms_nobody(tmp_path: Path) -> None:
     registered(tmp_path, "a-1111")
     (tmp_path / "state/launchyard/runs/b-2222.json").write_text("{")

@@ -116,9 +116,32 @@ def test_a_drill(kind: str, place: Site) -> None:
     run = place.launch("run", FOREVER)
     run.steps(25)
     told = json.loads(place.ok("drill", kind, run.run_id, "--json"))
+    assert kind != "preempt" or told["by"].startswith("a job of partition prod, for node")
     assert (told["attempt"], told["next_attempt"]) == (0, 1)
     assert told["steps_lost"] <= (0 if kind == "preempt" else 20)
     assert told["resumed_step"] == run.started(1)
     assert (told["committed_seconds"] is not None) == (kind == "preempt")
     place.ok("cancel", run.run_id)
     run.nothing_left()
+
+
+def test_a_run_after_another(place: Site) -> None:
+    """It waits, also while the first is preempted, and starts when that one is completed; not if it fails."""
+    first = place.launch("first", LONG)
+    second = place.launch("second", "train.max_steps=5", f"after={first.run_id}", nodes=1)
+    second.wait(lambda: "it waits for another job" in (second.status()["queue"] or ""), 20)
+    first.steps()
+    first.cluster.run("scancel", "--signal=USR1", str(first.job))
+    assert first.outcome().outcome == "completed" and len(first.run.attempts()) == 2
+    assert second.outcome().outcome == "completed"
+    assert second.run.job(0).created > first.run.read_json("outcome.json")["time"]
+    stopped = place.launch("stopped", FOREVER, nodes=1)
+    waiting = place.launch("waiting", f"after={stopped.run_id}", nodes=1)
+    place.ok("stop", stopped.run_id)
+    waiting.wait(lambda: "a job that has failed" in (waiting.status()["queue"] or ""), 60)
+    place.ok("cancel", waiting.run_id)
+    refused = place.ok("tiny.yaml", "--cluster", "site", f"after={stopped.run_id}", code=2)
+    assert f"{stopped.run_id} is stopped and would never be completed" in refused
+    assert f"launch resume {stopped.run_id}" in refused
+    done = place.ok("tiny.yaml", "--cluster", "site", f"after={first.run_id}", "--dry-run")
+    assert "dependency" not in done

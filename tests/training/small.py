@@ -73,12 +73,12 @@ def make_run(folder: Path, data: DataSpec, overrides: dict[str, Any] | None = No
     return run
 
 
-def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu") -> int:
+def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu", created: float = 0.0) -> int:
     """The next attempt, as a job owner claims it."""
     attempt = len(run.attempts())
     run.claim_attempt(
         Job(
-            attempt=attempt, backend="local", job_id="t", host="h", pid=os.getpid(), pid_started=0.0, created=0.0,
+            attempt=attempt, backend="local", job_id="t", host="h", pid=os.getpid(), pid_started=0.0, created=created,
             nnodes=1, nproc_per_node=nproc, device=device, overrides=overrides,
         )
     )  # fmt: skip
@@ -86,10 +86,10 @@ def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu
 
 
 def start_workers(
-    run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu"
+    run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu", created: float = 0.0
 ) -> list[subprocess.Popen[bytes]]:
     """Fresh worker processes of a new attempt, without torchrun."""
-    attempt, port = claim(run, nproc, overrides or {}, device), free_port()
+    attempt, port = claim(run, nproc, overrides or {}, device, created), free_port()
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -105,9 +105,11 @@ def start_workers(
     ]
 
 
-def run_workers(run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu") -> None:
+def run_workers(
+    run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu", created: float = 0.0
+) -> None:
     """Train until the workers end; AssertionError with what they wrote if one failed."""
-    processes = start_workers(run, nproc, overrides, device)
+    processes = start_workers(run, nproc, overrides, device, created)
     try:
         codes = [process.wait(timeout=120) for process in processes]
     finally:

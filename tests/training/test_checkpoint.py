@@ -238,6 +238,22 @@ def test_who_was_taken_over_takes_its_files_along(tmp_path: Path) -> None:
     assert shard_files(run) == []
 
 
+def test_who_was_taken_over_in_its_commit_removes_nothing(tmp_path: Path) -> None:
+    """Its commit may have come too late to count; then what it makes superfluous is all there is to fall back on."""
+
+    class TakenOver(RunDir):
+        def create_text(self, name: str, text: str) -> None:
+            super().create_text(name, text)
+            if name == f"{self.checkpoint_dir(15)}/{MANIFEST}":
+                claim(self, 1)
+
+    run = TakenOver(str(tmp_path))
+    claim(run, 0)
+    with pytest.raises(FencedError):
+        saved(run, 5, 10, 15, keep=2)
+    assert run.committed_steps() == [5, 10, 15]
+
+
 def test_what_a_killed_attempt_still_had_on_its_way_is_swept_too(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     claim(run, 0)

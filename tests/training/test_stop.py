@@ -43,6 +43,25 @@ def test_the_end_of_the_job_is_a_reason() -> None:
     assert StopFlag(None, job_end=time.time() + 60).reason() is None
 
 
+@pytest.mark.parametrize(("left", "reason"), [(50, "time limit"), (70, "preempted")])
+@pytest.mark.parametrize("by", ["signal", "file"])
+def test_a_warning_near_the_end_of_the_job_is_about_that(left: float, reason: str, by: str, tmp_path: Path) -> None:
+    flag = StopFlag(str(tmp_path), job_end=time.time() + left)
+    flag.install()
+    if by == "signal":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    else:
+        (tmp_path / "stop").write_text(json.dumps({"reason": "preempted"}))
+    assert flag.reason() == reason
+
+
+def test_a_person_s_stop_near_the_end_stays_one() -> None:
+    flag = StopFlag(None, job_end=time.time() + 1)
+    flag.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert flag.reason() == "stop"
+
+
 def test_the_heaviest_reason_wins() -> None:
     assert agreed_reason([0] * len(REASONS)) is None
     for i, reason in enumerate(REASONS):

@@ -58,13 +58,11 @@ def test_metrics_of_the_cache(tmp_path: Path) -> None:
         while len(list(run.rows("steps"))) < 60:  # all of the data, and more
             assert time.monotonic() < end and all(process.poll() is None for process in processes)
             time.sleep(0.05)
-        folder = f"{run.attempt_dir(0)}/endpoints"
-        series = {}
-        for name in run.listdir(folder):
-            series |= scrape(run.read_json(f"{folder}/{name}")["url"])
+        workers = [scrape(target.url) for target in run.targets(0)]
+        assert len(workers) == 2
 
         def total(name: str) -> float:
-            return sum(series[f'trainer_data_{name}{{rank="{rank}"}}'] for rank in (0, 1))
+            return sum(series[f"trainer_data_{name}"] for series in workers)
 
         assert total("cache_misses_total") == 3
         assert total("cache_hits_total") == 3

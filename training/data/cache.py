@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +28,7 @@ import xxhash
 from model.store import StoreError
 from training.data import room
 from training.data.chunks import Array, Chunk, fetch_chunk, map_file, put
+from training.metrics import REQUEST_BUCKETS, Buckets
 
 MAGIC = b"launchyd"  # after a chunk: it is whole; then its xxh3, and a number that no other copy has
 TRAILER_BYTES = 24
@@ -46,6 +47,9 @@ class Counters:
     damaged: int = 0  # copies in the cache that were not what had been written
     wait_seconds: float = 0.0  # that a reader had to wait for chunks
     held: int = 0  # bytes in the cache when room was last made
+    requests: int = 0  # that a store answered
+    errors: int = 0  # requests that were given up
+    durations: Buckets = field(default_factory=lambda: Buckets(REQUEST_BUCKETS))  # seconds of each, retries included
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,15 @@ class ChunkCache:
             for name, amount in amounts.items():
                 setattr(self.counters, name, getattr(self.counters, name) + amount)
 
+    def _note(self, seconds: float, answered: bool) -> None:
+        """A request has ended."""
+        with self._lock:
+            self.counters.durations.add(seconds)
+            if answered:
+                self.counters.requests += 1
+            else:
+                self.counters.errors += 1
+
     # -- on disk -----------------------------------------------------------------------------------------------------
     def _path(self, chunk: Chunk) -> str:
         url = os.path.dirname(chunk.path)
@@ -252,7 +265,7 @@ class ChunkCache:
                 with _disk():
                     os.utime(file)  # for those who wait
 
-            xxh3 = fetch_chunk(chunk, lambda at, raw: self._write(file, at, raw, chunk), beat=alive)
+            xxh3 = fetch_chunk(chunk, lambda at, raw: self._write(file, at, raw, chunk), beat=alive, note=self._note)
             number = secrets.token_bytes(8)
             self._write(file, chunk.size, MAGIC + bytes.fromhex(xxh3) + number, chunk)
             with _disk():
@@ -316,7 +329,7 @@ class ChunkCache:
 
             self._memory_bytes = psutil.virtual_memory().available // MEMORY_SHARE // self.share
         raw = np.empty(chunk.size, np.uint8)
-        fetch_chunk(chunk, partial(put, raw), beat=beat)
+        fetch_chunk(chunk, partial(put, raw), beat=beat, note=self._note)
         self.count(misses=1, bytes=chunk.size)
         with self._lock:
             self._memory[key] = raw

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextvars
 import mmap
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -100,18 +102,23 @@ def tokens_of(chunk: Chunk, raw: Array) -> Array:
 
 # -- bringing --------------------------------------------------------------------------------------------------------
 Sink = Callable[[int, "bytes | memoryview"], None]
+Note = Callable[[float, bool], None]
+Read = TypeVar("Read")
 
 
-def fetch_chunk(chunk: Chunk, sink: Sink, *, beat: Callable[[], None] = lambda: None) -> str:
+def fetch_chunk(
+    chunk: Chunk, sink: Sink, *, beat: Callable[[], None] = lambda: None, note: Note = lambda seconds, answered: None
+) -> str:
     """Hand the plain bytes of a chunk to `sink(offset, bytes)`, in order; returns their xxh3.
 
     Begins again from offset 0 if they were not the right ones, a few times; then, or if it is missing, CorruptError.
-    `beat` is called now and then, also while nothing comes; what it raises ends the fetch.
+    `beat` is called now and then, also while nothing comes; what it raises ends the fetch. `note` hears of each
+    request to a store how many seconds it took and whether it was answered, in the thread that made it.
     """
     for left in reversed(range(READS)):
         digest, size = xxhash.xxh3_64(), 0
         try:
-            for piece in _plain(chunk, beat):
+            for piece in _plain(chunk, beat, note):
                 beat()
                 sink(size, piece)
                 digest.update(piece)
@@ -133,13 +140,23 @@ def put(target: Array, at: int, raw: bytes | memoryview) -> None:
     room_left[:] = np.frombuffer(raw, np.uint8)[: len(room_left)]
 
 
-def _plain(chunk: Chunk, beat: Callable[[], None]) -> Iterator[bytes | memoryview]:
+def _timed(note: Note, request: Callable[[], Read]) -> Read:
+    began, answered = time.perf_counter(), False
+    try:
+        value = request()
+        answered = True
+        return value
+    finally:
+        note(time.perf_counter() - began, answered)
+
+
+def _plain(chunk: Chunk, beat: Callable[[], None], note: Note) -> Iterator[bytes | memoryview]:
     if chunk.compression is None:
-        return _pieces(chunk, beat)
-    return iter([_unzstd(files.read(chunk.path), chunk.path)])
+        return _pieces(chunk, beat, note)
+    return iter([_unzstd(_timed(note, partial(files.read, chunk.path)), chunk.path)])
 
 
-def _pieces(chunk: Chunk, beat: Callable[[], None]) -> Iterator[memoryview]:
+def _pieces(chunk: Chunk, beat: Callable[[], None], note: Note) -> Iterator[memoryview]:
     """The bytes of a plain chunk in order, some pieces ahead asked for at once. Valid until the next one."""
     starts = deque(range(0, chunk.size + 1, PIECE_BYTES))  # a byte more: a longer file is not what was written
     buffers = min(len(starts), PIECES_AT_ONCE)
@@ -149,7 +166,8 @@ def _pieces(chunk: Chunk, beat: Callable[[], None]) -> Iterator[memoryview]:
 
     def read(start: int, buffer: bytearray) -> int:
         length = min(PIECE_BYTES, chunk.size + 1 - start)
-        return context.copy().run(files.read_into, chunk.path, start, memoryview(buffer)[:length])
+        ask = partial(context.copy().run, files.read_into, chunk.path, start, memoryview(buffer)[:length])
+        return _timed(note, ask)
 
     pool = ThreadPoolExecutor(buffers, thread_name_prefix="fetch-pieces")
     try:

@@ -1,0 +1,19 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --dependency=afterok:4711
+#SBATCH --gres=gpu:8
+#SBATCH --job-name=tiny-ab12
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/tiny-ab12/job-%j.log
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+
+# setup
+export PYTHONPATH=/runs/tiny-ab12/code${PYTHONPATH:+:$PYTHONPATH}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec /venv/bin/python -u -m launcher.batch /runs/tiny-ab12 --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"
