@@ -30,6 +30,7 @@ AFTER_FIRST_SECONDS = 60.0  # from the end of one node's agent to the end of all
 AFTER_LOSS_SECONDS = 2 * SURVIVOR_SECONDS  # the same when an actor has died: others wait for it in vain
 # In which Ray learns that a node has died, after its actors have: where it still answers for them, where it does not.
 NOTICE_SECONDS = {False: 1.0, True: 20.0}
+NOT_NICE = {"RAY_worker_niceness": "0"}  # Ray gives its workers the priority 15, and their children inherit it
 ACCEPT_SECONDS = 60.0  # for the launcher to write down that Ray has taken the job
 
 
@@ -118,11 +119,10 @@ class Attempt:
         amounts = {"num_cpus": self._bundle["CPU"], "num_gpus": self._bundle.get("GPU", 0)}
         if "memory" in self._bundle:
             amounts["memory"] = self._bundle["memory"]
+        options = {**amounts, "resources": share, "max_restarts": 0, "runtime_env": {"env_vars": NOT_NICE}}
         kind = ray.remote(Agent)
         self._actors = [
-            kind.options(
-                **amounts, resources=share, max_restarts=0, scheduling_strategy=self._room.strategy(rank)
-            ).remote()
+            kind.options(**options, scheduling_strategy=self._room.strategy(rank)).remote()
             for rank in range(self._room.nodes)
         ]
         self._meet()

@@ -12,14 +12,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from launcher.backends import ray_request
 from launcher.backends.in_queue import Queued, hand_over, leave_word
-from launcher.backends.ray_jobs import Dashboard
+from launcher.backends.ray_jobs import AwayError, Dashboard
 from launcher.claims import LEASE_SECONDS, heartbeat_age, refuse_if_alive
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, UserError
 from launcher.node import CANCELLED
 from launcher.snapshot import pack_code
 from training.rundir import Job, RunDir, Submission
@@ -27,6 +27,7 @@ from training.rundir import Job, RunDir, Submission
 OBEY_SECONDS = 20.0  # for an owner that was told to end, before Ray ends it
 CANCEL_SECONDS = 60.0
 STEP_SECONDS = 60.0
+_NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after what the entrypoint printed
 
 
 def submit(
@@ -45,7 +46,8 @@ def submit(
     told = json.loads(script)
     place = reach(told)
     ray = dashboard(place)
-    ray.version()  # before anything is written
+    with refusals():
+        ray.version()  # before anything is written
     waiting = Submission(
         backend="ray",
         submitted=time.time(),
@@ -60,8 +62,8 @@ def submit(
     job_id = f"{told['request']['metadata']['launchyard_run']}-{secrets.token_hex(3)}"
 
     def send(number: int) -> str:
-        code = send_code(ray)
-        return ray.submit(ray_request.filled(told["request"], job_id=job_id, code=code))
+        with refusals():
+            return ray.submit(ray_request.filled(told["request"], job_id=job_id, code=send_code(ray)))
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run))
 
@@ -74,6 +76,15 @@ def reach(told: dict[str, Any]) -> dict[str, Any]:
     from launcher.sandbox import ray as here
 
     return {"address": here.for_run(told["nodes"], told["bundle"])}
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """A Ray that does not answer when a job is sent is taken for a wrong address: nothing was begun."""
+    try:
+        yield
+    except AwayError as error:
+        raise UserError(str(error), hint=error.hint) from error
 
 
 def dashboard(place: dict[str, Any]) -> Dashboard:
@@ -178,4 +189,5 @@ def run_job(ray: Dashboard, request: dict[str, Any], *, say: Callable[[str], Non
 def job_log(run: RunDir) -> str:
     """What the newest job has printed: the owner's words and its agents'."""
     newest = run.newest_submission()
-    return of_run(run).logs(newest.job_id) if newest else ""
+    said = of_run(run).logs(newest.job_id) if newest else ""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith(_NOT_OURS))

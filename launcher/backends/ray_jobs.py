@@ -37,11 +37,8 @@ class Dashboard:
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
     def submit(self, request: dict[str, Any]) -> str:
-        """POST a job; its submission id. UserError with Ray's reason if it refuses or is not there."""
-        try:
-            return str(self._ask("POST", "/api/jobs/", request)["submission_id"])
-        except AwayError as error:
-            raise UserError(str(error), hint=error.hint) from error
+        """POST a job; its submission id. UserError with Ray's reason if it refuses."""
+        return str(self._ask("POST", "/api/jobs/", request)["submission_id"])
 
     def ask(self, job_id: str) -> Queued:
         """The state of a job."""

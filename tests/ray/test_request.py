@@ -27,6 +27,7 @@ from launcher.policy import NODE_LOST, AttemptSummary, after_attempt
 from launcher.ray_owner import agent_words
 from launcher.ray_room import shortage
 from launcher.recipe import load_recipe
+from launcher.resume import _cluster as cluster_of_plan
 from launcher.snapshot import pack_code
 from tests.launcher.test_plan import CPU, DATA, SMALL
 from training.rundir import Job
@@ -133,6 +134,15 @@ def test_equal_code_makes_equal_bytes(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, cwd=tmp_path,
     ).stdout  # fmt: skip
     assert "code.zip" in said
+
+
+def test_a_resume_finds_its_ray_without_the_cluster_file() -> None:
+    case = {key: value for key, value in CASES["gpus-fewer-will-do"].items() if key != "cluster"}
+    cluster = {**CASES["gpus-fewer-will-do"]["cluster"], "name": "gone"}
+    plan = plan_of(cluster, **case)
+    found = cluster_of_plan(plan.model_dump(mode="json"))
+    assert (found.name, found.ray) == ("gone", Cluster.model_validate(cluster).ray)
+    assert (found.node.cpus, found.node.gpus, found.environment) == (96, 8, {"NCCL_SOCKET_IFNAME": "ib0"})
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------
@@ -256,7 +266,7 @@ def test_refusals_are_the_users(server: str) -> None:
     Answers.replies["/api/version"] = 401, b"no"
     with pytest.raises(UserError, match="does not let us in"):
         ray.version()
-    with pytest.raises(UserError, match="no Ray dashboard answers at"):
+    with pytest.raises(AwayError, match="no Ray dashboard answers at"):
         Dashboard("http://127.0.0.1:9").submit({})
     with pytest.raises(AwayError):
         Dashboard("unix:///nowhere/x.sock").version()
