@@ -85,7 +85,7 @@ def curve(
     low, high = _bounds([y for line in lines if not line.faint for _, y in line.points] or [y for _, y in points])
     frame = _Frame(*x_bounds, 0.0 if from_zero else low, high, width, height)
     parts = [_open(width, height, label), *frame.grid(form, x_form)]
-    parts += [frame.mark(mark) for mark in marks]
+    parts += [frame.mark(mark) for mark in marks if x_bounds[0] <= mark.x <= x_bounds[1]]
     parts += [frame.line(line) for line in lines]
     return "".join([*parts, "</svg>"])
 
