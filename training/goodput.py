@@ -131,7 +131,7 @@ class Ledger:
         for name, value in spent.items():
             cause = BY_PHASE.get(name, "other")
             self._add("recomputed" if again and cause == "productive" else cause, value * scale)
-        self._add("other" if self._stepped else "start", gap - total * scale)
+        self._add("other" if self._stepped else "start", max(0.0, gap - total * scale))  # not -1e-15
         self.until = until
 
     def end(self, outcome: OutcomeRecord | None, finished: Mapping[str, Any] | None) -> None:
