@@ -153,7 +153,7 @@ def metrics_page() -> Iterator[str]:
     yield (
         "Every worker serves its series for Prometheus on an address of its own, which stands in "
         "`attempts/NNNN/targets/NNNNN.json`. *global* series come from rank 0, reduced over all ranks; *rank* series "
-        "come from every worker; `launcher_` series from `launch monitor`.\n\n"
+        "come from every worker; `launcher_` series from the monitor of all runs.\n\n"
         "| series | kind | of | labels | meaning |\n|---|---|---|---|---|\n"
     )
     for metric in METRICS:

@@ -22,6 +22,7 @@ from training.watchdog import STACKS, Pulse, Verdict, judge, read_pulses
 HUNG = "HungError"  # type of the error that is left in the run directory
 LOOK_SECONDS = 1.0
 STOPPED_SECONDS = 20.0  # from a STOP signal on; a debugger or a person may have reasons for a shorter one
+KERNEL_SECONDS = 900.0  # in one system call, for a file server that is away
 ABSENT_SECONDS = 5.0  # between two looks: then it was us who did not run, or the whole machine
 SETTLE_SECONDS = 10.0  # after that, before anybody is judged
 STACK_SECONDS = 3.0
@@ -41,7 +42,7 @@ class Hang:
     found: str | None = None
     _looked: float = field(default_factory=time.monotonic)
     _settled: float = 0.0
-    _stopped: dict[int, float] = field(default_factory=dict)  # pid -> since when
+    _since: dict[str, dict[int, float]] = field(default_factory=dict)  # state -> pid -> seen in it since
     _suspects: tuple[int, ...] = ()
 
     def look(self) -> bool:
@@ -55,7 +56,10 @@ class Hang:
         pulses = [pulse for pulse in read_pulses(self.scratch) if started_at(pulse.pid) is not None]
         if now < self._settled or not pulses:
             return False
-        verdict = judge(pulses, now, stopped=self._long_stopped(pulses, now))
+        stopped = self._long_in(pulses, now, "T", STOPPED_SECONDS)
+        verdict = judge(pulses, now, stopped=stopped)
+        if verdict is not None and self._kernel_may_answer(pulses, now):
+            verdict = None
         if verdict is not None and not verdict.hung:
             verdict = self._among_nodes(pulses, verdict)
         suspects = tuple(pulse.rank for pulse in verdict.hung) if verdict is not None else ()
@@ -64,10 +68,20 @@ class Hang:
             self._tell(pulses, verdict, now)
         return verdict is not None and sure
 
-    def _long_stopped(self, pulses: Sequence[Pulse], now: float) -> list[int]:
-        stopped = {pulse.pid for pulse in pulses if _is_stopped(pulse.pid)}
-        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
-        return [pulse.rank for pulse in pulses if now - self._stopped.get(pulse.pid, now) > STOPPED_SECONDS]
+    def _long_in(self, pulses: Sequence[Pulse], now: float, state: str, seconds: float) -> list[int]:
+        """Ranks whose process has been seen in a state at every look for so long."""
+        before = self._since.get(state, {})
+        mine = {pulse.pid: before.get(pulse.pid, now) for pulse in pulses if _state(pulse.pid) == state}
+        self._since[state] = mine
+        return [pulse.rank for pulse in pulses if now - mine.get(pulse.pid, now) >= seconds > 0]
+
+    def _kernel_may_answer(self, pulses: Sequence[Pulse], now: float) -> bool:
+        """Somebody waits in a system call that nothing interrupts: for a disk, or a file server that is away.
+
+        It is as if a store did not answer, and ending the attempt would not help: it could not even be killed.
+        """
+        gone = self._long_in(pulses, now, "D", KERNEL_SECONDS)
+        return any(_state(pulse.pid) == "D" and pulse.rank not in gone for pulse in pulses)
 
     def _among_nodes(self, pulses: Sequence[Pulse], verdict: Verdict) -> Verdict | None:
         """All workers here wait. Alone, they wait for each other; else only if all nodes say the same."""
@@ -84,7 +98,7 @@ class Hang:
 
     # -- saying so ---------------------------------------------------------------------------------------------------
     def _tell(self, pulses: Sequence[Pulse], verdict: Verdict, now: float) -> None:
-        stopped = {pulse.pid for pulse in pulses if _is_stopped(pulse.pid)}
+        stopped = {pulse.pid for pulse in pulses if _state(pulse.pid) == "T"}
         stacks = self._stacks(pulses)
         for pulse in verdict.hung:
             message = _words(pulse, now, pulse.pid in stopped, len(verdict.hung) if verdict.all_wait else 0)
@@ -109,7 +123,7 @@ class Hang:
         sizes = {pulse.rank: _size(self._log(pulse.rank)) for pulse in pulses}
         for pulse in pulses:
             _send(pulse.pid, STACKS)
-            if _is_stopped(pulse.pid):
+            if _state(pulse.pid) == "T":
                 _send(pulse.pid, signal.SIGCONT)  # it answers first, and goes on then; all end in a moment
 
         def printed(rank: int) -> str:
@@ -155,13 +169,13 @@ def _innermost(stacks: str) -> str:
     return words
 
 
-def _is_stopped(pid: int) -> bool:
-    """By a STOP signal (Linux); a debugger's stop looks different."""
+def _state(pid: int) -> str:
+    """Of its main thread (Linux): T stopped by a signal, D in a system call that cannot be interrupted, R, S …"""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "T"
+            return file.read().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return False
+        return ""
 
 
 def _send(pid: int, number: int) -> None:

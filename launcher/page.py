@@ -192,7 +192,8 @@ def _time(story: Story) -> str:
     return (
         f'<p class="quiet">{duration(goodput.wall)} since the first submit, every second of it given to one cause. '
         "Point at a piece to read what it is; a triangle is a committed checkpoint.</p>"
-        f"{bar}{_causes_table(parts)}<h3>Attempts on the clock</h3>{_legend(shown)}<div class='scroll'>{drawn}</div>{note}"
+        f"{bar}{_causes_table(parts)}<h3>Attempts on the clock</h3>{_legend(shown)}"
+        f'<div class="scroll">{drawn}</div>{note}'
     )
 
 

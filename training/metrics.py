@@ -6,10 +6,9 @@ serves nothing (training/exporter.py does). Light.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -230,15 +229,9 @@ class PhaseClock:
         if self.witness is not None:
             self.witness.beat()
 
-    @contextlib.contextmanager
-    def waits(self) -> Iterator[None]:
+    def waits(self) -> Waiting:
         """In a collective: that time of a step is no rank's own. What else is timed as a whole stays so."""
-        before = self._now[0]
-        self._switch("collective_wait" if before in OF_A_STEP else before, True)
-        try:
-            yield
-        finally:
-            self._switch(before, False)
+        return Waiting(self)
 
     def so_far(self) -> dict[str, float]:
         """Seconds by phase until now; for another thread."""
@@ -257,11 +250,26 @@ class PhaseClock:
         self.total()
         told, laps = self._told, {}
         for phase, seconds in self.seconds.items():
-            spent = round(seconds - told[phase], 6)
-            if spent > 0:
-                laps[phase] = spent
+            if seconds - told[phase] > 1e-6:
+                laps[phase] = spent = round(seconds - told[phase], 6)
                 told[phase] += spent
         return laps
+
+
+class Waiting:
+    """From entering it to leaving it, a clock knows that its rank waits for others."""
+
+    __slots__ = ("_before", "_clock")
+
+    def __init__(self, clock: PhaseClock) -> None:
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        self._before = before = self._clock.phase
+        self._clock._switch("collective_wait" if before in OF_A_STEP else before, True)
+
+    def __exit__(self, *_: object) -> None:
+        self._clock._switch(self._before, False)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from training.data.cache import ChunkCache
 from training.distributed import World
 from training.goodput import AttemptFacts, Goodput, Ledger, cause_between, read_facts, wait_between
 from training.metrics import PhaseClock, SpikeFinder, peak_flops
@@ -98,7 +99,7 @@ class Recorder:
         rows: Any = None,
         account: Account | None = None,
         trackers: Trackers | None = None,
-        cache: Any = None,
+        cache: ChunkCache | None = None,
     ) -> None:
         self._world, self._clock, self._exporter, self._on_event = world, clock, exporter, on_event
         self._device, self._flops, self._peak = device, flops_per_token, peak
@@ -205,7 +206,7 @@ class Recorder:
         for name, held in memory_of(self._device).items():
             exporter.set(f"trainer_memory_{name}_bytes", held)
         if self._cache is not None:
-            show_data(exporter, self._cache.counters)
+            show_data(exporter, self._cache)
         if self._account is None or (goodput := self._account.goodput()) is None:
             return
         exporter.count("trainer_recomputed_tokens_total", self._account.recomputed_tokens)
@@ -215,8 +216,9 @@ class Recorder:
             exporter.set("trainer_run_seconds", seconds, cause=cause)
 
 
-def show_data(exporter: Any, counters: Any) -> None:
-    """What came through the cache of chunks since the process began; see training/data/cache.py."""
+def show_data(exporter: Any, cache: ChunkCache) -> None:
+    """What came through the cache of chunks since the process began."""
+    counters = cache.counters
     exporter.count("trainer_data_bytes_total", counters.bytes)
     exporter.count("trainer_data_requests_total", counters.requests)
     exporter.count("trainer_data_errors_total", counters.errors)
@@ -225,7 +227,7 @@ def show_data(exporter: Any, counters: Any) -> None:
     exporter.count("trainer_data_cache_damaged_total", counters.damaged)
     exporter.count("trainer_data_chunk_wait_seconds_total", counters.wait_seconds)
     exporter.set("trainer_data_cache_bytes", counters.held)
-    exporter.show("trainer_data_request_duration_seconds", counters.durations)
+    exporter.show("trainer_data_request_duration_seconds", cache.durations)
 
 
 def peak_of(device: torch.device, chosen: float | None, world_size: int) -> float | None:

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from launcher.cli import cli
 from launcher.discovery import Discovery, Place, look_at
 from launcher.errors import UserError
 from launcher.monitor import Monitor, TargetFile, View, _labels, exposition, make_server
+from model import files
 from model.files import StoreOptions, set_store_options
 from model.store import StoreError
 from tests.monitoring.made import Made
@@ -171,6 +173,24 @@ def test_a_run_that_cannot_be_read_is_as_it_was(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(discovery, "look_at", stumble)
     assert targets(watching.look()) == before and watching.errors == 1
+
+
+def test_a_store_that_is_silent_is_asked_once_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(tmp_path, "one-aaaa", 4001, 4002)
+    live(tmp_path, "two-bbbb", 4003, 4004)
+    watching, asked = Discovery(), list[str]()
+    before = targets(watching.look())
+
+    def silent(run: Any) -> Any:
+        asked.append(run.url)
+        raise StoreError("its store does not answer")
+
+    remote = SimpleNamespace(**{**vars(files), "is_remote": lambda url: True})
+    monkeypatch.setattr(discovery, "files", remote)
+    monkeypatch.setattr(Place, "store_key", ("s3", "the same"))
+    monkeypatch.setattr(discovery, "look_at", silent)
+    assert targets(watching.look()) == before and len(asked) == 1
+    assert targets(watching.look()) == before and len(asked) == 2
 
 
 def test_a_run_whose_directory_is_gone_is_forgotten(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def write_data(folder: Path, n_tokens: int = 2501, n_validation_tokens: int = 33
     )
 
 
-def make_run(folder: Path, data: DataSpec, overrides: dict[str, Any] | None = None) -> RunDir:
+def make_run(folder: Path | str, data: DataSpec, overrides: dict[str, Any] | None = None) -> RunDir:
     recipe = Recipe.model_validate(apply_overrides(RECIPE, overrides or {}))
     fields = recipe.model.model_dump(exclude_none=True)
     run = RunDir(str(folder))

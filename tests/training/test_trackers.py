@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import signal
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from launcher.errors import RecipeErrors
 from launcher.submit import check_trackers
+from tests.store import Bucket
 from tests.training.small import make_run, run_workers, start_workers, write_data
 from training.rundir import RunDir
 from training.trackers import PACKAGES, Trackers, history, install_words, missing
@@ -132,17 +134,20 @@ needs = {
 }
 
 
-@needs["tensorboard"]
-def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
+def steps_in(folder: Path, key: str = "train/loss") -> list[int]:
+    """As TensorBoard would show them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = killed_and_resumed(tmp_path, "tensorboard")
-    seen = EventAccumulator(run.path("tensorboard"))
+    seen = EventAccumulator(str(folder))
     seen.Reload()
-    losses = [(event.step, event.value) for event in seen.Scalars("train/loss")]
-    assert [step for step, _ in losses] == list(range(1, 25))
-    assert [value for _, value in losses] == pytest.approx([row["loss"] for row in run.rows("steps")], rel=1e-6)
-    assert [event.step for event in seen.Scalars("validation/loss")] == [12, 24]
+    return [event.step for event in seen.Scalars(key)]
+
+
+@needs["tensorboard"]
+def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
+    run = killed_and_resumed(tmp_path, "tensorboard")
+    assert steps_in(Path(run.path("tensorboard"))) == list(range(1, 25))
+    assert steps_in(Path(run.path("tensorboard")), "validation/loss") == [12, 24]
 
 
 @pytest.mark.slow
@@ -172,6 +177,22 @@ def test_mlflow_has_every_step_once(tmp_path: Path) -> None:
     assert losses == [(row["step"], row["loss"]) for row in run.rows("steps")]
     assert found.data.params["train.max_steps"] == "24"
     assert found.info.status == "FINISHED"
+
+
+@pytest.mark.s3
+@needs["tensorboard"]
+def test_beside_a_run_in_a_store(tmp_path: Path, s3: Bucket) -> None:
+    recipe = {"train.max_steps": 8, "metrics.trackers": ["csv", "tensorboard"]}
+    run = make_run(f"{s3.url}/run", write_data(tmp_path / "data"), recipe)
+    run_workers(run, 1)
+    run_workers(run, 1, {"train.max_steps": 12})
+    lines = list(csv.DictReader(io.StringIO(run.read_text("metrics.csv"))))
+    assert [int(line["step"]) for line in lines] == list(range(1, 13))
+    local = tmp_path / "tensorboard"
+    local.mkdir()
+    for name in run.listdir("tensorboard"):
+        (local / name).write_bytes(run.read_bytes(f"tensorboard/{name}"))
+    assert steps_in(local) == list(range(1, 13))
 
 
 # -- what is not there ---

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.backends import local
+from launcher.hang import Hang
 from launcher.processes import descendants, end_all, end_marked, marked
 from launcher.why import explain
 from tests.training.small import make_run, write_data
@@ -126,6 +129,81 @@ def test_an_unknown_file_is_nobodys_sign(tmp_path: Path) -> None:
     (tmp_path / "pulse-00000").write_bytes(b"short")
     (tmp_path / "pulse-00001").write_bytes(bytes(96))
     assert read_pulses(str(tmp_path)) == []
+
+
+# -- the agents ---
+def waiting_node(folder: Path, run: RunDir, node: int, nnodes: int, collectives: int = 1) -> Hang:
+    """An agent whose only worker (this process) waits in a collective, and has done so for too long."""
+    scratch = folder / f"node-{node}"
+    scratch.mkdir()
+    writer = PulseWriter(str(scratch), node, Limits(step_seconds=0.05, slow_seconds=0.05))
+    for _ in range(collectives):
+        writer.enter("collective_wait", time.monotonic() - 1.0, True)
+    hang = Hang(run, 0, node, nnodes, str(scratch))
+    hang._stacks = lambda pulses: {}  # type: ignore[assignment,method-assign]  # pytest has no use for QUIT
+    return hang
+
+
+def looks(hang: Hang, times: int = 1) -> list[bool]:
+    found = []
+    for _ in range(times):
+        hang._looked -= 1.5
+        found.append(hang.look())
+    return found
+
+
+def test_a_node_whose_workers_all_wait_blames_none_of_them_while_another_may_work(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "run"))
+    one, zero = waiting_node(tmp_path, run, 1, 2), waiting_node(tmp_path, run, 0, 2)
+    assert looks(one, 3) == [False] * 3
+    assert run.errors(0) == []
+    assert looks(zero, 2) == [False, True]  # both have said it now
+    assert [error["rank"] for error in run.errors(0)] == [0]
+    assert looks(one, 3) == [False] * 3  # one agent is enough
+
+
+def test_all_workers_of_the_only_node_wait_for_each_other(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "run"))
+    hang = waiting_node(tmp_path, run, 0, 1)
+    assert looks(hang, 2) == [False, True]  # never at first sight
+    assert hang.found is not None and "in collective wait" in hang.found
+
+
+def test_an_agent_that_was_away_itself_judges_nobody(tmp_path: Path) -> None:
+    """The whole machine slept, or all of the job was stopped for a while."""
+    run = RunDir(str(tmp_path / "run"))
+    hang = waiting_node(tmp_path, run, 0, 1)
+    hang._looked -= 100.0
+    assert not hang.look()
+    assert looks(hang, 3) == [False] * 3
+    hang._settled = 0.0
+    assert looks(hang, 2) == [False, True]
+
+
+def test_who_waits_for_a_file_server_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a system call that nothing interrupts: ending the attempt would not end the process."""
+    run = RunDir(str(tmp_path / "run"))
+    hang = waiting_node(tmp_path, run, 0, 1)
+    monkeypatch.setattr("launcher.hang._state", lambda pid: "D")
+    assert looks(hang, 4) == [False] * 4
+    monkeypatch.setattr("launcher.hang.KERNEL_SECONDS", 1e-6)
+    assert looks(hang, 2) == [False, True]
+
+
+def test_a_dead_worker_is_not_hung(tmp_path: Path) -> None:
+    """torchrun sees to it."""
+    done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0 and len(read_pulses(str(tmp_path))) == 1
+    hang = Hang(RunDir(str(tmp_path / "run")), 0, 0, 1, str(tmp_path))
+    assert looks(hang, 3) == [False] * 3
+
+
+DIES = """
+import sys, time
+from training.watchdog import Limits, PulseWriter
+limits = Limits(step_seconds=0.01, slow_seconds=0.01)
+PulseWriter(sys.argv[1], 0, limits).enter("optimizer", time.monotonic() - 9, False)
+"""
 
 
 # -- for real ---

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -49,7 +49,6 @@ class Counters:
     held: int = 0  # bytes in the cache when room was last made
     requests: int = 0  # that a store answered
     errors: int = 0  # requests that were given up
-    durations: Buckets = field(default_factory=lambda: Buckets(REQUEST_BUCKETS))  # seconds of each, retries included
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class ChunkCache:
     ) -> None:
         self.folder = os.path.abspath(os.path.expanduser(folder)) if folder else room.default_folder()
         self.share, self.counters = share, Counters()
+        self.durations = Buckets(REQUEST_BUCKETS)  # seconds of each request to a store, retries included
         self._quota, self._say = quota, say or (lambda text: print(text, file=sys.stderr))
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -177,7 +177,7 @@ class ChunkCache:
     def _note(self, seconds: float, answered: bool) -> None:
         """A request has ended."""
         with self._lock:
-            self.counters.durations.add(seconds)
+            self.durations.add(seconds)
             if answered:
                 self.counters.requests += 1
             else:
