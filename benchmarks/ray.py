@@ -33,7 +33,7 @@ from launcher.sandbox.ray_site import Site
 LAUNCH = [sys.executable, "-m", "launcher.cli"]
 WORDS = ["train.device=cpu", "train.max_steps=100000", "checkpoint.every_steps=50", "metrics.prometheus=false"]
 
-# The same worker under TorchTrainer: its process group is given up for the worker's own.
+# The same worker under TorchTrainer: its process group is given up for the worker's own, and signals are not heard.
 TRAINER = """
 import os, sys
 import ray, torch.distributed as dist
@@ -41,7 +41,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 def train(config):
+    from training.stop import StopFlag
     from training.worker import main
+    StopFlag.install = lambda self: None  # it trains in a thread, where no handler can be installed
     dist.destroy_process_group()
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
     main(["worker", config["url"]])
@@ -110,14 +112,18 @@ class Bench:
         script = self.folder / "trainer.py"
         script.write_text(TRAINER)
         began = time.time()
-        root = str(Path(__file__).resolve().parents[1])
+        root = f"{Path(__file__).resolve().parents[1]}:{os.environ.get('PYTHONPATH', '')}"
         request = {
             "entrypoint": f"{sys.executable} {script} {run} {self.folder}/train{number}",
             "runtime_env": {"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}},
         }
         job = self.site.dashboard.submit(request)
         try:
-            found = {"TorchTrainer: first step": first_row(run) - began}
+            try:
+                found = {"TorchTrainer: first step": first_row(run) - began}
+            except SystemExit:
+                print(self.site.dashboard.logs(job)[-3000:], file=sys.stderr)
+                raise
             workers = trainer_workers(self.site)
             workers[-1].kill()
             began = time.time()
@@ -156,7 +162,7 @@ def count_rows(run: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (run / "metrics").glob("steps-*.jsonl"))
 
 
-def first_row(run: Path, seconds: float = 180) -> float:
+def first_row(run: Path, seconds: float = 90) -> float:
     """When the first step was finished."""
 
     def line() -> str:
@@ -201,7 +207,9 @@ def main() -> None:
         bench.prepare()
         kinds = [kind for kind in ("ours", "trainer", "local") if kind not in without]
         for number in range(asked.rounds):
-            found += [getattr(bench, kind)(number) for kind in kinds]
+            for kind in kinds:
+                found.append(getattr(bench, kind)(number))
+                print(found[-1], file=sys.stderr, flush=True)
     finally:
         bench.site.stop()
         shutil.rmtree(folder)
