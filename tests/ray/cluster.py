@@ -32,6 +32,7 @@ class RayCluster:
 
     def __init__(self, site: Site) -> None:
         self.site, self.nodes = site, site.nodes
+        self._drained: list[tuple[str, threading.Timer]] = []
 
     # -- waiting -------------------------------------------------------------------------------------------------------
     @staticmethod
@@ -70,6 +71,7 @@ class RayCluster:
         timer = threading.Timer(seconds, self.crash_node, [node])
         timer.daemon = True
         timer.start()
+        self._drained.append((node, timer))
 
     def crash_node(self, node: str) -> int:
         """Everything on the node is killed at once; how many processes there were."""
@@ -84,6 +86,11 @@ class RayCluster:
 
     def settle(self) -> None:
         """As at the start: every node lives, no job and nothing of a run is left."""
+        while self._drained:
+            node, deadline = self._drained.pop()
+            deadline.cancel()  # else it may hit the node that is started now
+            deadline.join()
+            self.site.crash(node)
         end_all(self.processes())
         for node in self.nodes:
             if self.site.pid(node) is not None and node not in self.site.alive():  # drained, or cut off
