@@ -65,7 +65,9 @@ def annotations() -> list[dashboard.AnnotationQuery]:
         ),
         annotation(
             "Starts",
-            f'max by (run_id, attempt) (trainer_state{{{RUN},state="starting"}}) == 1',
+            # Workers that were not there a minute ago; how long they are "starting" may fall between two scrapes.
+            f"max by (run_id, attempt) (trainer_run_info{{{RUN}}}) unless "
+            f"max by (run_id, attempt) (trainer_run_info{{{RUN}}} offset 1m)",
             "blue",
         ),
         annotation(
