@@ -69,6 +69,12 @@ class Live:
         logs = [*Path(self.run.url).glob("*.log"), *Path(self.run.url).glob("attempts/*/logs/*.log")]
         return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}" for path in logs)
 
+    def trains(self, attempt: int, steps: int) -> bool:
+        """It has made more steps than that, for long enough to be scraped several times."""
+        if attempt not in self.run.attempts() or len(rows := self.rows(attempt)) <= steps:
+            return False
+        return bool(rows[-1]["time"] - rows[0]["time"] > TRAIN_SECONDS)
+
     def worker(self, attempt: int, rank: int) -> psutil.Process:
         return next(one for one in marked(self.run.url, attempt=attempt) if one.environ().get("RANK") == str(rank))
 
@@ -78,6 +84,9 @@ class Live:
             if psutil.pid_exists(pid) and self.run.outcome() is None:
                 psutil.Process(pid).kill()
         end_marked(self.run.url)
+
+
+TRAIN_SECONDS = 8.0  # of each attempt; Prometheus comes every second
 
 
 @dataclass
@@ -115,12 +124,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory, prometheus: str, s3_server: S
 def undergo(live: Live, prometheus: Watching) -> None:
     """Train, lose a worker, go on, be preempted, go on, stop."""
     scraped = 'count(trainer_step{attempt="%d"} > %d)'
-    live.wait(lambda: len(live.rows(0)) > 250 and prometheus.value(scraped % (0, 250)))
+    live.wait(lambda: live.trains(0, 250) and prometheus.value(scraped % (0, 250)))
     live.worker(0, 1).send_signal(signal.SIGKILL)
-    live.wait(lambda: 1 in live.run.attempts() and len(live.rows(1)) > 150)
+    live.wait(lambda: live.trains(1, 150))
     live.wait(lambda: prometheus.value(scraped % (1, 0)))
     os.kill(live.run.job(1).pid, signal.SIGUSR1)
-    live.wait(lambda: 2 in live.run.attempts() and len(live.rows(2)) > 150)
+    live.wait(lambda: live.trains(2, 150))
     live.wait(lambda: prometheus.value('max(trainer_rank_compute_ratio{attempt="2"})'))
     assert live.shell("stop", live.run.url, timeout=90).returncode == 0
     live.wait(lambda: prometheus.value('launcher_run_state{state="stopped"}') == 1)
