@@ -6,7 +6,6 @@ Knows no state folder of a user and no command: the sandbox keeps one site for a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -14,12 +13,13 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher.backends.ray_jobs import Dashboard
 from launcher.errors import LaunchError
-from launcher.processes import end_all, is_alive, started_at, wait_until
+from launcher.processes import started_at, wait_until
 from launcher.sandbox import ray_host
+from launcher.sandbox.daemons import Daemons
 from launcher.sandbox.folder import write_private
 from launcher.sandbox.namespaces import living_in, marked_namespaces, namespace_of
 from launcher.sandbox.ray_host import HEAD, Settings
@@ -33,11 +33,8 @@ NETWORK = "network"
 _LEFT_ALONE = {"log", "lock", "runs"}
 
 
-class Site:
+class Site(Daemons):
     """The folder is the site: any process that names the same folder sees and changes the same Ray."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
     # -- what it is ------------------------------------------------------------------------------------------------
     @property
@@ -69,11 +66,6 @@ class Site:
         """Where Ray keeps its sockets and logs; its name is short, as sockets want it."""
         found = self._facts().get("temporary")
         return None if found is None else Path(found)
-
-    def pid(self, daemon: str) -> int | None:
-        """Of a daemon that lives. That of a node is its `ray start`."""
-        known = self._facts().get("processes", {}).get(daemon)
-        return int(known["pid"]) if known and is_alive(known["pid"], known["started"]) else None
 
     # -- up and down -----------------------------------------------------------------------------------------------
     def start(self, settings: Settings) -> None:
@@ -172,7 +164,7 @@ class Site:
             missing = sorted(wanted - self.alive())
             words = "".join(self._last_words(node) for node in missing[:1])
             raise LaunchError(
-                f"not there after {READY_SECONDS:.0f} s: {', '.join(missing)}{words}", hint=f"see {self.folder}/log"
+                f"not there after {READY_SECONDS:.0f} s: {', '.join(missing)}{words}", hint=self._see_logs()
             )
 
     def alive(self) -> set[str]:
@@ -192,21 +184,6 @@ class Site:
         }
         return {name for name, moment in came.items() if moment >= processes.get(name, {}).get("at", 0.0) - 1.0}
 
-    def _signal(self, daemon: str, number: int) -> None:
-        if pid := self.pid(daemon):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def _log(self, daemon: str) -> Path:
-        return self.folder / "log" / f"{daemon}.out"
-
-    def _last_words(self, daemon: str) -> str:
-        try:
-            words = self._log(daemon).read_text(errors="replace").strip().splitlines()[-8:]
-        except OSError:
-            words = []
-        return "".join(f"\n  {word}" for word in words)
-
     # -- processes of the nodes --------------------------------------------------------------------------------------
     def processes(self, node: str | None = None) -> list[psutil.Process]:
         """All that lives on the nodes (on one): Ray's own, and what jobs have started.
@@ -215,31 +192,8 @@ class Site:
         """
         wanted = marked_namespaces(lambda environ: f"{ray_host.MARK}={self.folder}".encode() in environ)
         if node is not None:
-            wanted &= set(self._facts().get("namespaces", {}).get(node, ()))
+            wanted &= self._namespaces_of(node)
         return living_in(wanted)
-
-    def crash(self, node: str) -> int:
-        """Kill all that lives on a node, like a power cut; how many there were. `start_daemon(node)` brings it back."""
-        return self.end_processes(node)
-
-    def end_processes(self, node: str | None = None) -> int:
-        """SIGKILL to `processes`, also to those started meanwhile; how many there were."""
-        count = 0
-        for _ in range(5):
-            found = self.processes(node)
-            if not found:
-                break
-            count += len(found)
-            end_all(found)
-        return count
-
-    def _write_namespace(self, node: str) -> None:
-        now = namespace_of(self.pid(node) or 0)
-        known = {
-            name: [one for one in namespaces if one != now]  # a number of a namespace that is gone is used again
-            for name, namespaces in self._facts().get("namespaces", {}).items()
-        }
-        self._write_facts(namespaces={**known, node: [*known.get(node, ()), now]})
 
     # -- asking ------------------------------------------------------------------------------------------------------
     def run(self, *argv: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -255,13 +209,3 @@ class Site:
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise LaunchError(f"{' '.join(argv)}: no answer after {seconds:.0f} s") from error
-
-    # -- files -------------------------------------------------------------------------------------------------------
-    def _facts(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.folder / "server.json").read_text()))
-        except (OSError, ValueError):
-            return {}
-
-    def _write_facts(self, **changed: Any) -> None:
-        write_private(self.folder / "server.json", json.dumps({**self._facts(), **changed}))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import random
 import re
@@ -17,13 +16,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher.errors import LaunchError, UserError
-from launcher.processes import end_all, is_alive, started_at, wait_until
+from launcher.processes import started_at, wait_until
 from launcher.sandbox import slurm_conf, slurm_host
+from launcher.sandbox.daemons import Daemons
 from launcher.sandbox.folder import write_private
-from launcher.sandbox.namespaces import living_in, marked_namespaces, namespace_of
+from launcher.sandbox.namespaces import living_in, marked_namespaces
 from launcher.sandbox.slurm_conf import HEAD, Place, Settings
 
 if TYPE_CHECKING:
@@ -40,11 +40,8 @@ _LEFT_ALONE = {"log", "lock", "runs"}
 _READY_STATES = {"idle", "allocated", "mixed", "completing", "reserved", "planned", "drained", "draining"}
 
 
-class Site:
+class Site(Daemons):
     """The folder is the site: any process that names the same folder sees and changes the same SLURM."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
     # -- what it is ------------------------------------------------------------------------------------------------
     @property
@@ -69,11 +66,6 @@ class Site:
             return []
         accounts = [DATABASE, ACCOUNTS] if self.settings.accounting else []
         return [MUNGE, *accounts, CONTROLLER, *self.nodes]
-
-    def pid(self, daemon: str) -> int | None:
-        """Of a daemon that lives. That of a node is its slurmd."""
-        known = self._facts().get("processes", {}).get(daemon)
-        return int(known["pid"]) if known and is_alive(known["pid"], known["started"]) else None
 
     # -- up and down -----------------------------------------------------------------------------------------------
     def start(self, settings: Settings) -> None:
@@ -214,24 +206,6 @@ class Site:
         if not wait_until(lambda: self.pid(daemon) is None, seconds=END_SECONDS):
             raise LaunchError(f"{daemon} does not end")
 
-    def _signal(self, daemon: str, number: int) -> None:
-        if pid := self.pid(daemon):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def _log(self, daemon: str) -> Path:
-        return self.folder / "log" / f"{daemon}.out"
-
-    def _last_words(self, daemon: str) -> str:
-        try:
-            words = self._log(daemon).read_text(errors="replace").strip().splitlines()[-8:]
-        except OSError:
-            words = []
-        return "".join(f"\n  {word}" for word in words)
-
-    def _see_logs(self) -> str:
-        return f"see {self.folder}/log"
-
     # -- processes of the nodes --------------------------------------------------------------------------------------
     def processes(self, node: str | None = None) -> list[psutil.Process]:
         """All that lives in the namespaces of this site (of one node): daemons, steps, and what jobs have started.
@@ -240,7 +214,7 @@ class Site:
         """
         wanted = marked_namespaces(self._is_ours)
         if node is not None:
-            wanted &= set(self._facts().get("namespaces", {}).get(node, ()))
+            wanted &= self._namespaces_of(node)
         return living_in(wanted, besides=slurm_host.cgroup_members(self._grouped(node)))
 
     def _is_ours(self, environ: list[bytes]) -> bool:
@@ -249,30 +223,6 @@ class Site:
             return True
         in_job = any(variable.startswith(b"SLURMD_NODENAME=") for variable in environ)
         return in_job and f"SLURM_CONF={self.conf}".encode() in environ
-
-    def crash(self, node: str) -> int:
-        """Kill all that lives on a node, like a power cut; how many there were. `start_daemon(node)` brings it back."""
-        return self.end_processes(node)
-
-    def end_processes(self, node: str | None = None) -> int:
-        """SIGKILL to `processes`, also to those started meanwhile; how many there were."""
-        count = 0
-        for _ in range(5):
-            found = self.processes(node)
-            if not found:
-                break
-            count += len(found)
-            end_all(found)
-        return count
-
-    def _write_namespace(self, node: str) -> None:
-        """A node's namespaces are remembered: what its jobs leave there may outlive its slurmd."""
-        now = namespace_of(self.pid(node) or 0)
-        known = {
-            name: [one for one in namespaces if one != now]  # a number of a namespace that is gone is used again
-            for name, namespaces in self._facts().get("namespaces", {}).items()
-        }
-        self._write_facts(namespaces={**known, node: [*known.get(node, ()), now]})
 
     def _grouped(self, node: str | None = None) -> list[str]:
         """Nodes that have control groups, all or this one."""
@@ -345,15 +295,6 @@ class Site:
 
     def _place(self) -> Place:
         return Place(self.folder, getpass.getuser(), **self._facts()["numbers"])
-
-    def _facts(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.folder / "server.json").read_text()))
-        except (OSError, ValueError):
-            return {}
-
-    def _write_facts(self, **changed: Any) -> None:
-        write_private(self.folder / "server.json", json.dumps({**self._facts(), **changed}))
 
     def _clear(self) -> None:
         """Nothing here can be used again: a new start has new job ids and a new key."""

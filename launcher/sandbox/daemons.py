@@ -1,0 +1,93 @@
+"""The daemons of a sandbox of several nodes: which live, what they said last, and the end of all that lives on a node.
+
+What the SLURM and the Ray of a sandbox have in common. Knows neither; each says for itself what is on its nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.processes import end_all, is_alive
+from launcher.sandbox.folder import write_private
+from launcher.sandbox.namespaces import namespace_of
+
+if TYPE_CHECKING:
+    import psutil
+
+FACTS = "server.json"
+
+
+class Daemons(ABC):
+    """The folder is the site: any process that names the same folder sees and changes the same daemons."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def processes(self, node: str | None = None) -> list[psutil.Process]:
+        """All that lives on the nodes (on one): daemons, and what jobs have started."""
+
+    def pid(self, daemon: str) -> int | None:
+        """Of a daemon that lives; that of a node is the process that was started for it."""
+        known = self._facts().get("processes", {}).get(daemon)
+        return int(known["pid"]) if known and is_alive(known["pid"], known["started"]) else None
+
+    def crash(self, node: str) -> int:
+        """Kill all that lives on a node, like a power cut; how many there were. `start_daemon(node)` brings it back."""
+        return self.end_processes(node)
+
+    def end_processes(self, node: str | None = None) -> int:
+        """SIGKILL to `processes`, also to those started meanwhile; how many there were."""
+        count = 0
+        for _ in range(5):
+            found = self.processes(node)
+            if not found:
+                break
+            count += len(found)
+            end_all(found)
+        return count
+
+    def _signal(self, daemon: str, number: int) -> None:
+        if pid := self.pid(daemon):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _namespaces_of(self, node: str) -> set[str]:
+        """All that a node has had: what its jobs leave there may outlive its daemon."""
+        return set(self._facts().get("namespaces", {}).get(node, ()))
+
+    def _write_namespace(self, node: str) -> None:
+        now = namespace_of(self.pid(node) or 0)
+        known = {
+            name: [one for one in namespaces if one != now]  # a number of a namespace that is gone is used again
+            for name, namespaces in self._facts().get("namespaces", {}).items()
+        }
+        self._write_facts(namespaces={**known, node: [*known.get(node, ()), now]})
+
+    # -- files -------------------------------------------------------------------------------------------------------
+    def _log(self, daemon: str) -> Path:
+        return self.folder / "log" / f"{daemon}.out"
+
+    def _last_words(self, daemon: str) -> str:
+        try:
+            words = self._log(daemon).read_text(errors="replace").strip().splitlines()[-8:]
+        except OSError:
+            words = []
+        return "".join(f"\n  {word}" for word in words)
+
+    def _see_logs(self) -> str:
+        return f"see {self.folder}/log"
+
+    def _facts(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / FACTS).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _write_facts(self, **changed: Any) -> None:
+        write_private(self.folder / FACTS, json.dumps({**self._facts(), **changed}))
