@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from model.files import StoreOptions, Writer
+from model.priority import step_back
 from model.store import Filling, Insistence, Verdict, deadline, in_a_line, of_status
 
 PART_BYTES = 16 << 20
@@ -68,6 +69,7 @@ class S3Store:
             use_listings_cache=False,
         )
         fs.retries = 1
+        fs.loop.call_soon_threadsafe(step_back)  # it signs, checks and copies all that comes and goes
         return fs
 
     def _renew(self) -> None:
@@ -293,7 +295,7 @@ class PartWriter:
     def _send(self) -> None:
         if self._pool is None:
             self._upload = self._store.attempt("begin to write", "create_multipart_upload", self._path)["UploadId"]
-            self._pool = ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="upload")
+            self._pool = ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="upload", initializer=step_back)
         self._part.truncate()  # the last one is shorter
         self._size += self._part.tell()
         if len(self._parts) >= PARTS_AT_ONCE:

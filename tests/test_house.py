@@ -30,6 +30,7 @@ LIGHT_FILES = (
     "model/cost.py",
     "model/files.py",
     "model/store.py",
+    "model/priority.py",
     "model/layout.py",
     "model/shards.py",
     "model/zoo/*.py",

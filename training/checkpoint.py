@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model import files
+from model.priority import step_back
 from model.shards import MANIFEST, CorruptError, FileEntry, Manifest, TensorEntry, read_manifest, sealed
 from model.store import StoreError
 from training.distributed import World, from_rank_zero, host_group, is_connected
@@ -93,6 +94,7 @@ class Checkpointer:
         """Begin to allocate the host memory for staging, so that the first save finds it: fresh pages are slow."""
 
         def allocate() -> None:
+            step_back()
             for key, shard in shards.items():
                 if shard.writes:
                     self._buffer(key, shard).zero_()
@@ -108,7 +110,8 @@ class Checkpointer:
         staged = self._stage(shards)
         save = Save(step, kind, train_state, time.time(), time.perf_counter() - began)
         if self._background:
-            self._thread = threading.Thread(target=self._write, args=(save, staged), name="checkpoint", daemon=True)
+            work = threading.Thread(target=self._write_aside, args=(save, staged), name="checkpoint", daemon=True)
+            self._thread = work
             self._thread.start()
         else:
             self._write(save, staged)
@@ -149,6 +152,10 @@ class Checkpointer:
             pinned = shard.tensor.device.type == "cuda"
             self._buffers[key] = torch.empty(shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=pinned)
         return self._buffers[key]
+
+    def _write_aside(self, save: Save, staged: dict[str, Shard]) -> None:
+        step_back()
+        self._write(save, staged)
 
     def _write(self, save: Save, staged: dict[str, Shard]) -> None:
         try:

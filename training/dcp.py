@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from model import files
+from model.priority import step_back
 from model.shards import (
     DTYPE_BYTES,
     TORCH_DTYPES,
@@ -163,7 +164,7 @@ class ShardWriter(StorageWriter):
     def _write_pieces(
         self, file: files.Writer, plan: SavePlan, planner: SavePlanner, entries: Any, at: int
     ) -> Iterator[WriteResult]:
-        with ThreadPoolExecutor(1) as hasher:
+        with ThreadPoolExecutor(1, initializer=step_back) as hasher:
             for item in plan.items:
                 raw = as_bytes(planner.resolve_data(item))
                 digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written

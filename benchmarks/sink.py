@@ -1,0 +1,111 @@
+"""An S3 server whose parts of uploads cost nothing: it forgets them. All else is passed on to a real one.
+
+    python benchmarks/sink.py PORT UPSTREAM_PORT
+
+What a save costs the machine that saves shows only where the server's own work is done elsewhere. The client speaks to
+this as to any server: it signs, hashes, frames and sends every byte.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import sys
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+KEPT = {"content-type", "etag", "last-modified", "content-range", "x-amz-request-id"}
+
+
+class Sink(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    rbufsize = 0  # a body must still be in the socket when it is forgotten
+    upstream = 0
+    sizes: ClassVar[Counter[str]] = Counter()  # of the objects whose parts are forgotten
+
+    def handle_any(self) -> None:
+        place, query = urlsplit(self.path).path, urlsplit(self.path).query
+        _, bucket, key = place.split("/", 2) if place.count("/") > 1 else ("", place.strip("/"), "")
+        named = f"<Bucket>{bucket}</Bucket><Key>{key}</Key>"
+        if self.command == "POST" and re.search(r"(^|&)uploads\b", query):
+            self.take()
+            self.answer(f"<InitiateMultipartUploadResult {NAMESPACE}>{named}<UploadId>1</UploadId>", "Initiate")
+        elif self.command == "PUT" and "partNumber=" in query:
+            self.forget()
+            self.sizes[place] += self.length
+            self.answer("")
+        elif self.command == "HEAD" and place in self.sizes:
+            self.answer("", size=self.sizes[place])
+        elif self.command == "POST" and "uploadId=" in query:
+            self.take()
+            self.answer(f'<CompleteMultipartUploadResult {NAMESPACE}>{named}<ETag>"0"</ETag>', "Complete")
+        else:
+            self.pass_on()
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
+
+    @property
+    def length(self) -> int:
+        return int(self.headers.get("Content-Length", 0))
+
+    def take(self) -> bytes:
+        raw = b""
+        while len(raw) < self.length:
+            raw += self.rfile.read(self.length - len(raw))
+        return raw
+
+    def forget(self) -> None:
+        """The kernel drops the bytes; nothing copies them."""
+        left, room = self.length, bytearray(1 << 20)
+        while left:
+            dropped = self.connection.recv_into(room, min(left, len(room)), socket.MSG_TRUNC)
+            if not dropped:
+                raise ConnectionError("cut off in a body")
+            left -= dropped
+
+    def answer(self, body: str, word: str = "", *, size: int = 0) -> None:
+        raw = f'<?xml version="1.0"?>{body}</{word}MultipartUploadResult>'.encode() if body else b""
+        self.send_response(200)
+        self.send_header("ETag", '"0"')
+        self.send_header("Content-Length", str(size or len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def pass_on(self) -> None:
+        there = http.client.HTTPConnection("127.0.0.1", self.upstream)
+        try:
+            there.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("expect", "connection"):
+                    there.putheader(name, value)
+            there.endheaders(self.take())
+            got = there.getresponse()
+            raw = got.read()
+        finally:
+            there.close()
+        self.send_response(got.status)
+        for name, value in got.getheaders():
+            if name.lower() in KEPT or name.lower().startswith("x-amz-meta"):
+                self.send_header(name, value)
+        size = got.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(raw))
+        self.send_header("Content-Length", size)
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def main() -> None:
+    Sink.upstream = int(sys.argv[2])
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Sink)
+    server.daemon_threads = True
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
