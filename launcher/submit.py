@@ -237,7 +237,7 @@ def check_free(run: RunDir) -> None:
             raise UserError(f"--run-url {where}: a file; it must be a new folder")
         return
     try:
-        taken, empty = run.exists("plan.json") or bool(run.attempts()), not run.listdir(".")
+        taken, empty = run.exists("plan.json") or bool(run.attempts()), not run.listdir("")
     except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
         raise _kind_of(error)(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
     if taken:

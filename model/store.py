@@ -34,6 +34,13 @@ CALL_SECONDS, SHORTEST_CALL_SECONDS = 30.0, 5.0
 SLOWEST_BYTES_PER_SECOND = 256 << 10
 
 
+_CREDENTIALS = {
+    ("s3", "s3a"): " (AWS_* variables, profile)",
+    ("gs", "gcs"): " (GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login)",
+    ("az", "abfs", "abfss"): " (AZURE_STORAGE_* variables, az login)",
+}
+
+
 class StoreError(OSError):
     """A store did not do what was asked within the patience of the process. Worth another try later."""
 
@@ -198,9 +205,9 @@ def _say(trouble: Trouble) -> None:
 def give_up(what: str, path: str, why: str, seconds: float, verdict: Verdict) -> StoreError:
     said = f"{path}: could not {what}: {why}"
     if verdict == "refused":
-        return RefusedError(
-            f"{said}. Check the credentials, their rights and the bucket's name (AWS_* variables, profile)"
-        )
+        protocol = path.partition("://")[0]
+        where = next((words for names, words in _CREDENTIALS.items() if protocol in names), "")
+        return RefusedError(f"{said}. Check the credentials{where}, their rights and the bucket's name")
     tried = f" (tried for {seconds:.0f} s)" if seconds >= 1 else ""
     return StoreError(
         f"{said}{tried}. Is the store up, and its endpoint right? Once it answers, the same can be done again"
@@ -264,7 +271,18 @@ class FsspecStore:
 
     def read(self, path: str, start: int, length: int | None) -> bytes:
         end = None if length is None else start + length
-        return bytes(self._insist("read", path, lambda: self._fs.cat_file(self._inner(path), start=start, end=end)))
+        if end == start:  # a range that HTTP cannot name
+            return b""
+
+        def ask() -> bytes:
+            try:
+                return bytes(self._fs.cat_file(self._inner(path), start=start, end=end))
+            except Exception as error:
+                if _status(error) == 416:  # there is nothing from there on
+                    return b""
+                raise
+
+        return self._insist("read", path, ask)
 
     def read_into(self, path: str, start: int, *targets: memoryview) -> int:
         filling = Filling(targets)
@@ -347,10 +365,15 @@ def judge(error: BaseException) -> Verdict:
         return "refused"
     if isinstance(error, (IsADirectoryError, NotADirectoryError)):
         return "final"
-    status = next((getattr(error, key) for key in ("status_code", "status", "code") if hasattr(error, key)), None)
-    if isinstance(status, int):
+    if (status := _status(error)) is not None:
         return of_status(status)
     return "passing" if isinstance(error, (OSError, TimeoutError)) else "final"
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, under one of the names that its package may give it."""
+    found = (getattr(error, key, None) for key in ("status_code", "status", "code"))
+    return next((status for status in found if isinstance(status, int)), None)
 
 
 def of_status(status: int) -> Verdict:

@@ -108,7 +108,7 @@ class RunDir:
 
     # -- names ---------------------------------------------------------------------------------------------------
     def path(self, *parts: str) -> str:
-        return "/".join([self.url, *parts])
+        return "/".join([self.url, *filter(None, parts)])
 
     @staticmethod
     def attempt_dir(attempt: int) -> str:

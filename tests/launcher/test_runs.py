@@ -17,6 +17,7 @@ from launcher import runs
 from launcher.errors import UserError
 from launcher.processes import started_at
 from launcher.runs import find, known_ids, new_run_id, overview, register, state_of
+from launcher.submit import check_free
 from model.files import StoreOptions, set_store_options
 from tests.launcher.standin import make_run
 from training.appender import Appender
@@ -211,3 +212,14 @@ def test_last_row_of_a_long_run_reads_only_its_end(tmp_path: Path) -> None:
     with open(run.path("metrics/steps-0000.jsonl"), "a") as file:
         file.write('{"step": 3001, "lo')
     assert runs.last_row(run, [0]) == row, "a row that a kill cut short does not count"
+
+
+@pytest.mark.parametrize("place", ["{folder}", "memory://{name}/run"])
+def test_a_place_with_other_files_is_not_free(place: str, tmp_path: Path) -> None:
+    run = RunDir(place.format(folder=tmp_path / "run", name=tmp_path.name))
+    assert run.listdir("") == []
+    check_free(run)
+    run.write_text("notes.txt", "mine")
+    assert run.listdir("") == ["notes.txt"]
+    with pytest.raises(UserError, match="not empty, and no run"):
+        check_free(run)

@@ -1,13 +1,14 @@
 """Files here and in stores, by the same calls: what is written is read, one of many creates, faults are waited out.
 
 The same invariants on a local folder, on fsspec's memory and on a real S3 server; what only a store can do to us goes
-through a proxy of faults.
+through a proxy of faults. With LAUNCHYARD_TEST_STORE=az://container they are put to another store as well.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tests.store import Bucket
 
 PLACES = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+PLACES += [word for word in [os.environ.get("LAUNCHYARD_TEST_STORE", "")] if word]
 
 
 @pytest.fixture(params=PLACES)
@@ -36,6 +38,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield str(tmp_path / "place")
     elif request.param == "memory":
         yield f"memory://{tmp_path.name}"
+    elif "://" in request.param:
+        yield f"{request.param}/{tmp_path.name}-{secrets.token_hex(4)}"
     else:
         bucket = request.getfixturevalue("s3")
         files.set_store_options(files.StoreOptions(endpoint_url=bucket.endpoint))
