@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,17 @@ _REASONS = {
     "NoValidCheckpointError": "no checkpoint",
     "FencedError": "fenced",
 }
+_NODE_LOG = re.compile(r"node-(\d+)\.log$")
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
+# What gloo, NCCL and TCPStore say in a rank whose peer has gone: an effect, and hardly ever the cause.
+_LOST_PEER = re.compile(
+    r"connection (reset|closed|refused)|broken pipe|socket (closed|error)|remote process exited|recvValue failed|"
+    r"sendBytes failed|failed to recv",
+    re.IGNORECASE,
+)
+LOST_PEER = "peer lost"
 _LOG_TAIL = 40_000
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -34,14 +44,16 @@ class Cause:
 
 
 def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int | None = None) -> Cause:
-    """The first cause. A rank that was killed comes before the errors of those that lost it.
+    """The first cause. A rank that was killed, on any node, comes before the errors of those that lost it.
 
-    exit_code: torchrun's, negative for a signal; only used where the run directory tells nothing.
+    exit_code: torchrun's on that node, negative for a signal; only used where the run directory tells nothing.
     """
-    errors = run.errors(attempt)
-    log = node_log(run, attempt, node_rank)
+    errors = sorted(run.errors(attempt), key=_is_effect)
+    if errors and errors[0].get("type") == HUNG:  # its processes were killed for that
+        return _from_error(errors[0])
     spoke = {int(error.get("rank", -1)) for error in errors}
-    for rank, code in _failures(log):
+    log = node_log(run, attempt, node_rank)
+    for rank, code in _failures(log) + [failure for other in _other_logs(run, attempt, node_rank) for failure in other]:
         if -code in _DEADLY and rank not in spoke:
             return _killed(f"rank {rank} was", -code, rank)
     if errors:
@@ -50,6 +62,19 @@ def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int 
         return _killed("torchrun was", -exit_code, None)
     said = last_words(log)
     return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left a word" + said)
+
+
+def _is_effect(error: dict[str, Any]) -> bool:
+    """Is it the error of a rank that lost another one?"""
+    return error.get("type") != HUNG and bool(_LOST_PEER.search(str(error.get("message", ""))))
+
+
+def _other_logs(run: RunDir, attempt: int, node_rank: int) -> list[list[tuple[int, int]]]:
+    """What torchrun saw fail on the other nodes, as far as their logs are here."""
+    names = run.listdir(f"{run.attempt_dir(attempt)}/logs")
+    ranks = {int(found[1]) for name in names if (found := _NODE_LOG.match(name))} - {node_rank}
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda rank: _failures(node_log(run, attempt, rank)), sorted(ranks)))
 
 
 def node_log(run: RunDir, attempt: int, node_rank: int) -> str:
@@ -88,8 +113,11 @@ def _killed(who: str, number: int, rank: int | None) -> Cause:
 def _from_error(error: dict[str, Any]) -> Cause:
     kind, rank = str(error.get("type", "Error")), error.get("rank")
     said = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
+    reason = LOST_PEER if _is_effect(error) else _REASONS.get(kind, "error")
+    if reason == LOST_PEER:
+        said = f"rank {rank} lost another rank, of which no word is left: {kind}"
     return Cause(
-        _REASONS.get(kind, "error"),
+        reason,
         f"{said}: {first_line(str(error.get('message', '')))}",
         fatal=bool(error.get("fatal", False)),
         rank=error.get("rank"),

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.cause import find_cause, node_log
+from launcher.cause import LOST_PEER, Cause, find_cause, node_log
 from launcher.errand import Errand
 from launcher.hang import Hang
 from launcher.processes import (
@@ -50,6 +50,7 @@ LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
 TROUBLE_SECONDS = 5.0  # of a store that are worth a word
 STOPPING_SECONDS = 5.0  # patience with a store, once a signal has asked this process to end
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
+OTHERS_SECONDS = 4.0  # from the end of our torchrun, in which that of another node says how its workers ended
 _PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
 _PORT_TRIES = 3
 _MARKS = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, "LAUNCHYARD_SCRATCH", "LAUNCHYARD_AGENT_PID", "LAUNCHYARD_JOB_END",
@@ -383,11 +384,21 @@ def _compose(node: Node, reason: str | None, code: int | None) -> OutcomeRecord:
         if reason in ("preempted", "time limit"):
             return OutcomeRecord(outcome="failed", reason="not saved", message=late, **facts)
         return OutcomeRecord(outcome="stopped", reason=reason, message=late, **facts)
-    cause = find_cause(node.run, node.attempt, node_rank=node.node_rank, exit_code=code)
+    cause = _first_cause(node, code)
     facts["step"] = facts["step"] if cause.step is None else cause.step
     return OutcomeRecord(
         outcome="failed", reason=cause.reason, message=cause.message, fatal=cause.fatal, rank=cause.rank, **facts
     )
+
+
+def _first_cause(node: Node, code: int | None) -> Cause:
+    """Where ours is that another rank is gone, its node may be about to say why: its torchrun ends like ours."""
+    end = time.monotonic() + (OTHERS_SECONDS if node.nnodes > 1 and node.node_rank == 0 else 0.0)
+    while True:
+        cause = find_cause(node.run, node.attempt, node_rank=node.node_rank, exit_code=code)
+        if cause.reason != LOST_PEER or time.monotonic() > end:
+            return cause
+        time.sleep(0.5 if node.run.local else 2.0)
 
 
 def last_step(run: RunDir, attempt: int) -> int | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher.cause import find_cause
+from launcher.cause import LOST_PEER, find_cause
+from launcher.hang import HUNG
 from launcher.why import explain
 from tests.launcher.standin import make_run
 from tests.launcher.test_runs import claim, rows
@@ -79,6 +80,31 @@ def test_a_killed_rank_comes_before_the_errors_of_those_that_lost_it(run: RunDir
     cause = find_cause(run, 0, exit_code=1)
     assert (cause.reason, cause.rank) == ("killed", 1)
     assert "signal 9 (SIGKILL)" in cause.message and "memory" in cause.message
+
+
+LOST = "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:3141"
+
+
+def test_a_killed_rank_of_another_node_is_found_in_its_log(run: RunDir) -> None:
+    error(run, 0, "RuntimeError", 20.0, message=LOST)
+    found = find_cause(run, 0, exit_code=1)
+    assert (found.reason, found.rank) == (LOST_PEER, 0)
+    assert "rank 0 lost another rank" in found.message and "Connection closed by peer" in found.message
+    run.write_text("attempts/0000/logs/node-1.log", SUMMARY.replace("rank      : 1 ", "rank      : 2 "))
+    assert (find_cause(run, 0).reason, find_cause(run, 0).rank) == ("killed", 2)
+
+
+def test_what_a_rank_says_of_itself_comes_before_those_that_lost_it(run: RunDir) -> None:
+    error(run, 0, "RuntimeError", 10.0, message=LOST)
+    error(run, 3, "OSError", 10.5, message="No space left on device")
+    assert find_cause(run, 0).message == "rank 3: OSError: No space left on device"
+
+
+def test_a_hung_rank_is_not_taken_for_a_killed_one(run: RunDir) -> None:
+    error(run, 0, "RuntimeError", 10.0, message=LOST)
+    error(run, 3, HUNG, 10.5)
+    run.write_text("attempts/0000/logs/node-1.log", SUMMARY)
+    assert (find_cause(run, 0).reason, find_cause(run, 0).rank) == ("hung", 3)
 
 
 def test_a_rank_that_spoke_was_not_just_killed(run: RunDir) -> None:
