@@ -10,8 +10,11 @@ import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from launcher.errors import UserError
 from launcher.processes import end_all, is_alive
 from launcher.sandbox.folder import write_private
 from launcher.sandbox.namespaces import namespace_of
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     import psutil
 
 FACTS = "server.json"
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Daemons(ABC):
@@ -91,3 +95,23 @@ class Daemons(ABC):
 
     def _write_facts(self, **changed: Any) -> None:
         write_private(self.folder / FACTS, json.dumps({**self._facts(), **changed}))
+
+
+def make_settings(kind: type[Kind], title: str, asked: dict[str, Any]) -> Kind:
+    """UserError for what is no setting of a sandbox."""
+    try:
+        return kind(**asked)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UserError(f"the {title} sandbox cannot be like this: {told}") from error
+
+
+def check_same(settings: BaseModel | None, title: str, asked: dict[str, Any]) -> None:
+    """UserError if one is up with other settings than are asked for."""
+    now = settings.model_dump() if settings else {}
+    if other := {key: now[key] for key, value in asked.items() if now[key] != value}:
+        told = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())
+        raise UserError(
+            f"the {title} sandbox is up with {told}",
+            hint=f"launch sandbox down {title.lower()}, then up again",
+        )

@@ -14,6 +14,7 @@ import click
 
 from launcher.errors import LaunchError, UserError
 from launcher.sandbox import Facts, ray_host
+from launcher.sandbox.daemons import check_same, make_settings
 from launcher.sandbox.folder import alone, state_folder, write_cluster
 from launcher.sandbox.ray_host import Settings
 from launcher.sandbox.ray_site import Site
@@ -30,11 +31,11 @@ def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
     site = Site(_folder())
     with alone(_folder()):
         if any(site.pid(daemon) for daemon in site.daemons):
-            _check_same(site, asked)
+            check_same(site.settings, "Ray", asked)
             if started := site.mend():
                 say(f"started again: {', '.join(started)}")
         else:
-            settings = Settings(**asked)
+            settings = make_settings(Settings, "Ray", asked)
             ray_host.require()
             say(f"starting Ray {ray_host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
             site.start(settings)
@@ -103,10 +104,3 @@ def cluster_file(site: Site) -> dict[str, Any]:
 
 def _folder() -> Path:
     return state_folder("ray")
-
-
-def _check_same(site: Site, asked: dict[str, Any]) -> None:
-    now = site.settings.model_dump() if site.settings else {}
-    if other := {key: now[key] for key, value in asked.items() if now[key] != value}:
-        told = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())
-        raise UserError(f"the Ray sandbox is up with {told}", hint="launch sandbox down ray, then up again")

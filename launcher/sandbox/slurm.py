@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from launcher.errors import LaunchError, UserError
 from launcher.sandbox import Facts, slurm_host
+from launcher.sandbox.daemons import check_same, make_settings
 from launcher.sandbox.folder import alone, state_folder, write_cluster
 from launcher.sandbox.slurm_conf import DEFAULT_PARTITION, Settings, memory_gib
 from launcher.sandbox.slurm_site import Site
@@ -29,11 +28,11 @@ def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
     site = Site(_folder())
     with alone(_folder()):
         if any(site.pid(daemon) for daemon in site.daemons):
-            _check_same(site, asked)
+            check_same(site.settings, "SLURM", asked)
             if started := site.mend():
                 say(f"started again: {', '.join(started)}")
         else:
-            settings = _settings(asked)
+            settings = make_settings(Settings, "SLURM", asked)
             slurm_host.require(accounting=settings.accounting, cgroup=settings.proctrack == "cgroup", say=say)
             say(f"starting SLURM {slurm_host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
             site.start(settings)
@@ -86,12 +85,12 @@ def cluster_file(site: Site) -> dict[str, Any]:
     return {
         "name": CLUSTER,
         "scheduler": "slurm",
-        "node": {
-            "gpus": settings.gpus_per_node,
-            "cpus": settings.cpus_per_node,
-            "memory": f"{memory_gib(settings)}GiB",
+        "node": {"cpus": settings.cpus_per_node, "memory": f"{memory_gib(settings)}GiB"},
+        # Its GPUs are pretended too: jobs get them, and train on the CPU.
+        "slurm": {
+            "partition": DEFAULT_PARTITION,
+            "extra": {"gres": f"gpu:{settings.gpus_per_node}"} if settings.gpus_per_node else {},
         },
-        "slurm": {"partition": DEFAULT_PARTITION},
         # The CPUs are pretended: without this each worker would start as many threads.
         "environment": {"SLURM_CONF": str(site.conf), "OMP_NUM_THREADS": "1"},
         "storage": {"url": str(site.folder / RUNS)},
@@ -100,21 +99,6 @@ def cluster_file(site: Site) -> dict[str, Any]:
 
 def _folder() -> Path:
     return state_folder("slurm")
-
-
-def _settings(asked: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**asked)
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"the SLURM sandbox cannot be like this: {told}") from error
-
-
-def _check_same(site: Site, asked: dict[str, Any]) -> None:
-    now = site.settings.model_dump() if site.settings else {}
-    if other := {key: now[key] for key, value in asked.items() if now[key] != value}:
-        told = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())
-        raise UserError(f"the SLURM sandbox is up with {told}", hint="launch sandbox down slurm, then up again")
 
 
 def _counted(states: dict[str, str]) -> str:

@@ -128,6 +128,30 @@ def test_a_head_that_comes_back(place: Site) -> None:
     same_training(run.run, place.undisturbed("here", longer))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_head_that_dies_with_the_run_on_other_nodes(place: Site) -> None:
+    """Nobody tells these nodes. They train on until they give their head up; what they saved meanwhile counts."""
+    longer = "train.max_steps=2000"
+    place.write_cluster(resources={"node:__internal_head__": 0.5})
+    place.launch("filler", FOREVER, nodes=1).steps(1)
+    place.write_cluster()
+    run = place.launch("run", longer)
+    run.steps(25)
+    assert HEAD not in (run.node(0), run.node(1))
+    run.cluster.crash_node(HEAD)
+    began, workers = time.monotonic(), run.marked_pids()
+    assert workers
+    run.wait(lambda: not run.marked_pids(), 100)
+    print(f"{time.monotonic() - began:.1f} s until nothing of it was left")
+    run.cluster.settle()
+    run.wait(lambda: run.status()["state"] == "lost", 80)
+    place.ok("resume", run.run_id)
+    assert run.outcome(attempt=1, seconds=150).outcome == "completed"
+    assert lost(run) <= EVERY
+    same_training(run.run, place.undisturbed("here", longer))
+
+
 # -- fewer nodes -----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.timeout(400)

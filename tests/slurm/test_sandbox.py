@@ -93,7 +93,8 @@ def test_its_cluster_file_is_one(site: Site) -> None:
     found = load_cluster("sandbox-slurm")
     assert (found.name, found.scheduler) == ("sandbox-slurm", "slurm")
     assert found.slurm is not None and found.slurm.partition == "batch"
-    assert (found.node.gpus, found.node.cpus, found.node.memory) == (2, 8, "16GiB")
+    assert (found.node.gpus, found.node.cpus, found.node.memory) == (0, 8, "16GiB")  # which can compute nothing
+    assert found.slurm.extra == {"gres": "gpu:2"}
     assert found.environment == {"SLURM_CONF": str(site.conf), "OMP_NUM_THREADS": "1"}
     assert Path(found.storage.url).is_dir()
 
