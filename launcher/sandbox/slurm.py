@@ -65,7 +65,11 @@ def status() -> Facts:
     if lacking:
         following = ("launch sandbox up slurm", "launch sandbox down slurm")
     else:
-        following = ('eval "$(launch sandbox env slurm)" && sinfo', "launch sandbox down slurm")
+        following = (
+            f"launch quickstart --cluster {CLUSTER} --nodes 2",
+            'eval "$(launch sandbox env slurm)" && sinfo',
+            "launch sandbox down slurm",
+        )
     return Facts("slurm", not lacking, str(_folder()), details, following)
 
 
