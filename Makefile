@@ -88,7 +88,7 @@ format: setup-dev ## Format the code
 	@$(BIN)/ruff format .
 
 bench: setup-dev ## Run the benchmarks one by one
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@for script in $$(grep -l ArgumentParser benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 docs: setup-dev ## Write docs/reference anew from the code
 	@$(BIN)/python docs/generate.py

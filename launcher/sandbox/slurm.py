@@ -63,7 +63,7 @@ def status() -> Facts:
         "cluster": CLUSTER,
     }
     if lacking:
-        following = ("launch sandbox up slurm", "launch sandbox down slurm")
+        following: tuple[str, ...] = ("launch sandbox up slurm", "launch sandbox down slurm")
     else:
         following = (
             f"launch quickstart --cluster {CLUSTER} --nodes 2",
