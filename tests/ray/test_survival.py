@@ -148,7 +148,7 @@ def test_a_head_that_dies_with_the_run_on_other_nodes(place: Site) -> None:
     run.wait(lambda: run.status()["state"] == "lost", 80)
     place.ok("resume", run.run_id)
     assert run.outcome(attempt=1, seconds=150).outcome == "completed"
-    assert lost(run) <= EVERY
+    assert lost(run) <= EVERY + 10  # an interval, and the steps made while its save was under way
     same_training(run.run, place.undisturbed("here", longer))
 
 

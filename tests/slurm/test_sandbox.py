@@ -28,6 +28,7 @@ from launcher.sandbox.slurm_conf import Settings
 from launcher.sandbox.slurm_host import FREEZER
 from launcher.sandbox.slurm_site import CONTROLLER, DATABASE, MUNGE, Site
 from tests.slurm.cluster import QUICK, has_slurm, running_cluster
+from training.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
@@ -93,10 +94,22 @@ def test_its_cluster_file_is_one(site: Site) -> None:
     found = load_cluster("sandbox-slurm")
     assert (found.name, found.scheduler) == ("sandbox-slurm", "slurm")
     assert found.slurm is not None and found.slurm.partition == "batch"
-    assert (found.node.gpus, found.node.cpus, found.node.memory) == (0, 8, "16GiB")  # which can compute nothing
+    assert (found.node.gpus, found.node.cpus, found.node.memory) == (None, 8, "16GiB")  # none to compute with
     assert found.slurm.extra == {"gres": "gpu:2"}
     assert found.environment == {"SLURM_CONF": str(site.conf), "OMP_NUM_THREADS": "1"}
     assert Path(found.storage.url).is_dir()
+
+
+def test_the_command_that_it_shows_trains(site: Site) -> None:
+    """With the fake GPUs of its nodes, on the CPU."""
+    words = next(line.split()[1:] for line in slurm.status().next_commands if line.startswith("launch quickstart"))
+    told = CliRunner().invoke(cli, [*words, "train.max_steps=3", "--json"], standalone_mode=False)
+    assert told.exit_code == 0, told.output
+    run = RunDir(json.loads(told.stdout)["run_url"])
+    assert wait_until(lambda: run.outcome() is not None, seconds=90)
+    assert run.outcome().outcome == "completed"
+    assert (run.job(0).nnodes, run.job(0).device) == (2, "cpu")
+    assert "gpu:2" in site.run("scontrol", "show", "job", run.job(0).job_id).stdout
 
 
 def test_other_settings_are_refused_while_it_runs(site: Site) -> None:
