@@ -55,7 +55,10 @@ class Sink(BaseHTTPRequestHandler):
     def take(self) -> bytes:
         raw = b""
         while len(raw) < self.length:
-            raw += self.rfile.read(self.length - len(raw))
+            more = self.rfile.read(self.length - len(raw))
+            if not more:
+                raise ConnectionError("cut off in a body")
+            raw += more
         return raw
 
     def forget(self) -> None:

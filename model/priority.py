@@ -15,4 +15,4 @@ def step_back() -> None:
     if sys.platform == "linux":  # where threads have priorities of their own
         me = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, me, min(19, max(os.getpriority(os.PRIO_PROCESS, me), STEP_BACK)))
+            os.setpriority(os.PRIO_PROCESS, me, max(os.getpriority(os.PRIO_PROCESS, me), STEP_BACK))

@@ -110,8 +110,9 @@ class Checkpointer:
         staged = self._stage(shards)
         save = Save(step, kind, train_state, time.time(), time.perf_counter() - began)
         if self._background:
-            work = threading.Thread(target=self._write_aside, args=(save, staged), name="checkpoint", daemon=True)
-            self._thread = work
+            self._thread = threading.Thread(
+                target=self._write_aside, args=(save, staged), name="checkpoint", daemon=True
+            )
             self._thread.start()
         else:
             self._write(save, staged)
