@@ -1,7 +1,7 @@
 """Rehearsals: a preemption, a killed worker, a lost node, made to happen to a live run and timed.
 
 What takes a process is done on the machine where it lives: here, or on a node of a scheduler, which runs this module
-there: `python -m launcher.drill RUN_URL kill|node-loss ATTEMPT`.
+there: `python -m launcher.drill RUN_URL kill|node-loss ATTEMPT`, which prints when the blow fell.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from training.rundir import Job, RunDir
 
 Kind = Literal["preempt", "kill", "node-loss"]
 POLL_SECONDS = 0.05
+STRUCK = "struck at"  # what the module prints before the moment, among what else a scheduler prints
 
 
 @dataclass(frozen=True)
 class Drill:
-    """What came of it. Seconds since the blow; None for what did not happen."""
+    """What came of it. Seconds since the blow, the signal itself or the giving of the notice; None: did not happen."""
 
     kind: Kind
     by: str
@@ -68,8 +69,7 @@ def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_secon
     """
     job = _training_job(run)
     deadline = time.monotonic() + timeout_seconds
-    began = time.time()
-    by = _BLOWS[kind](run, job)
+    by, began = _BLOWS[kind](run, job)
     if kind == "node-loss" and job.backend == "local":
         _wait(lambda: not owner_alive(run, job) and not marked(run.url), deadline, "the processes to be gone")
         ended = time.time()
@@ -113,42 +113,42 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
     )
 
 
-# -- what happens ----------------------------------------------------------------------------------------------------
-def _preempt(run: RunDir, job: Job) -> str:
+# -- what happens: each says what it was, and when ---------------------------------------------------------------------
+def _preempt(run: RunDir, job: Job) -> tuple[str, float]:
     from launcher.backends import load_backend
 
-    return load_backend(job.backend).notify(run, job)
+    began = time.time()
+    return load_backend(job.backend).notify(run, job), began
 
 
-def _kill(run: RunDir, job: Job) -> str:
-    if job.backend == "local":
-        kill_worker(run, job)
-    else:
-        _on_last_node(run, job, "kill")
-    return "SIGKILL of one worker"
+def _kill(run: RunDir, job: Job) -> tuple[str, float]:
+    return "SIGKILL of one worker", kill_worker(run, job) if job.backend == "local" else _on_last_node(run, job, "kill")
 
 
-def kill_worker(run: RunDir, job: Job) -> None:
-    """SIGKILL one worker of this machine, the last of the ranks."""
+def kill_worker(run: RunDir, job: Job) -> float:
+    """SIGKILL one worker of this machine, the last of the ranks. When."""
     here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
     workers = [process for process in here if "RANK" in process.environ()]
     if not workers:
         raise UserError("no worker of this run was found on this machine", hint="launch status")
-    max(workers, key=lambda process: int(process.environ()["RANK"])).send_signal(signal.SIGKILL)
+    last, moment = max(workers, key=lambda process: int(process.environ()["RANK"])), time.time()
+    last.send_signal(signal.SIGKILL)
+    return moment
 
 
-def _lose_node(run: RunDir, job: Job) -> str:
+def _lose_node(run: RunDir, job: Job) -> tuple[str, float]:
     """SIGKILL everything of the run at once, as when the machine goes down; of a job, all on its last node."""
+    moment = time.time()
     if job.backend == "local":
         end_all(descendants(job.pid))
         end_marked(run.url)
     else:
-        _on_last_node(run, job, "node-loss")
-    return "SIGKILL of all its processes there"
+        moment = _on_last_node(run, job, "node-loss")
+    return "SIGKILL of all its processes there", moment
 
 
-def lose_agent(run: RunDir, job: Job) -> None:
-    """SIGKILL the agents of this machine; their workers die with them."""
+def lose_agent(run: RunDir, job: Job) -> float:
+    """SIGKILL the agents of this machine; their workers die with them. When."""
     import psutil
 
     wanted = {"launcher.node", run.url, f"--attempt={job.attempt}"}
@@ -159,7 +159,9 @@ def lose_agent(run: RunDir, job: Job) -> None:
                 agents.append(process)
     ours = [process for process in agents if _on_this_node(process.pid)]
     workers = [child for process in ours for child in descendants(process.pid)]
+    moment = time.time()
     end_all([*ours, *workers])
+    return moment
 
 
 def _on_this_node(pid: int) -> bool:
@@ -170,15 +172,17 @@ def _on_this_node(pid: int) -> bool:
         return True
 
 
-def _on_last_node(run: RunDir, job: Job, kind: Kind) -> None:
-    """Of several nodes it is not the one where the owner is."""
+def _on_last_node(run: RunDir, job: Job, kind: Kind) -> float:
+    """Of several nodes it is not the one where the owner is. When it happened there: getting there takes seconds."""
     from launcher.backends import ray, slurm
 
     where = {"slurm": slurm, "ray": ray}[job.backend]
-    where.run_on_last_node(run, job, ["-m", __name__, run.url, kind, str(job.attempt)])
+    said = where.run_on_last_node(run, job, ["-m", __name__, run.url, kind, str(job.attempt)])
+    return float(said.rpartition(STRUCK)[2].split()[0])
 
 
-_BLOWS: dict[Kind, Callable[[RunDir, Job], str]] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
+Blow = Callable[[RunDir, Job], tuple[str, float]]
+_BLOWS: dict[Kind, Blow] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
 
 
 # -- watching --------------------------------------------------------------------------------------------------------
@@ -235,7 +239,7 @@ def _outcome_time(run: RunDir, job: Job) -> float:
 
 def main(argv: list[str]) -> int:
     run = RunDir(argv[1])
-    {"kill": kill_worker, "node-loss": lose_agent}[argv[2]](run, run.job(int(argv[3])))
+    print(STRUCK, {"kill": kill_worker, "node-loss": lose_agent}[argv[2]](run, run.job(int(argv[3]))))
     return 0
 
 

@@ -182,7 +182,8 @@ def make_server(monitor: Monitor, *, host: str, port: int) -> ThreadingHTTPServe
         server = ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}", hint="another --port, or 0 for a free one"
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="another --port, or 0 for a free one; launch sandbox status monitoring says whether its own is there",
         ) from error
     server.daemon_threads = True
     return server

@@ -152,25 +152,21 @@ def cancel(run: RunDir, job: Job) -> None:
     run.clear_waiting()
 
 
-def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:
-    """Python with these words beside the run's own, on the last of its nodes. LaunchError says why not."""
+def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
+    """What Python prints with these words, beside the run's own on the last of its nodes. LaunchError: why not."""
     from launcher.ray_room import NODES
 
     name = f"{run.attempt_dir(job.attempt)}/{NODES}"
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     last = run.read_json(name)[-1]
-    said = errand(run, job, argv, node_id=str(last["node_id"]))
-    if said is not None:
-        raise LaunchError(f"no process could run on {last['host']}: {said}")
-
-
-def errand(run: RunDir, job: Job, argv: list[str], *, node_id: str) -> str | None:
-    """A short job of its own that runs `argv` on a node, with the code of the run; why it failed, if it did."""
-    told = json.loads(run.read_json("plan.json")["script"])
-    ray = of_run(run)
+    told, ray, said = json.loads(run.read_json("plan.json")["script"]), of_run(run), list[str]()
+    node_id = str(last["node_id"])
     request = ray_request.errand(told["request"], node_id=node_id, argv=argv, code=send_code(ray))
-    return run_job(ray, request)
+    failed = run_job(ray, request, say=said.append)
+    if failed is not None:
+        raise LaunchError(f"no process could run on {last['host']}: {failed}")
+    return "".join(said)
 
 
 def run_job(ray: Dashboard, request: dict[str, Any], *, say: Callable[[str], None] = lambda said: None) -> str | None:

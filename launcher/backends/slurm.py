@@ -119,8 +119,8 @@ def cancel(run: RunDir, job: Job) -> None:
     run.clear_stop()
 
 
-def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:
-    """Python with these words as a step beside the run's own, on the last of its nodes. LaunchError says why not."""
+def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
+    """What Python prints with these words, as a step beside the run's own on its last node. LaunchError: why not."""
     slurm = controller(run)
     nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)
     if not nodes:
@@ -129,6 +129,7 @@ def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> None:
     done = slurm.run(["srun", *beside, sys.executable, *argv], seconds=STEP_SECONDS)
     if done is None or done.returncode:
         raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
+    return done.stdout
 
 
 def job_log(run: RunDir) -> str:
