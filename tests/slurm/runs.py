@@ -40,6 +40,7 @@ class Site(Shell):
         super().__init__(root)
         self.env |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         self.cluster, self.urls = cluster, list[str]()
+        self.runs = str(self.here / "runs")
         write_data(self.here / "tokens", 40_000)
         self.write_recipe()
         self.write_cluster(**slurm)
@@ -49,14 +50,16 @@ class Site(Shell):
         recipe = apply_overrides(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
         (self.here / "tiny.yaml").write_text(yaml.safe_dump(recipe))
 
-    def write_cluster(self, *, environment: dict[str, str] | None = None, **slurm: Any) -> None:
+    def write_cluster(
+        self, *, environment: dict[str, str] | None = None, storage: dict[str, str] | None = None, **slurm: Any
+    ) -> None:
         cluster = {
             "name": "site",
             "scheduler": "slurm",
             "node": {"cpus": 2},
             "slurm": {"partition": "spot", "notice_seconds": 10, **slurm},
             "environment": {"OMP_NUM_THREADS": "1", **self.cluster.env, **(environment or {})},
-            "storage": str(self.here / "runs"),
+            "storage": {"url": self.runs, **(storage or {})},
         }
         folder = Path(self.env["XDG_CONFIG_HOME"]) / "launchyard/clusters"
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ class Site(Shell):
 
     def launch(self, name: str, *words: str, nodes: int = 2) -> OnSite:
         """Submit a run; returns once it is queued."""
-        url = str(self.here / "runs" / name)
+        url = f"{self.runs}/{name}"
         self.urls.append(url)
         said = self.ok("tiny.yaml", "--cluster", "site", "--nodes", str(nodes), "--run-url", url, "--json", *words)
         return OnSite(self, RunDir(url), json.loads(said)["run_id"])
