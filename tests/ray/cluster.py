@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from launcher.processes import end_all, started_at
 from launcher.sandbox import ray_host
 from launcher.sandbox.ray_host import HEAD, Settings
 from launcher.sandbox.ray_site import Site
+from tests.slurm.cluster import frozen
 
 # The name says whose it is, so that the next run can end it.
 _PREFIX = "lyraytest-"
@@ -76,6 +77,9 @@ class RayCluster:
     def crash_node(self, node: str) -> int:
         """Everything on the node is killed at once; how many processes there were."""
         return self.site.crash(node)
+
+    def frozen_node(self, node: str) -> AbstractContextManager[None]:
+        return frozen(self.site.processes(node))
 
     def restart_node(self, node: str) -> None:
         self.site.start_daemon(node)

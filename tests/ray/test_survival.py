@@ -63,6 +63,23 @@ def test_a_node_that_is_killed(place: Site, undisturbed: RunDir) -> None:
     same_training(run.run, undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_node_that_freezes_and_wakes(place: Site, undisturbed: RunDir) -> None:
+    """As a machine that pages, or has no network: others go on, and what wakes up there does no harm to the run."""
+    run = place.launch("run", LONG)
+    run.steps(25)
+    node = run.node(other_rank(run))
+    began = time.monotonic()
+    with run.cluster.frozen_node(node):
+        run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 200)
+        print(f"{time.monotonic() - began:.1f} s from the freeze to the first step again")
+    went_on(run)
+    assert lost(run) <= EVERY
+    assert run.run.outcome(0).reason == "node lost", run.run.outcome(0)
+    same_training(run.run, undisturbed)
+
+
 # -- something dies --------------------------------------------------------------------------------------------------
 VICTIMS: dict[str, Callable[[OnRay], None]] = {
     "worker": lambda run: kill(run.workers(0)[-1]),

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,19 @@ from launcher.sandbox.slurm_site import CONTROLLER, Site
 _PREFIX = "lyslurm-"
 QUICK = Settings(grace_seconds=4, kill_wait_seconds=2)
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"}
+
+
+@contextmanager
+def frozen(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """They do not run, and nobody is told: their connections stay open. Afterwards they go on."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.Error):
+                process.resume()
 
 
 class SlurmCluster:
@@ -88,6 +101,9 @@ class SlurmCluster:
     def crash_node(self, node: str) -> int:
         """Everything on the node is killed at once; how many processes there were."""
         return self.site.crash(node)
+
+    def frozen_node(self, node: str) -> AbstractContextManager[None]:
+        return frozen(self.site.processes(node))
 
     def kill_slurmd(self, node: str) -> None:
         """Only SLURM's daemon dies; jobs on the node live on, which SLURM cannot know."""

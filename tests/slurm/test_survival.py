@@ -188,3 +188,24 @@ def test_a_node_that_crashes(which: int, place: Site, undisturbed: RunDir) -> No
     assert record.outcome == "completed"
     assert node not in cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()
     same_training(run.run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("which", [0, 1], ids=["with the owner", "without the owner"])
+def test_a_node_that_freezes_and_wakes(which: int, place: Site, undisturbed: RunDir) -> None:
+    """As a machine that pages, or has no network: others go on, and what wakes up there does no harm to the run."""
+    run = place.launch("run", LONG)
+    run.steps(25)
+    cluster = run.cluster
+    node = cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()[which]
+    began = time.monotonic()
+    with cluster.frozen_node(node):
+        run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 200)
+        print(f"{time.monotonic() - began:.1f} s from the freeze to the first step again")
+    record = run.outcome(seconds=160)
+    assert record.outcome == "completed"
+    assert run.run.attempts() == [0, 1], run.looks()
+    assert lost(run) <= 20
+    run.nothing_left()
+    same_training(run.run, undisturbed)
