@@ -13,10 +13,8 @@ import yaml
 
 from tests.ray.cluster import RayCluster
 from tests.slurm import runs as on_slurm
-from tests.slurm.runs import FOREVER, LONG, kill, same_training
+from tests.slurm.runs import FOREVER, LONG, LOSABLE, kill, same_training
 from training.rundir import RunDir
-
-EVERY = 20  # steps from one checkpoint to the next
 
 
 class Site(on_slurm.Site):
@@ -87,4 +85,4 @@ def end_process(pid: int) -> None:
     os.kill(pid, 9)
 
 
-__all__ = ["EVERY", "FOREVER", "LONG", "OnRay", "Site", "end_process", "kill", "same_training"]
+__all__ = ["FOREVER", "LONG", "LOSABLE", "OnRay", "Site", "end_process", "kill", "same_training"]

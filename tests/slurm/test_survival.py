@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import QUICK, SlurmCluster, running_cluster
-from tests.slurm.runs import FOREVER, LONG, OnSite, Site, kill, same_training
+from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, kill, same_training
 from training.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
@@ -156,7 +156,7 @@ def test_a_killed_process_is_replaced_inside_the_allocation(victim: str, place: 
     print(f"{victim}: {time.monotonic() - began:.1f} s to the first step again")
     went_on(run)
     assert "Restarts=0" in run.cluster.scontrol("show", "job", str(run.job))
-    assert lost(run) <= 20
+    assert lost(run) <= LOSABLE
     assert run.run.outcome(0).outcome == "failed"
     same_training(run.run, undisturbed)
 
@@ -206,6 +206,6 @@ def test_a_node_that_freezes_and_wakes(which: int, place: Site, undisturbed: Run
     record = run.outcome(seconds=160)
     assert record.outcome == "completed"
     assert run.run.attempts() == [0, 1], run.looks()
-    assert lost(run) <= 20
+    assert lost(run) <= LOSABLE
     run.nothing_left()
     same_training(run.run, undisturbed)
