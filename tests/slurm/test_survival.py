@@ -44,6 +44,11 @@ def rows_of(run: OnSite, attempt: int) -> list[dict]:  # type: ignore[type-arg]
     return [row for name in names for row in parse_jsonl(run.run.read_bytes(f"metrics/{name}"))]
 
 
+def nodes_of(run: OnSite) -> list[str]:
+    """Those of its job now; the first has the owner."""
+    return run.cluster.run("scontrol", "show", "hostnames", run.cluster.job(run.job)["NodeList"]).split()
+
+
 # -- the scheduler takes the nodes -----------------------------------------------------------------------------------
 def test_preemption_with_grace_costs_nothing(place: Site, undisturbed: RunDir) -> None:
     run = place.launch("run", LONG)
@@ -181,12 +186,11 @@ def test_a_killed_owner_leaves_a_run_to_resume(place: Site, undisturbed: RunDir)
 def test_a_node_that_crashes(which: int, place: Site, undisturbed: RunDir) -> None:
     run = place.launch("run", LONG)
     run.steps(25)
-    cluster = run.cluster
-    node = cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()[which]
-    cluster.crash_node(node)
+    node = nodes_of(run)[which]
+    run.cluster.crash_node(node)
     record = run.outcome(seconds=160)
     assert record.outcome == "completed"
-    assert node not in cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()
+    assert node not in nodes_of(run)
     same_training(run.run, undisturbed)
 
 
@@ -197,10 +201,9 @@ def test_a_node_that_freezes_and_wakes(which: int, place: Site, undisturbed: Run
     """As a machine that pages, or has no network: others go on, and what wakes up there does no harm to the run."""
     run = place.launch("run", LONG)
     run.steps(25)
-    cluster = run.cluster
-    node = cluster.run("scontrol", "show", "hostnames", cluster.job(run.job)["NodeList"]).split()[which]
+    node = nodes_of(run)[which]
     began = time.monotonic()
-    with cluster.frozen_node(node):
+    with run.cluster.frozen_node(node):
         run.wait(lambda: run.run.attempts()[-1:] == [1] and run.step(1), 200)
         print(f"{time.monotonic() - began:.1f} s from the freeze to the first step again")
     record = run.outcome(seconds=160)
