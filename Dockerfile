@@ -21,9 +21,13 @@ RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['p
 
 # Then launchyard itself, by the build backend that is already there.
 COPY LICENSE NOTICE README.md ./
-COPY launcher launcher
-COPY training training
+COPY src src
+COPY host host
+COPY storage storage
+COPY run run
 COPY model model
+COPY training training
+COPY launcher launcher
 COPY clusters clusters
 COPY recipes recipes
 RUN pip install -c constraints.txt --no-deps --no-build-isolation . \

@@ -94,7 +94,7 @@ docs: setup-dev ## Write docs/reference anew from the code
 	@$(BIN)/python docs/generate.py
 
 dashboards: setup-dev ## Write the Grafana dashboards anew from their builder
-	@$(BIN)/python clusters/monitoring/grafana/builder
+	@$(BIN)/python -m launchyard.launcher.monitor.dashboards
 
 image: ## Build the container image launchyard:local
 	docker build --tag launchyard:local $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .

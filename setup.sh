@@ -102,7 +102,7 @@ touch "$VENV/.unfinished"
 rm -f "$(stamp train)" "$(stamp dev)"
 say "installing launchyard[$EXTRA]: about 200 MB with a CPU build of torch, some GB with the CUDA build that PyPI has for Linux"
 # The build backend comes from the same pins, so nothing is fetched that constraints.txt does not name.
-pip_install hatchling editables
+pip_install hatchling
 pip_install --no-build-isolation --editable ".[$EXTRA]"
 rm "$VENV/.unfinished"
 printf '%s' "$FINGERPRINT" >"$(stamp "$EXTRA")"

@@ -21,14 +21,15 @@ from collections.abc import Callable
 import torch
 import torch.distributed.checkpoint as dcp
 
-from model.zoo import preset
-from training.build import build_model
-from training.checkpoint import Checkpointer, Identity
-from training.config import Data, Recipe, Train
-from training.distributed import read_world
-from training.optim import make_optimizer
-from training.rundir import RunDir
-from training.state import Shard, shards
+from launchyard.model.zoo import preset
+from launchyard.run.rundir import RunDir
+from launchyard.training.build import build_model
+from launchyard.training.checkpoint.checkpointer import Checkpointer
+from launchyard.training.checkpoint.commit import Identity
+from launchyard.training.checkpoint.state import Shard, shards
+from launchyard.training.distributed import read_world
+from launchyard.training.optim.adamw import make_optimizer
+from launchyard.training.recipe import Data, Recipe, Train
 
 warnings.filterwarnings("ignore")
 

@@ -29,13 +29,14 @@ import torch.distributed.checkpoint as dcp
 from checkpoint import state, timed
 from streamed import BUCKET, server
 
-from model.s3 import PART_BYTES, PARTS_AT_ONCE
-from model.store import store_for
-from training.checkpoint import Checkpointer, Identity
-from training.dcp import PIECE_BYTES, READERS, as_bytes
-from training.distributed import read_world
-from training.rundir import RunDir
-from training.state import Shard
+from launchyard.run.rundir import RunDir
+from launchyard.storage.stores.registry import store_for
+from launchyard.storage.stores.s3 import PART_BYTES, PARTS_AT_ONCE
+from launchyard.training.checkpoint.checkpointer import Checkpointer
+from launchyard.training.checkpoint.commit import Identity
+from launchyard.training.checkpoint.dcp import PIECE_BYTES, READERS, as_bytes
+from launchyard.training.checkpoint.state import Shard
+from launchyard.training.distributed import read_world
 
 Ways = dict[str, Callable[[], Any]]
 

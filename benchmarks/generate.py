@@ -21,12 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from model.generate import generate
-from model.hf import save_hf
-from model.init import initial_rows
-from model.layout import parameter_shapes
-from model.loading import load
-from model.zoo import preset
+from launchyard.model.generate import generate
+from launchyard.model.layout import parameter_shapes
+from launchyard.model.network.init import initial_rows
+from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.load import load
+from launchyard.model.zoo import preset
 
 Run = Callable[[int], list[int]]
 

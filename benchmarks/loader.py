@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data.order import Order
-from training.data.store import TokenStore
-from training.data.tokens import Prefetcher, TokenReader
-from training.data.writer import SplitWriter
+from launchyard.training.data.order import Order
+from launchyard.training.data.prepare.writer import SplitWriter
+from launchyard.training.data.reader import Prefetcher, TokenReader
+from launchyard.training.data.token_store import TokenStore
 
 CHUNK_TOKENS = 2**25
 

@@ -21,18 +21,18 @@ from typing import Any
 
 import torch
 
-from model.cost import flops_per_token
-from model.zoo import preset
-from training.build import build_model
-from training.config import Data, Recipe, Train
-from training.distributed import World
-from training.exporter import Exporter, NoExporter
-from training.metrics import PhaseClock
-from training.optim import make_optimizer
-from training.record import Account, Recorder
-from training.rundir import RunDir
-from training.step import train_step
-from training.watchdog import Limits, PulseWriter
+from launchyard.model.cost import flops_per_token
+from launchyard.model.zoo import preset
+from launchyard.run.rundir import RunDir
+from launchyard.training.build import build_model
+from launchyard.training.distributed import World
+from launchyard.training.optim.adamw import make_optimizer
+from launchyard.training.recipe import Data, Recipe, Train
+from launchyard.training.step import train_step
+from launchyard.training.telemetry.exporter import Exporter, NoExporter
+from launchyard.training.telemetry.heartbeat import Limits, PulseWriter
+from launchyard.training.telemetry.phases import PhaseClock
+from launchyard.training.telemetry.recorder import Account, Recorder
 
 SEQ_LEN, SEQUENCES = 256, 1
 

@@ -67,7 +67,7 @@ def main() -> None:
             tail = [str(source), options.tokenizer, str(place / "flat.bin")]
             plain.append(timed([sys.executable, "-c", PLAIN, *tail]))
             out = str(place / f"out{number}")
-            call = "from launcher.cli_data import prepare; prepare()"
+            call = "from launchyard.launcher.cli.data import prepare; prepare()"
             arguments = [str(source), "--tokenizer", options.tokenizer, "--out", out]
             ours.append(timed([sys.executable, "-c", call, *arguments]))
         tokens = (place / "flat.bin").stat().st_size // 2

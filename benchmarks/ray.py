@@ -26,11 +26,11 @@ from typing import Any
 import psutil
 import yaml
 
-from launcher.processes import end_all, marked
-from launcher.sandbox.ray_host import Settings
-from launcher.sandbox.ray_site import Site
+from launchyard.host.processes import end_all, marked
+from launchyard.launcher.sandbox.ray.host import Settings
+from launchyard.launcher.sandbox.ray.site import Site
 
-LAUNCH = [sys.executable, "-m", "launcher.cli"]
+LAUNCH = [sys.executable, "-m", "launchyard"]
 WORDS = ["train.device=cpu", "train.max_steps=100000", "checkpoint.every_steps=50", "metrics.prometheus=false"]
 DYING_SECONDS = 3  # the other worker may write rows as long after a kill; nobody is back as soon
 
@@ -42,8 +42,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 def train(config):
-    from training.stop import StopFlag
-    from training.worker import main
+    from launchyard.training.stop import StopFlag
+    from launchyard.training.worker import main
     StopFlag.install = lambda self: None  # it trains in a thread, where no handler can be installed
     dist.destroy_process_group()
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)

@@ -20,13 +20,13 @@ import torch.multiprocessing as mp
 from checkpoint_s3 import checkpointer
 from streamed import BUCKET, server
 
-from launcher.processes import free_port
-from model.zoo import preset
-from training.build import build_model
-from training.config import Data, Optimizer, Recipe, Train
-from training.distributed import connect, disconnect, read_world
-from training.optim import make_optimizer
-from training.state import shards
+from launchyard.host.ports import free_port
+from launchyard.model.zoo import preset
+from launchyard.training.build import build_model
+from launchyard.training.checkpoint.state import shards
+from launchyard.training.distributed import connect, disconnect, read_world
+from launchyard.training.optim.adamw import make_optimizer
+from launchyard.training.recipe import Data, Optimizer, Recipe, Train
 
 MANY = 4
 

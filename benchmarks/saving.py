@@ -30,13 +30,13 @@ import torch
 from checkpoint_s3 import checkpointer
 from streamed import BUCKET, server
 
-from launcher.processes import free_port
-from model.zoo import preset
-from training.build import build_model
-from training.config import Data, Recipe, Train
-from training.optim import make_optimizer
-from training.state import shards
-from training.step import train_step
+from launchyard.host.ports import free_port
+from launchyard.model.zoo import preset
+from launchyard.training.build import build_model
+from launchyard.training.checkpoint.state import shards
+from launchyard.training.optim.adamw import make_optimizer
+from launchyard.training.recipe import Data, Recipe, Train
+from launchyard.training.step import train_step
 
 SEQ_LEN = 64
 

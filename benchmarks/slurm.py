@@ -24,10 +24,10 @@ from typing import Any
 
 import yaml
 
-from launcher.sandbox.slurm_conf import Settings
-from launcher.sandbox.slurm_site import Site
+from launchyard.launcher.sandbox.slurm.conf import Settings
+from launchyard.launcher.sandbox.slurm.site import Site
 
-LAUNCH = [sys.executable, "-m", "launcher.cli"]
+LAUNCH = [sys.executable, "-m", "launchyard"]
 
 
 class Bench:

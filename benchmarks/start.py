@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-LAUNCH = [sys.executable, "-m", "launcher.cli"]
+LAUNCH = [sys.executable, "-m", "launchyard"]
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     'python -c "import torch"': [sys.executable, "-c", "import torch"],

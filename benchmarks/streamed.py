@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from loader import memmap, rate, write
 
-from launcher.sandbox import weed
-from model import files
-from training.data.cache import ChunkCache
-from training.data.store import TokenStore
-from training.data.tokens import Prefetcher, TokenReader
+from launchyard.launcher.sandbox.s3 import weed
+from launchyard.storage import files
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.reader import Prefetcher, TokenReader
+from launchyard.training.data.token_store import TokenStore
 
 BATCH, LENGTH = 8, 2048
 FAR = 10**9

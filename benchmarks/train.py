@@ -79,8 +79,8 @@ def report(walls: list[float], cpus: list[float]) -> None:
 # -- ours ------------------------------------------------------------------------------------------------------------
 def ours(steps: int) -> None:
     """The worker's own composition and loop, with a clock around each step."""
-    import training.loop as loop_module
-    from training.worker import main
+    import launchyard.training.loop as loop_module
+    from launchyard.training.worker import main
 
     walls: list[float] = []
     cpus: list[float] = []
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def run_one(name: str, steps: int) -> dict[str, float]:
-    from launcher.plan import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
+    from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
 
     name, _, ours = name.partition("+")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -156,8 +156,9 @@ def make_run(folder: Path, steps: int) -> Path:
     import numpy as np
     import yaml
 
-    from model.zoo import preset
-    from training.config import Checkpoint, Data, DataSpec, Recipe, TokenSource, Train, Workload
+    from launchyard.model.zoo import preset
+    from launchyard.training.recipe import Checkpoint, Data, Recipe, Train
+    from launchyard.training.spec import DataSpec, TokenSource, Workload
 
     sys.path.insert(0, str(Path(__file__).parent))
     from chunks import write_chunks

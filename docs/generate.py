@@ -89,7 +89,7 @@ def schema_tables(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def recipe_page() -> Iterator[str]:
-    from training.config import Recipe
+    from launchyard.training.recipe import Recipe
 
     yield "# Recipe\n\n"
     yield (
@@ -100,7 +100,7 @@ def recipe_page() -> Iterator[str]:
 
 
 def cluster_page() -> Iterator[str]:
-    from launcher.cluster import Cluster
+    from launchyard.launcher.backends.cluster import Cluster
 
     yield "# Cluster\n\n"
     yield (
@@ -112,18 +112,18 @@ def cluster_page() -> Iterator[str]:
 
 # -- commands ----------------------------------------------------------------------------------------------------
 def root_command() -> click.Group:
-    import launcher.cli
+    from launchyard.launcher.cli import main
 
-    groups = [value for value in vars(launcher.cli).values() if isinstance(value, click.Group)]
-    assert len(groups) == 1, "launcher/cli.py has one group, the command `launch`"
+    groups = [value for value in vars(main).values() if isinstance(value, click.Group)]
+    assert len(groups) == 1, "launcher/cli/main.py has one group, the command `launch`"
     return groups[0]
 
 
 def launching_command(context: click.Context) -> click.Command:
     """`launch RECIPE`: the command behind all that is no subcommand."""
-    import launcher.cli
+    from launchyard.launcher.cli import main
 
-    command = root_command().get_command(context, launcher.cli.LAUNCH)
+    command = root_command().get_command(context, main.LAUNCH)
     assert command is not None
     return command
 
@@ -147,7 +147,8 @@ def cli_page() -> Iterator[str]:
 
 # -- metrics -----------------------------------------------------------------------------------------------------
 def metrics_page() -> Iterator[str]:
-    from training.metrics import METRICS, PHASES, STATES
+    from launchyard.training.telemetry.metric_table import METRICS, STATES
+    from launchyard.training.telemetry.phases import PHASES
 
     yield "# Metrics\n\n"
     yield (

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from model.config import ModelConfig
-from model.layout import block_shapes, parameter_shapes
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import block_shapes, parameter_shapes
 
 FP32_BYTES, BF16_BYTES = 4, 2
-
 # fp32 logits that the loss holds at once, on a CPU.
 LOGIT_CHUNK_BYTES = 16 << 20
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention import Cache
-from model.transformer import Transformer
+from launchyard.model.network.kv_cache import Cache
+from launchyard.model.network.transformer import Transformer
 
 
 @dataclass(frozen=True)

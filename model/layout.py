@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model.config import ModelConfig
+from launchyard.model.config import ModelConfig
 
 Shape = tuple[int, ...]
 

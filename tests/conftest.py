@@ -66,7 +66,8 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 @pytest.fixture
 def proxy(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before the server of `s3`, faultless until a test says more; the usual variables lead to it."""
-    from model.files import StoreOptions, set_store_options
+    from launchyard.storage.files import set_store_options
+    from launchyard.storage.options import StoreOptions
     from tests.faultproxy import FaultProxy
 
     with FaultProxy(s3.server.port) as between:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from launcher.processes import free_port
+from launchyard.host.ports import free_port
 from tests.faults import (
     Answer,
     Fault,

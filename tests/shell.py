@@ -19,7 +19,7 @@ class Shell:
 
     def __call__(self, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "launcher.cli", *words],
+            [sys.executable, "-m", "launchyard", *words],
             cwd=self.here,
             env={**self.env, **env},
             capture_output=True,

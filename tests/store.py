@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.processes import end_child
-from launcher.sandbox import weed
+from launchyard.host.processes import end_child
+from launchyard.launcher.sandbox.s3 import weed
 
 KEYS = weed.Keys("AKIALAUNCHYARDTESTS0", "tests/only+secret+that+must+never+be+printed")
 FIRST_BUCKET = "launchyard"

@@ -14,7 +14,7 @@ from types import ModuleType
 import click
 import pytest
 
-from launcher import errors
+from launchyard import errors
 from tests.shell import Shell
 
 ROOT = Path(__file__).parents[1]
@@ -121,10 +121,10 @@ def test_exit_codes_are_told() -> None:
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("before", ["", "import model.loading"])
+@pytest.mark.parametrize("before", ["", "import launchyard.model.weights.load"])
 def test_the_python_door_opens(before: str) -> None:
-    """`from model import load`, as the docs show it, gives the function whatever was imported before."""
-    done = run_python("-c", f"{before}\nfrom model import load\nassert callable(load), load")
+    """`from launchyard import load`, as the docs show it, gives the function whatever was imported before."""
+    done = run_python("-c", f"{before}\nfrom launchyard import load\nassert callable(load), load")
     assert done.returncode == 0, done.stderr
 
 
@@ -173,7 +173,7 @@ def write_parquet(path: Path, texts: list[str]) -> None:
 def type_in(shell: Shell, line: str, *, dry: bool = False) -> None:
     """A line in bash, as it stands on the page; `dry`: launches and resumes nothing."""
     extra = "--dry-run" if dry and "--dry-run" not in line else ""
-    words = f'launch() {{ "{sys.executable}" -m launcher.cli "$@" {extra}; }}\n{line}'
+    words = f'launch() {{ "{sys.executable}" -m launchyard.launcher.cli.main "$@" {extra}; }}\n{line}'
     done = subprocess.run(
         ["bash", "-euc", words], cwd=shell.here, env=shell.env, capture_output=True, text=True, timeout=120, check=False
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model import files
+from launchyard.storage import files
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer, Fault, Flip, Reset, Slow, Stall, Truncate, lists, snapshot, where
 from tests.store import Bucket

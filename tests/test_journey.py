@@ -20,11 +20,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launcher.bundle import recipe_folder
-from launcher.processes import end_marked
+from launchyard.host.processes import end_marked
+from launchyard.launcher.recipe.bundled import recipe_folder
+from launchyard.run.rundir import RunDir
 from tests.shell import Shell
 from tests.training.small import final_weights, history
-from training.rundir import RunDir
 
 STEPS = 60
 RECIPE: dict[str, Any] = {
@@ -64,7 +64,7 @@ class Place(Shell):
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """`launch …` in the background, as the leader of its own process group, as in a terminal."""
-        argv = [sys.executable, "-m", "launcher.cli", *words]
+        argv = [sys.executable, "-m", "launchyard", *words]
         return subprocess.Popen(
             argv, cwd=self.here, env=self.env, text=True, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

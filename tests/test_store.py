@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.processes import started_at, wait_until
-from launcher.sandbox import weed
+from launchyard.host.processes import started_at, wait_until
+from launchyard.launcher.sandbox.s3 import weed
 from tests.store import Bucket
 
 pytestmark = pytest.mark.s3

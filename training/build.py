@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.init import initial_rows
-from model.transformer import Transformer
-from training.config import Recipe
-from training.parallel import box, clean_name, local, needs_sharding, parallelize
+from launchyard.model.config import ModelConfig
+from launchyard.model.network.init import initial_rows
+from launchyard.model.network.transformer import Transformer
+from launchyard.training.parallel import box, clean_name, local, needs_sharding, parallelize
+from launchyard.training.recipe import Recipe
 
 
 class Weights(Protocol):
@@ -58,7 +58,7 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
 
 def open_weights(source: str, config: ModelConfig) -> Weights:
     """Weights to start from; ValueError if they are of another shape than the model."""
-    from model.loading import open_weights as open_any
+    from launchyard.model.weights.load import open_weights as open_any
 
     found, weights = open_any(source)
     ours = config.model_dump(exclude={"max_seq_len", "vocab_size"})

@@ -6,20 +6,18 @@ The only file of training that reads os.environ. Knows no model and no data.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from model import files
+from launchyard.storage import files
 
 if TYPE_CHECKING:
     import torch
 
-PR_SET_PDEATHSIG = 1
+
 WAIT_SECONDS = 1800.0  # for a rank that neither comes nor dies
 
 
@@ -68,29 +66,6 @@ def node_address() -> str:
         probe.connect(("192.0.2.1", 9))  # asks the routing table and sends nothing
         return str(probe.getsockname()[0])
     return socket.gethostname()
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process when torchrun dies, so that nothing trains on unobserved (Linux)."""
-    parent = os.getppid()
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    except (OSError, AttributeError):  # not Linux
-        return
-    if os.getppid() != parent or _is_orphan(parent):  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _is_orphan(parent: int) -> bool:
-    """Is our parent another process than the torchrun that the agent started? Then torchrun died before we looked."""
-    agent = os.environ.get("LAUNCHYARD_AGENT_PID")
-    if agent is None:  # started by hand
-        return False
-    try:
-        with open(f"/proc/{parent}/stat") as file:
-            return file.read().rpartition(")")[2].split()[1] != agent
-    except OSError:
-        return True
 
 
 def connect(world: World, device: torch.device) -> None:

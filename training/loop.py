@@ -16,19 +16,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.appender import Appender
-from training.checkpoint import Checkpointer, Kind
-from training.config import Batch, Recipe, Workload
-from training.data.tokens import Prefetcher, Samples, TokenReader
-from training.distributed import World, sum_over_ranks
-from training.metrics import PhaseClock
-from training.optim import AdamW, lr_at
-from training.parallel import mesh_shape
-from training.record import Recorder
-from training.state import TrainState, shards
-from training.step import train_step
-from training.stop import REASONS, StopFlag, agreed_reason
-from training.validate import validate
+from launchyard.run.append import Appender
+from launchyard.training.batching import Batch
+from launchyard.training.checkpoint.checkpointer import Checkpointer
+from launchyard.training.checkpoint.commit import Kind
+from launchyard.training.checkpoint.state import TrainState, shards
+from launchyard.training.data.reader import Prefetcher, Samples, TokenReader
+from launchyard.training.distributed import World, sum_over_ranks
+from launchyard.training.optim.adamw import AdamW
+from launchyard.training.optim.schedule import lr_at
+from launchyard.training.parallel import mesh_shape
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import Workload
+from launchyard.training.step import train_step
+from launchyard.training.stop import REASONS, StopFlag, agreed_reason
+from launchyard.training.telemetry.phases import PhaseClock
+from launchyard.training.telemetry.recorder import Recorder
+from launchyard.training.validate import validate
 
 STOP_LOOK_SECONDS = 0.5  # while waiting for data
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config import IGNORE_INDEX
+from launchyard.training.spec import IGNORE_INDEX
 
 # Bytes of fp32 logits alive at once. On a CPU: what its caches hold (softmax over 128 rows of 50,304 takes a third
 # of the time a row that it takes over 256); on a GPU: enough rows to fill it.

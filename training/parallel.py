@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from training.config import Parallel, Train
+from launchyard.training.recipe import Parallel, Train
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

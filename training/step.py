@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from training.distributed import sum_over_ranks
-from training.loss import linear_cross_entropy
-from training.metrics import PhaseClock
-from training.optim import AdamW
-from training.parallel import local
+from launchyard.training.distributed import sum_over_ranks
+from launchyard.training.loss import linear_cross_entropy
+from launchyard.training.optim.adamw import AdamW
+from launchyard.training.parallel import local
+from launchyard.training.telemetry.phases import PhaseClock
 
 MicroBatch = tuple[Tensor, Tensor]  # inputs (B, T), labels (B, T); int64
 

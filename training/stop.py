@@ -20,8 +20,6 @@ BY_SIGNAL = {
     signal.SIGUSR1: "preempted",
     signal.SIGUSR2: "preempted",
 }
-
-
 EARLY_SECONDS = 60.0  # a scheduler's warning of the time limit comes by so much before the time it was asked for
 
 

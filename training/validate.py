@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from training.config import IGNORE_INDEX, Batch
-from training.data.tokens import TokenReader
-from training.distributed import World, sum_over_ranks
-from training.loss import linear_cross_entropy
+from launchyard.training.batching import Batch
+from launchyard.training.data.reader import TokenReader
+from launchyard.training.distributed import World, sum_over_ranks
+from launchyard.training.loss import linear_cross_entropy
+from launchyard.training.spec import IGNORE_INDEX
 
 
 @torch.no_grad()

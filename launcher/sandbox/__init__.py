@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from launcher.errors import UserError
+from launchyard.errors import UserError
 
 KINDS = ("s3", "slurm", "ray", "monitoring")
 
@@ -48,4 +48,4 @@ def load_sandbox(name: str) -> Sandbox:
     """The sandbox of that name; UserError lists those that exist."""
     if name not in KINDS:
         raise UserError(f"sandbox {name}: there is no such sandbox; there are: {', '.join(KINDS)}")
-    return cast(Sandbox, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Sandbox, importlib.import_module(f"{__name__}.{name}.service"))

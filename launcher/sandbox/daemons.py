@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from launcher.errors import UserError
-from launcher.processes import end_all, is_alive
-from launcher.sandbox.folder import write_private
-from launcher.sandbox.namespaces import namespace_of
+from launchyard.errors import UserError
+from launchyard.host.processes import end_all, is_alive
+from launchyard.launcher.sandbox.folder import write_private
+from launchyard.launcher.sandbox.namespaces import namespace_of
 
 if TYPE_CHECKING:
     import psutil
+
 
 FACTS = "server.json"
 Kind = TypeVar("Kind", bound=BaseModel)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.bundle import own_clusters
+from launchyard.launcher.recipe.bundled import own_clusters
 
 
 def state_folder(kind: str) -> Path:

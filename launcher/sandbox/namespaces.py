@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.processes import started_at
+from launchyard.host.processes import started_at
 
 if TYPE_CHECKING:
     import psutil

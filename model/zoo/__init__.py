@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from model.config import ModelConfig
-from model.zoo import gpt_neox, llama
-from model.zoo.rules import Rule
+from launchyard.model.config import ModelConfig
+from launchyard.model.zoo import gpt_neox, llama
+from launchyard.model.zoo.rules import Rule
 
 
 class Family(Protocol):

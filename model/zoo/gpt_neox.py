@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig
-from model.zoo.hf_config import (
+from launchyard.model.config import ModelConfig
+from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
     need,
     read_activation,
@@ -16,13 +16,11 @@ from model.zoo.hf_config import (
     write_scaling,
     write_vocab,
 )
-from model.zoo.rules import Drop, Fused, Rename, Rule
+from launchyard.model.zoo.rules import Drop, Fused, Rename, Rule
 
 MODEL_TYPE = "gpt_neox"
-
 _LAYER = "gpt_neox.layers.{i}"
 _QKV = "attention.query_key_value"
-
 RULES: tuple[Rule, ...] = (
     Rename("gpt_neox.embed_in.weight", "embed.weight"),
     *(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from model.config import ModelConfig, RopeScaling
+from launchyard.model.config import ModelConfig, RopeScaling
 
 Activation = Literal["gelu", "gelu_tanh", "silu"]
-
 # Their names of activations that we have. The four tanh forms differ only in how they are computed.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -19,7 +18,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 HF_ACTIVATIONS: dict[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
-
 # Where we write how many rows of the vocabulary are real; transformers keeps the key and does nothing with it.
 UNPADDED = "unpadded_vocab_size"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig, RopeScaling
-from model.zoo.hf_config import (
+from launchyard.model.config import ModelConfig, RopeScaling
+from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
     need,
     read_activation,
@@ -16,12 +16,10 @@ from model.zoo.hf_config import (
     write_scaling,
     write_vocab,
 )
-from model.zoo.rules import Drop, Rename, Rule
+from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 MODEL_TYPE = "llama"
-
 _LAYER = "model.layers.{i}"
-
 RULES: tuple[Rule, ...] = (
     Rename("model.embed_tokens.weight", "embed.weight"),
     Rename(f"{_LAYER}.input_layernorm.weight", "blocks.{i}.attention_norm.weight"),

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from model.config import ModelConfig
-from model.layout import Shape, parameter_shapes
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import Shape, parameter_shapes
 
 
 @dataclass(frozen=True)

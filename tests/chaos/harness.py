@@ -24,7 +24,11 @@ from typing import Any
 
 import psutil
 
-from launcher.processes import MARK_ATTEMPT, MARK_RUN, descendants, end_all, end_marked, free_port, marked, wait_until
+from launchyard.host.environment import MARK_ATTEMPT, MARK_RUN
+from launchyard.host.ports import free_port
+from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until
+from launchyard.run.records import Job as Claim
+from launchyard.run.rundir import RunDir
 from tests.chaos.beacons import VARIABLE, Beacons
 from tests.chaos.instants import beacon_of, hook_of
 from tests.chaos.plan import MOST_COMMITS, Case, Job, Kill
@@ -33,8 +37,6 @@ from tests.chaos.troubles import Bringer
 from tests.chaos.witness import Witness
 from tests.faultproxy import FaultProxy
 from tests.store import Bucket
-from training.rundir import Job as Claim
-from training.rundir import RunDir
 
 JOB_SECONDS = RETRY_SECONDS + 90.0
 GONE_SECONDS = 15.0  # from the death of an agent until nothing of it can be seen on a busy machine
@@ -235,13 +237,13 @@ class Harness:
 
     def _start_agent(self, started: Started) -> None:
         self._claim(started.first, started.job.nproc)
-        argv = ["-m", "launcher.node", self.run.url, f"--attempt={started.first}", "--device=cpu"]
+        argv = ["-m", "launchyard.launcher.agent.node", self.run.url, f"--attempt={started.first}", "--device=cpu"]
         argv += [f"--nproc-per-node={started.job.nproc}", f"--worker-module={WORKER}"]
         started.process = self._popen(argv, self._env)
 
     def _start_owner(self, started: Started) -> None:
         """The very process that `launch` would detach, with our worker."""
-        argv = ["-m", "launcher.backends.local", self.run.url, "--nnodes=1", "--device=cpu"]
+        argv = ["-m", "launchyard.launcher.backends.local.owner", self.run.url, "--nnodes=1", "--device=cpu"]
         argv.append(f"--nproc-per-node={started.job.nproc}")
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -250,7 +252,7 @@ class Harness:
 
     def _launch(self, started: Started) -> None:
         """`launch resume`, which starts an owner and leaves."""
-        argv = ["-m", "launcher.cli", "resume", self.run.url, "--detach"]
+        argv = ["-m", "launchyard", "resume", self.run.url, "--detach"]
         started.process = self._popen([*argv, f"resources.nproc_per_node={started.job.nproc}"], self._env)
 
     def _popen(self, argv: list[str], env: dict[str, str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
@@ -339,7 +341,7 @@ class Harness:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 words = process.cmdline()
-                if self.run.url in words and "launcher.backends.local" in words:
+                if self.run.url in words and "launchyard.launcher.backends.local.owner" in words:
                     found.append(process)
         return found
 

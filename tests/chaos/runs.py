@@ -11,12 +11,13 @@ import numpy as np
 import torch
 import yaml
 
+from launchyard.run.rundir import RunDir
+from launchyard.training.data.chunks import Array
+from launchyard.training.data.prepare.writer import SplitWriter
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec, Storage, TokenSource, Workload
 from tests.chaos.plan import BATCH, EVERY, KEEP, STEPS, Size
 from tests.training.small import MODEL, VOCAB, final_weights, run_workers
-from training.config import DataSpec, Recipe, Storage, TokenSource, Workload
-from training.data.chunks import Array
-from training.data.writer import SplitWriter
-from training.rundir import RunDir
 
 N_TOKENS, CHUNK_TOKENS, HELD_OUT = 6001, 160, 501  # the run reads its 38 chunks about one and a half times
 CACHE_BYTES = 20 * 420  # some twenty of them

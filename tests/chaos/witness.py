@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from model import files
-from model.shards import MANIFEST, Manifest, read_manifest, verify
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.shards import MANIFEST, Manifest, read_manifest, verify
 from tests.chaos.plan import KEEP, STEPS
 from tests.chaos.runs import Undisturbed
 from tests.store import Bucket
 from tests.training.small import EXACT, final_weights, history
-from training.rundir import RunDir
 
 
 @dataclass
@@ -105,6 +105,6 @@ class Witness:
 
 
 def parse(run: RunDir, name: str) -> list[dict[str, object]]:
-    from training.rundir import parse_jsonl
+    from launchyard.run.rows import parse_jsonl
 
     return parse_jsonl(files.read(run.path(name)))

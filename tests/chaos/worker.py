@@ -20,20 +20,24 @@ SMALL_PIECE_BYTES = 256  # so that a tiny chunk is fetched in pieces
 
 def main(argv: list[str]) -> int:
     tell("start")
-    from model import files, s3
-    from training import appender, checkpoint, distributed, metrics, worker
-    from training.data import chunks
+    from launchyard.run import append
+    from launchyard.storage import files
+    from launchyard.storage.stores import s3
+    from launchyard.training import distributed, worker
+    from launchyard.training.checkpoint import checkpointer
+    from launchyard.training.data import chunks
+    from launchyard.training.telemetry import phases
 
     s3.PART_BYTES, chunks.PIECE_BYTES = SMALL_PART_BYTES, SMALL_PIECE_BYTES
     before(distributed, "connect", lambda *_: "rendezvous")
-    before(metrics.PhaseClock, "enter", lambda _, phase: "step" if phase == "optimizer" else None)
-    before(checkpoint.Checkpointer, "_buffer", lambda *_: "stage" if on_main_thread() else None)
+    before(phases.PhaseClock, "enter", lambda _, phase: "step" if phase == "optimizer" else None)
+    before(checkpointer.Checkpointer, "_buffer", lambda *_: "stage" if on_main_thread() else None)
     if not files.is_remote(argv[1]):
         for what in ("write", "create", "remove"):
             around_file(files, what)
         around_file(files, "read_into")
         before(files.LocalWriter, "write", lambda self, raw: f"extend {self._path}")
-        before(appender.Appender, "_append", lambda self, *_: f"append {self._stem}.jsonl")
+        before(append.Appender, "_append", lambda self, *_: f"append {self._stem}.jsonl")
     return worker.main(argv)
 
 
@@ -56,7 +60,7 @@ def before(owner: Any, name: str, beacon: Callable[..., str | None]) -> None:
 
 
 def around_file(files: Any, name: str) -> None:
-    """Have a function of model/files.py tell before and after it has done something to a path."""
+    """Have a function of storage/files.py tell before and after it has done something to a path."""
     real = getattr(files, name)
 
     @functools.wraps(real)

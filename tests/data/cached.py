@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import xxhash
 
+from launchyard.training.data.cache.chunk_cache import TRAILER_BYTES, ChunkCache
+from launchyard.training.data.index import ChunkDigest, Digests
+from launchyard.training.data.token_store import TokenStore
 from tests.data.litdata_reader import write_chunks
-from training.data.cache import TRAILER_BYTES, ChunkCache
-from training.data.index import ChunkDigest, Digests
-from training.data.store import TokenStore
 
 CHUNK, TOTAL = 30_000, 295_003
 SIZE = 12 + 2 * CHUNK + TRAILER_BYTES  # in the cache
@@ -60,11 +60,11 @@ def counters(store: TokenStore) -> Any:
 
 CHILD = """
 import json, os, signal, sys, time
-from model import files
-from training.data import chunks, room
-from training.data.cache import ChunkCache
-from training.data.prepare import prepare
-from training.data.store import TokenStore
+from launchyard.storage import files
+from launchyard.training.data import chunks; from launchyard.training.data.cache import cache_files as room
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.data.token_store import TokenStore
 
 url, folder, quota, order, slow, hang = json.loads(sys.argv[1])
 chunks.PIECE_BYTES = 8192

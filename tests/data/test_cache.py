@@ -17,9 +17,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from launcher import cli_data
-from model import files
-from model.shards import CorruptError
+from launchyard.launcher.cli import data
+from launchyard.storage import files
+from launchyard.storage.errors import CorruptError
+from launchyard.training.data import chunks as chunk_file
+from launchyard.training.data.cache import cache_files
+from launchyard.training.data.cache.chunk_cache import TRAILER_BYTES
+from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.data.token_store import TokenStore
 from tests.data.cached import (
     CHUNK,
     SIZE,
@@ -35,11 +40,6 @@ from tests.data.cached import (
     start,
     stream,
 )
-from training.data import chunks as chunk_file
-from training.data import room
-from training.data.cache import TRAILER_BYTES
-from training.data.prepare import prepare
-from training.data.store import TokenStore
 
 __all__ = ["children", "remote", "stream"]
 
@@ -73,7 +73,7 @@ def test_who_brings_a_chunk_is_killed_or_hangs(
     how: signal.Signals,
 ) -> None:
     """Another waits for it, and takes over."""
-    monkeypatch.setattr(room, "STALLED_SECONDS", 2.0 if how == signal.SIGSTOP else 60.0)
+    monkeypatch.setattr(cache_files, "STALLED_SECONDS", 2.0 if how == signal.SIGSTOP else 60.0)
     child = start(children, remote, tmp_path, order=[3], hang=True)
     go(child)
     assert line(child) == "half way\n"
@@ -107,8 +107,8 @@ def test_quota_with_concurrent_readers(
     def watch() -> None:
         nonlocal most
         while not done.is_set():
-            with room.locked(str(tmp_path / "lock")):
-                sizes = {os.path.splitext(entry.path)[0]: entry.size for entry in room.scan(str(tmp_path))}
+            with cache_files.locked(str(tmp_path / "lock")):
+                sizes = {os.path.splitext(entry.path)[0]: entry.size for entry in cache_files.scan(str(tmp_path))}
             most = max(most, sum(sizes.values()))
             time.sleep(0.001)
 
@@ -164,7 +164,7 @@ def test_what_is_read_next_is_not_evicted_for_what_can_wait(tmp_path: Path, remo
     assert store.cache is not None
     store.bring(0), store.bring(1)
     store.cache.keep(store, store.chunks[:2])
-    with pytest.raises(room.NoRoomError):
+    with pytest.raises(cache_files.NoRoomError):
         store.bring(2, urgent=False)
     assert kept(tmp_path) == [".bin"] * 2
     store.cache.keep(store, store.chunks[1:2])
@@ -339,16 +339,16 @@ def test_clear_spares_what_is_in_use(
     child = start(children, remote, tmp_path / "c", order=[0, 1])
     go(child)
     line(child)
-    found = room.sources(str(tmp_path / "c"))
+    found = cache_files.sources(str(tmp_path / "c"))
     assert {(source.url, source.chunks, source.in_use) for source in found} == {(remote, 2, True), (unused, 10, False)}
-    assert sum(source.bytes for source in found) == sum(entry.size for entry in room.scan(str(tmp_path / "c")))
-    freed, stayed = room.clear(str(tmp_path / "c"))
+    assert sum(source.bytes for source in found) == sum(entry.size for entry in cache_files.scan(str(tmp_path / "c")))
+    freed, stayed = cache_files.clear(str(tmp_path / "c"))
     assert freed == 10 * (12 + TRAILER_BYTES) + 2 * TOTAL
     assert stayed == [remote]
     assert kept(tmp_path / "c") == [".bin"] * 2
     child.kill()
     child.wait()
-    assert room.clear(str(tmp_path / "c")) == (2 * SIZE, [])
+    assert cache_files.clear(str(tmp_path / "c")) == (2 * SIZE, [])
     assert opened(remote, tmp_path / "c").read(0, TOTAL).tolist() == stream
 
 
@@ -371,14 +371,14 @@ def test_launch_cache(
     text = tmp_path / "launchyard" / "data" / ("0" * 32)
     (tmp_path / "a.txt").write_text("It was a bright cold day in April.\n" * 300)
     prepare([str(tmp_path / "a.txt")], tokenizer=tokenizer_file, out=str(text), validation=0.1)
-    child = start(children, remote, Path(room.default_folder()), order=[0, 1, 2])
+    child = start(children, remote, Path(cache_files.default_folder()), order=[0, 1, 2])
     go(child)
     line(child)
     reading = TokenStore(f"{text}/train")
     reading.chunk(0)
 
     def told(*arguments: str) -> Any:
-        return CliRunner().invoke(cli_data.cache, arguments)
+        return CliRunner().invoke(data.cache, arguments)
 
     said = told().output
     assert re.search(rf"{remote}: 3 chunks, 180 kB, in use", said)

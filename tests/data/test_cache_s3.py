@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from model import files
-from model.shards import CorruptError
+from launchyard.storage import files
+from launchyard.storage.errors import CorruptError
+from launchyard.training.data import chunks as chunk_file
+from launchyard.training.data.reader import Prefetcher, TokenReader
 from tests.data.cached import CHUNK, TOTAL, children, counters, go, kept, line, make, opened, start, stream
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer, Fault, Flip, Reset, Slow, Stall, Truncate, where
 from tests.store import Bucket
-from training.data import chunks as chunk_file
-from training.data.tokens import Prefetcher, TokenReader
 
 __all__ = ["children", "stream"]
 pytestmark = pytest.mark.s3

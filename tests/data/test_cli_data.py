@@ -8,10 +8,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from launcher.cli_data import inspect, prepare, progress_line
-from launcher.errors import LaunchError, UserError
+from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.cli.data import inspect, prepare, progress_line
+from launchyard.training.data.prepare.journal import Progress
 from tests.data.litdata_reader import write_chunks
-from training.data.prepare import Progress
 
 
 def call(command: click.Command, *arguments: object) -> Result:

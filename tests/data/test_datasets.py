@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.datasets import Resolved, ensure_prepared, resolve
-from launcher.errors import UserError
+from launchyard.errors import UserError
+from launchyard.launcher.data.resolve import Resolved, ensure_prepared, resolve
+from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.recipe import Data
 from tests.data.litdata_reader import write_chunks
-from training.config import Data
-from training.data.prepare import prepare
 
 
 @pytest.fixture

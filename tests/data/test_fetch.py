@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import files
+from launchyard.storage import files
+from launchyard.training.data import chunks as chunk_file
+from launchyard.training.data.cache import prefetch
+from launchyard.training.data.cache.prefetch import chunks_read
+from launchyard.training.data.reader import Prefetcher, TokenReader
+from launchyard.training.data.token_store import TokenStore
 from tests.data.cached import (
     SIZE,
     counters,
@@ -22,11 +27,6 @@ from tests.data.cached import (
     remote,
     stream,
 )
-from training.data import chunks as chunk_file
-from training.data import fetch
-from training.data.fetch import chunks_read
-from training.data.store import TokenStore
-from training.data.tokens import Prefetcher, TokenReader
 
 __all__ = ["remote", "stream"]
 
@@ -100,8 +100,8 @@ def test_fetching_ends_at_once(tmp_path: Path, remote: str, monkeypatch: pytest.
     store = opened(remote, tmp_path)
     reader = TokenReader([store], seq_len=256, global_batch_size=12, shuffle=False)
     monkeypatch.setattr(files, "read_into", stuck)
-    fetcher = fetch.Fetcher(reader, start_step=0, stop_step=None, first_slot=0, n=12)
-    while len(kept(tmp_path)) < fetch.THREADS:
+    fetcher = prefetch.Fetcher(reader, start_step=0, stop_step=None, first_slot=0, n=12)
+    while len(kept(tmp_path)) < prefetch.THREADS:
         time.sleep(0.01)
     fetcher.close()
     for thread in fetcher._threads:

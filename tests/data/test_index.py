@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.litdata_reader import write_chunks
-from training.config import TokenSource
-from training.data.index import (
-    find_tokenizer,
+from launchyard.training.data.dataset_spec import (
     is_prepared,
     mix,
     open_dataset,
@@ -18,7 +15,10 @@ from training.data.index import (
     vocab_size_of,
     with_validation,
 )
-from training.data.prepare import prepare
+from launchyard.training.data.index import find_tokenizer
+from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.spec import TokenSource
+from tests.data.litdata_reader import write_chunks
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,10 @@ def test_find_tokenizer(tokenizer_file: str, tmp_path: Path) -> None:
 
 def test_planning_stays_light() -> None:
     """The launcher reads these before it knows that anything heavy is needed."""
-    modules = "training.data.index, training.data.sources, launcher.datasets, launcher.cli_data"
+    modules = (
+        "launchyard.training.data.index, launchyard.training.data.prepare.sources, "
+        "launchyard.launcher.data.resolve, launchyard.launcher.cli.data"
+    )
     program = (
         f"import sys, {modules}; heavy = {{'torch', 'numpy', 'fsspec', 'tokenizers', 'pyarrow', 'xxhash', 'rich'}}; "
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.mixture import PERIOD, STRIDE, Mixture, counts_of
-from training.data.order import Order
+from launchyard.training.data.mixture import PERIOD, STRIDE, Mixture, counts_of
+from launchyard.training.data.order import Order
 
 a_weight = st.floats(0.01, 1) | st.integers(1, 20)
 some_weights = st.lists(a_weight, min_size=2, max_size=6)
@@ -202,7 +202,7 @@ def test_a_small_source_takes_no_locality_from_a_large_one() -> None:
 
 def test_another_process_agrees() -> None:
     made = "Order([5000, 70, 900], 24, weights=[5, 0.3, 2], seed=9)"
-    program = f"from training.data.order import Order; print({made}.sample_ids(777).tolist())"
+    program = f"from launchyard.training.data.order import Order; print({made}.sample_ids(777).tolist())"
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     here = Order([5000, 70, 900], 24, weights=[5, 0.3, 2], seed=9).sample_ids(777).tolist()
     assert there.strip() == str(here)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.order import Order, permute
+from launchyard.training.data.order import Order, permute
 
 orders = st.builds(
     Order,
@@ -73,7 +73,9 @@ def test_a_trillion_tokens_are_instant() -> None:
 
 def test_another_process_agrees() -> None:
     """No hash seeds, no global random state."""
-    program = "from training.data.order import Order; print(Order([5000], 24, seed=9).sample_ids(777).tolist())"
+    program = (
+        "from launchyard.training.data.order import Order; print(Order([5000], 24, seed=9).sample_ids(777).tolist())"
+    )
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert there.strip() == str(Order([5000], 24, seed=9).sample_ids(777).tolist())
 

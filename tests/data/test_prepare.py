@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.dataset_spec import open_dataset, vocab_size_of
+from launchyard.training.data.index import Dataset, read_dataset
+from launchyard.training.data.prepare import prepare as room
+from launchyard.training.data.prepare.encode import PrepareError
+from launchyard.training.data.prepare.journal import Progress
+from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.data.token_store import TokenStore
 from tests.data.litdata_reader import read_items, read_tokens
-from training.data import prepare as room
-from training.data.cache import ChunkCache
-from training.data.encode import PrepareError
-from training.data.index import Dataset, open_dataset, read_dataset, vocab_size_of
-from training.data.prepare import Progress, prepare
-from training.data.store import TokenStore
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -98,7 +100,7 @@ def test_the_same_bytes_for_any_workers(
     tmp_path: Path, corpus: Path, tokenizer_file: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "BYTES_PER_WORKER", 1)
-    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 5_000)
+    monkeypatch.setattr("launchyard.training.data.prepare.encode.BATCH_CHARS", 5_000)
     options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000}
     prepare([str(corpus)], out=str(tmp_path / "one"), workers=1, **options)
     prepare([str(corpus)], out=str(tmp_path / "many"), workers=workers, **options)
@@ -107,8 +109,8 @@ def test_the_same_bytes_for_any_workers(
 
 KILLED = """
 import sys, threading, os, signal
-from model import files
-from training.data import encode, prepare
+from launchyard.storage import files
+from launchyard.training.data.prepare import encode, prepare
 encode.BATCH_CHARS = 5_000
 prepare.BYTES_PER_WORKER = 1
 puts, limit = 0, int(sys.argv[4])
@@ -133,7 +135,7 @@ def test_killed_and_run_again(
     tmp_path: Path, small: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL before any of its writes: nothing counts as done, and running it again ends with the same bytes."""
-    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 5_000)
+    monkeypatch.setattr("launchyard.training.data.prepare.encode.BATCH_CHARS", 5_000)
     monkeypatch.setattr(room, "BYTES_PER_WORKER", 1)
     options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000}
     prepare([str(small)], out=str(tmp_path / "whole"), **options)
@@ -169,7 +171,7 @@ def test_killed_and_run_again(
 def test_a_damaged_journal_starts_anew(
     tmp_path: Path, small: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.data.encode.BATCH_CHARS", 5_000)
+    monkeypatch.setattr("launchyard.training.data.prepare.encode.BATCH_CHARS", 5_000)
     options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000}
     prepare([str(small)], out=str(tmp_path / "whole"), **options)
     (tmp_path / "killed.py").write_text(KILLED)
@@ -387,7 +389,7 @@ def test_progress_tells_how_far(tmp_path: Path, corpus: Path, tokenizer_file: st
 
 VICTIM = """
 import sys
-from training.data import prepare
+from launchyard.training.data.prepare import prepare
 prepare.BYTES_PER_WORKER = 1
 if __name__ == "__main__":
     prepare.prepare([sys.argv[1]], tokenizer=sys.argv[2], out=sys.argv[3], workers=2)

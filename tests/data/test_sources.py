@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from training.data.sources import Reading, digest_of, documents, find_sources
+from launchyard.training.data.prepare.sources import Reading, digest_of, documents, find_sources
 
 TEXTS = ["One.\n\nTwo – ünïcödé ☃ 𝄞.", "", "a\r\nb", "x" * 300_000]
 

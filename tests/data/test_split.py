@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.index import HoldOut
-from training.data.split import PIECE_CHARS, Splitter, choose_holdout, cut
+from launchyard.training.data.index import HoldOut
+from launchyard.training.data.prepare.split import PIECE_CHARS, Splitter, choose_holdout, cut
 
 text = st.text(alphabet="ab \n☃", max_size=400)
 

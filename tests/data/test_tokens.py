@@ -11,13 +11,14 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.shards import CorruptError
+from launchyard.storage.errors import CorruptError
+from launchyard.training.batching import count_samples
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.index import ChunkDigest, Digests
+from launchyard.training.data.reader import Prefetcher, Samples, TokenReader
+from launchyard.training.data.token_store import TokenStore
+from launchyard.training.spec import IGNORE_INDEX
 from tests.data.litdata_reader import write_chunks
-from training.config import IGNORE_INDEX, count_samples
-from training.data.cache import ChunkCache
-from training.data.index import ChunkDigest, Digests
-from training.data.store import TokenStore
-from training.data.tokens import Prefetcher, Samples, TokenReader
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def test_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 
 def test_more_chunks_than_stay_open(tmp_path: Path, stream: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.store.MAX_OPEN_CHUNKS", 3)
+    monkeypatch.setattr("launchyard.training.data.token_store.MAX_OPEN_CHUNKS", 3)
     write_chunks(tmp_path / "t", stream, chunk=100)
     store = TokenStore(str(tmp_path / "t"))
     for start in (0, 4000, 100, 4900, 0):

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from launcher.backends import local
-from launcher.claims import newest_job
-from launcher.processes import descendants, end_all, end_marked, marked
-from training.rundir import Job, RunDir
+from launchyard.host.processes import descendants, end_all, end_marked, marked
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.backends.local import backend
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
 
 HERE = Path(__file__).parent
 RECIPE: dict[str, Any] = {
@@ -59,7 +60,7 @@ class Standin:
 
     def submit(self, *, workers: int = 1, overrides: dict[str, Any] | None = None, **plan: Any) -> Job:
         env = {"PYTHONPATH": str(HERE), "LAUNCHYARD_STANDIN": json.dumps(plan)}
-        job = local.submit(
+        job = backend.submit(
             self.run,
             nnodes=1,
             nproc_per_node=workers,
@@ -94,7 +95,7 @@ class Standin:
         record = self.wait(self.run.outcome, seconds)
         job = newest_job(self.run)
         assert job is not None
-        self.wait(lambda: not local.is_alive(self.run, job))
+        self.wait(lambda: not backend.is_alive(self.run, job))
         return record
 
     def left(self) -> list[int]:

@@ -11,9 +11,11 @@ import sys
 import time
 from typing import Any
 
-from training.appender import Appender
-from training.distributed import die_with_parent, read_world
-from training.rundir import OutcomeRecord, RunDir
+from launchyard.host.processes import die_with_parent
+from launchyard.run.append import Appender
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.training.distributed import read_world
 
 
 def main() -> int:

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.bundle import recipe_folder
-from launcher.cli import COMMANDS, EXAMPLES, main
-from launcher.processes import end_marked
-from launcher.schema import schema_text
-from launcher.submit import NewFolder
+from launchyard.host.processes import end_marked
+from launchyard.launcher.cli.main import COMMANDS, EXAMPLES, main
+from launchyard.launcher.cli.schema import schema_text
+from launchyard.launcher.recipe.bundled import recipe_folder
+from launchyard.launcher.submit.launch import NewFolder
+from launchyard.run.rundir import RunDir
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import Workload
 from tests.shell import Shell
-from training.config import Recipe, Workload
-from training.rundir import RunDir
 
 HEAVY = {"torch", "numpy", "ray", "submitit", "s3fs", "rich", "transformers", "tokenizers"}
 TEXT = "It is a truth universally acknowledged that a test needs some text.\n\n" * 200
@@ -52,7 +53,7 @@ def text(shell: Shell) -> str:
 def imports_of(*words: str, cwd: Path) -> tuple[set[str], str]:
     code = (
         "import sys\n"
-        "from launcher.cli import main\n"
+        "from launchyard.launcher.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\n"
         "finally:\n    print('\\n'.join(['IMPORTED', *sys.modules]))"
     )
@@ -63,12 +64,20 @@ def imports_of(*words: str, cwd: Path) -> tuple[set[str], str]:
 
 
 def test_help_imports_nothing_heavy_and_no_command(tmp_path: Path) -> None:
-    code = "import sys; from launcher.cli import main\ntry: main(['--help'])\nfinally: print('IMPORTED', *sys.modules)"
+    code = (
+        "import sys; from launchyard.launcher.cli.main import main\n"
+        "try: main(['--help'])\nfinally: print('IMPORTED', *sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     imported = set(out.rpartition("IMPORTED")[2].split())
     assert not imported & {*HEAVY, "fsspec", "pydantic", "yaml", "psutil"}
-    ours = {name for name in imported if name.startswith(("launcher.", "training", "model"))}
-    assert ours == {"launcher.cli", "launcher.errors", "launcher.completion"}
+    ours = {
+        name
+        for name in imported
+        if name.startswith(("launchyard.launcher.", "launchyard.training", "launchyard.model", "launchyard.errors"))
+    }
+    ours -= {"launchyard.launcher.cli"}
+    assert ours == {"launchyard.launcher.cli.main", "launchyard.errors", "launchyard.launcher.cli.completion"}
 
 
 @pytest.mark.parametrize("words", [["quickstart", "--dry-run", "--json"], ["--local", "--dry-run"]])
@@ -205,7 +214,7 @@ def test_a_dry_run_creates_nothing_and_tells_all(shell: Shell, text: str) -> Non
     assert facts["plan"]["run_url"] == f"{shell.here}/some where/run;1"
     assert facts["plan"]["data_prepared"] is False
     owner = facts["plan"]["processes"][0]["argv"]
-    assert owner[1:4] == ["-m", "launcher.backends.local", facts["plan"]["run_url"]]
+    assert owner[1:4] == ["-m", "launchyard.launcher.backends.local.owner", facts["plan"]["run_url"]]
 
 
 # -- a real launch ---------------------------------------------------------------------------------------------------

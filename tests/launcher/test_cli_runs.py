@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from launcher.backends import local
-from launcher.cli import main
-from launcher.drill import rehearse
-from launcher.runs import register, state_of
-from model.shards import FileEntry, Manifest, Piece, TensorEntry, safetensors_header, sealed
+from launchyard.launcher.backends.local import backend
+from launchyard.launcher.cli.main import main
+from launchyard.launcher.runs.drill import rehearse
+from launchyard.launcher.runs.registry import register
+from launchyard.launcher.runs.state import state_of
+from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import FileEntry, Manifest, Piece, TensorEntry, safetensors_header, sealed
 from tests.launcher.standin import HERE, Standin, make_run
 from tests.launcher.test_runs import claim, rows
-from training.rundir import RunDir
 
 Launch = Callable[..., tuple[int, str, str]]
 
@@ -43,8 +44,8 @@ def launch(capsys: pytest.CaptureFixture[str]) -> Launch:
 def live(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> Standin:
     """A registered run; whoever resumes it gets the stand-in worker too."""
     register("tiny-abcd", "tiny", standin.run.url)
-    submit = functools.partial(local.submit, worker_module="standin_worker")
-    monkeypatch.setattr(local, "submit", submit)
+    submit = functools.partial(backend.submit, worker_module="standin_worker")
+    monkeypatch.setattr(backend, "submit", submit)
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setenv("LAUNCHYARD_STANDIN", json.dumps({"save_every": 10}))
     return standin

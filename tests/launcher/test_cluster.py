@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import clusters
-from launcher.cluster import ClusterStorage, load_cluster, recipe_defaults, store_environment
-from launcher.errors import UserError
-from launcher.recipe import load_recipe
-from launcher.resume import _cluster as cluster_of_plan
-from launcher.schema import schema_text
-from model.files import StoreOptions
-from training.config import Storage
+from launchyard.errors import UserError
+from launchyard.launcher.backends.cluster import ClusterStorage, load_cluster, recipe_defaults, store_environment
+from launchyard.launcher.cli.schema import schema_text
+from launchyard.launcher.recipe.bundled import ROOT
+from launchyard.launcher.recipe.load import load_recipe
+from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
+from launchyard.storage.options import StoreOptions
+from launchyard.training.spec import Storage
 
 
 def test_the_local_cluster_is_this_machine() -> None:
@@ -78,13 +78,13 @@ def test_harmless_names_are_no_secrets(tmp_path: Path) -> None:
 def test_a_scheduler_without_a_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "far.yaml"
     path.write_text("name: far\nscheduler: ray\n")
-    monkeypatch.setattr("launcher.cluster.known_backends", lambda: ["local"])
+    monkeypatch.setattr("launchyard.launcher.backends.cluster.known_backends", lambda: ["local"])
     with pytest.raises(UserError, match=r"far\.yaml: scheduler: this version cannot drive ray yet; it can: local"):
         load_cluster(str(path))
 
 
 def test_the_schema_for_editors_is_current() -> None:
-    path = Path(next(iter(clusters.__path__))) / "cluster.schema.json"
+    path = ROOT / "clusters/cluster.schema.json"
     assert path.read_text() == schema_text("cluster"), "launch schema cluster > clusters/cluster.schema.json"
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.chart import draw
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
-from launcher.follow import follow
-from launcher.report import duration, plain
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from launchyard.launcher.format import duration, plain
+from launchyard.launcher.report.terminal_chart import draw
+from launchyard.launcher.watch.follow import follow
 from tests.launcher.standin import Standin, kill
 
 
@@ -73,7 +73,9 @@ def test_follow_a_run_whose_owner_is_killed(standin: Standin) -> None:
 def test_ctrl_c_on_a_terminal(standin: Standin, times: int, code: int) -> None:
     standin.submit(deaf=times > 1)
     standin.running()
-    command = "import sys; from launcher.follow import follow; from training.rundir import RunDir; "
+    command = (
+        "import sys; from launchyard.launcher.watch.follow import follow; from launchyard.run.rundir import RunDir; "
+    )
     command += "sys.exit(follow(RunDir(sys.argv[1])))"
     pid, terminal = pty.fork()
     if pid == 0:
@@ -98,7 +100,9 @@ def test_ctrl_c_on_a_terminal(standin: Standin, times: int, code: int) -> None:
 def test_the_run_outlives_the_terminal_of_its_watcher(standin: Standin) -> None:
     standin.submit(steps=100)
     standin.running()
-    command = "import sys; from launcher.follow import follow; from training.rundir import RunDir; "
+    command = (
+        "import sys; from launchyard.launcher.watch.follow import follow; from launchyard.run.rundir import RunDir; "
+    )
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, "-c", f"{command}follow(RunDir(sys.argv[1]))", standin.run.url])

@@ -15,19 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends import known_backends, load_backend, local
-from launcher.claims import claim_next, owner_alive
-from launcher.errors import UserError
-from launcher.processes import end_marked, marked
+from launchyard.errors import UserError
+from launchyard.host.processes import end_marked, marked
+from launchyard.launcher.agent.ownership import claim_next, owner_alive
+from launchyard.launcher.backends.base import known_backends, load_backend
+from launchyard.launcher.backends.local import backend
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
 from tests.launcher.standin import HERE, Standin, kill, make_run
-from training.rundir import Job, RunDir
 
 
 def test_unknown_backend_lists_those_that_exist() -> None:
     with pytest.raises(UserError, match="local"):
         load_backend("moon")
     assert "local" in known_backends()
-    assert load_backend("local").submit is local.submit
+    assert load_backend("local").submit is backend.submit
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -87,7 +89,7 @@ def test_hangup_is_ignored(standin: Standin) -> None:
 def test_notice_saves_and_goes_on_by_itself(standin: Standin) -> None:
     job = standin.submit(steps=150)
     standin.running()
-    local.notify(standin.run, job)
+    backend.notify(standin.run, job)
     standin.running(attempt=1)
     first = standin.run.outcome(0)
     assert first is not None and (first.outcome, first.reason) == ("stopped", "preempted")
@@ -103,7 +105,7 @@ def test_a_user_stop_beats_a_preemption(standin: Standin) -> None:
     job = standin.submit()
     standin.running()
     standin.run.request_stop("stop")
-    local.notify(standin.run, job)
+    backend.notify(standin.run, job)
     record = standin.outcome()
     assert (record.outcome, record.reason) == ("stopped", "stop")
     assert standin.run.attempts() == [0]
@@ -151,7 +153,7 @@ def test_cancel_ends_everything_now(standin: Standin) -> None:
     job = standin.submit(workers=2, deaf=True)
     standin.running()
     began = time.monotonic()
-    local.cancel(standin.run, job)
+    backend.cancel(standin.run, job)
     assert time.monotonic() - began < 4
     record = standin.run.outcome()
     assert record is not None and (record.outcome, record.reason) == ("stopped", "cancelled")
@@ -160,11 +162,11 @@ def test_cancel_ends_everything_now(standin: Standin) -> None:
 
 @pytest.mark.slow
 def test_cancel_ends_an_owner_that_does_not_answer(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "CANCEL_SECONDS", 0.5)
+    monkeypatch.setattr(backend, "CANCEL_SECONDS", 0.5)
     job = standin.submit()
     standin.running()
     kill(job.pid, signal.SIGSTOP)
-    local.cancel(standin.run, job)
+    backend.cancel(standin.run, job)
     record = standin.run.outcome()
     assert record is not None and record.reason == "cancelled"
     standin.nothing_left()
@@ -230,7 +232,14 @@ def test_a_living_run_refuses_a_second_job(standin: Standin) -> None:
 
 def test_of_two_owners_at_once_one_refuses(standin: Standin) -> None:
     """Both are past the first check before either has claimed."""
-    argv = [sys.executable, "-m", "launcher.backends.local", standin.run.url, "--nproc-per-node=1", "--device=cpu"]
+    argv = [
+        sys.executable,
+        "-m",
+        "launchyard.launcher.backends.local.owner",
+        standin.run.url,
+        "--nproc-per-node=1",
+        "--device=cpu",
+    ]
     request = json.dumps({"overrides": {}, "worker_module": "standin_worker"}).encode()
     env = {**os.environ, "PYTHONPATH": str(HERE)}
     lines, owners = [], []
@@ -287,7 +296,7 @@ def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path, mo
     shape = {"nnodes": 1, "nproc_per_node": 1, "device": "cpu", "overrides": {}}
     job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)
     run.claim_attempt(job)
-    monkeypatch.setattr("launcher.claims.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("launchyard.launcher.agent.ownership.LOOK_SECONDS", 0.3)
     beat = Path(run.path("attempts/0000/heartbeat.json"))
     run.write_json("attempts/0000/heartbeat.json", {"time": 0.0})  # by a clock that is wrong: what it says is not asked
     with pytest.raises(UserError, match="elsewhere"):

@@ -22,16 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher import discovery
-from launcher.cli import cli
-from launcher.discovery import Discovery, Place, look_at
-from launcher.errors import UserError
-from launcher.monitor import Monitor, TargetFile, View, _labels, exposition, make_server
-from model import files
-from model.files import StoreOptions, set_store_options
-from model.store import StoreError
+from launchyard.errors import UserError
+from launchyard.launcher.cli.main import cli
+from launchyard.launcher.monitor import discovery
+from launchyard.launcher.monitor.discovery import Discovery, Place, look_at
+from launchyard.launcher.monitor.server import Monitor, TargetFile, View, _labels, exposition, make_server
+from launchyard.storage import files
+from launchyard.storage.errors import StoreError
+from launchyard.storage.files import set_store_options
+from launchyard.storage.options import StoreOptions
+from launchyard.training.telemetry.metric_table import METRICS
 from tests.monitoring.made import Made
-from training.metrics import METRICS
 
 
 @pytest.fixture(autouse=True)
@@ -334,7 +335,9 @@ def test_once(tmp_path: Path) -> None:
 def test_it_serves_until_it_is_ended(tmp_path: Path) -> None:
     live(tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "launcher.cli", "monitor", "--port", "0"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "launchyard", "monitor", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from launcher import node
-from launcher.node import Signals, run_attempt
-from launcher.processes import end_marked, free_port, is_alive, marked, started_at
+from launchyard.host.ports import free_port
+from launchyard.host.processes import end_marked, is_alive, marked, started_at
+from launchyard.launcher.agent import node, torchrun_watch
+from launchyard.launcher.agent.node import run_attempt
+from launchyard.launcher.agent.signals import Signals
+from launchyard.run.rundir import RunDir
 from tests.launcher.standin import HERE, make_run
 from tests.launcher.test_runs import claim
-from training.rundir import RunDir
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_a_save_that_takes_too_long_is_ended(run: RunDir, notice: str, outcome: 
 
 @pytest.mark.slow
 def test_torchrun_that_hangs_after_the_outcome_is_ended(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "LINGER_SECONDS", 1.0)
+    monkeypatch.setattr(torchrun_watch, "LINGER_SECONDS", 1.0)
     assert attempt(run, steps=2, linger=True).outcome == "completed"
     assert not marked(run.url)
 
@@ -169,7 +171,15 @@ def test_a_zombie_is_dead() -> None:
 
 
 def agent(run: RunDir, **plan: Any) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "launcher.node", run.url, "--attempt=0", "--nproc-per-node=1", "--device=cpu"]
+    argv = [
+        sys.executable,
+        "-m",
+        "launchyard.launcher.agent.node",
+        run.url,
+        "--attempt=0",
+        "--nproc-per-node=1",
+        "--device=cpu",
+    ]
     argv += ["--worker-module=standin_worker"]
     return subprocess.Popen(argv, env={**os.environ, **env(**plan)}, stderr=subprocess.DEVNULL)
 

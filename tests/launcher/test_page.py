@@ -17,14 +17,15 @@ from click.testing import CliRunner, Result
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from launcher.cli import cli
-from launcher.errors import UserError
-from launcher.page import _smooth, report_page
-from launcher.plots import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
-from launcher.story import read_story
-from model.files import StoreOptions, set_store_options
+from launchyard.errors import UserError
+from launchyard.launcher.cli.main import cli
+from launchyard.launcher.report.html import _smooth, report_page
+from launchyard.launcher.report.svg import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
+from launchyard.launcher.runs.history import read_story
+from launchyard.run.goodput import CAUSES
+from launchyard.storage.files import set_store_options
+from launchyard.storage.options import StoreOptions
 from tests.monitoring.made import Made, preempted_twice
-from training.goodput import CAUSES
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

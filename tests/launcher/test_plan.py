@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.bundle import bundled_recipes
-from launcher.cluster import Cluster
-from launcher.host import Gpu, HostFacts, probe_host
-from launcher.plan import Plan, PlanError, PlannedData, make_plan, seconds_of
-from launcher.recipe import load_recipe
-from launcher.snapshot import CodeSnapshot
-from launcher.summary import brief
-from model.zoo import preset
-from training.config import DataSpec, Recipe, TokenSource, Workload
+from launchyard.launcher.backends.cluster import Cluster
+from launchyard.launcher.plan.hardware import Gpu, HostFacts, probe_host
+from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
+from launchyard.launcher.plan.planner import make_plan, seconds_of
+from launchyard.launcher.recipe.bundled import bundled_recipes
+from launchyard.launcher.recipe.load import load_recipe
+from launchyard.launcher.submit.code import CodeSnapshot
+from launchyard.launcher.submit.plan_text import brief
+from launchyard.model.zoo import preset
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec, TokenSource, Workload
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = str(GOLDEN / "small.yaml")  # not the quickstart, whose numbers are tuned

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.policy import BACK_OFF_CAP, AttemptSummary, after_attempt
+from launchyard.launcher.agent.restart_policy import BACK_OFF_CAP, AttemptSummary, after_attempt
 
 
 def done(outcome: str, reason: str = "x", *, fatal: bool = False, progressed: bool = False) -> AttemptSummary:

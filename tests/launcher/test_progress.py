@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import EXIT_STOPPED
-from launcher.follow import follow
-from launcher.processes import wait_until
-from launcher.progress import Progress
-from launcher.tail import RowTail
+from launchyard.errors import EXIT_STOPPED
+from launchyard.host.processes import wait_until
+from launchyard.launcher.watch.follow import follow
+from launchyard.launcher.watch.progress import Progress
+from launchyard.run.append import Appender
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.run.tail import RowTail
 from tests.launcher.standin import make_run
 from tests.launcher.test_runs import claim
 from tests.store import Bucket
-from training.appender import Appender
-from training.rundir import OutcomeRecord, RunDir
 
 
 class Worker:

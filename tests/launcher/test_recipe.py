@@ -10,13 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.bundle import bundled_recipes, recipe_folder
-from launcher.errors import RecipeErrors, UserError
-from launcher.explain import leaf_keys
-from launcher.recipe import check_recipe, load_recipe, parse_overrides
-from launcher.spellings import RECIPE_WORDS
-from launcher.strict import parse_value
-from training.config import Recipe
+from launchyard.errors import RecipeErrors, UserError
+from launchyard.launcher.recipe.aliases import RECIPE_WORDS
+from launchyard.launcher.recipe.bundled import bundled_recipes, recipe_folder
+from launchyard.launcher.recipe.hints import leaf_keys
+from launchyard.launcher.recipe.load import check_recipe, load_recipe, parse_overrides
+from launchyard.launcher.recipe.yaml import parse_value
+from launchyard.training.recipe import Recipe
 
 SMALL = "name: small\nmodel: {preset: pythia-14m}\ndata: {source: data/x}\ntrain: {max_steps: 3}\n"
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from launcher.report import last_page, progress_line
+from launchyard.launcher.format import progress_line
+from launchyard.launcher.report.ending import last_page
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
 from tests.launcher.standin import make_run
 from tests.launcher.test_runs import claim, rows
-from training.rundir import OutcomeRecord, RunDir
 
 
 @pytest.fixture

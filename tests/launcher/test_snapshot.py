@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.snapshot import MAX_DIFF_BYTES, redact, take_snapshot
+from launchyard.launcher.submit.code import MAX_DIFF_BYTES, take_snapshot
+from launchyard.storage.redact import redact
 
 
 def git(folder: Path, *args: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.processes import free_port
-from launcher.torchrun import installed_flags, torchrun_argv
+from launchyard.host.ports import free_port
+from launchyard.launcher.agent.torchrun import installed_flags, torchrun_argv
 
 SMALL = {"python": sys.executable, "nnodes": 1, "node_rank": 0, "module": "job", "rdzv_id": "a b"}
 
@@ -28,7 +28,10 @@ def test_optional_flags_follow_the_installed_torch() -> None:
 
 
 def test_flags_are_found_without_importing_torch() -> None:
-    code = "import sys; from launcher import torchrun; torchrun.installed_flags(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from launchyard.launcher.agent import torchrun; torchrun.installed_flags(); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

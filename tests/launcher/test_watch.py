@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.chart import sparkline
-from launcher.watch import Facts, Watched, lines, watch
-from model.files import StoreOptions, set_store_options
+from launchyard.launcher.report.terminal_chart import sparkline
+from launchyard.launcher.watch.live import Facts, Watched, lines, watch
+from launchyard.run.goodput import read_goodput
+from launchyard.storage.files import set_store_options
+from launchyard.storage.options import StoreOptions
 from tests.launcher.standin import Standin
 from tests.monitoring.made import Made, preempted_twice
-from training.goodput import read_goodput
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_is_written_over_and_never_cleared(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.watch.LOOK_SECONDS", {True: 0.1, False: 0.1})
+    monkeypatch.setattr("launchyard.launcher.watch.live.LOOK_SECONDS", {True: 0.1, False: 0.1})
     monkeypatch.setenv("TERM", "xterm-256color")
     standin.submit(steps=60, save_every=20)
     standin.running()
@@ -144,7 +145,7 @@ def test_ctrl_c_leaves_the_run_alone(standin: Standin, monkeypatch: pytest.Monke
     def press(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("launcher.watch.time.sleep", press)
+    monkeypatch.setattr("launchyard.launcher.watch.live.time.sleep", press)
     assert watch(standin.run, out=out) == 0
     monkeypatch.undo()
     before = standin.steps(0)

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from launcher.cause import LOST_PEER, find_cause
-from launcher.hang import HUNG
-from launcher.why import explain
+from launchyard.launcher.agent.hang_detector import HUNG
+from launchyard.launcher.agent.root_cause import LOST_PEER, find_cause
+from launchyard.launcher.runs.why import explain
+from launchyard.run.append import Appender
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
 from tests.launcher.standin import make_run
 from tests.launcher.test_runs import claim, rows
-from training.appender import Appender
-from training.rundir import OutcomeRecord, RunDir
 
 SUMMARY = """
 torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 ============================================================
-training.worker FAILED
+launchyard.training.worker FAILED
 ------------------------------------------------------------
 Failures:
 [1]:

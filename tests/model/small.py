@@ -10,9 +10,18 @@ import torch
 import xxhash
 from torch import Tensor
 
-from model.config import ModelConfig, RopeScaling
-from model.shards import DTYPE_BYTES, MANIFEST, FileEntry, Manifest, Piece, TensorEntry, safetensors_header, sealed
-from model.transformer import Transformer
+from launchyard.model.config import ModelConfig, RopeScaling
+from launchyard.model.network.transformer import Transformer
+from launchyard.storage.shards import (
+    DTYPE_BYTES,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    Piece,
+    TensorEntry,
+    safetensors_header,
+    sealed,
+)
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import main
-from launcher.runs import register
-from model.hf import save_hf
-from model.zoo import presets
+from launchyard.launcher.cli.main import main
+from launchyard.launcher.runs.registry import register
+from launchyard.model.weights.hf import save_hf
+from launchyard.model.zoo import presets
 from tests.model.small import byte_tokenizer, neox, random_model, weights_of, write_checkpoint
 
 CONFIG = neox(vocab_size=300, padded_vocab_size=384)
@@ -141,7 +141,7 @@ def test_models_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_text_is_printed_while_it_is_made(run: Path) -> None:
     """The first words must be readable in a pipe before the last are written."""
-    code = "from launcher.cli import main; main()"
+    code = "from launchyard.launcher.cli.main import main; main()"
     words = ["generate", str(run), "--prompt", "the", "--max-new-tokens", "55", "--seed", "1"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import ModelConfig
-from model.cost import (
+from launchyard.model.config import ModelConfig
+from launchyard.model.cost import (
     activation_elements,
     checkpoint_bytes,
     flops_per_token,
@@ -18,9 +18,9 @@ from model.cost import (
     n_params_embedding,
     training_memory,
 )
-from model.layout import parameter_shapes
-from model.transformer import Transformer
-from model.zoo import preset
+from launchyard.model.layout import parameter_shapes
+from launchyard.model.network.transformer import Transformer
+from launchyard.model.zoo import preset
 from tests.model.small import CONFIGS, llama, neox, random_model, random_tokens
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model import files, store
-from model import s3 as s3_room
-from model.store import RefusedError, StoreError, Trouble
+from launchyard.storage import files, options, retry
+from launchyard.storage.errors import RefusedError, StoreError
+from launchyard.storage.retry import Trouble
+from launchyard.storage.stores import s3 as s3_room
 from tests.faults import Answer, Flip, Reset, Slow, Stall, Truncate, lists, where
 
 if TYPE_CHECKING:
@@ -42,17 +43,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield f"{request.param}/{tmp_path.name}-{secrets.token_hex(4)}"
     else:
         bucket = request.getfixturevalue("s3")
-        files.set_store_options(files.StoreOptions(endpoint_url=bucket.endpoint))
+        files.set_store_options(options.StoreOptions(endpoint_url=bucket.endpoint))
         yield f"{bucket.url}/place"
-        files.set_store_options(files.StoreOptions())
+        files.set_store_options(options.StoreOptions())
 
 
 @pytest.fixture
 def troubles() -> Iterator[list[Trouble]]:
     heard: list[Trouble] = []
-    store.watch(heard.append)
+    retry.watch(heard.append)
     yield heard
-    store._watchers.remove(heard.append)
+    retry._watchers.remove(heard.append)
 
 
 # -- wherever it is ---------------------------------------------------------------------------------------------------
@@ -333,11 +334,15 @@ def test_renewed_credentials_are_read(
         secrets.write_text(f"[p]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {secret}\n")
 
     write(s3.secret_key)
-    files.set_store_options(files.StoreOptions(endpoint_url=proxy.endpoint, profile="p", credentials_file=str(secrets)))
+    files.set_store_options(
+        options.StoreOptions(endpoint_url=proxy.endpoint, profile="p", credentials_file=str(secrets))
+    )
     files.write(f"{s3.url}/f", b"x")
     write("expired")
-    files.set_store_options(files.StoreOptions())
-    files.set_store_options(files.StoreOptions(endpoint_url=proxy.endpoint, profile="p", credentials_file=str(secrets)))
+    files.set_store_options(options.StoreOptions())
+    files.set_store_options(
+        options.StoreOptions(endpoint_url=proxy.endpoint, profile="p", credentials_file=str(secrets))
+    )
     threading.Timer(2, write, [s3.secret_key]).start()
     with files.patience(600):
         assert files.read(f"{s3.url}/f") == b"x"
@@ -376,7 +381,7 @@ def test_patience_that_is_shortened_ends_what_is_waiting(s3: Bucket, proxy: Faul
             files.read(f"{s3.url}/f")
         assert time.monotonic() - began < 12
     finally:
-        files.set_patience(store.PATIENCE_SECONDS)
+        files.set_patience(retry.PATIENCE_SECONDS)
 
 
 @pytest.mark.s3

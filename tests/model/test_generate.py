@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import linear
-from model.attention import Cache
-from model.config import ModelConfig
-from model.generate import Sampling, draw, generate, generate_batch
-from model.transformer import Transformer
+from launchyard.model.config import ModelConfig
+from launchyard.model.generate import Sampling, draw, generate, generate_batch
+from launchyard.model.network import linear
+from launchyard.model.network.kv_cache import Cache
+from launchyard.model.network.transformer import Transformer
 from tests.model.small import CONFIGS, llama, neox, random_model, random_tokens
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.hf import HFWeights, save_hf
-from model.layout import parameter_shapes
-from model.loading import build, open_weights
-from model.shards import CorruptError
-from model.zoo import config_from_hf, config_to_hf
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import parameter_shapes
+from launchyard.model.weights.hf import HFWeights, save_hf
+from launchyard.model.weights.load import build, open_weights
+from launchyard.model.zoo import config_from_hf, config_to_hf
+from launchyard.storage.errors import CorruptError
 from tests.model.small import CONFIGS, byte_tokenizer, edit_json, llama, neox, random_model, random_tokens, weights_of
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import model.init
-from model.init import initial_rows
-from model.layout import parameter_shapes
+import launchyard.model.network.init as init_module
+from launchyard.model.layout import parameter_shapes
+from launchyard.model.network.init import initial_rows
 from tests.model.small import llama, neox
 
 CONFIG = neox(dim=96, n_heads=6, ffn_dim=384, vocab_size=1000, padded_vocab_size=1024)
@@ -33,7 +33,7 @@ def test_cuts_change_nothing(key: str, data: st.DataObject) -> None:
 
 
 def test_cuts_across_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.init, "BLOCK_ELEMENTS", 96 * 7)  # 1024 rows are no multiple of it
+    monkeypatch.setattr(init_module, "BLOCK_ELEMENTS", 96 * 7)  # 1024 rows are no multiple of it
     shape = SHAPES["embed.weight"]
     whole = initial_rows(CONFIG, "embed.weight", shape, seed=5)
     for start, stop in ((0, 7), (6, 8), (13, 500), (1000, 1024), (1023, 1024), (7, 7)):

@@ -8,12 +8,13 @@ import fsspec
 import pytest
 import torch
 
-from model import load
-from model.config import ModelConfig
-from model.hf import save_hf
-from model.loading import CheckpointWeights, LoadedModel, pick_device
-from model.shards import MANIFEST, CorruptError, read_manifest, sealed
-from model.source import find_source, read_config
+from launchyard.model import load
+from launchyard.model.config import ModelConfig
+from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.load import CheckpointWeights, LoadedModel, pick_device
+from launchyard.model.weights.source import find_source, read_config
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.shards import MANIFEST, read_manifest, sealed
 from tests.model.small import (
     byte_tokenizer,
     edit_json,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import files
-from model import s3 as s3_room
-from model.store import Filling
+from launchyard.storage import files
+from launchyard.storage.stores import s3 as s3_room
+from launchyard.storage.stores.fsspec import Filling
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer, Reset, Slow, where
 from tests.store import Bucket

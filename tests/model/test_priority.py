@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from model.priority import STEP_BACK, step_back
+from launchyard.host.priority import STEP_BACK, step_back
 
 
 def mine() -> int:

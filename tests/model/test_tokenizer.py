@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import StopStrings, Tokenizer
+from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from tests.model.small import byte_tokenizer, word_tokenizer
 
 

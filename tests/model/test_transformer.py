@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.transformer import Transformer
+from launchyard.model.config import ModelConfig
+from launchyard.model.network.transformer import Transformer
 from tests.model.small import CONFIGS, llama, neox, random_model, random_tokens, weights_of
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from model.config import ModelConfig, RopeScaling
-from model.cost import n_params
-from model.zoo import config_from_hf, make_config, preset, presets, rules
-from model.zoo.rules import their_shapes
+from launchyard.model.config import ModelConfig, RopeScaling
+from launchyard.model.cost import n_params
+from launchyard.model.zoo import config_from_hf, make_config, preset, presets, rules
+from launchyard.model.zoo.rules import their_shapes
 
 PUBLISHED = {
     "pythia-14m": 14_067_712,

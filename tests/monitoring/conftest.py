@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.errors import UserError
-from launcher.sandbox.observers import find_prometheus, require_prometheus
+from launchyard.errors import UserError
+from launchyard.launcher.sandbox.monitoring.observers import find_prometheus, require_prometheus
 
 
 @pytest.fixture(scope="session")

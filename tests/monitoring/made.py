@@ -8,11 +8,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from launcher.processes import started_at
-from launcher.runs import register
+from launchyard.host.processes import started_at
+from launchyard.launcher.runs.registry import register
+from launchyard.run.append import Appender
+from launchyard.run.records import Job, OutcomeRecord, Submission, Target
+from launchyard.run.rundir import RunDir
 from tests.launcher.standin import make_run
-from training.appender import Appender
-from training.rundir import Job, OutcomeRecord, RunDir, Submission, Target
 
 STEP = 0.5  # seconds
 BEGAN = 1_700_000_000.0

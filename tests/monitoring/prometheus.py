@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from launcher.bundle import monitoring_folder
-from launcher.processes import end_child, free_port
-from launcher.sandbox.monitoring import prometheus_config
+from launchyard.host.ports import free_port
+from launchyard.host.processes import end_child
+from launchyard.launcher.recipe.bundled import monitoring_folder
+from launchyard.launcher.sandbox.monitoring.service import prometheus_config
 
 SECOND = "1s"
 FAST = {"for: 2m": "for: 1s", "> 120 + 20 *": "> 5 + 2 *"}  # the stall alert, in seconds instead of minutes
@@ -34,7 +35,7 @@ class Watching:
         self._processes: list[subprocess.Popen[Any]] = []
         self.ports = {"monitor": free_port(), "prometheus": free_port()}
         words = ["monitor", f"--port={self.ports['monitor']}", "--every=0.5"]
-        self._start("monitor", [sys.executable, "-m", "launcher.cli", *words], env)
+        self._start("monitor", [sys.executable, "-m", "launchyard", *words], env)
         config = folder / "prometheus.yml"
         config.write_text(self._config(fast or {}))
         self._start(

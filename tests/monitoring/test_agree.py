@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from training.goodput import CAUSES
-from training.metrics import METRICS, PHASES, STATES
+from launchyard.run.goodput import CAUSES
+from launchyard.training.telemetry.metric_table import METRICS, STATES
+from launchyard.training.telemetry.phases import PHASES
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "clusters" / "monitoring"
@@ -96,8 +97,8 @@ def test_values_of_labels_exist(label: str, values: tuple[str, ...]) -> None:
 def test_states_that_are_asked_for_exist() -> None:
     from typing import get_args
 
-    from launcher.discovery import RESULTS
-    from launcher.runs import State
+    from launchyard.launcher.monitor.discovery import RESULTS
+    from launchyard.launcher.runs.state import State
 
     allowed = {"trainer_state": STATES, "launcher_run_state": get_args(State), "launcher_run_attempts_total": RESULTS}
     for query in queries():
@@ -130,9 +131,8 @@ def test_every_alert_has_a_case_and_a_counter_case() -> None:
 
 # -- dashboards ------------------------------------------------------------------------------------------------------
 def test_dashboards_are_what_the_builder_makes() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SHIPPED / "grafana/builder"), "--check"], capture_output=True, text=True, timeout=60
-    )
+    argv = [sys.executable, "-m", "launchyard.launcher.monitor.dashboards", "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.page import report_page
-from launcher.story import read_story
-from model.files import StoreOptions, set_store_options
+from launchyard.launcher.report.html import report_page
+from launchyard.launcher.runs.history import read_story
+from launchyard.storage.files import set_store_options
+from launchyard.storage.options import StoreOptions
 from tests.monitoring.made import preempted_twice
 
 pytestmark = pytest.mark.browser

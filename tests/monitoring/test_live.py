@@ -17,14 +17,14 @@ import psutil
 import pytest
 import yaml
 
-from launcher.processes import end_marked, marked
+from launchyard.host.processes import end_marked, marked
+from launchyard.run.rundir import RunDir
 from tests.monitoring.prometheus import FAST, Watching, plain_query, watching
 from tests.monitoring.test_agree import DASHBOARDS, alerts, dashboard_queries
 from tests.s3.runs import write_data
 from tests.shell import Shell
 from tests.store import S3Server, make_bucket
 from tests.training.small import MODEL
-from training.rundir import RunDir
 
 pytestmark = [pytest.mark.monitoring, pytest.mark.timeout(420)]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.bundle import monitoring_folder
-from launcher.discovery import Discovery
-from launcher.monitor import Monitor, exposition
-from launcher.sandbox.monitoring import prometheus_config
+from launchyard.launcher.monitor.discovery import Discovery
+from launchyard.launcher.monitor.server import Monitor, exposition
+from launchyard.launcher.recipe.bundled import monitoring_folder
+from launchyard.launcher.sandbox.monitoring.service import prometheus_config
+from launchyard.training.telemetry.exporter import Exporter
+from launchyard.training.telemetry.metric_table import METRICS
 from tests.monitoring.made import Made
-from training.exporter import Exporter
-from training.metrics import METRICS
 
 pytestmark = pytest.mark.monitoring
 SHIPPED = monitoring_folder()

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from launcher.cli import cli
-from launcher.processes import is_alive, wait_until
-from launcher.sandbox import load_sandbox, monitoring, observers
+from launchyard.host.processes import is_alive, wait_until
+from launchyard.launcher.cli.main import cli
+from launchyard.launcher.sandbox import load_sandbox
+from launchyard.launcher.sandbox.monitoring import observers, service
 
 pytestmark = pytest.mark.monitoring
 
@@ -29,11 +30,11 @@ def sandbox(*words: str) -> Result:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prometheus: str) -> Iterator[Path]:
     """A user's folders, a machine with nothing but Prometheus, and nothing left running at the end."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(monitoring, "require_prometheus", lambda say: prometheus)
-    monkeypatch.setattr(monitoring, "find_grafana", lambda: None)
-    monkeypatch.setattr(monitoring, "has_docker", lambda: False)
+    monkeypatch.setattr(service, "require_prometheus", lambda say: prometheus)
+    monkeypatch.setattr(service, "find_grafana", lambda: None)
+    monkeypatch.setattr(service, "has_docker", lambda: False)
     yield tmp_path
-    monitoring.down()
+    service.down()
 
 
 def answer(url: str) -> Any:
@@ -42,7 +43,7 @@ def answer(url: str) -> Any:
 
 
 def processes() -> dict[str, tuple[int, float]]:
-    return dict(monitoring._facts()["processes"])
+    return dict(service._facts()["processes"])
 
 
 def test_up_down(home: Path) -> None:
@@ -82,7 +83,7 @@ def test_half_of_it_is_made_whole(home: Path) -> None:
 
 
 def test_a_machine_without_prometheus_is_told_how_to_get_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.errors import UserError
+    from launchyard.errors import UserError
 
     monkeypatch.setattr(observers.shutil, "which", lambda *words, **how: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))

@@ -15,17 +15,22 @@ from typing import Any
 
 import psutil
 
-from launcher.errors import LaunchError, UserError
-from launcher.processes import end_all, started_at
-from launcher.sandbox import ray_host
-from launcher.sandbox.ray_host import HEAD, Settings
-from launcher.sandbox.ray_site import Site
+from launchyard.errors import LaunchError, UserError
+from launchyard.host.processes import end_all, started_at
+from launchyard.launcher.sandbox.ray import host
+from launchyard.launcher.sandbox.ray.host import HEAD, Settings
+from launchyard.launcher.sandbox.ray.site import Site
 from tests.slurm.cluster import frozen
 
 # The name says whose it is, so that the next run can end it.
 _PREFIX = "lyraytest-"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-OURS = ("launcher.ray_owner", "launcher.node", "torch.distributed.run", "training.worker")
+OURS = (
+    "launchyard.launcher.backends.ray.owner",
+    "launchyard.launcher.agent.node",
+    "torch.distributed.run",
+    "launchyard.training.worker",
+)
 
 
 class RayCluster:
@@ -137,7 +142,7 @@ def _end_stale() -> None:
 def why_not() -> str | None:
     """What lacks for a Ray here; tests are skipped without it, never silently passed."""
     try:
-        ray_host.require()
+        host.require()
     except (UserError, LaunchError) as error:
         return str(error)
     return None

@@ -11,8 +11,8 @@ import pytest
 from tests.ray.cluster import RayCluster, running_cluster, why_not
 
 if TYPE_CHECKING:
+    from launchyard.run.rundir import RunDir
     from tests.ray.runs import Site
-    from training.rundir import RunDir
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 import yaml
 
+from launchyard.run.rundir import RunDir
 from tests.ray.cluster import RayCluster
 from tests.slurm import runs as on_slurm
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, kill, same_training
-from training.rundir import RunDir
 
 
 class Site(on_slurm.Site):

@@ -17,20 +17,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.backends import ray_request
-from launcher.backends.ray_jobs import AwayError, Dashboard
-from launcher.cluster import Cluster, load_cluster
-from launcher.errors import LaunchError, UserError
-from launcher.plan import Plan, PlanError, PlannedData, make_plan
-from launcher.plan_processes import Shape
-from launcher.policy import NODE_LOST, AttemptSummary, after_attempt
-from launcher.ray_owner import agent_words
-from launcher.ray_room import shortage
-from launcher.recipe import load_recipe
-from launcher.resume import _cluster as cluster_of_plan
-from launcher.snapshot import pack_code
+from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.agent.restart_policy import NODE_LOST, AttemptSummary, after_attempt
+from launchyard.launcher.backends.cluster import Cluster, load_cluster
+from launchyard.launcher.backends.ray import request as ray_request
+from launchyard.launcher.backends.ray.client import AwayError, Dashboard
+from launchyard.launcher.backends.ray.owner import agent_words
+from launchyard.launcher.backends.ray.placement import shortage
+from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
+from launchyard.launcher.plan.planner import make_plan
+from launchyard.launcher.plan.processes import Shape
+from launchyard.launcher.recipe.load import load_recipe
+from launchyard.launcher.submit.code import pack_code
+from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
+from launchyard.run.records import Job
 from tests.launcher.test_plan import CPU, DATA, SMALL
-from training.rundir import Job
 
 GOLDEN = Path(__file__).parent / "golden"
 HARD = "a b;$HOME 'q' \"d\" {job} #x"
@@ -81,7 +82,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r", exclud
 @given(url=WORDS)
 def test_the_shell_reads_the_very_words(url: str) -> None:
     words = shlex.split(entrypoint(f"/r/{url}"))
-    assert words[:6] == ["exec", "/p", "-u", "-m", "launcher.ray_owner", f"/r/{url}"]
+    assert words[:6] == ["exec", "/p", "-u", "-m", "launchyard.launcher.backends.ray.owner", f"/r/{url}"]
     assert words[-1] == "--job-id=j-1"
 
 
@@ -99,8 +100,8 @@ def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
     show.chmod(0o700)
     done = subprocess.run(["sh", "-c", entrypoint(f"/r/{HARD}", str(show))], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "-u", "-m", "launcher.ray_owner", f"/r/{HARD}", "--bundle=CPU=1", "--sizes=2,1", "--wait-seconds=60",
-        "--job-id=j-1",
+        "-u", "-m", "launchyard.launcher.backends.ray.owner", f"/r/{HARD}", "--bundle=CPU=1", "--sizes=2,1",
+        "--wait-seconds=60",        "--job-id=j-1",
     ]  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def test_agents_get_their_words() -> None:
         device="cpu",
     )  # fmt: skip
     words = agent_words(agent, job, "10.0.0.1:61000")
-    assert words[:4] == ["-u", "-m", "launcher.node", "/runs/small-ab12"]
+    assert words[:4] == ["-u", "-m", "launchyard.launcher.agent.node", "/runs/small-ab12"]
     assert {"--attempt=3", "--nnodes=1", "--rdzv-endpoint=10.0.0.1:61000"} < set(words)
     assert not any("{" in word for word in words)
 
@@ -129,7 +130,7 @@ def test_equal_code_makes_equal_bytes(tmp_path: Path) -> None:
     assert package is not None and package == pack_code()
     (tmp_path / "code.zip").write_bytes(package)
     said = subprocess.run(
-        [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import launcher; print(launcher)",
+        [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import launchyard; print(launchyard)",  # noqa: E501
          str(tmp_path / "code.zip")],
         capture_output=True, text=True, check=True, cwd=tmp_path,
     ).stdout  # fmt: skip
@@ -293,7 +294,7 @@ def test_code_that_is_there_is_not_sent_again(server: str) -> None:
 def test_a_dashboard_that_says_nothing_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    monkeypatch.setattr("launcher.backends.ray_jobs.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("launchyard.launcher.backends.ray.client.CONNECT_SECONDS", 0.3)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))
         silent.listen()

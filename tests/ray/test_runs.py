@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.run.rundir import RunDir
 from tests.ray.cluster import RAY
 from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, same_training
-from training.rundir import RunDir
 
 pytestmark = pytest.mark.ray
 RIGHT_SECONDS = 5.0  # in which what is shown is what is
@@ -133,5 +133,5 @@ def test_the_plan_is_what_ray_is_sent(place: Site) -> None:
     plan = json.loads(place.ok("tiny.yaml", "--cluster", "site", "--nodes", "2", "--dry-run", "--json"))["plan"]
     told = json.loads(plan["script"])
     assert told["bundle"] == {"CPU": 1}
-    assert "-m launcher.ray_owner" in told["request"]["entrypoint"]
+    assert "-m launchyard.launcher.backends.ray.owner" in told["request"]["entrypoint"]
     assert not Path(place.here / "runs").exists()

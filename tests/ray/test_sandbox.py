@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launchyard.run.rundir import RunDir
 from tests.ray.runs import OnRay, Site
-from training.rundir import RunDir
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 RAYS = ("raylet", "gcs_server")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from launchyard.run.rundir import RunDir
 from tests.ray.cluster import HEAD
 from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, end_process, kill, same_training
 from tests.slurm.test_survival import lost
-from training.rundir import RunDir
 
 pytestmark = pytest.mark.ray
 

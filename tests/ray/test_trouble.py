@@ -44,7 +44,7 @@ def test_a_job_that_cannot_begin_says_so(place: Site) -> None:
 @pytest.mark.slow
 def test_a_dashboard_that_is_away(place: Site) -> None:
     """The run goes on and is shown by what its directory tells."""
-    from launcher.sandbox.ray_site import NETWORK
+    from launchyard.launcher.sandbox.ray.site import NETWORK
 
     run = place.launch("run", FOREVER)
     run.steps(5)

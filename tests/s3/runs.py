@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import yaml
 
-from model import files
-from model.shards import read_manifest, verify
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files, options
+from launchyard.storage.shards import read_manifest, verify
+from launchyard.training.data.prepare.writer import SplitWriter
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec, Storage, TokenSource, Workload
 from tests.faults import Request
 from tests.store import Bucket
 from tests.training.small import MODEL, VOCAB, final_weights, history, run_workers, start_workers
-from training.config import DataSpec, Recipe, Storage, TokenSource, Workload
-from training.data.writer import SplitWriter
-from training.rundir import RunDir
 
 STEPS, BEGUN, EVERY = 30, 10, 5
 RECIPE: dict[str, Any] = {
@@ -130,7 +131,7 @@ class Remote:
     processes: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        files.set_store_options(files.StoreOptions(endpoint_url=self.bucket.endpoint))
+        files.set_store_options(options.StoreOptions(endpoint_url=self.bucket.endpoint))
         self.run = RunDir(f"{self.bucket.url}/runs/faults")
         begun = Path(self.origin.begun.url)
         for path in sorted(begun.rglob("*")):
@@ -190,7 +191,7 @@ class Remote:
 
     def close(self) -> None:
         end(self.processes)
-        files.set_store_options(files.StoreOptions())
+        files.set_store_options(options.StoreOptions())
 
 
 def wait_for(done: Callable[[], Any], seconds: float = 60.0) -> Any:

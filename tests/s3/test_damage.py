@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from launcher.saved import list_saved
-from model import files
-from model.store import StoreError
+from launchyard.launcher.runs.checkpoints import list_saved
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.errors import StoreError
+from launchyard.training.checkpoint.state import shards
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer
 from tests.s3.runs import Remote
 from tests.shell import Shell
 from tests.store import Bucket
 from tests.training.test_checkpoint import checkpointer, fresh, saved
-from training.rundir import RunDir
-from training.state import shards
 
 pytestmark = pytest.mark.s3
 

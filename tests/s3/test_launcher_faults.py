@@ -16,16 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends import local
-from launcher.processes import descendants, end_all, end_marked, marked
-from launcher.runs import register, state_of
+from launchyard.host.processes import descendants, end_all, end_marked, marked
+from launchyard.launcher.backends.local import backend
+from launchyard.launcher.runs.registry import register
+from launchyard.launcher.runs.state import state_of
+from launchyard.run.records import Job
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer, where
 from tests.s3.runs import STEPS, Remote, Spell, wait_for
 from tests.shell import Shell
 from tests.store import Bucket
 from tests.training.small import history
-from training.rundir import Job
 
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ class Owned:
         self.remote, self.pids = remote, set[int]()
 
     def submit(self) -> Job:
-        job = local.submit(self.remote.run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
+        job = backend.submit(self.remote.run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
         self.pids.add(job.pid)
         return job
 
@@ -244,7 +245,14 @@ def test_a_signal_with_a_short_grace_while_the_store_is_away(remote: Remote, pro
     )
     uploading = threading.Event()
     proxy.on(where(method="PUT", key=r"\.safetensors$"), "before", lambda _: uploading.set())
-    argv = [sys.executable, "-m", "launcher.node", remote.run.url, f"--attempt={attempt}", "--nproc-per-node=1"]
+    argv = [
+        sys.executable,
+        "-m",
+        "launchyard.launcher.agent.node",
+        remote.run.url,
+        f"--attempt={attempt}",
+        "--nproc-per-node=1",
+    ]
     agent = subprocess.Popen(
         [*argv, "--device=cpu", "--grace-seconds=4"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from launcher.processes import end_all, started_at
-from launcher.sandbox.slurm_conf import Settings
-from launcher.sandbox.slurm_site import CONTROLLER, Site
+from launchyard.host.processes import end_all, started_at
+from launchyard.launcher.sandbox.slurm.conf import Settings
+from launchyard.launcher.sandbox.slurm.site import CONTROLLER, Site
 
 # Sockets need short paths, and pytest's are long. The name says whose it is, so that the next run can end it.
 _PREFIX = "lyslurm-"
@@ -174,9 +174,9 @@ def _end_stale() -> None:
 
 def has_slurm() -> bool:
     """Whether the programs are there and namespaces can be made; tests are skipped without, never silently passed."""
-    from launcher.sandbox import slurm_host
+    from launchyard.launcher.sandbox.slurm import host
 
-    if any(slurm_host.find_program(program) is None for program in slurm_host.PACKAGES.values()):
+    if any(host.find_program(program) is None for program in host.PACKAGES.values()):
         return False
-    argv = slurm_host.in_node(["true"], name="node1", hosts=Path("/etc/hosts"))
+    argv = host.in_node(["true"], name="node1", hosts=Path("/etc/hosts"))
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0

@@ -11,8 +11,8 @@ import pytest
 from tests.slurm.cluster import SlurmCluster, has_slurm, running_cluster
 
 if TYPE_CHECKING:
+    from launchyard.run.rundir import RunDir
     from tests.slurm.runs import Site
-    from training.rundir import RunDir
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import yaml
 
-from launcher.processes import end_marked, marked
+from launchyard.host.processes import end_marked, marked
+from launchyard.run.rundir import RunDir
+from launchyard.training.recipe import apply_overrides
 from tests.shell import Shell
 from tests.slurm.cluster import SlurmCluster
 from tests.training.small import MODEL, final_weights, history, write_data
-from training.config import apply_overrides
-from training.rundir import RunDir
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",

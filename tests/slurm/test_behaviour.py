@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.sandbox.slurm_conf import Settings
-from launcher.sandbox.slurm_host import FREEZER
+from launchyard.launcher.sandbox.slurm.conf import Settings
+from launchyard.launcher.sandbox.slurm.host import FREEZER
 from tests.slurm.cluster import QUICK, SlurmCluster, running_cluster
 
 pytestmark = pytest.mark.slurm

@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from launcher.sandbox import slurm_conf
-from launcher.sandbox.slurm_conf import Place, Settings
+from launchyard.launcher.sandbox.slurm import conf
+from launchyard.launcher.sandbox.slurm.conf import Place, Settings
 
 GOLDEN = Path(__file__).with_name("golden")
 PLACE = Place(Path("/home/jane/slurm"), "jane", 22101, 22102, 22103, 1000)
 FULL = Settings(nodes=2, gpus_per_node=1, proctrack="cgroup", accounting=True, user_signal=True, grace_seconds=0)
 TEXTS = {
-    "slurm.conf": lambda: slurm_conf.slurm_conf(Settings(), PLACE),
-    "people-slurm.conf": lambda: slurm_conf.slurm_conf(Settings(), PLACE, for_people=True),
-    "full-slurm.conf": lambda: slurm_conf.slurm_conf(FULL, PLACE),
-    "gres.conf": lambda: slurm_conf.gres_conf(Settings(), PLACE),
-    "slurmdbd.conf": lambda: slurm_conf.slurmdbd_conf(PLACE),
-    "hosts": lambda: slurm_conf.hosts_file(Settings(nodes=2), machine="10.0.0.7 store.lab\n"),
-    "task_prolog": lambda: slurm_conf.task_prolog(PLACE),
+    "slurm.conf": lambda: conf.slurm_conf(Settings(), PLACE),
+    "people-slurm.conf": lambda: conf.slurm_conf(Settings(), PLACE, for_people=True),
+    "full-slurm.conf": lambda: conf.slurm_conf(FULL, PLACE),
+    "gres.conf": lambda: conf.gres_conf(Settings(), PLACE),
+    "slurmdbd.conf": lambda: conf.slurmdbd_conf(PLACE),
+    "hosts": lambda: conf.hosts_file(Settings(nodes=2), machine="10.0.0.7 store.lab\n"),
+    "task_prolog": lambda: conf.task_prolog(PLACE),
 }
 
 
@@ -44,7 +44,7 @@ def test_golden(name: str) -> None:
 )  # fmt: skip
 def test_people_and_daemons_see_one_cluster(settings: Settings) -> None:
     """The two files differ in what daemons alone are told; no key but that of nodes and partitions is said twice."""
-    daemons, people = (slurm_conf.slurm_conf(settings, PLACE, for_people=one).splitlines() for one in (False, True))
+    daemons, people = (conf.slurm_conf(settings, PLACE, for_people=one).splitlines() for one in (False, True))
     assert [line for line in daemons if line not in people] == [
         "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",
         "TaskProlog=/home/jane/slurm/etc/task_prolog",
@@ -53,7 +53,7 @@ def test_people_and_daemons_see_one_cluster(settings: Settings) -> None:
     keys = [line.split("=")[0] for line in people if not line.startswith(("NodeName", "PartitionName"))]
     assert len(keys) == len(set(keys))
     assert sum(line.startswith("NodeName=") for line in people) == settings.nodes
-    addresses = {slurm_conf.address_of(node) for node in slurm_conf.node_names(settings)}
+    addresses = {conf.address_of(node) for node in conf.node_names(settings)}
     assert len(addresses) == settings.nodes
     assert all(address.startswith("127.0.0.") for address in addresses)
 

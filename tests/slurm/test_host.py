@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import LaunchError, UserError
-from launcher.sandbox import slurm, slurm_host
-from launcher.sandbox.slurm_conf import Settings
-from launcher.sandbox.slurm_site import Site
+from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.sandbox.slurm import host, service
+from launchyard.launcher.sandbox.slurm.conf import Settings
+from launchyard.launcher.sandbox.slurm.site import Site
 
 PROGRAM = "#!/bin/sh\n"
 
@@ -20,7 +20,7 @@ PROGRAM = "#!/bin/sh\n"
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine that has the programs of one folder only."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(slurm_host, "_SYSTEM_PATH", str(tmp_path))
+    monkeypatch.setattr(host, "_SYSTEM_PATH", str(tmp_path))
     return tmp_path
 
 
@@ -31,7 +31,7 @@ def make_program(folder: Path, name: str, script: str = "") -> None:
 
 def require(**asked: bool) -> list[str]:
     said: list[str] = []
-    slurm_host.require(**{"accounting": False, "cgroup": False, **asked}, say=said.append)
+    host.require(**{"accounting": False, "cgroup": False, **asked}, say=said.append)
     return said
 
 
@@ -60,7 +60,7 @@ def test_a_user_is_told_what_to_type(bare: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_root_gets_it_installed_after_fresh_lists(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first try fails as the lists are old; update; the second try works."""
-    programs = " ".join(f'"{bare}/{name}"' for name in slurm_host.PACKAGES.values())
+    programs = " ".join(f'"{bare}/{name}"' for name in host.PACKAGES.values())
     script = f"""
         echo "$@" >> {bare}/called
         [ "$1" = update ] && : > {bare}/fresh && exit 0
@@ -69,7 +69,7 @@ def test_root_gets_it_installed_after_fresh_lists(bare: Path, monkeypatch: pytes
     """
     make_program(bare, "apt-get", script)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(slurm_host, "require_namespaces", lambda: None)
+    monkeypatch.setattr(host, "require_namespaces", lambda: None)
     assert require() == ["installing by apt-get: slurmctld slurmd slurm-client munge"]
     called = (bare / "called").read_text().splitlines()
     assert [line.split()[0] for line in called] == ["install", "update", "install"]
@@ -85,7 +85,7 @@ def test_an_installation_that_fails_says_why(bare: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("user", "cure"), [(0, "--privileged"), (1000, "unprivileged_userns_clone")])
 def test_no_namespaces(bare: Path, monkeypatch: pytest.MonkeyPatch, user: int, cure: str) -> None:
-    for name in slurm_host.PACKAGES.values():
+    for name in host.PACKAGES.values():
         make_program(bare, name)
     make_program(bare, "unshare", "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1")
     monkeypatch.setattr(os, "geteuid", lambda: user)
@@ -96,16 +96,16 @@ def test_no_namespaces(bare: Path, monkeypatch: pytest.MonkeyPatch, user: int, c
 
 def test_no_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(slurm_host, "FREEZER", tmp_path / "freezer")
-    monkeypatch.setattr(slurm_host, "UNIFIED", tmp_path / "cgroup.controllers")
+    monkeypatch.setattr(host, "FREEZER", tmp_path / "freezer")
+    monkeypatch.setattr(host, "UNIFIED", tmp_path / "cgroup.controllers")
     with pytest.raises(UserError, match="is not there or cannot be written"):
-        slurm_host.require_cgroup()
+        host.require_cgroup()
     (tmp_path / "cgroup.controllers").touch()
     with pytest.raises(UserError, match="version 2 of control groups only"):
-        slurm_host.require_cgroup()
+        host.require_cgroup()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UserError, match="needs root"):
-        slurm_host.require_cgroup()
+        host.require_cgroup()
 
 
 @pytest.mark.parametrize(("name", "why"), [("x" * 80, "too long by"), ("my files", "cannot hold a path")])
@@ -118,9 +118,9 @@ def test_folders_that_slurm_cannot_use(tmp_path: Path, name: str, why: str) -> N
 
 def test_before_the_first_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert not slurm.status().running
-    assert slurm.down() is False
+    assert not service.status().running
+    assert service.down() is False
     with pytest.raises(UserError, match="is not up"):
-        slurm.environment()
+        service.environment()
     with pytest.raises(UserError, match=r"cannot be like this: nodes: .*greater"):
-        slurm.up(say=print, nodes=0)
+        service.up(say=print, nodes=0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launchyard.run.rundir import RunDir
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, same_training
-from training.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
 RIGHT_SECONDS = 5.0  # in which what is shown is what is

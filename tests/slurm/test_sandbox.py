@@ -18,17 +18,17 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-from launcher.cli import cli
-from launcher.cluster import load_cluster
-from launcher.errors import UserError
-from launcher.processes import wait_until
-from launcher.sandbox import slurm
-from launcher.sandbox.namespaces import namespace_of
-from launcher.sandbox.slurm_conf import Settings
-from launcher.sandbox.slurm_host import FREEZER
-from launcher.sandbox.slurm_site import CONTROLLER, DATABASE, MUNGE, Site
+from launchyard.errors import UserError
+from launchyard.host.processes import wait_until
+from launchyard.launcher.backends.cluster import load_cluster
+from launchyard.launcher.cli.main import cli
+from launchyard.launcher.sandbox.namespaces import namespace_of
+from launchyard.launcher.sandbox.slurm import service
+from launchyard.launcher.sandbox.slurm.conf import Settings
+from launchyard.launcher.sandbox.slurm.host import FREEZER
+from launchyard.launcher.sandbox.slurm.site import CONTROLLER, DATABASE, MUNGE, Site
+from launchyard.run.rundir import RunDir
 from tests.slurm.cluster import QUICK, has_slurm, running_cluster
-from training.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
@@ -48,14 +48,14 @@ def home() -> Iterator[Path]:
         for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
             patch.setenv(name, str(folder / name[4:7].lower()))
         yield folder
-        slurm.down()
+        service.down()
     shutil.rmtree(folder)
 
 
 @pytest.fixture
 def site(home: Path) -> Site:
     """One that runs, with all its nodes."""
-    facts = slurm.up(say=lambda _: None)
+    facts = service.up(say=lambda _: None)
     assert facts.running
     return Site(Path(facts.folder))
 
@@ -80,7 +80,7 @@ def test_up_is_idempotent_and_a_shell_finds_it(site: Site, home: Path) -> None:
     assert {daemon: site.pid(daemon) for daemon in site.daemons} == pids
     shown = sandbox("status", "slurm").output
     (typed,) = [line.strip() for line in shown.splitlines() if "sinfo" in line]
-    launch = f'#!/bin/sh\nexec {sys.executable} -m launcher.cli "$@"\n'
+    launch = f'#!/bin/sh\nexec {sys.executable} -m launchyard.launcher.cli.main "$@"\n'
     (home / "launch").write_text(launch)
     (home / "launch").chmod(0o755)
     env = {**os.environ, "PATH": f"{home}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
@@ -102,7 +102,7 @@ def test_its_cluster_file_is_one(site: Site) -> None:
 
 def test_the_command_that_it_shows_trains(site: Site) -> None:
     """With the fake GPUs of its nodes, on the CPU."""
-    words = next(line.split()[1:] for line in slurm.status().next_commands if line.startswith("launch quickstart"))
+    words = next(line.split()[1:] for line in service.status().next_commands if line.startswith("launch quickstart"))
     told = CliRunner().invoke(cli, [*words, "train.max_steps=3", "--json"], standalone_mode=False)
     assert told.exit_code == 0, told.output
     run = RunDir(json.loads(told.stdout)["run_url"])
@@ -135,7 +135,7 @@ def test_loopback_only_and_for_us_alone(site: Site) -> None:
 
 def test_the_guide_as_typed(site: Site, home: Path) -> None:
     block = re.findall(r"```\n(.*?)```", (ROOT / "docs/guides/slurm-sandbox.md").read_text(), re.DOTALL)[0]
-    launch = f'launch() {{ PYTHONPATH={ROOT} "{sys.executable}" -m launcher.cli "$@"; }}\n'
+    launch = f'launch() {{ PYTHONPATH={ROOT} "{sys.executable}" -m launchyard.launcher.cli.main "$@"; }}\n'
     done = subprocess.run(["bash", "-euc", launch + block], cwd=home, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(re.findall(r"^node\d$", done.stdout, re.MULTILINE)) == [f"node{i}" for i in range(1, 5)]
@@ -160,8 +160,8 @@ def test_up_mends_what_was_killed(site: Site) -> None:
 def test_down_leaves_nothing_but_runs_and_logs(home: Path) -> None:
     """Also of jobs that have left their session, and of jobs whose slurmd was killed before."""
     before = machine()
-    slurm.down()
-    site = Site(Path(slurm.up(say=lambda _: None, kill_wait_seconds=30).folder))
+    service.down()
+    site = Site(Path(service.up(say=lambda _: None, kill_wait_seconds=30).folder))
     during = machine()
     assert {key: value for key, value in during.items() if key != "groups"} == {
         key: value for key, value in before.items() if key != "groups"
@@ -178,13 +178,13 @@ def test_down_leaves_nothing_but_runs_and_logs(home: Path) -> None:
     site.stop_daemon("node1", signal.SIGKILL)
     everything = site.processes()
     daemons = [site.pid(daemon) for daemon in site.daemons]
-    assert slurm.down() is True
+    assert service.down() is True
     assert not [process for process in everything if process.is_running() and process.status() != "zombie"]
     assert not [pid for pid in daemons if pid and psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     assert {path.name for path in site.folder.iterdir()} == {"lock", "log", "runs"}
     assert (site.folder / "runs/kept").read_text() == "a run"
     assert machine()["groups"] == []
-    assert slurm.down() is False
+    assert service.down() is False
     shutil.rmtree(site.folder / "runs")
 
 
@@ -193,7 +193,7 @@ def test_a_shell_that_only_knows_it_survives_down(site: Site) -> None:
     with subprocess.Popen(["sleep", "300"], env={**os.environ, "SLURM_CONF": str(site.conf)}) as bystander:
         try:
             assert namespace_of(bystander.pid) == namespace_of(os.getpid())
-            slurm.down()
+            service.down()
             assert bystander.poll() is None
         finally:
             bystander.kill()
@@ -222,9 +222,9 @@ AS_USER = """
 import ctypes, os, sys
 import psutil
 from pathlib import Path
-from launcher.sandbox import slurm_host
-from launcher.sandbox.slurm_conf import Settings
-from launcher.sandbox.slurm_site import Site
+from launchyard.launcher.sandbox.slurm import host as slurm_host
+from launchyard.launcher.sandbox.slurm.conf import Settings
+from launchyard.launcher.sandbox.slurm.site import Site
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as a process that was always this user's
 site = Site(Path(sys.argv[1]))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.backends.slurm_queue import in_words, refusal
-from launcher.backends.slurm_script import agent_argv, sbatch_text
-from launcher.cluster import Cluster
-from launcher.submit import Request, make_ready
+from launchyard.launcher.backends.cluster import Cluster
+from launchyard.launcher.backends.slurm.client import in_words, refusal
+from launchyard.launcher.backends.slurm.request import agent_argv, sbatch_text
+from launchyard.launcher.submit.launch import Request, make_ready
 from tests.slurm.cluster import SlurmCluster
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,7 +78,7 @@ def test_the_shell_reads_the_very_words(url: str, code: str) -> None:
     text = text_of("bare", run_url=f"/r/{url}", code=f"/c/{code}")
     command = next(line for line in text.splitlines() if line.startswith("exec "))
     words = shlex.split(command)
-    assert words[1:6] == ["/venv/bin/python", "-u", "-m", "launcher.batch", f"/r/{url}"]
+    assert words[1:6] == ["/venv/bin/python", "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{url}"]
     (path,) = (line for line in text.splitlines() if line.startswith("export PYTHONPATH="))
     assert shlex.split(path.removesuffix("${PYTHONPATH:+:$PYTHONPATH}"))[1] == f"PYTHONPATH=/c/{code}"
     assert not [line for line in text.splitlines() if line.startswith("#SBATCH") and (url in line and len(url) > 3)]
@@ -93,7 +93,8 @@ def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
     env = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "PATH": "/usr/bin:/bin", "PYTHONPATH": "/else where"}
     done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "-u", "-m", "launcher.batch", f"/r/{HARD}", "--notice=120", "--job-id=7", "--restarts=0", "--nodes=node[1-2]",
+        "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{HARD}", "--notice=120",
+        "--job-id=7", "--restarts=0", "--nodes=node[1-2]",
         f"/r/{HARD}/code:/else where",
     ]  # fmt: skip
 
@@ -125,7 +126,7 @@ def test_reasons_in_words() -> None:
 
 
 def test_a_limit_that_leaves_no_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.errors import LaunchError
+    from launchyard.errors import LaunchError
 
     (tmp_path / "site.yaml").write_text("name: site\nscheduler: slurm\nslurm: {notice_seconds: 120}\n")
     monkeypatch.chdir(tmp_path)
@@ -150,7 +151,12 @@ def test_sbatch_takes_it(case: str, cluster: SlurmCluster, tmp_path: Path) -> No
     cluster.run("sbatch", "--test-only", str(script))
     job = int(cluster.run("sbatch", "--parsable", str(script)))
     assert cluster.wait_job(job) == "COMPLETED"
-    assert (folder / f"job-{job}.log").read_text().splitlines()[:4] == ["-u", "-m", "launcher.batch", str(folder)]
+    assert (folder / f"job-{job}.log").read_text().splitlines()[:4] == [
+        "-u",
+        "-m",
+        "launchyard.launcher.backends.slurm.owner",
+        str(folder),
+    ]
     seen = cluster.scontrol("show", "job", str(job))
     assert "JobName=tiny-ab12" in seen
     if case == "hard-names":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.run.rundir import RunDir
 from tests.slurm.cluster import QUICK, SlurmCluster, running_cluster
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, kill, same_training
-from training.rundir import RunDir
 
 pytestmark = pytest.mark.slurm
 
@@ -38,7 +38,7 @@ def lost(run: OnSite, attempt: int = 0) -> int:
 
 def rows_of(run: OnSite, attempt: int) -> list[dict]:  # type: ignore[type-arg]
     """All rows that an attempt wrote, whether they survive or not."""
-    from training.rundir import parse_jsonl
+    from launchyard.run.rows import parse_jsonl
 
     names = [name for name in run.run.listdir("metrics") if name.startswith(f"steps-{attempt:04d}")]
     return [row for name in names for row in parse_jsonl(run.run.read_bytes(f"metrics/{name}"))]
@@ -109,7 +109,7 @@ def test_notices_by_hand_cost_nothing(reason: str, place: Site, undisturbed: Run
     ids=["no grace", "user signal", "cgroup", "accounting"],
 )
 def test_sites_that_preempt_otherwise(settings: dict[str, object], tmp_path: Path, undisturbed: RunDir) -> None:
-    from launcher.sandbox.slurm_host import FREEZER
+    from launchyard.launcher.sandbox.slurm.host import FREEZER
 
     if "proctrack" in settings and not FREEZER.is_dir():
         pytest.skip("needs the freezer of version 1 of control groups")
@@ -170,7 +170,7 @@ def test_a_killed_owner_leaves_a_run_to_resume(place: Site, undisturbed: RunDir)
     """SLURM takes it for the end of the job, and nobody is left who could know better."""
     run = place.launch("run", LONG)
     run.steps(25)
-    (owner,) = run.above("launcher.batch")
+    (owner,) = run.above("launchyard.launcher.backends.slurm.owner")
     kill(owner)
     run.wait(lambda: run.status()["state"] == "lost", 10)
     run.nothing_left()

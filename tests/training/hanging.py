@@ -13,7 +13,7 @@ from typing import Any
 
 
 def harm(plan: dict[str, Any]) -> None:
-    from training import loop
+    from launchyard.training import loop
 
     run_step = loop.run_step
 
@@ -37,7 +37,7 @@ def spin_for_ever() -> None:
 
 
 if __name__ == "__main__":
-    from training import worker
+    from launchyard.training import worker
 
     if plan := json.loads(os.environ.get("HARM", "null")):
         harm(plan)

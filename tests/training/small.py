@@ -13,10 +13,12 @@ import numpy as np
 import torch
 import yaml
 
-from model.shards import read_manifest, read_tensor
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import read_manifest, read_tensor
+from launchyard.training.recipe import Recipe, apply_overrides
+from launchyard.training.spec import DataSpec, TokenSource, Workload
 from tests.training.ranks import free_port
-from training.config import DataSpec, Recipe, TokenSource, Workload, apply_overrides
-from training.rundir import Job, RunDir
 
 VOCAB = 97
 MODEL = {
@@ -98,7 +100,7 @@ def start_workers(
         "MASTER_PORT": str(port),
         "LAUNCHYARD_ATTEMPT": str(attempt),
     }
-    argv = [sys.executable, "-m", "training.worker", run.url]
+    argv = [sys.executable, "-m", "launchyard.training.worker", run.url]
     return [
         subprocess.Popen(argv, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True)
         for rank in range(nproc)

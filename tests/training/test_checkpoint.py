@@ -15,23 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from launcher.saved import list_saved
-from model.shards import MANIFEST, read_manifest, read_tensor, verify
+from launchyard.launcher.runs.checkpoints import list_saved
+from launchyard.run.append import Appender
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import MANIFEST, read_manifest, read_tensor, verify
+from launchyard.training.checkpoint import dcp
+from launchyard.training.checkpoint.checkpointer import Checkpointer
+from launchyard.training.checkpoint.commit import FencedError, Identity, NoValidCheckpointError
+from launchyard.training.checkpoint.retention import superfluous
+from launchyard.training.checkpoint.state import shards
+from launchyard.training.distributed import connect, disconnect, read_world
+from launchyard.training.optim.adamw import AdamW, make_optimizer
+from launchyard.training.recipe import Optimizer
 from tests.training.ranks import run_ranks
-from training import dcp
-from training.appender import Appender
-from training.checkpoint import (
-    Checkpointer,
-    FencedError,
-    Identity,
-    NoValidCheckpointError,
-    superfluous,
-)
-from training.config import Optimizer
-from training.distributed import connect, disconnect, read_world
-from training.optim import AdamW, make_optimizer
-from training.rundir import Job, RunDir
-from training.state import shards
 
 IDENTITY = Identity(model={"dim": 4}, data_digest="d", recipe_hash="r", versions={})
 

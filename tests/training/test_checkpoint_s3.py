@@ -7,19 +7,19 @@ import torch
 import xxhash
 from torch import nn
 
-from model import s3 as s3_room
-from model.shards import read_manifest, read_tensor, verify
+from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import read_manifest, read_tensor, verify
+from launchyard.storage.stores import s3 as s3_room
+from launchyard.training.checkpoint import dcp
+from launchyard.training.checkpoint.state import shards
+from launchyard.training.distributed import connect, disconnect, read_world
+from launchyard.training.optim.adamw import AdamW, make_optimizer
+from launchyard.training.recipe import Optimizer
 from tests.faultproxy import FaultProxy
 from tests.faults import where
 from tests.store import Bucket
 from tests.training.ranks import run_ranks
 from tests.training.test_checkpoint import checkpointer
-from training import dcp
-from training.config import Optimizer
-from training.distributed import connect, disconnect, read_world
-from training.optim import AdamW, make_optimizer
-from training.rundir import RunDir
-from training.state import shards
 
 pytestmark = pytest.mark.s3
 PART, PIECE = 5 << 20, 700 << 10

@@ -13,15 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.backends import local
-from launcher.errors import UserError
-from launcher.processes import marked
-from launcher.saved import list_saved
+from launchyard.errors import UserError
+from launchyard.host.processes import marked
+from launchyard.launcher.backends.local import backend
+from launchyard.launcher.runs.checkpoints import list_saved
+from launchyard.run.append import Appender
+from launchyard.run.rows import parse_jsonl
+from launchyard.run.rundir import RunDir
+from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
 from tests.training.small import final_weights, history, run_workers, start_workers
-from training.appender import Appender
-from training.config import Storage
-from training.rundir import RunDir, parse_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_a_launch_on_a_full_disk_is_told(origin: Origin, small_disk: Path) -> No
     (small_disk / "run/job.log").touch()
     fill(small_disk)
     with pytest.raises(UserError, match="No space left"):
-        local.submit(run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
+        backend.submit(run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
     assert run.attempts() == [0] and not marked(run.url)
 
 

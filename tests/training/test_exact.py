@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from launchyard.run.rundir import RunDir
+from launchyard.training.data.dataset_spec import mix
+from launchyard.training.spec import DataSpec
 from tests.training.small import final_weights, history, make_run, run_workers, start_workers, write_data
-from training.config import DataSpec
-from training.data.index import mix
-from training.rundir import RunDir
 
 LONG = {"train.max_steps": 120, "checkpoint.every_steps": 7, "validation.every_steps": 50}
 

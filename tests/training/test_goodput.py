@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from launchyard.run.goodput import CAUSES, AttemptFacts, Ledger, account, read_goodput
+from launchyard.run.records import OutcomeRecord
+from launchyard.training.telemetry.phases import PHASES
 from tests.training.small import make_run, run_workers, start_workers, write_data
-from training.goodput import CAUSES, AttemptFacts, Ledger, account, read_goodput
-from training.metrics import PHASES
-from training.rundir import OutcomeRecord
 
 
 def row(step: int, at: float, **phases: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from training import loss
-from training.config import IGNORE_INDEX
+from launchyard.training import loss
+from launchyard.training.spec import IGNORE_INDEX
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,11 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launchyard.run.rundir import RunDir
+from launchyard.training.telemetry.buckets import Buckets
+from launchyard.training.telemetry.exporter import Exporter, NoExporter
+from launchyard.training.telemetry.metric_table import METRICS
+from launchyard.training.telemetry.peak_flops import peak_flops
+from launchyard.training.telemetry.phases import PHASES, PhaseClock
+from launchyard.training.telemetry.spikes import SpikeFinder
+from launchyard.training.telemetry.stragglers import IN_A_ROW, Stragglers
 from tests.training.small import make_run, start_workers, write_data
-from training.exporter import Exporter, NoExporter
-from training.metrics import METRICS, PHASES, Buckets, PhaseClock, SpikeFinder, peak_flops
-from training.rundir import RunDir
-from training.stragglers import IN_A_ROW, Stragglers
 
 
 def scrape(url: str) -> dict[str, float]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launchyard.training.data.dataset_spec import mix
+from launchyard.training.data.reader import TokenReader
+from launchyard.training.data.token_store import TokenStore
 from tests.training.small import make_run, start_workers, write_data
-from training.data.index import mix
-from training.data.store import TokenStore
-from training.data.tokens import TokenReader
 
 
 def test_the_samples_of_a_mixture_are_named(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config import Optimizer, Schedule
-from training.optim import lr_at, make_optimizer, parameter_groups
+from launchyard.training.optim.adamw import make_optimizer, parameter_groups
+from launchyard.training.optim.schedule import lr_at
+from launchyard.training.recipe import Optimizer, Schedule
 
 ADAMW = Optimizer(lr=1.0)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training.appender import Appender
-from training.rundir import Job, RunDir
+from launchyard.run.append import Appender
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
 
 
 def job(attempt: int) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from training.state import TrainState
+from launchyard.training.checkpoint.state import TrainState
 
 
 def test_counters_survive() -> None:

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from launchyard.model.config import ModelConfig
+from launchyard.training.build import build_model
+from launchyard.training.checkpoint.state import shards
+from launchyard.training.distributed import connect, disconnect, read_world
+from launchyard.training.optim.adamw import make_optimizer
+from launchyard.training.parallel import mesh_shape
+from launchyard.training.recipe import Optimizer, Recipe
+from launchyard.training.spec import IGNORE_INDEX
+from launchyard.training.step import train_step
 from tests.training.ranks import run_ranks
 from tests.training.small import MODEL
-from training.build import build_model
-from training.config import IGNORE_INDEX, Optimizer, Recipe
-from training.distributed import connect, disconnect, read_world
-from training.optim import make_optimizer
-from training.parallel import mesh_shape
-from training.state import shards
-from training.step import train_step
 
 STEPS, GLOBAL, SEQ_LEN = 3, 8, 16
 LLAMA = {

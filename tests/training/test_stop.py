@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.stop import BY_SIGNAL, REASONS, StopFlag, agreed_reason
+from launchyard.training.stop import BY_SIGNAL, REASONS, StopFlag, agreed_reason
 
 
 @pytest.fixture(autouse=True)

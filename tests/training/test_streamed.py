@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.run.rundir import RunDir
+from launchyard.training.spec import DataSpec, Storage, TokenSource
 from tests.training.small import history, make_run, run_workers, start_workers, write_data
 from tests.training.test_metrics import scrape
-from training.config import DataSpec, Storage, TokenSource
-from training.rundir import RunDir
 
 
 def elsewhere(data: DataSpec) -> DataSpec:

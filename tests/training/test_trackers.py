@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import RecipeErrors
-from launcher.submit import check_trackers
+from launchyard.errors import RecipeErrors
+from launchyard.launcher.submit.launch import check_trackers
+from launchyard.run.rundir import RunDir
+from launchyard.training.telemetry.trackers.base import history
+from launchyard.training.telemetry.trackers.open import PACKAGES, Trackers, install_words, missing
 from tests.store import Bucket
 from tests.training.small import make_run, run_workers, start_workers, write_data
-from training.rundir import RunDir
-from training.trackers import PACKAGES, Trackers, history, install_words, missing
 
 
 class Told:
@@ -199,7 +200,7 @@ def test_beside_a_run_in_a_store(tmp_path: Path, s3: Bucket) -> None:
 
 # -- what is not there ---
 def test_a_missing_package_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.recipe import load_recipe
+    from launchyard.launcher.recipe.load import load_recipe
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert missing(["csv"]) == []

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.backends import local
-from launcher.hang import Hang
-from launcher.processes import descendants, end_all, end_marked, marked
-from launcher.why import explain
+from launchyard.host.processes import descendants, end_all, end_marked, marked
+from launchyard.launcher.agent.hang_detector import Hang
+from launchyard.launcher.backends.local import backend
+from launchyard.launcher.runs.why import explain
+from launchyard.run.rundir import RunDir
+from launchyard.training.telemetry.heartbeat import FLOOR_SECONDS, Limits, Pulse, PulseWriter, judge, read_pulses
+from launchyard.training.telemetry.phases import PHASES, PhaseClock
 from tests.training.small import make_run, write_data
-from training.metrics import PHASES, PhaseClock
-from training.rundir import RunDir
-from training.watchdog import FLOOR_SECONDS, Limits, Pulse, PulseWriter, judge, read_pulses
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,9 +184,9 @@ def test_who_waits_for_a_file_server_is_given_time(tmp_path: Path, monkeypatch: 
     """In a system call that nothing interrupts: ending the attempt would not end the process."""
     run = RunDir(str(tmp_path / "run"))
     hang = waiting_node(tmp_path, run, 0, 1)
-    monkeypatch.setattr("launcher.hang._state", lambda pid: "D")
+    monkeypatch.setattr("launchyard.launcher.agent.hang_detector._state", lambda pid: "D")
     assert looks(hang, 4) == [False] * 4
-    monkeypatch.setattr("launcher.hang.KERNEL_SECONDS", 1e-6)
+    monkeypatch.setattr("launchyard.launcher.agent.hang_detector.KERNEL_SECONDS", 1e-6)
     assert looks(hang, 2) == [False, True]
 
 
@@ -200,7 +200,7 @@ def test_a_dead_worker_is_not_hung(tmp_path: Path) -> None:
 
 DIES = """
 import sys, time
-from training.watchdog import Limits, PulseWriter
+from launchyard.training.telemetry.heartbeat import Limits, PulseWriter
 limits = Limits(step_seconds=0.01, slow_seconds=0.01)
 PulseWriter(sys.argv[1], 0, limits).enter("optimizer", time.monotonic() - 9, False)
 """
@@ -218,7 +218,7 @@ class Harmed:
         recipe = {"train.max_steps": 30, "watchdog.step_seconds": 3.0} | overrides
         make_run(self._folder / "run", write_data(self._folder / "data"), recipe)
         env = {"HARM": json.dumps(harm), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        job = local.submit(
+        job = backend.submit(
             self.run, nnodes=1, nproc_per_node=workers, device="cpu", env=env, overrides={},
             worker_module="tests.training.hanging",
         )  # fmt: skip

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.run.rundir import RunDir
+from launchyard.training.compose import recipe_hash
+from launchyard.training.loop import Meter, SaveTimer
+from launchyard.training.recipe import Recipe, apply_overrides
 from tests.training.small import make_run, start_workers, write_data
-from training.config import Recipe, apply_overrides
-from training.loop import Meter, SaveTimer
-from training.rundir import RunDir
-from training.worker import recipe_hash
 
 
 def fail(run: RunDir) -> str:

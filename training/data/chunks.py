@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from model import files
-from model.shards import CorruptError
+from launchyard.storage import files
+from launchyard.storage.errors import CorruptError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_BYTES = 2**32 - 1  # offsets are u32

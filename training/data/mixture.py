@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
-
 # Neighbouring Fibonacci numbers: steps of STRIDE around a circle of PERIOD places are spread as evenly as steps can
 # be, at every moment (the golden ratio is the number that fractions approach worst).
 PERIOD, STRIDE = 832_040, 514_229

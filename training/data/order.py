@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.mixture import Ids, Mixture
+from launchyard.training.data.mixture import Ids, Mixture
 
 MAX_STREAMS = 64
 SAMPLES_PER_STREAM = 64  # fewer would make the epochs of streams too short to be worth separating
@@ -24,7 +24,6 @@ SAMPLES_PER_TURN = 8  # streams come to a source of a mixture up to 6 turns apar
 BLOCKS_PER_STREAM = 16
 ROUNDS = 8
 SEED_STRIDE = 0x9E3779B97F4A7C15  # between the seeds of sources; the first has the seed as given
-
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 

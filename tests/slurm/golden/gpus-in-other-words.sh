@@ -16,4 +16,4 @@ export PYTHONPATH=/runs/tiny-ab12/code${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /venv/bin/python -u -m launcher.batch /runs/tiny-ab12 --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"
+exec /venv/bin/python -u -m launchyard.launcher.backends.slurm.owner /runs/tiny-ab12 --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"

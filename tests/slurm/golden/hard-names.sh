@@ -16,4 +16,4 @@ export PYTHONPATH='/r/a b;$HOME '"'"'q'"'"' "d" %j #x/code'${PYTHONPATH:+:$PYTHO
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /venv/bin/python -u -m launcher.batch '/r/a b;$HOME '"'"'q'"'"' "d" %j #x' --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"
+exec /venv/bin/python -u -m launchyard.launcher.backends.slurm.owner '/r/a b;$HOME '"'"'q'"'"' "d" %j #x' --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"

@@ -1,0 +1,201 @@
+"""Processes of this machine: tell a live one from a dead one, start one that cannot outlive us, end what is left.
+
+Knows no attempts and no policy. A process of a run carries the run's URL in its environment: that is its mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN
+
+SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1
+
+
+def started_at(pid: int) -> float | None:
+    """When a process started, as a number that only tells processes apart; None if there is none (or a zombie).
+
+    On Linux seconds since boot: a wall clock that is set while a run goes on must not make its owner look dead.
+    """
+    if not sys.platform.startswith("linux"):
+        return _created(pid)
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _created(pid: int) -> float | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Is it still the process that started then, and not another one with its number?"""
+    now = started_at(pid)
+    return now is not None and abs(now - started) < 0.02
+
+
+def start_shielded(argv: list[str], *, env: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own that ignores the signals meant for us and dies when we die (Linux).
+
+    It dies with the thread that calls this, so call it from the main thread.
+    """
+    return subprocess.Popen(
+        argv,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_shield(os.getpid(), _prctl()),  # system calls only
+    )
+
+
+def _shield(parent: int, prctl: Callable[..., int] | None) -> Callable[[], None]:
+    def in_child() -> None:
+        for number in SHIELDED:
+            signal.signal(number, signal.SIG_IGN)
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            if os.getppid() != parent:  # it died before the call
+                os._exit(1)
+
+    return in_child
+
+
+def _prctl() -> Callable[..., int] | None:
+    try:
+        return ctypes.CDLL(None).prctl
+    except (OSError, AttributeError):  # not Linux: what outlives us is found by its mark
+        return None
+
+
+def marked(run_url: str, *, attempt: int | None = None, node_rank: int | None = None) -> list[psutil.Process]:
+    """This user's processes of a run (of one attempt, of one node of it), without this process itself."""
+    import psutil
+
+    wanted = {MARK_RUN: run_url}
+    if attempt is not None:
+        wanted[MARK_ATTEMPT] = str(attempt)
+    if node_rank is not None:
+        wanted[MARK_NODE] = str(node_rank)
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid == os.getpid() or process.uids().real != os.getuid():
+                continue
+            environ = process.environ()
+            if all(environ.get(key) == value for key, value in wanted.items()):
+                found.append(process)
+    return found
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """A process and all below it; empty if it is gone."""
+    import psutil
+
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def children(pid: int) -> set[int]:
+    """Direct children that are not dead yet, cheaply enough to ask every second."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            found = {int(word) for word in file.read().split()}
+    except OSError:  # not Linux, a kernel without this file, or gone
+        found = {process.pid for process in descendants(pid)[1:] if process.ppid() == pid}
+    return {child for child in found if started_at(child) is not None}
+
+
+def end_all(processes: Iterable[psutil.Process], *, wait_seconds: float = 5.0) -> None:
+    """SIGKILL, and wait until they are gone. psutil makes sure that a number used again is not hit."""
+    import psutil
+
+    listed = list(processes)
+    for process in listed:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(listed, timeout=wait_seconds)
+
+
+def end_child(child: subprocess.Popen[bytes], *, wait_seconds: float = 5.0) -> None:
+    """SIGKILL a child and the process group that it leads."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(wait_seconds)
+
+
+def end_marked(run_url: str, *, attempt: int | None = None, node_rank: int | None = None) -> int:
+    """End every process of a run that is left, also those started meanwhile; how many there were."""
+    count = 0
+    for _ in range(5):
+        found = marked(run_url, attempt=attempt, node_rank=node_rank)
+        if not found:
+            break
+        count += len(found)
+        end_all(found)
+    return count
+
+
+def wait_until(done: Callable[[], bool], *, seconds: float, every: float = 0.05) -> bool:
+    """Poll until something holds; False if it did not in time."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            return False
+        time.sleep(every)
+    return True
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when torchrun dies, so that nothing trains on unobserved (Linux)."""
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):  # not Linux
+        return
+    if os.getppid() != parent or _is_orphan(parent):  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_orphan(parent: int) -> bool:
+    """Is our parent another process than the torchrun that the agent started? Then torchrun died before we looked."""
+    agent = os.environ.get("LAUNCHYARD_AGENT_PID")
+    if agent is None:  # started by hand
+        return False
+    try:
+        with open(f"/proc/{parent}/stat") as file:
+            return file.read().rpartition(")")[2].split()[1] != agent
+    except OSError:
+        return True

@@ -1,0 +1,1 @@
+"""What runs beside the workers: the owner of a run and the agent of each node."""

@@ -1,0 +1,79 @@
+"""How an attempt ended: the outcome that rank 0 wrote, or what is written in its place."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_FATAL, EXIT_STOPPED
+from launchyard.launcher.agent.root_cause import LOST_PEER, Cause, find_cause
+from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.agent.torchrun_watch import Node, Watch
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
+
+OTHERS_SECONDS = 4.0  # from the end of our torchrun, in which that of another node says how its workers ended
+
+
+def conclude(node: Node, watch: Watch, code: int | None) -> OutcomeRecord:
+    """What rank 0 wrote, or what is to be said in its place."""
+    record = node.run.outcome(node.attempt)
+    if record is None and node.node_rank != 0:
+        record = _await_outcome(node)
+    if record is not None:
+        return record
+    record = _compose(node, None if watch.hung else watch.reason, code)
+    if node.node_rank == 0:
+        node.run.write_outcome(record)
+    return record
+
+
+def _await_outcome(node: Node, seconds: float = 5.0) -> OutcomeRecord | None:
+    """Node 0 may still be writing."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (record := node.run.outcome(node.attempt)) is not None:
+            return record
+        time.sleep(0.2)
+    return None
+
+
+def _compose(node: Node, reason: str | None, code: int | None) -> OutcomeRecord:
+    facts: dict[str, Any] = {"attempt": node.attempt, "time": time.time(), "step": last_step(node.run, node.attempt)}
+    if reason == CANCELLED:
+        return OutcomeRecord(outcome="stopped", reason=CANCELLED, message="cancelled, nothing was saved", **facts)
+    if reason is not None and code is None:
+        late = f"asked to stop ({reason}), and the save was not done after {node.grace_seconds:.0f} s"
+        if reason in ("preempted", "time limit"):
+            return OutcomeRecord(outcome="failed", reason="not saved", message=late, **facts)
+        return OutcomeRecord(outcome="stopped", reason=reason, message=late, **facts)
+    cause = _first_cause(node, code)
+    facts["step"] = facts["step"] if cause.step is None else cause.step
+    return OutcomeRecord(
+        outcome="failed", reason=cause.reason, message=cause.message, fatal=cause.fatal, rank=cause.rank, **facts
+    )
+
+
+def _first_cause(node: Node, code: int | None) -> Cause:
+    """Where ours is that another rank is gone, its node may be about to say why: its torchrun ends like ours."""
+    end = time.monotonic() + (OTHERS_SECONDS if node.nnodes > 1 and node.node_rank == 0 else 0.0)
+    while True:
+        cause = find_cause(node.run, node.attempt, node_rank=node.node_rank, exit_code=code)
+        if cause.reason != LOST_PEER or time.monotonic() > end:
+            return cause
+        time.sleep(0.5 if node.run.local else 2.0)
+
+
+def last_step(run: RunDir, attempt: int) -> int | None:
+    """The last step that an attempt has written a row for; None if it finished none."""
+    steps = [row["step"] for row in run.rows("steps") if row.get("attempt") == attempt]
+    return max(steps, default=None)
+
+
+def exit_code(record: OutcomeRecord) -> int:
+    """What a scheduler is told: 0 completed, 75 stopped and resumable, 78 do not try again, else 1."""
+    if record.outcome == "completed":
+        return EXIT_DONE
+    if record.outcome == "stopped":
+        return EXIT_STOPPED
+    return EXIT_FATAL if record.fatal else EXIT_FAILED

@@ -1,0 +1,206 @@
+"""The agent on each node: starts torchrun, passes stop requests on to its workers, and reads how the attempt ended.
+
+Signals only set a flag here; everything else is polled. Knows no policy and no scheduler. The result of an attempt is
+a file that rank 0 writes: torchrun loses exit codes. Its process is one node
+of one attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from launchyard.errors import EXIT_FAILED
+from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN, own_environment
+from launchyard.host.ports import free_port
+from launchyard.host.processes import end_child, end_marked, start_shielded
+from launchyard.launcher.agent.conclusion import conclude, exit_code
+from launchyard.launcher.agent.root_cause import node_log
+from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
+from launchyard.launcher.agent.torchrun import torchrun_argv
+from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, Node, Watch, outcome_name
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.errors import StoreError
+
+_PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
+_PORT_TRIES = 3
+
+
+def run_attempt(
+    run: RunDir,
+    *,
+    attempt: int,
+    nproc_per_node: int,
+    device: Literal["cpu", "cuda"],
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
+    env: dict[str, str] | None = None,
+    signals: Signals | None = None,
+    on_poll: Callable[[], None] = lambda: None,
+    job_end: float | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+    worker_module: str = "launchyard.training.worker",
+) -> OutcomeRecord:
+    """Run one node of one attempt to its end; nothing of it is left running, however it ends.
+
+    Returns how the attempt ended; node 0 also writes that where the workers could not. `on_poll` is called about ten
+    times a second. Call it from the main thread: the children die with the thread that started them.
+    """
+    if nnodes > 1 and rdzv_endpoint is None:
+        raise ValueError(f"{nnodes} nodes need a rdzv_endpoint (host:port) that all of them can reach")
+    node = Node(
+        run, attempt, nproc_per_node, device, nnodes, node_rank, rdzv_endpoint, env or {}, job_end, grace_seconds,
+        worker_module,
+    )  # fmt: skip
+    scratch = _make_scratch(node)
+    watch = Watch(node, signals or Signals(), scratch, on_poll)
+    code: int | None = None
+    try:
+        for _ in range(_PORT_TRIES):
+            code = _run_torchrun(node, scratch, watch)
+            if code in (None, 0) or not _port_was_taken(node):
+                break
+    finally:
+        end_marked(run.url, attempt=attempt, node_rank=node_rank)
+        watch.keep_logs()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return conclude(node, watch, code)
+
+
+def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
+    """Start torchrun and look after it until it has ended; its exit code, negative for a signal."""
+    endpoint = node.rdzv_endpoint or f"127.0.0.1:{free_port()}"
+    argv = torchrun_argv(
+        python=sys.executable,
+        nnodes=node.nnodes,
+        node_rank=node.node_rank,
+        nproc_per_node=node.nproc_per_node,
+        rdzv_endpoint=endpoint,
+        rdzv_id=_rdzv_id(node),
+        module=node.worker_module,
+        args=[node.run.url],
+        shutdown_timeout=int(SURVIVOR_SECONDS),
+        log_dir=os.path.join(scratch, "torchrun"),
+    )
+    with open(_log_path(node, scratch), "ab") as log:
+        child = start_shielded(argv, env=_worker_env(node, scratch), output=log)
+    try:
+        while child.poll() is None and watch.look(child.pid):
+            time.sleep(POLL_SECONDS)
+    finally:
+        code = child.poll()
+        if code is None:
+            end_child(child)
+    return code
+
+
+def _worker_env(node: Node, scratch: str) -> dict[str, str]:
+    """What torchrun and its workers find around them."""
+    env = {**own_environment(), **node.env}
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // node.nproc_per_node)))
+    if node.device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find what was planned
+    env.update(
+        {
+            MARK_RUN: node.run.url,
+            MARK_ATTEMPT: str(node.attempt),
+            MARK_NODE: str(node.node_rank),
+            "LAUNCHYARD_SCRATCH": scratch,
+            "LAUNCHYARD_AGENT_PID": str(os.getpid()),
+            "LAUNCHYARD_GRACE": str(node.grace_seconds),
+        }
+    )
+    if node.job_end is not None:
+        env["LAUNCHYARD_JOB_END"] = str(node.job_end)
+    return env
+
+
+def _rdzv_id(node: Node) -> str:
+    """New in each attempt, the same on all its nodes."""
+    job = node.run.url if node.nnodes > 1 else f"{node.run.url} {secrets.token_hex(4)}"
+    return hashlib.sha256(f"{job} {node.attempt}".encode()).hexdigest()[:16]
+
+
+# -- scratch and logs ------------------------------------------------------------------------------------------------
+def _make_scratch(node: Node) -> str:
+    """A new folder for this attempt, 0700; what killed agents of the same run have left is removed."""
+    folder = tempfile.gettempdir()
+    stem = f"launchyard-{hashlib.sha256(node.run.url.encode()).hexdigest()[:12]}-{node.node_rank}-"
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name.startswith(stem):
+            with contextlib.suppress(OSError):
+                if os.stat(path, follow_symlinks=False).st_uid == os.getuid():
+                    shutil.rmtree(path, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=stem)
+
+
+def _log_path(node: Node, scratch: str) -> str:
+    """Where torchrun prints: into the run directory, or beside it until the attempt ends when that is remote."""
+    folder = node.run.path(node.run.attempt_dir(node.attempt), "logs") if node.run.local else scratch
+    os.makedirs(folder, exist_ok=True)
+    return os.path.join(folder, f"node-{node.node_rank}.log")
+
+
+def _port_was_taken(node: Node) -> bool:
+    """Did torchrun fail to open its port, before any worker was started?"""
+    if node.rdzv_endpoint is not None or node.run.exists(outcome_name(node)) or node.run.errors(node.attempt):
+        return False
+    log = node_log(node.run, node.attempt, node.node_rank)
+    return any(word in log[-8_000:] for word in _PORT_TAKEN) and not node.run.events(node.attempt)
+
+
+def be_patient(run: RunDir) -> None:
+    """Try for as long as the run's plan says when its store fails; this process lives and dies with the run."""
+    from launchyard.training.spec import Storage
+
+    files.set_patience(Storage().retry_seconds)
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        files.set_patience(Storage.model_validate(run.read_json("plan.json").get("storage", {})).retry_seconds)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launchyard.launcher.agent.node", description="One node of one attempt of a run."
+    )
+    parser.add_argument("run_url")
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--nproc-per-node", type=int, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node-rank", type=int, default=int(os.environ.get("SLURM_NODEID", "0")))
+    parser.add_argument("--rdzv-endpoint", help="host:port of node 0; needed for more than one node")
+    parser.add_argument("--job-end", type=float, help="Unix time at which the job is ended")
+    parser.add_argument("--grace-seconds", type=float, default=GRACE_SECONDS)
+    parser.add_argument("--worker-module", default="launchyard.training.worker", help=argparse.SUPPRESS)
+    parser.add_argument("--term-is-notice", action="store_true", help="TERM means that the node is about to be taken")
+    options = vars(parser.parse_args(argv[1:]))
+    signals = Signals(term_is_notice=options.pop("term_is_notice"))
+    signals.install()
+    run = RunDir(options.pop("run_url"))
+    be_patient(run)
+    try:
+        record = run_attempt(run, signals=signals, **options)
+    except StoreError as error:
+        say(f"no word about the end of attempt {options['attempt']} could be left; what was saved is there. {error}")
+        return EXIT_FAILED
+    say(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
+    return exit_code(record)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main(sys.argv))
+    sys.exit(EXIT_FAILED)

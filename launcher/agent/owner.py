@@ -1,0 +1,201 @@
+"""The owner of a run: one attempt after another, until the policy or a person says that it is enough.
+
+The same in every place; how the nodes of an attempt are started, and whether a job can be given back to be started
+again elsewhere, is told by who makes one. Its word about the run is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from launchyard.errors import EXIT_FAILED, EXIT_STOPPED, UserError
+from launchyard.host.processes import end_marked
+from launchyard.launcher.agent.conclusion import exit_code
+from launchyard.launcher.agent.ownership import claim_next, newest_job
+from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
+from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
+from launchyard.launcher.runs.state import newest_checkpoint
+from launchyard.run.lease import Heartbeat
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.errors import StoreError
+
+ASK_SECONDS = {True: 0.5, False: 3.0}  # local run directory, remote one
+FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner that fails
+
+
+@dataclass
+class Owner:
+    """`shape`: nnodes, nproc_per_node, device, overrides. `run_nodes` runs all nodes of an attempt to its end.
+
+    `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
+    none, the next attempt follows here. `history`: attempts that this job has made already. `make_room`: waits for what
+    an attempt needs for as long as its argument says so; what that changes of the shape, or None if it gave up.
+    """
+
+    run: RunDir
+    backend: str
+    job_id: str
+    shape: dict[str, Any]
+    signals: Signals
+    run_nodes: Callable[[Job, Callable[[], None]], OutcomeRecord]
+    give_back: Callable[[OutcomeRecord], bool] | None = None
+    history: list[AttemptSummary] = field(default_factory=list)
+    make_room: Callable[[Callable[[], bool]], dict[str, Any] | None] | None = None
+    since: float = field(default_factory=time.time)
+
+    def find_room(self, last: Job | None = None) -> bool:
+        """Before an attempt is claimed; False if somebody asks to stop before there is room for it."""
+        if self.make_room is None:
+            return True
+        if not self.history:
+            self._forget_last_end()
+        heartbeat = Heartbeat(self.run, last.attempt) if last else None
+        looked = 0.0
+
+        def goes_on() -> bool:
+            nonlocal looked
+            if heartbeat is not None:
+                heartbeat.beat()
+                if heartbeat.superseded:
+                    self.signals.stop = self.signals.stop or "terminated"
+            now = time.monotonic()
+            if not self.signals.stop and now - looked < ASK_SECONDS[self.run.local]:
+                return True
+            looked = now
+            return self._stop_wanted() is None
+
+        changed = self.make_room(goes_on)
+        self.shape.update(changed or {})
+        return changed is not None
+
+    def claim(self) -> Job:
+        """The next attempt; whatever an earlier one has left running on this machine is ended."""
+        job = claim_next(self.run, backend=self.backend, job_id=self.job_id, **self.shape)
+        end_marked(self.run.url)
+        if not self.history:
+            self._forget_last_end()
+        return job
+
+    def own(self, job: Job) -> OutcomeRecord:
+        """Run attempts until the run ends or the job is given back."""
+        while True:
+            before = newest_checkpoint(self.run)
+            self.signals.preempted = False
+            record = self._attempt(job)
+            after = newest_checkpoint(self.run)
+            progressed = after is not None and (before is None or after > before)
+            self.history.append(
+                AttemptSummary(job.attempt, record.outcome, record.reason, record.fatal, progressed=progressed)
+            )
+            moves = self.give_back is not None and (record.outcome == "stopped" or self.signals.preempted)
+            again, why = self._goes_on(job, moves=moves)
+            say(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
+            if not again:
+                return self._end(record)
+            if moves:
+                assert self.give_back is not None
+                return record if self.give_back(record) else self._end(record)
+            if not self.find_room(job):
+                return self._end(record)
+            job = self.claim()
+
+    def _attempt(self, job: Job) -> OutcomeRecord:
+        heartbeat = Heartbeat(self.run, job.attempt)
+
+        def look() -> None:
+            heartbeat.beat()
+            if heartbeat.superseded:  # we were taken for dead: nothing of ours may go on
+                self.signals.stop = self.signals.stop or "terminated"
+
+        return self.run_nodes(job, look)
+
+    def _goes_on(self, job: Job, *, moves: bool) -> tuple[bool, str]:
+        """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
+        decision = after_attempt(self.history, max_failures=max_failures(self.run, self.shape["overrides"]))
+        if decision.action == "end":
+            return False, decision.why
+        heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
+        while not moves and not self._stop_wanted() and time.monotonic() < until:
+            heartbeat.beat()
+            time.sleep(POLL_SECONDS if self.run.local else 1.0)
+        wanted = self._stop_wanted()
+        return (False, f"asked to stop ({wanted})") if wanted else (True, decision.why)
+
+    def _stop_wanted(self) -> str | None:
+        if self.signals.stop:
+            return self.signals.stop
+        request = self.run.stop_requested()
+        return str(request.get("reason", "stop")) if request else None
+
+    def _end(self, record: OutcomeRecord) -> OutcomeRecord:
+        """The run's last word. A stop that was wanted makes a resumable run of a preempted or failed attempt."""
+        newest = newest_job(self.run)
+        if newest is not None and newest.attempt > record.attempt:
+            raise UserError(f"attempt {newest.attempt} has taken over, process {newest.pid} on {newest.host}")
+        wanted = self._stop_wanted()
+        if wanted and record.outcome != "completed" and not record.fatal:
+            record = record.model_copy(update={"outcome": "stopped", "reason": wanted})
+        self.run.clear_stop()
+        self.run.write_outcome(record, of_run=True)
+        return record
+
+    def _forget_last_end(self) -> None:
+        """A resumed run has no outcome, and a stop asked of an earlier job does not concern this one."""
+        request = self.run.stop_requested()
+        if request is not None and float(request.get("time", 0.0)) < self.since:
+            self.run.clear_stop()
+        self.run.remove("outcome.json")
+
+
+def serve(owner: Owner, *, where: str) -> int:
+    """Own a run as the entrypoint of a scheduler's job: its exit code. `where`: for the log."""
+    try:
+        if not owner.find_room():
+            say(f"{where}: asked to stop before it began")
+            return EXIT_STOPPED
+        job = owner.claim()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    say(f"{where}: process {os.getpid()} owns attempt {job.attempt}")
+    try:
+        return exit_code(owner.own(job))
+    except UserError as error:  # another job has the run now
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception as error:
+        leave_word(owner.run, job.attempt, error)
+        return EXIT_FAILED
+
+
+def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:
+    """resources.max_failures of the run's recipe with this job's overrides; its default if it cannot be read."""
+    from launchyard.training.recipe import Resources
+
+    default = int(Resources.model_fields["max_failures"].default)
+    try:
+        import yaml
+
+        raw = yaml.safe_load(run.read_text("recipe.yaml"))
+    except (FileNotFoundError, ValueError):
+        return default
+    stored = ((raw or {}).get("resources") or {}).get("max_failures", default)
+    return int(overrides.get("resources.max_failures", stored))
+
+
+def leave_word(run: RunDir, attempt: int, error: Exception) -> None:
+    """The owner itself failed (a full disk, say): tell it if that is still possible."""
+    message = f"the job itself failed: {type(error).__name__}: {error}"
+    say(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
+    record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
+    with contextlib.suppress(OSError), files.patience(min(FAREWELL_SECONDS, files.current_patience())):
+        run.write_outcome(record, of_run=True)

@@ -1,0 +1,76 @@
+"""What follows an attempt: nothing, or another one. The one owner of restarts; pure, knows no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from launchyard.run.records import Outcome
+
+BACK_OFF_CAP = 60.0
+AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody wanted: the work goes on elsewhere or later
+NODE_LOST = "node lost"  # a failure that the run cannot help: a node was taken without notice
+
+
+@dataclass(frozen=True)
+class AttemptSummary:
+    """How one attempt ended. `progressed`: it committed a checkpoint beyond all that there were before."""
+
+    attempt: int
+    outcome: Outcome
+    reason: str
+    fatal: bool = False
+    progressed: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Literal["end", "again"]
+    delay_seconds: float
+    why: str
+
+
+def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> Decision:
+    """Decide from the attempts of this job, oldest first. ValueError without any.
+
+    Preempted: again at once, without limit; the same after a node was lost. Failed: again after 1, 2, 4 … 60 seconds,
+    until `max_failures` attempts in a row have failed without a new checkpoint. Completed, fatal, or stopped by a
+    person: end.
+    """
+    if not history:
+        raise ValueError("after_attempt needs at least one attempt")
+    last = history[-1]
+    if last.outcome == "completed":
+        return Decision("end", 0.0, "completed")
+    if last.outcome == "stopped":
+        if last.reason in AGAIN_REASONS:
+            return Decision("again", 0.0, f"{last.reason}: saved, going on at once")
+        return Decision("end", 0.0, f"stopped ({last.reason})")
+    if last.fatal:
+        return Decision("end", 0.0, "another try would only repeat this error")
+    return _after_failure(history, max_failures)
+
+
+def _after_failure(history: Sequence[AttemptSummary], max_failures: int) -> Decision:
+    fruitless = fruitless_failures(history)
+    if history[-1].reason == NODE_LOST:
+        return Decision("again", 0.0, "a node was lost, going on at once")
+    if fruitless >= max_failures:
+        if max_failures == 0:
+            return Decision("end", 0.0, "failed, and resources.max_failures is 0")
+        times = "attempt" if fruitless == 1 else "attempts in a row"
+        return Decision("end", 0.0, f"{fruitless} {times} failed without a new checkpoint")
+    delay = min(BACK_OFF_CAP, 2.0 ** max(0, fruitless - 1))
+    made = "after a new checkpoint" if fruitless == 0 else f"{fruitless} of {max_failures} without a new checkpoint"
+    return Decision("again", delay, f"failed, {made}; trying again in {delay:.0f} s")
+
+
+def fruitless_failures(history: Sequence[AttemptSummary]) -> int:
+    """Failures at the end of the history since something was saved; preemptions in between neither count nor clear."""
+    count = 0
+    for one in reversed(history):
+        if one.progressed or one.outcome == "completed":
+            break
+        count += one.outcome == "failed" and one.reason != NODE_LOST
+    return count

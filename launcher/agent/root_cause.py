@@ -1,0 +1,129 @@
+"""What ended an attempt that left no outcome: the first cause over all ranks. Reads errors and logs only."""
+
+from __future__ import annotations
+
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from launchyard.launcher.agent.hang_detector import HUNG
+from launchyard.launcher.format import first_line
+from launchyard.run.rundir import RunDir
+
+# Signals that a worker dies of. torchrun itself sends TERM, then KILL, but only after the first failure.
+_DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+_REASONS = {
+    HUNG: "hung",
+    "NonFiniteError": "non-finite",
+    "NoValidCheckpointError": "no checkpoint",
+    "FencedError": "fenced",
+}
+_NODE_LOG = re.compile(r"node-(\d+)\.log$")
+_FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
+# What gloo, NCCL and TCPStore say in a rank whose peer has gone: an effect, and hardly ever the cause.
+_LOST_PEER = re.compile(
+    r"connection (reset|closed|refused)|broken pipe|socket (closed|error)|remote process exited|recvValue failed|"
+    r"sendBytes failed|failed to recv",
+    re.IGNORECASE,
+)
+LOST_PEER = "peer lost"
+_LOG_TAIL = 40_000
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Cause:
+    """`reason` is a word or two, `message` one line for people."""
+
+    reason: str
+    message: str
+    fatal: bool = False
+    rank: int | None = None
+    step: int | None = None
+
+
+def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int | None = None) -> Cause:
+    """The first cause. A rank that was killed, on any node, comes before the errors of those that lost it.
+
+    exit_code: torchrun's on that node, negative for a signal; only used where the run directory tells nothing.
+    """
+    errors = sorted(run.errors(attempt), key=_is_effect)
+    if errors and errors[0].get("type") == HUNG:  # its processes were killed for that
+        return _from_error(errors[0])
+    spoke = {int(error.get("rank", -1)) for error in errors}
+    log = node_log(run, attempt, node_rank)
+    for rank, code in _failures(log) + [failure for other in _other_logs(run, attempt, node_rank) for failure in other]:
+        if -code in _DEADLY and rank not in spoke:
+            return _killed(f"rank {rank} was", -code, rank)
+    if errors:
+        return _from_error(errors[0])
+    if exit_code is not None and exit_code < 0:
+        return _killed("torchrun was", -exit_code, None)
+    said = last_words(log)
+    return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left a word" + said)
+
+
+def _is_effect(error: dict[str, Any]) -> bool:
+    """Is it the error of a rank that lost another one?"""
+    return error.get("type") != HUNG and bool(_LOST_PEER.search(str(error.get("message", ""))))
+
+
+def _other_logs(run: RunDir, attempt: int, node_rank: int) -> list[list[tuple[int, int]]]:
+    """What torchrun saw fail on the other nodes, as far as their logs are here."""
+    names = run.listdir(f"{run.attempt_dir(attempt)}/logs")
+    ranks = {int(found[1]) for name in names if (found := _NODE_LOG.match(name))} - {node_rank}
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda rank: _failures(node_log(run, attempt, rank)), sorted(ranks)))
+
+
+def node_log(run: RunDir, attempt: int, node_rank: int) -> str:
+    """The end of what torchrun printed on a node; empty if there is nothing."""
+    raw = run.read_log(f"{run.attempt_dir(attempt)}/logs/node-{node_rank}.log")
+    return raw[-_LOG_TAIL:].decode(errors="replace")
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _failures(log: str) -> list[tuple[int, int]]:
+    """(rank, exit code) of what torchrun saw fail, its "first observed failure" first."""
+    head, found, root = log.rpartition("Root Cause (first observed failure)")
+    root_failures = _FAILURE.findall(root) if found else []
+    others = _FAILURE.findall(head)
+    return [(int(rank), int(code)) for rank, code in [*root_failures, *others]]
+
+
+def _killed(who: str, number: int, rank: int | None) -> Cause:
+    message = f"{who} killed by signal {number} ({signal_name(number)})"
+    if number == signal.SIGKILL:
+        message += "; if nobody did that, the machine may have run out of memory"
+    return Cause("killed", message, rank=rank)
+
+
+def _from_error(error: dict[str, Any]) -> Cause:
+    kind, rank = str(error.get("type", "Error")), error.get("rank")
+    said = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
+    reason = LOST_PEER if _is_effect(error) else _REASONS.get(kind, "error")
+    if reason == LOST_PEER:
+        said = f"rank {rank} lost another rank, of which no word is left: {kind}"
+    return Cause(
+        reason,
+        f"{said}: {first_line(str(error.get('message', '')))}",
+        fatal=bool(error.get("fatal", False)),
+        rank=error.get("rank"),
+        step=error.get("step"),
+    )
+
+
+def last_words(log: str) -> str:
+    """`: ` and the last error of a log, or its last line; empty if there is none."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) or "No module named" in line]
+    found = errors[-1:] or lines[-1:]
+    return f": {first_line(found[0])}" if found else ""

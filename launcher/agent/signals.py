@@ -1,0 +1,49 @@
+"""What signals and people ask of a process that owns a run or a node of it, and its words to its own log."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from typing import Any
+
+from launchyard.storage import files
+
+CANCELLED = "cancelled"
+POLL_SECONDS = 0.1
+STOPPING_SECONDS = 5.0  # patience with a store, once a signal has asked this process to end
+
+
+class Signals:
+    """What signals have asked of this process. The handlers only set what others look at."""
+
+    def __init__(self, *, term_is_notice: bool = False) -> None:
+        """`term_is_notice`: the scheduler says TERM to take the node away, not to end the run."""
+        self.stop: str | None = None
+        self.preempted = False
+        self._notices = {signal.SIGUSR1, signal.SIGUSR2} | ({signal.SIGTERM} if term_is_notice else set())
+        self._reasons = {signal.SIGTERM: "terminated", signal.SIGINT: "stop"}
+
+    def install(self) -> None:
+        for number in self._reasons:
+            signal.signal(number, self._on_stop)
+        for number in self._notices:
+            signal.signal(number, self._on_notice)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_stop(self, number: int, frame: Any) -> None:
+        self.stop = self.stop or self._reasons[signal.Signals(number)]
+        files.set_patience(min(STOPPING_SECONDS, files.current_patience()))  # no scheduler waits as long as a run would
+
+    def _on_notice(self, number: int, frame: Any) -> None:
+        self.preempted = True
+
+    def reason(self) -> str | None:
+        return self.stop or ("preempted" if self.preempted else None)
+
+
+def say(text: str) -> None:
+    """To this process's own log, with the time."""
+    with contextlib.suppress(OSError):  # a full disk
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)

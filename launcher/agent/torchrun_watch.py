@@ -1,0 +1,155 @@
+"""Watches one torchrun for the node's agent: passes stop requests on, tells when its time is over. Knows no policy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from launchyard.host.processes import children
+from launchyard.launcher.agent.hang_detector import Hang
+from launchyard.launcher.agent.signals import CANCELLED, Signals, say
+from launchyard.run.logs import LogUpload
+from launchyard.run.rundir import RunDir
+
+STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
+GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
+LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
+TROUBLE_SECONDS = 5.0  # of a store that are worth a word
+SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's part of one attempt. `rdzv_endpoint` None: a free port of this machine, for a single node."""
+
+    run: RunDir
+    attempt: int
+    nproc_per_node: int
+    device: Literal["cpu", "cuda"]
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    job_end: float | None = None
+    grace_seconds: float = GRACE_SECONDS
+    worker_module: str = "launchyard.training.worker"
+
+
+class Watch:
+    """Looks after one torchrun: passes requests on, and says when its time is over."""
+
+    def __init__(self, node: Node, signals: Signals, scratch: str, on_poll: Callable[[], None]) -> None:
+        self._node, self._signals, self._scratch, self._on_poll = node, signals, scratch, on_poll
+        self._stop_poll = node.run.periodic(self._read_request, every=STOP_POLL_SECONDS[node.run.local])
+        self._logs = LogUpload(node.run, node.attempt, scratch)
+        self._request: str | None = None
+        self._outcome_at: float | None = None
+        self._survivors = Survivors(node)
+        self._hang = Hang(node.run, node.attempt, node.node_rank, node.nnodes, scratch)
+        self.hung = False
+        self.reason: str | None = None
+        self._asked_at = 0.0
+        self._fails_since: float | None = None
+        self._said = False
+
+    def look(self, torchrun: int) -> bool:
+        """One round; False when torchrun must be ended."""
+        self._on_poll()
+        self._logs.poll()
+        self._stop_poll.poll()
+        self._say_trouble()
+        if self._outcome_at is None:
+            self._survivors.look(torchrun)
+            if self._hang.look():
+                self.hung = True
+                say(f"{self._hang.found}; attempt {self._node.attempt} is ended")
+                return False
+        reason = self._signals.reason() or self._request
+        if reason is not None and self.reason is None:
+            self.reason, self._asked_at = reason, time.monotonic()
+            _write_stop(self._scratch, reason)
+        if self._request == CANCELLED:
+            self.reason = CANCELLED
+            return False
+        if self.reason is not None and time.monotonic() - self._asked_at > self._node.grace_seconds:
+            return False
+        return not self._is_over(torchrun)
+
+    def _read_request(self) -> None:
+        request = self._node.run.stop_requested()
+        self._request = str(request.get("reason", "stop")) if request else None
+        if self._request is None and self._node.rdzv_endpoint is not None:  # a scheduler's node
+            self._request = self._node.run.notice(self._node.attempt)
+
+    def _say_trouble(self) -> None:
+        """Once when the run directory cannot be reached for a while, and once when it can again."""
+        failure, now = self._stop_poll.failure, time.monotonic()
+        if failure is None:
+            if self._said:
+                say("store answers again")
+            self._fails_since, self._said = None, False
+        elif self._fails_since is None:
+            self._fails_since = now
+        elif not self._said and now - self._fails_since > TROUBLE_SECONDS:
+            self._said = True
+            say(f"store trouble: {failure}. The workers go on; a signal can stop them")
+
+    def keep_logs(self) -> None:
+        """What is left of them; without it the attempt has ended all the same."""
+        try:
+            self._logs.finish()
+        except OSError as error:
+            say(f"the logs of attempt {self._node.attempt} could not be kept: {error}")
+
+    def _is_over(self, torchrun: int) -> bool:
+        """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
+        if self._outcome_at is None:
+            if self._node.run.local and self._node.run.exists(outcome_name(self._node)):
+                self._outcome_at = time.monotonic()
+            return False
+        if self._node.nnodes == 1 and not children(torchrun):
+            return True
+        return time.monotonic() - self._outcome_at > LINGER_SECONDS
+
+
+class Survivors:
+    """Workers that wait for one that has died. torchrun gives them 30 s after its TERM, which is long (torch 2.13)."""
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._looked = node, 0.0
+        self._short_since: float | None = None
+
+    def look(self, torchrun: int) -> None:
+        """End them in time, so that torchrun says who failed first and ends. No worker leaves before the outcome."""
+        now = time.monotonic()
+        if self._node.nproc_per_node == 1 or now - self._looked < 1.0:
+            return
+        self._looked = now
+        alive = children(torchrun)  # torchrun starts all workers at once: some and not all means that one is dead
+        if not alive or len(alive) >= self._node.nproc_per_node:
+            self._short_since = None
+        elif self._short_since is None:
+            self._short_since = now
+        elif now - self._short_since > SURVIVOR_SECONDS:
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _write_stop(scratch: str, reason: str) -> None:
+    """Ask the workers of this node to stop, with one atomic step."""
+    path = os.path.join(scratch, "stop")
+    with open(f"{path}.tmp", "w") as file:
+        json.dump({"reason": reason, "time": time.time()}, file)
+    os.replace(f"{path}.tmp", path)
+
+
+# -- the end ---------------------------------------------------------------------------------------------------------
+def outcome_name(node: Node) -> str:
+    return f"{node.run.attempt_dir(node.attempt)}/outcome.json"

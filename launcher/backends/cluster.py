@@ -1,0 +1,234 @@
+"""Clusters: places where runs happen, one YAML each. Knows no recipe; a scheduler's options come with its backend."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from launchyard.errors import UserError
+from launchyard.launcher.backends.base import known_backends
+from launchyard.launcher.backends.ray.options import Ray
+from launchyard.launcher.backends.section import Part
+from launchyard.launcher.backends.slurm.options import Slurm
+from launchyard.launcher.format import bytes_of
+from launchyard.launcher.recipe.aliases import CLUSTER_WORDS
+from launchyard.launcher.recipe.bundled import cluster_files, own_clusters
+from launchyard.launcher.recipe.hints import nearest
+from launchyard.launcher.recipe.yaml import MAX_BYTES, Document, read_document, validate
+from launchyard.storage.files import set_store_options
+from launchyard.storage.options import StoreOptions
+from launchyard.storage.redact import redact
+from launchyard.training.spec import Storage
+
+_SECRET_NAME = re.compile(
+    r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE
+)
+_RESERVED = ("LAUNCHYARD_", "TORCHELASTIC_")
+SIZE = r"^\d+ ?[KMGT]i?B$"
+_BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+class NodeShape(Part):
+    """One machine. What is left out is counted on the machine itself (scheduler local) or left to the scheduler."""
+
+    gpus: int | None = Field(default=None, ge=0, description="GPUs.")
+    cpus: int | None = Field(default=None, ge=1, description="CPU cores.")
+    memory: str | None = Field(default=None, pattern=SIZE, description="Memory, e.g. 64GB.")
+
+
+class ClusterMetrics(Part):
+    """Who may see the numbers."""
+
+    host: str | None = Field(
+        default=None, description="Address that every worker's metrics listen on; default: the recipe's, loopback."
+    )
+
+
+class ClusterStorage(Part):
+    """Where runs are stored and how their store is reached; a text alone is the url. Secrets stay in their own files.
+
+    What is left out here is found where tools of AWS look: AWS_* variables, ~/.aws, the role of the machine.
+    """
+
+    url: str = Field(
+        default="runs",
+        min_length=1,
+        description="Folder or URL under which run directories are made; local: from here.",
+    )
+    endpoint_url: str | None = Field(
+        default=None, pattern=r"^https?://[^\s/]+", description="S3: address of a server that is not AWS."
+    )
+    region: str | None = Field(default=None, min_length=1, description="S3: region.")
+    profile: str | None = Field(
+        default=None, min_length=1, description="S3: profile of the credentials and config files."
+    )
+    credentials_file: str | None = Field(
+        default=None, pattern=r"^[~/]", description="S3: credentials file, the same on all nodes; it holds the secrets."
+    )
+    retry_minutes: float = Field(
+        default=15.0, ge=0, description="A run keeps trying that long when a store fails, then stops, resumable."
+    )
+    cache: str | None = Field(
+        default=None, min_length=1, description="Folder of each node for chunks; default: the user's cache."
+    )
+    cache_size: str | None = Field(default=None, pattern=SIZE, description="Room that it may take, e.g. 500GB.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("url", "endpoint_url"):
+            value = getattr(self, key)
+            if value is not None and redact(value) != value:
+                raise ValueError(
+                    f"{key}: the URL holds a password or a key, which would be stored in plain text; put it into a "
+                    "credentials file and name that: credentials_file, profile"
+                )
+        return self
+
+    @property
+    def options(self) -> StoreOptions:
+        """How a process of ours reaches the store. A credentials file without a profile means its `default`."""
+        file = self.credentials_file and os.path.expanduser(self.credentials_file)
+        profile = self.profile or ("default" if file else None)
+        return StoreOptions(endpoint_url=self.endpoint_url, region=self.region, profile=profile, credentials_file=file)
+
+    @property
+    def in_training(self) -> Storage:
+        """What a worker has to know besides."""
+        return Storage(
+            retry_seconds=self.retry_minutes * 60,
+            cache=self.cache,
+            cache_bytes=None if self.cache_size is None else bytes_of(self.cache_size),
+        )
+
+
+def _as_storage(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def store_environment(options: StoreOptions) -> dict[str, str]:
+    """The same for any process of a run, in the variables that all tools for S3 read. No secret among them.
+
+    Some tools look at one spelling and some at another, so both are set: what the cluster says must win over what is
+    exported where it is launched. Empty keys mean none: exported ones would win over the profile.
+    """
+    found = {
+        "AWS_ENDPOINT_URL": options.endpoint_url,
+        "AWS_ENDPOINT_URL_S3": options.endpoint_url,
+        "AWS_REGION": options.region,
+        "AWS_DEFAULT_REGION": options.region,
+        "AWS_PROFILE": options.profile,
+        "AWS_DEFAULT_PROFILE": options.profile,
+        "AWS_SHARED_CREDENTIALS_FILE": options.credentials_file,
+        **dict.fromkeys(_BLANKED, "" if options.profile else None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class Container(Part):
+    """The image that workers run in; it has launchyard and torch installed, and sees the run's folders."""
+
+    runtime: Literal["pyxis", "apptainer"] = Field(description="pyxis: srun's own options; apptainer: apptainer exec.")
+    image: str = Field(min_length=1, description="Image: a file, or docker://…")
+    mounts: list[str] = Field(default=[], description="Folders as HOST:CONTAINER[:ro].")
+    python: str = Field(default="python3", min_length=1, description="Its interpreter.")
+
+
+class Cluster(Part):
+    """A place: who schedules, what a node has, where runs are stored, what its processes find around them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name for people.")
+    scheduler: Literal["local", "slurm", "ray"] = Field(description="Who starts processes.")
+    node: NodeShape = NodeShape()
+    storage: Annotated[ClusterStorage, BeforeValidator(_as_storage, json_schema_input_type=str | ClusterStorage)] = (
+        ClusterStorage()
+    )
+    environment: dict[str, str] = Field(default={}, description="Variables of all processes of a run. No secrets.")
+    setup: list[str] = Field(
+        default=[], description="Commands before the agent starts, where a scheduler runs scripts."
+    )
+    metrics: ClusterMetrics = ClusterMetrics()
+    slurm: Slurm | None = Field(default=None, description="Only for the scheduler slurm.")
+    ray: Ray | None = Field(default=None, description="Only for the scheduler ray.")
+    container: Container | None = Field(default=None, description="Only where nodes run containers.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for kind in ("slurm", "ray"):
+            if getattr(self, kind) is not None and self.scheduler != kind:
+                raise ValueError(f"{kind}: for the scheduler {kind}; this one is {self.scheduler}")
+        if self.container is not None and self.scheduler == "local":
+            raise ValueError("container: the scheduler local starts processes of this machine; run `launch` inside one")
+        if self.scheduler == "ray":
+            self._refuse_for_ray()
+        for key in self.environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise ValueError(f"environment.{key}: not the name of a variable")
+            if key.startswith(_RESERVED):
+                raise ValueError(f"environment.{key}: reserved; the launcher sets it itself")
+            if _SECRET_NAME.search(key):
+                raise ValueError(
+                    f"environment.{key}: looks like a secret, and a plan is stored in plain text; export it where you "
+                    "launch, or use the credentials file of its service"
+                )
+        if self.scheduler == "local" and self.setup:
+            raise ValueError("setup: the scheduler local runs in your own shell; set it up there and remove this key")
+        return self
+
+    def _refuse_for_ray(self) -> None:
+        """What Ray says in its own way."""
+        if self.container is not None:
+            raise ValueError("container: on Ray an image is ray.runtime_env.image_uri")
+        if self.setup:
+            raise ValueError("setup: Ray runs no script; what nodes need is said in ray.runtime_env")
+
+
+def load_cluster(name: str) -> Cluster:
+    """A cluster by name (bundled or in the user's config folder) or by path; refuses what no backend can drive yet."""
+    path = _find(name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; this is no cluster file")
+    cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_WORDS)
+    if cluster.scheduler not in known_backends():
+        raise UserError(
+            f"{path}: scheduler: this version cannot drive {cluster.scheduler} yet; it can: "
+            f"{', '.join(known_backends())}"
+        )
+    secrets = cluster.storage.options.credentials_file
+    if secrets is not None and cluster.scheduler == "local" and not os.path.isfile(secrets):
+        raise UserError(f"{path}: storage.credentials_file: {secrets}: no such file")
+    return cluster
+
+
+def reach_storage(cluster: Cluster) -> None:
+    """From now on this process reaches stores as the cluster says."""
+    set_store_options(cluster.storage.options)
+
+
+def recipe_defaults(cluster: Cluster) -> Document:
+    """What a place decides where a recipe says nothing."""
+    host = cluster.metrics.host
+    return Document({"metrics": {"host": host}} if host else {}, f"cluster {cluster.name}")
+
+
+def _find(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file() and (os.sep in name or name.endswith((".yaml", ".yml"))):
+        return path
+    known = cluster_files()
+    if found := known.get(name.removesuffix(".yaml")):
+        return found
+    near = nearest(name, list(known))
+    means = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
+    raise UserError(
+        f"--cluster {name}: neither a file nor a known cluster; {means}",
+        hint=f"your own clusters are YAML files in {own_clusters()}",
+    )

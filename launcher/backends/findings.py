@@ -1,0 +1,52 @@
+"""What an examination of a place found, each as ok, warning or error with its cure; and what a node's probe means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Level = Literal["ok", "warning", "error"]
+LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # what installers write for a machine's own name
+
+
+class Finding(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    level: Level
+    found: str
+    cure: str = ""
+
+
+def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
+    """What launcher/probe.py has seen on a node."""
+    host = seen["host"]
+    if seen["torch"] is None:
+        cure = f"install launchyard[train] for {seen['executable']}"
+        yield Finding(what="node", level="error", found=f"{host}: torch is not installed", cure=cure)
+    else:
+        yield Finding(what="node", level="ok", found=f"{host}: python {seen['python']}, torch {seen['torch']}")
+    address = seen["address"]
+    if address is None:
+        cure = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
+        yield Finding(what="address", level="error", found=f"{host} does not know its own name", cure=cure)
+    elif address in LOOPBACK:
+        cure = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
+        yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", cure=cure)
+    else:
+        yield Finding(what="address", level="ok", found=f"{host} is {address}")
+    if seen["port"]:
+        yield Finding(
+            what="ports", level="error", found=f"{host}: {seen['port']}", cure="open 61000 to 65535 among nodes"
+        )
+    else:
+        yield Finding(what="ports", level="ok", found="61000 to 65535 can be opened")
+    if seen["storage"]:
+        cure = "storage must be a folder that all nodes share, or a store that they can reach"
+        yield Finding(what="storage from a node", level="error", found=f"{host}: {seen['storage']}", cure=cure)
+    else:
+        yield Finding(what="storage from a node", level="ok", found=f"{host} reads and writes it")

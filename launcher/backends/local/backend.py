@@ -1,0 +1,164 @@
+"""This machine: a detached process owns the run. The launcher's side; its owner is owner.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from launchyard.errors import LaunchError, UserError
+from launchyard.host.environment import own_environment
+from launchyard.host.folders import log_folder
+from launchyard.host.processes import descendants, end_all, end_marked, wait_until
+from launchyard.launcher.agent.ownership import newest_job, owner_alive, refuse_if_alive
+from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.backends.handover import CANCEL_MESSAGE
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage.errors import StoreError
+
+CANCEL_SECONDS = 5.0
+CLAIM_SECONDS = 60.0
+OWNER = "launchyard.launcher.backends.local.owner"
+
+
+# -- the launcher's side ---------------------------------------------------------------------------------------------
+def submit(
+    run: RunDir,
+    *,
+    nnodes: int,
+    nproc_per_node: int,
+    device: Literal["cpu", "cuda"],
+    env: dict[str, str],
+    overrides: dict[str, Any],
+    script: str | None = None,
+    agent: Sequence[str] = (),
+    worker_module: str = "launchyard.training.worker",
+) -> Job:
+    """Start the process that owns the run; returns once it has claimed its attempt.
+
+    env: on top of this process's own. UserError if a living job has the run, or torch is not installed.
+    """
+    if nnodes != 1:
+        raise UserError(f"{nnodes} nodes: this machine is one", hint="use --nodes 1, or another --cluster")
+    _need_torch()
+    refuse_if_alive(run)
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-m", OWNER, run.url]
+    argv += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc_per_node}", f"--device={device}"]
+    with ours, open(_log_path(run), "ab") as log:
+        with theirs:
+            line, around = theirs.fileno(), {**own_environment(), **env}
+            owner = subprocess.Popen(argv, stdin=line, stdout=log, stderr=log, env=around, start_new_session=True)
+        ours.sendall(json.dumps({"overrides": overrides, "worker_module": worker_module}).encode())
+        ours.shutdown(socket.SHUT_WR)
+        ours.settimeout(CLAIM_SECONDS)
+        answer = _read_answer(ours, owner)
+    if "job" not in answer:
+        raise UserError(answer["error"], hint=answer.get("hint"))
+    owner.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
+    return Job.model_validate(answer["job"])
+
+
+def is_alive(run: RunDir, job: Job) -> bool:
+    return owner_alive(run, job)
+
+
+def look(run: RunDir, job: Job) -> None:
+    """Nobody schedules here."""
+
+
+def notify(run: RunDir, job: Job) -> str:
+    """A preemption notice, as a scheduler would send it."""
+    _signal_owner(job, signal.SIGUSR1)
+    return "USR1"
+
+
+def cancel(run: RunDir, job: Job) -> None:
+    """End the run now: ask its owner, and after a few seconds end its whole tree. Nothing is left running."""
+    _need_here(job)
+    with contextlib.suppress(StoreError):  # it ends without the store as well
+        run.request_stop(CANCELLED)
+    if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
+        end_all(descendants(job.pid))
+    end_marked(run.url)
+    record = OutcomeRecord(
+        outcome="stopped", reason=CANCELLED, message=CANCEL_MESSAGE, attempt=job.attempt, time=time.time()
+    )
+    if run.outcome(job.attempt) is None:
+        run.write_outcome(record)
+    if not is_final(run):
+        run.write_outcome(record, of_run=True)
+
+
+def job_log(run: RunDir) -> str:
+    """What the owner and its agent have printed."""
+    path = _log_path(run)
+    return Path(path).read_text(errors="replace") if os.path.exists(path) else ""
+
+
+def is_final(run: RunDir) -> bool:
+    """Has the run's last word been written, about its newest attempt?"""
+    record, job = run.outcome(), newest_job(run)
+    return record is not None and job is not None and record.attempt >= job.attempt
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise UserError("torch is not installed here, and workers need it", hint="pip install 'launchyard[train]'")
+
+
+def _need_here(job: Job) -> None:
+    if job.host != socket.gethostname():
+        raise UserError(f"attempt {job.attempt} runs on {job.host}, process {job.pid}", hint=f"do it on {job.host}")
+
+
+def _signal_owner(job: Job, number: signal.Signals) -> None:
+    _need_here(job)
+    try:
+        os.kill(job.pid, number)
+    except ProcessLookupError:
+        raise UserError(f"process {job.pid} of attempt {job.attempt} is gone", hint="launch status") from None
+
+
+def _log_path(run: RunDir) -> str:
+    """In the run directory; for a remote one in the user's own folder of this machine."""
+    if run.local:
+        os.makedirs(run.url, exist_ok=True)
+        return run.path("job.log")
+    import hashlib
+
+    folder = log_folder()
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return os.path.join(folder, f"{hashlib.sha256(run.url.encode()).hexdigest()[:16]}.log")
+
+
+def _read_answer(ours: socket.socket, owner: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What the owner says about its claim: {"job": …} or {"error": …, "hint": …}."""
+    raw = b""
+    try:
+        while part := ours.recv(65536):
+            raw += part
+    except TimeoutError:
+        owner.kill()
+        owner.wait()
+        raise LaunchError(f"the job did not claim its attempt within {CLAIM_SECONDS:.0f} s and was ended") from None
+    if not raw:
+        code = owner.wait()
+        raise LaunchError(
+            f"the job ended (exit code {code}) before it claimed an attempt", hint="see job.log in the run"
+        )
+    answer = dict(json.loads(raw))
+    if "job" not in answer:
+        owner.wait()
+    return answer

@@ -1,0 +1,106 @@
+"""This machine: a detached process that owns the run, starts one attempt after another, and writes how the run ended.
+
+The process of this file is that owner; its first argument is the URL of the run. It outlives the terminal; whatever
+it has started dies with it. TERM: agreed save, then stop. USR1: agreed save, then another attempt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from launchyard.errors import EXIT_USER, LaunchError, UserError
+from launchyard.launcher.agent.conclusion import exit_code
+from launchyard.launcher.agent.node import be_patient, run_attempt
+from launchyard.launcher.agent.owner import Owner, leave_word
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.agent.signals import Signals, say
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+
+
+# -- the owner's side ------------------------------------------------------------------------------------------------
+def make_owner(run: RunDir, options: dict[str, Any], signals: Signals) -> Owner:
+    module: str = options.pop("worker_module")
+
+    def run_nodes(job: Job, look: Callable[[], None]) -> OutcomeRecord:
+        return run_attempt(
+            run,
+            attempt=job.attempt,
+            nproc_per_node=job.nproc_per_node,
+            device=job.device,
+            signals=signals,
+            on_poll=look,
+            worker_module=module,
+        )
+
+    return Owner(run, "local", str(os.getpid()), options, signals, run_nodes)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {__name__}", description="Owns a run on this machine.")
+    parser.add_argument("run_url")
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--nproc-per-node", type=int, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    options = vars(parser.parse_args(argv[1:]))
+    run = RunDir(options.pop("run_url"))
+    be_patient(run)
+    signals = Signals()
+    signals.install()
+    reply = _launcher_socket()
+    options.update(_read_request(reply, run))
+    owner = make_owner(run, options, signals)
+    try:
+        job = owner.claim()
+    except (LaunchError, OSError) as error:  # also a full disk, or a store that refuses
+        _answer(reply, {"error": str(error), "hint": getattr(error, "hint", None)})
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    say(f"process {os.getpid()} owns attempt {job.attempt}")
+    _answer(reply, {"job": job.model_dump(mode="json")})
+    try:
+        return exit_code(owner.own(job))
+    except UserError as error:  # another job has the run now: no word of ours about it
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Exception as error:
+        leave_word(run, job.attempt, error)
+        return 1
+
+
+def _launcher_socket() -> socket.socket | None:
+    """The line to the process that submitted us; None when somebody started us by hand."""
+    return socket.socket(fileno=os.dup(0)) if stat.S_ISSOCK(os.fstat(0).st_mode) else None
+
+
+def _read_request(reply: socket.socket | None, run: RunDir) -> dict[str, Any]:
+    """Overrides come over the line, never in argv; by hand they are those of the attempt before."""
+    if reply is None:
+        job = newest_job(run)
+        return {"overrides": job.overrides if job else {}, "worker_module": "launchyard.training.worker"}
+    raw = b""
+    while part := reply.recv(65536):
+        raw += part
+    return dict(json.loads(raw))
+
+
+def _answer(reply: socket.socket | None, answer: dict[str, Any]) -> None:
+    """Tell the launcher once, then let go of its line."""
+    if reply is None:
+        return
+    with reply, contextlib.suppress(OSError):
+        reply.sendall(json.dumps(answer).encode())
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

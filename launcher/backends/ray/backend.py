@@ -1,0 +1,192 @@
+"""Ray: a job that owns the run inside the cluster, asks for its nodes there, and tries again there.
+
+The launcher's side; in the cluster launcher/backends/ray/owner.py is the owner. The truth about a job is what Ray
+Jobs says of it and what lies in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.agent.ownership import refuse_if_alive
+from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.handover import hand_over, leave_word
+from launchyard.launcher.backends.ray import request as ray_request
+from launchyard.launcher.backends.ray.client import AwayError, Dashboard
+from launchyard.launcher.submit.code import pack_code
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
+from launchyard.run.records import Job, Submission
+from launchyard.run.rundir import RunDir
+
+OBEY_SECONDS = 20.0  # for an owner that was told to end, before Ray ends it
+CANCEL_SECONDS = 60.0
+STEP_SECONDS = 60.0
+_NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after what the entrypoint printed
+
+
+def submit(
+    run: RunDir,
+    *,
+    nnodes: int,
+    nproc_per_node: int,
+    device: Literal["cpu", "cuda"],
+    env: dict[str, str],
+    overrides: dict[str, Any],
+    script: str,
+    agent: list[str],
+) -> Job:
+    """Send the request in `script` to Ray Jobs. UserError with Ray's reason if it refuses; nothing is queued then."""
+    refuse_if_alive(run)
+    told = json.loads(script)
+    place = reach(told)
+    ray = dashboard(place)
+    with refusals():
+        ray.version()  # before anything is written
+    waiting = Submission(
+        backend="ray",
+        submitted=time.time(),
+        nnodes=nnodes,
+        nproc_per_node=nproc_per_node,
+        device=device,
+        env=env,
+        agent=agent,
+        overrides=overrides,
+        place=place,
+    )
+    job_id = f"{told['request']['metadata']['launchyard_run']}-{secrets.token_hex(3)}"
+
+    def send(number: int) -> str:
+        with refusals():
+            return ray.submit(ray_request.filled(told["request"], job_id=job_id, code=send_code(ray)))
+
+    return hand_over(run, waiting, send, take_back=lambda number: _take_back(run))
+
+
+def reach(told: dict[str, Any]) -> dict[str, Any]:
+    """Where Ray is. Without an address it is the one of this machine, started for the first run that needs it."""
+    place = {key: told["place"][key] for key in ("address", "token_file") if key in told["place"]}
+    if "address" in place:
+        return place
+    from launchyard.launcher.sandbox.ray import service as here
+
+    return {"address": here.for_run(told["nodes"], told["bundle"])}
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """A Ray that does not answer when a job is sent is taken for a wrong address: nothing was begun."""
+    try:
+        yield
+    except AwayError as error:
+        raise UserError(str(error), hint=error.hint) from error
+
+
+def dashboard(place: dict[str, Any]) -> Dashboard:
+    return Dashboard(place["address"], place.get("token_file"))
+
+
+def send_code(ray: Dashboard) -> str | None:
+    """The code that this process runs, so that a run keeps it whatever changes meanwhile; None for an installed one."""
+    package = pack_code()
+    if package is None:
+        return None
+    return ray.upload(f"_ray_pkg_{hashlib.sha256(package).hexdigest()[:16]}.zip", package)
+
+
+def _take_back(run: RunDir) -> None:
+    """Of a job that was refused nothing stays."""
+    if run.local and not run.listdir("submissions"):
+        with contextlib.suppress(OSError):
+            os.rmdir(run.path("submissions"))
+
+
+# -- looking and ending ----------------------------------------------------------------------------------------------
+def look(run: RunDir, job: Job) -> Queued:
+    """The job as Ray sees it. One that runs and waits for its nodes is in a queue all the same, and says why."""
+    seen = of_run(run).ask(job.job_id)
+    if seen.state == "running" and (reason := run.waiting(job.job_id)) is not None:
+        return Queued("queued", seen.word, reason)
+    if seen.state == "queued":
+        return Queued("queued", seen.word, seen.reason or "Ray is starting it")
+    return seen
+
+
+def of_run(run: RunDir) -> Dashboard:
+    """Ray as the run's newest job was sent to it."""
+    newest = run.newest_submission()
+    if newest is None or "address" not in newest.place:
+        raise LaunchError(f"{run.url}: no submission to Ray is known")
+    return dashboard(newest.place)
+
+
+def is_alive(run: RunDir, job: Job) -> bool:
+    """Waiting or running; while the dashboard is away, by its heartbeat."""
+    seen = look(run, job)
+    if seen.state == "unknown":
+        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
+    return seen.state != "gone"
+
+
+def notify(run: RunDir, job: Job) -> str:
+    """As when a node is drained: agreed save, then another attempt."""
+    run.give_notice(job.attempt, "preempted")
+    return "a notice in its run directory"
+
+
+def cancel(run: RunDir, job: Job) -> None:
+    """End the job now; returns when Ray has ended all of it."""
+    run.request_stop(CANCELLED)
+    ray = of_run(run)
+    if not ray.wait_gone(job.job_id, seconds=OBEY_SECONDS):
+        ray.stop(job.job_id)
+        if not ray.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
+            raise LaunchError(f"job {job.job_id} is still ending", hint=f"ray job status {job.job_id}")
+    leave_word(run, job)
+    run.clear_stop()
+    run.clear_waiting()
+
+
+def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
+    """What Python prints with these words, beside the run's own on the last of its nodes. LaunchError: why not."""
+    from launchyard.launcher.backends.ray.placement import NODES
+
+    name = f"{run.attempt_dir(job.attempt)}/{NODES}"
+    if not run.exists(name):
+        raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
+    last = run.read_json(name)[-1]
+    told, ray, said = json.loads(run.read_json("plan.json")["script"]), of_run(run), list[str]()
+    node_id = str(last["node_id"])
+    request = ray_request.errand(told["request"], node_id=node_id, argv=argv, code=send_code(ray))
+    failed = run_job(ray, request, say=said.append)
+    if failed is not None:
+        raise LaunchError(f"no process could run on {last['host']}: {failed}")
+    return "".join(said)
+
+
+def run_job(ray: Dashboard, request: dict[str, Any], *, say: Callable[[str], None] = lambda said: None) -> str | None:
+    """A job to its end; why it failed, if it did. `say` gets all that it has printed."""
+    job_id = ray.submit(request)
+    if not ray.wait_gone(job_id, seconds=STEP_SECONDS):
+        ray.stop(job_id)
+        return f"it did not end within {STEP_SECONDS:.0f} s"
+    said = ray.logs(job_id)
+    say(said)
+    if ray.ask(job_id).word == "SUCCEEDED":
+        return None
+    return (said.strip().splitlines() or ["no word"])[-1]
+
+
+def job_log(run: RunDir) -> str:
+    """What the newest job has printed: the owner's words and its agents'."""
+    newest = run.newest_submission()
+    said = of_run(run).logs(newest.job_id) if newest else ""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith(_NOT_OURS))

@@ -1,0 +1,84 @@
+"""What a Ray cluster says of itself and of its nodes, and what that means for a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from launchyard.errors import LaunchError
+from launchyard.launcher.backends.cluster import Cluster, store_environment
+from launchyard.launcher.backends.findings import Finding, node_findings
+from launchyard.launcher.backends.ray import request as ray_request
+from launchyard.launcher.backends.ray.backend import run_job, send_code
+from launchyard.launcher.backends.ray.client import Dashboard
+from launchyard.launcher.plan.processes import Shape
+from launchyard.storage import files
+
+OLDEST = (2, 50)
+
+
+def examine_ray(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
+    """`folder`: where a job on a node is to leave a word; None: no job."""
+    options = ray_request.options_of(cluster)
+    if options.address is None:
+        found = "no address: the first run starts a Ray of this machine, and launch sandbox down ray ends it"
+        yield Finding(what="Ray", level="ok", found=found)
+        return
+    ray = Dashboard(options.address, options.token_file)
+    try:
+        version = str(ray.version()["ray_version"])
+        nodes = [node for node in ray.nodes() if node.get("raylet", {}).get("state") == "ALIVE"]
+    except LaunchError as error:
+        yield Finding(what="Ray", level="error", found=str(error), cure=error.hint or "")
+        return
+    yield _version(version)
+    yield _room(cluster, nodes)
+    if folder is not None:
+        yield from _node(cluster, ray, folder)
+
+
+def _version(version: str) -> Finding:
+    numbers = tuple(int(word) for word in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST:
+        cure = f"Ray {'.'.join(map(str, OLDEST))} or later"
+        return Finding(what="Ray", level="warning", found=f"{version}: not tried with this version", cure=cure)
+    return Finding(what="Ray", level="ok", found=version)
+
+
+def _room(cluster: Cluster, nodes: list[dict[str, Any]]) -> Finding:
+    """How many nodes have what a run asks of each?"""
+    asked = ray_request.bundle_of(cluster, Shape(1, 1, "cpu", cluster.node.gpus or 0, (1,)))
+    words = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    totals = [node["raylet"].get("resourcesTotal", {}) for node in nodes]
+    fit = sum(all(total.get(name, 0) >= amount for name, amount in asked.items()) for total in totals)
+    found = f"{len(nodes)} alive, {fit} of them with {words} or more"
+    if fit:
+        return Finding(what="nodes", level="ok", found=found)
+    return Finding(what="nodes", level="error", found=found, cure="node and ray.resources of the cluster file")
+
+
+def _node(cluster: Cluster, ray: Dashboard, folder: str) -> Iterator[Finding]:
+    """From a node itself: the environment, the way back, the storage."""
+    token, said = secrets.token_hex(8), list[str]()
+    files.write(f"{folder}/{token}", token.encode())
+    env = {**cluster.environment, **store_environment(cluster.storage.options)}
+    text = ray_request.request_text(
+        cluster, python=sys.executable, run_id="doctor", run_url=folder, shape=Shape(1, 1, "cpu", 0, (1,)), env=env
+    )
+    argv = ["-m", "launchyard.launcher.doctor.node_probe", folder, token]
+    try:
+        code = send_code(ray)
+        request = ray_request.errand(json.loads(text)["request"], argv=argv, code=code)
+        failed = run_job(ray, request, say=said.append)
+    except LaunchError as error:
+        failed = str(error)
+    answers = re.findall(r"\{.*\}", "".join(said))
+    if failed is not None or not answers:
+        cure = "has the Python of the nodes launchyard's packages and Ray? ray.python and ray.runtime_env"
+        yield Finding(what="node", level="error", found=(failed or "it left no word")[-500:], cure=cure)
+        return
+    yield from node_findings(json.loads(answers[-1]))

@@ -1,0 +1,51 @@
+"""The section `ray` of a cluster file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from launchyard.launcher.backends.section import Part
+from launchyard.storage.redact import redact
+
+_SENT = "the launcher sends its own code to the nodes"
+
+
+class Ray(Part):
+    """How a Ray cluster is reached, and what our processes find on its nodes."""
+
+    address: str | None = Field(
+        default=None,
+        description="Its dashboard, http(s)://HOST:8265 or unix:///PATH; default: a Ray that the launcher starts here.",
+    )
+    token_file: str | None = Field(
+        default=None, pattern=r"^[~/]", description="File with the token of a Ray that wants one (RAY_AUTH_MODE=token)."
+    )
+    python: str | None = Field(
+        default=None, min_length=1, description="Interpreter of the nodes; default: python, or this one for a Ray here."
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="More that each node must have, by Ray's names, e.g. {'accelerator_type:H100': 0.001}."
+    )
+    runtime_env: dict[str, Any] = Field(
+        default={}, description="Ray's runtime environment for our processes: pip, uv, conda, image_uri and the like."
+    )
+    wait_seconds: float = Field(
+        default=60.0, ge=0, description="For all nodes, before fewer are taken where resources.min_nodes allows it."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        taken = {"env_vars": "use environment", "working_dir": _SENT, "py_modules": _SENT, "excludes": _SENT}
+        for key in self.runtime_env.keys() & taken.keys():
+            raise ValueError(f"runtime_env.{key}: {taken[key]}")
+        for key in self.resources.keys() & {"CPU", "GPU", "memory", "object_store_memory"}:
+            raise ValueError(f"resources.{key}: say it in node (cpus, gpus, memory)")
+        if self.address is not None and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?|unix:///\S+", self.address):
+            raise ValueError(
+                f"address: {redact(self.address)} is not its dashboard's address, such as http://HOST:8265 "
+                "(ray://HOST:10001 is for Ray's client)"
+            )
+        return self

@@ -1,0 +1,311 @@
+"""What a Ray job becomes: the owner of a run inside the cluster. Its argument is the URL of the run.
+
+Asks Ray for the nodes of an attempt, starts one actor on each, which starts the node's agent, and tries again here
+after a failure or when nodes are taken. Ray restarts nothing by itself. If this process dies, Ray ends its actors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launchyard.errors import LaunchError
+from launchyard.host.processes import wait_until
+from launchyard.launcher.agent.conclusion import last_step
+from launchyard.launcher.agent.node import be_patient
+from launchyard.launcher.agent.owner import Owner, serve
+from launchyard.launcher.agent.restart_policy import NODE_LOST
+from launchyard.launcher.agent.root_cause import find_cause
+from launchyard.launcher.agent.signals import CANCELLED, Signals, say
+from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
+from launchyard.launcher.backends.ray.node_actor import Agent
+from launchyard.launcher.backends.ray.placement import NODES, Room, cluster_nodes, draining, find_room, lost_nodes
+from launchyard.launcher.format import first_line
+from launchyard.run.records import Job, OutcomeRecord, Submission
+from launchyard.run.rundir import RunDir
+
+START_SECONDS = 180.0  # for the actors of all nodes to come up; a runtime environment may have to be installed
+LOOK_SECONDS = 0.2
+DRAIN_SECONDS = 1.0
+AFTER_FIRST_SECONDS = 60.0  # from the end of one node's agent to the end of all
+AFTER_LOSS_SECONDS = 2 * SURVIVOR_SECONDS  # the same when an actor has died: others wait for it in vain
+# In which Ray learns that a node has died, after its actors have: where it still answers for them, where it does not.
+NOTICE_SECONDS = {False: 1.0, True: 20.0}
+NOT_NICE = {"RAY_worker_niceness": "0"}  # Ray gives its workers the priority 15, and their children inherit it
+ACCEPT_SECONDS = 60.0  # for the launcher to write down that Ray has taken the job
+
+
+class InCluster:
+    """One job, whose attempts get their nodes one after another."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        submission: Submission,
+        signals: Signals,
+        *,
+        bundle: dict[str, float],
+        sizes: list[int],
+        wait_seconds: float,
+    ) -> None:
+        self._run, self._submission, self._signals = run, submission, signals
+        self._bundle, self._sizes, self._wait_seconds = bundle, sizes, wait_seconds
+        self._room: Room | None = None
+
+    def owner(self) -> Owner:
+        waiting = self._submission
+        shape = waiting.model_dump(include={"nnodes", "nproc_per_node", "device", "overrides"})
+        return Owner(
+            self._run,
+            "ray",
+            waiting.job_id,
+            shape,
+            self._signals,
+            self.run_nodes,
+            make_room=self.make_room,
+            since=waiting.submitted,  # a stop that was asked while Ray was starting us is meant for us
+        )
+
+    def make_room(self, goes_on: Callable[[], bool]) -> dict[str, Any] | None:
+        """Nodes for the next attempt, as many as there are; None if somebody asks to stop meanwhile."""
+
+        def tell(said: str) -> None:
+            say(f"waiting: {said}")
+            with contextlib.suppress(OSError):
+                self._run.say_waiting(self._submission.job_id, said)
+
+        self._room = find_room(self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, tell=tell)
+        with contextlib.suppress(OSError):
+            self._run.clear_waiting()
+        if self._room is None:
+            return None
+        if self._room.nodes < self._sizes[0]:
+            say(f"going on with {self._room.nodes} of {self._sizes[0]} nodes")
+        return {"nnodes": self._room.nodes}
+
+    def run_nodes(self, job: Job, look: Callable[[], None]) -> OutcomeRecord:
+        """All agents of an attempt, to their end."""
+        room = self._room
+        assert room is not None
+        attempt = Attempt(self._run, job, room, self._bundle, self._signals)
+        try:
+            attempt.start(self._submission)
+            attempt.watch(look)
+        finally:
+            attempt.end()
+            room.give_back()
+        return attempt.conclude()
+
+
+class Attempt:
+    """The agents of one attempt. `lost`: node rank -> what Ray says of an actor that died."""
+
+    def __init__(self, run: RunDir, job: Job, room: Room, bundle: dict[str, float], signals: Signals) -> None:
+        self._run, self._job, self._room, self._bundle, self._signals = run, job, room, bundle, signals
+        self._actors: list[Any] = []
+        self._calls: dict[Any, int] = {}
+        self._nodes: list[dict[str, Any]] = []
+        self._told = False
+        self._cut_off = False  # an actor cannot be reached, and nobody says that it is dead
+        self._drained_at = 0.0
+        self.lost: dict[int, str] = {}
+        self.codes: dict[int, int] = {}
+
+    # -- starting --------------------------------------------------------------------------------------------------
+    def start(self, submission: Submission) -> None:
+        """An actor on each node, then all agents; those that do not come count as lost."""
+        import ray
+
+        share = {name: amount for name, amount in self._bundle.items() if name not in ("CPU", "GPU", "memory")}
+        amounts = {"num_cpus": self._bundle["CPU"], "num_gpus": self._bundle.get("GPU", 0)}
+        if "memory" in self._bundle:
+            amounts["memory"] = self._bundle["memory"]
+        options = {**amounts, "resources": share, "max_restarts": 0, "runtime_env": {"env_vars": NOT_NICE}}
+        kind = ray.remote(Agent)
+        self._actors = [
+            kind.options(**options, scheduling_strategy=self._room.strategy(rank)).remote()
+            for rank in range(self._room.nodes)
+        ]
+        self._meet()
+        if self.lost:
+            return
+        endpoint = f"{self._nodes[0]['address']}:{self._nodes[0]['port']}"
+        for rank, actor in enumerate(self._actors):
+            argv = [*agent_words(submission.agent, self._job, endpoint), f"--node-rank={rank}"]
+            self._calls[actor.run.remote(argv, submission.env)] = rank
+
+    def _meet(self) -> None:
+        """Where each actor is; written down for whoever wants to reach a node."""
+        import ray
+
+        addresses = {node["node_id"]: node["address"] for node in cluster_nodes()}
+        asked = [actor.facts.remote() for actor in self._actors]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)
+        for rank, call in enumerate(asked):
+            if call not in ready:
+                self.lost[rank] = f"its actor did not start within {START_SECONDS:.0f} s"
+                continue
+            try:
+                facts = ray.get(call)
+                self._nodes.append({"rank": rank, **facts, "address": addresses[facts["node_id"]]})
+            except (ray.exceptions.RayError, KeyError) as error:
+                self.lost[rank] = first_line(str(error))
+        self._run.write_json(f"{self._run.attempt_dir(self._job.attempt)}/{NODES}", self._nodes)
+
+    # -- watching --------------------------------------------------------------------------------------------------
+    def watch(self, look: Callable[[], None]) -> None:
+        """Until every agent has ended, or has had time enough to after the first one."""
+        import ray
+
+        until = float("inf")
+        while self._calls and time.monotonic() < until:
+            look()
+            self._tell()
+            ready, _ = ray.wait(list(self._calls), timeout=LOOK_SECONDS)
+            for call in ready:
+                rank = self._calls.pop(call)
+                patience = AFTER_FIRST_SECONDS
+                try:
+                    self.codes[rank] = int(ray.get(call))
+                except ray.exceptions.RayError as error:
+                    self.lost[rank] = first_line(str(error))
+                    self._cut_off |= isinstance(error, ray.exceptions.ActorUnavailableError)
+                    patience = AFTER_LOSS_SECONDS
+                until = min(until, time.monotonic() + patience)
+
+    def _tell(self) -> None:
+        """Agents hear through the run directory that they are to save and leave."""
+        if self._told:
+            return
+        reason = self._signals.stop or ("preempted" if self._leaving() else None)
+        if reason is None:
+            return
+        with contextlib.suppress(OSError):
+            self._run.give_notice(self._job.attempt, reason)
+            self._told = True
+
+    def _leaving(self) -> bool:
+        """Is one of our nodes being drained?"""
+        now = time.monotonic()
+        if now - self._drained_at < DRAIN_SECONDS:
+            return False
+        self._drained_at = now
+        leaving = draining()
+        ours = [node for node in self._nodes if node["node_id"] in leaving]
+        for node in ours:
+            deadline = leaving[node["node_id"]] / 1000
+            left = f", in {max(0.0, deadline - time.time()):.0f} s" if 0 < deadline < 1e12 else ""
+            say(f"{node['host']} is about to be taken{left}: saving")
+        return bool(ours)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+    def end(self) -> None:
+        """Ray kills the actors, and the kernel all that they have started."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+
+    def conclude(self) -> OutcomeRecord:
+        """What rank 0 wrote. A node that was lost is a better cause than the errors of those who lost it."""
+        record = self._run.outcome(self._job.attempt)
+        if record is not None and (record.outcome != "failed" or not self.lost):
+            return record
+        facts: dict[str, Any] = {"attempt": self._job.attempt, "time": time.time()}
+        facts["step"] = last_step(self._run, self._job.attempt)
+        request = self._run.stop_requested()
+        if request is not None and request.get("reason") == CANCELLED:
+            return OutcomeRecord(outcome="stopped", reason=CANCELLED, message="cancelled, nothing was saved", **facts)
+        if self.lost:
+            reason, message = self._loss()
+            record = OutcomeRecord(outcome="failed", reason=reason, message=message, **facts)
+        else:
+            cause = find_cause(self._run, self._job.attempt, node_rank=0, exit_code=self.codes.get(0))
+            more = {"reason": cause.reason, "message": cause.message, "fatal": cause.fatal, "rank": cause.rank}
+            record = OutcomeRecord(outcome="failed", **more, **facts)
+        self._run.write_outcome(record)
+        return record
+
+    def _loss(self) -> tuple[str, str]:
+        """Was it the node or only its actor? Ray may learn of a node's death a little later."""
+        rank = min(self.lost)
+        ids = [node["node_id"] for node in self._nodes]
+        wait_until(lambda: bool(lost_nodes(ids)), seconds=NOTICE_SECONDS[self._cut_off], every=0.3)
+        gone = [node for node in self._nodes if node["node_id"] in lost_nodes(ids)]
+        if gone:
+            named = " and ".join(f"{node['host']} ({node['address']})" for node in gone)
+            return NODE_LOST, f"{named} went away, with node {', '.join(str(node['rank']) for node in gone)} of the run"
+        host = next((node["host"] for node in self._nodes if node["rank"] == rank), "its node")
+        return "agent lost", f"the actor of node {rank} on {host} died: {self.lost[rank]}"
+
+
+def agent_words(agent: list[str], job: Job, endpoint: str) -> list[str]:
+    """The agent's words in this attempt, without the interpreter."""
+    drawn = {"--attempt=": job.attempt, "--nnodes=": job.nnodes, "--rdzv-endpoint=": endpoint}
+    words = []
+    for word in agent[1:]:
+        name = word.partition("=")[0] + "="
+        words.append(f"{name}{drawn[name]}" if name in drawn and word.startswith("--") else word)
+    return words
+
+
+def _own_submission(run: RunDir, job_id: str) -> Submission:
+    """What the launcher wrote down of this job; it does so when Ray has answered, and that may be after our start."""
+
+    def is_ours() -> bool:
+        newest = run.newest_submission()
+        return newest is not None and newest.job_id == job_id
+
+    if not wait_until(is_ours, seconds=ACCEPT_SECONDS, every=0.2 if run.local else 1.0):
+        raise LaunchError(f"{run.url} does not know the job {job_id}")
+    found = run.newest_submission()
+    assert found is not None
+    return found
+
+
+def _number(word: str) -> float:
+    """Whole numbers stay whole: Ray wants that of memory."""
+    number = float(word)
+    return int(number) if number.is_integer() else number
+
+
+def main(argv: list[str]) -> int:
+    import ray
+
+    parser = argparse.ArgumentParser(
+        prog="python -m launchyard.launcher.backends.ray.owner", description="Owns a run inside Ray."
+    )
+    parser.add_argument("run_url")
+    parser.add_argument("--job-id", required=True)
+    parser.add_argument("--bundle", action="append", default=[], help="NAME=AMOUNT that each node must give")
+    parser.add_argument("--sizes", required=True, help="numbers of nodes that will do, the most first")
+    parser.add_argument("--wait-seconds", type=float, required=True, help="for the first of them")
+    options = parser.parse_args(argv[1:])
+    ray.init(logging_level="ERROR")
+    signals = Signals()
+    signals.install()  # after Ray's own handlers
+    run = RunDir(options.run_url)
+    be_patient(run)
+    bundle = {name: _number(amount) for name, _, amount in (word.rpartition("=") for word in options.bundle)}
+    job = InCluster(
+        run,
+        _own_submission(run, options.job_id),
+        signals,
+        bundle=bundle,
+        sizes=[int(word) for word in options.sizes.split(",")],
+        wait_seconds=options.wait_seconds,
+    )
+    code = serve(job.owner(), where=f"job {options.job_id}")
+    return 0 if code in (0, 75) else code  # Ray knows no third way to end
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv))
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,142 @@
+"""SLURM: a job that owns the run, waits in the queue, and is started again by the scheduler when it was preempted.
+
+The launcher's side; inside the job launcher/backends/slurm/owner.py is the owner. The truth about a job is what
+squeue says and what lies in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from launchyard.errors import LaunchError
+from launchyard.host.folders import job_folder, log_folder
+from launchyard.launcher.agent.ownership import refuse_if_alive
+from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.handover import hand_over, leave_word
+from launchyard.launcher.backends.slurm.client import Controller
+from launchyard.launcher.submit.code import keep_code
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
+from launchyard.run.records import Job, Submission
+from launchyard.run.rundir import RunDir
+
+STEP_SECONDS = 60.0
+CANCEL_SECONDS = 90.0  # KillWait is 30 s at most sites
+
+
+def submit(
+    run: RunDir,
+    *,
+    nnodes: int,
+    nproc_per_node: int,
+    device: Literal["cpu", "cuda"],
+    env: dict[str, str],
+    overrides: dict[str, Any],
+    script: str,
+    agent: list[str],
+) -> Job:
+    """Send `script` to sbatch. UserError with SLURM's reason if it refuses; nothing is queued then."""
+    refuse_if_alive(run)
+    waiting = Submission(
+        backend="slurm",
+        submitted=time.time(),
+        nnodes=nnodes,
+        nproc_per_node=nproc_per_node,
+        device=device,
+        env=env,
+        agent=agent,
+        overrides=overrides,
+    )
+
+    def send(number: int) -> str:
+        return Controller(env).submit(_write_script(run, number, script))
+
+    return hand_over(run, waiting, send, take_back=lambda number: _take_back(run, number))
+
+
+def _write_script(run: RunDir, number: int, script: str) -> str:
+    """The script and the code that it runs, where the nodes find them."""
+    folder = Path(job_folder(run.url, log_folder()))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_code(folder / "code")
+    path = folder / f"job-{number:04d}.sh"
+    path.write_text(script)
+    return str(path)
+
+
+def _take_back(run: RunDir, number: int) -> None:
+    """Of a job that was refused nothing stays: no script, and no code unless an earlier job has used it."""
+    folder = Path(job_folder(run.url, log_folder()))
+    (folder / f"job-{number:04d}.sh").unlink(missing_ok=True)
+    if number == 0:
+        shutil.rmtree(folder / "code", ignore_errors=True)
+        for empty in (folder / "submissions", folder) if not run.local else (folder / "submissions",):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def look(run: RunDir, job: Job) -> Queued:
+    """The job as the scheduler sees it."""
+    return controller(run).ask(job.job_id)
+
+
+def controller(run: RunDir) -> Controller:
+    """SLURM as the run's place reaches it."""
+    newest = run.newest_submission()
+    return Controller(newest.env if newest else {})
+
+
+def is_alive(run: RunDir, job: Job) -> bool:
+    """In the queue or running; while the controller is away, by its heartbeat."""
+    seen = look(run, job)
+    if seen.state == "unknown":
+        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
+    return seen.state != "gone"
+
+
+def notify(run: RunDir, job: Job) -> str:
+    """A real preemption where the site allows one; else as a scheduler warns: all agents, not the batch script."""
+    from launchyard.launcher.backends.slurm.preempt import preempt
+
+    slurm = controller(run)
+    told, refused = preempt(slurm, job.job_id)
+    if refused:
+        slurm.cancel(job.job_id, signal="USR1")
+        return f"USR1, as before a time limit ({refused})"
+    return told
+
+
+def cancel(run: RunDir, job: Job) -> None:
+    """scancel; returns when SLURM has ended all of it."""
+    run.request_stop(CANCELLED)
+    slurm = controller(run)
+    slurm.cancel(job.job_id)
+    if not slurm.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
+        raise LaunchError(f"job {job.job_id} is still ending", hint=f"squeue -j {job.job_id}")
+    leave_word(run, job)
+    run.clear_stop()
+
+
+def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
+    """What Python prints with these words, as a step beside the run's own on its last node. LaunchError: why not."""
+    slurm = controller(run)
+    nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)
+    if not nodes:
+        raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
+    beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]
+    done = slurm.run(["srun", *beside, sys.executable, *argv], seconds=STEP_SECONDS)
+    if done is None or done.returncode:
+        raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
+    return done.stdout
+
+
+def job_log(run: RunDir) -> str:
+    """What the newest job has printed: the owner's words, and its agents' behind their numbers."""
+    newest = run.newest_submission()
+    path = Path(job_folder(run.url, log_folder())) / f"job-{newest.job_id}.log" if newest else None
+    return path.read_text(errors="replace") if path and path.exists() else ""

@@ -1,0 +1,210 @@
+"""What SLURM says of a job, asked with squeue, scontrol and scancel: sacct is off at many sites, and late at others.
+
+Every question is bounded in time: a controller that is away must not hold up whoever asks.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from datetime import datetime
+from typing import Literal
+
+from launchyard.errors import LaunchError, UserError
+from launchyard.host.environment import own_environment
+from launchyard.launcher.backends.base import Queued
+
+ANSWER_SECONDS = 11.0  # SLURM's own commands give up after 9
+AWAY_SECONDS = 20.0  # for which a controller that did not answer is not asked again about other jobs
+_QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
+_NEVER = ("Requested node configuration is not available", "Node count specification invalid", "Invalid feature")
+_NO_JOB = ("Invalid job id", "Invalid Job Id")
+# Why a job waits or cannot run, in our words: (what, what to do).
+REASONS = {
+    "Priority": "other jobs have a higher priority",
+    "Resources": "the nodes it needs are in use",
+    "Dependency": "it waits for another job",
+    "DependencyNeverSatisfied": "it waits for a job that has failed",
+    "BeginTime": "the scheduler holds it for a while before it starts again",
+    "JobHeldUser": "it is held by its owner: scontrol release",
+    "JobHeldAdmin": "it is held by an administrator",
+    "PartitionTimeLimit": "its time limit is above the partition's: lower resources.time_limit",
+    "PartitionNodeLimit": "it asks for more nodes than the partition gives: lower --nodes",
+    "PartitionDown": "its partition is down",
+    "ReqNodeNotAvail": "a node it asks for is not available",
+    "QOSMaxJobsPerUserLimit": "you run as many jobs as your quality of service allows",
+    "AssocGrpCpuLimit": "your account uses all CPUs it may have",
+    "AssocGrpGRES": "your account uses all GPUs it may have",
+    "QOSMaxGRESPerUser": "you use all GPUs that your quality of service allows",
+    "QOSGrpGRES": "all GPUs of your quality of service are in use",
+    "launch failed requeued held": "its start failed and it is held: scontrol release, after a look at the node",
+}
+AWAY = Queued("unknown", reason="SLURM's controller does not answer")
+_away: dict[str, float] = {}  # site -> when it did not answer, by the monotonic clock
+
+
+class Controller:
+    """SLURM's controller, as its own commands reach it with these variables on top of ours (SLURM_CONF, say)."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
+
+    def ask(self, job_id: str) -> Queued:
+        """The state of a job."""
+        site = self._env.get("SLURM_CONF", "")
+        if time.monotonic() - _away.get(site, float("-inf")) < AWAY_SECONDS:
+            return AWAY
+        done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
+        if done is None or any(word in done.stderr for word in _AWAY):
+            _away[site] = time.monotonic()
+            return AWAY
+        line = done.stdout.strip().splitlines()[:1]
+        if done.returncode or not line:
+            return Queued("gone")
+        word, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
+        return Queued(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
+
+    def config(self) -> dict[str, str]:
+        """The site's configuration as the controller has it; empty if it does not answer."""
+        return facts(self.say(["scontrol", "show", "config"]))
+
+    def partitions(self, name: str = "") -> list[dict[str, str]]:
+        """All of them, or one; none if the controller does not answer or there is no such."""
+        shown = self.say(["scontrol", "show", "partition", *([name] if name else [])])
+        return [facts(block) for block in re.split(r"\n\s*\n", shown) if "PartitionName=" in block]
+
+    def hostnames(self, nodes: str) -> list[str]:
+        """The nodes that an expression like node[1-3] stands for."""
+        return self.say(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
+
+    def job_state(self, job_id: str) -> tuple[str, int]:
+        """JobState of scontrol, and how often the job was put back into the queue; ("", 0) if that cannot be told."""
+        said = self.say(["scontrol", "show", "job", job_id])
+        state, restarts = re.search(r"\bJobState=(\S+)", said), re.search(r"\bRestarts=(\d+)", said)
+        return state[1] if state else "", int(restarts[1]) if restarts else 0
+
+    def end_time(self, job_id: str) -> float | None:
+        """When the job's time is over; None: never, or it cannot be told."""
+        done = self.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%e"])
+        return _time(done.stdout.strip()) if done is not None else None
+
+    def requeue(self, job_id: str) -> bool:
+        """Have it started again; False if the site refuses that."""
+        done = self.run(["scontrol", "requeue", job_id])
+        return done is not None and done.returncode == 0
+
+    def cancel(self, job_id: str, *, signal: str | None = None) -> None:
+        """scancel, or only a signal to all steps. LaunchError if the controller does not take it."""
+        argv = ["scancel", *([f"--signal={signal}"] if signal else []), job_id]
+        done = self.run(argv)
+        if done is None or (done.returncode and not any(word in done.stderr for word in _NO_JOB)):
+            said = "no answer" if done is None else done.stderr.strip()
+            raise LaunchError(f"SLURM could not end job {job_id}: {said}", hint="try again when its controller is back")
+
+    def submit(self, script: str, *, dependency: str | None = None) -> str:
+        """sbatch; the job's id. UserError with SLURM's reason if it refuses."""
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "sbatch is not found here", hint="launch from a login node of the cluster, or try --dry-run"
+            )
+        if dependency is None:
+            self._refuse_the_impossible(script)
+        done = self.run(
+            ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), script], seconds=60.0
+        )
+        if done is None:
+            raise LaunchError("sbatch did not answer within 60 s", hint="is the controller up? (sinfo)")
+        if done.returncode:
+            raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
+        return done.stdout.strip().split(";")[0]
+
+    def _refuse_the_impossible(self, script: str) -> None:
+        """Most sites queue what can never run, and it waits for ever. UserError with SLURM's reason."""
+        done = self.run(["sbatch", "--test-only", script])
+        if done is not None and done.returncode and any(word in done.stderr for word in _NEVER):
+            raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
+
+    def wait_gone(self, job_id: str, *, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self.ask(job_id).state not in ("gone", "unknown"):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.5)
+        return True
+
+    def say(self, argv: list[str]) -> str:
+        """What a command prints; nothing if it fails."""
+        done = self.run(argv)
+        return done.stdout if done is not None and done.returncode == 0 else ""
+
+    def run(
+        self,
+        argv: list[str],
+        *,
+        seconds: float = ANSWER_SECONDS,
+        stdin: str | None = None,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str] | None:
+        """None: no answer in time, or no such program here. `env`: on top of the rest."""
+        around = {**own_environment(), **self._env, **(env or {}), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+        try:
+            return subprocess.run(
+                argv, input=stdin or "", capture_output=True, text=True, timeout=seconds, env=around, check=False
+            )
+        except (subprocess.TimeoutExpired, FileNotFoundError):
+            return None
+
+
+def facts(text: str) -> dict[str, str]:
+    """The KEY = VALUE lines of `scontrol show config`, or the KEY=VALUE words of other answers."""
+    if re.search(r"^\w+\s+= ", text, re.MULTILINE):
+        found = re.findall(r"^(\w+)\s*= (.*)$", text, re.MULTILINE)
+    else:
+        found = re.findall(r"(\w+)=(\S+)", text)
+    return {key: value.strip() for key, value in found}
+
+
+def _state(word: str) -> Literal["queued", "running", "ending", "gone"]:
+    if word in _QUEUED:
+        return "queued"
+    if word in _RUNNING:
+        return "running"
+    return "ending" if word == "COMPLETING" else "gone"
+
+
+def in_words(reason: str) -> str:
+    """SLURM's reason in ours; its own where we have none. Empty for a job that does not wait."""
+    reason = reason.strip("()")
+    if reason in ("", "None"):
+        return ""
+    said = REASONS.get(reason) or REASONS.get(reason.partition(",")[0])  # ReqNodeNotAvail, UnavailableNodes:…
+    return f"{said} ({reason})" if said else reason
+
+
+def refusal(said: str) -> str:
+    """What sbatch says of a job that cannot be, and what to look at."""
+    lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.strip().splitlines())
+    text = " ".join(line.removeprefix("allocation failure: ") for line in lines)
+    cures = {
+        "Invalid partition": "slurm.partition of the cluster file; the partitions: sinfo -s",
+        "Invalid account": "slurm.account of the cluster file; yours: sacctmgr show user -s $USER",
+        "Invalid qos": "slurm.qos of the cluster file",
+        "Invalid feature": "slurm.constraint of the cluster file; the features: sinfo -o '%P %f'",
+        "Node count": "--nodes, or the partition: sinfo -o '%P %D'",
+        "Requested node configuration": "--nodes, and node of the cluster file; the nodes: sinfo -o '%P %D %c %m %G'",
+        "time limit": "resources.time_limit, or slurm.time_limit; the limits: sinfo -o '%P %l'",
+        "Unable to contact": "is the controller up? (sinfo)",
+    }
+    cure = next((cure for word, cure in cures.items() if word.lower() in text.lower()), None)
+    return f"{text} (see {cure})" if cure else text
+
+
+def _time(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:  # N/A, NONE, Unknown
+        return None

@@ -1,0 +1,177 @@
+"""What SLURM says of itself, of the partition and of the nodes, and what that means for a run that must survive.
+
+Facts behind the judgements: who gets which signal depends on the process tracking, time to save on GraceTime and
+KillWait, being started again on JobRequeue.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from launchyard.launcher.backends.cluster import Cluster, store_environment
+from launchyard.launcher.backends.findings import Finding, node_findings
+from launchyard.launcher.backends.slurm.client import Controller, refusal
+from launchyard.launcher.backends.slurm.request import options_of, sbatch_text, srun_argv
+from launchyard.launcher.runs.find import of_cluster
+from launchyard.storage import files
+
+JOB_SECONDS = 120.0
+LEAST_NOTICE, ROUNDING = 60, 30  # seconds
+
+
+def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
+    """`folder`: where a job on the nodes is to leave a word; None: no job."""
+    missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(name) is None]
+    if missing:
+        cure = "run this on a login node of the cluster"
+        yield Finding(what="SLURM", level="error", found=f"{', '.join(missing)} not found here", cure=cure)
+        return
+    slurm = Controller(cluster.environment)
+    config = slurm.config()
+    if not config:
+        cure = "is the controller up, and SLURM_CONF right? (sinfo)"
+        yield Finding(what="SLURM", level="error", found="the controller does not answer", cure=cure)
+        return
+    yield Finding(what="SLURM", level="ok", found=config.get("SLURM_VERSION", "unknown version"))
+    partition = _partition(cluster, slurm)
+    if partition is None:
+        name = options_of(cluster).partition
+        known = slurm.say(["sinfo", "--noheader", "--format=%R"]).split()
+        cure = f"slurm.partition in the cluster file; there are: {', '.join(sorted(set(known)))}"
+        yield Finding(what="partition", level="error", found=f"there is no partition {name}", cure=cure)
+        return
+    yield from _limits(cluster, partition)
+    yield from _preemption(cluster, config, partition)
+    yield from _notice(cluster, config, partition)
+    yield from _submission(cluster, slurm)
+    if folder is not None:
+        yield from _nodes(cluster, slurm, folder)
+
+
+def _partition(cluster: Cluster, slurm: Controller) -> dict[str, str] | None:
+    """The one that jobs go to: named, or the site's default."""
+    name = (options_of(cluster).partition or "").split(",")[0]
+    every = slurm.partitions(name)
+    if name:
+        return next((one for one in every if one.get("PartitionName") == name), None)
+    return next((one for one in every if one.get("Default") == "YES"), every[0] if every else None)
+
+
+def _limits(cluster: Cluster, partition: dict[str, str]) -> Iterator[Finding]:
+    name, state = partition.get("PartitionName", "?"), partition.get("State", "UP")
+    nodes, limit = partition.get("TotalNodes", "?"), partition.get("MaxTime", "?")
+    found = f"{name} · {nodes} nodes · at most {limit} an attempt"
+    if state != "UP":
+        yield Finding(what="partition", level="error", found=f"{found} · {state}", cure="wait, or use another")
+    elif not options_of(cluster).time_limit and partition.get("DefaultTime", "NONE") == "NONE" and limit == "UNLIMITED":
+        yield Finding(what="partition", level="ok", found=f"{found}; no limit: a run ends when it is complete")
+    else:
+        yield Finding(what="partition", level="ok", found=f"{found}; longer runs go on in the next attempt")
+
+
+def _preemption(cluster: Cluster, config: dict[str, str], partition: dict[str, str]) -> Iterator[Finding]:
+    tracking = config.get("ProctrackType", "").removeprefix("proctrack/")
+    yield Finding(what="process tracking", level="ok", found=f"{tracking}: signals reach the agents either way")
+    if config.get("JobRequeue", "1") == "1":
+        yield Finding(what="requeue", level="ok", found="allowed: a preempted run is started again as the same job")
+    else:
+        found = "JobRequeue=0: a run goes on as a new job after each preemption"
+        yield Finding(what="requeue", level="ok", found=found)
+    accounting = config.get("AccountingStorageType", "").removeprefix("accounting_storage/")
+    yield Finding(
+        what="accounting", level="ok", found=f"{accounting or 'none'}; not needed: squeue and scontrol suffice"
+    )
+    mode = partition.get("PreemptMode", config.get("PreemptMode", "OFF"))
+    if mode.startswith("CANCEL"):
+        yield Finding(
+            what="preemption",
+            level="warning",
+            found=f"PreemptMode={mode}: a preempted job is cancelled, not requeued",
+            cure="launch resume goes on with it; a partition with PreemptMode=REQUEUE does by itself",
+        )
+
+
+def _notice(cluster: Cluster, config: dict[str, str], partition: dict[str, str]) -> Iterator[Finding]:
+    """Is there time to save?"""
+    kill_wait, grace = _seconds(config.get("KillWait", "30")), _seconds(partition.get("GraceTime", "0"))
+    saves = sorted(seconds for run in of_cluster(cluster.name) for seconds in _save_seconds(run))
+    asked = options_of(cluster).notice_seconds
+    have = f"GraceTime {grace} s + KillWait {kill_wait} s when preempted, {asked} s before the time limit"
+    if not saves:
+        yield Finding(what="time to save", level="ok", found=f"{have}; no save measured here yet")
+        return
+    slowest = saves[-1]
+    wanted = max(LEAST_NOTICE, math.ceil(3 * slowest / ROUNDING) * ROUNDING)
+    found = f"{have}; the slowest of {len(saves)} saves took {slowest:.1f} s"
+    if asked < 2 * slowest:
+        yield Finding(what="time to save", level="error", found=found, cure=f"slurm.notice_seconds: {wanted}")
+    elif grace + kill_wait < 1.25 * slowest:
+        cure = "checkpoint.every_minutes bounds what a preemption costs; a partition with GraceTime costs nothing"
+        yield Finding(what="time to save", level="warning", found=found, cure=cure)
+    else:
+        yield Finding(what="time to save", level="ok", found=found)
+
+
+def _save_seconds(run: Any) -> Iterator[float]:
+    for attempt in run.attempts()[-5:]:
+        for event in run.events(attempt):
+            if event.get("event") == "saved" and "seconds" in event:
+                yield float(event["seconds"])
+
+
+def _seconds(text: str) -> int:
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else 0
+
+
+def _submission(cluster: Cluster, slurm: Controller) -> Iterator[Finding]:
+    """Would sbatch take a job like ours?"""
+    text = sbatch_text(
+        cluster,
+        python=sys.executable,
+        run_url="/tmp/doctor",  # noqa: S108 - only named
+        run_id="launchyard-doctor",
+        log="/dev/null",
+        code="/nonexistent",
+        nnodes=1,
+        gpus=cluster.node.gpus or 0,
+        time_limit=options_of(cluster).time_limit or "1",
+    )
+    done = slurm.run(["sbatch", "--test-only"], stdin=text)
+    if done is None or done.returncode:
+        said = "no answer" if done is None else refusal(done.stderr)
+        yield Finding(what="job", level="error", found=said, cure="the section slurm and node of the cluster file")
+    else:
+        yield Finding(what="job", level="ok", found=done.stderr.strip().removeprefix("sbatch: "))
+
+
+def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding]:
+    """From a node itself: the environment, the way back, the storage."""
+    token = secrets.token_hex(8)
+    files.write(f"{folder}/{token}", token.encode())
+    options = options_of(cluster)
+    argv = srun_argv(cluster, nnodes=1)
+    chosen = {"partition": options.partition, "account": options.account, "qos": options.qos}
+    chosen |= {"constraint": options.constraint, "exclude": options.exclude, "time": "2", "immediate": "60"}
+    argv[1:1] = [f"--{key}={value}" for key, value in chosen.items() if value]
+    python = cluster.container.python if cluster.container else sys.executable
+    env = {**cluster.environment, **store_environment(cluster.storage.options)}
+    done = slurm.run(
+        [*argv, python, "-m", "launchyard.launcher.doctor.node_probe", folder, token], seconds=JOB_SECONDS, env=env
+    )
+    answers = re.findall(r"\{.*\}", done.stdout) if done is not None else []
+    if not answers:
+        said = (
+            "no node became free within a minute" if done is None or "immediate" in done.stderr else done.stderr.strip()
+        )
+        cure = f"is {python} on the nodes, with launchyard in it? setup and container of the cluster file"
+        yield Finding(what="node", level="error", found=said[-500:], cure=cure)
+        return
+    yield from node_findings(json.loads(answers[0]))

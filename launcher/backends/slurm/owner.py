@@ -1,0 +1,195 @@
+"""What a batch script becomes: the owner of a run inside its allocation. Its argument is the URL of the run.
+
+Starts one agent on each node with srun, tries again here after a failure, and after a preemption or at the time limit
+gives the job back to be started again. The only one who does that. The scheduler's signals are notices: nothing but a
+person's stop ends a run before it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launchyard.errors import LaunchError
+from launchyard.host.environment import own_environment
+from launchyard.host.folders import job_folder, log_folder
+from launchyard.host.ports import PORTS
+from launchyard.launcher.agent.conclusion import exit_code, last_step
+from launchyard.launcher.agent.node import be_patient
+from launchyard.launcher.agent.owner import Owner, serve
+from launchyard.launcher.agent.restart_policy import AttemptSummary
+from launchyard.launcher.agent.root_cause import find_cause
+from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, say
+from launchyard.launcher.backends.slurm.client import Controller
+from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
+from launchyard.run.rundir import RunDir
+
+SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
+GONE_STATES = ("CANCELLED", "DEADLINE")
+QUEUED_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
+
+
+class Batch:
+    """One start of one job."""
+
+    def __init__(
+        self, run: RunDir, job_id: str, submission: Submission, signals: Signals, *, restarts: int = 0, notice: int = 0
+    ) -> None:
+        """`restarts`: how often SLURM has started this job. `notice`: seconds to save in before its time is over."""
+        self._run, self._job_id, self._submission, self._signals = run, job_id, submission, signals
+        self._restarts, self._slurm = restarts, Controller(submission.env)
+        end = self._slurm.end_time(job_id)
+        self._leave_at = None if end is None else end - notice
+
+    def owner(self) -> Owner:
+        waiting = self._submission
+        shape = {"nnodes": waiting.nnodes, "nproc_per_node": waiting.nproc_per_node, "device": waiting.device}
+        return Owner(
+            self._run,
+            waiting.backend,
+            self._job_id,
+            {**shape, "overrides": waiting.overrides},
+            self._signals,
+            self.run_nodes,
+            self.give_back,
+            history=history(self._run, self._job_id),
+        )
+
+    def run_nodes(self, job: Job, look: Callable[[], None]) -> OutcomeRecord:
+        """All agents of an attempt, to their end."""
+        child = subprocess.Popen(
+            self._argv(job),
+            env={**own_environment(), **self._submission.env},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # what is said to us, srun must not pass on in its own way
+        )
+        told = False
+        try:
+            while child.poll() is None:
+                look()
+                if not told and (reason := self._signals.reason()) is not None:
+                    told = self._tell(job.attempt, reason)
+                time.sleep(POLL_SECONDS)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(SRUN_SECONDS)
+        return self._run.outcome(job.attempt) or self._compose(job.attempt, child.returncode)
+
+    def _argv(self, job: Job) -> list[str]:
+        first, count = PORTS
+        endpoint = f"{socket.gethostname()}:{first + (int(self._job_id) * 8 + job.attempt) % count}"
+        drawn = {"{attempt}": str(job.attempt), "{endpoint}": endpoint}
+        argv = [
+            next((word.replace(mark, value) for mark, value in drawn.items() if word.endswith(f"={mark}")), word)
+            for word in self._submission.agent
+        ]
+        return argv if self._leave_at is None else [*argv, f"--job-end={self._leave_at}"]
+
+    def _tell(self, attempt: int, reason: str) -> bool:
+        """Agents that got no signal of their own hear of it through the run directory."""
+        with contextlib.suppress(OSError):
+            self._run.give_notice(attempt, reason)
+            return True
+        return False
+
+    def _compose(self, attempt: int, code: int | None) -> OutcomeRecord:
+        """The first agent is gone without a word."""
+        facts: dict[str, Any] = {"attempt": attempt, "time": time.time(), "step": last_step(self._run, attempt)}
+        request = self._run.stop_requested()
+        if request is not None and request.get("reason") == CANCELLED:
+            return OutcomeRecord(outcome="stopped", reason=CANCELLED, message="cancelled, nothing was saved", **facts)
+        if self._signals.preempted:
+            message = "the scheduler took the nodes before the run could save"
+            return OutcomeRecord(outcome="failed", reason="not saved", message=message, **facts)
+        cause = find_cause(self._run, attempt, node_rank=0, exit_code=code)
+        record = OutcomeRecord(
+            outcome="failed", reason=cause.reason, message=cause.message, fatal=cause.fatal, rank=cause.rank, **facts
+        )
+        self._run.write_outcome(record)
+        return record
+
+    def give_back(self, record: OutcomeRecord) -> bool:
+        """Have this job started again; if the site does not requeue, the same script as a new job."""
+        state, restarts = self._slurm.job_state(self._job_id)
+        # One that SLURM itself is putting back has its restarts counted already, whatever its state is.
+        if state.startswith(QUEUED_STATES) or restarts > self._restarts:
+            return True
+        # One that ends while we are here was ended by a person: scancel. Its time was not over.
+        early = self._leave_at is None or time.time() < self._leave_at
+        if state.startswith(GONE_STATES) or (state == "COMPLETING" and early):
+            self._signals.stop = self._signals.stop or SCANCEL
+            return False
+        if self._slurm.requeue(self._job_id):
+            return True
+        self._submit_again()
+        return True
+
+    def _submit_again(self) -> None:
+        number, folder = self._run.submit(self._submission), job_folder(self._run.url, log_folder())
+        try:
+            job_id = self._slurm.submit(newest_script(folder), dependency="singleton")
+        except LaunchError:
+            self._run.withdraw(number)
+            raise
+        self._run.accepted(number, job_id)
+
+
+def newest_script(folder: str) -> str:
+    return os.path.join(folder, max(name for name in os.listdir(folder) if re.fullmatch(r"job-\d{4}\.sh", name)))
+
+
+def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
+    """What this job has tried before it was started again."""
+    found = []
+    for number in run.attempts():
+        if run.job(number).job_id != job_id:
+            continue
+        record = run.outcome(number)
+        progressed = any(event.get("event") == "saved" for event in run.events(number))
+        if record is None:  # killed with its node, or by the scheduler
+            found.append(AttemptSummary(number, "stopped", "preempted", progressed=progressed))
+        else:
+            found.append(AttemptSummary(number, record.outcome, record.reason, record.fatal, progressed=progressed))
+    return found
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launchyard.launcher.backends.slurm.owner", description="Owns a run inside its allocation."
+    )
+    parser.add_argument("run_url")
+    parser.add_argument("--job-id", required=True)
+    parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--notice", type=int, default=0, help="seconds to save in, before the job's time is over")
+    parser.add_argument("--nodes", default="", help="for the log")
+    options = parser.parse_args(argv[1:])
+    signals = Signals(term_is_notice=True)
+    signals.install()
+    run = RunDir(options.run_url)
+    be_patient(run)
+    submission = run.newest_submission()
+    if submission is None:  # started before sbatch had answered, or by hand
+        submission = run.submission(0)
+    last = run.outcome()
+    if last is not None and last.outcome == "completed" and last.time > submission.submitted:
+        say("started again, but the run is complete")
+        return exit_code(last)
+    batch = Batch(run, options.job_id, submission, signals, restarts=options.restarts, notice=options.notice)
+    where = f"job {options.job_id} on {options.nodes or socket.gethostname()}, start {options.restarts}"
+    return serve(batch.owner(), where=where)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the handlers are there
+    sys.exit(main(sys.argv))

@@ -1,0 +1,125 @@
+"""The very text that sbatch is given: a pure function of a plan's facts and the cluster. Asks no scheduler.
+
+Options and quoting are submitit's; no value of a recipe becomes shell text. The script does one thing: it becomes the
+owner of the run (launcher/backends/slurm/owner.py), which starts the agents with srun, and the words of srun are here
+too.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+    from launchyard.launcher.backends.slurm.options import Slurm
+
+
+AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
+
+
+def sbatch_text(
+    cluster: Cluster,
+    *,
+    python: str,
+    run_url: str,
+    run_id: str,
+    log: str,
+    code: str,
+    nnodes: int,
+    gpus: int,
+    time_limit: str | None,
+    after: str | None = None,
+) -> str:
+    """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run. `gpus`: of each node.
+
+    after: the job that has to end well before this one may start.
+    """
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    slurm = options_of(cluster)
+    owner = [
+        python,
+        "-u",
+        "-m",
+        "launchyard.launcher.backends.slurm.owner",
+        run_url,
+        f"--notice={slurm.notice_seconds}",
+    ]
+    variables = '--job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"'
+    limit = time_limit or slurm.time_limit
+    text = _make_sbatch_string(
+        command=f"exec {shlex.join(owner)} {variables}",
+        folder=".",
+        job_name=run_id,
+        nodes=nnodes,
+        ntasks_per_node=1,
+        cpus_per_task=cluster.node.cpus,
+        gres=f"gpu:{gpus}" if gpus and not {"gres", "gpus-per-node", "gpus"} & slurm.extra.keys() else None,
+        mem=memory(cluster),
+        partition=slurm.partition,
+        account=slurm.account,
+        qos=slurm.qos,
+        constraint=slurm.constraint,
+        exclude=slurm.exclude,
+        setup=[*cluster.setup, f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        stderr_to_stdout=True,
+        use_srun=False,
+        additional_parameters={
+            "output": log,
+            "requeue": True,
+            "signal": f"USR1@{slurm.notice_seconds}",
+            **({"time": limit} if limit else {}),
+            **({"dependency": f"afterok:{after}"} if after else {}),
+            **{key: value for key, value in slurm.extra.items() if value is not False},
+        },
+    )
+    dropped = ("#SBATCH --wckey=submitit", *(() if limit else ("#SBATCH --time=5",)))  # defaults that are not ours
+    return "\n".join(line for line in text.split("\n") if line not in dropped)
+
+
+def options_of(cluster: Cluster) -> Slurm:
+    from launchyard.launcher.backends.slurm.options import Slurm
+
+    return cluster.slurm or Slurm()
+
+
+def memory(cluster: Cluster) -> str | None:
+    """Megabytes, which sbatch takes anywhere; None: the site's default."""
+    from launchyard.launcher.format import bytes_of
+
+    if cluster.node.memory is None or {"mem", "mem-per-cpu", "mem-per-gpu"} & options_of(cluster).extra.keys():
+        return None
+    return f"{bytes_of(cluster.node.memory) // 2**20}M"
+
+
+def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
+    """One agent on each node, before its own words."""
+    argv = ["srun", f"--nodes={nnodes}", f"--ntasks={nnodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+    argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered"]
+    if cluster.node.cpus:
+        argv.append(f"--cpus-per-task={cluster.node.cpus}")
+    box = cluster.container
+    if box is not None and box.runtime == "pyxis":
+        argv.append(f"--container-image={box.image}")
+        if box.mounts:
+            argv.append(f"--container-mounts={','.join(box.mounts)}")
+    if box is not None and box.runtime == "apptainer":
+        argv += ["apptainer", "exec", "--nv", *(f"--bind={mount}" for mount in box.mounts), box.image]
+    return argv
+
+
+def agent_argv(
+    cluster: Cluster, *, python: str, run_url: str, attempt: Any, nnodes: int, nproc: int, device: str, endpoint: str
+) -> list[str]:
+    """srun and the agent. `attempt` and `endpoint` (host:port) are drawn anew in each attempt."""
+    words = [
+        cluster.container.python if cluster.container else python,
+        "-u",
+        "-m",
+        "launchyard.launcher.agent.node",
+        run_url,
+    ]
+    words += [f"--attempt={attempt}", f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
+    words += [f"--rdzv-endpoint={endpoint}", "--term-is-notice"]
+    return [*srun_argv(cluster, nnodes=nnodes), *words]

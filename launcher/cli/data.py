@@ -1,0 +1,251 @@
+"""The verbs that touch data: `launch prepare`, `launch inspect` and `launch cache`.
+
+What is heavy is imported in a command's body.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.launcher.format import duration, size
+from launchyard.storage.files import exists, normal
+from launchyard.training.data.dataset_spec import is_prepared, open_dataset
+from launchyard.training.data.index import (
+    DATASET,
+    DIGESTS,
+    TOKENIZER,
+    Dataset,
+    Digests,
+    find_tokenizer,
+    read_dataset,
+    read_index,
+    read_model,
+)
+
+if TYPE_CHECKING:
+    from launchyard.launcher.data.caches import Cached
+    from launchyard.training.data.prepare.journal import Progress
+
+
+@click.command()
+@click.argument("sources", metavar="SOURCE…", nargs=-1, required=True)
+@click.option("--tokenizer", required=True, metavar="T", help="tokenizer.json, or a folder or URL with one.")
+@click.option("--out", required=True, metavar="URL", help="Folder or URL to write; new, or unfinished before.")
+@click.option("--validation", default=0.0, show_default=True, metavar="SHARE", help="Share of the text to hold out.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the hold-out.")
+@click.option("--chunk-tokens", type=int, metavar="N", help="Tokens a chunk; default: 33,554,432.")
+@click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Key or column with the text.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default: one a core.")
+@click.option("--eos", metavar="TOKEN", help="Token that ends a document; default: what the tokenizer says.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
+def prepare(
+    sources: tuple[str, ...], tokenizer: str, out: str, chunk_tokens: int | None, as_json: bool, **options: Any
+) -> None:
+    """Turn text into chunks of tokens.
+
+    SOURCE is .txt, .md, .jsonl or .parquet, also .gz or .zst; or a folder, a glob or an fsspec URL of such. An
+    interrupted preparation goes on when the same command is run again.
+    """
+    with user_errors():
+        from launchyard.training.data.prepare.encode import PrepareError
+        from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
+        from launchyard.training.data.prepare.prepare import prepare as run
+
+        report = progress_line(sys.stderr)
+        try:
+            size = CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+            made = run(list(sources), tokenizer=tokenizer, out=out, chunk_tokens=size, on_progress=report, **options)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except PrepareError as error:
+            raise LaunchError(str(error)) from error
+        except OSError as error:
+            raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
+        click.echo(made.model_dump_json(indent=1) if as_json else "\n".join(_described(normal(out), made)))
+        if not as_json:
+            click.echo(f"next: launch RECIPE data.source={normal(out)}")
+
+
+def progress_line(stream: IO[str], *, every: float = 5.0) -> Callable[[Progress], None]:
+    """Something to call with the progress of preparing: one line rewritten on a terminal, else a line now and then."""
+    live = stream.isatty()
+    said = time.monotonic()
+
+    def report(now: Progress) -> None:
+        nonlocal said
+        if now.note:
+            click.echo(now.note, file=stream)
+            return
+        last = now.bytes_done >= now.bytes_total
+        if time.monotonic() - said < (0.2 if live else every) and not (live and last):
+            return
+        said = time.monotonic()
+        click.echo(f"\r{_rate(now)}\x1b[K" if live else _rate(now), file=stream, nl=not live or last)
+
+    return report
+
+
+def _rate(now: Progress) -> str:
+    done = now.bytes_done / now.bytes_total if now.bytes_total else 1.0
+    per_second = now.tokens / now.seconds if now.seconds else 0.0
+    left = now.seconds * (1 - done) / done if done else 0.0
+    eta = f"{int(left) // 3600}:{int(left) % 3600 // 60:02}:{int(left) % 60:02}"
+    return f"prepare {done:6.1%}  {now.documents:,} documents  {now.tokens:,} tokens  {per_second:,.0f}/s  ETA {eta}"
+
+
+@click.command()
+@click.argument("data")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@click.option("--verify", is_flag=True, help="Read every chunk and check its hash; exit code 1 if any is wrong.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Print the first N tokens of each split as text."
+)
+def inspect(data: str, as_json: bool, verify: bool, sample: int | None) -> None:
+    """Say what a folder or URL of tokens holds."""
+    with user_errors():
+        folder = normal(data)
+        if not is_prepared(folder):
+            open_dataset(folder)  # its error says what is missing and how to make it
+        facts = _facts(folder)
+        if sample:
+            facts["samples"] = {name: _sample(folder, name, sample) for name in facts["splits"]}
+        if verify:
+            facts["faults"] = [fault for name in facts["splits"] for fault in _faults(folder, name)]
+    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(_told(folder, facts)))
+    if facts.get("faults"):
+        raise LaunchError(
+            f"{len(facts['faults'])} of the files of {folder} are not what was written",
+            hint="bring them back from a copy, or remove the folder and prepare it again",
+        )
+
+
+def _split_folder(folder: str, split: str) -> str:
+    return f"{folder}/{split}" if exists(f"{folder}/{DATASET}") else folder
+
+
+def _facts(folder: str) -> dict[str, Any]:
+    dataset = read_dataset(folder)
+    if dataset is not None:
+        return {"data": folder, **dataset.model_dump()}
+    index, spec = read_index(folder), open_dataset(folder)
+    split = {"tokens": index.n_tokens, "chunks": len(index.chunks)}
+    facts = {"data": folder, "digest": spec.digest, "dtype": index.dtype, "tokens": index.n_tokens}
+    return {**facts, "verifiable": exists(f"{folder}/{DIGESTS}"), "splits": {"train": split}}
+
+
+def _described(folder: str, made: Dataset) -> Iterator[str]:
+    yield f"{folder}: {made.tokens:,} tokens, {made.documents:,} documents"
+    yield f"  {made.dtype}, vocabulary {made.vocab_size:,}, documents end with {made.tokenizer.eos}"
+    for name, split in made.splits.items():
+        yield f"  {name}: {split.tokens:,} tokens in {split.chunks} chunks, digest {split.digest[:12]}"
+    held = made.holdout
+    if held.unit == "sections":
+        yield f"  held out: sections of about {held.section_chars:,} characters, documents being too few"
+    if made.empty_documents:
+        yield f"  {made.empty_documents:,} documents were empty and left out"
+
+
+def _told(folder: str, facts: dict[str, Any]) -> Iterator[str]:
+    dataset = read_dataset(folder)
+    if dataset is not None:
+        yield from _described(folder, dataset)
+        yield from (
+            f"  from {entry.name}: {entry.documents:,} documents, xxh3 {entry.xxh3}" for entry in dataset.sources
+        )
+    else:
+        chunks = facts["splits"]["train"]["chunks"]
+        yield f"{folder}: {facts['tokens']:,} tokens in {chunks} chunks, {facts['dtype']}; litdata, vocabulary unknown"
+        if not facts["verifiable"]:
+            yield f"  no {DIGESTS}: a changed byte in its chunks cannot be noticed"
+    yield f"  digest {facts['digest']}"
+    for name, text in facts.get("samples", {}).items():
+        yield f"--- {name}\n{text}"
+    if "faults" in facts:
+        yield from [f"  wrong: {fault}" for fault in facts["faults"]] or ["  all chunks are what was written"]
+
+
+def _faults(folder: str, split: str) -> Iterator[str]:
+    """What is wrong with the chunks of a split. Reads all of them."""
+    from launchyard.storage.errors import CorruptError
+    from launchyard.training.data.token_store import TokenStore
+
+    place = _split_folder(folder, split)
+    try:
+        store = TokenStore(place)
+    except (CorruptError, FileNotFoundError, ValueError) as error:
+        yield f"{place}: {error}"
+        return
+    if not store.verifiable and exists(f"{folder}/{DATASET}"):
+        yield f"{place}/{DIGESTS} is missing"
+    for number in range(len(store.chunks)):
+        try:
+            store.verify(number)
+        except CorruptError as error:
+            yield str(error)
+    dataset = read_dataset(folder)
+    if dataset is None or not store.verifiable:
+        return
+    if read_model(f"{place}/{DIGESTS}", Digests).digest != dataset.splits[split].digest:
+        yield f"{place}/{DIGESTS} is not the one that {DATASET} was written with"
+
+
+def _sample(folder: str, split: str, n: int) -> str:
+    """The first tokens of a split as text. UserError without a tokenizer; errors of damaged chunks are passed on."""
+    from launchyard.storage.errors import CorruptError
+    from launchyard.training.data.token_store import TokenStore
+
+    if not exists(f"{folder}/{TOKENIZER}"):
+        raise UserError(f"{folder} has no {TOKENIZER}: its tokens cannot be shown as text", hint="leave --sample out")
+    from tokenizers import Tokenizer
+
+    from launchyard.storage import files
+
+    tokenizer = Tokenizer.from_str(files.read(find_tokenizer(f"{folder}/{TOKENIZER}")).decode())
+    try:
+        store = TokenStore(_split_folder(folder, split))
+        ids = store.read(0, min(n, store.n_tokens)).tolist()
+    except CorruptError as error:
+        raise LaunchError(str(error), hint=f"launch inspect {folder} --verify") from error
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+@click.command()
+@click.option("--clear", is_flag=True, help="Remove all that no live process reads.")
+@click.option("--cluster", metavar="NAME|FILE", help="Look where this cluster keeps chunks, as seen from here.")
+@click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+def cache(clear: bool, cluster: str | None, as_json: bool) -> None:
+    """Show what is cached on this machine: chunks of stores, and text that was prepared."""
+    with user_errors():
+        from launchyard.launcher.backends.cluster import load_cluster
+        from launchyard.launcher.data import caches
+
+        place = load_cluster(cluster or "local").storage.in_training
+        found = caches.look(place.cache, place.cache_bytes)
+        facts, lines = found.to_json(), list(_cache_lines(found))
+        if clear:
+            freed, stayed = caches.clear(found)
+            facts, lines = {"freed": freed, "stayed": stayed}, [f"removed {size(freed)}"]
+            lines += [f"  {name} is in use and stays" for name in stayed]
+    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(lines))
+
+
+def _cache_lines(found: Cached) -> Iterator[str]:
+    def when(what: str, moment: float | None, in_use: bool) -> str:
+        if in_use:
+            return "in use"
+        return "never used" if moment is None else f"{what} {duration(max(0.0, time.time() - moment))} ago"
+
+    yield f"chunks of stores: {size(found.chunk_bytes)} of at most {size(found.quota)} in {found.chunks_folder}"
+    for source in found.sources:
+        used = when("last used", source.used, source.in_use)
+        yield f"  {source.url}: {source.chunks} chunks, {size(source.bytes)}, {used}"
+    yield f"prepared text: {size(sum(text.bytes for text in found.texts))}"
+    for text in found.texts:
+        yield f"  {text.path}: {text.words}, {size(text.bytes)}, {when('made', text.made, text.in_use)}"

@@ -1,0 +1,256 @@
+"""The `launch` command. Names every command in one table and imports a command's module only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
+from launchyard.launcher.cli.completion import complete_cluster, complete_recipe
+
+# name -> (module, attribute, one line for the help); the order and the headings are those of the help.
+GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Runs": {
+        "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
+        "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
+        "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),
+        "cancel": ("launchyard.launcher.cli.runs", "cancel", "End a run now, without saving."),
+        "resume": ("launchyard.launcher.cli.runs", "resume", "Go on from the newest checkpoint."),
+        "why": ("launchyard.launcher.cli.runs", "why", "Say why a run ended, and what to do."),
+        "report": ("launchyard.launcher.cli.report", "report", "Tell a run on one page of HTML, with its curves."),
+        "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
+        "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
+        "monitor": ("launchyard.launcher.cli.monitor", "monitor", "Show all live runs to Prometheus."),
+        "doctor": (
+            "launchyard.launcher.cli.doctor",
+            "doctor",
+            "Look what a run would meet in a place, and how to mend it.",
+        ),
+        "drill": ("launchyard.launcher.cli.runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
+    },
+    "Models and data": {
+        "prepare": ("launchyard.launcher.cli.data", "prepare", "Turn text into tokens."),
+        "inspect": ("launchyard.launcher.cli.data", "inspect", "Describe or verify prepared tokens."),
+        "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
+        "models": ("launchyard.launcher.cli.model", "models", "List the model shapes that recipes can name."),
+        "generate": ("launchyard.launcher.cli.model", "generate", "Write text with a model."),
+        "export": ("launchyard.launcher.cli.model", "export", "Write the weights of a run as a Hugging Face folder."),
+    },
+    "This machine": {
+        "sandbox": (
+            "launchyard.launcher.cli.sandbox",
+            "sandbox",
+            "Start a small real service here: s3, slurm, ray, monitoring.",
+        ),
+    },
+    "Editors and shells": {
+        "schema": ("launchyard.launcher.cli.schema", "schema", "Print the JSON Schema of recipes."),
+        "completion": ("launchyard.launcher.cli.completion", "completion", "Print the completion script of a shell."),
+    },
+}
+COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
+LAUNCH = "launch RECIPE"  # the default command: a name that cannot be typed as one word
+EXAMPLES = (
+    ("launch --local", "train the bundled quickstart on this machine"),
+    ("launch pretrain/pythia-160m --dry-run data.source=DIR", "see the plan, start nothing"),
+    ("launch my.yaml --gpus-per-node 4 train.max_steps=5000", "a recipe of your own, changed"),
+    ("launch resume RUN", "go on with a run that stopped"),
+)
+
+
+class Commands(click.Group):
+    """The table as a group; what is none of its names is the recipe of a launch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == LAUNCH:
+            return launch_recipe
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        asked = not args and ctx.resilient_parsing  # completion of the very first word
+        if not asked and (not args or args[0] not in (*COMMANDS, LAUNCH, "--help", "-h", "--version")):
+            args = [LAUNCH, *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("launch", "[RECIPE] [OPTIONS] [KEY=VALUE]...")
+        formatter.write_usage("launch", "COMMAND [OPTIONS] ...", prefix="       ")
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Train a language model from a recipe, on this machine or a cluster, and live with the run. RECIPE is a "
+            "file, a bundled name or a URL; KEY=VALUE changes one of its keys."
+        )
+        options = [
+            found for param in launch_recipe.params if param.name != "words" and (found := param.get_help_record(ctx))
+        ]
+        with formatter.section("Options"):
+            formatter.write_dl([*options, ("--version", "Show the version."), ("-h, --help", "Show this message.")])
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, said) for name, (_, _, said) in commands.items()])
+        with formatter.section("Examples"):
+            for command, said in EXAMPLES:
+                formatter.write(f"  {command}\n      {said}\n")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Commands and recipes, without importing a command; options are those of a launch."""
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return [
+                *click.Command.shell_complete(self, ctx, incomplete),
+                *launch_recipe.shell_complete(ctx, incomplete),
+            ]
+        names = [CompletionItem(name, help=place[2]) for name, place in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *complete_recipe(ctx, None, incomplete)]
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+
+    click.echo(f"launchyard {version('launchyard')}")
+    ctx.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version)
+def cli() -> None:
+    """Train language models and live with the runs."""
+
+
+def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo((ctx.parent or ctx).get_help())
+        ctx.exit()
+
+
+@click.command(LAUNCH, add_help_option=False)
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...", shell_complete=complete_recipe)
+@click.option("--cluster", metavar="NAME|FILE", shell_complete=complete_cluster, help="Where to run.  [default: local]")
+@click.option("--local", is_flag=True, help="Run on this machine; without a RECIPE, the bundled quickstart.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines.")
+@click.option("--gpus-per-node", type=click.IntRange(min=0), metavar="N", help="GPUs of each; default: all.")
+@click.option("--name", metavar="NAME", help="Name of the run.  [default: the recipe's]")
+@click.option("--run-url", metavar="URL", help="Where its run directory goes.  [default: runs/ID]")
+@click.option("--dry-run", is_flag=True, help="Print what would happen; create and start nothing.")
+@click.option(
+    "--detach/--follow", "detach", default=None, help="Return at once, or watch.  [default: watch local runs]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+@click.option("-h", "--help", is_flag=True, is_eager=True, expose_value=False, hidden=True, callback=_show_help)
+@click.pass_context
+def launch_recipe(
+    ctx: click.Context,
+    *,
+    words: tuple[str, ...],
+    cluster: str | None,
+    local: bool,
+    nodes: int | None,
+    gpus_per_node: int | None,
+    name: str | None,
+    run_url: str | None,
+    dry_run: bool,
+    detach: bool | None,
+    as_json: bool,
+) -> int:
+    """Launch a recipe."""
+    if not words and not local and cluster is None:
+        click.echo((ctx.parent or ctx).get_help())
+        return EXIT_USER
+    if local and cluster not in (None, "local"):
+        raise click.UsageError(f"--local is --cluster local; it cannot go with --cluster {cluster}")
+    if as_json and detach is False:
+        raise click.UsageError("--json prints one object and returns; it cannot go with --follow")
+    recipe, pairs = split_words(words)
+    if recipe is None and not local:
+        raise click.UsageError("which recipe? Name one, or use --local for the bundled quickstart")
+    from launchyard.launcher.recipe.load import parse_overrides
+    from launchyard.launcher.submit.launch import Request, launch
+
+    flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node, "name": name}
+    overrides = parse_overrides(pairs) | {key: value for key, value in flags.items() if value is not None}
+    request = Request(recipe or "quickstart", cluster or "local", overrides, run_url)
+    try:
+        return launch(request, dry_run=dry_run, detach=detach, as_json=as_json)
+    except UserError as error:
+        if recipe is not None and str(error).startswith(f"{recipe}: no such recipe"):
+            raise UserError(meant_command(recipe) or str(error)) from error
+        raise
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """RECIPE, if the first word is one, and the KEY=VALUE words."""
+    import os
+
+    if words and ("=" not in words[0] or os.path.isfile(words[0])):
+        return words[0], list(words[1:])
+    return None, list(words)
+
+
+def meant_command(word: str) -> str | None:
+    """What to say of a word that is no recipe but nearly a command."""
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    return f"{word}: no such command or recipe; did you mean `launch {near[0]}`?" if near else None
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    if debug:
+        words.remove("--debug")
+    try:
+        code = cli.main(words, prog_name="launch", standalone_mode=False)
+        sys.stdout.flush()
+    except (LaunchError, click.ClickException, OSError) as error:
+        if debug:
+            raise
+        code = report(error)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: Exception) -> int:
+    """Print an error for people; its exit code."""
+    hint = getattr(error, "hint", None)
+    code = EXIT_FAILED
+    if isinstance(error, LaunchError):
+        code = error.exit_code
+    elif isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "launch"
+        code, hint = EXIT_USER, f"{path.removesuffix(f' {LAUNCH}')} --help"
+    elif isinstance(error, BrokenPipeError):  # `launch … | head`
+        sys.stdout = None
+        return code
+    problems = error.problems if isinstance(error, RecipeErrors) else [message(error)]
+    for problem in problems:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {problem}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
+    return code
+
+
+def message(error: Exception) -> str:
+    return error.format_message() if isinstance(error, click.ClickException) else str(error)
+
+
+if __name__ == "__main__":
+    main()

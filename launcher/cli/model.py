@@ -1,0 +1,207 @@
+"""The verbs that touch weights: `launch generate`, `export` and `models`. torch is imported in a body only."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launchyard.errors import LaunchError, UserError, user_errors
+
+if TYPE_CHECKING:
+    from launchyard.model.config import ModelConfig
+
+
+# Facts that are printed with commas.
+LARGE = ("n_params", "n_params_active_non_embedding", "flops_per_token_at_2048", "checkpoint_bytes")
+MODEL_HELP = "MODEL is a Hugging Face folder, a checkpoint or a run: a path, a URL, or the id or name of a run."
+
+
+@click.command(epilog=MODEL_HELP)
+@click.argument("model", metavar="MODEL")
+@click.option("--prompt", required=True, metavar="TEXT", help="What the text starts with; '' for a new text.")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1), metavar="N")
+@click.option("--temperature", default=0.8, show_default=True, metavar="T", help="0: always the likeliest token.")
+@click.option("--top-k", default=50, show_default=True, metavar="K", help="Draw from the K likeliest; 0: from all.")
+@click.option("--top-p", type=float, metavar="P", help="Draw from the fewest tokens that together reach P.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
+@click.option("--seed", type=int, metavar="N", help="The same seed writes the same text; default: a new one.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print the text and facts about it as JSON.")
+def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bool, **options: Any) -> None:
+    """Write text with a model."""
+    seed = secrets.randbits(31) if seed is None else seed
+    stop, top_k = list(options.pop("stop")), options.pop("top_k") or None
+    with _weights_errors():
+        from launchyard.model.weights.load import load
+
+        loaded = load(find_model(model), device=device)
+        writing = loaded.generate(prompt, stop=stop, top_k=top_k, seed=seed, stream=True, **options)
+        began = time.perf_counter()
+        pieces = list(writing) if as_json else list(_echoed(prompt, writing))
+        seconds = time.perf_counter() - began
+    facts = {
+        "n_prompt": writing.n_prompt,
+        "n_new": writing.n_new,
+        "ended": writing.ended,
+        "seed": seed,
+        "device": str(loaded.device),
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(writing.n_new / seconds, 1),
+        "model": loaded.source.folder,
+    }
+    if as_json:
+        click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **facts}))
+    else:
+        click.echo(
+            "\n{n_new} tokens at {tokens_per_second}/s on {device}, ended by {ended}, seed {seed}".format(**facts),
+            err=True,
+        )
+
+
+@click.command(epilog=MODEL_HELP)
+@click.argument("model", metavar="MODEL")
+@click.option("--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="Form of the export.")
+@click.option("--out", required=True, metavar="DIR", help="Folder or URL to write; new or empty.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Element type of the tensors; default: as they are.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) -> None:
+    """Write weights as a Hugging Face folder: safetensors, config.json and tokenizer."""
+    with _weights_errors():
+        import torch
+
+        from launchyard.model.cost import n_params
+        from launchyard.model.weights.hf import save_hf
+        from launchyard.model.weights.load import open_weights
+        from launchyard.model.weights.source import find_source
+        from launchyard.storage.files import listdir
+
+        source = find_model(model)
+        tokenizer = find_source(source).tokenizer
+        config, weights = open_weights(source)
+        if listdir(out):
+            raise UserError(f"--out {out} is not empty; name a new folder, so that nothing is overwritten")
+        tensors = ((key, weights.get(key)) for key in weights.keys())  # noqa: SIM118
+        save_hf(tensors, config, out, tokenizer_file=tokenizer, dtype=getattr(torch, dtype) if dtype else None)
+        files = sorted(listdir(out))
+    if as_json:
+        facts = {"out": out, "form": form, "files": files, "n_params": n_params(config), "tokenizer": tokenizer}
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"{out}: {n_params(config):,} parameters in {', '.join(files)}")
+    if tokenizer is None:
+        click.echo("there was no tokenizer beside the weights; add a tokenizer.json before text is wanted", err=True)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+def models(name: str | None, as_json: bool) -> None:
+    """List the model shapes that recipes can name, or describe one."""
+    from launchyard.model.zoo import preset, presets
+
+    if name is None:
+        rows = [_row(each, config) for each, config in presets().items()]
+        click.echo(json.dumps(rows) if as_json else _table(rows))
+        return
+    with user_errors():
+        config = preset(name)
+    facts = _row(name, config) | _costs(config) | {"config": config.model_dump(mode="json")}
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    knobs = facts.pop("config")
+    width = max(map(len, [*facts, *knobs]))
+    for key, value in {**facts, **knobs}.items():
+        click.echo(f"{key:<{width}}  {f'{value:,}' if key in LARGE else value}")
+
+
+def find_model(model: str) -> str:
+    """The place of MODEL: a path or URL as it is, else the run of that id or name."""
+    from launchyard.model.weights.source import find_source
+
+    if "://" in model or os.sep in model:
+        return model
+    if os.path.isdir(model):
+        try:
+            find_source(model)
+        except FileNotFoundError:
+            pass  # a folder that happens to be named like a run
+        else:
+            return model
+    from launchyard.launcher.runs.find import find
+
+    return find(model).url
+
+
+def _echoed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
+    """Print the text while it is written."""
+    click.echo(prompt, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        yield piece
+    click.echo()
+
+
+@contextmanager
+def _weights_errors() -> Iterator[None]:
+    """What may go wrong with weights, as an error without a traceback."""
+    try:
+        with user_errors():
+            from launchyard.storage.errors import CorruptError
+
+            yield
+    except CorruptError as error:
+        raise LaunchError(
+            str(error), hint="`launch checkpoints RUN --verify` says which checkpoints are whole"
+        ) from error
+    except ImportError as error:
+        raise LaunchError(f"{error.name} is not installed", hint="pip install 'launchyard[train]'") from error
+
+
+def _row(name: str, config: ModelConfig) -> dict[str, Any]:
+    from launchyard.model.cost import n_params
+
+    return {
+        "name": name,
+        "family": config.family,
+        "n_params": n_params(config),
+        "n_layers": config.n_layers,
+        "dim": config.dim,
+        "n_heads": config.n_heads,
+        "max_seq_len": config.max_seq_len,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _costs(config: ModelConfig) -> dict[str, int]:
+    from launchyard.model.cost import checkpoint_bytes, flops_per_token, n_params_active_non_embedding
+
+    return {
+        "n_params_active_non_embedding": n_params_active_non_embedding(config),
+        "flops_per_token_at_2048": flops_per_token(config, 2048),
+        "checkpoint_bytes": checkpoint_bytes(config),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [list(rows[0]), *([f"{v:,}" if k == "n_params" else str(v) for k, v in row.items()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = (
+        "  ".join(
+            cell.ljust(width) if at < 2 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in text)

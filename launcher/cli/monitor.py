@@ -1,0 +1,118 @@
+"""`launch monitor`: what is typed, and what is said; what it does lies in launcher/monitor/server.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from launchyard.errors import EXIT_DONE, user_errors
+from launchyard.launcher.cli.completion import complete_cluster
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@click.command()
+@click.argument("places", nargs=-1, metavar="[RUN|FOLDER|URL]...")
+@click.option(
+    "--cluster",
+    "clusters",
+    multiple=True,
+    metavar="NAME|FILE",
+    shell_complete=complete_cluster,
+    help="All runs in the storage of that cluster too, whoever launched them.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9465, show_default=True, help="0 takes a free one.")
+@click.option("--file-sd", metavar="PATH", help="Write the targets into this file as well, for file_sd.")
+@click.option("--every", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Look once, print and write what was found, serve nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Look once, and print the targets as JSON.")
+def monitor(
+    places: tuple[str, ...],
+    clusters: tuple[str, ...],
+    *,
+    host: str,
+    port: int,
+    file_sd: str | None,
+    every: float,
+    once: bool,
+    as_json: bool,
+) -> int:
+    """Serve the workers of all live runs to Prometheus (http_sd), and what the launcher knows of them.
+
+    All runs of this account are looked at, wherever they run; also those in a RUN, FOLDER or URL that is named. Runs
+    that have ended vanish from the list. Nothing is stored: it can be ended and started at any time.
+    """
+    from launchyard.launcher.monitor.discovery import Discovery, check_place
+    from launchyard.launcher.monitor.server import Monitor, TargetFile, make_server, table
+
+    found = list(_places(places, clusters))
+    with user_errors():
+        for place in found:
+            check_place(place)
+    on_view = TargetFile(file_sd) if file_sd else None
+    watching = Monitor(Discovery(found), every=every, on_view=on_view)
+    if once or as_json:
+        view = watching.look()
+        click.echo(json.dumps(view.groups(), indent=1) if as_json else "\n".join(table(view.runs)))
+        return EXIT_DONE
+    server = make_server(watching, host=host, port=port)
+    for line in _greeting(host, int(server.server_address[1]), file_sd):
+        click.echo(line)
+    _serve(watching, server)
+    return EXIT_DONE
+
+
+def _places(words: tuple[str, ...], clusters: tuple[str, ...]) -> Iterator[Any]:
+    """Where to look besides the registry. UserError if a name is none."""
+    from launchyard.launcher.backends.cluster import load_cluster
+    from launchyard.launcher.monitor.discovery import Place
+    from launchyard.launcher.runs.find import find
+
+    for word in words:
+        if "://" in word or os.path.isdir(word):
+            yield Place(word)
+        else:
+            find(word)  # one of the registry, which is looked at anyway
+    for name in clusters:
+        storage = load_cluster(name).storage
+        yield Place(storage.url, storage.options.model_dump(exclude_none=True))
+
+
+def _greeting(host: str, port: int, file_sd: str | None) -> Iterator[str]:
+    shown = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+    yield f"targets  {shown}/targets"
+    yield f"series   {shown}/metrics"
+    if file_sd:
+        yield f"file     {file_sd}"
+    if host not in LOOPBACK:
+        yield "! note   whoever reaches this address can read the names and the progress of your runs"
+    yield "for Prometheus:"
+    yield "  scrape_configs:"
+    yield "    - job_name: launchyard"
+    yield f"      http_sd_configs: [{{url: {shown}/targets, refresh_interval: 15s}}]"
+    yield "    - job_name: launchyard-monitor"
+    yield f"      static_configs: [{{targets: ['{shown.removeprefix('http://')}']}}]"
+
+
+def _serve(watching: Any, server: Any) -> None:
+    """Until SIGTERM or Ctrl-C."""
+
+    def leave(number: int, frame: Any) -> None:
+        threading.Thread(target=server.shutdown, daemon=True).start()  # it waits for the loop that we are in
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    watching.start()
+    try:
+        server.serve_forever(poll_interval=0.2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        server.server_close()
+        watching.stop()

@@ -1,0 +1,44 @@
+"""`launch report`: a run as one page of HTML, in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import click
+
+from launchyard.errors import EXIT_DONE, UserError
+from launchyard.launcher.cli.completion import complete_run
+
+
+@click.command()
+@click.argument("run", metavar="RUN", shell_complete=complete_run)
+@click.option("--out", metavar="FILE", help="Where the page goes; - is standard output.  [default: RUN.html]")
+@click.option("--json", "as_json", is_flag=True, help="Print where it went as JSON.")
+def report(run: str, *, out: str | None, as_json: bool) -> int:
+    """Tell a run on one page: curves, attempts over time, where the time went, checkpoints, configuration.
+
+    The page is one HTML file that needs no network and no scripts; send it to whom you like. Passwords in URLs are
+    left out.
+    """
+    from launchyard.launcher.report.html import report_page
+    from launchyard.launcher.runs.find import find
+    from launchyard.launcher.runs.history import read_story
+    from launchyard.launcher.runs.why import explain
+
+    found = find(run)
+    story = read_story(found)
+    page = report_page(story, why=explain(found).text)
+    if out == "-":
+        sys.stdout.write(page)
+        return EXIT_DONE
+    path = out or f"{story.state.run_id}.html"
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror or error}") from error
+    facts = {"run_id": story.state.run_id, "file": os.path.abspath(path), "bytes": len(page.encode())}
+    click.echo(json.dumps(facts) if as_json else f"wrote {path} ({len(page.encode()) / 1e3:.0f} kB)")
+    return EXIT_DONE

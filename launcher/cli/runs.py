@@ -1,0 +1,361 @@
+"""Commands to live with runs: status, logs, stop, cancel, resume, why, metrics, checkpoints, drill.
+
+Each reads or asks through the run directory and says what it found; what a command does lies in the file of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, UserError
+from launchyard.launcher.cli.completion import complete_run
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.find import find
+from launchyard.launcher.runs.state import RunState, overview, state_of
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+
+STOP_PATIENCE_SECONDS = 3600.0
+RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+_COLOURS = {
+    "running": "green",
+    "completed": "green",
+    "failed": "red",
+    "lost": "red",
+    "unreachable": "red",
+    "stopped": "yellow",
+}
+
+
+@click.command()
+@click.argument("run", metavar="[RUN]", required=False, shell_complete=complete_run)
+@JSON
+@click.option("--watch", is_flag=True, help="Keep it up to date until the run ends, or Ctrl-C.")
+def status(run: str | None, *, as_json: bool, watch: bool) -> int:
+    """Show all runs, or one. RUN: id, its beginning or end, name, `latest`, path or URL."""
+    if watch:
+        from launchyard.launcher.watch.live import watch as watch_one
+        from launchyard.launcher.watch.live import watch_all
+
+        if run is None and as_json:
+            raise click.UsageError("--json --watch is for one run; name it")
+        return watch_all(lambda: _status_lines(None)) if run is None else watch_one(find(run), as_json=as_json)
+    if as_json:
+        found = state_of(find(run)).to_json() if run else [state.to_json() for state in overview()]
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo("\n".join(_status_lines(run)))
+    return EXIT_DONE
+
+
+def _status_lines(run: str | None) -> list[str]:
+    if run is not None:
+        return _one_status(state_of(find(run)))
+    states = overview()[::-1]
+    if not states:
+        return ["no runs yet; launch --local starts one"]
+    rows = [_status_row(state) for state in states]
+    coloured = [_COLOURS.get(state.state) for state in states]
+    lines = _table(["RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "ETA", "SAVED", "SINCE"], rows)
+    styled = [
+        line.replace(state.state, click.style(state.state, fg=colour), 1) if colour else line
+        for line, state, colour in zip(lines[1:], states, coloured, strict=True)
+    ]
+    return [lines[0], *styled]
+
+
+def _status_row(state: RunState) -> list[str]:
+    from launchyard.launcher.format import count, duration
+
+    def said(value: Any, form: Any = str) -> str:
+        return "-" if value is None else str(form(value))
+
+    return [
+        state.run_id,
+        state.state,
+        said(state.step) + (f"/{state.max_steps}" if state.max_steps else ""),
+        said(state.loss, lambda loss: f"{loss:.3f}"),
+        said(state.tokens_per_second, count),
+        said(state.eta_seconds, duration),
+        said(state.checkpoint),
+        said(state.since, lambda since: f"{duration(max(0.0, time.time() - since))} ago"),
+    ]
+
+
+def _one_status(state: RunState) -> list[str]:
+    from launchyard.launcher.format import duration
+    from launchyard.launcher.runs.state import progress_words
+
+    owner = f", process {state.pid} on {state.host}" + ("" if state.alive else " (gone)")
+    facts = [
+        ("state", state.state + (f" ({state.reason})" if state.reason else "")),
+        ("progress", progress_words(state)),
+        ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
+        ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else ""),
+        ("starts", time.strftime("about %Y-%m-%d %H:%M", time.localtime(state.start)) if state.start else ""),
+        ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
+        ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
+        ("directory", state.url),
+        ("message", state.message),
+    ]
+    lines = [state.run_id, *(f"  {label:<11}{value}" for label, value in facts if value)]
+    if state.alive:
+        return [*lines, f"  launch logs -f {state.run_id}    launch stop {state.run_id}"]
+    return [*lines, f"  launch why {state.run_id}" + (f"    launch resume {state.run_id}" * state.resumable)]
+
+
+@click.command()
+@RUN
+@click.option("-f", "--follow", "follow_on", is_flag=True, help="Go on until the run ends.")
+@click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Of one worker only.")
+@click.option("--attempt", type=click.IntRange(min=0), metavar="A", help="Of another attempt than the newest.")
+def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None) -> int:
+    """Print the logs of a run, all workers in one, each line with its rank."""
+    from launchyard.launcher.runs.logs import follow_logs, pick_attempt, print_logs
+
+    found = find(run)
+    if follow_on:
+        try:
+            follow_logs(found, attempt=attempt, rank=rank, say=click.echo)
+        except KeyboardInterrupt:
+            click.echo("the run goes on", err=True)
+        return EXIT_DONE
+    print_logs(found, attempt=pick_attempt(found, attempt), rank=rank, say=click.echo)
+    return EXIT_DONE
+
+
+@click.command()
+@RUN
+@click.option("--no-wait", is_flag=True, help="Ask and return at once.")
+@JSON
+def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
+    """Save after this step and stop; launch resume goes on from there without losing a step."""
+    found = find(run)
+    state = _need_alive(state_of(found), "stop")
+    if state.state == "pending":  # nothing runs that could save
+        _cancel(found)
+    else:
+        found.request_stop("stop")
+        if not no_wait:
+            if not as_json:
+                click.echo(f"asked {state.run_id} to save and stop")
+            _wait_for_end(found)
+    state = state_of(found)
+    _say_end(state, as_json)
+    return EXIT_FAILED if state.state in ("failed", "lost") else EXIT_DONE
+
+
+@click.command()
+@RUN
+@JSON
+def cancel(run: str, *, as_json: bool) -> int:
+    """End a run now, without saving. What was saved before stays."""
+    found = find(run)
+    _need_alive(state_of(found), "cancel")
+    _cancel(found)
+    _say_end(state_of(found), as_json)
+    return EXIT_DONE
+
+
+def _cancel(run: RunDir) -> None:
+    from launchyard.launcher.agent.ownership import newest_job
+    from launchyard.launcher.backends.base import load_backend
+
+    job = newest_job(run)
+    assert job is not None
+    load_backend(job.backend).cancel(run, job)
+
+
+def _wait_for_end(run: RunDir) -> None:
+    with files.patience(STOP_PATIENCE_SECONDS):  # it was asked: no store that is away changes that
+        while (state := state_of(run)).alive:
+            time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
+
+
+def _need_alive(state: RunState, verb: str) -> RunState:
+    if not state.alive:
+        raise UserError(
+            f"{state.run_id} is not running ({state.state}), so there is nothing to {verb}", hint="launch status"
+        )
+    return state
+
+
+def _say_end(state: RunState, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(state.to_json(), indent=1))
+    elif state.alive:
+        click.echo(f"{state.run_id} was asked; launch status {state.run_id} shows when it has stopped")
+    else:
+        kept = f"saved at step {state.checkpoint}" if state.checkpoint is not None else "nothing was saved"
+        click.echo(f"{state.run_id} {state.state} ({state.reason}), {kept}; go on with: launch resume {state.run_id}")
+
+
+@click.command()
+@RUN
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines; any number goes on exactly.")
+@click.option("--gpus-per-node", type=click.IntRange(min=0), metavar="N", help="GPUs of each.")
+@click.option(
+    "--detach/--follow", "detach", default=None, help="Return at once, or watch.  [default: watch local runs]"
+)
+@JSON
+def resume(
+    run: str,
+    *,
+    pairs: tuple[str, ...],
+    nodes: int | None,
+    gpus_per_node: int | None,
+    detach: bool | None,
+    as_json: bool,
+) -> int:
+    """Go on from the newest checkpoint, on as many workers as there are now, with changed KEY=VALUE if need be."""
+    from launchyard.launcher.recipe.load import parse_overrides
+    from launchyard.launcher.submit.launch import next_commands
+    from launchyard.launcher.submit.resume import make_ready
+
+    if as_json and detach is False:
+        raise click.UsageError("--json prints one object and returns; it cannot go with --follow")
+    found = find(run)
+    flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node}
+    changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
+    ready = make_ready(found, changes)
+    if not as_json:
+        for line in _resume_lines(ready):
+            click.echo(line)
+    job = ready.submit()
+    if as_json:
+        facts = {"run_id": ready.state.run_id, "run_url": found.url, "from_step": ready.state.checkpoint or 0}
+        click.echo(json.dumps({**facts, "overrides": ready.overrides, "job": job.model_dump(mode="json")}, indent=1))
+        return EXIT_DONE
+    if detach or (detach is None and ready.plan.scheduler != "local"):
+        click.echo("\n".join(next_commands(ready.state.run_id)))
+        return EXIT_DONE
+    from launchyard.launcher.watch.follow import follow
+
+    return follow(found, job=job)
+
+
+def _resume_lines(ready: Any) -> list[str]:
+    plan, state = ready.plan, ready.state
+    kind = "GPU" if plan.device == "cuda" else "CPU"
+    workers = f"{plan.world_size} {kind} worker{'s' if plan.world_size > 1 else ''}"
+    saved = (
+        f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning (nothing was saved)"
+    )
+    lines = [f"✓ resume   {state.run_id} {saved} of {plan.max_steps}, on {workers}"]
+    if ready.overrides:
+        lines.append(f"✓ changed  {', '.join(f'{key}={value}' for key, value in ready.overrides.items())}")
+    return lines + [f"! note     {note}" for note in plan.notes]
+
+
+@click.command()
+@RUN
+@JSON
+def why(run: str, *, as_json: bool) -> int:
+    """Say why a run ended or is where it is: one cause over all attempts and workers, and what to do."""
+    import shutil
+    import textwrap
+
+    from launchyard.launcher.runs.why import explain
+
+    found = explain(find(run))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
+        click.echo(textwrap.fill(found.text, width, break_long_words=False, break_on_hyphens=False))
+    return EXIT_DONE
+
+
+@click.command()
+@RUN
+@click.option("--jsonl", is_flag=True, help="Every row of the surviving history, one a step.")
+@click.option("--validation", is_flag=True, help="The rows of the validation instead.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
+def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:
+    """Print the metrics of a run: what each step that counts has measured, whichever attempt made it."""
+    rows = list(find(run).rows("validation" if validation else "steps"))
+    if jsonl:
+        sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)
+    elif as_json:
+        click.echo(json.dumps(rows))
+    elif not rows:
+        click.echo("no rows yet")
+    else:
+        from launchyard.launcher.report.terminal_chart import loss_chart
+
+        keys = ["step", "loss"] + ([] if validation else ["grad_norm", "lr", "tokens_seen", "tokens_per_second"])
+        keys.append("attempt")
+        chosen = rows[:: max(1, len(rows) // 12)]
+        chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
+        table = [
+            [f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen
+        ]
+        lines = _table(keys, table)
+        click.echo("\n".join([*lines, "", *([] if validation else loss_chart(rows))]))
+    return EXIT_DONE
+
+
+@click.command()
+@RUN
+@click.option("--verify", "verify_all", is_flag=True, help="Read and hash everything; exit 1 if anything is damaged.")
+@JSON
+def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
+    """List the committed checkpoints of a run, oldest first."""
+    from launchyard.launcher.runs.checkpoints import list_saved
+
+    found = find(run)
+    saved = list_saved(found, verify_all=verify_all)
+    if as_json:
+        click.echo(json.dumps([entry.to_json() for entry in saved], indent=1))
+    elif not saved:
+        click.echo(f"{RunFacts(found).run_id} has no checkpoint yet")
+    else:
+        head = ["STEP", "KIND", "SIZE", "WORKERS", "AGE", *(["VERIFIED"] if verify_all else [])]
+        click.echo("\n".join(_table(head, [entry.row(verified=verify_all) for entry in saved])))
+    faults = [fault for entry in saved for fault in entry.faults]
+    for fault in faults if not as_json else ():
+        click.echo(f"{click.style('damaged:', fg='red', bold=True)} {fault}", err=True)
+    return EXIT_FAILED if faults else EXIT_DONE
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["preempt", "kill", "node-loss"]))
+@RUN
+@JSON
+def drill(kind: Any, run: str, *, as_json: bool) -> int:
+    """Make it happen to a live run, here or on a cluster, and say how it recovered.
+
+    preempt: by a job that may take its node, where the scheduler has such; else the notice alone. kill: SIGKILL of one
+    worker. node-loss: SIGKILL of all its processes on a node.
+    """
+    from launchyard.launcher.runs.drill import rehearse
+    from launchyard.launcher.submit.resume import make_ready
+
+    found = find(run)
+    result = rehearse(found, kind, again=lambda: make_ready(found, {}).submit())
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=1))
+    else:
+        click.echo("\n".join(result.lines()))
+    return EXIT_DONE
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns side by side, numbers to the right."""
+    cells = [head, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    right = [bool(rows) and all(row[i][:1].isdigit() or row[i] == "-" for row in rows) for i in range(len(head))]
+    return [
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+__all__ = ["cancel", "checkpoints", "drill", "logs", "metrics", "resume", "status", "stop", "why"]

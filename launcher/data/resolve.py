@@ -1,0 +1,290 @@
+"""From a recipe's `data` section to tokens: what is prepared already, where the rest will be, and preparing it.
+
+Light: reading text and numpy come in only where text is really prepared. Knows no model and no run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from launchyard.errors import LaunchError, UserError
+from launchyard.storage import files
+from launchyard.training.data.dataset_spec import (
+    is_prepared,
+    mix,
+    open_dataset,
+    tokenizer_vocab_size,
+    vocab_size_of,
+    with_validation,
+)
+from launchyard.training.data.index import TOKENIZER, Dataset, find_tokenizer, read_dataset
+from launchyard.training.recipe import Data
+from launchyard.training.spec import DataSpec, TokenSource
+
+if TYPE_CHECKING:
+    from launchyard.training.data.prepare.journal import Progress
+    from launchyard.training.data.prepare.sources import Source
+
+
+BYTES_PER_TOKEN = 4  # English text under a usual vocabulary; only for the estimate before text is prepared
+HASHED_BYTES = 64 << 20  # text up to this is known by its content, more of it by names, sizes and times
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Text that must be prepared before a run can read it, and how."""
+
+    sources: tuple[str, ...]
+    tokenizer: str
+    out: str
+    validation: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source. Unless it is prepared, counts and digest of `spec` are estimates. `key` says where it was named."""
+
+    key: str
+    spec: DataSpec
+    vocab_size: int | None  # None: a bare litdata folder does not say
+    weight: float = 1.0
+    preparation: Preparation | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The tokens that a plan is made with, of all its sources together. `validation` is data.validation, located."""
+
+    parts: tuple[Part, ...]
+    validation: float | str | None
+    spec: DataSpec
+
+    @property
+    def prepared(self) -> bool:
+        return all(part.preparation is None for part in self.parts)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The largest that any source says."""
+        return max((part.vocab_size for part in self.parts if part.vocab_size is not None), default=None)
+
+
+def resolve(data: Data, tokenizer: str | None, *, base: str | None = None, cache: str | None = None) -> Resolved:
+    """Find the tokens of a recipe without preparing or writing anything. UserError names the key to mend.
+
+    Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
+    user's cache folder.
+    """
+    tokenizer = tokenizer and _locate(tokenizer, base)
+    parts = []
+    for key, given, weight in _named(data):
+        sources = [_locate(source, base) for source in given]
+        part = _part(key, sources, tokenizer, data.validation, cache)
+        parts.append(replace(part, weight=weight))
+    validation = _locate(data.validation, base) if isinstance(data.validation, str) else data.validation
+    return _joined(parts, validation)
+
+
+def _named(data: Data) -> Iterator[tuple[str, list[str], float]]:
+    """Key, paths and weight of every source."""
+    if data.mixture is not None:
+        for number, one in enumerate(data.mixture):
+            yield f"data.mixture.{number}.source", _listed(one.source), one.weight
+    elif given := _listed(data.source):
+        yield "data.source", given, 1.0
+    else:
+        raise UserError("data.source is missing", hint="name a folder made by `launch prepare`, or text files")
+
+
+def _listed(source: str | list[str] | None) -> list[str]:
+    return [source] if isinstance(source, str) else list(source or [])
+
+
+def _part(
+    key: str, sources: list[str], tokenizer: str | None, validation: float | str | None, cache: str | None
+) -> Part:
+    if not sources:
+        raise UserError(f"{key} is empty", hint="name a folder made by `launch prepare`, or text files")
+    if len(sources) == 1 and is_prepared(sources[0]):
+        return _prepared(key, sources[0], tokenizer)
+    if any(is_prepared(source) for source in sources):
+        raise UserError(
+            f"{key} lists a prepared folder among others; a source is one of them, or text",
+            hint="read several with data.mixture, or prepare all the text into one folder with `launch prepare`",
+        )
+    return _text(key, sources, tokenizer, validation, cache)
+
+
+def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
+    with _key("data.source" if len(parts) == 1 else "data.mixture"):
+        spec = mix([part.spec for part in parts], [part.weight for part in parts])
+    if isinstance(validation, str):
+        with _key("data.validation"):
+            spec = with_validation(spec, validation)
+    elif validation == 0:
+        spec = spec.model_copy(update={"validation": ()})
+    elif validation and not spec.validation:
+        there = ", ".join(source.folder for source in spec.train)
+        raise UserError(
+            f"data.validation: {validation} is a share of text to hold out, but {there} is prepared already and "
+            "holds nothing out",
+            hint="prepare it again with --validation, name a prepared folder, or set data.validation=null",
+        )
+    return Resolved(tuple(parts), validation, spec)
+
+
+def _locate(path: str, base: str | None) -> str:
+    """A path as the recipe means it: beside the recipe if it is there, else from the working directory."""
+    if "://" in path or os.path.isabs(path):
+        return path.removeprefix("file://")
+    if base is not None and "://" in base:
+        return f"{base.rstrip('/')}/{path}" if not _is_there(path) else os.path.abspath(path)
+    beside = os.path.join(base, path) if base is not None else path
+    return os.path.abspath(beside if _is_there(beside) else path)
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
+
+
+# -- tokens that exist -----------------------------------------------------------------------------------------------
+def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
+    with _key(key):
+        spec = open_dataset(source)
+        dataset = read_dataset(source)
+    if tokenizer is not None:
+        spec = spec.model_copy(update={"tokenizer": _same_tokenizer(tokenizer, source, dataset)})
+    return Part(key, spec, dataset.vocab_size if dataset else None)
+
+
+def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str:
+    with _key("tokenizer"):
+        path = find_tokenizer(tokenizer)
+    if dataset is not None and hashlib.sha256(files.read(path)).hexdigest() != dataset.tokenizer.sha256:
+        raise UserError(
+            f"tokenizer: {path} is not the one that made the tokens of {source}",
+            hint="leave `tokenizer` out: the folder has its own; or prepare the text again",
+        )
+    return path
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+def _text(key: str, given: list[str], tokenizer: str | None, validation: float | str | None, cache: str | None) -> Part:
+    from launchyard.training.data.prepare.sources import find_sources
+
+    with _key(key):
+        try:
+            sources = find_sources(given)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. Tokens are made with `launch prepare TEXT --tokenizer FILE --out FOLDER`"
+            ) from error
+    if tokenizer is None:
+        raise UserError(
+            f"tokenizer is missing: {key} is text ({given[0]}), which needs one",
+            hint="tokenizer: a tokenizer.json, or a folder with one",
+        )
+    if isinstance(validation, str):
+        raise UserError(
+            f"data.validation: {validation} is a path, but {key} is text that is not prepared yet",
+            hint="give a share such as 0.05, or prepare the text with `launch prepare` and name that folder",
+        )
+    with _key("tokenizer"):
+        path = find_tokenizer(tokenizer)
+        raw = files.read(path)
+        vocab_size = tokenizer_vocab_size(raw, name=path)
+    share = float(validation or 0.0)
+    digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share)
+    out = os.path.join(cache or _cache_folder(), "data", digest[:32])
+    if is_prepared(out):
+        return Part(key, open_dataset(out), vocab_size_of(out))
+    spec = _estimate(out, sum(source.bytes for source in sources), share, digest)
+    return Part(key, spec, vocab_size, preparation=Preparation(tuple(given), path, out, share))
+
+
+def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
+    tokens = max(2, n_bytes // BYTES_PER_TOKEN)
+    held = int(tokens * share)
+    held_out = TokenSource(folder=f"{out}/validation", n_tokens=max(1, held))
+    return DataSpec(
+        train=(TokenSource(folder=f"{out}/train", n_tokens=max(1, tokens - held)),),
+        validation=(held_out,) if share else (),
+        tokenizer=f"{out}/{TOKENIZER}",
+        digest=digest,
+    )
+
+
+def _digest(sources: list[Source], tokenizer_sha256: str, share: float) -> str:
+    """Changes with the text, the tokenizer and the share; not with where the text lies, if it is small."""
+    from launchyard.training.data.prepare.sources import digest_of
+
+    small = sum(source.bytes for source in sources) <= HASHED_BYTES
+    facts: list[Any] = [1, tokenizer_sha256, share]
+    for source in sources:
+        by_content = small and "://" not in source.path
+        kind = [source.kind, source.compression, source.bytes]
+        facts.append([*kind, digest_of(source)] if by_content else [*kind, source.path, source.stamp])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _cache_folder() -> str:
+    import platformdirs
+
+    return platformdirs.user_cache_dir("launchyard")
+
+
+def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[Progress], None] | None = None) -> Resolved:
+    """The exact tokens, prepared now if they are not yet. A second launch of the same text waits for the first."""
+    if resolved.prepared:
+        return resolved
+    return _joined([_prepared_now(part, on_progress) for part in resolved.parts], resolved.validation)
+
+
+def _prepared_now(part: Part, on_progress: Callable[[Progress], None] | None) -> Part:
+    made = part.preparation
+    if made is None:
+        return part
+    from launchyard.training.data.prepare.encode import PrepareError
+    from launchyard.training.data.prepare.prepare import prepare
+
+    with _lock(f"{made.out}.lock"):
+        if not is_prepared(made.out):
+            with _key(part.key):
+                try:
+                    prepare(
+                        list(made.sources),
+                        tokenizer=made.tokenizer,
+                        out=made.out,
+                        validation=made.validation,
+                        on_progress=on_progress,
+                    )
+                except PrepareError as error:
+                    raise LaunchError(f"preparing the text failed: {error}") from error
+        return replace(part, spec=open_dataset(made.out), preparation=None)
+
+
+@contextlib.contextmanager
+def _lock(path: str) -> Iterator[None]:
+    """Wait until no other process holds the file; it is free again when its process ends, however it ends."""
+    import fcntl
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _key(key: str) -> Iterator[None]:
+    """Say which key of the recipe an error of the data rooms is about."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{key}: {error}") from error

@@ -1,0 +1,1 @@
+"""`launch doctor`: what a run would meet in a place."""

@@ -1,0 +1,81 @@
+"""What a node sees, as one line of JSON. `launch doctor` runs it on the nodes, with the words STORAGE TOKEN.
+
+Asks for versions, addresses and ports, and whether the storage holds what the launcher has just written and takes
+what this node writes. Changes nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import socket
+import sys
+from importlib import metadata
+from typing import Any
+
+from launchyard.host.ports import free_port
+from launchyard.storage import files
+
+
+def main(argv: list[str]) -> int:
+    print(json.dumps(look(argv[1], argv[2])), flush=True)
+    return 0
+
+
+def look(storage: str, token: str) -> dict[str, Any]:
+    name = socket.gethostname()
+    return {
+        "host": name,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "launchyard": _version("launchyard"),
+        "torch": _version("torch"),
+        "code": os.path.dirname(importlib.util.find_spec("launcher").origin or ""),  # type: ignore[union-attr]
+        "address": _address(name),
+        "port": _port(),
+        "storage": _storage(storage, token, name),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _address(name: str) -> str | None:
+    """What this node's name means here; other nodes must be able to reach it."""
+    try:
+        return socket.gethostbyname(name)
+    except OSError:
+        return None
+
+
+def _port() -> str:
+    """Empty if a port of the range that rendezvous uses can be opened."""
+    try:
+        with socket.socket() as server:
+            server.bind(("", free_port()))
+            server.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _storage(storage: str, token: str, name: str) -> str:
+    """Empty if the node finds what the launcher wrote, and could write beside it."""
+    try:
+        found = files.read(f"{storage}/{token}").decode()
+        files.write(f"{storage}/{token}-{name}", name.encode())
+    except FileNotFoundError:
+        return "what the launcher wrote there is not to be seen"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return "" if found == token else "another file is there"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,84 @@
+"""Numbers, times and lists as people read them. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import IO
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42s, 3m 05s, 2h 07m, 3d 4h."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def progress_line(
+    *,
+    step: int | None,
+    max_steps: int | None,
+    loss: float | None,
+    tokens_per_second: float | None,
+    eta_seconds: float | None,
+) -> str:
+    """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, as far as known."""
+
+    words = []
+    if step is not None:
+        words.append(f"step {step}" + (f"/{max_steps}" if max_steps else ""))
+    if loss is not None:
+        words.append(f"loss {loss:.3f}")
+    if tokens_per_second is not None:
+        words.append(f"{count(tokens_per_second)} tokens/s")
+    if eta_seconds is not None:
+        words.append(f"ETA {duration(eta_seconds)}")
+    return " · ".join(words)
+
+
+def can_draw(out: IO[str]) -> bool:
+    """Can this stream show braille and boxes?"""
+    encoding = (getattr(out, "encoding", None) or "ascii").lower().replace("-", "")
+    return encoding.startswith("utf")
+
+
+def plain(text: str, out: IO[str]) -> str:
+    """The text, without what the stream cannot show."""
+    if can_draw(out):
+        return text
+    for mark, ascii_mark in (("·", "-"), ("✓", "+"), ("✗", "x"), ("→", "->"), ("…", "..."), ("×", "x")):
+        text = text.replace(mark, ascii_mark)
+    return text.encode("ascii", "replace").decode()
+
+
+def count(number: float) -> str:
+    """1_012_000_000 -> 1.01B."""
+    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{letter}"
+    return f"{number:.4g}"
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units: 12_100_000_000 -> 12.1 GB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def first_line(text: str, limit: int = 400) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def bytes_of(size: str) -> int:
+    """64GB -> 64 * 10**9, 64GiB -> 64 * 2**30."""
+    found = re.fullmatch(r"(\d+) ?([KMGT])(i?)B", size)
+    assert found is not None, size
+    base = 1024 if found[3] else 1000
+    return int(found[1]) * int(base ** ("KMGT".index(found[2]) + 1))

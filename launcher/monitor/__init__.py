@@ -1,0 +1,1 @@
+"""`launch monitor`: live runs for Prometheus."""

@@ -1,0 +1,1 @@
+"""The Grafana dashboards, built: `make dashboards`. Needs grafana-foundation-sdk."""

@@ -1,0 +1,35 @@
+"""Write the Grafana dashboards into ../dashboards: `make dashboards`. What lies there is never edited by hand.
+
+Built with Grafana's own typed builder (grafana-foundation-sdk), in the schema that Grafana 10 and later import.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from launchyard.launcher.monitor.dashboards.fleet import fleet_dashboard
+from launchyard.launcher.monitor.dashboards.run import run_dashboard
+from launchyard.launcher.recipe.bundled import monitoring_folder
+
+FOLDER = monitoring_folder() / "grafana/dashboards"
+
+
+def main() -> None:
+    """With --check only say which files would change, and exit with 1 if there are any."""
+    changed = []
+    for name, made in (("fleet", fleet_dashboard()), ("run", run_dashboard())):
+        path, text = FOLDER / f"{name}.json", JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"
+        if path.exists() and path.read_text() == text:
+            continue
+        changed.append(path.name)
+        if "--check" not in sys.argv:
+            path.write_text(text)
+            print(f"wrote {path}")
+    if changed and "--check" in sys.argv:
+        sys.exit(f"{', '.join(changed)}: the builder has moved on; say `make dashboards`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""What a Prometheus has to scrape now: the workers of every live run, and what the launcher itself knows of each.
+
+Looks at run directories and asks their owners and schedulers; serves nothing. A look that fails keeps what was seen
+before: a store that stumbles must not make a run vanish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from launchyard.errors import UserError
+from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
+from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS
+from launchyard.launcher.runs.facts import RunFacts, effective
+from launchyard.launcher.runs.registry import GLANCE_SECONDS, registered
+from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files, options
+
+if TYPE_CHECKING:
+    from launchyard.training.recipe import Recipe
+
+
+SHOWN_SECONDS = 900.0  # a run that has ended is still told of, so that its end is seen
+RESULTS = ("completed", "stopped", "preempted", "failed", "nonfinite", "hung", "lost")
+_FAILURES = {"non-finite": "nonfinite", "hung": "hung"}  # reasons of a failed attempt that have a result of their own
+LEAVING_SECONDS = 30.0  # from the outcome of an attempt to the end of its workers
+AGAIN_SECONDS = 60.0  # between looks at a run in a store that has ended: somebody may resume it
+Group = dict[str, Any]  # {"targets": ["127.0.0.1:1234"], "labels": {…}}, as http_sd and file_sd have it
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run at one look. `workers`: those that its newest attempt should have; times in seconds."""
+
+    run_id: str
+    cluster: str
+    state: RunState
+    groups: tuple[Group, ...] = ()
+    workers: int = 0
+    ended: dict[str, int] = field(default_factory=dict)  # attempts that are over, by result
+    queue_wait: float = 0.0
+    notice: float = GRACE_SECONDS
+    unsaved: float = 0.0  # work that a sudden end would cost
+    save_interval: float | None = None  # between two saves, as the recipe wants them; None: only at the end
+
+    @property
+    def is_over(self) -> bool:
+        return not self.state.alive and self.state.state not in ("pending", "unreachable")
+
+    @property
+    def is_shown(self) -> bool:
+        """Live, or over for so short a time that its end is news."""
+        since = self.state.since
+        return not self.is_over or (since is not None and time.time() - since < SHOWN_SECONDS)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run directory, or a folder of them, and how its store is reached (StoreOptions)."""
+
+    url: str
+    store: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, url: str | None = None) -> RunDir:
+        files.set_store_options(options.StoreOptions.model_validate(self.store))
+        return RunDir(url or self.url)
+
+    @property
+    def store_key(self) -> tuple[str, str]:
+        return self.url.partition("://")[0], repr(self.store)
+
+
+def check_place(place: Place) -> None:
+    """UserError unless it is a run, or a folder or prefix of a store that can be listed."""
+    run = place.open()
+    if run.local and not os.path.isdir(run.url):
+        raise UserError(f"{place.url}: no such folder", hint="a run directory, or a folder or URL that holds some")
+    run.listdir("")
+
+
+class Discovery:
+    """All runs of the registry (if asked for) and of `places`, look after look. Not for several threads at once."""
+
+    def __init__(self, places: Iterable[Place] = (), *, of_registry: bool = True) -> None:
+        self._places, self._of_registry = list(places), of_registry
+        self._seen: dict[str, Seen] = {}
+        self._settled: dict[str, tuple[Any, float]] = {}  # url -> what would change with a resume, when to look again
+        self.errors = 0
+
+    def look(self) -> list[Seen]:
+        """Every run worth telling of, by id. One that cannot be read now is as it was."""
+        silent, there = set[tuple[str, str]](), dict[str, None]()
+        for place in self._all_places():
+            there.update(dict.fromkeys(self._look_at_place(place, silent)))
+        self._seen = {url: seen for url, seen in self._seen.items() if url in there}
+        return sorted((seen for seen in self._seen.values() if seen.is_shown), key=lambda seen: seen.run_id)
+
+    def _look_at_place(self, place: Place, silent: set[tuple[str, str]]) -> list[str]:
+        """The runs there; as far as is known, where a store does not answer. `silent`: stores that are not asked."""
+        if place.store_key in silent:
+            return self._known(place)
+        try:
+            urls = self._runs_of(place)
+        except (OSError, ValueError):
+            self._on_error(place, silent)
+            return self._known(place)
+        for url in urls:
+            if place.store_key not in silent:
+                self._look_at(place, url, silent)
+        return urls
+
+    def _known(self, place: Place) -> list[str]:
+        base = RunDir(place.url).url
+        return [url for url in self._seen if url == base or url.startswith(f"{base}/")]
+
+    def _all_places(self) -> Iterator[Place]:
+        if self._of_registry:
+            yield from (Place(entry.url, entry.store) for entry in registered())
+        yield from self._places
+
+    def _runs_of(self, place: Place) -> list[str]:
+        """Run directories at a place: itself, or those right below it."""
+        run = place.open()
+        if run.url in self._seen or run.url in self._settled:
+            return [run.url]
+        with files.patience(GLANCE_SECONDS):
+            if run.exists("plan.json"):
+                return [run.url]
+            names = [] if place not in self._places else run.listdir("")
+            below = [run.path(name.rstrip("/")) for name in names]
+            return [url for url in below if self._is_run(url)]
+
+    def _is_run(self, url: str) -> bool:
+        return url in self._seen or url in self._settled or RunDir(url).exists("plan.json")
+
+    def _on_error(self, place: Place, silent: set[tuple[str, str]]) -> None:
+        self.errors += 1
+        if files.is_remote(place.url):
+            silent.add(place.store_key)  # the others of that store are not asked in this look
+
+    def _look_at(self, place: Place, url: str, silent: set[tuple[str, str]]) -> None:
+        run = place.open(url)
+        mark = _mark(run)
+        before, again = self._settled.get(url, (None, 0.0))
+        if url in self._settled and mark == before and time.monotonic() < again:
+            return
+        try:
+            with files.patience(GLANCE_SECONDS):
+                seen = look_at(run)
+        except (OSError, ValueError):
+            self._on_error(place, silent)
+            return
+        self._settled.pop(url, None)
+        if seen is None:
+            self._seen.pop(url, None)
+            return
+        self._seen[url] = seen
+        if seen.is_over:
+            for_good = run.local and seen.state.state != "lost"  # who was taken for dead may come back
+            self._settled[url] = (mark, time.monotonic() + (float("inf") if for_good else AGAIN_SECONDS))
+
+
+def _mark(run: RunDir) -> Any:
+    """What changes when a run is resumed, as far as that costs nothing."""
+    if not run.local:
+        return None
+    found = []
+    for name in ("attempts", "submissions", "outcome.json"):
+        with contextlib.suppress(OSError):
+            found.append((name, os.stat(run.path(name)).st_mtime_ns))
+    return found
+
+
+def look_at(run: RunDir) -> Seen | None:
+    """One run as it is now; None if its directory is gone. OSError or ValueError if that cannot be told."""
+    facts = RunFacts(run)
+    if not facts.plan:
+        return None
+    state = state_of(run)
+    cluster, attempts = str(facts.plan.get("cluster") or "local"), run.attempts()
+    records = {attempt: run.outcome(attempt) for attempt in attempts}
+    newest = attempts[-1] if attempts else None
+    live = newest is not None and state.alive and state.attempt == newest and records[newest] is None
+    job = run.job(newest) if newest is not None else None
+    leaving = state.alive and job is not None and _is_leaving(records[job.attempt])
+    intent = _intent(run, job) if job is not None and live else None
+    return Seen(
+        run_id=facts.run_id,
+        cluster=cluster,
+        state=state,
+        groups=tuple(groups_of(run, facts.run_id, cluster, job.attempt)) if job and (live or leaving) else (),
+        workers=job.nnodes * job.nproc_per_node if job and intent and intent.metrics.prometheus else 0,
+        ended=dict(Counter(_results(records, running=newest if state.alive else None))),
+        queue_wait=_queue_wait(run, state, job),
+        notice=_notice(facts.plan),
+        unsaved=_unsaved(run, newest) if live and newest is not None else 0.0,
+        save_interval=_save_interval(intent, facts.plan, state) if intent is not None else None,
+    )
+
+
+def _is_leaving(record: OutcomeRecord | None) -> bool:
+    """Do workers of an attempt that has come to a clean end wait for a last scrape? Then they still have targets."""
+    return record is not None and record.outcome != "failed" and time.time() - record.time < LEAVING_SECONDS
+
+
+def groups_of(run: RunDir, run_id: str, cluster: str, attempt: int) -> Iterator[Group]:
+    """The workers of an attempt that listen, one group a node."""
+    nodes: dict[tuple[str, str], list[str]] = {}
+    for target in run.targets(attempt):
+        address = urlsplit(target.url)
+        nodes.setdefault((str(target.node), address.path or "/metrics"), []).append(address.netloc)
+    for (node, path), addresses in sorted(nodes.items()):
+        labels = {"cluster": cluster, "run_id": run_id, "attempt": str(attempt), "node": node}
+        yield {"targets": sorted(addresses), "labels": {**labels, "__metrics_path__": path}}
+
+
+def _results(records: dict[int, OutcomeRecord | None], *, running: int | None) -> Iterator[str]:
+    """How each attempt that is over has ended: one of RESULTS; lost: without a word."""
+    for attempt, record in records.items():
+        if record is not None:
+            preempted = record.outcome == "stopped" and record.reason in AGAIN_REASONS
+            yield "preempted" if preempted else _FAILURES.get(record.reason, record.outcome)
+        elif attempt != running:
+            yield "lost"
+
+
+def _queue_wait(run: RunDir, state: RunState, job: Job | None) -> float:
+    """How long the newest submission waits, or has waited, for its job to start; 0 where nothing queues."""
+    submission = run.newest_submission()
+    if submission is None:
+        return 0.0
+    if state.state == "pending":
+        return max(0.0, time.time() - submission.submitted)
+    began = [run.job(n).created for n in run.attempts() if run.job(n).created >= submission.submitted]
+    return max(0.0, min(began) - submission.submitted) if began else 0.0
+
+
+def _intent(run: RunDir, job: Job) -> Recipe | None:
+    """The recipe of an attempt; None if it cannot be read."""
+    try:
+        return effective(run, job.overrides)[0]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _unsaved(run: RunDir, attempt: int) -> float:
+    """Seconds since the last save of an attempt, or since it went on from one; 0 before that."""
+    times = [float(event["time"]) for event in run.events(attempt) if event.get("event") in ("started", "saved")]
+    return max(0.0, time.time() - times[-1]) if times else 0.0
+
+
+def _save_interval(recipe: Recipe, plan: dict[str, Any], state: RunState) -> float | None:
+    """Seconds between two saves of a run at its present speed; None if it saves only at its end."""
+    every, found = recipe.checkpoint, []
+    if every.every_minutes:
+        found.append(every.every_minutes * 60.0)
+    tokens = (plan.get("batch") or {}).get("tokens_per_step")
+    if every.every_steps and tokens and state.tokens_per_second:
+        found.append(every.every_steps * tokens / state.tokens_per_second)
+    return min(found, default=None)
+
+
+def _notice(plan: dict[str, Any]) -> float:
+    """Seconds between a warning and the loss of the nodes, as the run was told to reckon with."""
+    found = re.search(r"--notice=(\d+)", str(plan.get("script") or ""))
+    return float(found[1]) if found else GRACE_SECONDS

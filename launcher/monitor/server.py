@@ -1,0 +1,217 @@
+"""`launch monitor`: tells a Prometheus whom to scrape, and what the launcher knows of every run. Stores nothing.
+
+    /targets    the workers of all live runs, as http_sd wants them: always all of them, always 200
+    /metrics    series of the launcher
+    /           both in words
+
+One thread looks at the runs, again and again; whoever asks gets what the last look saw, so no store and no scheduler
+that is slow holds up a scrape. What a run is, is launcher/monitor/discovery.py's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, get_args
+
+from launchyard.errors import UserError
+from launchyard.launcher.monitor.discovery import RESULTS, Discovery, Group, Seen
+from launchyard.launcher.runs.state import State
+from launchyard.training.telemetry.metric_table import METRICS
+
+PORT = 9465
+LOOK_SECONDS = 5.0
+FIRST_SECONDS = 20.0  # how long a question waits for the first look: an empty list would mean that nothing runs
+Sample = tuple[str, dict[str, str], float]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one look saw. `took` in seconds, `time` in seconds since the epoch; `errors` since the start."""
+
+    runs: tuple[Seen, ...]
+    time: float
+    took: float
+    errors: int
+
+    def groups(self) -> list[Group]:
+        return [group for seen in self.runs for group in seen.groups]
+
+
+class Monitor:
+    """Looks every so many seconds, in a thread of its own; `view` is what was seen last."""
+
+    def __init__(
+        self, discovery: Discovery, *, every: float = LOOK_SECONDS, on_view: Callable[[View], None] | None = None
+    ) -> None:
+        self._discovery, self._every, self._on_view = discovery, every, on_view
+        self._view: View | None = None
+        self._seen, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+
+    def look(self) -> View:
+        began = time.monotonic()
+        runs = tuple(self._discovery.look())
+        view = View(runs, time.time(), time.monotonic() - began, self._discovery.errors)
+        self._view = view
+        self._seen.set()
+        if self._on_view is not None:
+            self._on_view(view)
+        return view
+
+    def view(self) -> View | None:
+        """Waits for the first look, if there was none yet; None if it takes too long."""
+        self._seen.wait(FIRST_SECONDS)
+        return self._view
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join(FIRST_SECONDS)
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.look()
+            except Exception as error:  # whatever one run has in it: the others are still looked at the next time
+                print(f"a look at the runs failed: {type(error).__name__}: {error}", flush=True)
+            self._over.wait(self._every)
+
+
+# -- series ----------------------------------------------------------------------------------------------------------
+def exposition(view: View) -> str:
+    """The launcher's series in Prometheus's text format, with help and kind from the one table."""
+    samples: dict[str, list[Sample]] = {}
+    for sample in (*_own_samples(view), *(one for seen in view.runs for one in _run_samples(seen))):
+        samples.setdefault(sample[0], []).append(sample)
+    lines = []
+    for metric in METRICS:
+        found = samples.pop(metric.name, [])
+        if found:
+            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+            lines += [f"{name}{_labels(labels)} {value:.17g}" for name, labels, value in found]
+    assert not samples, f"not in training/telemetry/metric_table.py: {', '.join(samples)}"
+    return "\n".join([*lines, ""])
+
+
+def _own_samples(view: View) -> Iterator[Sample]:
+    yield "launcher_monitor_last_look_timestamp_seconds", {}, view.time
+    yield "launcher_monitor_look_seconds", {}, view.took
+    yield "launcher_monitor_errors_total", {}, view.errors
+
+
+def _run_samples(seen: Seen) -> Iterator[Sample]:
+    labels = {"cluster": seen.cluster, "run_id": seen.run_id}
+    for state in get_args(State):
+        yield "launcher_run_state", {**labels, "state": state}, float(state == seen.state.state)
+    for result in RESULTS:
+        yield "launcher_run_attempts_total", {**labels, "result": result}, seen.ended.get(result, 0)
+    yield "launcher_queue_wait_seconds", labels, seen.queue_wait
+    yield "launcher_run_workers", labels, seen.workers
+    yield "launcher_run_targets", labels, sum(len(group["targets"]) for group in seen.groups)
+    yield "launcher_run_notice_seconds", labels, seen.notice
+    yield "launcher_run_checkpoint_step", labels, seen.state.checkpoint or 0
+    yield "launcher_run_unsaved_seconds", labels, seen.unsaved
+    if seen.save_interval is not None:
+        yield "launcher_run_save_interval_seconds", labels, seen.save_interval
+
+
+def _labels(labels: dict[str, str]) -> str:
+    def escaped(value: str) -> str:
+        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+    inner = ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items())
+    return f"{{{inner}}}" if inner else ""
+
+
+# -- file_sd ---------------------------------------------------------------------------------------------------------
+class TargetFile:
+    """The same list in a file, for a Prometheus that cannot ask us. Replaced as a whole, and only if it changes."""
+
+    def __init__(self, path: str) -> None:
+        """UserError if its folder is not there, or its name is none that Prometheus reads."""
+        if not path.endswith((".json", ".yml", ".yaml")):
+            raise UserError(f"--file-sd {path}: Prometheus reads .json, .yml and .yaml", hint="name it targets.json")
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise UserError(f"--file-sd {path}: its folder is not there")
+        self._path, self._last = path, ""
+
+    def __call__(self, view: View) -> None:
+        text = json.dumps(view.groups(), indent=1) + "\n"
+        if text == self._last and os.path.exists(self._path):
+            return
+        folder, name = os.path.split(os.path.abspath(self._path))
+        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+        with open(temporary, "w") as file:
+            file.write(text)
+        os.replace(temporary, self._path)
+        self._last = text
+
+
+# -- HTTP ------------------------------------------------------------------------------------------------------------
+def make_server(monitor: Monitor, *, host: str, port: int) -> ThreadingHTTPServer:
+    """Listening, not serving yet; `port` 0 takes a free one. UserError if it cannot listen there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version, timeout = "launchyard", "", 10
+
+        def do_GET(self) -> None:
+            answer = _answer(self.path.partition("?")[0], monitor)
+            status, kind, text = answer or (404, "text/plain", "there are /targets and /metrics\n")
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="another --port, or 0 for a free one; launch sandbox status monitoring says whether its own is there",
+        ) from error
+    server.daemon_threads = True
+    return server
+
+
+def _answer(path: str, monitor: Monitor) -> tuple[int, str, str] | None:
+    """Status, kind and text; None for a page that there is not."""
+    if path not in ("/targets", "/metrics", "/"):
+        return None
+    view = monitor.view()
+    if view is None:  # not an empty list, which would mean that nothing runs
+        return 503, "text/plain; charset=utf-8", "the first look at the runs is not over yet\n"
+    if path == "/targets":
+        return 200, "application/json", json.dumps(view.groups(), indent=1) + "\n"
+    if path == "/metrics":
+        return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(view)
+    return 200, "text/plain; charset=utf-8", "\n".join(words(view)) + "\n"
+
+
+def words(view: View) -> list[str]:
+    """What was seen, for people: one line a run."""
+    return ["launch monitor: /targets for Prometheus, /metrics for our own series", "", *table(view.runs)]
+
+
+def table(runs: Iterable[Seen]) -> list[str]:
+    rows: list[Sequence[str]] = [("RUN", "CLUSTER", "STATE", "WORKERS", "TARGETS")]
+    for seen in runs:
+        targets = [target for group in seen.groups for target in group["targets"]]
+        shown = ", ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
+        rows.append((seen.run_id, seen.cluster, seen.state.state, str(seen.workers), shown or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

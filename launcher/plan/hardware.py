@@ -1,0 +1,120 @@
+"""What this machine has: cores, memory, GPUs. Asked once, passed on as a value; imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launchyard.errors import LaunchError
+from launchyard.host.folders import log_folder
+from launchyard.launcher.agent.torchrun import installed_flags
+
+_DRIVER_MARKS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
+# Asks the driver in a process of its own, so that the answer is what torch will see there: with
+# CUDA_VISIBLE_DEVICES and MIG taken into account, and without a CUDA context in the launcher.
+_ASK_DRIVER = """
+import ctypes, json
+cuda = ctypes.CDLL("libcuda.so.1")
+found, code, count = [], cuda.cuInit(0), ctypes.c_int()
+if code == 0:
+    code = cuda.cuDeviceGetCount(ctypes.byref(count))
+for ordinal in range(count.value):
+    device, size, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(100)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), ordinal)
+    cuda.cuDeviceGetName(name, 100, device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    found.append({"name": name.value.decode(), "memory": size.value, "capability": [major.value, minor.value]})
+print(json.dumps({"code": code, "gpus": found}))
+"""
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: also the answer to CUDA_VISIBLE_DEVICES=""
+
+
+class Gpu(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+class HostFacts(BaseModel):
+    """One machine. `memory` in bytes; `gpus` are those a process of ours may use."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cpus: int
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+    python: str
+    cpu_bf16: bool = False
+    torchrun_flags: tuple[str, ...] = ()
+    logs: str = Field(default="", description="Folder for jobs' own output where the run directory is remote.")
+
+
+def probe_host(*, gpus: bool = True) -> HostFacts:
+    """Look around; `gpus=False` leaves the driver alone. LaunchError if a driver is there but does not answer."""
+    return HostFacts(
+        cpus=_count_cpus(),
+        memory=_count_memory(),
+        gpus=_ask_for_gpus() if gpus else (),
+        python=sys.executable,
+        cpu_bf16="amx_bf16" in _read("/proc/cpuinfo"),
+        torchrun_flags=tuple(sorted(installed_flags())),
+        logs=log_folder(),
+    )
+
+
+def _count_cpus() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group (v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def _count_memory() -> int:
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _ask_for_gpus() -> tuple[Gpu, ...]:
+    if not any(os.path.exists(mark) for mark in _DRIVER_MARKS):
+        return ()
+    hint = "see whether nvidia-smi works; train.device=cpu trains without the GPUs"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _ASK_DRIVER],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            text=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError("the NVIDIA driver of this machine does not answer within 60 s", hint=hint) from error
+    if done.returncode:
+        if "libcuda.so.1" in done.stderr:  # a GPU node's kernel module, seen from a container without its libraries
+            return ()
+        raise LaunchError(f"asking the NVIDIA driver failed: {done.stderr.strip()[-300:]}", hint=hint)
+    answer = json.loads(done.stdout)
+    if answer["code"] not in (0, _NO_DEVICE):
+        raise LaunchError(f"the NVIDIA driver of this machine answers with error {answer['code']}", hint=hint)
+    return tuple(Gpu.model_validate(gpu) for gpu in answer["gpus"])
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

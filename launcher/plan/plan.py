@@ -1,0 +1,94 @@
+"""The plan as a value: everything that follows from a recipe in a place, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launchyard.model.config import ModelConfig
+from launchyard.storage.options import StoreOptions
+from launchyard.training.spec import DataSpec, Storage
+
+
+class Fixed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Process(Fixed):
+    """One process as it will be started. `env` is what it gets on top of its parent's."""
+
+    role: Literal["owner", "agent", "torchrun", "worker"]
+    node_rank: int
+    argv: list[str]
+    env: dict[str, str]
+
+
+class PlannedData(Fixed):
+    """The data as far as it is known. Not prepared: the token counts are estimates and the folders do not exist yet."""
+
+    spec: DataSpec
+    vocab_size: int | None
+    prepared: bool = True
+
+
+class PlannedBatch(Fixed):
+    """One optimizer step. Sizes count sequences."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    seq_len: int
+    tokens_per_step: int
+
+
+class Mesh(Fixed):
+    dp_replicate: int
+    dp_shard: int
+
+
+class Plan(Fixed):
+    """Everything that follows from a recipe in a place, before anything runs. Bytes, tokens and steps are counts."""
+
+    run_id: str
+    name: str
+    run_url: str
+    cluster: str
+    scheduler: str
+    device: Literal["cpu", "cuda"]
+    nnodes: int
+    nproc_per_node: int
+    world_size: int
+    model: ModelConfig
+    data: DataSpec
+    data_prepared: bool
+    batch: PlannedBatch
+    mesh: Mesh
+    precision: str
+    max_steps: int
+    total_tokens: int
+    epochs: list[float] = Field(description="Passes over each source.")
+    n_params: int
+    flops_per_token: float
+    memory: dict[str, int] = Field(description="Bytes a worker, estimated.")
+    memory_available: int | None = Field(description="Bytes a worker could have.")
+    checkpoint_bytes: int
+    storage: Storage
+    store: StoreOptions = Field(description="How stores are reached; secrets are elsewhere.")
+    environment: dict[str, str]
+    script: str | None = Field(default=None, description="What the scheduler is sent.")
+    processes: list[Process]
+    notes: list[str]
+
+    @property
+    def agent(self) -> list[str]:
+        """What starts the agents of all nodes, where a scheduler does."""
+        return next((process.argv for process in self.processes if process.role == "agent"), [])
+
+
+class PlanError(ValueError):
+    """All that is wrong with a recipe in this place: (dotted key, what) each."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("\n".join(f"{key}: {what}" for key, what in problems))
+        self.problems = problems

@@ -1,0 +1,364 @@
+"""The plan: a pure function of recipe, cluster, data and host. All arithmetic, all argv, all environment.
+
+The dry run IS this value printed. Reads no file and asks no machine; what it must know is passed in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from launchyard.launcher.backends.cluster import Cluster, store_environment
+from launchyard.launcher.backends.slurm.request import options_of
+from launchyard.launcher.plan.hardware import HostFacts
+from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
+from launchyard.launcher.plan.processes import Shape, plan_processes, scheduler_text
+from launchyard.launcher.plan.warnings import surprises
+from launchyard.model import cost, zoo
+from launchyard.model.config import ModelConfig
+from launchyard.storage.redact import redact
+from launchyard.training.batching import count_samples, count_steps, cut_batch
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec
+
+# Variables of every worker that no recipe decides. Threads that wait must not spin: on a machine with other work a
+# step of the quickstart took 6 times as long when they did.
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# On a CPU, memory that was freed stays with the process: glibc else returns large blocks to the kernel and gets them
+# back page by page, many times a step (1.14 times as fast: linear + cross entropy of pythia-14m).
+CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+
+
+@dataclass
+class _Draft:
+    """What one planning has found wrong or worth saying."""
+
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def wrong(self, key: str, what: str) -> None:
+        self.problems.append((key, what))
+
+    def attempt(self, key: str, action: Callable[[], Any]) -> Any:
+        """The action's value; None and a problem if it raises ValueError."""
+        try:
+            return action()
+        except ValueError as error:
+            text = str(error)
+            self.wrong(key, text.removeprefix(f"{key}: "))
+            return None
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    cluster: Cluster,
+    run_id: str,
+    run_url: str,
+    data: PlannedData,
+    host: HostFacts,
+    init: ModelConfig | None = None,
+    after: str | None = None,
+) -> Plan:
+    """The plan of a run; PlanError with all problems at once.
+
+    host: the machine that launches; it is the node itself where the scheduler is local.
+    init: shape of the weights that model.init_from names.
+    after: the scheduler's job of the run that recipe.after names; None if there is nothing to wait for.
+    """
+    draft = _Draft()
+    device, nproc = _workers(recipe, cluster, host, draft)
+    nnodes = recipe.resources.nodes
+    model = resolve_model(recipe, data.vocab_size, init, draft)
+    batch = _batch(recipe, nnodes * nproc, draft)
+    mesh = _mesh(recipe, nnodes * nproc, draft)
+    _check_secrets(recipe, run_url, draft)
+    _check(recipe, cluster, data, device, host, draft)
+    sizes = _sizes(recipe, nproc, cluster, draft)
+    if draft.problems or model is None or batch is None or mesh is None:
+        raise PlanError(draft.problems)
+    max_steps = count_steps(recipe, data.spec.n_tokens)
+    environment = _environment(cluster, host, nproc, device)
+    shape = Shape(nnodes, nproc, device, _gpus(recipe, cluster), sizes)
+    plan = Plan(
+        run_id=run_id,
+        name=recipe.name,
+        run_url=run_url,
+        **_place(cluster),
+        device=device,
+        nnodes=nnodes,
+        nproc_per_node=nproc,
+        world_size=nnodes * nproc,
+        model=model,
+        data=data.spec,
+        data_prepared=data.prepared,
+        batch=batch,
+        mesh=mesh,
+        precision=recipe.train.precision,
+        max_steps=max_steps,
+        total_tokens=max_steps * batch.tokens_per_step,
+        epochs=_epochs(data.spec, recipe, max_steps),
+        n_params=cost.n_params(model),
+        flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
+        memory=_memory(recipe, model, batch, mesh),
+        memory_available=_available(cluster, host, device, nproc),
+        checkpoint_bytes=cost.checkpoint_bytes(model),
+        environment=environment,
+        **_started(cluster, shape, recipe, run_id, run_url, environment, host, after),
+        notes=draft.notes,
+    )
+    return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
+
+
+def _started(
+    cluster: Cluster,
+    shape: Shape,
+    recipe: Recipe,
+    run_id: str,
+    run_url: str,
+    env: dict[str, str],
+    host: HostFacts,
+    after: str | None,
+) -> dict[str, Any]:
+    """What the scheduler is sent, and the processes that come of it."""
+    limit = recipe.resources.time_limit
+    names: dict[str, Any] = {"run_id": run_id, "run_url": run_url, "limit": limit, "after": after}
+    script = scheduler_text(cluster, shape, **names, env=env, host=host)
+    return {"script": script, "processes": plan_processes(run_url, cluster, shape, env=env, host=host)}
+
+
+# -- who works -------------------------------------------------------------------------------------------------------
+def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
+    """Device and workers a node. Never the CPU where a GPU was asked for."""
+    resources, wanted = recipe.resources, recipe.train.device
+    local = cluster.scheduler == "local"
+    there = len(host.gpus) if local else cluster.node.gpus or 0
+    if local and cluster.node.gpus is not None:
+        there = min(there, cluster.node.gpus)
+    where = "this machine" if local else f"a node of {cluster.name}"
+    asked = resources.gpus_per_node
+    if asked is not None and asked > there:
+        draft.wrong("resources.gpus_per_node", f"{asked} GPUs, but {where} has {there or 'none'}; {_fewer(there)}")
+        return "cuda", resources.nproc_per_node or asked
+    if wanted == "cpu" and asked:
+        draft.wrong("train.device", f"cpu, but resources.gpus_per_node asks for {asked}; leave out one of them")
+    if wanted == "cuda" and (not there or asked == 0):
+        less = "resources.gpus_per_node is 0" if asked == 0 else f"{where} has no GPU"
+        draft.wrong("train.device", f"cuda, but {less}; use train.device=cpu to train on the CPU")
+    if wanted == "cpu" or asked == 0 or not there:
+        if wanted == "auto" and asked is None:
+            draft.notes.append(f"no GPU on {where}: training on the CPU")
+        return "cpu", resources.nproc_per_node or 1
+    gpus = there if asked is None else asked
+    workers = resources.nproc_per_node or gpus
+    if workers > gpus:
+        draft.wrong("resources.nproc_per_node", f"{workers} workers for {gpus} GPUs; each worker needs its own")
+    elif workers < gpus and asked is None:
+        draft.notes.append(f"using {workers} of {gpus} GPUs (resources.nproc_per_node)")
+    elif workers < gpus:
+        draft.wrong("resources.nproc_per_node", f"{workers} workers would leave {gpus - workers} of {gpus} GPUs idle")
+    return "cuda", workers
+
+
+def _fewer(there: int) -> str:
+    return f"use --gpus-per-node {there}" if there else "leave it out, or use train.device=cpu, to train on the CPU"
+
+
+def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
+    replicate, shard = recipe.parallel.dp_replicate, recipe.parallel.dp_shard
+    if shard == 0:
+        draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
+        return None
+    if shard == -1 and world % replicate:
+        draft.wrong("parallel.dp_replicate", f"{replicate} copies cannot share {world} workers evenly")
+        return None
+    shard = world // replicate if shard == -1 else shard
+    if replicate * shard != world:
+        product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
+        draft.wrong("parallel.dp_shard", f"{product}, but there are {world} workers; dp_shard: -1 takes the rest")
+        return None
+    return Mesh(dp_replicate=replicate, dp_shard=shard)
+
+
+def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
+    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
+    if cut is None:
+        return None
+    return PlannedBatch(
+        global_batch_size=cut.global_batch_size,
+        micro_batch_size=cut.micro_batch_size,
+        grad_accum_steps=cut.grad_accum_steps,
+        seq_len=recipe.data.seq_len,
+        tokens_per_step=cut.global_batch_size * recipe.data.seq_len,
+    )
+
+
+def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple[int, ...]:
+    """Numbers of nodes on which the same steps can be made, as many as asked for first; see resources.min_nodes."""
+    asked, least = recipe.resources.nodes, recipe.resources.min_nodes
+    if least is None or least >= asked:
+        return (asked,)
+    if cluster.scheduler != "ray":
+        draft.notes.append(f"resources.min_nodes is for Ray; {cluster.name} gives all {asked} nodes or none")
+        return (asked,)
+    smaller = [nodes for nodes in range(asked - 1, least - 1, -1) if _can_make_steps(recipe, nodes * nproc)]
+    if not smaller:
+        what = f"{least}, but no number of nodes from there to {asked - 1} can make the same steps"
+        draft.wrong("resources.min_nodes", f"{what}; see train.global_batch_size and parallel")
+    return (asked, *smaller)
+
+
+def _can_make_steps(recipe: Recipe, world: int) -> bool:
+    trial = _Draft()
+    return _batch(recipe, world, trial) is not None and _mesh(recipe, world, trial) is not None
+
+
+def _gpus(recipe: Recipe, cluster: Cluster) -> int:
+    """Of each node, asked of a scheduler."""
+    asked = recipe.resources.gpus_per_node
+    if recipe.train.device == "cpu":
+        return 0
+    return (cluster.node.gpus or 0) if asked is None else asked
+
+
+def _memory(recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh) -> dict[str, int]:
+    found = cost.training_memory(
+        model,
+        micro_batch_size=batch.micro_batch_size,
+        seq_len=batch.seq_len,
+        shards=mesh.dp_shard,
+        precision=recipe.train.precision,
+        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
+    )
+    return {key: int(value) for key, value in found.items()}
+
+
+def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> dict[str, str]:
+    """Variables of all processes of the run; the cluster's own come last."""
+    cpus = cluster.node.cpus or host.cpus
+    own = {**WORKER_ENVIRONMENT, **(CPU_ENVIRONMENT if device == "cpu" else {})}
+    own |= store_environment(cluster.storage.options)
+    return {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), **own, **cluster.environment}
+
+
+def _place(cluster: Cluster) -> dict[str, Any]:
+    """What the plan keeps of a cluster as it is."""
+    storage = cluster.storage
+    return {
+        "cluster": cluster.name,
+        "scheduler": cluster.scheduler,
+        "storage": storage.in_training,
+        "store": storage.options,
+    }
+
+
+def _available(cluster: Cluster, host: HostFacts, device: str, nproc: int) -> int | None:
+    if device == "cuda":
+        return min((gpu.memory for gpu in host.gpus), default=None) if cluster.scheduler == "local" else None
+    return host.memory // nproc if cluster.scheduler == "local" else None
+
+
+# -- what is trained -------------------------------------------------------------------------------------------------
+def resolve_model(
+    recipe: Recipe, data_vocab: int | None, init: ModelConfig | None, draft: _Draft | None = None
+) -> ModelConfig | None:
+    """The model's knobs. A vocabulary that nothing names follows the data; one smaller than the data's is an error."""
+    draft = draft or _Draft()
+    fields = recipe.model.model_dump(exclude_none=True)
+    preset, init_from = fields.pop("preset", None), fields.pop("init_from", None)
+    if preset is None and init is None and not fields:
+        draft.wrong("model", "empty; give a preset (see `launch models`), init_from, or family, dim, n_layers …")
+        return None
+    if init is not None and preset is None:
+        fields = {**init.model_dump(), **fields}
+    elif preset is None and "vocab_size" not in fields:
+        if data_vocab is None:
+            draft.wrong("model.vocab_size", "missing, and the data does not say how large its vocabulary is")
+            return None
+        fields["vocab_size"] = data_vocab
+    model: ModelConfig | None = draft.attempt("model", lambda: zoo.make_config(preset=preset, fields=fields, hf=None))
+    if model is None:
+        return None
+    if data_vocab is not None and data_vocab > model.vocab_size:
+        source = init_from or preset or "the recipe"
+        draft.wrong(
+            "model.vocab_size",
+            f"the data's vocabulary has {data_vocab:,} tokens, but the model's ({source}) only {model.vocab_size:,}; "
+            f"use model.vocab_size={data_vocab}, or data made with the model's tokenizer",
+        )
+    if recipe.checkpoint.export:  # now, and not when the run has ended
+        draft.attempt("checkpoint.export", lambda: zoo.config_to_hf(model))
+    if recipe.data.seq_len > model.max_seq_len:
+        draft.wrong(
+            "data.seq_len", f"{recipe.data.seq_len} is longer than the model's max_seq_len of {model.max_seq_len}"
+        )
+    return model
+
+
+def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
+    train, spec = recipe.train, data.spec
+    if cluster.scheduler == "local" and recipe.resources.nodes > 1:
+        draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
+    if recipe.after and cluster.scheduler != "slurm":
+        draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
+    if recipe.schedule.min_lr > recipe.optimizer.lr:
+        draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
+    if train.max_epochs is not None and len(spec.train) > 1:
+        draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
+    if recipe.validation.every_steps and not spec.validation:
+        draft.wrong("validation.every_steps", "the data has no held-out part; set data.validation, such as 0.05")
+    if recipe.validation.sample and spec.tokenizer is None:
+        draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
+    if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
+        draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
+    slurm = options_of(cluster) if cluster.scheduler == "slurm" else None
+    limit = seconds_of(recipe.resources.time_limit or (slurm and slurm.time_limit) or "")
+    if slurm is not None and limit is not None and limit <= slurm.notice_seconds:
+        what = f"{limit} s, of which the last {slurm.notice_seconds} are to save in (slurm.notice_seconds)"
+        draft.wrong("resources.time_limit", f"{what}; nothing could be trained: use more")
+    if recipe.resources.time_limit is not None and cluster.scheduler != "slurm":
+        where = "this machine" if cluster.scheduler == "local" else "Ray"
+        draft.notes.append(f"resources.time_limit is not enforced on {where}")
+    if device == "cpu" and train.precision == "bf16":
+        if recipe.parallel.compile:
+            draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
+        elif not host.cpu_bf16:
+            draft.notes.append("this CPU has no bf16 units: fp32 would be about twice as fast")
+    if device == "cuda" and train.precision == "bf16":
+        old = [gpu.name for gpu in host.gpus if gpu.capability < (8, 0)]
+        if old:
+            draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
+    if not data.prepared:
+        draft.notes.append("the text is not tokenized yet: token counts are estimates")
+
+
+def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
+    """Plans and recipes are stored in plain text: no passwords in their URLs."""
+    given: list[tuple[str, object]] = [("data.source", recipe.data.source)]
+    given += [(f"data.mixture.{number}", one.source) for number, one in enumerate(recipe.data.mixture or ())]
+    urls = [(key, url) for key, source in given for url in (source if isinstance(source, list) else [source])]
+    urls += [("data.validation", recipe.data.validation), ("tokenizer", recipe.tokenizer), ("--run-url", run_url)]
+    for key, url in [*urls, ("model.init_from", recipe.model.init_from)]:
+        if isinstance(url, str) and redact(url) != url:
+            said = "the URL holds a password or a key, which would be stored in plain text"
+            draft.wrong(key, f"{said}; use the credentials file of its service")
+
+
+def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
+    """How often each source is read."""
+    read, length = max_steps * recipe.train.global_batch_size, recipe.data.seq_len
+    return [
+        round(read * share / max(1, count_samples(source.n_tokens, length)), 4)
+        for source, share in zip(spec.train, spec.shares, strict=True)
+    ]
+
+
+def seconds_of(time_limit: str) -> int | None:
+    """Seconds of [D-]HH:MM:SS, HH:MM:SS, MM:SS or plain minutes as schedulers read them; None if it is no time."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_limit)
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return int(time_limit) * 60 if time_limit.isdigit() else None

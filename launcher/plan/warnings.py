@@ -1,0 +1,66 @@
+"""What may surprise about a plan and is no error, in words. Pure: reads no file and asks no machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from launchyard.storage.redact import redact
+from launchyard.training.batching import count_samples
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec
+
+if TYPE_CHECKING:
+    from launchyard.launcher.plan.plan import Plan
+
+
+MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
+
+
+def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    needed, available = plan.memory["total"], plan.memory_available
+    if available is not None and needed > available:
+        yield (
+            f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
+            "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
+        )
+    warmup = recipe.schedule.warmup_steps
+    if warmup >= 1 and warmup > plan.max_steps:
+        yield f"warmup_steps {warmup} is longer than the run of {plan.max_steps} steps: lr never reaches its peak"
+    yield from _of_small_data(plan.data, recipe)
+    if len(plan.data.train) > 1:
+        yield from _of_a_mixture(plan, recipe)
+
+
+def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:
+    """What people call the sources of the data: as the recipe has it, for a text's folder in the cache says nothing."""
+    mixture = recipe.data.mixture or []
+    if len(mixture) != len(spec.train):
+        return [redact(source.folder) for source in spec.train]
+    given = [[one.source] if isinstance(one.source, str) else one.source for one in mixture]
+    return [redact(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") for paths in given]
+
+
+def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
+    for name, source, share in zip(source_names(spec, recipe), spec.train, spec.shares, strict=True):
+        count = count_samples(source.n_tokens, recipe.data.seq_len)
+        if count < share * recipe.train.global_batch_size:
+            alone = len(spec.train) == 1
+            what = "the data" if alone else name
+            of = "one global batch" if alone else "its share of a global batch"
+            yield f"{what} holds {count} sequences, fewer than {of}: it repeats within a step"
+
+
+def _of_a_mixture(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    spec, names = plan.data, source_names(plan.data, recipe)
+    for name, passes in zip(names, plan.epochs, strict=True):
+        if passes > MANY_EPOCHS:
+            yield f"{name} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"
+    held = {source.folder for source in spec.validation}
+    seen = [f"{os.path.dirname(source.folder)}/validation" in held for source in spec.train]
+    if any(seen) and not all(seen):
+        unseen = [name for name, known in zip(names, seen, strict=True) if not known]
+        yield f"validation sees nothing of {', '.join(unseen)}"
+    if len(spec.validation) > 1 and recipe.validation.max_batches is not None:
+        yield "validation.max_batches measures the first batches only: those of the first sources"

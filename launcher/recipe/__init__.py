@@ -1,0 +1,1 @@
+"""Recipes: found, read strictly, and explained where they are wrong."""

@@ -1,0 +1,263 @@
+"""Recipes: where one comes from, what it extends, what the command line changes. Knows no cluster and no plan.
+
+file, bundled name or URL -> YAML with line numbers -> `extends` (one level) -> KEY=VALUE ->
+launchyard.training.recipe.Recipe, with all that is wrong said at once.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launchyard.errors import RecipeErrors, UserError
+from launchyard.launcher.recipe.aliases import RECIPE_WORDS
+from launchyard.launcher.recipe.bundled import bundled_recipes, recipe_folder
+from launchyard.launcher.recipe.hints import nearest
+from launchyard.launcher.recipe.yaml import (
+    MAX_BYTES,
+    Document,
+    KeyPath,
+    Origin,
+    at_value,
+    merge,
+    parse_value,
+    read_document,
+    validate,
+)
+from launchyard.storage.redact import redact
+from launchyard.training.recipe import EITHER_OR, ModelSection, Recipe, apply_overrides
+
+# Values that name files: a relative one is meant from the folder of the recipe that holds it.
+_PATHS: tuple[tuple[str, ...], ...] = (
+    ("data", "source"),
+    ("data", "mixture"),
+    ("data", "validation"),
+    ("tokenizer",),
+    ("model", "init_from"),
+)
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe. `raw` is the resolved mapping that becomes RUN_URL/recipe.yaml: no `extends`, whole paths."""
+
+    recipe: Recipe
+    raw: dict[str, Any]
+    source: str
+    base: str
+    document: Document
+
+    def origin(self, key: str) -> Origin:
+        """Where a dotted key was written, or the nearest section around it."""
+        return self.document.origin(tuple(key.split(".")))
+
+
+def load_recipe(
+    source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
+) -> LoadedRecipe:
+    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors say all that is wrong with it.
+
+    defaults: keys that hold where the recipe says nothing.
+    """
+    label, base, text = _read(source)
+    document = _anchor(read_document(text, label), base)
+    if "extends" in document.value:
+        document = _extend(document, base)
+    document = _override(merge(defaults, document) if defaults else document, overrides or {})
+    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, label, base, document)
+
+
+def check_recipe(raw: dict[str, Any], overrides: dict[str, Any], *, source: str) -> LoadedRecipe:
+    """A recipe that is loaded already (a run's own) with KEY=VALUE on top, as strictly as load_recipe."""
+    document = _override(Document(raw, source), overrides)
+    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, source, os.getcwd(), document)
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """['train.max_steps=5'] -> {'train.max_steps': 5}; values are YAML, the last of two wins."""
+    found: dict[str, Any] = {}
+    problems = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not _KEY.fullmatch(key):
+            problems.append(f"{redact(pair)} on the command line: not KEY=VALUE, such as train.max_steps=500")
+            continue
+        try:
+            found[key] = parse_value(value)
+        except RecipeErrors as error:
+            problems += [f"{redact(pair)} on the command line: {problem}" for problem in error.problems]
+    if problems:
+        raise RecipeErrors(problems)
+    return found
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+def _read(source: str) -> tuple[str, str, bytes]:
+    """Label for messages, folder for relative paths, and content."""
+    if "://" in source and not source.startswith("file://"):
+        return redact(source), source.rsplit("/", 1)[0], _fetch(source)
+    path = Path(source.removeprefix("file://")).expanduser()
+    if path.is_file():
+        label = str(path)
+    elif (bundled := recipe_folder() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():
+        path, label = bundled, f"recipes/{source.removesuffix('.yaml')}.yaml"
+    else:
+        raise UserError(_not_found(source, path))
+    try:
+        with path.open("rb") as file:
+            return label, str(path.resolve().parent), _bounded(file.read(MAX_BYTES + 1), label)
+    except OSError as error:
+        raise UserError(f"{label}: cannot be read: {error.strerror}") from error
+
+
+def _fetch(url: str) -> bytes:
+    import fsspec
+
+    label = redact(url)
+    try:
+        with fsspec.open(url, "rb") as file:
+            return _bounded(file.read(MAX_BYTES + 1), label)
+    except LookupError as error:
+        raise UserError(f"{label}: no such file") from error
+    except Exception as error:  # every protocol of fsspec has its own errors
+        if isinstance(error, UserError):
+            raise
+        what = redact(str(error)) or type(error).__name__
+        raise UserError(
+            f"{label}: cannot be read: {what}", hint="a recipe is a path, a bundled name or a URL"
+        ) from error
+
+
+def _bounded(content: bytes, label: str) -> bytes:
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{label}: larger than {MAX_BYTES:,} bytes; this is no recipe")
+    return content
+
+
+def _not_found(source: str, path: Path) -> str:
+    names = bundled_recipes()
+    if path.is_dir():
+        what = f"{source}: a folder, not a recipe"
+    else:
+        what = f"{source}: no such recipe; it is neither a file nor the name of a bundled recipe"
+    spelled = {name.rsplit("/", 1)[-1]: name for name in names} | {name: name for name in names}
+    near = spelled.get(nearest(source.removesuffix(".yaml"), list(spelled)) or "")
+    return f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}"
+
+
+# -- joining ---------------------------------------------------------------------------------------------------------
+def _extend(document: Document, base: str) -> Document:
+    """One level of `extends`: what it names, with this recipe on top."""
+    name, origin = document.value["extends"], document.origin(("extends",))
+    if not isinstance(name, str):
+        raise RecipeErrors([f"{origin}: extends: must be one path, bundled name or URL; got {name!r}"])
+    try:
+        label, folder, text = _read(_sibling(name, base))
+    except UserError as error:
+        raise RecipeErrors([f"{origin}: extends: {error}"], hint=error.hint) from error
+    below = _anchor(read_document(text, label), folder)
+    if "extends" in below.value:
+        deep = below.origin(("extends",))
+        raise RecipeErrors(
+            [f"{origin}: extends: {name} extends {below.value['extends']} itself ({deep}); one level only"]
+        )
+    return _without_extends(merge(_make_room(below, document.value), document))
+
+
+def _sibling(name: str, base: str) -> str:
+    """The recipe file beside the one that names it, else the name as it stands."""
+    if "://" in base:
+        return f"{base}/{name}" if "://" not in name and name.endswith((".yaml", ".yml")) else name
+    path = os.path.join(base, name)
+    return path if "://" not in name and os.path.isfile(path) else name
+
+
+def _without_extends(document: Document) -> Document:
+    value = {key: child for key, child in document.value.items() if key != "extends"}
+    return Document(value, document.label, document.origins)
+
+
+def _make_room(below: Document, above: dict[str, Any]) -> Document:
+    """Take out what a value on top replaces though its key differs: another length, source, or model's shape."""
+    value = {key: dict(child) if isinstance(child, dict) else child for key, child in below.value.items()}
+    for section, alike in EITHER_OR.items():
+        over = above.get(section)
+        if isinstance(over, dict) and isinstance(value.get(section), dict):
+            for key in alike if any(over.get(key) is not None for key in alike) else ():
+                value[section].pop(key, None)
+    model = above.get("model")
+    if isinstance(model, dict) and isinstance(value.get("model"), dict):
+        for key in ModelSection.model_fields if model.get("preset") or model.get("init_from") else ():
+            value["model"].pop(key, None)
+    return Document(value, below.label, below.origins)
+
+
+def _override(document: Document, overrides: dict[str, Any]) -> Document:
+    problems = []
+    above: dict[str, Any] = {}
+    for key, value in overrides.items():
+        path: KeyPath = tuple(key.split("."))
+        origin = Origin(f"{key}={_plain(value)} on the command line")
+        for end in range(1, len(path)):
+            if not isinstance(at_value(document.value, path[:end]), dict | None):
+                problems.append(f"{origin}: {key}: {'.'.join(map(str, path[:end]))} holds a value, not keys")
+                break
+        document.origins[path] = origin
+        above = apply_overrides(above, {key: value})
+    if "extends" in above:
+        problems.append("extends on the command line: not possible; name the recipe itself instead")
+    if problems:
+        raise RecipeErrors(problems)
+    below = _make_room(document, above)
+    return Document(apply_overrides(below.value, _from_here(overrides)), document.label, document.origins)
+
+
+def _plain(value: Any) -> str:
+    text = redact("" if value is None else str(value))
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+# -- paths -----------------------------------------------------------------------------------------------------------
+def _from_here(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Paths on the command line are meant from the working directory."""
+    named = {".".join(map(str, path)) for path in _PATHS}
+    here = os.getcwd()
+    return {key: _whole(value, here) if key in named else value for key, value in overrides.items()}
+
+
+def _anchor(document: Document, folder: str) -> Document:
+    """Make relative paths whole that lie beside the recipe, so that they still mean the same in a run's own copy."""
+    value = dict(document.value)
+    for path in _PATHS:
+        parent: Any = value
+        if len(path) == 2:
+            if not isinstance(value.get(path[0]), dict):
+                continue
+            parent = value[path[0]] = dict(value[path[0]])
+        if path[-1] in parent:
+            parent[path[-1]] = _whole(parent[path[-1]], folder)
+    return Document(value, document.label, document.origins)
+
+
+def _whole(value: Any, folder: str) -> Any:
+    if isinstance(value, list):
+        return [_whole(item, folder) for item in value]
+    if isinstance(value, dict):  # one source of a mixture
+        return {key: _whole(child, folder) if key == "source" else child for key, child in value.items()}
+    return _beside(value, folder) or value if isinstance(value, str) else value
+
+
+def _beside(name: str, folder: str) -> str | None:
+    """`name` inside `folder` if something lies there: a file, a folder or matches of a glob."""
+    if "://" in name or os.path.isabs(name) or "://" in folder or not name:
+        return None
+    path = os.path.join(folder, name)
+    if os.path.exists(path):
+        return os.path.normpath(path)
+    found = any(mark in name for mark in "*?[") and next(glob.iglob(path, recursive=True), None)
+    return os.path.normpath(path) if found else None

@@ -1,0 +1,92 @@
+"""Runs in words: a line of progress, the last page of a run, and what to type next. Reads run directories only."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, Any
+
+from launchyard.launcher.format import duration, first_line
+from launchyard.launcher.report.terminal_chart import loss_chart
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.logs import log_of
+from launchyard.run.lease import last_heartbeat
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage.redact import redact
+
+_SAMPLE_CHARACTERS = 1000
+
+
+def last_page(run: RunDir, record: OutcomeRecord, *, out: IO[str] = sys.stdout) -> list[str]:
+    """What is said when a run has ended."""
+    steps = list(run.rows("steps"))
+    lines = [_headline(run, record, steps), ""]
+    if record.outcome == "failed":
+        lines[1:] = [f"  log  {log_of(run, record)}"]
+    else:
+        chart = loss_chart(steps, out=out)
+        lines += [f"  {line}" for line in chart] + [""] * bool(chart)
+        lines += _leavings(run)
+    return [*lines, *_next_commands(record, RunFacts(run).run_id)]
+
+
+def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -> str:
+    words = [f"{record.step} steps" if record.step is not None else ""]
+    attempts = run.attempts()
+    if attempts:
+        words.append(f"in {duration(sum(_seconds(run, attempt) for attempt in attempts))}")
+    if len(attempts) > 1:
+        words.append(f"{len(attempts)} attempts")
+    validated = list(run.rows("validation"))
+    if steps:
+        words.append(f"loss {steps[-1]['loss']:.4f}")
+    if validated:
+        words.append(f"validation loss {validated[-1]['loss']:.4f} at step {validated[-1]['step']}")
+    said = " · ".join(word for word in words if word)
+    if record.outcome == "failed":
+        return f"✗ failed     {first_line(record.message)} ({said})"
+    if record.outcome == "stopped":
+        kept = f"saved at step {record.step}" if record.checkpoint else record.message
+        return f"✓ stopped    {kept} ({record.reason}) · {said}"
+    return f"✓ completed  {said}"
+
+
+def _seconds(run: RunDir, attempt: int) -> float:
+    """How long an attempt took: to its outcome, or to the last sign of life of its owner."""
+    record = run.outcome(attempt)
+    ended = last_heartbeat(run, attempt) if record is None else record.time
+    return max(0.0, ended - run.job(attempt).created)
+
+
+def _leavings(run: RunDir) -> list[str]:
+    """Sample, curve and weights, as far as they are there."""
+    lines = []
+    if run.exists("sample.txt"):
+        sample = run.read_text("sample.txt").rstrip()[:_SAMPLE_CHARACTERS]
+        lines += ["  sample", *(f"    {line}" for line in sample.splitlines()), ""]
+    for name, label in (("loss.svg", "curve"), ("weights", "weights")):
+        if run.exists(name):
+            lines.append(f"  {label:<8} {redact(run.path(name))}")
+    return [*lines, ""] if lines else lines
+
+
+def _next_commands(record: OutcomeRecord, run_id: str) -> list[str]:
+    """What to type next, ready to be copied."""
+    commands: list[tuple[str, str]]
+    if record.outcome == "completed":
+        commands = [
+            (f'launch generate {run_id} --prompt "The "', "let it write"),
+            (f"launch metrics {run_id}", "the numbers"),
+            (f"launch checkpoints {run_id} --verify", "what was saved"),
+            (f"launch resume {run_id} train.max_steps=…", "train longer"),
+        ]
+    elif record.outcome == "stopped":
+        commands = [(f"launch resume {run_id}", "go on"), (f"launch status {run_id}", "where it stands")]
+    else:
+        commands = [
+            (f"launch why {run_id}", "the cause"),
+            (f"launch logs {run_id}", "all logs"),
+            (f"launch resume {run_id}", "try again from the last checkpoint"),
+        ]
+    width = max(len(command) for command, _ in commands)
+    return [f"  {command:<{width}}   {said}" for command, said in commands]

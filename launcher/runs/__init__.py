@@ -1,0 +1,1 @@
+"""Living with runs: found, told in which state, explained, rehearsed."""

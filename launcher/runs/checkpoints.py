@@ -1,0 +1,66 @@
+"""The committed checkpoints of a run as facts, and whether they are whole. Reads manifests; loads no tensors."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from launchyard.run.rundir import RunDir
+
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint. `faults` in words; `verified` only if everything was read. `created`: seconds since the epoch."""
+
+    step: int
+    path: str
+    kind: str | None = None
+    bytes: int | None = None
+    world_size: int | None = None
+    attempt: int | None = None
+    created: float | None = None
+    verified: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def row(self, *, verified: bool) -> list[str]:
+        """step, kind, size, workers, age (, whole or damaged)."""
+        from launchyard.launcher.format import duration
+        from launchyard.launcher.format import size
+
+        facts = [str(self.step), self.kind or "unreadable", size(self.bytes) if self.bytes is not None else "-"]
+        facts.append(str(self.world_size) if self.world_size is not None else "-")
+        facts.append(duration(max(0.0, time.time() - self.created)) if self.created is not None else "-")
+        return [*facts, *(["damaged" if self.faults else "whole"] if verified else [])]
+
+
+def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
+    """Checkpoints of a run, oldest first; with `verify_all` every byte is read and hashed."""
+    return [_look_at(run.path(run.checkpoint_dir(step)), step, verify_all) for step in run.committed_steps()]
+
+
+def _look_at(folder: str, step: int, verify_all: bool) -> Saved:
+    from launchyard.storage.errors import CorruptError
+    from launchyard.storage.shards import read_manifest, verify
+    from launchyard.storage.errors import StoreError
+
+    try:
+        manifest = read_manifest(folder)
+    except StoreError:  # nothing is known of it
+        raise
+    except (CorruptError, OSError) as error:
+        return Saved(step, folder, verified=verify_all, faults=[str(error)])
+    return Saved(
+        step=step,
+        path=folder,
+        kind=manifest.kind,
+        bytes=manifest.total_bytes,
+        world_size=manifest.world_size,
+        attempt=manifest.attempt,
+        created=manifest.created,
+        verified=verify_all,
+        faults=list(verify(folder, manifest)) if verify_all else [],
+    )

@@ -1,0 +1,251 @@
+"""Rehearsals: a preemption, a killed worker, a lost node, made to happen to a live run and timed.
+
+What takes a process is done on the machine where it lives: here, or on a node of a scheduler, which runs this module
+there: `python -m launchyard.launcher.runs.drill RUN_URL kill|node-loss ATTEMPT`, which prints when the blow fell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.errors import LaunchError, UserError
+from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.state import last_row
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
+
+
+
+Kind = Literal["preempt", "kill", "node-loss"]
+POLL_SECONDS = 0.05
+STRUCK = "struck at"  # what the module prints before the moment, among what else a scheduler prints
+
+
+@dataclass(frozen=True)
+class Drill:
+    """What came of it. Seconds since the blow, the signal itself or the giving of the notice; None: did not happen."""
+
+    kind: Kind
+    by: str
+    attempt: int
+    next_attempt: int
+    agreed_seconds: float | None
+    committed_seconds: float | None
+    ended_seconds: float
+    claimed_seconds: float
+    first_step_seconds: float
+    reached_step: int
+    resumed_step: int
+    steps_lost: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        times = [
+            ("agreed to stop", self.agreed_seconds),
+            ("checkpoint committed", self.committed_seconds),
+            (f"attempt {self.attempt} ended", self.ended_seconds),
+            (f"attempt {self.next_attempt} began", self.claimed_seconds),
+            ("first step again", self.first_step_seconds),
+        ]
+        told = [f"  {label:<24} {seconds:6.2f} s" for label, seconds in times if seconds is not None]
+        lost = f"{self.steps_lost} lost" if self.steps_lost else "none lost"
+        steps = f"  {'steps':<24} {lost} (reached {self.reached_step}, resumed from {self.resumed_step})"
+        return [f"{self.kind} by {self.by}, seconds after it:", *told, steps]
+
+
+def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_seconds: float = 300.0) -> Drill:
+    """Let it happen and watch the run recover. UserError unless the run trains, here or where a scheduler has it.
+
+    again: starts the run anew after the loss of its node, as a person or another machine would.
+    """
+    job = _training_job(run)
+    deadline = time.monotonic() + timeout_seconds
+    by, began = _BLOWS[kind](run, job)
+    if kind == "node-loss" and job.backend == "local":
+        _wait(lambda: not owner_alive(run, job) and not marked(run.url), deadline, "the processes to be gone")
+        ended = time.time()
+        again()
+    else:
+        _wait(lambda: run.outcome(job.attempt) is not None, deadline, f"attempt {job.attempt} to end")
+        ended = _outcome_time(run, job)
+    _wait(lambda: _went_on(run, job) or _over(run), deadline, "the next attempt")
+    _refuse_end(run, job)
+    following = job.attempt + 1
+    _wait(lambda: _first_row(run, following) is not None or _over(run), deadline, "its first step")
+    return _measure(run, kind, by, job, began=began, ended=ended)
+
+
+def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended: float) -> Drill:
+    following = job.attempt + 1
+    row = _first_row(run, following)
+    if row is None:
+        raise LaunchError("the run ended before it made a step again", hint=f"launch why {RunFacts(run).run_id}")
+    events = run.events(job.attempt)
+    stopping = _time_of(events, "stopping", began)
+    started = next(event for event in run.events(following) if event["event"] == "started")
+    reached = (last_row(run, [job.attempt]) or {"step": 0})["step"]
+
+    def since(moment: float | None) -> float | None:
+        return None if moment is None else round(moment - began, 3)
+
+    return Drill(
+        kind=kind,
+        by=by,
+        attempt=job.attempt,
+        next_attempt=following,
+        agreed_seconds=since(stopping),
+        committed_seconds=since(_time_of(events, "saved", stopping)) if stopping else None,
+        ended_seconds=round(ended - began, 3),
+        claimed_seconds=round(run.job(following).created - began, 3),
+        first_step_seconds=round(float(row["time"]) - began, 3),
+        reached_step=int(reached),
+        resumed_step=int(started["step"]),
+        steps_lost=max(0, int(reached) - int(started["step"])),
+    )
+
+
+# -- what happens: each says what it was, and when ---------------------------------------------------------------------
+def _preempt(run: RunDir, job: Job) -> tuple[str, float]:
+    from launchyard.launcher.backends.base import load_backend
+
+    began = time.time()
+    return load_backend(job.backend).notify(run, job), began
+
+
+def _kill(run: RunDir, job: Job) -> tuple[str, float]:
+    return "SIGKILL of one worker", kill_worker(run, job) if job.backend == "local" else _on_last_node(run, job, "kill")
+
+
+def kill_worker(run: RunDir, job: Job) -> float:
+    """SIGKILL one worker of this machine, the last of the ranks. When."""
+    here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
+    workers = [process for process in here if "RANK" in process.environ()]
+    if not workers:
+        raise UserError("no worker of this run was found on this machine", hint="launch status")
+    last, moment = max(workers, key=lambda process: int(process.environ()["RANK"])), time.time()
+    last.send_signal(signal.SIGKILL)
+    return moment
+
+
+def _lose_node(run: RunDir, job: Job) -> tuple[str, float]:
+    """SIGKILL everything of the run at once, as when the machine goes down; of a job, all on its last node."""
+    moment = time.time()
+    if job.backend == "local":
+        end_all(descendants(job.pid))
+        end_marked(run.url)
+    else:
+        moment = _on_last_node(run, job, "node-loss")
+    return "SIGKILL of all its processes there", moment
+
+
+def lose_agent(run: RunDir, job: Job) -> float:
+    """SIGKILL the agents of this machine; their workers die with them. When."""
+    import psutil
+
+    wanted = {"launchyard.launcher.agent.node", run.url, f"--attempt={job.attempt}"}
+    agents = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.uids().real == os.getuid() and wanted <= set(process.cmdline()):
+                agents.append(process)
+    ours = [process for process in agents if _on_this_node(process.pid)]
+    workers = [child for process in ours for child in descendants(process.pid)]
+    moment = time.time()
+    end_all([*ours, *workers])
+    return moment
+
+
+def _on_this_node(pid: int) -> bool:
+    """Nodes of a sandbox share one machine; what they do not share is their host name."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/uts") == os.readlink("/proc/self/ns/uts")
+    except OSError:  # not Linux
+        return True
+
+
+def _on_last_node(run: RunDir, job: Job, kind: Kind) -> float:
+    """Of several nodes it is not the one where the owner is. When it happened there: getting there takes seconds."""
+    from launchyard.launcher.backends.ray import backend
+    from launchyard.launcher.backends.slurm import backend as slurm_backend
+
+    where = {"slurm": slurm_backend, "ray": backend}[job.backend]
+    said = where.run_on_last_node(run, job, ["-m", __name__, run.url, kind, str(job.attempt)])
+    return float(said.rpartition(STRUCK)[2].split()[0])
+
+
+Blow = Callable[[RunDir, Job], tuple[str, float]]
+_BLOWS: dict[Kind, Blow] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
+
+
+# -- watching --------------------------------------------------------------------------------------------------------
+def _training_job(run: RunDir) -> Job:
+    job, run_id = newest_job(run), RunFacts(run).run_id
+    if job is None or not owner_alive(run, job):
+        raise UserError(
+            f"{run_id} is not running, and a drill needs a live run", hint=f"launch resume {run_id} --detach"
+        )
+    if job.backend == "local" and job.host != socket.gethostname():
+        raise UserError(
+            f"{run_id} runs on {job.host}; a drill works on the machine itself", hint=f"do it on {job.host}"
+        )
+    if not wait_until(lambda: _first_row(run, job.attempt) is not None or not owner_alive(run, job), seconds=60):
+        raise UserError(f"{run_id} has made no step within a minute; a drill needs a run that trains")
+    return job
+
+
+def _wait(done: Callable[[], bool], deadline: float, what: str) -> None:
+    if not wait_until(done, seconds=deadline - time.monotonic(), every=POLL_SECONDS):
+        raise LaunchError(f"gave up waiting for {what}", hint="launch why RUN, launch logs RUN")
+
+
+def _went_on(run: RunDir, job: Job) -> bool:
+    return run.attempts()[-1] > job.attempt
+
+
+def _over(run: RunDir) -> bool:
+    record = run.outcome()
+    return record is not None and record.attempt >= run.attempts()[-1]
+
+
+def _refuse_end(run: RunDir, job: Job) -> None:
+    if not _went_on(run, job):
+        record = run.outcome()
+        said = f"{record.outcome}: {record.message}" if record else "no outcome"
+        raise LaunchError(f"the run did not go on ({said})", hint=f"launch why {RunFacts(run).run_id}")
+
+
+def _first_row(run: RunDir, attempt: int) -> dict[str, Any] | None:
+    return next((row for row in run.rows("steps") if row.get("attempt") == attempt), None)
+
+
+def _time_of(events: list[dict[str, Any]], name: str, after: float) -> float | None:
+    """When the first event of that name after a moment was; events are written a little later than they happen."""
+    return next((float(event["time"]) for event in events if event["event"] == name and event["time"] >= after), None)
+
+
+def _outcome_time(run: RunDir, job: Job) -> float:
+    record = run.outcome(job.attempt)
+    assert record is not None
+    return record.time
+
+
+def main(argv: list[str]) -> int:
+    run = RunDir(argv[1])
+    print(STRUCK, {"kill": kill_worker, "node-loss": lose_agent}[argv[2]](run, run.job(int(argv[3]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,108 @@
+"""Finding a run by what people type: id, part of an id, name, `latest`, path or URL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.errors import UserError, user_errors
+from launchyard.storage import files
+from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.run.rows import parse_jsonl
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.base import Queued
+    from launchyard.training.recipe import Recipe
+    from launchyard.training.spec import Workload
+from launchyard.launcher.runs.registry import Registered
+from launchyard.launcher.runs.registry import registered
+from launchyard.launcher.runs.facts import RunFacts
+
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+def find(run: str) -> RunDir:
+    """A run by id, the beginning or the end of its id, its name (the newest of that name), `latest`, path or URL.
+
+    UserError if there is none, or more than one.
+    """
+    with user_errors():
+        return _find(run)
+
+
+def _find(run: str) -> RunDir:
+    if "://" in run or os.sep in run or run in (".", ".."):
+        return _at(run)
+    entries = registered()
+    if run in ("latest", "last"):
+        return _there(_newest(entries, "no run has been launched from this account yet"))
+    for matches in _matches(run, entries):
+        if len(matches) > 1:
+            listed = ", ".join(entry.run_id for entry in matches)
+            raise UserError(f"{run}: fits more than one run: {listed}", hint="write a little more of its id")
+        if matches:
+            return _there(matches[0])
+    if os.path.isdir(run):
+        return _at(run)
+    raise UserError(f"{run}: no such run{_near(run, entries)}", hint="launch status shows all; a path or URL works too")
+
+
+def _matches(run: str, entries: list[Registered]) -> Iterator[list[Registered]]:
+    """Entries that fit, the strictest way first."""
+    yield [entry for entry in entries if entry.run_id == run]
+    named = [entry for entry in entries if entry.name == run]
+    yield next(([entry] for entry in reversed(named) if entry.is_there()), named[-1:])
+    yield [entry for entry in entries if entry.run_id.startswith(run)]
+    yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1] == run]
+    yield [entry for entry in entries if entry.run_id.rsplit("-", 1)[-1].endswith(run)]
+
+
+def _newest(entries: list[Registered], otherwise: str) -> Registered:
+    there = next((entry for entry in reversed(entries) if entry.is_there()), None)
+    if there is None:
+        raise UserError(otherwise, hint="launch --local starts one")
+    return there
+
+
+def _at(url: str) -> RunDir:
+    run = RunDir(url if "://" in url else os.path.expanduser(url))
+    known = next((entry for entry in registered() if entry.url == run.url), None)
+    if known is not None:
+        known.open()
+    if not run.exists("plan.json"):
+        raise UserError(f"{url}: no run there (it has no plan.json)")
+    return run
+
+
+def _there(entry: Registered) -> RunDir:
+    run = entry.open()
+    if not entry.is_of(run):
+        raise UserError(f"{entry.run_id}: its run directory {entry.url} is gone")
+    return run
+
+
+def _near(run: str, entries: list[Registered]) -> str:
+    from launchyard.launcher.recipe.hints import nearest
+
+    names = list(dict.fromkeys([*(entry.run_id for entry in entries), *(entry.name for entry in entries)]))
+    near = nearest(run, names, cutoff=0.5)
+    if near:
+        return f"; did you mean {near}?"
+    return f"; the newest are {', '.join(entry.run_id for entry in entries[-3:])}" if entries else ""
+
+
+def of_cluster(name: str, *, newest: int = 10) -> Iterator[RunDir]:
+    """The newest registered runs of a place whose directories are local, newest first."""
+    for entry in reversed(registered()):
+        if newest and not files.is_remote(entry.url) and RunFacts(RunDir(entry.url)).plan.get("cluster") == name:
+            newest -= 1
+            yield RunDir(entry.url)

@@ -1,0 +1,167 @@
+"""What became of a run, attempt by attempt, put together from its directory: for a report. Draws and prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from launchyard.run.lease import last_heartbeat
+from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.launcher.runs.checkpoints import Saved, list_saved
+from launchyard.run.goodput import Goodput, cause_between, read_facts, read_goodput
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an attempt's time. `cause`: one of launchyard.run.goodput.CAUSES; Unix seconds."""
+
+    began: float
+    ended: float
+    cause: str
+    said: str
+
+
+@dataclass(frozen=True)
+class AttemptStory:
+    """`started_from`: the step from which it went on; `waited`: what the time before it went to."""
+
+    attempt: int
+    job: Job
+    outcome: OutcomeRecord | None
+    rows: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    pieces: list[Piece]
+    started_from: int | None
+    ended: float
+
+    @property
+    def word(self) -> str:
+        """How it ended, in a word or two."""
+        if self.outcome is None:
+            return "no word"
+        if self.outcome.outcome == "stopped" and self.outcome.reason in AGAIN_REASONS:
+            return str(self.outcome.reason)
+        return str(self.outcome.outcome)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A whole run. `rows`, `validation`: the surviving history; `recipe`: as it was frozen, in YAML."""
+
+    run: RunDir
+    state: RunState
+    plan: dict[str, Any]
+    recipe: str
+    code: dict[str, Any]
+    rows: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    attempts: list[AttemptStory]
+    goodput: Goodput | None
+    saved: list[Saved]
+
+    @property
+    def preemptions(self) -> int:
+        return sum(one.word in AGAIN_REASONS for one in self.attempts)
+
+
+def read_story(run: RunDir) -> Story:
+    """Reads all of a run's rows: seconds for a long one."""
+    state = state_of(run)
+    now = time.time() if state.alive else None
+    return Story(
+        run=run,
+        state=state,
+        plan=RunFacts(run).plan,
+        recipe=_text(run, "recipe.yaml"),
+        code=_json(run, "code.json"),
+        rows=list(run.rows("steps")),
+        validation=list(run.rows("validation")),
+        attempts=list(_attempts(run, state)),
+        goodput=read_goodput(run, now=now),
+        saved=list_saved(run),
+    )
+
+
+def _text(run: RunDir, name: str) -> str:
+    try:
+        return run.read_text(name)
+    except FileNotFoundError:
+        return ""
+
+
+def _json(run: RunDir, name: str) -> dict[str, Any]:
+    try:
+        return dict(run.read_json(name))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _attempts(run: RunDir, state: RunState) -> Iterator[AttemptStory]:
+    before: Any = None
+    ended, reached = None, 0
+    submitted = [submission.submitted for submission in run.submissions()]
+    for facts in read_facts(run):
+        rows, events, job = [dict(row) for row in facts.rows], run.events(facts.attempt), run.job(facts.attempt)
+        began = ended if ended is not None else min([job.created, *submitted])
+        waited = "queue" if before is None else cause_between(before)
+        ended = _end_of(run, facts.attempt, rows, facts.outcome, alive=state.alive and facts.attempt == state.attempt)
+        pieces = [Piece(began, job.created, waited, "waiting")] if job.created > began else []
+        pieces += _pieces(job.created, ended, rows, events, reached)
+        started = next((int(event["step"]) for event in events if event.get("event") == "started"), None)
+        yield AttemptStory(facts.attempt, job, facts.outcome, rows, events, pieces, started, ended)
+        reached = max([reached, *(int(row["step"]) for row in rows)])
+        before = facts
+
+
+def _end_of(
+    run: RunDir, attempt: int, rows: Sequence[dict[str, Any]], outcome: OutcomeRecord | None, *, alive: bool
+) -> float:
+    """When an attempt ended: by its outcome, or the last sign of its life."""
+    if outcome is not None:
+        return outcome.time
+    if alive:
+        return time.time()
+    return max([last_heartbeat(run, attempt), run.job(attempt).created, *(float(row["time"]) for row in rows[-1:])])
+
+
+def _pieces(
+    created: float, ended: float, rows: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]], reached: int
+) -> Iterator[Piece]:
+    """An attempt's own time: start, steps (done again, then new), validations and saves that held it up, the end."""
+    if not rows:
+        yield Piece(created, ended, "start", "starting, without a finished step")
+        return
+    first, last = float(rows[0]["time"]) - float(rows[0]["step_seconds"]), float(rows[-1]["time"])
+    first = min(max(first, created), last)
+    yield Piece(created, first, "start", f"starting, {first - created:.1f} s")
+    again = [row for row in rows if int(row["step"]) <= reached]
+    middle = float(again[-1]["time"]) if again else first
+    if again:
+        yield Piece(first, middle, "recomputed", f"steps {again[0]['step']} to {again[-1]['step']} done again")
+    if middle < last:
+        fresh = [row for row in rows if int(row["step"]) > reached]
+        said = f"steps {fresh[0]['step']} to {fresh[-1]['step']}" if fresh else "steps"
+        yield Piece(middle, last, "productive", f"{said}, {last - middle:.1f} s")
+    yield from _holdups(events, first, ended)
+    stopped = any(event.get("event") == "finished" for event in events)
+    if ended > last:
+        yield Piece(last, ended, "other" if stopped else "down", "after the last step")
+
+
+def _holdups(events: Sequence[dict[str, Any]], first: float, ended: float) -> Iterator[Piece]:
+    for event in events:
+        at = float(event.get("time", 0.0))
+        if event.get("event") == "validated":
+            seconds = float(event.get("seconds", 0.0))
+            yield Piece(max(first, at - seconds), min(at, ended), "validation", f"validation at step {event['step']}")
+        elif event.get("event") == "saved":
+            seconds = float(event.get("stall_seconds") or 0.0)
+            began = at - float(event.get("seconds", 0.0))
+            said = f"save of step {event.get('step')}: held up {seconds:.2f} s"
+            yield Piece(max(first, began), min(began + seconds, ended), "checkpoint_blocking", said)

@@ -1,0 +1,102 @@
+"""The registry of runs: one small file for each in the user's state folder, with id, name and URL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.errors import UserError, user_errors
+from launchyard.storage import files, options as storage_options
+from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.run.rows import parse_jsonl
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.base import Queued
+    from launchyard.training.recipe import Recipe
+    from launchyard.training.spec import Workload
+from launchyard.launcher.runs.facts import RunFacts
+
+
+
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
+GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer
+
+
+# -- registry --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Registered:
+    """One entry of the registry. `created` in seconds since the epoch; `store`: the cluster's StoreOptions."""
+
+    run_id: str
+    name: str
+    url: str
+    created: float
+    store: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> RunDir:
+        """Its directory; from now on this process reaches stores as the run's cluster said."""
+        files.set_store_options(storage_options.StoreOptions.model_validate(self.store))
+        return RunDir(self.url)
+
+    def is_there(self) -> bool:
+        """Has it its plan, or can that not be told now?"""
+        run = self.open()
+        try:
+            with files.patience(GLANCE_SECONDS):
+                return self.is_of(run)
+        except (OSError, ValueError):
+            return True
+
+    def is_of(self, run: RunDir) -> bool:
+        """Is this run what lies there now? Another one may have taken the place of one that was removed."""
+        return run.exists("plan.json") and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
+
+
+def new_run_id(name: str) -> str:
+    """`name` and four characters more, free in the registry."""
+    taken = {path.stem for path in registry_folder().glob("*.json")}
+    while True:
+        run_id = f"{name}-{''.join(secrets.choice(_ALPHABET) for _ in range(4))}"
+        if run_id not in taken:
+            return run_id
+
+
+def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOptions | None = None) -> None:
+    """Remember a run, and how its store is reached; for its user only: a URL may tell more than others need to know."""
+    folder = registry_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = (store or storage_options.StoreOptions()).model_dump(exclude_none=True)
+    entry = Registered(run_id, name, RunDir(url).url, time.time(), options)
+    temporary = folder / f".{run_id}.{secrets.token_hex(4)}"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(asdict(entry), file)
+    os.replace(temporary, folder / f"{run_id}.json")
+
+
+def known_ids() -> list[str]:
+    """Ids of all registered runs, oldest first."""
+    return [entry.run_id for entry in registered()]
+
+
+def registered() -> list[Registered]:
+    """All runs that were launched from this account, oldest first, without a look at any of them."""
+    found = []
+    for path in registry_folder().glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(Registered(**json.loads(path.read_text())))
+    return sorted(found, key=lambda entry: (entry.created, entry.run_id))
+
+
+def registry_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("launchyard")) / "runs"

@@ -1,0 +1,266 @@
+"""In which state each run is, told from its directory and its scheduler. Starts and stops nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.errors import UserError, user_errors
+from launchyard.storage import files
+from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.run.rows import parse_jsonl
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.base import Queued
+    from launchyard.training.recipe import Recipe
+    from launchyard.training.spec import Workload
+import sys
+from typing import IO, Any
+from launchyard.launcher.format import first_line
+from launchyard.launcher.report.terminal_chart import draw
+from launchyard.run.lease import last_heartbeat
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.storage.redact import redact
+from launchyard.run.records import OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.launcher.runs.registry import GLANCE_SECONDS
+from launchyard.launcher.runs.registry import Registered
+from launchyard.launcher.runs.registry import registered
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.format import progress_line
+
+
+
+State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
+_TAIL_BYTES = 64 * 1024
+SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no scheduler has to be asked
+_SCHEDULERS = {"slurm": "SLURM", "ray": "Ray"}
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RunState:
+    """A run at this moment. Seconds since the epoch in `since`; loss in nats a token."""
+
+    run_id: str
+    name: str
+    url: str
+    state: State
+    resumable: bool
+    alive: bool
+    attempt: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    step: int | None = None
+    max_steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    checkpoint: int | None = None
+    since: float | None = None
+    reason: str | None = None
+    message: str = ""
+    job_id: str | None = None
+    queue: str | None = None  # why it waits, or what its scheduler says
+    start: float | None = None  # when it is expected to start
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def overview() -> list[RunState]:
+    """The states of all registered runs whose directory is there, oldest first.
+
+    One whose store does not answer is `unreachable`, and others of that store are not asked any more.
+    """
+    states, silent = list[RunState | None](), dict[tuple[str, str], str]()
+    for entry in registered():
+        store = (entry.url.partition("://")[0], repr(entry.store))
+        if store in silent:
+            states.append(_unreachable(entry, silent[store]))
+            continue
+        try:
+            states.append(_glance(entry))
+        except (OSError, ValueError) as error:
+            states.append(_unreachable(entry, str(error)))
+            if files.is_remote(entry.url) and not isinstance(error, PermissionError):
+                silent[store] = str(error)
+    return [state for state in states if state is not None]
+
+
+def _glance(entry: Registered) -> RunState | None:
+    """The state of one run among many, asked for with little patience; None if it is gone."""
+    run = entry.open()
+    with files.patience(GLANCE_SECONDS):
+        return state_of(run) if entry.is_of(run) else None
+
+
+def _unreachable(entry: Registered, message: str) -> RunState:
+    return RunState(entry.run_id, entry.name, entry.url, "unreachable", resumable=False, alive=False, message=message)
+
+
+def state_of(run: RunDir) -> RunState:
+    """The state of a run. Costs a few small reads, however long the run is."""
+    facts = RunFacts(run)
+    common: dict[str, Any] = {"run_id": facts.run_id, "name": facts.name, "url": run.url}
+    attempts = run.attempts()
+    checkpoint = newest_checkpoint(run)
+    job = newest_job(run)
+    if job is None:
+        return RunState(**common, state="pending", resumable=True, alive=False, checkpoint=checkpoint)
+    seen = _look(run, job)
+    alive = _is_alive(run, job, seen)
+    ended = _ended(run, job, alive) or _cancelled(job, seen, checkpoint)
+    events = run.events(job.attempt)
+    state = _state(alive, ended, [str(event.get("event")) for event in events])
+    if seen is not None and ended is None:
+        waits = seen.state == "queued"
+        said = seen.reason
+        if seen.state == "gone" and seen.word:
+            said = f"{_SCHEDULERS[job.backend]} has ended it: {seen.word}"
+        common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
+        state = "pending" if waits else state
+    row = last_row(run, attempts) or {}
+    step = _step(row, job.attempt, ended, events, checkpoint)
+    common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
+    common |= {"reason": ended.reason if ended else None, "message": ended.message if ended else ""}
+    max_steps = facts.max_steps()
+    return RunState(
+        **common,
+        state=state,
+        resumable=not alive and state != "completed",
+        step=step,
+        max_steps=max_steps,
+        loss=row.get("loss"),
+        tokens_per_second=row.get("tokens_per_second"),
+        eta_seconds=_eta(row, step, max_steps) if alive else None,
+        since=_since(run, job, alive, ended, state),
+    )
+
+
+def _look(run: RunDir, job: Job) -> Queued | None:
+    """The job as its scheduler sees it; None where there is none to ask."""
+    from launchyard.launcher.backends.base import load_backend
+    from launchyard.launcher.backends.base import Queued
+
+    if job.backend == "local":
+        return None
+    record = run.outcome()
+    if record is not None and record.attempt >= job.attempt and time.time() - record.time > SETTLED_SECONDS:
+        return Queued("gone")
+    return load_backend(job.backend).look(run, job)
+
+
+def _is_alive(run: RunDir, job: Job, seen: Queued | None) -> bool:
+    if seen is None:
+        return owner_alive(run, job)
+    if seen.state == "unknown":  # not asked a second time: each costs seconds
+        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
+    return seen.state != "gone"
+
+
+def _cancelled(job: Job, seen: Queued | None, checkpoint: int | None) -> OutcomeRecord | None:
+    """The scheduler's own command left its owner no time for a word, or came before there was one."""
+    if seen is None or seen.state != "gone" or not seen.word.startswith(("CANCELLED", "STOPPED")):
+        return None
+    reason, message = (RAY_STOP if job.backend == "ray" else SCANCEL), f"job {job.job_id} was cancelled"
+    return OutcomeRecord(
+        outcome="stopped", reason=reason, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
+    )
+
+
+def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
+    """How the run ended; None while it goes on, or when its owner is gone without a last word."""
+    record = run.outcome()
+    if record is not None and record.attempt >= job.attempt:
+        return record
+    if alive:
+        return None
+    record = run.outcome(job.attempt)  # the owner died between the attempt's word and the run's
+    if record is None or (record.outcome == "stopped" and record.reason in ("preempted", "time limit")):
+        return None
+    return record
+
+
+def _state(alive: bool, ended: OutcomeRecord | None, events: list[str]) -> State:
+    if ended is not None:
+        return ended.outcome
+    if not alive:
+        return "lost"
+    if "stopping" in events or "finished" in events:
+        return "saving"
+    return "running" if "started" in events else "starting"
+
+
+def _step(
+    row: dict[str, Any],
+    attempt: int,
+    ended: OutcomeRecord | None,
+    events: list[dict[str, Any]],
+    checkpoint: int | None,
+) -> int | None:
+    """Finished steps: of the newest row, unless a newer attempt has gone on from before it."""
+    if ended is not None and ended.outcome != "failed" and ended.step is not None:
+        return ended.step
+    started = next((int(event["step"]) for event in events if event.get("event") == "started"), None)
+    if row and (started is None or int(row.get("attempt", -1)) == attempt):
+        return int(row["step"])
+    return started if started is not None else checkpoint
+
+
+def _eta(row: dict[str, Any], step: int | None, max_steps: int | None) -> float | None:
+    if step is None or max_steps is None or not row.get("step_seconds"):
+        return None
+    return max(0.0, (max_steps - step) * float(row["step_seconds"]))
+
+
+def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, state: State) -> float | None:
+    if ended is not None:
+        return ended.time
+    return job.created if alive or state != "lost" else last_heartbeat(run, job.attempt) or job.created
+
+
+def newest_checkpoint(run: RunDir) -> int | None:
+    """Step of the newest committed checkpoint."""
+    return next(reversed(run.committed_steps()), None)
+
+
+def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
+    """The newest row of the newest attempt that wrote one, without reading the whole history."""
+    names = [name for name in run.listdir("metrics") if name.startswith("steps-")]
+    for attempt in reversed(attempts):
+        for name in reversed([name for name in names if name.startswith(f"steps-{attempt:04d}")]):
+            rows = parse_jsonl(b"\n" + _tail(run, f"metrics/{name}").partition(b"\n")[2])
+            if rows:
+                return rows[-1]
+    return None
+
+
+def _tail(run: RunDir, name: str) -> bytes:
+    """The end of a file, with a line feed before the first whole line."""
+    if not run.local:
+        return b"\n" + run.read_bytes(name)
+    with open(run.path(name), "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return (b"\n" if size <= _TAIL_BYTES else b"") + file.read()
+
+
+def progress_words(state: RunState) -> str:
+    """Where a run stands, in a line."""
+    return progress_line(
+        step=state.step,
+        max_steps=state.max_steps,
+        loss=state.loss,
+        tokens_per_second=state.tokens_per_second,
+        eta_seconds=state.eta_seconds,
+    )

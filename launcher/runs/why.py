@@ -1,0 +1,254 @@
+"""Why a run is where it is: one paragraph over all its attempts, from its run directory alone. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from launchyard.launcher.agent.root_cause import Cause, find_cause, last_words
+from launchyard.launcher.format import first_line
+from launchyard.run.lease import last_heartbeat
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.agent.conclusion import last_step
+from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
+from launchyard.launcher.format import duration
+from launchyard.launcher.runs.logs import log_of
+from launchyard.launcher.runs.state import progress_words
+from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.run.goodput import Goodput, read_goodput
+from launchyard.run.records import RAY_STOP, SCANCEL, OutcomeRecord
+from launchyard.run.rundir import RunDir
+
+
+
+@dataclass(frozen=True)
+class Why:
+    """The paragraph, and what it is made of."""
+
+    text: str
+    state: str
+    attempt: int | None = None
+    ended: float | None = None
+    reason: str | None = None
+    cause: str | None = None
+    log: str | None = None
+    checkpoint: int | None = None
+    steps_lost: int | None = None
+    next: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(run: RunDir) -> Why:
+    """Which attempt ended, when and by which cause; what was saved, what was lost, what to do."""
+    state = state_of(run)
+    if state.attempt is None:
+        text = f"{state.run_id} has never been started: no attempt was claimed."
+        return Why(text, "pending", next=[f"launch resume {state.run_id}"])
+    if state.alive:
+        return _waiting(run, state) if state.state == "pending" else _going_on(run, state)
+    record = run.outcome()
+    if record is None or record.attempt < state.attempt:
+        record = run.outcome(state.attempt)
+    if record is None and state.state == "stopped":  # its scheduler told
+        record = OutcomeRecord(
+            outcome="stopped", reason=state.reason or "", message=state.message, attempt=state.attempt,
+            step=last_step(run, state.attempt), time=state.since or time.time(),
+        )  # fmt: skip
+    return _ended(run, state, record)
+
+
+def _waiting(run: RunDir, state: RunState) -> Why:
+    """In the queue of a scheduler, for the first time or again."""
+    text = f"{state.run_id} waits in the queue as job {state.job_id}: {state.queue or 'no reason is given'}."
+    if state.start:
+        text += f" It is expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(state.start))}."
+    text += _before(run, run.attempts())
+    return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
+
+
+def _before(run: RunDir, attempts: list[int]) -> str:
+    """How the last of these attempts ended that left a word."""
+    told = [record for attempt in attempts if (record := run.outcome(attempt)) is not None]
+    return f" Before it, {_sentence(run, told[-1])}" if told else ""
+
+
+def _going_on(run: RunDir, state: RunState) -> Why:
+    assert state.attempt is not None
+    text = (
+        f"{state.run_id} has not ended: attempt {state.attempt} is {state.state} on {state.host}, process {state.pid}"
+    )
+    words = progress_words(state)
+    text += f" ({words})." if words else "."
+    text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
+    if state.queue:
+        text += f" {state.queue}, so this is what its directory tells."
+    return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
+
+
+def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
+    attempt = state.attempt
+    assert attempt is not None
+    saved, lost = state.checkpoint, steps_lost(run, attempt, state.checkpoint)
+    if record is not None:
+        reason, cause, ended = record.reason, record.message, record.time
+        began, log = _sentence(run, record), log_of(run, record)
+    else:
+        found = _lost_cause(run, attempt) if attempt in run.attempts() else _never_began(run, state)
+        reason, cause, ended = found.reason, found.message, last_heartbeat(run, attempt)
+        cause += f" ({state.queue})" if state.queue else ""
+        began, log = f"{_capital(cause)}.", None
+    command, advice = _advice(state, record)
+    kept = _kept(saved, lost)
+    parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), kept, _spent(run), advice]
+    if record is not None and record.outcome == "failed":
+        parts.insert(-1, f"Its log: {log}.")
+    if record is not None and state.state == "lost":
+        told = f" ({state.queue})" if state.queue else ""
+        parts.insert(1, f"Nobody started it again: its owner, process {state.pid} on {state.host}, is gone{told}.")
+    return Why(
+        " ".join(part for part in parts if part),
+        state.state,
+        attempt=attempt,
+        ended=ended or None,
+        reason=reason,
+        cause=cause,
+        log=log,
+        checkpoint=saved,
+        steps_lost=lost,
+        next=[command],
+    )
+
+
+def _sentence(run: RunDir, record: OutcomeRecord) -> str:
+    """How one attempt ended, as a sentence."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
+    start = f"attempt {record.attempt}"
+    if record.outcome == "completed":
+        return f"{start} completed all {record.step} steps at {when}."
+    at = f" at step {record.step}" if record.step is not None else ""
+    if record.outcome == "stopped":
+        unsaved = record.step and record.checkpoint is None and record.reason not in ("cancelled", SCANCEL, RAY_STOP)
+        more = f": {first_line(record.message)}" if unsaved else ""
+        return f"{start} {_STOPPED.get(record.reason, f'was stopped ({record.reason})')}{at} at {when}{more}."
+    others = len({error.get("rank") for error in run.errors(record.attempt)}) - 1
+    more = f" ({others} other rank{'s' * (others > 1)} failed after it)" if others > 0 else ""
+    return f"{start} failed{at} at {when}: {first_line(record.message).rstrip('.')}{more}."
+
+
+_STOPPED = {
+    "stop": "was stopped by a user",
+    "cancelled": "was cancelled by a user",
+    "terminated": "was stopped by a TERM signal",
+    "preempted": "was preempted",
+    "time limit": "came to its time limit",
+    SCANCEL: "was ended with scancel",
+    RAY_STOP: "was ended with ray job stop",
+}
+
+
+def _never_began(run: RunDir, state: RunState) -> Cause:
+    """Its job ended before the owner could claim an attempt: the script's setup, or Python itself."""
+    from launchyard.launcher.backends.base import load_backend
+
+    job = newest_job(run)
+    said = last_words(load_backend(job.backend).job_log(run)) if job else ""
+    return Cause("no start", f"job {state.job_id} ended before anything of the run had begun{said}")
+
+
+def _lost_cause(run: RunDir, attempt: int) -> Cause:
+    """No outcome: the owner was killed, or its machine went away."""
+    job = run.job(attempt)
+    seen = last_heartbeat(run, attempt)
+    ago = f", last seen {duration(max(0.0, time.time() - seen))} ago" if seen else ""
+    message = (
+        f"attempt {attempt} has no outcome: its owner (process {job.pid} on {job.host}) is gone{ago}; it was killed"
+    )
+    if run.errors(attempt):
+        message += f", after {find_cause(run, attempt).message}"
+    return Cause("owner gone", message + ", or its machine went down")
+
+
+def _history(run: RunDir, newest: int) -> str:
+    """Earlier attempts in half a sentence."""
+    told = [run.outcome(attempt) for attempt in run.attempts() if attempt < newest]
+    failed = [record for record in told if record is not None and record.outcome == "failed"]
+    again = [record for record in told if record is not None and record.reason in AGAIN_REASONS]
+    if not failed and not again:
+        return ""
+    words = []
+    if failed:
+        same = len({first_line(record.message) for record in failed}) == 1
+        named = f" ({'all ' if len(failed) > 1 and same else 'last '}by: {first_line(failed[-1].message, 160)})"
+        words.append(f"{len(failed)} earlier attempt{'s' * (len(failed) > 1)} failed{named}")
+    if again:
+        words.append(f"{len(again)} earlier attempt{'s' * (len(again) > 1)} ended by preemption or a time limit")
+    return f"{_capital('; '.join(words))}."
+
+
+def _trouble(run: RunDir, attempt: int) -> str:
+    """What stood between an attempt and its next checkpoint when it ended: the last save, and the store."""
+    failed: dict[str, Any] | None = None
+    silent: dict[str, Any] | None = None
+    for event in run.events(attempt):
+        match event.get("event"):
+            case "save failed":
+                failed = event
+            case "saved":
+                failed = None
+            case "store trouble":
+                silent = event
+            case "store answers again":
+                silent = None
+    words = []
+    if failed is not None:
+        words.append(f"Its last save, of step {failed.get('step')}, failed: {first_line(str(failed.get('message')))}.")
+    if silent is not None:
+        words.append(f"Its store was in trouble: {first_line(str(silent.get('message')))}.")
+    return " ".join(words)
+
+
+def _spent(run: RunDir) -> str:
+    """Where the time went, if some of it was lost."""
+    goodput = read_goodput(run)
+    return goodput_words(goodput) if goodput is not None and goodput.seconds["productive"] > 0 else ""
+
+
+def goodput_words(goodput: Goodput) -> str:
+    """`Of its 2h 07m 93% were productive; the rest: start 4%, recomputed 2%.`"""
+    shares = {cause: seconds / goodput.wall for cause, seconds in goodput.seconds.items()}
+    productive = shares.pop("productive")
+    lost = sorted(shares.items(), key=lambda item: -item[1])
+    rest = ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in lost[:3] if share >= 0.01)
+    words = f"Of its {duration(goodput.wall)} {productive:.0%} were productive"
+    return f"{words}; the rest: {rest}." if rest else f"{words}."
+
+
+def _capital(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
+
+
+def steps_lost(run: RunDir, attempt: int, saved: int | None) -> int | None:
+    """Finished steps of an attempt that no checkpoint holds; None if it finished none."""
+    reached = last_step(run, attempt)
+    return None if reached is None else max(0, reached - (saved or 0))
+
+
+def _kept(saved: int | None, lost: int | None) -> str:
+    kept = f"The newest checkpoint is of step {saved}" if saved is not None else "No checkpoint was saved"
+    if lost is None:
+        return f"{kept}."
+    return f"{kept}; {'no step is' if lost == 0 else f'{lost} step is' if lost == 1 else f'{lost} steps are'} lost."
+
+
+def _advice(state: RunState, record: OutcomeRecord | None) -> tuple[str, str]:
+    """The command to type, and the sentence around it."""
+    resume = f"launch resume {state.run_id}"
+    if record is not None and record.outcome == "completed":
+        longer = f"{resume} train.max_steps=N"
+        return longer, f"To train longer: {longer}."
+    if record is not None and record.fatal:
+        return resume, f"Trying again unchanged would end the same way, so it was not tried. Once mended: {resume}."
+    where = f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning"
+    return resume, f"To go on {where}: {resume}."

@@ -1,0 +1,1 @@
+"""A real Prometheus, and Grafana where there is one, on this machine."""

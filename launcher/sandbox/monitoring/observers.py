@@ -1,0 +1,125 @@
+"""The programs of the monitoring sandbox: where a Prometheus and a Grafana are found, and how one gets them.
+
+Downloads nothing but Debian's own package, which apt-get checks. Starts no daemon of the machine's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from launchyard.errors import UserError
+from launchyard.host.environment import own_environment
+
+GRAFANA_IMAGE = "grafana/grafana:12.1.0"
+GRAFANA_HOMES = ("/usr/share/grafana", "/usr/local/share/grafana", "/opt/homebrew/opt/grafana/share/grafana")
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/opt/homebrew/bin"
+_DOWNLOAD_SECONDS = 300
+_HINT = "get it from https://prometheus.io/download and put `prometheus` and `promtool` on the PATH"
+
+
+def find_prometheus(name: str = "prometheus") -> str | None:
+    """The program (or `promtool`) of PATH, or the one that was fetched before."""
+    fetched = _fetched_to() / "usr" / "bin" / name
+    return shutil.which(name) or shutil.which(name, path=_SYSTEM_PATH) or (str(fetched) if fetched.exists() else None)
+
+
+def require_prometheus(*, say: Callable[[str], None]) -> str:
+    """The program, fetched if it is not there and that can be done; UserError says how to get it."""
+    found = find_prometheus()
+    if found is None:
+        fetch_prometheus(say=say)
+        found = find_prometheus()
+    if found is None:
+        raise UserError("Prometheus is not installed", hint=_HINT)
+    return found
+
+
+def fetch_prometheus(*, say: Callable[[str], None]) -> None:
+    """Unpack Debian's or Ubuntu's package into the user's cache: nothing is installed, and no service starts.
+
+    UserError where there is no apt-get, or it cannot get the package.
+    """
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise UserError("Prometheus is not installed", hint=_HINT)
+    say("fetching Debian's package of Prometheus (unpacked into the cache, nothing is installed)")
+    goal = _fetched_to()
+    goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=goal.parent) as folder:
+        _download(folder)
+        packages = sorted(Path(folder).glob("*.deb"))
+        _run(["dpkg-deb", "--extract", str(packages[0]), f"{folder}/unpacked"], folder)
+        shutil.rmtree(goal, ignore_errors=True)
+        os.replace(f"{folder}/unpacked", goal)
+
+
+def _download(folder: str) -> None:
+    """With the lists of packages that are there, else, as root, with fresh ones. apt-get checks the hashes."""
+    get = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "prometheus"]
+    if _run(get, folder, check=False) == "":
+        return
+    if os.geteuid() == 0:
+        _run(["apt-get", "update"], folder)
+    said = _run(get, folder, check=False)
+    if said:
+        raise UserError(f"apt-get could not download Prometheus: {said}", hint=_HINT)
+
+
+def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
+    """Empty if it worked, else its last words; UserError with them if it must work."""
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=folder,
+            env=own_environment(),
+            capture_output=True,
+            text=True,
+            timeout=_DOWNLOAD_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    else:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        said = "" if done.returncode == 0 else words[-1] if words else f"exit code {done.returncode}"
+    if said and check:
+        raise UserError(f"{argv[0]}: {said}", hint=_HINT)
+    return said
+
+
+def _fetched_to() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("launchyard")) / "prometheus"
+
+
+# -- Grafana ---------------------------------------------------------------------------------------------------------
+def find_grafana() -> tuple[list[str], str] | None:
+    """The words that start Grafana's server, and its home; None if it is not installed."""
+    home = next((home for home in GRAFANA_HOMES if os.path.isdir(home)), None)
+    if home is None:
+        return None
+    for words in (["grafana", "server"], ["grafana-server"]):
+        for path in (None, f"{_SYSTEM_PATH}:{home}/bin"):
+            program = shutil.which(words[0], path=path)
+            if program is not None:
+                return [program, *words[1:]], home
+    return None
+
+
+def has_docker() -> bool:
+    """Is there a Docker whose daemon answers?"""
+    if shutil.which("docker") is None:
+        return False
+    try:
+        done = subprocess.run(
+            ["docker", "info", "--format", "{{.OSType}}"],
+            env=own_environment(), capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout.strip() == "linux"

@@ -1,0 +1,1 @@
+"""A real Ray of several nodes on this machine."""

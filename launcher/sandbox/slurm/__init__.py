@@ -1,0 +1,1 @@
+"""A real SLURM of pretended nodes on this machine."""

@@ -1,0 +1,379 @@
+"""The journey of a launch: recipe -> cluster -> data -> plan -> checks -> run directory -> backend -> follow.
+
+Order matters: all that a user can get wrong is found before anything is created.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launchyard.errors import EXIT_DONE, LaunchError, RecipeErrors, UserError, user_errors
+from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
+from launchyard.launcher.plan.hardware import HostFacts, probe_host
+from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
+from launchyard.launcher.plan.planner import make_plan
+from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
+from launchyard.launcher.submit import plan_text
+from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
+from launchyard.model.config import ModelConfig
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.redact import redact
+from launchyard.training.spec import DataSpec, TokenSource
+
+if TYPE_CHECKING:
+    from launchyard.launcher.data.resolve import Resolved
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed."""
+
+    recipe: str
+    cluster: str
+    overrides: dict[str, Any]
+    run_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A launch that could start now. Making it created nothing."""
+
+    loaded: LoadedRecipe
+    cluster: Cluster
+    host: HostFacts
+    data: Resolved
+    init: ModelConfig | None
+    after: str | None
+    plan: Plan
+    code: CodeSnapshot
+    run: RunDir
+
+
+def make_ready(request: Request) -> Ready:
+    """Everything up to the plan; UserError or RecipeErrors for what is wrong."""
+    from launchyard.launcher.data.resolve import resolve
+    from launchyard.launcher.runs.registry import new_run_id
+
+    cluster = load_cluster(request.cluster)
+    reach_storage(cluster)
+    loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
+    loaded = _with_found_weights(loaded)
+    recipe = loaded.recipe
+    if cluster.container is None:  # else the workers have another Python
+        check_trackers(loaded)
+    init = shape_of(loaded)
+    needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
+    host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
+    after = _first(loaded, cluster)
+    run_id = new_run_id(recipe.name)
+    url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
+    run = RunDir(url if "://" in url else os.path.expanduser(url))
+    parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
+    try:
+        with user_errors():
+            data = resolve(recipe.data, recipe.tokenizer, base=loaded.base)
+    except UserError as error:
+        raise _with_plan_problems(error, loaded, parts) from error
+    plan = _plan(loaded, data=planned(data), **parts)
+    return Ready(loaded, cluster, host, data, init, after, plan, take_snapshot(Path.cwd()), run)
+
+
+def _first(loaded: LoadedRecipe, cluster: Cluster) -> str | None:
+    """The job that this launch has to wait for."""
+    name = loaded.recipe.after
+    if name is None or cluster.scheduler == "local":  # which the plan refuses
+        return None
+    from launchyard.launcher.submit.dependency import job_to_wait_for
+
+    try:
+        return job_to_wait_for(name, cluster)
+    except UserError as error:
+        raise RecipeErrors([f"{loaded.origin('after')}: {error}"], hint=error.hint) from error
+    finally:
+        reach_storage(cluster)  # that run may lie in another store
+
+
+def _plan(loaded: LoadedRecipe, **parts: Any) -> Plan:
+    """make_plan, with the place in the recipe of each problem."""
+    try:
+        return make_plan(loaded.recipe, **parts)
+    except PlanError as error:
+        raise RecipeErrors([_placed(loaded, key, what) for key, what in error.problems]) from error
+
+
+def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
+    return f"{key}: {what}" if key.startswith("--") else f"{loaded.origin(key)}: {key}: {what}"
+
+
+def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
+    """The data cannot be found; say so together with what is wrong apart from the data."""
+    keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
+    key = next((word for word in keys if word in str(error)), "data")
+    problems = [f"{loaded.origin(key)}: {error}"]
+    anywhere = (TokenSource(folder="?", n_tokens=1),)
+    unknown = DataSpec(train=anywhere, validation=anywhere, tokenizer="?", digest="?")
+    try:
+        _plan(loaded, data=PlannedData(spec=unknown, vocab_size=1), **parts)
+    except RecipeErrors as others:
+        problems += others.problems
+    return RecipeErrors(problems, hint=error.hint)
+
+
+def check_trackers(loaded: LoadedRecipe) -> None:
+    """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
+    from launchyard.training.telemetry.trackers.open import install_words, missing
+
+    if lacking := missing(loaded.recipe.metrics.trackers):
+        key = "metrics.trackers"
+        verb = "is" if len(lacking) == 1 else "are"
+        problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
+        raise RecipeErrors([problem], hint=install_words(lacking))
+
+
+def planned(data: Resolved) -> PlannedData:
+    return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
+
+
+def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
+    """model.init_from may be the id or name of a run; the run's own copy of the recipe says where that is."""
+    name = loaded.recipe.model.init_from
+    if not name or "://" in name or os.path.isabs(name):
+        return loaded
+    from launchyard.launcher.runs.find import find
+
+    try:
+        url = os.path.abspath(name) if os.path.exists(name) else find(name).url
+    except UserError as error:
+        what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
+        raise RecipeErrors([what], hint=error.hint) from error
+    model = loaded.recipe.model.model_copy(update={"init_from": url})
+    raw = {**loaded.raw, "model": {**loaded.raw["model"], "init_from": url}}
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}), raw=raw)
+
+
+def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
+    """The knobs of the weights to start from, if the recipe names some."""
+    source = loaded.recipe.model.init_from
+    if source is None:
+        return None
+    from launchyard.model.weights.source import read_config
+
+    try:
+        return read_config(source)
+    except (OSError, ValueError) as error:
+        where = loaded.origin("model.init_from")
+        raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
+
+
+def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
+    """Fill the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
+    from launchyard.launcher.backends.base import load_backend
+    from launchyard.launcher.runs.registry import register
+
+    backend = load_backend(ready.plan.scheduler)
+    try:
+        ready = prepare_data(ready)
+        write_run(ready, made)
+    except BaseException:
+        made.discard()
+        raise
+    plan = ready.plan
+    try:
+        job = backend.submit(
+            ready.run,
+            nnodes=plan.nnodes,
+            nproc_per_node=plan.nproc_per_node,
+            device=plan.device,
+            env=plan.environment,
+            overrides={},
+            script=plan.script,
+            agent=plan.agent,
+        )
+    except UserError:  # refused, nothing runs
+        made.discard()
+        raise
+    register(plan.run_id, plan.name, plan.run_url, store=plan.store)
+    say(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
+    return ready, job
+
+
+def prepare_data(ready: Ready) -> Ready:
+    """Tokenize what is not tokenized yet; the plan is made again from what came out."""
+    from launchyard.launcher.cli.data import progress_line
+    from launchyard.launcher.data.resolve import ensure_prepared
+
+    if ready.data.prepared:
+        return ready
+    with user_errors():
+        data = ensure_prepared(ready.data, on_progress=progress_line(sys.stderr))
+    plan = _plan(
+        ready.loaded,
+        cluster=ready.cluster,
+        run_id=ready.plan.run_id,
+        run_url=ready.plan.run_url,
+        data=planned(data),
+        host=ready.host,
+        init=ready.init,
+        after=ready.after,
+    )
+    return replace(ready, data=data, plan=plan)
+
+
+# -- the run directory -----------------------------------------------------------------------------------------------
+def check_free(run: RunDir) -> None:
+    """UserError if something lies at the run's URL already: a run that is alive, one to resume, or other files."""
+    where = redact(run.url)
+    if run.local and not os.path.isdir(run.url):
+        if os.path.lexists(run.url):
+            raise UserError(f"--run-url {where}: a file; it must be a new folder")
+        return
+    try:
+        taken, empty = run.exists("plan.json") or bool(run.attempts()), not run.listdir("")
+    except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
+        raise _kind_of(error)(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
+    if taken:
+        raise UserError(_taken(run, where))
+    if not empty:
+        raise UserError(f"--run-url {where}: not empty, and no run; it must be a new folder")
+
+
+def _taken(run: RunDir, where: str) -> str:
+    from launchyard.launcher.agent.ownership import newest_job, owner_alive
+
+    job = newest_job(run)
+    if job is not None and owner_alive(run, job):
+        return f"--run-url {where}: this run is alive: attempt {job.attempt}, process {job.pid} on {job.host}"
+    return f"--run-url {where}: holds a run already; go on with it: launch resume {where}, or choose another place"
+
+
+# All that a launch itself writes into a run directory.
+WRITTEN = ("code.json", "recipe.yaml", "tokenizer/tokenizer.json", "plan.json", "job.log")
+DISCARD_SECONDS = 2.0  # patience with a store that has failed before
+
+
+class NewFolder:
+    """The run's folder, made now to see that it can be; taken away again if the launch does not get as far as a job."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run, self._made = run, list[Path]()
+        self.ours = False  # we have begun to write; nobody else may
+        if not run.local:
+            return
+        missing = [path for path in (Path(run.url), *Path(run.url).parents) if not path.is_dir()]
+        try:
+            for path in reversed(missing):
+                path.mkdir()
+                self._made.append(path)
+            if not os.access(run.url, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            self.discard()
+            raise UserError(
+                f"--run-url {run.url}: cannot be written: {(error.strerror or str(error)).lower()}",
+                hint="choose another place with --run-url, or the storage of a cluster file",
+            ) from error
+
+    def discard(self) -> None:
+        """Remove the files that a launch writes and the folders made for it; whatever else lies there stays."""
+        for name in WRITTEN if self.ours else ():
+            with contextlib.suppress(OSError), files.patience(DISCARD_SECONDS):
+                self._run.remove(name)
+        if self._run.local:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._run.path("tokenizer"))
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._made.clear()
+
+
+def write_run(ready: Ready, made: NewFolder) -> None:
+    """Freeze the run: code.json first, which nobody else may have written; plan.json last, which makes it a run."""
+    run, plan = ready.run, ready.plan
+    with _write_errors(run):
+        try:
+            run.create_json("code.json", ready.code.model_dump())
+            made.ours = True
+        except FileExistsError as error:
+            raise UserError(f"--run-url {redact(run.url)}: another launch is writing there right now") from error
+        run.write_text("recipe.yaml", f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}")
+        if plan.data.tokenizer is not None:
+            run.write_text("tokenizer/tokenizer.json", _read_tokenizer(plan.data.tokenizer))
+        run.write_json("plan.json", plan.model_dump(mode="json"), sync=True)
+
+
+@contextlib.contextmanager
+def _write_errors(run: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except LaunchError:
+        raise
+    except OSError as error:
+        said = redact(str(error.strerror or error))
+        raise _kind_of(error)(f"--run-url {redact(run.url)}: cannot be written: {said}") from error
+
+
+def _kind_of(error: Exception) -> type[LaunchError]:
+    """A store that does not answer is nobody's mistake; one that refuses is taken for one."""
+    from launchyard.storage.errors import RefusedError, StoreError
+
+    return LaunchError if isinstance(error, StoreError) and not isinstance(error, RefusedError) else UserError
+
+
+def _read_tokenizer(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return RunDir(folder or ".").read_text(name)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: bool) -> int:
+    """The body of `launch [RECIPE]`; returns its exit code."""
+    ready = make_ready(request)
+    loaded, plan = ready.loaded, ready.plan
+    if dry_run:
+        if as_json:
+            click.echo(plan_text.as_json(plan, loaded.raw, ready.code, loaded.source))
+        else:
+            click.echo("\n".join(plan_text.full(plan, loaded.recipe, loaded.raw, ready.code, loaded.source)))
+        return EXIT_DONE
+
+    def say(line: str) -> None:
+        if not as_json:
+            click.echo(line)
+
+    check_free(ready.run)
+    made = NewFolder(ready.run)
+    for line in plan_text.brief(plan, loaded.recipe, ready.code):
+        say(line)
+    ready, job = submit(ready, made, say=say)
+    if detach is None:
+        detach = as_json or ready.plan.scheduler != "local"
+    if not detach:
+        from launchyard.launcher.watch.follow import follow
+
+        return int(follow(ready.run, job=job))
+    if as_json:
+        facts = {"run_id": plan.run_id, "run_url": plan.run_url, "job": job.model_dump(mode="json")}
+        click.echo(json.dumps({**facts, "plan": ready.plan.model_dump(mode="json")}, indent=1))
+    for line in next_commands(plan.run_id):
+        say(line)
+    return EXIT_DONE
+
+
+def next_commands(run_id: str) -> list[str]:
+    """What to type next, ready to be copied."""
+    return [
+        f"  follow   launch logs -f {run_id:<24}  stop     launch stop {run_id}",
+        f"  status   launch status {run_id:<24}   why      launch why {run_id}",
+    ]

@@ -1,0 +1,131 @@
+"""A plan in words: the few lines that people read before a run starts, and all of them for a dry run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from launchyard.launcher.format import count, size
+from launchyard.launcher.plan.plan import Plan
+from launchyard.launcher.plan.warnings import source_names
+from launchyard.launcher.submit.code import CodeSnapshot
+from launchyard.storage.redact import redact
+from launchyard.training.recipe import Recipe
+
+
+def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
+    """One line each for recipe, code, plan and data, then what is worth knowing."""
+    rows = [
+        ("recipe", [plan.name, f"{count(plan.n_params)} parameters", f"{count(plan.total_tokens)} tokens"]),
+        ("code", [code.summary()]),
+        ("plan", _plan_words(plan, recipe)),
+        ("data", _data_words(plan)),
+    ]
+    lines = [f"✓ {label:<8} {' · '.join(words)}" for label, words in rows]
+    lines += [f"  {'':<8} {' · '.join(words)}" for words in _source_words(plan, recipe)]
+    return lines + [f"! {'note':<8} {note}" for note in plan.notes]
+
+
+def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, source: str) -> list[str]:
+    """What a dry run prints: everything that a launch would write and start."""
+    lines = [*brief(plan, recipe, code), "", f"recipe ({source})"]
+    lines += _indent(recipe_text(raw))
+    lines += ["", "plan"]
+    lines += [f"  {label:<18} {value}" for label, value in _facts(plan)]
+    if plan.script is not None:
+        lines += ["", "script", *_indent(plan.script)]
+    lines += ["", "processes"]
+    for process in plan.processes:
+        lines.append(f"  {process.role} on node {process.node_rank}")
+        lines += [f"    {key}={shlex.quote(value)}" for key, value in process.env.items()]
+        lines.append(f"    {shlex.join(process.argv)}")
+    return [*lines, "", "dry run: nothing was created or started"]
+
+
+def as_json(plan: Plan, raw: dict[str, Any], code: CodeSnapshot, source: str) -> str:
+    """The dry run as one JSON object: source, recipe, code, plan."""
+    whole = {"source": source, "recipe": raw, "code": code.model_dump(), "plan": plan.model_dump(mode="json")}
+    return json.dumps(whole, indent=1)
+
+
+def recipe_text(raw: dict[str, Any]) -> str:
+    """A resolved recipe as YAML."""
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _plan_words(plan: Plan, recipe: Recipe) -> list[str]:
+    kind = "GPU" if plan.device == "cuda" else "CPU"
+    where = f"{plan.nproc_per_node} {kind} worker{'s' if plan.nproc_per_node > 1 else ''}"
+    words = [where if plan.nnodes == 1 else f"{plan.nnodes} nodes × {where}"]
+    if plan.mesh.dp_shard > 1:
+        words.append(
+            f"FSDP {plan.mesh.dp_shard}" + (f" × {plan.mesh.dp_replicate}" if plan.mesh.dp_replicate > 1 else "")
+        )
+    words += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
+    of = f" of {size(plan.memory_available)}" if plan.memory_available else ""
+    words.append(f"~{size(plan.memory['total'])}{of} per worker")
+    return [*words, f"checkpoint {size(plan.checkpoint_bytes)}{_every(recipe)}"]
+
+
+def _every(recipe: Recipe) -> str:
+    steps, minutes = recipe.checkpoint.every_steps, recipe.checkpoint.every_minutes
+    given = [f"{steps} steps" if steps else "", f"{minutes:g} min" if minutes else ""]
+    said = " and ".join(word for word in given if word)
+    return f" every {said}" if said else " at the end"
+
+
+def _data_words(plan: Plan) -> list[str]:
+    about = "" if plan.data_prepared else "about "
+    words = [f"{about}{count(plan.data.n_tokens)} tokens"]
+    if len(plan.data.train) > 1:
+        words.append(f"{len(plan.data.train)} sources")
+    if plan.data.validation:
+        words.append(f"{about}{count(plan.data.n_validation_tokens)} held out")
+    if len(plan.data.train) == 1:
+        words.append(f"{plan.epochs[0]:.3g} epochs")
+    return [*words, "prepared" if plan.data_prepared else "will be tokenized first"]
+
+
+def _source_words(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
+    """Of a mixture, one line a source: its share, its tokens, and how often the run reads them."""
+    names = source_names(plan.data, recipe)
+    sources = zip(names, plan.data.train, plan.data.shares, plan.epochs, strict=True)
+    for name, source, share, epochs in sources if len(names) > 1 else ():
+        yield [f"{share:6.2%} {name}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
+    batch = plan.batch
+    yield "run", f"{plan.run_id} -> {redact(plan.run_url)}"
+    yield "cluster", f"{plan.cluster} ({plan.scheduler})"
+    yield "device", f"{plan.device}, {plan.precision}"
+    yield "workers", f"{plan.nnodes} x {plan.nproc_per_node} = {plan.world_size}"
+    yield "mesh", f"dp_replicate {plan.mesh.dp_replicate} x dp_shard {plan.mesh.dp_shard}"
+    yield (
+        "batch",
+        f"{batch.global_batch_size} sequences = {plan.world_size} workers x {batch.grad_accum_steps} micro steps "
+        f"x {batch.micro_batch_size}; {batch.seq_len} tokens each",
+    )
+    epochs = f", {plan.epochs[0]:g} epochs" if len(plan.epochs) == 1 else ""
+    yield "length", f"{plan.max_steps:,} steps, {plan.total_tokens:,} tokens{epochs}"
+    yield "parameters", f"{plan.n_params:,}"
+    yield (
+        "compute",
+        f"{count(plan.flops_per_token)}FLOP/token, {plan.flops_per_token * plan.total_tokens:.3g} FLOP in all",
+    )
+    yield "memory per worker", ", ".join(f"{key} {size(value)}" for key, value in plan.memory.items())
+    yield "checkpoint", size(plan.checkpoint_bytes)
+    model = plan.model.model_dump(exclude_defaults=True)
+    yield "model", ", ".join(f"{key} {value}" for key, value in model.items())
+    for source in plan.data.train:
+        yield "data", redact(source.folder)
+    for source in plan.data.validation:
+        yield "validation", redact(source.folder)
+
+
+def _indent(text: str) -> list[str]:
+    return [f"  {line}" for line in redact(text).splitlines()]

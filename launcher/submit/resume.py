@@ -1,0 +1,195 @@
+"""Going on with a run: what may change on the way and what may not, checked before anything starts.
+
+A resume is the same journey as a launch with the next attempt: the run's own recipe and plan, with KEY=VALUE on top.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launchyard.errors import RecipeErrors, UserError, user_errors
+from launchyard.launcher.agent.ownership import refuse_if_alive
+from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
+from launchyard.launcher.plan.hardware import probe_host
+from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
+from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
+from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
+from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.options import StoreOptions
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec, Workload
+
+# What makes a run this run: another value would be another run.
+FIXED = ("name", "model", "data", "tokenizer", "train.seed", "train.global_batch_size", "train.precision")
+_LENGTHS = ("train.max_steps", "train.max_tokens", "train.max_epochs")
+
+
+@dataclass(frozen=True)
+class ReadyToResume:
+    """An attempt that could start now. Making it changed nothing."""
+
+    run: RunDir
+    state: RunState
+    overrides: dict[str, Any]
+    plan: Plan
+    recipe: Recipe
+
+    def submit(self) -> Job:
+        """Start it; UserError if somebody else was faster."""
+        from launchyard.launcher.backends.base import load_backend
+
+        plan = self.plan
+        restore_data(self.recipe, plan.data)
+        return load_backend(plan.scheduler).submit(
+            self.run,
+            nnodes=plan.nnodes,
+            nproc_per_node=plan.nproc_per_node,
+            device=plan.device,
+            env=plan.environment,
+            overrides=self.overrides,
+            script=plan.script,
+            agent=plan.agent,
+        )
+
+
+def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
+    """Check a resume with these changed keys; UserError or RecipeErrors say all that is wrong with it."""
+    import yaml
+
+    refuse_if_alive(run)
+    state = state_of(run)
+    with user_errors():
+        raw = yaml.safe_load(run.read_text("recipe.yaml"))
+        workload = Workload.model_validate(run.read_json("plan.json"))
+    given = run.job(run.attempts()[-1]).overrides if run.attempts() else {}
+    before = check_recipe(raw, given, source=run.path("recipe.yaml"))
+    asked = check_recipe(before.raw, changes, source=run.path("recipe.yaml"))
+    _refuse_another_run(before.recipe, asked.recipe)
+    overrides = accumulate(given, {key: value for key, value in changes.items() if not _is_fixed(key)})
+    after = check_recipe(raw, overrides, source=run.path("recipe.yaml"))
+    plan = _plan(run, after, workload)
+    _check_length(state, plan.max_steps)
+    return ReadyToResume(run, state, overrides, plan, after.recipe)
+
+
+def restore_data(recipe: Recipe, data: DataSpec) -> None:
+    """The run's tokens must be there. What lay in the cache and has gone is prepared again; UserError for the rest."""
+    from launchyard.launcher.cli.data import progress_line
+    from launchyard.launcher.data.resolve import ensure_prepared, resolve
+    from launchyard.training.data.index import INDEX
+
+    folders = [source.folder for source in (*data.train, *data.validation)]
+    gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
+    if not gone:
+        return
+    hint = "bring its data back to where it was; a run goes on only with the very tokens that it began with"
+    parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
+    found = resolve(recipe.data, recipe.tokenizer, cache=str(parents[2]) if len(parents) > 2 else None)
+    if found.prepared or [source.folder for source in (*found.spec.train, *found.spec.validation)] != folders:
+        raise UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
+    with user_errors():
+        spec = ensure_prepared(found, on_progress=progress_line(sys.stderr)).spec
+    if spec.digest != data.digest:
+        raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=hint)
+
+
+def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """All overrides of a run so far; a later one wins, and a new length replaces whichever length there was."""
+    replaced = set(changes)
+    if replaced & set(_LENGTHS):
+        replaced |= set(_LENGTHS)
+    return {key: value for key, value in given.items() if key not in replaced} | changes
+
+
+def _is_fixed(key: str) -> bool:
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def _refuse_another_run(before: Recipe, after: Recipe) -> None:
+    """Name every change that would make another run of this one."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    problems = [
+        f"{key}: {new.get(key)} on the command line, but this run was made with {old.get(key)}; a run keeps its {fixed}"
+        for key in dict.fromkeys([*old, *new])
+        for fixed in FIXED
+        if (key == fixed or key.startswith(f"{fixed}.")) and old.get(key) != new.get(key)
+    ]
+    if problems:
+        raise RecipeErrors(problems, hint="make a new run; model.init_from=RUN lets it start from this run's weights")
+
+
+def _flat(value: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {before: value}
+    return {
+        key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{before}.{name}".lstrip(".")).items()
+    }
+
+
+def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
+    """The plan of the next attempt: the frozen data and model, on the workers that are asked for now."""
+    frozen = run.read_json("plan.json")
+    cluster = _cluster(frozen)
+    recipe = loaded.recipe
+    needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
+    try:
+        return make_plan(
+            recipe,
+            cluster=cluster,
+            run_id=workload.run_id,
+            run_url=run.url,
+            data=PlannedData(spec=workload.data, vocab_size=None),
+            host=probe_host(gpus=needs_gpus and cluster.scheduler == "local"),
+            init=None if recipe.model.preset else workload.model,
+        )
+    except PlanError as error:
+        raise RecipeErrors([f"{loaded.origin(key)}: {key}: {what}" for key, what in error.problems]) from error
+
+
+def _cluster(frozen: dict[str, Any]) -> Cluster:
+    """The cluster by its name; if its file is not found any more, what the plan knows of it."""
+    name, scheduler = str(frozen.get("cluster", "local")), frozen.get("scheduler", "local")
+    store = StoreOptions.model_validate(frozen.get("store", {}))
+    derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT, *store_environment(store)}
+    environment = {key: value for key, value in frozen.get("environment", {}).items() if key not in derived}
+    storage = ClusterStorage(**store.model_dump())
+    known = Cluster(name=name, scheduler=scheduler, environment=environment, storage=storage, **_of_ray(frozen))
+    try:
+        found = load_cluster(name)
+    except UserError:
+        return known
+    return found if found.scheduler == scheduler else known
+
+
+def _of_ray(frozen: dict[str, Any]) -> dict[str, Any]:
+    """Where the plan's Ray is and what its nodes give, in the words of a cluster file."""
+    if frozen.get("scheduler") != "ray":
+        return {}
+    told = json.loads(frozen["script"])
+    node = {
+        key: int(told["bundle"][name]) for key, name in (("cpus", "CPU"), ("gpus", "GPU")) if name in told["bundle"]
+    }
+    return {"ray": told["place"], "node": node}
+
+
+def _check_length(state: RunState, max_steps: int) -> None:
+    """A run that is through, or would have to go back, cannot go on."""
+    done = state.step or 0
+    if state.state == "completed" and max_steps <= done:
+        raise UserError(
+            f"{state.run_id} has completed all its {done} steps",
+            hint=f"to train longer, raise its length: launch resume {state.run_id} train.max_steps={done * 2}",
+        )
+    saved = state.checkpoint or 0
+    if max_steps < saved:
+        raise UserError(
+            f"train.max_steps: {max_steps} steps in all, but {state.run_id} has saved step {saved} already",
+            hint=f"use more than {saved}",
+        )

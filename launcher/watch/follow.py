@@ -1,0 +1,235 @@
+"""Watching a run until it ends: progress, events, and its last page. Reads the run directory; asks for stops there.
+
+Ctrl-C: agreed save and stop. A second one: end it now. The run does not need its watcher: closing the terminal
+leaves it running.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from launchyard.host.periodic import PeriodicTask
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.launcher.format import can_draw, duration, first_line, plain
+from launchyard.launcher.report.ending import last_page
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.watch.progress import Progress
+from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+
+DRAW_SECONDS = 0.1
+LOOK_SECONDS = {True: 0.1, False: 1.0}  # local run directory, remote one
+ALIVE_SECONDS = {True: 1.0, False: 5.0}
+SILENCE_SECONDS = 5.0  # before it is said that a store does not answer
+ASK_SECONDS = 1.0
+PLAIN_SECONDS = 5.0
+
+
+def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -> int:
+    """Show a run until it ends; the exit code of `launch`: 0 done, 1 failed, 75 stopped, 130 ended by Ctrl-C."""
+    out = out or sys.stdout
+    progress = Progress(run)
+    with _CtrlC() as presses, _Live(out) if out.isatty() else _Plain(out) as view:
+        record = _watch(_Watcher(run, job, progress), view, presses)
+    if record is None:
+        return _lost(run, progress, out)
+    for line in _last_lines(run, record, out):
+        print(plain(line, out), file=out)
+    if presses.heard > 1:
+        return EXIT_INTERRUPTED
+    return {"completed": EXIT_DONE, "stopped": EXIT_STOPPED, "failed": EXIT_FAILED}[record.outcome]
+
+
+def _last_lines(run: RunDir, record: OutcomeRecord, out: IO[str]) -> list[str]:
+    """How it ended is known: a store that is silent now changes nothing about that."""
+    try:
+        return last_page(run, record, out=out)
+    except OSError as error:
+        return [f"! {record.outcome} ({record.reason}), and its last page cannot be read now: {error}"]
+
+
+def _watch(watcher: _Watcher, view: View, presses: _CtrlC) -> OutcomeRecord | None:
+    """Look until the run has ended (how) or its owner is gone (None)."""
+    while True:
+        watcher.poll()
+        over = watcher.over
+        for line in watcher.progress.news():
+            view.say(line)
+        view.show(watcher.line(), watcher.progress.share())
+        if over:
+            return watcher.ended
+        time.sleep(DRAW_SECONDS)
+        while presses.heard < presses.count:
+            presses.heard += 1
+            watcher.interrupt(presses.heard, view)
+
+
+class _Watcher:
+    """One look after another at a run. At a remote one in a thread, so that Ctrl-C is heard whatever its store does."""
+
+    def __init__(self, run: RunDir, job: Job | None, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.over = False
+        self.ended: OutcomeRecord | None = None
+        self._job = job
+        self._looking = run.periodic(self._look, every=LOOK_SECONDS[run.local])
+        self._asking: PeriodicTask | None = None
+        self._checked, self._answered = 0.0, time.monotonic()
+
+    def poll(self) -> None:
+        """OSError if a local run directory cannot be read; a store may answer again."""
+        for task in (self._looking, self._asking):
+            if task is not None:
+                task.poll()
+                if self.run.local and task.failure is not None:
+                    raise task.failure
+
+    def line(self) -> str:
+        silent = time.monotonic() - self._answered
+        if silent < SILENCE_SECONDS:
+            return self.progress.line()
+        said = f": {first_line(str(self._looking.failure), 120)}" if self._looking.failure else ""
+        return f"{self.progress.line()} · its store does not answer for {duration(silent)}{said}"
+
+    def interrupt(self, times: int, view: View) -> None:
+        if times == 1:
+            self._asking = self.run.periodic(self._ask, every=ASK_SECONDS)
+            view.say("! saving and stopping after this step; Ctrl-C again ends it now, without a save")
+        elif times == 2 and self._job is not None:
+            self._asking = None
+            view.say("! ending it now; launch resume goes on from the last checkpoint")
+            from launchyard.launcher.backends.base import load_backend
+
+            try:
+                with files.patience(ASK_SECONDS):
+                    load_backend(self._job.backend).cancel(self.run, self._job)
+            except OSError as error:
+                view.say(f"! {error}")
+
+    def _ask(self) -> None:
+        """Once it has been heard it is not said again: a resumed run would take that for its own."""
+        self.run.request_stop("stop")
+        self._asking = None
+
+    def _look(self) -> None:
+        ended = _last_word(self.run)
+        is_gone = ended is None and self._is_gone()
+        self.progress.look()
+        if ended is not None or is_gone:
+            self.ended = ended or _last_word(self.run)
+            self.over = True
+        self._answered = time.monotonic()
+
+    def _is_gone(self) -> bool:
+        """Has the owner died without a last word? Asked rarely."""
+        now = time.monotonic()
+        if now - self._checked < ALIVE_SECONDS[self.run.local]:
+            return False
+        self._checked = now
+        self._job = newest_job(self.run) or self._job
+        return not owner_alive(self.run, self._job) and _last_word(self.run) is None
+
+
+def _last_word(run: RunDir) -> OutcomeRecord | None:
+    """The run's outcome, if it is about its newest attempt."""
+    record = run.outcome()
+    if record is None:
+        return None
+    attempts = run.attempts()
+    return record if not attempts or record.attempt >= attempts[-1] else None
+
+
+class _CtrlC:
+    """Counts Ctrl-C instead of raising wherever the program happens to be; from the third on it raises again."""
+
+    def __init__(self) -> None:
+        self.count = self.heard = 0
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._on_press)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on_press(self, number: int, frame: Any) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
+
+
+def _lost(run: RunDir, progress: Progress, out: IO[str]) -> int:
+    run_id = RunFacts(run).run_id
+    print(plain(f"✗ lost       its owner is gone without a word, after {progress.line() or 'no step'}", out), file=out)
+    print(f"  launch why {run_id}      the cause\n  launch resume {run_id}   go on from the last checkpoint", file=out)
+    return EXIT_FAILED
+
+
+# -- how it is shown -------------------------------------------------------------------------------------------------
+class View(Protocol):
+    def say(self, line: str) -> None: ...
+    def show(self, line: str, share: float) -> None: ...
+
+
+class _Plain:
+    """One line every few seconds, for logs and pipes; the same line again only after a minute."""
+
+    def __init__(self, out: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock, self._told = out, clock, 0.0
+        self._line = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        print(plain(line, self._out), file=self._out, flush=True)
+
+    def show(self, line: str, share: float) -> None:
+        if self._clock() - self._told >= (PLAIN_SECONDS if line != self._line else 60.0):
+            self._told, self._line = self._clock(), line
+            self.say(line)
+
+
+class _Live:
+    """A bar that stays at the bottom of the terminal, with what happens above it."""
+
+    def __init__(self, out: IO[str]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=out, highlight=False, markup=False)
+        self._live = Live(console=self._console, refresh_per_second=8, transient=True, redirect_stdout=False)
+        self._boxes = can_draw(out)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(plain(line, self._console.file))
+
+    def show(self, line: str, share: float) -> None:
+        from rich.text import Text
+
+        width = 30
+        done = round(share * width)
+        full, empty = ("━", "─") if self._boxes else ("#", "-")
+        said = plain(line, self._console.file)
+        self._live.update(Text.assemble((full * done, "green"), (empty * (width - done), "bright_black"), f"  {said}"))

@@ -1,0 +1,139 @@
+"""Where a run stands: put together from its rows and events as they come, and said in lines. Reads; shows nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from launchyard.launcher.format import duration, progress_line
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.run.rundir import RunDir
+from launchyard.run.tail import RowTail
+
+_WINDOW = 20  # steps over which speed is averaged
+_TICK = 0.001  # rows tell their time no finer
+
+
+class Progress:
+    """Of the newest attempt. One thread may look while another shows."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run, self._facts = run, RunFacts(run)
+        self._lock = threading.Lock()
+        self._attempt: int | None = None
+        self._max_steps: int | None = None
+        self._phase, self._phase_from = "waiting for its first attempt", 0.0
+        self._since = time.monotonic()
+        self._row: dict[str, Any] | None = None
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)  # time, step, tokens
+        self._news: deque[str] = deque()
+
+    def look(self) -> None:
+        """Take in what is new. OSError if it cannot be read now; the next look goes on from there."""
+        self._look_for_attempt()
+        if self._attempt is None:
+            return
+        events = self._events.rows()
+        with self._lock:
+            for event in events:
+                self._news.extend(self._on_event(event))
+        rows = self._rows.rows()
+        with self._lock:
+            for row in rows:
+                self._on_row(row)
+
+    def news(self) -> list[str]:
+        """Lines worth saying, each once."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
+    def line(self) -> str:
+        """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, or what it does besides training."""
+        with self._lock:
+            if self._row is None or self._phase != "training":
+                return f"{self._phase} ({duration(time.monotonic() - self._since)})"
+            speed, eta = self._speed(self._row)
+            return progress_line(
+                step=self._row["step"],
+                max_steps=self._max_steps,
+                loss=self._row["loss"],
+                tokens_per_second=speed,
+                eta_seconds=eta,
+            )
+
+    def share(self) -> float:
+        """Share of the steps that is done."""
+        with self._lock:
+            return min(1.0, self._row["step"] / self._max_steps) if self._row and self._max_steps else 0.0
+
+    def _speed(self, row: dict[str, Any]) -> tuple[float, float | None]:
+        """Tokens a second, and seconds to the end, over the last steps with all that lay between them."""
+        (began, step0, tokens0), (ended, step1, tokens1) = self._recent[0], self._recent[-1]
+        left = max(0, self._max_steps - step1) if self._max_steps else None
+        if ended <= began or step1 <= step0:
+            speed, each = float(row["tokens_per_second"]), float(row["step_seconds"])
+        else:
+            speed, each = (tokens1 - tokens0) / (ended - began), (ended - began) / (step1 - step0)
+        return speed, None if left is None else left * each
+
+    def _look_for_attempt(self) -> None:
+        attempts = self._run.attempts()
+        if not attempts or attempts[-1] == self._attempt:
+            return
+        newest, max_steps = attempts[-1], self._facts.max_steps()
+        ended = self._run.outcome(self._attempt) if self._attempt is not None else None
+        if ended is not None:
+            self._news.append(f"! attempt {ended.attempt} {ended.outcome} ({ended.reason}): {ended.message}")
+        with self._lock:
+            self._events = RowTail(self._run, self._run.attempt_dir(newest), "events")
+            self._rows = RowTail(self._run, "metrics", f"steps-{newest:04d}")
+            self._attempt, self._max_steps, self._row = newest, max_steps, None
+            self._recent.clear()
+            self._enter("starting workers" if newest == 0 else f"starting attempt {newest}")
+
+    def _enter(self, phase: str, at: float = 0.0) -> None:
+        """`at`: by the clock that rows have; those from before tell nothing about the phase."""
+        self._phase, self._phase_from, self._since = phase, at, time.monotonic()
+
+    def _on_row(self, row: dict[str, Any]) -> None:
+        self._row = row
+        self._recent.append((float(row["time"]), int(row["step"]), int(row["tokens_seen"])))
+        if float(row["time"]) > self._phase_from + _TICK:
+            self._phase = "training"
+
+    def _on_event(self, event: dict[str, Any]) -> list[str]:
+        """Changes the phase; what is worth saying."""
+        step, at, message = event.get("step"), float(event.get("time", 0.0)), event.get("message", "")
+        match event.get("event"):
+            case "process started":
+                self._enter("building the model", at)
+            case "started":
+                self._enter(f"resuming from step {step}" if step else "first step", at)
+                return [f"✓ resumed from step {step}"] if step else []
+            case "validating":
+                self._enter(f"validating at step {step}", at)
+            case "validated":
+                self._enter("training", at)
+                return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
+            case "stopping":
+                self._enter(f"saving step {step} to stop ({event.get('reason')})", at)
+            case "exported" | "sampled" | "finished":
+                self._enter("finishing", at)
+            case "saved":
+                return [f"✓ saved step {step} ({event.get('kind')}, {float(event.get('seconds', 0)):.1f} s)"]
+            case "save failed":
+                return [f"! saving step {step} failed: {message}"]
+            case "fell back":
+                return [f"! checkpoint of step {step} is damaged, going further back: {message}"]
+            case "passed over":
+                return [f"! checkpoint of step {step} does not count: {message}"]
+            case "cleanup failed":
+                return [f"! what is not needed any more could not be removed: {message}"]
+            case "data trouble":
+                return [f"! {message}"]
+            case "store trouble":
+                return [f"! its store is in trouble for {duration(float(event.get('seconds', 0)))}: {message}"]
+            case "store answers again":
+                return [f"✓ its store answers again, after {duration(float(event.get('seconds', 0)))}"]
+        return []

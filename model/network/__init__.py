@@ -1,0 +1,1 @@
+"""The one decoder-only transformer and its parts."""

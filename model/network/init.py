@@ -1,0 +1,62 @@
+"""First weights as a pure function of (config, name, seed): whoever makes whichever rows gets the same numbers.
+
+Knows no module and no device. Numbers come from Philox, whose key is a hash, rather than from torch's generators, whose
+normals differ in the last bits with the instruction set of the CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy
+import torch
+from torch import Tensor
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import parameter_shapes
+
+STD = 0.02
+BLOCK_ELEMENTS = 1 << 18
+
+
+def initial_rows(
+    config: ModelConfig, key: str, shape: tuple[int, ...], *, seed: int, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Rows [start, stop) of the first value of parameter `key` with whole `shape`: fp32, on the CPU.
+
+    Matrices are normal with deviation 0.02; those that write to the residual stream (o_proj, down_proj) have it divided
+    by sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2, Radford et al. 2019, section
+    2.3; Megatron-LM and GPT-NeoX do the same). Norm weights are one, biases zero. ValueError for an unknown key.
+    """
+    if parameter_shapes(config).get(key) != tuple(shape):
+        raise ValueError(f"{key} with shape {tuple(shape)} is no parameter of this {config.family} model")
+    stop = shape[0] if stop is None else stop
+    rows = (max(0, stop - start), *shape[1:])
+    if len(shape) == 1:
+        return torch.zeros(rows) if key.endswith(".bias") else torch.ones(rows)
+    return _normal_rows(key, shape, seed=seed, start=start, stop=stop).mul_(deviation(config, key))
+
+
+def deviation(config: ModelConfig, key: str) -> float:
+    """Standard deviation of a matrix's first value."""
+    writes_residual = key.endswith(("o_proj.weight", "down_proj.weight"))
+    return STD / math.sqrt(2 * config.n_layers) if writes_residual else STD
+
+
+def _normal_rows(key: str, shape: tuple[int, ...], *, seed: int, start: int, stop: int) -> Tensor:
+    """Standard normal; each block of rows has its own generator, so a cut changes nothing."""
+    columns = math.prod(shape[1:])
+    height = max(1, BLOCK_ELEMENTS // columns)
+    result = numpy.empty((max(0, stop - start), columns), dtype=numpy.float32)
+    for block in range(start // height, -(-stop // height)):
+        first, last = block * height, min((block + 1) * height, shape[0])
+        values = _generator(seed, key, block).standard_normal((last - first, columns), dtype=numpy.float32)
+        low, high = max(first, start), min(last, stop)
+        result[low - start : high - start] = values[low - first : high - first]
+    return torch.from_numpy(result).view(-1, *shape[1:])
+
+
+def _generator(seed: int, key: str, block: int) -> numpy.random.Generator:
+    digest = hashlib.blake2b(f"{seed}/{key}/{block}".encode(), digest_size=16).digest()
+    return numpy.random.Generator(numpy.random.Philox(key=int.from_bytes(digest, "little")))

@@ -1,0 +1,174 @@
+"""Text to ids and back, thin over `tokenizers`. Loads no vocabulary before it is used, and never runs remote code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from launchyard.model.weights.source import TOKENIZER, find_source, read_json
+from launchyard.storage import files
+from launchyard.storage.files import exists, normal
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Ids before new ones that a stream decodes with them.
+CONTEXT = 8
+# How families spell the token that ends a text, where no tokenizer_config.json says it.
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>")
+
+
+class Tokenizer:
+    """`path` is the path or fsspec URL of a tokenizer.json."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def load(cls, source: str) -> Tokenizer:
+        """From a tokenizer.json, a folder with one, a checkpoint or a run; FileNotFoundError says where was looked."""
+        where = normal(source)
+        if where.endswith(".json"):
+            found = where if exists(where) else None
+        elif exists(f"{where}/{TOKENIZER}"):
+            found = f"{where}/{TOKENIZER}"
+        else:
+            found = _of_model(where)
+        if found is None:
+            raise FileNotFoundError(
+                f"{source}: no tokenizer; looked for {TOKENIZER} there, and in tokenizer/ of its run"
+            )
+        return cls(found)
+
+    @cached_property
+    def raw(self) -> Any:
+        """The `tokenizers.Tokenizer`; ValueError if the file is none."""
+        import tokenizers
+
+        try:
+            return tokenizers.Tokenizer.from_str(files.read(self.path).decode())
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(f"{self.path} is no tokenizer.json that can be read: {error}") from error
+
+    @cached_property
+    def eos_id(self) -> int | None:
+        """The id that ends a text; None if neither tokenizer_config.json nor the vocabulary says it."""
+        for token in (_configured(self.path).get("eos_token"), *END_OF_TEXT):
+            content = token.get("content") if isinstance(token, dict) else token
+            found = None if content is None else self.raw.token_to_id(content)
+            if found is not None:
+                return int(found)
+        return None
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer can give, special ones included."""
+        return int(self.raw.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """`special`: with what the tokenizer puts around a text, such as Llama's begin-of-text."""
+        return list(self.raw.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return str(self.raw.decode(list(ids), skip_special_tokens=skip_special))
+
+    def stream(self, context: Sequence[int] = ()) -> TextStream:
+        """Text of ids that come one by one, after those in `context`."""
+        return TextStream(self, context)
+
+
+class TextStream:
+    """Gives text as soon as it is sure: never half a character, and never a lost space.
+
+    Many decoders strip the first space of what they are given, so new ids are decoded together with some before them.
+    All pieces joined are the text of all ids after `context`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._decode = tokenizer.decode
+        self._ids = list(context[-CONTEXT:])
+        self._given = len(self._decode(self._ids))  # characters of the text of _ids that were given
+
+    def add(self, token: int) -> str:
+        """The new text that is sure now, often empty in the middle of a character."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        sure = text.rstrip("\ufffd")  # what the last character becomes, the next id may decide
+        fresh, self._given = sure[self._given :], max(len(sure), self._given)
+        if len(sure) == len(text) and len(self._ids) > 4 * CONTEXT:
+            self._ids = self._ids[-CONTEXT:]
+            self._given = len(self._decode(self._ids))
+        return fresh
+
+    def flush(self) -> str:
+        """What was held back, at the end."""
+        text = self._decode(self._ids)
+        fresh, self._given = text[self._given :], len(text)
+        return fresh
+
+
+class StopStrings:
+    """Cuts a stream of text where the first of some strings begins; holds back what may be the begin of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.found = False
+
+    def add(self, text: str) -> str:
+        self._held += text
+        at = min((where for where in map(self._held.find, self._stops) if where >= 0), default=None)
+        if at is not None:
+            self.found = True
+            sure, self._held = self._held[:at], ""
+            return sure
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        sure, self._held = self._held[:cut], self._held[cut:]
+        return sure
+
+    def flush(self) -> str:
+        sure, self._held = self._held, ""
+        return sure
+
+
+def save_tokenizer(tokenizer_file: str, folder: str, *, max_seq_len: int) -> None:
+    """tokenizer.json and a tokenizer_config.json beside it, into a folder or URL.
+
+    The class is PreTrainedTokenizerFast whatever it was: it takes the file as it is, where the classes of a model
+    rebuild the pipeline in their own way (transformers 5 loses the splitting of digits with GPT2Tokenizer).
+    """
+    settings = {key: value for key, value in _configured(tokenizer_file).items() if key != "auto_map"}
+    tokenizer = Tokenizer(tokenizer_file)
+    if "eos_token" not in settings and tokenizer.eos_id is not None:
+        settings["eos_token"] = tokenizer.raw.id_to_token(tokenizer.eos_id)
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.setdefault("model_max_length", max_seq_len)
+    files.write(f"{folder}/{TOKENIZER}", files.read(tokenizer_file))
+    files.write(f"{folder}/{TOKENIZER_CONFIG}", (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def special_ids(tokenizer_file: str) -> dict[str, int]:
+    """What config.json should say of the tokenizer."""
+    end = Tokenizer(tokenizer_file).eos_id
+    return {} if end is None else {"eos_token_id": end}
+
+
+def _configured(path: str) -> dict[str, Any]:
+    """tokenizer_config.json beside a tokenizer.json; empty if there is none."""
+    beside = f"{path.rpartition('/')[0] or '.'}/{TOKENIZER_CONFIG}"
+    return read_json(beside) if exists(beside) else {}
+
+
+def _of_model(where: str) -> str | None:
+    try:
+        return find_source(where).tokenizer
+    except FileNotFoundError:
+        return None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

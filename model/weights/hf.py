@@ -1,0 +1,219 @@
+"""Weights as a Hugging Face folder: safetensors, config.json, tokenizer; in and out by the same rules of the family.
+
+Strict on keys and shapes. Pickle files are refused: opening one can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import parameter_shapes
+from launchyard.model.text.tokenizer import save_tokenizer, special_ids
+from launchyard.model.weights.source import HF_CONFIG, read_hf_config
+from launchyard.model.zoo import config_from_hf, config_to_hf, rules
+from launchyard.model.zoo.rules import Place, check_keys, places, their_shapes
+from launchyard.storage import files
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.files import exists, listdir, normal
+from launchyard.storage.safetensors import TensorFile, write_tensors
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_FILE_BYTES = 5_000_000_000
+__all__ = ["HFWeights", "read_hf_config", "save_hf"]
+
+
+class HFWeights:
+    """The weights of a folder, local or any fsspec URL, by our names. Nothing is read before it is asked for.
+
+    ValueError if the keys or shapes are not those of the config; CorruptError names a damaged file.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = normal(folder)
+        self.config = config_from_hf(read_hf_config(self.folder))
+        family = rules(self.config)
+        self._places = places(family, self.config)
+        self._files = _open_files(self.folder)
+        check_keys(family, self.config, self._files, where=self.folder)
+        for key, shape in their_shapes(family, self.config).items():
+            found = self._files[key].entries[key].shape
+            if found != shape:
+                raise ValueError(f"{self.folder}: {key} has shape {list(found)}; config.json makes it {list(shape)}")
+        self._fused: tuple[str, Tensor] | None = None
+
+    def keys(self) -> list[str]:
+        return list(self._places)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        place = self._places[key]
+        rows, *rest = self._files[place.key].entries[place.key].shape
+        return rows // place.parts, *rest
+
+    def get(self, key: str) -> Tensor:
+        """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""
+        place = self._places[key]
+        if place.parts == 1:
+            return self._files[place.key].get(place.key)
+        if self._fused is None or self._fused[0] != place.key:  # q, k and v are asked for one after the other
+            self._fused = place.key, self._files[place.key].get(place.key)
+        return _split(self._fused[1], place, self.config.n_heads)
+
+
+def _open_files(folder: str) -> dict[str, TensorFile]:
+    """Their key -> the file that holds it."""
+    if exists(f"{folder}/{INDEX}"):
+        return _open_indexed(folder)
+    if exists(f"{folder}/{SINGLE}"):
+        file = TensorFile(f"{folder}/{SINGLE}")
+        return dict.fromkeys(file.entries, file)
+    pickles = sorted(name for name in listdir(folder) if name.endswith(PICKLES))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds its weights only as pickle ({', '.join(pickles[:3])}). Opening one can run any code, "
+            "so it is not read; save the model anew with transformers' save_pretrained(safe_serialization=True)"
+        )
+    raise FileNotFoundError(f"{folder} has a {HF_CONFIG} but no weights: looked for {SINGLE} and {INDEX}")
+
+
+def _open_indexed(folder: str) -> dict[str, TensorFile]:
+    path = f"{folder}/{INDEX}"
+    try:
+        weight_map = dict(json.loads(files.read(path))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path} is no readable index: {error}") from error
+    opened = {}
+    for name in sorted(set(weight_map.values())):
+        if "/" in name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} names {name!r}; only safetensors files beside it are read")
+        try:
+            opened[name] = TensorFile(f"{folder}/{name}")
+        except FileNotFoundError as error:
+            raise CorruptError(f"{folder}/{name} is missing; {INDEX} names it") from error
+    for key, name in weight_map.items():
+        if key not in opened[name].entries:
+            raise CorruptError(f"{folder}/{name} does not hold {key}, as {INDEX} says")
+    return {key: opened[name] for key, name in weight_map.items()}
+
+
+def save_hf(
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    config: ModelConfig,
+    folder: str,
+    *,
+    tokenizer_file: str | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a folder that transformers opens: tensors by our names, in any order, each once, into safetensors files.
+
+    Holds about one file in memory. `folder` is local or any fsspec URL; a model that lies there is replaced.
+    config.json is written last, so that a folder that has one is whole. ValueError if a parameter is missing, unknown
+    or of another shape, or if the family's format has no place for one of the config's knobs.
+    """
+    hf, root = config_to_hf(config), normal(folder)
+    _remove_old(root)
+    items = tensors.items() if isinstance(tensors, Mapping) else tensors
+    writer = _Writer(root, max_file_bytes)
+    for key, tensor in _joined(items, config):
+        writer.add(key, tensor.detach().to(device="cpu", dtype=dtype))
+    stored = writer.finish()
+    if tokenizer_file is not None:
+        save_tokenizer(tokenizer_file, root, max_seq_len=config.max_seq_len)
+        hf |= special_ids(tokenizer_file)
+    hf["torch_dtype"] = str(stored).removeprefix("torch.")
+    files.write(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
+
+
+class _Writer:
+    """Fills one safetensors file after the other. Their number is known only at the end, so they are named then."""
+
+    def __init__(self, root: str, max_file_bytes: int) -> None:
+        self._root, self._max = root, max_file_bytes
+        self._open: dict[str, Tensor] = {}
+        self._bytes = self._total = 0
+        self._written: list[list[str]] = []
+        self._dtype: torch.dtype | None = None
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        if self._open and self._bytes + tensor.nbytes > self._max:
+            self._flush()
+        self._open[key] = tensor
+        self._bytes += tensor.nbytes
+        self._dtype = self._dtype or tensor.dtype
+
+    def finish(self) -> torch.dtype | None:
+        """Name the files, write the index if there are several. Returns the element type of the first tensor."""
+        self._flush()
+        count = len(self._written)
+        names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)] if count > 1 else [SINGLE]
+        for number, name in enumerate(names):
+            files.rename(self._temporary(number), f"{self._root}/{name}")
+        if count > 1:
+            weight_map = {key: name for name, keys in zip(names, self._written, strict=True) for key in keys}
+            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
+            files.write(f"{self._root}/{INDEX}", (json.dumps(index, indent=2) + "\n").encode())
+        return self._dtype
+
+    def _flush(self) -> None:
+        file = files.open_write(self._temporary(len(self._written)), size=self._bytes)
+        try:
+            write_tensors(file, self._open)
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
+        self._written.append(list(self._open))
+        self._total += self._bytes
+        self._open, self._bytes = {}, 0
+
+    def _temporary(self, number: int) -> str:
+        return f"{self._root}/model-{number + 1:05d}.part"
+
+
+def _joined(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Their keys and tensors, each as soon as all of its parts have come."""
+    shapes, where = parameter_shapes(config), places(rules(config), config)
+    waiting: dict[str, dict[int, Tensor]] = {}
+    missing = set(where)
+    for name, tensor in items:
+        if config.tie_embeddings and name == "lm_head.weight":
+            continue  # written once, as the table
+        if name not in missing:
+            raise ValueError(f"{name} is {'given twice' if name in where else 'no parameter of this model'}")
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; the config makes it {list(shapes[name])}")
+        missing.remove(name)
+        place = where[name]
+        parts = waiting.setdefault(place.key, {})
+        parts[place.part] = tensor
+        if len(parts) == place.parts:
+            yield place.key, _join([parts[n] for n in range(place.parts)], config.n_heads)
+            del waiting[place.key]
+    if missing:
+        raise ValueError(f"{len(missing)} parameters are missing, among them {', '.join(sorted(missing)[:5])}")
+
+
+def _split(fused: Tensor, place: Place, n_heads: int) -> Tensor:
+    """(H * parts * head_dim, …) -> one part, (H * head_dim, …)."""
+    rest = fused.shape[1:]
+    return fused.view(n_heads, place.parts, -1, *rest)[:, place.part].reshape(-1, *rest)
+
+
+def _join(parts: list[Tensor], n_heads: int) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    rest = parts[0].shape[1:]
+    return torch.stack([part.reshape(n_heads, -1, *rest) for part in parts], dim=1).view(-1, *rest)
+
+
+def _remove_old(root: str) -> None:
+    """config.json first: from then on there is no model here until the new one is whole."""
+    for name in sorted(listdir(root), key=lambda name: name != HF_CONFIG):
+        if name in (HF_CONFIG, INDEX) or (name.startswith("model") and name.endswith((".safetensors", ".part"))):
+            files.remove(f"{root}/{name}")

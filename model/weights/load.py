@@ -1,0 +1,207 @@
+"""`load(MODEL)`: an HF folder, a checkpoint or a run, anywhere, as a model that writes text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal, Protocol, overload
+
+import torch
+from torch import Tensor, nn
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.generate import generate
+from launchyard.model.layout import parameter_shapes
+from launchyard.model.network.transformer import Transformer
+from launchyard.model.text.tokenizer import StopStrings, Tokenizer
+from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.source import HF_CONFIG, TOKENIZER, Source, find_source, read_json
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.files import exists
+from launchyard.storage.shards import read_manifest, read_tensor
+
+PREFIX = "model."  # of parameters among the tensors of a checkpoint
+# How a text ended: at the end of text or a stop string, at max_new_tokens, or because the context is full.
+Ended = Literal["stop", "length", "context"]
+
+
+class Weights(Protocol):
+    """Whole tensors on the CPU by our names."""
+
+    def keys(self) -> list[str]: ...
+
+    def get(self, key: str) -> Tensor: ...
+
+
+class CheckpointWeights:
+    """The parameters of a checkpoint. Every byte that is given was checked against its hash; else CorruptError."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._manifest = read_manifest(folder)
+        self.config = ModelConfig.model_validate(self._manifest.model)
+        for key, shape in parameter_shapes(self.config).items():
+            entry = self._manifest.tensors.get(PREFIX + key)
+            if entry is None or entry.shape != shape:
+                found = "is missing" if entry is None else f"has shape {list(entry.shape)} instead of {list(shape)}"
+                raise CorruptError(f"{folder}: {PREFIX + key} {found}")
+
+    def keys(self) -> list[str]:
+        return list(parameter_shapes(self.config))
+
+    def get(self, key: str) -> Tensor:
+        return read_tensor(self.folder, self._manifest, PREFIX + key)
+
+
+def open_weights(source: str) -> tuple[ModelConfig, Weights]:
+    """Config and weights of any MODEL. FileNotFoundError says what was looked for, and where."""
+    return _open(find_source(source))
+
+
+def _open(found: Source) -> tuple[ModelConfig, Weights]:
+    weights = HFWeights(found.folder) if found.kind == "hf" else CheckpointWeights(found.folder)
+    return weights.config, weights
+
+
+def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
+    """A model from a local path or fsspec URL.
+
+    `device`: auto is a GPU if there is one, else the CPU. `dtype`: as stored by default. Weights of a local HF folder
+    are mapped, not read; those of a checkpoint are read and checked by their hashes. FileNotFoundError, ValueError or
+    CorruptError say what is wrong, and with which file.
+    """
+    found = find_source(source)
+    config, weights = _open(found)
+    transformer = build(config, weights, device=pick_device(device), dtype=dtype)
+    return LoadedModel(transformer, config, found)
+
+
+def build(config: ModelConfig, weights: Weights, *, device: torch.device, dtype: torch.dtype | None) -> Transformer:
+    """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed."""
+    with torch.device("meta"):
+        transformer = Transformer(config)
+    for key in weights.keys():  # noqa: SIM118
+        path, _, name = key.rpartition(".")
+        tensor = weights.get(key).to(device=device, dtype=dtype)
+        setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))
+    if config.tie_embeddings:
+        transformer.lm_head.weight = transformer.embed.weight
+    return transformer.eval()
+
+
+def pick_device(name: str) -> torch.device:
+    """ValueError if a GPU is asked for by name and there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch finds no GPU here; use auto or cpu")
+    return device
+
+
+class LoadedModel:
+    """A transformer with its tokenizer. Who works on ids takes `transformer` and launchyard.model.generate."""
+
+    def __init__(self, transformer: Transformer, config: ModelConfig, source: Source) -> None:
+        self.transformer, self.config, self.source = transformer, config, source
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.embed.weight.device
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """FileNotFoundError if the model came without one."""
+        if self.source.tokenizer is None:
+            also = " and in tokenizer/ of its run" if self.source.kind == "checkpoint" else ""
+            raise FileNotFoundError(f"no tokenizer: looked for {TOKENIZER} in {self.source.folder}{also}")
+        return Tokenizer(self.source.tokenizer)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a text: what config.json and generation_config.json say, else the tokenizer."""
+        ids: set[int] = set()
+        if self.source.kind == "hf":
+            for path in (f"{self.source.folder}/{name}" for name in (HF_CONFIG, "generation_config.json")):
+                ids |= _ids(read_json(path).get("eos_token_id") if exists(path) else None)
+        return frozenset(ids or _ids(self.tokenizer.eos_id))
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Writing: ...
+
+    def generate(  # type: ignore[misc]  # **options above stands for the options here
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> str | Writing:
+        """The text that follows `prompt`, without it; with `stream` an iterator over its pieces as they are made.
+
+        Ends after `max_new_tokens`, at the end of a text, before a string of `stop`, or where the context is full.
+        An empty prompt starts a new text, if the tokenizer has a token for that. ValueError for what cannot be drawn.
+        """
+        ids = self._encode(prompt)
+        tokens = generate(
+            self.transformer,
+            ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_ids=self.stop_ids,
+            seed=seed,
+        )
+        writing = Writing(self, ids, tokens, max_new_tokens, [stop] if isinstance(stop, str) else list(stop or ()))
+        return writing if stream else "".join(writing)
+
+    def _encode(self, prompt: str) -> list[int]:
+        ids = self.tokenizer.encode(prompt)
+        if ids or self.tokenizer.eos_id is None:
+            return ids
+        return [self.tokenizer.eos_id]  # what stands between two texts, so that a new one follows
+
+
+class Writing:
+    """A text that is being written: iterate over its pieces, once; afterwards it knows how it went."""
+
+    def __init__(
+        self, model: LoadedModel, prompt: list[int], tokens: Iterator[int], max_new_tokens: int, stops: list[str]
+    ) -> None:
+        self.n_prompt, self.n_new = len(prompt), 0
+        self.ended: Ended | None = None  # until the last piece
+        self._tokens, self._stops = tokens, StopStrings(stops)
+        self._stream = model.tokenizer.stream(prompt)
+        self._max_new_tokens, self._room = max_new_tokens, model.config.max_seq_len - len(prompt)
+
+    def __iter__(self) -> Iterator[str]:
+        for token in self._tokens:
+            self.n_new += 1
+            if piece := self._stops.add(self._stream.add(token)):
+                yield piece
+            if self._stops.found:
+                self.ended = "stop"
+                return
+        if piece := self._stops.add(self._stream.flush()) + self._stops.flush():
+            yield piece
+        self.ended = self._why()
+
+    def _why(self) -> Ended:
+        if self._stops.found or self.n_new < min(self._max_new_tokens, self._room):
+            return "stop"
+        return "length" if self.n_new == self._max_new_tokens else "context"
+
+
+def _ids(value: int | list[int] | None) -> set[int]:
+    return set() if value is None else set(value) if isinstance(value, list) else {value}

@@ -1,0 +1,87 @@
+"""What a MODEL is: a Hugging Face folder, a checkpoint or a run, and where its parts lie. Light; reads no tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.zoo import config_from_hf
+from launchyard.storage.files import exists, listdir, normal, read
+from launchyard.storage.shards import MANIFEST, read_manifest
+
+HF_CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """`kind` says how the weights in `folder` are read; `tokenizer` is the path or URL of a tokenizer.json."""
+
+    kind: Literal["hf", "checkpoint"]
+    folder: str
+    tokenizer: str | None
+
+
+def find_source(source: str) -> Source:
+    """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, its newest checkpoint.
+
+    FileNotFoundError says what was looked for, and where.
+    """
+    where = normal(source)
+    if exists(f"{where}/{MANIFEST}"):
+        return Source("checkpoint", where, _first(f"{where}/{TOKENIZER}", _run_tokenizer(where)))
+    if exists(f"{where}/{HF_CONFIG}"):
+        return Source("hf", where, _first(f"{where}/{TOKENIZER}"))
+    steps = [name for name in listdir(f"{where}/checkpoints") if name.startswith("step-")]
+    for name in sorted(steps, reverse=True):
+        folder = f"{where}/checkpoints/{name}"
+        if exists(f"{folder}/{MANIFEST}"):
+            return Source("checkpoint", folder, _first(_run_tokenizer(folder)))
+    raise FileNotFoundError(_not_found(source, where))
+
+
+def read_config(source: str) -> ModelConfig:
+    """The config of any MODEL, without its weights."""
+    found = find_source(source)
+    if found.kind == "checkpoint":
+        return ModelConfig.model_validate(read_manifest(found.folder).model)
+    return config_from_hf(read_hf_config(found.folder))
+
+
+def read_hf_config(folder: str) -> dict[str, Any]:
+    """config.json of a Hugging Face folder, local or URL; ValueError if it is no JSON object."""
+    return read_json(f"{normal(folder)}/{HF_CONFIG}")
+
+
+def read_json(path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(read(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
+def _run_tokenizer(checkpoint: str) -> str:
+    """RUN/tokenizer/tokenizer.json of RUN/checkpoints/step-N."""
+    if "://" not in checkpoint:
+        checkpoint = os.path.abspath(checkpoint)
+    return f"{posixpath.dirname(posixpath.dirname(checkpoint))}/tokenizer/{TOKENIZER}"
+
+
+def _first(*paths: str) -> str | None:
+    return next((path for path in paths if exists(path)), None)
+
+
+def _not_found(source: str, where: str) -> str:
+    if "://" not in where and not os.path.isdir(where):
+        return f"{source}: no such folder. A model is an HF folder, a checkpoint or a run: a path or an fsspec URL"
+    return (
+        f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), {MANIFEST} (a checkpoint) and "
+        f"checkpoints/step-*/{MANIFEST} (a run that has saved) in {where}"
+    )

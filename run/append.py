@@ -1,0 +1,92 @@
+"""Rows added to a file of the run directory while a run goes on: rows of steps, events. Knows nothing of their content.
+
+Local: whole lines are appended. In a store, where nothing can be appended, lines go into numbered parts: the newest is
+replaced as it grows, by a thread, so that a store that does not answer holds up no step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from typing import Any
+
+from launchyard.run.rundir import RunDir
+
+PART_BYTES = 256 << 10
+
+
+class Appender:
+    """`stem` is the file's name without .jsonl. Lines wait for at most about `flush_seconds`."""
+
+    def __init__(self, run: RunDir, stem: str, *, flush_seconds: float = 0.0) -> None:
+        self._run, self._stem, self._every = run, stem, flush_seconds
+        self._lines: list[str] = []
+        self._lock = threading.Lock()  # of the lines
+        self._writing = threading.Lock()  # one flush at a time
+        self._flushed = time.monotonic()
+        self._part, self._text = 0, ""
+        self._thread: threading.Thread | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        with self._lock:
+            self._lines.append(json.dumps(row) + "\n")
+        if self._run.local:
+            if time.monotonic() - self._flushed >= self._every:
+                with contextlib.suppress(OSError):  # a full disk: no step is lost to it; said when a save fails
+                    self.flush()
+        elif self._thread is None:
+            self._thread = threading.Thread(target=self._flush_for_ever, name="rows", daemon=True)
+            self._thread.start()
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Write what waits, now. OSError if that fails; nothing is lost then, and the next flush tries again."""
+        with self._writing:
+            with self._lock:
+                lines, self._lines = self._lines, []
+            self._flushed = time.monotonic()
+            if not lines:
+                return
+            try:
+                if self._run.local:
+                    self._append("".join(lines), sync)
+                else:
+                    self._grow("".join(lines))
+            except BaseException:
+                with self._lock:
+                    self._lines = lines + self._lines
+                raise
+
+    def _flush_for_ever(self) -> None:
+        while True:
+            time.sleep(max(self._every, 0.5))
+            with contextlib.suppress(OSError):  # said by the store; tried again next time, and before a commit
+                self.flush()
+
+    def _append(self, text: str, sync: bool) -> None:
+        path = self._run.path(f"{self._stem}.jsonl")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                raw = text.encode()
+                while raw := raw[file.write(raw) :]:  # whole lines at once, but for a disk that fills up
+                    pass
+                if sync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(before)  # they come again, and half a line would spoil what follows
+                raise
+
+    def _grow(self, text: str) -> None:
+        """A part is never written again after a write of it has failed: that one may still arrive, and late."""
+        try:
+            self._run.write_text(f"{self._stem}-{self._part:06d}.jsonl", self._text + text)
+        except BaseException:
+            self._part, self._text = self._part + 1, ""
+            raise
+        self._text += text
+        if len(self._text) >= PART_BYTES:
+            self._part, self._text = self._part + 1, ""

@@ -1,0 +1,50 @@
+"""The lease of an attempt: a heartbeat that its owner renews, and whose age tells a living owner from a dead one.
+
+The age is told by the clock of the store or file server alone, so the clocks of machines may differ. Whoever was
+taken for dead and is not is fenced out at its next commit (training/checkpoint/commit.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+
+HEARTBEAT_SECONDS = {True: 5.0, False: 10.0}  # local run directory, remote one
+LEASE_SECONDS = 60.0
+
+
+def heartbeat_age(run: RunDir, attempt: int) -> float:
+    """Seconds since the owner of an attempt last beat, or claimed it, by the clock of where the run lies."""
+    for name in ("heartbeat.json", "job.json"):
+        with contextlib.suppress(FileNotFoundError):
+            return files.age(run.path(run.attempt_dir(attempt), name))
+    return float("inf")
+
+
+def last_heartbeat(run: RunDir, attempt: int) -> float:
+    """When the owner of an attempt last said that it lives, in seconds since the epoch; 0 if never."""
+    try:
+        return float(run.read_json(f"{run.attempt_dir(attempt)}/heartbeat.json")["time"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0.0
+
+
+class Heartbeat:
+    """Rewrites an attempt's heartbeat.json now and then, for other hosts. `superseded`: another took over."""
+
+    def __init__(self, run: RunDir, attempt: int) -> None:
+        self._run, self._attempt = run, attempt
+        self._task = run.periodic(self._write, every=HEARTBEAT_SECONDS[run.local])
+        self.superseded = False
+
+    def beat(self) -> None:
+        self._task.poll()
+
+    def _write(self) -> None:
+        facts = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._run.write_json(f"{self._run.attempt_dir(self._attempt)}/heartbeat.json", facts)
+        self.superseded = self._run.exists(f"{self._run.attempt_dir(self._attempt + 1)}/job.json")

@@ -1,0 +1,304 @@
+"""The run directory: the only corridor between the launcher and the workers. Names every file in it.
+
+Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touched.
+
+    RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
+              submissions/0000{.json, .job.json, .sh}         what was sent to a scheduler with a queue
+              submissions/waiting.json                        why a job waits that itself asks for nodes
+              attempts/0000/{job.json, outcome.json, events.jsonl, errors/, targets/, logs/}
+              metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
+              checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
+              checkpoints/latest.json                         the step committed last
+              stop.json                                       somebody asked for an agreed stop
+              outcome.json                                    the last word, written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from launchyard.host.periodic import PeriodicTask
+from launchyard.run.layout import LATEST, LOG_PART_BYTES, WAITING, log_part
+from launchyard.run.records import Job, OutcomeRecord, Submission, Target
+from launchyard.run.rows import parse_jsonl
+from launchyard.storage import files
+from launchyard.storage.shards import MANIFEST
+
+
+class RunDir:
+    """Files of one run. `url` is a local path, file:// or any fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.local = not files.is_remote(url)
+        self.url = os.path.abspath(files.normal(url)) if self.local else files.normal(url)
+
+    # -- names ---------------------------------------------------------------------------------------------------
+    def path(self, *parts: str) -> str:
+        return "/".join([self.url, *filter(None, parts)])
+
+    @staticmethod
+    def attempt_dir(attempt: int) -> str:
+        return f"attempts/{attempt:04d}"
+
+    @staticmethod
+    def checkpoint_dir(step: int) -> str:
+        return f"checkpoints/step-{step:08d}"
+
+    def periodic(self, action: Callable[[], None], *, every: float) -> PeriodicTask:
+        """A task against this directory; in a thread where that is remote. A store that fails is not asked again."""
+
+        def once() -> None:
+            with files.patience(0):
+                action()
+
+        return PeriodicTask(once, every=every, in_thread=not self.local)
+
+    # -- plain files ---------------------------------------------------------------------------------------------
+    def exists(self, name: str) -> bool:
+        return files.exists(self.path(name))
+
+    def listdir(self, name: str) -> list[str]:
+        """Sorted names inside a folder; empty if there is none."""
+        return files.listdir(self.path(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        """FileNotFoundError if there is none."""
+        return files.read(self.path(name))
+
+    def read_from(self, name: str, offset: int) -> bytes:
+        """What a file that grows holds from a byte on; nothing if there is none."""
+        try:
+            return files.read(self.path(name), offset)
+        except FileNotFoundError:
+            return b""
+
+    def read_log(self, name: str, offset: int = 0) -> bytes:
+        """A log from a byte on, put together from its parts; nothing if there is none."""
+        if self.local:
+            return self.read_from(name, offset)
+        parts: list[bytes] = []
+        while True:
+            part, inside = divmod(offset, LOG_PART_BYTES)
+            raw = self.read_from(log_part(name, part), inside)
+            parts.append(raw)
+            offset += len(raw)
+            if not raw or offset % LOG_PART_BYTES:
+                return b"".join(parts)
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_text(self, name: str, text: str, *, sync: bool = False) -> None:
+        """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""
+        files.write(self.path(name), text.encode(), sync=sync)
+
+    def write_json(self, name: str, value: Any, *, sync: bool = False) -> None:
+        self.write_text(name, json.dumps(value, indent=1) + "\n", sync=sync)
+
+    def create_text(self, name: str, text: str) -> None:
+        """Write a file that must not exist yet; FileExistsError if another was faster."""
+        files.create(self.path(name), text.encode())
+
+    def create_json(self, name: str, value: Any) -> None:
+        self.create_text(name, json.dumps(value, indent=1) + "\n")
+
+    def remove(self, name: str) -> None:
+        """Remove one file; nothing happens if it is gone already."""
+        files.remove(self.path(name))
+
+    # -- submissions ---------------------------------------------------------------------------------------------
+    def submit(self, submission: Submission) -> int:
+        """Write down the next submission; its number."""
+        numbers = [int(name[:4]) for name in self.listdir("submissions") if name[:4].isdigit()]
+        number = max(numbers, default=-1) + 1
+        self.create_json(f"submissions/{number:04d}.json", submission.model_dump(mode="json"))
+        return number
+
+    def submission(self, number: int) -> Submission:
+        return Submission.model_validate(self.read_json(f"submissions/{number:04d}.json"))
+
+    def withdraw(self, number: int) -> None:
+        """It was not accepted."""
+        self.remove(f"submissions/{number:04d}.json")
+
+    def accepted(self, number: int, job_id: str) -> None:
+        self.write_json(f"submissions/{number:04d}.job.json", {"job_id": job_id})
+
+    def newest_submission(self) -> Submission | None:
+        """The last one that a scheduler has accepted."""
+        names = self._accepted()
+        return self._submission_of(names[-1]) if names else None
+
+    def submissions(self) -> list[Submission]:
+        """All that a scheduler has accepted, oldest first."""
+        return [self._submission_of(name) for name in self._accepted()]
+
+    def _accepted(self) -> list[str]:
+        return [name for name in self.listdir("submissions") if name.endswith(".job.json")]
+
+    def _submission_of(self, name: str) -> Submission:
+        job_id = str(self.read_json(f"submissions/{name}")["job_id"])
+        return self.submission(int(name[:4])).model_copy(update={"job_id": job_id})
+
+    def say_waiting(self, job_id: str, reason: str) -> None:
+        """A job that runs already waits for what its attempt needs, and this is why."""
+        self.write_json(WAITING, {"job_id": job_id, "reason": reason, "time": time.time()})
+
+    def waiting(self, job_id: str) -> str | None:
+        """Why a job waits; None if it does not."""
+        try:
+            told = self.read_json(WAITING)
+        except FileNotFoundError:
+            return None
+        return str(told["reason"]) if told.get("job_id") == job_id else None
+
+    def clear_waiting(self) -> None:
+        self.remove(WAITING)
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+    def attempts(self) -> list[int]:
+        """Attempts that somebody has claimed, oldest first."""
+        numbers = [int(name) for name in self.listdir("attempts") if name.isdigit()]
+        claimed = [n for n in numbers if self._is_claimed(n)]
+        while self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
+            claimed.append(after)  # a store may list late what can be read already
+        return claimed
+
+    def _is_claimed(self, attempt: int) -> bool:
+        return self.exists(f"{self.attempt_dir(attempt)}/job.json")
+
+    def job(self, attempt: int) -> Job:
+        return Job.model_validate(self.read_json(f"{self.attempt_dir(attempt)}/job.json"))
+
+    def claim_attempt(self, job: Job) -> None:
+        """FileExistsError if the attempt is somebody else's."""
+        self.create_json(f"{self.attempt_dir(job.attempt)}/job.json", job.model_dump(mode="json"))
+
+    def outcome(self, attempt: int | None = None) -> OutcomeRecord | None:
+        """How an attempt ended (None: the run); None while it has not."""
+        name = "outcome.json" if attempt is None else f"{self.attempt_dir(attempt)}/outcome.json"
+        try:
+            return OutcomeRecord.model_validate(self.read_json(name))
+        except FileNotFoundError:
+            return None
+
+    def write_outcome(self, record: OutcomeRecord, *, of_run: bool = False) -> None:
+        name = "outcome.json" if of_run else f"{self.attempt_dir(record.attempt)}/outcome.json"
+        self.write_json(name, record.model_dump(mode="json"), sync=True)
+
+    def write_error(self, attempt: int, rank: int, record: dict[str, Any]) -> None:
+        """What ended one worker: type, message, traceback, step, time, host, fatal, and data where it matters."""
+        self.write_json(f"{self.attempt_dir(attempt)}/errors/rank-{rank:05d}.json", record)
+
+    def errors(self, attempt: int) -> list[dict[str, Any]]:
+        """What ended the workers of an attempt, first error first."""
+        folder = f"{self.attempt_dir(attempt)}/errors"
+        found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if name.endswith(".json")]
+        return sorted(found, key=lambda error: float(error.get("time", 0)))
+
+    # -- metrics -------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _target_name(attempt: int, rank: int) -> str:
+        return f"{RunDir.attempt_dir(attempt)}/targets/{rank:05d}.json"
+
+    def register_target(self, attempt: int, target: Target) -> None:
+        self.write_json(self._target_name(attempt, target.rank), target.model_dump(mode="json"))
+
+    def remove_target(self, attempt: int, rank: int) -> None:
+        """Nothing happens if it is gone already."""
+        self.remove(self._target_name(attempt, rank))
+
+    def targets(self, attempt: int) -> list[Target]:
+        """Workers of an attempt that serve metrics, by rank. Those that were killed are among them."""
+        folder, found = f"{self.attempt_dir(attempt)}/targets", []
+        for name in self.listdir(folder):
+            if name.endswith(".json"):
+                try:
+                    found.append(Target.model_validate(self.read_json(f"{folder}/{name}")))
+                except FileNotFoundError:  # removed since it was listed
+                    continue
+        return found
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+    def rows(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The surviving rows of `steps` or `validation`, one a step, in order.
+
+        An attempt that resumed at step s takes back what earlier attempts had done after s.
+        """
+        surviving: dict[int, dict[str, Any]] = {}
+        names = self.listdir("metrics")
+        for number, start in self.starts().items():
+            surviving = {step: row for step, row in surviving.items() if step <= start}
+            surviving.update((int(row["step"]), row) for row in self._rows_in(names, kind, number))
+        yield from (surviving[step] for step in sorted(surviving))
+
+    def attempt_rows(self, kind: str, attempt: int) -> Iterator[dict[str, Any]]:
+        """All rows of `steps` or `validation` that one attempt wrote, also those that did not survive."""
+        yield from self._rows_in(self.listdir("metrics"), kind, attempt)
+
+    def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[dict[str, Any]]:
+        for name in names:
+            if name.startswith(f"{kind}-{attempt:04d}"):
+                yield from parse_jsonl(self.read_bytes(f"metrics/{name}"))
+
+    def events(self, attempt: int) -> list[dict[str, Any]]:
+        """What rank 0 did: {"event": "started" | "resumed" | "saved" | …, "time": …, "step": …, …}."""
+        folder = self.attempt_dir(attempt)
+        names = [name for name in self.listdir(folder) if name.startswith("events") and name.endswith(".jsonl")]
+        return [row for name in names for row in parse_jsonl(self.read_bytes(f"{folder}/{name}"))]
+
+    def starts(self) -> dict[int, int]:
+        """The step from which each attempt went on that got so far, oldest attempt first."""
+        found = {number: self._start_step(number) for number in self.attempts()}
+        return {number: start for number, start in found.items() if start is not None}
+
+    def _start_step(self, attempt: int) -> int | None:
+        """The step from which an attempt went on; None if it never got that far."""
+        for event in self.events(attempt):
+            if event["event"] == "started":
+                return int(event["step"])
+        return None
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+    def committed_steps(self) -> list[int]:
+        """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
+        names = [name for name in self.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
+        steps = {int(name[5:]) for name in names} | self._latest_step()
+        return sorted(step for step in steps if self.exists(f"{self.checkpoint_dir(step)}/{MANIFEST}"))
+
+    def _latest_step(self) -> set[int]:
+        """The step that was committed last, for stores and network folders that list late what is there already."""
+        try:
+            return {int(self.read_json(LATEST)["step"])}
+        except (FileNotFoundError, ValueError, KeyError):
+            return set()
+
+    # -- stop ----------------------------------------------------------------------------------------------------
+    def request_stop(self, reason: str) -> None:
+        self.write_json("stop.json", {"reason": reason, "time": time.time()})
+
+    def stop_requested(self) -> dict[str, Any] | None:
+        try:
+            return dict(self.read_json("stop.json"))
+        except FileNotFoundError:
+            return None
+
+    def give_notice(self, attempt: int, reason: str) -> None:
+        """Tell the agents of an attempt that its nodes are about to be taken: agreed save, then leave."""
+        self.write_json(f"{self.attempt_dir(attempt)}/notice.json", {"reason": reason, "time": time.time()})
+
+    def notice(self, attempt: int) -> str | None:
+        try:
+            return str(self.read_json(f"{self.attempt_dir(attempt)}/notice.json").get("reason"))
+        except FileNotFoundError:
+            return None
+
+    def clear_stop(self) -> None:
+        self.remove("stop.json")

@@ -1,0 +1,55 @@
+"""Reading what grows: new whole lines of files in a run directory, each line once. Knows nothing of their content."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from launchyard.run.rundir import RunDir
+
+
+class Tail:
+    """New whole lines of one file, since the last call. A file that is not there yet has none."""
+
+    def __init__(self, run: RunDir, name: str) -> None:
+        self._run, self._name, self._offset = run, name, 0
+
+    def lines(self) -> list[str]:
+        raw = self._read()
+        whole = raw.rfind(b"\n") + 1
+        self._offset += whole
+        return raw[:whole].decode(errors="replace").splitlines()
+
+    def rest(self) -> list[str]:
+        """What is left when nobody writes any more: also a last line without its end."""
+        raw = self._read()
+        self._offset += len(raw)
+        return raw.decode(errors="replace").splitlines()
+
+    def _read(self) -> bytes:
+        if self._name.endswith(".log"):
+            return self._run.read_log(self._name, self._offset)
+        return self._run.read_from(self._name, self._offset)
+
+
+class RowTail:
+    """New rows of a series of JSONL files: those in a folder whose names begin alike. Only its last file grows."""
+
+    def __init__(self, run: RunDir, folder: str, prefix: str) -> None:
+        self._run, self._folder, self._prefix = run, folder, prefix
+        self._tails: dict[str, Tail] = {}
+        self._read: set[str] = set()
+        self._lines: list[str] = []
+
+    def rows(self) -> list[dict[str, Any]]:
+        """OSError if they cannot be read now; what was read before it comes with the next call."""
+        names = self._run.listdir(self._folder)
+        names = [name for name in names if name.startswith(self._prefix) and name.endswith(".jsonl")]
+        for name in names:
+            if name not in self._read:
+                tail = self._tails.setdefault(name, Tail(self._run, f"{self._folder}/{name}"))
+                self._lines += tail.lines()
+                if name != names[-1]:  # the next one was there before we read: this one is done
+                    self._read.add(name)
+        lines, self._lines = self._lines, []
+        return [json.loads(line) for line in lines if line.strip()]

@@ -1,0 +1,20 @@
+"""Launch, train and never lose a run: `from launchyard import load` gives a ready model from whatever holds one.
+
+The rooms of the package lie at the top of the repository, where this folder has a link to each of them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launchyard.model.weights.load import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the light files of this package can be imported without torch.
+    if name == "load":
+        from launchyard.model.weights.load import load
+
+        return load
+    raise AttributeError(f"module 'launchyard' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m launchyard` is `launch`."""
+
+from launchyard.launcher.cli.main import main
+
+main()

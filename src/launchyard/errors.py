@@ -1,0 +1,54 @@
+"""The error tree of the launcher: what a user sees instead of a traceback, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_FATAL, EXIT_INTERRUPTED = 0, 1, 2, 75, 78, 130
+
+
+class LaunchError(Exception):
+    """Something went wrong that a person can act on. Printed without a traceback; exit code 1."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UserError(LaunchError):
+    """The user's mistake: says what, where, what is allowed and what to do. Exit code 2; nothing was created."""
+
+    exit_code = EXIT_USER
+
+
+class RecipeErrors(UserError):
+    """All that is wrong with a recipe or a cluster file, at once."""
+
+    def __init__(self, problems: list[str], *, hint: str | None = None) -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = problems
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn the ValueError family and file errors that model and training raise for users into UserError."""
+    try:
+        yield
+    except LaunchError:
+        raise
+    except FileNotFoundError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise UserError(f"no such file or folder{where}" if where else str(error)) from error
+    except OSError as error:
+        from launchyard.storage.errors import RefusedError, StoreError
+
+        if isinstance(error, StoreError):  # says all of it itself
+            raise (UserError if isinstance(error, RefusedError) else LaunchError)(str(error)) from error
+        if not isinstance(error, PermissionError):
+            raise
+        raise UserError(f"permission denied: {error.filename or error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,226 @@
+"""The format of a sharded set of tensors: safetensors files, and a manifest.json that makes them one thing.
+
+Every saved piece is one entry of one safetensors file, named `key@offset,offset`; the manifest holds where each piece
+lies, its extent in the whole tensor and its xxh3 hash. No pickle anywhere, and whoever knows JSON can read it.
+Light: pydantic, xxhash and stdlib; torch only where tensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launchyard.storage import files
+from launchyard.storage.errors import CorruptError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+READ_TRIES = 3
+_SEAL, _END = ',"xxh3":"', '"}'
+Result = TypeVar("Result")
+# safetensors' names of element types, with their size in bytes.
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+TORCH_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+class Piece(BaseModel):
+    """One box of a tensor: elements offsets[i] … offsets[i] + sizes[i] of each axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str = Field(description="Name of the file, relative to the manifest.")
+    start: int = Field(description="First byte in that file.")
+    length: int = Field(description="Bytes.")
+    xxh3: str = Field(description="xxh3_64 of those bytes, in hex.")
+
+
+class TensorEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+class FileEntry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    header_xxh3: str = Field(description="xxh3_64 of all that precedes the first piece.")
+    header_bytes: int
+
+
+class Manifest(BaseModel):
+    """manifest.json. Written last: a folder without it does not exist."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: int = FORMAT
+    step: int
+    attempt: int
+    world_size: int
+    kind: Literal["permanent", "temporary"]
+    created: float
+    train_state: dict[str, Any] = Field(description="What must survive besides tensors: step, tokens_seen …")
+    model: dict[str, Any] = Field(description="ModelConfig as JSON.")
+    data_digest: str
+    recipe_hash: str
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+    tensors: dict[str, TensorEntry]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+
+def safetensors_header(entries: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The bytes before the data of a safetensors file whose tensors (name -> dtype, shape) lie in this order."""
+    header, offset = {}, 0
+    for name, (dtype, shape) in entries.items():
+        size = DTYPE_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def sealed(manifest: Manifest) -> str:
+    """The text of manifest.json: its last entry is the hash of all before it."""
+    text = manifest.model_dump_json()
+    return f"{text[:-1]}{_SEAL}{_hash(text.encode())}{_END}"
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a folder, local or URL. FileNotFoundError without one; CorruptError if it is not what was saved.
+
+    What came over a network is asked for again before it is called damaged.
+    """
+    return again_if_remote(folder, lambda: _read_manifest(f"{folder}/{MANIFEST}"))
+
+
+def _read_manifest(path: str) -> Manifest:
+    text, _, seal = files.read(path).rpartition(_SEAL.encode())
+    text += b"}"
+    if seal != f"{_hash(text)}{_END}".encode():
+        raise CorruptError(f"{path} is changed: its hash is not what was saved")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValueError as error:
+        raise CorruptError(f"{path} is no manifest of this version: {error}") from error
+
+
+def again_if_remote(path: str, action: Callable[[], Result]) -> Result:
+    """`action`'s value; after a CorruptError about what came over a network it gets another chance or two."""
+    for left in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
+        try:
+            return action()
+        except CorruptError:
+            if not left:
+                raise
+    raise AssertionError("not reached")
+
+
+def _hash(raw: Any) -> str:
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(raw)
+
+
+def read_into(path: str, *run: tuple[str, Piece, memoryview]) -> None:
+    """Read pieces that follow each other in a file, in one request: each (key, piece, its memory), verified.
+
+    CorruptError names what is wrong with which file. What came over a network is asked for again before it is called
+    damaged.
+    """
+    again_if_remote(path, lambda: _read_into(path, run))
+
+
+def _read_into(path: str, run: Sequence[tuple[str, Piece, memoryview]]) -> None:
+    start = run[0][1].start
+    try:
+        count = files.read_into(path, start, *(target for _, _, target in run))
+    except FileNotFoundError as error:
+        raise CorruptError(f"{path} is missing (it holds {run[0][0]})") from error
+    for key, piece, target in run:
+        end = piece.start + piece.length
+        if end > start + count:
+            raise CorruptError(f"{path} is cut: {key} ends at byte {end}, the file before it")
+        check_hash(target, path, key, piece)
+
+
+def read_piece(folder: str, key: str, piece: Piece) -> bytearray:
+    """The verified bytes of one piece."""
+    raw = bytearray(piece.length)
+    read_into(f"{folder}/{piece.file}", (key, piece, memoryview(raw)))
+    return raw
+
+
+def check_hash(raw: Any, path: str, key: str, piece: Piece) -> None:
+    """`raw` is anything with a buffer; CorruptError if it is not what was written."""
+    if _hash(raw) != piece.xxh3:
+        end = piece.start + piece.length
+        raise CorruptError(f"{path} is changed: the hash of {key} (bytes {piece.start} to {end}) is not what was saved")
+
+
+def check_header(folder: str, name: str, entry: FileEntry) -> None:
+    """CorruptError if a file is missing, of another size, or begins with other bytes than what was saved."""
+    path = f"{folder}/{name}"
+
+    def check() -> None:
+        try:
+            size, header = files.size(path), files.read(path, 0, entry.header_bytes)
+        except FileNotFoundError as error:
+            raise CorruptError(f"{path} is missing") from error
+        if size != entry.bytes:
+            said = "cut" if size < entry.bytes else "changed"
+            raise CorruptError(f"{path} has {size} bytes instead of {entry.bytes}: it is {said}")
+        if _hash(header) != entry.header_xxh3:
+            raise CorruptError(f"{path} is changed: the hash of its header is not what was saved")
+
+    again_if_remote(path, check)
+
+
+def verify(folder: str, manifest: Manifest) -> Iterator[str]:
+    """Every fault of a sharded set, in words; nothing if it is whole. Reads all of it."""
+    for name, entry in manifest.files.items():
+        try:
+            check_header(folder, name, entry)
+        except CorruptError as error:
+            yield str(error)
+        else:
+            yield from _verify_pieces(folder, name, manifest)
+
+
+def _verify_pieces(folder: str, name: str, manifest: Manifest) -> Iterator[str]:
+    for key, tensor in manifest.tensors.items():
+        for piece in tensor.pieces:
+            if piece.file == name:
+                try:
+                    read_piece(folder, key, piece)
+                except CorruptError as error:
+                    yield str(error)
+
+
+def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
+    """One whole tensor, put together from its verified pieces: a torch.Tensor on the CPU."""
+    import torch
+
+    entry = manifest.tensors[key]
+    whole = torch.empty(entry.shape, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
+    for piece in entry.pieces:
+        raw = read_piece(folder, key, piece)
+        part = torch.frombuffer(raw, dtype=whole.dtype).view(piece.sizes)
+        box = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
+        whole[box] = part
+    return whole

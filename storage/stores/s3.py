@@ -1,0 +1,412 @@
+"""S3 and what speaks its language: single calls with their own time limits, and uploads in parallel parts.
+
+s3fs brings the session, the credentials and the event loop; trying again is ours (storage/stores/fsspec.py), so that
+it is counted, bounded and the same everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import io
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from launchyard.host.priority import step_back
+from launchyard.storage.options import StoreOptions, Writer
+from launchyard.storage.retry import Insistence, Verdict, deadline, in_a_line, of_status
+from launchyard.storage.stores.fsspec import Filling
+
+PART_BYTES = 16 << 20
+PARTS_AT_ONCE = 4
+MAX_PARTS = 9_000  # S3 allows 10,000
+CONNECT_SECONDS, SILENCE_SECONDS = 5, 20
+CONNECTIONS = 32
+RENEW_SECONDS = 2.0
+BLOCK_BYTES = 1 << 20
+_PASSING = {
+    "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "ConditionalRequestConflict", "RequestTimeout",
+    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
+    "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
+}  # fmt: skip
+_REFUSED = {"NoSuchBucket", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
+
+
+class S3Store:
+    def __init__(self, options: StoreOptions) -> None:
+        self._options = options
+        self._fs = self._connect()
+        self._connected = time.monotonic()
+        self.insist = Insistence(judge, self._renew, describe).insist
+
+    def _connect(self) -> Any:
+        try:
+            import s3fs
+            from aiobotocore.session import AioSession
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"s3:// needs the package {error.name}, which is not installed: pip install 'launchyard[s3]'"
+            ) from error
+        session = AioSession(profile=self._options.profile)
+        if self._options.credentials_file:
+            session.set_config_variable("credentials_file", self._options.credentials_file)
+        fs = s3fs.S3FileSystem(
+            session=session,
+            endpoint_url=self._options.endpoint_url,
+            client_kwargs={"region_name": self._options.region} if self._options.region else {},
+            config_kwargs={
+                "connect_timeout": CONNECT_SECONDS,
+                "read_timeout": SILENCE_SECONDS,
+                "max_pool_connections": CONNECTIONS,
+                "retries": {"max_attempts": 0},
+            },
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+        fs.retries = 1
+        fs.loop.call_soon_threadsafe(step_back)  # it signs, checks and copies all that comes and goes
+        return fs
+
+    def _renew(self) -> None:
+        """Read the credentials anew from where they come. It costs half a second, and many threads may ask at once."""
+        if time.monotonic() - self._connected > RENEW_SECONDS:
+            self._connected = time.monotonic()
+            self._fs = self._connect()
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+    def call(self, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any:
+        """One request of the S3 API on the object or folder of a URL, once."""
+        bucket, key = split(path)
+        if "Prefix" not in arguments:
+            arguments["Key"] = key
+        return self._run(self._fs._call_s3(method, Bucket=bucket, **arguments), deadline(n_bytes))
+
+    def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        """On s3fs' event loop; what takes too long is cancelled, and its connection with it.
+
+        ValueError for a configuration with which nothing can be asked, such as a profile that is not there.
+        """
+        from botocore.exceptions import BotoCoreError
+
+        future = asyncio.run_coroutine_threadsafe(work, self._fs.loop)
+        began = time.monotonic()
+        try:
+            return future.result(seconds)
+        except (BotoCoreError, ValueError) as error:
+            if judge(error) != "final":
+                raise
+            where = "AWS_* variables, ~/.aws, and `storage` of the cluster file decide it"
+            raise ValueError(f"S3 cannot be asked as it is configured: {in_a_line(str(error))}; {where}") from error
+        except TimeoutError as error:
+            if str(error):  # the store's own word
+                raise
+            raise TimeoutError(f"no end after {time.monotonic() - began:.0f} s") from error
+        finally:
+            future.cancel()
+
+    def attempt(self, what: str, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any:
+        """A request, made until it succeeds."""
+        return self.insist(what, path, lambda: self.call(method, path, n_bytes=n_bytes, **arguments))
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+    def exists(self, path: str) -> bool:
+        answer, is_folder = self._look_up(path)
+        return is_folder or answer is not None
+
+    def _look_up(self, path: str) -> tuple[Any, bool]:
+        """The answer to HEAD, None if there is no such object, and then whether there is a folder of that name."""
+        _, key = split(path)
+
+        def look() -> tuple[Any, bool]:
+            refusal: Exception | None = None
+            try:
+                if key:
+                    return self.call("head_object", path), False
+            except Exception as error:
+                if judge(error) not in ("missing", "refused"):
+                    raise
+                refusal = error if judge(error) == "refused" else None
+            # Also because HEAD tells neither why it refuses nor a missing bucket from a missing object.
+            found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
+            if refusal is not None:
+                raise refusal
+            return None, bool(found.get("KeyCount") or found.get("Contents"))
+
+        result: tuple[Any, bool] = self.insist("look up", path, look)
+        return result
+
+    def _head(self, path: str) -> Any:
+        answer, _ = self._look_up(path)
+        if answer is None:
+            raise FileNotFoundError(2, "No such file", path)
+        return answer
+
+    def size(self, path: str) -> int:
+        return int(self._head(path)["ContentLength"])
+
+    def age(self, path: str) -> float:
+        """By the store's clock: its time of the answer, less its time of the last write."""
+        answer = self._head(path)
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - answer["LastModified"]).total_seconds())
+
+    def listdir(self, path: str) -> list[str]:
+        prefix = f"{split(path)[1]}/".lstrip("/")
+        names: set[str] = set()
+        more: dict[str, Any] = {}
+        while True:
+            page = self.attempt("list", "list_objects_v2", path, Prefix=prefix, Delimiter="/", **more)
+            found = [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+            found += [entry["Key"] for entry in page.get("Contents", [])]
+            names.update(name[len(prefix) :].rstrip("/") for name in found)
+            if not page.get("IsTruncated"):
+                return sorted(names - {""})
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def read(self, path: str, start: int, length: int | None) -> bytes:
+        if length == 0:
+            return b""
+
+        async def consume(body: Any) -> bytes:
+            return bytes(await body.read())
+
+        return bytes(self.insist("read", path, lambda: self._get(path, start, length, consume)) or b"")
+
+    def read_into(self, path: str, start: int, *targets: memoryview) -> int:
+        length = sum(map(len, targets))
+        if not length:
+            return 0
+
+        async def consume(body: Any) -> int:
+            filling = Filling(targets)
+            while raw := await body.read(BLOCK_BYTES):
+                filling.take(raw)
+            return filling.count
+
+        return int(self.insist("read", path, lambda: self._get(path, start, length, consume)) or 0)
+
+    def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What `consume` makes of a body; None where the object has no such bytes."""
+        bucket, key = split(path)
+        # A whole object comes with its checksum, which botocore checks; the answer to a range says its length twice.
+        end = "" if length is None else start + length - 1
+        span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
+
+        async def get() -> Any:
+            async with asyncio.timeout(deadline(0)):
+                answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **span)
+            expected = _length_of(answer)
+            async with asyncio.timeout(deadline(expected)), answer["Body"] as body:
+                got = await consume(body)
+            count = got if isinstance(got, int) else len(got)
+            if count != expected:
+                raise ConnectionError(f"the body ended after {count} of {expected} bytes")
+            return got
+
+        try:
+            return self._run(get(), 2 * deadline(length or (1 << 30)))
+        except Exception as error:
+            if status_of(error)[0] == 416:
+                return None
+            raise
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+    def write(self, path: str, raw: bytes) -> None:
+        if len(raw) <= PART_BYTES:
+            self.attempt("write", "put_object", path, n_bytes=len(raw), Body=raw)
+            return
+        writer = self.open_write(path, size=len(raw))
+        try:
+            writer.write(raw)
+            writer.close()
+        except BaseException:
+            writer.discard()
+            raise
+
+    def create(self, path: str, raw: bytes) -> None:
+        try:
+            self.attempt("create", "put_object", path, n_bytes=len(raw), Body=raw, IfNoneMatch="*")
+        except FileExistsError:
+            if self.read(path, 0, None) != raw:  # else it is ours, and the answer to our first try was lost
+                raise
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.attempt("remove", "delete_object", path)
+
+    def rename(self, old: str, new: str) -> None:
+        """One object of at most 5 GB, which is what S3 copies at once."""
+        bucket, key = split(old)
+        self.attempt("copy", "copy_object", new, n_bytes=self.size(old), CopySource={"Bucket": bucket, "Key": key})
+        self.remove(old)
+
+    def open_write(self, path: str, *, size: int | None) -> Writer:
+        return PartWriter(self, path, part_bytes=max(PART_BYTES, math.ceil((size or 0) / MAX_PARTS)))
+
+    def sweep_uploads(self, folder: str) -> int:
+        """Abort what was begun under a folder and never completed: it is kept, invisible and paid for, until then."""
+        prefix = f"{split(folder)[1]}/"
+        found = self.attempt("list uploads of", "list_multipart_uploads", folder, Prefix=prefix).get("Uploads") or []
+        bucket = split(folder)[0]
+        for upload in found:
+            if upload["Key"].startswith(prefix):  # some servers do not filter
+                with contextlib.suppress(FileNotFoundError):
+                    path = f"s3://{bucket}/{upload['Key']}"
+                    self.attempt("abort", "abort_multipart_upload", path, UploadId=upload["UploadId"])
+        return len(found)
+
+
+class PartWriter:
+    """A multipart upload: parts leave while more is written, a few at a time; memory for those and no more.
+
+    What fits one part is put as one object.
+    """
+
+    def __init__(self, store: S3Store, path: str, *, part_bytes: int) -> None:
+        self._store, self._path, self._part_bytes = store, path, part_bytes
+        # A part's memory serves again: fresh pages take longer than the copy, and hold up whoever trains meanwhile.
+        self._ring: list[io.BytesIO | None] = [None] * (PARTS_AT_ONCE + 1)
+        self._part = self._empty_part(0)
+        self._upload: str | None = None
+        self._parts: list[Future[dict[str, Any]]] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self._size = 0
+
+    def write(self, raw: bytes | memoryview) -> None:
+        view = memoryview(raw)
+        while len(view):
+            room = self._part_bytes - self._part.tell()
+            self._part.write(view[:room])
+            view = view[room:]
+            if self._part.tell() == self._part_bytes:
+                self._send()
+
+    def _empty_part(self, index: int) -> io.BytesIO:
+        """In the memory of the part PARTS_AT_ONCE + 1 before it, which `_send` has waited for."""
+        part = self._ring[index % len(self._ring)] = self._ring[index % len(self._ring)] or io.BytesIO()
+        part.seek(0)
+        return part
+
+    def _send(self) -> None:
+        if self._pool is None:
+            self._upload = self._store.attempt("begin to write", "create_multipart_upload", self._path)["UploadId"]
+            self._pool = ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="upload", initializer=step_back)
+        self._part.truncate()  # the last one is shorter
+        self._size += self._part.tell()
+        if len(self._parts) >= PARTS_AT_ONCE:
+            self._parts[-PARTS_AT_ONCE].result()  # room for one more; raises what ended it
+        context = contextvars.copy_context()  # its patience is ours
+        self._parts.append(self._pool.submit(context.run, self._send_part, len(self._parts), self._part))
+        self._part = self._empty_part(len(self._parts))
+
+    def _send_part(self, index: int, body: io.BytesIO) -> dict[str, Any]:
+        size = body.tell()
+
+        def put() -> Any:
+            nonlocal body
+            if self._ring[index % len(self._ring)] is not body:
+                body = io.BytesIO(body.getvalue())  # what is left of the try before may still move in the other
+            self._ring[index % len(self._ring)] = None  # until it is known that nothing is left of this try
+            body.seek(0)
+            return self._store.call(
+                "upload_part", self._path, n_bytes=size, UploadId=self._upload, PartNumber=index + 1, Body=body
+            )
+
+        answer = self._store.insist("write", self._path, put)
+        self._ring[index % len(self._ring)] = body
+        return {"PartNumber": index + 1, "ETag": answer["ETag"]}
+
+    def close(self) -> None:
+        if self._pool is None:
+            self._store.write(self._path, self._part.getvalue())
+            return
+        if self._part.tell():
+            self._send()
+        parts = [part.result() for part in self._parts]
+        self._pool.shutdown()
+        try:
+            self._store.attempt(
+                "complete", "complete_multipart_upload", self._path,
+                n_bytes=self._size, UploadId=self._upload, MultipartUpload={"Parts": parts},
+            )  # fmt: skip
+        except FileNotFoundError:  # no such upload: an earlier try completed it, and its answer was lost
+            if self._store.size(self._path) != self._size:
+                raise
+
+    def discard(self) -> None:
+        """Leave nothing behind, as far as the store answers now; what remains is swept later."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            with contextlib.suppress(Exception):
+                self._store.call("abort_multipart_upload", self._path, UploadId=self._upload)
+
+
+def split(path: str) -> tuple[str, str]:
+    """Bucket and key of s3://bucket/key."""
+    bucket, _, key = path.partition("://")[2].partition("/")
+    if not bucket:
+        raise ValueError(f"{path}: a URL of S3 is s3://BUCKET/KEY")
+    return bucket, key.rstrip("/")
+
+
+def status_of(error: BaseException | None) -> tuple[int | None, str]:
+    """HTTP status and S3's code of an error, out of what s3fs has made of it."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, str(response["Error"].get("Code", ""))
+        error = error.__cause__
+    return None, ""
+
+
+def _length_of(answer: dict[str, Any]) -> int:
+    """Bytes of the body of a range."""
+    first, _, last = str(answer.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
+    return int(last) - int(first) + 1 if last else int(answer["ContentLength"])
+
+
+def describe(error: BaseException) -> str:
+    """What the store said, or what became of the connection, without the libraries' own noise."""
+    from aiohttp import ClientPayloadError
+
+    status, code = status_of(error)
+    if status is not None:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"{in_a_line(said)} ({code or status})"
+    if isinstance(error, ClientPayloadError):
+        return "the connection ended in the middle of the answer"
+    return str(error)
+
+
+def judge(error: BaseException) -> Verdict:
+    """What an error means for a call; see storage/stores/fsspec.py."""
+    status, code = status_of(error)
+    if code in _PASSING:
+        return "passing"
+    if code in _REFUSED:
+        return "refused"
+    if status == 400 and code in ("", "400"):  # AWS' answer to a HEAD whose token has expired: it has no body
+        return "refused"
+    if status is not None:
+        return of_status(status)
+    from aiohttp import ClientError
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
+        return "refused"
+    broken = (OSError, TimeoutError, EOFError, CancelledError, ClientError, boto.HTTPClientError, boto.ConnectionError)
+    damaged = (
+        boto.IncompleteReadError,
+        boto.ResponseStreamingError,
+        boto.ChecksumError,
+        boto.FlexibleChecksumError,
+        ResponseParserError,
+    )
+    return "passing" if isinstance(error, broken + damaged) else "final"

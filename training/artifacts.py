@@ -1,0 +1,65 @@
+"""What a run leaves for people when its training has ended: the curve, weights, and a text of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launchyard.run.rundir import RunDir
+from launchyard.run.svg import loss_svg
+from launchyard.storage.shards import read_manifest, read_tensor
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import Workload
+
+WEIGHTS = "weights"
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bool, on_event: Any) -> None:
+    """Rank 0 only. The curve always; weights and sample when the run has completed and the recipe asks for them."""
+    draw_curve(run, workload.name)
+    if not completed:
+        return
+    if recipe.checkpoint.export:
+        export_weights(run, workload)
+        on_event("exported", folder=WEIGHTS)
+    if recipe.validation.sample is not None:
+        run.write_text("sample.txt", write_sample(run, recipe))
+        on_event("sampled", file="sample.txt")
+
+
+def draw_curve(run: RunDir, name: str) -> None:
+    train = [(float(row["step"]), float(row["loss"])) for row in run.rows("steps")]
+    validation = [(float(row["step"]), float(row["loss"])) for row in run.rows("validation")]
+    run.write_text("loss.svg", loss_svg(train, validation, title=f"{name}: loss, nats a token"))
+
+
+def export_weights(run: RunDir, workload: Workload) -> None:
+    """The newest checkpoint's weights as an HF directory, a tensor at a time."""
+    from launchyard.model.weights.hf import save_hf
+
+    folder = run.path(run.checkpoint_dir(run.committed_steps()[-1]))
+    manifest = read_manifest(folder)
+    tensors = (
+        (key.removeprefix("model."), read_tensor(folder, manifest, key))
+        for key in manifest.tensors
+        if key.startswith("model.")
+    )
+    tokenizer = run.path(TOKENIZER) if run.exists(TOKENIZER) else None
+    save_hf(tensors, workload.model, run.path(WEIGHTS), tokenizer_file=tokenizer)
+
+
+def write_sample(run: RunDir, recipe: Recipe) -> str:
+    """A text of the model, from the newest checkpoint, on the CPU."""
+    from launchyard.model.weights.load import load
+
+    sample = recipe.validation.sample
+    assert sample is not None
+    model = load(run.path(run.checkpoint_dir(run.committed_steps()[-1])), device="cpu")
+    text = model.generate(
+        sample.prompt,
+        max_new_tokens=sample.max_new_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        seed=recipe.train.seed,
+    )
+    return f"{sample.prompt}{text}\n"

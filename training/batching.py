@@ -1,0 +1,54 @@
+"""How an optimizer step is cut over workers, and how many steps a run has: pure functions of recipe and world size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launchyard.training.recipe import Recipe, Train
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How one optimizer step is cut. Sizes count sequences."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    world_size: int
+
+
+def cut_batch(train: Train, world_size: int) -> Batch:
+    """Cut the global batch over `world_size` workers; ValueError names what would fit."""
+    total = train.global_batch_size
+    fits = [n for n in range(1, total + 1) if total % n == 0]
+    if total % world_size:
+        raise ValueError(
+            f"train.global_batch_size: {total} sequences cannot be cut evenly over {world_size} workers; use a "
+            f"multiple of {world_size}, or one of these numbers of workers: {', '.join(map(str, fits[:12]))}"
+        )
+    share = total // world_size
+    micro = train.micro_batch_size or share
+    if share % micro:
+        fits = [n for n in range(1, share + 1) if share % n == 0]
+        raise ValueError(
+            f"train.micro_batch_size: {micro} does not divide the {share} sequences of each of {world_size} workers "
+            f"(global_batch_size {total}); use one of {', '.join(map(str, fits[:12]))}"
+        )
+    return Batch(total, micro, share // micro, world_size)
+
+
+def count_samples(n_tokens: int, seq_len: int) -> int:
+    """Sequences in a stream of tokens; the last may be short, none is dropped."""
+    return max(0, math.ceil((n_tokens - 1) / seq_len))
+
+
+def count_steps(recipe: Recipe, n_tokens: int) -> int:
+    """Optimizer steps of the whole run."""
+    train, per_step = recipe.train, recipe.train.global_batch_size
+    if train.max_steps is not None:
+        return train.max_steps
+    if train.max_tokens is not None:
+        return math.ceil(train.max_tokens / (per_step * recipe.data.seq_len))
+    assert train.max_epochs is not None
+    return max(1, math.ceil(train.max_epochs * count_samples(n_tokens, recipe.data.seq_len) / per_step))

@@ -1,0 +1,382 @@
+"""Checkpoints of a run: stage, write in the background, commit, retain; and load the newest that is whole.
+
+A checkpoint exists from the moment its manifest is written, and the manifest is written last. Before it is removed,
+its manifest goes first. Knows nothing of models, data or steps beyond their numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launchyard.host.priority import step_back
+from launchyard.run.layout import LATEST
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.storage.errors import CorruptError, StoreError
+from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_manifest, sealed
+from launchyard.training.checkpoint.commit import FencedError, Identity, Kind, NoValidCheckpointError, Save, fenced
+from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
+from launchyard.training.checkpoint.state import Shard
+from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP, in a world of one
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints of one run. At most one save is in flight.
+
+    `on_event(name, **facts)` hears what happened; `before_commit()` runs on rank 0 before a manifest is written.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        world: World,
+        identity: Identity,
+        *,
+        keep: int | None,
+        background: bool,
+        on_event: Callable[..., None],
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.run, self._world, self._identity = run, world, identity
+        self._keep, self._background = keep, background
+        self._on_event, self._before_commit = on_event, before_commit
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._group: Any = host_group() if is_connected() else None  # the thread's own
+        self.last_saved: int | None = None
+        self._kinds: dict[int, str] = {}
+        self._passed_over: set[int] = set()  # committed, and nothing to fall back on
+        self._must_sweep = True  # after the first save: what a killed attempt was still writing when this one began
+
+    # -- save ----------------------------------------------------------------------------------------------------
+    def take_memory(self, shards: dict[str, Shard]) -> None:
+        """Begin to allocate the host memory for staging, so that the first save finds it: fresh pages are slow."""
+
+        def allocate() -> None:
+            step_back()
+            for key, shard in shards.items():
+                if shard.writes:
+                    self._buffer(key, shard).zero_()
+
+        if self._background:
+            self._thread = threading.Thread(target=allocate, name="stage-memory", daemon=True)
+            self._thread.start()
+
+    def save(self, step: int, shards: dict[str, Shard], train_state: dict[str, Any], kind: Kind) -> float:
+        """Begin a save of the state after `step` steps; returns the seconds for which training was held up."""
+        began = time.perf_counter()
+        self.wait()
+        staged = self._stage(shards)
+        save = Save(step, kind, train_state, time.time(), time.perf_counter() - began)
+        if self._background:
+            self._thread = threading.Thread(
+                target=self._write_aside, args=(save, staged), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._write(save, staged)
+        return time.perf_counter() - began
+
+    @property
+    def busy(self) -> bool:
+        """Is a save under way? One that is not pressing can be put off until the store has taken this one."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self, *, must_succeed: bool = False) -> None:
+        """Until nothing is in flight. A failed save was reported when it failed; `must_succeed` raises it too."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None and (must_succeed or isinstance(error, FencedError)):
+            raise error
+
+    @torch.no_grad()
+    def _stage(self, shards: dict[str, Shard]) -> dict[str, Shard]:
+        """Copies in host memory, in buffers that are used again at the next save."""
+        staged = {}
+        on_gpu = False
+        for key, shard in shards.items():
+            if not shard.writes:
+                continue
+            buffer = self._buffer(key, shard)
+            buffer.copy_(shard.tensor, non_blocking=True)
+            on_gpu = on_gpu or shard.tensor.device.type == "cuda"
+            staged[key] = replace(shard, tensor=buffer)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return staged
+
+    def _buffer(self, key: str, shard: Shard) -> Tensor:
+        if key not in self._buffers:
+            pinned = shard.tensor.device.type == "cuda"
+            self._buffers[key] = torch.empty(shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=pinned)
+        return self._buffers[key]
+
+    def _write_aside(self, save: Save, staged: dict[str, Shard]) -> None:
+        step_back()
+        self._write(save, staged)
+
+    def _write(self, save: Save, staged: dict[str, Shard]) -> None:
+        try:
+            facts = self._upload(save, staged)
+        except BaseException as error:
+            self._error = root_error(error)
+            self._must_sweep = True
+            if isinstance(self._error, FencedError):
+                self._forget(save.step)
+            self._on_event("save failed", step=save.step, kind=save.kind, message=str(self._error))
+            return
+        self.last_saved = save.step
+        self._on_event("saved", step=save.step, kind=save.kind, **facts)
+        if self._world.leads:
+            try:
+                self._retain(save.step)
+            except FencedError as error:
+                self._error = error
+
+    def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, Any]:
+        """Write all shards and commit. Seconds from its beginning, of its stages, and on rank 0 the bytes."""
+        import torch.distributed.checkpoint as dcp  # here: it takes a second, which a start need not wait for
+
+        from launchyard.training.checkpoint.dcp import ShardSavePlanner, ShardWriter
+
+        folder = self.run.checkpoint_dir(save.step)
+        name = self._file_name
+        facts: dict[str, Any] = {}
+
+        def commit(written: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
+            began, manifest = time.perf_counter(), self._manifest(save, written, tensors)
+            self._commit(folder, manifest)
+            facts["bytes"], facts["commit_seconds"] = manifest.total_bytes, round(time.perf_counter() - began, 3)
+
+        writer = ShardWriter(self.run.path(folder), name, commit)
+        dcp.save(
+            staged,
+            storage_writer=writer,
+            planner=ShardSavePlanner(),
+            process_group=self._group,
+            no_dist=not is_connected(),
+        )
+        seconds = {"seconds": time.time() - save.began, "stall_seconds": save.stall_seconds}
+        seconds["upload_seconds"] = writer.seconds
+        return {key: round(value, 4) for key, value in seconds.items()} | facts
+
+    @property
+    def _file_name(self) -> str:
+        """Of this rank's shards, in every checkpoint of this attempt."""
+        return f"{self._world.attempt:04d}-rank-{self._world.rank:05d}.safetensors"
+
+    def _forget(self, step: int) -> None:
+        """Take back what no manifest will name: whoever has the run now may have swept before it was there."""
+        with contextlib.suppress(OSError):
+            self.run.remove(f"{self.run.checkpoint_dir(step)}/{self._file_name}")
+
+    def _manifest(self, save: Save, files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> Manifest:
+        return Manifest(
+            step=save.step,
+            attempt=self._world.attempt,
+            world_size=self._world.world_size,
+            kind=save.kind,
+            created=save.began,
+            train_state=save.train_state,
+            model=self._identity.model,
+            data_digest=self._identity.data_digest,
+            recipe_hash=self._identity.recipe_hash,
+            versions=self._identity.versions,
+            files=files,
+            tensors=tensors,
+        )
+
+    def _commit(self, folder: str, manifest: Manifest) -> None:
+        """The manifest makes the checkpoint. It is created, never replaced: who comes too late finds out."""
+        self._before_commit()
+        self._check_owner()
+        name = f"{folder}/{MANIFEST}"
+        try:
+            self.run.create_text(name, sealed(manifest))
+        except FileExistsError:
+            # Of an attempt before this one, which passed it over: it is damaged, or came after this one had begun.
+            if (other := self._attempt_of(manifest.step)) > self._world.attempt:
+                raise FencedError(fenced(other, self._world.attempt)) from None
+            self.run.remove(name)
+            self.run.create_text(name, sealed(manifest))
+        self._kinds[manifest.step] = manifest.kind
+        self.run.write_json(LATEST, {"step": manifest.step})
+
+    def _check_owner(self) -> None:
+        newest = self.run.attempts()[-1:]
+        if newest and newest[0] > self._world.attempt:
+            raise FencedError(fenced(newest[0], self._world.attempt))
+
+    def _attempt_of(self, step: int) -> int:
+        """Who committed a step; -1 if that cannot be told."""
+        try:
+            return read_manifest(self.run.path(self.run.checkpoint_dir(step))).attempt
+        except (FileNotFoundError, CorruptError):
+            return -1
+
+    # -- retain --------------------------------------------------------------------------------------------------
+    def _retain(self, newest: int) -> None:
+        """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit.
+
+        Who was taken over by then removes nothing: its commit may be late, and count for nothing.
+        """
+        try:
+            self._check_owner()
+            counted = set(self.run.committed_steps()) - self._passed_over
+            kinds = {step: self._kind(step) for step in counted}
+            for step in superfluous(kinds, newest=newest, keep=self._keep):
+                remove_checkpoint(self.run, step)
+                self._kinds.pop(step, None)
+        except OSError as error:  # a store that cannot delete costs room, not the run
+            self._on_event("cleanup failed", message=str(error))
+        if self._must_sweep:
+            self._must_sweep = not self.sweep()
+
+    def _kind(self, step: int) -> str:
+        if step not in self._kinds:
+            try:
+                self._kinds[step] = read_manifest(self.run.path(self.run.checkpoint_dir(step))).kind
+            except CorruptError:  # unreadable: the doctor's business, not ours to remove
+                return "unreadable"
+        return self._kinds[step]
+
+    def sweep(self) -> bool:
+        """Remove what killed saves have left: uploads without an end, files that no manifest names. Whether it did.
+
+        Never what a newer attempt writes, should this one have been taken over: each file's name begins with its
+        attempt.
+        """
+        try:
+            self._check_owner()
+            files.sweep_uploads(self.run.path("checkpoints"))
+            for name in self.run.listdir("checkpoints"):
+                if name.startswith("step-"):
+                    self._sweep_folder(f"checkpoints/{name}")
+        except OSError as error:
+            self._on_event("cleanup failed", message=str(error))
+            return False
+        return True
+
+    def _sweep_folder(self, folder: str) -> None:
+        mine = f"{self._world.attempt:04d}"
+        entries = [name for name in self.run.listdir(folder) if name[:4] <= mine or name.endswith(".tmp")]
+        named = self._named(folder) if entries else set()
+        if named is not None:
+            for entry in set(entries) - named:
+                self.run.remove(f"{folder}/{entry}")
+            remove_empty(self.run, folder)
+
+    def _named(self, folder: str) -> set[str] | None:
+        """Files that belong to a checkpoint; None where that cannot be told. Asked for by name: a listing may lag."""
+        try:
+            return {*read_manifest(self.run.path(folder)).files, MANIFEST}
+        except FileNotFoundError:
+            return set()
+        except CorruptError:
+            return None
+
+    # -- load ----------------------------------------------------------------------------------------------------
+    def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
+        """Fill `shards` from the newest whole checkpoint; None if there is none at all.
+
+        All ranks take the same one. What is not whole is named and passed over; if nothing is left,
+        NoValidCheckpointError.
+        """
+        faults: list[str] = []
+        steps = from_rank_zero(self._surviving_steps() if self._world.leads else None)
+        for step in reversed(steps):
+            folder = self.run.path(self.run.checkpoint_dir(step))
+            try:
+                manifest = self._read_manifest(folder)
+                self._check_identity(folder, manifest)
+                self._load(folder, manifest, shards)
+            except CorruptError as error:
+                faults.append(str(error))
+                self._passed_over.add(step)
+                self._on_event("fell back", step=step, message=str(error))
+                continue
+            self.last_saved = step
+            return manifest
+        if faults:
+            listed = "; ".join(faults)
+            raise NoValidCheckpointError(
+                f"none of the {len(steps)} checkpoints is whole ({listed}). Starting over would lose the run, so "
+                "nothing was done: restore a checkpoint's files, or start a new run"
+            )
+        return None
+
+    def _surviving_steps(self) -> list[int]:
+        """Committed steps, without what an attempt committed after a later one had gone on from before it."""
+        starts, found = self.run.starts(), []
+        for step in self.run.committed_steps():
+            attempt = self._attempt_of(step)
+            later = [start for number, start in starts.items() if number > attempt >= 0]
+            if all(step <= start for start in later):
+                found.append(step)
+            else:
+                self._passed_over.add(step)
+                self._on_event("passed over", step=step, message=f"attempt {attempt} was late with it")
+        return found
+
+    def _read_manifest(self, folder: str) -> Manifest:
+        answer: Any = None
+        if self._world.leads:
+            try:
+                answer = read_manifest(folder)
+            except StoreError as error:  # it may be whole: no reason to fall back
+                answer = error
+            except (CorruptError, OSError) as error:
+                answer = CorruptError(str(error))
+        answer = from_rank_zero(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Manifest)
+        return answer
+
+    def _check_identity(self, folder: str, manifest: Manifest) -> None:
+        if manifest.model != self._identity.model:
+            raise ValueError(f"{folder} was saved from another model than this run's")
+        if manifest.data_digest != self._identity.data_digest:
+            raise ValueError(f"{folder} was trained on other data (digest {manifest.data_digest}) than this run's")
+
+    def _load(self, folder: str, manifest: Manifest, shards: dict[str, Shard]) -> None:
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from launchyard.training.checkpoint.dcp import ShardLoadPlanner, ShardReader
+
+        try:
+            dcp.load(
+                dict(shards),
+                storage_reader=ShardReader(folder, manifest),
+                planner=ShardLoadPlanner(),
+                process_group=self._group,
+                no_dist=not is_connected(),
+            )
+        except CheckpointException as error:
+            raise root_error(error) from error
+
+
+def root_error(error: BaseException) -> BaseException:
+    """The first rank's error out of DCP's collection; corruption wins, since it decides what is loaded next."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    if not isinstance(error, CheckpointException):
+        return error
+    found = [failure[0] for _, failure in sorted(error.failures.items())]
+    corrupt = [one for one in found if isinstance(one, CorruptError)]
+    return (corrupt or found or [error])[0]

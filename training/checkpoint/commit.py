@@ -1,0 +1,41 @@
+"""The commit of a checkpoint: what it is of, and who may make it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["permanent", "temporary"]
+
+
+class NoValidCheckpointError(Exception):
+    """There are checkpoints, and not one of them is whole."""
+
+
+class FencedError(Exception):
+    """A newer attempt owns the run; this one may no longer write to it."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must have in common with the run that loads it."""
+
+    model: dict[str, Any]
+    data_digest: str
+    recipe_hash: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Save:
+    """One save under way."""
+
+    step: int
+    kind: Kind
+    train_state: dict[str, Any]
+    began: float
+    stall_seconds: float
+
+
+def fenced(newer: int, mine: int) -> str:
+    return f"attempt {newer} has taken over this run; attempt {mine} must not commit"

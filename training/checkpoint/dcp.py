@@ -1,0 +1,342 @@
+"""Our shard format (storage/shards.py) under torch's Distributed Checkpoint: what each rank writes and reads.
+
+DCP brings the ranks together, cuts and joins for any number of them, and gathers errors. Its own storage is not used:
+its metadata is a pickle and nothing in it is hashed. Knows no run directory and no policy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from launchyard.host.priority import step_back
+from launchyard.storage import files, options
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.shards import (
+    DTYPE_BYTES,
+    TORCH_DTYPES,
+    FileEntry,
+    Manifest,
+    Piece,
+    TensorEntry,
+    check_header,
+    read_into,
+    safetensors_header,
+)
+from launchyard.training.checkpoint.state import Shard
+
+# Largest piece with one hash: small enough that a resized run reads little more than it needs.
+PIECE_BYTES = 32 << 20
+READERS = 4
+DTYPE_NAMES = {getattr(torch, name): key for key, name in TORCH_DTYPES.items()}
+
+
+def cut(shard: Shard) -> Iterable[tuple[int, int]]:
+    """(first row, rows) of each piece of this rank's part; a scalar is one piece."""
+    tensor = shard.tensor
+    if tensor.ndim == 0:
+        yield 0, 1
+        return
+    row_bytes = max(1, tensor.element_size() * math.prod(tensor.shape[1:]))
+    rows = max(1, PIECE_BYTES // row_bytes)
+    for start in range(0, tensor.shape[0], rows):
+        yield start, min(rows, tensor.shape[0] - start)
+
+
+class ShardSavePlanner(SavePlanner):
+    """Every rank knows by itself what it writes, so the global plan only joins the lists."""
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        self._shards: dict[str, Shard] = state_dict
+
+    def create_local_plan(self) -> SavePlan:
+        return SavePlan(
+            [
+                self._item(key, shard, start, rows)
+                for key, shard in self._shards.items()
+                if shard.writes and shard.tensor.numel()
+                for start, rows in cut(shard)
+            ]
+        )
+
+    @staticmethod
+    def _item(key: str, shard: Shard, start: int, rows: int) -> WriteItem:
+        scalar = shard.tensor.ndim == 0
+        offsets = () if scalar else (shard.offsets[0] + start, *shard.offsets[1:])
+        sizes = () if scalar else (rows, *shard.tensor.shape[1:])
+        return WriteItem(
+            index=MetadataIndex(key, torch.Size(offsets)),
+            type=WriteItemType.SHARD,
+            tensor_data=TensorWriteData(
+                chunk=ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
+                properties=TensorProperties(dtype=shard.tensor.dtype),
+                size=torch.Size(shard.shape),
+            ),
+        )
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return all_plans, Metadata({})  # the manifest is made from what was written
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        shard, data = self._shards[write_item.index.fqn], write_item.tensor_data
+        assert data is not None
+        if shard.tensor.ndim == 0:
+            return shard.tensor
+        start = data.chunk.offsets[0] - shard.offsets[0]
+        return shard.tensor[start : start + data.chunk.sizes[0]]
+
+
+class ShardWriter(StorageWriter):
+    """One safetensors file a rank, hashed while it is written. `commit` gets (files, tensors) on rank 0, last."""
+
+    def __init__(self, folder: str, name: str, commit: Any) -> None:
+        self._folder, self._name, self._commit = folder, name, commit
+        self.seconds = 0.0  # in which this rank's file was written
+
+    def reset(self, checkpoint_id: Any = None) -> None: ...
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        done: Future[list[WriteResult]] = Future()
+        began = time.perf_counter()
+        done.set_result(self._write(plan, planner) if plan.items else [])
+        self.seconds = time.perf_counter() - began
+        return done
+
+    def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
+        entries = {_entry_name(item): _entry(item) for item in plan.items}
+        header = safetensors_header(entries)
+        results, at, path = [], len(header), f"{self._folder}/{self._name}"
+        file = files.open_write(path, size=at + sum(_length(item) for item in plan.items))
+        try:
+            file.write(header)
+            for result in self._write_pieces(file, plan, planner, entries, at):
+                results.append(result)
+                at += result.size_in_bytes
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
+        written = files.size(path)
+        if written != at:
+            raise OSError(f"{path} holds {written} bytes after {at} were written")
+        entry = FileEntry(bytes=at, header_bytes=len(header), header_xxh3=xxhash.xxh3_64_hexdigest(header))
+        results.append(WriteResult(MetadataIndex(self._name), len(header), entry))
+        return results
+
+    def _write_pieces(
+        self, file: options.Writer, plan: SavePlan, planner: SavePlanner, entries: Any, at: int
+    ) -> Iterator[WriteResult]:
+        with ThreadPoolExecutor(1, initializer=step_back) as hasher:
+            for item in plan.items:
+                raw = as_bytes(planner.resolve_data(item))
+                digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written
+                file.write(raw)
+                dtype, sizes = entries[_entry_name(item)]
+                offsets = tuple(item.index.offset or ())
+                piece = Piece(
+                    offsets=offsets, sizes=sizes, file=self._name, start=at, length=len(raw), xxh3=digest.result()
+                )
+                at += len(raw)
+                assert item.tensor_data is not None
+                yield WriteResult(item.index, len(raw), (dtype, tuple(item.tensor_data.size), piece))
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        written: dict[str, FileEntry] = {}
+        found: dict[str, tuple[str, tuple[int, ...], list[Piece]]] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            if isinstance(result.storage_data, FileEntry):
+                written[result.index.fqn] = result.storage_data
+            else:
+                dtype, shape, piece = result.storage_data
+                found.setdefault(result.index.fqn, (dtype, shape, []))[2].append(piece)
+        self._commit(
+            written,
+            {
+                key: TensorEntry(dtype=dtype, shape=shape, pieces=tuple(sorted(pieces, key=lambda p: p.offsets)))
+                for key, (dtype, shape, pieces) in sorted(found.items())
+            },
+        )
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+class ShardLoadPlanner(LoadPlanner):
+    """This rank's parts, cut from whatever parts were saved."""
+
+    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        assert metadata is not None
+        self._shards: dict[str, Shard] = state_dict
+        self._metadata = metadata
+
+    def create_local_plan(self) -> LoadPlan:
+        saved = self._metadata.state_dict_metadata
+        missing = sorted(self._shards.keys() - saved.keys())
+        if missing:
+            raise CorruptError(f"the checkpoint lacks {len(missing)} tensors, {missing[0]} among them")
+        items = []
+        for key, shard in self._shards.items():
+            entry = saved[key]
+            assert isinstance(entry, TensorStorageMetadata)
+            if tuple(entry.size) != shard.shape or entry.properties.dtype != shard.tensor.dtype:
+                raise CorruptError(f"{key} is {tuple(entry.size)} in the checkpoint and {shard.shape} in the model")
+            if shard.tensor.numel():
+                mine = ChunkStorageMetadata(torch.Size(shard.offsets), shard.tensor.shape)
+                items += create_read_items_for_chunk_list(key, entry, [mine])
+        return LoadPlan(items)
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        return global_plan
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return central_plan
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        raise AssertionError("our checkpoints hold tensors only")
+
+    def resolve_tensor(self, read_item: Any) -> Tensor:
+        whole = self._shards[read_item.dest_index.fqn].tensor
+        return whole[_box(read_item.dest_offsets, read_item.lengths)] if whole.ndim else whole
+
+    def commit_tensor(self, read_item: Any, tensor: Tensor) -> None: ...
+
+
+class ShardReader(StorageReader):
+    """Reads pieces, a few at a time, and hands on only what its hash vouches for."""
+
+    def __init__(self, folder: str, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
+        self._pieces = {
+            (key, piece.offsets): piece for key, tensor in manifest.tensors.items() for piece in tensor.pieces
+        }
+
+    def reset(self, checkpoint_id: Any = None) -> None: ...
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return Metadata(
+            {
+                key: TensorStorageMetadata(
+                    TensorProperties(dtype=getattr(torch, TORCH_DTYPES[entry.dtype])),
+                    torch.Size(entry.shape),
+                    [ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes)) for p in entry.pieces],
+                )
+                for key, entry in self._manifest.tensors.items()
+            }
+        )
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        names = sorted({self._piece_of(item).file for item in plan.items})
+        with ThreadPoolExecutor(READERS) as pool:
+            for _ in pool.map(lambda name: check_header(self._folder, name, self._manifest.files[name]), names):
+                pass
+            for _ in pool.map(lambda run: self._read(run, planner), self._runs(plan.items)):
+                pass
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _piece_of(self, item: Any) -> Piece:
+        return self._pieces[item.storage_index.fqn, tuple(item.storage_index.offset)]
+
+    def _runs(self, items: Iterable[Any]) -> list[list[Any]]:
+        """Items whose pieces follow each other in a file, about PIECE_BYTES together: a request has its price."""
+        runs: list[list[Any]] = []
+        file, end, room = "", 0, 0
+        for item in sorted(items, key=lambda item: (self._piece_of(item).file, self._piece_of(item).start)):
+            piece = self._piece_of(item)
+            if (piece.file, piece.start) != (file, end) or piece.length > room:
+                runs.append([])
+                room = PIECE_BYTES
+            runs[-1].append(item)
+            file, end, room = piece.file, piece.start + piece.length, room - piece.length
+        return runs
+
+    @torch.no_grad()
+    def _read(self, run: list[Any], planner: LoadPlanner) -> None:
+        """Straight into a tensor's memory where a whole piece belongs there, else through a buffer."""
+        asked, buffered = [], []
+        for item in run:
+            piece, target = self._piece_of(item), planner.resolve_tensor(item)
+            if tuple(item.lengths) == piece.sizes and target.device.type == "cpu" and target.is_contiguous():
+                memory = as_bytes(target)
+            else:
+                memory = memoryview(bytearray(piece.length))
+                buffered.append((item, piece, target, memory))
+            asked.append((item.storage_index.fqn, piece, memory))
+        read_into(f"{self._folder}/{asked[0][1].file}", *asked)
+        for item, piece, target, memory in buffered:
+            source = torch.frombuffer(memory, dtype=target.dtype).view(piece.sizes)
+            target.copy_(source[_box(item.storage_offsets, item.lengths)] if piece.sizes else source)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a CPU tensor, without a copy if it is contiguous."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _entry_name(item: WriteItem) -> str:
+    return f"{item.index.fqn}@{','.join(map(str, item.index.offset or ()))}"
+
+
+def _entry(item: WriteItem) -> tuple[str, tuple[int, ...]]:
+    assert item.tensor_data is not None
+    return DTYPE_NAMES[item.tensor_data.properties.dtype], tuple(item.tensor_data.chunk.sizes)
+
+
+def _length(item: WriteItem) -> int:
+    dtype, sizes = _entry(item)
+    return DTYPE_BYTES[dtype] * math.prod(sizes)
+
+
+def _box(offsets: Any, lengths: Any) -> tuple[slice, ...]:
+    return tuple(slice(at, at + length) for at, length in zip(offsets, lengths, strict=True))

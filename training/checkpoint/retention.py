@@ -1,0 +1,41 @@
+"""Which checkpoints are kept, and how one is removed: its manifest first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from launchyard.run.rundir import RunDir
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.shards import MANIFEST, read_manifest
+
+
+def superfluous(kinds: dict[int, str], *, newest: int, keep: int | None) -> list[int]:
+    """Steps to remove: old temporaries, and permanents beyond the last `keep`.
+
+    The commit before the newest always stays, to fall back on should the newest turn out damaged.
+    """
+    before = [step for step in sorted(kinds) if step < newest]
+    permanent = [step for step in sorted(kinds) if kinds[step] == "permanent"]
+    extra = permanent[: max(0, len(permanent) - keep)] if keep is not None else []
+    temporary = [step for step, kind in kinds.items() if kind == "temporary" and step < newest]
+    return sorted({*extra, *temporary} - {newest, *before[-1:]})
+
+
+def remove_checkpoint(run: RunDir, step: int) -> None:
+    """Manifest first: a checkpoint that is half removed does not exist."""
+    folder = run.checkpoint_dir(step)
+    named: set[str] = set()
+    with contextlib.suppress(FileNotFoundError, CorruptError):
+        named = {*read_manifest(run.path(folder)).files}  # a listing may lag
+    run.remove(f"{folder}/{MANIFEST}")
+    for entry in sorted(named | {*run.listdir(folder)}):
+        run.remove(f"{folder}/{entry}")
+    remove_empty(run, folder)
+
+
+def remove_empty(run: RunDir, folder: str) -> None:
+    """Local folders only; an object store has none."""
+    if run.local:
+        with contextlib.suppress(OSError):
+            os.rmdir(run.path(folder))

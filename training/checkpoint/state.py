@@ -1,0 +1,60 @@
+"""Everything that must survive a preemption, and nothing else: weights, moments, and a few numbers.
+
+There is no scheduler, no data position and no random state to save: all three are functions of the step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from launchyard.training.optim.adamw import AdamW
+from launchyard.training.parallel import box, clean_name, local, replica
+
+
+@dataclass
+class TrainState:
+    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    validation_loss: float | None = None
+    validated_step: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> TrainState:
+        counters = {**raw, **raw.get("extra", {})}  # where validated_step stood in the first manifests
+        return cls(**{field.name: counters[field.name] for field in fields(cls) if field.name in counters})
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What this rank holds of one tensor. `writes` is true on exactly one of the ranks that hold the same part."""
+
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    tensor: Tensor
+    writes: bool
+
+
+def shards(model: nn.Module, optimizer: AdamW | None) -> dict[str, Shard]:
+    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones."""
+    found: dict[str, Shard] = {}
+    for raw_name, parameter in model.named_parameters():
+        name, whole = clean_name(raw_name), parameter.detach()
+        found[f"model.{name}"] = _shard(f"model.{name}", whole, local(whole))
+        for key, moment in optimizer.moments[parameter].items() if optimizer else ():
+            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", whole, moment)
+    return found
+
+
+def _shard(key: str, whole: Tensor, part: Tensor) -> Shard:
+    """A part that is cut as `whole` is."""
+    mine, copies = replica(whole)
+    return Shard(tuple(whole.shape), box(whole)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)

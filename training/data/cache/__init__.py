@@ -1,0 +1,1 @@
+"""The local cache of chunks that lie in a store."""

@@ -1,0 +1,362 @@
+"""The local cache: chunks of a store (and compressed ones) as files of this machine, mapped and checked.
+
+A chunk is brought once for all processes of a machine, verified on its way, and again when another process first
+touches it: a bit that flipped here, or what a power cut left, is dropped and brought again. Where the disk does not
+serve, chunks are held in memory, and that is said. Files, locks and room are training/data/cache/cache_files.py's;
+knows no order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from launchyard.storage.errors import StoreError
+from launchyard.training.data.cache import cache_files
+from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, map_file, put
+from launchyard.training.telemetry.buckets import Buckets
+from launchyard.training.telemetry.metric_table import REQUEST_BUCKETS
+
+MAGIC = b"launchyd"  # after a chunk: it is whole; then its xxh3, and a number that no other copy has
+TRAILER_BYTES = 24
+TOUCH_SECONDS = 60.0
+MEMORY_SHARE = 4  # without a disk: a quarter of the memory that is available
+ROOM_TRIES, ROOM_SECONDS = 8, 0.5  # until others have let go of what was evicted
+
+
+@dataclass
+class Counters:
+    """Since the process began."""
+
+    bytes: int = 0  # brought from the store
+    hits: int = 0  # chunks that were in the cache when they were wanted
+    misses: int = 0  # chunks that had to be brought
+    damaged: int = 0  # copies in the cache that were not what had been written
+    wait_seconds: float = 0.0  # that a reader had to wait for chunks
+    held: int = 0  # bytes in the cache when room was last made
+    requests: int = 0  # that a store answered
+    errors: int = 0  # requests that were given up
+
+
+@dataclass(frozen=True)
+class Held:
+    """The bytes of a chunk, and where the cache has them: a path, or memory."""
+
+    raw: Array
+    path: str | None
+    stat: os.stat_result | None
+    key: str
+
+
+class Reader(Protocol):
+    """Who holds bytes of the cache. A mapping keeps the room of an evicted file until it is dropped."""
+
+    def drop_evicted(self) -> None: ...
+
+
+class _DiskError(Exception):
+    """The disk does not serve; why."""
+
+
+class ChunkCache:
+    """Chunks under a folder, at most `quota` bytes of them for all processes of the machine, `share` of them like this.
+
+    `say` hears once of each thing that a person should mend. Safe for any number of threads and processes.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        *,
+        quota: int | None = None,
+        share: int = 1,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder = os.path.abspath(os.path.expanduser(folder)) if folder else cache_files.default_folder()
+        self.share, self.counters = share, Counters()
+        self.durations = Buckets(REQUEST_BUCKETS)  # seconds of each request to a store, retries included
+        self._quota, self._say = quota, say or (lambda text: print(text, file=sys.stderr))
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+        self._places: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock says it is in use
+        weakref.finalize(self, _close, self._places)
+        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._kept: dict[int, frozenset[str]] = {}
+        self._verified: set[bytes] = set()
+        self._memory: OrderedDict[str, Array] = OrderedDict()
+        self._memory_locks: dict[str, threading.Lock] = {}
+        self._memory_bytes: int | None = None
+
+    @property
+    def quota(self) -> int:
+        """Bytes; by default see room.default_quota, decided once."""
+        if self._quota is None:
+            self._quota = cache_files.default_quota(self.folder)
+        return self._quota
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What one process may ask for before it is read: its share of one half, the other is for other runs."""
+        limit = self.quota if self._memory_bytes is None else self._memory_bytes * self.share
+        return limit // 2 // self.share
+
+    def say_once(self, kind: str, text: str) -> None:
+        with self._lock:
+            if kind in self._said:
+                return
+            self._said.add(kind)
+        self._say(text)
+
+    # -- for who reads -----------------------------------------------------------------------------------------------
+    def join(self, reader: Reader) -> None:
+        """Let a reader be asked to drop what was evicted, as long as it lives."""
+        self._readers.add(reader)
+
+    def keep(self, owner: object, chunks: list[Chunk]) -> None:
+        """Do not evict these for anything that can wait; replaces what the owner named before."""
+        paths = frozenset(path for path in map(self._path_if_known, chunks) if path is not None)
+        with self._lock:
+            self._kept[id(owner)] = paths
+            if not chunks:
+                del self._kept[id(owner)]
+
+    def open(self, chunk: Chunk, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> Held:
+        """The bytes of a chunk, brought if they are not here.
+
+        CorruptError, StoreError: of the chunk where it lies. Room for what is not `urgent` is made only of what is
+        not kept: room.NoRoomError. `beat` is called now and then while waiting, and may raise.
+        """
+        try:
+            return self._on_disk(chunk, urgent, beat)
+        except _DiskError as error:
+            self.say_once(
+                "disk",
+                f"the cache of chunks at {self.folder} cannot be used: {error}. Chunks are held in memory instead, by "
+                "each worker for itself. Make room, or name another folder with storage.cache in the cluster file",
+            )
+            return self._in_memory(chunk, beat)
+
+    def gone(self, held: Held) -> bool:
+        """Whether the cache has given up what is held."""
+        if held.path is None:
+            return held.key not in self._memory
+        try:
+            return held.stat is None or not os.path.samestat(os.stat(held.path), held.stat)
+        except OSError:
+            return True
+
+    def has(self, chunk: Chunk) -> bool:
+        """Whether a chunk seems to be here."""
+        path = self._path_if_known(chunk)
+        return _key(chunk) in self._memory or (path is not None and os.path.exists(path))
+
+    def touch(self, held: Held) -> None:
+        """It is still used. Cheap enough for now and then, not for each read."""
+        with contextlib.suppress(OSError):
+            if held.path is not None and time.time() - os.stat(held.path).st_mtime > TOUCH_SECONDS:
+                os.utime(held.path)
+
+    def count(self, **amounts: float) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self.counters, name, getattr(self.counters, name) + amount)
+
+    def _note(self, seconds: float, answered: bool) -> None:
+        """A request has ended."""
+        with self._lock:
+            self.durations.add(seconds)
+            if answered:
+                self.counters.requests += 1
+            else:
+                self.counters.errors += 1
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+    def _path(self, chunk: Chunk) -> str:
+        url = os.path.dirname(chunk.path)
+        with self._lock:
+            if url not in self._places:
+                self._places[url] = cache_files.enter_source(self.folder, url)
+        return os.path.join(self._places[url][0], f"{_key(chunk)}.bin")
+
+    def _path_if_known(self, chunk: Chunk) -> str | None:
+        place = self._places.get(os.path.dirname(chunk.path))
+        return None if place is None else os.path.join(place[0], f"{_key(chunk)}.bin")
+
+    def _on_disk(self, chunk: Chunk, urgent: bool, beat: Callable[[], None]) -> Held:
+        with _disk():
+            path = self._path(chunk)
+        part = f"{path.removesuffix('.bin')}.part"
+        while True:
+            found = self._find(path, chunk)
+            if found is not None:
+                self.count(hits=1)
+                return found
+            try:
+                with _disk():
+                    file, mine = cache_files.take_part(part, beat)
+            except cache_files.StalledError:
+                part = f"{path.removesuffix('.bin')}.{secrets.token_hex(4)}.part"
+                continue
+            try:
+                if mine and os.path.exists(path):  # completed between our look and our lock
+                    os.unlink(part)
+                elif mine:
+                    return self._bring(chunk, file, part, path, urgent, beat)
+                elif (held := self._accept(file, path, chunk)) is not None:  # what we waited for
+                    self.count(hits=1)
+                    return held
+            finally:
+                os.close(file)
+
+    def _find(self, path: str, chunk: Chunk) -> Held | None:
+        """The chunk if the cache has it; what is damaged is dropped."""
+        with _disk():
+            try:
+                file = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            try:
+                held = self._accept(file, path, chunk)
+                if held is not None:
+                    self.touch(held)
+                    return held
+                self.count(damaged=1)
+                self._say(f"{path}, a copy of {chunk.path}, is damaged: dropped, and fetched again")
+                if cache_files.is_file(path, file):
+                    os.unlink(path)
+                return None
+            finally:
+                os.close(file)
+
+    def _accept(self, file: int, path: str, chunk: Chunk) -> Held | None:
+        """What an open file holds, if it is the whole chunk and nothing else. Hashed once a process and copy."""
+        raw = map_file(file)
+        if len(raw) != chunk.size + TRAILER_BYTES:
+            return None
+        trailer = raw[chunk.size :].tobytes()
+        magic, xxh3, number = trailer[:8], trailer[8:16].hex(), trailer[16:]
+        if magic != MAGIC or (chunk.xxh3 is not None and xxh3 != chunk.xxh3):
+            return None
+        if number not in self._verified:
+            if xxhash.xxh3_64_hexdigest(raw[: chunk.size].data) != xxh3:
+                return None
+            self._verified.add(number)
+        return Held(raw[: chunk.size], path, os.fstat(file), _key(chunk))
+
+    def _bring(self, chunk: Chunk, file: int, part: str, path: str, urgent: bool, beat: Callable[[], None]) -> Held:
+        try:
+            self._make_room(file, chunk, urgent=urgent)
+
+            def alive() -> None:
+                beat()
+                with _disk():
+                    os.utime(file)  # for those who wait
+
+            xxh3 = fetch_chunk(chunk, lambda at, raw: self._write(file, at, raw, chunk), beat=alive, note=self._note)
+            number = secrets.token_bytes(8)
+            self._write(file, chunk.size, MAGIC + bytes.fromhex(xxh3) + number, chunk)
+            with _disk():
+                cache_files.complete(self.folder, file, part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+        self._verified.add(number)
+        self.count(misses=1, bytes=chunk.size)
+        with _disk():
+            return Held(map_file(file)[: chunk.size], path, os.fstat(file), _key(chunk))
+
+    def _make_room(self, file: int, chunk: Chunk, *, urgent: bool, more: bool = False) -> None:
+        with self._lock:
+            keep = frozenset().union(*self._kept.values())
+        size = chunk.size + TRAILER_BYTES
+        with _disk():
+            gone, held = cache_files.make_room(
+                self.folder, file, size, quota=self.quota, keep=keep, urgent=urgent, more=more
+            )
+        self.counters.held = held
+        if gone:
+            self.drop_evicted()
+
+    def drop_evicted(self) -> None:
+        """Let go of what this process has mapped of evicted files."""
+        for reader in list(self._readers):
+            reader.drop_evicted()
+
+    def _write(self, file: int, at: int, raw: bytes | memoryview, chunk: Chunk) -> None:
+        view, tries = memoryview(raw), 0
+        while len(view):
+            try:
+                done = os.pwrite(file, view, at)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or tries == ROOM_TRIES:
+                    raise _DiskError(error.strerror or str(error)) from error
+                if tries % 2 == 0:
+                    self._make_room(file, chunk, urgent=True, more=True)
+                time.sleep(ROOM_SECONDS * (tries > 0))
+                tries += 1
+                continue
+            view, at = view[done:], at + done
+
+    # -- in memory ---------------------------------------------------------------------------------------------------
+    def _in_memory(self, chunk: Chunk, beat: Callable[[], None]) -> Held:
+        key = _key(chunk)
+        with self._lock:
+            one_at_a_time = self._memory_locks.setdefault(key, threading.Lock())
+        with one_at_a_time:
+            raw = self._memory.get(key)
+            if raw is None:
+                raw = self._bring_to_memory(chunk, key, beat)
+                self.drop_evicted()
+            else:
+                self.count(hits=1)
+        return Held(raw, None, None, key)
+
+    def _bring_to_memory(self, chunk: Chunk, key: str, beat: Callable[[], None]) -> Array:
+        if self._memory_bytes is None:
+            import psutil
+
+            self._memory_bytes = psutil.virtual_memory().available // MEMORY_SHARE // self.share
+        raw = np.empty(chunk.size, np.uint8)
+        fetch_chunk(chunk, partial(put, raw), beat=beat, note=self._note)
+        self.count(misses=1, bytes=chunk.size)
+        with self._lock:
+            self._memory[key] = raw
+            while len(self._memory) > 1 and sum(map(len, self._memory.values())) > self._memory_bytes:
+                self._memory.popitem(last=False)
+        return raw
+
+
+def _close(places: dict[str, tuple[str, int]]) -> None:
+    for _, file in places.values():
+        os.close(file)
+
+
+def _key(chunk: Chunk) -> str:
+    return hashlib.sha256(f"{chunk.path} {chunk.xxh3} {chunk.size}".encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """What fails in here is this machine's disk, not the store."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise _DiskError(error.strerror or str(error)) from error

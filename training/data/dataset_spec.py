@@ -1,0 +1,134 @@
+"""From folders of tokens to what a plan freezes of them: counts, digest, vocabulary. Light; reads no token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+
+from launchyard.storage.files import exists, normal
+from launchyard.training.data.index import (
+    DATASET,
+    DIGESTS,
+    INDEX,
+    TOKENIZER,
+    Dataset,
+    Digests,
+    read_dataset,
+    read_index,
+    read_model,
+)
+from launchyard.training.spec import DataSpec, TokenSource
+
+
+def is_prepared(source: str) -> bool:
+    """Whether a folder or URL holds tokens: one of `launch prepare`, or bare litdata chunks."""
+    folder = normal(source)
+    return exists(f"{folder}/{DATASET}") or exists(f"{folder}/{INDEX}")
+
+
+def open_dataset(source: str) -> DataSpec:
+    """The tokens of a prepared folder or a bare litdata folder, local or URL.
+
+    ValueError says what is missing and how to make it.
+    """
+    folder = normal(source)
+    dataset = read_dataset(folder)
+    if dataset is not None:
+        return _prepared(folder, dataset)
+    if exists(f"{folder}/{INDEX}"):
+        return _bare(folder)
+    raise ValueError(_missing(folder))
+
+
+def _missing(folder: str) -> str:
+    if exists(f"{folder}/.prepare"):
+        return f"{folder} is not finished: its `launch prepare` was interrupted; run the same command again, it goes on"
+    what = "holds no tokens" if exists(folder) else "does not exist"
+    make = f"make it with `launch prepare TEXT --tokenizer tokenizer.json --out {folder}`"
+    return f"{folder} {what} (neither {DATASET} nor {INDEX}); {make}"
+
+
+def _prepared(folder: str, dataset: Dataset) -> DataSpec:
+    held = dataset.splits.get("validation")
+    return DataSpec(
+        train=(TokenSource(folder=f"{folder}/train", n_tokens=dataset.splits["train"].tokens),),
+        validation=(TokenSource(folder=f"{folder}/validation", n_tokens=held.tokens),) if held else (),
+        tokenizer=f"{folder}/{TOKENIZER}",
+        digest=dataset.digest,
+    )
+
+
+def _bare(folder: str) -> DataSpec:
+    index = read_index(folder)
+    if index.n_tokens < 1:
+        raise ValueError(f"{folder}/{INDEX} lists no tokens")
+    said = [[chunk.filename, chunk.chunk_bytes, chunk.chunk_size, chunk.dim] for chunk in index.chunks]
+    if exists(f"{folder}/{DIGESTS}"):
+        digest = read_model(f"{folder}/{DIGESTS}", Digests).digest
+    else:
+        digest = hashlib.sha256(json.dumps([index.dtype, said]).encode()).hexdigest()
+    train = TokenSource(folder=folder, n_tokens=index.n_tokens)
+    return DataSpec(train=(train,), validation=(), tokenizer=None, digest=digest)
+
+
+def mix(specs: Sequence[DataSpec], weights: Sequence[float]) -> DataSpec:
+    """Several sources as one set of data: mixed by weight in training, held-out parts end to end in validation.
+
+    One alone stays what it is. ValueError for a source named twice, and for sources of different tokenizers.
+    """
+    if len(specs) == 1:
+        return specs[0]
+    train = [(source, weight) for spec, weight in zip(specs, weights, strict=True) for source in spec.train]
+    folders = [source.folder for source, _ in train]
+    if twice := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
+        raise ValueError(f"{twice[0]} is named twice; give it once, with the sum of its weights")
+    _check_same_tokenizer(folders)
+    said = [[spec.digest, float(weight)] for spec, weight in zip(specs, weights, strict=True)]
+    return DataSpec(
+        train=tuple(source.model_copy(update={"weight": float(weight)}) for source, weight in train),
+        validation=tuple(source for spec in specs for source in spec.validation),
+        tokenizer=next((spec.tokenizer for spec in specs if spec.tokenizer is not None), None),
+        digest=hashlib.sha256(json.dumps(said).encode()).hexdigest(),
+    )
+
+
+def with_validation(spec: DataSpec, source: str) -> DataSpec:
+    """The same, validated on another folder of tokens: on its held-out part if it has one, else on all of it."""
+    held = open_dataset(source)
+    _check_same_tokenizer([one.folder for one in (*spec.train, *held.train)])
+    digest = hashlib.sha256(f"{spec.digest} {held.digest}".encode()).hexdigest()
+    return spec.model_copy(update={"validation": held.validation or held.train, "digest": digest})
+
+
+def _check_same_tokenizer(folders: Sequence[str]) -> None:
+    """ValueError names two folders whose tokens were made by different tokenizers, where they say which."""
+    known = [(folder, made_by) for folder in folders if (made_by := _tokenizer_of(folder)) is not None]
+    for folder, made_by in known[1:]:
+        if made_by != known[0][1]:
+            raise ValueError(
+                f"{folder} was made by another tokenizer than {known[0][0]}; prepare both with the same one"
+            )
+
+
+def _tokenizer_of(split_folder: str) -> str | None:
+    dataset = read_dataset(os.path.dirname(split_folder))
+    return dataset.tokenizer.sha256 if dataset else None
+
+
+def vocab_size_of(source: str) -> int | None:
+    """The vocabulary of a prepared folder; None for bare litdata folders, which do not say it."""
+    dataset = read_dataset(source)
+    return dataset.vocab_size if dataset else None
+
+
+def tokenizer_vocab_size(raw: bytes, *, name: str) -> int:
+    """One more than the largest id of a tokenizer.json, read without the tokenizers package."""
+    try:
+        content = json.loads(raw)
+        vocab = content["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        return 1 + int(max(ids + [token["id"] for token in content.get("added_tokens") or []]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is no tokenizer.json of Hugging Face tokenizers") from error

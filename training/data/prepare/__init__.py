@@ -1,0 +1,1 @@
+"""Text to verified chunks of tokens: `launch prepare`."""

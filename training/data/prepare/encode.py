@@ -1,0 +1,180 @@
+"""Text to token ids, in order, in this process or in several. Knows no files of text and no chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from launchyard.storage import files
+from launchyard.training.data.chunks import Array
+from launchyard.training.data.dataset_spec import tokenizer_vocab_size
+from launchyard.training.data.index import find_tokenizer
+from launchyard.training.data.prepare.split import Piece
+
+# What ends a document, where neither the user nor tokenizer_config.json says it.
+END_CANDIDATES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+BATCH_CHARS = 1 << 20
+BATCH_PIECES = 8192
+
+
+class PrepareError(RuntimeError):
+    """Preparing failed through no fault of the input. Running it again goes on where it was."""
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer.json and what follows from it."""
+
+    raw: bytes
+    sha256: str
+    eos: str
+    eos_id: int
+    vocab_size: int
+
+    @property
+    def dtype(self) -> Literal["uint16", "int32"]:
+        return "uint16" if self.vocab_size <= 2**16 else "int32"
+
+
+def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
+    """ValueError if it cannot be read, or if nothing says which token ends a document."""
+    path = find_tokenizer(tokenizer)
+    raw = files.read(path)
+    vocab_size = tokenizer_vocab_size(raw, name=path)
+    engine = _engine(raw, path)
+    chosen = eos if eos is not None else _guess_eos(path, engine)
+    if chosen is None:
+        raise ValueError(
+            f"{path} does not say which token ends a document: there is no eos_token in a tokenizer_config.json beside "
+            f"it and none of {' '.join(END_CANDIDATES)} in it; name one with --eos"
+        )
+    eos_id = engine.token_to_id(chosen)
+    if eos_id is None:
+        raise ValueError(f"--eos {chosen!r} is no token of {path}; name one of its tokens, such as <|endoftext|>")
+    return TokenizerFile(raw, hashlib.sha256(raw).hexdigest(), chosen, int(eos_id), vocab_size)
+
+
+def _guess_eos(path: str, engine: Any) -> str | None:
+    beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
+    said = json.loads(files.read(beside)).get("eos_token") if files.exists(beside) else None
+    if isinstance(said, dict):
+        said = said.get("content")
+    if isinstance(said, str):
+        return said
+    return next((token for token in END_CANDIDATES if engine.token_to_id(token) is not None), None)
+
+
+def _engine(raw: bytes, name: str) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        engine = Tokenizer.from_str(raw.decode())
+    except Exception as error:  # the package raises bare Exceptions
+        raise ValueError(f"{name} is no tokenizer.json that the tokenizers package can read: {error}") from error
+    engine.no_truncation()  # either would silently change the text
+    engine.no_padding()
+    return engine
+
+
+def _encode(engine: Any, texts: list[str], dtype: str) -> tuple[Array, list[int]]:
+    """Ids of all texts end to end, and how many each has."""
+    parts = [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]
+    lengths = [len(part) for part in parts]
+    ids = np.empty(sum(lengths), dtype=dtype)
+    start = 0
+    for part in parts:
+        ids[start : start + len(part)] = part
+        start += len(part)
+    return ids, lengths
+
+
+def in_batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in groups worth one call. Where they are cut follows from the text alone: a restart counts them."""
+    batch: list[Piece] = []
+    chars = 0
+    for piece in pieces:
+        batch.append(piece)
+        chars += len(piece.text)
+        if chars >= BATCH_CHARS or len(batch) >= BATCH_PIECES:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+Encoded = tuple[list[Piece], Array, list[int]]
+
+
+def encode_in_order(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, *, workers: int) -> Iterator[Encoded]:
+    """Each batch with its ids (all pieces end to end) and their lengths, in order for any number of workers."""
+    if workers > 1:
+        yield from _in_processes(batches, tokenizer, workers)
+        return
+    engine = _engine(tokenizer.raw, "the tokenizer")
+    for batch in batches:
+        yield batch, *_encode(engine, [piece.text for piece in batch], tokenizer.dtype)
+
+
+def _in_processes(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, workers: int) -> Iterator[Encoded]:
+    # spawn: a fork would copy the locks of whatever threads run here
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer.raw, tokenizer.dtype),
+    )
+    running: deque[tuple[list[Piece], Future[tuple[bytes, list[int]]]]] = deque()
+    try:
+        for batch in batches:
+            running.append((batch, pool.submit(_encode_in_worker, [piece.text for piece in batch])))
+            if len(running) > 2 * workers:
+                yield _result(*running.popleft(), tokenizer)
+        while running:
+            yield _result(*running.popleft(), tokenizer)
+    except BrokenProcessPool as error:
+        raise PrepareError(
+            "a tokenizing process died (killed, or out of memory?); nothing was lost: run the same command again, "
+            "perhaps with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(batch: list[Piece], future: Future[tuple[bytes, list[int]]], tokenizer: TokenizerFile) -> Encoded:
+    raw, lengths = future.result()
+    return batch, np.frombuffer(raw, dtype=tokenizer.dtype), lengths
+
+
+_of_worker: tuple[Any, str]
+
+
+def _start_worker(raw: bytes, dtype: str) -> None:
+    global _of_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    os.putenv("TOKENIZERS_PARALLELISM", "false")  # one thread a process: there are enough processes
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _of_worker = _engine(raw, "the tokenizer"), dtype
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(texts: list[str]) -> tuple[bytes, list[int]]:
+    ids, lengths = _encode(*_of_worker[:1], texts, _of_worker[1])
+    return ids.tobytes(), lengths

@@ -1,0 +1,250 @@
+"""Text to chunks of tokens: the whole journey of `launch prepare`. Restartable; the same bytes for any workers.
+
+A journal in OUT/.prepare says how many batches of text are safely in chunks, and keeps the tokens of the chunk that is
+not full yet. A restart reads the text again, skips those batches and goes on. dataset.json is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from launchyard.storage import files
+from launchyard.storage.files import normal
+from launchyard.training.data.chunks import Array
+from launchyard.training.data.index import (
+    DATASET,
+    TOKENIZER,
+    Dataset,
+    HoldOut,
+    Options,
+    SourceEntry,
+    TokenizerEntry,
+    dataset_digest,
+    read_dataset,
+)
+from launchyard.training.data.prepare.encode import (
+    PrepareError,
+    encode_in_order,
+    in_batches,
+    open_tokenizer,
+)
+from launchyard.training.data.prepare.journal import (
+    JOURNAL,
+    JOURNAL_SECONDS,
+    PrepareJob,
+    Progress,
+    clear,
+    go_on,
+    journal_key,
+    remove_journal,
+    save_journal,
+)
+from launchyard.training.data.prepare.sources import Reading, Source, digest_of, documents, find_sources
+from launchyard.training.data.prepare.split import Piece, Splitter, choose_holdout, enough_documents
+from launchyard.training.data.prepare.writer import SplitWriter, check_chunk_tokens
+
+CHUNK_TOKENS = 2**25  # 64 MiB of uint16
+BYTES_PER_WORKER = 32 << 20  # less does not pay for a process: the tokenizer has threads of its own
+
+
+def prepare(
+    sources: list[str],
+    *,
+    tokenizer: str,
+    out: str,
+    validation: float = 0.0,
+    seed: int = 0,
+    chunk_tokens: int = CHUNK_TOKENS,
+    text_key: str = "text",
+    eos: str | None = None,
+    workers: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Dataset:
+    """Tokenize files, folders, globs and URLs into `out`, a local folder or URL, and say what came of it.
+
+    Nothing is done again that is done; another data set in `out` is never overwritten. ValueError: the user's
+    mistake, and `out` is left as it was. PrepareError: a process died; the same call goes on.
+    """
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is {validation}; a share must lie in [0, 1)")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 is needed")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must not be negative")
+    options = Options(validation=validation, seed=seed, chunk_tokens=chunk_tokens, text_key=text_key, eos=eos)
+    job = PrepareJob(find_sources(sources), open_tokenizer(tokenizer, eos=eos), normal(out), options, on_progress)
+    check_chunk_tokens(chunk_tokens, job.tokenizer.dtype)
+    _check_place(job)
+    if (done := read_dataset(job.out)) is not None:
+        return _same(job, done)
+    stood = os.path.exists(job.out)
+    with _lock(job.out):
+        try:
+            return _prepare(job, workers or len(os.sched_getaffinity(0)))
+        except ValueError:
+            clear(job.out, whole=not stood)
+            raise
+
+
+# -- before ----------------------------------------------------------------------------------------------------------
+def _check_place(job: PrepareJob) -> None:
+    """`out` must be new, empty, or ours. ValueError otherwise."""
+    if "://" in job.out or not os.path.exists(job.out):
+        return
+    if not os.path.isdir(job.out):
+        raise ValueError(f"{job.out} is a file; --out names a folder")
+    names = set(os.listdir(job.out))
+    if names and not names & {DATASET, JOURNAL}:
+        raise ValueError(f"{job.out} is not empty and holds no data set of ours; choose another --out")
+
+
+def _same(job: PrepareJob, done: Dataset) -> Dataset:
+    """What is there already, if it is what was asked for; ValueError names the differences."""
+    wanted = dict(zip(_names(job.sources), job.sources, strict=True))
+    there = {entry.name: entry for entry in done.sources}
+    faults = [f"{name} was not part of it" for name in wanted if name not in there]
+    faults += [f"{name} was part of it" for name in there if name not in wanted]
+    for key, value in done.options.model_dump().items():
+        if (now := getattr(job.options, key)) != value:
+            faults.append(f"{key} was {value} and is {now} now")
+    if done.tokenizer.sha256 != job.tokenizer.sha256:
+        faults.append("it was made with another tokenizer")
+    if not faults:
+        faults = [f"{name} has changed" for name in wanted if digest_of(wanted[name]) != there[name].xxh3]
+    if faults:
+        raise ValueError(
+            f"{job.out} holds another data set: {'; '.join(faults[:8])}; choose another --out, or remove it"
+        )
+    remove_journal(job.out)
+    job.tell(done.tokens, note=f"{job.out} is already prepared from the same text: nothing to do")
+    return done
+
+
+@contextlib.contextmanager
+def _lock(out: str) -> Iterator[None]:
+    """One at a time on this machine's folders; the lock goes with its process."""
+    if "://" in out:
+        yield
+        return
+    os.makedirs(f"{out}/{JOURNAL}", exist_ok=True)
+    with open(f"{out}/{JOURNAL}/lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(
+                f"another `launch prepare` is writing {out}; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+# -- the work --------------------------------------------------------------------------------------------------------
+def _prepare(job: PrepareJob, workers: int) -> Dataset:
+    holdout = _holdout(job)
+    writers = {split: job.writer(split) for split in ("train", "validation")}
+    key = journal_key(job, holdout)
+    done = go_on(job, key, writers)
+    workers = min(workers, 1 + job.bytes_total // BYTES_PER_WORKER)
+    splitter = Splitter(holdout, share=job.options.validation, seed=job.options.seed)
+    batches = in_batches(_pieces(job, splitter))
+    for _ in range(done):
+        next(batches, None)
+    saved, at = time.monotonic(), sum(writer.n_chunks for writer in writers.values())
+    for number, (pieces, ids, lengths) in enumerate(encode_in_order(batches, job.tokenizer, workers=workers), done + 1):
+        _store(writers, pieces, ids, lengths)
+        chunks = sum(writer.n_chunks for writer in writers.values())
+        if chunks > at or time.monotonic() - saved > JOURNAL_SECONDS:
+            save_journal(job.out, key, number, writers)
+            saved, at = time.monotonic(), chunks
+        job.tell(sum(writer.n_tokens for writer in writers.values()))
+    return _finish(job, holdout, writers)
+
+
+def _holdout(job: PrepareJob) -> HoldOut:
+    """Count documents, as far as it matters, and choose."""
+    share, count = job.options.validation, 0
+    enough = enough_documents(share) if share else 0
+    for source in job.sources:
+        if count >= enough:
+            break
+        if source.kind == "text":
+            count += 1
+            continue
+        for document in documents(Reading(source), text_key=job.options.text_key):
+            count += any(document)
+            if count >= enough:
+                break
+    return choose_holdout(share, n_documents=count, total_bytes=job.bytes_total)
+
+
+def _pieces(job: PrepareJob, splitter: Splitter) -> Iterator[Piece]:
+    for source in job.sources:
+        reading = Reading(source)
+        job.readings.append(reading)
+        for document in documents(reading, text_key=job.options.text_key):
+            empty = True
+            for piece in splitter.pieces(document):
+                empty = False
+                yield piece
+            job.empty_documents += empty
+
+
+def _store(writers: dict[str, SplitWriter], pieces: list[Piece], ids: Array, lengths: list[int]) -> None:
+    """Append pieces where they belong. A document ends where a part of it goes elsewhere, and begins anew after it."""
+    start = 0
+    for piece, length in zip(pieces, lengths, strict=True):
+        here, elsewhere = ("validation", "train") if piece.held_out else ("train", "validation")
+        writers[elsewhere].end_document()
+        writers[here].add(ids[start : start + length])
+        if piece.last:
+            writers[here].end_document()
+        start += length
+
+
+def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) -> Dataset:
+    wanted = ["train"] if holdout.unit == "nothing" else ["train", "validation"]
+    for split in wanted:
+        if writers[split].n_tokens < 2:
+            raise ValueError(
+                f"the {split} part has {writers[split].n_tokens} tokens: there is too little text "
+                f"({job.bytes_total} bytes in {len(job.sources)} files, validation {job.options.validation})"
+            )
+    entries = {split: writers[split].finish() for split in wanted}
+    made = job.tokenizer
+    digests = {split: entry.digest for split, entry in entries.items()}
+    dataset = Dataset(
+        digest=dataset_digest(digests, made.sha256),
+        tokenizer=TokenizerEntry(file=TOKENIZER, sha256=made.sha256, eos=made.eos, eos_id=made.eos_id),
+        vocab_size=made.vocab_size,
+        dtype=made.dtype,
+        documents=sum(reading.documents for reading in job.readings) - job.empty_documents,
+        empty_documents=job.empty_documents,
+        tokens=sum(entry.tokens for entry in entries.values()),
+        holdout=holdout,
+        options=job.options,
+        sources=_entries(job),
+        splits=entries,
+    )
+    files.write(f"{job.out}/{TOKENIZER}", made.raw, sync=True)
+    files.write(f"{job.out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
+    remove_journal(job.out)
+    job.tell(dataset.tokens)
+    return dataset
+
+
+def _entries(job: PrepareJob) -> list[SourceEntry]:
+    names = _names(job.sources)
+    return [
+        SourceEntry(name=name, bytes=reading.bytes, documents=reading.documents, xxh3=reading.digest)
+        for name, reading in zip(names, job.readings, strict=True)
+    ]
+
+
+def _names(sources: list[Source]) -> list[str]:
+    """Names that stay when the sources move together: local ones relative to the folder they share."""
+    local = [os.path.dirname(source.path) for source in sources if "://" not in source.path]
+    shared = os.path.commonpath(local) if local else ""
+    return [source.name if "://" in source.path else os.path.relpath(source.path, shared) for source in sources]

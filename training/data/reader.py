@@ -1,0 +1,222 @@
+"""Tokens as batches: samples by step and slot, prefetching.
+
+A sample may straddle two chunks and no tail is lost. Labels are shifted here and nowhere else. Knows no text, no
+files, no ranks and no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from launchyard.training.batching import count_samples
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.cache.prefetch import Fetcher
+from launchyard.training.data.chunks import Array
+from launchyard.training.data.mixture import Ids
+from launchyard.training.data.order import Order
+from launchyard.training.data.token_store import TokenStore
+from launchyard.training.spec import IGNORE_INDEX
+
+CLOSE_SECONDS = 10.0
+SAMPLES_AHEAD = 8192  # whose order is computed at once: numpy's cost is per call
+BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of one chunk of `launch prepare`
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some slots of a global batch. Labels are IGNORE_INDEX where there is nothing to predict."""
+
+    inputs: torch.Tensor  # (n, T) int64
+    labels: torch.Tensor  # (n, T) int64
+    n_valid: int  # labels that are not IGNORE_INDEX
+    data_hash: int  # signed 64 bits; the sum with wraparound over all slots of a step does not depend on the cut
+
+
+class TokenReader:
+    """Samples of `seq_len` tokens by step and slot. What a step reads depends on nothing but the arguments.
+
+    Sample i of a source holds tokens i·T … i·T + T, the last of them only as a label; its last sample may be short and
+    is padded. `weights` mix the sources, each with epochs of its own; without them they are read as one, end to end.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[TokenStore],
+        *,
+        seq_len: int,
+        global_batch_size: int,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.stores, self.seq_len = tuple(stores), seq_len
+        counts = [count_samples(store.n_tokens, seq_len) for store in self.stores]
+        for store, count in zip(self.stores, counts, strict=True):
+            if count < 1:
+                raise ValueError(f"{store.folder} has {store.n_tokens} tokens; a sample needs at least 2")
+        self.n_samples = sum(counts)
+        self.order = Order(
+            counts,
+            global_batch_size,
+            weights=weights,
+            seed=seed,
+            shuffle=shuffle,
+            block_samples=max(1, BLOCK_TOKENS // seq_len),
+        )
+        self._ahead: tuple[tuple[int, int, int], list[int], list[int]] | None = None
+
+    @property
+    def cache(self) -> ChunkCache | None:
+        """Through which the chunks come that are not mapped where they lie."""
+        return next((store.cache for store in self.stores if store.cache is not None), None)
+
+    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Samples:
+        """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
+        size = self.order.global_batch_size
+        n = size - first_slot if n is None else n
+        if step < 0 or first_slot < 0 or n < 1 or first_slot + n > size:
+            raise IndexError(f"slots {first_slot} to {first_slot + n} of step {step}; a global batch has {size}")
+        return self._samples(self.sample_ids(step, first_slot, n))
+
+    def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
+        """What those slots hold in `steps` steps from `step` on: the numbers of stores and of samples in them, each
+        (steps, n) int64, in the order in which they are read.
+        """
+        return self.order.split(self.order.slots(step, first=first_slot, n=n, steps=steps))
+
+    def sample_ids(self, step: int, first_slot: int, n: int) -> list[tuple[int, int]]:
+        """Which samples those slots hold: (number of the store, number of the sample in it) each."""
+        steps = max(1, SAMPLES_AHEAD // n)
+        key = (step // steps, first_slot, n)
+        if self._ahead is None or self._ahead[0] != key:
+            sources, samples = self.plan(key[0] * steps, first_slot, n, steps)
+            self._ahead = key, sources.ravel().tolist(), samples.ravel().tolist()  # flat: nothing for the collector
+        _, sources_ahead, samples_ahead = self._ahead
+        own = slice(step % steps * n, (step % steps + 1) * n)
+        return list(zip(sources_ahead[own], samples_ahead[own], strict=True))
+
+    def _samples(self, ids: list[tuple[int, int]]) -> Samples:
+        length, total = self.seq_len, 0
+        rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
+        lengths = [
+            self._fill(row, self.stores[source], sample) for row, (source, sample) in zip(rows, ids, strict=True)
+        ]
+        for row, valid in zip(rows, lengths, strict=True):
+            total += xxhash.xxh3_64_intdigest(row[: valid + 2].data)
+        inputs = torch.from_numpy(rows[:, :length].astype(np.int64))
+        labels = torch.from_numpy(rows[:, 1 : length + 1].astype(np.int64))
+        for place, valid in enumerate(lengths):
+            if valid < length:
+                inputs[place, valid:] = 0
+                labels[place, valid:] = IGNORE_INDEX
+        total %= 2**64
+        return Samples(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
+
+    def _fill(self, row: Array, store: TokenStore, sample: int) -> int:
+        """Write a sample and its number of labels into a row (T + 2,); returns that number."""
+        start = sample * self.seq_len
+        valid = min(self.seq_len, store.n_tokens - 1 - start)
+        row[: valid + 1] = store.read(start, valid + 1)
+        row[valid + 1] = valid
+        return valid
+
+
+class Prefetcher:
+    """Yields (step, Samples) of the same slots from `start_step` on, read by one thread `depth` steps ahead.
+
+    What comes from a store is brought to the local cache further ahead, see training/data/cache/prefetch.py. An error
+    of the thread is raised where the consumer waits. Close it, or use it as a context.
+    """
+
+    def __init__(
+        self,
+        reader: TokenReader,
+        *,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        first_slot: int = 0,
+        n: int | None = None,
+        depth: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self._reader, self._slots, self._pin = reader, (first_slot, n), pin_memory
+        self._queue: queue.Queue[tuple[int, Samples] | BaseException | None] = queue.Queue(maxsize=depth)
+        self._taken: list[tuple[int, Samples] | BaseException | None] = []  # out of the queue, and not given yet
+        self._closed = threading.Event()
+        self._fetcher: Fetcher | None = None
+        if any(store.cache is not None for store in reader.stores):
+            share = reader.order.global_batch_size - first_slot if n is None else n
+            self._fetcher = Fetcher(reader, start_step=start_step, stop_step=stop_step, first_slot=first_slot, n=share)
+        self._thread = threading.Thread(
+            target=self._run, args=(start_step, stop_step), name="prefetch-tokens", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, step: int, stop: int | None) -> None:
+        try:
+            while not self._closed.is_set() and (stop is None or step < stop):
+                if self._fetcher is not None:
+                    self._fetcher.at(step)
+                samples = self._reader.batch(step, *self._slots)
+                self._hand((step, _pinned(samples) if self._pin else samples))
+                step += 1
+            self._hand(None)
+        except BaseException as error:
+            self._hand(error)
+
+    def _hand(self, item: Any) -> None:
+        """Wait for room, but never for a consumer that has gone."""
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+        return None
+
+    def __iter__(self) -> Iterator[tuple[int, Samples]]:
+        return self
+
+    def ready(self, seconds: float) -> bool:
+        """Wait so long for the next item; whether it is there, and `next` will not wait."""
+        if not self._taken:
+            with contextlib.suppress(queue.Empty):
+                self._taken.append(self._queue.get(timeout=seconds))
+        return bool(self._taken)
+
+    def __next__(self) -> tuple[int, Samples]:
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._taken.pop() if self._taken else self._queue.get()
+        if isinstance(item, tuple):
+            return item
+        self.close()
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def close(self) -> None:
+        """Stop reading and wait for the thread; not for a store that does not answer."""
+        self._closed.set()
+        if self._fetcher is not None:
+            self._fetcher.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_SECONDS)
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pinned(samples: Samples) -> Samples:
+    return Samples(samples.inputs.pin_memory(), samples.labels.pin_memory(), samples.n_valid, samples.data_hash)

@@ -1,0 +1,177 @@
+"""All tokens of a folder of chunks as one flat array: which chunk a token is in, and that chunk checked and mapped.
+
+Knows no text, no samples and no order.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+
+from launchyard.storage.errors import CorruptError
+from launchyard.storage.files import exists, is_remote, normal
+from launchyard.training.data.cache import cache_files
+from launchyard.training.data.cache.chunk_cache import ChunkCache, Held
+from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, open_chunk, put, tokens_of
+from launchyard.training.data.dataset_spec import vocab_size_of
+from launchyard.training.data.index import DIGESTS, INDEX, ChunkDigest, Digests, read_index, read_model
+
+MAX_OPEN_CHUNKS = 256  # maps; each keeps a file open, and a process often may have no more than 1,024
+MAX_VOCAB_SIZE = 2**31 - 1  # ids are hashed as int32
+
+
+class TokenStore:
+    """All tokens of a folder of chunks, local or URL, as one flat array.
+
+    A chunk is checked the first time it is touched (size, header, xxh3 where digests.json has it, ids below
+    `vocab_size`); CorruptError names the file. `vocab_size` defaults to what the prepared folder says. `cache` is
+    where chunks of a URL, and compressed ones, become local files; others are mapped where they lie.
+    """
+
+    def __init__(self, folder: str, *, vocab_size: int | None = None, cache: ChunkCache | None = None) -> None:
+        self.folder = normal(folder)
+        index = read_index(self.folder)
+        self.dtype = np.dtype(index.dtype).newbyteorder("<")
+        digests = self._read_digests({entry.filename: entry.dim for entry in index.chunks})
+        self.verifiable = digests is not None
+        self.chunks = [
+            Chunk(
+                path=f"{self.folder}/{entry.filename}",
+                items=entry.chunk_size,
+                tokens=entry.dim or 0,
+                dtype=self.dtype,
+                xxh3=None if digests is None else digests[entry.filename].xxh3,
+                compression=index.config.compression,
+            )
+            for entry in index.chunks
+        ]
+        self.starts = list(accumulate((chunk.tokens for chunk in self.chunks), initial=0))
+        self.n_tokens = self.starts[-1]
+        self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
+        self.cache: ChunkCache | None = None
+        if not is_remote(self.folder):  # others see that it is in use
+            weakref.finalize(self, os.close, cache_files.shared(f"{self.folder}/{INDEX}"))
+        if is_remote(self.folder) or index.config.compression:
+            self.cache = cache or ChunkCache()
+            self.cache.join(self)
+        self._verified: set[int] = set()
+        self._open: OrderedDict[int, Array] = OrderedDict()
+        self._held: dict[int, Held] = {}
+        self._lock, self._brought = threading.Lock(), dict[int, threading.Lock]()
+
+    def _read_digests(self, listed: dict[str, int | None]) -> dict[str, ChunkDigest] | None:
+        path = f"{self.folder}/{DIGESTS}"
+        if not exists(path):
+            return None
+        digests = read_model(path, Digests).chunks
+        if listed != {name: chunk.tokens for name, chunk in digests.items()}:
+            raise CorruptError(f"{path} and the index.json beside it list different chunks")
+        return digests
+
+    def read(self, start: int, length: int) -> Array:
+        """Tokens start … start + length - 1: (length,) of the stored type; a view where they lie in one chunk."""
+        if start < 0 or length < 0 or start + length > self.n_tokens:
+            raise IndexError(f"tokens {start} to {start + length} of {self.n_tokens} in {self.folder}")
+        number = bisect_right(self.starts, start) - 1
+        if length and start + length <= self.starts[number + 1]:
+            offset = start - self.starts[number]
+            return self.chunk(number)[offset : offset + length]
+        parts: list[Array] = []
+        while length > 0:
+            offset = start - self.starts[number]
+            part = self.chunk(number)[offset : offset + length]
+            parts.append(part)
+            start, length, number = start + len(part), length - len(part), number + 1
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+
+    def chunk(self, number: int) -> Array:
+        """All tokens of one chunk, memory-mapped and checked."""
+        found = self._open.get(number)
+        if found is not None:
+            return found
+        if self.cache is None:
+            return self._keep(number, self._map(number), None)
+        began = time.monotonic()
+        self.drop_evicted()
+        found = self.bring(number)
+        self.cache.count(wait_seconds=time.monotonic() - began)
+        return found
+
+    def bring(self, number: int, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> Array:
+        """A chunk through the cache, by any thread, one at a time; see ChunkCache.open."""
+        assert self.cache is not None
+        with self._lock:
+            one_at_a_time = self._brought.setdefault(number, threading.Lock())
+        with one_at_a_time:
+            found = self._open.get(number)
+            if found is not None:
+                return found
+            held = self.cache.open(self.chunks[number], urgent=urgent, beat=beat)
+            tokens = tokens_of(self.chunks[number], held.raw)
+            self._check_ids(number, tokens)
+            return self._keep(number, tokens, held)
+
+    def verify(self, number: int) -> None:
+        """Read a whole chunk where it lies, past the cache. CorruptError if it is not what was written."""
+        chunk = self.chunks[number]
+        if self.cache is None:
+            tokens = open_chunk(chunk)
+        else:
+            raw = np.empty(chunk.size, np.uint8)
+            fetch_chunk(chunk, partial(put, raw))
+            tokens = tokens_of(chunk, raw)
+        self._check_ids(number, tokens)
+
+    def _map(self, number: int) -> Array:
+        chunk = self.chunks[number]
+        known = number in self._verified  # opened again after MAX_OPEN_CHUNKS others
+        tokens = open_chunk(replace(chunk, xxh3=None) if known else chunk)
+        self._check_ids(number, tokens)
+        return tokens
+
+    def _keep(self, number: int, tokens: Array, held: Held | None) -> Array:
+        with self._lock:
+            self._open[number] = tokens
+            if held is not None:
+                self._held[number] = held
+            while len(self._open) > MAX_OPEN_CHUNKS:
+                self._held.pop(self._open.popitem(last=False)[0], None)
+        return tokens
+
+    def drop_evicted(self) -> None:
+        """Let go of chunks that the cache has given up: a mapping would keep their room."""
+        assert self.cache is not None
+        for number, held in list(self._held.items()):
+            if self.cache.gone(held):
+                with self._lock:
+                    if self._held.get(number) is held:
+                        del self._held[number], self._open[number]
+
+    def touch_held(self) -> None:
+        """Tell the cache what is still in use."""
+        assert self.cache is not None
+        for held in list(self._held.values()):
+            self.cache.touch(held)
+
+    def _check_ids(self, number: int, tokens: Array) -> None:
+        known = number in self._verified and (self.cache is None or self.chunks[number].xxh3 is not None)
+        if known or not len(tokens):
+            return
+        size = MAX_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= size:
+            raise CorruptError(
+                f"{self.chunks[number].path} holds token id {low if low < 0 else high}; "
+                f"the vocabulary has ids 0 to {size - 1}"
+            )
+        self._verified.add(number)

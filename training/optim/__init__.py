@@ -1,0 +1,1 @@
+"""Optimizers, a file each, and the schedule of the learning rate."""

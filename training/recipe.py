@@ -1,0 +1,278 @@
+"""The recipe: every key a user may write, with its type, default and meaning. Light: pydantic and stdlib only.
+
+Where a recipe comes from (files, `extends`, overrides, line numbers) is the launcher's business. What a step is
+made of follows from the recipe and the number of workers by the pure functions at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from launchyard.model.config import ModelConfig
+
+# Keys of a section of which a recipe holds one at most.
+EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
+MIN_SHARE = 1e-5  # of a source in a mixture: what is rarer could not be met to better than a tenth
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(Section):
+    """How much of a cluster one attempt takes."""
+
+    nodes: int = Field(default=1, ge=1, description="Machines.")
+    gpus_per_node: int | None = Field(default=None, ge=0, description="GPUs of each node; default: all it has.")
+    nproc_per_node: int | None = Field(
+        default=None, ge=1, description="Workers on each node; default: one a GPU, or one on a CPU-only node."
+    )
+    min_nodes: int | None = Field(
+        default=None, ge=1, description="Ray: go on with as few machines when others are lost; default: nodes."
+    )
+    time_limit: str | None = Field(default=None, description="Wall time of one attempt, e.g. 12:00:00 or 2-00:00:00.")
+    max_failures: int = Field(
+        default=3, ge=0, description="Failed attempts in a row without a new checkpoint before the run is given up."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes: {self.min_nodes} is more than nodes, {self.nodes}")
+        return self
+
+
+class _ModelSource(Section):
+    preset: str | None = Field(default=None, description="A named shape, see `launch models`.")
+    init_from: str | None = Field(
+        default=None, description="Weights to start from: an HF directory, a checkpoint or a run, anywhere."
+    )
+
+
+# Every knob of ModelConfig, each optional here: set over the preset, or all of them without one.
+ModelSection: type[_ModelSource] = create_model(
+    "ModelSection",
+    __base__=_ModelSource,
+    __doc__="The model: a preset, weights to start from, or its knobs one by one.",
+    **{
+        key: (field.annotation | None, Field(default=None, description=f"ModelConfig.{key}"))  # type: ignore[operator]
+        for key, field in ModelConfig.model_fields.items()
+    },  # type: ignore[call-overload]
+)
+
+
+class MixedSource(Section):
+    """One source of a mixture."""
+
+    source: str | list[str] = Field(description="As `data.source`: prepared folder or URL, or text.")
+    weight: float = Field(gt=0, description="How often it is read beside the others; weights may have any sum.")
+
+
+class Data(Section):
+    """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
+
+    kind: Literal["tokens"] = Field(default="tokens", description="tokens: next-token prediction on a stream of text.")
+    source: str | list[str] | None = Field(
+        default=None, description="Prepared folder or URL; or text files, folders, globs."
+    )
+    mixture: list[MixedSource] | None = Field(
+        default=None, min_length=1, description="Instead of `source`: several, each with a weight and its own epochs."
+    )
+    seq_len: int = Field(default=1024, ge=1, description="Tokens a sequence; each reads one more as its last label.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are read.")
+    shuffle: bool = Field(default=True, description="Read in a seeded random order, or as the tokens lie.")
+    validation: float | str | None = Field(
+        default=None, description="Share of documents held out when text is prepared (0.05), or a prepared folder."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.validation, (int, float)) and not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; a share must lie in [0, 1)")
+        if self.source is not None and self.mixture is not None:
+            raise ValueError("give source or mixture, not both")
+        weights = [source.weight for source in self.mixture or ()]
+        for number, weight in enumerate(weights):
+            if weight < MIN_SHARE * sum(weights):
+                least = f"at least 1/{1 / MIN_SHARE:,.0f} of their sum"
+                raise ValueError(f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; each must be {least}")
+        return self
+
+
+class Train(Section):
+    """How long, how much at once, how exactly."""
+
+    global_batch_size: int = Field(default=8, ge=1, description="Sequences an optimizer step, over all workers.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Sequences a worker puts through one forward; default: its whole share."
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Tokens; rounded up to whole steps.")
+    max_epochs: float | None = Field(default=None, gt=0, description="Passes over the data; rounded up to whole steps.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 computes in bfloat16 and keeps weights, optimizer and reductions in fp32."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of dropout.")
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the global gradient norm to this.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: the GPUs asked for, else the CPU."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [key for key in ("max_steps", "max_tokens", "max_epochs") if getattr(self, key) is not None]
+        if len(given) != 1:
+            said = " and ".join(given) if given else "none of them"
+            raise ValueError(f"give exactly one of max_steps, max_tokens, max_epochs; got {said}")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov & Hutter 2019); biases, norms and other vectors get no weight decay."""
+
+    name: Literal["adamw"] = Field(default="adamw", description="The optimizer.")
+    lr: float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Decay rates of the two moments.")
+    eps: float = Field(default=1e-8, gt=0, description="Term added to the denominator.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled decay of matrices.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; each must lie in [0, 1)")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate as a pure function of the step."""
+
+    name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after the warmup.")
+    warmup_steps: int | float = Field(
+        default=0, ge=0, description="Steps of linear warmup, or a share of all steps < 1."
+    )
+    min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end.")
+
+
+class Parallel(Section):
+    """How a model and a batch are cut over the workers."""
+
+    dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
+    dp_shard: int = Field(default=-1, ge=-1, description="Workers that share one copy (FSDP); -1: all that remain.")
+    activation_checkpointing: Literal["none", "full"] = Field(
+        default="none", description="full: keep only the inputs of each block and compute the rest again."
+    )
+    compile: bool = Field(default=False, description="torch.compile each block.")
+
+
+class Checkpoint(Section):
+    """When the state is saved and what is kept."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Permanent checkpoint every N steps.")
+    every_minutes: float | None = Field(default=10.0, gt=0, description="Temporary checkpoint every T minutes.")
+    keep: int | None = Field(default=None, ge=1, description="Permanent checkpoints kept; default: all.")
+    async_save: bool = Field(default=True, description="Write in the background while training goes on.")
+    export: bool = Field(default=False, description="Write weights as an HF directory to RUN_URL/weights at the end.")
+
+
+class Sample(Section):
+    """A text that the model writes at the end of the run."""
+
+    prompt: str = Field(description="What it starts from.")
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens to write.")
+    temperature: float = Field(default=0.8, ge=0, description="0: always the likeliest token.")
+    top_k: int | None = Field(default=50, ge=1, description="Draw from the k likeliest tokens.")
+
+
+class Validation(Section):
+    """When the loss on held-out data is measured, and on how much."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
+    max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
+    at_start: bool = Field(default=False, description="Measure before the first step too.")
+    sample: Sample | None = Field(default=None, description="Write a sample at the end.")
+
+
+class Metrics(Section):
+    """Where the numbers go besides the run directory."""
+
+    prometheus: bool = Field(default=True, description="Serve Prometheus metrics from every worker.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that the metrics listen on; 0.0.0.0: all of the machine's, for a Prometheus elsewhere.",
+    )
+    peak_flops: float | None = Field(
+        default=None,
+        gt=0,
+        description="Operations a second that one device could do, for MFU; default: known of many GPUs, in bf16.",
+    )
+    trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
+        default=[], description="Where the rows go besides; each but csv is an extra: pip install 'launchyard[wandb]'."
+    )
+    project: str | None = Field(default=None, description="Project or experiment of the trackers; default: the name.")
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers are {self.trackers}; name each once")
+        return self
+
+
+class Watchdog(Section):
+    """When a worker that gives no sign is taken for hung: its stacks are logged, and the attempt is ended."""
+
+    enabled: bool = Field(default=True, description="Look after the workers; the agent of each node does.")
+    step_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest time without a sign within a step; default: 45, or ten times the median step if longer.",
+    )
+    slow_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="The same while it starts, makes its first step, saves, validates or ends; at least three times "
+        "what the place lets it wait for a store.",
+    )
+
+
+class Recipe(Section):
+    """What to train. See docs/reference/recipe.md."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
+    after: str | None = Field(
+        default=None, description="Id, name or URL of a run that has to be completed before this one starts (SLURM)."
+    )
+    resources: Resources = Resources()
+    model: ModelSection
+    tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
+    data: Data
+    train: Train
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
+    metrics: Metrics = Metrics()
+    watchdog: Watchdog = Watchdog()
+
+
+def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's mapping with dotted keys set; {'train.max_steps': 5} sets raw['train']['max_steps'].
+
+    A new value replaces those that it excludes (EITHER_OR): another length, a source in place of a mixture.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        node = result
+        for part in parents:
+            child = node.get(part)
+            node[part] = dict(child) if isinstance(child, dict) else {}
+            node = node[part]
+        alike = EITHER_OR.get(".".join(parents), ())
+        if last in alike and value is not None:
+            for other in alike:
+                node.pop(other, None)
+        node[last] = value
+    return result

@@ -1,0 +1,60 @@
+"""What a plan freezes for the workers: the tokens they read, the model, and how they deal with stores. Light."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launchyard.model.config import ModelConfig
+from launchyard.training.recipe import Section
+
+IGNORE_INDEX = -100
+
+
+class TokenSource(Section):
+    """Tokens in one place."""
+
+    folder: str = Field(description="Folder with index.json and chunks.")
+    n_tokens: int = Field(ge=1)
+    weight: float = Field(default=1.0, gt=0, description="How often it is read beside others in training.")
+
+
+class DataSpec(Section):
+    """The prepared tokens that a run reads, found when it was planned and frozen in its plan."""
+
+    train: tuple[TokenSource, ...] = Field(min_length=1, description="Read by their weights, each in its own epochs.")
+    validation: tuple[TokenSource, ...] = Field(description="Held-out documents, read once, end to end.")
+    tokenizer: str | None = Field(description="tokenizer.json that made the tokens.")
+    digest: str = Field(description="Changes when any token of the data changes, or any weight.")
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(source.n_tokens for source in self.train)
+
+    @property
+    def n_validation_tokens(self) -> int:
+        return sum(source.n_tokens for source in self.validation)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of all samples, how many come from each source of `train`; their sum is 1."""
+        return tuple(source.weight / sum(other.weight for other in self.train) for source in self.train)
+
+
+class Storage(Section):
+    """How a run deals with its stores; the place where it runs decides. No addresses and no credentials."""
+
+    retry_seconds: float = Field(default=900.0, ge=0, description="Keep trying that long when a store fails.")
+    cache: str | None = Field(default=None, description="Folder of each node for chunks; default: the user's cache.")
+    cache_bytes: int | None = Field(default=None, ge=1, description="Bytes that it may take.")
+
+
+class Workload(BaseModel):
+    """The part of plan.json that a worker needs; the rest is for people."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    name: str
+    model: ModelConfig
+    data: DataSpec
+    storage: Storage = Storage()

@@ -1,0 +1,84 @@
+"""What happens in a worker, told to those who want to know: its log, the run directory, the metrics.
+
+Knows what events are called and nothing of how they come about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+from launchyard.run.append import Appender
+from launchyard.run.rundir import RunDir
+from launchyard.storage.retry import Trouble
+from launchyard.training.distributed import World
+
+SAY_SECONDS = 30.0  # between two words about the same trouble
+WORTH_SAYING_SECONDS = 2.0  # stores stumble all the time
+
+
+class Events:
+    """Prints every event; rank 0 writes it to events.jsonl of the attempt too."""
+
+    def __init__(self, run: RunDir, world: World) -> None:
+        stem = f"{run.attempt_dir(world.attempt)}/events"
+        self._rows = Appender(run, stem, flush_seconds=0.0 if run.local else 2.0) if world.leads else None
+
+    def __call__(self, name: str, **facts: Any) -> None:
+        with contextlib.suppress(OSError):  # the log may lie on a disk that is full
+            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        if self._rows is not None:
+            self._rows.add({"event": name, "time": time.time(), **facts})
+
+    def flush(self, *, sync: bool = False) -> None:
+        if self._rows is not None:
+            self._rows.flush(sync=sync)
+
+
+class SaveEvents:
+    """Tells the events of saves to the metrics as well."""
+
+    def __init__(self, on_event: Any, exporter: Any) -> None:
+        self._on_event, self._exporter = on_event, exporter
+
+    def __call__(self, name: str, **facts: Any) -> None:
+        self._on_event(name, **facts)
+        if name not in ("saved", "save failed"):
+            return
+        result = "ok" if name == "saved" else "failed"
+        self._exporter.add("trainer_checkpoint_saves_total", kind=facts["kind"], result=result)
+        if name == "saved":
+            self._exporter.set("trainer_checkpoint_last_success_timestamp_seconds", time.time())
+            self._exporter.set("trainer_checkpoint_size_bytes", facts.get("bytes", 0))
+            for stage in ("stage", "upload", "commit"):
+                seconds = facts.get("stall_seconds" if stage == "stage" else f"{stage}_seconds")
+                if seconds is not None:  # only rank 0 commits
+                    self._exporter.observe("trainer_checkpoint_save_duration_seconds", seconds, stage=stage)
+
+
+class StoreEvents:
+    """Counts what had to be asked of a store again, and says when a store has been in trouble for a while."""
+
+    def __init__(self, run: RunDir, on_event: Any, exporter: Any) -> None:
+        self._run_url = f"{run.url}/"
+        self._checkpoints, self._on_event, self._exporter = run.path("checkpoints"), on_event, exporter
+        self._said: float | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, trouble: Trouble) -> None:
+        if not trouble.over and trouble.path.startswith(self._checkpoints):
+            self._exporter.add("trainer_checkpoint_retries_total")
+        elif not trouble.over and not trouble.path.startswith(self._run_url):
+            self._exporter.add("trainer_data_retries_total")
+        if trouble.seconds + trouble.pause < WORTH_SAYING_SECONDS:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if self._said is None if trouble.over else self._said is not None and now - self._said < SAY_SECONDS:
+                return
+            self._said = None if trouble.over else now
+        name = "store answers again" if trouble.over else "store trouble"
+        message = f"could not {trouble.what}: {trouble.message}" if trouble.message else f"could {trouble.what}"
+        self._on_event(name, path=trouble.path, seconds=round(trouble.seconds, 1), message=message)

@@ -1,0 +1,176 @@
+"""Signs of life: what each worker does now, in a small file that its node's agent reads without asking anybody.
+
+A worker writes into mapped memory (no system call, no lock); a stopped or dead-locked one simply stops writing. Who is
+hung, and who only waits for him, is told from these signs alone, by a pure function. Light; sends no signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from launchyard.training.telemetry.phases import PHASES
+
+STACKS = signal.SIGQUIT  # asks a worker for the stacks of all its threads, in its log; kill -QUIT does it by hand
+FLOOR_SECONDS = 45.0  # a step may always take so long
+TIMES_MEDIAN = 10.0
+SLOW_PHASES = ("init", "checkpoint_blocking", "validation")
+STEPS_KNOWN = 32
+_LAYOUT = struct.Struct("<8q4d")
+_MAGIC = 0x6C61756E6368
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A worker's last sign. Times are of the machine's monotonic clock; limits in seconds, 0: none."""
+
+    rank: int
+    pid: int
+    phase: str
+    step: int  # finished steps
+    waiting: bool  # for other ranks, or for its device
+    collectives: int  # that it has entered
+    beat: float  # when it last gave a sign
+    since: float  # when the phase began
+    limit: float  # from `beat`
+    phase_limit: float  # from `since`
+
+    def overdue(self, now: float) -> bool:
+        return 0 < self.limit < now - self.beat or 0 < self.phase_limit < now - self.since
+
+
+class Limits:
+    """How long a worker may go without a sign: in a step, by how long its steps take; elsewhere as the recipe says."""
+
+    def __init__(self, *, step_seconds: float | None, slow_seconds: float, patience: float = 0.0) -> None:
+        """`patience`: with a store that does not answer; who waits for one is not hung."""
+        self._fixed = step_seconds
+        self.slow = max(slow_seconds, 3 * patience)
+        self._steps: list[float] = []
+        self._seen = 0
+        self.step = self.slow  # the first step may compile
+
+    def took(self, seconds: float) -> None:
+        """A step was done in that time."""
+        self._seen += 1
+        if len(self._steps) < STEPS_KNOWN:
+            self._steps.append(seconds)
+        else:
+            self._steps[self._seen % STEPS_KNOWN] = seconds
+        if self._seen <= 3 or self._seen % 16 == 0:  # a median costs more than all the rest
+            self.step = self._fixed or max(FLOOR_SECONDS, TIMES_MEDIAN * median(self._steps))
+
+    def of(self, phase: str) -> tuple[float, float]:
+        """(seconds from the last sign, seconds from the phase's beginning)."""
+        if phase in SLOW_PHASES:
+            return self.slow, self.slow
+        return self.step, self.slow if phase == "data_wait" else self.step
+
+
+class PulseWriter:
+    """This worker's file. Every call costs well under a microsecond; the kernel does the rest."""
+
+    def __init__(self, scratch: str, rank: int, limits: Limits | None) -> None:
+        """`limits` None: signs are given, and nobody is called hung."""
+        self._file = os.path.join(scratch, f"pulse-{rank:05d}")
+        with open(self._file, "wb+") as file:
+            file.truncate(_LAYOUT.size)
+            self._map = mmap.mmap(file.fileno(), _LAYOUT.size)
+        self.limits = limits
+        self._rank, self._pid, self._step, self._collectives = rank, os.getpid(), 0, 0
+        self._phase, self._since, self._waiting = 0, time.monotonic(), False
+        self._writes = 0
+        self._tell(self._since)
+
+    def enter(self, phase: str, now: float, waiting: bool) -> None:
+        self._phase, self._since, self._waiting = PHASES.index(phase), now, waiting
+        self._collectives += waiting
+        self._tell(now)
+
+    def beat(self) -> None:
+        """Alive, in the same phase."""
+        self._tell(time.monotonic())
+
+    def stepped(self, step: int, seconds: float) -> None:
+        self._step = step
+        if self.limits is not None:
+            self.limits.took(seconds)
+
+    def _tell(self, now: float) -> None:
+        limit, phase_limit = self.limits.of(PHASES[self._phase]) if self.limits is not None else (0.0, 0.0)
+        self._writes += 1
+        _LAYOUT.pack_into(
+            self._map, 0, _MAGIC, self._writes, self._rank, self._pid, self._phase, self._step, self._waiting,
+            self._collectives, now, self._since, limit, phase_limit,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """A worker that leaves is not hung."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._file)
+
+
+def answer_with_stacks() -> None:
+    """On STACKS, print the Python stacks of all threads to stderr: in C, without the interpreter's lock."""
+    faulthandler.enable()  # on a crash as well
+    faulthandler.register(STACKS, all_threads=True, chain=False)
+
+
+def read_pulses(scratch: str) -> list[Pulse]:
+    """The last signs of this node's workers, by rank."""
+    found = []
+    for name in sorted(os.listdir(scratch)):
+        if name.startswith("pulse-") and (pulse := _read(os.path.join(scratch, name))) is not None:
+            found.append(pulse)
+    return found
+
+
+def _read(path: str) -> Pulse | None:
+    """None if it is gone, or was written in this very moment."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_LAYOUT.size)
+            file.seek(0)
+            if len(raw) < _LAYOUT.size or file.read(_LAYOUT.size) != raw:
+                return None
+    except OSError:
+        return None
+    magic, _, rank, pid, phase, step, waiting, collectives, beat, since, limit, phase_limit = _LAYOUT.unpack(raw)
+    if magic != _MAGIC:
+        return None
+    return Pulse(rank, pid, PHASES[phase], step, bool(waiting), collectives, beat, since, limit, phase_limit)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`hung`: who holds up the others. Empty where all wait: then nobody here does, or all of them together."""
+
+    hung: tuple[Pulse, ...]
+    all_wait: bool = False
+
+
+def judge(pulses: Sequence[Pulse], now: float, *, stopped: Sequence[int] = ()) -> Verdict | None:
+    """Who is hung; None as long as nobody is. `stopped`: ranks whose process has been stopped for a while.
+
+    Of those that are overdue, who waits for others is their victim.
+    """
+    overdue = [pulse for pulse in pulses if pulse.overdue(now) or pulse.rank in stopped]
+    if not overdue:
+        return None
+    culprits = [pulse for pulse in overdue if not pulse.waiting or pulse.rank in stopped]
+    if culprits:
+        return Verdict(tuple(culprits))
+    if len(overdue) < len(pulses):  # somebody works, and has time left
+        return None
+    behind = min(pulse.collectives for pulse in overdue)
+    if any(pulse.collectives > behind for pulse in overdue):  # others are in a later one: they wait for these
+        return Verdict(tuple(pulse for pulse in overdue if pulse.collectives == behind), all_wait=True)
+    return Verdict((), all_wait=True)

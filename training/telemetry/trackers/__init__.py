@@ -1,0 +1,1 @@
+"""The rows of a run for other people's tools, a file each."""

@@ -1,0 +1,62 @@
+"""What every tracker can do, and what it is told of a step. Light."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from launchyard.run.rundir import RunDir
+
+MARK_SECONDS = 10.0
+UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
+NOT_SHOWN = ("step", "data_hash", "phases", "attempt", "time")
+Values = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """One tool. Called by one thread only; what it raises ends its use. `done`: the last step that it has for sure."""
+
+    @property
+    def done(self) -> int: ...
+    def log(self, step: int, values: Values) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def of_step(row: Mapping[str, Any]) -> dict[str, float]:
+    values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN}
+    return values | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
+
+
+def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
+    return {"validation/loss": float(row["loss"])}
+
+
+def history(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
+    """What survived up to the step from which an attempt goes on, after one that a tracker has; in order."""
+    steps = ((int(row["step"]), of_step(row)) for row in run.rows("steps"))
+    validations = ((int(row["step"]), of_validation(row)) for row in run.rows("validation"))
+    for step, values in heapq.merge(steps, validations, key=lambda entry: entry[0]):
+        if done < step <= start_step:
+            yield step, values
+
+
+class Mark:
+    """Up to which step a tracker has been given rows, in the run directory: some of them can only be written to."""
+
+    def __init__(self, run: RunDir, name: str) -> None:
+        self._run, self._name = run, f"metrics/tracker-{name}.json"
+        self._written = time.monotonic()
+
+    def read(self) -> int:
+        try:
+            return int(self._run.read_json(self._name)["step"])
+        except FileNotFoundError:
+            return 0
+
+    def write(self, step: int, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._written > MARK_SECONDS:
+            self._run.write_json(self._name, {"step": step})
+            self._written = time.monotonic()

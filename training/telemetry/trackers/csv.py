@@ -1,0 +1,44 @@
+"""Rows as one CSV file for each kind of row."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.training.telemetry.trackers.base import Values
+
+
+# -- CSV -------------------------------------------------------------------------------------------------------------
+class CsvTracker:
+    """RUN_URL/metrics.csv: a line a step. In a store, where nothing can be appended, it is written when all is done."""
+
+    done = 0  # written anew by each attempt
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._path = run.path("metrics.csv") if run.local else os.path.join(tempfile.mkdtemp(), "metrics.csv")
+        self._columns: list[str] = ["step"]
+        self._file = open(self._path, "w", newline="")  # noqa: SIM115
+
+    def log(self, step: int, values: Values) -> None:
+        mine = {key.removeprefix("train/"): value for key, value in values.items() if key.startswith("train/")}
+        if not mine:
+            return
+        if self._columns == ["step"]:
+            self._columns += list(mine)
+            csv.writer(self._file).writerow(self._columns)
+        csv.writer(self._file).writerow([step, *(mine.get(column, "") for column in self._columns[1:])])
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if not self._run.local:
+            with open(self._path, "rb") as file:
+                files.write(self._run.path("metrics.csv"), file.read())
+            shutil.rmtree(os.path.dirname(self._path), ignore_errors=True)

@@ -1,0 +1,123 @@
+"""The rows of a run for other people's tools: CSV, TensorBoard, Weights & Biases, MLflow. Rank 0 only.
+
+A thread of its own hands the rows over, so that a tool that is slow, broken or away costs no step; that is said once.
+A run that resumes goes on in the same place, and no step stands there twice. Keys and tokens come from the
+environment, where each tool looks for them itself; none is read here. Light until a tracker is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from launchyard.run.rundir import RunDir
+from launchyard.training.recipe import Recipe
+from launchyard.training.telemetry.trackers.base import Tracker, Values, history, of_step, of_validation
+from launchyard.training.telemetry.trackers.csv import CsvTracker
+from launchyard.training.telemetry.trackers.mlflow import MlflowTracker
+from launchyard.training.telemetry.trackers.tensorboard import TensorBoardTracker
+from launchyard.training.telemetry.trackers.wandb import WandbTracker
+
+PACKAGES = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+WAITING_ROWS = 10_000
+
+
+def missing(trackers: Sequence[str]) -> list[str]:
+    """Of these trackers, those whose package this Python does not have."""
+    return [name for name in trackers if (package := PACKAGES[name]) and importlib.util.find_spec(package) is None]
+
+
+def install_words(names: Sequence[str]) -> str:
+    return f"pip install 'launchyard[{','.join(names)}]'"
+
+
+class Trackers:
+    """All that a recipe asks for. They are opened by the thread as well: some tools ask their server first."""
+
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Tracker]],
+        on_event: Callable[..., None],
+        history: Callable[[int], Iterable[tuple[int, Values]]] = lambda done: (),
+    ) -> None:
+        """`history(step)`: what earlier attempts have done after a step, for a tracker that was killed or away then."""
+        self._openers, self._on_event, self._history = openers, on_event, history
+        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING_ROWS)
+        self._full = False
+        self._thread = threading.Thread(target=self._run, name="trackers", daemon=True)
+        self._thread.start()
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        self._put(int(row["step"]), of_step(row))
+
+    def validated(self, row: Mapping[str, Any]) -> None:
+        self._put(int(row["step"]), of_validation(row))
+
+    def _put(self, step: int, values: dict[str, float]) -> None:
+        try:
+            self._queue.put_nowait((step, values))
+        except queue.Full:
+            if not self._full:
+                self._full = True
+                self._on_event("tracker trouble", message=f"trackers are {WAITING_ROWS} rows behind; some are left out")
+
+    def close(self) -> None:
+        """No more rows come; those that wait are still handed over."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=1.0)
+
+    def wait(self, seconds: float) -> None:
+        """Until that is done, for so long."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._on_event("tracker trouble", message=f"the last rows were not taken within {seconds:.0f} s")
+
+    def _run(self) -> None:
+        trackers: dict[str, Tracker] = {}
+        for name, opener in self._openers.items():
+            self._try(trackers, name, partial(self._open, trackers, name, opener))
+        while (item := self._queue.get()) is not None:
+            for name, tracker in list(trackers.items()):
+                self._try(trackers, name, partial(tracker.log, *item))
+            for name, tracker in list(trackers.items()) if self._queue.empty() else ():
+                self._try(trackers, name, tracker.flush)
+        for name, tracker in list(trackers.items()):
+            self._try(trackers, name, tracker.close)
+
+    def _open(self, trackers: dict[str, Tracker], name: str, opener: Callable[[], Tracker]) -> None:
+        tracker = opener()
+        for step, values in self._history(tracker.done):
+            tracker.log(step, values)
+        trackers[name] = tracker
+
+    def _try(self, trackers: dict[str, Tracker], name: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            trackers.pop(name, None)
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self._on_event("tracker trouble", tracker=name, message=f"{name} is not used any more: {said}")
+
+
+def open_trackers(
+    run: RunDir, recipe: Recipe, run_id: str, *, attempt: int, start_step: int, on_event: Callable[..., None]
+) -> Trackers | None:
+    """None if the recipe asks for none. ValueError names what is not installed."""
+    if lacking := missing(recipe.metrics.trackers):
+        raise ValueError(
+            f"metrics.trackers: {', '.join(lacking)} cannot be used, for the package is not installed where the "
+            f"workers run; {install_words(lacking)}, or leave it out"
+        )
+    openers: dict[str, Callable[[], Tracker]] = {
+        "csv": lambda: CsvTracker(run),
+        "tensorboard": lambda: TensorBoardTracker(run, start_step, attempt),
+        "wandb": lambda: WandbTracker(run, recipe, run_id, start_step),
+        "mlflow": lambda: MlflowTracker(run, recipe, run_id),
+    }
+    chosen: dict[str, Callable[[], Tracker]] = {name: openers[name] for name in recipe.metrics.trackers}
+    return Trackers(chosen, on_event, partial(history, run, start_step)) if chosen else None
