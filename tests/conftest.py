@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.faultproxy import FaultProxy
-    from tests.store import Bucket, S3Server
+    from tests.support.faultproxy import FaultProxy
+    from tests.support.store import Bucket, S3Server
 
+pytest_plugins = ["tests.support.texts"]
 FOLDERS = ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 
 
@@ -46,7 +47,7 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with keys on loopback ports, one a test process; it dies with it."""
-    from tests.store import running_server
+    from tests.support.store import running_server
 
     yield from running_server(tmp_path_factory.mktemp("s3"))
 
@@ -54,7 +55,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A fresh bucket; the usual AWS variables of this process, and of those that it starts, lead to its server."""
-    from tests.store import make_bucket
+    from tests.support.store import make_bucket
 
     bucket = make_bucket(s3_server, f"test-{secrets.token_hex(6)}")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
@@ -68,7 +69,7 @@ def proxy(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before the server of `s3`, faultless until a test says more; the usual variables lead to it."""
     from launchyard.storage.files import set_store_options
     from launchyard.storage.options import StoreOptions
-    from tests.faultproxy import FaultProxy
+    from tests.support.faultproxy import FaultProxy
 
     with FaultProxy(s3.server.port) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)

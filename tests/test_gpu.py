@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.small import RECIPE, history, make_run, run_workers, write_data
+from tests.support.small_runs import RECIPE, history, make_run, run_workers, write_data
 
 pytestmark = [
     pytest.mark.gpu,

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from launchyard.host.processes import end_marked
 from launchyard.launcher.recipe.bundled import recipe_folder
 from launchyard.run.rundir import RunDir
-from tests.shell import Shell
-from tests.training.small import final_weights, history
+from tests.support.shell import Shell
+from tests.support.small_runs import final_weights, history
 
 STEPS = 60
 RECIPE: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shell import Shell
+from tests.support.shell import Shell
 
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).parents[1]

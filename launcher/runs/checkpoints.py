@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from launchyard.run.rundir import RunDir
 
+from launchyard.run.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Saved:
 
     def row(self, *, verified: bool) -> list[str]:
         """step, kind, size, workers, age (, whole or damaged)."""
-        from launchyard.launcher.format import duration
-        from launchyard.launcher.format import size
+        from launchyard.launcher.format import duration, size
 
         facts = [str(self.step), self.kind or "unreadable", size(self.bytes) if self.bytes is not None else "-"]
         facts.append(str(self.world_size) if self.world_size is not None else "-")
@@ -43,9 +42,8 @@ def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
 
 
 def _look_at(folder: str, step: int, verify_all: bool) -> Saved:
-    from launchyard.storage.errors import CorruptError
+    from launchyard.storage.errors import CorruptError, StoreError
     from launchyard.storage.shards import read_manifest, verify
-    from launchyard.storage.errors import StoreError
 
     try:
         manifest = read_manifest(folder)

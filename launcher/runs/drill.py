@@ -15,15 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
+
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.state import last_row
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
-
-
 
 Kind = Literal["preempt", "kill", "node-loss"]
 POLL_SECONDS = 0.05

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import secrets
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
-from launchyard.errors import UserError, user_errors
-from launchyard.storage import files
-from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
+from typing import TYPE_CHECKING, Any
+
 from launchyard.run.rundir import RunDir
-from launchyard.run.rows import parse_jsonl
+
 if TYPE_CHECKING:
-    from launchyard.launcher.backends.base import Queued
     from launchyard.training.recipe import Recipe
     from launchyard.training.spec import Workload
-
 
 
 # -- what a run is ---------------------------------------------------------------------------------------------------

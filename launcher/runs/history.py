@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from launchyard.run.lease import last_heartbeat
+
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
+from launchyard.launcher.runs.checkpoints import Saved, list_saved
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.state import RunState, state_of
-from launchyard.launcher.runs.checkpoints import Saved, list_saved
 from launchyard.run.goodput import Goodput, cause_between, read_facts, read_goodput
+from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
-
 
 
 @dataclass(frozen=True)

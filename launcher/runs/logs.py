@@ -5,23 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+
+from launchyard.errors import UserError
+from launchyard.launcher.agent.ownership import newest_job, owner_alive
 from launchyard.launcher.format import first_line
 from launchyard.run.lease import heartbeat_age
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
-from launchyard.errors import UserError
-from launchyard.run.tail import Tail
-from launchyard.run.rundir import RunDir
-import sys
-from typing import IO, Any
-from launchyard.launcher.report.terminal_chart import draw
-from launchyard.run.lease import last_heartbeat
-from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.state import RunState
-from launchyard.storage.redact import redact
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
-
-
+from launchyard.run.tail import Tail
+from launchyard.storage.redact import redact
 
 FOLLOW_SECONDS = 0.3
 QUEUE_SECONDS = 2.0

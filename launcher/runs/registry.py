@@ -7,25 +7,17 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
-from launchyard.errors import UserError, user_errors
-from launchyard.storage import files, options as storage_options
-from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
+from typing import TYPE_CHECKING, Any
+
 from launchyard.run.rundir import RunDir
-from launchyard.run.rows import parse_jsonl
+from launchyard.storage import files
+from launchyard.storage import options as storage_options
+
 if TYPE_CHECKING:
-    from launchyard.launcher.backends.base import Queued
-    from launchyard.training.recipe import Recipe
-    from launchyard.training.spec import Workload
+    pass
 from launchyard.launcher.runs.facts import RunFacts
-
-
 
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
 GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
+
 from launchyard.launcher.agent.ownership import newest_job, owner_alive
-from launchyard.errors import UserError, user_errors
-from launchyard.storage import files
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
 from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
-from launchyard.run.rundir import RunDir
 from launchyard.run.rows import parse_jsonl
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+
 if TYPE_CHECKING:
     from launchyard.launcher.backends.base import Queued
-    from launchyard.training.recipe import Recipe
-    from launchyard.training.spec import Workload
-import sys
-from typing import IO, Any
-from launchyard.launcher.format import first_line
-from launchyard.launcher.report.terminal_chart import draw
-from launchyard.run.lease import last_heartbeat
-from launchyard.launcher.runs.facts import RunFacts
-from launchyard.storage.redact import redact
-from launchyard.run.records import OutcomeRecord
-from launchyard.run.rundir import RunDir
-from launchyard.launcher.runs.registry import GLANCE_SECONDS
-from launchyard.launcher.runs.registry import Registered
-from launchyard.launcher.runs.registry import registered
-from launchyard.launcher.runs.facts import RunFacts
+
 from launchyard.launcher.format import progress_line
-
-
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _TAIL_BYTES = 64 * 1024
@@ -149,8 +130,7 @@ def state_of(run: RunDir) -> RunState:
 
 def _look(run: RunDir, job: Job) -> Queued | None:
     """The job as its scheduler sees it; None where there is none to ask."""
-    from launchyard.launcher.backends.base import load_backend
-    from launchyard.launcher.backends.base import Queued
+    from launchyard.launcher.backends.base import Queued, load_backend
 
     if job.backend == "local":
         return None

@@ -5,20 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from launchyard.launcher.agent.root_cause import Cause, find_cause, last_words
-from launchyard.launcher.format import first_line
-from launchyard.run.lease import last_heartbeat
-from launchyard.launcher.agent.ownership import newest_job
+
 from launchyard.launcher.agent.conclusion import last_step
+from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
-from launchyard.launcher.format import duration
+from launchyard.launcher.agent.root_cause import Cause, find_cause, last_words
+from launchyard.launcher.format import duration, first_line
 from launchyard.launcher.runs.logs import log_of
-from launchyard.launcher.runs.state import progress_words
-from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.launcher.runs.state import RunState, progress_words, state_of
 from launchyard.run.goodput import Goodput, read_goodput
+from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import RAY_STOP, SCANCEL, OutcomeRecord
 from launchyard.run.rundir import RunDir
-
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from tests.chaos.plan import MOST_COMMITS, Case, Job, Kill
 from tests.chaos.runs import RETRY_SECONDS, References, write_cluster, write_data, write_run
 from tests.chaos.troubles import Bringer
 from tests.chaos.witness import Witness
-from tests.faultproxy import FaultProxy
-from tests.store import Bucket
+from tests.support.faultproxy import FaultProxy
+from tests.support.store import Bucket
 
 JOB_SECONDS = RETRY_SECONDS + 90.0
 GONE_SECONDS = 15.0  # from the death of an agent until nothing of it can be seen on a busy machine

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.chaos.beacons import Beacon
-from tests.faults import Match, When, where
+from tests.support.faults import Match, When, where
 
 SHARD = r"/step-\d+/.*\.safetensors$"
 MANIFEST = r"/step-\d+/manifest\.json$"

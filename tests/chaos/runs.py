@@ -17,7 +17,7 @@ from launchyard.training.data.prepare.writer import SplitWriter
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, Storage, TokenSource, Workload
 from tests.chaos.plan import BATCH, EVERY, KEEP, STEPS, Size
-from tests.training.small import MODEL, VOCAB, final_weights, run_workers
+from tests.support.small_runs import MODEL, VOCAB, final_weights, run_workers
 
 N_TOKENS, CHUNK_TOKENS, HELD_OUT = 6001, 160, 501  # the run reads its 38 chunks about one and a half times
 CACHE_BYTES = 20 * 420  # some twenty of them

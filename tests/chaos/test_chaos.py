@@ -16,7 +16,7 @@ import pytest
 from tests.chaos.harness import Harness
 from tests.chaos.plan import Case, Job, Kill, Place, draw
 from tests.chaos.runs import References
-from tests.store import Bucket
+from tests.support.store import Bucket
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 

@@ -9,9 +9,22 @@ from dataclasses import dataclass
 
 from tests.chaos.instants import MANIFEST, SHARD
 from tests.chaos.plan import Trouble
-from tests.faultproxy import FaultProxy, Rule
-from tests.faults import Answer, Fault, Flip, Match, Request, Reset, Slow, Stall, Truncate, snapshot, where, writes
-from tests.store import Bucket
+from tests.support.faultproxy import FaultProxy, Rule
+from tests.support.faults import (
+    Answer,
+    Fault,
+    Flip,
+    Match,
+    Request,
+    Reset,
+    Slow,
+    Stall,
+    Truncate,
+    snapshot,
+    where,
+    writes,
+)
+from tests.support.store import Bucket
 
 CHUNK = r"^data/.*\.bin$"
 HASHED = rf"{CHUNK}|{SHARD}"

@@ -12,8 +12,8 @@ from launchyard.storage import files
 from launchyard.storage.shards import MANIFEST, Manifest, read_manifest, verify
 from tests.chaos.plan import KEEP, STEPS
 from tests.chaos.runs import Undisturbed
-from tests.store import Bucket
-from tests.training.small import EXACT, final_weights, history
+from tests.support.small_runs import EXACT, final_weights, history
+from tests.support.store import Bucket
 
 
 @dataclass

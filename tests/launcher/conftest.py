@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.standin import Standin
+from tests.support.standin import Standin
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from launchyard.model.cost import (
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.zoo import preset
-from tests.model.small import CONFIGS, llama, neox, random_model, random_tokens
+from tests.support.tiny_models import CONFIGS, llama, neox, random_model, random_tokens
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

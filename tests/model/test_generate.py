@@ -15,7 +15,7 @@ from launchyard.model.generate import Sampling, draw, generate, generate_batch
 from launchyard.model.network import linear
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Transformer
-from tests.model.small import CONFIGS, llama, neox, random_model, random_tokens
+from tests.support.tiny_models import CONFIGS, llama, neox, random_model, random_tokens
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [3], [90, 80, 70, 60], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]

@@ -13,7 +13,7 @@ from launchyard.launcher.runs.registry import register
 from launchyard.run.append import Appender
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
 from launchyard.run.rundir import RunDir
-from tests.launcher.standin import make_run
+from tests.support.standin import make_run
 
 STEP = 0.5  # seconds
 BEGAN = 1_700_000_000.0

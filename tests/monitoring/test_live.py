@@ -22,9 +22,9 @@ from launchyard.run.rundir import RunDir
 from tests.monitoring.prometheus import FAST, Watching, plain_query, watching
 from tests.monitoring.test_agree import DASHBOARDS, alerts, dashboard_queries
 from tests.s3.runs import write_data
-from tests.shell import Shell
-from tests.store import S3Server, make_bucket
-from tests.training.small import MODEL
+from tests.support.shell import Shell
+from tests.support.small_runs import MODEL
+from tests.support.store import S3Server, make_bucket
 
 pytestmark = [pytest.mark.monitoring, pytest.mark.timeout(420)]
 

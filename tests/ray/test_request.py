@@ -31,7 +31,7 @@ from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.code import pack_code
 from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
 from launchyard.run.records import Job
-from tests.launcher.test_plan import CPU, DATA, SMALL
+from tests.launcher.plan.test_planner import CPU, DATA, SMALL
 
 GOLDEN = Path(__file__).parent / "golden"
 HARD = "a b;$HOME 'q' \"d\" {job} #x"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faultproxy import FaultProxy
 from tests.s3.runs import Origin, Remote, make_origin
-from tests.store import Bucket
+from tests.support.faultproxy import FaultProxy
+from tests.support.store import Bucket
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ from launchyard.storage.shards import read_manifest, verify
 from launchyard.training.data.prepare.writer import SplitWriter
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, Storage, TokenSource, Workload
-from tests.faults import Request
-from tests.store import Bucket
-from tests.training.small import MODEL, VOCAB, final_weights, history, run_workers, start_workers
+from tests.support.faults import Request
+from tests.support.small_runs import MODEL, VOCAB, final_weights, history, run_workers, start_workers
+from tests.support.store import Bucket
 
 STEPS, BEGUN, EVERY = 30, 10, 5
 RECIPE: dict[str, Any] = {

@@ -12,12 +12,12 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import StoreError
 from launchyard.training.checkpoint.state import shards
-from tests.faultproxy import FaultProxy
-from tests.faults import Answer
 from tests.s3.runs import Remote
-from tests.shell import Shell
-from tests.store import Bucket
-from tests.training.test_checkpoint import checkpointer, fresh, saved
+from tests.support.faultproxy import FaultProxy
+from tests.support.faults import Answer
+from tests.support.shell import Shell
+from tests.support.store import Bucket
+from tests.training.checkpoint.test_checkpointer import checkpointer, fresh, saved
 
 pytestmark = pytest.mark.s3
 

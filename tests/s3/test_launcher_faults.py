@@ -21,12 +21,12 @@ from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run.records import Job
-from tests.faultproxy import FaultProxy
-from tests.faults import Answer, where
 from tests.s3.runs import STEPS, Remote, Spell, wait_for
-from tests.shell import Shell
-from tests.store import Bucket
-from tests.training.small import history
+from tests.support.faultproxy import FaultProxy
+from tests.support.faults import Answer, where
+from tests.support.shell import Shell
+from tests.support.small_runs import history
+from tests.support.store import Bucket
 
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).parents[2]

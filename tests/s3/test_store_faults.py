@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.faultproxy import FaultProxy
-from tests.faults import Answer, Flip, Reset, Slow, Stall, Truncate, snapshot, where
 from tests.s3.runs import BEGUN, EVERY, PLACES, STEPS, Remote, Spell, wait_for
+from tests.support.faultproxy import FaultProxy
+from tests.support.faults import Answer, Flip, Reset, Slow, Stall, Truncate, snapshot, where
 
 pytestmark = pytest.mark.s3
 

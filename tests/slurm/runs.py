@@ -14,9 +14,9 @@ import yaml
 from launchyard.host.processes import end_marked, marked
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import apply_overrides
-from tests.shell import Shell
 from tests.slurm.cluster import SlurmCluster
-from tests.training.small import MODEL, final_weights, history, write_data
+from tests.support.shell import Shell
+from tests.support.small_runs import MODEL, final_weights, history, write_data
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",

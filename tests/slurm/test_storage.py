@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.slurm.runs import Site, kill, same_training
-from tests.store import Bucket
+from tests.support.store import Bucket
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 STEPS = "train.max_steps=400"  # rows come later out of a store; long enough to be hit all the same

@@ -22,7 +22,7 @@ from launchyard.run.rows import parse_jsonl
 from launchyard.run.rundir import RunDir
 from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
-from tests.training.small import final_weights, history, run_workers, start_workers
+from tests.support.small_runs import final_weights, history, run_workers, start_workers
 
 
 @pytest.fixture(scope="module")

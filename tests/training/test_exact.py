@@ -18,7 +18,7 @@ import torch
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.dataset_spec import mix
 from launchyard.training.spec import DataSpec
-from tests.training.small import final_weights, history, make_run, run_workers, start_workers, write_data
+from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
 
 LONG = {"train.max_steps": 120, "checkpoint.every_steps": 7, "validation.every_steps": 50}
 

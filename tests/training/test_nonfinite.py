@@ -7,7 +7,7 @@ from pathlib import Path
 from launchyard.training.data.dataset_spec import mix
 from launchyard.training.data.reader import TokenReader
 from launchyard.training.data.token_store import TokenStore
-from tests.training.small import make_run, start_workers, write_data
+from tests.support.small_runs import make_run, start_workers, write_data
 
 
 def test_the_samples_of_a_mixture_are_named(tmp_path: Path) -> None:

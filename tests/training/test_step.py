@@ -18,8 +18,8 @@ from launchyard.training.parallel import mesh_shape
 from launchyard.training.recipe import Optimizer, Recipe
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import train_step
-from tests.training.ranks import run_ranks
-from tests.training.small import MODEL
+from tests.support.ranks import run_ranks
+from tests.support.small_runs import MODEL
 
 STEPS, GLOBAL, SEQ_LEN = 3, 8, 16
 LLAMA = {

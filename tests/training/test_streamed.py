@@ -9,8 +9,8 @@ import pytest
 
 from launchyard.run.rundir import RunDir
 from launchyard.training.spec import DataSpec, Storage, TokenSource
-from tests.training.small import history, make_run, run_workers, start_workers, write_data
-from tests.training.test_metrics import scrape
+from tests.support.small_runs import history, make_run, run_workers, start_workers, write_data
+from tests.training.telemetry.test_metrics import scrape
 
 
 def elsewhere(data: DataSpec) -> DataSpec:

@@ -12,7 +12,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.compose import recipe_hash
 from launchyard.training.loop import Meter, SaveTimer
 from launchyard.training.recipe import Recipe, apply_overrides
-from tests.training.small import make_run, start_workers, write_data
+from tests.support.small_runs import make_run, start_workers, write_data
 
 
 def fail(run: RunDir) -> str:

@@ -1,0 +1,160 @@
+"""`launch generate`, `export` and `models` as people type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launchyard.launcher.cli.main import main
+from launchyard.launcher.runs.registry import register
+from launchyard.model.weights.hf import save_hf
+from launchyard.model.zoo import presets
+from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of, write_checkpoint
+
+CONFIG = neox(vocab_size=300, padded_vocab_size=384)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "tale-abcd"
+    byte_tokenizer(folder / "tokenizer/tokenizer.json")
+    write_checkpoint(folder / "checkpoints/step-00000005", CONFIG, weights_of(random_model(CONFIG)), step=5)
+    (folder / "plan.json").write_text("{}")
+    return folder
+
+
+def launch(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def written(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    code, out, err = launch(capsys, "generate", *words, "--json", "--seed", "7", "--max-new-tokens", "12")
+    assert code == 0, err
+    return dict(json.loads(out))
+
+
+def test_a_run_a_checkpoint_and_an_export_write_the_same(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = launch(capsys, "export", str(run), "--out", str(tmp_path / "out"), "--json")
+    assert code == 0, err
+    assert json.loads(out)["files"] == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    register("tale-abcd", "tale", str(run))
+    places = [
+        str(run),
+        str(run / "checkpoints/step-00000005"),
+        f"file://{run}",
+        "tale-abcd",
+        "tale",
+        str(tmp_path / "out"),
+    ]
+    texts = [written(capsys, place, "--prompt", "the ") for place in places]
+    assert len({str(text["text"]) for text in texts}) == 1
+    assert (texts[0]["n_prompt"], texts[0]["seed"], texts[0]["device"]) == (2, 7, "cpu")
+
+
+def test_text_goes_to_stdout_and_all_else_to_stderr(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--prompt", "the ", "--seed", "7", "--max-new-tokens", "12")
+    code, out, err = launch(capsys, "generate", str(run), *options)
+    assert code == 0
+    assert out == f"the {written(capsys, str(run), '--prompt', 'the ')['text']}\n"
+    assert "on cpu" in err
+    assert "seed 7" in err
+
+
+def test_stop_and_greedy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = str(written(capsys, str(run), "--prompt", "the ", "--temperature", "0")["text"])
+    cut = written(capsys, str(run), "--prompt", "the ", "--temperature", "0", "--stop", free[2:4], "--stop", "never")
+    assert cut["text"] == free[: free.index(free[2:4])]
+    assert cut["ended"] == "stop"
+
+
+def test_another_element_type_halves_the_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for dtype in ("float32", "bfloat16"):
+        assert launch(capsys, "export", str(run), "--out", str(tmp_path / dtype), "--dtype", dtype)[0] == 0
+    sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float32", "bfloat16")]
+    assert 1.9 < sizes[0] / sizes[1] < 2.1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("generate", "none-such", "--prompt", "x"), "none-such: no such run"),
+        (("generate", "{tmp}/none", "--prompt", "x"), "no such folder"),
+        (("generate", "{tmp}", "--prompt", "x"), "holds no model: looked for config.json"),
+        (("generate", "{run}", "--prompt", "x", "--temperature", "-1"), "temperature is -1.0"),
+        (("generate", "{run}", "--prompt", "x", "--top-k", "-1"), "top_k is -1"),
+        (("generate", "{run}", "--prompt", "x", "--device", "tpu9"), "use auto, cpu, cuda"),
+        (("generate", "{run}", "--prompt", "x " * 99), "this model has max_seq_len 64"),
+        (("export", "{run}", "--out", "{run}"), "is not empty"),
+        (("export", "{run}", "--out", "{tmp}/o", "--to", "gguf"), "'gguf' is not 'hf'"),
+        (("models", "pythia-160"), "did you mean pythia-160m"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(
+    words: tuple[str, ...], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = launch(capsys, *(word.format(tmp=tmp_path, run=run) for word in words))
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before, "nothing may be created"
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "checkpoints/step-00000005/a.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    code, out, err = launch(capsys, "generate", str(run), "--prompt", "the")
+    assert (code, out) == (1, "")
+    assert "a.safetensors is changed" in err
+    assert "launch checkpoints RUN --verify" in err
+
+
+def test_a_model_without_tokenizer_is_exported_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(tmp_path / "in"))
+    code, _, err = launch(capsys, "export", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "no tokenizer" in err
+    assert launch(capsys, "generate", str(tmp_path / "out"), "--prompt", "x")[0] == 2
+
+
+def test_models_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = launch(capsys, "models")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["name", *presets()]
+    assert json.loads(launch(capsys, "models", "--json")[1])[3]["n_params"] == 162_322_944
+    facts = json.loads(launch(capsys, "models", "pythia-160m", "--json")[1])
+    assert facts["config"] == presets()["pythia-160m"].model_dump(mode="json")
+    assert "162,322,944" in launch(capsys, "models", "pythia-160m")[1]
+
+
+def test_text_is_printed_while_it_is_made(run: Path) -> None:
+    """The first words must be readable in a pipe before the last are written."""
+    code = "from launchyard.launcher.cli.main import main; main()"
+    words = ["generate", str(run), "--prompt", "the", "--max-new-tokens", "55", "--seed", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[3],
+    )
+    try:
+        assert process.stdout is not None
+        reads = [os.read(process.stdout.fileno(), 1 << 16) for _ in range(3)]
+        assert reads[0].startswith(b"the")
+        assert all(reads)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

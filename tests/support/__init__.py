@@ -1,0 +1,1 @@
+"""What tests share: small runs, tiny models, real stores and the faults that befall them."""

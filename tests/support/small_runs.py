@@ -1,0 +1,137 @@
+"""Small runs: a run directory as the launcher writes it, and workers started as the agent starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import read_manifest, read_tensor
+from launchyard.training.recipe import Recipe, apply_overrides
+from launchyard.training.spec import DataSpec, TokenSource, Workload
+from tests.support.ranks import free_port
+
+VOCAB = 97
+MODEL = {
+    "family": "gpt_neox", "dim": 32, "n_layers": 2, "n_heads": 4, "ffn_dim": 64, "vocab_size": VOCAB, "max_seq_len": 64,
+    "rope_fraction": 0.25, "norm": "layernorm", "activation": "gelu", "gated_mlp": False, "parallel_residual": True,
+    "attention_bias": True, "mlp_bias": True,
+}  # fmt: skip
+RECIPE = {
+    "name": "small",
+    "model": MODEL,
+    "data": {"source": "x", "seq_len": 16, "seed": 3},
+    "train": {"max_steps": 24, "global_batch_size": 12, "seed": 1, "device": "cpu"},
+    "optimizer": {"lr": 3e-3},
+    "schedule": {"warmup_steps": 4},
+    "checkpoint": {"every_steps": 5},
+    "metrics": {"prometheus": False},
+}
+
+
+def write_chunks(folder: Path, parts: list[Any]) -> None:
+    """litdata's layout, without digests."""
+    folder.mkdir(parents=True)
+    chunks = []
+    for i, tokens in enumerate(parts):
+        header = np.array([1, 12, 12 + tokens.nbytes], dtype="<u4").tobytes()
+        (folder / f"chunk-0-{i}.bin").write_bytes(header + tokens.astype("<u2").tobytes())
+        chunks.append(
+            {"filename": f"chunk-0-{i}.bin", "chunk_bytes": tokens.nbytes, "chunk_size": 1, "dim": len(tokens)}
+        )
+    config = {"data_format": ["no_header_numpy:5"], "item_loader": "TokensLoader", "compression": None}
+    (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": config}))
+
+
+def write_data(folder: Path, n_tokens: int = 2501, n_validation_tokens: int = 333, seed: int = 0) -> DataSpec:
+    """Tokens with some structure to learn, over three chunks, and a tail that fills no sample."""
+    rng = np.random.default_rng(seed)
+    tokens = (np.cumsum(rng.integers(0, 3, n_tokens)) % VOCAB).astype(np.uint16)
+    write_chunks(folder / "train", np.split(tokens, [n_tokens * 9 // 25 + 1, n_tokens * 7 // 10 + 27]))
+    write_chunks(folder / "validation", [np.resize(tokens, n_validation_tokens)])
+    return DataSpec(
+        train=(TokenSource(folder=str(folder / "train"), n_tokens=n_tokens),),
+        validation=(TokenSource(folder=str(folder / "validation"), n_tokens=n_validation_tokens),),
+        tokenizer=None,
+        digest=f"d{seed}",
+    )
+
+
+def make_run(folder: Path | str, data: DataSpec, overrides: dict[str, Any] | None = None) -> RunDir:
+    recipe = Recipe.model_validate(apply_overrides(RECIPE, overrides or {}))
+    fields = recipe.model.model_dump(exclude_none=True)
+    run = RunDir(str(folder))
+    run.write_text("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
+    run.write_json("plan.json", Workload(run_id="small", name="small", model=fields, data=data).model_dump(mode="json"))
+    return run
+
+
+def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu", created: float = 0.0) -> int:
+    """The next attempt, as a job owner claims it."""
+    attempt = len(run.attempts())
+    run.claim_attempt(
+        Job(
+            attempt=attempt, backend="local", job_id="t", host="h", pid=os.getpid(), pid_started=0.0, created=created,
+            nnodes=1, nproc_per_node=nproc, device=device, overrides=overrides,
+        )
+    )  # fmt: skip
+    return attempt
+
+
+def start_workers(
+    run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu", created: float = 0.0
+) -> list[subprocess.Popen[bytes]]:
+    """Fresh worker processes of a new attempt, without torchrun."""
+    attempt, port = claim(run, nproc, overrides or {}, device, created), free_port()
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LAUNCHYARD_ATTEMPT": str(attempt),
+    }
+    argv = [sys.executable, "-m", "launchyard.training.worker", run.url]
+    return [
+        subprocess.Popen(argv, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True)
+        for rank in range(nproc)
+    ]
+
+
+def run_workers(
+    run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu", created: float = 0.0
+) -> None:
+    """Train until the workers end; AssertionError with what they wrote if one failed."""
+    processes = start_workers(run, nproc, overrides, device, created)
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    errors = [error["traceback"] for error in run.errors(run.attempts()[-1])]
+    assert codes == [0] * nproc, "\n".join(errors)
+
+
+def final_weights(run: RunDir) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, moments included."""
+    folder = run.path(run.checkpoint_dir(run.committed_steps()[-1]))
+    manifest = read_manifest(folder)
+    return {key: read_tensor(folder, manifest, key) for key in manifest.tensors}
+
+
+EXACT = ("step", "loss", "grad_norm", "lr", "tokens_seen", "data_hash")
+
+
+def history(run: RunDir, keys: tuple[str, ...] = EXACT) -> list[tuple[Any, ...]]:
+    return [tuple(row[key] for key in keys) for row in run.rows("steps")]
