@@ -1,9 +1,16 @@
-"""Numbers, times and lists as people read them. Pure."""
+"""Numbers, times and tables as people read them, one home for all commands. Knows no run and no stream.
+
+Light: a table here is plain text of any width, the same in a terminal, in a pipe and in a file.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import IO
+
+# A number with or without a unit: 1,234  0.5  1e-05  12/400  30.2 GB  3m 05s ago. An address (10.0.0.1:80) is none.
+_NUMBER = re.compile(r"-?[\d.,]+(e[+-]?\d+)?[ %/\w]*|-|–|-?inf|nan")
 
 
 def duration(seconds: float) -> str:
@@ -16,6 +23,49 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def count(number: float) -> str:
+    """1_012_000_000 -> 1.01B."""
+    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{letter}"
+    return f"{number:.4g}"
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units: 12_100_000_000 -> 12.1 GB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def first_line(text: str, limit: int = 400) -> str:
+    """The first line with something in it, at most `limit` characters long."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> list[str]:
+    """Lines of columns two spaces apart, columns of numbers to the right; never cut, wrapped or coloured."""
+    if not rows:
+        return ["  ".join(header)] if header else []
+    right = [_are_numbers(column) for column in zip(*rows, strict=True)]
+    cells = [header, *rows] if header else rows
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        for row in cells
+    )
+    return [line.rstrip() for line in lines]
+
+
+def _are_numbers(column: Sequence[str]) -> bool:
+    return all(_NUMBER.fullmatch(cell) for cell in column) and any(cell[-1:].strip("-–") for cell in column)
 
 
 def progress_line(
@@ -53,27 +103,6 @@ def plain(text: str, out: IO[str]) -> str:
     for mark, ascii_mark in (("·", "-"), ("✓", "+"), ("✗", "x"), ("→", "->"), ("…", "..."), ("×", "x")):
         text = text.replace(mark, ascii_mark)
     return text.encode("ascii", "replace").decode()
-
-
-def count(number: float) -> str:
-    """1_012_000_000 -> 1.01B."""
-    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{letter}"
-    return f"{number:.4g}"
-
-
-def size(number: float) -> str:
-    """Bytes in decimal units: 12_100_000_000 -> 12.1 GB."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:.0f} bytes"
-
-
-def first_line(text: str, limit: int = 400) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def bytes_of(size: str) -> int:

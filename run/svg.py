@@ -1,52 +1,128 @@
-"""The loss curve as an SVG file that any browser shows. Knows only numbers."""
+"""Drawings as SVG: curves, time lines, stacked bars, and loss.svg. Knows only numbers, words and the names of colours.
+
+Colours are CSS variables (`--c0` … and names), so that the page around decides what is light and what is dark. A file
+that stands alone has colours of its own, without variables: not only browsers show it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 400, 64, 44, 20, 48
+WIDTH = 1040.0
+LEFT, RIGHT, TOP, BOTTOM = 60.0, 14.0, 12.0, 26.0
 MAX_POINTS = 1000
+FILE_WIDTH, FILE_HEIGHT, FILE_HEAD, FILE_FOOT = 720.0, 400.0, 38.0, 18.0
+FILE_COLOURS = {"c0": "#1f77b4", "c1": "#d62728"}
+FILE_STYLE = (
+    "text{font:12px sans-serif;fill:#555} .title{font-size:15px;fill:#000} .grid{stroke:#e4e4e4} "
+    ".line{fill:none;stroke:currentColor;stroke-width:1.5} .dot{fill:#fff;stroke:currentColor;stroke-width:1.8} "
+    ".named{fill:currentColor}"
+)
 Point = tuple[float, float]
 
 
-def loss_svg(train: Sequence[Point], validation: Sequence[Point], *, title: str) -> str:
-    """Loss in nats over steps; (step, loss) points, ascending. Long runs are averaged into at most 1,000 points."""
-    train = thin(train)
-    points = [*train, *validation]
+@dataclass(frozen=True)
+class Line:
+    """A series: `colour` is a CSS variable's name. `dots`: marks instead of a line; `faint`: what lies behind."""
+
+    points: Sequence[Point]
+    colour: str
+    name: str = ""
+    dots: bool = False
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at an x."""
+
+    x: float
+    said: str
+    colour: str = "muted"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A piece of a lane of a time line, from x0 to x1."""
+
+    x0: float
+    x1: float
+    colour: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    name: str
+    bars: Sequence[Bar]
+    marks: Sequence[Mark] = ()
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers between two bounds, about so many; one alone if the bounds are the same."""
+    span = high - low
+    if not math.isfinite(span) or span <= 0:
+        return [low]
+    raw = span / max(1, count)
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.65)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def curve(
+    lines: Sequence[Line],
+    *,
+    label: str,
+    width: float = WIDTH,
+    height: float = 260.0,
+    marks: Sequence[Mark] = (),
+    form: Callable[[float], str] = lambda value: f"{value:g}",
+    x_form: Callable[[float], str] = lambda value: f"{value:g}",
+    from_zero: bool = False,
+) -> str:
+    """Curves over one x axis; `label` says to a screen reader what it is. Empty without a finite point."""
+    lines = [Line(thin(_finite(line.points)), line.colour, line.name, line.dots, line.faint) for line in lines]
+    points = [point for line in lines for point in line.points]
     if not points:
         return ""
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    last = max(x for x, _ in points) or 1
-    span = (high - low) or 1.0
+    x_bounds = (min(x for x, _ in points), max(x for x, _ in points))
+    low, high = _bounds([y for line in lines if not line.faint for _, y in line.points] or [y for _, y in points])
+    frame = _Frame(*x_bounds, 0.0 if from_zero else low, high, width, height)
+    parts = [_open(width, height, label), *frame.grid(form, x_form)]
+    parts += [frame.mark(mark) for mark in marks if x_bounds[0] <= mark.x <= x_bounds[1]]
+    parts += [frame.line(line) for line in lines]
+    return "".join([*parts, "</svg>"])
 
-    def place(point: Point) -> str:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * point[0] / last
-        y = TOP + (HEIGHT - TOP - BOTTOM) * (high - point[1]) / span
-        return f"{x:.1f},{y:.1f}"
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>',
+def loss_svg(train: Sequence[Point], validation: Sequence[Point], *, title: str) -> str:
+    """A file of its own: loss in nats over steps, from (step, loss) points, ascending. Empty without a finite point."""
+    lines = [
+        Line(train, "c0", "training"),
+        Line(validation, "c1", "validation"),
+        Line(validation, "c1", "validation loss", dots=True),
     ]
-    for i in range(5):
-        value = low + span * i / 4
-        x, y = place((0, value)).split(",")
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end" fill="#555">{value:.2f}</text>')
-        x = place((last * i / 4, low)).split(",")[0]
-        parts.append(f'<text x="{x}" y="{HEIGHT - 28}" text-anchor="middle" fill="#555">{last * i / 4:.0f}</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle" fill="#555">step</text>')
-    parts.append(_line([place(p) for p in train], "#1f77b4"))
-    parts.append(_line([place(p) for p in validation], "#d62728"))
-    parts += [
-        f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="3.5" fill="#d62728"/>'
-        for p in map(place, validation)
+    inner = curve(lines, label=title, width=FILE_WIDTH, height=FILE_HEIGHT - FILE_HEAD - FILE_FOOT)
+    if not inner:
+        return ""
+    right = f'x="{FILE_WIDTH - RIGHT:g}" y="24" text-anchor="end"'
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {FILE_WIDTH:g} {FILE_HEIGHT:g}" '
+        f'width="{FILE_WIDTH:g}" height="{FILE_HEIGHT:g}">',
+        f"<style>{FILE_STYLE}</style>",
+        f'<rect width="{FILE_WIDTH:g}" height="{FILE_HEIGHT:g}" fill="#fff"/>',
+        f'<text class="title" x="{LEFT:g}" y="24">{escape(title)}</text>',
+        f'<text {right}><tspan class="named" style="color:var(--c0)">training</tspan> '
+        '<tspan class="named" style="color:var(--c1)">validation</tspan></text>',
+        f'<g transform="translate(0,{FILE_HEAD:g})">{inner}</g>',
+        f'<text x="{FILE_WIDTH / 2:g}" y="{FILE_HEIGHT - 8:g}" text-anchor="middle">step</text>',
+        "</svg>\n",
     ]
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="24" text-anchor="end"><tspan fill="#1f77b4">training</tspan> ')
-    parts.append('<tspan fill="#d62728">validation</tspan></text></svg>\n')
-    return "\n".join(parts)
+    return re.sub(r"var\(--(\w+)\)", lambda found: FILE_COLOURS[found[1]], "\n".join(drawn))
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
@@ -56,9 +132,133 @@ def thin(points: Sequence[Point]) -> list[Point]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _line(places: list[str], colour: str) -> str:
-    return f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """What the y axis shows: all, but for the few highest points of a noisy start, with a little air."""
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From numbers to places."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+    width: float
+    height: float
+
+    def x(self, value: float) -> float:
+        return LEFT + (self.width - LEFT - RIGHT) * (value - self.x0) / ((self.x1 - self.x0) or 1.0)
+
+    def y(self, value: float) -> float:
+        share = (self.y1 - value) / ((self.y1 - self.y0) or 1.0)
+        return TOP + (self.height - TOP - BOTTOM) * min(1.0, max(0.0, share))
+
+    def grid(self, form: Callable[[float], str], x_form: Callable[[float], str]) -> list[str]:
+        parts = []
+        for value in ticks(self.y0, self.y1, max(2, int(self.height // 55))):
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{form(value)}</text>')
+        for value in ticks(self.x0, self.x1, max(2, int(self.width // 100))):
+            x = self.x(value)
+            anchor = "end" if x > self.width - RIGHT - 18 else "middle"
+            place = f'x="{x:.1f}" y="{self.height - 8:.1f}" text-anchor="{anchor}"'
+            parts.append(f'<text class="tick" {place}>{x_form(value)}</text>')
+        return parts
+
+    def line(self, line: Line) -> str:
+        style = f'style="color:var(--{line.colour})"'
+        if line.dots:
+            dots = (
+                f'<circle class="dot" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="3">'
+                f"<title>{escape(line.name)} {y:.4g} at {x:g}</title></circle>"
+                for x, y in line.points
+            )
+            return f"<g {style}>{''.join(dots)}</g>"
+        places = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line.points)
+        return f'<polyline class="line{" faint" * line.faint}" {style} points="{places}"/>'
+
+    def mark(self, mark: Mark) -> str:
+        x = self.x(mark.x)
+        return (
+            f'<g class="mark" style="color:var(--{mark.colour})"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
+            f'y2="{self.height - BOTTOM:.1f}"/><title>{escape(mark.said)}</title></g>'
+        )
+
+
+def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str], width: float = WIDTH) -> str:
+    """Lanes over one axis of seconds, from 0 on; each piece says what it is when pointed at."""
+    if not lanes:
+        return ""
+    lane, gap, left = 26.0, 10.0, 110.0
+    end = max((bar.x1 for one in lanes for bar in one.bars), default=1.0) or 1.0
+    height = TOP + len(lanes) * (lane + gap) + BOTTOM
+
+    def place(value: float) -> float:
+        return left + (width - left - RIGHT) * min(1.0, max(0.0, value / end))
+
+    parts = [_open(width, height, label)]
+    for value in _time_ticks(end):
+        x = place(value)
+        anchor = "end" if x > width - RIGHT - 20 else "middle"
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 6}" y2="{height - BOTTOM:.1f}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8:.1f}" text-anchor="{anchor}">{form(value)}</text>')
+    for number, one in enumerate(lanes):
+        y = TOP + number * (lane + gap)
+        parts.append(f'<text class="lane" x="0" y="{y + lane * 0.66:.1f}">{escape(one.name)}</text>')
+        for bar in one.bars:
+            x0, x1 = place(bar.x0), place(bar.x1)
+            parts.append(
+                f'<rect class="bar" style="color:var(--{bar.colour})" x="{x0:.1f}" y="{y:.1f}" '
+                f'width="{max(1.2, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.said)}</title></rect>'
+            )
+        for mark in one.marks:
+            x = place(mark.x)
+            parts.append(
+                f'<path class="pin" style="color:var(--{mark.colour})" d="M{x:.1f},{y + lane + 1:.1f} l-3.5,6 h7 z">'
+                f"<title>{escape(mark.said)}</title></path>"
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def _time_ticks(end: float) -> list[float]:
+    """Places on an axis of seconds: whole seconds, minutes, hours or days."""
+    sizes = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800)
+    size = next((size for size in sizes if end / size <= 8), 604800 * math.ceil(end / 604800 / 8))
+    return [float(size * n) for n in range(int(end / size) + 1)]
+
+
+def stack(parts: Sequence[tuple[str, float, str]], *, label: str, width: float = WIDTH, height: float = 34.0) -> str:
+    """One bar of (name, amount, colour) pieces, side by side; empty if there is nothing."""
+    total = sum(amount for _, amount, _ in parts)
+    if total <= 0:
+        return ""
+    drawn, x = [_open(width, height, label)], 0.0
+    for name, amount, colour in parts:
+        share = amount / total
+        drawn.append(
+            f'<rect class="bar" style="color:var(--{colour})" x="{x:.2f}" y="0" width="{share * width:.2f}" '
+            f'height="{height}"><title>{escape(name)} {share:.1%}</title></rect>'
+        )
+        if share > 0.08:
+            drawn.append(
+                f'<text class="inside" x="{x + share * width / 2:.1f}" y="{height / 2 + 4:.1f}" text-anchor="middle">'
+                f"{share:.0%}</text>"
+            )
+        x += share * width
+    return "".join([*drawn, "</svg>"])
+
+
+def _open(width: float, height: float, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
+        f'aria-label="{escape(label)}">'
+    )

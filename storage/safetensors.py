@@ -1,6 +1,7 @@
-"""One safetensors file, local or behind a URL: header, lazily mapped tensors, writing. Knows no model.
+"""The safetensors format, its only home: header, lazily mapped tensors of a file or URL, writing. Knows no model.
 
 The format: 8 bytes with the length of a JSON header, the header, the data (https://github.com/huggingface/safetensors).
+Light: torch only where tensors are read or written.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any
-
-import torch
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from launchyard.storage import files, options
-from launchyard.storage.errors import CorruptError
-from launchyard.storage.shards import DTYPE_BYTES, TORCH_DTYPES
 
-DTYPE_NAMES = {getattr(torch, name): code for code, name in TORCH_DTYPES.items()}
+if TYPE_CHECKING:
+    from torch import Tensor
+from launchyard.storage.errors import CorruptError
+
+# safetensors' names of element types, with their size in bytes and torch's names.
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+TORCH_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+_CODES = {f"torch.{name}": code for code, name in TORCH_DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
 # The data begin at a multiple of a cache line: generation from a mapped file is several percent faster for it.
 ALIGNMENT = 64
@@ -57,6 +63,8 @@ class TensorFile:
 
     def get(self, name: str) -> Tensor:
         """A tensor on the CPU. Local: a view of the mapped file, so that nothing is read before it is used."""
+        import torch
+
         entry = self.entries[name]
         dtype = getattr(torch, TORCH_DTYPES[entry.dtype])
         if not entry.length:
@@ -76,22 +84,33 @@ class TensorFile:
         return self._map
 
 
-def write_tensors(file: IO[bytes] | options.Writer, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file of CPU tensors, the widest numbers first so that all of them lie aligned."""
-    ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def dtype_code(dtype: Any) -> str:
+    """safetensors' name of one of torch's element types; KeyError if it has none."""
+    return _CODES[str(dtype)]
+
+
+def safetensors_header(
+    entries: Mapping[str, tuple[str, tuple[int, ...]]], *, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes before the data of a file whose tensors (name -> dtype, shape) lie in this order, without gaps."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name in ordered:
-        tensor = tensors[name]
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
+    for name, (dtype, shape) in entries.items():
+        end = offset + DTYPE_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(file: IO[bytes] | options.Writer, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of CPU tensors, the widest numbers first so that all of them lie aligned."""
+    import torch
+
+    ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    entries = {name: (dtype_code(tensors[name].dtype), tuple(tensors[name].shape)) for name in ordered}
+    file.write(safetensors_header(entries, metadata={"format": "pt"}))
     for name in ordered:
         if tensors[name].numel():
             file.write(memoryview(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()))

@@ -7,8 +7,6 @@ Light: pydantic, xxhash and stdlib; torch only where tensors are read.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -16,18 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError
+from launchyard.storage.safetensors import TORCH_DTYPES
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 READ_TRIES = 3
 _SEAL, _END = ',"xxh3":"', '"}'
 Result = TypeVar("Result")
-# safetensors' names of element types, with their size in bytes.
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 
 
 class Piece(BaseModel):
@@ -81,18 +74,6 @@ class Manifest(BaseModel):
     @property
     def total_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
-
-
-def safetensors_header(entries: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The bytes before the data of a safetensors file whose tensors (name -> dtype, shape) lie in this order."""
-    header, offset = {}, 0
-    for name, (dtype, shape) in entries.items():
-        size = DTYPE_BYTES[dtype] * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def sealed(manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.launcher.format import table
 
 if TYPE_CHECKING:
     from launchyard.model.config import ModelConfig
@@ -112,7 +113,11 @@ def models(name: str | None, as_json: bool) -> None:
 
     if name is None:
         rows = [_row(each, config) for each, config in presets().items()]
-        click.echo(json.dumps(rows) if as_json else _table(rows))
+        if as_json:
+            click.echo(json.dumps(rows))
+        else:
+            cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
+            click.echo("\n".join(table(cells, list(rows[0]))))
         return
     with user_errors():
         config = preset(name)
@@ -121,9 +126,7 @@ def models(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     knobs = facts.pop("config")
-    width = max(map(len, [*facts, *knobs]))
-    for key, value in {**facts, **knobs}.items():
-        click.echo(f"{key:<{width}}  {f'{value:,}' if key in LARGE else value}")
+    click.echo("\n".join(table([(key, _cell(key, value)) for key, value in {**facts, **knobs}.items()])))
 
 
 def find_model(model: str) -> str:
@@ -169,6 +172,10 @@ def _weights_errors() -> Iterator[None]:
         raise LaunchError(f"{error.name} is not installed", hint="pip install 'launchyard[train]'") from error
 
 
+def _cell(key: str, value: Any) -> str:
+    return f"{value:,}" if key in LARGE else str(value)
+
+
 def _row(name: str, config: ModelConfig) -> dict[str, Any]:
     from launchyard.model.cost import n_params
 
@@ -192,16 +199,3 @@ def _costs(config: ModelConfig) -> dict[str, int]:
         "flops_per_token_at_2048": flops_per_token(config, 2048),
         "checkpoint_bytes": checkpoint_bytes(config),
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [list(rows[0]), *([f"{v:,}" if k == "n_params" else str(v) for k, v in row.items()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = (
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in text)

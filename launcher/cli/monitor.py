@@ -50,7 +50,7 @@ def monitor(
     that have ended vanish from the list. Nothing is stored: it can be ended and started at any time.
     """
     from launchyard.launcher.monitor.discovery import Discovery, check_place
-    from launchyard.launcher.monitor.server import Monitor, TargetFile, make_server, table
+    from launchyard.launcher.monitor.server import Monitor, TargetFile, make_server, target_table
 
     found = list(_places(places, clusters))
     with user_errors():
@@ -60,7 +60,7 @@ def monitor(
     watching = Monitor(Discovery(found), every=every, on_view=on_view)
     if once or as_json:
         view = watching.look()
-        click.echo(json.dumps(view.groups(), indent=1) if as_json else "\n".join(table(view.runs)))
+        click.echo(json.dumps(view.groups(), indent=1) if as_json else "\n".join(target_table(view.runs)))
         return EXIT_DONE
     server = make_server(watching, host=host, port=port)
     for line in _greeting(host, int(server.server_address[1]), file_sd):

@@ -14,6 +14,7 @@ import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, UserError
 from launchyard.launcher.cli.completion import complete_run
+from launchyard.launcher.format import count, duration, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find
 from launchyard.launcher.runs.state import RunState, overview, state_of
@@ -62,7 +63,7 @@ def _status_lines(run: str | None) -> list[str]:
         return ["no runs yet; launch --local starts one"]
     rows = [_status_row(state) for state in states]
     coloured = [_COLOURS.get(state.state) for state in states]
-    lines = _table(["RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "ETA", "SAVED", "SINCE"], rows)
+    lines = table(rows, ["RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "ETA", "SAVED", "SINCE"])
     styled = [
         line.replace(state.state, click.style(state.state, fg=colour), 1) if colour else line
         for line, state, colour in zip(lines[1:], states, coloured, strict=True)
@@ -71,8 +72,6 @@ def _status_lines(run: str | None) -> list[str]:
 
 
 def _status_row(state: RunState) -> list[str]:
-    from launchyard.launcher.format import count, duration
-
     def said(value: Any, form: Any = str) -> str:
         return "-" if value is None else str(form(value))
 
@@ -89,7 +88,6 @@ def _status_row(state: RunState) -> list[str]:
 
 
 def _one_status(state: RunState) -> list[str]:
-    from launchyard.launcher.format import duration
     from launchyard.launcher.runs.state import progress_words
 
     owner = f", process {state.pid} on {state.host}" + ("" if state.alive else " (gone)")
@@ -294,10 +292,10 @@ def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:
         keys.append("attempt")
         chosen = rows[:: max(1, len(rows) // 12)]
         chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
-        table = [
+        shown = [
             [f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen
         ]
-        lines = _table(keys, table)
+        lines = table(shown, keys)
         click.echo("\n".join([*lines, "", *([] if validation else loss_chart(rows))]))
     return EXIT_DONE
 
@@ -318,7 +316,7 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
         click.echo(f"{RunFacts(found).run_id} has no checkpoint yet")
     else:
         head = ["STEP", "KIND", "SIZE", "WORKERS", "AGE", *(["VERIFIED"] if verify_all else [])]
-        click.echo("\n".join(_table(head, [entry.row(verified=verify_all) for entry in saved])))
+        click.echo("\n".join(table([entry.row(verified=verify_all) for entry in saved], head)))
     faults = [fault for entry in saved for fault in entry.faults]
     for fault in faults if not as_json else ():
         click.echo(f"{click.style('damaged:', fg='red', bold=True)} {fault}", err=True)
@@ -345,17 +343,6 @@ def drill(kind: Any, run: str, *, as_json: bool) -> int:
     else:
         click.echo("\n".join(result.lines()))
     return EXIT_DONE
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns side by side, numbers to the right."""
-    cells = [head, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = [bool(rows) and all(row[i][:1].isdigit() or row[i] == "-" for row in rows) for i in range(len(head))]
-    return [
-        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
-        for row in cells
-    ]
 
 
 __all__ = ["cancel", "checkpoints", "drill", "logs", "metrics", "resume", "status", "stop", "why"]

@@ -15,14 +15,16 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, get_args
 
 from launchyard.errors import UserError
+from launchyard.launcher.format import table
 from launchyard.launcher.monitor.discovery import RESULTS, Discovery, Group, Seen
 from launchyard.launcher.runs.state import State
+from launchyard.training.telemetry.exporter import Labels, family_of
 from launchyard.training.telemetry.metric_table import METRICS
 
 PORT = 9465
@@ -89,17 +91,24 @@ class Monitor:
 # -- series ----------------------------------------------------------------------------------------------------------
 def exposition(view: View) -> str:
     """The launcher's series in Prometheus's text format, with help and kind from the one table."""
-    samples: dict[str, list[Sample]] = {}
-    for sample in (*_own_samples(view), *(one for seen in view.runs for one in _run_samples(seen))):
-        samples.setdefault(sample[0], []).append(sample)
-    lines = []
-    for metric in METRICS:
-        found = samples.pop(metric.name, [])
-        if found:
-            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-            lines += [f"{name}{_labels(labels)} {value:.17g}" for name, labels, value in found]
-    assert not samples, f"not in training/telemetry/metric_table.py: {', '.join(samples)}"
-    return "\n".join([*lines, ""])
+    from prometheus_client import generate_latest
+
+    known = {metric.name: metric for metric in METRICS}
+    found: dict[str, dict[Labels, float]] = {}
+    for name, labels, value in (*_own_samples(view), *(one for seen in view.runs for one in _run_samples(seen))):
+        found.setdefault(name, {})[tuple(labels[label] for label in known[name].labels)] = value
+    families = [family_of(known[name], values, {}) for name, values in found.items()]
+    return generate_latest(_Families(families)).decode()
+
+
+class _Families:
+    """What prometheus_client asks for series."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Any]:
+        return self._families
 
 
 def _own_samples(view: View) -> Iterator[Sample]:
@@ -122,14 +131,6 @@ def _run_samples(seen: Seen) -> Iterator[Sample]:
     yield "launcher_run_unsaved_seconds", labels, seen.unsaved
     if seen.save_interval is not None:
         yield "launcher_run_save_interval_seconds", labels, seen.save_interval
-
-
-def _labels(labels: dict[str, str]) -> str:
-    def escaped(value: str) -> str:
-        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-    inner = ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items())
-    return f"{{{inner}}}" if inner else ""
 
 
 # -- file_sd ---------------------------------------------------------------------------------------------------------
@@ -204,14 +205,13 @@ def _answer(path: str, monitor: Monitor) -> tuple[int, str, str] | None:
 
 def words(view: View) -> list[str]:
     """What was seen, for people: one line a run."""
-    return ["launch monitor: /targets for Prometheus, /metrics for our own series", "", *table(view.runs)]
+    return ["launch monitor: /targets for Prometheus, /metrics for our own series", "", *target_table(view.runs)]
 
 
-def table(runs: Iterable[Seen]) -> list[str]:
-    rows: list[Sequence[str]] = [("RUN", "CLUSTER", "STATE", "WORKERS", "TARGETS")]
+def target_table(runs: Iterable[Seen]) -> list[str]:
+    rows = []
     for seen in runs:
         targets = [target for group in seen.groups for target in group["targets"]]
         shown = ", ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
         rows.append((seen.run_id, seen.cluster, seen.state.state, str(seen.workers), shown or "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return table(rows, ("RUN", "CLUSTER", "STATE", "WORKERS", "TARGETS"))

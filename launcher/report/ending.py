@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import IO, Any
 
-from launchyard.launcher.format import duration, first_line
+from launchyard.launcher.format import duration, first_line, table
 from launchyard.launcher.report.terminal_chart import loss_chart
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.logs import log_of
@@ -88,5 +88,4 @@ def _next_commands(record: OutcomeRecord, run_id: str) -> list[str]:
             (f"launch logs {run_id}", "all logs"),
             (f"launch resume {run_id}", "try again from the last checkpoint"),
         ]
-    width = max(len(command) for command, _ in commands)
-    return [f"  {command:<{width}}   {said}" for command, said in commands]
+    return [f"  {line}" for line in table(commands)]

@@ -17,7 +17,7 @@ from launchyard.storage.redact import redact
 
 MAX_DIFF_BYTES = 200_000
 PACKAGE = Path(launchyard.__file__).parent  # in a checkout, a folder of links to its rooms
-PACKAGES = ("torch", "numpy", "pydantic", "fsspec", "safetensors", "tokenizers", "xxhash", "triton", "s3fs", "pyarrow")
+PACKAGES = ("torch", "numpy", "pydantic", "fsspec", "tokenizers", "xxhash", "triton", "s3fs", "pyarrow")
 
 
 class CodeSnapshot(BaseModel):

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from launchyard.errors import EXIT_DONE
-from launchyard.launcher.format import can_draw, duration, plain
+from launchyard.launcher.format import can_draw, count, duration, plain
 from launchyard.launcher.report.terminal_chart import sparkline
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run.goodput import AttemptFacts, Ledger, account, read_facts
@@ -184,8 +184,6 @@ def _head(facts: Facts, width: int, now: float) -> str:
 
 
 def _bar(facts: Facts, width: int, blocks: bool) -> str:
-    from launchyard.launcher.format import count
-
     state = facts.state
     step, most = state.step or 0, state.max_steps or 1
     share = min(1.0, step / most)
@@ -208,8 +206,6 @@ def _loss(facts: Facts, width: int, blocks: bool) -> str:
 
 
 def _speed(facts: Facts, width: int, blocks: bool) -> str:
-    from launchyard.launcher.format import count
-
     if not facts.speeds:
         return ""
     mean = sum(facts.speeds) / len(facts.speeds)

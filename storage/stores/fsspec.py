@@ -29,7 +29,9 @@ class FsspecStore:
         self._insist = Insistence(judge).insist
 
     def _inner(self, path: str) -> str:
-        return str(self._fs._strip_protocol(path))
+        from fsspec.core import strip_protocol
+
+        return str(strip_protocol(path))
 
     def exists(self, path: str) -> bool:
         return bool(self._insist("look up", path, lambda: self._fs.exists(self._inner(path))))

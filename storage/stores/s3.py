@@ -21,6 +21,7 @@ from launchyard.host.priority import step_back
 from launchyard.storage.options import StoreOptions, Writer
 from launchyard.storage.retry import Insistence, Verdict, deadline, in_a_line, of_status
 from launchyard.storage.stores.fsspec import Filling
+from launchyard.storage.stores.private_calls import request
 
 PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -84,7 +85,7 @@ class S3Store:
         bucket, key = split(path)
         if "Prefix" not in arguments:
             arguments["Key"] = key
-        return self._run(self._fs._call_s3(method, Bucket=bucket, **arguments), deadline(n_bytes))
+        return self._run(request(self._fs, method, Bucket=bucket, **arguments), deadline(n_bytes))
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
         """On s3fs' event loop; what takes too long is cancelled, and its connection with it.
@@ -199,7 +200,7 @@ class S3Store:
 
         async def get() -> Any:
             async with asyncio.timeout(deadline(0)):
-                answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **span)
+                answer = await request(self._fs, "get_object", Bucket=bucket, Key=key, **span)
             expected = _length_of(answer)
             async with asyncio.timeout(deadline(expected)), answer["Body"] as body:
                 got = await consume(body)

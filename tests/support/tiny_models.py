@@ -12,16 +12,8 @@ from torch import Tensor
 
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.network.transformer import Transformer
-from launchyard.storage.shards import (
-    DTYPE_BYTES,
-    MANIFEST,
-    FileEntry,
-    Manifest,
-    Piece,
-    TensorEntry,
-    safetensors_header,
-    sealed,
-)
+from launchyard.storage.safetensors import DTYPE_BYTES, safetensors_header
+from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, Piece, TensorEntry, sealed
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
 

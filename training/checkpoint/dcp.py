@@ -38,23 +38,13 @@ from torch.futures import Future
 from launchyard.host.priority import step_back
 from launchyard.storage import files, options
 from launchyard.storage.errors import CorruptError
-from launchyard.storage.shards import (
-    DTYPE_BYTES,
-    TORCH_DTYPES,
-    FileEntry,
-    Manifest,
-    Piece,
-    TensorEntry,
-    check_header,
-    read_into,
-    safetensors_header,
-)
+from launchyard.storage.safetensors import DTYPE_BYTES, TORCH_DTYPES, dtype_code, safetensors_header
+from launchyard.storage.shards import FileEntry, Manifest, Piece, TensorEntry, check_header, read_into
 from launchyard.training.checkpoint.state import Shard
 
 # Largest piece with one hash: small enough that a resized run reads little more than it needs.
 PIECE_BYTES = 32 << 20
 READERS = 4
-DTYPE_NAMES = {getattr(torch, name): key for key, name in TORCH_DTYPES.items()}
 
 
 def cut(shard: Shard) -> Iterable[tuple[int, int]]:
@@ -330,7 +320,7 @@ def _entry_name(item: WriteItem) -> str:
 
 def _entry(item: WriteItem) -> tuple[str, tuple[int, ...]]:
     assert item.tensor_data is not None
-    return DTYPE_NAMES[item.tensor_data.properties.dtype], tuple(item.tensor_data.chunk.sizes)
+    return dtype_code(item.tensor_data.properties.dtype), tuple(item.tensor_data.chunk.sizes)
 
 
 def _length(item: WriteItem) -> int:

@@ -118,9 +118,9 @@ class Exporter:
         for look in list(self._looks):
             look(self)
         for name, metric in self._metrics.items():
-            family = _family(metric, dict(self._values[name]), dict(self._buckets[name]))
-            if family is not None:
-                yield family
+            found = family_of(metric, dict(self._values[name]), dict(self._buckets[name]))
+            if found is not None:
+                yield found
         self._scraped = [*self._scraped[-1:], time.monotonic()]
         self._news.set()
 
@@ -139,7 +139,7 @@ class Exporter:
         self._thread.join()
 
 
-def _family(metric: Metric, values: dict[Labels, float], buckets: dict[Labels, Buckets]) -> Any:
+def family_of(metric: Metric, values: dict[Labels, float], buckets: dict[Labels, Buckets]) -> Any:
     """The series in prometheus_client's words; None while there is nothing to say."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 

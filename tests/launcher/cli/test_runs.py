@@ -17,7 +17,8 @@ from launchyard.launcher.runs.drill import rehearse
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run.rundir import RunDir
-from launchyard.storage.shards import FileEntry, Manifest, Piece, TensorEntry, safetensors_header, sealed
+from launchyard.storage.safetensors import safetensors_header
+from launchyard.storage.shards import FileEntry, Manifest, Piece, TensorEntry, sealed
 from tests.launcher.runs.test_find import claim, rows
 from tests.support.standin import HERE, Standin, make_run
 

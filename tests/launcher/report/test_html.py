@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from hypothesis import strategies as st
 from launchyard.errors import UserError
 from launchyard.launcher.cli.main import cli
 from launchyard.launcher.report.html import _smooth, report_page
-from launchyard.launcher.report.svg import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
 from launchyard.launcher.runs.history import read_story
 from launchyard.run.goodput import CAUSES
+from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
 from launchyard.storage.files import set_store_options
 from launchyard.storage.options import StoreOptions
 from tests.monitoring.made import Made, preempted_twice
@@ -173,6 +174,13 @@ def test_no_password_gets_out(tmp_path: Path) -> None:
     made.end("failed", "error", 0, of_run=True, message="https://u:hunter2@host/x refused")
     text = report_page(read_story(made.run), why="https://u:hunter2@host/x refused")
     assert "hunter2" not in text and "***" in text
+
+
+def test_no_value_skips_the_escape_and_the_redaction(tmp_path: Path) -> None:
+    made = preempted_twice(tmp_path)
+    story = replace(read_story(made.run), plan={"cluster": "https://u:hunter2@host/x", "precision": "<b>"})
+    text = report_page(story)
+    assert "hunter2" not in text and "<b>" not in text and "on https://***@host/x" in text
 
 
 # -- as it is typed --------------------------------------------------------------------------------------------------

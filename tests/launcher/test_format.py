@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from launchyard.launcher.format import count, duration, first_line, size, table
+
+
+def test_a_table_is_never_cut_or_wrapped() -> None:
+    long = "a-very-long-name-of-a-run-" * 20
+    lines = table([(long, "running"), ("b", "-")], ("RUN", "STATE"))
+    assert [line.split() for line in lines] == [["RUN", "STATE"], [long, "running"], ["b", "-"]]
+    assert all(line == line.rstrip() and "\x1b" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("1", "1,024"),
+        ("-", "12/400"),
+        ("0.5", "1e-05"),
+        ("3m 05s ago", "42s ago"),
+        ("30.2 GB", "512 bytes"),
+        ("nan", "2.345"),
+    ],
+    ids=str,
+)
+def test_numbers_stand_to_the_right(cells: tuple[str, str]) -> None:
+    width = max(map(len, cells))
+    assert table([(cell, "end") for cell in cells]) == [f"{cell:>{width}}  end" for cell in cells]
+
+
+@pytest.mark.parametrize(
+    "cells", [("10.0.0.1:9100", "10.0.0.23:9100"), ("1", "quickstart"), ("-", "-"), ("", "")], ids=str
+)
+def test_words_stand_to_the_left(cells: tuple[str, str]) -> None:
+    width = max(4, *map(len, cells))
+    assert table([(cell, "end") for cell in cells], ("NAME", "END"))[1:] == [f"{cell:<{width}}  end" for cell in cells]
+
+
+def test_a_table_without_rows_is_its_header() -> None:
+    assert table([], ("RUN", "STATE")) == ["RUN  STATE"]
+    assert table([]) == []
+
+
+def test_numbers_in_words() -> None:
+    assert [duration(seconds) for seconds in (42.4, 185, 7620, 273_600)] == ["42s", "3m 05s", "2h 07m", "3d 4h"]
+    assert [count(number) for number in (12, 1_500, 1_012_000_000)] == ["12", "1.5k", "1.01B"]
+    assert [size(number) for number in (12, 12_100_000_000)] == ["12 bytes", "12.1 GB"]
+    assert first_line("\n  one\ntwo") == "one"
+    assert first_line("abcdef", 4) == "abc…"
