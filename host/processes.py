@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,8 +24,22 @@ if TYPE_CHECKING:
     pass
 from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN
 
+# For Python processes that others start for us, as torchrun starts its workers: what `-P` is on a command line.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+
+
+def python_words(python: str) -> list[str]:
+    """The interpreter, as each of our command lines begins: a `model.py` of the working directory is not ours."""
+    return [python, "-P"]
+
+
+def python_environment(env: Mapping[str, str], *, code: Path | str | None) -> dict[str, str]:
+    """`env` for Python processes of ours, which find the folder `code` before all else; None: what is installed."""
+    given = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]  # an empty one: where we are
+    path = given if code is None else [str(code), *(folder for folder in given if folder != str(code))]
+    return {**env, **SAFE_PATH, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
 
 
 def started_at(pid: int) -> float | None:

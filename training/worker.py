@@ -20,6 +20,7 @@ import psutil
 import yaml
 
 from launchyard.host.processes import die_with_parent
+from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -147,6 +148,8 @@ def read_run(run: RunDir, attempt: int) -> tuple[Recipe, Workload]:
 
 def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     files.set_patience(Storage().retry_seconds)  # until the plan says what the place has chosen
+    if difference := what_differs(run):
+        raise OtherCodeError(difference)
     recipe, workload = read_run(run, world.attempt)
     files.set_patience(workload.storage.retry_seconds)
     on_event = Events(run, world)

@@ -22,12 +22,13 @@ from typing import Literal
 from launchyard.errors import EXIT_FAILED
 from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN, own_environment
 from launchyard.host.ports import free_port
-from launchyard.host.processes import end_child, end_marked, start_shielded
+from launchyard.host.processes import end_child, end_marked, python_environment, start_shielded
 from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
 from launchyard.launcher.agent.torchrun import torchrun_argv
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, Node, Watch, outcome_name
+from launchyard.run import own_code
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -108,7 +109,7 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
 
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:
     """What torchrun and its workers find around them."""
-    env = {**own_environment(), **node.env}
+    env = python_environment({**own_environment(), **node.env}, code=own_code.movable())
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // node.nproc_per_node)))
     if node.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find what was planned

@@ -20,9 +20,11 @@ from launchyard.host.processes import end_marked
 from launchyard.launcher.agent.conclusion import exit_code
 from launchyard.launcher.agent.ownership import claim_next, newest_job
 from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
+from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
 from launchyard.launcher.runs.state import newest_checkpoint
 from launchyard.run.lease import Heartbeat
+from launchyard.run.own_code import what_differs
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -109,6 +111,17 @@ class Owner:
             job = self.claim()
 
     def _attempt(self, job: Job) -> OutcomeRecord:
+        if difference := what_differs(self.run):  # its workers would say the same
+            record = OutcomeRecord(
+                outcome="failed",
+                reason=OTHER_CODE,
+                message=difference,
+                fatal=True,
+                attempt=job.attempt,
+                time=time.time(),
+            )
+            self.run.write_outcome(record)
+            return record
         heartbeat = Heartbeat(self.run, job.attempt)
 
         def look() -> None:

@@ -12,6 +12,7 @@ from launchyard.launcher.agent.hang_detector import HUNG
 from launchyard.launcher.format import first_line
 from launchyard.run.rundir import RunDir
 
+OTHER_CODE = "other code"
 # Signals that a worker dies of. torchrun itself sends TERM, then KILL, but only after the first failure.
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _REASONS = {
@@ -19,6 +20,7 @@ _REASONS = {
     "NonFiniteError": "non-finite",
     "NoValidCheckpointError": "no checkpoint",
     "FencedError": "fenced",
+    "OtherCodeError": OTHER_CODE,
 }
 _NODE_LOG = re.compile(r"node-(\d+)\.log$")
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)

@@ -223,10 +223,14 @@ def resume(
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node}
     changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
     ready = make_ready(found, changes)
-    if not as_json:
-        for line in _resume_lines(ready):
+
+    def say(line: str) -> None:
+        if not as_json:
             click.echo(line)
-    job = ready.submit()
+
+    for line in _resume_lines(ready):
+        say(line)
+    job = ready.submit(say=say)
     if as_json:
         facts = {"run_id": ready.state.run_id, "run_url": found.url, "from_step": ready.state.checkpoint or 0}
         click.echo(json.dumps({**facts, "overrides": ready.overrides, "job": job.model_dump(mode="json")}, indent=1))
@@ -337,7 +341,7 @@ def drill(kind: Any, run: str, *, as_json: bool) -> int:
     from launchyard.launcher.submit.resume import make_ready
 
     found = find(run)
-    result = rehearse(found, kind, again=lambda: make_ready(found, {}).submit())
+    result = rehearse(found, kind, again=lambda: make_ready(found, {}).submit(say=lambda line: None))
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN
 from launchyard.host.folders import job_folder
+from launchyard.host.processes import SAFE_PATH, python_words
 from launchyard.launcher.agent.torchrun import torchrun_argv
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
 from launchyard.launcher.backends.cluster import Cluster
@@ -70,7 +71,7 @@ def _topmost(
     """What starts torchrun on each node: the owner of this machine, or the agents of a scheduler's nodes."""
     if cluster.scheduler == "local":
         words = [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc}", f"--device={shape.device}"]
-        argv = [host.python, "-m", "launchyard.launcher.backends.local.owner", run_url, *words]
+        argv = [*python_words(host.python), "-m", "launchyard.launcher.backends.local.owner", run_url, *words]
         return Process(role="owner", node_rank=0, argv=argv, env=env)
     argv_of = request.agent_argv if cluster.scheduler == "ray" else slurm_request.agent_argv
     argv = argv_of(
@@ -125,5 +126,6 @@ def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:
         MARK_NODE: str(node_rank),
         "LAUNCHYARD_SCRATCH": "{private folder}",
         "LAUNCHYARD_AGENT_PID": "{agent}",
+        **SAFE_PATH,
     }
     return env if device == "cuda" else {**env, "CUDA_VISIBLE_DEVICES": ""}

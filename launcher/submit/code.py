@@ -1,10 +1,11 @@
-"""Which code ran: git revision, uncommitted changes and versions, for code.json. Knows no recipe and no torch."""
+"""Which code ran: git revision, uncommitted changes and versions, for code.json; and the copy of it that jobs run.
+
+Knows no recipe and no torch.
+"""
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -12,12 +13,25 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-import launchyard
+from launchyard.run import own_code
+from launchyard.run.rundir import RunDir
 from launchyard.storage.redact import redact
 
 MAX_DIFF_BYTES = 200_000
-PACKAGE = Path(launchyard.__file__).parent  # in a checkout, a folder of links to its rooms
+MAX_EARLIER = 100
 PACKAGES = ("torch", "numpy", "pydantic", "fsspec", "tokenizers", "xxhash", "triton", "s3fs", "pyarrow")
+
+
+class EarlierCode(BaseModel):
+    """The code of earlier attempts, in short; `attempts`: how many there were when another was recorded."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    launchyard: str
+    launchyard_sha: str | None = None
+    source: str | None = None
+    git_sha: str | None = None
+    attempts: int = 0
 
 
 class CodeSnapshot(BaseModel):
@@ -28,6 +42,7 @@ class CodeSnapshot(BaseModel):
     folder: str
     launchyard: str
     launchyard_sha: str | None = None  # of its own checkout, where it runs from one
+    source: str | None = None  # digest of launchyard's own files; a run made before this was recorded has none
     python: str
     platform: str
     packages: dict[str, str]
@@ -37,6 +52,7 @@ class CodeSnapshot(BaseModel):
     changed_files: list[str] = []
     diff: str = ""
     diff_cut: bool = False
+    earlier: list[EarlierCode] = []  # the oldest first
 
     @property
     def dirty(self) -> bool:
@@ -55,8 +71,9 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
     """The code in and around a folder, as it is now. Works outside git and without git."""
     facts: dict[str, Any] = {
         "folder": str(folder),
-        "launchyard": _version("launchyard") or "unknown",
+        "launchyard": own_code.version(),
         "launchyard_sha": _own_sha(),
+        "source": own_code.digest(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -74,61 +91,37 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
     return CodeSnapshot(**facts)
 
 
-def keep_code(folder: Path) -> bool:
-    """Copy the code that this process runs, so that a job that waits runs it too, whatever changes meanwhile.
+def record_again(run: RunDir, code: CodeSnapshot) -> str | None:
+    """code.json anew, for attempts that will run this code; the facts of the code before it are kept in short.
 
-    Only of a checkout: an installed package does not change under a job. False if nothing was copied.
+    Returns a few words if launchyard is not what it was, for the person who resumes.
     """
-    if checkout() is None:
-        return False
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(PACKAGE, fresh / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-    return True
-
-
-def checkout() -> Path | None:
-    """The repository that this process runs from; None for an installed package or a copy of the code."""
-    root = PACKAGE.parents[1]
-    return root if (root / "pyproject.toml").is_file() and PACKAGE.parent == root / "src" else None
-
-
-def own_files() -> list[Path]:
-    """Every file of the package, through its links."""
-    return sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(PACKAGE, followlinks=True)
-        for name in names
-        if not folder.endswith("__pycache__")
-    )
-
-
-def pack_code() -> bytes | None:
-    """The same as a zip, for nodes that share no folder with us. None for an installed package: nodes have theirs.
-
-    Equal code makes equal bytes.
-    """
-    import io
-    import zipfile
-
-    if checkout() is None:
+    try:
+        before = CodeSnapshot.model_validate(run.read_json("code.json"))
+    except (FileNotFoundError, ValueError):  # of a run that was made by hand
+        run.write_json("code.json", code.model_dump())
         return None
-    found = io.BytesIO()
-    with zipfile.ZipFile(found, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in own_files():
-            entry = zipfile.ZipInfo(
-                f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}"
-            )  # of 1980: no time of ours
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
-    return found.getvalue()
+    if code == before.model_copy(update={"earlier": []}):
+        return None
+    attempts = run.attempts()
+    facts = before.model_dump(include={"launchyard", "launchyard_sha", "source", "git_sha"})
+    earlier = [*before.earlier, EarlierCode(**facts, attempts=attempts[-1] + 1 if attempts else 0)][-MAX_EARLIER:]
+    run.write_json("code.json", code.model_copy(update={"earlier": earlier}).model_dump())
+    if code.source == before.source:
+        return None
+    return f"launchyard {_words(before)} before, {_words(code)} from here on"
+
+
+def _words(code: CodeSnapshot) -> str:
+    """0.1.0 a1b2c3d+ (0123456789abcdef): version, revision, digest, as far as they are known."""
+    sha = code.launchyard_sha or ""
+    revision = f" {sha[:7]}{'+' if sha.endswith('-dirty') else ''}" if sha else ""
+    return f"{code.launchyard}{revision} ({code.source or 'no digest'})"
 
 
 def _own_sha() -> str | None:
     """Revision of the checkout that launchyard runs from (`-dirty` if it was changed); None for an installed one."""
-    root = checkout()
+    root = own_code.checkout()
     if root is None or not (root / ".git").exists():
         return None
     said = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

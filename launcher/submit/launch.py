@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launchyard.errors import EXIT_DONE, LaunchError, RecipeErrors, UserError, user_errors
+from launchyard.errors import EXIT_DONE, LaunchError, NothingRunsError, RecipeErrors, UserError, user_errors
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.plan.hardware import HostFacts, probe_host
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
@@ -200,7 +200,7 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
             script=plan.script,
             agent=plan.agent,
         )
-    except UserError:  # refused, nothing runs
+    except (UserError, NothingRunsError):  # refused, nothing runs
         made.discard()
         raise
     register(plan.run_id, plan.name, plan.run_url, store=plan.store)
@@ -227,7 +227,7 @@ def prepare_data(ready: Ready) -> Ready:
         init=ready.init,
         after=ready.after,
     )
-    return replace(ready, data=data, plan=plan)
+    return replace(ready, data=data, plan=plan, code=take_snapshot(Path.cwd()))  # that may have taken hours
 
 
 # -- the run directory -----------------------------------------------------------------------------------------------

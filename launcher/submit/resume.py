@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
 from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.launcher.submit.code import record_again, take_snapshot
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -41,12 +43,15 @@ class ReadyToResume:
     plan: Plan
     recipe: Recipe
 
-    def submit(self) -> Job:
-        """Start it; UserError if somebody else was faster."""
+    def submit(self, *, say: Callable[[str], None]) -> Job:
+        """Start it; UserError if somebody else was faster. Says if launchyard is not what it was."""
         from launchyard.launcher.backends.base import load_backend
 
         plan = self.plan
         restore_data(self.recipe, plan.data)
+        refuse_if_alive(self.run)  # before its record is touched
+        if changed := record_again(self.run, take_snapshot(Path.cwd())):
+            say(f"! {'code':<8} {changed}")
         return load_backend(plan.scheduler).submit(
             self.run,
             nnodes=plan.nnodes,

@@ -18,6 +18,10 @@ class LaunchError(Exception):
         self.hint = hint
 
 
+class NothingRunsError(LaunchError):
+    """A job could not be started, and certainly does not run: what was made for it can be removed. Exit code 1."""
+
+
 class UserError(LaunchError):
     """The user's mistake: says what, where, what is allowed and what to do. Exit code 2; nothing was created."""
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.agent.restart_policy import NODE_LOST, AttemptSummary, after_attempt
 from launchyard.launcher.backends.cluster import Cluster, load_cluster
+from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
 from launchyard.launcher.backends.ray.owner import agent_words
@@ -28,7 +29,6 @@ from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.plan.processes import Shape
 from launchyard.launcher.recipe.load import load_recipe
-from launchyard.launcher.submit.code import pack_code
 from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
 from launchyard.run.records import Job
 from tests.launcher.plan.test_planner import CPU, DATA, SMALL
@@ -82,7 +82,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r", exclud
 @given(url=WORDS)
 def test_the_shell_reads_the_very_words(url: str) -> None:
     words = shlex.split(entrypoint(f"/r/{url}"))
-    assert words[:6] == ["exec", "/p", "-u", "-m", "launchyard.launcher.backends.ray.owner", f"/r/{url}"]
+    assert words[:7] == ["exec", "/p", "-P", "-u", "-m", "launchyard.launcher.backends.ray.owner", f"/r/{url}"]
     assert words[-1] == "--job-id=j-1"
 
 
@@ -100,8 +100,9 @@ def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
     show.chmod(0o700)
     done = subprocess.run(["sh", "-c", entrypoint(f"/r/{HARD}", str(show))], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "-u", "-m", "launchyard.launcher.backends.ray.owner", f"/r/{HARD}", "--bundle=CPU=1", "--sizes=2,1",
-        "--wait-seconds=60",        "--job-id=j-1",
+        "-P", "-u", "-m", "launchyard.launcher.backends.ray.owner", f"/r/{HARD}", "--bundle=CPU=1", "--sizes=2,1",
+        "--wait-seconds=60",
+        "--job-id=j-1",
     ]  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def test_agents_get_their_words() -> None:
         device="cpu",
     )  # fmt: skip
     words = agent_words(agent, job, "10.0.0.1:61000")
-    assert words[:4] == ["-u", "-m", "launchyard.launcher.agent.node", "/runs/small-ab12"]
+    assert words[:5] == ["-P", "-u", "-m", "launchyard.launcher.agent.node", "/runs/small-ab12"]
     assert {"--attempt=3", "--nnodes=1", "--rdzv-endpoint=10.0.0.1:61000"} < set(words)
     assert not any("{" in word for word in words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from launchyard.run.rundir import RunDir
+from tests.shell import clone_code, edit_worker
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, same_training
 
 pytestmark = pytest.mark.slurm
@@ -42,6 +44,24 @@ def hosts(run: OnSite) -> list[dict[str, str]]:
         words = dict(part.split(" ", 1) for part in line.partition(": ")[2].split(", "))
         found.append(words)
     return found
+
+
+def test_the_copy_runs_whatever_becomes_of_the_folder_it_was_sent_from(place: Site, tmp_path: Path) -> None:
+    """Sent from a clone that is the working directory, as people do, and that is edited before the next attempt."""
+    clone = clone_code(tmp_path / "clone")
+    shutil.copytree(place.here, clone, dirs_exist_ok=True)
+    place.env["PYTHONPATH"] = str(clone)
+    other = clone_code(tmp_path / "other")
+    edit_worker(other, "OTHER")
+    place.write_cluster(environment={"PYTHONPATH": str(other)})
+    place.here = clone
+    run = place.launch("run", LONG)
+    edit_worker(clone, "EDITED")
+    run.steps()
+    run.cluster.run("scancel", "--signal=USR1", str(run.job))
+    assert run.outcome().outcome == "completed" and len(run.run.attempts()) == 2
+    logs = [path.read_text() for path in Path(run.run.url).glob("attempts/*/logs/rank-*.log")]
+    assert len(logs) == 4 and not any("EDITED" in log or "OTHER" in log for log in logs)
 
 
 def test_a_run_that_waits_says_why_and_can_be_taken_back(place: Site) -> None:

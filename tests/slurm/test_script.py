@@ -78,7 +78,7 @@ def test_the_shell_reads_the_very_words(url: str, code: str) -> None:
     text = text_of("bare", run_url=f"/r/{url}", code=f"/c/{code}")
     command = next(line for line in text.splitlines() if line.startswith("exec "))
     words = shlex.split(command)
-    assert words[1:6] == ["/venv/bin/python", "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{url}"]
+    assert words[1:7] == ["/venv/bin/python", "-P", "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{url}"]
     (path,) = (line for line in text.splitlines() if line.startswith("export PYTHONPATH="))
     assert shlex.split(path.removesuffix("${PYTHONPATH:+:$PYTHONPATH}"))[1] == f"PYTHONPATH=/c/{code}"
     assert not [line for line in text.splitlines() if line.startswith("#SBATCH") and (url in line and len(url) > 3)]
@@ -93,9 +93,9 @@ def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
     env = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "PATH": "/usr/bin:/bin", "PYTHONPATH": "/else where"}
     done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{HARD}", "--notice=120",
-        "--job-id=7", "--restarts=0", "--nodes=node[1-2]",
-        f"/r/{HARD}/code:/else where",
+        "-P", "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{HARD}", "--notice=120",
+        "--job-id=7", "--restarts=0",
+        "--nodes=node[1-2]", f"/r/{HARD}/code:/else where",
     ]  # fmt: skip
 
 
@@ -151,7 +151,8 @@ def test_sbatch_takes_it(case: str, cluster: SlurmCluster, tmp_path: Path) -> No
     cluster.run("sbatch", "--test-only", str(script))
     job = int(cluster.run("sbatch", "--parsable", str(script)))
     assert cluster.wait_job(job) == "COMPLETED"
-    assert (folder / f"job-{job}.log").read_text().splitlines()[:4] == [
+    assert (folder / f"job-{job}.log").read_text().splitlines()[:5] == [
+        "-P",
         "-u",
         "-m",
         "launchyard.launcher.backends.slurm.owner",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.run.own_code import ROOT, digest
 from launchyard.run.rundir import RunDir
 from launchyard.training.compose import recipe_hash
 from launchyard.training.loop import Meter, SaveTimer
@@ -42,6 +43,17 @@ def test_an_error_is_recorded(broken: RunDir) -> None:
     assert error["type"] in log and error["message"] in log and "Traceback" in error["traceback"]
     assert error["fatal"] and error["step"] is None and error["rank"] == 0
     assert [event["event"] for event in broken.events(0)] == ["process started"]
+
+
+def test_a_worker_of_other_code_ends_at_once(tmp_path: Path) -> None:
+    """Before it loads torch; another try would only repeat it."""
+    run = make_run(tmp_path / "run", write_data(tmp_path / "data"))
+    run.write_json("code.json", {"launchyard": "9.9", "source": "0" * 16})
+    log = fail(run)
+    (error,) = run.errors(0)
+    assert (error["type"], error["fatal"]) == ("OtherCodeError", True)
+    assert all(word in error["message"] for word in ("9.9", "0" * 16, digest(), str(ROOT), "launch resume"))
+    assert error["message"] in log and run.events(0) == []
 
 
 def test_an_error_that_cannot_be_recorded_is_in_the_log(broken: RunDir) -> None:

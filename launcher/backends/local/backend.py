@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from launchyard.errors import LaunchError, UserError
+from launchyard.errors import LaunchError, NothingRunsError, UserError
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import log_folder
-from launchyard.host.processes import descendants, end_all, end_marked, wait_until
+from launchyard.host.processes import descendants, end_all, end_marked, python_environment, python_words, wait_until
 from launchyard.launcher.agent.ownership import newest_job, owner_alive, refuse_if_alive
 from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import CANCEL_MESSAGE
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -27,6 +28,7 @@ from launchyard.storage.errors import StoreError
 
 CANCEL_SECONDS = 5.0
 CLAIM_SECONDS = 60.0
+TAIL_BYTES, TAIL_LINES = 4_000, 15
 OWNER = "launchyard.launcher.backends.local.owner"
 
 
@@ -45,27 +47,23 @@ def submit(
 ) -> Job:
     """Start the process that owns the run; returns once it has claimed its attempt.
 
-    env: on top of this process's own. UserError if a living job has the run, or torch is not installed.
+    env: on top of this process's own. UserError if a living job has the run, or torch is not installed;
+    NothingRunsError if the process ends before it has claimed an attempt.
     """
     if nnodes != 1:
         raise UserError(f"{nnodes} nodes: this machine is one", hint="use --nodes 1, or another --cluster")
     _need_torch()
     refuse_if_alive(run)
-    ours, theirs = socket.socketpair()
-    argv = [sys.executable, "-m", OWNER, run.url]
+    argv = [*python_words(sys.executable), "-m", OWNER, run.url]
     argv += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc_per_node}", f"--device={device}"]
-    with ours, open(_log_path(run), "ab") as log:
-        with theirs:
-            line, around = theirs.fileno(), {**own_environment(), **env}
-            owner = subprocess.Popen(argv, stdin=line, stdout=log, stderr=log, env=around, start_new_session=True)
-        ours.sendall(json.dumps({"overrides": overrides, "worker_module": worker_module}).encode())
-        ours.shutdown(socket.SHUT_WR)
-        ours.settimeout(CLAIM_SECONDS)
-        answer = _read_answer(ours, owner)
-    if "job" not in answer:
-        raise UserError(answer["error"], hint=answer.get("hint"))
-    owner.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
-    return Job.model_validate(answer["job"])
+    try:
+        around = python_environment({**own_environment(), **env}, code=keep_code(run))
+        job = _start_owner(run, argv, around, {"overrides": overrides, "worker_module": worker_module})
+    except LaunchError:
+        if not run.attempts():
+            drop_code(run)
+        raise
+    return job
 
 
 def is_alive(run: RunDir, job: Job) -> bool:
@@ -143,22 +141,53 @@ def _log_path(run: RunDir) -> str:
     return os.path.join(folder, f"{hashlib.sha256(run.url.encode()).hexdigest()[:16]}.log")
 
 
-def _read_answer(ours: socket.socket, owner: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What the owner says about its claim: {"job": …} or {"error": …, "hint": …}."""
+# -- starting the owner ----------------------------------------------------------------------------------------------
+def _start_owner(run: RunDir, argv: list[str], env: dict[str, str], request: dict[str, Any]) -> Job:
+    """The attempt that it has claimed. UserError: why it may not; NothingRunsError if it ends without a word."""
+    ours, theirs = socket.socketpair()
+    path = _log_path(run)
+    began = os.path.getsize(path) if os.path.exists(path) else 0
+    with ours, open(path, "ab") as log:
+        with theirs:
+            owner = subprocess.Popen(
+                argv, stdin=theirs.fileno(), stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        answer = _ask(ours, owner, json.dumps(request).encode())
+    if not answer:
+        raise NothingRunsError(
+            f"the job ended (exit code {owner.wait()}) before it claimed an attempt; it printed:\n{_tail(path, began)}",
+            hint="launch doctor examines this machine",
+        )
+    if "job" not in answer:
+        owner.wait()
+        raise UserError(answer["error"], hint=answer.get("hint"))
+    owner.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
+    return Job.model_validate(answer["job"])
+
+
+def _ask(ours: socket.socket, owner: subprocess.Popen[bytes], request: bytes) -> dict[str, Any]:
+    """The owner's answer about its claim: {"job": …} or {"error": …, "hint": …}; empty if it died before that."""
     raw = b""
+    ours.settimeout(CLAIM_SECONDS)
     try:
+        ours.sendall(request)
+        ours.shutdown(socket.SHUT_WR)
         while part := ours.recv(65536):
             raw += part
     except TimeoutError:
         owner.kill()
         owner.wait()
-        raise LaunchError(f"the job did not claim its attempt within {CLAIM_SECONDS:.0f} s and was ended") from None
-    if not raw:
-        code = owner.wait()
-        raise LaunchError(
-            f"the job ended (exit code {code}) before it claimed an attempt", hint="see job.log in the run"
-        )
-    answer = dict(json.loads(raw))
-    if "job" not in answer:
-        owner.wait()
-    return answer
+        raise NothingRunsError(
+            f"the job did not claim its attempt within {CLAIM_SECONDS:.0f} s and was ended"
+        ) from None
+    except ConnectionError:  # it died and had not read all of the request
+        pass
+    return dict(json.loads(raw)) if raw else {}
+
+
+def _tail(path: str, began: int) -> str:
+    """The last lines that were printed since the log had this size."""
+    with open(path, "rb") as log:
+        log.seek(began)
+        lines = log.read()[-TAIL_BYTES:].decode(errors="replace").strip().splitlines()
+    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:]) or "  nothing"

@@ -26,7 +26,6 @@ from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 
 
-# -- the owner's side ------------------------------------------------------------------------------------------------
 def make_owner(run: RunDir, options: dict[str, Any], signals: Signals) -> Owner:
     module: str = options.pop("worker_module")
 

@@ -19,10 +19,10 @@ from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.agent.ownership import refuse_if_alive
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.handover import hand_over, leave_word
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
-from launchyard.launcher.submit.code import pack_code
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, Submission
 from launchyard.run.rundir import RunDir

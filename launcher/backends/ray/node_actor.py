@@ -14,8 +14,9 @@ from typing import Any
 
 from launchyard.host.environment import own_environment
 from launchyard.host.ports import free_port
-from launchyard.host.processes import start_shielded
+from launchyard.host.processes import python_environment, python_words, start_shielded
 from launchyard.launcher.agent.signals import POLL_SECONDS
+from launchyard.run import own_code
 
 
 class Agent:
@@ -31,7 +32,8 @@ class Agent:
     def run(self, argv: list[str], env: dict[str, str]) -> int:
         """The agent to its end; its exit code. argv: without the interpreter, which is the actor's own."""
         with os.fdopen(os.dup(1), "wb", buffering=0) as output:  # Ray passes it on to the owner
-            child = start_shielded([sys.executable, *argv], env={**own_environment(), **env}, output=output)
+            around = python_environment({**own_environment(), **env}, code=own_code.movable())
+            child = start_shielded([sys.executable, *argv], env=around, output=output)
         while (code := child.poll()) is None:
             time.sleep(POLL_SECONDS)
         return code
@@ -40,6 +42,10 @@ class Agent:
 def run_here(argv: list[str]) -> tuple[int, str]:
     """A short process on the node where this runs: exit code, and all that it has printed."""
     done = subprocess.run(
-        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [*python_words(sys.executable), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stdout

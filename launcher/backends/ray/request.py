@@ -10,6 +10,8 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from launchyard.host.processes import SAFE_PATH, python_words
+
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.launcher.backends.ray.options import Ray
@@ -24,13 +26,13 @@ STOP_SECONDS = 600  # that `ray job stop` leaves a run to save in; Ray's own def
 def request_text(cluster: Cluster, *, python: str, run_id: str, run_url: str, shape: Shape, env: dict[str, str]) -> str:
     """As JSON: `place`, how Ray is reached; `bundle`, what each node is asked for; `request`, for POST /api/jobs/."""
     ray, bundle = options_of(cluster), bundle_of(cluster, shape)
-    owner = [python_of(cluster, python), "-u", "-m", "launchyard.launcher.backends.ray.owner", run_url]
+    owner = [*python_words(python_of(cluster, python)), "-u", "-m", "launchyard.launcher.backends.ray.owner", run_url]
     owner += [f"--bundle={name}={amount}" for name, amount in bundle.items()]
     owner += [f"--sizes={','.join(map(str, shape.sizes))}", f"--wait-seconds={ray.wait_seconds:g}", f"--job-id={JOB}"]
     runtime_env = {
         **ray.runtime_env,
         "working_dir": CODE,
-        "env_vars": {**env, **QUIET, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+        "env_vars": {**env, **SAFE_PATH, **QUIET, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
     }
     request = {
         "entrypoint": f"exec {shlex.join(owner)}",
@@ -69,7 +71,14 @@ def agent_argv(
     cluster: Cluster, *, python: str, run_url: str, attempt: Any, nnodes: int, nproc: int, device: str, endpoint: str
 ) -> list[str]:
     """The agent of a node; its number is added there. `attempt` and `endpoint` (host:port) are drawn anew each time."""
-    words = [python_of(cluster, python), "-u", "-m", "launchyard.launcher.agent.node", run_url, f"--attempt={attempt}"]
+    words = [
+        *python_words(python_of(cluster, python)),
+        "-u",
+        "-m",
+        "launchyard.launcher.agent.node",
+        run_url,
+        f"--attempt={attempt}",
+    ]
     words += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}", f"--rdzv-endpoint={endpoint}"]
     return words
 
@@ -87,7 +96,7 @@ def errand(request: dict[str, Any], *, argv: list[str], code: str | None, node_i
     """A short job that runs `argv` on a node, any or a certain one, with a run's environment; see ray_errand.py."""
     python = shlex.split(str(request["entrypoint"]))[1]
     words = [
-        python,
+        *python_words(python),
         "-m",
         "launchyard.launcher.backends.ray.run_on_node",
         *([f"--node-id={node_id}"] if node_id else []),

@@ -7,7 +7,6 @@ squeue says and what lies in the run directory.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any, Literal
 
 from launchyard.errors import LaunchError
 from launchyard.host.folders import job_folder, log_folder
+from launchyard.host.processes import python_words
 from launchyard.launcher.agent.ownership import refuse_if_alive
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import hand_over, leave_word
 from launchyard.launcher.backends.slurm.client import Controller
-from launchyard.launcher.submit.code import keep_code
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, Submission
 from launchyard.run.rundir import RunDir
@@ -63,7 +63,7 @@ def _write_script(run: RunDir, number: int, script: str) -> str:
     """The script and the code that it runs, where the nodes find them."""
     folder = Path(job_folder(run.url, log_folder()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keep_code(folder / "code")
+    keep_code(run)
     path = folder / f"job-{number:04d}.sh"
     path.write_text(script)
     return str(path)
@@ -74,7 +74,7 @@ def _take_back(run: RunDir, number: int) -> None:
     folder = Path(job_folder(run.url, log_folder()))
     (folder / f"job-{number:04d}.sh").unlink(missing_ok=True)
     if number == 0:
-        shutil.rmtree(folder / "code", ignore_errors=True)
+        drop_code(run)
         for empty in (folder / "submissions", folder) if not run.local else (folder / "submissions",):
             with contextlib.suppress(OSError):
                 empty.rmdir()
@@ -129,7 +129,7 @@ def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
     if not nodes:
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]
-    done = slurm.run(["srun", *beside, sys.executable, *argv], seconds=STEP_SECONDS)
+    done = slurm.run(["srun", *beside, *python_words(sys.executable), *argv], seconds=STEP_SECONDS)
     if done is None or done.returncode:
         raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
     return done.stdout

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from launchyard.host.processes import python_words
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.findings import Finding, node_findings
 from launchyard.launcher.backends.slurm.client import Controller, refusal
@@ -164,7 +165,9 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
     python = cluster.container.python if cluster.container else sys.executable
     env = {**cluster.environment, **store_environment(cluster.storage.options)}
     done = slurm.run(
-        [*argv, python, "-m", "launchyard.launcher.doctor.node_probe", folder, token], seconds=JOB_SECONDS, env=env
+        [*argv, *python_words(python), "-m", "launchyard.launcher.doctor.node_probe", folder, token],
+        seconds=JOB_SECONDS,
+        env=env,
     )
     answers = re.findall(r"\{.*\}", done.stdout) if done is not None else []
     if not answers:

@@ -23,6 +23,7 @@ from launchyard.errors import LaunchError
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.ports import PORTS
+from launchyard.host.processes import python_environment
 from launchyard.launcher.agent.conclusion import exit_code, last_step
 from launchyard.launcher.agent.node import be_patient
 from launchyard.launcher.agent.owner import Owner, serve
@@ -30,6 +31,7 @@ from launchyard.launcher.agent.restart_policy import AttemptSummary
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, say
 from launchyard.launcher.backends.slurm.client import Controller
+from launchyard.run import own_code
 from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
 from launchyard.run.rundir import RunDir
 
@@ -68,7 +70,7 @@ class Batch:
         """All agents of an attempt, to their end."""
         child = subprocess.Popen(
             self._argv(job),
-            env={**own_environment(), **self._submission.env},
+            env=python_environment({**own_environment(), **self._submission.env}, code=own_code.movable()),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # what is said to us, srun must not pass on in its own way
         )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from launchyard.host.processes import SAFE_PATH, python_words
+
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.launcher.backends.slurm.options import Slurm
@@ -39,7 +41,7 @@ def sbatch_text(
 
     slurm = options_of(cluster)
     owner = [
-        python,
+        *python_words(python),
         "-u",
         "-m",
         "launchyard.launcher.backends.slurm.owner",
@@ -62,7 +64,11 @@ def sbatch_text(
         qos=slurm.qos,
         constraint=slurm.constraint,
         exclude=slurm.exclude,
-        setup=[*cluster.setup, f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        setup=[
+            *cluster.setup,
+            f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *(f"export {name}={value}" for name, value in SAFE_PATH.items()),
+        ],
         stderr_to_stdout=True,
         use_srun=False,
         additional_parameters={
@@ -113,13 +119,8 @@ def agent_argv(
     cluster: Cluster, *, python: str, run_url: str, attempt: Any, nnodes: int, nproc: int, device: str, endpoint: str
 ) -> list[str]:
     """srun and the agent. `attempt` and `endpoint` (host:port) are drawn anew in each attempt."""
-    words = [
-        cluster.container.python if cluster.container else python,
-        "-u",
-        "-m",
-        "launchyard.launcher.agent.node",
-        run_url,
-    ]
+    inside = cluster.container.python if cluster.container else python
+    words = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", run_url]
     words += [f"--attempt={attempt}", f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
     words += [f"--rdzv-endpoint={endpoint}", "--term-is-notice"]
     return [*srun_argv(cluster, nnodes=nnodes), *words]

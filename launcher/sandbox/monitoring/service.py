@@ -20,7 +20,7 @@ from typing import Any
 from launchyard.errors import LaunchError
 from launchyard.host.environment import own_environment
 from launchyard.host.ports import free_port
-from launchyard.host.processes import end_child, is_alive, started_at, wait_until
+from launchyard.host.processes import end_child, is_alive, python_words, started_at, wait_until
 from launchyard.launcher.recipe.bundled import monitoring_folder
 from launchyard.launcher.sandbox import Facts
 from launchyard.launcher.sandbox.folder import alone, state_folder, write_private
@@ -47,7 +47,13 @@ def up(*, say: Callable[[str], None]) -> Facts:
         try:
             _start(
                 "monitor",
-                [sys.executable, "-m", "launchyard", "monitor", f"--port={ports['monitor']}"],
+                [
+                    *python_words(sys.executable),
+                    "-m",
+                    "launchyard",
+                    "monitor",
+                    f"--port={ports['monitor']}",
+                ],
             )
             write_private(_folder() / "prometheus.yml", prometheus_config(ports))
             _start("prometheus", _prometheus_argv(program, ports))

@@ -214,7 +214,7 @@ def test_a_dry_run_creates_nothing_and_tells_all(shell: Shell, text: str) -> Non
     assert facts["plan"]["run_url"] == f"{shell.here}/some where/run;1"
     assert facts["plan"]["data_prepared"] is False
     owner = facts["plan"]["processes"][0]["argv"]
-    assert owner[1:4] == ["-m", "launchyard.launcher.backends.local.owner", facts["plan"]["run_url"]]
+    assert owner[1:5] == ["-P", "-m", "launchyard.launcher.backends.local.owner", facts["plan"]["run_url"]]
 
 
 # -- a real launch ---------------------------------------------------------------------------------------------------

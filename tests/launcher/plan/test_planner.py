@@ -71,6 +71,21 @@ def test_golden(name: str) -> None:
     assert text == path.read_text()
 
 
+@pytest.mark.parametrize("scheduler", ["local", "slurm", "ray"])
+def test_no_process_looks_into_the_working_directory_first(scheduler: str) -> None:
+    """Each has the word, or has it from its parent: torchrun starts its workers itself."""
+    plan = plan_of(cluster=Cluster(name="x", scheduler=scheduler, storage="/runs"))
+    safe: dict[int, bool] = {}
+    for process in plan.processes:
+        if process.role != "worker":
+            assert process.argv[process.argv.index(CPU.python) + 1] == "-P", process
+            safe[process.node_rank] = "PYTHONSAFEPATH" in process.env
+        else:
+            assert safe[process.node_rank], "its torchrun hands it on"
+    if plan.script is not None:
+        assert f"exec {CPU.python} -P " in plan.script and "PYTHONSAFEPATH" in plan.script
+
+
 def test_a_worker_reads_its_part_of_the_plan() -> None:
     plan = plan_of()
     work = Workload.model_validate_json(plan.model_dump_json())

@@ -13,7 +13,8 @@
 
 # setup
 export PYTHONPATH=/runs/tiny-ab12/code${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /venv/bin/python -u -m launchyard.launcher.backends.slurm.owner /runs/tiny-ab12 --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"
+exec /venv/bin/python -P -u -m launchyard.launcher.backends.slurm.owner /runs/tiny-ab12 --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"

@@ -13,7 +13,8 @@
 
 # setup
 export PYTHONPATH='/r/a b;$HOME '"'"'q'"'"' "d" %j #x/code'${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /venv/bin/python -u -m launchyard.launcher.backends.slurm.owner '/r/a b;$HOME '"'"'q'"'"' "d" %j #x' --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"
+exec /venv/bin/python -P -u -m launchyard.launcher.backends.slurm.owner '/r/a b;$HOME '"'"'q'"'"' "d" %j #x' --notice=120 --job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"
