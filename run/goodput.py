@@ -64,7 +64,7 @@ class AttemptFacts:
 
     attempt: int
     created: float
-    backend: str
+    scheduled: bool = False  # its job went through a scheduler's queue
     rows: Iterable[Mapping[str, Any]] = ()
     finished: Mapping[str, Any] | None = None
     outcome: OutcomeRecord | None = None
@@ -196,12 +196,13 @@ def cause_between(last: AttemptFacts) -> str:
     if record is None:
         return "down"
     if record.reason in TAKEN:
-        return "down" if last.backend == "local" else "queue"
+        return "queue" if last.scheduled else "down"
     return "down" if record.outcome == "failed" else "stopped"
 
 
 def read_facts(run: RunDir, *, before: int | None = None) -> Iterable[AttemptFacts]:
     """What the attempts of a run have left, oldest first; only those `before` one."""
+    queued = {submission.job_id for submission in run.submissions()}
     for attempt in run.attempts():
         if before is not None and attempt >= before:
             return
@@ -210,7 +211,7 @@ def read_facts(run: RunDir, *, before: int | None = None) -> Iterable[AttemptFac
         yield AttemptFacts(
             attempt,
             job.created,
-            job.backend,
+            job.job_id in queued,
             rows=run.attempt_rows("steps", attempt),
             finished=told[-1] if told else None,
             outcome=run.outcome(attempt),

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import launchyard
-
 if TYPE_CHECKING:
     from launchyard.run.rundir import RunDir
 
 # In a checkout this folder has links to the rooms, which lie at the top of the repository.
-PACKAGE = Path(launchyard.__file__).absolute().parent
+PACKAGE = Path(__file__).absolute().parents[1]
 # The folder that is on the path of this process: src of a checkout, a copy, or site-packages.
 ROOT = PACKAGE.parent
 # What the digest covers: all that decides what a process does. The texts of the quickstart do not.

@@ -11,7 +11,21 @@ Outcome = Literal["completed", "stopped", "failed"]
 SCANCEL, RAY_STOP = "scancel", "ray job stop"
 
 
-class Job(BaseModel):
+class Shape(BaseModel):
+    """Who works in an attempt: machines, workers on each of them, and what they compute on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    nnodes: int = Field(default=1, ge=1)
+    nproc_per_node: int = Field(ge=1)
+    device: Literal["cpu", "cuda"]
+
+    @property
+    def world_size(self) -> int:
+        return self.nnodes * self.nproc_per_node
+
+
+class Job(Shape):
     """job.json: who runs an attempt, and where. Written create-only: it is the claim to the attempt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -23,22 +37,20 @@ class Job(BaseModel):
     pid: int
     pid_started: float
     created: float
-    nnodes: int
-    nproc_per_node: int
-    device: Literal["cpu", "cuda"]
     overrides: dict[str, Any] = {}
 
+    @property
+    def shape(self) -> Shape:
+        return Shape.model_validate(self.model_dump())
 
-class Submission(BaseModel):
+
+class Submission(Shape):
     """submissions/0000.json: with what a job in a queue will claim its attempts. Written before it is sent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     backend: str
     submitted: float
-    nnodes: int
-    nproc_per_node: int
-    device: Literal["cpu", "cuda"]
     env: dict[str, str] = {}
     agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
     job_id: str = Field(default="", description="The scheduler's, once it has accepted it.")
@@ -46,6 +58,10 @@ class Submission(BaseModel):
         default={}, description="How its scheduler is reached, if the environment does not say."
     )
     overrides: dict[str, Any] = {}
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.model_validate(self.model_dump())
 
 
 class OutcomeRecord(BaseModel):

@@ -140,6 +140,10 @@ class RunDir:
         """All that a scheduler has accepted, oldest first."""
         return [self._submission_of(name) for name in self._accepted()]
 
+    def was_queued(self, job: Job) -> bool:
+        """Was this job sent to a scheduler?"""
+        return any(submission.job_id == job.job_id for submission in self.submissions())
+
     def _accepted(self) -> list[str]:
         return [name for name in self.listdir("submissions") if name.endswith(".job.json")]
 

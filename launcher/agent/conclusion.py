@@ -56,7 +56,7 @@ def _compose(node: Node, reason: str | None, code: int | None) -> OutcomeRecord:
 
 def _first_cause(node: Node, code: int | None) -> Cause:
     """Where ours is that another rank is gone, its node may be about to say why: its torchrun ends like ours."""
-    end = time.monotonic() + (OTHERS_SECONDS if node.nnodes > 1 and node.node_rank == 0 else 0.0)
+    end = time.monotonic() + (OTHERS_SECONDS if node.shape.nnodes > 1 and node.node_rank == 0 else 0.0)
     while True:
         cause = find_cause(node.run, node.attempt, node_rank=node.node_rank, exit_code=code)
         if cause.reason != LOST_PEER or time.monotonic() > end:

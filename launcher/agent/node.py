@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from launchyard.errors import EXIT_FAILED
 from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN, own_environment
@@ -27,9 +26,9 @@ from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
 from launchyard.launcher.agent.torchrun import torchrun_argv
-from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, Node, Watch, outcome_name
+from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, WORKER, Node, Watch, outcome_name
 from launchyard.run import own_code
-from launchyard.run.records import OutcomeRecord
+from launchyard.run.records import OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import StoreError
@@ -39,32 +38,15 @@ _PORT_TRIES = 3
 
 
 def run_attempt(
-    run: RunDir,
-    *,
-    attempt: int,
-    nproc_per_node: int,
-    device: Literal["cpu", "cuda"],
-    nnodes: int = 1,
-    node_rank: int = 0,
-    rdzv_endpoint: str | None = None,
-    env: dict[str, str] | None = None,
-    signals: Signals | None = None,
-    on_poll: Callable[[], None] = lambda: None,
-    job_end: float | None = None,
-    grace_seconds: float = GRACE_SECONDS,
-    worker_module: str = "launchyard.training.worker",
+    node: Node, *, signals: Signals | None = None, on_poll: Callable[[], None] = lambda: None
 ) -> OutcomeRecord:
     """Run one node of one attempt to its end; nothing of it is left running, however it ends.
 
     Returns how the attempt ended; node 0 also writes that where the workers could not. `on_poll` is called about ten
     times a second. Call it from the main thread: the children die with the thread that started them.
     """
-    if nnodes > 1 and rdzv_endpoint is None:
-        raise ValueError(f"{nnodes} nodes need a rdzv_endpoint (host:port) that all of them can reach")
-    node = Node(
-        run, attempt, nproc_per_node, device, nnodes, node_rank, rdzv_endpoint, env or {}, job_end, grace_seconds,
-        worker_module,
-    )  # fmt: skip
+    if node.shape.nnodes > 1 and node.rdzv_endpoint is None:
+        raise ValueError(f"{node.shape.nnodes} nodes need a rdzv_endpoint (host:port) that all of them can reach")
     scratch = _make_scratch(node)
     watch = Watch(node, signals or Signals(), scratch, on_poll)
     code: int | None = None
@@ -74,7 +56,7 @@ def run_attempt(
             if code in (None, 0) or not _port_was_taken(node):
                 break
     finally:
-        end_marked(run.url, attempt=attempt, node_rank=node_rank)
+        end_marked(node.run.url, attempt=node.attempt, node_rank=node.node_rank)
         watch.keep_logs()
         shutil.rmtree(scratch, ignore_errors=True)
     return conclude(node, watch, code)
@@ -85,9 +67,9 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
     endpoint = node.rdzv_endpoint or f"127.0.0.1:{free_port()}"
     argv = torchrun_argv(
         python=sys.executable,
-        nnodes=node.nnodes,
+        nnodes=node.shape.nnodes,
         node_rank=node.node_rank,
-        nproc_per_node=node.nproc_per_node,
+        nproc_per_node=node.shape.nproc_per_node,
         rdzv_endpoint=endpoint,
         rdzv_id=_rdzv_id(node),
         module=node.worker_module,
@@ -110,8 +92,8 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:
     """What torchrun and its workers find around them."""
     env = python_environment({**own_environment(), **node.env}, code=own_code.movable())
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // node.nproc_per_node)))
-    if node.device == "cpu":
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // node.shape.nproc_per_node)))
+    if node.shape.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find what was planned
     env.update(
         {
@@ -130,7 +112,7 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
 
 def _rdzv_id(node: Node) -> str:
     """New in each attempt, the same on all its nodes."""
-    job = node.run.url if node.nnodes > 1 else f"{node.run.url} {secrets.token_hex(4)}"
+    job = node.run.url if node.shape.nnodes > 1 else f"{node.run.url} {secrets.token_hex(4)}"
     return hashlib.sha256(f"{job} {node.attempt}".encode()).hexdigest()[:16]
 
 
@@ -185,17 +167,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rdzv-endpoint", help="host:port of node 0; needed for more than one node")
     parser.add_argument("--job-end", type=float, help="Unix time at which the job is ended")
     parser.add_argument("--grace-seconds", type=float, default=GRACE_SECONDS)
-    parser.add_argument("--worker-module", default="launchyard.training.worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker-module", default=WORKER, help=argparse.SUPPRESS)
     parser.add_argument("--term-is-notice", action="store_true", help="TERM means that the node is about to be taken")
     options = vars(parser.parse_args(argv[1:]))
     signals = Signals(term_is_notice=options.pop("term_is_notice"))
     signals.install()
-    run = RunDir(options.pop("run_url"))
-    be_patient(run)
+    shape = Shape(**{key: options.pop(key) for key in Shape.model_fields})
+    node = Node(RunDir(options.pop("run_url")), shape=shape, **options)
+    be_patient(node.run)
     try:
-        record = run_attempt(run, signals=signals, **options)
+        record = run_attempt(node, signals=signals)
     except StoreError as error:
-        say(f"no word about the end of attempt {options['attempt']} could be left; what was saved is there. {error}")
+        say(f"no word about the end of attempt {node.attempt} could be left; what was saved is there. {error}")
         return EXIT_FAILED
     say(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
     return exit_code(record)

@@ -18,14 +18,14 @@ from typing import Any
 from launchyard.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 from launchyard.host.processes import end_marked
 from launchyard.launcher.agent.conclusion import exit_code
-from launchyard.launcher.agent.ownership import claim_next, newest_job
+from launchyard.launcher.agent.ownership import FindWitness, claim_next, newest_job
 from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
 from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
 from launchyard.launcher.runs.state import newest_checkpoint
 from launchyard.run.lease import Heartbeat
 from launchyard.run.own_code import what_differs
-from launchyard.run.records import Job, OutcomeRecord
+from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import StoreError
@@ -36,22 +36,24 @@ FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner t
 
 @dataclass
 class Owner:
-    """`shape`: nnodes, nproc_per_node, device, overrides. `run_nodes` runs all nodes of an attempt to its end.
+    """`run_nodes` runs all nodes of an attempt to its end. `find_witness`: how an earlier owner is found dead.
 
     `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
     none, the next attempt follows here. `history`: attempts that this job has made already. `make_room`: waits for what
-    an attempt needs for as long as its argument says so; what that changes of the shape, or None if it gave up.
+    an attempt needs for as long as its argument says so; the shape of that attempt, or None if it gave up.
     """
 
     run: RunDir
     backend: str
     job_id: str
-    shape: dict[str, Any]
+    shape: Shape
+    overrides: dict[str, Any]
     signals: Signals
     run_nodes: Callable[[Job, Callable[[], None]], OutcomeRecord]
+    find_witness: FindWitness
     give_back: Callable[[OutcomeRecord], bool] | None = None
     history: list[AttemptSummary] = field(default_factory=list)
-    make_room: Callable[[Callable[[], bool]], dict[str, Any] | None] | None = None
+    make_room: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
 
     def find_room(self, last: Job | None = None) -> bool:
@@ -75,13 +77,20 @@ class Owner:
             looked = now
             return self._stop_wanted() is None
 
-        changed = self.make_room(goes_on)
-        self.shape.update(changed or {})
-        return changed is not None
+        shape = self.make_room(goes_on)
+        self.shape = shape or self.shape
+        return shape is not None
 
     def claim(self) -> Job:
         """The next attempt; whatever an earlier one has left running on this machine is ended."""
-        job = claim_next(self.run, backend=self.backend, job_id=self.job_id, **self.shape)
+        job = claim_next(
+            self.run,
+            backend=self.backend,
+            job_id=self.job_id,
+            shape=self.shape,
+            overrides=self.overrides,
+            find_witness=self.find_witness,
+        )
         end_marked(self.run.url)
         if not self.history:
             self._forget_last_end()
@@ -133,7 +142,7 @@ class Owner:
 
     def _goes_on(self, job: Job, *, moves: bool) -> tuple[bool, str]:
         """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
-        decision = after_attempt(self.history, max_failures=max_failures(self.run, self.shape["overrides"]))
+        decision = after_attempt(self.history, max_failures=max_failures(self.run, self.overrides))
         if decision.action == "end":
             return False, decision.why
         heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds

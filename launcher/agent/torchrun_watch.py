@@ -9,14 +9,15 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
 from launchyard.launcher.agent.signals import CANCELLED, Signals, say
 from launchyard.run.logs import LogUpload
+from launchyard.run.records import Shape
 from launchyard.run.rundir import RunDir
 
+WORKER = "launchyard.training.worker"
 STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
@@ -30,15 +31,13 @@ class Node:
 
     run: RunDir
     attempt: int
-    nproc_per_node: int
-    device: Literal["cpu", "cuda"]
-    nnodes: int = 1
+    shape: Shape
     node_rank: int = 0
     rdzv_endpoint: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     job_end: float | None = None
     grace_seconds: float = GRACE_SECONDS
-    worker_module: str = "launchyard.training.worker"
+    worker_module: str = WORKER
 
 
 class Watch:
@@ -51,7 +50,7 @@ class Watch:
         self._request: str | None = None
         self._outcome_at: float | None = None
         self._survivors = Survivors(node)
-        self._hang = Hang(node.run, node.attempt, node.node_rank, node.nnodes, scratch)
+        self._hang = Hang(node.run, node.attempt, node.node_rank, node.shape.nnodes, scratch)
         self.hung = False
         self.reason: str | None = None
         self._asked_at = 0.0
@@ -113,7 +112,7 @@ class Watch:
             if self._node.run.local and self._node.run.exists(outcome_name(self._node)):
                 self._outcome_at = time.monotonic()
             return False
-        if self._node.nnodes == 1 and not children(torchrun):
+        if self._node.shape.nnodes == 1 and not children(torchrun):
             return True
         return time.monotonic() - self._outcome_at > LINGER_SECONDS
 
@@ -128,11 +127,11 @@ class Survivors:
     def look(self, torchrun: int) -> None:
         """End them in time, so that torchrun says who failed first and ends. No worker leaves before the outcome."""
         now = time.monotonic()
-        if self._node.nproc_per_node == 1 or now - self._looked < 1.0:
+        if self._node.shape.nproc_per_node == 1 or now - self._looked < 1.0:
             return
         self._looked = now
         alive = children(torchrun)  # torchrun starts all workers at once: some and not all means that one is dead
-        if not alive or len(alive) >= self._node.nproc_per_node:
+        if not alive or len(alive) >= self._node.shape.nproc_per_node:
             self._short_since = None
         elif self._short_since is None:
             self._short_since = now

@@ -1,66 +1,42 @@
-"""Places where a plan can run, one file each, loaded by name when asked for."""
+"""What every place can do where a plan can run: the interface of a backend, and finding one by its name.
+
+A backend is a folder beside this file, whose modules have fixed names: docs/guides/add-a-scheduler.md.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from launchyard.errors import UserError
-from launchyard.run.records import Job
+from launchyard.launcher.agent.ownership import Witness, newest_job, refuse_owner
+from launchyard.launcher.backends.findings import Finding
+from launchyard.launcher.backends.request import Ask, Process, Request
+from launchyard.launcher.backends.section import known_backends
+from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
 
-
-class Backend(Protocol):
-    """What every place can do. A module of this package is one."""
-
-    def submit(
-        self,
-        run: RunDir,
-        *,
-        nnodes: int,
-        nproc_per_node: int,
-        device: Literal["cpu", "cuda"],
-        env: dict[str, str],
-        overrides: dict[str, Any],
-        script: str | None,
-        agent: list[str],
-    ) -> Job:
-        """Start a job that owns the run; returns once it has claimed its attempt, or waits in a queue.
-
-        script, agent: what a scheduler is sent, and what starts the agents there; see Plan. UserError if it may not.
-        """
-
-    def is_alive(self, run: RunDir, job: Job) -> bool:
-        """Does the job that owns an attempt still live?"""
-
-    def look(self, run: RunDir, job: Job) -> Queued | None:
-        """The job as the scheduler sees it; None where there is no scheduler."""
-
-    def notify(self, run: RunDir, job: Job) -> str:
-        """Give the job notice of a preemption: agreed save, then another attempt. Says what gave it, in a few words."""
-
-    def cancel(self, run: RunDir, job: Job) -> None:
-        """End the job now, without a save; returns when nothing of it is left."""
-
-    def job_log(self, run: RunDir) -> str:
-        """What the newest job itself has printed; nothing if that cannot be told."""
-
-
-def known_backends() -> list[str]:
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/backend.py"))
-
-
-def load_backend(name: str) -> Backend:
-    """The backend of that name; UserError lists those that exist."""
-    if name not in known_backends():
-        raise UserError(f"scheduler {name}: this version cannot drive it; it can: {', '.join(known_backends())}")
-    return cast(Backend, importlib.import_module(f"launchyard.launcher.backends.{name}.backend"))
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+    from launchyard.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Queued:
+class Traits:
+    """What a place is like, so that nobody has to ask for its name."""
+
+    title: str  # for people
+    scheduled: bool = True  # a scheduler has the job: it tells whether the owner lives. Else processes start here
+    waits_for_jobs: bool = False  # a job can wait for the end of another one: `after` of a recipe
+    has_time_limit: bool = False  # resources.time_limit is enforced
+    can_shrink: bool = False  # fewer nodes than asked for will do: resources.min_nodes
+    cancelled_reason: str = "cancelled"  # of the outcome where the scheduler's own command has ended a job
+
+
+@dataclass(frozen=True)
+class JobStatus:
     """A job as its scheduler sees it now. `unknown`: the scheduler does not answer."""
 
     state: Literal["queued", "running", "ending", "gone", "unknown"]
@@ -70,3 +46,103 @@ class Queued:
     start: float | None = None  # expected while it waits, Unix time
     end: float | None = None  # of its time limit, Unix time
     restarts: int = 0
+
+
+class Planned(Protocol):
+    """What a backend needs to know of a plan."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def environment(self) -> dict[str, str]: ...
+    @property
+    def request(self) -> Request | None: ...
+    @property
+    def agent(self) -> list[str]: ...
+
+
+class Backend(Protocol):
+    """The module `backend` in the folder of each place."""
+
+    TRAITS: Traits
+
+    # -- planning: pure ------------------------------------------------------------------------------------------------
+    def check(self, recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
+        """Returns what is wrong with a recipe in this place: (dotted key, what) each."""
+
+    def request(self, cluster: Cluster, ask: Ask) -> Request | None:
+        """Returns what the scheduler will be sent; None where there is none."""
+
+    def first_process(self, cluster: Cluster, ask: Ask) -> Process:
+        """Returns the outermost process of an attempt: the owner, or what starts the agents of all nodes."""
+
+    def remembered(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Returns keys of the cluster file that a stored plan tells, for when the file is not found any more."""
+
+    def worker_python(self, cluster: Cluster, here: str) -> str:
+        """Returns the interpreter of the workers. `here`: that of the launcher."""
+
+    # -- running -------------------------------------------------------------------------------------------------------
+    def submit(self, run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
+        """Starts a job that owns the run; returns once it has claimed its attempt, or waits in a queue.
+
+        UserError if the run has a living owner, or the scheduler refuses the job; nothing is queued then.
+        """
+
+    def is_alive(self, run: RunDir, job: Job) -> bool:
+        """Does the job that owns an attempt still live?"""
+
+    def look(self, run: RunDir, job: Job) -> JobStatus | None:
+        """Returns the job as the scheduler sees it; None where there is no scheduler."""
+
+    def notify(self, run: RunDir, job: Job) -> str:
+        """Gives notice of a preemption: agreed save, then another attempt. Returns what gave it, in a few words."""
+
+    def cancel(self, run: RunDir, job: Job) -> None:
+        """Ends the job now, without a save; returns when nothing of it is left."""
+
+    def job_log(self, run: RunDir) -> str:
+        """Returns what the newest job itself has printed; nothing if that cannot be told."""
+
+    def run_on_node(self, run: RunDir, job: Job, argv: list[str]) -> str:
+        """Returns what Python prints with these words on the last node of a job. LaunchError: why it could not run."""
+
+
+class Doctor(Protocol):
+    """The module `doctor` in the folder of each place."""
+
+    def doctor(self, cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
+        """Returns what a run would meet in a place, as it is found.
+
+        folder: where a job on a node leaves its word; None: no job. saves: seconds that saves of runs here have taken.
+        """
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name; UserError lists those that exist."""
+    if name not in known_backends():
+        raise UserError(f"scheduler {name}: this version cannot drive it; it can: {', '.join(known_backends())}")
+    return cast(Backend, importlib.import_module(f"launchyard.launcher.backends.{name}.backend"))
+
+
+def load_doctor(name: str) -> Doctor:
+    return cast(Doctor, importlib.import_module(f"launchyard.launcher.backends.{name}.doctor"))
+
+
+def witness(job: Job) -> Witness:
+    """How the owner of a job is found alive or dead."""
+    backend = load_backend(job.backend)
+    return Witness(backend.is_alive, scheduled=backend.TRAITS.scheduled)
+
+
+def owner_alive(run: RunDir, job: Job | None = None) -> bool:
+    """Does the owner of the newest attempt (or of `job`) live?"""
+    job = job or newest_job(run)
+    return job is not None and load_backend(job.backend).is_alive(run, job)
+
+
+def refuse_if_alive(run: RunDir) -> None:
+    """UserError that names the owner, if the run has a living one that is not this process."""
+    refuse_owner(run, newest_job(run), witness)

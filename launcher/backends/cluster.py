@@ -1,19 +1,18 @@
-"""Clusters: places where runs happen, one YAML each. Knows no recipe; a scheduler's options come with its backend."""
+"""Clusters: places where runs happen, one YAML each. Knows no recipe; each backend adds a section of its own."""
 
 from __future__ import annotations
 
 import os
 import re
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, cast
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from launchyard.errors import UserError
-from launchyard.launcher.backends.base import known_backends
-from launchyard.launcher.backends.ray.options import Ray
-from launchyard.launcher.backends.section import Part
-from launchyard.launcher.backends.slurm.options import Slurm
+from launchyard.launcher.backends.section import FIRST, Part, known_backends
 from launchyard.launcher.format import bytes_of
 from launchyard.launcher.recipe.aliases import CLUSTER_WORDS
 from launchyard.launcher.recipe.bundled import cluster_files, own_clusters
@@ -141,7 +140,7 @@ class Cluster(Part):
     """A place: who schedules, what a node has, where runs are stored, what its processes find around them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name for people.")
-    scheduler: Literal["local", "slurm", "ray"] = Field(description="Who starts processes.")
+    scheduler: str = Field(description="Who starts processes.")
     node: NodeShape = NodeShape()
     storage: Annotated[ClusterStorage, BeforeValidator(_as_storage, json_schema_input_type=str | ClusterStorage)] = (
         ClusterStorage()
@@ -151,19 +150,14 @@ class Cluster(Part):
         default=[], description="Commands before the agent starts, where a scheduler runs scripts."
     )
     metrics: ClusterMetrics = ClusterMetrics()
-    slurm: Slurm | None = Field(default=None, description="Only for the scheduler slurm.")
-    ray: Ray | None = Field(default=None, description="Only for the scheduler ray.")
     container: Container | None = Field(default=None, description="Only where nodes run containers.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for kind in ("slurm", "ray"):
-            if getattr(self, kind) is not None and self.scheduler != kind:
+        for kind, options in _options().items():
+            if options.SECTION is not None and getattr(self, kind) is not None and self.scheduler != kind:
                 raise ValueError(f"{kind}: for the scheduler {kind}; this one is {self.scheduler}")
-        if self.container is not None and self.scheduler == "local":
-            raise ValueError("container: the scheduler local starts processes of this machine; run `launch` inside one")
-        if self.scheduler == "ray":
-            self._refuse_for_ray()
+        _options()[self.scheduler].check(self)
         for key in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise ValueError(f"environment.{key}: not the name of a variable")
@@ -174,16 +168,43 @@ class Cluster(Part):
                     f"environment.{key}: looks like a secret, and a plan is stored in plain text; export it where you "
                     "launch, or use the credentials file of its service"
                 )
-        if self.scheduler == "local" and self.setup:
-            raise ValueError("setup: the scheduler local runs in your own shell; set it up there and remove this key")
         return self
 
-    def _refuse_for_ray(self) -> None:
-        """What Ray says in its own way."""
-        if self.container is not None:
-            raise ValueError("container: on Ray an image is ray.runtime_env.image_uri")
-        if self.setup:
-            raise ValueError("setup: Ray runs no script; what nodes need is said in ray.runtime_env")
+    def section(self, scheduler: str) -> Any:
+        """The options of a scheduler, as far as the file has them; its defaults where it has none."""
+        kind = _options()[scheduler].SECTION
+        return getattr(self, scheduler) or (kind() if kind is not None else None)
+
+
+class _Options(Protocol):
+    """The module `options` in the folder of each backend."""
+
+    SECTION: type[Part] | None  # its part of a cluster file
+
+    def check(self, cluster: Cluster) -> None:
+        """ValueError for keys of a cluster file that mean nothing there."""
+
+
+@cache
+def _options() -> dict[str, _Options]:
+    return {
+        name: cast(_Options, import_module(f"launchyard.launcher.backends.{name}.options")) for name in known_backends()
+    }
+
+
+def _composed() -> type[Cluster]:
+    """Cluster with the sections of all backends that there are."""
+    sections: dict[str, Any] = {
+        name: (options.SECTION | None, Field(default=None, description=f"Only for the scheduler {name}."))
+        for name, options in _options().items()
+        if options.SECTION is not None
+    }
+    scheduler: Any = (Literal[tuple(_options())], Field(description="Who starts processes."))
+    return create_model("Cluster", __base__=Cluster, __doc__=Cluster.__doc__, scheduler=scheduler, **sections)
+
+
+if not TYPE_CHECKING:
+    Cluster = _composed()
 
 
 def load_cluster(name: str) -> Cluster:
@@ -197,13 +218,8 @@ def load_cluster(name: str) -> Cluster:
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; this is no cluster file")
     cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_WORDS)
-    if cluster.scheduler not in known_backends():
-        raise UserError(
-            f"{path}: scheduler: this version cannot drive {cluster.scheduler} yet; it can: "
-            f"{', '.join(known_backends())}"
-        )
     secrets = cluster.storage.options.credentials_file
-    if secrets is not None and cluster.scheduler == "local" and not os.path.isfile(secrets):
+    if secrets is not None and cluster.scheduler == FIRST and not os.path.isfile(secrets):
         raise UserError(f"{path}: storage.credentials_file: {secrets}: no such file")
     return cluster
 

@@ -1,9 +1,19 @@
-"""What the sections of a cluster file have in common."""
+"""Which backends there are, and what the sections of a cluster file have in common."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
+
+FIRST = "local"  # the place where a launch runs that names none
 
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def known_backends() -> list[str]:
+    """Names of the folders here that hold one, the first place before the others."""
+    names = sorted(path.parent.name for path in Path(__file__).parent.glob("*/backend.py"))
+    return sorted(names, key=lambda name: (name != FIRST, name))

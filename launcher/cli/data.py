@@ -224,9 +224,10 @@ def cache(clear: bool, cluster: str | None, as_json: bool) -> None:
     """Show what is cached on this machine: chunks of stores, and text that was prepared."""
     with user_errors():
         from launchyard.launcher.backends.cluster import load_cluster
+        from launchyard.launcher.backends.section import FIRST
         from launchyard.launcher.data import caches
 
-        place = load_cluster(cluster or "local").storage.in_training
+        place = load_cluster(cluster or FIRST).storage.in_training
         found = caches.look(place.cache, place.cache_bytes)
         facts, lines = found.to_json(), list(_cache_lines(found))
         if clear:

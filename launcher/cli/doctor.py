@@ -7,12 +7,13 @@ import json
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED
+from launchyard.launcher.backends.section import FIRST
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
 @click.command()
-@click.option("--cluster", default="local", metavar="NAME|FILE", help="The place to look at; default: this machine.")
+@click.option("--cluster", default=FIRST, metavar="NAME|FILE", help="The place to look at; default: this machine.")
 @click.option("--no-job", is_flag=True, help="Do not run a short job on a node.")
 @click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 def doctor(cluster: str, *, no_job: bool, as_json: bool) -> int:

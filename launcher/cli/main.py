@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
+from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe
 
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
@@ -171,7 +172,7 @@ def launch_recipe(
     if not words and not local and cluster is None:
         click.echo((ctx.parent or ctx).get_help())
         return EXIT_USER
-    if local and cluster not in (None, "local"):
+    if local and cluster not in (None, FIRST):
         raise click.UsageError(f"--local is --cluster local; it cannot go with --cluster {cluster}")
     if as_json and detach is False:
         raise click.UsageError("--json prints one object and returns; it cannot go with --follow")
@@ -183,7 +184,7 @@ def launch_recipe(
 
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node, "name": name}
     overrides = parse_overrides(pairs) | {key: value for key, value in flags.items() if value is not None}
-    request = Request(recipe or "quickstart", cluster or "local", overrides, run_url)
+    request = Request(recipe or "quickstart", cluster or FIRST, overrides, run_url)
     try:
         return launch(request, dry_run=dry_run, detach=detach, as_json=as_json)
     except UserError as error:

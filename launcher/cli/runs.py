@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, UserError
+from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.format import count, duration, table
 from launchyard.launcher.runs.facts import RunFacts
@@ -163,7 +164,6 @@ def cancel(run: str, *, as_json: bool) -> int:
 
 def _cancel(run: RunDir) -> None:
     from launchyard.launcher.agent.ownership import newest_job
-    from launchyard.launcher.backends.base import load_backend
 
     job = newest_job(run)
     assert job is not None
@@ -235,7 +235,7 @@ def resume(
         facts = {"run_id": ready.state.run_id, "run_url": found.url, "from_step": ready.state.checkpoint or 0}
         click.echo(json.dumps({**facts, "overrides": ready.overrides, "job": job.model_dump(mode="json")}, indent=1))
         return EXIT_DONE
-    if detach or (detach is None and ready.plan.scheduler != "local"):
+    if detach or (detach is None and load_backend(ready.plan.scheduler).TRAITS.scheduled):
         click.echo("\n".join(next_commands(ready.state.run_id)))
         return EXIT_DONE
     from launchyard.launcher.watch.follow import follow

@@ -13,9 +13,11 @@ import shutil
 import time
 from collections.abc import Iterator
 
+from launchyard.launcher.backends.base import load_doctor
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.findings import Finding, Level
-from launchyard.launcher.plan.hardware import probe_host
+from launchyard.launcher.runs.find import of_cluster
+from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.redact import redact
 
@@ -25,18 +27,11 @@ LITTLE_ROOM = 20 << 30  # bytes: a few checkpoints of a small model
 
 def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
     """Everything about a place, as it is found. `with_job`: also from its nodes."""
-    yield from _here(cluster)
     folder = f"{_storage_url(cluster)}/{PROBE_FOLDER}-{secrets.token_hex(4)}"
     try:
         yield from storage_findings(cluster, folder)
-        if cluster.scheduler == "slurm":
-            from launchyard.launcher.backends.slurm.doctor import examine_slurm
-
-            yield from examine_slurm(cluster, folder if with_job else None)
-        if cluster.scheduler == "ray":
-            from launchyard.launcher.backends.ray.doctor import examine_ray
-
-            yield from examine_ray(cluster, folder if with_job else None)
+        saves = [seconds for run in of_cluster(cluster.name) for seconds in _save_seconds(run)]
+        yield from load_doctor(cluster.scheduler).doctor(cluster, folder if with_job else None, saves)
     finally:
         with contextlib.suppress(OSError, ValueError), files.patience(0):
             files.remove_folder(folder)
@@ -47,22 +42,11 @@ def _storage_url(cluster: Cluster) -> str:
     return url if files.is_remote(url) else os.path.abspath(os.path.expanduser(files.normal(url)))
 
 
-def _here(cluster: Cluster) -> Iterator[Finding]:
-    """This machine: what it plans with, and trains with if it is the node itself."""
-    from importlib.util import find_spec
-
-    if cluster.scheduler != "local":
-        return
-    host = probe_host()
-    if find_spec("torch") is None:
-        yield Finding(what="torch", level="error", found="not installed", cure="pip install 'launchyard[train]'")
-    else:
-        from importlib import metadata
-
-        yield Finding(what="torch", level="ok", found=metadata.version("torch"))
-    gpus = ", ".join(sorted({gpu.name for gpu in host.gpus}))
-    found = f"{len(host.gpus)} × {gpus}" if host.gpus else f"no GPU, {host.cpus} CPU cores"
-    yield Finding(what="device", level="ok", found=found)
+def _save_seconds(run: RunDir) -> Iterator[float]:
+    for attempt in run.attempts()[-5:]:
+        for event in run.events(attempt):
+            if event.get("event") == "saved" and "seconds" in event:
+                yield float(event["seconds"])
 
 
 def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:

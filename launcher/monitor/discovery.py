@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from launchyard.errors import UserError
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS
+from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.runs.facts import RunFacts, effective
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, registered
 from launchyard.launcher.runs.state import RunState, state_of
@@ -187,7 +187,7 @@ def look_at(run: RunDir) -> Seen | None:
     if not facts.plan:
         return None
     state = state_of(run)
-    cluster, attempts = str(facts.plan.get("cluster") or "local"), run.attempts()
+    cluster, attempts = str(facts.plan.get("cluster") or FIRST), run.attempts()
     records = {attempt: run.outcome(attempt) for attempt in attempts}
     newest = attempts[-1] if attempts else None
     live = newest is not None and state.alive and state.attempt == newest and records[newest] is None
@@ -272,5 +272,4 @@ def _save_interval(recipe: Recipe, plan: dict[str, Any], state: RunState) -> flo
 
 def _notice(plan: dict[str, Any]) -> float:
     """Seconds between a warning and the loss of the nodes, as the run was told to reckon with."""
-    found = re.search(r"--notice=(\d+)", str(plan.get("script") or ""))
-    return float(found[1]) if found else GRACE_SECONDS
+    return float((plan.get("request") or {}).get("notice_seconds") or GRACE_SECONDS)

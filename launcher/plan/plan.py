@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, computed_field, model_serializer
 
+from launchyard.launcher.backends.request import Frozen, Process, Request
 from launchyard.model.config import ModelConfig
+from launchyard.run.records import Shape
 from launchyard.storage.options import StoreOptions
 from launchyard.training.spec import DataSpec, Storage
 
 
-class Fixed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Process(Fixed):
-    """One process as it will be started. `env` is what it gets on top of its parent's."""
-
-    role: Literal["owner", "agent", "torchrun", "worker"]
-    node_rank: int
-    argv: list[str]
-    env: dict[str, str]
-
-
-class PlannedData(Fixed):
+class PlannedData(Frozen):
     """The data as far as it is known. Not prepared: the token counts are estimates and the folders do not exist yet."""
 
     spec: DataSpec
@@ -32,7 +21,7 @@ class PlannedData(Fixed):
     prepared: bool = True
 
 
-class PlannedBatch(Fixed):
+class PlannedBatch(Frozen):
     """One optimizer step. Sizes count sequences."""
 
     global_batch_size: int
@@ -42,12 +31,12 @@ class PlannedBatch(Fixed):
     tokens_per_step: int
 
 
-class Mesh(Fixed):
+class Mesh(Frozen):
     dp_replicate: int
     dp_shard: int
 
 
-class Plan(Fixed):
+class Plan(Frozen):
     """Everything that follows from a recipe in a place, before anything runs. Bytes, tokens and steps are counts."""
 
     run_id: str
@@ -76,9 +65,27 @@ class Plan(Fixed):
     storage: Storage
     store: StoreOptions = Field(description="How stores are reached; secrets are elsewhere.")
     environment: dict[str, str]
-    script: str | None = Field(default=None, description="What the scheduler is sent.")
+    request: SerializeAsAny[Request] | None = Field(default=None, description="What the scheduler is sent.")
     processes: list[Process]
     notes: list[str]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def script(self) -> str | None:
+        """What the scheduler is sent, as text; None where nothing is."""
+        return self.request.text if self.request is not None else None
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(nnodes=self.nnodes, nproc_per_node=self.nproc_per_node, device=self.device)
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where there is no scheduler there is no word of one."""
+        told: dict[str, Any] = handler(self)
+        if told.get("request") is None:
+            told.pop("request", None)
+        return told
 
     @property
     def agent(self) -> list[str]:

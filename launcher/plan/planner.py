@@ -5,19 +5,21 @@ The dry run IS this value printed. Reads no file and asks no machine; what it mu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
-from launchyard.launcher.backends.slurm.request import options_of
-from launchyard.launcher.plan.hardware import HostFacts
+from launchyard.launcher.backends.hardware import HostFacts
+from launchyard.launcher.backends.request import Ask
+from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
-from launchyard.launcher.plan.processes import Shape, plan_processes, scheduler_text
+from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, zoo
 from launchyard.model.config import ModelConfig
+from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_samples, count_steps, cut_batch
 from launchyard.training.recipe import Recipe
@@ -81,7 +83,18 @@ def make_plan(
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
     environment = _environment(cluster, host, nproc, device)
-    shape = Shape(nnodes, nproc, device, _gpus(recipe, cluster), sizes)
+    ask = Ask(
+        run_id=run_id,
+        run_url=run_url,
+        shape=Shape(nnodes=nnodes, nproc_per_node=nproc, device=device),
+        gpus=_gpus(recipe, cluster),
+        sizes=sizes,
+        environment=environment,
+        python=host.python,
+        logs=host.logs,
+        time_limit=recipe.resources.time_limit,
+        after=after,
+    )
     plan = Plan(
         run_id=run_id,
         name=recipe.name,
@@ -106,34 +119,18 @@ def make_plan(
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
-        **_started(cluster, shape, recipe, run_id, run_url, environment, host, after),
+        request=load_backend(cluster.scheduler).request(cluster, ask),
+        processes=plan_processes(cluster, ask, flags=host.torchrun_flags),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
-
-
-def _started(
-    cluster: Cluster,
-    shape: Shape,
-    recipe: Recipe,
-    run_id: str,
-    run_url: str,
-    env: dict[str, str],
-    host: HostFacts,
-    after: str | None,
-) -> dict[str, Any]:
-    """What the scheduler is sent, and the processes that come of it."""
-    limit = recipe.resources.time_limit
-    names: dict[str, Any] = {"run_id": run_id, "run_url": run_url, "limit": limit, "after": after}
-    script = scheduler_text(cluster, shape, **names, env=env, host=host)
-    return {"script": script, "processes": plan_processes(run_url, cluster, shape, env=env, host=host)}
 
 
 # -- who works -------------------------------------------------------------------------------------------------------
 def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
     """Device and workers a node. Never the CPU where a GPU was asked for."""
     resources, wanted = recipe.resources, recipe.train.device
-    local = cluster.scheduler == "local"
+    local = not _traits(cluster).scheduled
     there = len(host.gpus) if local else cluster.node.gpus or 0
     if local and cluster.node.gpus is not None:
         there = min(there, cluster.node.gpus)
@@ -200,8 +197,8 @@ def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple
     asked, least = recipe.resources.nodes, recipe.resources.min_nodes
     if least is None or least >= asked:
         return (asked,)
-    if cluster.scheduler != "ray":
-        draft.notes.append(f"resources.min_nodes is for Ray; {cluster.name} gives all {asked} nodes or none")
+    if not _traits(cluster).can_shrink:
+        draft.notes.append(f"resources.min_nodes: {cluster.name} gives all {asked} nodes or none")
         return (asked,)
     smaller = [nodes for nodes in range(asked - 1, least - 1, -1) if _can_make_steps(recipe, nodes * nproc)]
     if not smaller:
@@ -255,9 +252,13 @@ def _place(cluster: Cluster) -> dict[str, Any]:
 
 
 def _available(cluster: Cluster, host: HostFacts, device: str, nproc: int) -> int | None:
-    if device == "cuda":
-        return min((gpu.memory for gpu in host.gpus), default=None) if cluster.scheduler == "local" else None
-    return host.memory // nproc if cluster.scheduler == "local" else None
+    if _traits(cluster).scheduled:
+        return None
+    return min((gpu.memory for gpu in host.gpus), default=None) if device == "cuda" else host.memory // nproc
+
+
+def _traits(cluster: Cluster) -> Traits:
+    return load_backend(cluster.scheduler).TRAITS
 
 
 # -- what is trained -------------------------------------------------------------------------------------------------
@@ -298,10 +299,8 @@ def resolve_model(
 
 
 def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
-    train, spec = recipe.train, data.spec
-    if cluster.scheduler == "local" and recipe.resources.nodes > 1:
-        draft.wrong("resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1")
-    if recipe.after and cluster.scheduler != "slurm":
+    train, spec, traits = recipe.train, data.spec, _traits(cluster)
+    if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
         draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
@@ -313,14 +312,10 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
     if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
         draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
-    slurm = options_of(cluster) if cluster.scheduler == "slurm" else None
-    limit = seconds_of(recipe.resources.time_limit or (slurm and slurm.time_limit) or "")
-    if slurm is not None and limit is not None and limit <= slurm.notice_seconds:
-        what = f"{limit} s, of which the last {slurm.notice_seconds} are to save in (slurm.notice_seconds)"
-        draft.wrong("resources.time_limit", f"{what}; nothing could be trained: use more")
-    if recipe.resources.time_limit is not None and cluster.scheduler != "slurm":
-        where = "this machine" if cluster.scheduler == "local" else "Ray"
-        draft.notes.append(f"resources.time_limit is not enforced on {where}")
+    for key, what in load_backend(cluster.scheduler).check(recipe, cluster):
+        draft.wrong(key, what)
+    if recipe.resources.time_limit is not None and not traits.has_time_limit:
+        draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
     if device == "cpu" and train.precision == "bf16":
         if recipe.parallel.compile:
             draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
@@ -353,12 +348,3 @@ def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
         round(read * share / max(1, count_samples(source.n_tokens, length)), 4)
         for source, share in zip(spec.train, spec.shares, strict=True)
     ]
-
-
-def seconds_of(time_limit: str) -> int | None:
-    """Seconds of [D-]HH:MM:SS, HH:MM:SS, MM:SS or plain minutes as schedulers read them; None if it is no time."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_limit)
-    if match:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    return int(time_limit) * 60 if time_limit.isdigit() else None

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.state import last_row
 from launchyard.run.records import Job
@@ -26,6 +27,7 @@ from launchyard.run.rundir import RunDir
 
 Kind = Literal["preempt", "kill", "node-loss"]
 POLL_SECONDS = 0.05
+MODULE = "launchyard.launcher.runs.drill"
 STRUCK = "struck at"  # what the module prints before the moment, among what else a scheduler prints
 
 
@@ -72,7 +74,7 @@ def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_secon
     job = _training_job(run)
     deadline = time.monotonic() + timeout_seconds
     by, began = _BLOWS[kind](run, job)
-    if kind == "node-loss" and job.backend == "local":
+    if kind == "node-loss" and not _scheduled(job):
         _wait(lambda: not owner_alive(run, job) and not marked(run.url), deadline, "the processes to be gone")
         ended = time.time()
         again()
@@ -117,14 +119,12 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
 
 # -- what happens: each says what it was, and when ---------------------------------------------------------------------
 def _preempt(run: RunDir, job: Job) -> tuple[str, float]:
-    from launchyard.launcher.backends.base import load_backend
-
     began = time.time()
     return load_backend(job.backend).notify(run, job), began
 
 
 def _kill(run: RunDir, job: Job) -> tuple[str, float]:
-    return "SIGKILL of one worker", kill_worker(run, job) if job.backend == "local" else _on_last_node(run, job, "kill")
+    return "SIGKILL of one worker", _on_last_node(run, job, "kill") if _scheduled(job) else kill_worker(run, job)
 
 
 def kill_worker(run: RunDir, job: Job) -> float:
@@ -141,7 +141,7 @@ def kill_worker(run: RunDir, job: Job) -> float:
 def _lose_node(run: RunDir, job: Job) -> tuple[str, float]:
     """SIGKILL everything of the run at once, as when the machine goes down; of a job, all on its last node."""
     moment = time.time()
-    if job.backend == "local":
+    if not _scheduled(job):
         end_all(descendants(job.pid))
         end_marked(run.url)
     else:
@@ -166,6 +166,10 @@ def lose_agent(run: RunDir, job: Job) -> float:
     return moment
 
 
+def _scheduled(job: Job) -> bool:
+    return load_backend(job.backend).TRAITS.scheduled
+
+
 def _on_this_node(pid: int) -> bool:
     """Nodes of a sandbox share one machine; what they do not share is their host name."""
     try:
@@ -176,11 +180,7 @@ def _on_this_node(pid: int) -> bool:
 
 def _on_last_node(run: RunDir, job: Job, kind: Kind) -> float:
     """Of several nodes it is not the one where the owner is. When it happened there: getting there takes seconds."""
-    from launchyard.launcher.backends.ray import backend
-    from launchyard.launcher.backends.slurm import backend as slurm_backend
-
-    where = {"slurm": slurm_backend, "ray": backend}[job.backend]
-    said = where.run_on_last_node(run, job, ["-m", __name__, run.url, kind, str(job.attempt)])
+    said = load_backend(job.backend).run_on_node(run, job, ["-m", MODULE, run.url, kind, str(job.attempt)])
     return float(said.rpartition(STRUCK)[2].split()[0])
 
 
@@ -195,7 +195,7 @@ def _training_job(run: RunDir) -> Job:
         raise UserError(
             f"{run_id} is not running, and a drill needs a live run", hint=f"launch resume {run_id} --detach"
         )
-    if job.backend == "local" and job.host != socket.gethostname():
+    if not _scheduled(job) and job.host != socket.gethostname():
         raise UserError(
             f"{run_id} runs on {job.host}; a drill works on the machine itself", hint=f"do it on {job.host}"
         )

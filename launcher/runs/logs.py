@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from launchyard.errors import UserError
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.format import first_line
 from launchyard.run.lease import heartbeat_age
 from launchyard.run.records import OutcomeRecord
@@ -105,7 +106,12 @@ def _is_over(run: RunDir, attempt: int | None) -> bool:
     if attempt is not None and run.outcome(attempt) is not None:
         return True
     job = newest_job(run)
-    if job is not None and job.backend != "local" and run.outcome() is None and heartbeat_age(run, job.attempt) < 30.0:
+    if (
+        job is not None
+        and load_backend(job.backend).TRAITS.scheduled
+        and run.outcome() is None
+        and heartbeat_age(run, job.attempt) < 30.0
+    ):
         return False  # a scheduler is not asked for every line
     return not owner_alive(run, job)
 

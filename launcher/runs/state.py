@@ -5,26 +5,22 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.backends.base import JobStatus, load_backend, owner_alive
+from launchyard.launcher.format import progress_line
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
-from launchyard.run.records import RAY_STOP, SCANCEL, Job, OutcomeRecord
+from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import parse_jsonl
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 
-if TYPE_CHECKING:
-    from launchyard.launcher.backends.base import Queued
-
-from launchyard.launcher.format import progress_line
-from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
-
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _TAIL_BYTES = 64 * 1024
 SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no scheduler has to be asked
-_SCHEDULERS = {"slurm": "SLURM", "ray": "Ray"}
 
 
 # -- state -----------------------------------------------------------------------------------------------------------
@@ -107,7 +103,7 @@ def state_of(run: RunDir) -> RunState:
         waits = seen.state == "queued"
         said = seen.reason
         if seen.state == "gone" and seen.word:
-            said = f"{_SCHEDULERS[job.backend]} has ended it: {seen.word}"
+            said = f"{load_backend(job.backend).TRAITS.title} has ended it: {seen.word}"
         common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
         state = "pending" if waits else state
     row = last_row(run, attempts) or {}
@@ -128,19 +124,18 @@ def state_of(run: RunDir) -> RunState:
     )
 
 
-def _look(run: RunDir, job: Job) -> Queued | None:
+def _look(run: RunDir, job: Job) -> JobStatus | None:
     """The job as its scheduler sees it; None where there is none to ask."""
-    from launchyard.launcher.backends.base import Queued, load_backend
-
-    if job.backend == "local":
+    backend = load_backend(job.backend)
+    if not backend.TRAITS.scheduled:
         return None
     record = run.outcome()
     if record is not None and record.attempt >= job.attempt and time.time() - record.time > SETTLED_SECONDS:
-        return Queued("gone")
-    return load_backend(job.backend).look(run, job)
+        return JobStatus("gone")
+    return backend.look(run, job)
 
 
-def _is_alive(run: RunDir, job: Job, seen: Queued | None) -> bool:
+def _is_alive(run: RunDir, job: Job, seen: JobStatus | None) -> bool:
     if seen is None:
         return owner_alive(run, job)
     if seen.state == "unknown":  # not asked a second time: each costs seconds
@@ -148,11 +143,11 @@ def _is_alive(run: RunDir, job: Job, seen: Queued | None) -> bool:
     return seen.state != "gone"
 
 
-def _cancelled(job: Job, seen: Queued | None, checkpoint: int | None) -> OutcomeRecord | None:
+def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> OutcomeRecord | None:
     """The scheduler's own command left its owner no time for a word, or came before there was one."""
     if seen is None or seen.state != "gone" or not seen.word.startswith(("CANCELLED", "STOPPED")):
         return None
-    reason, message = (RAY_STOP if job.backend == "ray" else SCANCEL), f"job {job.job_id} was cancelled"
+    reason, message = load_backend(job.backend).TRAITS.cancelled_reason, f"job {job.job_id} was cancelled"
     return OutcomeRecord(
         outcome="stopped", reason=reason, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
     )

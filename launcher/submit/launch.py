@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launchyard.errors import EXIT_DONE, LaunchError, NothingRunsError, RecipeErrors, UserError, user_errors
+from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
-from launchyard.launcher.plan.hardware import HostFacts, probe_host
+from launchyard.launcher.backends.hardware import HostFacts, probe_host
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
@@ -74,7 +75,7 @@ def make_ready(request: Request) -> Ready:
         check_trackers(loaded)
     init = shape_of(loaded)
     needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
-    host = probe_host(gpus=needs_gpus and cluster.scheduler == "local")
+    host = probe_host(gpus=needs_gpus and not load_backend(cluster.scheduler).TRAITS.scheduled)
     after = _first(loaded, cluster)
     run_id = new_run_id(recipe.name)
     url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
@@ -92,7 +93,7 @@ def make_ready(request: Request) -> Ready:
 def _first(loaded: LoadedRecipe, cluster: Cluster) -> str | None:
     """The job that this launch has to wait for."""
     name = loaded.recipe.after
-    if name is None or cluster.scheduler == "local":  # which the plan refuses
+    if name is None or not load_backend(cluster.scheduler).TRAITS.waits_for_jobs:  # which the plan refuses
         return None
     from launchyard.launcher.submit.dependency import job_to_wait_for
 
@@ -178,7 +179,6 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
 
 def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
     """Fill the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
-    from launchyard.launcher.backends.base import load_backend
     from launchyard.launcher.runs.registry import register
 
     backend = load_backend(ready.plan.scheduler)
@@ -190,16 +190,7 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
         raise
     plan = ready.plan
     try:
-        job = backend.submit(
-            ready.run,
-            nnodes=plan.nnodes,
-            nproc_per_node=plan.nproc_per_node,
-            device=plan.device,
-            env=plan.environment,
-            overrides={},
-            script=plan.script,
-            agent=plan.agent,
-        )
+        job = backend.submit(ready.run, plan, {})
     except (UserError, NothingRunsError):  # refused, nothing runs
         made.discard()
         raise
@@ -249,7 +240,8 @@ def check_free(run: RunDir) -> None:
 
 
 def _taken(run: RunDir, where: str) -> str:
-    from launchyard.launcher.agent.ownership import newest_job, owner_alive
+    from launchyard.launcher.agent.ownership import newest_job
+    from launchyard.launcher.backends.base import owner_alive
 
     job = newest_job(run)
     if job is not None and owner_alive(run, job):
@@ -358,7 +350,7 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
         say(line)
     ready, job = submit(ready, made, say=say)
     if detach is None:
-        detach = as_json or ready.plan.scheduler != "local"
+        detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
     if not detach:
         from launchyard.launcher.watch.follow import follow
 

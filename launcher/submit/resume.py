@@ -5,7 +5,6 @@ A resume is the same journey as a launch with the next attempt: the run's own re
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.errors import RecipeErrors, UserError, user_errors
-from launchyard.launcher.agent.ownership import refuse_if_alive
+from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
-from launchyard.launcher.plan.hardware import probe_host
+from launchyard.launcher.backends.hardware import probe_host
+from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
@@ -45,23 +45,12 @@ class ReadyToResume:
 
     def submit(self, *, say: Callable[[str], None]) -> Job:
         """Start it; UserError if somebody else was faster. Says if launchyard is not what it was."""
-        from launchyard.launcher.backends.base import load_backend
-
         plan = self.plan
         restore_data(self.recipe, plan.data)
         refuse_if_alive(self.run)  # before its record is touched
         if changed := record_again(self.run, take_snapshot(Path.cwd())):
             say(f"! {'code':<8} {changed}")
-        return load_backend(plan.scheduler).submit(
-            self.run,
-            nnodes=plan.nnodes,
-            nproc_per_node=plan.nproc_per_node,
-            device=plan.device,
-            env=plan.environment,
-            overrides=self.overrides,
-            script=plan.script,
-            agent=plan.agent,
-        )
+        return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
 
 
 def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
@@ -151,7 +140,7 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
             run_id=workload.run_id,
             run_url=run.url,
             data=PlannedData(spec=workload.data, vocab_size=None),
-            host=probe_host(gpus=needs_gpus and cluster.scheduler == "local"),
+            host=probe_host(gpus=needs_gpus and not load_backend(cluster.scheduler).TRAITS.scheduled),
             init=None if recipe.model.preset else workload.model,
         )
     except PlanError as error:
@@ -160,28 +149,23 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
 
 def _cluster(frozen: dict[str, Any]) -> Cluster:
     """The cluster by its name; if its file is not found any more, what the plan knows of it."""
-    name, scheduler = str(frozen.get("cluster", "local")), frozen.get("scheduler", "local")
+    name, scheduler = str(frozen.get("cluster", FIRST)), str(frozen.get("scheduler", FIRST))
     store = StoreOptions.model_validate(frozen.get("store", {}))
     derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT, *store_environment(store)}
     environment = {key: value for key, value in frozen.get("environment", {}).items() if key not in derived}
     storage = ClusterStorage(**store.model_dump())
-    known = Cluster(name=name, scheduler=scheduler, environment=environment, storage=storage, **_of_ray(frozen))
+    known = Cluster(
+        name=name,
+        scheduler=scheduler,
+        environment=environment,
+        storage=storage,
+        **load_backend(scheduler).remembered(frozen),
+    )
     try:
         found = load_cluster(name)
     except UserError:
         return known
     return found if found.scheduler == scheduler else known
-
-
-def _of_ray(frozen: dict[str, Any]) -> dict[str, Any]:
-    """Where the plan's Ray is and what its nodes give, in the words of a cluster file."""
-    if frozen.get("scheduler") != "ray":
-        return {}
-    told = json.loads(frozen["script"])
-    node = {
-        key: int(told["bundle"][name]) for key, name in (("cpus", "CPU"), ("gpus", "GPU")) if name in told["bundle"]
-    }
-    return {"ray": told["place"], "node": node}
 
 
 def _check_length(state: RunState, max_steps: int) -> None:

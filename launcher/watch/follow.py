@@ -16,7 +16,8 @@ from typing import IO, Any, Protocol, Self
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from launchyard.host.periodic import PeriodicTask
-from launchyard.launcher.agent.ownership import newest_job, owner_alive
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.backends.base import owner_alive
 from launchyard.launcher.format import can_draw, duration, first_line, plain
 from launchyard.launcher.report.ending import last_page
 from launchyard.launcher.runs.facts import RunFacts

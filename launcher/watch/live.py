@@ -95,7 +95,7 @@ class Watched:
         self._event_tail = RowTail(self._run, self._run.attempt_dir(newest), "events")
         submitted = [submission.submitted for submission in self._run.submissions()]
         job = self._run.job(newest)
-        mine = AttemptFacts(newest, job.created, job.backend)
+        mine = AttemptFacts(newest, job.created, self._run.was_queued(job))
         self._ledger = account(submitted, [*read_facts(self._run, before=newest), mine])
         self._attempt, self._events = newest, []
         self._recent.clear()

@@ -22,7 +22,7 @@ from launchyard.run.own_code import ROOT, digest, what_differs
 from launchyard.run.rundir import RunDir
 from tests.support.shell import SHADOWS, Shell, cast_shadows, clone_code, edit_worker
 from tests.support.small_runs import MODEL, write_data
-from tests.support.standin import Standin, make_run
+from tests.support.standin import PlannedHere, Standin, make_run
 from tests.test_journey import wait_until
 
 RECIPE: dict[str, Any] = {
@@ -124,7 +124,7 @@ def test_an_owner_that_dies_with_the_request_unread(tmp_path: Path, monkeypatch:
     python.chmod(0o700)
     monkeypatch.setattr(owner.sys, "executable", str(python))
     with pytest.raises(NothingRunsError, match=r"exit code 9(?s:.)*no luck"):
-        backend.submit(run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={"a": "b" * 100_000})
+        backend.submit(run, PlannedHere(), {"a": "b" * 100_000})
     assert not os.path.exists(run.path("code")) and run.attempts() == []
 
 

@@ -25,12 +25,12 @@ from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
 from launchyard.launcher.backends.ray.owner import agent_words
 from launchyard.launcher.backends.ray.placement import shortage
+from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
-from launchyard.launcher.plan.processes import Shape
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
-from launchyard.run.records import Job
+from launchyard.run.records import Job, Shape
 from tests.launcher.plan.test_planner import CPU, DATA, SMALL
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,10 +88,10 @@ def test_the_shell_reads_the_very_words(url: str) -> None:
 
 def entrypoint(url: str, python: str = "/p") -> str:
     cluster = Cluster.model_validate({**SITE, "ray": {"address": "http://h", "python": python}})
-    text = ray_request.request_text(
-        cluster, python="/x", run_id="r", run_url=url, shape=Shape(2, 1, "cpu", 0, (2, 1)), env={}
-    )
-    return str(ray_request.filled(json.loads(text)["request"], job_id="j-1", code=None)["entrypoint"])
+    shape = Shape(nnodes=2, nproc_per_node=1, device="cpu")
+    ask = Ask(run_id="r", run_url=url, shape=shape, sizes=(2, 1), python="/x", logs="/l")
+    job = ray_request.make_request(cluster, ask).job
+    return str(ray_request.filled(job, job_id="j-1", code=None)["entrypoint"])
 
 
 def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:

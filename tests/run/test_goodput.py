@@ -32,7 +32,7 @@ def steps(first: int, last: int, start: float) -> list[dict[str, Any]]:
 
 
 def test_a_quiet_run() -> None:
-    facts = AttemptFacts(0, 100.0, "local", steps(1, 10, 105.0), None, outcome("completed", "done", 116.0))
+    facts = AttemptFacts(0, 100.0, False, steps(1, 10, 105.0), None, outcome("completed", "done", 116.0))
     goodput = account([], [facts]).goodput()  # type: ignore[union-attr]
     assert goodput.wall == 16.0
     assert goodput.seconds["start"] == pytest.approx(5.0)
@@ -41,8 +41,8 @@ def test_a_quiet_run() -> None:
 
 
 def test_a_kill_costs_the_steps_done_again_and_the_time_down() -> None:
-    first = AttemptFacts(0, 0.0, "local", steps(1, 8, 2.0), None, outcome("failed", "killed", 15.0))
-    second = AttemptFacts(1, 16.0, "local", steps(6, 12, 20.0), None, outcome("completed", "done", 27.0, 1))
+    first = AttemptFacts(0, 0.0, False, steps(1, 8, 2.0), None, outcome("failed", "killed", 15.0))
+    second = AttemptFacts(1, 16.0, False, steps(6, 12, 20.0), None, outcome("completed", "done", 27.0, 1))
     goodput = account([], [first, second]).goodput()  # type: ignore[union-attr]
     assert goodput.seconds["recomputed"] == pytest.approx(3 * 0.9)  # steps 6, 7, 8
     assert goodput.seconds["productive"] == pytest.approx((8 + 4) * 0.9)
@@ -67,8 +67,8 @@ def test_a_kill_costs_the_steps_done_again_and_the_time_down() -> None:
 def test_what_a_run_waits_for_between_attempts(
     reason: str, kind: str, backend: str, sent: list[float], causes: dict[str, float]
 ) -> None:
-    first = AttemptFacts(0, 0.0, backend, steps(1, 8, 2.0), None, outcome(kind, reason, 10.0))
-    second = AttemptFacts(1, 30.0, backend, steps(9, 10, 30.0), None, None)
+    first = AttemptFacts(0, 0.0, backend != "local", steps(1, 8, 2.0), None, outcome(kind, reason, 10.0))
+    second = AttemptFacts(1, 30.0, backend != "local", steps(9, 10, 30.0), None, None)
     seconds = account(sent, [first, second]).goodput().seconds  # type: ignore[union-attr]
     for cause in ("queue", "down", "stopped"):
         assert seconds[cause] == pytest.approx(causes.get(cause, 0.0)), cause
@@ -77,7 +77,7 @@ def test_what_a_run_waits_for_between_attempts(
 def test_the_last_words_of_an_attempt_are_taken_apart() -> None:
     finished = {"time": 20.0, "seconds": {**dict.fromkeys(PHASES, 0.0), "forward_backward": 1.6, "validation": 8.0}}
     rows = [row(1, 10.0, forward_backward=0.8), row(2, 11.0, forward_backward=0.8, other=0.2)]
-    facts = AttemptFacts(0, 9.0, "local", rows, finished, outcome("completed", "done", 20.5))
+    facts = AttemptFacts(0, 9.0, False, rows, finished, outcome("completed", "done", 20.5))
     seconds = account([], [facts]).goodput().seconds  # type: ignore[union-attr]
     assert seconds["validation"] == pytest.approx(8.0)
     assert seconds["productive"] == pytest.approx(1.6)
@@ -113,7 +113,7 @@ ATTEMPTS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@example([], [AttemptFacts(0, 0.0, "local", [row(1, 0.0), row(1, 11.5, init=35.25)])])  # was -1e-15 by rounding
+@example([], [AttemptFacts(0, 0.0, False, [row(1, 0.0), row(1, 11.5, init=35.25)])])  # was -1e-15 by rounding
 @given(st.lists(TIMES, max_size=3), ATTEMPTS)
 def test_every_second_has_one_cause(submitted: list[float], attempts: list[AttemptFacts]) -> None:
     """Clocks of several machines, in any disorder: nothing is counted twice, nothing is left out."""

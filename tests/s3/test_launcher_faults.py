@@ -26,6 +26,7 @@ from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, where
 from tests.support.shell import Shell
 from tests.support.small_runs import history
+from tests.support.standin import PlannedHere
 from tests.support.store import Bucket
 
 pytestmark = pytest.mark.s3
@@ -145,7 +146,7 @@ class Owned:
         self.remote, self.pids = remote, set[int]()
 
     def submit(self) -> Job:
-        job = backend.submit(self.remote.run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
+        job = backend.submit(self.remote.run, PlannedHere(), {})
         self.pids.add(job.pid)
         return job
 

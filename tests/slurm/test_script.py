@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchyard.launcher.backends.cluster import Cluster
+from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.backends.slurm.client import in_words, refusal
 from launchyard.launcher.backends.slurm.request import agent_argv, sbatch_text
 from launchyard.launcher.submit.launch import Request, make_ready
+from launchyard.run.records import Shape
 from tests.slurm.cluster import SlurmCluster
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -25,9 +27,9 @@ FACTS: dict[str, Any] = {
     "run_id": "tiny-ab12",
     "log": "/runs/tiny-ab12/job-%j.log",
     "code": "/runs/tiny-ab12/code",
-    "nnodes": 8,
     "gpus": 8,
-    "time_limit": None,
+    "sizes": (8,),
+    "logs": "/logs",
 }
 SITE = {"name": "site", "scheduler": "slurm"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -56,7 +58,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def text_of(case: str, **changes: Any) -> str:
     cluster, facts = CASES[case]
-    return sbatch_text(Cluster.model_validate({**SITE, **cluster}), **{**FACTS, **facts, **changes})
+    chosen = {**FACTS, **facts, **changes}
+    nnodes = chosen.pop("nnodes", 8)
+    chosen["shape"] = Shape(nnodes=nnodes, nproc_per_node=8, device="cuda")
+    paths = {key: chosen.pop(key) for key in ("log", "code")}
+    return sbatch_text(Cluster.model_validate({**SITE, **cluster}), Ask(**chosen), **paths)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,9 +109,8 @@ def test_containers_get_their_words_as_they_are() -> None:
     def argv(runtime: str) -> list[str]:
         container = {"runtime": runtime, "image": "/i m.sqsh", "mounts": ["/a b:/c"]}
         cluster = Cluster.model_validate({**SITE, "container": container})
-        return agent_argv(
-            cluster, python="/p", run_url="/r", attempt=1, nnodes=2, nproc=8, device="cuda", endpoint="n:61000"
-        )
+        shape = Shape(nnodes=2, nproc_per_node=8, device="cuda")
+        return agent_argv(cluster, Ask(run_id="r", run_url="/r", shape=shape, sizes=(2,), python="/p", logs="/l"))
 
     assert {"--container-image=/i m.sqsh", "--container-mounts=/a b:/c"} < set(argv("pyxis"))
     words = argv("apptainer")

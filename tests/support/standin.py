@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,27 @@ import yaml
 from launchyard.host.processes import descendants, end_all, end_marked, marked
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.local import backend
-from launchyard.run.records import Job
+from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class PlannedHere:
+    """What the backend of this machine needs to know of a plan."""
+
+    workers: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    run_id: str = "tiny-abcd"
+    request: None = None
+    agent: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(nproc_per_node=self.workers, device="cpu")
+
+
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "model": {"preset": "pythia-14m"},
@@ -60,15 +78,8 @@ class Standin:
 
     def submit(self, *, workers: int = 1, overrides: dict[str, Any] | None = None, **plan: Any) -> Job:
         env = {"PYTHONPATH": str(HERE), "LAUNCHYARD_STANDIN": json.dumps(plan)}
-        job = backend.submit(
-            self.run,
-            nnodes=1,
-            nproc_per_node=workers,
-            device="cpu",
-            env=env,
-            overrides=overrides or {},
-            worker_module="standin_worker",
-        )
+        plan_here = PlannedHere(workers, environment=env)
+        job = backend.submit(self.run, plan_here, overrides or {}, worker_module="standin_worker")
         self.pids.add(job.pid)
         return job
 

@@ -23,6 +23,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
 from tests.support.small_runs import final_weights, history, run_workers, start_workers
+from tests.support.standin import PlannedHere
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_launch_on_a_full_disk_is_told(origin: Origin, small_disk: Path) -> No
     (small_disk / "run/job.log").touch()
     fill(small_disk)
     with pytest.raises(UserError, match="No space left"):
-        backend.submit(run, nnodes=1, nproc_per_node=1, device="cpu", env={}, overrides={})
+        backend.submit(run, PlannedHere(), {})
     assert run.attempts() == [0] and not marked(run.url)
 
 

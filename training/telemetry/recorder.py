@@ -55,7 +55,7 @@ class Account:
         if before or submitted:
             ledger = Ledger(min([created, *submitted, *(facts.created for facts in before[:1])]))
         last: AttemptFacts | None = None
-        for facts in [*before, AttemptFacts(self._attempt, created, "")]:
+        for facts in [*before, AttemptFacts(self._attempt, created)]:
             if last is not None:
                 wait_between(ledger, last, facts.created, submitted)
             ledger.begin(facts.attempt, facts.created, waited="queue" if last is None else cause_between(last))

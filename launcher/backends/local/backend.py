@@ -10,21 +10,33 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError, NothingRunsError, UserError
+from launchyard.host import processes
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import log_folder
 from launchyard.host.processes import descendants, end_all, end_marked, python_environment, python_words, wait_until
-from launchyard.launcher.agent.ownership import newest_job, owner_alive, refuse_if_alive
+from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.agent.torchrun_watch import WORKER
+from launchyard.launcher.backends.base import Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import CANCEL_MESSAGE
-from launchyard.run.records import Job, OutcomeRecord
+from launchyard.launcher.backends.request import Ask, Process
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
+from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import StoreError
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+    from launchyard.training.recipe import Recipe
 
 CANCEL_SECONDS = 5.0
 CLAIM_SECONDS = 60.0
@@ -32,30 +44,48 @@ TAIL_BYTES, TAIL_LINES = 4_000, 15
 OWNER = "launchyard.launcher.backends.local.owner"
 
 
-# -- the launcher's side ---------------------------------------------------------------------------------------------
-def submit(
-    run: RunDir,
-    *,
-    nnodes: int,
-    nproc_per_node: int,
-    device: Literal["cpu", "cuda"],
-    env: dict[str, str],
-    overrides: dict[str, Any],
-    script: str | None = None,
-    agent: Sequence[str] = (),
-    worker_module: str = "launchyard.training.worker",
-) -> Job:
+TRAITS = Traits(title="this machine", scheduled=False)
+
+
+# -- planning --------------------------------------------------------------------------------------------------------
+def check(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    if recipe.resources.nodes > 1:
+        yield "resources.nodes", f"{recipe.resources.nodes} nodes, but {cluster.name} is this one machine; use 1"
+
+
+def request(cluster: Cluster, ask: Ask) -> None:
+    """Nobody is asked."""
+
+
+def first_process(cluster: Cluster, ask: Ask) -> Process:
+    return Process(role="owner", node_rank=0, argv=owner_argv(ask.python, ask.run_url, ask.shape), env=ask.environment)
+
+
+def worker_python(cluster: Cluster, here: str) -> str:
+    return here
+
+
+def remembered(plan: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def owner_argv(python: str, run_url: str, shape: Shape) -> list[str]:
+    words = [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
+    return [*python_words(python), "-m", OWNER, run_url, *words]
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+def submit(run: RunDir, plan: Planned, overrides: dict[str, Any], *, worker_module: str = WORKER) -> Job:
     """Start the process that owns the run; returns once it has claimed its attempt.
 
-    env: on top of this process's own. UserError if a living job has the run, or torch is not installed;
-    NothingRunsError if the process ends before it has claimed an attempt.
+    UserError if a living job has the run, or torch is not installed; NothingRunsError if the process ends before it
+    has claimed an attempt.
     """
-    if nnodes != 1:
-        raise UserError(f"{nnodes} nodes: this machine is one", hint="use --nodes 1, or another --cluster")
+    if plan.shape.nnodes != 1:
+        raise UserError(f"{plan.shape.nnodes} nodes: this machine is one", hint="use --nodes 1, or another --cluster")
     _need_torch()
     refuse_if_alive(run)
-    argv = [*python_words(sys.executable), "-m", OWNER, run.url]
-    argv += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc_per_node}", f"--device={device}"]
+    argv, env = owner_argv(sys.executable, run.url, plan.shape), plan.environment
     try:
         around = python_environment({**own_environment(), **env}, code=keep_code(run))
         job = _start_owner(run, argv, around, {"overrides": overrides, "worker_module": worker_module})
@@ -67,7 +97,10 @@ def submit(
 
 
 def is_alive(run: RunDir, job: Job) -> bool:
-    return owner_alive(run, job)
+    """On this host its process tells; on another one its heartbeat, a lease that expires by itself."""
+    if job.host == socket.gethostname():
+        return processes.is_alive(job.pid, job.pid_started)
+    return heartbeat_age(run, job.attempt) < LEASE_SECONDS
 
 
 def look(run: RunDir, job: Job) -> None:
@@ -85,7 +118,7 @@ def cancel(run: RunDir, job: Job) -> None:
     _need_here(job)
     with contextlib.suppress(StoreError):  # it ends without the store as well
         run.request_stop(CANCELLED)
-    if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
+    if not wait_until(lambda: not is_alive(run, job), seconds=CANCEL_SECONDS):
         end_all(descendants(job.pid))
     end_marked(run.url)
     record = OutcomeRecord(
@@ -95,6 +128,15 @@ def cancel(run: RunDir, job: Job) -> None:
         run.write_outcome(record)
     if not is_final(run):
         run.write_outcome(record, of_run=True)
+
+
+def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
+    """What Python prints with these words, here."""
+    _need_here(job)
+    done = subprocess.run([*python_words(sys.executable), *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(f"no process could run on {job.host}: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def job_log(run: RunDir) -> str:

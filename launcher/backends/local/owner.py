@@ -22,25 +22,20 @@ from launchyard.launcher.agent.node import be_patient, run_attempt
 from launchyard.launcher.agent.owner import Owner, leave_word
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, say
-from launchyard.run.records import Job, OutcomeRecord
+from launchyard.launcher.agent.torchrun_watch import WORKER, Node
+from launchyard.launcher.backends.base import witness
+from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 
 
-def make_owner(run: RunDir, options: dict[str, Any], signals: Signals) -> Owner:
-    module: str = options.pop("worker_module")
+def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], signals: Signals) -> Owner:
+    """`request`: what the launcher has sent, overrides and worker_module."""
 
     def run_nodes(job: Job, look: Callable[[], None]) -> OutcomeRecord:
-        return run_attempt(
-            run,
-            attempt=job.attempt,
-            nproc_per_node=job.nproc_per_node,
-            device=job.device,
-            signals=signals,
-            on_poll=look,
-            worker_module=module,
-        )
+        node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
+        return run_attempt(node, signals=signals, on_poll=look)
 
-    return Owner(run, "local", str(os.getpid()), options, signals, run_nodes)
+    return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, witness)
 
 
 def main(argv: list[str]) -> int:
@@ -55,8 +50,7 @@ def main(argv: list[str]) -> int:
     signals = Signals()
     signals.install()
     reply = _launcher_socket()
-    options.update(_read_request(reply, run))
-    owner = make_owner(run, options, signals)
+    owner = make_owner(run, Shape(**options), _read_request(reply, run), signals)
     try:
         job = owner.claim()
     except (LaunchError, OSError) as error:  # also a full disk, or a store that refuses
@@ -84,7 +78,7 @@ def _read_request(reply: socket.socket | None, run: RunDir) -> dict[str, Any]:
     """Overrides come over the line, never in argv; by hand they are those of the attempt before."""
     if reply is None:
         job = newest_job(run)
-        return {"overrides": job.overrides if job else {}, "worker_module": "launchyard.training.worker"}
+        return {"overrides": job.overrides if job else {}, "worker_module": WORKER}
     raw = b""
     while part := reply.recv(65536):
         raw += part

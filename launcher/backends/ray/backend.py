@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError, UserError
-from launchyard.launcher.agent.ownership import refuse_if_alive
 from launchyard.launcher.agent.signals import CANCELLED
-from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.handover import hand_over, leave_word
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
+from launchyard.launcher.backends.ray.placement import NODES
+from launchyard.launcher.backends.ray.request import RayRequest, stored_request
+from launchyard.launcher.backends.ray.request import worker_python as worker_python
+from launchyard.launcher.backends.request import Ask, Process
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
-from launchyard.run.records import Job, Submission
+from launchyard.run.records import RAY_STOP, Job, Submission
 from launchyard.run.rundir import RunDir
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+    from launchyard.training.recipe import Recipe
 
 OBEY_SECONDS = 20.0  # for an owner that was told to end, before Ray ends it
 CANCEL_SECONDS = 60.0
@@ -33,20 +39,36 @@ STEP_SECONDS = 60.0
 _NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after what the entrypoint printed
 
 
-def submit(
-    run: RunDir,
-    *,
-    nnodes: int,
-    nproc_per_node: int,
-    device: Literal["cpu", "cuda"],
-    env: dict[str, str],
-    overrides: dict[str, Any],
-    script: str,
-    agent: list[str],
-) -> Job:
-    """Send the request in `script` to Ray Jobs. UserError with Ray's reason if it refuses; nothing is queued then."""
+TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP)
+
+
+# -- planning --------------------------------------------------------------------------------------------------------
+def check(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Nothing of a recipe is wrong here that is right elsewhere."""
+    return iter(())
+
+
+def request(cluster: Cluster, ask: Ask) -> RayRequest:
+    return ray_request.make_request(cluster, ask)
+
+
+def first_process(cluster: Cluster, ask: Ask) -> Process:
+    return Process(role="agent", node_rank=0, argv=ray_request.agent_argv(cluster, ask), env=ask.environment)
+
+
+def remembered(plan: dict[str, Any]) -> dict[str, Any]:
+    told = stored_request(plan)
+    names = (("cpus", "CPU"), ("gpus", "GPU"))
+    node = {key: int(told.bundle[name]) for key, name in names if name in told.bundle}
+    return {"ray": told.place, "node": node}
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
+    """Send the request to Ray Jobs. UserError with Ray's reason if it refuses; nothing is queued then."""
     refuse_if_alive(run)
-    told = json.loads(script)
+    told = plan.request
+    assert isinstance(told, RayRequest)
     place = reach(told)
     ray = dashboard(place)
     with refusals():
@@ -54,31 +76,29 @@ def submit(
     waiting = Submission(
         backend="ray",
         submitted=time.time(),
-        nnodes=nnodes,
-        nproc_per_node=nproc_per_node,
-        device=device,
-        env=env,
-        agent=agent,
+        env=plan.environment,
+        agent=plan.agent,
         overrides=overrides,
         place=place,
+        **plan.shape.model_dump(),
     )
-    job_id = f"{told['request']['metadata']['launchyard_run']}-{secrets.token_hex(3)}"
+    job_id = f"{plan.run_id}-{secrets.token_hex(3)}"
 
     def send(number: int) -> str:
         with refusals():
-            return ray.submit(ray_request.filled(told["request"], job_id=job_id, code=send_code(ray)))
+            return ray.submit(ray_request.filled(told.job, job_id=job_id, code=send_code(ray)))
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run))
 
 
-def reach(told: dict[str, Any]) -> dict[str, Any]:
+def reach(told: RayRequest) -> dict[str, Any]:
     """Where Ray is. Without an address it is the one of this machine, started for the first run that needs it."""
-    place = {key: told["place"][key] for key in ("address", "token_file") if key in told["place"]}
+    place: dict[str, Any] = {key: told.place[key] for key in ("address", "token_file") if key in told.place}
     if "address" in place:
         return place
     from launchyard.launcher.sandbox.ray import service as here
 
-    return {"address": here.for_run(told["nodes"], told["bundle"])}
+    return {"address": here.for_run(told.nodes, told.bundle)}
 
 
 @contextlib.contextmanager
@@ -110,13 +130,13 @@ def _take_back(run: RunDir) -> None:
 
 
 # -- looking and ending ----------------------------------------------------------------------------------------------
-def look(run: RunDir, job: Job) -> Queued:
+def look(run: RunDir, job: Job) -> JobStatus:
     """The job as Ray sees it. One that runs and waits for its nodes is in a queue all the same, and says why."""
     seen = of_run(run).ask(job.job_id)
     if seen.state == "running" and (reason := run.waiting(job.job_id)) is not None:
-        return Queued("queued", seen.word, reason)
+        return JobStatus("queued", seen.word, reason)
     if seen.state == "queued":
-        return Queued("queued", seen.word, seen.reason or "Ray is starting it")
+        return JobStatus("queued", seen.word, seen.reason or "Ray is starting it")
     return seen
 
 
@@ -155,17 +175,15 @@ def cancel(run: RunDir, job: Job) -> None:
     run.clear_waiting()
 
 
-def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
+def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     """What Python prints with these words, beside the run's own on the last of its nodes. LaunchError: why not."""
-    from launchyard.launcher.backends.ray.placement import NODES
-
     name = f"{run.attempt_dir(job.attempt)}/{NODES}"
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     last = run.read_json(name)[-1]
-    told, ray, said = json.loads(run.read_json("plan.json")["script"]), of_run(run), list[str]()
+    told, ray, said = stored_request(run.read_json("plan.json")), of_run(run), list[str]()
     node_id = str(last["node_id"])
-    request = ray_request.errand(told["request"], node_id=node_id, argv=argv, code=send_code(ray))
+    request = ray_request.short_job(told.job, node_id=node_id, argv=argv, code=send_code(ray))
     failed = run_job(ray, request, say=said.append)
     if failed is not None:
         raise LaunchError(f"no process could run on {last['host']}: {failed}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.errors import LaunchError, UserError
-from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.base import JobStatus
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # a submission waits for Ray to start an actor
@@ -40,16 +40,16 @@ class Dashboard:
         """POST a job; its submission id. UserError with Ray's reason if it refuses."""
         return str(self._ask("POST", "/api/jobs/", request)["submission_id"])
 
-    def ask(self, job_id: str) -> Queued:
+    def ask(self, job_id: str) -> JobStatus:
         """The state of a job."""
         try:
             found = self._ask("GET", f"/api/jobs/{job_id}", seconds=CONNECT_SECONDS)
         except AwayError as error:
-            return Queued("unknown", reason=str(error))
+            return JobStatus("unknown", reason=str(error))
         if found is None:
-            return Queued("gone")
+            return JobStatus("gone")
         word, message = str(found.get("status", "")), str(found.get("message") or "")
-        return Queued(_STATES.get(word, "gone"), word, message if word == "PENDING" else "")
+        return JobStatus(_STATES.get(word, "gone"), word, message if word == "PENDING" else "")
 
     def stop(self, job_id: str) -> None:
         """As `ray job stop`: TERM for its entrypoint. LaunchError if the dashboard does not take it."""

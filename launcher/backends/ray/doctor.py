@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launchyard.errors import LaunchError
@@ -15,13 +15,14 @@ from launchyard.launcher.backends.findings import Finding, node_findings
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.backend import run_job, send_code
 from launchyard.launcher.backends.ray.client import Dashboard
-from launchyard.launcher.plan.processes import Shape
+from launchyard.launcher.backends.request import Ask
+from launchyard.run.records import Shape
 from launchyard.storage import files
 
 OLDEST = (2, 50)
 
 
-def examine_ray(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
+def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
     """`folder`: where a job on a node is to leave a word; None: no job."""
     options = ray_request.options_of(cluster)
     if options.address is None:
@@ -51,7 +52,7 @@ def _version(version: str) -> Finding:
 
 def _room(cluster: Cluster, nodes: list[dict[str, Any]]) -> Finding:
     """How many nodes have what a run asks of each?"""
-    asked = ray_request.bundle_of(cluster, Shape(1, 1, "cpu", cluster.node.gpus or 0, (1,)))
+    asked = ray_request.bundle_of(cluster, _ask(cluster, "", cluster.node.gpus or 0))
     words = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
     totals = [node["raylet"].get("resourcesTotal", {}) for node in nodes]
     fit = sum(all(total.get(name, 0) >= amount for name, amount in asked.items()) for total in totals)
@@ -65,14 +66,11 @@ def _node(cluster: Cluster, ray: Dashboard, folder: str) -> Iterator[Finding]:
     """From a node itself: the environment, the way back, the storage."""
     token, said = secrets.token_hex(8), list[str]()
     files.write(f"{folder}/{token}", token.encode())
-    env = {**cluster.environment, **store_environment(cluster.storage.options)}
-    text = ray_request.request_text(
-        cluster, python=sys.executable, run_id="doctor", run_url=folder, shape=Shape(1, 1, "cpu", 0, (1,)), env=env
-    )
     argv = ["-m", "launchyard.launcher.doctor.node_probe", folder, token]
+    told = ray_request.make_request(cluster, _ask(cluster, folder, 0))
     try:
         code = send_code(ray)
-        request = ray_request.errand(json.loads(text)["request"], argv=argv, code=code)
+        request = ray_request.short_job(told.job, argv=argv, code=code)
         failed = run_job(ray, request, say=said.append)
     except LaunchError as error:
         failed = str(error)
@@ -82,3 +80,16 @@ def _node(cluster: Cluster, ray: Dashboard, folder: str) -> Iterator[Finding]:
         yield Finding(what="node", level="error", found=(failed or "it left no word")[-500:], cure=cure)
         return
     yield from node_findings(json.loads(answers[-1]))
+
+
+def _ask(cluster: Cluster, folder: str, gpus: int) -> Ask:
+    return Ask(
+        run_id="doctor",
+        run_url=folder,
+        shape=Shape(nproc_per_node=1, device="cpu"),
+        gpus=gpus,
+        sizes=(1,),
+        environment={**cluster.environment, **store_environment(cluster.storage.options)},
+        python=sys.executable,
+        logs="",
+    )

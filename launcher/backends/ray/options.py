@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+
 import re
 from typing import Annotated, Any, Self
 
@@ -49,3 +54,14 @@ class Ray(Part):
                 "(ray://HOST:10001 is for Ray's client)"
             )
         return self
+
+
+SECTION = Ray
+
+
+def check(cluster: Cluster) -> None:
+    """ValueError for what Ray says in its own way."""
+    if cluster.container is not None:
+        raise ValueError("container: on Ray an image is ray.runtime_env.image_uri")
+    if cluster.setup:
+        raise ValueError("setup: Ray runs no script; what nodes need is said in ray.runtime_env")

@@ -22,10 +22,11 @@ from launchyard.launcher.agent.restart_policy import NODE_LOST
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, Signals, say
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
+from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.ray.node_actor import Agent
 from launchyard.launcher.backends.ray.placement import NODES, Room, cluster_nodes, draining, find_room, lost_nodes
 from launchyard.launcher.format import first_line
-from launchyard.run.records import Job, OutcomeRecord, Submission
+from launchyard.run.records import Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
 
 START_SECONDS = 180.0  # for the actors of all nodes to come up; a runtime environment may have to be installed
@@ -58,19 +59,20 @@ class InCluster:
 
     def owner(self) -> Owner:
         waiting = self._submission
-        shape = waiting.model_dump(include={"nnodes", "nproc_per_node", "device", "overrides"})
         return Owner(
             self._run,
             "ray",
             waiting.job_id,
-            shape,
+            waiting.shape,
+            waiting.overrides,
             self._signals,
             self.run_nodes,
+            witness,
             make_room=self.make_room,
             since=waiting.submitted,  # a stop that was asked while Ray was starting us is meant for us
         )
 
-    def make_room(self, goes_on: Callable[[], bool]) -> dict[str, Any] | None:
+    def make_room(self, goes_on: Callable[[], bool]) -> Shape | None:
         """Nodes for the next attempt, as many as there are; None if somebody asks to stop meanwhile."""
 
         def tell(said: str) -> None:
@@ -85,7 +87,7 @@ class InCluster:
             return None
         if self._room.nodes < self._sizes[0]:
             say(f"going on with {self._room.nodes} of {self._sizes[0]} nodes")
-        return {"nnodes": self._room.nodes}
+        return self._submission.shape.model_copy(update={"nnodes": self._room.nodes})
 
     def run_nodes(self, job: Job, look: Callable[[], None]) -> OutcomeRecord:
         """All agents of an attempt, to their end."""

@@ -10,12 +10,14 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from launchyard.host.processes import SAFE_PATH, python_words
+from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.launcher.backends.ray.options import Ray
-    from launchyard.launcher.plan.processes import Shape
 
 
 JOB, CODE = "{job}", "{code}"  # filled in when it is sent
@@ -23,64 +25,75 @@ QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # what agents say is i
 STOP_SECONDS = 600  # that `ray job stop` leaves a run to save in; Ray's own default is 3
 
 
-def request_text(cluster: Cluster, *, python: str, run_id: str, run_url: str, shape: Shape, env: dict[str, str]) -> str:
-    """As JSON: `place`, how Ray is reached; `bundle`, what each node is asked for; `request`, for POST /api/jobs/."""
-    ray, bundle = options_of(cluster), bundle_of(cluster, shape)
-    owner = [*python_words(python_of(cluster, python)), "-u", "-m", "launchyard.launcher.backends.ray.owner", run_url]
+class RayRequest(Request):
+    """What Ray Jobs is sent, and what else is told of it."""
+
+    place: dict[str, Any] = Field(description="How Ray is reached.")
+    bundle: dict[str, float] = Field(description="What each node is asked for, by Ray's names.")
+    nodes: int
+    job: dict[str, Any] = Field(description="For POST /api/jobs/, with marks for what is drawn when it is sent.")
+
+
+def make_request(cluster: Cluster, ask: Ask) -> RayRequest:
+    ray, bundle = options_of(cluster), bundle_of(cluster, ask)
+    python = worker_python(cluster, ask.python)
+    owner = [*python_words(python), "-u", "-m", "launchyard.launcher.backends.ray.owner", ask.run_url]
     owner += [f"--bundle={name}={amount}" for name, amount in bundle.items()]
-    owner += [f"--sizes={','.join(map(str, shape.sizes))}", f"--wait-seconds={ray.wait_seconds:g}", f"--job-id={JOB}"]
+    owner += [f"--sizes={','.join(map(str, ask.sizes))}", f"--wait-seconds={ray.wait_seconds:g}", f"--job-id={JOB}"]
     runtime_env = {
         **ray.runtime_env,
         "working_dir": CODE,
-        "env_vars": {**env, **SAFE_PATH, **QUIET, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+        "env_vars": {**ask.environment, **SAFE_PATH, **QUIET, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
     }
-    request = {
+    job = {
         "entrypoint": f"exec {shlex.join(owner)}",
         "runtime_env": runtime_env,
-        "metadata": {"launchyard_run": run_id},
+        "metadata": {"launchyard_run": ask.run_id},
     }
     place = ray.model_dump(mode="json", exclude_defaults=True)
-    return json.dumps({"place": place, "bundle": bundle, "nodes": shape.nnodes, "request": request}, indent=1)
+    nodes = ask.shape.nnodes
+    text = json.dumps({"place": place, "bundle": bundle, "nodes": nodes, "request": job}, indent=1)
+    return RayRequest(text=text, place=place, bundle=bundle, nodes=nodes, job=job)
+
+
+def stored_request(plan: dict[str, Any]) -> RayRequest:
+    """That of a stored plan. Plans of version 0.1 have only its text."""
+    if "request" in plan:
+        return RayRequest.model_validate(plan["request"])
+    told = json.loads(plan["script"])
+    return RayRequest(text=plan["script"], job=told.pop("request"), **told)
 
 
 def options_of(cluster: Cluster) -> Ray:
-    from launchyard.launcher.backends.ray.options import Ray
+    found: Ray = cluster.section("ray")
+    return found
 
-    return cluster.ray or Ray()
 
-
-def python_of(cluster: Cluster, here: str) -> str:
+def worker_python(cluster: Cluster, here: str) -> str:
     """The interpreter of the nodes; `here`: that of the launcher, which a Ray of this machine shares."""
     ray = options_of(cluster)
     return ray.python or ("python" if ray.address else here)
 
 
-def bundle_of(cluster: Cluster, shape: Shape) -> dict[str, float]:
+def bundle_of(cluster: Cluster, ask: Ask) -> dict[str, float]:
     """What one node must give, by Ray's names; memory in bytes."""
     from launchyard.launcher.format import bytes_of
 
-    found: dict[str, float] = {"CPU": cluster.node.cpus or shape.nproc}
-    if shape.gpus:
-        found["GPU"] = shape.gpus
+    found: dict[str, float] = {"CPU": cluster.node.cpus or ask.shape.nproc_per_node}
+    if ask.gpus:
+        found["GPU"] = ask.gpus
     if cluster.node.memory is not None:
         found["memory"] = bytes_of(cluster.node.memory)
     return found | options_of(cluster).resources
 
 
-def agent_argv(
-    cluster: Cluster, *, python: str, run_url: str, attempt: Any, nnodes: int, nproc: int, device: str, endpoint: str
-) -> list[str]:
-    """The agent of a node; its number is added there. `attempt` and `endpoint` (host:port) are drawn anew each time."""
-    words = [
-        *python_words(python_of(cluster, python)),
-        "-u",
-        "-m",
-        "launchyard.launcher.agent.node",
-        run_url,
-        f"--attempt={attempt}",
-    ]
-    words += [f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}", f"--rdzv-endpoint={endpoint}"]
-    return words
+def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
+    """The agent of a node; its number is added there. What is drawn anew in each attempt stands there as a mark."""
+    python = worker_python(cluster, ask.python)
+    shape = ask.shape
+    words = [*python_words(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    words += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
+    return [*words, f"--rdzv-endpoint={ENDPOINT}"]
 
 
 def filled(request: dict[str, Any], *, job_id: str, code: str | None) -> dict[str, Any]:
@@ -92,8 +105,10 @@ def filled(request: dict[str, Any], *, job_id: str, code: str | None) -> dict[st
     return {**request, "entrypoint": entrypoint, "runtime_env": runtime_env, "submission_id": job_id}
 
 
-def errand(request: dict[str, Any], *, argv: list[str], code: str | None, node_id: str | None = None) -> dict[str, Any]:
-    """A short job that runs `argv` on a node, any or a certain one, with a run's environment; see ray_errand.py."""
+def short_job(
+    request: dict[str, Any], *, argv: list[str], code: str | None, node_id: str | None = None
+) -> dict[str, Any]:
+    """A short job that runs `argv` on a node, any or a certain one, with a run's environment; see run_on_node.py."""
     python = shlex.split(str(request["entrypoint"]))[1]
     words = [
         *python_words(python),

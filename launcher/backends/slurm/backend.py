@@ -9,48 +9,71 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.processes import python_words
-from launchyard.launcher.agent.ownership import refuse_if_alive
 from launchyard.launcher.agent.signals import CANCELLED
-from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import hand_over, leave_word
+from launchyard.launcher.backends.request import Ask, Process, Request
 from launchyard.launcher.backends.slurm.client import Controller
+from launchyard.launcher.backends.slurm.request import agent_argv, make_request, options_of
+from launchyard.launcher.backends.slurm.request import worker_python as worker_python
+from launchyard.launcher.format import seconds_of
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
-from launchyard.run.records import Job, Submission
+from launchyard.run.records import SCANCEL, Job, Submission
 from launchyard.run.rundir import RunDir
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+    from launchyard.training.recipe import Recipe
 
 STEP_SECONDS = 60.0
 CANCEL_SECONDS = 90.0  # KillWait is 30 s at most sites
 
 
-def submit(
-    run: RunDir,
-    *,
-    nnodes: int,
-    nproc_per_node: int,
-    device: Literal["cpu", "cuda"],
-    env: dict[str, str],
-    overrides: dict[str, Any],
-    script: str,
-    agent: list[str],
-) -> Job:
-    """Send `script` to sbatch. UserError with SLURM's reason if it refuses; nothing is queued then."""
+TRAITS = Traits(title="SLURM", waits_for_jobs=True, has_time_limit=True, cancelled_reason=SCANCEL)
+
+
+# -- planning --------------------------------------------------------------------------------------------------------
+def check(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    options = options_of(cluster)
+    limit = seconds_of(recipe.resources.time_limit or options.time_limit or "")
+    if limit is not None and limit <= options.notice_seconds:
+        what = f"{limit} s, of which the last {options.notice_seconds} are to save in (slurm.notice_seconds)"
+        yield "resources.time_limit", f"{what}; nothing could be trained: use more"
+
+
+def request(cluster: Cluster, ask: Ask) -> Request:
+    return make_request(cluster, ask)
+
+
+def first_process(cluster: Cluster, ask: Ask) -> Process:
+    return Process(role="agent", node_rank=0, argv=agent_argv(cluster, ask), env=ask.environment)
+
+
+def remembered(plan: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
+    """Send the script to sbatch. UserError with SLURM's reason if it refuses; nothing is queued then."""
     refuse_if_alive(run)
+    assert plan.request is not None
+    script, env = plan.request.text, plan.environment
     waiting = Submission(
         backend="slurm",
         submitted=time.time(),
-        nnodes=nnodes,
-        nproc_per_node=nproc_per_node,
-        device=device,
         env=env,
-        agent=agent,
+        agent=plan.agent,
         overrides=overrides,
+        **plan.shape.model_dump(),
     )
 
     def send(number: int) -> str:
@@ -80,7 +103,7 @@ def _take_back(run: RunDir, number: int) -> None:
                 empty.rmdir()
 
 
-def look(run: RunDir, job: Job) -> Queued:
+def look(run: RunDir, job: Job) -> JobStatus:
     """The job as the scheduler sees it."""
     return controller(run).ask(job.job_id)
 
@@ -122,7 +145,7 @@ def cancel(run: RunDir, job: Job) -> None:
     run.clear_stop()
 
 
-def run_on_last_node(run: RunDir, job: Job, argv: list[str]) -> str:
+def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     """What Python prints with these words, as a step beside the run's own on its last node. LaunchError: why not."""
     slurm = controller(run)
     nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)

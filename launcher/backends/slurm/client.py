@@ -14,7 +14,7 @@ from typing import Literal
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import own_environment
-from launchyard.launcher.backends.base import Queued
+from launchyard.launcher.backends.base import JobStatus
 
 ANSWER_SECONDS = 11.0  # SLURM's own commands give up after 9
 AWAY_SECONDS = 20.0  # for which a controller that did not answer is not asked again about other jobs
@@ -43,7 +43,7 @@ REASONS = {
     "QOSGrpGRES": "all GPUs of your quality of service are in use",
     "launch failed requeued held": "its start failed and it is held: scontrol release, after a look at the node",
 }
-AWAY = Queued("unknown", reason="SLURM's controller does not answer")
+AWAY = JobStatus("unknown", reason="SLURM's controller does not answer")
 _away: dict[str, float] = {}  # site -> when it did not answer, by the monotonic clock
 
 
@@ -53,7 +53,7 @@ class Controller:
     def __init__(self, env: dict[str, str]) -> None:
         self._env = env
 
-    def ask(self, job_id: str) -> Queued:
+    def ask(self, job_id: str) -> JobStatus:
         """The state of a job."""
         site = self._env.get("SLURM_CONF", "")
         if time.monotonic() - _away.get(site, float("-inf")) < AWAY_SECONDS:
@@ -64,9 +64,9 @@ class Controller:
             return AWAY
         line = done.stdout.strip().splitlines()[:1]
         if done.returncode or not line:
-            return Queued("gone")
+            return JobStatus("gone")
         word, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
-        return Queued(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
+        return JobStatus(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
 
     def config(self) -> dict[str, str]:
         """The site's configuration as the controller has it; empty if it does not answer."""

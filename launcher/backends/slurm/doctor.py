@@ -12,22 +12,22 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from launchyard.host.processes import python_words
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.findings import Finding, node_findings
+from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.backends.slurm.client import Controller, refusal
 from launchyard.launcher.backends.slurm.request import options_of, sbatch_text, srun_argv
-from launchyard.launcher.runs.find import of_cluster
+from launchyard.run.records import Shape
 from launchyard.storage import files
 
 JOB_SECONDS = 120.0
 LEAST_NOTICE, ROUNDING = 60, 30  # seconds
 
 
-def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
+def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
     """`folder`: where a job on the nodes is to leave a word; None: no job."""
     missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(name) is None]
     if missing:
@@ -50,7 +50,7 @@ def examine_slurm(cluster: Cluster, folder: str | None) -> Iterator[Finding]:
         return
     yield from _limits(cluster, partition)
     yield from _preemption(cluster, config, partition)
-    yield from _notice(cluster, config, partition)
+    yield from _notice(cluster, config, partition, sorted(saves))
     yield from _submission(cluster, slurm)
     if folder is not None:
         yield from _nodes(cluster, slurm, folder)
@@ -99,10 +99,11 @@ def _preemption(cluster: Cluster, config: dict[str, str], partition: dict[str, s
         )
 
 
-def _notice(cluster: Cluster, config: dict[str, str], partition: dict[str, str]) -> Iterator[Finding]:
+def _notice(
+    cluster: Cluster, config: dict[str, str], partition: dict[str, str], saves: Sequence[float]
+) -> Iterator[Finding]:
     """Is there time to save?"""
     kill_wait, grace = _seconds(config.get("KillWait", "30")), _seconds(partition.get("GraceTime", "0"))
-    saves = sorted(seconds for run in of_cluster(cluster.name) for seconds in _save_seconds(run))
     asked = options_of(cluster).notice_seconds
     have = f"GraceTime {grace} s + KillWait {kill_wait} s when preempted, {asked} s before the time limit"
     if not saves:
@@ -120,13 +121,6 @@ def _notice(cluster: Cluster, config: dict[str, str], partition: dict[str, str])
         yield Finding(what="time to save", level="ok", found=found)
 
 
-def _save_seconds(run: Any) -> Iterator[float]:
-    for attempt in run.attempts()[-5:]:
-        for event in run.events(attempt):
-            if event.get("event") == "saved" and "seconds" in event:
-                yield float(event["seconds"])
-
-
 def _seconds(text: str) -> int:
     found = re.match(r"\d+", text)
     return int(found[0]) if found else 0
@@ -134,17 +128,17 @@ def _seconds(text: str) -> int:
 
 def _submission(cluster: Cluster, slurm: Controller) -> Iterator[Finding]:
     """Would sbatch take a job like ours?"""
-    text = sbatch_text(
-        cluster,
-        python=sys.executable,
-        run_url="/tmp/doctor",  # noqa: S108 - only named
+    ask = Ask(
         run_id="launchyard-doctor",
-        log="/dev/null",
-        code="/nonexistent",
-        nnodes=1,
+        run_url="/tmp/doctor",  # noqa: S108 - only named
+        shape=Shape(nproc_per_node=1, device="cpu"),
         gpus=cluster.node.gpus or 0,
+        sizes=(1,),
+        python=sys.executable,
+        logs="",
         time_limit=options_of(cluster).time_limit or "1",
     )
+    text = sbatch_text(cluster, ask, log="/dev/null", code="/nonexistent")
     done = slurm.run(["sbatch", "--test-only"], stdin=text)
     if done is None or done.returncode:
         said = "no answer" if done is None else refusal(done.stderr)

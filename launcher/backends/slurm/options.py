@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+
 import re
 from typing import Self
 
@@ -55,3 +60,10 @@ class Slurm(Part):
             if key in OURS:
                 raise ValueError(f"extra.{key}: the launcher sets it itself{OURS[key]}")
         return self
+
+
+SECTION = Slurm
+
+
+def check(cluster: Cluster) -> None:
+    """Every key of a cluster file means something here."""

@@ -30,6 +30,7 @@ from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import AttemptSummary
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, say
+from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.run import own_code
 from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
@@ -54,14 +55,15 @@ class Batch:
 
     def owner(self) -> Owner:
         waiting = self._submission
-        shape = {"nnodes": waiting.nnodes, "nproc_per_node": waiting.nproc_per_node, "device": waiting.device}
         return Owner(
             self._run,
             waiting.backend,
             self._job_id,
-            {**shape, "overrides": waiting.overrides},
+            waiting.shape,
+            waiting.overrides,
             self._signals,
             self.run_nodes,
+            witness,
             self.give_back,
             history=history(self._run, self._job_id),
         )

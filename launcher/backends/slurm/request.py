@@ -8,9 +8,11 @@ too.
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from launchyard.host.folders import job_folder
 from launchyard.host.processes import SAFE_PATH, python_words
+from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
@@ -20,44 +22,35 @@ if TYPE_CHECKING:
 AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
 
 
-def sbatch_text(
-    cluster: Cluster,
-    *,
-    python: str,
-    run_url: str,
-    run_id: str,
-    log: str,
-    code: str,
-    nnodes: int,
-    gpus: int,
-    time_limit: str | None,
-    after: str | None = None,
-) -> str:
-    """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run. `gpus`: of each node.
+def make_request(cluster: Cluster, ask: Ask) -> Request:
+    folder = job_folder(ask.run_url, ask.logs)
+    text = sbatch_text(cluster, ask, log=f"{folder.replace('%', '%%')}/job-%j.log", code=f"{folder}/code")
+    return Request(text=text, notice_seconds=options_of(cluster).notice_seconds)
 
-    after: the job that has to end well before this one may start.
-    """
+
+def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
+    """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     slurm = options_of(cluster)
     owner = [
-        *python_words(python),
+        *python_words(ask.python),
         "-u",
         "-m",
         "launchyard.launcher.backends.slurm.owner",
-        run_url,
+        ask.run_url,
         f"--notice={slurm.notice_seconds}",
     ]
     variables = '--job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"'
-    limit = time_limit or slurm.time_limit
+    limit = ask.time_limit or slurm.time_limit
     text = _make_sbatch_string(
         command=f"exec {shlex.join(owner)} {variables}",
         folder=".",
-        job_name=run_id,
-        nodes=nnodes,
+        job_name=ask.run_id,
+        nodes=ask.shape.nnodes,
         ntasks_per_node=1,
         cpus_per_task=cluster.node.cpus,
-        gres=f"gpu:{gpus}" if gpus and not {"gres", "gpus-per-node", "gpus"} & slurm.extra.keys() else None,
+        gres=f"gpu:{ask.gpus}" if ask.gpus and not {"gres", "gpus-per-node", "gpus"} & slurm.extra.keys() else None,
         mem=memory(cluster),
         partition=slurm.partition,
         account=slurm.account,
@@ -76,7 +69,7 @@ def sbatch_text(
             "requeue": True,
             "signal": f"USR1@{slurm.notice_seconds}",
             **({"time": limit} if limit else {}),
-            **({"dependency": f"afterok:{after}"} if after else {}),
+            **({"dependency": f"afterok:{ask.after}"} if ask.after else {}),
             **{key: value for key, value in slurm.extra.items() if value is not False},
         },
     )
@@ -85,9 +78,8 @@ def sbatch_text(
 
 
 def options_of(cluster: Cluster) -> Slurm:
-    from launchyard.launcher.backends.slurm.options import Slurm
-
-    return cluster.slurm or Slurm()
+    found: Slurm = cluster.section("slurm")
+    return found
 
 
 def memory(cluster: Cluster) -> str | None:
@@ -115,12 +107,15 @@ def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
     return argv
 
 
-def agent_argv(
-    cluster: Cluster, *, python: str, run_url: str, attempt: Any, nnodes: int, nproc: int, device: str, endpoint: str
-) -> list[str]:
-    """srun and the agent. `attempt` and `endpoint` (host:port) are drawn anew in each attempt."""
-    inside = cluster.container.python if cluster.container else python
-    words = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", run_url]
-    words += [f"--attempt={attempt}", f"--nnodes={nnodes}", f"--nproc-per-node={nproc}", f"--device={device}"]
-    words += [f"--rdzv-endpoint={endpoint}", "--term-is-notice"]
-    return [*srun_argv(cluster, nnodes=nnodes), *words]
+def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
+    """srun and the agent. What is drawn anew in each attempt stands there as a mark."""
+    shape = ask.shape
+    inside = worker_python(cluster, ask.python)
+    words = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    words += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
+    words += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
+    return [*srun_argv(cluster, nnodes=shape.nnodes), *words]
+
+
+def worker_python(cluster: Cluster, here: str) -> str:
+    return cluster.container.python if cluster.container else here

@@ -20,9 +20,13 @@ from launchyard.host.processes import end_marked, is_alive, marked, started_at
 from launchyard.launcher.agent import node, torchrun_watch
 from launchyard.launcher.agent.node import run_attempt
 from launchyard.launcher.agent.signals import Signals
+from launchyard.launcher.agent.torchrun_watch import Node
+from launchyard.run.records import Shape
 from launchyard.run.rundir import RunDir
 from tests.launcher.runs.test_find import claim
 from tests.support.standin import HERE, make_run
+
+ONE = Shape(nproc_per_node=1, device="cpu")
 
 
 @pytest.fixture
@@ -37,10 +41,11 @@ def env(**plan: Any) -> dict[str, str]:
 
 
 def attempt(run: RunDir, *, signals: Signals | None = None, grace_seconds: float = 60.0, **plan: Any) -> Any:
-    return run_attempt(
-        run, attempt=0, nproc_per_node=1, device="cpu", env=env(**plan), signals=signals,
-        grace_seconds=grace_seconds, worker_module="standin_worker",
-    )  # fmt: skip
+    return run_attempt(node_of(run, env=env(**plan), grace_seconds=grace_seconds), signals=signals)
+
+
+def node_of(run: RunDir, **more: Any) -> Node:
+    return Node(run, 0, ONE, worker_module="standin_worker", **more)
 
 
 @pytest.mark.slow
@@ -127,10 +132,7 @@ def test_workers_find_what_was_planned_and_their_scratch_is_gone_later(
             if os.path.isdir(seen["LAUNCHYARD_SCRATCH"]):
                 mode.append(os.stat(seen["LAUNCHYARD_SCRATCH"]).st_mode & 0o777)
 
-    record = run_attempt(
-        run, attempt=0, nproc_per_node=1, device="cpu", env=env(steps=2), on_poll=look, job_end=time.time() + 1000,
-        worker_module="standin_worker",
-    )  # fmt: skip
+    record = run_attempt(node_of(run, env=env(steps=2), job_end=time.time() + 1000), on_poll=look)
     assert record.outcome == "completed"
     assert seen["LAUNCHYARD_RUN_URL"] == run.url and seen["CUDA_VISIBLE_DEVICES"] == ""
     assert int(seen["OMP_NUM_THREADS"]) >= 1 and float(seen["LAUNCHYARD_JOB_END"]) > time.time()
@@ -140,7 +142,7 @@ def test_workers_find_what_was_planned_and_their_scratch_is_gone_later(
 
 def test_more_nodes_need_a_meeting_point(run: RunDir) -> None:
     with pytest.raises(ValueError, match="rdzv_endpoint"):
-        run_attempt(run, attempt=0, nproc_per_node=1, device="cpu", nnodes=2)
+        run_attempt(Node(run, 0, ONE.model_copy(update={"nnodes": 2})))
 
 
 def test_signals_only_set_flags() -> None:

@@ -17,12 +17,15 @@ import pytest
 
 from launchyard.errors import UserError
 from launchyard.host.processes import end_marked, marked
-from launchyard.launcher.agent.ownership import claim_next, owner_alive
-from launchyard.launcher.backends.base import known_backends, load_backend
+from launchyard.launcher.agent.ownership import claim_next
+from launchyard.launcher.backends.base import known_backends, load_backend, owner_alive, witness
 from launchyard.launcher.backends.local import backend
-from launchyard.run.records import Job
+from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
 from tests.support.standin import HERE, Standin, kill, make_run
+
+ONE = Shape(nproc_per_node=1, device="cpu")
+ELSEWHERE = {"host": "elsewhere", "pid": 1, "pid_started": 0.0, "created": 0.0, **ONE.model_dump()}
 
 
 def test_unknown_backend_lists_those_that_exist() -> None:
@@ -279,7 +282,7 @@ def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.Mo
 
     def claim() -> None:
         try:
-            claim_next(run, backend="local", job_id="1", nnodes=1, nproc_per_node=1, device="cpu", overrides={})
+            claim_next(run, backend="local", job_id="1", shape=ONE, overrides={}, find_witness=witness)
         except UserError as error:
             said.append(str(error))
 
@@ -293,23 +296,21 @@ def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
-    shape = {"nnodes": 1, "nproc_per_node": 1, "device": "cpu", "overrides": {}}
-    job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)
+    job = Job(attempt=0, backend="local", job_id="1", **ELSEWHERE)
     run.claim_attempt(job)
     monkeypatch.setattr("launchyard.launcher.agent.ownership.LOOK_SECONDS", 0.3)
     beat = Path(run.path("attempts/0000/heartbeat.json"))
     run.write_json("attempts/0000/heartbeat.json", {"time": 0.0})  # by a clock that is wrong: what it says is not asked
     with pytest.raises(UserError, match="elsewhere"):
-        claim_next(run, backend="local", job_id="2", **shape)
+        claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, find_witness=witness)
     os.utime(beat, (time.time() - 3600, time.time() - 3600))
-    assert claim_next(run, backend="local", job_id="2", **shape).attempt == 1
+    assert claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, find_witness=witness).attempt == 1
 
 
 def test_a_heart_that_beats_again_is_not_taken_over(tmp_path: Path) -> None:
     """Its lease has expired, since its store was away for longer; whoever looks a moment too early must not win."""
     run = make_run(tmp_path)
-    shape = {"nnodes": 1, "nproc_per_node": 1, "device": "cpu", "overrides": {}}
-    job = Job(attempt=0, backend="local", job_id="1", host="elsewhere", pid=1, pid_started=0.0, created=0.0, **shape)
+    job = Job(attempt=0, backend="local", job_id="1", **ELSEWHERE)
     run.claim_attempt(job)
     beat = Path(run.path("attempts/0000/heartbeat.json"))
     run.write_json("attempts/0000/heartbeat.json", {"time": 1.0})
@@ -317,7 +318,7 @@ def test_a_heart_that_beats_again_is_not_taken_over(tmp_path: Path) -> None:
     again = threading.Timer(0.5, lambda: run.write_json("attempts/0000/heartbeat.json", {"time": 2.0}))
     again.start()
     with pytest.raises(UserError, match="elsewhere"):
-        claim_next(run, backend="local", job_id="2", **shape)
+        claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, find_witness=witness)
     again.join()
 
 

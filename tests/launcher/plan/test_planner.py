@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchyard.launcher.backends.cluster import Cluster
-from launchyard.launcher.plan.hardware import Gpu, HostFacts, probe_host
+from launchyard.launcher.backends.hardware import Gpu, HostFacts, probe_host
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan, seconds_of
 from launchyard.launcher.recipe.bundled import bundled_recipes

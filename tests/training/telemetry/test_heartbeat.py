@@ -25,6 +25,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.heartbeat import FLOOR_SECONDS, Limits, Pulse, PulseWriter, judge, read_pulses
 from launchyard.training.telemetry.phases import PHASES, PhaseClock
 from tests.support.small_runs import make_run, write_data
+from tests.support.standin import PlannedHere
 
 ROOT = Path(__file__).parents[3]
 
@@ -218,10 +219,8 @@ class Harmed:
         recipe = {"train.max_steps": 30, "watchdog.step_seconds": 3.0} | overrides
         make_run(self._folder / "run", write_data(self._folder / "data"), recipe)
         env = {"HARM": json.dumps(harm), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        job = backend.submit(
-            self.run, nnodes=1, nproc_per_node=workers, device="cpu", env=env, overrides={},
-            worker_module="tests.support.hanging",
-        )  # fmt: skip
+        plan = PlannedHere(workers, environment=env)
+        job = backend.submit(self.run, plan, {}, worker_module="tests.support.hanging")
         self.pids.add(job.pid)
 
     def wait(self, done: Callable[[], Any], seconds: float = 90.0) -> Any:

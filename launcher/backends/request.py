@@ -1,0 +1,49 @@
+"""What a plan asks a scheduler for, and what that scheduler will be sent: values only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from launchyard.run.records import Shape
+
+# Drawn anew in each attempt.
+ATTEMPT, ENDPOINT = "{attempt}", "{endpoint}"
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ask(Frozen):
+    """What a run needs of a place."""
+
+    run_id: str
+    run_url: str
+    shape: Shape
+    gpus: int = Field(default=0, description="Of each node, asked of a scheduler.")
+    sizes: tuple[int, ...] = Field(description="Numbers of nodes that will do, the most first.")
+    environment: dict[str, str] = Field(default={}, description="Of all processes of the run.")
+    python: str = Field(description="Interpreter of the launcher.")
+    logs: str = Field(description="Folder for jobs' own output where the run directory is remote.")
+    time_limit: str | None = Field(default=None, description="Wall time of one attempt.")
+    after: str | None = Field(default=None, description="The scheduler's job that has to end well before.")
+
+
+class Request(BaseModel):
+    """What a scheduler is sent. Each backend has its own kind; what others need of it are fields."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    text: str = Field(description="As it is sent, for people.")
+    notice_seconds: int | None = Field(default=None, description="Time to save in before a job's time is over.")
+
+
+class Process(Frozen):
+    """One process as it will be started. `env` is what it gets on top of its parent's."""
+
+    role: Literal["owner", "agent", "torchrun", "worker"]
+    node_rank: int
+    argv: list[str]
+    env: dict[str, str]
