@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from launchyard.errors import UserError
@@ -120,6 +121,7 @@ class Doctor(Protocol):
         """
 
 
+@cache
 def load_backend(name: str) -> Backend:
     """The backend of that name; UserError lists those that exist."""
     if name not in known_backends():

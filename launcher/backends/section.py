@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +14,8 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def known_backends() -> list[str]:
+@cache
+def known_backends() -> tuple[str, ...]:
     """Names of the folders here that hold one, the first place before the others."""
     names = sorted(path.parent.name for path in Path(__file__).parent.glob("*/backend.py"))
-    return sorted(names, key=lambda name: (name != FIRST, name))
+    return tuple(sorted(names, key=lambda name: (name != FIRST, name)))

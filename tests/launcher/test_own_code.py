@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from launchyard.errors import NothingRunsError
-from launchyard.host.processes import end_marked, python_environment
+from launchyard.host.processes import descendants, end_all, end_marked, python_environment
 from launchyard.launcher.backends.code import keep_code
 from launchyard.launcher.backends.local import backend, owner
 from launchyard.launcher.submit.code import CodeSnapshot, record_again, take_snapshot
@@ -62,6 +62,8 @@ class Place(Shell):
 def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path)
     yield made
+    if made.run.attempts():
+        end_all(descendants(made.run.job(0).pid))  # the owner, which has no mark
     end_marked(made.run.url)
 
 

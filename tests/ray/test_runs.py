@@ -11,6 +11,7 @@ import pytest
 from launchyard.run.rundir import RunDir
 from tests.ray.cluster import RAY
 from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, same_training
+from tests.shell import cast_shadows
 
 pytestmark = pytest.mark.ray
 RIGHT_SECONDS = 5.0  # in which what is shown is what is
@@ -18,6 +19,7 @@ RIGHT_SECONDS = 5.0  # in which what is shown is what is
 
 @pytest.mark.parametrize("nodes", [2, pytest.param(4, marks=pytest.mark.slow)], ids=["2 nodes", "4 nodes"])
 def test_a_run_is_the_same_as_on_one_machine(nodes: int, place: Site) -> None:
+    cast_shadows(place.here)
     run = place.launch("run", "train.max_steps=30", nodes=nodes)
     assert run.outcome().outcome == "completed"
     run.nothing_left()
@@ -133,5 +135,5 @@ def test_the_plan_is_what_ray_is_sent(place: Site) -> None:
     plan = json.loads(place.ok("tiny.yaml", "--cluster", "site", "--nodes", "2", "--dry-run", "--json"))["plan"]
     told = json.loads(plan["script"])
     assert told["bundle"] == {"CPU": 1}
-    assert "-m launchyard.launcher.backends.ray.owner" in told["request"]["entrypoint"]
+    assert "-P -u -m launchyard.launcher.backends.ray.owner" in told["request"]["entrypoint"]
     assert not Path(place.here / "runs").exists()

@@ -175,6 +175,7 @@ def test_an_epoch_of_a_mixture_means_nothing() -> None:
 
 def test_the_plan_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(SMALL).recipe
+    plan_of(recipe)  # the code of its backend is loaded once
 
     def forbidden(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a plan opens nothing and starts nothing")
