@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, computed_field, model_serializer
+from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
 from launchyard.launcher.backends.request import Frozen, Process, Request
 from launchyard.model.config import ModelConfig
@@ -65,15 +65,10 @@ class Plan(Frozen):
     storage: Storage
     store: StoreOptions = Field(description="How stores are reached; secrets are elsewhere.")
     environment: dict[str, str]
-    request: SerializeAsAny[Request] | None = Field(default=None, description="What the scheduler is sent.")
+    script: str | None = Field(default=None, description="What the scheduler is sent, as text.")
+    request: SerializeAsAny[Request] | None = Field(default=None, description="The same as a value.")
     processes: list[Process]
     notes: list[str]
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def script(self) -> str | None:
-        """What the scheduler is sent, as text; None where nothing is."""
-        return self.request.text if self.request is not None else None
 
     @property
     def shape(self) -> Shape:

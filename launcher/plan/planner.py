@@ -82,28 +82,17 @@ def make_plan(
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec.n_tokens)
+    shape = Shape(nnodes=nnodes, nproc_per_node=nproc, device=device)
     environment = _environment(cluster, host, nproc, device)
-    ask = Ask(
-        run_id=run_id,
-        run_url=run_url,
-        shape=Shape(nnodes=nnodes, nproc_per_node=nproc, device=device),
-        gpus=_gpus(recipe, cluster),
-        sizes=sizes,
-        environment=environment,
-        python=host.python,
-        logs=host.logs,
-        time_limit=recipe.resources.time_limit,
-        after=after,
-    )
+    asked = {"environment": environment, "after": after, **_asked(recipe, cluster, host)}
+    ask = Ask(run_id=run_id, run_url=run_url, shape=shape, sizes=sizes, **asked)
     plan = Plan(
         run_id=run_id,
         name=recipe.name,
         run_url=run_url,
         **_place(cluster),
-        device=device,
-        nnodes=nnodes,
-        nproc_per_node=nproc,
-        world_size=nnodes * nproc,
+        **ask.shape.model_dump(),
+        world_size=ask.shape.world_size,
         model=model,
         data=data.spec,
         data_prepared=data.prepared,
@@ -119,11 +108,24 @@ def make_plan(
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
-        request=load_backend(cluster.scheduler).request(cluster, ask),
-        processes=plan_processes(cluster, ask, flags=host.torchrun_flags),
+        **_started(cluster, ask, host),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
+
+
+def _asked(recipe: Recipe, cluster: Cluster, host: HostFacts) -> dict[str, Any]:
+    """What is asked of a scheduler besides, and what it is told of this machine."""
+    limit = recipe.resources.time_limit
+    return {"gpus": _gpus(recipe, cluster), "time_limit": limit, "python": host.python, "logs": host.logs}
+
+
+def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
+    """What the scheduler is sent, and the processes that come of it."""
+    request = load_backend(cluster.scheduler).request(cluster, ask)
+    script = request.text if request is not None else None
+    processes = plan_processes(cluster, ask, flags=host.torchrun_flags)
+    return {"script": script, "request": request, "processes": processes}
 
 
 # -- who works -------------------------------------------------------------------------------------------------------

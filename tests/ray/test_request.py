@@ -159,7 +159,7 @@ def test_sizes_are_those_that_can_make_the_same_steps() -> None:
 def test_min_nodes_is_said_where_it_does_nothing() -> None:
     slurm = {"name": "site", "scheduler": "slurm"}
     notes = plan_of(slurm, resources__min_nodes=1).notes
-    assert any("resources.min_nodes is for Ray" in note for note in notes)
+    assert any("resources.min_nodes: site gives all" in note for note in notes)
     with pytest.raises(UserError, match="min_nodes: 3 is more than nodes, 2"):
         load_recipe(SMALL, {"resources.nodes": 2, "resources.min_nodes": 3})
 
