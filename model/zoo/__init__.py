@@ -64,7 +64,13 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
-    return FAMILIES[config.family].config_to_hf(config)
+    written = FAMILIES[config.family].config_to_hf(config)
+    read = config_from_hf(written)
+    lost = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
+            for key, value in config if getattr(read, key) != value]  # fmt: skip
+    if lost:
+        raise ValueError(f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(lost)}")
+    return written
 
 
 def make_config(*, preset: str | None, fields: Mapping[str, Any], hf: Mapping[str, Any] | None) -> ModelConfig:

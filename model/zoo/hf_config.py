@@ -76,14 +76,6 @@ def write_scaling(config: ModelConfig) -> dict[str, Any] | None:
     }
 
 
-def refuse(config: ModelConfig, allowed: Mapping[str, Any]) -> None:
-    """ValueError for the knobs at which a family's Hugging Face format has only one position."""
-    wrong = [f"{key} is {getattr(config, key)!r}, it can only be {value!r}" for key, value in allowed.items()
-             if getattr(config, key) != value]  # fmt: skip
-    if wrong:
-        raise ValueError(f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(wrong)}")
-
-
 def _read_scaling(rope: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
     original = rope.get("original_max_position_embeddings", hf.get("max_position_embeddings"))
     return RopeScaling(

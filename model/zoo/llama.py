@@ -12,7 +12,6 @@ from launchyard.model.zoo.hf_config import (
     read_activation,
     read_rope,
     read_vocab,
-    refuse,
     write_scaling,
     write_vocab,
 )
@@ -87,8 +86,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """ValueError if the format has no place for one of the knobs."""
-    refuse(config, {"norm": "rmsnorm", "gated_mlp": True, "parallel_residual": False, "rope_fraction": 1.0})
+    """A knob that the format has no place for is left out; the zoo finds and refuses it."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": MODEL_TYPE,
