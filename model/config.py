@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -82,3 +83,9 @@ class ModelConfig(BaseModel):
     def rope_dim(self) -> int:
         """Dimensions of each head that rotate."""
         return int(self.head_dim * self.rope_fraction)
+
+
+def same_knobs(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Equality of two dumped configs. A knob that one of them lacks is younger than it, and has its default there."""
+    defaults = {key: field.default for key, field in ModelConfig.model_fields.items() if not field.is_required()}
+    return {**defaults, **saved} == {**defaults, **ours}

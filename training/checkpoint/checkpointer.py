@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from launchyard.host.priority import step_back
+from launchyard.model.config import same_knobs
 from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -348,7 +349,7 @@ class Checkpointer:
         return answer
 
     def _check_identity(self, folder: str, manifest: Manifest) -> None:
-        if manifest.model != self._identity.model:
+        if not same_knobs(manifest.model, self._identity.model):
             raise ValueError(f"{folder} was saved from another model than this run's")
         if manifest.data_digest != self._identity.data_digest:
             raise ValueError(f"{folder} was trained on other data (digest {manifest.data_digest}) than this run's")

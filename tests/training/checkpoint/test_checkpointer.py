@@ -279,19 +279,30 @@ def test_a_checkpoint_is_removed_though_a_listing_does_not_show_it(tmp_path: Pat
     assert len(shard_files(RunDir(str(tmp_path)))) == 2
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
-    run = RunDir(str(tmp_path))
-    saved(run, 5)
-    other = Checkpointer(
+def checkpointer_of(run: RunDir, model: dict[str, Any]) -> Checkpointer:
+    return Checkpointer(
         run,
         read_world(),
-        Identity({"dim": 5}, "d", "r", {}),
+        Identity(model, "d", "r", {}),
         keep=None,
         background=False,
         on_event=lambda *_, **__: None,
     )
+
+
+@pytest.mark.parametrize("model", [{"dim": 5}, {"dim": 4, "attention_bias": True}])
+def test_another_model_is_refused(tmp_path: Path, model: dict[str, Any]) -> None:
+    run = RunDir(str(tmp_path))
+    saved(run, 5)
     with pytest.raises(ValueError, match="another model"):
-        other.load_newest(shards(*fresh()))
+        checkpointer_of(run, model).load_newest(shards(*fresh()))
+
+
+def test_a_checkpoint_from_before_a_knob_is_of_the_same_model(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path))
+    saved(run, 5)
+    loaded = checkpointer_of(run, {"dim": 4, "attention_bias": False}).load_newest(shards(*fresh()))
+    assert loaded is not None
 
 
 @given(
