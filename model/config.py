@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["gpt_neox", "llama"]
+    family: Literal["gpt_neox", "llama", "qwen2"]
     dim: int = Field(gt=0)
     n_layers: int = Field(gt=0)
     n_heads: int = Field(gt=0)
@@ -44,7 +44,8 @@ class ModelConfig(BaseModel):
     activation: Literal["gelu", "gelu_tanh", "silu"] = "silu"
     gated_mlp: bool = True
     parallel_residual: bool = False
-    attention_bias: bool = False
+    attention_bias: bool = False  # on q, k, v and o
+    qkv_bias: bool = False  # on q, k and v, but not on o
     mlp_bias: bool = False
     tie_embeddings: bool = False
 
@@ -72,6 +73,8 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"padded_vocab_size ({self.padded_vocab_size}) must be at least vocab_size ({self.vocab_size})"
             )
+        if self.qkv_bias and self.attention_bias:
+            raise ValueError("qkv_bias is a bias on q, k and v alone, attention_bias one on q, k, v and o; set one")
         if self.rope_dim < 2 or self.rope_dim % 2:
             raise ValueError(
                 f"rope_fraction {self.rope_fraction} of head_dim {self.head_dim} is {self.rope_dim} rotated "

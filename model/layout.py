@@ -23,14 +23,15 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 def block_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The same for one block, names without their `blocks.N.`."""
     heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    qkv_bias = config.attention_bias or config.qkv_bias
     shapes = dict(_norm("attention_norm", config))
-    for name, rows, columns in (
-        ("q_proj", heads, config.dim),
-        ("k_proj", kv, config.dim),
-        ("v_proj", kv, config.dim),
-        ("o_proj", config.dim, heads),
+    for name, rows, columns, bias in (
+        ("q_proj", heads, config.dim, qkv_bias),
+        ("k_proj", kv, config.dim, qkv_bias),
+        ("v_proj", kv, config.dim, qkv_bias),
+        ("o_proj", config.dim, heads, config.attention_bias),
     ):
-        shapes.update(_linear(f"attention.{name}", rows, columns, bias=config.attention_bias))
+        shapes.update(_linear(f"attention.{name}", rows, columns, bias=bias))
     shapes.update(_norm("mlp_norm", config))
     if config.gated_mlp:
         shapes.update(_linear("mlp.gate_proj", config.ffn_dim, config.dim, bias=config.mlp_bias))

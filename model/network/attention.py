@@ -17,9 +17,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.grouped = config.n_kv_heads != config.n_heads
         heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q_proj = Linear(config.dim, heads, bias=config.attention_bias)
-        self.k_proj = Linear(config.dim, kv, bias=config.attention_bias)
-        self.v_proj = Linear(config.dim, kv, bias=config.attention_bias)
+        qkv_bias = config.attention_bias or config.qkv_bias
+        self.q_proj = Linear(config.dim, heads, bias=qkv_bias)
+        self.k_proj = Linear(config.dim, kv, bias=qkv_bias)
+        self.v_proj = Linear(config.dim, kv, bias=qkv_bias)
         self.o_proj = Linear(heads, config.dim, bias=config.attention_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: BlockCache | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.zoo import gpt_neox, llama
+from launchyard.model.zoo import gpt_neox, llama, qwen2
 from launchyard.model.zoo.rules import Rule
 
 
@@ -28,7 +28,7 @@ class Family(Protocol):
     def config_to_hf(self, config: ModelConfig) -> dict[str, Any]: ...
 
 
-FAMILIES: dict[str, Family] = {gpt_neox.MODEL_TYPE: gpt_neox, llama.MODEL_TYPE: llama}
+FAMILIES: dict[str, Family] = {family.MODEL_TYPE: family for family in (gpt_neox, llama, qwen2)}
 
 
 def presets() -> dict[str, ModelConfig]:

@@ -24,6 +24,13 @@ PUBLISHED = {
     "pythia-12b": 11_846_072_320,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.1-8b": 8_030_261_248,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
 }
 
 # As transformers 4 and 5 write them.
@@ -50,6 +57,19 @@ LLAMA_5 = {key: value for key, value in LLAMA_4.items() if key not in ("rope_the
     "rope_parameters": {**SCALING, "rope_type": "llama3", "rope_theta": 500000.0}
 }
 
+QWEN2_4 = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+    "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864, "max_position_embeddings": 32768,
+    "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+    "tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+QWEN2_5 = {key: value for key, value in QWEN2_4.items() if key != "rope_theta"} | {
+    "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+    "layer_types": ["full_attention"] * 24,
+    "sliding_window": None,
+}
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
@@ -71,6 +91,48 @@ def test_neox_of_both_generations(hf: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("hf", [LLAMA_4, LLAMA_5])
 def test_llama_of_both_generations(hf: dict[str, Any]) -> None:
     assert config_from_hf(hf) == preset("llama-3.2-1b")
+
+
+@pytest.mark.parametrize("hf", [QWEN2_4, QWEN2_5])
+def test_qwen2_of_both_generations(hf: dict[str, Any]) -> None:
+    assert config_from_hf(hf) == preset("qwen2.5-0.5b").model_copy(update={"vocab_size": 151936})
+
+
+SLIDING = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "layers"),
+    [
+        (SLIDING, "layers 20 to 23"),
+        (SLIDING | {"max_window_layers": 0}, "layers 0 to 23"),
+        (SLIDING | {"num_hidden_layers": 30, "max_window_layers": None}, "layers 28 to 29"),
+        (SLIDING | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"] * 21}, "layers 0 to 2"),
+    ],
+)
+def test_a_sliding_window_is_refused_by_name(change: dict[str, Any], layers: str) -> None:
+    with pytest.raises(ValueError, match=rf"{layers} .*sliding window of 4096.*use_sliding_window=false"):
+        config_from_hf(QWEN2_4 | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        SLIDING | {"max_window_layers": 24},  # no layer is above it
+        SLIDING | {"sliding_window": 32768},  # wider than any sequence
+        SLIDING | {"sliding_window": None},
+        SLIDING | {"layer_types": ["full_attention"] * 24},
+        SLIDING | {"use_sliding_window": False},
+    ],
+)
+def test_a_window_that_hides_nothing_is_none(change: dict[str, Any]) -> None:
+    assert config_from_hf(QWEN2_4 | change) == config_from_hf(QWEN2_4)
+
+
+def test_qwen2_has_key_heads_of_its_own_where_the_key_is_absent() -> None:
+    bare = {key: value for key, value in QWEN2_4.items() if key != "num_key_value_heads"}
+    assert config_from_hf(bare | {"hidden_size": 1024, "num_attention_heads": 64}).n_kv_heads == 32
+    assert config_from_hf(bare | {"num_key_value_heads": None}).n_kv_heads == 14
 
 
 def test_the_oldest_spelling_of_scaling_and_a_missing_head_count() -> None:
@@ -154,6 +216,7 @@ def test_knobs_alone_make_a_config() -> None:
         ({"preset": None, "fields": {"dim": 64}}, r"n_layers: Field required.*a model needs a preset"),
         ({"preset": "pythia-14m", "fields": {"dim": -4}}, r"model: dim: "),
         ({"preset": "pythia-14m", "fields": {"dim": 130}}, r"head_dim: Field required"),
+        ({"preset": "pythia-14m", "fields": {"qkv_bias": True}}, r"attention_bias one on q, k, v and o; set one"),
         ({"preset": "pythia-14m", "fields": {"width": 3}}, r"width: Extra inputs"),
         ({"preset": "pythia-14m", "fields": {"n_kv_heads": 3}}, r"must be a multiple of n_kv_heads \(3\)"),
     ],

@@ -49,6 +49,7 @@ CONFIGS = {
     "llama-one-kv-tied": llama(n_kv_heads=1, tie_embeddings=True),
     "llama-scaled": llama(rope_scaling=LLAMA3),
     "llama-wide-heads": llama(head_dim=20, norm_eps=1e-3),
+    "qwen2": llama(family="qwen2", qkv_bias=True),
 }
 
 

@@ -285,6 +285,7 @@ def test_what_does_not_fit_is_not_saved(change: dict[str, Tensor | None], said: 
         (neox(n_kv_heads=2), "n_kv_heads is 2"),
         (llama(parallel_residual=True), "parallel_residual is True"),
         (llama(rope_fraction=0.5), "rope_fraction is 0.5"),
+        (llama(qkv_bias=True), "qkv_bias is True"),
     ],
 )
 def test_a_model_without_a_hugging_face_form_says_why(config: ModelConfig, said: str, tmp_path: Path) -> None:
