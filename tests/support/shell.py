@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launchyard.host.processes import python_words
@@ -18,9 +19,9 @@ SHADOWS = (
 )
 
 
-def cast_shadows(folder: Path) -> None:
+def cast_shadows(folder: Path, *, but: Sequence[str] = ()) -> None:
     """Files that nobody may import."""
-    for name in SHADOWS:
+    for name in set(SHADOWS) - set(but):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"raise SystemExit('a process has imported {name} of the working directory')\n")
