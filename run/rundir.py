@@ -22,11 +22,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from launchyard.host.periodic import PeriodicTask
-from launchyard.run.layout import LATEST, LOG_PART_BYTES, WAITING, log_part
+from launchyard.run.layout import LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
 from launchyard.run.rows import parse_jsonl
 from launchyard.storage import files
-from launchyard.storage.shards import MANIFEST
 
 
 class RunDir:
@@ -269,20 +268,6 @@ class RunDir:
             if event["event"] == "started":
                 return int(event["step"])
         return None
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
-    def committed_steps(self) -> list[int]:
-        """Steps of the checkpoints that exist, that is, have a manifest; oldest first."""
-        names = [name for name in self.listdir("checkpoints") if name.startswith("step-") and name[5:].isdigit()]
-        steps = {int(name[5:]) for name in names} | self._latest_step()
-        return sorted(step for step in steps if self.exists(f"{self.checkpoint_dir(step)}/{MANIFEST}"))
-
-    def _latest_step(self) -> set[int]:
-        """The step that was committed last, for stores and network folders that list late what is there already."""
-        try:
-            return {int(self.read_json(LATEST)["step"])}
-        except (FileNotFoundError, ValueError, KeyError):
-            return set()
 
     # -- stop ----------------------------------------------------------------------------------------------------
     def request_stop(self, reason: str) -> None:

@@ -7,6 +7,7 @@ Light: pydantic, xxhash and stdlib; torch only where tensors are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +21,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 READ_TRIES = 3
 _SEAL, _END = ',"xxh3":"', '"}'
+_HEAD_BYTES = 256
+_HEAD = re.compile(rb'\{"format":\d+,"step":\d+,"attempt":(\d+),')
 Result = TypeVar("Result")
 
 
@@ -53,7 +56,10 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """manifest.json. Written last: a folder without it does not exist."""
+    """manifest.json. Written last: a folder without it does not exist.
+
+    `format`, `step` and `attempt` stay its first three: read_attempt finds them in its first bytes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -99,6 +105,15 @@ def _read_manifest(path: str) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValueError as error:
         raise CorruptError(f"{path} is no manifest of this version: {error}") from error
+
+
+def read_attempt(folder: str) -> int | None:
+    """The attempt that committed a folder; None if its manifest is damaged there. FileNotFoundError without one.
+
+    Reads the first bytes only, and so not the seal: the manifest of a large model takes megabytes.
+    """
+    found = _HEAD.match(files.read(f"{folder}/{MANIFEST}", 0, _HEAD_BYTES))
+    return int(found[1]) if found else None
 
 
 def again_if_remote(path: str, action: Callable[[], Result]) -> Result:

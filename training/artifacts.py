@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import loss_svg
 from launchyard.storage.shards import read_manifest, read_tensor
@@ -37,7 +38,7 @@ def export_weights(run: RunDir, workload: Workload) -> None:
     """The newest checkpoint's weights as an HF directory, a tensor at a time."""
     from launchyard.model.weights.hf import save_hf
 
-    folder = run.path(run.checkpoint_dir(run.committed_steps()[-1]))
+    folder = _newest(run)
     manifest = read_manifest(folder)
     tensors = (
         (key.removeprefix("model."), read_tensor(folder, manifest, key))
@@ -54,7 +55,7 @@ def write_sample(run: RunDir, recipe: Recipe) -> str:
 
     sample = recipe.validation.sample
     assert sample is not None
-    model = load(run.path(run.checkpoint_dir(run.committed_steps()[-1])), device="cpu")
+    model = load(_newest(run), device="cpu")
     text = model.generate(
         sample.prompt,
         max_new_tokens=sample.max_new_tokens,
@@ -63,3 +64,9 @@ def write_sample(run: RunDir, recipe: Recipe) -> str:
         seed=recipe.train.seed,
     )
     return f"{sample.prompt}{text}\n"
+
+
+def _newest(run: RunDir) -> str:
+    step = newest_checkpoint(run)
+    assert step is not None, "a run that has completed has saved"
+    return run.path(run.checkpoint_dir(step))

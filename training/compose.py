@@ -154,19 +154,18 @@ def choose_device(recipe: Recipe, world: World) -> Any:
 def load_state(
     recipe: Recipe, workload: Workload, world: World, device: Any, checkpointer: Any, exporter: Any
 ) -> tuple[Any, Any, Any, bool]:
-    """Model, optimizer and counters: first weights, then the newest checkpoint over them if there is one."""
+    """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
-    from launchyard.training.distributed import from_rank_zero
     from launchyard.training.optim.adamw import make_optimizer
 
     began = time.perf_counter()
     model = build_model(workload.model, recipe, world_size=world.world_size, device=device, fill=False)
     optimizer = make_optimizer(model, recipe.optimizer)
-    if not from_rank_zero(bool(checkpointer.run.committed_steps()) if world.leads else None):
+    manifest = checkpointer.load_newest(shards(model, optimizer))
+    if manifest is None:
         fill_weights(model, workload.model, recipe)
         return model, optimizer, TrainState(), False
-    manifest = checkpointer.load_newest(shards(model, optimizer))
     exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return model, optimizer, TrainState.from_json(manifest.train_state), True
 

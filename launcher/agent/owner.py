@@ -22,7 +22,7 @@ from launchyard.launcher.agent.ownership import FindWitness, claim_next, newest_
 from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
 from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
-from launchyard.launcher.runs.state import newest_checkpoint
+from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.lease import Heartbeat
 from launchyard.run.own_code import what_differs
 from launchyard.run.records import Job, OutcomeRecord, Shape

@@ -247,7 +247,7 @@ def _checkpoints(story: Story) -> list[tuple[str, ...]]:
     return [
         (
             f"{one.step:,}",
-            one.kind or "unreadable",
+            one.label,
             "–" if one.bytes is None else size(one.bytes),
             "–" if one.world_size is None else str(one.world_size),
             "–" if one.attempt is None else str(one.attempt),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Saved:
-    """One checkpoint. `faults` in words; `verified` only if everything was read. `created`: seconds since the epoch."""
+    """One checkpoint. `created`: seconds since the epoch; `verified` only if everything was read; `faults` in words.
+
+    `late`: why it does not count and is never loaded as the newest; None if it counts.
+    """
 
     step: int
     path: str
@@ -20,8 +25,14 @@ class Saved:
     world_size: int | None = None
     attempt: int | None = None
     created: float | None = None
+    late: str | None = None
     verified: bool = False
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Its kind as people read it."""
+        return "late" if self.late else self.kind or "unreadable"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -30,7 +41,7 @@ class Saved:
         """step, kind, size, workers, age (, whole or damaged)."""
         from launchyard.launcher.format import duration, size
 
-        facts = [str(self.step), self.kind or "unreadable", size(self.bytes) if self.bytes is not None else "-"]
+        facts = [str(self.step), self.label, size(self.bytes) if self.bytes is not None else "-"]
         facts.append(str(self.world_size) if self.world_size is not None else "-")
         facts.append(duration(max(0.0, time.time() - self.created)) if self.created is not None else "-")
         return [*facts, *(["damaged" if self.faults else "whole"] if verified else [])]
@@ -38,10 +49,16 @@ class Saved:
 
 def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
     """Checkpoints of a run, oldest first; with `verify_all` every byte is read and hashed."""
-    return [_look_at(run.path(run.checkpoint_dir(step)), step, verify_all) for step in run.committed_steps()]
+    checkpoints = RunCheckpoints(run)
+    found: list[Saved] = []
+    for step in checkpoints.steps():
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            late = checkpoints.late(step) or None
+            found.append(_look_at(run.path(run.checkpoint_dir(step)), step, late, verify_all))
+    return found[::-1]
 
 
-def _look_at(folder: str, step: int, verify_all: bool) -> Saved:
+def _look_at(folder: str, step: int, late: str | None, verify_all: bool) -> Saved:
     from launchyard.storage.errors import CorruptError, StoreError
     from launchyard.storage.shards import read_manifest, verify
 
@@ -50,7 +67,7 @@ def _look_at(folder: str, step: int, verify_all: bool) -> Saved:
     except StoreError:  # nothing is known of it
         raise
     except (CorruptError, OSError) as error:
-        return Saved(step, folder, verified=verify_all, faults=[str(error)])
+        return Saved(step, folder, late=late, verified=verify_all, faults=[str(error)])
     return Saved(
         step=step,
         path=folder,
@@ -59,6 +76,7 @@ def _look_at(folder: str, step: int, verify_all: bool) -> Saved:
         world_size=manifest.world_size,
         attempt=manifest.attempt,
         created=manifest.created,
+        late=late,
         verified=verify_all,
         faults=list(verify(folder, manifest)) if verify_all else [],
     )

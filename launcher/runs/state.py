@@ -12,6 +12,7 @@ from launchyard.launcher.backends.base import JobStatus, load_backend, owner_ali
 from launchyard.launcher.format import progress_line
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
+from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import parse_jsonl
@@ -202,11 +203,6 @@ def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, stat
     if ended is not None:
         return ended.time
     return job.created if alive or state != "lost" else last_heartbeat(run, job.attempt) or job.created
-
-
-def newest_checkpoint(run: RunDir) -> int | None:
-    """Step of the newest committed checkpoint."""
-    return next(reversed(run.committed_steps()), None)
 
 
 def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:

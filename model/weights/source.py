@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo import config_from_hf
-from launchyard.storage.files import exists, listdir, normal, read
+from launchyard.run.checkpoints import newest_checkpoint
+from launchyard.run.rundir import RunDir
+from launchyard.storage.files import exists, normal, read
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
@@ -27,7 +29,7 @@ class Source:
 
 
 def find_source(source: str) -> Source:
-    """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, its newest checkpoint.
+    """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, the newest that counts.
 
     FileNotFoundError says what was looked for, and where.
     """
@@ -36,11 +38,11 @@ def find_source(source: str) -> Source:
         return Source("checkpoint", where, _first(f"{where}/{TOKENIZER}", _run_tokenizer(where)))
     if exists(f"{where}/{HF_CONFIG}"):
         return Source("hf", where, _first(f"{where}/{TOKENIZER}"))
-    steps = [name for name in listdir(f"{where}/checkpoints") if name.startswith("step-")]
-    for name in sorted(steps, reverse=True):
-        folder = f"{where}/checkpoints/{name}"
-        if exists(f"{folder}/{MANIFEST}"):
-            return Source("checkpoint", folder, _first(_run_tokenizer(folder)))
+    run = RunDir(where)
+    newest = newest_checkpoint(run)
+    if newest is not None:
+        folder = run.path(run.checkpoint_dir(newest))
+        return Source("checkpoint", folder, _first(_run_tokenizer(folder)))
     raise FileNotFoundError(_not_found(source, where))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.shards import MANIFEST, Manifest, read_manifest, verify
@@ -44,7 +45,7 @@ class Witness:
         """Committed checkpoints, without what came from an attempt after a later one had gone on from before it."""
         starts = self.run.starts()
         found = {}
-        for step in self.run.committed_steps():
+        for step in committed_steps(self.run):
             manifest = read_manifest(self.run.path(self.run.checkpoint_dir(step)))
             if all(step <= start for number, start in starts.items() if number > manifest.attempt):
                 found[step] = manifest

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.goodput import CAUSES, AttemptFacts, Ledger, account, read_goodput
 from launchyard.run.records import OutcomeRecord
 from launchyard.training.telemetry.phases import PHASES
@@ -102,7 +103,7 @@ ATTEMPTS = st.lists(
         AttemptFacts,
         attempt=st.just(0),
         created=TIMES,
-        backend=st.sampled_from(["local", "slurm"]),
+        scheduled=st.booleans(),
         rows=ROWS,
         finished=st.none() | TIMES.map(lambda at: {"time": at, "seconds": {"validation": 3.0, "init": 1.0}}),
         outcome=OUTCOMES,
@@ -153,7 +154,7 @@ def test_of_a_real_run_across_a_kill(tmp_path: Path) -> None:
             process.wait()
     killed = time.time()
     reached = max(row["step"] for row in run.attempt_rows("steps", 0))
-    resumed = run.committed_steps()[-1]
+    resumed = committed_steps(run)[-1]
     run_workers(run, 2, created=killed)
     goodput = read_goodput(run)
     assert goodput is not None

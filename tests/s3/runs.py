@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, options
 from launchyard.storage.shards import read_manifest, verify
@@ -83,7 +84,7 @@ def make_origin(folder: Path) -> Origin:
         assert processes[0].wait(60) == 0
     finally:
         end(processes)
-    assert begun.committed_steps()[-1] < STEPS, "it was stopped in time"
+    assert committed_steps(begun)[-1] < STEPS, "it was stopped in time"
     return Origin(begun, history(whole), final_weights(whole))
 
 
@@ -172,7 +173,7 @@ class Remote:
     def is_whole(self) -> None:
         """Every checkpoint verifies, and nothing is left of what did not become one."""
         named = {"checkpoints/latest.json"}
-        for step in self.run.committed_steps():
+        for step in committed_steps(self.run):
             folder = self.run.checkpoint_dir(step)
             manifest = read_manifest(self.run.path(folder))
             assert list(verify(self.run.path(folder), manifest)) == []

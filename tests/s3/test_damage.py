@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launchyard.launcher.runs.checkpoints import list_saved
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import StoreError
@@ -34,7 +35,7 @@ def flip(remote: Remote, key: str, at: float) -> bytes:
 @pytest.mark.parametrize(("kind", "at"), [("manifest.json", 0.9), (".safetensors", 0.7)])
 def test_a_damaged_checkpoint(kind: str, at: float, remote: Remote, tmp_path: Path) -> None:
     """The run goes on from the one before, and comes to the same."""
-    steps = remote.run.committed_steps()
+    steps = committed_steps(remote.run)
     folder = f"runs/faults/{remote.run.checkpoint_dir(steps[-1])}"
     (key,) = (key for key in remote.bucket.objects(folder) if key.endswith(kind))
     flip(remote, key, at)

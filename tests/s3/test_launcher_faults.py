@@ -20,6 +20,7 @@ from launchyard.host.processes import descendants, end_all, end_marked, marked
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.records import Job
 from tests.s3.runs import STEPS, Remote, Spell, wait_for
 from tests.support.faultproxy import FaultProxy
@@ -226,7 +227,7 @@ def test_an_outcome_that_cannot_be_written_loses_no_run(
     rule = proxy.fault(Answer(503), where(method="PUT", key=r"outcome\.json$"))
     owned.submit()
     assert owned.outcome() in ("lost", "failed")
-    assert state_of(remote.run).resumable and remote.run.committed_steps()[-1] == STEPS
+    assert state_of(remote.run).resumable and committed_steps(remote.run)[-1] == STEPS
     rule.off()
     why = shell("why", remote.run.url)
     assert why.returncode == 0 and f"step {STEPS}" in why.stdout

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launchyard.run.checkpoints import committed_steps
 from tests.s3.runs import BEGUN, EVERY, PLACES, STEPS, Remote, Spell, wait_for
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, Flip, Reset, Slow, Stall, Truncate, snapshot, where
@@ -77,7 +78,7 @@ def test_no_step_waits_for_rows(remote: Remote, proxy: FaultProxy) -> None:
     remote.train(overrides={"checkpoint.every_steps": None})
     assert rows.began is not None
     mine = [row for row in remote.run.rows("steps") if row["attempt"] == 1]
-    assert len(mine) == STEPS - remote.origin.begun.committed_steps()[-1]
+    assert len(mine) == STEPS - committed_steps(remote.origin.begun)[-1]
     assert mine[-1]["time"] - mine[0]["time"] < 5, "while they were held up for 8 s"
     assert not any(row["step_seconds"] > 2 for row in mine)
     remote.is_exact()
@@ -89,7 +90,7 @@ def test_steps_go_on_while_a_save_is_held_up_and_wait_at_the_next(remote: Remote
     remote.train()
     assert uploads.began is not None
     mine = {row["step"]: row["time"] for row in remote.run.rows("steps") if row["attempt"] == 1}
-    first = remote.origin.begun.committed_steps()[-1]
+    first = committed_steps(remote.origin.begun)[-1]
     saved = next(step for step in range(first + 1, STEPS) if step % EVERY == 0)
     assert mine[saved + EVERY] - mine[saved] < 4, "the steps up to the next save were made meanwhile"
     assert mine[saved + EVERY + 1] - mine[saved] > 4, "and the save after it waited for the one before"
@@ -115,13 +116,13 @@ def test_a_save_that_fails_for_good_is_said_and_a_later_one_works(remote: Remote
 def test_a_final_save_that_cannot_be_made_loses_no_run(remote: Remote, proxy: FaultProxy) -> None:
     remote.set_patience(1.5)
     rule = proxy.fault(Answer(503), where(method="PUT", key=r"\.safetensors$"))
-    before = remote.run.committed_steps()
+    before = committed_steps(remote.run)
     remote.start()
     assert remote.wait() == [1]
     (error,) = remote.run.errors(remote.attempt)
     assert (error["type"], error["fatal"]) == ("StoreError", False)
     assert "could not write" in error["message"]
-    assert remote.run.committed_steps() == before
+    assert committed_steps(remote.run) == before
     assert [event["step"] for event in remote.events("save failed")][-1] == STEPS
     rule.off()
     remote.train()
@@ -153,7 +154,7 @@ def test_a_listing_that_lags_hides_nothing(remote: Remote, proxy: FaultProxy) ->
     proxy.lag(shown)
     remote.train()
     (started,) = remote.events("started")
-    assert started["step"] == remote.origin.begun.committed_steps()[-1] >= BEGUN
+    assert started["step"] == committed_steps(remote.origin.begun)[-1] >= BEGUN
     proxy.lag(None)
     remote.is_exact()
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import read_manifest, read_tensor
@@ -125,7 +126,7 @@ def run_workers(
 
 def final_weights(run: RunDir) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, moments included."""
-    folder = run.path(run.checkpoint_dir(run.committed_steps()[-1]))
+    folder = run.path(run.checkpoint_dir(committed_steps(run)[-1]))
     manifest = read_manifest(folder)
     return {key: read_tensor(folder, manifest, key) for key in manifest.tensors}
 

@@ -18,6 +18,7 @@ from launchyard.host.processes import marked
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.run.append import Appender
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rows import parse_jsonl
 from launchyard.run.rundir import RunDir
 from launchyard.training.spec import Storage
@@ -118,10 +119,10 @@ def test_rows_are_whole_on_a_disk_that_fills_up(small_disk: Path, lengths: list[
 
 def test_without_room_it_ends_and_goes_on_later(origin: Origin, small_disk: Path) -> None:
     run = copy(origin, small_disk)
-    before = run.committed_steps()
+    before = committed_steps(run)
     process, filler = start_on_a_full_disk(run, small_disk)
     assert ended(process) == 1
-    assert run.committed_steps() == before and run.outcome(run.attempts()[-1]) is None
+    assert committed_steps(run) == before and run.outcome(run.attempts()[-1]) is None
     filler.unlink()
     run_workers(run, 1)
     is_exact(run, origin)

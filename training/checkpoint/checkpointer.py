@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from launchyard.host.priority import step_back
 from launchyard.model.config import same_knobs
+from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_manifest, sealed
+from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_attempt, read_manifest, sealed
 from launchyard.training.checkpoint.commit import FencedError, Identity, Kind, NoValidCheckpointError, Save, fenced
 from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
 from launchyard.training.checkpoint.state import Shard
@@ -210,11 +211,13 @@ class Checkpointer:
             self.run.create_text(name, sealed(manifest))
         except FileExistsError:
             # Of an attempt before this one, which passed it over: it is damaged, or came after this one had begun.
-            if (other := self._attempt_of(manifest.step)) > self._world.attempt:
+            other = self._attempt_of(manifest.step)
+            if other is not None and other > self._world.attempt:
                 raise FencedError(fenced(other, self._world.attempt)) from None
             self.run.remove(name)
             self.run.create_text(name, sealed(manifest))
         self._kinds[manifest.step] = manifest.kind
+        self._passed_over.discard(manifest.step)  # what lay there before
         self.run.write_json(LATEST, {"step": manifest.step})
 
     def _check_owner(self) -> None:
@@ -222,12 +225,12 @@ class Checkpointer:
         if newest and newest[0] > self._world.attempt:
             raise FencedError(fenced(newest[0], self._world.attempt))
 
-    def _attempt_of(self, step: int) -> int:
-        """Who committed a step; -1 if that cannot be told."""
+    def _attempt_of(self, step: int) -> int | None:
+        """The attempt that committed a step; None if that cannot be told."""
         try:
-            return read_manifest(self.run.path(self.run.checkpoint_dir(step))).attempt
-        except (FileNotFoundError, CorruptError):
-            return -1
+            return read_attempt(self.run.path(self.run.checkpoint_dir(step)))
+        except FileNotFoundError:
+            return None
 
     # -- retain --------------------------------------------------------------------------------------------------
     def _retain(self, newest: int) -> None:
@@ -237,8 +240,7 @@ class Checkpointer:
         """
         try:
             self._check_owner()
-            counted = set(self.run.committed_steps()) - self._passed_over
-            kinds = {step: self._kind(step) for step in counted}
+            kinds = {step: self._kind(step) for step in self._counted()}
             for step in superfluous(kinds, newest=newest, keep=self._keep):
                 remove_checkpoint(self.run, step)
                 self._kinds.pop(step, None)
@@ -246,6 +248,15 @@ class Checkpointer:
             self._on_event("cleanup failed", message=str(error))
         if self._must_sweep:
             self._must_sweep = not self.sweep()
+
+    def _counted(self) -> Iterator[int]:
+        """Steps that retention counts: neither what was passed over nor a late one older than what was loaded."""
+        checkpoints = RunCheckpoints(self.run)
+        for step in checkpoints.steps():
+            if step not in self._passed_over and step not in self._kinds and checkpoints.late(step):
+                self._passed_over.add(step)
+            if step not in self._passed_over:
+                yield step
 
     def _kind(self, step: int) -> str:
         if step not in self._kinds:
@@ -298,8 +309,8 @@ class Checkpointer:
         NoValidCheckpointError.
         """
         faults: list[str] = []
-        steps = from_rank_zero(self._surviving_steps() if self._world.leads else None)
-        for step in reversed(steps):
+        candidates = self._candidates() if self._world.leads else iter(())
+        while (step := from_rank_zero(next(candidates, None))) is not None:
             folder = self.run.path(self.run.checkpoint_dir(step))
             try:
                 manifest = self._read_manifest(folder)
@@ -315,23 +326,20 @@ class Checkpointer:
         if faults:
             listed = "; ".join(faults)
             raise NoValidCheckpointError(
-                f"none of the {len(steps)} checkpoints is whole ({listed}). Starting over would lose the run, so "
+                f"none of the {len(faults)} checkpoints is whole ({listed}). Starting over would lose the run, so "
                 "nothing was done: restore a checkpoint's files, or start a new run"
             )
         return None
 
-    def _surviving_steps(self) -> list[int]:
-        """Committed steps, without what an attempt committed after a later one had gone on from before it."""
-        starts, found = self.run.starts(), []
-        for step in self.run.committed_steps():
-            attempt = self._attempt_of(step)
-            later = [start for number, start in starts.items() if number > attempt >= 0]
-            if all(step <= start for start in later):
-                found.append(step)
-            else:
+    def _candidates(self) -> Iterator[int]:
+        """Steps of the checkpoints that count, newest first; reports those that do not. Rank 0 only."""
+        checkpoints = RunCheckpoints(self.run)
+        for step in checkpoints.steps():
+            if why := checkpoints.late(step):
                 self._passed_over.add(step)
-                self._on_event("passed over", step=step, message=f"attempt {attempt} was late with it")
-        return found
+                self._on_event("passed over", step=step, message=why)
+            else:
+                yield step
 
     def _read_manifest(self, folder: str) -> Manifest:
         answer: Any = None
