@@ -15,10 +15,16 @@ class RopeScaling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factor: float = Field(gt=0)
-    low_freq_factor: float = Field(gt=0)
-    high_freq_factor: float = Field(gt=0)
-    original_max_seq_len: int = Field(gt=0)
+    factor: float = Field(
+        gt=0, description="How many times longer the context becomes: low frequencies are divided by it."
+    )
+    low_freq_factor: float = Field(
+        gt=0, description="Wavelengths above original_max_seq_len / this, in tokens, are stretched by all of `factor`."
+    )
+    high_freq_factor: float = Field(
+        gt=0, description="Wavelengths below original_max_seq_len / this stay; between the two the stretch is blended."
+    )
+    original_max_seq_len: int = Field(gt=0, description="Tokens of context before the stretch.")
 
 
 class ModelConfig(BaseModel):
@@ -26,28 +32,58 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["gpt_neox", "llama", "qwen2"]
-    dim: int = Field(gt=0)
-    n_layers: int = Field(gt=0)
-    n_heads: int = Field(gt=0)
-    n_kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    ffn_dim: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    padded_vocab_size: int = Field(gt=0)
-    max_seq_len: int = Field(gt=0)
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    rope_fraction: float = Field(default=1.0, gt=0, le=1.0)
-    rope_scaling: RopeScaling | None = None
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    norm_eps: float = Field(default=1e-5, gt=0)
-    activation: Literal["gelu", "gelu_tanh", "silu"] = "silu"
-    gated_mlp: bool = True
-    parallel_residual: bool = False
-    attention_bias: bool = False  # on q, k, v and o
-    qkv_bias: bool = False  # on q, k and v, but not on o
-    mlp_bias: bool = False
-    tie_embeddings: bool = False
+    family: Literal["gpt_neox", "llama", "qwen2"] = Field(
+        description="Whose layout its weights have in Hugging Face files; the knobs below decide what is computed."
+    )
+    dim: int = Field(gt=0, description="Width of the residual stream, in elements per token.")
+    n_layers: int = Field(gt=0, description="Blocks, each of attention and MLP.")
+    n_heads: int = Field(gt=0, description="Query heads of each block.")
+    n_kv_heads: int = Field(
+        gt=0, description="Key and value heads, each shared by n_heads / n_kv_heads queries; default: n_heads."
+    )
+    head_dim: int = Field(gt=0, description="Elements of each head; default: dim / n_heads, where that is whole.")
+    ffn_dim: int = Field(gt=0, description="Inner width of the MLP, in elements.")
+    vocab_size: int = Field(gt=0, description="Token ids that exist; a recipe's default: as many as the data has.")
+    padded_vocab_size: int = Field(
+        gt=0,
+        description="Rows of the embedding table and the head; default: vocab_size rounded up to a multiple of 128.",
+    )
+    max_seq_len: int = Field(gt=0, description="Longest sequence, in tokens; more is refused.")
+    rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary frequencies; default: 10000.")
+    rope_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1.0,
+        description="Share of each head that rotates, from its first element on; default: 1, all of it.",
+    )
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="Stretch of the rotary frequencies for a longer context (Llama 3.1); default: none."
+    )
+    norm: Literal["layernorm", "rmsnorm"] = Field(
+        default="rmsnorm",
+        description="Kind of all norms: layernorm has a bias and subtracts the mean; default: rmsnorm.",
+    )
+    norm_eps: float = Field(
+        default=1e-5, gt=0, description="Added to the variance under the root of each norm; default: 1e-5."
+    )
+    activation: Literal["gelu", "gelu_tanh", "silu"] = Field(
+        default="silu", description="Nonlinearity of the MLP; gelu_tanh is its tanh approximation; default: silu."
+    )
+    gated_mlp: bool = Field(
+        default=True, description="Multiply the activation of one projection with a second one (SwiGLU); default: true."
+    )
+    parallel_residual: bool = Field(
+        default=False,
+        description="Attention and MLP read the same input instead of one after the other; default: false.",
+    )
+    attention_bias: bool = Field(
+        default=False, description="Biases of the q, k, v and output projections; default: false."
+    )
+    qkv_bias: bool = Field(
+        default=False, description="Biases of the q, k and v projections but not of the output; default: false."
+    )
+    mlp_bias: bool = Field(default=False, description="Biases of the projections in the MLP; default: false.")
+    tie_embeddings: bool = Field(default=False, description="Use the embedding table as the head; default: false.")
 
     @model_validator(mode="before")
     @classmethod

@@ -8,13 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
 
 from launchyard import errors
+from launchyard.launcher.cli.schema import schema_text
 from tests.support.shell import Shell
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +50,24 @@ def run_python(*argv: str) -> subprocess.CompletedProcess[str]:
 def test_the_reference_is_what_the_code_says() -> None:
     done = run_python("docs/generate.py", "--check")  # by itself: click remembers how a command was called before
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["recipe", "cluster"])
+def test_every_key_is_described(kind: str) -> None:
+    """Sections by the docstring of their class, all other keys by more than their own name."""
+    schema = json.loads(schema_text(kind))
+    for part in (schema, *schema["$defs"].values()):
+        for key, value in part["properties"].items():
+            said = value.get("description") or " ".join(described_by(value, schema["$defs"]))
+            words = set(re.findall(r"[a-z0-9]+", said.lower())) - {"modelconfig"}
+            assert words - {*key.lower().split("_"), key.lower()}, f"{kind}: {key} is described as {said!r}"
+
+
+def described_by(value: Any, parts: dict[str, Any]) -> Iterator[str]:
+    """Descriptions of the sections that a key without one of its own holds."""
+    for one in (value, *value.get("anyOf", ())):
+        if "$ref" in one:
+            yield parts[one["$ref"].rpartition("/")[2]].get("description", "")
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)

@@ -11,12 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launchyard.model.cost import logit_rows
 from launchyard.training.spec import IGNORE_INDEX
-
-# Bytes of fp32 logits alive at once. On a CPU: what its caches hold (softmax over 128 rows of 50,304 takes a third
-# of the time a row that it takes over 256); on a GPU: enough rows to fill it.
-CHUNK_BYTES = {"cpu": 26 << 20, "cuda": 512 << 20}
-ROWS = 64  # chunks are multiples of this where they can be
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -66,9 +62,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, scal
     hidden (…, D) float, weight (V, D), labels (…) int64 in [0, V) or IGNORE_INDEX; ignored positions add nothing.
     """
     hidden, labels = hidden.flatten(0, -2), labels.flatten()
-    budget = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
-    rows = max(16, budget // (4 * weight.shape[0]))
-    rows = rows // ROWS * ROWS or rows
+    rows = logit_rows(weight.shape[0], hidden.device.type)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, labels, scale, rows)
     total = hidden.new_zeros((), dtype=torch.float32)

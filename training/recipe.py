@@ -57,7 +57,7 @@ ModelSection: type[_ModelSource] = create_model(
     __base__=_ModelSource,
     __doc__="The model: a preset, weights to start from, or its knobs one by one.",
     **{
-        key: (field.annotation | None, Field(default=None, description=f"ModelConfig.{key}"))  # type: ignore[operator]
+        key: (field.annotation | None, Field(default=None, description=field.description))  # type: ignore[operator]
         for key, field in ModelConfig.model_fields.items()
     },  # type: ignore[call-overload]
 )

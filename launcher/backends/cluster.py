@@ -34,7 +34,7 @@ _BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 class NodeShape(Part):
     """One machine. What is left out is counted on the machine itself (scheduler local) or left to the scheduler."""
 
-    gpus: int | None = Field(default=None, ge=0, description="GPUs.")
+    gpus: int | None = Field(default=None, ge=0, description="GPUs it has; 0: train on the CPU.")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores.")
     memory: str | None = Field(default=None, pattern=SIZE, description="Memory, e.g. 64GB.")
 
@@ -61,7 +61,11 @@ class ClusterStorage(Part):
     endpoint_url: str | None = Field(
         default=None, pattern=r"^https?://[^\s/]+", description="S3: address of a server that is not AWS."
     )
-    region: str | None = Field(default=None, min_length=1, description="S3: region.")
+    region: str | None = Field(
+        default=None,
+        min_length=1,
+        description="S3: name of the region, e.g. eu-central-1; default: from the environment.",
+    )
     profile: str | None = Field(
         default=None, min_length=1, description="S3: profile of the credentials and config files."
     )

@@ -104,7 +104,7 @@ def make_plan(
         epochs=_epochs(data.spec, recipe, max_steps),
         n_params=cost.n_params(model),
         flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
-        memory=_memory(recipe, model, batch, mesh),
+        memory=_memory(recipe, model, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
         checkpoint_bytes=cost.checkpoint_bytes(model),
         environment=environment,
@@ -222,7 +222,9 @@ def _gpus(recipe: Recipe, cluster: Cluster) -> int:
     return (cluster.node.gpus or 0) if asked is None else asked
 
 
-def _memory(recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh) -> dict[str, int]:
+def _memory(
+    recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh, device: Literal["cpu", "cuda"]
+) -> dict[str, int]:
     found = cost.training_memory(
         model,
         micro_batch_size=batch.micro_batch_size,
@@ -230,6 +232,7 @@ def _memory(recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh)
         shards=mesh.dp_shard,
         precision=recipe.train.precision,
         activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
+        device=device,
     )
     return {key: int(value) for key, value in found.items()}
 

@@ -55,12 +55,8 @@ class Tokenizer:
     @cached_property
     def eos_id(self) -> int | None:
         """The id that ends a text; None if neither tokenizer_config.json nor the vocabulary says it."""
-        for token in (_configured(self.path).get("eos_token"), *END_OF_TEXT):
-            content = token.get("content") if isinstance(token, dict) else token
-            found = None if content is None else self.raw.token_to_id(content)
-            if found is not None:
-                return int(found)
-        return None
+        token = end_of_text(self.path, self.raw)
+        return None if token is None else int(self.raw.token_to_id(token))
 
     @property
     def vocab_size(self) -> int:
@@ -132,6 +128,19 @@ class StopStrings:
     def flush(self) -> str:
         sure, self._held = self._held, ""
         return sure
+
+
+def end_of_text(path: str, raw: Any) -> str | None:
+    """The token of a tokenizer.json (`raw`: as `tokenizers` reads it) that ends a text, for training and generation.
+
+    The eos_token of a tokenizer_config.json beside it if that is one of its tokens, else the first of END_OF_TEXT that
+    is; None if there is neither.
+    """
+    configured = _configured(path).get("eos_token")
+    if isinstance(configured, dict):
+        configured = configured.get("content")
+    named = [configured] if isinstance(configured, str) else []
+    return next((token for token in [*named, *END_OF_TEXT] if raw.token_to_id(token) is not None), None)
 
 
 def save_tokenizer(tokenizer_file: str, folder: str, *, max_seq_len: int) -> None:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.cost import (
+    LOGIT_CHUNK_BYTES,
     activation_elements,
     checkpoint_bytes,
     flops_per_token,
@@ -90,9 +91,26 @@ def test_activations_are_near_what_autograd_keeps(config: ModelConfig) -> None:
     assert 0.7 < estimate / kept_bytes(model.train(), tokens) < 1.3
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        neox(dim=1024, head_dim=8, n_heads=1, n_kv_heads=1, ffn_dim=8, n_layers=3),
+        neox(dim=1024, head_dim=8, n_heads=1, n_kv_heads=1, ffn_dim=8, n_layers=3, parallel_residual=False),
+        llama(dim=1024, head_dim=8, n_heads=1, n_kv_heads=1, ffn_dim=8, n_layers=3),
+    ],
+    ids=["neox", "neox-sequential", "llama"],
+)
+def test_norms_keep_what_is_counted(config: ModelConfig) -> None:
+    """Next to such a wide stream attention and MLP are nothing: all that is kept belongs to the norms."""
+    model, tokens = random_model(config), random_tokens(config, 2, 32)
+    estimate = 4 * tokens.numel() * config.n_layers * activation_elements(config)
+    assert estimate / kept_bytes(model.train(), tokens) == pytest.approx(1, abs=0.1)
+
+
 def memory(**changes: object) -> dict[str, int]:
     options: dict[str, object] = {
         "micro_batch_size": 4, "seq_len": 2048, "shards": 1, "precision": "fp32", "activation_checkpointing": False,
+        "device": "cpu",
     }  # fmt: skip
     return training_memory(preset("pythia-1b"), **(options | changes))
 
@@ -108,3 +126,5 @@ def test_memory_goes_where_the_knobs_send_it() -> None:
     assert memory(activation_checkpointing=True)["activations"] < plain["activations"] / 5
     assert memory(precision="bf16")["activations"] < 0.55 * plain["activations"]
     assert memory(micro_batch_size=8)["activations"] > 1.9 * plain["activations"]
+    more = memory(device="cuda")["activations"] - plain["activations"]
+    assert more == pytest.approx(2 * (LOGIT_CHUNK_BYTES["cuda"] - LOGIT_CHUNK_BYTES["cpu"]), rel=0.05)

@@ -230,6 +230,8 @@ def test_the_edges_of_the_draw() -> None:
     assert draw(LOGITS, Sampling(), [almost_one]) == [6], "a token without any odds was drawn"
     assert draw(LOGITS, Sampling(temperature=0), [0.5]) == [1]
     assert draw(LOGITS, Sampling(1.0, top_p=1e-9), [almost_one]) == [1]
+    even = torch.zeros(1, 4)  # of four tokens with 1/4 each, two reach 1/2: a third is not needed
+    assert len({draw(even, Sampling(1.0, top_p=0.5), [number / 64])[0] for number in range(64)}) == 2
 
 
 def test_what_lay_in_memory_before_does_not_reach_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from launchyard.model.config import ModelConfig
+from launchyard.model.cost import LOGIT_CHUNK_BYTES, training_memory
 from launchyard.training import loss
 from launchyard.training.spec import IGNORE_INDEX
 
@@ -27,7 +29,7 @@ def test_equal_to_the_plain_loss(rows: int, vocab: int, masked: float, scale: fl
     want = cross_entropy(hidden @ weight.t(), labels, ignore_index=IGNORE_INDEX, reduction="sum") * scale
     want_grads = torch.autograd.grad(want, [hidden, weight])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loss.CHUNK_BYTES, "cpu", 1)  # 16 rows a chunk
+        patch.setitem(LOGIT_CHUNK_BYTES, "cpu", 1)  # 16 rows a chunk
         got = loss.linear_cross_entropy(hidden, weight, labels, scale=scale)
         grads = torch.autograd.grad(got, [hidden, weight])
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
@@ -57,3 +59,43 @@ def test_bf16_gradients_are_gathered_in_fp32() -> None:
     assert weight.grad is not None and exact_weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
     assert torch.allclose(weight.grad.float(), exact_weight.grad, rtol=0.05, atol=2e-3)
+
+
+@pytest.mark.parametrize("budget", [LOGIT_CHUNK_BYTES["cpu"], 1 << 20, 300_000])
+@pytest.mark.parametrize("tokens", [32, 700])
+def test_the_estimate_of_memory_counts_the_logits_that_the_loss_makes(
+    budget: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the largest slice: logits and their softmax. The estimate without a vocabulary would have none of it."""
+    monkeypatch.setitem(LOGIT_CHUNK_BYTES, "cpu", budget)
+    vocab, largest = 2048, 0
+    real = loss._product
+
+    def spy(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        product = real(x, weight)
+        largest = max(largest, product.numel()) if product.shape[-1] == vocab else largest
+        return product
+
+    monkeypatch.setattr(loss, "_product", spy)
+    loss.linear_cross_entropy(
+        torch.randn(tokens, 8).requires_grad_(), torch.randn(vocab, 8), torch.zeros(tokens).long()
+    )
+    small, large = activations(tokens, vocab=128), activations(tokens, vocab=vocab)
+    logits_of_small = 2 * 4 * 128 * min(tokens, loss.logit_rows(128, "cpu"))
+    assert large - (small - logits_of_small) == 2 * 4 * largest
+
+
+def activations(tokens: int, *, vocab: int) -> int:
+    config = ModelConfig(
+        family="llama", dim=8, n_layers=1, n_heads=1, ffn_dim=8, vocab_size=vocab, max_seq_len=1024, head_dim=8
+    )  # type: ignore[call-arg]
+    return training_memory(
+        config,
+        micro_batch_size=1,
+        seq_len=tokens,
+        shards=1,
+        precision="fp32",
+        activation_checkpointing=False,
+        device="cpu",
+    )["activations"]

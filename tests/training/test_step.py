@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from launchyard.model.config import ModelConfig
 from launchyard.training.build import build_model
@@ -17,7 +18,7 @@ from launchyard.training.optim.adamw import make_optimizer
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.recipe import Optimizer, Recipe
 from launchyard.training.spec import IGNORE_INDEX
-from launchyard.training.step import train_step
+from launchyard.training.step import forward_backward, train_step
 from tests.support.ranks import run_ranks
 from tests.support.small_runs import MODEL
 
@@ -124,3 +125,33 @@ def test_workers_make_one_step(tmp_path: Path, case: str) -> None:
     world_size, model, options, micro, loose = CASES[case]
     torch.save(reference(model), tmp_path / "reference.pt")
     run_ranks(world_size, _compare, str(tmp_path), model, options, micro, loose)
+
+
+class _Reductions(TorchDispatchMode):
+    """Counts the reductions of gradients that c10d is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "reduce_scatter" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def _count_reductions(micro: int) -> None:
+    connect(world := read_world(), torch.device("cpu"))
+    config = ModelConfig.model_validate(MODEL)
+    model = build_model(config, recipe_of(MODEL), world_size=world.world_size, device=torch.device("cpu"))
+    inputs, labels = global_batch(0)
+    share = GLOBAL // world.world_size
+    pairs = list(zip(inputs[:share].split(micro), labels[:share].split(micro), strict=True))
+    for _ in range(2):  # the second step finds the switch as the first has left it
+        with _Reductions() as reductions:
+            forward_backward(model, pairs, n_valid=1)
+        assert reductions.count == config.n_layers + 1, "one for each block, and one for what is left"
+    disconnect()
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_gradients_are_reduced_once_a_step(micro: int) -> None:
+    """However many micro batches there are. Reducing after each would give the same numbers, slowly."""
+    run_ranks(2, _count_reductions, micro)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.agent.restart_policy import BACK_OFF_CAP, AttemptSummary, after_attempt
+from launchyard.launcher.agent.restart_policy import BACK_OFF_CAP, NODE_LOST, AttemptSummary, after_attempt
 
 
 def done(outcome: str, reason: str = "x", *, fatal: bool = False, progressed: bool = False) -> AttemptSummary:
@@ -15,6 +15,7 @@ def done(outcome: str, reason: str = "x", *, fatal: bool = False, progressed: bo
 
 FAILED, PROGRESSED = done("failed", "error"), done("failed", "error", progressed=True)
 PREEMPTED = done("stopped", "preempted")
+LOST = done("failed", NODE_LOST)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,9 @@ PREEMPTED = done("stopped", "preempted")
         ([FAILED, FAILED, PROGRESSED], "again", 1),
         ([PROGRESSED] * 50, "again", 1),
         ([FAILED, FAILED, PROGRESSED, FAILED, FAILED], "again", 2),
+        ([LOST] * 50, "again", 0),
+        ([FAILED, LOST, LOST, LOST, FAILED], "again", 2),
+        ([FAILED, LOST, FAILED, LOST, FAILED], "end", 0),
         ([FAILED, PREEMPTED, FAILED, PREEMPTED, FAILED], "end", 0),
         ([FAILED, FAILED, done("stopped", "preempted", progressed=True), FAILED], "again", 1),
     ],
@@ -72,6 +76,14 @@ def test_a_preemption_always_goes_on_and_a_crash_loop_always_ends(
     assert after_attempt([*history, PREEMPTED], max_failures=max_failures).action == "again"
     assert after_attempt([*history, *[FAILED] * max(1, max_failures)], max_failures=max_failures).action == "end"
     assert 0 <= after_attempt(history, max_failures=max_failures).delay_seconds <= BACK_OFF_CAP
+
+
+@given(st.lists(st.one_of(summaries, st.just(LOST)), max_size=20), st.integers(0, 5))
+def test_a_lost_node_never_counts_as_a_failure(history: list[AttemptSummary], max_failures: int) -> None:
+    helped = [one for one in history if one != LOST]
+    decision = after_attempt([*history, FAILED], max_failures=max_failures)
+    assert decision == after_attempt([*helped, FAILED], max_failures=max_failures)
+    assert after_attempt([*history, LOST], max_failures=max_failures).action == "again"
 
 
 def test_an_empty_history_is_refused() -> None:

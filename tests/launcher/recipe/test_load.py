@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.errors import RecipeErrors, UserError
@@ -340,6 +340,7 @@ def test_every_suggested_key_exists() -> None:
         assert theirs not in leaves, f"{theirs} is a key of ours"
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(leaf_keys(Recipe.model_json_schema()))), st.integers(0, 30))
 def test_a_doubled_letter_still_finds_the_key(leaf: str, at: int) -> None:
     *parents, last = leaf.split(".")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launchyard.model.text.tokenizer import StopStrings, Tokenizer
+from launchyard.model.text.tokenizer import END_OF_TEXT, StopStrings, Tokenizer
+from launchyard.training.data.prepare.encode import open_tokenizer
 from tests.support.tiny_models import byte_tokenizer, word_tokenizer
 
 
@@ -73,6 +76,23 @@ def test_the_end_of_text_is_what_the_folder_says(tmp_path: Path) -> None:
     path = Path(byte_tokenizer(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "!", "lstrip": false}}')
     assert Tokenizer(str(path)).eos_id == Tokenizer(str(path)).raw.token_to_id("!")
+
+
+@pytest.mark.parametrize("configured", [None, "the", {"content": "the"}, "<not a token>"], ids=str)
+@pytest.mark.parametrize("token", [*END_OF_TEXT, "<of nobody>"])
+def test_a_model_stops_at_the_token_that_ends_its_documents(tmp_path: Path, token: str, configured: object) -> None:
+    """What `launch prepare` puts after a text is what generation takes for its end."""
+    words = {word: number for number, word in enumerate(["<unk>", "the", token])}
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>")).save(str(path))
+    if configured is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": configured}))
+    try:
+        ends_documents: int | None = open_tokenizer(str(path), eos=None).eos_id
+    except ValueError:
+        ends_documents = None
+    known = configured not in (None, "<not a token>")
+    assert Tokenizer(str(path)).eos_id == ends_documents == (1 if known else 2 if token in END_OF_TEXT else None)
 
 
 def test_load_takes_a_file_a_folder_and_a_checkpoint(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -17,14 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from launchyard.model.text.tokenizer import END_OF_TEXT, end_of_text
 from launchyard.storage import files
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.dataset_spec import tokenizer_vocab_size
 from launchyard.training.data.index import find_tokenizer
 from launchyard.training.data.prepare.split import Piece
 
-# What ends a document, where neither the user nor tokenizer_config.json says it.
-END_CANDIDATES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 BATCH_CHARS = 1 << 20
 BATCH_PIECES = 8192
 
@@ -54,26 +52,16 @@ def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
     raw = files.read(path)
     vocab_size = tokenizer_vocab_size(raw, name=path)
     engine = _engine(raw, path)
-    chosen = eos if eos is not None else _guess_eos(path, engine)
+    chosen = eos if eos is not None else end_of_text(path, engine)
     if chosen is None:
         raise ValueError(
-            f"{path} does not say which token ends a document: there is no eos_token in a tokenizer_config.json beside "
-            f"it and none of {' '.join(END_CANDIDATES)} in it; name one with --eos"
+            f"{path} does not say which token ends a document: no eos_token of a tokenizer_config.json beside it and "
+            f"none of {' '.join(END_OF_TEXT)} is in it; name one with --eos"
         )
     eos_id = engine.token_to_id(chosen)
     if eos_id is None:
         raise ValueError(f"--eos {chosen!r} is no token of {path}; name one of its tokens, such as <|endoftext|>")
     return TokenizerFile(raw, hashlib.sha256(raw).hexdigest(), chosen, int(eos_id), vocab_size)
-
-
-def _guess_eos(path: str, engine: Any) -> str | None:
-    beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
-    said = json.loads(files.read(beside)).get("eos_token") if files.exists(beside) else None
-    if isinstance(said, dict):
-        said = said.get("content")
-    if isinstance(said, str):
-        return said
-    return next((token for token in END_CANDIDATES if engine.token_to_id(token) is not None), None)
 
 
 def _engine(raw: bytes, name: str) -> Any:
