@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+from launchyard.run.layout import grown, grown_part
 from launchyard.run.rundir import RunDir
 
 PART_BYTES = 256 << 10
@@ -66,7 +67,7 @@ class Appender:
                 self.flush()
 
     def _append(self, text: str, sync: bool) -> None:
-        path = self._run.path(f"{self._stem}.jsonl")
+        path = self._run.path(grown(self._stem))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "ab", buffering=0) as file:
             before = file.seek(0, os.SEEK_END)
@@ -83,7 +84,7 @@ class Appender:
     def _grow(self, text: str) -> None:
         """A part is never written again after a write of it has failed: that one may still arrive, and late."""
         try:
-            self._run.write_text(f"{self._stem}-{self._part:06d}.jsonl", self._text + text)
+            self._run.write_text(grown_part(self._stem, self._part), self._text + text)
         except BaseException:
             self._part, self._text = self._part + 1, ""
             raise

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from launchyard.run.layout import LATEST
+from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage.shards import MANIFEST, read_attempt
+from launchyard.storage.shards import read_attempt
 
 
 class RunCheckpoints:
@@ -39,10 +39,9 @@ class RunCheckpoints:
 
     def steps(self) -> Iterator[int]:
         """Steps of all checkpoints that exist, also of those that do not count; newest first."""
-        names = [name for name in self._run.listdir("checkpoints") if name.startswith("step-")]
-        steps = {int(name[5:]) for name in names if name[5:].isdigit()} | self._latest_step()
-        for step in sorted(steps, reverse=True):
-            if self._run.exists(f"{self._run.checkpoint_dir(step)}/{MANIFEST}"):
+        found = {layout.checkpoint_step(name) for name in self._run.listdir(layout.CHECKPOINTS)} | self._latest_step()
+        for step in sorted((step for step in found if step is not None), reverse=True):
+            if self._run.exists(layout.manifest(step)):
                 yield step
 
     def late(self, step: int) -> str:
@@ -55,7 +54,7 @@ class RunCheckpoints:
             return ""
         by = next(number for number in later if self._went_on_before(number, step))
         start = self._start(by)
-        if any(event.get("event") == "fell back" and event.get("step") == step for event in self._events_of(by)):
+        if any(event.get("event") == events.FELL_BACK and event.get("step") == step for event in self._events_of(by)):
             return f"attempt {by} found it damaged and went on from step {start}"
         return f"attempt {attempt} committed it after attempt {by} had gone on from step {start}"
 
@@ -72,8 +71,8 @@ class RunCheckpoints:
         return start is not None and start < step
 
     def _start(self, attempt: int) -> int | None:
-        events = self._events_of(attempt)
-        return next((int(event["step"]) for event in events if event["event"] == "started"), None)
+        told = self._events_of(attempt)
+        return next((int(event["step"]) for event in told if event["event"] == events.STARTED), None)
 
     def _events_of(self, attempt: int) -> list[dict[str, Any]]:
         if attempt not in self._events:
@@ -84,10 +83,10 @@ class RunCheckpoints:
     def _attempts(self) -> list[int]:
         return self._run.attempts()
 
-    def _latest_step(self) -> set[int]:
+    def _latest_step(self) -> set[int | None]:
         """The step that was committed last, for stores and network folders that list late what is there already."""
         try:
-            return {int(self._run.read_json(LATEST)["step"])}
+            return {int(self._run.read_json(layout.LATEST)["step"])}
         except (FileNotFoundError, ValueError, KeyError):
             return set()
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from launchyard.run.events import FINISHED
+from launchyard.run.layout import STEPS
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 
@@ -207,12 +209,12 @@ def read_facts(run: RunDir, *, before: int | None = None) -> Iterable[AttemptFac
         if before is not None and attempt >= before:
             return
         job = run.job(attempt)
-        told = [event for event in run.events(attempt) if event["event"] == "finished"]
+        told = [event for event in run.events(attempt) if event["event"] == FINISHED]
         yield AttemptFacts(
             attempt,
             job.created,
             job.job_id in queued,
-            rows=run.attempt_rows("steps", attempt),
+            rows=run.attempt_rows(STEPS, attempt),
             finished=told[-1] if told else None,
             outcome=run.outcome(attempt),
         )

@@ -1,12 +1,294 @@
-"""Every file and folder of a run directory by name. No other file spells one."""
+"""Every file and folder of a run directory: its name, who writes it, and what it is. No other file spells one.
+
+Names are relative to the run directory. Knows no content: see records.py, events.py, rows.py and storage/shards.py.
+"""
 
 from __future__ import annotations
 
-LATEST = "checkpoints/latest.json"
-WAITING = "submissions/waiting.json"
+import re
+from dataclasses import dataclass
+
+from launchyard.storage.shards import MANIFEST
+
+# -- frozen at the launch --------------------------------------------------------------------------------------------
+RECIPE = "recipe.yaml"
+PLAN = "plan.json"
+CODE = "code.json"
+TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER = f"{TOKENIZER_FOLDER}/tokenizer.json"
+
+# -- of the whole run ------------------------------------------------------------------------------------------------
+OUTCOME = "outcome.json"
+STOP = "stop.json"
+JOB_LOG = "job.log"
+LOSS_CURVE = "loss.svg"
+SAMPLE = "sample.txt"
+WEIGHTS = "weights"
+METRICS_CSV = "metrics.csv"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"  # the name is W&B's own
+MLFLOW = "mlflow.db"
+
+# -- folders with a file, or a series of files, for each of many things -----------------------------------------------
+ATTEMPTS = "attempts"
+SUBMISSIONS = "submissions"
+METRICS = "metrics"
+CHECKPOINTS = "checkpoints"
+LATEST = f"{CHECKPOINTS}/latest.json"
+WAITING = f"{SUBMISSIONS}/waiting.json"
+STEPS, VALIDATION = "steps", "validation"  # the kinds of rows
+EVENTS = "events"
+
+_JSON, _JSONL, _LOG = ".json", ".jsonl", ".log"
+_ACCEPTED = ".job.json"
+_STEP_FOLDER = re.compile(r"step-(\d+)")
+_JOB_SCRIPT = re.compile(r"job-\d{4}\.sh")
+_LOG_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 LOG_PART_BYTES = 1 << 20
+
+
+# -- attempts --------------------------------------------------------------------------------------------------------
+def attempt_folder(attempt: int) -> str:
+    return f"{ATTEMPTS}/{attempt:04d}"
+
+
+def job(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/job.json"
+
+
+def heartbeat(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/heartbeat.json"
+
+
+def notice(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/notice.json"
+
+
+def nodes(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/nodes.json"
+
+
+def outcome(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/{OUTCOME}"
+
+
+def events(attempt: int) -> str:
+    """Without its ending: see run/append.py."""
+    return f"{attempt_folder(attempt)}/{EVENTS}"
+
+
+def errors_folder(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/errors"
+
+
+def error(attempt: int, rank: int) -> str:
+    return f"{errors_folder(attempt)}/rank-{rank:05d}{_JSON}"
+
+
+def targets_folder(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/targets"
+
+
+def target(attempt: int, rank: int) -> str:
+    return f"{targets_folder(attempt)}/{rank:05d}{_JSON}"
+
+
+def stalls_folder(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/stalls"
+
+
+def stall(attempt: int, node_rank: int) -> str:
+    return f"{stalls_folder(attempt)}/node-{node_rank}{_JSON}"
+
+
+# -- logs ------------------------------------------------------------------------------------------------------------
+def logs_folder(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/logs"
+
+
+def rank_log(rank: int) -> str:
+    """In `logs_folder`, or in a folder of the node until it is uploaded from there."""
+    return f"rank-{rank:05d}{_LOG}"
+
+
+def node_log(node_rank: int) -> str:
+    """In the same folder."""
+    return f"node-{node_rank}{_LOG}"
+
+
+def log_origin(name: str) -> tuple[str, int] | None:
+    """("rank" or "node", its number) of the name of a log; None of another name."""
+    found = _LOG_NAME.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def is_log(name: str) -> bool:
+    return name.endswith(_LOG)
 
 
 def log_part(name: str, part: int) -> str:
     """In a store a log lies in parts of LOG_PART_BYTES; the first has its plain name."""
     return f"{name}.{part:04d}" if part else name
+
+
+# -- submissions -----------------------------------------------------------------------------------------------------
+def submission(number: int) -> str:
+    return f"{SUBMISSIONS}/{number:04d}{_JSON}"
+
+
+def accepted(number: int) -> str:
+    return f"{SUBMISSIONS}/{number:04d}{_ACCEPTED}"
+
+
+def submission_number(name: str) -> int | None:
+    """Of the name of a file in `SUBMISSIONS`; None of one that belongs to no submission."""
+    return int(name[:4]) if name[:4].isdigit() else None
+
+
+def is_accepted(name: str) -> bool:
+    return name.endswith(_ACCEPTED)
+
+
+def job_script(number: int) -> str:
+    """In host.folders.job_folder: beside the run where that is remote."""
+    return f"job-{number:04d}.sh"
+
+
+def is_job_script(name: str) -> bool:
+    return _JOB_SCRIPT.fullmatch(name) is not None
+
+
+def job_output(job_id: str) -> str:
+    """In the same folder."""
+    return f"job-{job_id}{_LOG}"
+
+
+JOB_CODE = "code"  # in the same folder
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+def rows_prefix(kind: str, attempt: int) -> str:
+    """How the names of the files in `METRICS` begin that hold the rows of an attempt. `kind`: STEPS or VALIDATION."""
+    return f"{kind}-{attempt:04d}"
+
+
+def rows(kind: str, attempt: int) -> str:
+    """Without its ending: see run/append.py."""
+    return f"{METRICS}/{rows_prefix(kind, attempt)}"
+
+
+def grown(stem: str) -> str:
+    """A file of rows or events where rows can be appended."""
+    return f"{stem}{_JSONL}"
+
+
+def grown_part(stem: str, part: int) -> str:
+    """A part of it in a store, where they cannot."""
+    return f"{stem}-{part:06d}{_JSONL}"
+
+
+def is_grown(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and name.endswith(_JSONL)
+
+
+def tracker_mark(tracker: str) -> str:
+    return f"{METRICS}/tracker-{tracker}{_JSON}"
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+def checkpoint_folder(step: int) -> str:
+    return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+def manifest(step: int) -> str:
+    return f"{checkpoint_folder(step)}/{MANIFEST}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Of the name of a folder in `CHECKPOINTS`; None of another name."""
+    found = _STEP_FOLDER.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def attempt_prefix(attempt: int) -> str:
+    """How the names of all files begin that an attempt writes into the folder of a checkpoint, but for the manifest."""
+    return f"{attempt:04d}"
+
+
+def shards(attempt: int, rank: int) -> str:
+    """In the folder of a checkpoint."""
+    return f"{attempt_prefix(attempt)}-rank-{rank:05d}.safetensors"
+
+
+def is_json(name: str) -> bool:
+    return name.endswith(_JSON)
+
+
+# -- what each is ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder, for people. `pattern`: NNNN an attempt or a submission, NNNNN a rank, N a node."""
+
+    pattern: str
+    writer: str
+    when: str
+    meaning: str
+
+
+ENTRIES = (
+    Entry(RECIPE, "launcher", "at the launch", "The whole recipe, with `extends` and the command line worked in."),
+    Entry(PLAN, "launcher", "at the launch, last", "All that follows from it, as `--dry-run --json` prints it; "
+          "with this file the folder is a run."),
+    Entry(CODE, "launcher", "at the launch, first; anew by a resume with other code", "Git commit, uncommitted changes, "
+          "digest of launchyard's own code, versions of packages."),
+    Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
+    Entry(f"{SUBMISSIONS}/NNNN.json", "launcher", "before a job is sent to a scheduler", "With what that job will "
+          "claim its attempts: [Submission](run-directory.md#submission)."),
+    Entry(f"{SUBMISSIONS}/NNNN.job.json", "launcher", "when the scheduler has accepted it", "The id of the job, as "
+          "`job_id`."),
+    Entry(WAITING, "owner (Ray)", "while a job that runs waits for nodes", "Why it waits: `job_id`, `reason`, `time`."),
+    Entry(f"{ATTEMPTS}/NNNN/job.json", "owner", "to claim the attempt, create-only", "Who runs it: host, process, "
+          "workers, device, overrides: [Job](run-directory.md#job)."),
+    Entry(f"{ATTEMPTS}/NNNN/heartbeat.json", "owner", "every few seconds", "That its owner lives, for readers on other "
+          "hosts: `time`, `host`, `pid`."),
+    Entry(f"{ATTEMPTS}/NNNN/notice.json", "launcher, owner (Ray)", "when nodes are about to be taken", "Asks the "
+          "agents for an agreed save: `reason`, `time`."),
+    Entry(f"{ATTEMPTS}/NNNN/nodes.json", "owner (Ray)", "when the nodes of the attempt are found", "Where its agents "
+          "are, by node rank."),
+    Entry(f"{ATTEMPTS}/NNNN/events.jsonl", "rank 0", "all along", "What happened, one [event](run-directory.md#events) "
+          "per line."),
+    Entry(f"{ATTEMPTS}/NNNN/errors/rank-NNNNN.json", "worker, agent", "when a worker fails or is found hung",
+          "Type, message, traceback, step, and `fatal`: another try would end the same way."),
+    Entry(f"{ATTEMPTS}/NNNN/targets/NNNNN.json", "worker", "from its start to its clean end", "Where its Prometheus "
+          "metrics are served: [Target](run-directory.md#target)."),
+    Entry(f"{ATTEMPTS}/NNNN/stalls/node-N.json", "agent", "while all its workers wait, on several nodes", "When it saw "
+          "that last, as `time`."),
+    Entry(f"{ATTEMPTS}/NNNN/logs/rank-NNNNN.log", "worker", "all along", "What a worker printed."),
+    Entry(f"{ATTEMPTS}/NNNN/logs/node-N.log", "agent", "all along", "What torchrun printed on a node."),
+    Entry(f"{ATTEMPTS}/NNNN/{OUTCOME}", "rank 0, else the agent of node 0", "at the end of the attempt", "How it "
+          "ended: [OutcomeRecord](run-directory.md#outcomerecord)."),
+    Entry(f"{METRICS}/steps-NNNN.jsonl", "rank 0", "every step", "One [row](run-directory.md#steprow) per step."),
+    Entry(f"{METRICS}/validation-NNNN.jsonl", "rank 0", "every validation", "One "
+          "[row](run-directory.md#validationrow) per validation."),
+    Entry(f"{METRICS}/tracker-NAME.json", "rank 0", "now and then, if the recipe asks for that tracker", "The last "
+          "`step` that a tracker has been given."),
+    Entry(f"{CHECKPOINTS}/step-NNNNNNNN/NNNN-rank-NNNNN.safetensors", "worker", "during a save", "The shards of one "
+          "rank; attempt and rank stand in the name."),
+    Entry(f"{CHECKPOINTS}/step-NNNNNNNN/{MANIFEST}", "rank 0", "to commit a checkpoint, create-only",
+          "What lies where, with hashes: [Manifest](run-directory.md#manifest). Without it there is no checkpoint."),
+    Entry(LATEST, "rank 0", "after a commit", "The `step` committed last, for stores that list late."),
+    Entry(JOB_LOG, "owner (local)", "all along", "What the owner printed."),
+    Entry("job-NNNN.sh", "launcher (SLURM)", "before it is sent", "The batch script of a submission."),
+    Entry("job-ID.log", "scheduler (SLURM)", "all along", "What a job printed, and its agents."),
+    Entry(f"{JOB_CODE}/", "launcher (SLURM)", "before the first job is sent", "The code that jobs of this run use."),
+    Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
+    Entry(METRICS_CSV, "rank 0", "all along, if the recipe asks", "The rows of steps as a table, see "
+          "[trackers](../guides/experiment-trackers.md)."),
+    Entry(f"{TENSORBOARD}/", "rank 0", "all along, if the recipe asks", "Event files of TensorBoard."),
+    Entry(f"{WANDB}/", "rank 0", "all along, if the recipe asks", "The own files of Weights & Biases."),
+    Entry(MLFLOW, "rank 0", "all along, if the recipe asks", "The database of MLflow, unless a server is named."),
+    Entry(LOSS_CURVE, "rank 0", "at the end of an attempt", "The loss curve."),
+    Entry(SAMPLE, "rank 0", "at completion, if the recipe asks", "A text that the model wrote."),
+    Entry(f"{WEIGHTS}/", "rank 0", "at completion, if the recipe asks", "The weights as a Hugging Face directory."),
+    Entry(OUTCOME, "owner", "last of all", "How the run ended: [OutcomeRecord](run-directory.md#outcomerecord)."),
+)  # fmt: skip

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 
+from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 
@@ -19,16 +20,16 @@ LEASE_SECONDS = 60.0
 
 def heartbeat_age(run: RunDir, attempt: int) -> float:
     """Seconds since the owner of an attempt last beat, or claimed it, by the clock of where the run lies."""
-    for name in ("heartbeat.json", "job.json"):
+    for name in (layout.heartbeat(attempt), layout.job(attempt)):
         with contextlib.suppress(FileNotFoundError):
-            return files.age(run.path(run.attempt_dir(attempt), name))
+            return files.age(run.path(name))
     return float("inf")
 
 
 def last_heartbeat(run: RunDir, attempt: int) -> float:
     """When the owner of an attempt last said that it lives, in seconds since the epoch; 0 if never."""
     try:
-        return float(run.read_json(f"{run.attempt_dir(attempt)}/heartbeat.json")["time"])
+        return float(run.read_json(layout.heartbeat(attempt))["time"])
     except (FileNotFoundError, ValueError, KeyError):
         return 0.0
 
@@ -46,5 +47,5 @@ class Heartbeat:
 
     def _write(self) -> None:
         facts = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-        self._run.write_json(f"{self._run.attempt_dir(self._attempt)}/heartbeat.json", facts)
-        self.superseded = self._run.exists(f"{self._run.attempt_dir(self._attempt + 1)}/job.json")
+        self._run.write_json(layout.heartbeat(self._attempt), facts)
+        self.superseded = self._run.exists(layout.job(self._attempt + 1))

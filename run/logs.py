@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from launchyard.run.layout import LOG_PART_BYTES, log_part
+from launchyard.run.layout import LOG_PART_BYTES, is_log, log_part, logs_folder
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 
@@ -19,7 +19,7 @@ class LogUpload:
     """Uploads all *.log of a local folder. `poll` it often; `finish` when nobody writes any more."""
 
     def __init__(self, run: RunDir, attempt: int, folder: str) -> None:
-        self._run, self._to, self._from = run, f"{run.attempt_dir(attempt)}/logs", folder
+        self._run, self._to, self._from = run, logs_folder(attempt), folder
         self._done: dict[str, int] = {}
         self._task = run.periodic(self._upload, every=EVERY_SECONDS)
 
@@ -39,7 +39,7 @@ class LogUpload:
 
     def _upload(self) -> None:
         for name in sorted(os.listdir(self._from)):
-            if name.endswith(".log"):
+            if is_log(name):
                 self._upload_file(name)
 
     def _upload_file(self, name: str) -> None:

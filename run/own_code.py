@@ -75,9 +75,11 @@ def version() -> str:
 
 
 def what_differs(run: RunDir) -> str | None:
-    """None if this process runs the code that code.json records, or if nothing is recorded; else the difference."""
+    """None if this process runs the code that its run has recorded, or if nothing is recorded; else the difference."""
+    from launchyard.run.layout import CODE
+
     try:
-        recorded = run.read_json("code.json")
+        recorded = run.read_json(CODE)
     except (FileNotFoundError, ValueError):  # started by hand, or a damaged record, of which nothing can be said
         return None
     source = recorded.get("source")

@@ -1,6 +1,6 @@
-"""The run directory: the only corridor between the launcher and the workers. Names every file in it.
+"""The run directory: the only corridor between the launcher and the workers.
 
-Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touched.
+Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touched. The names are those of layout.py:
 
     RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
               submissions/0000{.json, .job.json, .sh}         what was sent to a scheduler with a queue
@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from launchyard.host.periodic import PeriodicTask
+from launchyard.run import layout
+from launchyard.run.events import STARTED
 from launchyard.run.layout import LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
 from launchyard.run.rows import parse_jsonl
@@ -41,11 +43,11 @@ class RunDir:
 
     @staticmethod
     def attempt_dir(attempt: int) -> str:
-        return f"attempts/{attempt:04d}"
+        return layout.attempt_folder(attempt)
 
     @staticmethod
     def checkpoint_dir(step: int) -> str:
-        return f"checkpoints/step-{step:08d}"
+        return layout.checkpoint_folder(step)
 
     def periodic(self, action: Callable[[], None], *, every: float) -> PeriodicTask:
         """A task against this directory; in a thread where that is remote. A store that fails is not asked again."""
@@ -115,40 +117,41 @@ class RunDir:
     # -- submissions ---------------------------------------------------------------------------------------------
     def submit(self, submission: Submission) -> int:
         """Write down the next submission; its number."""
-        numbers = [int(name[:4]) for name in self.listdir("submissions") if name[:4].isdigit()]
-        number = max(numbers, default=-1) + 1
-        self.create_json(f"submissions/{number:04d}.json", submission.model_dump(mode="json"))
+        found = [layout.submission_number(name) for name in self.listdir(layout.SUBMISSIONS)]
+        number = max((number for number in found if number is not None), default=-1) + 1
+        self.create_json(layout.submission(number), submission.model_dump(mode="json"))
         return number
 
     def submission(self, number: int) -> Submission:
-        return Submission.model_validate(self.read_json(f"submissions/{number:04d}.json"))
+        return Submission.model_validate(self.read_json(layout.submission(number)))
 
     def withdraw(self, number: int) -> None:
         """It was not accepted."""
-        self.remove(f"submissions/{number:04d}.json")
+        self.remove(layout.submission(number))
 
     def accepted(self, number: int, job_id: str) -> None:
-        self.write_json(f"submissions/{number:04d}.job.json", {"job_id": job_id})
+        self.write_json(layout.accepted(number), {"job_id": job_id})
 
     def newest_submission(self) -> Submission | None:
         """The last one that a scheduler has accepted."""
-        names = self._accepted()
-        return self._submission_of(names[-1]) if names else None
+        numbers = self._accepted()
+        return self._accepted_submission(numbers[-1]) if numbers else None
 
     def submissions(self) -> list[Submission]:
         """All that a scheduler has accepted, oldest first."""
-        return [self._submission_of(name) for name in self._accepted()]
+        return [self._accepted_submission(number) for number in self._accepted()]
 
     def was_queued(self, job: Job) -> bool:
         """Was this job sent to a scheduler?"""
         return any(submission.job_id == job.job_id for submission in self.submissions())
 
-    def _accepted(self) -> list[str]:
-        return [name for name in self.listdir("submissions") if name.endswith(".job.json")]
+    def _accepted(self) -> list[int]:
+        names = [name for name in self.listdir(layout.SUBMISSIONS) if layout.is_accepted(name)]
+        return [number for name in names if (number := layout.submission_number(name)) is not None]
 
-    def _submission_of(self, name: str) -> Submission:
-        job_id = str(self.read_json(f"submissions/{name}")["job_id"])
-        return self.submission(int(name[:4])).model_copy(update={"job_id": job_id})
+    def _accepted_submission(self, number: int) -> Submission:
+        job_id = str(self.read_json(layout.accepted(number))["job_id"])
+        return self.submission(number).model_copy(update={"job_id": job_id})
 
     def say_waiting(self, job_id: str, reason: str) -> None:
         """A job that runs already waits for what its attempt needs, and this is why."""
@@ -168,61 +171,57 @@ class RunDir:
     # -- attempts ------------------------------------------------------------------------------------------------
     def attempts(self) -> list[int]:
         """Attempts that somebody has claimed, oldest first."""
-        numbers = [int(name) for name in self.listdir("attempts") if name.isdigit()]
+        numbers = [int(name) for name in self.listdir(layout.ATTEMPTS) if name.isdigit()]
         claimed = [n for n in numbers if self._is_claimed(n)]
         while self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
             claimed.append(after)  # a store may list late what can be read already
         return claimed
 
     def _is_claimed(self, attempt: int) -> bool:
-        return self.exists(f"{self.attempt_dir(attempt)}/job.json")
+        return self.exists(layout.job(attempt))
 
     def job(self, attempt: int) -> Job:
-        return Job.model_validate(self.read_json(f"{self.attempt_dir(attempt)}/job.json"))
+        return Job.model_validate(self.read_json(layout.job(attempt)))
 
     def claim_attempt(self, job: Job) -> None:
         """FileExistsError if the attempt is somebody else's."""
-        self.create_json(f"{self.attempt_dir(job.attempt)}/job.json", job.model_dump(mode="json"))
+        self.create_json(layout.job(job.attempt), job.model_dump(mode="json"))
 
     def outcome(self, attempt: int | None = None) -> OutcomeRecord | None:
         """How an attempt ended (None: the run); None while it has not."""
-        name = "outcome.json" if attempt is None else f"{self.attempt_dir(attempt)}/outcome.json"
+        name = layout.OUTCOME if attempt is None else layout.outcome(attempt)
         try:
             return OutcomeRecord.model_validate(self.read_json(name))
         except FileNotFoundError:
             return None
 
     def write_outcome(self, record: OutcomeRecord, *, of_run: bool = False) -> None:
-        name = "outcome.json" if of_run else f"{self.attempt_dir(record.attempt)}/outcome.json"
+        name = layout.OUTCOME if of_run else layout.outcome(record.attempt)
         self.write_json(name, record.model_dump(mode="json"), sync=True)
 
     def write_error(self, attempt: int, rank: int, record: dict[str, Any]) -> None:
         """What ended one worker: type, message, traceback, step, time, host, fatal, and data where it matters."""
-        self.write_json(f"{self.attempt_dir(attempt)}/errors/rank-{rank:05d}.json", record)
+        self.write_json(layout.error(attempt, rank), record)
 
     def errors(self, attempt: int) -> list[dict[str, Any]]:
         """What ended the workers of an attempt, first error first."""
-        folder = f"{self.attempt_dir(attempt)}/errors"
-        found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if name.endswith(".json")]
+        folder = layout.errors_folder(attempt)
+        found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if layout.is_json(name)]
         return sorted(found, key=lambda error: float(error.get("time", 0)))
 
     # -- metrics -------------------------------------------------------------------------------------------------
-    @staticmethod
-    def _target_name(attempt: int, rank: int) -> str:
-        return f"{RunDir.attempt_dir(attempt)}/targets/{rank:05d}.json"
-
     def register_target(self, attempt: int, target: Target) -> None:
-        self.write_json(self._target_name(attempt, target.rank), target.model_dump(mode="json"))
+        self.write_json(layout.target(attempt, target.rank), target.model_dump(mode="json"))
 
     def remove_target(self, attempt: int, rank: int) -> None:
         """Nothing happens if it is gone already."""
-        self.remove(self._target_name(attempt, rank))
+        self.remove(layout.target(attempt, rank))
 
     def targets(self, attempt: int) -> list[Target]:
         """Workers of an attempt that serve metrics, by rank. Those that were killed are among them."""
-        folder, found = f"{self.attempt_dir(attempt)}/targets", []
+        folder, found = layout.targets_folder(attempt), []
         for name in self.listdir(folder):
-            if name.endswith(".json"):
+            if layout.is_json(name):
                 try:
                     found.append(Target.model_validate(self.read_json(f"{folder}/{name}")))
                 except FileNotFoundError:  # removed since it was listed
@@ -236,7 +235,7 @@ class RunDir:
         An attempt that resumed at step s takes back what earlier attempts had done after s.
         """
         surviving: dict[int, dict[str, Any]] = {}
-        names = self.listdir("metrics")
+        names = self.listdir(layout.METRICS)
         for number, start in self.starts().items():
             surviving = {step: row for step, row in surviving.items() if step <= start}
             surviving.update((int(row["step"]), row) for row in self._rows_in(names, kind, number))
@@ -244,17 +243,17 @@ class RunDir:
 
     def attempt_rows(self, kind: str, attempt: int) -> Iterator[dict[str, Any]]:
         """All rows of `steps` or `validation` that one attempt wrote, also those that did not survive."""
-        yield from self._rows_in(self.listdir("metrics"), kind, attempt)
+        yield from self._rows_in(self.listdir(layout.METRICS), kind, attempt)
 
     def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[dict[str, Any]]:
         for name in names:
-            if name.startswith(f"{kind}-{attempt:04d}"):
-                yield from parse_jsonl(self.read_bytes(f"metrics/{name}"))
+            if layout.is_grown(name, layout.rows_prefix(kind, attempt)):
+                yield from parse_jsonl(self.read_bytes(f"{layout.METRICS}/{name}"))
 
     def events(self, attempt: int) -> list[dict[str, Any]]:
-        """What rank 0 did: {"event": "started" | "resumed" | "saved" | …, "time": …, "step": …, …}."""
+        """What rank 0 did: {"event": …, "time": …, …}, see run/events.py."""
         folder = self.attempt_dir(attempt)
-        names = [name for name in self.listdir(folder) if name.startswith("events") and name.endswith(".jsonl")]
+        names = [name for name in self.listdir(folder) if layout.is_grown(name, layout.EVENTS)]
         return [row for name in names for row in parse_jsonl(self.read_bytes(f"{folder}/{name}"))]
 
     def starts(self) -> dict[int, int]:
@@ -265,29 +264,29 @@ class RunDir:
     def _start_step(self, attempt: int) -> int | None:
         """The step from which an attempt went on; None if it never got that far."""
         for event in self.events(attempt):
-            if event["event"] == "started":
+            if event["event"] == STARTED:
                 return int(event["step"])
         return None
 
     # -- stop ----------------------------------------------------------------------------------------------------
     def request_stop(self, reason: str) -> None:
-        self.write_json("stop.json", {"reason": reason, "time": time.time()})
+        self.write_json(layout.STOP, {"reason": reason, "time": time.time()})
 
     def stop_requested(self) -> dict[str, Any] | None:
         try:
-            return dict(self.read_json("stop.json"))
+            return dict(self.read_json(layout.STOP))
         except FileNotFoundError:
             return None
 
     def give_notice(self, attempt: int, reason: str) -> None:
         """Tell the agents of an attempt that its nodes are about to be taken: agreed save, then leave."""
-        self.write_json(f"{self.attempt_dir(attempt)}/notice.json", {"reason": reason, "time": time.time()})
+        self.write_json(layout.notice(attempt), {"reason": reason, "time": time.time()})
 
     def notice(self, attempt: int) -> str | None:
         try:
-            return str(self.read_json(f"{self.attempt_dir(attempt)}/notice.json").get("reason"))
+            return str(self.read_json(layout.notice(attempt)).get("reason"))
         except FileNotFoundError:
             return None
 
     def clear_stop(self) -> None:
-        self.remove("stop.json")
+        self.remove(layout.STOP)

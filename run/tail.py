@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from launchyard.run.layout import is_grown, is_log
 from launchyard.run.rundir import RunDir
 
 
@@ -27,7 +28,7 @@ class Tail:
         return raw.decode(errors="replace").splitlines()
 
     def _read(self) -> bytes:
-        if self._name.endswith(".log"):
+        if is_log(self._name):
             return self._run.read_log(self._name, self._offset)
         return self._run.read_from(self._name, self._offset)
 
@@ -43,8 +44,7 @@ class RowTail:
 
     def rows(self) -> list[dict[str, Any]]:
         """OSError if they cannot be read now; what was read before it comes with the next call."""
-        names = self._run.listdir(self._folder)
-        names = [name for name in names if name.startswith(self._prefix) and name.endswith(".jsonl")]
+        names = [name for name in self._run.listdir(self._folder) if is_grown(name, self._prefix)]
         for name in names:
             if name not in self._read:
                 tail = self._tails.setdefault(name, Tail(self._run, f"{self._folder}/{name}"))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from launchyard.run.checkpoints import newest_checkpoint
+from launchyard.run.events import EXPORTED, SAMPLED
+from launchyard.run.layout import LOSS_CURVE, SAMPLE, STEPS, TOKENIZER, VALIDATION, WEIGHTS
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import loss_svg
 from launchyard.storage.shards import read_manifest, read_tensor
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
-
-WEIGHTS = "weights"
-TOKENIZER = "tokenizer/tokenizer.json"
 
 
 def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bool, on_event: Any) -> None:
@@ -22,16 +21,16 @@ def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bo
         return
     if recipe.checkpoint.export:
         export_weights(run, workload)
-        on_event("exported", folder=WEIGHTS)
+        on_event(EXPORTED, folder=WEIGHTS)
     if recipe.validation.sample is not None:
-        run.write_text("sample.txt", write_sample(run, recipe))
-        on_event("sampled", file="sample.txt")
+        run.write_text(SAMPLE, write_sample(run, recipe))
+        on_event(SAMPLED, file=SAMPLE)
 
 
 def draw_curve(run: RunDir, name: str) -> None:
-    train = [(float(row["step"]), float(row["loss"])) for row in run.rows("steps")]
-    validation = [(float(row["step"]), float(row["loss"])) for row in run.rows("validation")]
-    run.write_text("loss.svg", loss_svg(train, validation, title=f"{name}: loss, nats a token"))
+    train = [(float(row["step"]), float(row["loss"])) for row in run.rows(STEPS)]
+    validation = [(float(row["step"]), float(row["loss"])) for row in run.rows(VALIDATION)]
+    run.write_text(LOSS_CURVE, loss_svg(train, validation, title=f"{name}: loss, nats a token"))
 
 
 def export_weights(run: RunDir, workload: Workload) -> None:

@@ -8,7 +8,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from launchyard.run import layout
 from launchyard.run.append import Appender
+from launchyard.run.events import DATA_TROUBLE
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.training.batching import count_steps, cut_batch
@@ -99,9 +101,8 @@ def open_rows(run: RunDir, world: World) -> tuple[Appender | None, Appender | No
     if not world.leads:
         return None, None
     every = 0.0 if run.local else 10.0
-    steps, validation = (
-        Appender(run, f"metrics/{kind}-{world.attempt:04d}", flush_seconds=every) for kind in ("steps", "validation")
-    )
+    steps = Appender(run, layout.rows(layout.STEPS, world.attempt), flush_seconds=every)
+    validation = Appender(run, layout.rows(layout.VALIDATION, world.attempt), flush_seconds=every)
     return steps, validation
 
 
@@ -183,13 +184,13 @@ def open_readers(recipe: Recipe, workload: Workload, world: World, on_event: Any
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=world.local_world_size,
-        say=lambda text: on_event("data trouble", message=text),
+        say=lambda text: on_event(DATA_TROUBLE, message=text),
     )
     stores = [TokenStore(source.folder, cache=cache) for source in train]
     for found in stores:
         if not found.verifiable:
             text = f"{found.folder} has no digests.json: only the sizes and headers of its chunks can be verified"
-            on_event("data trouble", message=text)
+            on_event(DATA_TROUBLE, message=text)
     reader = TokenReader(stores, weights=weights, shuffle=data.shuffle, **common)
     if not held:
         return reader, None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launchyard.run import events
 from launchyard.run.append import Appender
 from launchyard.training.batching import Batch
 from launchyard.training.checkpoint.checkpointer import Checkpointer
@@ -293,7 +294,7 @@ def after_last_step(parts: Parts) -> str | None:
 
 def tell_stopping(parts: Parts, step: int, reason: str) -> None:
     parts.flag.heard = parts.flag.heard or time.monotonic()  # another rank may have heard of it, and this one from it
-    parts.on_event("stopping", step=step, reason=reason)
+    parts.on_event(events.STOPPING, step=step, reason=reason)
     parts.exporter.state("stopping")
     parts.exporter.add("trainer_preemptions_total", source=reason)
 
@@ -303,7 +304,7 @@ def tell_saved(parts: Parts) -> None:
     heard = parts.flag.heard
     if heard is not None:
         parts.exporter.set("trainer_preempt_save_duration_seconds", time.monotonic() - heard)
-        parts.on_event("saved before stopping", seconds=round(time.monotonic() - heard, 3))
+        parts.on_event(events.SAVED_BEFORE_STOPPING, seconds=round(time.monotonic() - heard, 3))
 
 
 def run_validation(parts: Parts, step: int) -> str | None:
@@ -311,7 +312,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
     assert parts.held_out is not None
     parts.clock.enter("validation")
     parts.exporter.state("validating")
-    parts.on_event("validating", step=step)
+    parts.on_event(events.VALIDATING, step=step)
     reason: str | None = None
 
     def interrupted() -> bool:
@@ -343,7 +344,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
         parts.validation_rows.add(row)
         parts.recorder.validated(row)
     parts.exporter.set("trainer_validation_loss", loss, dataset="validation")
-    parts.on_event("validated", step=step, loss=loss, seconds=seconds)
+    parts.on_event(events.VALIDATED, step=step, loss=loss, seconds=seconds)
     return None
 
 

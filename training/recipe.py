@@ -11,6 +11,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from launchyard.model.config import ModelConfig
+from launchyard.run.layout import RECIPE
+from launchyard.run.records import Job
+from launchyard.run.rundir import RunDir
 
 # Keys of a section of which a recipe holds one at most.
 EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
@@ -255,6 +258,38 @@ class Recipe(Section):
     validation: Validation = Validation()
     metrics: Metrics = Metrics()
     watchdog: Watchdog = Watchdog()
+
+
+# -- of a run --------------------------------------------------------------------------------------------------------
+def recipe_of(run: RunDir, attempt: int | Job) -> Recipe:
+    """The recipe by which an attempt trains: the frozen one with the overrides and the device of its job.
+
+    attempt: its number, or its job if that may still wait in a queue. One that nobody has claimed was started by hand,
+    and has no overrides. FileNotFoundError without a recipe, ValueError if it is damaged.
+    """
+    job = attempt if isinstance(attempt, Job) else run.job(attempt) if attempt in run.attempts() else None
+    overrides = {} if job is None else {**job.overrides, "train.device": job.device}  # as planned, nothing in silence
+    return Recipe.model_validate(apply_overrides(stored_recipe(run), overrides))
+
+
+def stored_recipe(run: RunDir) -> dict[str, Any]:
+    """The mapping that the launch has frozen. FileNotFoundError without one, ValueError if it is damaged."""
+    import yaml
+
+    where = run.path(RECIPE)
+    try:
+        raw = yaml.safe_load(run.read_text(RECIPE))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} holds no recipe")
+    return raw
+
+
+def overrides_of(run: RunDir) -> dict[str, Any]:
+    """All that were ever given to a run: those of its newest attempt."""
+    attempts = run.attempts()
+    return dict(run.job(attempts[-1]).overrides) if attempts else {}
 
 
 def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

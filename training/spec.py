@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.model.config import ModelConfig
+from launchyard.run.layout import PLAN
+from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Section
 
 IGNORE_INDEX = -100
@@ -58,3 +60,8 @@ class Workload(BaseModel):
     model: ModelConfig
     data: DataSpec
     storage: Storage = Storage()
+
+
+def read_workload(run: RunDir) -> Workload:
+    """What the plan of a run has frozen. FileNotFoundError without a plan, ValueError if it is damaged."""
+    return Workload.model_validate(run.read_json(PLAN))

@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from launchyard.host.processes import die_with_parent
+from launchyard.run import events, layout
 from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError
 from launchyard.training.distributed import World, read_world
-from launchyard.training.recipe import Recipe, apply_overrides
-from launchyard.training.spec import Storage, Workload
+from launchyard.training.recipe import Recipe, recipe_of
+from launchyard.training.spec import Storage, read_workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.heartbeat import Limits, PulseWriter, answer_with_stacks
@@ -91,11 +91,11 @@ def main(argv: list[str]) -> int:
 
 def redirect_output(run: RunDir, world: World) -> None:
     """From here on everything this process prints lands in its own log."""
-    name = f"{run.attempt_dir(world.attempt)}/logs/rank-{world.rank:05d}.log"
+    name = f"{layout.logs_folder(world.attempt)}/{layout.rank_log(world.rank)}"
     if not run.local:
         if world.scratch is None:
             return
-        name = f"{world.scratch}/rank-{world.rank:05d}.log"
+        name = f"{world.scratch}/{layout.rank_log(world.rank)}"
     path = run.path(name) if run.local else name
     os.makedirs(os.path.dirname(path), exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -135,27 +135,16 @@ def keep_rows(progress: Progress) -> None:
             print(f"rows that are lost: {error}")
 
 
-def read_run(run: RunDir, attempt: int) -> tuple[Recipe, Workload]:
-    """The recipe with the attempt's overrides, and the frozen part of the plan."""
-    raw = yaml.safe_load(run.read_text("recipe.yaml"))
-    overrides: dict[str, Any] = {}
-    if attempt in run.attempts():  # else started by hand, without a launcher
-        job = run.job(attempt)
-        overrides = {**job.overrides, "train.device": job.device}  # what was planned for, and nothing else in silence
-    recipe = Recipe.model_validate(apply_overrides(raw, overrides))
-    return recipe, Workload.model_validate(run.read_json("plan.json"))
-
-
 def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     files.set_patience(Storage().retry_seconds)  # until the plan says what the place has chosen
     if difference := what_differs(run):
         raise OtherCodeError(difference)
-    recipe, workload = read_run(run, world.attempt)
+    recipe, workload = recipe_of(run, world.attempt), read_workload(run)
     files.set_patience(workload.storage.retry_seconds)
     on_event = Events(run, world)
     progress.rows.append(on_event)
     born = psutil.Process().create_time()
-    on_event("process started", rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
+    on_event(events.PROCESS_STARTED, rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
     pulse = give_signs(world, recipe)
     progress.pulse = pulse
     clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
@@ -164,7 +153,13 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
     from launchyard.training.loop import train
 
-    on_event("started", step=parts.state.step, resumed=resumed, world_size=world.world_size, device=str(parts.device))
+    on_event(
+        events.STARTED,
+        step=parts.state.step,
+        resumed=resumed,
+        world_size=world.world_size,
+        device=str(parts.device),
+    )
     if world.leads:
         sweep(parts.checkpointer, on_event)
     reason = train(parts)
@@ -205,7 +200,7 @@ def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
     try:
         on_event.flush(sync=True)
     except OSError as error:  # a full disk: training can wait for room, and the next start sweeps
-        on_event("not swept", message=str(error))
+        on_event(events.NOT_SWEPT, message=str(error))
         return
     checkpointer.sweep()
 
@@ -217,7 +212,7 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     step = parts.state.step
     finish_run(run, parts.recipe, parts.workload, completed=reason is None, on_event=parts.on_event)
     parts.clock.total()
-    parts.on_event("finished", step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
+    parts.on_event(events.FINISHED, step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
     parts.on_event.flush(sync=True)
     loss = parts.state.validation_loss
     said = "" if loss is None else f", validation loss {loss:.4f}"

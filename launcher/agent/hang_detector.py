@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from launchyard.host.processes import started_at, wait_until
+from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.heartbeat import STACKS, Pulse, Verdict, judge, read_pulses
 
@@ -86,9 +87,9 @@ class Hang:
     def _among_nodes(self, pulses: Sequence[Pulse], verdict: Verdict) -> Verdict | None:
         """All workers here wait. Alone, they wait for each other; else only if all nodes say the same."""
         if self.nnodes > 1:
-            folder = f"{self.run.attempt_dir(self.attempt)}/stalls"
+            folder = layout.stalls_folder(self.attempt)
             with contextlib.suppress(OSError):
-                self.run.write_json(f"{folder}/node-{self.node_rank}.json", {"time": time.time()})
+                self.run.write_json(layout.stall(self.attempt, self.node_rank), {"time": time.time()})
                 names = self.run.listdir(folder)
                 told = [float(self.run.read_json(f"{folder}/{name}")["time"]) for name in names]
                 if self.node_rank == 0 and sum(time.time() - when < 30.0 for when in told) == self.nnodes:
@@ -137,9 +138,9 @@ class Hang:
         return {rank: printed(rank) for rank in sizes}
 
     def _log(self, rank: int) -> str:
-        name = f"rank-{rank:05d}.log"
+        name = layout.rank_log(rank)
         if self.run.local:
-            return self.run.path(self.run.attempt_dir(self.attempt), "logs", name)
+            return self.run.path(layout.logs_folder(self.attempt), name)
         return os.path.join(self.scratch, name)
 
 

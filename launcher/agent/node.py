@@ -26,8 +26,8 @@ from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
 from launchyard.launcher.agent.torchrun import torchrun_argv
-from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, WORKER, Node, Watch, outcome_name
-from launchyard.run import own_code
+from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, WORKER, Node, Watch
+from launchyard.run import layout, own_code
 from launchyard.run.records import OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -132,14 +132,14 @@ def _make_scratch(node: Node) -> str:
 
 def _log_path(node: Node, scratch: str) -> str:
     """Where torchrun prints: into the run directory, or beside it until the attempt ends when that is remote."""
-    folder = node.run.path(node.run.attempt_dir(node.attempt), "logs") if node.run.local else scratch
+    folder = node.run.path(layout.logs_folder(node.attempt)) if node.run.local else scratch
     os.makedirs(folder, exist_ok=True)
-    return os.path.join(folder, f"node-{node.node_rank}.log")
+    return os.path.join(folder, layout.node_log(node.node_rank))
 
 
 def _port_was_taken(node: Node) -> bool:
     """Did torchrun fail to open its port, before any worker was started?"""
-    if node.rdzv_endpoint is not None or node.run.exists(outcome_name(node)) or node.run.errors(node.attempt):
+    if node.rdzv_endpoint is not None or node.run.exists(layout.outcome(node.attempt)) or node.run.errors(node.attempt):
         return False
     log = node_log(node.run, node.attempt, node.node_rank)
     return any(word in log[-8_000:] for word in _PORT_TAKEN) and not node.run.events(node.attempt)
@@ -151,7 +151,7 @@ def be_patient(run: RunDir) -> None:
 
     files.set_patience(Storage().retry_seconds)
     with contextlib.suppress(FileNotFoundError, ValueError):
-        files.set_patience(Storage.model_validate(run.read_json("plan.json").get("storage", {})).retry_seconds)
+        files.set_patience(Storage.model_validate(run.read_json(layout.PLAN).get("storage", {})).retry_seconds)
 
 
 def main(argv: list[str]) -> int:

@@ -23,6 +23,7 @@ from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attem
 from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
 from launchyard.run.checkpoints import newest_checkpoint
+from launchyard.run.layout import OUTCOME
 from launchyard.run.lease import Heartbeat
 from launchyard.run.own_code import what_differs
 from launchyard.run.records import Job, OutcomeRecord, Shape
@@ -142,7 +143,7 @@ class Owner:
 
     def _goes_on(self, job: Job, *, moves: bool) -> tuple[bool, str]:
         """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
-        decision = after_attempt(self.history, max_failures=max_failures(self.run, self.overrides))
+        decision = after_attempt(self.history, max_failures=max_failures(self.run, job))
         if decision.action == "end":
             return False, decision.why
         heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
@@ -175,7 +176,7 @@ class Owner:
         request = self.run.stop_requested()
         if request is not None and float(request.get("time", 0.0)) < self.since:
             self.run.clear_stop()
-        self.run.remove("outcome.json")
+        self.run.remove(OUTCOME)
 
 
 def serve(owner: Owner, *, where: str) -> int:
@@ -199,19 +200,14 @@ def serve(owner: Owner, *, where: str) -> int:
         return EXIT_FAILED
 
 
-def max_failures(run: RunDir, overrides: dict[str, Any]) -> int:
-    """resources.max_failures of the run's recipe with this job's overrides; its default if it cannot be read."""
-    from launchyard.training.recipe import Resources
+def max_failures(run: RunDir, job: Job) -> int:
+    """resources.max_failures as this attempt means it; its default if the recipe cannot be read."""
+    from launchyard.training.recipe import Resources, recipe_of
 
-    default = int(Resources.model_fields["max_failures"].default)
     try:
-        import yaml
-
-        raw = yaml.safe_load(run.read_text("recipe.yaml"))
+        return recipe_of(run, job).resources.max_failures
     except (FileNotFoundError, ValueError):
-        return default
-    stored = ((raw or {}).get("resources") or {}).get("max_failures", default)
-    return int(overrides.get("resources.max_failures", stored))
+        return Resources().max_failures
 
 
 def leave_word(run: RunDir, attempt: int, error: Exception) -> None:

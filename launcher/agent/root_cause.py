@@ -10,6 +10,7 @@ from typing import Any
 
 from launchyard.launcher.agent.hang_detector import HUNG
 from launchyard.launcher.format import first_line
+from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 
 OTHER_CODE = "other code"
@@ -22,7 +23,6 @@ _REASONS = {
     "FencedError": "fenced",
     "OtherCodeError": OTHER_CODE,
 }
-_NODE_LOG = re.compile(r"node-(\d+)\.log$")
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
 # What gloo, NCCL and TCPStore say in a rank whose peer has gone: an effect, and hardly ever the cause.
 _LOST_PEER = re.compile(
@@ -74,15 +74,15 @@ def _is_effect(error: dict[str, Any]) -> bool:
 
 def _other_logs(run: RunDir, attempt: int, node_rank: int) -> list[list[tuple[int, int]]]:
     """What torchrun saw fail on the other nodes, as far as their logs are here."""
-    names = run.listdir(f"{run.attempt_dir(attempt)}/logs")
-    ranks = {int(found[1]) for name in names if (found := _NODE_LOG.match(name))} - {node_rank}
+    origins = [layout.log_origin(name) for name in run.listdir(layout.logs_folder(attempt))]
+    ranks = {origin[1] for origin in origins if origin is not None and origin[0] == "node"} - {node_rank}
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda rank: _failures(node_log(run, attempt, rank)), sorted(ranks)))
 
 
 def node_log(run: RunDir, attempt: int, node_rank: int) -> str:
     """The end of what torchrun printed on a node; empty if there is nothing."""
-    raw = run.read_log(f"{run.attempt_dir(attempt)}/logs/node-{node_rank}.log")
+    raw = run.read_log(f"{layout.logs_folder(attempt)}/{layout.node_log(node_rank)}")
     return raw[-_LOG_TAIL:].decode(errors="replace")
 
 

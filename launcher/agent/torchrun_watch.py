@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
 from launchyard.launcher.agent.signals import CANCELLED, Signals, say
+from launchyard.run import layout
+from launchyard.run.events import STORE_ANSWERS
 from launchyard.run.logs import LogUpload
 from launchyard.run.records import Shape
 from launchyard.run.rundir import RunDir
@@ -91,7 +93,7 @@ class Watch:
         failure, now = self._stop_poll.failure, time.monotonic()
         if failure is None:
             if self._said:
-                say("store answers again")
+                say(STORE_ANSWERS)
             self._fails_since, self._said = None, False
         elif self._fails_since is None:
             self._fails_since = now
@@ -109,7 +111,7 @@ class Watch:
     def _is_over(self, torchrun: int) -> bool:
         """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
         if self._outcome_at is None:
-            if self._node.run.local and self._node.run.exists(outcome_name(self._node)):
+            if self._node.run.local and self._node.run.exists(layout.outcome(self._node.attempt)):
                 self._outcome_at = time.monotonic()
             return False
         if self._node.shape.nnodes == 1 and not children(torchrun):
@@ -147,8 +149,3 @@ def _write_stop(scratch: str, reason: str) -> None:
     with open(f"{path}.tmp", "w") as file:
         json.dump({"reason": reason, "time": time.time()}, file)
     os.replace(f"{path}.tmp", path)
-
-
-# -- the end ---------------------------------------------------------------------------------------------------------
-def outcome_name(node: Node) -> str:
-    return f"{node.run.attempt_dir(node.attempt)}/outcome.json"

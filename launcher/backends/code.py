@@ -12,6 +12,7 @@ from pathlib import Path
 from launchyard.errors import UserError
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.run import own_code
+from launchyard.run.layout import JOB_CODE
 from launchyard.run.rundir import RunDir
 
 
@@ -53,7 +54,7 @@ def drop_code(run: RunDir) -> None:
 
 
 def _code_folder(run: RunDir) -> Path:
-    return Path(job_folder(run.url, log_folder())) / "code"
+    return Path(job_folder(run.url, log_folder())) / JOB_CODE
 
 
 def _compile() -> None:

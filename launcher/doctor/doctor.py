@@ -17,6 +17,7 @@ from launchyard.launcher.backends.base import load_doctor
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.findings import Finding, Level
 from launchyard.launcher.runs.find import of_cluster
+from launchyard.run.events import SAVED
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.redact import redact
@@ -45,7 +46,7 @@ def _storage_url(cluster: Cluster) -> str:
 def _save_seconds(run: RunDir) -> Iterator[float]:
     for attempt in run.attempts()[-5:]:
         for event in run.events(attempt):
-            if event.get("event") == "saved" and "seconds" in event:
+            if event.get("event") == SAVED and "seconds" in event:
                 yield float(event["seconds"])
 
 

@@ -19,9 +19,11 @@ from launchyard.errors import UserError
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS
 from launchyard.launcher.backends.section import FIRST
-from launchyard.launcher.runs.facts import RunFacts, effective
+from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, registered
 from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.run import layout
+from launchyard.run.events import SAVED, STARTED
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, options
@@ -134,14 +136,14 @@ class Discovery:
         if run.url in self._seen or run.url in self._settled:
             return [run.url]
         with files.patience(GLANCE_SECONDS):
-            if run.exists("plan.json"):
+            if run.exists(layout.PLAN):
                 return [run.url]
             names = [] if place not in self._places else run.listdir("")
             below = [run.path(name.rstrip("/")) for name in names]
             return [url for url in below if self._is_run(url)]
 
     def _is_run(self, url: str) -> bool:
-        return url in self._seen or url in self._settled or RunDir(url).exists("plan.json")
+        return url in self._seen or url in self._settled or RunDir(url).exists(layout.PLAN)
 
     def _on_error(self, place: Place, silent: set[tuple[str, str]]) -> None:
         self.errors += 1
@@ -175,7 +177,7 @@ def _mark(run: RunDir) -> Any:
     if not run.local:
         return None
     found = []
-    for name in ("attempts", "submissions", "outcome.json"):
+    for name in (layout.ATTEMPTS, layout.SUBMISSIONS, layout.OUTCOME):
         with contextlib.suppress(OSError):
             found.append((name, os.stat(run.path(name)).st_mtime_ns))
     return found
@@ -247,15 +249,17 @@ def _queue_wait(run: RunDir, state: RunState, job: Job | None) -> float:
 
 def _intent(run: RunDir, job: Job) -> Recipe | None:
     """The recipe of an attempt; None if it cannot be read."""
+    from launchyard.training.recipe import recipe_of
+
     try:
-        return effective(run, job.overrides)[0]
+        return recipe_of(run, job)
     except (FileNotFoundError, ValueError):
         return None
 
 
 def _unsaved(run: RunDir, attempt: int) -> float:
     """Seconds since the last save of an attempt, or since it went on from one; 0 before that."""
-    times = [float(event["time"]) for event in run.events(attempt) if event.get("event") in ("started", "saved")]
+    times = [float(event["time"]) for event in run.events(attempt) if event.get("event") in (STARTED, SAVED)]
     return max(0.0, time.time() - times[-1]) if times else 0.0
 
 

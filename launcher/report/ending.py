@@ -9,6 +9,7 @@ from launchyard.launcher.format import duration, first_line, table
 from launchyard.launcher.report.terminal_chart import loss_chart
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.logs import log_of
+from launchyard.run import layout
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -61,10 +62,10 @@ def _seconds(run: RunDir, attempt: int) -> float:
 def _leavings(run: RunDir) -> list[str]:
     """Sample, curve and weights, as far as they are there."""
     lines = []
-    if run.exists("sample.txt"):
-        sample = run.read_text("sample.txt").rstrip()[:_SAMPLE_CHARACTERS]
+    if run.exists(layout.SAMPLE):
+        sample = run.read_text(layout.SAMPLE).rstrip()[:_SAMPLE_CHARACTERS]
         lines += ["  sample", *(f"    {line}" for line in sample.splitlines()), ""]
-    for name, label in (("loss.svg", "curve"), ("weights", "weights")):
+    for name, label in ((layout.LOSS_CURVE, "curve"), (layout.WEIGHTS, "weights")):
         if run.exists(name):
             lines.append(f"  {label:<8} {redact(run.path(name))}")
     return [*lines, ""] if lines else lines

@@ -17,6 +17,7 @@ from typing import Any
 from launchyard.launcher.format import count, duration, first_line, size
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
+from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
 from launchyard.storage.redact import redact
@@ -210,7 +211,7 @@ def _lane(one: AttemptStory, since: float) -> Lane:
     marks = [
         Mark(float(event["time"]) - since, f"step {event.get('step')} saved ({event.get('kind')})", "ink")
         for event in one.events
-        if event.get("event") == "saved"
+        if event.get("event") == SAVED
     ]
     return Lane(f"attempt {one.attempt}", bars, marks)
 
@@ -258,7 +259,7 @@ def _checkpoints(story: Story) -> list[tuple[str, ...]]:
 
 
 def _removed(story: Story) -> str:
-    committed = sum(event.get("event") == "saved" for one in story.attempts for event in one.events)
+    committed = sum(event.get("event") == SAVED for one in story.attempts for event in one.events)
     gone = committed - len(story.saved)
     return _plural(gone, "older one") if gone > 0 else ""
 

@@ -22,6 +22,8 @@ from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.state import last_row
+from launchyard.run import events
+from launchyard.run.layout import STEPS
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 
@@ -93,9 +95,9 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
     row = _first_row(run, following)
     if row is None:
         raise LaunchError("the run ended before it made a step again", hint=f"launch why {RunFacts(run).run_id}")
-    events = run.events(job.attempt)
-    stopping = _time_of(events, "stopping", began)
-    started = next(event for event in run.events(following) if event["event"] == "started")
+    told = run.events(job.attempt)
+    stopping = _time_of(told, events.STOPPING, began)
+    started = next(event for event in run.events(following) if event["event"] == events.STARTED)
     reached = (last_row(run, [job.attempt]) or {"step": 0})["step"]
 
     def since(moment: float | None) -> float | None:
@@ -107,7 +109,7 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
         attempt=job.attempt,
         next_attempt=following,
         agreed_seconds=since(stopping),
-        committed_seconds=since(_time_of(events, "saved", stopping)) if stopping else None,
+        committed_seconds=since(_time_of(told, events.SAVED, stopping)) if stopping else None,
         ended_seconds=round(ended - began, 3),
         claimed_seconds=round(run.job(following).created - began, 3),
         first_step_seconds=round(float(row["time"]) - began, 3),
@@ -226,12 +228,12 @@ def _refuse_end(run: RunDir, job: Job) -> None:
 
 
 def _first_row(run: RunDir, attempt: int) -> dict[str, Any] | None:
-    return next((row for row in run.rows("steps") if row.get("attempt") == attempt), None)
+    return next((row for row in run.rows(STEPS) if row.get("attempt") == attempt), None)
 
 
-def _time_of(events: list[dict[str, Any]], name: str, after: float) -> float | None:
+def _time_of(told: list[dict[str, Any]], name: str, after: float) -> float | None:
     """When the first event of that name after a moment was; events are written a little later than they happen."""
-    return next((float(event["time"]) for event in events if event["event"] == name and event["time"] >= after), None)
+    return next((float(event["time"]) for event in told if event["event"] == name and event["time"] >= after), None)
 
 
 def _outcome_time(run: RunDir, job: Job) -> float:

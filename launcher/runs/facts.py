@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from launchyard.run import layout
 from launchyard.run.rundir import RunDir
-
-if TYPE_CHECKING:
-    from launchyard.training.recipe import Recipe
-    from launchyard.training.spec import Workload
 
 
 # -- what a run is ---------------------------------------------------------------------------------------------------
@@ -22,7 +19,7 @@ class RunFacts:
     @cached_property
     def plan(self) -> dict[str, Any]:
         try:
-            return dict(self.run.read_json("plan.json"))
+            return dict(self.run.read_json(layout.PLAN))
         except (FileNotFoundError, ValueError):
             return {}
 
@@ -34,32 +31,17 @@ class RunFacts:
     def name(self) -> str:
         return str(self.plan.get("name", ""))
 
-    def overrides(self) -> dict[str, Any]:
-        """Those of the newest attempt; all that were ever given to the run."""
-        attempts = self.run.attempts()
-        return dict(self.run.job(attempts[-1]).overrides) if attempts else {}
-
     def max_steps(self) -> int | None:
         """Steps of the whole run as its newest attempt means it; None if that cannot be told."""
-        if not self.overrides():
+        attempts = self.run.attempts()
+        if not attempts or not self.run.job(attempts[-1]).overrides:
             planned = self.plan.get("max_steps")
             return int(planned) if planned is not None else None
         from launchyard.training.batching import count_steps
+        from launchyard.training.recipe import recipe_of
+        from launchyard.training.spec import read_workload
 
         try:
-            recipe, workload = effective(self.run, self.overrides())
+            return count_steps(recipe_of(self.run, attempts[-1]), read_workload(self.run).data.n_tokens)
         except (FileNotFoundError, ValueError):
             return None
-        return count_steps(recipe, workload.data.n_tokens)
-
-
-def effective(run: RunDir, overrides: dict[str, Any]) -> tuple[Recipe, Workload]:
-    """The recipe of an attempt, and the frozen part of the plan. FileNotFoundError or ValueError without them."""
-    import yaml
-
-    from launchyard.training.recipe import Recipe, apply_overrides
-    from launchyard.training.spec import Workload
-
-    raw = yaml.safe_load(run.read_text("recipe.yaml"))
-    recipe = Recipe.model_validate(apply_overrides(raw, overrides))
-    return recipe, Workload.model_validate(run.read_json("plan.json"))

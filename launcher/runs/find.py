@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from launchyard.errors import UserError, user_errors
+from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 
@@ -65,7 +66,7 @@ def _at(url: str) -> RunDir:
     known = next((entry for entry in registered() if entry.url == run.url), None)
     if known is not None:
         known.open()
-    if not run.exists("plan.json"):
+    if not run.exists(PLAN):
         raise UserError(f"{url}: no run there (it has no plan.json)")
     return run
 

@@ -11,6 +11,8 @@ from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.launcher.runs.checkpoints import Saved, list_saved
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.run import layout
+from launchyard.run.events import FINISHED, SAVED, STARTED, VALIDATED
 from launchyard.run.goodput import Goodput, cause_between, read_facts, read_goodput
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
@@ -78,10 +80,10 @@ def read_story(run: RunDir) -> Story:
         run=run,
         state=state,
         plan=RunFacts(run).plan,
-        recipe=_text(run, "recipe.yaml"),
-        code=_json(run, "code.json"),
-        rows=list(run.rows("steps")),
-        validation=list(run.rows("validation")),
+        recipe=_text(run, layout.RECIPE),
+        code=_json(run, layout.CODE),
+        rows=list(run.rows(layout.STEPS)),
+        validation=list(run.rows(layout.VALIDATION)),
         attempts=list(_attempts(run, state)),
         goodput=read_goodput(run, now=now),
         saved=list_saved(run),
@@ -113,7 +115,7 @@ def _attempts(run: RunDir, state: RunState) -> Iterator[AttemptStory]:
         ended = _end_of(run, facts.attempt, rows, facts.outcome, alive=state.alive and facts.attempt == state.attempt)
         pieces = [Piece(began, job.created, waited, "waiting")] if job.created > began else []
         pieces += _pieces(job.created, ended, rows, events, reached)
-        started = next((int(event["step"]) for event in events if event.get("event") == "started"), None)
+        started = next((int(event["step"]) for event in events if event.get("event") == STARTED), None)
         yield AttemptStory(facts.attempt, job, facts.outcome, rows, events, pieces, started, ended)
         reached = max([reached, *(int(row["step"]) for row in rows)])
         before = facts
@@ -149,7 +151,7 @@ def _pieces(
         said = f"steps {fresh[0]['step']} to {fresh[-1]['step']}" if fresh else "steps"
         yield Piece(middle, last, "productive", f"{said}, {last - middle:.1f} s")
     yield from _holdups(events, first, ended)
-    stopped = any(event.get("event") == "finished" for event in events)
+    stopped = any(event.get("event") == FINISHED for event in events)
     if ended > last:
         yield Piece(last, ended, "other" if stopped else "down", "after the last step")
 
@@ -157,10 +159,10 @@ def _pieces(
 def _holdups(events: Sequence[dict[str, Any]], first: float, ended: float) -> Iterator[Piece]:
     for event in events:
         at = float(event.get("time", 0.0))
-        if event.get("event") == "validated":
+        if event.get("event") == VALIDATED:
             seconds = float(event.get("seconds", 0.0))
             yield Piece(max(first, at - seconds), min(at, ended), "validation", f"validation at step {event['step']}")
-        elif event.get("event") == "saved":
+        elif event.get("event") == SAVED:
             seconds = float(event.get("stall_seconds") or 0.0)
             began = at - float(event.get("seconds", 0.0))
             said = f"save of step {event.get('step')}: held up {seconds:.2f} s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,6 +9,7 @@ from launchyard.errors import UserError
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.format import first_line
+from launchyard.run import layout
 from launchyard.run.lease import heartbeat_age
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -18,17 +18,16 @@ from launchyard.storage.redact import redact
 
 FOLLOW_SECONDS = 0.3
 QUEUE_SECONDS = 2.0
-_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 
 
 def log_names(run: RunDir, attempt: int, rank: int | None) -> dict[str, str]:
     """Origin -> file of an attempt's logs: torchrun's of each node first, then the ranks in order."""
-    folder = f"{run.attempt_dir(attempt)}/logs"
+    folder = layout.logs_folder(attempt)
     found = []
     for name in run.listdir(folder):
-        match = _NAME.fullmatch(name)
-        if match and (rank is None or (match[1], int(match[2])) == ("rank", rank)):
-            found.append((match[1], int(match[2]), f"{folder}/{name}"))
+        origin = layout.log_origin(name)
+        if origin is not None and (rank is None or origin == ("rank", rank)):
+            found.append((*origin, f"{folder}/{name}"))
     return {f"{kind} {number}": path for kind, number, path in sorted(found)}
 
 
@@ -118,6 +117,6 @@ def _is_over(run: RunDir, attempt: int | None) -> bool:
 
 def log_of(run: RunDir, record: OutcomeRecord) -> str:
     """The log in which the cause of an end stands."""
-    folder = f"{run.attempt_dir(record.attempt)}/logs"
-    name = f"rank-{record.rank:05d}.log" if record.rank is not None else "node-0.log"
+    folder = layout.logs_folder(record.attempt)
+    name = layout.rank_log(record.rank) if record.rank is not None else layout.node_log(0)
     return redact(run.path(folder, name if run.exists(f"{folder}/{name}") else ""))

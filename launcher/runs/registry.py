@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage import options as storage_options
@@ -50,7 +51,7 @@ class Registered:
 
     def is_of(self, run: RunDir) -> bool:
         """Is this run what lies there now? Another one may have taken the place of one that was removed."""
-        return run.exists("plan.json") and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
+        return run.exists(PLAN) and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
 
 
 def new_run_id(name: str) -> str:

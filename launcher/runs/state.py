@@ -12,6 +12,7 @@ from launchyard.launcher.backends.base import JobStatus, load_backend, owner_ali
 from launchyard.launcher.format import progress_line
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
+from launchyard.run import events, layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
@@ -98,8 +99,8 @@ def state_of(run: RunDir) -> RunState:
     seen = _look(run, job)
     alive = _is_alive(run, job, seen)
     ended = _ended(run, job, alive) or _cancelled(job, seen, checkpoint)
-    events = run.events(job.attempt)
-    state = _state(alive, ended, [str(event.get("event")) for event in events])
+    told = run.events(job.attempt)
+    state = _state(alive, ended, [str(event.get("event")) for event in told])
     if seen is not None and ended is None:
         waits = seen.state == "queued"
         said = seen.reason
@@ -108,7 +109,7 @@ def state_of(run: RunDir) -> RunState:
         common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
         state = "pending" if waits else state
     row = last_row(run, attempts) or {}
-    step = _step(row, job.attempt, ended, events, checkpoint)
+    step = _step(row, job.attempt, ended, told, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
     common |= {"reason": ended.reason if ended else None, "message": ended.message if ended else ""}
     max_steps = facts.max_steps()
@@ -167,27 +168,27 @@ def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
     return record
 
 
-def _state(alive: bool, ended: OutcomeRecord | None, events: list[str]) -> State:
+def _state(alive: bool, ended: OutcomeRecord | None, told: list[str]) -> State:
     if ended is not None:
         return ended.outcome
     if not alive:
         return "lost"
-    if "stopping" in events or "finished" in events:
+    if events.STOPPING in told or events.FINISHED in told:
         return "saving"
-    return "running" if "started" in events else "starting"
+    return "running" if events.STARTED in told else "starting"
 
 
 def _step(
     row: dict[str, Any],
     attempt: int,
     ended: OutcomeRecord | None,
-    events: list[dict[str, Any]],
+    told: list[dict[str, Any]],
     checkpoint: int | None,
 ) -> int | None:
     """Finished steps: of the newest row, unless a newer attempt has gone on from before it."""
     if ended is not None and ended.outcome != "failed" and ended.step is not None:
         return ended.step
-    started = next((int(event["step"]) for event in events if event.get("event") == "started"), None)
+    started = next((int(event["step"]) for event in told if event.get("event") == events.STARTED), None)
     if row and (started is None or int(row.get("attempt", -1)) == attempt):
         return int(row["step"])
     return started if started is not None else checkpoint
@@ -207,10 +208,11 @@ def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, stat
 
 def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
     """The newest row of the newest attempt that wrote one, without reading the whole history."""
-    names = [name for name in run.listdir("metrics") if name.startswith("steps-")]
+    names = run.listdir(layout.METRICS)
     for attempt in reversed(attempts):
-        for name in reversed([name for name in names if name.startswith(f"steps-{attempt:04d}")]):
-            rows = parse_jsonl(b"\n" + _tail(run, f"metrics/{name}").partition(b"\n")[2])
+        prefix = layout.rows_prefix(layout.STEPS, attempt)
+        for name in reversed([name for name in names if layout.is_grown(name, prefix)]):
+            rows = parse_jsonl(b"\n" + _tail(run, f"{layout.METRICS}/{name}").partition(b"\n")[2])
             if rows:
                 return rows[-1]
     return None

@@ -13,6 +13,7 @@ from launchyard.launcher.agent.root_cause import Cause, find_cause, last_words
 from launchyard.launcher.format import duration, first_line
 from launchyard.launcher.runs.logs import log_of
 from launchyard.launcher.runs.state import RunState, progress_words, state_of
+from launchyard.run import events
 from launchyard.run.goodput import Goodput, read_goodput
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import RAY_STOP, SCANCEL, OutcomeRecord
@@ -191,13 +192,13 @@ def _trouble(run: RunDir, attempt: int) -> str:
     silent: dict[str, Any] | None = None
     for event in run.events(attempt):
         match event.get("event"):
-            case "save failed":
+            case events.SAVE_FAILED:
                 failed = event
-            case "saved":
+            case events.SAVED:
                 failed = None
-            case "store trouble":
+            case events.STORE_TROUBLE:
                 silent = event
-            case "store answers again":
+            case events.STORE_ANSWERS:
                 silent = None
     words = []
     if failed is not None:

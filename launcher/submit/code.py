@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from launchyard.run import own_code
+from launchyard.run.layout import CODE
 from launchyard.run.rundir import RunDir
 from launchyard.storage.redact import redact
 
@@ -97,16 +98,16 @@ def record_again(run: RunDir, code: CodeSnapshot) -> str | None:
     Returns a few words if launchyard is not what it was, for the person who resumes.
     """
     try:
-        before = CodeSnapshot.model_validate(run.read_json("code.json"))
+        before = CodeSnapshot.model_validate(run.read_json(CODE))
     except (FileNotFoundError, ValueError):  # of a run that was made by hand
-        run.write_json("code.json", code.model_dump())
+        run.write_json(CODE, code.model_dump())
         return None
     if code == before.model_copy(update={"earlier": []}):
         return None
     attempts = run.attempts()
     facts = before.model_dump(include={"launchyard", "launchyard_sha", "source", "git_sha"})
     earlier = [*before.earlier, EarlierCode(**facts, attempts=attempts[-1] + 1 if attempts else 0)][-MAX_EARLIER:]
-    run.write_json("code.json", code.model_copy(update={"earlier": earlier}).model_dump())
+    run.write_json(CODE, code.model_copy(update={"earlier": earlier}).model_dump())
     if code.source == before.source:
         return None
     return f"launchyard {_words(before)} before, {_words(code)} from here on"

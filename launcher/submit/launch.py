@@ -27,6 +27,7 @@ from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.model.config import ModelConfig
+from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.redact import redact
@@ -230,7 +231,7 @@ def check_free(run: RunDir) -> None:
             raise UserError(f"--run-url {where}: a file; it must be a new folder")
         return
     try:
-        taken, empty = run.exists("plan.json") or bool(run.attempts()), not run.listdir("")
+        taken, empty = run.exists(layout.PLAN) or bool(run.attempts()), not run.listdir("")
     except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
         raise _kind_of(error)(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
     if taken:
@@ -250,7 +251,7 @@ def _taken(run: RunDir, where: str) -> str:
 
 
 # All that a launch itself writes into a run directory.
-WRITTEN = ("code.json", "recipe.yaml", "tokenizer/tokenizer.json", "plan.json", "job.log")
+WRITTEN = (layout.CODE, layout.RECIPE, layout.TOKENIZER, layout.PLAN, layout.JOB_LOG)
 DISCARD_SECONDS = 2.0  # patience with a store that has failed before
 
 
@@ -283,7 +284,7 @@ class NewFolder:
                 self._run.remove(name)
         if self._run.local:
             with contextlib.suppress(OSError):
-                os.rmdir(self._run.path("tokenizer"))
+                os.rmdir(self._run.path(layout.TOKENIZER_FOLDER))
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 path.rmdir()
@@ -295,14 +296,14 @@ def write_run(ready: Ready, made: NewFolder) -> None:
     run, plan = ready.run, ready.plan
     with _write_errors(run):
         try:
-            run.create_json("code.json", ready.code.model_dump())
+            run.create_json(layout.CODE, ready.code.model_dump())
             made.ours = True
         except FileExistsError as error:
             raise UserError(f"--run-url {redact(run.url)}: another launch is writing there right now") from error
-        run.write_text("recipe.yaml", f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}")
+        run.write_text(layout.RECIPE, f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}")
         if plan.data.tokenizer is not None:
-            run.write_text("tokenizer/tokenizer.json", _read_tokenizer(plan.data.tokenizer))
-        run.write_json("plan.json", plan.model_dump(mode="json"), sync=True)
+            run.write_text(layout.TOKENIZER, _read_tokenizer(plan.data.tokenizer))
+        run.write_json(layout.PLAN, plan.model_dump(mode="json"), sync=True)
 
 
 @contextlib.contextmanager

@@ -21,12 +21,13 @@ from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.code import record_again, take_snapshot
+from launchyard.run import layout
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.options import StoreOptions
-from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec, Workload
+from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
+from launchyard.training.spec import DataSpec, Workload, read_workload
 
 # What makes a run this run: another value would be another run.
 FIXED = ("name", "model", "data", "tokenizer", "train.seed", "train.global_batch_size", "train.precision")
@@ -55,19 +56,16 @@ class ReadyToResume:
 
 def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
     """Check a resume with these changed keys; UserError or RecipeErrors say all that is wrong with it."""
-    import yaml
-
     refuse_if_alive(run)
     state = state_of(run)
     with user_errors():
-        raw = yaml.safe_load(run.read_text("recipe.yaml"))
-        workload = Workload.model_validate(run.read_json("plan.json"))
-    given = run.job(run.attempts()[-1]).overrides if run.attempts() else {}
-    before = check_recipe(raw, given, source=run.path("recipe.yaml"))
-    asked = check_recipe(before.raw, changes, source=run.path("recipe.yaml"))
+        raw, workload = stored_recipe(run), read_workload(run)
+    given, source = overrides_of(run), run.path(layout.RECIPE)
+    before = check_recipe(raw, given, source=source)
+    asked = check_recipe(before.raw, changes, source=source)
     _refuse_another_run(before.recipe, asked.recipe)
     overrides = accumulate(given, {key: value for key, value in changes.items() if not _is_fixed(key)})
-    after = check_recipe(raw, overrides, source=run.path("recipe.yaml"))
+    after = check_recipe(raw, overrides, source=source)
     plan = _plan(run, after, workload)
     _check_length(state, plan.max_steps)
     return ReadyToResume(run, state, overrides, plan, after.recipe)
@@ -129,7 +127,7 @@ def _flat(value: Any, before: str = "") -> dict[str, Any]:
 
 def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
     """The plan of the next attempt: the frozen data and model, on the workers that are asked for now."""
-    frozen = run.read_json("plan.json")
+    frozen = run.read_json(layout.PLAN)
     cluster = _cluster(frozen)
     recipe = loaded.recipe
     needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0

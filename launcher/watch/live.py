@@ -21,6 +21,8 @@ from launchyard.errors import EXIT_DONE
 from launchyard.launcher.format import can_draw, count, duration, plain
 from launchyard.launcher.report.terminal_chart import sparkline
 from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.run import events as names
+from launchyard.run import layout
 from launchyard.run.goodput import AttemptFacts, Ledger, account, read_facts
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import RowTail
@@ -68,7 +70,7 @@ class Watched:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._attempt: int | None = None
-        self._losses: dict[int, float] = {row["step"]: row["loss"] for row in run.rows("steps")}
+        self._losses: dict[int, float] = {row["step"]: row["loss"] for row in run.rows(layout.STEPS)}
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._events: list[dict[str, Any]] = []
         self._ledger: Ledger | None = None
@@ -91,8 +93,8 @@ class Watched:
         if not attempts or attempts[-1] == self._attempt:
             return
         newest = attempts[-1]
-        self._row_tail = RowTail(self._run, "metrics", f"steps-{newest:04d}")
-        self._event_tail = RowTail(self._run, self._run.attempt_dir(newest), "events")
+        self._row_tail = RowTail(self._run, layout.METRICS, layout.rows_prefix(layout.STEPS, newest))
+        self._event_tail = RowTail(self._run, layout.attempt_folder(newest), layout.EVENTS)
         submitted = [submission.submitted for submission in self._run.submissions()]
         job = self._run.job(newest)
         mine = AttemptFacts(newest, job.created, self._run.was_queued(job))
@@ -110,8 +112,8 @@ class Watched:
             self._ledger.row(row)
 
     def _facts(self) -> Facts:
-        saved = [float(event["time"]) for event in self._events if event.get("event") == "saved"]
-        held = [event for event in self._events if event.get("event") == "validated"]
+        saved = [float(event["time"]) for event in self._events if event.get("event") == names.SAVED]
+        held = [event for event in self._events if event.get("event") == names.VALIDATED]
         last = self._recent[-1] if self._recent else {}
         return Facts(
             state=self._state,
@@ -141,9 +143,9 @@ def _out_of_line(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ranks that are slower than the others by their own doing, as the trainer named them last."""
     found: dict[Any, dict[str, Any]] = {}
     for event in events:
-        if event.get("event") == "straggler":
+        if event.get("event") == names.STRAGGLER:
             found[event.get("rank")] = {key: value for key, value in event.items() if key != "event"}
-        elif event.get("event") == "straggler over":
+        elif event.get("event") == names.STRAGGLER_OVER:
             found.pop(event.get("rank"), None)
     return list(found.values())
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from launchyard.launcher.format import duration, progress_line
 from launchyard.launcher.runs.facts import RunFacts
+from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import RowTail
 
@@ -35,9 +36,9 @@ class Progress:
         self._look_for_attempt()
         if self._attempt is None:
             return
-        events = self._events.rows()
+        told = self._events.rows()
         with self._lock:
-            for event in events:
+            for event in told:
                 self._news.extend(self._on_event(event))
         rows = self._rows.rows()
         with self._lock:
@@ -86,8 +87,8 @@ class Progress:
         if ended is not None:
             self._news.append(f"! attempt {ended.attempt} {ended.outcome} ({ended.reason}): {ended.message}")
         with self._lock:
-            self._events = RowTail(self._run, self._run.attempt_dir(newest), "events")
-            self._rows = RowTail(self._run, "metrics", f"steps-{newest:04d}")
+            self._events = RowTail(self._run, layout.attempt_folder(newest), layout.EVENTS)
+            self._rows = RowTail(self._run, layout.METRICS, layout.rows_prefix(layout.STEPS, newest))
             self._attempt, self._max_steps, self._row = newest, max_steps, None
             self._recent.clear()
             self._enter("starting workers" if newest == 0 else f"starting attempt {newest}")
@@ -106,34 +107,34 @@ class Progress:
         """Changes the phase; what is worth saying."""
         step, at, message = event.get("step"), float(event.get("time", 0.0)), event.get("message", "")
         match event.get("event"):
-            case "process started":
+            case events.PROCESS_STARTED:
                 self._enter("building the model", at)
-            case "started":
+            case events.STARTED:
                 self._enter(f"resuming from step {step}" if step else "first step", at)
                 return [f"✓ resumed from step {step}"] if step else []
-            case "validating":
+            case events.VALIDATING:
                 self._enter(f"validating at step {step}", at)
-            case "validated":
+            case events.VALIDATED:
                 self._enter("training", at)
                 return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
-            case "stopping":
+            case events.STOPPING:
                 self._enter(f"saving step {step} to stop ({event.get('reason')})", at)
-            case "exported" | "sampled" | "finished":
+            case events.EXPORTED | events.SAMPLED | events.FINISHED:
                 self._enter("finishing", at)
-            case "saved":
+            case events.SAVED:
                 return [f"✓ saved step {step} ({event.get('kind')}, {float(event.get('seconds', 0)):.1f} s)"]
-            case "save failed":
+            case events.SAVE_FAILED:
                 return [f"! saving step {step} failed: {message}"]
-            case "fell back":
+            case events.FELL_BACK:
                 return [f"! checkpoint of step {step} is damaged, going further back: {message}"]
-            case "passed over":
+            case events.PASSED_OVER:
                 return [f"! checkpoint of step {step} does not count: {message}"]
-            case "cleanup failed":
+            case events.CLEANUP_FAILED:
                 return [f"! what is not needed any more could not be removed: {message}"]
-            case "data trouble":
+            case events.DATA_TROUBLE:
                 return [f"! {message}"]
-            case "store trouble":
+            case events.STORE_TROUBLE:
                 return [f"! its store is in trouble for {duration(float(event.get('seconds', 0)))}: {message}"]
-            case "store answers again":
+            case events.STORE_ANSWERS:
                 return [f"✓ its store answers again, after {duration(float(event.get('seconds', 0)))}"]
         return []

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo import config_from_hf
+from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
 from launchyard.storage.files import exists, normal, read
@@ -73,7 +74,7 @@ def _run_tokenizer(checkpoint: str) -> str:
     """RUN/tokenizer/tokenizer.json of RUN/checkpoints/step-N."""
     if "://" not in checkpoint:
         checkpoint = os.path.abspath(checkpoint)
-    return f"{posixpath.dirname(posixpath.dirname(checkpoint))}/tokenizer/{TOKENIZER}"
+    return f"{posixpath.dirname(posixpath.dirname(checkpoint))}/{layout.TOKENIZER}"
 
 
 def _first(*paths: str) -> str | None:
@@ -85,5 +86,5 @@ def _not_found(source: str, where: str) -> str:
         return f"{source}: no such folder. A model is an HF folder, a checkpoint or a run: a path or an fsspec URL"
     return (
         f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), {MANIFEST} (a checkpoint) and "
-        f"checkpoints/step-*/{MANIFEST} (a run that has saved) in {where}"
+        f"{CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from launchyard.host.priority import step_back
 from launchyard.model.config import same_knobs
+from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
@@ -139,10 +140,10 @@ class Checkpointer:
             self._must_sweep = True
             if isinstance(self._error, FencedError):
                 self._forget(save.step)
-            self._on_event("save failed", step=save.step, kind=save.kind, message=str(self._error))
+            self._on_event(events.SAVE_FAILED, step=save.step, kind=save.kind, message=str(self._error))
             return
         self.last_saved = save.step
-        self._on_event("saved", step=save.step, kind=save.kind, **facts)
+        self._on_event(events.SAVED, step=save.step, kind=save.kind, **facts)
         if self._world.leads:
             try:
                 self._retain(save.step)
@@ -179,7 +180,7 @@ class Checkpointer:
     @property
     def _file_name(self) -> str:
         """Of this rank's shards, in every checkpoint of this attempt."""
-        return f"{self._world.attempt:04d}-rank-{self._world.rank:05d}.safetensors"
+        return layout.shards(self._world.attempt, self._world.rank)
 
     def _forget(self, step: int) -> None:
         """Take back what no manifest will name: whoever has the run now may have swept before it was there."""
@@ -245,7 +246,7 @@ class Checkpointer:
                 remove_checkpoint(self.run, step)
                 self._kinds.pop(step, None)
         except OSError as error:  # a store that cannot delete costs room, not the run
-            self._on_event("cleanup failed", message=str(error))
+            self._on_event(events.CLEANUP_FAILED, message=str(error))
         if self._must_sweep:
             self._must_sweep = not self.sweep()
 
@@ -274,18 +275,18 @@ class Checkpointer:
         """
         try:
             self._check_owner()
-            files.sweep_uploads(self.run.path("checkpoints"))
-            for name in self.run.listdir("checkpoints"):
-                if name.startswith("step-"):
-                    self._sweep_folder(f"checkpoints/{name}")
+            files.sweep_uploads(self.run.path(layout.CHECKPOINTS))
+            for name in self.run.listdir(layout.CHECKPOINTS):
+                if layout.checkpoint_step(name) is not None:
+                    self._sweep_folder(f"{layout.CHECKPOINTS}/{name}")
         except OSError as error:
-            self._on_event("cleanup failed", message=str(error))
+            self._on_event(events.CLEANUP_FAILED, message=str(error))
             return False
         return True
 
     def _sweep_folder(self, folder: str) -> None:
-        mine = f"{self._world.attempt:04d}"
-        entries = [name for name in self.run.listdir(folder) if name[:4] <= mine or name.endswith(".tmp")]
+        mine = layout.attempt_prefix(self._world.attempt)
+        entries = [name for name in self.run.listdir(folder) if name[: len(mine)] <= mine or name.endswith(".tmp")]
         named = self._named(folder) if entries else set()
         if named is not None:
             for entry in set(entries) - named:
@@ -319,7 +320,7 @@ class Checkpointer:
             except CorruptError as error:
                 faults.append(str(error))
                 self._passed_over.add(step)
-                self._on_event("fell back", step=step, message=str(error))
+                self._on_event(events.FELL_BACK, step=step, message=str(error))
                 continue
             self.last_saved = step
             return manifest
@@ -337,7 +338,7 @@ class Checkpointer:
         for step in checkpoints.steps():
             if why := checkpoints.late(step):
                 self._passed_over.add(step)
-                self._on_event("passed over", step=step, message=why)
+                self._on_event(events.PASSED_OVER, step=step, message=why)
             else:
                 yield step
 

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+from launchyard.run import events, layout
 from launchyard.run.append import Appender
 from launchyard.run.rundir import RunDir
 from launchyard.storage.retry import Trouble
@@ -23,7 +24,7 @@ class Events:
     """Prints every event; rank 0 writes it to events.jsonl of the attempt too."""
 
     def __init__(self, run: RunDir, world: World) -> None:
-        stem = f"{run.attempt_dir(world.attempt)}/events"
+        stem = layout.events(world.attempt)
         self._rows = Appender(run, stem, flush_seconds=0.0 if run.local else 2.0) if world.leads else None
 
     def __call__(self, name: str, **facts: Any) -> None:
@@ -45,11 +46,11 @@ class SaveEvents:
 
     def __call__(self, name: str, **facts: Any) -> None:
         self._on_event(name, **facts)
-        if name not in ("saved", "save failed"):
+        if name not in (events.SAVED, events.SAVE_FAILED):
             return
-        result = "ok" if name == "saved" else "failed"
+        result = "ok" if name == events.SAVED else "failed"
         self._exporter.add("trainer_checkpoint_saves_total", kind=facts["kind"], result=result)
-        if name == "saved":
+        if name == events.SAVED:
             self._exporter.set("trainer_checkpoint_last_success_timestamp_seconds", time.time())
             self._exporter.set("trainer_checkpoint_size_bytes", facts.get("bytes", 0))
             for stage in ("stage", "upload", "commit"):
@@ -63,7 +64,7 @@ class StoreEvents:
 
     def __init__(self, run: RunDir, on_event: Any, exporter: Any) -> None:
         self._run_url = f"{run.url}/"
-        self._checkpoints, self._on_event, self._exporter = run.path("checkpoints"), on_event, exporter
+        self._checkpoints, self._on_event, self._exporter = run.path(layout.CHECKPOINTS), on_event, exporter
         self._said: float | None = None
         self._lock = threading.Lock()
 
@@ -79,6 +80,10 @@ class StoreEvents:
             if self._said is None if trouble.over else self._said is not None and now - self._said < SAY_SECONDS:
                 return
             self._said = None if trouble.over else now
-        name = "store answers again" if trouble.over else "store trouble"
         message = f"could not {trouble.what}: {trouble.message}" if trouble.message else f"could {trouble.what}"
-        self._on_event(name, path=trouble.path, seconds=round(trouble.seconds, 1), message=message)
+        self._on_event(
+            events.STORE_ANSWERS if trouble.over else events.STORE_TROUBLE,
+            path=trouble.path,
+            seconds=round(trouble.seconds, 1),
+            message=message,
+        )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from launchyard.run import events
 from launchyard.run.goodput import AttemptFacts, Goodput, Ledger, cause_between, read_facts, wait_between
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.cache.chunk_cache import ChunkCache
@@ -134,7 +135,7 @@ class Recorder:
         if (spike := self._spikes.look(row["loss"])) is not None:
             self._exporter.add("trainer_loss_spikes_total")
             if spike.in_a_row == 1:
-                self._on_event("loss spike", step=row["step"], loss=spike.loss, usual=round(spike.usual, 4))
+                self._on_event(events.LOSS_SPIKE, step=row["step"], loss=spike.loss, usual=round(spike.usual, 4))
 
     def validated(self, row: dict[str, Any]) -> None:
         if self._trackers is not None:
@@ -192,7 +193,7 @@ class Recorder:
         self._exporter.set("trainer_rank_compute_ratio", self._stragglers.ratios[self._world.rank])
         for one in found if self._world.leads else ():
             self._on_event(
-                "straggler" if one.slow else "straggler over",
+                events.STRAGGLER if one.slow else events.STRAGGLER_OVER,
                 step=step,
                 rank=one.rank,
                 ratio=round(one.ratio, 2),

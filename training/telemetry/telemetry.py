@@ -10,7 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from launchyard.model.cost import flops_per_token
+from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
+from launchyard.run.layout import CODE
 from launchyard.run.records import Target
 from launchyard.run.rundir import RunDir
 from launchyard.training.distributed import World, node_address
@@ -59,7 +61,7 @@ def tell_past(exporter: Any, run: RunDir, before: list[AttemptFacts]) -> None:
         if facts.outcome is not None and facts.outcome.reason in REASONS:
             exporter.add("trainer_preemptions_total", source=facts.outcome.reason)
         for event in run.events(facts.attempt):
-            if event["event"] == "saved before stopping":
+            if event["event"] == SAVED_BEFORE_STOPPING:
                 exporter.set("trainer_preempt_save_duration_seconds", float(event["seconds"]))
 
 
@@ -98,6 +100,6 @@ def make_recorder(
 
 def git_sha(run: RunDir) -> str:
     try:
-        return str(run.read_json("code.json").get("git_sha") or "")
+        return str(run.read_json(CODE).get("git_sha") or "")
     except (FileNotFoundError, ValueError):
         return ""

@@ -26,6 +26,7 @@ from launchyard.launcher.backends.base import Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import CANCEL_MESSAGE
 from launchyard.launcher.backends.request import Ask, Process
+from launchyard.run import layout
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
@@ -175,7 +176,7 @@ def _log_path(run: RunDir) -> str:
     """In the run directory; for a remote one in the user's own folder of this machine."""
     if run.local:
         os.makedirs(run.url, exist_ok=True)
-        return run.path("job.log")
+        return run.path(layout.JOB_LOG)
     import hashlib
 
     folder = log_folder()

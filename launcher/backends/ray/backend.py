@@ -21,10 +21,10 @@ from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.handover import hand_over, leave_word
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
-from launchyard.launcher.backends.ray.placement import NODES
 from launchyard.launcher.backends.ray.request import RayRequest, stored_request
 from launchyard.launcher.backends.ray.request import worker_python as worker_python
 from launchyard.launcher.backends.request import Ask, Process
+from launchyard.run import layout
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import RAY_STOP, Job, Submission
 from launchyard.run.rundir import RunDir
@@ -124,9 +124,9 @@ def send_code(ray: Dashboard) -> str | None:
 
 def _take_back(run: RunDir) -> None:
     """Of a job that was refused nothing stays."""
-    if run.local and not run.listdir("submissions"):
+    if run.local and not run.listdir(layout.SUBMISSIONS):
         with contextlib.suppress(OSError):
-            os.rmdir(run.path("submissions"))
+            os.rmdir(run.path(layout.SUBMISSIONS))
 
 
 # -- looking and ending ----------------------------------------------------------------------------------------------
@@ -177,11 +177,11 @@ def cancel(run: RunDir, job: Job) -> None:
 
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     """What Python prints with these words, beside the run's own on the last of its nodes. LaunchError: why not."""
-    name = f"{run.attempt_dir(job.attempt)}/{NODES}"
+    name = layout.nodes(job.attempt)
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     last = run.read_json(name)[-1]
-    told, ray, said = stored_request(run.read_json("plan.json")), of_run(run), list[str]()
+    told, ray, said = stored_request(run.read_json(layout.PLAN)), of_run(run), list[str]()
     node_id = str(last["node_id"])
     request = ray_request.short_job(told.job, node_id=node_id, argv=argv, code=send_code(ray))
     failed = run_job(ray, request, say=said.append)

@@ -24,8 +24,9 @@ from launchyard.launcher.agent.signals import CANCELLED, Signals, say
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
 from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.ray.node_actor import Agent
-from launchyard.launcher.backends.ray.placement import NODES, Room, cluster_nodes, draining, find_room, lost_nodes
+from launchyard.launcher.backends.ray.placement import Room, cluster_nodes, draining, find_room, lost_nodes
 from launchyard.launcher.format import first_line
+from launchyard.run import layout
 from launchyard.run.records import Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
 
@@ -156,7 +157,7 @@ class Attempt:
                 self._nodes.append({"rank": rank, **facts, "address": addresses[facts["node_id"]]})
             except (ray.exceptions.RayError, KeyError) as error:
                 self.lost[rank] = first_line(str(error))
-        self._run.write_json(f"{self._run.attempt_dir(self._job.attempt)}/{NODES}", self._nodes)
+        self._run.write_json(layout.nodes(self._job.attempt), self._nodes)
 
     # -- watching --------------------------------------------------------------------------------------------------
     def watch(self, look: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-NODES = "nodes.json"  # in the folder of an attempt: where its agents are, by node rank
 LOOK_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
 TELL_SECONDS = 1.0  # before it is said that there is no room yet

@@ -25,6 +25,7 @@ from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.launcher.backends.slurm.request import agent_argv, make_request, options_of
 from launchyard.launcher.backends.slurm.request import worker_python as worker_python
 from launchyard.launcher.format import seconds_of
+from launchyard.run import layout
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import SCANCEL, Job, Submission
 from launchyard.run.rundir import RunDir
@@ -87,7 +88,7 @@ def _write_script(run: RunDir, number: int, script: str) -> str:
     folder = Path(job_folder(run.url, log_folder()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keep_code(run)
-    path = folder / f"job-{number:04d}.sh"
+    path = folder / layout.job_script(number)
     path.write_text(script)
     return str(path)
 
@@ -95,10 +96,11 @@ def _write_script(run: RunDir, number: int, script: str) -> str:
 def _take_back(run: RunDir, number: int) -> None:
     """Of a job that was refused nothing stays: no script, and no code unless an earlier job has used it."""
     folder = Path(job_folder(run.url, log_folder()))
-    (folder / f"job-{number:04d}.sh").unlink(missing_ok=True)
+    (folder / layout.job_script(number)).unlink(missing_ok=True)
     if number == 0:
         drop_code(run)
-        for empty in (folder / "submissions", folder) if not run.local else (folder / "submissions",):
+        submissions = folder / layout.SUBMISSIONS
+        for empty in (submissions,) if run.local else (submissions, folder):
             with contextlib.suppress(OSError):
                 empty.rmdir()
 
@@ -161,5 +163,5 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
 def job_log(run: RunDir) -> str:
     """What the newest job has printed: the owner's words, and its agents' behind their numbers."""
     newest = run.newest_submission()
-    path = Path(job_folder(run.url, log_folder())) / f"job-{newest.job_id}.log" if newest else None
+    path = Path(job_folder(run.url, log_folder())) / layout.job_output(newest.job_id) if newest else None
     return path.read_text(errors="replace") if path and path.exists() else ""

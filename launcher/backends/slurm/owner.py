@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -33,6 +32,8 @@ from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, 
 from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.run import own_code
+from launchyard.run.events import SAVED
+from launchyard.run.layout import is_job_script
 from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
 from launchyard.run.rundir import RunDir
 
@@ -150,7 +151,7 @@ class Batch:
 
 
 def newest_script(folder: str) -> str:
-    return os.path.join(folder, max(name for name in os.listdir(folder) if re.fullmatch(r"job-\d{4}\.sh", name)))
+    return os.path.join(folder, max(name for name in os.listdir(folder) if is_job_script(name)))
 
 
 def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
@@ -160,7 +161,7 @@ def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
         if run.job(number).job_id != job_id:
             continue
         record = run.outcome(number)
-        progressed = any(event.get("event") == "saved" for event in run.events(number))
+        progressed = any(event.get("event") == SAVED for event in run.events(number))
         if record is None:  # killed with its node, or by the scheduler
             found.append(AttemptSummary(number, "stopped", "preempted", progressed=progressed))
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from launchyard.host.folders import job_folder
 from launchyard.host.processes import SAFE_PATH, python_words
 from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
+from launchyard.run.layout import JOB_CODE, job_output
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
@@ -24,7 +25,8 @@ AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
 
 def make_request(cluster: Cluster, ask: Ask) -> Request:
     folder = job_folder(ask.run_url, ask.logs)
-    text = sbatch_text(cluster, ask, log=f"{folder.replace('%', '%%')}/job-%j.log", code=f"{folder}/code")
+    log = f"{folder.replace('%', '%%')}/{job_output('%j')}"
+    text = sbatch_text(cluster, ask, log=log, code=f"{folder}/{JOB_CODE}")
     return Request(text=text, notice_seconds=options_of(cluster).notice_seconds)
 
 

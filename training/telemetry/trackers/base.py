@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 
 MARK_SECONDS = 10.0
@@ -36,8 +37,8 @@ def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
 
 def history(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
     """What survived up to the step from which an attempt goes on, after one that a tracker has; in order."""
-    steps = ((int(row["step"]), of_step(row)) for row in run.rows("steps"))
-    validations = ((int(row["step"]), of_validation(row)) for row in run.rows("validation"))
+    steps = ((int(row["step"]), of_step(row)) for row in run.rows(layout.STEPS))
+    validations = ((int(row["step"]), of_validation(row)) for row in run.rows(layout.VALIDATION))
     for step, values in heapq.merge(steps, validations, key=lambda entry: entry[0]):
         if done < step <= start_step:
             yield step, values
@@ -47,7 +48,7 @@ class Mark:
     """Up to which step a tracker has been given rows, in the run directory: some of them can only be written to."""
 
     def __init__(self, run: RunDir, name: str) -> None:
-        self._run, self._name = run, f"metrics/tracker-{name}.json"
+        self._run, self._name = run, layout.tracker_mark(name)
         self._written = time.monotonic()
 
     def read(self) -> int:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 
+from launchyard.run.layout import METRICS_CSV
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.training.telemetry.trackers.base import Values
@@ -20,7 +21,7 @@ class CsvTracker:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
-        self._path = run.path("metrics.csv") if run.local else os.path.join(tempfile.mkdtemp(), "metrics.csv")
+        self._path = run.path(METRICS_CSV) if run.local else os.path.join(tempfile.mkdtemp(), METRICS_CSV)
         self._columns: list[str] = ["step"]
         self._file = open(self._path, "w", newline="")  # noqa: SIM115
 
@@ -40,5 +41,5 @@ class CsvTracker:
         self._file.close()
         if not self._run.local:
             with open(self._path, "rb") as file:
-                files.write(self._run.path("metrics.csv"), file.read())
+                files.write(self._run.path(METRICS_CSV), file.read())
             shutil.rmtree(os.path.dirname(self._path), ignore_errors=True)

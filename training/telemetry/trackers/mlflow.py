@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from launchyard.run.layout import MLFLOW
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
 from launchyard.training.telemetry.trackers.base import Values
@@ -40,7 +41,7 @@ class MlflowTracker:
     def _own_uri(run: RunDir) -> str:
         if not run.local:
             raise ValueError("set MLFLOW_TRACKING_URI: MLflow cannot keep its runs beside one that lies in a store")
-        return f"sqlite:///{run.path('mlflow.db')}"
+        return f"sqlite:///{run.path(MLFLOW)}"
 
     def _log_recipe(self, recipe: Recipe) -> None:
         for section, values in recipe.model_dump(mode="json", exclude_none=True).items():

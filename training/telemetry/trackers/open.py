@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from launchyard.run.events import TRACKER_TROUBLE
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
 from launchyard.training.telemetry.trackers.base import Tracker, Values, history, of_step, of_validation
@@ -64,7 +65,8 @@ class Trackers:
         except queue.Full:
             if not self._full:
                 self._full = True
-                self._on_event("tracker trouble", message=f"trackers are {WAITING_ROWS} rows behind; some are left out")
+                message = f"trackers are {WAITING_ROWS} rows behind; some are left out"
+                self._on_event(TRACKER_TROUBLE, message=message)
 
     def close(self) -> None:
         """No more rows come; those that wait are still handed over."""
@@ -75,7 +77,7 @@ class Trackers:
         """Until that is done, for so long."""
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._on_event("tracker trouble", message=f"the last rows were not taken within {seconds:.0f} s")
+            self._on_event(TRACKER_TROUBLE, message=f"the last rows were not taken within {seconds:.0f} s")
 
     def _run(self) -> None:
         trackers: dict[str, Tracker] = {}
@@ -101,7 +103,7 @@ class Trackers:
         except Exception as error:
             trackers.pop(name, None)
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._on_event("tracker trouble", tracker=name, message=f"{name} is not used any more: {said}")
+            self._on_event(TRACKER_TROUBLE, tracker=name, message=f"{name} is not used any more: {said}")
 
 
 def open_trackers(

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 
+from launchyard.run.layout import TENSORBOARD
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.training.telemetry.trackers.base import UPLOAD_SECONDS, Mark, Values
@@ -21,7 +22,7 @@ class TensorBoardTracker:
 
         self._run, self._mark = run, Mark(run, "tensorboard")
         self.done = min(self._mark.read(), start_step)
-        self._folder = run.path("tensorboard") if run.local else tempfile.mkdtemp()
+        self._folder = run.path(TENSORBOARD) if run.local else tempfile.mkdtemp()
         self._writer = SummaryWriter(
             self._folder, purge_step=self.done + 1 if attempt else None, filename_suffix=f".{attempt:04d}"
         )
@@ -42,7 +43,7 @@ class TensorBoardTracker:
     def _upload(self) -> None:
         for name in os.listdir(self._folder):
             with open(os.path.join(self._folder, name), "rb") as file:
-                files.write(self._run.path("tensorboard", name), file.read())
+                files.write(self._run.path(TENSORBOARD, name), file.read())
         self._uploaded = time.monotonic()
         self._mark.write(self._last, now=True)
 

@@ -1,0 +1,113 @@
+"""Every event that rank 0 writes into events.jsonl of an attempt: its name, its fields, and who tells it.
+
+Each line holds `event`, `time` (Unix seconds) and the fields of that event. Light; knows no worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PROCESS_STARTED = "process started"
+STARTED = "started"
+NOT_SWEPT = "not swept"
+SAVED = "saved"
+SAVE_FAILED = "save failed"
+FELL_BACK = "fell back"
+PASSED_OVER = "passed over"
+CLEANUP_FAILED = "cleanup failed"
+VALIDATING = "validating"
+VALIDATED = "validated"
+LOSS_SPIKE = "loss spike"
+STRAGGLER = "straggler"
+STRAGGLER_OVER = "straggler over"
+DATA_TROUBLE = "data trouble"
+STORE_TROUBLE = "store trouble"
+STORE_ANSWERS = "store answers again"
+TRACKER_TROUBLE = "tracker trouble"
+STOPPING = "stopping"
+SAVED_BEFORE_STOPPING = "saved before stopping"
+EXPORTED = "exported"
+SAMPLED = "sampled"
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Event:
+    """`writer`: the file of training/ that tells it. `fields`: name -> meaning; those in `optional` may be absent."""
+
+    name: str
+    writer: str
+    meaning: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+
+
+_STEP = "Finished optimizer steps."
+_MESSAGE = "What went wrong, for people."
+_STRAGGLER_FIELDS = {
+    "step": _STEP,
+    "rank": "Which one.",
+    "ratio": "Its compute time over the median of all ranks.",
+    "seconds": "Its compute time per step.",
+    "median_seconds": "The median of all ranks.",
+}
+_STORE_FIELDS = {"path": "Path or URL.", "seconds": "For how long.", "message": "What could not be done, or now could."}
+_FILE = "training/telemetry/events.py"
+
+EVENTS = (
+    Event(PROCESS_STARTED, "training/worker.py", "The process of rank 0 has read its recipe.", {
+        "rank": "Always 0.", "host": "Name of its machine.", "pid": "Its process.", "born": "When that began, in Unix "
+        "seconds.",
+    }),
+    Event(STARTED, "training/worker.py", "Model, data and state are ready; the first step follows.", {
+        "step": "From which training goes on; 0 at the beginning.", "resumed": "From a checkpoint of this run?",
+        "world_size": "Number of ranks.", "device": "Of rank 0.",
+    }),
+    Event(NOT_SWEPT, "training/worker.py", "Leftovers of earlier attempts stay for now.", {"message": _MESSAGE}),
+    Event(SAVED, "training/checkpoint/checkpointer.py", "A checkpoint is committed.", {
+        "step": _STEP, "kind": "`permanent` or `temporary`.", "seconds": "From the beginning of the save.",
+        "stall_seconds": "For which it held up training.", "upload_seconds": "Of them, writing the shards of rank 0.",
+        "bytes": "Of all its files.", "commit_seconds": "For the manifest.",
+    }),
+    Event(SAVE_FAILED, "training/checkpoint/checkpointer.py", "A save came to nothing; training goes on.", {
+        "step": _STEP, "kind": "`permanent` or `temporary`.", "message": _MESSAGE,
+    }),
+    Event(FELL_BACK, "training/checkpoint/checkpointer.py", "A checkpoint is damaged; an older one is tried.", {
+        "step": "Of that checkpoint.", "message": _MESSAGE,
+    }),
+    Event(PASSED_OVER, "training/checkpoint/checkpointer.py", "A checkpoint was committed too late to count.", {
+        "step": "Of that checkpoint.", "message": _MESSAGE,
+    }),
+    Event(CLEANUP_FAILED, "training/checkpoint/checkpointer.py", "Superfluous files could not be removed.", {
+        "message": _MESSAGE,
+    }),
+    Event(VALIDATING, "training/loop.py", "A validation begins.", {"step": _STEP}),
+    Event(VALIDATED, "training/loop.py", "A validation is done.", {
+        "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
+    }),
+    Event(LOSS_SPIKE, "training/telemetry/recorder.py", "The loss has jumped up.", {
+        "step": _STEP, "loss": "Of this step.", "usual": "Of the steps before it.",
+    }),
+    Event(STRAGGLER, "training/telemetry/recorder.py", "A rank computes longer than the others.", _STRAGGLER_FIELDS),
+    Event(STRAGGLER_OVER, "training/telemetry/recorder.py", "It does so no longer.", _STRAGGLER_FIELDS),
+    Event(DATA_TROUBLE, "training/compose.py", "The cache of chunks met something that it got around.", {
+        "message": _MESSAGE,
+    }),
+    Event(STORE_TROUBLE, _FILE, "A store has failed for a while; it is asked again.", _STORE_FIELDS),
+    Event(STORE_ANSWERS, _FILE, "The store answers again.", _STORE_FIELDS),
+    Event(TRACKER_TROUBLE, "training/telemetry/trackers/open.py", "A tracker has lost rows, or is not used any more.", {
+        "tracker": "Its name.", "message": _MESSAGE,
+    }, optional=("tracker",)),
+    Event(STOPPING, "training/loop.py", "All ranks have agreed to stop after this step.", {
+        "step": _STEP, "reason": "`stop`, `preempted`, `time limit` or `terminated`.",
+    }),
+    Event(SAVED_BEFORE_STOPPING, "training/loop.py", "That state is saved.", {
+        "seconds": "Since this rank first heard of the stop.",
+    }),
+    Event(EXPORTED, "training/artifacts.py", "The weights are written.", {"folder": "In the run directory."}),
+    Event(SAMPLED, "training/artifacts.py", "The sample is written.", {"file": "In the run directory."}),
+    Event(FINISHED, "training/worker.py", "All is written; only the outcome follows.", {
+        "step": _STEP, "seconds": "Of the attempt by phase, as [metrics](metrics.md) name them.",
+    }),
+)  # fmt: skip
