@@ -1,6 +1,6 @@
 """Write docs/reference anew from the code: `make docs`. What is written there is never edited by hand.
 
-Knows the schemas, the command tree and the table of metrics; holds no fact of its own about any of them.
+Knows the schemas, the command tree and the tables of metrics, files and events; holds no fact of its own about them.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def default_words(field: FieldInfo) -> str:
         return "—"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if value == "":
+        return '`""`'
     return f"`{list(value)}`" if isinstance(value, (tuple, list)) else f"`{value}`"
 
 
@@ -164,11 +166,98 @@ def metrics_page() -> Iterator[str]:
     yield f"States: {', '.join(f'`{state}`' for state in STATES)}.\n"
 
 
+# -- the run directory -------------------------------------------------------------------------------------------
+def files_page() -> Iterator[str]:
+    from launchyard.run.layout import ENTRIES, LOG_PART_BYTES
+
+    yield (
+        "# Files of a run\n\n"
+        "`RUN_URL` is a folder or any fsspec URL. NNNN is an attempt, or a submission, from 0000; NNNNN a rank; "
+        "NNNNNNNN a step; N a node. What the files hold, and the rules by which they are written: "
+        "[run directory](run-directory.md).\n\n"
+        "| file | written by | when | what it is |\n|---|---|---|---|\n"
+    )
+    for entry in ENTRIES:
+        yield f"| `{entry.pattern}` | {cell(entry.writer)} | {cell(entry.when)} | {cell(entry.meaning)} |\n"
+    yield (
+        "\nWhat SLURM needs for a job (`job-NNNN.sh`, `job-ID.log`, `code/`) lies in a local run's own folder; that of "
+        "a remote run, in the user's folder for logs.\n\n"
+        "An object store cannot append, so there rows and events come in parts, `metrics/steps-NNNN-PPPPPP.jsonl`, and "
+        f"logs in parts of {LOG_PART_BYTES >> 20} MiB: the first has the plain name, the second ends in `.0001`.\n"
+    )
+
+
+RULES = """
+The run directory is the only channel between the launcher and the workers. The code of this page:
+`run/layout.py`, `run/records.py`, `run/events.py`, `run/rows.py` and `storage/shards.py`; why it is so:
+[concepts](../concepts/run-directory.md). Every file, with its writer: [files of a run](files.md).
+
+## Rules
+
+1. **Atomic.** A reader sees the old file or the new one, never a half: a file is written beside its name and renamed,
+   or sent to a store in one request. Rows and events are appended, a whole line at a time; a reader leaves out a last
+   line that has no end.
+2. **Claims are created.** `attempts/NNNN/job.json`, `submissions/NNNN.json` and `manifest.json` are written
+   create-only: of two writers one succeeds, and the other finds out. Attempts are numbered from 0 without a gap; the
+   newest one that is claimed owns the run for as long as its owner lives.
+3. **A lease tells whether an owner lives.** On its own machine its process does; elsewhere the age of
+   `heartbeat.json`, by the clock of the store: an owner that has not renewed it for {lease:.0f} s is taken for dead.
+4. **A commit is the last write.** `plan.json` makes a folder a run, `manifest.json` makes a folder a checkpoint,
+   `outcome.json` ends an attempt or a run. Before rank 0 creates a manifest it looks whether a later attempt exists,
+   and gives up if so. A checkpoint is removed manifest first.
+5. **A later attempt takes back.** One that went on from step *s* (`started` in its events) makes void what earlier
+   attempts had written after *s*: rows, and checkpoints committed too late.
+6. **Readers are lenient, formats grow.** Fields may be added, and a reader passes over those that it does not know. A
+   field is not removed, and does not change its meaning: old runs resume.
+
+All text is JSON in UTF-8 but for the recipe (YAML) and logs. Times are Unix seconds, sizes bytes.
+"""
+
+
+def record_table(schema: type[BaseModel], heading: str = "##") -> Iterator[str]:
+    yield f"\n{heading} {schema.__name__}\n\n{' '.join((schema.__doc__ or '').split())}\n\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|\n"
+    for key, field in schema.model_fields.items():
+        words = type_words(field.annotation), default_words(field), field.description
+        yield f"| `{key}` | {' | '.join(cell(word) for word in words)} |\n"
+
+
+def run_directory_page() -> Iterator[str]:
+    from launchyard.run import records, rows
+    from launchyard.run.events import EVENTS
+    from launchyard.run.lease import LEASE_SECONDS
+    from launchyard.storage import shards
+
+    yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
+    for schema in (records.Job, records.Submission, records.OutcomeRecord, records.Target):
+        yield from record_table(schema)
+    yield (
+        "\n## Events\n\nA line of `attempts/NNNN/events.jsonl` holds `event`, its name; `time`; and the fields of that "
+        "event. Rank 0 writes them, and every rank prints them into its log.\n\n"
+        "| event | meaning | fields | told by |\n|---|---|---|---|\n"
+    )
+    for event in EVENTS:
+        optional = dict.fromkeys(event.optional, " (may be absent)")
+        fields = " ".join(f"`{name}`{optional.get(name, '')}: {words}" for name, words in event.fields.items())
+        yield f"| `{event.name}` | {cell(event.meaning)} | {cell(fields)} | `{event.writer}` |\n"
+    for schema in (rows.StepRow, rows.ValidationRow):
+        yield from record_table(schema)
+    yield from record_table(shards.Manifest)
+    for schema in (shards.FileEntry, shards.TensorEntry, shards.Piece):
+        yield from record_table(schema, "###")
+    yield (
+        "\n### The seal\n\nA last entry `xxh3`, which is no field, seals the manifest: the xxh3_64 of the text before it, "
+        "closed by a brace. An entry of a safetensors file is called `key@offset,offset`.\n"
+    )
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "recipe.md": recipe_page,
     "cluster.md": cluster_page,
     "cli.md": cli_page,
     "metrics.md": metrics_page,
+    "files.md": files_page,
+    "run-directory.md": run_directory_page,
 }
 
 

@@ -67,7 +67,7 @@ EVENTS = (
     Event(NOT_SWEPT, "training/worker.py", "Leftovers of earlier attempts stay for now.", {"message": _MESSAGE}),
     Event(SAVED, "training/checkpoint/checkpointer.py", "A checkpoint is committed.", {
         "step": _STEP, "kind": "`permanent` or `temporary`.", "seconds": "From the beginning of the save.",
-        "stall_seconds": "For which it held up training.", "upload_seconds": "Of them, writing the shards of rank 0.",
+        "stall_seconds": "For which it held up training.", "upload_seconds": "For writing the shards of rank 0.",
         "bytes": "Of all its files.", "commit_seconds": "For the manifest.",
     }),
     Event(SAVE_FAILED, "training/checkpoint/checkpointer.py", "A save came to nothing; training goes on.", {

@@ -239,8 +239,9 @@ ENTRIES = (
     Entry(RECIPE, "launcher", "at the launch", "The whole recipe, with `extends` and the command line worked in."),
     Entry(PLAN, "launcher", "at the launch, last", "All that follows from it, as `--dry-run --json` prints it; "
           "with this file the folder is a run."),
-    Entry(CODE, "launcher", "at the launch, first; anew by a resume with other code", "Git commit, uncommitted changes, "
-          "digest of launchyard's own code, versions of packages."),
+    Entry(CODE, "launcher", "at the launch, first; anew at each resume", "Git commit, uncommitted changes, versions of "
+          "packages; `source`, a digest of launchyard's own files that every worker compares with its own; `earlier`, "
+          "the same in short for the code before a resume."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
     Entry(f"{SUBMISSIONS}/NNNN.json", "launcher", "before a job is sent to a scheduler", "With what that job will "
           "claim its attempts: [Submission](run-directory.md#submission)."),
@@ -280,7 +281,8 @@ ENTRIES = (
     Entry(JOB_LOG, "owner (local)", "all along", "What the owner printed."),
     Entry("job-NNNN.sh", "launcher (SLURM)", "before it is sent", "The batch script of a submission."),
     Entry("job-ID.log", "scheduler (SLURM)", "all along", "What a job printed, and its agents."),
-    Entry(f"{JOB_CODE}/", "launcher (SLURM)", "before the first job is sent", "The code that jobs of this run use."),
+    Entry(f"{JOB_CODE}/", "launcher", "at each submission, from a checkout", "The copy of launchyard that all attempts "
+          "of the job run; Ray gets a zip instead."),
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
     Entry(METRICS_CSV, "rank 0", "all along, if the recipe asks", "The rows of steps as a table, see "
           "[trackers](../guides/experiment-trackers.md)."),

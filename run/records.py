@@ -16,9 +16,9 @@ class Shape(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    nnodes: int = Field(default=1, ge=1)
-    nproc_per_node: int = Field(ge=1)
-    device: Literal["cpu", "cuda"]
+    nnodes: int = Field(default=1, ge=1, description="Number of nodes.")
+    nproc_per_node: int = Field(ge=1, description="Workers on each.")
+    device: Literal["cpu", "cuda"] = Field(description="Of each worker, as it was planned.")
 
     @property
     def world_size(self) -> int:
@@ -26,18 +26,20 @@ class Shape(BaseModel):
 
 
 class Job(Shape):
-    """job.json: who runs an attempt, and where. Written create-only: it is the claim to the attempt."""
+    """attempts/NNNN/job.json: who runs an attempt, and where. Written create-only: it is the claim to the attempt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    attempt: int
-    backend: str
-    job_id: str
-    host: str
-    pid: int
-    pid_started: float
-    created: float
-    overrides: dict[str, Any] = {}
+    attempt: int = Field(description="From 0, without a gap.")
+    backend: str = Field(description="The `scheduler` of its cluster.")
+    job_id: str = Field(description="The scheduler's; of a local run the owner's process.")
+    host: str = Field(description="Where the owner is.")
+    pid: int = Field(description="Process of the owner.")
+    pid_started: float = Field(description="When that process began, by the clock of its machine: pids come again.")
+    created: float = Field(description="When the attempt was claimed.")
+    overrides: dict[str, Any] = Field(
+        default={}, description="All keys of the recipe that a resume has ever changed, dotted."
+    )
 
     @property
     def shape(self) -> Shape:
@@ -45,19 +47,19 @@ class Job(Shape):
 
 
 class Submission(Shape):
-    """submissions/0000.json: with what a job in a queue will claim its attempts. Written before it is sent."""
+    """submissions/NNNN.json: with what a job in a queue will claim its attempts. Written before it is sent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    backend: str
-    submitted: float
-    env: dict[str, str] = {}
+    backend: str = Field(description="The `scheduler` of its cluster.")
+    submitted: float = Field(description="When it was sent.")
+    env: dict[str, str] = Field(default={}, description="Environment of the agents and workers; holds no secrets.")
     agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
-    job_id: str = Field(default="", description="The scheduler's, once it has accepted it.")
+    job_id: str = Field(default="", description="The scheduler's; in a file of its own, once it has accepted the job.")
     place: dict[str, Any] = Field(
         default={}, description="How its scheduler is reached, if the environment does not say."
     )
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default={}, description="Of the attempts that it will claim.")
 
     @property
     def shape(self) -> Shape:
@@ -65,27 +67,27 @@ class Submission(Shape):
 
 
 class OutcomeRecord(BaseModel):
-    """outcome.json: how an attempt, or the run, ended. `reason` is one word or two; `message` is for people."""
+    """outcome.json of an attempt, or of the run: how it ended."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    outcome: Outcome
-    reason: str
-    message: str = ""
-    attempt: int
-    step: int | None = None
-    checkpoint: str | None = None
-    fatal: bool = False
-    rank: int | None = None
-    time: float
+    outcome: Outcome = Field(description="How it ended; the run goes on from `stopped` and `failed`.")
+    reason: str = Field(description="Why, in a word or two: `done`, `stop`, `preempted`, `killed`, `hung` …")
+    message: str = Field(default="", description="The same for people, in a line.")
+    attempt: int = Field(description="Which attempt; of a run, its last.")
+    step: int | None = Field(default=None, description="Finished optimizer steps, if known.")
+    checkpoint: str | None = Field(default=None, description="Folder of the newest checkpoint, in the run directory.")
+    fatal: bool = Field(default=False, description="Would another try end the same way?")
+    rank: int | None = Field(default=None, description="The worker that failed first, if one did.")
+    time: float = Field(description="When.")
 
 
 class Target(BaseModel):
-    """targets/00000.json: where a worker serves its metrics, from when it listens until its clean end."""
+    """attempts/NNNN/targets/NNNNN.json: where a worker serves its metrics, from when it listens until its clean end."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    rank: int
-    url: str
+    rank: int = Field(description="Of the worker.")
+    url: str = Field(description="Its metrics, in the text format of Prometheus.")
     node: str = Field(description="Name of its machine.")
     time: float = Field(description="When it began to listen, in seconds since the epoch.")

@@ -31,8 +31,8 @@ class Piece(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
+    offsets: tuple[int, ...] = Field(description="First element of each axis.")
+    sizes: tuple[int, ...] = Field(description="Elements of each axis.")
     file: str = Field(description="Name of the file, relative to the manifest.")
     start: int = Field(description="First byte in that file.")
     length: int = Field(description="Bytes.")
@@ -40,19 +40,23 @@ class Piece(BaseModel):
 
 
 class TensorEntry(BaseModel):
+    """One tensor; its pieces cover it without overlap."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: str
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    dtype: str = Field(description="As safetensors call it: F32, BF16 …")
+    shape: tuple[int, ...] = Field(description="Of the whole tensor.")
+    pieces: tuple[Piece, ...] = Field(description="Each written by one rank.")
 
 
 class FileEntry(BaseModel):
+    """One safetensors file beside the manifest."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bytes: int
+    bytes: int = Field(description="Its whole size.")
     header_xxh3: str = Field(description="xxh3_64 of all that precedes the first piece.")
-    header_bytes: int
+    header_bytes: int = Field(description="Bytes that precede it.")
 
 
 class Manifest(BaseModel):
@@ -63,19 +67,19 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    format: int = FORMAT
-    step: int
-    attempt: int
-    world_size: int
-    kind: Literal["permanent", "temporary"]
-    created: float
+    format: int = Field(default=FORMAT, description="Version of this format.")
+    step: int = Field(description="Finished optimizer steps.")
+    attempt: int = Field(description="Which attempt committed it.")
+    world_size: int = Field(description="Ranks that wrote it; any number reads it.")
+    kind: Literal["permanent", "temporary"] = Field(description="May a newer checkpoint replace it?")
+    created: float = Field(description="When the save began.")
     train_state: dict[str, Any] = Field(description="What must survive besides tensors: step, tokens_seen …")
     model: dict[str, Any] = Field(description="ModelConfig as JSON.")
-    data_digest: str
-    recipe_hash: str
-    versions: dict[str, str]
-    files: dict[str, FileEntry]
-    tensors: dict[str, TensorEntry]
+    data_digest: str = Field(description="Of the tokens of the run; one of other tokens is not loaded.")
+    recipe_hash: str = Field(description="Of the recipe with its overrides; for people.")
+    versions: dict[str, str] = Field(description="Of the packages that wrote it.")
+    files: dict[str, FileEntry] = Field(description="By name.")
+    tensors: dict[str, TensorEntry] = Field(description="By key: `model.` weights, `optimizer.` moments.")
 
     @property
     def total_bytes(self) -> int:
