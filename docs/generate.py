@@ -229,8 +229,8 @@ def run_directory_page() -> Iterator[str]:
     from launchyard.storage import shards
 
     yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
-    for schema in (records.Job, records.Submission, records.OutcomeRecord, records.Target):
-        yield from record_table(schema)
+    for record in (records.Job, records.Submission, records.OutcomeRecord, records.Target):
+        yield from record_table(record)
     yield (
         "\n## Events\n\nA line of `attempts/NNNN/events.jsonl` holds `event`, its name; `time`; and the fields of that "
         "event. Rank 0 writes them, and every rank prints them into its log.\n\n"
@@ -240,14 +240,14 @@ def run_directory_page() -> Iterator[str]:
         optional = dict.fromkeys(event.optional, " (may be absent)")
         fields = " ".join(f"`{name}`{optional.get(name, '')}: {words}" for name, words in event.fields.items())
         yield f"| `{event.name}` | {cell(event.meaning)} | {cell(fields)} | `{event.writer}` |\n"
-    for schema in (rows.StepRow, rows.ValidationRow):
-        yield from record_table(schema)
+    for row in (rows.StepRow, rows.ValidationRow):
+        yield from record_table(row)
     yield from record_table(shards.Manifest)
-    for schema in (shards.FileEntry, shards.TensorEntry, shards.Piece):
-        yield from record_table(schema, "###")
+    for part in (shards.FileEntry, shards.TensorEntry, shards.Piece):
+        yield from record_table(part, "###")
     yield (
-        "\n### The seal\n\nA last entry `xxh3`, which is no field, seals the manifest: the xxh3_64 of the text before it, "
-        "closed by a brace. An entry of a safetensors file is called `key@offset,offset`.\n"
+        "\n### The seal\n\nA last entry `xxh3`, which is no field, seals the manifest: the xxh3_64 of the text "
+        "before it, closed by a brace. An entry of a safetensors file is called `key@offset,offset`.\n"
     )
 
 
