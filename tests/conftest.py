@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.support.faultproxy import FaultProxy
     from tests.support.store import Bucket, S3Server
 
+settings.register_profile("ours", deadline=None)  # a busy machine is no fault of a test
+settings.load_profile("ours")
 pytest_plugins = ["tests.support.texts"]
 FOLDERS = ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
 

@@ -86,5 +86,5 @@ def _not_found(source: str, where: str) -> str:
         return f"{source}: no such folder. A model is an HF folder, a checkpoint or a run: a path or an fsspec URL"
     return (
         f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), {MANIFEST} (a checkpoint) and "
-        f"{CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"
+        f"{layout.CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"
     )
