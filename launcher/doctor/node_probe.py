@@ -6,7 +6,6 @@ what this node writes. Changes nothing else.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
+import launchyard
 from launchyard.host.ports import free_port
 from launchyard.storage import files
 
@@ -32,7 +32,7 @@ def look(storage: str, token: str) -> dict[str, Any]:
         "executable": sys.executable,
         "launchyard": _version("launchyard"),
         "torch": _version("torch"),
-        "code": os.path.dirname(importlib.util.find_spec("launcher").origin or ""),  # type: ignore[union-attr]
+        "code": os.path.dirname(launchyard.__file__),
         "address": _address(name),
         "port": _port(),
         "storage": _storage(storage, token, name),
