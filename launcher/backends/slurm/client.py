@@ -59,7 +59,7 @@ class Controller:
         if time.monotonic() - _away.get(site, float("-inf")) < AWAY_SECONDS:
             return AWAY
         done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
-        if done is None or any(word in done.stderr for word in _AWAY):
+        if done is None or (_says(done.stderr, _AWAY) and not _says(done.stderr, _NO_JOB)):
             _away[site] = time.monotonic()
             return AWAY
         line = done.stdout.strip().splitlines()[:1]
@@ -101,7 +101,7 @@ class Controller:
         """scancel, or only a signal to all steps. LaunchError if the controller does not take it."""
         argv = ["scancel", *([f"--signal={signal}"] if signal else []), job_id]
         done = self.run(argv)
-        if done is None or (done.returncode and not any(word in done.stderr for word in _NO_JOB)):
+        if done is None or (done.returncode and not _says(done.stderr, _NO_JOB)):
             said = "no answer" if done is None else done.stderr.strip()
             raise LaunchError(f"SLURM could not end job {job_id}: {said}", hint="try again when its controller is back")
 
@@ -125,7 +125,7 @@ class Controller:
     def _refuse_the_impossible(self, script: str) -> None:
         """Most sites queue what can never run, and it waits for ever. UserError with SLURM's reason."""
         done = self.run(["sbatch", "--test-only", script])
-        if done is not None and done.returncode and any(word in done.stderr for word in _NEVER):
+        if done is not None and done.returncode and _says(done.stderr, _NEVER):
             raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
 
     def wait_gone(self, job_id: str, *, seconds: float) -> bool:
@@ -166,6 +166,10 @@ def facts(text: str) -> dict[str, str]:
     else:
         found = re.findall(r"(\w+)=(\S+)", text)
     return {key: value.strip() for key, value in found}
+
+
+def _says(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text for word in words)
 
 
 def _state(word: str) -> Literal["queued", "running", "ending", "gone"]:
