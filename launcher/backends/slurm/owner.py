@@ -144,9 +144,10 @@ class Batch:
         number, folder = self._run.submit(self._submission), job_folder(self._run.url, log_folder())
         try:
             job_id = self._slurm.submit(newest_script(folder), dependency="singleton")
-        except LaunchError:
+        except LaunchError as error:
             self._run.withdraw(number)
-            raise
+            # No UserError: from an owner that means that another job has the run, and no word would be left.
+            raise LaunchError(f"the site neither requeues the job nor takes a new one: {error}") from error
         self._run.accepted(number, job_id)
 
 
