@@ -1,0 +1,127 @@
+"""What SLURM's commands say, and what is made of it; every answer is one that SLURM 22.05 gives."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.backends.slurm import client
+from launchyard.launcher.backends.slurm.client import Controller
+from tests.support.fake_slurm import FakeSlurm
+
+SCRIPT = "#!/bin/bash\n#SBATCH --job-name=x\n#SBATCH --partition=spot\nexec sleep 30\n"
+
+
+@pytest.fixture
+def ours(slurm: FakeSlurm) -> Controller:
+    return Controller({"SLURM_CONF": slurm.env["SLURM_CONF"]})
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "job.sh"
+    path.write_text(SCRIPT)
+    return str(path)
+
+
+def wait(controller: Controller, job: str, state: str) -> None:
+    end = time.monotonic() + 20
+    while controller.ask(job).state != state:
+        assert time.monotonic() < end, controller.ask(job)
+        time.sleep(0.03)
+
+
+def test_a_job_from_the_queue_to_its_end(slurm: FakeSlurm, ours: Controller, script: str) -> None:
+    slurm.hold("QOSMaxJobsPerUserLimit")
+    job = ours.submit(script)
+    seen = ours.ask(job)
+    assert (seen.state, seen.word, seen.nodes, seen.end) == ("queued", "PENDING", "", None)
+    assert seen.reason == "you run as many jobs as your quality of service allows (QOSMaxJobsPerUserLimit)"
+    assert ours.end_time(job) is None, "N/A"
+    slurm.start(job)
+    wait(ours, job, "running")
+    seen = ours.ask(job)
+    assert (seen.reason, seen.nodes) == ("", "node1")
+    assert seen.start is not None and seen.end is not None and seen.end == ours.end_time(job)
+    assert ours.job_state(job) == ("RUNNING", 0)
+    ours.cancel(job)
+    assert ours.wait_gone(job, seconds=20)
+    assert (ours.ask(job).word, ours.job_state(job)[0]) == ("CANCELLED", "CANCELLED")
+    ours.cancel(job)  # what has ended is no error
+
+
+def test_a_job_that_does_not_end_is_waited_for_so_long(slurm: FakeSlurm, ours: Controller, script: str) -> None:
+    slurm.hold("Priority")
+    job = ours.submit(script)
+    assert not ours.wait_gone(job, seconds=0.0)
+
+
+def test_the_site_in_its_own_words(slurm: FakeSlurm, ours: Controller) -> None:
+    config = ours.config()
+    assert (config["SLURM_VERSION"], config["KillWait"], config["JobRequeue"]) == ("22.05.8", "30 sec", "1")
+    spot = next(one for one in ours.partitions() if one["PartitionName"] == "spot")
+    assert (spot["GraceTime"], spot["PreemptMode"], spot["State"], spot["Nodes"]) == ("4", "REQUEUE", "UP", "node[1-4]")
+    assert [one["PartitionName"] for one in ours.partitions("prod")] == ["prod"]
+    assert ours.partitions("nowhere") == []
+    assert ours.hostnames("node[2-4]") == ["node2", "node3", "node4"]
+    assert ours.hostnames("") == []
+
+
+def test_nothing_is_known_of_a_job_that_never_was(slurm: FakeSlurm, ours: Controller) -> None:
+    assert ours.ask("7").state == "gone"
+    assert ours.job_state("7") == ("", 0)
+    assert ours.end_time("7") is None
+    assert not ours.requeue("7")
+    ours.cancel("7")
+    ours.cancel("7", signal="USR1")
+
+
+def test_a_controller_that_comes_back_is_asked_again(
+    slurm: FakeSlurm, ours: Controller, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.hold("Priority")
+    job = ours.submit(script)
+    slurm.controller_away()
+    assert ours.ask(job).state == "unknown"
+    slurm.work_again()
+    assert ours.ask(job).state == "unknown", "within so many seconds nobody asks"
+    monkeypatch.setattr(client, "AWAY_SECONDS", 0.0)
+    assert ours.ask(job).state == "queued"
+
+
+def test_what_a_controller_that_is_away_did_not_do(slurm: FakeSlurm, ours: Controller) -> None:
+    slurm.controller_away()
+    with pytest.raises(LaunchError, match="could not end job 7: .*Unable to contact slurm controller"):
+        ours.cancel("7")
+    assert (ours.config(), ours.partitions(), ours.requeue("7"), ours.job_state("7")) == ({}, [], False, ("", 0))
+
+
+def test_a_submission_without_an_answer(
+    slurm: FakeSlurm, ours: Controller, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.fail("sbatch", seconds=30)
+    real = Controller.run
+    monkeypatch.setattr(Controller, "run", lambda *words, **more: real(*words, **{**more, "seconds": 0.2}))
+    with pytest.raises(LaunchError, match="sbatch did not answer within 60 s"):
+        ours.submit(script)
+
+
+REFUSALS = {
+    "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)": "QOS policy",
+    "Invalid account or account/partition combination specified": "slurm.account of the cluster file",
+    "Invalid qos specification": "slurm.qos of the cluster file",
+    "Requested time limit is invalid (missing or exceeds some limit)": "resources.time_limit",
+    "Invalid feature specification": "slurm.constraint of the cluster file",
+}
+
+
+@pytest.mark.parametrize("said", REFUSALS)
+def test_refusals_say_where_to_look(said: str, slurm: FakeSlurm, ours: Controller, script: str) -> None:
+    slurm.fail("sbatch", stderr=f"sbatch: error: Batch job submission failed: {said}")
+    with pytest.raises(UserError) as caught:
+        ours.submit(script)
+    assert str(caught.value).startswith(f"SLURM refuses the job: Batch job submission failed: {said}")
+    assert REFUSALS[said] in str(caught.value)

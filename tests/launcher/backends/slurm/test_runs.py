@@ -1,0 +1,292 @@
+"""Runs on SLURM from their submission to their end, without one: the commands are stand-ins, and so is the worker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launchyard.launcher.backends.slurm import client
+from launchyard.run.records import SCANCEL
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.typed import Launched, Place
+
+
+def started(run: Launched, attempt: int) -> int:
+    """The step that an attempt began with."""
+    event = run.wait(lambda: next((e for e in run.run.events(attempt) if e["event"] == "started"), None))
+    return int(event["step"])
+
+
+def notice(run: Launched) -> None:
+    """As SLURM warns before a time limit: all agents, and not the owner."""
+    subprocess.run(["scancel", "--signal=USR1", run.job], check=True)
+
+
+def reached(run: Launched, attempt: int) -> int:
+    return max(row["step"] for row in run.run.rows("steps") if row["attempt"] == attempt)
+
+
+# -- a life ----------------------------------------------------------------------------------------------------------
+def test_a_run_waits_with_a_reason_then_runs_and_completes(slurm: FakeSlurm, place: Place) -> None:
+    """With the real agent and torchrun."""
+    slurm.real_agents()
+    place.workers_do(steps=12)
+    slurm.hold("Resources")
+    run = place.launch()
+    state = run.status()
+    assert (state["state"], state["alive"], state["job_id"]) == ("pending", True, run.job)
+    assert state["queue"] == "the nodes it needs are in use (Resources)"
+    assert f"waits in the queue as job {run.job}: the nodes it needs are in use" in run.why()
+    assert "queued already: job" in place.ok("resume", run.run_id, code=2)
+    slurm.start(run.job)
+    record = run.outcome()
+    assert (record.outcome, record.step) == ("completed", 12)
+    run.wait(lambda: slurm.job(run.job)["state"] == "COMPLETED")
+    assert run.status()["state"] == "completed"
+    assert "completed all 12 steps" in run.why()
+    run.nothing_left()
+
+
+def test_what_waits_can_be_taken_back(slurm: FakeSlurm, place: Place) -> None:
+    """And a resume of it begins anew, as another job."""
+    place.workers_do(steps=3)
+    slurm.hold("Priority")
+    run = place.launch()
+    first = run.job
+    assert "stopped" in place.ok("stop", run.run_id)
+    assert slurm.job(first)["state"] == "CANCELLED"
+    assert run.status()["state"] == "stopped" and run.run.attempts() == []
+    slurm.hold(None)
+    place.ok("resume", run.run_id, "--json")
+    assert run.job != first
+    assert run.outcome().outcome == "completed"
+
+
+def test_stop_saves_and_resume_goes_on(slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    assert "stopped (stop), saved at step" in place.ok("stop", run.run_id)
+    state = run.status()
+    assert (state["state"], state["reason"], state["checkpoint"]) == ("stopped", "stop", reached(run, 0))
+    assert slurm.job(run.job)["restarts"] == 0
+    place.workers_do(steps=state["step"] + 5)
+    assert json.loads(place.ok("resume", run.run_id, "--json"))["from_step"] == state["step"]
+    run.wait(lambda: (record := run.run.outcome()) and record.attempt == 1 and record.outcome == "completed")
+    assert started(run, 1) == state["step"]
+
+
+def test_a_job_log_is_shown_where_there_is_no_other(slurm: FakeSlurm, place: Place) -> None:
+    """The setup of the cluster file fails: no attempt, and the job's own last word tells."""
+    place.write_cluster(setup=["echo 'Lmod has detected an Error: no cuda'; exit 1"])
+    run = place.launch()
+    run.wait(lambda: run.status()["state"] == "lost")
+    assert "before anything of the run had begun" in run.why()
+    assert "no cuda" in run.why()
+    assert "SLURM has ended it: FAILED" in run.status()["queue"]
+
+
+# -- the site takes the nodes ----------------------------------------------------------------------------------------
+NOTICES: dict[str, Callable[[FakeSlurm, Launched], object]] = {
+    "launch drill": lambda slurm, run: run.place.ok("drill", "preempt", run.run_id),
+    "no grace": lambda slurm, run: slurm.take_nodes(run.job),
+}
+
+
+@pytest.mark.parametrize("notice", NOTICES)
+def test_a_preempted_run_goes_on_as_the_same_job(notice: str, slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    NOTICES[notice](slurm, run)
+    run.steps(3, attempt=1)
+    assert run.run.outcome(0).reason == "preempted"
+    assert started(run, 1) == reached(run, 0), "no step is lost"
+    assert slurm.job(run.job)["restarts"] == 1, "put back into the queue once, by the site or by us"
+    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"]
+    assert "1 earlier attempt ended by preemption" in run.why() or run.status()["attempt"] == 1
+    place.ok("cancel", run.run_id)
+
+
+def test_a_preempted_run_waits_and_says_why(slurm: FakeSlurm, place: Place) -> None:
+    """Saved, it is in the queue again, where nothing runs that could save; stop takes it back."""
+    run = place.launch()
+    run.steps(3)
+    slurm.hold("BeginTime")
+    slurm.take_nodes(run.job)
+    run.wait(lambda: run.status()["state"] == "pending")
+    assert "before it starts again (BeginTime)" in run.why()
+    place.ok("stop", run.run_id)
+    state = run.status()
+    assert (state["state"], state["reason"], state["checkpoint"]) == ("stopped", "cancelled", reached(run, 0))
+    assert run.run.attempts() == [0]
+
+
+def test_where_the_site_requeues_nothing_it_goes_on_as_a_new_job(slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    first = run.job
+    slurm.fail("scontrol requeue", stderr=f"Requested operation is presently disabled for job {first}")
+    notice(run)
+    run.wait(lambda: run.job != first)
+    run.steps(3, attempt=1)
+    assert started(run, 1) == reached(run, 0)
+    assert slurm.job(run.job)["dependency"] == "singleton", "not before the first has left"
+    assert slurm.job(first)["restarts"] == 0
+    place.ok("cancel", run.run_id)
+
+
+def test_a_site_that_refuses_both_leaves_a_run_to_resume(slurm: FakeSlurm, place: Place) -> None:
+    """The owner's word says what SLURM said, and no submission stays that nobody has taken."""
+    run = place.launch()
+    run.steps(3)
+    slurm.fail("scontrol requeue", stderr="Requested operation is presently disabled")
+    slurm.fail("sbatch", stderr="sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
+    notice(run)
+    record = run.outcome()
+    assert record.outcome == "failed"
+    assert "Job violates accounting/QOS policy" in record.message
+    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"]
+    run.wait(lambda: run.status()["resumable"])
+    assert "Job violates accounting/QOS policy" in run.why()
+
+
+def test_a_complete_run_that_is_started_again_stays_complete(slurm: FakeSlurm, place: Place) -> None:
+    place.workers_do(steps=3)
+    run = place.launch()
+    assert run.outcome().outcome == "completed"
+    run.wait(lambda: slurm.job(run.job)["state"] == "COMPLETED")
+    slurm.start(run.job)
+    run.wait(lambda: "started again, but the run is complete" in run.looks())
+    run.wait(lambda: slurm.job(run.job)["state"] == "COMPLETED")
+    assert run.run.attempts() == [0]
+
+
+# -- people end it ---------------------------------------------------------------------------------------------------
+def test_scancel_is_a_stop_and_no_preemption(slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    subprocess.run(["scancel", run.job], check=True)
+    record = run.outcome()
+    assert (record.outcome, record.reason) == ("stopped", SCANCEL)
+    run.wait(lambda: slurm.job(run.job)["state"] == "CANCELLED")
+    assert run.run.attempts() == [0]
+    assert run.status()["resumable"]
+    run.nothing_left()
+
+
+def test_cancel_ends_it_now(slurm: FakeSlurm, place: Place) -> None:
+    place.workers_do(deaf=True)
+    run = place.launch()
+    run.steps(3)
+    place.ok("cancel", run.run_id)
+    state = run.status()
+    assert (state["state"], state["reason"], state["alive"]) == ("stopped", "cancelled", False)
+    assert slurm.job(run.job)["state"] == "CANCELLED"
+    run.nothing_left()
+
+
+# -- something fails -------------------------------------------------------------------------------------------------
+def test_a_failure_is_tried_again_inside_the_allocation(slurm: FakeSlurm, place: Place) -> None:
+    place.workers_do(steps=8, save_every=2, faults={"0": {"kill_at": 5}})
+    run = place.launch()
+    record = run.outcome()
+    assert (record.outcome, record.attempt) == ("completed", 1)
+    assert run.run.outcome(0).outcome == "failed"
+    assert slurm.job(run.job)["restarts"] == 0
+
+
+def test_an_error_that_comes_back_ends_the_run(slurm: FakeSlurm, place: Place) -> None:
+    place.workers_do(faults={"0": {"error_at": 2}, "1": {"error_at": 2}})
+    run = place.launch()
+    record = run.outcome()
+    assert (record.outcome, record.attempt) == ("failed", 1)
+    run.wait(lambda: slurm.job(run.job)["state"] == "FAILED")
+    assert slurm.job(run.job)["restarts"] == 0, "SLURM does not start it again"
+
+
+REFUSED = {
+    "partition": ({"partition": "nowhere"}, (), "slurm.partition of the cluster file"),
+    "nodes": ({}, ("--nodes", "9", "train.global_batch_size=72"), "Requested node configuration is not available"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_slurm_refuses_leaves_nothing(what: str, slurm: FakeSlurm, place: Place) -> None:
+    options, words, said = REFUSED[what]
+    place.write_cluster(slurm={"partition": "spot", **options})
+    before = place.files()
+    told = place.ok("tiny.yaml", "--cluster", "site", "--run-url", str(place.runs / "run"), *words, code=2)
+    assert "SLURM refuses the job" in told and said in told
+    assert place.files() == before
+    assert "no runs yet" in place.ok("status")
+    assert slurm.jobs() == []
+
+
+def test_where_there_is_no_sbatch_nothing_begins(
+    slurm: FakeSlurm, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = place.files()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    told = place.ok("tiny.yaml", "--cluster", "site", "--run-url", str(place.runs / "run"), code=2)
+    assert "sbatch is not found here" in told and "--dry-run" in told
+    assert place.files() == before
+
+
+# -- the controller is away ------------------------------------------------------------------------------------------
+def test_a_run_does_not_need_the_controller(slurm: FakeSlurm, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told by its heartbeat, and when the controller is back by that."""
+    monkeypatch.setattr(client, "AWAY_SECONDS", 0.0)
+    run = place.launch()
+    run.steps(3)
+    slurm.controller_away()
+    state = run.status()
+    assert (state["state"], state["alive"]) == ("running", True)
+    assert state["queue"] == "SLURM's controller does not answer"
+    assert "does not answer" in run.why()
+    code, said = place.typed("cancel", run.run_id)
+    assert code == 1 and "could not end job" in said and "try again when its controller is back" in said
+    assert run.outcome().reason == "cancelled", "it was asked through the run directory too"
+    slurm.work_again()
+    run.wait(lambda: slurm.job(run.job)["state"] != "RUNNING")
+    assert (run.status()["state"], run.status()["queue"]) == ("stopped", None)
+
+
+def test_a_controller_that_is_away_is_not_asked_for_every_run(slurm: FakeSlurm, place: Place) -> None:
+    """Each question costs seconds."""
+    slurm.hold("Priority")
+    runs = [place.launch(name=f"run-{number}") for number in range(3)]
+    slurm.controller_away()
+    asked = len(slurm.asked("squeue"))
+    assert len(json.loads(place.ok("status", "--json"))) == len(runs)
+    assert len(slurm.asked("squeue")) == asked + 1
+
+
+def test_a_job_that_slurm_has_forgotten_is_gone(slurm: FakeSlurm, place: Place) -> None:
+    """MinJobAge after its end squeue says `Invalid job id`: no sign of a controller that is away."""
+    slurm.hold("Priority")
+    other, run = place.launch(name="other"), place.launch()
+    slurm.forget(run.job)
+    state = run.status()
+    assert (state["state"], state["alive"], state["queue"]) == ("lost", False, None)
+    assert other.status()["state"] == "pending", "and others are asked about as before"
+
+
+def test_a_launch_without_a_controller_leaves_nothing_queued(slurm: FakeSlurm, place: Place) -> None:
+    slurm.controller_away()
+    told = place.ok("tiny.yaml", "--cluster", "site", "--run-url", str(place.runs / "run"), code=2)
+    assert "is the controller up? (sinfo)" in told
+    assert not Path(place.runs / "run").exists()
+
+
+def test_questions_are_bounded_in_time(slurm: FakeSlurm, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(client.Controller.run.__kwdefaults__, "seconds", 0.3)
+    slurm.hold("Priority")
+    run = place.launch()
+    slurm.fail("squeue", seconds=30)
+    began = time.monotonic()
+    assert run.status()["queue"] == "SLURM's controller does not answer"
+    assert time.monotonic() - began < 5
