@@ -1,0 +1,1 @@
+"""What Ray does not promise to keep."""

@@ -1,0 +1,35 @@
+"""Placement groups: there as soon as so many nodes are free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node, state
+
+
+class _Group:
+    def __init__(self, bundles: list[dict[str, float]]) -> None:
+        self.bundles, self.node_ids = bundles, list[str]()
+
+    def place(self) -> bool:
+        if not self.node_ids:
+            free, leaving = available_resources_per_node(), state.get_draining_nodes()
+            alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+            fit = [one for one in alive if all(free[one].get(key, 0) >= n for key, n in self.bundles[0].items())]
+            self.node_ids = fit[: len(self.bundles)] if len(fit) >= len(self.bundles) else []
+        return bool(self.node_ids)
+
+
+def placement_group(bundles: list[dict[str, float]], *, strategy: str) -> _Group:
+    assert strategy == "STRICT_SPREAD"
+    return _Group(bundles)
+
+
+def placement_group_table(group: _Group) -> dict[str, Any]:
+    there = group.place()
+    return {"state": "CREATED" if there else "PENDING", "bundles_to_node_id": dict(enumerate(group.node_ids))}
+
+
+def remove_placement_group(group: _Group) -> None:
+    pass
