@@ -170,6 +170,9 @@ def cancel(run: RunDir, job: Job) -> None:
         ray.stop(job.job_id)
         if not ray.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
             raise LaunchError(f"job {job.job_id} is still ending", hint=f"ray job status {job.job_id}")
+    if (seen := ray.ask(job.job_id)).state == "unknown":  # the request stays, for an owner that reads it
+        said = f"job {job.job_id} was asked to end, and Ray does not tell whether it has: {seen.reason}"
+        raise LaunchError(said, hint="try again when its dashboard is back")
     leave_word(run, job)
     run.clear_stop()
     run.clear_waiting()

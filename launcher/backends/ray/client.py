@@ -41,10 +41,10 @@ class Dashboard:
         return str(self._ask("POST", "/api/jobs/", request)["submission_id"])
 
     def ask(self, job_id: str) -> JobStatus:
-        """The state of a job."""
+        """The state of a job; `unknown` where no answer tells it, a proxy's or a token's refusal among them."""
         try:
             found = self._ask("GET", f"/api/jobs/{job_id}", seconds=CONNECT_SECONDS)
-        except AwayError as error:
+        except LaunchError as error:
             return JobStatus("unknown", reason=str(error))
         if found is None:
             return JobStatus("gone")
