@@ -122,9 +122,8 @@ class FakeRay:
         if (method, path) == ("GET", "/api/version"):
             return 200, json.dumps(VERSION)
         if (method, path) == ("GET", "/nodes?view=summary"):
-            return 200, json.dumps(
-                {"result": True, "msg": "Node summary fetched.", "data": {"summary": self._summary()}}
-            )
+            told = {"result": True, "msg": "Node summary fetched."}
+            return 200, json.dumps({**told, "data": {"summary": self._summary()}})
         if (method, path) == ("POST", "/api/jobs/"):
             return self._submit(json.loads(body))
         job_id, _, what = path.removeprefix("/api/jobs/").partition("/")

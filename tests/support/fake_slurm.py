@@ -149,6 +149,17 @@ class FakeSlurm:
         """A preemption without a grace time: the job ends and is put back into the queue."""
         requeue(self.site, job_id)
 
+    def time_is_over(self, job_id: str) -> None:
+        """At the time limit: everybody is told to end, and killed a little later."""
+        with self.site.change() as state:
+            job = state["jobs"][job_id]
+            job |= {"state": "COMPLETING", "ending": "timeout"}
+            tell(job, signal.SIGTERM, with_batch=True)
+
+    def limit(self, seconds: float) -> None:
+        """Of jobs that start from now on."""
+        self._set("limit_seconds", seconds)
+
     def forget(self, job_id: str) -> None:
         """As SLURM does MinJobAge after a job's end."""
         with self.site.change() as state:
@@ -242,7 +253,8 @@ def _finish(site: Site, job_id: str, code: int) -> bool:
         if job["ending"] == "requeue":
             job |= {"state": "PENDING", "reason": state["hold"] or "BeginTime"}
             return state["hold"] is None
-        job["state"] = "CANCELLED" if job["ending"] else "COMPLETED" if code == 0 else "FAILED"
+        ended = {"cancel": "CANCELLED", "timeout": "TIMEOUT"}
+        job["state"] = ended.get(job["ending"]) or ("COMPLETED" if code == 0 else "FAILED")
         job["reason"] = "None" if code == 0 else "NonZeroExitCode"
         freed = start_singletons(state)
     for other in freed:

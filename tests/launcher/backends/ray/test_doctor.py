@@ -33,7 +33,7 @@ SITES: dict[str, tuple[Callable[[FakeRay], object], str, str, str]] = {
     "small": (lambda r: r.nodes(3, cpus=1.0), "nodes", "error", "3 alive, 0 of them with 2 CPU or more"),
     "dead": (lambda r: r.nodes(3, dead=(1, 2)), "nodes", "ok", "1 alive, 1 of them"),
     "away": (lambda r: r.away(), "Ray", "error", "no Ray dashboard answers"),
-    "token": (lambda r: r.replies.update({"GET /api/version": (401, "no")}), "Ray", "error", "does not let us in (401)"),
+    "token": (lambda r: r.replies.update({"GET /api/version": (401, "no")}), "Ray", "error", "let us in (401)"),
     "refuses": (lambda r: r.replies.update({"POST /api/jobs/": (500, "No available agent")}), "node", "error", "agent"),
     "no room for code": (
         lambda r: r.replies.update({"POST /api/jobs/": (400, "ValueError: bad env")}), "node", "error", "bad env",

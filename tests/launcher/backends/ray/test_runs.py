@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from launchyard.errors import LaunchError
+from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.ray import backend
 from launchyard.run.records import RAY_STOP
 from tests.support.fake_ray import FakeRay
@@ -211,6 +213,22 @@ def test_an_error_that_comes_back_ends_the_run(cluster: FakeRay, place: Place) -
     assert (record.outcome, record.attempt) == ("failed", 1)
     assert gone(cluster, run) == "FAILED"
     assert "it broke" in run.why()
+
+
+def test_a_word_beside_the_run(cluster: FakeRay, place: Place) -> None:
+    """As a drill's blow: a short job on the last node of the run."""
+    cluster.nodes(2, free=0.0)
+    run = place.launch()
+    job = newest_job(run.run)
+    assert job is not None
+    with pytest.raises(LaunchError, match="has no nodes now"):
+        backend.run_on_last_node(run.run, job, ["-c", "print(7)"])
+    cluster.nodes(2)
+    run.steps(1)
+    assert backend.run_on_last_node(run.run, run.run.job(0), ["-c", "print(7)"]) == "7\n"
+    with pytest.raises(LaunchError, match=r"no process could run on .*: ZeroDivisionError"):
+        backend.run_on_last_node(run.run, run.run.job(0), ["-c", "1 / 0"])
+    place.ok("cancel", run.run_id)
 
 
 # -- refused, lost, away ---------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launchyard.launcher.backends.slurm import client
+from launchyard.errors import LaunchError
+from launchyard.launcher.agent.ownership import newest_job
+from launchyard.launcher.backends.slurm import backend, client
 from launchyard.run.records import SCANCEL
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.typed import Launched, Place
@@ -123,6 +125,58 @@ def test_a_preempted_run_waits_and_says_why(slurm: FakeSlurm, place: Place) -> N
     state = run.status()
     assert (state["state"], state["reason"], state["checkpoint"]) == ("stopped", "cancelled", reached(run, 0))
     assert run.run.attempts() == [0]
+
+
+def test_a_time_limit_is_a_preemption(slurm: FakeSlurm, place: Place) -> None:
+    """SLURM is ending the job already, and not because a person wanted it: it is put back all the same."""
+    slurm.limit(5.0)  # less than the notice, so that its time is over from the start
+    run = place.launch()
+    run.steps(3)
+    slurm.time_is_over(run.job)
+    run.steps(3, attempt=1)
+    assert run.run.outcome(0).reason == "preempted"
+    assert (slurm.job(run.job)["restarts"], started(run, 1)) == (1, reached(run, 0))
+    place.ok("cancel", run.run_id)
+
+
+NO_PREEMPTION: dict[str, Callable[[FakeSlurm], object]] = {
+    "this site has no preemption between partitions": lambda slurm: slurm.configure(PreemptType="preempt/none"),
+    "jobs of partition spot are not preempted": lambda slurm: slurm.partition("spot", PreemptMode="OFF"),
+    "no partition stands above spot on node1": lambda slurm: slurm.partition("prod", PriorityTier="1"),
+    "partition prod: Job violates accounting policy": lambda slurm: slurm.fail(
+        "sbatch", stderr="Job violates accounting policy"
+    ),
+}
+
+
+@pytest.mark.parametrize("why", NO_PREEMPTION)
+def test_a_notice_where_the_site_preempts_nobody(why: str, slurm: FakeSlurm, place: Place) -> None:
+    """All agents are warned, as before a time limit, and it is said why."""
+    place.workers_do(deaf=True)
+    run = place.launch()
+    run.steps(1)
+    NO_PREEMPTION[why](slurm)
+    assert backend.notify(run.run, run.run.job(0)) == f"USR1, as before a time limit ({why})"
+    assert slurm.asked("scancel") == [["--signal=USR1", run.job]]
+    slurm.work_again()
+    place.ok("cancel", run.run_id)
+
+
+def test_a_word_beside_the_run(slurm: FakeSlurm, place: Place) -> None:
+    """As a drill's blow: a step on the last node of the job."""
+    slurm.hold("Resources")
+    run = place.launch("--nodes", "2")
+    job = newest_job(run.run)
+    assert job is not None
+    with pytest.raises(LaunchError, match=f"job {run.job} has no nodes now"):
+        backend.run_on_last_node(run.run, job, ["-c", "print(7)"])
+    slurm.start(run.job)
+    run.steps(1)
+    assert backend.run_on_last_node(run.run, run.run.job(0), ["-c", "print(7)"]) == "7\n"
+    assert {"--overlap", f"--jobid={run.job}", "--nodelist=node2"} < set(slurm.asked("srun")[-1])
+    with pytest.raises(LaunchError, match=r"no step could run on node2: (.|\n)*ZeroDivisionError"):
+        backend.run_on_last_node(run.run, run.run.job(0), ["-c", "1 / 0"])
+    place.ok("cancel", run.run_id)
 
 
 def test_where_the_site_requeues_nothing_it_goes_on_as_a_new_job(slurm: FakeSlurm, place: Place) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from . import exceptions
+from . import exceptions  # noqa: TID253 - ourselves
 
 FOLDER = Path(os.environ["STANDIN_RAY"])
 __version__ = "2.60.0"
