@@ -222,12 +222,12 @@ def test_a_word_beside_the_run(cluster: FakeRay, place: Place) -> None:
     job = newest_job(run.run)
     assert job is not None
     with pytest.raises(LaunchError, match="has no nodes now"):
-        backend.run_on_last_node(run.run, job, ["-c", "print(7)"])
+        backend.run_on_node(run.run, job, ["-c", "print(7)"])
     cluster.nodes(2)
     run.steps(1)
-    assert backend.run_on_last_node(run.run, run.run.job(0), ["-c", "print(7)"]) == "7\n"
+    assert backend.run_on_node(run.run, run.run.job(0), ["-c", "print(7)"]) == "7\n"
     with pytest.raises(LaunchError, match=r"no process could run on .*: ZeroDivisionError"):
-        backend.run_on_last_node(run.run, run.run.job(0), ["-c", "1 / 0"])
+        backend.run_on_node(run.run, run.run.job(0), ["-c", "1 / 0"])
     place.ok("cancel", run.run_id)
 
 

@@ -169,13 +169,13 @@ def test_a_word_beside_the_run(slurm: FakeSlurm, place: Place) -> None:
     job = newest_job(run.run)
     assert job is not None
     with pytest.raises(LaunchError, match=f"job {run.job} has no nodes now"):
-        backend.run_on_last_node(run.run, job, ["-c", "print(7)"])
+        backend.run_on_node(run.run, job, ["-c", "print(7)"])
     slurm.start(run.job)
     run.steps(1)
-    assert backend.run_on_last_node(run.run, run.run.job(0), ["-c", "print(7)"]) == "7\n"
+    assert backend.run_on_node(run.run, run.run.job(0), ["-c", "print(7)"]) == "7\n"
     assert {"--overlap", f"--jobid={run.job}", "--nodelist=node2"} < set(slurm.asked("srun")[-1])
     with pytest.raises(LaunchError, match=r"no step could run on node2: (.|\n)*ZeroDivisionError"):
-        backend.run_on_last_node(run.run, run.run.job(0), ["-c", "1 / 0"])
+        backend.run_on_node(run.run, run.run.job(0), ["-c", "1 / 0"])
     place.ok("cancel", run.run_id)
 
 
