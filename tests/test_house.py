@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +182,67 @@ def test_no_pickle(path: Path) -> None:
     assert not modules & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
     calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
     assert not calls & {"torch.load", "torch.save"}, "torch's own files are pickles; see storage/shards.py"
+
+
+# -- a scheduler is one folder ---
+SCHEDULERS = sorted(path.parent.name for path in ROOT.glob("launcher/backends/*/backend.py"))
+# A name that is a word of every day counts only where it stands alone; SLURM and Ray count in any text.
+EVERYDAY = {"local", "example"}
+# Files that may name one, with the names and the reason.
+NAMING = {
+    "launcher/backends/section.py": {"local"},  # FIRST, the place of a launch that names none
+    "launcher/agent/node.py": {"slurm"},  # SLURM_NODEID: srun gives each agent the same argv, and its number so
+    "launcher/cli/main.py": {"slurm", "ray"},  # the help of `launch sandbox` lists its services
+    "launcher/runs/why.py": {"ray"},  # reasons that stand in the outcome.json of runs: records.py
+    "run/records.py": {"ray"},
+    "training/recipe.py": {"slurm", "ray"},  # descriptions of keys that mean something in one place only
+}
+SERVICES = ("launcher/sandbox/", "launcher/cli/sandbox.py")  # starts real ones, and writes cluster files for them
+
+
+def texts_in(tree: ast.Module) -> Iterator[ast.Constant]:
+    """String constants that are no docstring."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and is_docstring(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node
+
+
+def is_docstring(node: Any) -> bool:
+    return bool(node.body) and isinstance(node.body[0], ast.Expr)
+
+
+def named_in(text: str) -> set[str]:
+    """Schedulers that a text names."""
+    words = {word.lower() for word in re.findall(r"[A-Za-z]+", text)}
+    return {name for name in SCHEDULERS if text == name or (name in words and name not in EVERYDAY)}
+
+
+def foreign_names(path: Path) -> Iterator[str]:
+    """Where a file names or imports a scheduler that is not its own."""
+    own = {name for name in SCHEDULERS if name_of(path).startswith(f"launcher/backends/{name}/")}
+    others = set(SCHEDULERS) - own - NAMING.get(name_of(path), set())
+    tree = tree_of(path)
+    for text in texts_in(tree):
+        if found := named_in(text.value) & others:
+            yield f"{name_of(path)}:{text.lineno} names {', '.join(sorted(found))}"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found = {name for name in others if f"launcher.backends.{name}" in ast.unparse(node)}
+            yield from (f"{name_of(path)}:{node.lineno} imports from the backend {name}" for name in found)
+
+
+def test_a_scheduler_is_named_in_its_own_folder_only() -> None:
+    """All else asks the backend that load_backend finds: see Traits in launcher/backends/base.py."""
+    found = [said for path in PRODUCT if not name_of(path).startswith(SERVICES) for said in foreign_names(path)]
+    assert not found, "\n".join(found)
+
+
+def test_files_that_name_a_scheduler_still_do() -> None:
+    for name, allowed in NAMING.items():
+        found = set().union(*(named_in(node.value) for node in texts_in(tree_of(ROOT / name))))
+        assert allowed <= found, f"{name} does not name {allowed - found} any more: take it off the list"
 
 
 # -- shape ---

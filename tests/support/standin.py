@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from launchyard.host.folders import log_folder
 from launchyard.host.processes import descendants, end_all, end_marked, marked
 from launchyard.launcher.agent.ownership import newest_job
-from launchyard.launcher.backends.local import backend
+from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.cluster import Cluster
+from launchyard.launcher.backends.request import Ask, Request
 from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
 
@@ -24,12 +28,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class PlannedHere:
-    """What the backend of this machine needs to know of a plan."""
+    """What a backend needs to know of a plan."""
 
     workers: int = 1
     environment: dict[str, str] = field(default_factory=dict)
     run_id: str = "tiny-abcd"
-    request: None = None
+    request: Request | None = None
     agent: list[str] = field(default_factory=list)
 
     @property
@@ -55,7 +59,9 @@ MODEL = {
 }
 
 
-def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str = "tiny-abcd") -> RunDir:
+def make_run(
+    folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str = "tiny-abcd", scheduler: str = "local"
+) -> RunDir:
     """A run directory as a launch would leave it, with data that nobody reads."""
     run = RunDir(str(folder / run_id))
     tokens = folder / "tokens"
@@ -64,7 +70,7 @@ def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str 
     train = [{"folder": str(tokens), "n_tokens": 999}]
     data = {"train": train, "validation": [], "tokenizer": None, "digest": "d"}
     run.write_text("recipe.yaml", yaml.safe_dump(recipe or RECIPE))
-    plan = {"run_id": run_id, "name": "tiny", "max_steps": 1000, "scheduler": "local", "cluster": "local"}
+    plan = {"run_id": run_id, "name": "tiny", "max_steps": 1000, "scheduler": scheduler, "cluster": scheduler}
     run.write_json("plan.json", {**plan, "environment": {}, "model": MODEL, "data": data, "device": "cpu"})
     return run
 
@@ -72,16 +78,43 @@ def make_run(folder: Path, *, recipe: dict[str, Any] | None = None, run_id: str 
 class Standin:
     """One run of the stand-in worker under the real owner, agent and torchrun."""
 
-    def __init__(self, folder: Path) -> None:
-        self.run = make_run(folder)
+    def __init__(self, folder: Path, *, run_id: str = "tiny-abcd", scheduler: str = "local") -> None:
+        self.run = make_run(folder, run_id=run_id, scheduler=scheduler)
+        self.cluster = Cluster(name="here", scheduler=scheduler)
+        self.backend: Any = load_backend(scheduler)
         self.pids: set[int] = set()
 
     def submit(self, *, workers: int = 1, overrides: dict[str, Any] | None = None, **plan: Any) -> Job:
         env = {"PYTHONPATH": str(HERE), "LAUNCHYARD_STANDIN": json.dumps(plan)}
-        plan_here = PlannedHere(workers, environment=env)
-        job = backend.submit(self.run, plan_here, overrides or {}, worker_module="standin_worker")
-        self.pids.add(job.pid)
+        told = PlannedHere(workers, environment=env)
+        told = replace(told, request=self._request(told))
+        job: Job = self.backend.submit(self.run, told, overrides or {}, worker_module="standin_worker")
+        if job.pid:  # else it waits in a queue
+            self.pids.add(job.pid)
         return job
+
+    def _request(self, told: PlannedHere) -> Request | None:
+        ask = Ask(
+            run_id=self.run.url.rpartition("/")[2],
+            run_url=self.run.url,
+            shape=told.shape,
+            sizes=(1,),
+            environment=told.environment,
+            python=sys.executable,
+            logs=log_folder(),
+        )
+        request: Request | None = self.backend.request(self.cluster, ask)
+        return request
+
+    @property
+    def job(self) -> Job:
+        """The one that stands for the run now."""
+        job = newest_job(self.run)
+        assert job is not None
+        return job
+
+    def is_alive(self) -> bool:
+        return bool(self.backend.is_alive(self.run, self.job))
 
     def wait(self, done: Callable[[], Any], seconds: float = 30.0) -> Any:
         """Poll until something holds; fails with what the run looks like."""
@@ -104,9 +137,7 @@ class Standin:
     def outcome(self, seconds: float = 30.0) -> Any:
         """The run's last word, once its owner is gone too."""
         record = self.wait(self.run.outcome, seconds)
-        job = newest_job(self.run)
-        assert job is not None
-        self.wait(lambda: not backend.is_alive(self.run, job))
+        self.wait(lambda: not self.is_alive())
         return record
 
     def left(self) -> list[int]:
@@ -128,6 +159,8 @@ class Standin:
             return int(file.read().rpartition(")")[2].split()[1])
 
     def close(self) -> None:
+        if newest_job(self.run) is not None and self.is_alive() and self.backend.TRAITS.scheduled:
+            self.backend.cancel(self.run, self.job)
         for pid in self.pids:
             end_all(descendants(pid))
         end_marked(self.run.url)

@@ -24,7 +24,7 @@ from launchyard.storage import files
 
 
 class Spool:
-    """The jobs in a folder. Its lock is held while a job is added, removed, or takes its turn."""
+    """The jobs in a folder. Its lock is held while a job is added or takes its turn."""
 
     def __init__(self, folder: str | None) -> None:
         """None: the user's own queue."""
@@ -87,15 +87,13 @@ class Spool:
             files.write(str(self._path(job_id)), json.dumps({**job, "state": "running"}, indent=1).encode())
             return True
 
-    def leave(self, job_id: str) -> None:
-        files.remove(str(self._path(job_id)))
-
     def _ahead(self, job_id: str) -> list[str]:
         """Jobs that came earlier, or run already."""
         others = {name: job for name, job in self.jobs().items() if name != job_id}
         return [name for name, job in others.items() if name < job_id or job["state"] == "running"]
 
     def _forget_the_dead(self) -> None:
+        """A job does not remove its own file: then it would count as gone while its process still ends."""
         alive = self.jobs()
         for path in self.folder.glob("*.json"):
             if path.stem not in alive:

@@ -82,8 +82,6 @@ def main(argv: list[str]) -> int:
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    finally:
-        spool.leave(job_id)
 
 
 if __name__ == "__main__":
