@@ -59,7 +59,8 @@ class Spool:
         if job["state"] == "running":
             return JobStatus("running", "RUNNING", nodes=job["host"])
         ahead = len(self._ahead(job_id))
-        return JobStatus("queued", "QUEUED", f"{ahead} jobs are before it" if ahead > 1 else "1 job is before it")
+        reason = "it is about to start" if ahead < job["slots"] else f"jobs before it: {ahead}"
+        return JobStatus("queued", "QUEUED", reason)
 
     def signal(self, job_id: str, number: signal.Signals) -> None:
         """UserError if the job is gone, or on another machine."""
