@@ -31,7 +31,7 @@ from streamed import BUCKET, server
 
 from launchyard.run.rundir import RunDir
 from launchyard.storage.stores.registry import store_for
-from launchyard.storage.stores.s3 import PART_BYTES, PARTS_AT_ONCE
+from launchyard.storage.stores.s3 import PARTS_AT_ONCE, UPLOAD_PART_BYTES
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import Identity
 from launchyard.training.checkpoint.dcp import PIECE_BYTES, READERS, as_bytes
@@ -66,11 +66,11 @@ class Raw:
         place["UploadId"] = (await self._fs._call_s3("create_multipart_upload", **place))["UploadId"]
 
         async def part(index: int) -> dict[str, Any]:
-            body = bytes(self._memory[index * PART_BYTES : (index + 1) * PART_BYTES])
+            body = bytes(self._memory[index * UPLOAD_PART_BYTES : (index + 1) * UPLOAD_PART_BYTES])
             answer = await self._fs._call_s3("upload_part", **place, PartNumber=index + 1, Body=body)
             return {"PartNumber": index + 1, "ETag": answer["ETag"]}
 
-        parts = await self._few(-(-len(self._memory) // PART_BYTES), PARTS_AT_ONCE, part)
+        parts = await self._few(-(-len(self._memory) // UPLOAD_PART_BYTES), PARTS_AT_ONCE, part)
         await self._fs._call_s3("complete_multipart_upload", **place, MultipartUpload={"Parts": parts})
 
     def get(self) -> None:

@@ -9,7 +9,7 @@ import os
 
 from launchyard.run.layout import LOG_PART_BYTES, is_log, log_part, logs_folder
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import files, retry
 
 EVERY_SECONDS = 5.0
 LAST_SECONDS = 60.0  # for the rest, when the attempt has ended
@@ -31,10 +31,10 @@ class LogUpload:
         """OSError if the store does not take them; the run does not depend on it."""
         if self._run.local:
             return
-        seconds = min(LAST_SECONDS, files.current_patience())
+        seconds = min(LAST_SECONDS, retry.current_retry_budget())
         if not self._task.settle(seconds):  # what it has begun may end after anything that we do now
             raise TimeoutError(f"the store has not taken them after {seconds:.0f} s")
-        with files.patience(seconds):
+        with retry.retry_budget(seconds):
             self._upload()
 
     def _upload(self) -> None:

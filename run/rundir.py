@@ -27,7 +27,7 @@ from launchyard.run.events import STARTED
 from launchyard.run.layout import LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
 from launchyard.run.rows import parse_jsonl
-from launchyard.storage import files
+from launchyard.storage import files, retry
 
 
 class RunDir:
@@ -53,7 +53,7 @@ class RunDir:
         """A task against this directory; in a thread where that is remote. A store that fails is not asked again."""
 
         def once() -> None:
-            with files.patience(0):
+            with retry.retry_budget(0):
                 action()
 
         return PeriodicTask(once, every=every, in_thread=not self.local)

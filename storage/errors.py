@@ -1,10 +1,10 @@
-"""What can go wrong with a file, wherever it lies."""
+"""Errors of files, wherever they lie."""
 
 from __future__ import annotations
 
 
 class StoreError(OSError):
-    """A store did not do what was asked within the patience of the process. Worth another try later."""
+    """A store did not answer as it should within the retry budget. Worth another try later."""
 
 
 class RefusedError(StoreError, PermissionError):

@@ -1,57 +1,29 @@
-"""Files by path or URL, here or in an object store: read, written as a whole, created once, listed, removed.
+"""Files by path or URL, here or in an object store: read, replaced as a whole, created once, listed, removed.
 
-Every call to a store tries again what may pass until its patience is over; see storage/stores/fsspec.py for what that
-is and for all that differs between stores. Knows nothing of what the files hold. Light: fsspec comes in with the
-first URL.
+Every call to a store is retried until the retry budget is spent; see storage/retry.py. Knows nothing of what the files
+hold. Light: fsspec is imported with the first URL.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import tempfile
 import time
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from launchyard.storage import local
+from launchyard.storage.options import StoreOptions, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from launchyard.storage.stores.registry import Store
-from launchyard.storage.options import StoreOptions, Writer
 
 
 def set_store_options(options: StoreOptions) -> None:
-    """For all stores that this process opens from now on."""
+    """Sets the options of all stores that this process opens from now on."""
     from launchyard.storage.stores import registry
 
     registry.set_options(options)
-
-
-def set_patience(seconds: float) -> None:
-    """How long calls of this process try again before they give up; 20 s by default, as suits a command."""
-    from launchyard.storage import retry
-
-    retry.set_patience(seconds)
-
-
-def current_patience() -> float:
-    """Seconds that a call made here and now would keep trying."""
-    from launchyard.storage import retry
-
-    return retry.patience()
-
-
-@contextlib.contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Another patience for the calls inside; 0: one try."""
-    from launchyard.storage import retry
-
-    token = retry.patience_here.set(seconds)
-    try:
-        yield
-    finally:
-        retry.patience_here.reset(token)
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -60,7 +32,7 @@ def is_remote(path: str) -> bool:
 
 
 def normal(path: str) -> str:
-    """The same place in one spelling: no file://, no slash at the end."""
+    """Returns the same place in one spelling: no file://, no slash at the end."""
     return path.removeprefix("file://").rstrip("/") or "/"
 
 
@@ -72,17 +44,17 @@ def _store(path: str) -> Store:
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 def exists(path: str) -> bool:
-    """Whether a file is there, or a folder with something in it."""
+    """Returns True for a file, or for a folder with something in it."""
     return _store(path).exists(path) if is_remote(path) else os.path.exists(normal(path))
 
 
 def size(path: str) -> int:
-    """Bytes. FileNotFoundError without the file."""
+    """Returns the bytes of a file. Raises FileNotFoundError without it."""
     return _store(path).size(path) if is_remote(path) else os.path.getsize(normal(path))
 
 
 def listdir(path: str) -> list[str]:
-    """Sorted names inside a folder; none if there is no such folder."""
+    """Returns the sorted names inside a folder; none if there is no such folder."""
     if is_remote(path):
         return _store(path).listdir(path)
     try:
@@ -92,7 +64,10 @@ def listdir(path: str) -> list[str]:
 
 
 def read(path: str, start: int = 0, length: int | None = None) -> bytes:
-    """Bytes of a file; fewer than `length` if the file is shorter. FileNotFoundError without it."""
+    """Returns the content of a file from byte `start` on; fewer than `length` bytes if the file is shorter.
+
+    Raises FileNotFoundError without the file.
+    """
     if is_remote(path):
         return _store(path).read(path, start, length)
     with open(normal(path), "rb") as file:
@@ -101,9 +76,9 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
 
 
 def read_into(path: str, start: int, *targets: memoryview) -> int:
-    """Fill `targets`, one after the other, from byte `start` on, in one request; how many bytes there were.
+    """Fills `targets`, one after the other, from byte `start` on, in one request; returns the number of bytes.
 
-    FileNotFoundError without the file.
+    Raises FileNotFoundError without the file.
     """
     if is_remote(path):
         return _store(path).read_into(path, start, *targets)
@@ -122,7 +97,10 @@ def read_into(path: str, start: int, *targets: memoryview) -> int:
 
 
 def age(path: str) -> float:
-    """Seconds since a file was written, both ends by the clock of where it lies. FileNotFoundError without it."""
+    """Returns the seconds since a file was written, both ends by the clock of the place where it lies.
+
+    Raises FileNotFoundError without the file.
+    """
     if is_remote(path):
         return _store(path).age(path)
     written = os.stat(normal(path)).st_mtime
@@ -135,30 +113,21 @@ def age(path: str) -> float:
 
 # -- writing ---------------------------------------------------------------------------------------------------------
 def write(path: str, raw: bytes, *, sync: bool = False) -> None:
-    """Write or replace a whole file: a reader sees the old bytes or the new. `sync`: it survives a power cut."""
+    """Writes or replaces a whole file: a reader sees the old bytes or the new. `sync`: it survives a power cut."""
     if is_remote(path):
         return _store(path).write(path, raw)
-    with _temporary(path) as temporary:
-        _write_local(temporary, raw, sync=sync)
-        os.replace(temporary, normal(path))
-    if sync:
-        _sync_folder(os.path.dirname(normal(path)))
-    return None
+    return local.replace_file(normal(path), raw, sync=sync)
 
 
 def create(path: str, raw: bytes) -> None:
-    """Write a file that must not exist yet; FileExistsError if another was faster."""
+    """Writes a file that must not exist yet. Raises FileExistsError if another was faster."""
     if is_remote(path):
         return _store(path).create(path, raw)
-    with _temporary(path) as temporary:
-        _write_local(temporary, raw, sync=True)
-        os.link(temporary, normal(path))  # fails if the name is taken, and never shows half a file
-    _sync_folder(os.path.dirname(normal(path)))
-    return None
+    return local.create_file(normal(path), raw)
 
 
 def remove(path: str) -> None:
-    """Remove one file; nothing happens if it is gone already."""
+    """Removes one file; nothing happens if it is gone already."""
     if is_remote(path):
         return _store(path).remove(path)
     with contextlib.suppress(FileNotFoundError):
@@ -167,7 +136,7 @@ def remove(path: str) -> None:
 
 
 def rename(old: str, new: str) -> None:
-    """Give a file another name; what has that name is replaced. On a store: a copy that the store makes."""
+    """Gives a file another name and replaces the file of that name. In a store: a copy that the store makes."""
     if is_remote(old):
         return _store(old).rename(old, new)
     os.replace(normal(old), normal(new))
@@ -175,7 +144,7 @@ def rename(old: str, new: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder with all that is in it, and what uploads that were cut short have left there."""
+    """Removes a folder with all that is in it, and the remains of uploads that were cut short."""
     for name in listdir(path):
         inner = f"{path}/{name}"
         if is_remote(path) or not os.path.isdir(normal(inner)):
@@ -190,66 +159,15 @@ def remove_folder(path: str) -> None:
 
 
 def open_write(path: str, *, size: int | None = None) -> Writer:
-    """Write a large file bit by bit; on a store in parts, several at once. `size` in bytes if it is known.
+    """Opens a large file to be written bit by bit; in a store in parts, several at once. `size` in bytes if known.
 
-    Local: the bytes are on the disk when `close` returns, but the name is there from the first one on.
+    Local: the bytes are on the disk when `close` returns, but the name is visible from the first one on.
     """
     if is_remote(path):
         return _store(path).open_write(path, size=size)
-    os.makedirs(os.path.dirname(normal(path)) or ".", exist_ok=True)
-    return LocalWriter(normal(path))
-
-
-class LocalWriter:
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115
-
-    def write(self, raw: bytes | memoryview) -> None:
-        view = memoryview(raw)
-        while len(view):
-            view = view[self._file.write(view) :]
-
-    def close(self) -> None:
-        """Down to the disk, so that whoever names it next does not outlive it."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def discard(self) -> None:
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+    return local.LocalWriter(normal(path))
 
 
 def sweep_uploads(folder: str) -> int:
-    """End the uploads into a folder that were cut short; how many. Only where nobody writes."""
+    """Aborts the uploads into a folder that were cut short; returns their number. Only where nobody writes."""
     return _store(folder).sweep_uploads(folder) if is_remote(folder) else 0
-
-
-@contextlib.contextmanager
-def _temporary(path: str) -> Iterator[str]:
-    """A name beside a path for its bytes until they are complete; nothing of it stays."""
-    path = normal(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-    try:
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _write_local(path: str, raw: bytes, *, sync: bool) -> None:
-    with open(path, "wb") as file:
-        file.write(raw)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _sync_folder(path: str) -> None:
-    handle = os.open(path or ".", os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,17 +1,14 @@
-"""How a store is reached, and what a growing file can do. Values only."""
+"""How a store is reached, and the interface of a growing file. Values only."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    pass
-
 
 class Writer(Protocol):
-    """A file that grows. It is there, as a whole, after `close`; `discard` leaves nothing."""
+    """A file that grows. It is complete after `close`; `discard` leaves nothing."""
 
     def write(self, raw: bytes | memoryview, /) -> Any: ...
     def close(self) -> None: ...
@@ -19,7 +16,7 @@ class Writer(Protocol):
 
 
 class StoreOptions(BaseModel):
-    """Where a store is and who asks, besides what its usual variables and files say. No secrets."""
+    """Address of a store and the identity to use there, besides the usual variables and files. No secrets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

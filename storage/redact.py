@@ -1,4 +1,4 @@
-"""Text without the secrets of the URLs in it: what is shown or stored passes through here."""
+"""Text without the secrets of the URLs in it: the only redaction, for all text that is shown or stored."""
 
 from __future__ import annotations
 
@@ -12,5 +12,10 @@ _SECRETS = re.compile(
 
 
 def redact(text: str) -> str:
-    """Text without the user, password or signature of the URLs in it."""
+    """Returns the text with *** in place of user, password or signature of the URLs in it."""
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def without_credentials(url: str) -> str:
+    """Returns a URL as a name that stays the same whoever reads it: no user and password, *** for signatures."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1", url))

@@ -1,37 +1,48 @@
-"""Calls of a store, made again until they succeed or the retry budget is spent: one policy for all stores."""
+"""Calls of a store, made again until they succeed or the retry budget is spent: one policy for all stores.
+
+Knows no store. Each store classifies its own errors (ErrorKind); this file decides on backoff, budget and message.
+The clients below try once, so that every retry is counted, bounded and the same everywhere.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from launchyard.storage.errors import RefusedError, StoreError
 
-Verdict = Literal["missing", "taken", "passing", "refused", "final"]
-Result = TypeVar("Result")
-PATIENCE_SECONDS = 20.0
+# missing, taken: the caller decides. transient: retried. refused: retried with credentials read anew. final: raised.
+ErrorKind = Literal["missing", "taken", "transient", "refused", "final"]
+DEFAULT_BUDGET_SECONDS = 20.0  # suits a command; a run sets minutes
+FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
-SAY_SECONDS = 2.0
-# A store that refuses before it ever gave anything is a mistake more often than a fault: a fifteenth of the patience.
+REPORT_AFTER_SECONDS = 2.0
+# A store that refuses before it ever gave anything is a mistake more often than a fault: a fifteenth of the budget.
 FIRST_REFUSAL_SHARE = 1 / 15
-# One call may take so long before it is given up and made again: a floor, and what a crawling connection would take.
-CALL_SECONDS, SHORTEST_CALL_SECONDS = 30.0, 5.0
+# Timeout of one call: a floor, and the time that a crawling connection would need.
+CALL_SECONDS = 30.0
+SHORTEST_CALL_SECONDS = 5.0
 SLOWEST_BYTES_PER_SECOND = 256 << 10
 _CREDENTIALS = {
     ("s3", "s3a"): " (AWS_* variables, profile)",
     ("gs", "gcs"): " (GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login)",
     ("az", "abfs", "abfss"): " (AZURE_STORAGE_* variables, az login)",
 }
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """One failed try, or (`over`) the end of a series of them. `seconds` since the first."""
+class RetryEvent:
+    """One failed try, or (`over`) the success that ends a series of them.
+
+    `seconds` since the first try, `previous` the same of the try before; `pause` in seconds until the next try.
+    """
 
     what: str
     path: str
@@ -39,118 +50,181 @@ class Trouble:
     seconds: float
     over: bool = False
     pause: float = 0.0
+    previous: float = 0.0
 
 
-# -- what a process has chosen ---------------------------------------------------------------------------------------
-patience_here: contextvars.ContextVar[float | None] = contextvars.ContextVar("patience", default=None)
-_process = {"patience": PATIENCE_SECONDS}
-_watchers: list[Callable[[Trouble], None]] = []
+@dataclass
+class _Series:
+    """The tries of one call so far."""
+
+    what: str
+    path: str
+    began: float
+    tries: int = 0
+    seconds: float = 0.0  # from the first try to the last failure
 
 
-def set_patience(seconds: float) -> None:
-    _process["patience"] = seconds
+# -- the budget ------------------------------------------------------------------------------------------------------
+_budget_here: contextvars.ContextVar[float | None] = contextvars.ContextVar("retry_budget", default=None)
+_process = {"budget": DEFAULT_BUDGET_SECONDS}
 
 
-def patience() -> float:
-    here = patience_here.get()
-    return _process["patience"] if here is None else here
+def set_retry_budget(seconds: float) -> None:
+    """Sets for how long every call of this process is retried, also one that waits right now."""
+    _process["budget"] = seconds
 
 
-def watch(callback: Callable[[Trouble], None]) -> None:
-    """Hear of every failed try from now on, in whatever thread it happens."""
-    _watchers.append(callback)
+def current_retry_budget() -> float:
+    """Returns the seconds for which a call made here and now would be retried."""
+    here = _budget_here.get()
+    return _process["budget"] if here is None else here
 
 
-# -- patience --------------------------------------------------------------------------------------------------------
-class Insistence:
-    """Makes calls of one store until they succeed, or the patience is over."""
+@contextlib.contextmanager
+def retry_budget(seconds: float) -> Iterator[None]:
+    """Sets another budget for the calls inside; 0 means one try."""
+    token = _budget_here.set(seconds)
+    try:
+        yield
+    finally:
+        _budget_here.reset(token)
+
+
+def call_timeout(n_bytes: int) -> float:
+    """Returns the seconds that one call may take which moves so many bytes.
+
+    Longer than most calls take, but not much longer than the caller is going to wait.
+    """
+    budget = current_retry_budget()
+    most = max(SHORTEST_CALL_SECONDS, budget) if budget else CALL_SECONDS
+    return min(CALL_SECONDS, most) + n_bytes / SLOWEST_BYTES_PER_SECOND
+
+
+# -- listeners -------------------------------------------------------------------------------------------------------
+_listeners: list[Callable[[RetryEvent], None]] = []
+
+
+def subscribe(listener: Callable[[RetryEvent], None]) -> Callable[[], None]:
+    """Calls `listener` for every RetryEvent from now on, in the thread where it happens; returns the way to end that.
+
+    Without a listener a warning goes to stderr.
+    """
+    _listeners.append(listener)
+    return lambda: _listeners.remove(listener)
+
+
+def _notify(event: RetryEvent) -> None:
+    for listener in list(_listeners) or [_warn]:
+        listener(event)
+
+
+def _warn(event: RetryEvent) -> None:
+    """Warns once in a series of failures, for a person who waits for a command."""
+    if not event.over and event.seconds >= REPORT_AFTER_SECONDS > event.previous:
+        print(
+            f"{event.path}: cannot {event.what}: {event.message}; still trying",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+# -- retrying --------------------------------------------------------------------------------------------------------
+class Retrier:
+    """Makes the calls of one store.
+
+    `classify` returns the kind of an error, `describe` its text, `renew` reads the credentials anew.
+    """
 
     def __init__(
         self,
-        judge: Callable[[BaseException], Verdict],
+        classify: Callable[[BaseException], ErrorKind],
         renew: Callable[[], None] = lambda: None,
         describe: Callable[[BaseException], str] = str,
     ) -> None:
-        self._judge, self._renew, self._describe = judge, renew, describe
+        self._classify = classify
+        self._renew = renew
+        self._describe = describe
         self._answered: set[str] = set()  # buckets that have given or taken something
 
-    def insist(self, what: str, path: str, action: Callable[[], Result]) -> Result:
-        """`action`'s value. FileNotFoundError, FileExistsError, StoreError, or what only a change can mend."""
-        began, tries, bucket = time.monotonic(), 0, path.split("/", 3)[2]
+    def call(self, what: str, path: str, action: Callable[[], _Result]) -> _Result:
+        """Returns the value of `action`, called again after each error that may pass.
+
+        `what` completes the sentence "could not …". Raises FileNotFoundError, FileExistsError, StoreError once the
+        budget is spent, or the error itself if only a change can fix it.
+        """
+        series = _Series(what, path, time.monotonic())
         while True:
             try:
                 result = action()
             except Exception as error:
-                verdict, said = self._judge(error), in_a_line(self._describe(error) or type(error).__name__)
-                if verdict == "missing":
-                    raise FileNotFoundError(2, "No such file", path) from error
-                if verdict == "taken":
-                    raise FileExistsError(17, "File exists", path) from error
-                if verdict == "final":
-                    if isinstance(error, OSError):
-                        raise StoreError(f"{path}: could not {what}: {said}") from error
-                    raise
-                seconds, pause = time.monotonic() - began, _pause(tries)
-                share = FIRST_REFUSAL_SHARE if verdict == "refused" and bucket not in self._answered else 1.0
-                if seconds + pause > patience() * share:  # asked anew: it may have been shortened meanwhile
-                    raise give_up(what, path, said, seconds, verdict) from error
-                _tell(Trouble(what, path, said, seconds, pause=pause))
-                if verdict == "refused":
-                    self._renew()  # the credentials may have been renewed where they come from
-                time.sleep(pause)
-                tries += 1
+                time.sleep(self._pause_after(error, series))
+                series.tries += 1
             else:
-                self._answered.add(bucket)
-                if tries:
-                    _tell(Trouble(what, path, "", time.monotonic() - began, over=True))
+                self._answered.add(_bucket_of(path))
+                if series.tries:
+                    _notify(RetryEvent(what, path, "", time.monotonic() - series.began, over=True))
                 return result
 
+    def _pause_after(self, error: Exception, series: _Series) -> float:
+        """Returns the seconds to wait before the next try; raises if there is to be none."""
+        what = series.what
+        path = series.path
+        kind = self._classify(error)
+        message = one_line(self._describe(error) or type(error).__name__)
+        if kind == "missing":
+            raise FileNotFoundError(2, "No such file", path) from error
+        if kind == "taken":
+            raise FileExistsError(17, "File exists", path) from error
+        if kind == "final":
+            if isinstance(error, OSError):
+                raise StoreError(f"{path}: could not {what}: {message}") from error
+            raise error
+        previous = series.seconds
+        series.seconds = time.monotonic() - series.began
+        pause = backoff(series.tries)
+        is_first_contact = kind == "refused" and _bucket_of(path) not in self._answered
+        share = FIRST_REFUSAL_SHARE if is_first_contact else 1.0
+        if series.seconds + pause > current_retry_budget() * share:  # read at each try: a signal may have shortened it
+            raise _budget_spent(series, message, kind) from error
+        _notify(RetryEvent(what, path, message, series.seconds, pause=pause, previous=previous))
+        if kind == "refused":
+            self._renew()
+        return pause
 
-def _pause(tries: int) -> float:
-    return float(min(LONGEST_PAUSE_SECONDS, 0.2 * 2**tries) * random.uniform(0.75, 1.25))
+
+def backoff(tries: int) -> float:
+    """Returns the pause after so many tries: it doubles up to LONGEST_PAUSE_SECONDS, give or take a quarter."""
+    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(tries, 30)) * random.uniform(0.75, 1.25)
 
 
-def _tell(trouble: Trouble) -> None:
-    for callback in list(_watchers) or [_say]:
-        callback(trouble)
+def _bucket_of(path: str) -> str:
+    return path.split("/", 3)[2]
 
 
-def _say(trouble: Trouble) -> None:
-    """To whoever waits for a command that nobody else tells anything."""
-    if not trouble.over and trouble.seconds >= SAY_SECONDS > trouble.seconds - trouble.pause:
-        said = f"{trouble.path}: cannot {trouble.what}: {trouble.message}; still trying"
-        print(said, file=sys.stderr, flush=True)
-
-
-def give_up(what: str, path: str, why: str, seconds: float, verdict: Verdict) -> StoreError:
-    said = f"{path}: could not {what}: {why}"
-    if verdict == "refused":
-        protocol = path.partition("://")[0]
-        where = next((words for names, words in _CREDENTIALS.items() if protocol in names), "")
-        return RefusedError(f"{said}. Check the credentials{where}, their rights and the bucket's name")
-    tried = f" (tried for {seconds:.0f} s)" if seconds >= 1 else ""
+def _budget_spent(series: _Series, message: str, kind: ErrorKind) -> StoreError:
+    text = f"{series.path}: could not {series.what}: {message}"
+    if kind == "refused":
+        protocol = series.path.partition("://")[0]
+        where = next((hint for names, hint in _CREDENTIALS.items() if protocol in names), "")
+        return RefusedError(f"{text}. Check the credentials{where}, their rights and the bucket's name")
+    tried = f" (tried for {series.seconds:.0f} s)" if series.seconds >= 1 else ""
     return StoreError(
-        f"{said}{tried}. Is the store up, and its endpoint right? Once it answers, the same can be done again"
+        f"{text}{tried}. Is the store up, and its endpoint right? Once it answers, the same can be done again"
     )
 
 
-def in_a_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Returns a message without line breaks and final full stop, 300 characters at most."""
     text = " ".join(text.split()).rstrip(".")
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
-def deadline(n_bytes: int) -> float:
-    """Seconds that one call may take which moves so many bytes: longer than most take, not than who asks will wait."""
-    most = max(SHORTEST_CALL_SECONDS, patience()) if patience() else CALL_SECONDS
-    return min(CALL_SECONDS, most) + n_bytes / SLOWEST_BYTES_PER_SECOND
-
-
-def of_status(status: int) -> Verdict:
-    """What an HTTP status means that nothing more is known of."""
+def classify_status(status: int) -> ErrorKind:
+    """Returns the kind of an error of which only the HTTP status is known."""
     if status in (401, 403):
         return "refused"
     if status == 404:
         return "missing"
     if status in (409, 412):
         return "taken"
-    return "passing" if status >= 500 or status in (408, 425, 429) else "final"
+    return "transient" if status >= 500 or status in (408, 425, 429) else "final"

@@ -56,7 +56,7 @@ def compose(
     torch.manual_seed(recipe.train.seed)
     if needs_sharding(recipe.train, world.world_size):
         connect(world, device)
-    retry.watch(StoreEvents(run, on_event, exporter))
+    retry.subscribe(StoreEvents(run, on_event, exporter))
     rows, validation_rows = open_rows(run, world)
     checkpointer = open_checkpointer(
         run, world, recipe, workload, SaveEvents(on_event, exporter), rows, validation_rows, on_event

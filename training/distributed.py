@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from launchyard.storage import files
+from launchyard.storage import retry
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class World:
     job_end: float | None
     host: str
     local_world_size: int = 1
-    grace_seconds: float | None = None  # from a stop request to the end of the agent's patience
+    grace_seconds: float | None = None  # from a stop request until the agent ends the workers
 
     @property
     def leads(self) -> bool:
@@ -74,7 +74,7 @@ def connect(world: World, device: torch.device) -> None:
 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_patience())
+        dist.init_process_group(backend, timeout=_timeout())
     else:  # a world of one needs no rendezvous
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -83,12 +83,12 @@ def host_group() -> Any:
     """All ranks once more, for a thread of its own: two threads on one group deadlock."""
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo", timeout=_patience())
+    return dist.new_group(backend="gloo", timeout=_timeout())
 
 
-def _patience() -> timedelta:
-    """How long ranks wait for one of them: at least as long as that one may wait for a store."""
-    return timedelta(seconds=WAIT_SECONDS + files.current_patience())
+def _timeout() -> timedelta:
+    """Returns the time that ranks wait for one of them: longer than its calls of a store may be retried."""
+    return timedelta(seconds=WAIT_SECONDS + retry.current_retry_budget())
 
 
 def disconnect() -> None:

@@ -23,7 +23,7 @@ from launchyard.run import events, layout
 from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError
 from launchyard.training.distributed import World, read_world
 from launchyard.training.recipe import Recipe, recipe_of
@@ -52,7 +52,7 @@ FATAL = (
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
-FAREWELL_SECONDS = 20.0  # patience with a store for the last words of a rank that fails, each
+FAREWELL_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
 SEEN_NAMES, SEEN_SECONDS = {"NonFiniteError"}, 5.0  # errors that an alert waits for, and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         traceback.print_exception(error)
         if progress.pulse is not None:  # its last words may take longer than a step
             progress.pulse.enter("checkpoint_blocking", time.monotonic(), waiting=False)
-        with files.patience(FAREWELL_SECONDS):
+        with retry.retry_budget(FAREWELL_SECONDS):
             record_error(run, world, error, progress.state.step if progress.state else None)
             keep_rows(progress)
         if type(error).__name__ in SEEN_NAMES and progress.exporter is not None:
@@ -136,11 +136,11 @@ def keep_rows(progress: Progress) -> None:
 
 
 def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
-    files.set_patience(Storage().retry_seconds)  # until the plan says what the place has chosen
+    retry.set_retry_budget(Storage().retry_seconds)  # until the plan says what the place has chosen
     if difference := what_differs(run):
         raise OtherCodeError(difference)
     recipe, workload = recipe_of(run, world.attempt), read_workload(run)
-    files.set_patience(workload.storage.retry_seconds)
+    retry.set_retry_budget(workload.storage.retry_seconds)
     on_event = Events(run, world)
     progress.rows.append(on_event)
     born = psutil.Process().create_time()
@@ -239,7 +239,7 @@ def give_signs(world: World, recipe: Recipe) -> PulseWriter | None:
         return None
     chosen = recipe.watchdog
     limits = Limits(
-        step_seconds=chosen.step_seconds, slow_seconds=chosen.slow_seconds, patience=files.current_patience()
+        step_seconds=chosen.step_seconds, slow_seconds=chosen.slow_seconds, retry_seconds=retry.current_retry_budget()
     )
     return PulseWriter(world.scratch, world.rank, limits if chosen.enabled else None)
 

@@ -30,7 +30,7 @@ from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SEC
 from launchyard.run import layout, own_code
 from launchyard.run.records import OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import StoreError
 
 _PORT_TAKEN = ("EADDRINUSE", "address already in use", "RendezvousConnectionError")
@@ -145,13 +145,13 @@ def _port_was_taken(node: Node) -> bool:
     return any(word in log[-8_000:] for word in _PORT_TAKEN) and not node.run.events(node.attempt)
 
 
-def be_patient(run: RunDir) -> None:
-    """Try for as long as the run's plan says when its store fails; this process lives and dies with the run."""
+def adopt_retry_budget(run: RunDir) -> None:
+    """Takes the retry budget of the run's plan for this process, which lives and dies with the run."""
     from launchyard.training.spec import Storage
 
-    files.set_patience(Storage().retry_seconds)
+    retry.set_retry_budget(Storage().retry_seconds)
     with contextlib.suppress(FileNotFoundError, ValueError):
-        files.set_patience(Storage.model_validate(run.read_json(layout.PLAN).get("storage", {})).retry_seconds)
+        retry.set_retry_budget(Storage.model_validate(run.read_json(layout.PLAN).get("storage", {})).retry_seconds)
 
 
 def main(argv: list[str]) -> int:
@@ -174,7 +174,7 @@ def main(argv: list[str]) -> int:
     signals.install()
     shape = Shape(**{key: options.pop(key) for key in Shape.model_fields})
     node = Node(RunDir(options.pop("run_url")), shape=shape, **options)
-    be_patient(node.run)
+    adopt_retry_budget(node.run)
     try:
         record = run_attempt(node, signals=signals)
     except StoreError as error:

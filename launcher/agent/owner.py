@@ -28,11 +28,11 @@ from launchyard.run.lease import Heartbeat
 from launchyard.run.own_code import what_differs
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import StoreError
 
 ASK_SECONDS = {True: 0.5, False: 3.0}  # local run directory, remote one
-FAREWELL_SECONDS = 20.0  # patience with a store for the last word of an owner that fails
+FAREWELL_SECONDS = 20.0  # retry budget for the last write of an owner that fails
 
 
 @dataclass
@@ -215,5 +215,5 @@ def leave_word(run: RunDir, attempt: int, error: Exception) -> None:
     message = f"the job itself failed: {type(error).__name__}: {error}"
     say(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
     record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
-    with contextlib.suppress(OSError), files.patience(min(FAREWELL_SECONDS, files.current_patience())):
+    with contextlib.suppress(OSError), retry.retry_budget(min(FAREWELL_SECONDS, retry.current_retry_budget())):
         run.write_outcome(record, of_run=True)

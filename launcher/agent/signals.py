@@ -8,11 +8,11 @@ import sys
 import time
 from typing import Any
 
-from launchyard.storage import files
+from launchyard.storage import retry
 
 CANCELLED = "cancelled"
 POLL_SECONDS = 0.1
-STOPPING_SECONDS = 5.0  # patience with a store, once a signal has asked this process to end
+STOPPING_SECONDS = 5.0  # retry budget once a signal has asked this process to end
 
 
 class Signals:
@@ -34,7 +34,8 @@ class Signals:
 
     def _on_stop(self, number: int, frame: Any) -> None:
         self.stop = self.stop or self._reasons[signal.Signals(number)]
-        files.set_patience(min(STOPPING_SECONDS, files.current_patience()))  # no scheduler waits as long as a run would
+        # No scheduler waits as long as a run would.
+        retry.set_retry_budget(min(STOPPING_SECONDS, retry.current_retry_budget()))
 
     def _on_notice(self, number: int, frame: Any) -> None:
         self.preempted = True

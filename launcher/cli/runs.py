@@ -20,9 +20,9 @@ from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find
 from launchyard.launcher.runs.state import RunState, overview, state_of
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 
-STOP_PATIENCE_SECONDS = 3600.0
+STOP_RETRY_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _COLOURS = {
@@ -171,7 +171,7 @@ def _cancel(run: RunDir) -> None:
 
 
 def _wait_for_end(run: RunDir) -> None:
-    with files.patience(STOP_PATIENCE_SECONDS):  # it was asked: no store that is away changes that
+    with retry.retry_budget(STOP_RETRY_SECONDS):  # it was asked: no store that is away changes that
         while (state := state_of(run)).alive:
             time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
 

@@ -19,7 +19,7 @@ from launchyard.launcher.backends.findings import Finding, Level
 from launchyard.launcher.runs.find import of_cluster
 from launchyard.run.events import SAVED
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import files, retry
 from launchyard.storage.redact import redact
 
 PROBE_FOLDER = ".launchyard-doctor"
@@ -34,7 +34,7 @@ def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
         saves = [seconds for run in of_cluster(cluster.name) for seconds in _save_seconds(run)]
         yield from load_doctor(cluster.scheduler).doctor(cluster, folder if with_job else None, saves)
     finally:
-        with contextlib.suppress(OSError, ValueError), files.patience(0):
+        with contextlib.suppress(OSError, ValueError), retry.retry_budget(0):
             files.remove_folder(folder)
 
 
@@ -55,7 +55,7 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
     shown, name = redact(_storage_url(cluster)), f"{folder}/once"
     began = time.perf_counter()
     try:
-        with files.patience(10.0):
+        with retry.retry_budget(10.0):
             files.create(name, b"1")
             seconds = time.perf_counter() - began
             read = files.read(name)

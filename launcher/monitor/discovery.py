@@ -26,7 +26,7 @@ from launchyard.run import layout
 from launchyard.run.events import SAVED, STARTED
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files, options
+from launchyard.storage import files, options, retry
 
 if TYPE_CHECKING:
     from launchyard.training.recipe import Recipe
@@ -135,7 +135,7 @@ class Discovery:
         run = place.open()
         if run.url in self._seen or run.url in self._settled:
             return [run.url]
-        with files.patience(GLANCE_SECONDS):
+        with retry.retry_budget(GLANCE_SECONDS):
             if run.exists(layout.PLAN):
                 return [run.url]
             names = [] if place not in self._places else run.listdir("")
@@ -157,7 +157,7 @@ class Discovery:
         if url in self._settled and mark == before and time.monotonic() < again:
             return
         try:
-            with files.patience(GLANCE_SECONDS):
+            with retry.retry_budget(GLANCE_SECONDS):
                 seen = look_at(run)
         except (OSError, ValueError):
             self._on_error(place, silent)

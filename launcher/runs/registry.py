@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import files, retry
 from launchyard.storage import options as storage_options
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Registered:
         """Has it its plan, or can that not be told now?"""
         run = self.open()
         try:
-            with files.patience(GLANCE_SECONDS):
+            with retry.retry_budget(GLANCE_SECONDS):
                 return self.is_of(run)
         except (OSError, ValueError):
             return True

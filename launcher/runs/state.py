@@ -18,7 +18,7 @@ from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import parse_jsonl
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import files, retry
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _TAIL_BYTES = 64 * 1024
@@ -77,9 +77,9 @@ def overview() -> list[RunState]:
 
 
 def _glance(entry: Registered) -> RunState | None:
-    """The state of one run among many, asked for with little patience; None if it is gone."""
+    """The state of one run among many, asked for with a short retry budget; None if it is gone."""
     run = entry.open()
-    with files.patience(GLANCE_SECONDS):
+    with retry.retry_budget(GLANCE_SECONDS):
         return state_of(run) if entry.is_of(run) else None
 
 

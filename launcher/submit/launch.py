@@ -29,7 +29,7 @@ from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.model.config import ModelConfig
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.redact import redact
 from launchyard.training.spec import DataSpec, TokenSource
 
@@ -252,7 +252,7 @@ def _taken(run: RunDir, where: str) -> str:
 
 # All that a launch itself writes into a run directory.
 WRITTEN = (layout.CODE, layout.RECIPE, layout.TOKENIZER, layout.PLAN, layout.JOB_LOG)
-DISCARD_SECONDS = 2.0  # patience with a store that has failed before
+DISCARD_SECONDS = 2.0  # retry budget of a store that has failed before
 
 
 class NewFolder:
@@ -280,7 +280,7 @@ class NewFolder:
     def discard(self) -> None:
         """Remove the files that a launch writes and the folders made for it; whatever else lies there stays."""
         for name in WRITTEN if self.ours else ():
-            with contextlib.suppress(OSError), files.patience(DISCARD_SECONDS):
+            with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
                 self._run.remove(name)
         if self._run.local:
             with contextlib.suppress(OSError):

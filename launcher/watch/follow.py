@@ -24,7 +24,7 @@ from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.watch.progress import Progress
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 
 DRAW_SECONDS = 0.1
 LOOK_SECONDS = {True: 0.1, False: 1.0}  # local run directory, remote one
@@ -110,7 +110,7 @@ class _Watcher:
             from launchyard.launcher.backends.base import load_backend
 
             try:
-                with files.patience(ASK_SECONDS):
+                with retry.retry_budget(ASK_SECONDS):
                     load_backend(self._job.backend).cancel(self.run, self._job)
             except OSError as error:
                 view.say(f"! {error}")

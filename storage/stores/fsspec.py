@@ -1,4 +1,4 @@
-"""Stores reached through fsspec: Google Cloud Storage, Azure, memory and whatever else it knows."""
+"""Stores reached through fsspec: Google Cloud Storage, Azure, memory and all others that it knows, except S3."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from launchyard.storage.options import Writer
-from launchyard.storage.retry import Insistence, Verdict, of_status
+from launchyard.storage.retry import ErrorKind, Retrier, classify_status
 
 
-# -- all but S3 ------------------------------------------------------------------------------------------------------
 class FsspecStore:
-    """Google Cloud Storage, Azure, memory and whatever else fsspec knows."""
+    """The store of one of fsspec's protocols. Raises ValueError if fsspec does not know it or needs a package."""
 
     def __init__(self, protocol: str) -> None:
         import fsspec
@@ -26,7 +25,7 @@ class FsspecStore:
             extra = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}.get(protocol)
             install = f"'launchyard[{extra}]'" if extra else str(error)
             raise ValueError(f"{protocol}:// needs a package that is not installed: pip install {install}") from error
-        self._insist = Insistence(judge).insist
+        self._call = Retrier(classify_fsspec).call
 
     def _inner(self, path: str) -> str:
         from fsspec.core import strip_protocol
@@ -34,25 +33,25 @@ class FsspecStore:
         return str(strip_protocol(path))
 
     def exists(self, path: str) -> bool:
-        return bool(self._insist("look up", path, lambda: self._fs.exists(self._inner(path))))
+        return bool(self._call("look up", path, lambda: self._fs.exists(self._inner(path))))
 
     def size(self, path: str) -> int:
-        return int(self._insist("look up", path, lambda: self._fs.size(self._inner(path))))
+        return int(self._call("look up", path, lambda: self._fs.size(self._inner(path))))
 
     def age(self, path: str) -> float:
-        """By the times that the store gives to the file and to one written now."""
+        """Compares the times that the store gives to the file and to a probe written now."""
         probe = f"{path}.{secrets.token_hex(4)}.probe"
-        written = self._insist("look up", path, lambda: self._fs.modified(self._inner(path)))
+        written = self._call("look up", path, lambda: self._fs.modified(self._inner(path)))
         try:
             self.write(probe, b"")
-            now = self._insist("look up", probe, lambda: self._fs.modified(self._inner(probe)))
+            now = self._call("look up", probe, lambda: self._fs.modified(self._inner(probe)))
         finally:
             self.remove(probe)
         return float((now - written).total_seconds())
 
     def listdir(self, path: str) -> list[str]:
         try:
-            found = self._insist("list", path, lambda: self._fs.ls(self._inner(path), detail=False, refresh=True))
+            found = self._call("list", path, lambda: self._fs.ls(self._inner(path), detail=False, refresh=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found if name != self._inner(path)})
@@ -66,53 +65,54 @@ class FsspecStore:
             try:
                 return bytes(self._fs.cat_file(self._inner(path), start=start, end=end))
             except Exception as error:
-                if _status(error) == 416:  # there is nothing from there on
+                if _status(error) == 416:  # the file ends before `start`
                     return b""
                 raise
 
-        return self._insist("read", path, ask)
+        return self._call("read", path, ask)
 
     def read_into(self, path: str, start: int, *targets: memoryview) -> int:
         filling = Filling(targets)
-        filling.take(self.read(path, start, filling.room))
+        filling.take(self.read(path, start, filling.size))
         return filling.count
 
     def write(self, path: str, raw: bytes) -> None:
-        self._insist("write", path, lambda: self._fs.pipe_file(self._inner(path), raw))
+        self._call("write", path, lambda: self._fs.pipe_file(self._inner(path), raw))
 
     def create(self, path: str, raw: bytes) -> None:
         try:
-            self._insist("create", path, lambda: self._fs.pipe_file(self._inner(path), raw, mode="create"))
+            self._call("create", path, lambda: self._fs.pipe_file(self._inner(path), raw, mode="create"))
         except FileExistsError:
-            if self.read(path, 0, None) != raw:  # else it is ours, and the answer to our first try was lost
+            if self.read(path, 0, None) != raw:  # else it is ours: the answer to our first try was lost
                 raise
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._insist("remove", path, lambda: self._fs.rm_file(self._inner(path)))
+            self._call("remove", path, lambda: self._fs.rm_file(self._inner(path)))
 
     def rename(self, old: str, new: str) -> None:
-        self._insist("copy", old, lambda: self._fs.cp_file(self._inner(old), self._inner(new)))
+        self._call("copy", old, lambda: self._fs.cp_file(self._inner(old), self._inner(new)))
         self.remove(old)
 
     def open_write(self, path: str, *, size: int | None) -> Writer:
-        return FsspecWriter(self._insist("write", path, lambda: self._fs.open(self._inner(path), "wb")))
+        return FsspecWriter(self._call("write", path, lambda: self._fs.open(self._inner(path), "wb")))
 
     def sweep_uploads(self, folder: str) -> int:
         return 0  # these stores forget unfinished uploads by themselves
 
 
 class Filling:
-    """Memory in several places, filled from the front. `room` is all of it, `count` what is filled; in bytes."""
+    """Memory in several places, filled from the front: `count` of its `size` bytes so far."""
 
     def __init__(self, targets: Sequence[memoryview]) -> None:
         self._left = [target for target in reversed(targets) if len(target)]
-        self.room, self.count = sum(map(len, targets)), 0
+        self.size = sum(map(len, targets))
+        self.count = 0
 
     def take(self, raw: bytes) -> None:
-        """ValueError for more than there is room for."""
-        if self.count + len(raw) > self.room:
-            raise ValueError(f"{self.count + len(raw)} bytes came where {self.room} were asked for")
+        """Raises ValueError for more bytes than are left."""
+        if self.count + len(raw) > self.size:
+            raise ValueError(f"{self.count + len(raw)} bytes came where {self.size} were asked for")
         self.count += len(raw)
         view = memoryview(raw)
         while len(view):
@@ -143,8 +143,8 @@ class FsspecWriter:
             self._file.closed = True  # else it would be written when it is collected
 
 
-def judge(error: BaseException) -> Verdict:
-    """What an error of an fsspec filesystem means: by its type, else by the HTTP status that it carries."""
+def classify_fsspec(error: BaseException) -> ErrorKind:
+    """Returns the kind of an error of an fsspec filesystem: by its type, else by the HTTP status that it carries."""
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, FileExistsError):
@@ -154,11 +154,11 @@ def judge(error: BaseException) -> Verdict:
     if isinstance(error, (IsADirectoryError, NotADirectoryError)):
         return "final"
     if (status := _status(error)) is not None:
-        return of_status(status)
-    return "passing" if isinstance(error, (OSError, TimeoutError)) else "final"
+        return classify_status(status)
+    return "transient" if isinstance(error, (OSError, TimeoutError)) else "final"
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error carries, under one of the names that its package may give it."""
+    """Returns the HTTP status that an error carries, under one of the names that packages give it."""
     found = (getattr(error, key, None) for key in ("status_code", "status", "code"))
     return next((status for status in found if isinstance(status, int)), None)

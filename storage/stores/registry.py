@@ -1,4 +1,4 @@
-"""The open stores of this process, one for each protocol, and what a store can do."""
+"""The open stores of this process, one per protocol, and the interface of a store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launchyard.storage.stores.fsspec import FsspecStore
 
 
 class Store(Protocol):
-    """All paths are whole URLs. Errors as in model/files.py, after the patience."""
+    """All paths are whole URLs. Errors as in storage/files.py, once the retry budget is spent."""
 
     def exists(self, path: str) -> bool: ...
     def size(self, path: str) -> int: ...
@@ -35,15 +35,16 @@ _locks = {"stores": threading.Lock()}
 
 
 def set_options(options: StoreOptions) -> None:
+    """Sets the options of the stores that are opened from now on; open ones with other options are forgotten."""
     if options != _options["s3"]:
         _options["s3"] = options
         _stores.clear()
 
 
 def store_for(path: str) -> Store:
-    """The store of a URL; ValueError if its protocol is unknown or what it needs is not installed."""
+    """Returns the store of a URL. Raises ValueError if its protocol is unknown or a package is missing."""
     protocol = path.partition("://")[0]
-    _mind_forks()
+    _watch_forks()
     with _locks["stores"]:
         if protocol not in _stores:
             _stores[protocol] = _open(protocol)
@@ -51,18 +52,18 @@ def store_for(path: str) -> Store:
 
 
 @functools.cache
-def _mind_forks() -> None:
+def _watch_forks() -> None:
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _leave_to_parent() -> None:
-    """A forked child has none of its parent's threads, so it opens stores of its own.
+    """Lets a forked child, which has none of its parent's threads, open stores of its own.
 
     The parent's are kept and never closed: closing would take the parent's sockets out of the epoll that both share.
     """
     _inherited.append(dict(_stores))
     _stores.clear()
-    _locks["stores"] = threading.Lock()  # a thread of the parent may have held the other
+    _locks["stores"] = threading.Lock()  # a thread of the parent may hold the old one
 
 
 def _open(protocol: str) -> Store:

@@ -1,7 +1,6 @@
-"""S3 and what speaks its language: single calls with their own time limits, and uploads in parallel parts.
+"""S3 and stores with its API: single calls with their own timeouts, and uploads in parallel parts.
 
-s3fs brings the session, the credentials and the event loop; trying again is ours (storage/stores/fsspec.py), so that
-it is counted, bounded and the same everywhere.
+s3fs brings the session, the credentials and the event loop; retries are ours (storage/retry.py).
 """
 
 from __future__ import annotations
@@ -19,18 +18,19 @@ from typing import Any
 
 from launchyard.host.priority import step_back
 from launchyard.storage.options import StoreOptions, Writer
-from launchyard.storage.retry import Insistence, Verdict, deadline, in_a_line, of_status
+from launchyard.storage.retry import ErrorKind, Retrier, call_timeout, classify_status, one_line
 from launchyard.storage.stores.fsspec import Filling
 from launchyard.storage.stores.private_calls import request
 
-PART_BYTES = 16 << 20
+UPLOAD_PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
 MAX_PARTS = 9_000  # S3 allows 10,000
-CONNECT_SECONDS, SILENCE_SECONDS = 5, 20
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 20  # without a byte
 CONNECTIONS = 32
 RENEW_SECONDS = 2.0
 BLOCK_BYTES = 1 << 20
-_PASSING = {
+_TRANSIENT = {
     "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "ConditionalRequestConflict", "RequestTimeout",
     "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
     "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
@@ -43,7 +43,7 @@ class S3Store:
         self._options = options
         self._fs = self._connect()
         self._connected = time.monotonic()
-        self.insist = Insistence(judge, self._renew, describe).insist
+        self.retry = Retrier(classify_s3, self._renew, describe).call
 
     def _connect(self) -> Any:
         try:
@@ -61,8 +61,8 @@ class S3Store:
             endpoint_url=self._options.endpoint_url,
             client_kwargs={"region_name": self._options.region} if self._options.region else {},
             config_kwargs={
-                "connect_timeout": CONNECT_SECONDS,
-                "read_timeout": SILENCE_SECONDS,
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": _READ_SECONDS,
                 "max_pool_connections": CONNECTIONS,
                 "retries": {"max_attempts": 0},
             },
@@ -74,23 +74,23 @@ class S3Store:
         return fs
 
     def _renew(self) -> None:
-        """Read the credentials anew from where they come. It costs half a second, and many threads may ask at once."""
+        """Reads the credentials anew from their source. It costs half a second, and many threads may ask at once."""
         if time.monotonic() - self._connected > RENEW_SECONDS:
             self._connected = time.monotonic()
             self._fs = self._connect()
 
     # -- calls -------------------------------------------------------------------------------------------------------
     def call(self, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any:
-        """One request of the S3 API on the object or folder of a URL, once."""
+        """Makes one request of the S3 API on the object or folder of a URL, once."""
         bucket, key = split(path)
         if "Prefix" not in arguments:
             arguments["Key"] = key
-        return self._run(request(self._fs, method, Bucket=bucket, **arguments), deadline(n_bytes))
+        return self._run(request(self._fs, method, Bucket=bucket, **arguments), call_timeout(n_bytes))
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        """On s3fs' event loop; what takes too long is cancelled, and its connection with it.
+        """Runs a coroutine on s3fs' event loop; after the timeout it is cancelled, and its connection with it.
 
-        ValueError for a configuration with which nothing can be asked, such as a profile that is not there.
+        Raises ValueError for a configuration with which no request can be made, such as a missing profile.
         """
         from botocore.exceptions import BotoCoreError
 
@@ -99,20 +99,20 @@ class S3Store:
         try:
             return future.result(seconds)
         except (BotoCoreError, ValueError) as error:
-            if judge(error) != "final":
+            if classify_s3(error) != "final":
                 raise
             where = "AWS_* variables, ~/.aws, and `storage` of the cluster file decide it"
-            raise ValueError(f"S3 cannot be asked as it is configured: {in_a_line(str(error))}; {where}") from error
+            raise ValueError(f"S3 cannot be asked as it is configured: {one_line(str(error))}; {where}") from error
         except TimeoutError as error:
-            if str(error):  # the store's own word
+            if str(error):  # the store's own message
                 raise
             raise TimeoutError(f"no end after {time.monotonic() - began:.0f} s") from error
         finally:
             future.cancel()
 
     def attempt(self, what: str, method: str, path: str, *, n_bytes: int = 0, **arguments: Any) -> Any:
-        """A request, made until it succeeds."""
-        return self.insist(what, path, lambda: self.call(method, path, n_bytes=n_bytes, **arguments))
+        """Makes a request, retried until it succeeds."""
+        return self.retry(what, path, lambda: self.call(method, path, n_bytes=n_bytes, **arguments))
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
@@ -120,25 +120,25 @@ class S3Store:
         return is_folder or answer is not None
 
     def _look_up(self, path: str) -> tuple[Any, bool]:
-        """The answer to HEAD, None if there is no such object, and then whether there is a folder of that name."""
+        """Returns the answer to HEAD (None if there is no such object) and then True for a folder of that name."""
         _, key = split(path)
 
-        def look() -> tuple[Any, bool]:
+        def ask() -> tuple[Any, bool]:
             refusal: Exception | None = None
             try:
                 if key:
                     return self.call("head_object", path), False
             except Exception as error:
-                if judge(error) not in ("missing", "refused"):
+                if classify_s3(error) not in ("missing", "refused"):
                     raise
-                refusal = error if judge(error) == "refused" else None
+                refusal = error if classify_s3(error) == "refused" else None
             # Also because HEAD tells neither why it refuses nor a missing bucket from a missing object.
             found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
             if refusal is not None:
                 raise refusal
             return None, bool(found.get("KeyCount") or found.get("Contents"))
 
-        result: tuple[Any, bool] = self.insist("look up", path, look)
+        result: tuple[Any, bool] = self.retry("look up", path, ask)
         return result
 
     def _head(self, path: str) -> Any:
@@ -151,7 +151,7 @@ class S3Store:
         return int(self._head(path)["ContentLength"])
 
     def age(self, path: str) -> float:
-        """By the store's clock: its time of the answer, less its time of the last write."""
+        """By the store's clock: its time of the answer less its time of the last write."""
         answer = self._head(path)
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return float((now - answer["LastModified"]).total_seconds())
@@ -176,7 +176,7 @@ class S3Store:
         async def consume(body: Any) -> bytes:
             return bytes(await body.read())
 
-        return bytes(self.insist("read", path, lambda: self._get(path, start, length, consume)) or b"")
+        return bytes(self.retry("read", path, lambda: self._get(path, start, length, consume)) or b"")
 
     def read_into(self, path: str, start: int, *targets: memoryview) -> int:
         length = sum(map(len, targets))
@@ -189,20 +189,20 @@ class S3Store:
                 filling.take(raw)
             return filling.count
 
-        return int(self.insist("read", path, lambda: self._get(path, start, length, consume)) or 0)
+        return int(self.retry("read", path, lambda: self._get(path, start, length, consume)) or 0)
 
     def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What `consume` makes of a body; None where the object has no such bytes."""
+        """Returns the value of `consume` for a body; None where the object has no such bytes."""
         bucket, key = split(path)
         # A whole object comes with its checksum, which botocore checks; the answer to a range says its length twice.
         end = "" if length is None else start + length - 1
         span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
 
         async def get() -> Any:
-            async with asyncio.timeout(deadline(0)):
+            async with asyncio.timeout(call_timeout(0)):
                 answer = await request(self._fs, "get_object", Bucket=bucket, Key=key, **span)
             expected = _length_of(answer)
-            async with asyncio.timeout(deadline(expected)), answer["Body"] as body:
+            async with asyncio.timeout(call_timeout(expected)), answer["Body"] as body:
                 got = await consume(body)
             count = got if isinstance(got, int) else len(got)
             if count != expected:
@@ -210,7 +210,7 @@ class S3Store:
             return got
 
         try:
-            return self._run(get(), 2 * deadline(length or (1 << 30)))
+            return self._run(get(), 2 * call_timeout(length or (1 << 30)))
         except Exception as error:
             if status_of(error)[0] == 416:
                 return None
@@ -218,7 +218,7 @@ class S3Store:
 
     # -- writing -----------------------------------------------------------------------------------------------------
     def write(self, path: str, raw: bytes) -> None:
-        if len(raw) <= PART_BYTES:
+        if len(raw) <= UPLOAD_PART_BYTES:
             self.attempt("write", "put_object", path, n_bytes=len(raw), Body=raw)
             return
         writer = self.open_write(path, size=len(raw))
@@ -233,7 +233,7 @@ class S3Store:
         try:
             self.attempt("create", "put_object", path, n_bytes=len(raw), Body=raw, IfNoneMatch="*")
         except FileExistsError:
-            if self.read(path, 0, None) != raw:  # else it is ours, and the answer to our first try was lost
+            if self.read(path, 0, None) != raw:  # else it is ours: the answer to our first try was lost
                 raise
 
     def remove(self, path: str) -> None:
@@ -241,16 +241,16 @@ class S3Store:
             self.attempt("remove", "delete_object", path)
 
     def rename(self, old: str, new: str) -> None:
-        """One object of at most 5 GB, which is what S3 copies at once."""
+        """Copies one object of at most 5 GB, the limit of S3 for one request, and removes the old one."""
         bucket, key = split(old)
         self.attempt("copy", "copy_object", new, n_bytes=self.size(old), CopySource={"Bucket": bucket, "Key": key})
         self.remove(old)
 
     def open_write(self, path: str, *, size: int | None) -> Writer:
-        return PartWriter(self, path, part_bytes=max(PART_BYTES, math.ceil((size or 0) / MAX_PARTS)))
+        return PartWriter(self, path, part_bytes=max(UPLOAD_PART_BYTES, math.ceil((size or 0) / MAX_PARTS)))
 
     def sweep_uploads(self, folder: str) -> int:
-        """Abort what was begun under a folder and never completed: it is kept, invisible and paid for, until then."""
+        """Aborts uploads begun under a folder and never completed: S3 keeps their parts, invisible and paid for."""
         prefix = f"{split(folder)[1]}/"
         found = self.attempt("list uploads of", "list_multipart_uploads", folder, Prefix=prefix).get("Uploads") or []
         bucket = split(folder)[0]
@@ -263,14 +263,16 @@ class S3Store:
 
 
 class PartWriter:
-    """A multipart upload: parts leave while more is written, a few at a time; memory for those and no more.
+    """A multipart upload: parts are sent while more is written, a few at a time, with memory for those and no more.
 
-    What fits one part is put as one object.
+    A file that fits one part is put as one object.
     """
 
     def __init__(self, store: S3Store, path: str, *, part_bytes: int) -> None:
-        self._store, self._path, self._part_bytes = store, path, part_bytes
-        # A part's memory serves again: fresh pages take longer than the copy, and hold up whoever trains meanwhile.
+        self._store = store
+        self._path = path
+        self._part_bytes = part_bytes
+        # The memory of parts is reused: fresh pages take longer than the copy, and delay the thread that trains.
         self._ring: list[io.BytesIO | None] = [None] * (PARTS_AT_ONCE + 1)
         self._part = self._empty_part(0)
         self._upload: str | None = None
@@ -281,14 +283,14 @@ class PartWriter:
     def write(self, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
         while len(view):
-            room = self._part_bytes - self._part.tell()
-            self._part.write(view[:room])
-            view = view[room:]
+            left = self._part_bytes - self._part.tell()
+            self._part.write(view[:left])
+            view = view[left:]
             if self._part.tell() == self._part_bytes:
                 self._send()
 
     def _empty_part(self, index: int) -> io.BytesIO:
-        """In the memory of the part PARTS_AT_ONCE + 1 before it, which `_send` has waited for."""
+        """Takes the memory of the part PARTS_AT_ONCE + 1 before it, which `_send` has waited for."""
         part = self._ring[index % len(self._ring)] = self._ring[index % len(self._ring)] or io.BytesIO()
         part.seek(0)
         return part
@@ -300,8 +302,8 @@ class PartWriter:
         self._part.truncate()  # the last one is shorter
         self._size += self._part.tell()
         if len(self._parts) >= PARTS_AT_ONCE:
-            self._parts[-PARTS_AT_ONCE].result()  # room for one more; raises what ended it
-        context = contextvars.copy_context()  # its patience is ours
+            self._parts[-PARTS_AT_ONCE].result()  # waits for a free place; raises the error of that part
+        context = contextvars.copy_context()  # holds the retry budget of the caller
         self._parts.append(self._pool.submit(context.run, self._send_part, len(self._parts), self._part))
         self._part = self._empty_part(len(self._parts))
 
@@ -311,14 +313,14 @@ class PartWriter:
         def put() -> Any:
             nonlocal body
             if self._ring[index % len(self._ring)] is not body:
-                body = io.BytesIO(body.getvalue())  # what is left of the try before may still move in the other
-            self._ring[index % len(self._ring)] = None  # until it is known that nothing is left of this try
+                body = io.BytesIO(body.getvalue())  # the try before may still read from the other
+            self._ring[index % len(self._ring)] = None  # until this try is known to be over
             body.seek(0)
             return self._store.call(
                 "upload_part", self._path, n_bytes=size, UploadId=self._upload, PartNumber=index + 1, Body=body
             )
 
-        answer = self._store.insist("write", self._path, put)
+        answer = self._store.retry("write", self._path, put)
         self._ring[index % len(self._ring)] = body
         return {"PartNumber": index + 1, "ETag": answer["ETag"]}
 
@@ -335,12 +337,12 @@ class PartWriter:
                 "complete", "complete_multipart_upload", self._path,
                 n_bytes=self._size, UploadId=self._upload, MultipartUpload={"Parts": parts},
             )  # fmt: skip
-        except FileNotFoundError:  # no such upload: an earlier try completed it, and its answer was lost
+        except FileNotFoundError:  # no such upload: an earlier try completed it, but its answer was lost
             if self._store.size(self._path) != self._size:
                 raise
 
     def discard(self) -> None:
-        """Leave nothing behind, as far as the store answers now; what remains is swept later."""
+        """Aborts the upload if the store answers now; else `sweep_uploads` does so later."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             with contextlib.suppress(Exception):
@@ -348,7 +350,7 @@ class PartWriter:
 
 
 def split(path: str) -> tuple[str, str]:
-    """Bucket and key of s3://bucket/key."""
+    """Returns bucket and key of s3://bucket/key."""
     bucket, _, key = path.partition("://")[2].partition("/")
     if not bucket:
         raise ValueError(f"{path}: a URL of S3 is s3://BUCKET/KEY")
@@ -356,7 +358,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def status_of(error: BaseException | None) -> tuple[int | None, str]:
-    """HTTP status and S3's code of an error, out of what s3fs has made of it."""
+    """Returns the HTTP status and S3's code of an error, also of one that s3fs has translated."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict) and "Error" in response:
@@ -367,35 +369,35 @@ def status_of(error: BaseException | None) -> tuple[int | None, str]:
 
 
 def _length_of(answer: dict[str, Any]) -> int:
-    """Bytes of the body of a range."""
+    """Returns the number of bytes of the body of an answer."""
     first, _, last = str(answer.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
     return int(last) - int(first) + 1 if last else int(answer["ContentLength"])
 
 
 def describe(error: BaseException) -> str:
-    """What the store said, or what became of the connection, without the libraries' own noise."""
+    """Returns the message of the store or the state of the connection, without the libraries' own noise."""
     from aiohttp import ClientPayloadError
 
     status, code = status_of(error)
     if status is not None:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return f"{in_a_line(said)} ({code or status})"
+        message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"{one_line(message)} ({code or status})"
     if isinstance(error, ClientPayloadError):
         return "the connection ended in the middle of the answer"
     return str(error)
 
 
-def judge(error: BaseException) -> Verdict:
-    """What an error means for a call; see storage/stores/fsspec.py."""
+def classify_s3(error: BaseException) -> ErrorKind:
+    """Returns the kind of an error of a call, out of whatever layer it comes."""
     status, code = status_of(error)
-    if code in _PASSING:
-        return "passing"
+    if code in _TRANSIENT:
+        return "transient"
     if code in _REFUSED:
         return "refused"
     if status == 400 and code in ("", "400"):  # AWS' answer to a HEAD whose token has expired: it has no body
         return "refused"
     if status is not None:
-        return of_status(status)
+        return classify_status(status)
     from aiohttp import ClientError
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
@@ -410,4 +412,4 @@ def judge(error: BaseException) -> Verdict:
         boto.FlexibleChecksumError,
         ResponseParserError,
     )
-    return "passing" if isinstance(error, broken + damaged) else "final"
+    return "transient" if isinstance(error, broken + damaged) else "final"

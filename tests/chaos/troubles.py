@@ -28,7 +28,7 @@ from tests.support.store import Bucket
 
 CHUNK = r"^data/.*\.bin$"
 HASHED = rf"{CHUNK}|{SHARD}"
-SECONDS = 1.5  # of what lasts a while; far below the patience of a run
+SECONDS = 1.5  # of what lasts a while; far below the retry budget of a run
 
 
 def anything(_: Request) -> bool:

@@ -21,14 +21,14 @@ SMALL_PIECE_BYTES = 256  # so that a tiny chunk is fetched in pieces
 def main(argv: list[str]) -> int:
     tell("start")
     from launchyard.run import append
-    from launchyard.storage import files
+    from launchyard.storage import files, local
     from launchyard.storage.stores import s3
     from launchyard.training import distributed, worker
     from launchyard.training.checkpoint import checkpointer
     from launchyard.training.data import chunks
     from launchyard.training.telemetry import phases
 
-    s3.PART_BYTES, chunks.PIECE_BYTES = SMALL_PART_BYTES, SMALL_PIECE_BYTES
+    s3.UPLOAD_PART_BYTES, chunks.PIECE_BYTES = SMALL_PART_BYTES, SMALL_PIECE_BYTES
     before(distributed, "connect", lambda *_: "rendezvous")
     before(phases.PhaseClock, "enter", lambda _, phase: "step" if phase == "optimizer" else None)
     before(checkpointer.Checkpointer, "_buffer", lambda *_: "stage" if on_main_thread() else None)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         for what in ("write", "create", "remove"):
             around_file(files, what)
         around_file(files, "read_into")
-        before(files.LocalWriter, "write", lambda self, raw: f"extend {self._path}")
+        before(local.LocalWriter, "write", lambda self, raw: f"extend {self._path}")
         before(append.Appender, "_append", lambda self, *_: f"append {self._stem}.jsonl")
     return worker.main(argv)
 

@@ -141,9 +141,9 @@ class Remote:
         job = self.run.read_json("attempts/0000/job.json")  # its owner is gone, and that can be told
         self.run.write_json("attempts/0000/job.json", {**job, "host": socket.gethostname()})
         self.data = write_data(f"{self.bucket.url}/data")
-        self.set_patience(self.retry_seconds)
+        self.set_retry_seconds(self.retry_seconds)
 
-    def set_patience(self, seconds: float) -> None:
+    def set_retry_seconds(self, seconds: float) -> None:
         write_plan(self.run, self.data, Storage(retry_seconds=seconds, cache=str(self.folder / "cache")))
 
     @property

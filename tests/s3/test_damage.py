@@ -10,7 +10,7 @@ import pytest
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import StoreError
 from launchyard.training.checkpoint.state import shards
 from tests.s3.runs import Remote
@@ -79,7 +79,7 @@ def test_an_outage_at_any_instant_of_a_load_is_no_damage(s3: Bucket, proxy: Faul
     for first in range(count):
         events: list[Any] = []
         rule = proxy.fault(Answer(503), skip=first)
-        with files.patience(0), pytest.raises(StoreError):
+        with retry.retry_budget(0), pytest.raises(StoreError):
             checkpointer(run, events).load_newest(shards(*fresh()))
         rule.off()
         assert rule.hits and events == []

@@ -172,7 +172,7 @@ def owned(remote: Remote) -> Iterator[Owned]:
 
 def test_a_run_outlives_an_outage(owned: Owned, remote: Remote, proxy: FaultProxy, shell: Shell) -> None:
     """Everything fails for a while, from the first upload on: heartbeats, logs, rows, stop requests, checkpoints."""
-    remote.set_patience(900)
+    remote.set_retry_seconds(900)
     uploading = threading.Event()
     proxy.on(where(method="PUT", key=r"\.safetensors$"), "before", lambda _: uploading.set())
     owned.submit()
@@ -191,7 +191,7 @@ def test_a_run_outlives_an_outage(owned: Owned, remote: Remote, proxy: FaultProx
 
 
 def test_stopped_while_no_data_comes_and_resumed(owned: Owned, remote: Remote, proxy: FaultProxy, shell: Shell) -> None:
-    remote.set_patience(900)
+    remote.set_retry_seconds(900)
     rule = proxy.fault(Answer(503), where(method="GET", key=r"train/.*\.bin$"))
     owned.submit()
     wait_for(lambda: remote.saw_event("started"))
@@ -210,8 +210,8 @@ def test_stopped_while_no_data_comes_and_resumed(owned: Owned, remote: Remote, p
 
 
 def test_attempts_follow_until_the_last_save_is_made(owned: Owned, remote: Remote, proxy: FaultProxy) -> None:
-    """The patience of one attempt is not that of the run."""
-    remote.set_patience(2)
+    """The retry budget of one attempt is not that of the run."""
+    remote.set_retry_seconds(2)
     proxy.fault(Answer(503), Spell("PUT", rf"step-{STEPS:08d}/.*\.safetensors$", 6))
     owned.submit()
     assert owned.outcome() == "completed"
@@ -223,7 +223,7 @@ def test_attempts_follow_until_the_last_save_is_made(owned: Owned, remote: Remot
 def test_an_outcome_that_cannot_be_written_loses_no_run(
     owned: Owned, remote: Remote, proxy: FaultProxy, shell: Shell
 ) -> None:
-    remote.set_patience(2)
+    remote.set_retry_seconds(2)
     rule = proxy.fault(Answer(503), where(method="PUT", key=r"outcome\.json$"))
     owned.submit()
     assert owned.outcome() in ("lost", "failed")
@@ -239,7 +239,7 @@ def test_an_outcome_that_cannot_be_written_loses_no_run(
 # -- a short notice ---------------------------------------------------------------------------------------------------
 def test_a_signal_with_a_short_grace_while_the_store_is_away(remote: Remote, proxy: FaultProxy) -> None:
     """The agent ends its workers and itself in time, cleanly; the run goes on later from what was saved."""
-    remote.set_patience(900)
+    remote.set_retry_seconds(900)
     job = {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": 0.0, "created": time.time()}
     attempt = remote.attempt + 1
     remote.run.claim_attempt(
@@ -293,7 +293,7 @@ def test_credentials_that_expire_and_are_renewed(remote: Remote, proxy: FaultPro
         threading.Timer(6, write, [bucket.secret_key]).start()
 
     proxy.on(where(method="PUT", key=r"\.safetensors$"), "before", expire)
-    remote.set_patience(900)
+    remote.set_retry_seconds(900)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)

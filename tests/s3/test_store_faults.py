@@ -99,7 +99,7 @@ def test_steps_go_on_while_a_save_is_held_up_and_wait_at_the_next(remote: Remote
 
 
 def test_a_save_that_fails_for_good_is_said_and_a_later_one_works(remote: Remote, proxy: FaultProxy) -> None:
-    remote.set_patience(1.5)
+    remote.set_retry_seconds(1.5)
     first, second = (step for step in range(STEPS - 2 * EVERY, STEPS, EVERY))
     proxy.fault(Answer(503), where(method="PUT", key=rf"step-{first:08d}/.*\.safetensors$"))
     proxy.fault(Answer(503), where(method="PUT", key=rf"step-{second:08d}/manifest\.json$"))
@@ -114,7 +114,7 @@ def test_a_save_that_fails_for_good_is_said_and_a_later_one_works(remote: Remote
 
 
 def test_a_final_save_that_cannot_be_made_loses_no_run(remote: Remote, proxy: FaultProxy) -> None:
-    remote.set_patience(1.5)
+    remote.set_retry_seconds(1.5)
     rule = proxy.fault(Answer(503), where(method="PUT", key=r"\.safetensors$"))
     before = committed_steps(remote.run)
     remote.start()
@@ -132,7 +132,7 @@ def test_a_final_save_that_cannot_be_made_loses_no_run(remote: Remote, proxy: Fa
 
 def test_a_store_that_is_away_at_a_resume_is_no_damage(remote: Remote, proxy: FaultProxy) -> None:
     """Going back to an older checkpoint, or to the beginning, would be a loss for nothing."""
-    remote.set_patience(1.5)
+    remote.set_retry_seconds(1.5)
     rule = proxy.fault(Answer(503), where(method="GET", key=r"manifest\.json$|\.safetensors$"))
     remote.start()
     assert remote.wait() == [1]
@@ -188,7 +188,7 @@ def test_a_stop_is_heard_while_no_data_comes(remote: Remote, proxy: FaultProxy) 
 )
 def test_a_server_that_goes_and_comes_back(remote: Remote, proxy: FaultProxy, kind: str, seconds: float) -> None:
     """From the middle of the first upload on."""
-    remote.set_patience(900)
+    remote.set_retry_seconds(900)
     server, uploading = remote.bucket.server, threading.Event()
     proxy.on(where(method="PUT", key=r"\.safetensors$"), "mid-body", lambda _: uploading.set())
     remote.start()
@@ -219,7 +219,7 @@ MINUTE: dict[str, Any] = {
 @pytest.mark.parametrize("fault", MINUTE.values(), ids=MINUTE.keys())
 def test_a_minute_of_it_everywhere(remote: Remote, proxy: FaultProxy, fault: Any) -> None:
     """From the first upload on, whatever is asked."""
-    remote.set_patience(900)
+    remote.set_retry_seconds(900)
     began: list[float] = []
     proxy.on(where(method="PUT", key=r"\.safetensors$"), "before", lambda _: began.append(time.monotonic()))
     rule = proxy.fault(fault, lambda request: bool(began) and time.monotonic() - began[0] < 60)

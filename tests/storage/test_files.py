@@ -20,8 +20,8 @@ import pytest
 
 from launchyard.storage import files, options, retry
 from launchyard.storage.errors import RefusedError, StoreError
-from launchyard.storage.retry import Trouble
-from launchyard.storage.stores import s3 as s3_room
+from launchyard.storage.retry import RetryEvent
+from launchyard.storage.stores import s3 as s3_store
 from tests.support.faults import Answer, Flip, Reset, Slow, Stall, Truncate, lists, where
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def troubles() -> Iterator[list[Trouble]]:
-    heard: list[Trouble] = []
-    retry.watch(heard.append)
+def retries() -> Iterator[list[RetryEvent]]:
+    heard: list[RetryEvent] = []
+    unsubscribe = retry.subscribe(heard.append)
     yield heard
-    retry._watchers.remove(heard.append)
+    unsubscribe()
 
 
 # -- wherever it is ---------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_lists_and_removes_folders(place: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5 * 1000, 10 * 1000 + 17])
 def test_files_that_grow_are_whole(place: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_room, "PART_BYTES", 5 << 20)  # the least that S3 allows
+    monkeypatch.setattr(s3_store, "UPLOAD_PART_BYTES", 5 << 20)  # the least that S3 allows
     raw = os.urandom(1000) * (size // 1000) + os.urandom(size % 1000)
     raw *= (5 << 20) // 2000 if size > 5000 else 1
     writer = files.open_write(f"{place}/grown", size=len(raw))
@@ -190,7 +190,7 @@ def test_a_forked_child_reaches_the_store_too(s3: Bucket) -> None:
 
 
 # -- a store that fails -----------------------------------------------------------------------------------------------
-PASSING = {
+TRANSIENT = {
     "500": Answer(500),
     "503": Answer(503),
     "slow down": Answer(429, "TooManyRequests"),
@@ -206,8 +206,8 @@ PASSING = {
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_what_passes_is_waited_out(fault: Any, s3: Bucket, proxy: FaultProxy, troubles: list[Trouble]) -> None:
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
+def test_what_passes_is_waited_out(fault: Any, s3: Bucket, proxy: FaultProxy, retries: list[RetryEvent]) -> None:
     """Each call, with one fault in each of its first two tries, does what it would have done without."""
     path, raw = f"{s3.url}/f", os.urandom(4000)
     files.write(path, raw)
@@ -228,9 +228,9 @@ def test_what_passes_is_waited_out(fault: Any, s3: Bucket, proxy: FaultProxy, tr
         assert call() in (None, True), name
         rule.off()
     assert s3.get("f") == raw and s3.objects() == ["f"]
-    assert any(trouble.over for trouble in troubles)
-    for trouble in troubles:
-        assert_reads_well(trouble.message)
+    assert any(event.over for event in retries)
+    for event in retries:
+        assert_reads_well(event.message)
 
 
 @pytest.mark.s3
@@ -272,27 +272,27 @@ def test_parts_are_sent_again(fault: Any, s3: Bucket, proxy: FaultProxy) -> None
 @pytest.mark.s3
 def test_an_upload_that_fails_for_good_leaves_nothing_to_pay_for(s3: Bucket, proxy: FaultProxy) -> None:
     rule = proxy.fault(Answer(503), where(part=2))
-    with files.patience(1), pytest.raises(StoreError, match="large: could not write"):
+    with retry.retry_budget(1), pytest.raises(StoreError, match="large: could not write"):
         files.write(f"{s3.url}/large", b"x" * (40 << 20))
     rule.off()
     assert s3.objects() == [] and s3.uploads() == []
 
 
-# -- patience ---------------------------------------------------------------------------------------------------------
+# -- the retry budget -------------------------------------------------------------------------------------------------
 @pytest.mark.s3
-def test_patience_ends_and_says_so(s3: Bucket, proxy: FaultProxy, troubles: list[Trouble]) -> None:
+def test_a_spent_budget_ends_in_an_error(s3: Bucket, proxy: FaultProxy, retries: list[RetryEvent]) -> None:
     files.write(f"{s3.url}/f", b"x")
     proxy.fault(Answer(503))
     began = time.monotonic()
-    with files.patience(2), pytest.raises(StoreError) as caught:
+    with retry.retry_budget(2), pytest.raises(StoreError) as caught:
         files.read(f"{s3.url}/f")
     assert 0.8 < time.monotonic() - began < 4
     assert not isinstance(caught.value, PermissionError)
     assert_reads_well(str(caught.value), f"{s3.url}/f: could not read")
-    assert len(troubles) >= 3
-    with files.patience(0), pytest.raises(StoreError):
+    assert len(retries) >= 3
+    with retry.retry_budget(0), pytest.raises(StoreError):
         files.read(f"{s3.url}/f")
-    assert len(proxy.requests(where(method="GET"))) == len(troubles) + 2  # the last of each is the error itself
+    assert len(proxy.requests(where(method="GET"))) == len(retries) + 2  # the last of each is the error itself
 
 
 @pytest.mark.s3
@@ -300,7 +300,7 @@ def test_what_refuses_from_the_first_on_is_an_error_soon(s3: Bucket, proxy: Faul
     """A mistake, most likely; once the store has given something, it is a fault and waited for."""
     proxy.fault(Answer(403))
     began = time.monotonic()
-    with files.patience(30), pytest.raises(RefusedError) as caught:
+    with retry.retry_budget(30), pytest.raises(RefusedError) as caught:
         files.read(f"{s3.url}/f")
     assert time.monotonic() - began < 10
     assert isinstance(caught.value, PermissionError)
@@ -309,7 +309,7 @@ def test_what_refuses_from_the_first_on_is_an_error_soon(s3: Bucket, proxy: Faul
     files.write(f"{s3.url}/f", b"x")
     rule = proxy.fault(Answer(403))
     threading.Timer(4, rule.off).start()
-    with files.patience(30):
+    with retry.retry_budget(30):
         assert files.read(f"{s3.url}/f") == b"x"
 
 
@@ -318,7 +318,7 @@ def test_no_bucket_is_not_no_file(s3: Bucket, proxy: FaultProxy) -> None:
     files.write(f"{s3.url}/f", b"x")
     assert files.exists(s3.url)
     for ask in (files.read, files.size, files.age, files.exists, files.listdir):
-        with files.patience(3), pytest.raises(RefusedError, match=r"nobody/f: could not .*\(NoSuchBucket\)"):
+        with retry.retry_budget(3), pytest.raises(RefusedError, match=r"nobody/f: could not .*\(NoSuchBucket\)"):
             ask("s3://nobody/f")
 
 
@@ -344,25 +344,25 @@ def test_renewed_credentials_are_read(
         options.StoreOptions(endpoint_url=proxy.endpoint, profile="p", credentials_file=str(secrets))
     )
     threading.Timer(2, write, [s3.secret_key]).start()
-    with files.patience(600):
+    with retry.retry_budget(600):
         assert files.read(f"{s3.url}/f") == b"x"
     assert {request.status for request in proxy.requests(where(method="GET"))} >= {403, 200}
 
 
 @pytest.mark.s3
-def test_a_call_ends_with_the_patience_of_its_caller(s3: Bucket, proxy: FaultProxy) -> None:
+def test_a_call_ends_with_the_budget_of_its_caller(s3: Bucket, proxy: FaultProxy) -> None:
     """A store that hangs, or crawls, is not waited for much longer than was said; and nothing of the call goes on."""
     files.write(f"{s3.url}/f", b"x" * 100_000)
     for fault in (Stall(60), Slow(down=50)):
         rule = proxy.fault(fault)
         began = time.monotonic()
-        with files.patience(1), pytest.raises(StoreError, match="no end after"):
+        with retry.retry_budget(1), pytest.raises(StoreError, match="no end after"):
             files.read(f"{s3.url}/f")
         assert time.monotonic() - began < 9
         rule.off()
     target = bytearray(100_000)
     rule = proxy.fault(Slow(down=50))
-    with files.patience(1), pytest.raises(StoreError):
+    with retry.retry_budget(1), pytest.raises(StoreError):
         files.read_into(f"{s3.url}/f", 0, memoryview(target))
     before = bytes(target)
     time.sleep(1)
@@ -370,18 +370,18 @@ def test_a_call_ends_with_the_patience_of_its_caller(s3: Bucket, proxy: FaultPro
 
 
 @pytest.mark.s3
-def test_patience_that_is_shortened_ends_what_is_waiting(s3: Bucket, proxy: FaultProxy) -> None:
+def test_a_budget_that_is_shortened_ends_what_is_waiting(s3: Bucket, proxy: FaultProxy) -> None:
     files.write(f"{s3.url}/f", b"x")
     proxy.fault(Answer(503))
-    files.set_patience(300)
+    retry.set_retry_budget(300)
     try:
-        threading.Timer(1, files.set_patience, [2]).start()
+        threading.Timer(1, retry.set_retry_budget, [2]).start()
         began = time.monotonic()
         with pytest.raises(StoreError):
             files.read(f"{s3.url}/f")
         assert time.monotonic() - began < 12
     finally:
-        files.set_patience(retry.PATIENCE_SECONDS)
+        retry.set_retry_budget(retry.DEFAULT_BUDGET_SECONDS)
 
 
 @pytest.mark.s3
@@ -396,9 +396,9 @@ def test_a_damaged_body_is_no_mistake_of_the_user() -> None:
     from botocore import exceptions as boto
 
     broken = boto.FlexibleChecksumError(error_msg="Expected checksum a did not match calculated checksum b")
-    assert s3_room.judge(broken) == "passing"
-    assert s3_room.judge(boto.ProfileNotFound(profile="p")) == "final"
-    assert s3_room.judge(boto.NoCredentialsError()) == "refused"
+    assert s3_store.classify_s3(broken) == "transient"
+    assert s3_store.classify_s3(boto.ProfileNotFound(profile="p")) == "final"
+    assert s3_store.classify_s3(boto.NoCredentialsError()) == "refused"
 
 
 @pytest.mark.s3

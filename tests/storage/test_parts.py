@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchyard.storage import files
-from launchyard.storage.stores import s3 as s3_room
+from launchyard.storage.stores import s3 as s3_store
 from launchyard.storage.stores.fsspec import Filling
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, Reset, Slow, where
@@ -24,7 +24,7 @@ PART = 5 << 20  # the least that S3 allows
 def test_memory_that_serves_again_keeps_every_part(
     s3: Bucket, proxy: FaultProxy, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_room, "PART_BYTES", PART)
+    monkeypatch.setattr(s3_store, "UPLOAD_PART_BYTES", PART)
     raw = random.Random(7).randbytes(13 * PART + 17)
     for part in (1, 2, 5, 7, 12, 14) if fault else ():
         proxy.fault(fault, where(part=part), times=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launchyard.storage import files
+from launchyard.storage import files, retry
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, Fault, Flip, Reset, Slow, Stall, Truncate, lists, snapshot, where
 from tests.support.store import Bucket
@@ -183,7 +183,7 @@ def test_the_second_part_of_an_upload(s3: Bucket, proxy: FaultProxy) -> None:
     raw = BODY * 14
     proxy.on(where(part=2), "mid-body", lambda request: halfway.append(request.bytes_up))
     rule = proxy.fault(Answer(503), where(part=1), times=2)
-    with files.patience(20):
+    with retry.retry_budget(20):
         files.write(f"{s3.url}/large", raw)
     assert s3.get("large") == raw
     assert len(halfway) == 1 and rule.hits == 2
@@ -204,11 +204,11 @@ def test_rules_count_and_skip(client: Any, s3: Bucket, proxy: FaultProxy) -> Non
 
 def test_a_server_that_is_gone_is_waited_for(s3: Bucket, proxy: FaultProxy) -> None:
     proxy.refuse()
-    with files.patience(0.5), pytest.raises(OSError, match=r"could not write.*Is the store up"):
+    with retry.retry_budget(0.5), pytest.raises(OSError, match=r"could not write.*Is the store up"):
         files.write(f"{s3.url}/k", BODY)
     timer = threading.Timer(1.0, proxy.accept)
     timer.start()
-    with files.patience(20):
+    with retry.retry_budget(20):
         files.write(f"{s3.url}/k", BODY)
     timer.join()
     assert s3.get("k") == BODY

@@ -162,7 +162,7 @@ def _pieces(chunk: Chunk, beat: Callable[[], None], note: Note) -> Iterator[memo
     buffers = min(len(starts), PIECES_AT_ONCE)
     free = [bytearray(min(PIECE_BYTES, chunk.size + 1)) for _ in range(buffers)]
     asked: deque[tuple[bytearray, Future[int]]] = deque()
-    context = contextvars.copy_context()  # holds the patience of the caller
+    context = contextvars.copy_context()  # holds the retry budget of the caller
 
     def read(start: int, buffer: bytearray) -> int:
         length = min(PIECE_BYTES, chunk.size + 1 - start)

@@ -13,11 +13,11 @@ from typing import Any
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
 from launchyard.run.rundir import RunDir
-from launchyard.storage.retry import Trouble
+from launchyard.storage.retry import RetryEvent
 from launchyard.training.distributed import World
 
-SAY_SECONDS = 30.0  # between two words about the same trouble
-WORTH_SAYING_SECONDS = 2.0  # stores stumble all the time
+REPEAT_SECONDS = 30.0  # between two events about the same trouble
+WORTH_TELLING_SECONDS = 2.0  # stores stumble all the time
 
 
 class Events:
@@ -68,22 +68,22 @@ class StoreEvents:
         self._said: float | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, trouble: Trouble) -> None:
-        if not trouble.over and trouble.path.startswith(self._checkpoints):
+    def __call__(self, retried: RetryEvent) -> None:
+        if not retried.over and retried.path.startswith(self._checkpoints):
             self._exporter.add("trainer_checkpoint_retries_total")
-        elif not trouble.over and not trouble.path.startswith(self._run_url):
+        elif not retried.over and not retried.path.startswith(self._run_url):
             self._exporter.add("trainer_data_retries_total")
-        if trouble.seconds + trouble.pause < WORTH_SAYING_SECONDS:
+        if retried.seconds + retried.pause < WORTH_TELLING_SECONDS:
             return
         with self._lock:
             now = time.monotonic()
-            if self._said is None if trouble.over else self._said is not None and now - self._said < SAY_SECONDS:
+            if self._said is None if retried.over else self._said is not None and now - self._said < REPEAT_SECONDS:
                 return
-            self._said = None if trouble.over else now
-        message = f"could not {trouble.what}: {trouble.message}" if trouble.message else f"could {trouble.what}"
+            self._said = None if retried.over else now
+        message = f"could not {retried.what}: {retried.message}" if retried.message else f"could {retried.what}"
         self._on_event(
-            events.STORE_ANSWERS if trouble.over else events.STORE_TROUBLE,
-            path=trouble.path,
-            seconds=round(trouble.seconds, 1),
+            events.STORE_ANSWERS if retried.over else events.STORE_TROUBLE,
+            path=retried.path,
+            seconds=round(retried.seconds, 1),
             message=message,
         )

@@ -50,10 +50,10 @@ class Pulse:
 class Limits:
     """How long a worker may go without a sign: in a step, by how long its steps take; elsewhere as the recipe says."""
 
-    def __init__(self, *, step_seconds: float | None, slow_seconds: float, patience: float = 0.0) -> None:
-        """`patience`: with a store that does not answer; who waits for one is not hung."""
+    def __init__(self, *, step_seconds: float | None, slow_seconds: float, retry_seconds: float = 0.0) -> None:
+        """`retry_seconds`: retry budget of a store that does not answer; a rank that waits for one is not hung."""
         self._fixed = step_seconds
-        self.slow = max(slow_seconds, 3 * patience)
+        self.slow = max(slow_seconds, 3 * retry_seconds)
         self._steps: list[float] = []
         self._seen = 0
         self.step = self.slow  # the first step may compile

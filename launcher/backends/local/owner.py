@@ -18,7 +18,7 @@ from typing import Any
 
 from launchyard.errors import EXIT_USER, LaunchError, UserError
 from launchyard.launcher.agent.conclusion import exit_code
-from launchyard.launcher.agent.node import be_patient, run_attempt
+from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, leave_word
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, say
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     options = vars(parser.parse_args(argv[1:]))
     run = RunDir(options.pop("run_url"))
-    be_patient(run)
+    adopt_retry_budget(run)
     signals = Signals()
     signals.install()
     reply = _launcher_socket()

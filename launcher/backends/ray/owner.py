@@ -16,7 +16,7 @@ from typing import Any
 from launchyard.errors import LaunchError
 from launchyard.host.processes import wait_until
 from launchyard.launcher.agent.conclusion import last_step
-from launchyard.launcher.agent.node import be_patient
+from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import NODE_LOST
 from launchyard.launcher.agent.root_cause import find_cause
@@ -292,7 +292,7 @@ def main(argv: list[str]) -> int:
     signals = Signals()
     signals.install()  # after Ray's own handlers
     run = RunDir(options.run_url)
-    be_patient(run)
+    adopt_retry_budget(run)
     bundle = {name: _number(amount) for name, _, amount in (word.rpartition("=") for word in options.bundle)}
     job = InCluster(
         run,

@@ -24,7 +24,7 @@ from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.ports import PORTS
 from launchyard.host.processes import python_environment
 from launchyard.launcher.agent.conclusion import exit_code, last_step
-from launchyard.launcher.agent.node import be_patient
+from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import AttemptSummary
 from launchyard.launcher.agent.root_cause import find_cause
@@ -183,7 +183,7 @@ def main(argv: list[str]) -> int:
     signals = Signals(term_is_notice=True)
     signals.install()
     run = RunDir(options.run_url)
-    be_patient(run)
+    adopt_retry_budget(run)
     submission = run.newest_submission()
     if submission is None:  # started before sbatch had answered, or by hand
         submission = run.submission(0)

@@ -10,7 +10,7 @@ from torch import nn
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import read_manifest, read_tensor, verify
-from launchyard.storage.stores import s3 as s3_room
+from launchyard.storage.stores import s3 as s3_store
 from launchyard.training.checkpoint import dcp
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
@@ -50,7 +50,7 @@ def _load_and_save(folder: str, step: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    s3_room.PART_BYTES, dcp.PIECE_BYTES = PART, PIECE
+    s3_store.UPLOAD_PART_BYTES, dcp.PIECE_BYTES = PART, PIECE
     world, run = read_world(), RunDir(folder)
     expected = shards(*trained())
     connect(world, torch.device("cpu"))
@@ -85,7 +85,7 @@ def save_first(run: RunDir, model: nn.Module, optimizer: AdamW) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_to_two_to_four_to_three_to_one(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_room, "PART_BYTES", PART)
+    monkeypatch.setattr(s3_store, "UPLOAD_PART_BYTES", PART)
     monkeypatch.setattr(dcp, "PIECE_BYTES", PIECE)
     run, whole = RunDir(f"{s3.url}/run"), trained()
     save_first(run, *whole)

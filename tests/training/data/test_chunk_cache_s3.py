@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError
 from launchyard.training.data import chunks as chunk_file
 from launchyard.training.data.reader import Prefetcher, TokenReader
@@ -76,7 +76,7 @@ def test_server_gone_and_back(tmp_path: Path, remote: str, stream: list[int], pr
     found: list[list[int]] = []
 
     def read() -> None:
-        with files.patience(60):
+        with retry.retry_budget(60):
             found.append(store.read(0, TOTAL).tolist())
 
     reading = threading.Thread(target=read)

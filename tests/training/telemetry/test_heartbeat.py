@@ -91,11 +91,11 @@ def test_limits_follow_the_steps() -> None:
     assert limits.of("forward_backward") == (FLOOR_SECONDS, FLOOR_SECONDS)
     assert limits.of("data_wait") == (FLOOR_SECONDS, 1800)  # a sign now and then, however long it takes
     assert limits.of("validation") == (1800, 1800)
-    slow = Limits(step_seconds=None, slow_seconds=1800, patience=900)
+    slow = Limits(step_seconds=None, slow_seconds=1800, retry_seconds=900)
     for _ in range(40):
         slow.took(20.0)
     assert slow.of("optimizer")[0] == 200.0
-    assert slow.of("checkpoint_blocking")[0] == 2700.0  # three times the patience with a store
+    assert slow.of("checkpoint_blocking")[0] == 2700.0  # three times the retry budget
     fixed = Limits(step_seconds=3.0, slow_seconds=1800)
     fixed.took(1.0)
     assert fixed.of("other")[0] == 3.0

@@ -1,7 +1,7 @@
 """Chunks before they are read: the order is known, so a few threads bring what the next steps need, first use first.
 
 Steps are looked at in blocks, and only as far as the cache has room for. What fails here is left to the reader, who
-insists. Knows no ranks and no model.
+retries. Knows no ranks and no model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.training.data.cache.cache_files import NoRoomError
 from launchyard.training.data.token_store import TokenStore
@@ -22,7 +22,7 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 THREADS = 2
 SAMPLES_A_BLOCK = 8192  # looked at together: numpy's cost is per call
 SAMPLES_AHEAD = 2**18  # no use in knowing more
-PATIENCE_SECONDS = 30.0  # of one try; nobody waits for it yet
+RETRY_SECONDS = 30.0  # retry budget of one try; nobody waits for it yet
 AGAIN_SECONDS = 10.0  # after a try that failed
 IDLE_SECONDS = 0.1
 TEND_SECONDS = 2.0
@@ -90,7 +90,7 @@ class Fetcher:
 
     def _fetch(self, need: Need) -> None:
         try:
-            with files.patience(PATIENCE_SECONDS):
+            with retry.retry_budget(RETRY_SECONDS):
                 need.store.bring(need.number, urgent=False, beat=self._beat)
         except _Closed:
             return

@@ -1,0 +1,79 @@
+"""Atomic writes to a local file system: a reader sees the old bytes or the new ones, never half a file.
+
+The only such code of the product. Knows no URL; see storage/files.py for paths of either kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from typing import IO
+
+
+def replace_file(path: str | os.PathLike[str], raw: bytes, *, sync: bool = False, mode: int = 0o666) -> None:
+    """Writes or replaces a whole file, and makes its folder.
+
+    `sync`: the file survives a power cut. `mode` as for open(2), before the umask; 0o600 is for its owner only.
+    """
+    with _temporary(path, raw, sync=sync, mode=mode) as temporary:
+        os.replace(temporary, path)
+    if sync:
+        _sync_folder(os.path.dirname(path))
+
+
+def create_file(path: str | os.PathLike[str], raw: bytes) -> None:
+    """Writes a file that must not exist yet, down to the disk. Raises FileExistsError if another was faster."""
+    with _temporary(path, raw, sync=True, mode=0o666) as temporary:
+        os.link(temporary, path)  # fails if the name is taken
+    _sync_folder(os.path.dirname(path))
+
+
+class LocalWriter:
+    """A file that grows; its name is visible from the first byte on."""
+
+    def __init__(self, path: str) -> None:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        self._path = path
+        self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115
+
+    def write(self, raw: bytes | memoryview) -> None:
+        view = memoryview(raw)
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def close(self) -> None:
+        """Syncs to the disk, so that no later file that names this one can outlive it."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+@contextlib.contextmanager
+def _temporary(path: str | os.PathLike[str], raw: bytes, *, sync: bool, mode: int) -> Iterator[str]:
+    """Holds the bytes in a file beside `path` until they have their name; nothing of it stays."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{os.fspath(path)}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(raw)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _sync_folder(path: str) -> None:
+    handle = os.open(path or ".", os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
