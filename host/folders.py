@@ -1,17 +1,37 @@
-"""The user's own folders of this machine, by XDG's rules. Knows no run."""
+"""The user's own folders by XDG's rules, and the folder of a queued job. Makes none of them."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
-def job_folder(run_url: str, logs: str) -> str:
-    """Where the launcher keeps what a queued job needs: the run directory, or for a remote one a folder of the user."""
-    return run_url if "://" not in run_url else f"{logs}/{run_url.rstrip('/').rsplit('/', 1)[-1]}"
+def user_state_folder(*parts: str) -> Path:
+    """Returns a folder for what must survive a restart: the registry of runs, logs, sandboxes."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("launchyard"), *parts)
+
+
+def user_cache_folder(*parts: str) -> Path:
+    """Returns a folder for what can be made again: prepared text, chunks of stores, downloads."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("launchyard"), *parts)
+
+
+def user_config_folder(*parts: str) -> Path:
+    """Returns a folder for what the user writes: cluster files."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("launchyard"), *parts)
 
 
 def log_folder() -> str:
-    """The user's own folder for what jobs print that have no local run directory."""
-    import platformdirs
+    """Returns the folder for the output of jobs without a local run directory."""
+    return os.fspath(user_state_folder("logs"))
 
-    return os.path.join(platformdirs.user_state_dir("launchyard"), "logs")
+
+def job_folder(run_url: str, logs: str) -> str:
+    """Returns the folder for the files of a queued job: a local run directory, else a folder of the user in `logs`."""
+    return run_url if "://" not in run_url else f"{logs}/{run_url.rstrip('/').rsplit('/', 1)[-1]}"

@@ -1,7 +1,7 @@
-"""Small things done every so many seconds by somebody who must not be held up. Knows no run and no store.
+"""Periodic tasks of a caller that must not be delayed. Knows no run and no store.
 
-What may take minutes, such as a write to a store that does not answer, is done in a thread, one at a time; what fails
-is done again the next time.
+An action that may take minutes, such as a write to a store that does not answer, runs in a thread, one at a time; an
+action that fails runs again the next time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 class PeriodicTask:
-    """`action` every so many seconds, for as long as somebody polls. At most one is under way.
+    """Runs `action` every so many seconds, for as long as somebody polls; at most one at a time.
 
     `failure`: the OSError with which the last one failed; None if it succeeded.
     """
@@ -26,24 +26,24 @@ class PeriodicTask:
         self.failure: OSError | None = None
 
     def poll(self) -> None:
-        """Begin the next one if it is due."""
+        """Begins the next one if it is due."""
         now = time.monotonic()
         if now - self._last < self._every or (self._thread is not None and self._thread.is_alive()):
             return
         self._last = now
         if not self._in_thread:
-            self._do()
+            self._run_once()
             return
-        self._thread = threading.Thread(target=self._do, name="periodic", daemon=True)
+        self._thread = threading.Thread(target=self._run_once, name="periodic", daemon=True)
         self._thread.start()
 
     def settle(self, seconds: float) -> bool:
-        """Wait for the one under way; whether it is over."""
+        """Waits for the one under way; returns False if it is not over in time."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
 
-    def _do(self) -> None:
+    def _run_once(self) -> None:
         try:
             self._action()
             self.failure = None

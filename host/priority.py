@@ -1,4 +1,4 @@
-"""Threads that may wait: what they do in the background must not cost the thread that trains a core."""
+"""Priority of background threads: their work must not cost the thread that trains a core."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import sys
 import threading
 
-STEP_BACK = 10  # of the 19 there are: a tenth of what a thread gets that wants the same core
+STEP_BACK = 10  # niceness of 19: a tenth of the time that another thread gets on the same core
 
 
 def step_back() -> None:
-    """Compute where nobody else wants the core, in this thread from now on. Elsewhere than on Linux nothing changes."""
+    """Lowers the priority of this thread from now on. Does nothing on systems other than Linux."""
     if sys.platform == "linux":  # where threads have priorities of their own
         me = threading.get_native_id()
         with contextlib.suppress(OSError):

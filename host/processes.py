@@ -1,6 +1,6 @@
-"""Processes of this machine: tell a live one from a dead one, start one that cannot outlive us, end what is left.
+"""Processes of this machine: tell a live one from a dead one, start one that cannot outlive us, end the rest.
 
-Knows no attempts and no policy. A process of a run carries the run's URL in its environment: that is its mark.
+Knows no policy. A process of a run carries the run's URL in its environment: that is its mark.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import psutil
-from typing import TYPE_CHECKING
+from launchyard.host.environment import AGENT_PID, MARK_ATTEMPT, MARK_NODE, MARK_RUN, variable
 
 if TYPE_CHECKING:
-    pass
-from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN
+    import psutil
 
 # For Python processes that others start for us, as torchrun starts its workers: what `-P` is on a command line.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
@@ -43,7 +40,7 @@ def python_environment(env: Mapping[str, str], *, code: Path | str | None) -> di
 
 
 def started_at(pid: int) -> float | None:
-    """When a process started, as a number that only tells processes apart; None if there is none (or a zombie).
+    """Returns the start time of a process, a number that only tells processes apart; None if it is gone or a zombie.
 
     On Linux seconds since boot: a wall clock that is set while a run goes on must not make its owner look dead.
     """
@@ -68,13 +65,13 @@ def _created(pid: int) -> float | None:
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Is it still the process that started then, and not another one with its number?"""
+    """Returns True while the process that started then lives, and not another one with its number."""
     now = started_at(pid)
     return now is not None and abs(now - started) < 0.02
 
 
 def start_shielded(argv: list[str], *, env: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own that ignores the signals meant for us and dies when we die (Linux).
+    """Starts a child in a session of its own that ignores the signals meant for us and dies when we die (Linux).
 
     It dies with the thread that calls this, so call it from the main thread.
     """
@@ -93,10 +90,8 @@ def _shield(parent: int, prctl: Callable[..., int] | None) -> Callable[[], None]
     def in_child() -> None:
         for number in SHIELDED:
             signal.signal(number, signal.SIG_IGN)
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            if os.getppid() != parent:  # it died before the call
-                os._exit(1)
+        if prctl is not None and not _bind_to(parent, prctl):
+            os._exit(1)
 
     return in_child
 
@@ -104,12 +99,38 @@ def _shield(parent: int, prctl: Callable[..., int] | None) -> Callable[[], None]
 def _prctl() -> Callable[..., int] | None:
     try:
         return ctypes.CDLL(None).prctl
-    except (OSError, AttributeError):  # not Linux: what outlives us is found by its mark
+    except (OSError, AttributeError):  # not Linux: a process that outlives us is found by its mark
         return None
 
 
+def _bind_to(parent: int, prctl: Callable[..., int]) -> bool:
+    """Lets the kernel kill this process when its parent dies; returns False if that was before. Only system calls."""
+    prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    return os.getppid() == parent
+
+
+def die_with_parent() -> None:
+    """Lets the kernel end this process when torchrun dies, so that nothing trains on unobserved (Linux)."""
+    parent = os.getppid()
+    prctl = _prctl()
+    if prctl is not None and (not _bind_to(parent, prctl) or _is_orphan(parent)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_orphan(parent: int) -> bool:
+    """Returns True if our parent is another process than the agent's torchrun, which then died before we looked."""
+    agent = variable(AGENT_PID)
+    if agent is None:  # started by hand
+        return False
+    try:
+        with open(f"/proc/{parent}/stat") as file:
+            return file.read().rpartition(")")[2].split()[1] != agent
+    except OSError:
+        return True
+
+
 def marked(run_url: str, *, attempt: int | None = None, node_rank: int | None = None) -> list[psutil.Process]:
-    """This user's processes of a run (of one attempt, of one node of it), without this process itself."""
+    """Returns this user's processes of a run (of one attempt, of one node of it), without this process itself."""
     import psutil
 
     wanted = {MARK_RUN: run_url}
@@ -129,7 +150,7 @@ def marked(run_url: str, *, attempt: int | None = None, node_rank: int | None = 
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """A process and all below it; empty if it is gone."""
+    """Returns a process and all below it; nothing if it is gone."""
     import psutil
 
     try:
@@ -140,7 +161,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def children(pid: int) -> set[int]:
-    """Direct children that are not dead yet, cheaply enough to ask every second."""
+    """Returns the direct children that are not dead yet, cheaply enough to ask every second."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             found = {int(word) for word in file.read().split()}
@@ -150,7 +171,7 @@ def children(pid: int) -> set[int]:
 
 
 def end_all(processes: Iterable[psutil.Process], *, wait_seconds: float = 5.0) -> None:
-    """SIGKILL, and wait until they are gone. psutil makes sure that a number used again is not hit."""
+    """Sends SIGKILL and waits until they are gone. psutil makes sure that a reused number is not hit."""
     import psutil
 
     listed = list(processes)
@@ -161,7 +182,7 @@ def end_all(processes: Iterable[psutil.Process], *, wait_seconds: float = 5.0) -
 
 
 def end_child(child: subprocess.Popen[bytes], *, wait_seconds: float = 5.0) -> None:
-    """SIGKILL a child and the process group that it leads."""
+    """Sends SIGKILL to a child and the process group that it leads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -169,7 +190,7 @@ def end_child(child: subprocess.Popen[bytes], *, wait_seconds: float = 5.0) -> N
 
 
 def end_marked(run_url: str, *, attempt: int | None = None, node_rank: int | None = None) -> int:
-    """End every process of a run that is left, also those started meanwhile; how many there were."""
+    """Ends every process of a run that is left, also those started meanwhile; returns their number."""
     count = 0
     for _ in range(5):
         found = marked(run_url, attempt=attempt, node_rank=node_rank)
@@ -181,36 +202,10 @@ def end_marked(run_url: str, *, attempt: int | None = None, node_rank: int | Non
 
 
 def wait_until(done: Callable[[], bool], *, seconds: float, every: float = 0.05) -> bool:
-    """Poll until something holds; False if it did not in time."""
+    """Polls until `done` holds; returns False if it did not in time."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
             return False
         time.sleep(every)
     return True
-
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process when torchrun dies, so that nothing trains on unobserved (Linux)."""
-    parent = os.getppid()
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    except (OSError, AttributeError):  # not Linux
-        return
-    if os.getppid() != parent or _is_orphan(parent):  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _is_orphan(parent: int) -> bool:
-    """Is our parent another process than the torchrun that the agent started? Then torchrun died before we looked."""
-    agent = os.environ.get("LAUNCHYARD_AGENT_PID")
-    if agent is None:  # started by hand
-        return False
-    try:
-        with open(f"/proc/{parent}/stat") as file:
-            return file.read().rpartition(")")[2].split()[1] != agent
-    except OSError:
-        return True

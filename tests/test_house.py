@@ -65,7 +65,7 @@ HEAVY = (
     "pyarrow",
 )
 
-ENVIRONMENT_READERS = {"training/distributed.py", "launcher/agent/node.py", "host/environment.py", "host/processes.py"}
+ENVIRONMENT_READERS = {"training/distributed.py", "host/environment.py"}
 NO_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 # An __init__.py is a docstring; these few hold the one function by which their folder is used.
 SPEAKING_INITS = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from launchyard.host.environment import GRACE, JOB_END, MARK_ATTEMPT, MARK_NODE, SCRATCH
 from launchyard.storage import retry
 
 if TYPE_CHECKING:
@@ -45,14 +46,15 @@ class World:
 def read_world() -> World:
     """The world from the environment; without torchrun, a world of one."""
     env = os.environ
-    end, grace = env.get("LAUNCHYARD_JOB_END"), env.get("LAUNCHYARD_GRACE")
+    end = env.get(JOB_END)
+    grace = env.get(GRACE)
     return World(
         rank=int(env.get("RANK", "0")),
         local_rank=int(env.get("LOCAL_RANK", "0")),
         world_size=int(env.get("WORLD_SIZE", "1")),
-        node_rank=int(env.get("LAUNCHYARD_NODE_RANK", "0")),
-        attempt=int(env.get("LAUNCHYARD_ATTEMPT", "0")),
-        scratch=env.get("LAUNCHYARD_SCRATCH"),
+        node_rank=int(env.get(MARK_NODE, "0")),
+        attempt=int(env.get(MARK_ATTEMPT, "0")),
+        scratch=env.get(SCRATCH),
         job_end=float(end) if end else None,
         host=socket.gethostname(),
         local_world_size=int(env.get("LOCAL_WORLD_SIZE", "1")),

@@ -19,7 +19,17 @@ import time
 from collections.abc import Callable
 
 from launchyard.errors import EXIT_FAILED
-from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN, own_environment
+from launchyard.host.environment import (
+    AGENT_PID,
+    GRACE,
+    JOB_END,
+    MARK_ATTEMPT,
+    MARK_NODE,
+    MARK_RUN,
+    SCRATCH,
+    own_environment,
+    variable,
+)
 from launchyard.host.ports import free_port
 from launchyard.host.processes import end_child, end_marked, python_environment, start_shielded
 from launchyard.launcher.agent.conclusion import conclude, exit_code
@@ -100,13 +110,13 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
             MARK_RUN: node.run.url,
             MARK_ATTEMPT: str(node.attempt),
             MARK_NODE: str(node.node_rank),
-            "LAUNCHYARD_SCRATCH": scratch,
-            "LAUNCHYARD_AGENT_PID": str(os.getpid()),
-            "LAUNCHYARD_GRACE": str(node.grace_seconds),
+            SCRATCH: scratch,
+            AGENT_PID: str(os.getpid()),
+            GRACE: str(node.grace_seconds),
         }
     )
     if node.job_end is not None:
-        env["LAUNCHYARD_JOB_END"] = str(node.job_end)
+        env[JOB_END] = str(node.job_end)
     return env
 
 
@@ -163,7 +173,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--nproc-per-node", type=int, required=True)
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--nnodes", type=int, default=1)
-    parser.add_argument("--node-rank", type=int, default=int(os.environ.get("SLURM_NODEID", "0")))
+    parser.add_argument("--node-rank", type=int, default=int(variable("SLURM_NODEID") or "0"))
     parser.add_argument("--rdzv-endpoint", help="host:port of node 0; needed for more than one node")
     parser.add_argument("--job-end", type=float, help="Unix time at which the job is ended")
     parser.add_argument("--grace-seconds", type=float, default=GRACE_SECONDS)

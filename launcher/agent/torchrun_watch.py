@@ -18,6 +18,7 @@ from launchyard.run.events import STORE_ANSWERS
 from launchyard.run.logs import LogUpload
 from launchyard.run.records import Shape
 from launchyard.run.rundir import RunDir
+from launchyard.storage import local
 
 WORKER = "launchyard.training.worker"
 STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
@@ -144,8 +145,6 @@ class Survivors:
 
 
 def _write_stop(scratch: str, reason: str) -> None:
-    """Ask the workers of this node to stop, with one atomic step."""
+    """Asks the workers of this node to stop, in one atomic step."""
     path = os.path.join(scratch, "stop")
-    with open(f"{path}.tmp", "w") as file:
-        json.dump({"reason": reason, "time": time.time()}, file)
-    os.replace(f"{path}.tmp", path)
+    local.replace_file(path, json.dumps({"reason": reason, "time": time.time()}).encode())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, cast
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from launchyard.errors import UserError
+from launchyard.host.environment import OWN_PREFIX
 from launchyard.launcher.backends.section import FIRST, Part, known_backends
 from launchyard.launcher.format import bytes_of
 from launchyard.launcher.recipe.aliases import CLUSTER_WORDS
@@ -26,7 +27,7 @@ from launchyard.training.spec import Storage
 _SECRET_NAME = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE
 )
-_RESERVED = ("LAUNCHYARD_", "TORCHELASTIC_")
+_RESERVED = (OWN_PREFIX, "TORCHELASTIC_")
 SIZE = r"^\d+ ?[KMGT]i?B$"
 _BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 

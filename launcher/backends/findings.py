@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from launchyard.host.ports import PORT_RANGE
+
 Level = Literal["ok", "warning", "error"]
 LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # what installers write for a machine's own name
 
@@ -41,10 +43,10 @@ def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(what="address", level="ok", found=f"{host} is {address}")
     if seen["port"]:
         yield Finding(
-            what="ports", level="error", found=f"{host}: {seen['port']}", cure="open 61000 to 65535 among nodes"
+            what="ports", level="error", found=f"{host}: {seen['port']}", cure=f"open {PORT_RANGE} among nodes"
         )
     else:
-        yield Finding(what="ports", level="ok", found="61000 to 65535 can be opened")
+        yield Finding(what="ports", level="ok", found=f"{PORT_RANGE} can be opened")
     if seen["storage"]:
         cure = "storage must be a folder that all nodes share, or a store that they can reach"
         yield Finding(what="storage from a node", level="error", found=f"{host}: {seen['storage']}", cure=cure)

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import platformdirs
-
+from launchyard.host.folders import user_cache_folder
+from launchyard.host.locks import try_lock
 from launchyard.training.data.cache import cache_files
 from launchyard.training.data.index import DATASET, INDEX, Dataset, read_dataset
 
@@ -80,7 +80,7 @@ def clear(found: Cached) -> tuple[int, list[str]]:
 
 
 def _texts() -> Iterator[Text]:
-    base = os.path.join(platformdirs.user_cache_dir("launchyard"), "data")
+    base = os.fspath(user_cache_folder("data"))
     for name in sorted(os.listdir(base)) if os.path.isdir(base) else []:
         path = os.path.join(base, name)
         if not os.path.isdir(path):
@@ -112,6 +112,6 @@ def _alone(path: str, stack: ExitStack) -> bool:
         if os.path.exists(name):
             file = os.open(name, os.O_RDONLY)
             stack.callback(os.close, file)
-            if not cache_files.try_lock(file):
+            if not try_lock(file):
                 return False
     return True

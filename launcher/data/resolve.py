@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError, UserError
+from launchyard.host.folders import user_cache_folder
+from launchyard.host.locks import exclusive
 from launchyard.storage import files
 from launchyard.training.data.dataset_spec import (
     is_prepared,
@@ -202,7 +204,7 @@ def _text(key: str, given: list[str], tokenizer: str | None, validation: float |
         vocab_size = tokenizer_vocab_size(raw, name=path)
     share = float(validation or 0.0)
     digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share)
-    out = os.path.join(cache or _cache_folder(), "data", digest[:32])
+    out = os.path.join(cache or user_cache_folder(), "data", digest[:32])
     if is_prepared(out):
         return Part(key, open_dataset(out), vocab_size_of(out))
     spec = _estimate(out, sum(source.bytes for source in sources), share, digest)
@@ -234,12 +236,6 @@ def _digest(sources: list[Source], tokenizer_sha256: str, share: float) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _cache_folder() -> str:
-    import platformdirs
-
-    return platformdirs.user_cache_dir("launchyard")
-
-
 def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[Progress], None] | None = None) -> Resolved:
     """The exact tokens, prepared now if they are not yet. A second launch of the same text waits for the first."""
     if resolved.prepared:
@@ -254,7 +250,7 @@ def _prepared_now(part: Part, on_progress: Callable[[Progress], None] | None) ->
     from launchyard.training.data.prepare.encode import PrepareError
     from launchyard.training.data.prepare.prepare import prepare
 
-    with _lock(f"{made.out}.lock"):
+    with exclusive(f"{made.out}.lock"):
         if not is_prepared(made.out):
             with _key(part.key):
                 try:
@@ -268,17 +264,6 @@ def _prepared_now(part: Part, on_progress: Callable[[Progress], None] | None) ->
                 except PrepareError as error:
                     raise LaunchError(f"preparing the text failed: {error}") from error
         return replace(part, spec=open_dataset(made.out), preparation=None)
-
-
-@contextlib.contextmanager
-def _lock(path: str) -> Iterator[None]:
-    """Wait until no other process holds the file; it is free again when its process ends, however it ends."""
-    import fcntl
-
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

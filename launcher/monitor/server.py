@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from launchyard.errors import UserError
 from launchyard.launcher.format import table
 from launchyard.launcher.monitor.discovery import RESULTS, Discovery, Group, Seen
 from launchyard.launcher.runs.state import State
+from launchyard.storage import local
 from launchyard.training.telemetry.exporter import Labels, family_of
 from launchyard.training.telemetry.metric_table import METRICS
 
@@ -149,11 +149,7 @@ class TargetFile:
         text = json.dumps(view.groups(), indent=1) + "\n"
         if text == self._last and os.path.exists(self._path):
             return
-        folder, name = os.path.split(os.path.abspath(self._path))
-        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-        with open(temporary, "w") as file:
-            file.write(text)
-        os.replace(temporary, self._path)
+        local.replace_file(self._path, text.encode())
         self._last = text
 
 

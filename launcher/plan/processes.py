@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN
+from launchyard.host.environment import AGENT_PID, MARK_ATTEMPT, MARK_NODE, MARK_RUN, SCRATCH
 from launchyard.host.processes import SAFE_PATH
 from launchyard.launcher.agent.torchrun import torchrun_argv
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS, WORKER
@@ -49,8 +49,8 @@ def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:
         MARK_RUN: run_url,
         MARK_ATTEMPT: "0",
         MARK_NODE: str(node_rank),
-        "LAUNCHYARD_SCRATCH": "{private folder}",
-        "LAUNCHYARD_AGENT_PID": "{agent}",
+        SCRATCH: "{private folder}",
+        AGENT_PID: "{agent}",
         **SAFE_PATH,
     }
     return env if device == "cuda" else {**env, "CUDA_VISIBLE_DEVICES": ""}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import launchyard
+from launchyard.host.folders import user_config_folder
 
 ROOT = Path(launchyard.__file__).parent  # of a wheel, of a copy of the code, or by links of the repository
 
@@ -26,9 +27,7 @@ def cluster_files() -> dict[str, Path]:
 
 
 def own_clusters() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("launchyard")) / "clusters"
+    return user_config_folder("clusters")
 
 
 def monitoring_folder() -> Path:

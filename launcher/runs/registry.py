@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchyard.host.folders import user_state_folder
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files, retry
+from launchyard.storage import files, local, retry
 from launchyard.storage import options as storage_options
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOp
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = (store or storage_options.StoreOptions()).model_dump(exclude_none=True)
     entry = Registered(run_id, name, RunDir(url).url, time.time(), options)
-    temporary = folder / f".{run_id}.{secrets.token_hex(4)}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(entry), file)
-    os.replace(temporary, folder / f"{run_id}.json")
+    local.replace_file(folder / f"{run_id}.json", json.dumps(asdict(entry)).encode(), mode=0o600)
 
 
 def known_ids() -> list[str]:
@@ -90,6 +87,4 @@ def registered() -> list[Registered]:
 
 
 def registry_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_state_dir("launchyard")) / "runs"
+    return user_state_folder("runs")

@@ -6,20 +6,19 @@ Knows nothing of the services.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from launchyard.host.folders import user_state_folder
+from launchyard.host.locks import exclusive
 from launchyard.launcher.recipe.bundled import own_clusters
+from launchyard.storage.local import replace_file
 
 
 def state_folder(kind: str) -> Path:
     """Where the sandbox of that kind keeps all that it has. It may not be there yet."""
-    import platformdirs
-
-    return Path(platformdirs.user_state_dir("launchyard")) / "sandbox" / kind
+    return user_state_folder("sandbox", kind)
 
 
 @contextlib.contextmanager
@@ -27,18 +26,13 @@ def alone(folder: Path) -> Iterator[None]:
     """Make the folder, for this user only; one command at a time changes what is in it, a second waits."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder / "lock"):
         yield
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file at once with one that only its owner can read."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    """Replaces a file at once with one that only its owner can read."""
+    replace_file(path, text.encode(), mode=0o600)
 
 
 def write_cluster(kind: str, cluster: dict[str, Any], *, say: Callable[[str], None]) -> None:

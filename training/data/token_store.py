@@ -18,9 +18,9 @@ from itertools import accumulate
 
 import numpy as np
 
+from launchyard.host.locks import open_shared
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists, is_remote, normal
-from launchyard.training.data.cache import cache_files
 from launchyard.training.data.cache.chunk_cache import ChunkCache, Held
 from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, open_chunk, put, tokens_of
 from launchyard.training.data.dataset_spec import vocab_size_of
@@ -60,7 +60,7 @@ class TokenStore:
         self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
         self.cache: ChunkCache | None = None
         if not is_remote(self.folder):  # others see that it is in use
-            weakref.finalize(self, os.close, cache_files.shared(f"{self.folder}/{INDEX}"))
+            weakref.finalize(self, os.close, open_shared(f"{self.folder}/{INDEX}"))
         if is_remote(self.folder) or index.config.compression:
             self.cache = cache or ChunkCache()
             self.cache.join(self)

@@ -21,7 +21,7 @@ from typing import Any
 from launchyard.errors import LaunchError
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import job_folder, log_folder
-from launchyard.host.ports import PORTS
+from launchyard.host.ports import rendezvous_port
 from launchyard.host.processes import python_environment
 from launchyard.launcher.agent.conclusion import exit_code, last_step
 from launchyard.launcher.agent.node import adopt_retry_budget
@@ -92,8 +92,7 @@ class Batch:
         return self._run.outcome(job.attempt) or self._compose(job.attempt, child.returncode)
 
     def _argv(self, job: Job) -> list[str]:
-        first, count = PORTS
-        endpoint = f"{socket.gethostname()}:{first + (int(self._job_id) * 8 + job.attempt) % count}"
+        endpoint = f"{socket.gethostname()}:{rendezvous_port(int(self._job_id), job.attempt)}"
         drawn = {"{attempt}": str(job.attempt), "{endpoint}": endpoint}
         argv = [
             next((word.replace(mark, value) for mark, value in drawn.items() if word.endswith(f"={mark}")), word)

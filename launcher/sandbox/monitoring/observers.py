@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launchyard.errors import UserError
 from launchyard.host.environment import own_environment
+from launchyard.host.folders import user_cache_folder
 
 GRAFANA_IMAGE = "grafana/grafana:12.1.0"
 GRAFANA_HOMES = ("/usr/share/grafana", "/usr/local/share/grafana", "/opt/homebrew/opt/grafana/share/grafana")
@@ -92,9 +93,7 @@ def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
 
 
 def _fetched_to() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("launchyard")) / "prometheus"
+    return user_cache_folder("prometheus")
 
 
 # -- Grafana ---------------------------------------------------------------------------------------------------------

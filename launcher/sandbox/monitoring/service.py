@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.errors import LaunchError
-from launchyard.host.environment import own_environment
+from launchyard.host.environment import DASHBOARDS, own_environment
 from launchyard.host.ports import free_port
 from launchyard.host.processes import end_child, is_alive, python_words, started_at, wait_until
 from launchyard.launcher.recipe.bundled import monitoring_folder
@@ -144,7 +144,7 @@ def _start_grafana(ports: dict[str, int], say: Callable[[str], None]) -> None:
             "GF_PATHS_LOGS": str(_folder() / "grafana" / "log"),
             "GF_PATHS_PROVISIONING": str(shipped / "provisioning"),
             "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(dashboards / "fleet.json"),
-            "LAUNCHYARD_DASHBOARDS": str(dashboards),
+            DASHBOARDS: str(dashboards),
         }
         _start("grafana", [*words, "--homepath", home], env={**settings, **own})
     elif has_docker():
@@ -159,7 +159,7 @@ def _start_container(shipped: Path, settings: dict[str, str]) -> str:
     """Empty if it worked, else why not."""
     inside = {
         "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": "/etc/launchyard/dashboards/fleet.json",
-        "LAUNCHYARD_DASHBOARDS": "/etc/launchyard/dashboards",
+        DASHBOARDS: "/etc/launchyard/dashboards",
     }
     argv = ["docker", "run", "--detach", "--rm", "--name", CONTAINER, "--network", "host"]
     argv += [f"--env={name}={value}" for name, value in {**settings, **inside}.items()]

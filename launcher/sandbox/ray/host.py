@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.errors import UserError
-from launchyard.host.environment import own_environment
+from launchyard.host.environment import RAY_SITE, own_environment
 from launchyard.host.processes import python_words
 from launchyard.launcher.sandbox.slurm import host as slurm_host
 
@@ -24,7 +24,6 @@ HEAD = "node1"
 DASHBOARD = "127.0.0.1", 8265
 GCS_PORT = 6379
 SEEN = "r"  # where each node has its folder
-MARK = "LAUNCHYARD_RAY_SITE"
 _OBJECTS = 80 << 20  # bytes of shared memory a node; Ray wants 75 MiB at least, and a run uses none
 # A small Ray, on a machine that may be small: no telemetry, no workers before they are asked for, and no killing of
 # processes because other programs fill the memory. Nodes leave soon when their head does not come back.
@@ -72,7 +71,7 @@ def environment(folder: Path) -> dict[str, str]:
     """For all processes of a site: no word about another Ray, and the mark of this one."""
     kept = {key: value for key, value in own_environment().items() if not key.startswith("RAY_")}
     here = os.path.dirname(sys.executable)
-    return {**kept, **QUIET, "PATH": f"{here}:{kept.get('PATH', os.defpath)}", MARK: str(folder)}
+    return {**kept, **QUIET, "PATH": f"{here}:{kept.get('PATH', os.defpath)}", RAY_SITE: str(folder)}
 
 
 def address_of(node: str) -> str:

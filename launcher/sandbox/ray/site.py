@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launchyard.errors import LaunchError
+from launchyard.host.environment import RAY_SITE
 from launchyard.host.processes import started_at, wait_until
 from launchyard.launcher.backends.ray.client import Dashboard
 from launchyard.launcher.sandbox.daemons import Daemons
@@ -191,7 +192,7 @@ class Site(Daemons):
 
         A node is a namespace with a process in it whose environment says that it is ours.
         """
-        wanted = marked_namespaces(lambda environ: f"{host.MARK}={self.folder}".encode() in environ)
+        wanted = marked_namespaces(lambda environ: f"{RAY_SITE}={self.folder}".encode() in environ)
         if node is not None:
             wanted &= self._namespaces_of(node)
         return living_in(wanted)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from launchyard.host.locks import exclusive
 from launchyard.launcher.cli import data
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError
@@ -107,7 +108,7 @@ def test_quota_with_concurrent_readers(
     def watch() -> None:
         nonlocal most
         while not done.is_set():
-            with cache_files.locked(str(tmp_path / "lock")):
+            with exclusive(str(tmp_path / "lock")):
                 sizes = {os.path.splitext(entry.path)[0]: entry.size for entry in cache_files.scan(str(tmp_path))}
             most = max(most, sum(sizes.values()))
             time.sleep(0.001)

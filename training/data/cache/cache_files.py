@@ -5,20 +5,22 @@
     FOLDER/<source>/<key>.part   a chunk on its way; whoever brings it holds the lock
     FOLDER/<source>/<key>.bin    a whole chunk; when it was last used is its time of change
 
-Locks are flock's: each ends with its process, however that ends. Light; knows nothing of what a chunk is.
+Locks are those of host/locks.py. Light; knows nothing of what a chunk is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+
+from launchyard.host.folders import user_cache_folder
+from launchyard.host.locks import exclusive, is_file, lock_shared, try_lock, unlock
 
 SOURCE = "source"
 DEFAULT_SHARE = 4  # the quota is a quarter of what is free, unless it is set
@@ -60,9 +62,7 @@ class Source:
 
 
 def default_folder() -> str:
-    import platformdirs
-
-    return os.path.join(platformdirs.user_cache_dir("launchyard"), "chunks")
+    return os.fspath(user_cache_folder("chunks"))
 
 
 def default_quota(folder: str) -> int:
@@ -74,41 +74,6 @@ def default_quota(folder: str) -> int:
 
 
 # -- locks -----------------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Alone among all processes; waits for the others."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
-
-
-def try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def shared(path: str) -> int:
-    """Open a file that others must not clear away meanwhile; where locks are not to be had, without one."""
-    file = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return file
-
-
-def is_file(path: str, file: int) -> bool:
-    """Whether a path is that of an open file, still."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError:
-        return False
-
-
 def enter_source(folder: str, url: str) -> tuple[str, int]:
     """The folder of a source, and a file to keep open while it is used. Made if it is not there."""
     place = os.path.join(folder, hashlib.sha256(url.encode()).hexdigest()[:16])
@@ -118,7 +83,7 @@ def enter_source(folder: str, url: str) -> tuple[str, int]:
         os.makedirs(place, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # cleared in between
             file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(file, fcntl.LOCK_SH)
+            lock_shared(file)
             if is_file(name, file):
                 if os.fstat(file).st_size != len(url.encode()):
                     os.pwrite(file, url.encode(), 0)
@@ -144,7 +109,7 @@ def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
             time.sleep(POLL_SECONDS)
         mine = is_file(part, file)
         if not mine:
-            fcntl.flock(file, fcntl.LOCK_UN)  # others wait for it too, and a mapping would keep it
+            unlock(file)  # others wait for it too, and a mapping would keep it
         return file, mine
     except BaseException:
         os.close(file)
@@ -184,7 +149,7 @@ def make_room(
     Paths in `keep` go last, and only for what is urgent; without them NoRoomError. FullError if the disk has no room
     even so. `more`: something must go, whatever disk and quota say.
     """
-    with locked(os.path.join(folder, "lock")):
+    with exclusive(os.path.join(folder, "lock")):
         others = [kept for kept in scan(folder) if not is_file(kept.path, file) and not _swept(kept)]
         victims = sorted(
             (kept for kept in others if kept.whole and (urgent or kept.path not in keep)),
@@ -209,9 +174,9 @@ def make_room(
 
 def complete(folder: str, file: int, part: str, path: str) -> None:
     """Give a .part its name as a whole chunk, and release its lock. Alone, so that no scan misses it."""
-    with locked(os.path.join(folder, "lock")):
+    with exclusive(os.path.join(folder, "lock")):
         os.rename(part, path)
-    fcntl.flock(file, fcntl.LOCK_UN)
+    unlock(file)
 
 
 def _swept(kept: Kept) -> bool:

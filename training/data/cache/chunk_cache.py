@@ -26,6 +26,7 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
+from launchyard.host.locks import is_file
 from launchyard.storage.errors import StoreError
 from launchyard.training.data.cache import cache_files
 from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, map_file, put
@@ -237,7 +238,7 @@ class ChunkCache:
                     return held
                 self.count(damaged=1)
                 self._say(f"{path}, a copy of {chunk.path}, is damaged: dropped, and fetched again")
-                if cache_files.is_file(path, file):
+                if is_file(path, file):
                     os.unlink(path)
                 return None
             finally:

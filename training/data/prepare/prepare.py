@@ -7,11 +7,11 @@ not full yet. A restart reads the text again, skips those batches and goes on. d
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 
+from launchyard.host.locks import LockedError, exclusive
 from launchyard.storage import files
 from launchyard.storage.files import normal
 from launchyard.training.data.chunks import Array
@@ -130,11 +130,10 @@ def _lock(out: str) -> Iterator[None]:
     if "://" in out:
         yield
         return
-    os.makedirs(f"{out}/{JOURNAL}", exist_ok=True)
-    with open(f"{out}/{JOURNAL}/lock", "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(exclusive(f"{out}/{JOURNAL}/lock", wait=False))
+        except LockedError:
             raise PrepareError(
                 f"another `launch prepare` is writing {out}; wait for it, or choose another --out"
             ) from None

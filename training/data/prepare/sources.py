@@ -9,11 +9,12 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from launchyard.storage.redact import without_credentials
 
 Kind = Literal["text", "jsonl", "parquet"]
 KINDS: dict[str, Kind] = {
@@ -36,8 +37,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The path, without a password that a URL may carry."""
-        return re.sub(r"://[^/@]+@", "://", self.path)
+        """The path, without user, password and signature of a URL."""
+        return without_credentials(self.path)
 
 
 @dataclass
