@@ -1,4 +1,4 @@
-"""The safetensors format, its only home: header, lazily mapped tensors of a file or URL, writing. Knows no model.
+"""The only reader and writer of the safetensors format; tensors of local files are mapped lazily. Knows no model.
 
 The format: 8 bytes with the length of a JSON header, the header, the data (https://github.com/huggingface/safetensors).
 Light: torch only where tensors are read or written.
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from launchyard.storage import files, options
+from launchyard.storage.errors import CorruptError
 
 if TYPE_CHECKING:
     from torch import Tensor
-from launchyard.storage.errors import CorruptError
 
 # safetensors' names of element types, with their size in bytes and torch's names.
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -33,6 +33,8 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Entry:
+    """One tensor of a file."""
+
     dtype: str
     shape: tuple[int, ...]
     start: int  # first byte in the file
@@ -40,7 +42,7 @@ class Entry:
 
 
 class TensorFile:
-    """Reads the header at once and the tensors when they are asked for. CorruptError names a file that is damaged."""
+    """Reads the header at once, tensors on request. Raises CorruptError, which names a damaged file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -62,7 +64,7 @@ class TensorFile:
         self._map: mmap.mmap | None = None
 
     def get(self, name: str) -> Tensor:
-        """A tensor on the CPU. Local: a view of the mapped file, so that nothing is read before it is used."""
+        """Returns a tensor on the CPU. Local: a view of the mapped file, which reads nothing before it is used."""
         import torch
 
         entry = self.entries[name]
@@ -85,14 +87,14 @@ class TensorFile:
 
 
 def dtype_code(dtype: Any) -> str:
-    """safetensors' name of one of torch's element types; KeyError if it has none."""
+    """Returns safetensors' name of one of torch's element types. Raises KeyError if it has none."""
     return _CODES[str(dtype)]
 
 
 def safetensors_header(
     entries: Mapping[str, tuple[str, tuple[int, ...]]], *, metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """The bytes before the data of a file whose tensors (name -> dtype, shape) lie in this order, without gaps."""
+    """Returns the bytes before the data of a file with these tensors (name -> dtype, shape), in order, without gaps."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in entries.items():
@@ -105,7 +107,7 @@ def safetensors_header(
 
 
 def write_tensors(file: IO[bytes] | options.Writer, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file of CPU tensors, the widest numbers first so that all of them lie aligned."""
+    """Writes a safetensors file of CPU tensors, the widest numbers first so that all of them lie aligned."""
     import torch
 
     ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
@@ -117,7 +119,8 @@ def write_tensors(file: IO[bytes] | options.Writer, tensors: Mapping[str, Tensor
 
 
 def _entry(facts: Mapping[str, Any], data_start: int) -> Entry:
-    dtype, shape = str(facts["dtype"]), tuple(int(size) for size in facts["shape"])
+    dtype = str(facts["dtype"])
+    shape = tuple(int(size) for size in facts["shape"])
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"element type {dtype} is not supported; supported are {', '.join(DTYPE_BYTES)}")
     first, last = facts["data_offsets"]

@@ -1,7 +1,7 @@
 """The format of a sharded set of tensors: safetensors files, and a manifest.json that makes them one thing.
 
-Every saved piece is one entry of one safetensors file, named `key@offset,offset`; the manifest holds where each piece
-lies, its extent in the whole tensor and its xxh3 hash. No pickle anywhere, and whoever knows JSON can read it.
+Every saved piece is one entry of one safetensors file, named `key@offset,offset`; the manifest holds the place of each
+piece, its extent in the whole tensor and its xxh3 hash. No pickle anywhere: JSON and bytes.
 Light: pydantic, xxhash and stdlib; torch only where tensors are read.
 """
 
@@ -18,16 +18,16 @@ from launchyard.storage.errors import CorruptError
 from launchyard.storage.safetensors import TORCH_DTYPES
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+MANIFEST_FORMAT = 1
 READ_TRIES = 3
 _SEAL, _END = ',"xxh3":"', '"}'
 _HEAD_BYTES = 256
 _HEAD = re.compile(rb'\{"format":\d+,"step":\d+,"attempt":(\d+),')
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
-class Piece(BaseModel):
-    """One box of a tensor: elements offsets[i] … offsets[i] + sizes[i] of each axis."""
+class TensorPiece(BaseModel):
+    """One rectangular part of a tensor: elements offsets[i] … offsets[i] + sizes[i] of each axis."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class TensorEntry(BaseModel):
 
     dtype: str = Field(description="As safetensors call it: F32, BF16 …")
     shape: tuple[int, ...] = Field(description="Of the whole tensor.")
-    pieces: tuple[Piece, ...] = Field(description="Each written by one rank.")
+    pieces: tuple[TensorPiece, ...] = Field(description="Each written by one rank.")
 
 
 class FileEntry(BaseModel):
@@ -67,7 +67,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    format: int = Field(default=FORMAT, description="Version of this format.")
+    format: int = Field(default=MANIFEST_FORMAT, description="Version of this format.")
     step: int = Field(description="Finished optimizer steps.")
     attempt: int = Field(description="Which attempt committed it.")
     world_size: int = Field(description="Ranks that wrote it; any number reads it.")
@@ -87,15 +87,15 @@ class Manifest(BaseModel):
 
 
 def sealed(manifest: Manifest) -> str:
-    """The text of manifest.json: its last entry is the hash of all before it."""
+    """Returns the text of manifest.json: its last entry is the hash of all before it."""
     text = manifest.model_dump_json()
     return f"{text[:-1]}{_SEAL}{_hash(text.encode())}{_END}"
 
 
 def read_manifest(folder: str) -> Manifest:
-    """The manifest of a folder, local or URL. FileNotFoundError without one; CorruptError if it is not what was saved.
+    """Returns the manifest of a folder, local or URL; a remote one is read again before it is called damaged.
 
-    What came over a network is asked for again before it is called damaged.
+    Raises FileNotFoundError without one, CorruptError if it is not the one that was saved.
     """
     return again_if_remote(folder, lambda: _read_manifest(f"{folder}/{MANIFEST}"))
 
@@ -112,16 +112,16 @@ def _read_manifest(path: str) -> Manifest:
 
 
 def read_attempt(folder: str) -> int | None:
-    """The attempt that committed a folder; None if its manifest is damaged there. FileNotFoundError without one.
+    """Returns the attempt that committed a folder; None if its manifest is damaged there.
 
-    Reads the first bytes only, and so not the seal: the manifest of a large model takes megabytes.
+    Raises FileNotFoundError without one. Reads the first bytes only, and so not the seal: the manifest of a large model takes megabytes.
     """
     found = _HEAD.match(files.read(f"{folder}/{MANIFEST}", 0, _HEAD_BYTES))
     return int(found[1]) if found else None
 
 
-def again_if_remote(path: str, action: Callable[[], Result]) -> Result:
-    """`action`'s value; after a CorruptError about what came over a network it gets another chance or two."""
+def again_if_remote(path: str, action: Callable[[], _Result]) -> _Result:
+    """Returns the value of `action`, called again after a CorruptError if its bytes came over a network."""
     for left in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
         try:
             return action()
@@ -137,44 +137,43 @@ def _hash(raw: Any) -> str:
     return xxhash.xxh3_64_hexdigest(raw)
 
 
-def read_into(path: str, *run: tuple[str, Piece, memoryview]) -> None:
-    """Read pieces that follow each other in a file, in one request: each (key, piece, its memory), verified.
+def read_pieces(path: str, *pieces: tuple[str, TensorPiece, memoryview]) -> None:
+    """Reads pieces that follow each other in a file, in one request: each (key, piece, its memory), verified.
 
-    CorruptError names what is wrong with which file. What came over a network is asked for again before it is called
-    damaged.
+    Raises CorruptError, which names the fault and the file; a remote file is read again before that.
     """
-    again_if_remote(path, lambda: _read_into(path, run))
+    again_if_remote(path, lambda: _read_pieces(path, pieces))
 
 
-def _read_into(path: str, run: Sequence[tuple[str, Piece, memoryview]]) -> None:
-    start = run[0][1].start
+def _read_pieces(path: str, pieces: Sequence[tuple[str, TensorPiece, memoryview]]) -> None:
+    start = pieces[0][1].start
     try:
-        count = files.read_into(path, start, *(target for _, _, target in run))
+        count = files.read_into(path, start, *(target for _, _, target in pieces))
     except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing (it holds {run[0][0]})") from error
-    for key, piece, target in run:
+        raise CorruptError(f"{path} is missing (it holds {pieces[0][0]})") from error
+    for key, piece, target in pieces:
         end = piece.start + piece.length
         if end > start + count:
             raise CorruptError(f"{path} is cut: {key} ends at byte {end}, the file before it")
         check_hash(target, path, key, piece)
 
 
-def read_piece(folder: str, key: str, piece: Piece) -> bytearray:
-    """The verified bytes of one piece."""
+def read_piece(folder: str, key: str, piece: TensorPiece) -> bytearray:
+    """Returns the verified bytes of one piece."""
     raw = bytearray(piece.length)
-    read_into(f"{folder}/{piece.file}", (key, piece, memoryview(raw)))
+    read_pieces(f"{folder}/{piece.file}", (key, piece, memoryview(raw)))
     return raw
 
 
-def check_hash(raw: Any, path: str, key: str, piece: Piece) -> None:
-    """`raw` is anything with a buffer; CorruptError if it is not what was written."""
+def check_hash(raw: Any, path: str, key: str, piece: TensorPiece) -> None:
+    """Raises CorruptError if `raw`, anything with a buffer, is not what was written."""
     if _hash(raw) != piece.xxh3:
         end = piece.start + piece.length
         raise CorruptError(f"{path} is changed: the hash of {key} (bytes {piece.start} to {end}) is not what was saved")
 
 
 def check_header(folder: str, name: str, entry: FileEntry) -> None:
-    """CorruptError if a file is missing, of another size, or begins with other bytes than what was saved."""
+    """Raises CorruptError if a file is missing, of another size, or begins with other bytes than were saved."""
     path = f"{folder}/{name}"
 
     def check() -> None:
@@ -183,8 +182,8 @@ def check_header(folder: str, name: str, entry: FileEntry) -> None:
         except FileNotFoundError as error:
             raise CorruptError(f"{path} is missing") from error
         if size != entry.bytes:
-            said = "cut" if size < entry.bytes else "changed"
-            raise CorruptError(f"{path} has {size} bytes instead of {entry.bytes}: it is {said}")
+            fault = "cut" if size < entry.bytes else "changed"
+            raise CorruptError(f"{path} has {size} bytes instead of {entry.bytes}: it is {fault}")
         if _hash(header) != entry.header_xxh3:
             raise CorruptError(f"{path} is changed: the hash of its header is not what was saved")
 
@@ -192,7 +191,7 @@ def check_header(folder: str, name: str, entry: FileEntry) -> None:
 
 
 def verify(folder: str, manifest: Manifest) -> Iterator[str]:
-    """Every fault of a sharded set, in words; nothing if it is whole. Reads all of it."""
+    """Yields every fault of a sharded set as a message; nothing if it is intact. Reads all of it."""
     for name, entry in manifest.files.items():
         try:
             check_header(folder, name, entry)
@@ -213,7 +212,7 @@ def _verify_pieces(folder: str, name: str, manifest: Manifest) -> Iterator[str]:
 
 
 def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
-    """One whole tensor, put together from its verified pieces: a torch.Tensor on the CPU."""
+    """Returns one whole tensor, assembled from its verified pieces: a torch.Tensor on the CPU."""
     import torch
 
     entry = manifest.tensors[key]
@@ -221,6 +220,6 @@ def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
     for piece in entry.pieces:
         raw = read_piece(folder, key, piece)
         part = torch.frombuffer(raw, dtype=whole.dtype).view(piece.sizes)
-        box = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
-        whole[box] = part
+        extent = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
+        whole[extent] = part
     return whole

@@ -174,6 +174,27 @@ def test_the_environment_is_read_in_two_places(path: Path) -> None:
         assert not lines, f"{name_of(path)}:{lines} reads the environment; that is done by {ENVIRONMENT_READERS}"
 
 
+# What only one file of the product says, since a second place would drift from it.
+HOMES = {
+    "locks": ("host/locks.py", r"\bfcntl\b"),
+    "the user's folders": ("host/folders.py", r"\bimport platformdirs\b"),
+    "names of our variables": ("host/environment.py", r"LAUNCHYARD_"),
+    "the range of ports": ("host/ports.py", r"\b61000\b"),
+    "children that die with us": ("host/processes.py", r"PDEATHSIG"),
+    "atomic local writes": ("storage/local.py", r"os\.link\(|token_hex\(\d+\)\}\.tmp|\.tmp\", \"w"),
+    "redaction": ("storage/redact.py", r"://\)?\[\^/@"),
+    "backoff": ("storage/retry.py", r"\*\* ?(min\()?tries"),
+}
+
+
+@pytest.mark.parametrize("what", HOMES)
+def test_one_home(what: str) -> None:
+    home, pattern = HOMES[what]
+    found = {name_of(path) for path in PRODUCT if re.search(pattern, path.read_text())}
+    assert home in found, f"{what}: the pattern does not find its home"
+    assert found == {home}, f"{what}: {found - {home}} should use {home}"
+
+
 @each(PRODUCT)
 def test_no_pickle(path: Path) -> None:
     nodes = list(ast.walk(tree_of(path)))

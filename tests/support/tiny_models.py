@@ -13,7 +13,7 @@ from torch import Tensor
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.network.transformer import Transformer
 from launchyard.storage.safetensors import DTYPE_BYTES, safetensors_header
-from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, Piece, TensorEntry, sealed
+from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, TensorPiece, sealed
 
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
 
@@ -121,8 +121,8 @@ def write_checkpoint(folder: Path, config: ModelConfig, weights: dict[str, Tenso
         raw = part.numpy().tobytes()
         offsets = (start, *[0] * (part.ndim - 1))
         pieces[key].append(
-            Piece(offsets=offsets, sizes=tuple(part.shape), file="a.safetensors", start=len(data), length=len(raw),
-                  xxh3=xxhash.xxh3_64_hexdigest(raw))
+            TensorPiece(offsets=offsets, sizes=tuple(part.shape), file="a.safetensors", start=len(data),
+                        length=len(raw), xxh3=xxhash.xxh3_64_hexdigest(raw))
         )  # fmt: skip
         assert len(raw) == DTYPE_BYTES["F32"] * part.numel()
         data += raw

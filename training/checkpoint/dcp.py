@@ -39,7 +39,7 @@ from launchyard.host.priority import step_back
 from launchyard.storage import files, options
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.safetensors import DTYPE_BYTES, TORCH_DTYPES, dtype_code, safetensors_header
-from launchyard.storage.shards import FileEntry, Manifest, Piece, TensorEntry, check_header, read_into
+from launchyard.storage.shards import FileEntry, Manifest, TensorEntry, TensorPiece, check_header, read_pieces
 from launchyard.training.checkpoint.state import Shard
 
 # Largest piece with one hash: small enough that a resized run reads little more than it needs.
@@ -160,7 +160,7 @@ class ShardWriter(StorageWriter):
                 file.write(raw)
                 dtype, sizes = entries[_entry_name(item)]
                 offsets = tuple(item.index.offset or ())
-                piece = Piece(
+                piece = TensorPiece(
                     offsets=offsets, sizes=sizes, file=self._name, start=at, length=len(raw), xxh3=digest.result()
                 )
                 at += len(raw)
@@ -169,7 +169,7 @@ class ShardWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         written: dict[str, FileEntry] = {}
-        found: dict[str, tuple[str, tuple[int, ...], list[Piece]]] = {}
+        found: dict[str, tuple[str, tuple[int, ...], list[TensorPiece]]] = {}
         for result in (result for of_rank in results for result in of_rank):
             if isinstance(result.storage_data, FileEntry):
                 written[result.index.fqn] = result.storage_data
@@ -271,7 +271,7 @@ class ShardReader(StorageReader):
         done.set_result(None)
         return done
 
-    def _piece_of(self, item: Any) -> Piece:
+    def _piece_of(self, item: Any) -> TensorPiece:
         return self._pieces[item.storage_index.fqn, tuple(item.storage_index.offset)]
 
     def _runs(self, items: Iterable[Any]) -> list[list[Any]]:
@@ -299,7 +299,7 @@ class ShardReader(StorageReader):
                 memory = memoryview(bytearray(piece.length))
                 buffered.append((item, piece, target, memory))
             asked.append((item.storage_index.fqn, piece, memory))
-        read_into(f"{self._folder}/{asked[0][1].file}", *asked)
+        read_pieces(f"{self._folder}/{asked[0][1].file}", *asked)
         for item, piece, target, memory in buffered:
             source = torch.frombuffer(memory, dtype=target.dtype).view(piece.sizes)
             target.copy_(source[_box(item.storage_offsets, item.lengths)] if piece.sizes else source)

@@ -18,7 +18,7 @@ from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage.safetensors import safetensors_header
-from launchyard.storage.shards import FileEntry, Manifest, Piece, TensorEntry, sealed
+from launchyard.storage.shards import FileEntry, Manifest, TensorEntry, TensorPiece, sealed
 from tests.launcher.runs.test_find import claim, rows
 from tests.support.standin import HERE, Standin, make_run
 
@@ -251,7 +251,7 @@ def save(run: RunDir, step: int, *, kind: Any = "permanent") -> Path:
     folder.mkdir(parents=True)
     header, body = safetensors_header({"w@0": ("F32", (4,))}), bytes(range(16))
     (folder / "0.safetensors").write_bytes(header + body)
-    piece = Piece(offsets=(0,), sizes=(4,), file="0.safetensors", start=len(header), length=16,
+    piece = TensorPiece(offsets=(0,), sizes=(4,), file="0.safetensors", start=len(header), length=16,
                   xxh3=xxhash.xxh3_64_hexdigest(body))  # fmt: skip
     entry = FileEntry(bytes=len(header) + 16, header_bytes=len(header), header_xxh3=xxhash.xxh3_64_hexdigest(header))
     manifest = Manifest(

@@ -21,7 +21,7 @@ from launchyard.storage import files
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.dataset_spec import tokenizer_vocab_size
 from launchyard.training.data.index import find_tokenizer
-from launchyard.training.data.prepare.split import Piece
+from launchyard.training.data.prepare.split import TextPiece
 
 BATCH_CHARS = 1 << 20
 BATCH_PIECES = 8192
@@ -88,9 +88,9 @@ def _encode(engine: Any, texts: list[str], dtype: str) -> tuple[Array, list[int]
     return ids, lengths
 
 
-def in_batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def in_batches(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
     """Pieces in groups worth one call. Where they are cut follows from the text alone: a restart counts them."""
-    batch: list[Piece] = []
+    batch: list[TextPiece] = []
     chars = 0
     for piece in pieces:
         batch.append(piece)
@@ -102,10 +102,10 @@ def in_batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-Encoded = tuple[list[Piece], Array, list[int]]
+Encoded = tuple[list[TextPiece], Array, list[int]]
 
 
-def encode_in_order(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, *, workers: int) -> Iterator[Encoded]:
+def encode_in_order(batches: Iterator[list[TextPiece]], tokenizer: TokenizerFile, *, workers: int) -> Iterator[Encoded]:
     """Each batch with its ids (all pieces end to end) and their lengths, in order for any number of workers."""
     if workers > 1:
         yield from _in_processes(batches, tokenizer, workers)
@@ -115,7 +115,7 @@ def encode_in_order(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, *,
         yield batch, *_encode(engine, [piece.text for piece in batch], tokenizer.dtype)
 
 
-def _in_processes(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, workers: int) -> Iterator[Encoded]:
+def _in_processes(batches: Iterator[list[TextPiece]], tokenizer: TokenizerFile, workers: int) -> Iterator[Encoded]:
     # spawn: a fork would copy the locks of whatever threads run here
     pool = ProcessPoolExecutor(
         workers,
@@ -123,7 +123,7 @@ def _in_processes(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, work
         initializer=_start_worker,
         initargs=(tokenizer.raw, tokenizer.dtype),
     )
-    running: deque[tuple[list[Piece], Future[tuple[bytes, list[int]]]]] = deque()
+    running: deque[tuple[list[TextPiece], Future[tuple[bytes, list[int]]]]] = deque()
     try:
         for batch in batches:
             running.append((batch, pool.submit(_encode_in_worker, [piece.text for piece in batch])))
@@ -140,7 +140,7 @@ def _in_processes(batches: Iterator[list[Piece]], tokenizer: TokenizerFile, work
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(batch: list[Piece], future: Future[tuple[bytes, list[int]]], tokenizer: TokenizerFile) -> Encoded:
+def _result(batch: list[TextPiece], future: Future[tuple[bytes, list[int]]], tokenizer: TokenizerFile) -> Encoded:
     raw, lengths = future.result()
     return batch, np.frombuffer(raw, dtype=tokenizer.dtype), lengths
 

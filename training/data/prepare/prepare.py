@@ -44,7 +44,7 @@ from launchyard.training.data.prepare.journal import (
     save_journal,
 )
 from launchyard.training.data.prepare.sources import Reading, Source, digest_of, documents, find_sources
-from launchyard.training.data.prepare.split import Piece, Splitter, choose_holdout, enough_documents
+from launchyard.training.data.prepare.split import Splitter, TextPiece, choose_holdout, enough_documents
 from launchyard.training.data.prepare.writer import SplitWriter, check_chunk_tokens
 
 CHUNK_TOKENS = 2**25  # 64 MiB of uint16
@@ -179,7 +179,7 @@ def _holdout(job: PrepareJob) -> HoldOut:
     return choose_holdout(share, n_documents=count, total_bytes=job.bytes_total)
 
 
-def _pieces(job: PrepareJob, splitter: Splitter) -> Iterator[Piece]:
+def _pieces(job: PrepareJob, splitter: Splitter) -> Iterator[TextPiece]:
     for source in job.sources:
         reading = Reading(source)
         job.readings.append(reading)
@@ -191,7 +191,7 @@ def _pieces(job: PrepareJob, splitter: Splitter) -> Iterator[Piece]:
             job.empty_documents += empty
 
 
-def _store(writers: dict[str, SplitWriter], pieces: list[Piece], ids: Array, lengths: list[int]) -> None:
+def _store(writers: dict[str, SplitWriter], pieces: list[TextPiece], ids: Array, lengths: list[int]) -> None:
     """Append pieces where they belong. A document ends where a part of it goes elsewhere, and begins anew after it."""
     start = 0
     for piece, length in zip(pieces, lengths, strict=True):

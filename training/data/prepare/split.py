@@ -23,7 +23,7 @@ DRAWS = 20  # held-out documents, or four times the sections, below which chance
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """Part of a document; `last` ends it."""
 
     text: str
@@ -53,7 +53,7 @@ class Splitter:
         self._share = Fraction(share).limit_denominator(10**6)
         self._sections = 0
 
-    def pieces(self, document: Iterable[str]) -> Iterator[Piece]:
+    def pieces(self, document: Iterable[str]) -> Iterator[TextPiece]:
         """The pieces of one document; none if it is empty."""
         texts = cut(document, self._holdout.section_chars or PIECE_CHARS)
         text = next(texts, None)
@@ -64,7 +64,7 @@ class Splitter:
             following = next(texts, None)
             if self._holdout.unit == "sections":
                 held = self._of_section()
-            yield Piece(text, following is None, held)
+            yield TextPiece(text, following is None, held)
             text = following
 
     def _of_document(self, text: str) -> bool:

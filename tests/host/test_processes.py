@@ -1,0 +1,73 @@
+"""Children that end with their parent, whichever of the two asked for it, and variables that stay with their run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launchyard.host import environment, processes
+
+SHIELDED = """
+import sys
+from launchyard.host.environment import own_environment
+from launchyard.host.processes import start_shielded
+argv = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+child = start_shielded(argv, env=own_environment(), output=sys.stdout.buffer)
+print(child.pid, flush=True)
+child.wait()
+"""
+BOUND = """
+import os, sys
+from launchyard.host.processes import die_with_parent
+child = os.fork()
+if child:
+    print(child, flush=True)
+    os.waitpid(child, 0)
+else:
+    die_with_parent()
+    print("up", flush=True)
+    import time
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+@pytest.mark.parametrize("code", [SHIELDED, BOUND], ids=["start_shielded", "die_with_parent"])
+def test_a_child_does_not_outlive_its_parent(code: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
+        (pid,) = [int(line) for line in lines if line != "up"]
+        assert lines == {"up", str(pid)}
+        started = processes.started_at(pid)
+        assert started is not None
+        os.kill(parent.pid, signal.SIGKILL)
+        assert processes.wait_until(lambda: not processes.is_alive(pid, started), seconds=10)
+
+
+def test_children_do_not_inherit_the_marks_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment.OF_A_RUN:
+        assert name.startswith(environment.OWN_PREFIX)
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("ANOTHER", "1")
+    assert not environment.OF_A_RUN & environment.own_environment().keys()
+    assert environment.own_environment()["ANOTHER"] == "1"
+
+
+def test_folders_follow_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launchyard.host import folders
+
+    for kind, find in [
+        ("STATE", folders.user_state_folder),
+        ("CACHE", folders.user_cache_folder),
+        ("CONFIG", folders.user_config_folder),
+    ]:
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))
+        if sys.platform == "linux":
+            assert find("a", "b") == tmp_path / kind / "launchyard/a/b"
+    assert not list(tmp_path.iterdir()), "asking makes no folder"
