@@ -16,13 +16,13 @@ class LockedError(BlockingIOError):
 
 
 @contextlib.contextmanager
-def exclusive(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
+def exclusive(path: str | os.PathLike[str], *, wait: bool = True, mode: int = 0o666) -> Iterator[None]:
     """Holds the lock of a file alone, and makes the file and its folder.
 
     Waits for other holders, or raises LockedError without `wait`. Raises OSError where the file system has no locks.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:
         _flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), os.fspath(path))
         yield

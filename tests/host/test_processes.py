@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +10,14 @@ import pytest
 
 from launchyard.host import environment, processes
 
+# Whole lines in one write: two processes write into one pipe.
 SHIELDED = """
-import sys
+import os, sys
 from launchyard.host.environment import own_environment
 from launchyard.host.processes import start_shielded
-argv = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+argv = [sys.executable, "-c", "import os, time; os.write(1, b'up' + bytes([10])); time.sleep(60)"]
 child = start_shielded(argv, env=own_environment(), output=sys.stdout.buffer)
-print(child.pid, flush=True)
+os.write(1, b"%d\\n" % child.pid)
 child.wait()
 """
 BOUND = """
@@ -26,11 +25,11 @@ import os, sys
 from launchyard.host.processes import die_with_parent
 child = os.fork()
 if child:
-    print(child, flush=True)
+    os.write(1, b"%d\\n" % child)
     os.waitpid(child, 0)
 else:
     die_with_parent()
-    print("up", flush=True)
+    os.write(1, b"up\\n")
     import time
     time.sleep(60)
 """
@@ -41,12 +40,13 @@ else:
 def test_a_child_does_not_outlive_its_parent(code: str) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
-        (pid,) = [int(line) for line in lines if line != "up"]
-        assert lines == {"up", str(pid)}
-        started = processes.started_at(pid)
+        try:
+            lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
+            (pid,) = [int(line) for line in lines if line != "up"]
+            started = processes.started_at(pid)
+        finally:
+            parent.kill()
         assert started is not None
-        os.kill(parent.pid, signal.SIGKILL)
         assert processes.wait_until(lambda: not processes.is_alive(pid, started), seconds=10)
 
 

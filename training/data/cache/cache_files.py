@@ -149,7 +149,7 @@ def make_room(
     Paths in `keep` go last, and only for what is urgent; without them NoRoomError. FullError if the disk has no room
     even so. `more`: something must go, whatever disk and quota say.
     """
-    with exclusive(os.path.join(folder, "lock")):
+    with exclusive(os.path.join(folder, "lock"), mode=0o600):
         others = [kept for kept in scan(folder) if not is_file(kept.path, file) and not _swept(kept)]
         victims = sorted(
             (kept for kept in others if kept.whole and (urgent or kept.path not in keep)),
@@ -174,7 +174,7 @@ def make_room(
 
 def complete(folder: str, file: int, part: str, path: str) -> None:
     """Give a .part its name as a whole chunk, and release its lock. Alone, so that no scan misses it."""
-    with exclusive(os.path.join(folder, "lock")):
+    with exclusive(os.path.join(folder, "lock"), mode=0o600):
         os.rename(part, path)
     unlock(file)
 
