@@ -114,7 +114,8 @@ def _read_manifest(path: str) -> Manifest:
 def read_attempt(folder: str) -> int | None:
     """Returns the attempt that committed a folder; None if its manifest is damaged there.
 
-    Raises FileNotFoundError without one. Reads the first bytes only, and so not the seal: the manifest of a large model takes megabytes.
+    Raises FileNotFoundError without one. Reads the first bytes only, and so not the seal: the manifest of a large model
+    takes megabytes.
     """
     found = _HEAD.match(files.read(f"{folder}/{MANIFEST}", 0, _HEAD_BYTES))
     return int(found[1]) if found else None
