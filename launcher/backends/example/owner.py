@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launchyard.errors import EXIT_FAILED, LaunchError
 from launchyard.host.processes import wait_until
-from launchyard.launcher.agent.node import be_patient, run_attempt
+from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals
 from launchyard.launcher.agent.torchrun_watch import WORKER, Node
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv[1:])
     run = RunDir(options.run_url)
     spool, job_id = Spool(str(options.job.parent)), options.job.stem
-    be_patient(run)
+    adopt_retry_budget(run)
     try:
         submission = own_submission(run, job_id)
         owner = make_owner(run, submission, spool, worker_module=options.worker_module)
