@@ -39,7 +39,8 @@ def complete_run(_ctx: click.Context, _param: click.Parameter, incomplete: str) 
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script of a SHELL.
 
     \b
@@ -49,8 +50,6 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from launchyard.launcher.cli.main import cli
-
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "launch", "_LAUNCH_COMPLETE").source())
+    click.echo(kind(ctx.find_root().command, {}, "launch", "_LAUNCH_COMPLETE").source())

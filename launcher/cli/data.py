@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.format import duration, size
 from launchyard.storage.files import exists, normal
 from launchyard.training.data.dataset_spec import is_prepared, open_dataset
@@ -31,7 +32,6 @@ from launchyard.training.data.index import (
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.caches import Cached
-    from launchyard.training.data.prepare.journal import Progress
 
 
 @click.command()
@@ -58,7 +58,7 @@ def prepare(
         from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
         from launchyard.training.data.prepare.prepare import prepare as run
 
-        report = progress_line(sys.stderr)
+        report = preparing_line(sys.stderr)
         try:
             size = CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
             made = run(list(sources), tokenizer=tokenizer, out=out, chunk_tokens=size, on_progress=report, **options)
@@ -71,33 +71,6 @@ def prepare(
         click.echo(made.model_dump_json(indent=1) if as_json else "\n".join(_described(normal(out), made)))
         if not as_json:
             click.echo(f"next: launch RECIPE data.source={normal(out)}")
-
-
-def progress_line(stream: IO[str], *, every: float = 5.0) -> Callable[[Progress], None]:
-    """Something to call with the progress of preparing: one line rewritten on a terminal, else a line now and then."""
-    live = stream.isatty()
-    said = time.monotonic()
-
-    def report(now: Progress) -> None:
-        nonlocal said
-        if now.note:
-            click.echo(now.note, file=stream)
-            return
-        last = now.bytes_done >= now.bytes_total
-        if time.monotonic() - said < (0.2 if live else every) and not (live and last):
-            return
-        said = time.monotonic()
-        click.echo(f"\r{_rate(now)}\x1b[K" if live else _rate(now), file=stream, nl=not live or last)
-
-    return report
-
-
-def _rate(now: Progress) -> str:
-    done = now.bytes_done / now.bytes_total if now.bytes_total else 1.0
-    per_second = now.tokens / now.seconds if now.seconds else 0.0
-    left = now.seconds * (1 - done) / done if done else 0.0
-    eta = f"{int(left) // 3600}:{int(left) % 3600 // 60:02}:{int(left) % 60:02}"
-    return f"prepare {done:6.1%}  {now.documents:,} documents  {now.tokens:,} tokens  {per_second:,.0f}/s  ETA {eta}"
 
 
 @click.command()

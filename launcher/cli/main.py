@@ -181,12 +181,13 @@ def launch_recipe(
         raise click.UsageError("which recipe? Name one, or use --local for the bundled quickstart")
     from launchyard.launcher.recipe.load import parse_overrides
     from launchyard.launcher.submit.launch import Request, launch
+    from launchyard.launcher.watch.follow import follow
 
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node, "name": name}
     overrides = parse_overrides(pairs) | {key: value for key, value in flags.items() if value is not None}
     request = Request(recipe or "quickstart", cluster or FIRST, overrides, run_url)
     try:
-        return launch(request, dry_run=dry_run, detach=detach, as_json=as_json)
+        return launch(request, dry_run=dry_run, detach=detach, as_json=as_json, follow=follow)
     except UserError as error:
         if recipe is not None and str(error).startswith(f"{recipe}: no such recipe"):
             raise UserError(meant_command(recipe) or str(error)) from error

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -35,6 +35,13 @@ from launchyard.training.spec import DataSpec, TokenSource
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.resolve import Resolved
+    from launchyard.run.records import Job
+
+
+class Follow(Protocol):
+    """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, which stands above this room."""
+
+    def __call__(self, run: RunDir, *, job: Job | None = None) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -202,13 +209,13 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
 
 def prepare_data(ready: Ready) -> Ready:
     """Tokenize what is not tokenized yet; the plan is made again from what came out."""
-    from launchyard.launcher.cli.data import progress_line
+    from launchyard.launcher.data.progress import preparing_line
     from launchyard.launcher.data.resolve import ensure_prepared
 
     if ready.data.prepared:
         return ready
     with user_errors():
-        data = ensure_prepared(ready.data, on_progress=progress_line(sys.stderr))
+        data = ensure_prepared(ready.data, on_progress=preparing_line(sys.stderr))
     plan = _plan(
         ready.loaded,
         cluster=ready.cluster,
@@ -330,8 +337,8 @@ def _read_tokenizer(path: str) -> str:
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
-def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: bool) -> int:
-    """The body of `launch [RECIPE]`; returns its exit code."""
+def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: bool, follow: Follow) -> int:
+    """The body of `launch [RECIPE]`; returns its exit code. `follow` shows the run until it ends."""
     ready = make_ready(request)
     loaded, plan = ready.loaded, ready.plan
     if dry_run:
@@ -353,9 +360,7 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
     if detach is None:
         detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
     if not detach:
-        from launchyard.launcher.watch.follow import follow
-
-        return int(follow(ready.run, job=job))
+        return follow(ready.run, job=job)
     if as_json:
         facts = {"run_id": plan.run_id, "run_url": plan.run_url, "job": job.model_dump(mode="json")}
         click.echo(json.dumps({**facts, "plan": ready.plan.model_dump(mode="json")}, indent=1))

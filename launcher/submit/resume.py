@@ -73,7 +73,7 @@ def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
 
 def restore_data(recipe: Recipe, data: DataSpec) -> None:
     """The run's tokens must be there. What lay in the cache and has gone is prepared again; UserError for the rest."""
-    from launchyard.launcher.cli.data import progress_line
+    from launchyard.launcher.data.progress import preparing_line
     from launchyard.launcher.data.resolve import ensure_prepared, resolve
     from launchyard.training.data.index import INDEX
 
@@ -87,7 +87,7 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     if found.prepared or [source.folder for source in (*found.spec.train, *found.spec.validation)] != folders:
         raise UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
     with user_errors():
-        spec = ensure_prepared(found, on_progress=progress_line(sys.stderr)).spec
+        spec = ensure_prepared(found, on_progress=preparing_line(sys.stderr)).spec
     if spec.digest != data.digest:
         raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=hint)
 

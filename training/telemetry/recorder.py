@@ -9,15 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from launchyard.run import events
 from launchyard.run.goodput import AttemptFacts, Goodput, Ledger, cause_between, read_facts, wait_between
 from launchyard.run.rundir import RunDir
-from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.distributed import World
+from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.phases import PhaseClock
 from launchyard.training.telemetry.spikes import SpikeFinder
 from launchyard.training.telemetry.stragglers import EVERY_STEPS, Stragglers
@@ -85,6 +85,12 @@ class Account:
             return None if self._ledger is None else self._ledger.preview(time.time())
 
 
+class Shown(Protocol):
+    """Keeps counts of its own, and shows them when somebody looks."""
+
+    def show(self, exporter: Exporter) -> None: ...
+
+
 class Recorder:
     """Takes every step's numbers, on every rank. `rows`, `account` and `trackers` are rank 0's."""
 
@@ -101,7 +107,7 @@ class Recorder:
         rows: Any = None,
         account: Account | None = None,
         trackers: Trackers | None = None,
-        cache: ChunkCache | None = None,
+        cache: Shown | None = None,
     ) -> None:
         self._world, self._clock, self._exporter, self._on_event = world, clock, exporter, on_event
         self._device, self._flops, self._peak = device, flops_per_token, peak
@@ -208,7 +214,7 @@ class Recorder:
         for name, held in memory_of(self._device).items():
             exporter.set(f"trainer_memory_{name}_bytes", held)
         if self._cache is not None:
-            show_data(exporter, self._cache)
+            self._cache.show(exporter)
         if self._account is None or (goodput := self._account.goodput()) is None:
             return
         exporter.count("trainer_recomputed_tokens_total", self._account.recomputed_tokens)
@@ -216,20 +222,6 @@ class Recorder:
             exporter.set("trainer_goodput_ratio", goodput.ratio)
         for cause, seconds in goodput.seconds.items():
             exporter.set("trainer_run_seconds", seconds, cause=cause)
-
-
-def show_data(exporter: Any, cache: ChunkCache) -> None:
-    """What came through the cache of chunks since the process began."""
-    counters = cache.counters
-    exporter.count("trainer_data_bytes_total", counters.bytes)
-    exporter.count("trainer_data_requests_total", counters.requests)
-    exporter.count("trainer_data_errors_total", counters.errors)
-    exporter.count("trainer_data_cache_hits_total", counters.hits)
-    exporter.count("trainer_data_cache_misses_total", counters.misses)
-    exporter.count("trainer_data_cache_damaged_total", counters.damaged)
-    exporter.count("trainer_data_chunk_wait_seconds_total", counters.wait_seconds)
-    exporter.set("trainer_data_cache_bytes", counters.held)
-    exporter.show("trainer_data_request_duration_seconds", cache.durations)
 
 
 def memory_of(device: torch.device) -> dict[str, int]:

@@ -31,6 +31,7 @@ from launchyard.storage.errors import StoreError
 from launchyard.training.data.cache import cache_files
 from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, map_file, put
 from launchyard.training.telemetry.buckets import Buckets
+from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.metric_table import REQUEST_BUCKETS
 
 MAGIC = b"launchyd"  # after a chunk: it is whole; then its xxh3, and a number that no other copy has
@@ -122,6 +123,19 @@ class ChunkCache:
                 return
             self._said.add(kind)
         self._say(text)
+
+    def show(self, exporter: Exporter) -> None:
+        """What came through the cache since the process began."""
+        counters = self.counters
+        exporter.count("trainer_data_bytes_total", counters.bytes)
+        exporter.count("trainer_data_requests_total", counters.requests)
+        exporter.count("trainer_data_errors_total", counters.errors)
+        exporter.count("trainer_data_cache_hits_total", counters.hits)
+        exporter.count("trainer_data_cache_misses_total", counters.misses)
+        exporter.count("trainer_data_cache_damaged_total", counters.damaged)
+        exporter.count("trainer_data_chunk_wait_seconds_total", counters.wait_seconds)
+        exporter.set("trainer_data_cache_bytes", counters.held)
+        exporter.show("trainer_data_request_duration_seconds", self.durations)
 
     # -- for who reads -----------------------------------------------------------------------------------------------
     def join(self, reader: Reader) -> None:
