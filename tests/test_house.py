@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ SPEAKING_INITS = {
     "model/zoo/__init__.py",
     "launcher/sandbox/__init__.py",
 }
-MAX_FILE, MAX_FUNCTION = 500, 60
+PICKLES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
+MAX_FILE = 500  # lines
+MAX_FUNCTION = 60  # lines
 
 
 def name_of(path: Path) -> str:
@@ -85,12 +88,20 @@ def module_of(path: Path) -> str:
     return name.replace("/", ".") if name.startswith("launchyard") else f"launchyard.{name.replace('/', '.')}"
 
 
-def each(paths: list[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("path", paths, ids=name_of)
-
-
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def refuse(offenders: list[str], rule: str) -> None:
+    """Fails with the rule and every file:line that breaks it."""
+    assert not offenders, "\n  ".join([rule, *offenders])
 
 
 def run_python(code: str) -> str:
@@ -102,14 +113,14 @@ def run_python(code: str) -> str:
 
 
 # -- what is light ---
-def imports_at_start(body: list[ast.stmt]) -> Iterator[str]:
-    """Modules that are loaded when a file is imported: not those of function bodies, nor for type checkers only."""
+def imports_at_start(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:
+    """(line, module) of what is loaded as a file is imported: not in function bodies, nor for type checkers only."""
     for node in body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports name their module in full"
-            yield node.module or ""
+            yield node.lineno, node.module or ""
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -126,10 +137,14 @@ def is_light(module: str) -> bool:
     return path.is_dir() or path.with_suffix(".py") in LIGHT or module == "launchyard.errors"
 
 
-@each(LIGHT)
-def test_light_files_load_light_things_only(path: Path) -> None:
-    heavy = [module for module in imports_at_start(tree_of(path).body) if not is_light(module)]
-    assert not heavy, f"{name_of(path)} is light: import {', '.join(heavy)} inside the function that needs it"
+def test_light_files_load_light_things_only() -> None:
+    heavy = [
+        f"{name_of(path)}:{line}: {module}"
+        for path in LIGHT
+        for line, module in imports_at_start(tree_of(path).body)
+        if not is_light(module)
+    ]
+    refuse(heavy, "light files: import what is heavy inside the function that needs it")
 
 
 def test_the_launcher_starts_without_heavy_packages() -> None:
@@ -167,11 +182,15 @@ def reads_environment(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.environb", "os.getenv")
 
 
-@each(PRODUCT)
-def test_the_environment_is_read_in_two_places(path: Path) -> None:
-    lines = [node.lineno for node in ast.walk(tree_of(path)) if reads_environment(node)]
-    if name_of(path) not in ENVIRONMENT_READERS:
-        assert not lines, f"{name_of(path)}:{lines} reads the environment; that is done by {ENVIRONMENT_READERS}"
+def test_the_environment_is_read_in_few_places() -> None:
+    readers = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in PRODUCT
+        if name_of(path) not in ENVIRONMENT_READERS
+        for node in ast.walk(tree_of(path))
+        if reads_environment(node)
+    ]
+    refuse(readers, f"the environment is read by {', '.join(sorted(ENVIRONMENT_READERS))} only")
 
 
 # What only one file of the product says, since a second place would drift from it.
@@ -187,22 +206,24 @@ HOMES = {
 }
 
 
-@pytest.mark.parametrize("what", HOMES)
-def test_one_home(what: str) -> None:
-    home, pattern = HOMES[what]
-    found = {name_of(path) for path in PRODUCT if re.search(pattern, path.read_text())}
-    assert home in found, f"{what}: the pattern does not find its home"
-    assert found == {home}, f"{what}: {found - {home}} should use {home}"
+def test_each_of_these_things_has_one_home() -> None:
+    for what, (home, pattern) in HOMES.items():
+        found = {name_of(path) for path in PRODUCT if re.search(pattern, path.read_text())}
+        assert home in found, f"{what}: the pattern does not find its home"
+        assert found == {home}, f"{what}: {found - {home}} should use {home}"
 
 
-@each(PRODUCT)
-def test_no_pickle(path: Path) -> None:
-    nodes = list(ast.walk(tree_of(path)))
-    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    assert not modules & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
-    calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
-    assert not calls & {"torch.load", "torch.save"}, "torch's own files are pickles; see storage/shards.py"
+def pickles(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name in PICKLES for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return node.module in PICKLES
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save")
+
+
+def test_no_pickle() -> None:
+    found = [f"{name_of(path)}:{node.lineno}" for path in PRODUCT for node in ast.walk(tree_of(path)) if pickles(node)]
+    refuse(found, "no pickle; torch's own files are pickles, too: see storage/shards.py")
 
 
 # -- a scheduler is one folder ---
@@ -216,6 +237,8 @@ NAMING = {
     "launcher/cli/main.py": {"slurm", "ray"},  # the help of `launch sandbox` lists its services
     "launcher/runs/why.py": {"ray"},  # reasons that stand in the outcome.json of runs: records.py
     "run/records.py": {"ray"},
+    "run/layout.py": {"slurm", "ray"},  # who writes which file, in words
+    "host/environment.py": {"ray"},
     "training/recipe.py": {"slurm", "ray"},  # descriptions of keys that mean something in one place only
 }
 SERVICES = ("launcher/sandbox/", "launcher/cli/sandbox.py")  # starts real ones, and writes cluster files for them
@@ -267,23 +290,29 @@ def test_files_that_name_a_scheduler_still_do() -> None:
 
 
 # -- shape ---
-@each(CODE)
-def test_a_file_has_a_purpose_and_a_size(path: Path) -> None:
-    text = path.read_text()
-    assert path.name not in NO_NAMES, f"{name_of(path)}: name a file by what it is for"
-    if path.parts[len(ROOT.parts)] != "tests":
-        assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} opens with a line that says what it is for"
-    assert text.count("\n") <= MAX_FILE, f"{name_of(path)} has more than {MAX_FILE} lines"
+def test_a_file_has_a_name_and_a_purpose() -> None:
+    refuse([name_of(path) for path in CODE if path.name in NO_NAMES], "name a file by what it is for")
+    spoken = [path for path in CODE if path.parts[len(ROOT.parts)] != "tests"]
+    silent = [name_of(path) for path in spoken if not ast.get_docstring(tree_of(path))]
+    refuse(silent, "a file opens with a line that says what it is for")
 
 
-@each(CODE)
-def test_functions_are_short(path: Path) -> None:
-    functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION}
-    assert not long, f"{name_of(path)}: more than {MAX_FUNCTION} lines: {long}"
+def test_files_are_short() -> None:
+    lines = {name_of(path): path.read_text().count("\n") for path in CODE}
+    refuse([f"{name}: {n} lines" for name, n in lines.items() if n > MAX_FILE], f"a file has at most {MAX_FILE} lines")
 
 
-@each([path for path in PRODUCT if path.name == "__init__.py"])
-def test_inits_are_docstrings(path: Path) -> None:
-    if name_of(path) not in SPEAKING_INITS:
-        assert len(tree_of(path).body) == 1, f"{name_of(path)} is a docstring and nothing else"
+def test_functions_are_short() -> None:
+    lengths = [
+        (f"{name_of(path)}:{f.lineno} {f.name}", f.end_lineno - f.lineno + 1)
+        for path in CODE
+        for f in functions_of(path)
+        if f.end_lineno is not None
+    ]
+    long = [f"{where}: {n} lines" for where, n in lengths if n > MAX_FUNCTION]
+    refuse(long, f"a function has at most {MAX_FUNCTION} lines")
+
+
+def test_inits_are_docstrings() -> None:
+    inits = [path for path in PRODUCT if path.name == "__init__.py" and name_of(path) not in SPEAKING_INITS]
+    refuse([name_of(path) for path in inits if len(tree_of(path).body) != 1], "an __init__.py is a docstring alone")
