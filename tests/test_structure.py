@@ -38,6 +38,7 @@ FAMILIES = (
 COMMON_NAMES = {"main"}  # what `python -m` runs
 TWICE = {
     "Batch",
+    "Entry",
     "Facts",
     "Frozen",
     "Ids",
@@ -74,6 +75,7 @@ TWICE = {
     "look",
     "make_ready",
     "memory",
+    "node_log",
     "now",
     "open_weights",
     "patience",
@@ -81,8 +83,10 @@ TWICE = {
     "request",
     "serve",
     "set_patience",
+    "shards",
     "size",
     "submit",
+    "target",
     "validate",
     "version",
     "watch",
@@ -91,8 +95,10 @@ TWICE = {
 CONSTANTS_TWICE = {
     "AGAIN_SECONDS",
     "ASK_SECONDS",
+    "CODE",
     "CONNECT_SECONDS",
     "END_SECONDS",
+    "EVENTS",
     "FAREWELL_SECONDS",
     "FORMAT",
     "HEAD",
@@ -108,6 +114,7 @@ CONSTANTS_TWICE = {
     "LOOPBACK",
     "MAX_BYTES",
     "MEMORY",
+    "METRICS",
     "PACKAGES",
     "PART_BYTES",
     "PATIENCE_SECONDS",
@@ -128,7 +135,7 @@ CONSTANTS_TWICE = {
 }
 
 # Annotations of parameters and results that say Any. JSON and what comes from torch are most of them.
-ANY = {"src": 1, "storage": 28, "run": 16, "model": 36, "training": 105, "launcher": 198}
+ANY = {"src": 1, "storage": 28, "run": 17, "model": 37, "training": 106, "launcher": 195}
 CIRCLES: set[tuple[str, ...]] = set()
 OWN_PRIVATE_NAMES: set[str] = set()
 
