@@ -14,7 +14,7 @@ from launchyard.errors import LaunchError
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.slurm import backend, client
 from launchyard.run.records import SCANCEL
-from tests.support.fake_slurm import FakeSlurm
+from tests.support.fake_slurm import OVER, FakeSlurm
 from tests.support.typed import Launched, Place
 
 
@@ -239,7 +239,7 @@ def test_cancel_ends_it_now(slurm: FakeSlurm, place: Place) -> None:
     place.ok("cancel", run.run_id)
     state = run.status()
     assert (state["state"], state["reason"], state["alive"]) == ("stopped", "cancelled", False)
-    assert slurm.job(run.job)["state"] == "CANCELLED"
+    assert slurm.job(run.job)["state"] in OVER  # its owner may have been faster than scancel
     run.nothing_left()
 
 
