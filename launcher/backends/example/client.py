@@ -6,17 +6,17 @@ A job is its process. It counts as gone when that has ended, however it ended: n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launchyard.errors import UserError
+from launchyard.host import locks
 from launchyard.host.folders import log_folder
 from launchyard.host.processes import descendants, end_all, is_alive, started_at
 from launchyard.launcher.backends.base import JobStatus
@@ -124,11 +124,8 @@ class Spool:
             raise UserError(f"job {job_id} is on {job['host']}", hint=f"do it on {job['host']}")
         return job
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with open(self.folder / "lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return locks.exclusive(self.folder / "lock")
 
 
 def _lives(job: dict[str, Any]) -> bool:
