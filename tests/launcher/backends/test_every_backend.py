@@ -295,7 +295,7 @@ def test_cancel_leaves_nothing_running(row: Row, make: MakeRun) -> None:
     if waiting is not None:
         waiting.submit()
         waiting.backend.cancel(waiting.run, waiting.job)
-        assert waiting.run.outcome().message == "taken back before it began"
+        assert waiting.outcome().message == "taken back before it began"
         assert not waiting.is_alive() and not waiting.run.attempts()
     run.backend.cancel(run.run, owner)
     assert not run.is_alive() and not run.left()
