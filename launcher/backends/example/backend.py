@@ -28,6 +28,7 @@ from launchyard.launcher.backends.example.client import Spool
 from launchyard.launcher.backends.example.request import JOB, ExampleRequest, make_request, owner_argv
 from launchyard.launcher.backends.handover import hand_over, leave_word
 from launchyard.launcher.backends.request import Ask, Process
+from launchyard.run import layout
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, Submission
 from launchyard.run.rundir import RunDir
@@ -106,7 +107,7 @@ def _take_back(run: RunDir, number: int) -> None:
         drop_code(run)
         if run.local:
             with contextlib.suppress(OSError):
-                os.rmdir(run.path("submissions"))
+                os.rmdir(run.path(layout.SUBMISSIONS))
 
 
 def look(run: RunDir, job: Job) -> JobStatus:
@@ -161,4 +162,4 @@ def _log_path(run: RunDir, job_id: str) -> Path:
     """In the run directory; for a remote one in the user's own folder."""
     folder = Path(job_folder(run.url, log_folder()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / f"job-{job_id}.log"
+    return folder / layout.job_output(job_id)
