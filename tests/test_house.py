@@ -236,7 +236,6 @@ NAMING = {
     "launcher/agent/node.py": {"slurm"},  # SLURM_NODEID: srun gives each agent the same argv, and its number so
     "launcher/cli/main.py": {"slurm", "ray"},  # the help of `launch sandbox` lists its services
     "launcher/runs/why.py": {"ray"},  # reasons that stand in the outcome.json of runs: records.py
-    "run/layout.py": {"slurm", "ray"},  # descriptions of files that jobs of one place have
     "run/records.py": {"ray"},
     "run/layout.py": {"slurm", "ray"},  # who writes which file, in words
     "host/environment.py": {"ray"},
