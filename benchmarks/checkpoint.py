@@ -28,8 +28,8 @@ from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import Identity
 from launchyard.training.checkpoint.state import Shard, shards
 from launchyard.training.distributed import read_world
-from launchyard.training.optim.adamw import make_optimizer
-from launchyard.training.recipe import Data, Recipe, Train
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
 
 warnings.filterwarnings("ignore")
 
@@ -42,10 +42,10 @@ def timed(function: Callable[[], object]) -> float:
 
 def state(name: str = "pythia-160m") -> dict[str, Shard]:
     config = preset(name)
-    recipe = Recipe(name="bench", model={"preset": name}, data=Data(source="x"), train=Train(max_steps=1))
+    recipe = Recipe(name="bench", model={"preset": name}, data=DataConfig(source="x"), train=TrainConfig(max_steps=1))
     model = build_model(config, recipe, world_size=1, device=torch.device("cpu"))
     optimizer = make_optimizer(model, recipe.optimizer)
-    for moments in optimizer.moments.values():
+    for moments in map(optimizer.state, model.parameters()):
         for moment in moments.values():
             moment.normal_()
     return shards(model, optimizer)

@@ -17,7 +17,6 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,11 +25,14 @@ from launchyard.model.zoo import preset
 from launchyard.run.rundir import RunDir
 from launchyard.training.build import build_model
 from launchyard.training.distributed import World
-from launchyard.training.optim.adamw import make_optimizer
-from launchyard.training.recipe import Data, Recipe, Train
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
 from launchyard.training.step import train_step
-from launchyard.training.telemetry.exporter import Exporter, NoExporter
+from launchyard.training.telemetry.events import Events
+from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.heartbeat import Limits, PulseWriter
+from launchyard.training.telemetry.instruments import Instruments
+from launchyard.training.telemetry.peak_flops import Flops
 from launchyard.training.telemetry.phases import PhaseClock
 from launchyard.training.telemetry.recorder import Account, Recorder
 
@@ -45,15 +47,12 @@ class Side:
         limits = Limits(step_seconds=None, slow_seconds=1800)
         self.pulse = PulseWriter(str(folder), 0, limits) if full else None
         self.clock = PhaseClock(witness=self.pulse)
-        self.exporter: Any = Exporter(rank=0, host="127.0.0.1") if full else NoExporter()
+        self.exporter = Exporter(rank=0, host="127.0.0.1" if full else None)
         self.recorder = Recorder(
             world,
-            clock=self.clock,
-            exporter=self.exporter,
-            on_event=lambda name, **facts: None,
+            Instruments(self.clock, self.exporter, Events(RunDir(str(folder)), world)),
             device=torch.device("cpu"),
-            flops_per_token=float(flops_per_token(preset("pythia-14m"), SEQ_LEN)),
-            peak=1e12 if full else None,
+            flops=Flops(flops_per_token(preset("pythia-14m"), SEQ_LEN), 1e12 if full else None),
             account=Account(RunDir(str(folder)), 0, lambda before: None) if full else None,
         )
         self._number = 0
@@ -91,7 +90,9 @@ def calls(side: Side, times: int = 20_000) -> float:
 
 class Training:
     def __init__(self) -> None:
-        recipe = Recipe(name="bench", model={"preset": "pythia-14m"}, data=Data(source="x"), train=Train(max_steps=1))
+        recipe = Recipe(
+            name="bench", model={"preset": "pythia-14m"}, data=DataConfig(source="x"), train=TrainConfig(max_steps=1)
+        )
         self._model = build_model(preset("pythia-14m"), recipe, world_size=1, device=torch.device("cpu"))
         self._optimizer = make_optimizer(self._model, recipe.optimizer)
         self._tokens = torch.randint(0, 50_000, (2, SEQUENCES, SEQ_LEN), generator=torch.Generator().manual_seed(0))

@@ -25,8 +25,8 @@ from launchyard.model.zoo import preset
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
-from launchyard.training.optim.adamw import make_optimizer
-from launchyard.training.recipe import Data, Optimizer, Recipe, Train
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.recipe import DataConfig, OptimizerConfig, Recipe, TrainConfig
 
 MANY = 4
 
@@ -40,9 +40,9 @@ def rank(number: int, world_size: int, port: int, name: str, job: str, out: str)
     torch.set_num_threads(1)
     world = read_world()
     connect(world, torch.device("cpu"))
-    recipe = Recipe(name="bench", model={"preset": name}, data=Data(source="x"), train=Train(max_steps=1))
+    recipe = Recipe(name="bench", model={"preset": name}, data=DataConfig(source="x"), train=TrainConfig(max_steps=1))
     model = build_model(preset(name), recipe, world_size=world_size, device=torch.device("cpu"))
-    whole = shards(model, make_optimizer(model, Optimizer()))
+    whole = shards(model, make_optimizer(model, OptimizerConfig()))
     writer = checkpointer(f"s3://{BUCKET}/run")
     torch.distributed.barrier()
     began = time.perf_counter()

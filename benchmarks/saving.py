@@ -34,8 +34,8 @@ from launchyard.host.ports import free_port
 from launchyard.model.zoo import preset
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
-from launchyard.training.optim.adamw import make_optimizer
-from launchyard.training.recipe import Data, Recipe, Train
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
 from launchyard.training.step import train_step
 
 SEQ_LEN = 64
@@ -65,7 +65,9 @@ class Window:
 class Training:
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        recipe = Recipe(name="bench", model={"preset": "pythia-160m"}, data=Data(source="x"), train=Train(max_steps=1))
+        recipe = Recipe(
+            name="bench", model={"preset": "pythia-160m"}, data=DataConfig(source="x"), train=TrainConfig(max_steps=1)
+        )
         self._model = build_model(preset("pythia-160m"), recipe, world_size=1, device=torch.device("cpu"))
         self._optimizer = make_optimizer(self._model, recipe.optimizer)
         self._whole = shards(self._model, self._optimizer)

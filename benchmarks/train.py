@@ -157,7 +157,7 @@ def make_run(folder: Path, steps: int) -> Path:
     import yaml
 
     from launchyard.model.zoo import preset
-    from launchyard.training.recipe import Checkpoint, Data, Recipe, Train
+    from launchyard.training.recipe import CheckpointConfig, DataConfig, Recipe, TrainConfig
     from launchyard.training.spec import DataSpec, TokenSource, Workload
 
     sys.path.insert(0, str(Path(__file__).parent))
@@ -174,9 +174,9 @@ def make_run(folder: Path, steps: int) -> Path:
     recipe = Recipe(
         name="bench",
         model={"preset": "pythia-14m"},
-        data=Data(source="x", seq_len=SEQ_LEN),
-        train=Train(max_steps=steps, global_batch_size=BATCH, device="cpu"),
-        checkpoint=Checkpoint(every_minutes=None),
+        data=DataConfig(source="x", seq_len=SEQ_LEN),
+        train=TrainConfig(max_steps=steps, global_batch_size=BATCH, device="cpu"),
+        checkpoint=CheckpointConfig(every_minutes=None),
     )
     run = folder / "run"
     run.mkdir()

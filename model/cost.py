@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import block_shapes, parameter_shapes
+from launchyard.model.layout import Adapter, block_shapes, parameter_shapes, parameters
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # Bytes of fp32 logits that the loss makes at once. On a CPU: as much as its caches hold (softmax over 128 rows of
@@ -18,6 +18,12 @@ _CHUNK_ROWS = 64  # chunks are multiples of this where they can be
 def n_params(config: ModelConfig) -> int:
     """All parameters; a tied table counts once."""
     return sum(map(math.prod, parameter_shapes(config).values()))
+
+
+def n_params_trained(config: ModelConfig, adapter: Adapter | None = None) -> int:
+    """Parameters that training changes; see model/layout.py."""
+    found = parameters(config, adapter).values()
+    return sum(math.prod(parameter.shape) for parameter in found if parameter.trained)
 
 
 def n_params_embedding(config: ModelConfig) -> int:
@@ -43,9 +49,9 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     return 6 * n_params_active_non_embedding(config) + attention
 
 
-def checkpoint_bytes(config: ModelConfig) -> int:
-    """Size of a checkpoint: weights and AdamW's two moments in fp32."""
-    return 3 * FP32_BYTES * n_params(config)
+def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None) -> int:
+    """Size of a checkpoint: what trains, and AdamW's two moments of it, in fp32."""
+    return 3 * FP32_BYTES * n_params_trained(config, adapter)
 
 
 def logit_rows(vocab_size: int, device: str) -> int:
@@ -76,15 +82,17 @@ def training_memory(
     precision: Literal["fp32", "bf16"],
     activation_checkpointing: bool,
     device: Literal["cpu", "cuda"],
+    adapter: Adapter | None = None,
 ) -> dict[str, int]:
     """Bytes per worker, an estimate: weights, gradients, optimizer, activations and their total.
 
-    Weights, gradients and moments are fp32 and cut over `shards`; what is gathered whole for the arithmetic (table,
-    head and final norm for the whole step, and two blocks) counts as weights. Not counted: the runtime itself (about
-    0.3 GB, more with CUDA), communication buffers, fragmentation.
+    Weights, gradients and moments are fp32 and cut over `shards`, the last two only of what trains; what is gathered
+    whole for the arithmetic (table, head and final norm for the whole step, and two blocks) counts as weights. Not
+    counted: the runtime itself (about 0.3 GB, more with CUDA), communication buffers, fragmentation.
     """
     element = BF16_BYTES if precision == "bf16" else FP32_BYTES
     share = math.ceil(n_params(config) / shards)
+    trained = math.ceil(n_params_trained(config, adapter) / shards)
     gathered = 0
     if shards > 1 or precision == "bf16":
         block = sum(map(math.prod, block_shapes(config).values()))
@@ -98,8 +106,8 @@ def training_memory(
     logits = 2 * FP32_BYTES * rows * config.padded_vocab_size
     memory = {
         "weights": FP32_BYTES * share + gathered,
-        "gradients": FP32_BYTES * share,
-        "optimizer": 2 * FP32_BYTES * share,
+        "gradients": FP32_BYTES * trained,
+        "optimizer": 2 * FP32_BYTES * trained,
         "activations": element * tokens * kept + logits,
     }
     return memory | {"total": sum(memory.values())}

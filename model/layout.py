@@ -1,16 +1,63 @@
-"""Which parameters a config has: our names and whole shapes, in forward order. Light; knows no file format."""
+"""Which parameters a config has, and which of them train: our names and whole shapes, in forward order.
+
+The only place that says so: first weights, optimizer, checkpoints and costs follow it. Light; knows no file format.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.model.config import ModelConfig
 
 Shape = tuple[int, ...]
 
 
+class Adapter(BaseModel):
+    """What is changed of a model before it trains; for now, which of its parameters stay as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frozen: tuple[str, ...] = Field(default=(), description="Patterns of names, such as blocks.0.*; * matches dots.")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One that does not train has no gradient and no moments, and is not saved: it is what it was at first."""
+
+    shape: Shape
+    trained: bool = True
+
+
+def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str, Parameter]:
+    """State-dict name -> shape, and whether it trains, of every parameter.
+
+    A tied head is left out: it is `embed.weight`. ValueError for a pattern that no name matches, and if none is left.
+    """
+    patterns = adapter.frozen if adapter is not None else ()
+    shapes = parameter_shapes(config)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in shapes):
+            names = ", ".join(list(shapes)[:4])
+            raise ValueError(f"frozen: no parameter of this model matches {pattern}; its names are {names}, …")
+    found = {
+        name: Parameter(shape, not any(fnmatchcase(name, pattern) for pattern in patterns))
+        for name, shape in shapes.items()
+    }
+    if not any(parameter.trained for parameter in found.values()):
+        raise ValueError(f"frozen: {', '.join(patterns)} leave no parameter that trains; freeze fewer")
+    return found
+
+
+def frozen_names(config: ModelConfig, adapter: Adapter | None) -> tuple[str, ...]:
+    return tuple(name for name, parameter in parameters(config, adapter).items() if not parameter.trained)
+
+
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """State-dict name -> shape of every parameter, a tied head left out: it is `embed.weight`."""
+    """The names and shapes alone, for those who do not train."""
     shapes: dict[str, Shape] = {"embed.weight": (config.padded_vocab_size, config.dim)}
     for layer in range(config.n_layers):
         shapes.update((f"blocks.{layer}.{name}", shape) for name, shape in block_shapes(config).items())

@@ -82,8 +82,8 @@ EVENTS = (
     Event(CLEANUP_FAILED, "training/checkpoint/checkpointer.py", "Superfluous files could not be removed.", {
         "message": _MESSAGE,
     }),
-    Event(VALIDATING, "training/loop.py", "A validation begins.", {"step": _STEP}),
-    Event(VALIDATED, "training/loop.py", "A validation is done.", {
+    Event(VALIDATING, "training/telemetry/telemetry.py", "A validation begins.", {"step": _STEP}),
+    Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
         "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
     }),
     Event(LOSS_SPIKE, "training/telemetry/recorder.py", "The loss has jumped up.", {
@@ -99,10 +99,10 @@ EVENTS = (
     Event(TRACKER_TROUBLE, "training/telemetry/trackers/open.py", "A tracker has lost rows, or is not used any more.", {
         "tracker": "Its name.", "message": _MESSAGE,
     }, optional=("tracker",)),
-    Event(STOPPING, "training/loop.py", "All ranks have agreed to stop after this step.", {
+    Event(STOPPING, "training/telemetry/telemetry.py", "All ranks have agreed to stop after this step.", {
         "step": _STEP, "reason": "`stop`, `preempted`, `time limit` or `terminated`.",
     }),
-    Event(SAVED_BEFORE_STOPPING, "training/loop.py", "That state is saved.", {
+    Event(SAVED_BEFORE_STOPPING, "training/telemetry/telemetry.py", "That state is saved.", {
         "seconds": "Since this rank first heard of the stop.",
     }),
     Event(EXPORTED, "training/artifacts.py", "The weights are written.", {"folder": "In the run directory."}),

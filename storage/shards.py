@@ -78,6 +78,8 @@ class Manifest(BaseModel):
     data_digest: str = Field(description="Of the tokens of the run; one of other tokens is not loaded.")
     recipe_hash: str = Field(description="Of the recipe with its overrides; for people.")
     versions: dict[str, str] = Field(description="Of the packages that wrote it.")
+    frozen: tuple[str, ...] = Field(default=(), description="Parameters that do not train, and are not saved.")
+    base: dict[str, Any] = Field(default={}, description="Where those come from: init_from if any, and the seed.")
     files: dict[str, FileEntry] = Field(description="By name.")
     tensors: dict[str, TensorEntry] = Field(description="By key: `model.` weights, `optimizer.` moments.")
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.events import EXPORTED, SAMPLED
 from launchyard.run.layout import LOSS_CURVE, SAMPLE, STEPS, TOKENIZER, VALIDATION, WEIGHTS
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import loss_svg
-from launchyard.storage.shards import read_manifest, read_tensor
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
+from launchyard.training.telemetry.events import OnEvent
 
 
-def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bool, on_event: Any) -> None:
+def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bool, on_event: OnEvent) -> None:
     """Rank 0 only. The curve always; weights and sample when the run has completed and the recipe asks for them."""
     draw_curve(run, workload.name)
     if not completed:
@@ -36,14 +34,10 @@ def draw_curve(run: RunDir, name: str) -> None:
 def export_weights(run: RunDir, workload: Workload) -> None:
     """The newest checkpoint's weights as an HF directory, a tensor at a time."""
     from launchyard.model.weights.hf import save_hf
+    from launchyard.model.weights.load import CheckpointWeights
 
-    folder = _newest(run)
-    manifest = read_manifest(folder)
-    tensors = (
-        (key.removeprefix("model."), read_tensor(folder, manifest, key))
-        for key in manifest.tensors
-        if key.startswith("model.")
-    )
+    weights = CheckpointWeights(_newest(run))
+    tensors = ((key, weights.get(key)) for key in sorted(weights.keys()))
     tokenizer = run.path(TOKENIZER) if run.exists(TOKENIZER) else None
     save_hf(tensors, workload.model, run.path(WEIGHTS), tokenizer_file=tokenizer)
 

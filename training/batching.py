@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from launchyard.training.recipe import Recipe, Train
+from launchyard.training.recipe import Recipe, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from launchyard.training.distributed import World
+    from launchyard.training.spec import Workload
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSizes:
     """How one optimizer step is cut. Sizes count sequences."""
 
     global_batch_size: int
@@ -18,7 +25,7 @@ class Batch:
     world_size: int
 
 
-def cut_batch(train: Train, world_size: int) -> Batch:
+def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
     """Cut the global batch over `world_size` workers; ValueError names what would fit."""
     total = train.global_batch_size
     fits = [n for n in range(1, total + 1) if total % n == 0]
@@ -35,7 +42,7 @@ def cut_batch(train: Train, world_size: int) -> Batch:
             f"train.micro_batch_size: {micro} does not divide the {share} sequences of each of {world_size} workers "
             f"(global_batch_size {total}); use one of {', '.join(map(str, fits[:12]))}"
         )
-    return Batch(total, micro, share // micro, world_size)
+    return BatchSizes(total, micro, share // micro, world_size)
 
 
 def count_samples(n_tokens: int, seq_len: int) -> int:
@@ -52,3 +59,20 @@ def count_steps(recipe: Recipe, n_tokens: int) -> int:
         return math.ceil(train.max_tokens / (per_step * recipe.data.seq_len))
     assert train.max_epochs is not None
     return max(1, math.ceil(train.max_epochs * count_samples(n_tokens, recipe.data.seq_len) / per_step))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is trained, and where; known before the model is made, and never changes."""
+
+    world: World
+    recipe: Recipe
+    workload: Workload
+    sizes: BatchSizes
+    max_steps: int
+    device: torch.device
+
+    @property
+    def share(self) -> int:
+        """Sequences of each global batch that this worker takes."""
+        return self.sizes.global_batch_size // self.world.world_size

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.layout import Adapter, parameters
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
-from launchyard.training.parallel import box, clean_name, local, needs_sharding, parallelize
+from launchyard.training.parallel import clean_name, local, needs_sharding, parallelize, shard_extent
 from launchyard.training.recipe import Recipe
 
 
@@ -25,12 +26,21 @@ class Weights(Protocol):
 
 
 def build_model(
-    config: ModelConfig, recipe: Recipe, *, world_size: int, device: torch.device, fill: bool = True
+    config: ModelConfig,
+    recipe: Recipe,
+    *,
+    world_size: int,
+    device: torch.device,
+    fill: bool = True,
+    adapter: Adapter | None = None,
 ) -> nn.Module:
     """The sharded model on `device`. `fill=False` leaves the weights as they lie in memory, for a load to follow."""
     sharded = needs_sharding(recipe.train, world_size)
     with torch.device("meta" if sharded else device):  # whole weights take memory only where they stay whole
         model: nn.Module = Transformer(config)
+    layout = parameters(config, adapter)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(layout[name].trained)
     parallelize(model, parallel=recipe.parallel, train=recipe.train, world_size=world_size, device=device)
     if sharded:
         model.to_empty(device=device)
@@ -42,10 +52,14 @@ def build_model(
 
 
 @torch.no_grad()
-def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe) -> None:
+def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_frozen: bool = False) -> None:
+    """The first weights. `only_frozen`: of parameters that do not train, which no checkpoint holds."""
+    wanted = [(name, p) for name, p in model.named_parameters() if not (only_frozen and p.requires_grad)]
+    if not wanted:
+        return
     source = open_weights(recipe.model.init_from, config) if recipe.model.init_from else None
-    for raw_name, parameter in model.named_parameters():
-        name, (offsets, sizes) = clean_name(raw_name), box(parameter)
+    for raw_name, parameter in wanted:
+        name, (offsets, sizes) = clean_name(raw_name), shard_extent(parameter)
         rows = slice(offsets[0], offsets[0] + sizes[0])
         if source is not None:
             part = source.get(name)[rows]

@@ -6,11 +6,10 @@ import hashlib
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launchyard.run import layout
-from launchyard.run.append import Appender
-from launchyard.run.events import DATA_TROUBLE
+from launchyard.model.layout import frozen_names
+from launchyard.run import events
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.training.batching import count_steps, cut_batch
@@ -18,12 +17,16 @@ from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
-from launchyard.training.telemetry.events import SaveEvents, StoreEvents
-from launchyard.training.telemetry.phases import PhaseClock
-from launchyard.training.telemetry.telemetry import serve_metrics
+from launchyard.training.telemetry.events import OnEvent, SaveEvents, StoreEvents
+from launchyard.training.telemetry.exporter import Exporter
+from launchyard.training.telemetry.instruments import Instruments, Rows, open_rows
 
 if TYPE_CHECKING:
-    from launchyard.training.loop import Parts
+    import torch
+
+    from launchyard.training.batching import Context
+    from launchyard.training.checkpoint.checkpointer import Checkpointer
+    from launchyard.training.loop import Data, Learner, Parts
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -35,108 +38,73 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def compose(
-    run: RunDir,
-    world: World,
-    recipe: Recipe,
-    workload: Workload,
-    flag: StopFlag,
-    on_event: Any,
-    clock: PhaseClock,
+    run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, instruments: Instruments
 ) -> tuple[Parts, bool]:
-    """Everything the loop needs, with the newest whole checkpoint loaded; and whether there was one."""
-    exporter = serve_metrics(run, world, recipe)
+    """Everything the loop needs, with the newest intact checkpoint loaded; and whether there was one."""
     import torch
 
+    from launchyard.training.batching import Context
     from launchyard.training.distributed import connect
-    from launchyard.training.loop import Meter, Parts
+    from launchyard.training.loop import Parts
     from launchyard.training.parallel import needs_sharding, time_collectives
-    from launchyard.training.telemetry.telemetry import introduce, make_recorder
+    from launchyard.training.telemetry.telemetry import open_telemetry
 
-    device = choose_device(recipe, world)
-    torch.manual_seed(recipe.train.seed)
-    if needs_sharding(recipe.train, world.world_size):
-        connect(world, device)
-    retry.subscribe(StoreEvents(run, on_event, exporter))
-    rows, validation_rows = open_rows(run, world)
-    checkpointer = open_checkpointer(
-        run, world, recipe, workload, SaveEvents(on_event, exporter), rows, validation_rows, on_event
-    )
-    model, optimizer, state, resumed = load_state(recipe, workload, world, device, checkpointer, exporter)
-    reader, held_out = open_readers(recipe, workload, world, on_event)
-    if device.type == "cpu":
-        time_collectives(model, clock.waits)
-    max_steps = count_steps(recipe, workload.data.n_tokens)
-    introduce(exporter, run, world, recipe, workload, max_steps=max_steps)
-    recorder = make_recorder(
-        run, world, recipe, workload, clock=clock, exporter=exporter, on_event=on_event, device=device, rows=rows,
-        cache=reader.cache, start_step=state.step,
-    )  # fmt: skip
-    parts = Parts(
+    context = Context(
         world=world,
         recipe=recipe,
         workload=workload,
-        batch=cut_batch(recipe.train, world.world_size),
-        max_steps=max_steps,
-        device=device,
-        model=model,
-        optimizer=optimizer,
-        state=state,
-        reader=reader,
-        held_out=held_out,
-        checkpointer=checkpointer,
-        flag=flag,
-        clock=clock,
-        exporter=exporter,
-        rows=rows,
-        validation_rows=validation_rows,
-        on_event=on_event,
-        meter=Meter(),
-        recorder=recorder,
+        sizes=cut_batch(recipe.train, world.world_size),
+        max_steps=count_steps(recipe, workload.data.n_tokens),
+        device=choose_device(recipe, world),
     )
-    return parts, resumed
+    torch.manual_seed(recipe.train.seed)
+    if needs_sharding(recipe.train, world.world_size):
+        connect(world, context.device)
+    retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
+    rows = open_rows(run, world)
+    checkpointer = open_checkpointer(run, context, instruments, rows)
+    learner, resumed = load_learner(context, checkpointer, instruments.exporter)
+    data = open_readers(context, instruments.events)
+    if context.device.type == "cpu":
+        time_collectives(learner.model, instruments.clock.waits)
+    telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
+    return Parts(context, learner, data, checkpointer, telemetry, flag), resumed
 
 
-def open_rows(run: RunDir, world: World) -> tuple[Appender | None, Appender | None]:
-    """Where rank 0 writes its rows: of steps, and of validations."""
-    if not world.leads:
-        return None, None
-    every = 0.0 if run.local else 10.0
-    steps = Appender(run, layout.rows(layout.STEPS, world.attempt), flush_seconds=every)
-    validation = Appender(run, layout.rows(layout.VALIDATION, world.attempt), flush_seconds=every)
-    return steps, validation
-
-
-def open_checkpointer(
-    run: RunDir, world: World, recipe: Recipe, workload: Workload, on_event: Any, *appenders: Any
-) -> Any:
+def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, rows: Rows) -> Checkpointer:
     import torch
 
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.checkpoint.commit import Identity
 
-    def before_commit() -> None:  # rows first: a checkpoint must never be ahead of the history
-        for appender in appenders:
-            if appender is not None:
-                appender.flush(sync=True)
+    recipe, workload = context.recipe, context.workload
 
+    def before_commit() -> None:  # rows first: a checkpoint must never be ahead of the history
+        for appender in rows.appenders:
+            appender.flush(sync=True)
+        instruments.events.flush(sync=True)
+
+    frozen = frozen_names(workload.model, workload.adapter)
     identity = Identity(
         model=workload.model.model_dump(mode="json"),
         data_digest=workload.data.digest,
         recipe_hash=recipe_hash(recipe),
         versions={"torch": torch.__version__, "python": sys.version.split()[0]},
+        frozen=frozen,
+        base={"init_from": recipe.model.init_from, "seed": recipe.train.seed} if frozen else {},
     )
     return Checkpointer(
         run,
-        world,
+        context.world,
         identity,
         keep=recipe.checkpoint.keep,
         background=recipe.checkpoint.async_save,
-        on_event=on_event,
+        on_event=SaveEvents(instruments.events, instruments.exporter),
         before_commit=before_commit,
     )
 
 
-def choose_device(recipe: Recipe, world: World) -> Any:
+def choose_device(recipe: Recipe, world: World) -> torch.device:
     """This worker's device; asking for a GPU that is not there is an error, never a quiet CPU."""
     import torch
 
@@ -152,46 +120,64 @@ def choose_device(recipe: Recipe, world: World) -> Any:
     return torch.device("cpu")
 
 
-def load_state(
-    recipe: Recipe, workload: Workload, world: World, device: Any, checkpointer: Any, exporter: Any
-) -> tuple[Any, Any, Any, bool]:
+def load_learner(context: Context, checkpointer: Checkpointer, exporter: Exporter) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
-    from launchyard.training.optim.adamw import make_optimizer
+    from launchyard.training.loop import Learner
+    from launchyard.training.optim.optimizers import make_optimizer
 
+    recipe, config, adapter = context.recipe, context.workload.model, context.workload.adapter
     began = time.perf_counter()
-    model = build_model(workload.model, recipe, world_size=world.world_size, device=device, fill=False)
+    model = build_model(
+        config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
+    )
     optimizer = make_optimizer(model, recipe.optimizer)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
-        fill_weights(model, workload.model, recipe)
-        return model, optimizer, TrainState(), False
+        fill_weights(model, config, recipe)
+        return Learner(model, optimizer, TrainState()), False
+    fill_weights(model, config, recipe, only_frozen=True)
     exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
-    return model, optimizer, TrainState.from_json(manifest.train_state), True
+    return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 
 
-def open_readers(recipe: Recipe, workload: Workload, world: World, on_event: Any) -> tuple[Any, Any]:
+def open_readers(context: Context, on_event: OnEvent) -> Data:
+    """Readers of the data's kind: of the training data, and of what is held out."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.reader import TokenReader
     from launchyard.training.data.token_store import TokenStore
+    from launchyard.training.loop import Data
 
-    size, data = recipe.train.global_batch_size, recipe.data
-    common: dict[str, Any] = {"seq_len": data.seq_len, "global_batch_size": size, "seed": data.seed}
+    settings, workload = context.recipe.data, context.workload
+    size = context.sizes.global_batch_size
     train, held = workload.data.train, workload.data.validation
-    weights = [source.weight for source in train]
     cache = ChunkCache(
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
-        share=world.local_world_size,
-        say=lambda text: on_event(DATA_TROUBLE, message=text),
+        share=context.world.local_world_size,
+        say=lambda text: on_event(events.DATA_TROUBLE, message=text),
     )
     stores = [TokenStore(source.folder, cache=cache) for source in train]
     for found in stores:
         if not found.verifiable:
             text = f"{found.folder} has no digests.json: only the sizes and headers of its chunks can be verified"
-            on_event(DATA_TROUBLE, message=text)
-    reader = TokenReader(stores, weights=weights, shuffle=data.shuffle, **common)
+            on_event(events.DATA_TROUBLE, message=text)
+    reader = TokenReader(
+        stores,
+        seq_len=settings.seq_len,
+        global_batch_size=size,
+        weights=[source.weight for source in train],
+        seed=settings.seed,
+        shuffle=settings.shuffle,
+    )
     if not held:
-        return reader, None
-    return reader, TokenReader([TokenStore(source.folder, cache=cache) for source in held], shuffle=False, **common)
+        return Data(reader, None)
+    held_out = TokenReader(
+        [TokenStore(source.folder, cache=cache) for source in held],
+        seq_len=settings.seq_len,
+        global_batch_size=size,
+        seed=settings.seed,
+        shuffle=False,
+    )
+    return Data(reader, held_out)

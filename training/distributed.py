@@ -38,7 +38,7 @@ class World:
     grace_seconds: float | None = None  # from a stop request until the agent ends the workers
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Rank 0 decides and writes what is written once."""
         return self.rank == 0
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from launchyard.training.recipe import Parallel, Train
+from launchyard.training.recipe import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def needs_sharding(train: Train, world_size: int) -> bool:
+def needs_sharding(train: TrainConfig, world_size: int) -> bool:
     """One worker in fp32 needs no FSDP; bf16 does even alone, for its fp32 master weights."""
     return world_size > 1 or train.precision == "bf16"
 
 
-def mesh_shape(parallel: Parallel, world_size: int) -> tuple[int, int]:
+def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
     """(dp_replicate, dp_shard) with -1 filled in; ValueError if they do not multiply to the world."""
     replicate = parallel.dp_replicate
     shard = parallel.dp_shard if parallel.dp_shard > 0 else world_size // replicate
@@ -34,7 +34,7 @@ def mesh_shape(parallel: Parallel, world_size: int) -> tuple[int, int]:
     return replicate, shard
 
 
-def make_mesh(parallel: Parallel, world_size: int, device: torch.device) -> DeviceMesh:
+def make_mesh(parallel: ParallelConfig, world_size: int, device: torch.device) -> DeviceMesh:
     from torch.distributed.device_mesh import init_device_mesh
 
     replicate, shard = mesh_shape(parallel, world_size)
@@ -74,7 +74,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
-def parallelize(model: nn.Module, *, parallel: Parallel, train: Train, world_size: int, device: torch.device) -> None:
+def parallelize(
+    model: nn.Module, *, parallel: ParallelConfig, train: TrainConfig, world_size: int, device: torch.device
+) -> None:
     """Apply what the recipe asks for to a model on the meta device."""
     if parallel.activation_checkpointing == "full":
         checkpoint_activations(model.blocks)
@@ -119,7 +121,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
-def box(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def shard_extent(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(offsets, sizes) of this rank's part in the whole tensor."""
     if not _is_dtensor(tensor):
         return (0,) * tensor.ndim, tuple(tensor.shape)

@@ -24,7 +24,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Resources(Section):
+class ResourcesConfig(Section):
     """How much of a cluster one attempt takes."""
 
     nodes: int = Field(default=1, ge=1, description="Machines.")
@@ -73,7 +73,7 @@ class MixedSource(Section):
     weight: float = Field(gt=0, description="How often it is read beside the others; weights may have any sum.")
 
 
-class Data(Section):
+class DataConfig(Section):
     """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
 
     kind: Literal["tokens"] = Field(default="tokens", description="tokens: next-token prediction on a stream of text.")
@@ -104,7 +104,7 @@ class Data(Section):
         return self
 
 
-class Train(Section):
+class TrainConfig(Section):
     """How long, how much at once, how exactly."""
 
     global_batch_size: int = Field(default=8, ge=1, description="Sequences an optimizer step, over all workers.")
@@ -132,7 +132,7 @@ class Train(Section):
         return self
 
 
-class Optimizer(Section):
+class OptimizerConfig(Section):
     """AdamW (Loshchilov & Hutter 2019); biases, norms and other vectors get no weight decay."""
 
     name: Literal["adamw"] = Field(default="adamw", description="The optimizer.")
@@ -148,7 +148,7 @@ class Optimizer(Section):
         return self
 
 
-class Schedule(Section):
+class ScheduleConfig(Section):
     """The learning rate as a pure function of the step."""
 
     name: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Shape after the warmup.")
@@ -158,7 +158,7 @@ class Schedule(Section):
     min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end.")
 
 
-class Parallel(Section):
+class ParallelConfig(Section):
     """How a model and a batch are cut over the workers."""
 
     dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
@@ -169,7 +169,7 @@ class Parallel(Section):
     compile: bool = Field(default=False, description="torch.compile each block.")
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """When the state is saved and what is kept."""
 
     every_steps: int | None = Field(default=None, ge=1, description="Permanent checkpoint every N steps.")
@@ -179,7 +179,7 @@ class Checkpoint(Section):
     export: bool = Field(default=False, description="Write weights as an HF directory to RUN_URL/weights at the end.")
 
 
-class Sample(Section):
+class SampleConfig(Section):
     """A text that the model writes at the end of the run."""
 
     prompt: str = Field(description="What it starts from.")
@@ -188,16 +188,16 @@ class Sample(Section):
     top_k: int | None = Field(default=50, ge=1, description="Draw from the k likeliest tokens.")
 
 
-class Validation(Section):
+class ValidationConfig(Section):
     """When the loss on held-out data is measured, and on how much."""
 
     every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
     max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
     at_start: bool = Field(default=False, description="Measure before the first step too.")
-    sample: Sample | None = Field(default=None, description="Write a sample at the end.")
+    sample: SampleConfig | None = Field(default=None, description="Write a sample at the end.")
 
 
-class Metrics(Section):
+class MetricsConfig(Section):
     """Where the numbers go besides the run directory."""
 
     prometheus: bool = Field(default=True, description="Serve Prometheus metrics from every worker.")
@@ -222,7 +222,7 @@ class Metrics(Section):
         return self
 
 
-class Watchdog(Section):
+class WatchdogConfig(Section):
     """When a worker that gives no sign is taken for hung: its stacks are logged, and the attempt is ended."""
 
     enabled: bool = Field(default=True, description="Look after the workers; the agent of each node does.")
@@ -246,18 +246,18 @@ class Recipe(Section):
     after: str | None = Field(
         default=None, description="Id, name or URL of a run that has to be completed before this one starts (SLURM)."
     )
-    resources: Resources = Resources()
+    resources: ResourcesConfig = ResourcesConfig()
     model: ModelSection
     tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
-    data: Data
-    train: Train
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    parallel: Parallel = Parallel()
-    checkpoint: Checkpoint = Checkpoint()
-    validation: Validation = Validation()
-    metrics: Metrics = Metrics()
-    watchdog: Watchdog = Watchdog()
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
 
 # -- of a run --------------------------------------------------------------------------------------------------------

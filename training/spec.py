@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.layout import Adapter
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Section
@@ -58,6 +59,7 @@ class Workload(BaseModel):
     run_id: str
     name: str
     model: ModelConfig
+    adapter: Adapter | None = None
     data: DataSpec
     storage: Storage = Storage()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.loss import linear_cross_entropy
-from launchyard.training.optim.adamw import AdamW
+from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import local
 from launchyard.training.telemetry.phases import PhaseClock
 
@@ -72,7 +72,7 @@ def reduce_and_clip(
 
 def train_step(
     model: nn.Module,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     micro_batches: Sequence[MicroBatch],
     *,
     n_valid: int,

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from launchyard.training.batching import Batch
-from launchyard.training.data.reader import TokenReader
+from launchyard.training.batching import BatchSizes
+from launchyard.training.data.reader import Reader
 from launchyard.training.distributed import World, sum_over_ranks
 from launchyard.training.loss import linear_cross_entropy
 from launchyard.training.spec import IGNORE_INDEX
@@ -19,9 +19,9 @@ from launchyard.training.spec import IGNORE_INDEX
 @torch.no_grad()
 def validate(
     model: nn.Module,
-    reader: TokenReader,
+    reader: Reader,
     *,
-    batch: Batch,
+    sizes: BatchSizes,
     world: World,
     device: torch.device,
     max_batches: int | None,
@@ -31,20 +31,20 @@ def validate(
 
     `reader` reads unshuffled; it starts over past the last sample, and what it reads again counts nothing.
     """
-    batches = math.ceil(reader.n_samples / batch.global_batch_size)
+    batches = math.ceil(reader.n_samples / sizes.global_batch_size)
     batches = min(batches, max_batches or batches)
-    share = batch.global_batch_size // batch.world_size
+    share = sizes.global_batch_size // sizes.world_size
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, tokens
     model.eval()
     for number in range(batches):
         if interrupted():
             _leave(model)
             return None
-        for micro in range(batch.grad_accum_steps):
-            slot = world.rank * share + micro * batch.micro_batch_size
-            samples = reader.batch(number, slot, batch.micro_batch_size)
+        for micro in range(sizes.grad_accum_steps):
+            slot = world.rank * share + micro * sizes.micro_batch_size
+            samples = reader.batch(number, slot, sizes.micro_batch_size)
             labels = samples.labels
-            left = reader.n_samples - (number * batch.global_batch_size + slot)
+            left = reader.n_samples - (number * sizes.global_batch_size + slot)
             labels[max(0, left) :] = IGNORE_INDEX
             sums[1] += int((labels != IGNORE_INDEX).sum())
             head = partial(_summed, labels=labels.to(device))

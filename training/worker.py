@@ -14,12 +14,13 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from launchyard.host.processes import die_with_parent
 from launchyard.run import events, layout
+from launchyard.run.append import Appender
 from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -30,8 +31,11 @@ from launchyard.training.recipe import Recipe, recipe_of
 from launchyard.training.spec import Storage, read_workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import Events
+from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.heartbeat import Limits, PulseWriter, answer_with_stacks
+from launchyard.training.telemetry.instruments import Instruments
 from launchyard.training.telemetry.phases import PhaseClock
+from launchyard.training.telemetry.telemetry import serve_metrics
 
 if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
@@ -63,8 +67,8 @@ class Progress:
 
     state: TrainState | None = None
     pulse: PulseWriter | None = None
-    exporter: Any = None
-    rows: list[Any] = field(default_factory=list)  # all that has a `flush`
+    exporter: Exporter | None = None
+    rows: list[Appender | Events] = field(default_factory=list)
 
 
 def main(argv: list[str]) -> int:
@@ -148,25 +152,22 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     pulse = give_signs(world, recipe)
     progress.pulse = pulse
     clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
-    parts, resumed = compose(run, world, recipe, workload, flag, on_event, clock)
-    progress.state, progress.exporter = parts.state, parts.exporter
-    progress.rows += [rows for rows in (parts.rows, parts.validation_rows) if rows is not None]
+    exporter = serve_metrics(run, world, recipe)
+    parts, resumed = compose(run, world, recipe, workload, flag, Instruments(clock, exporter, on_event))
+    progress.state = parts.learner.state
+    progress.exporter = exporter
+    progress.rows += parts.telemetry.rows.appenders
     from launchyard.training.loop import train
 
-    on_event(
-        events.STARTED,
-        step=parts.state.step,
-        resumed=resumed,
-        world_size=world.world_size,
-        device=str(parts.device),
-    )
-    if world.leads:
+    device = str(parts.context.device)
+    on_event(events.STARTED, step=parts.learner.state.step, resumed=resumed, world_size=world.world_size, device=device)
+    if world.is_main:
         sweep(parts.checkpointer, on_event)
     reason = train(parts)
-    parts.clock.enter("checkpoint_blocking")  # what remains is to be written
+    clock.enter("checkpoint_blocking")  # what remains is to be written
     for rows in progress.rows:
         rows.flush(sync=True)
-    if world.leads:
+    if world.is_main:
         conclude(run, parts, reason)
     leave(run, parts, pulse, reason)
 
@@ -175,21 +176,21 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
     from launchyard.training.distributed import disconnect, is_connected
 
+    telemetry, world = parts.telemetry, parts.context.world
     hurried, began = reason in HURRIED, time.monotonic()
-    parts.exporter.state("finished")
-    parts.recorder.close()
+    telemetry.finished()
     if is_connected():
-        with parts.clock.waits():
+        with telemetry.clock.waits():
             disconnect()
     if pulse is not None:
         pulse.close()
     if not hurried:
-        parts.exporter.last_scrape()
-    if parts.exporter.url is not None:
+        telemetry.exporter.last_scrape()
+    if telemetry.exporter.enabled:
         with contextlib.suppress(OSError):  # a store that is away: the outcome tells as well that there is nothing left
-            run.remove_target(parts.world.attempt, parts.world.rank)
-    parts.exporter.close()
-    parts.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
+            run.remove_target(world.attempt, world.rank)
+    telemetry.exporter.close()
+    telemetry.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
 
 
 def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
@@ -209,22 +210,23 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     """Rank 0, with everything saved: curve, weights and sample, and last of all the outcome."""
     from launchyard.training.artifacts import finish_run
 
-    step = parts.state.step
-    finish_run(run, parts.recipe, parts.workload, completed=reason is None, on_event=parts.on_event)
-    parts.clock.total()
-    parts.on_event(events.FINISHED, step=step, seconds={k: round(v, 3) for k, v in parts.clock.seconds.items()})
-    parts.on_event.flush(sync=True)
-    loss = parts.state.validation_loss
+    context, state, telemetry = parts.context, parts.learner.state, parts.telemetry
+    step, clock = state.step, telemetry.clock
+    finish_run(run, context.recipe, context.workload, completed=reason is None, on_event=telemetry.events)
+    clock.total()
+    telemetry.events(events.FINISHED, step=step, seconds={k: round(v, 3) for k, v in clock.seconds.items()})
+    telemetry.events.flush(sync=True)
+    loss = state.validation_loss
     said = "" if loss is None else f", validation loss {loss:.4f}"
-    done = f"{'all' if reason is None else 'stopped after'} {step} of {parts.max_steps} steps"
-    if reason is not None and step == parts.max_steps:
+    done = f"{'all' if reason is None else 'stopped after'} {step} of {context.max_steps} steps"
+    if reason is not None and step == context.max_steps:
         said = ", in the last validation"
     run.write_outcome(
         OutcomeRecord(
             outcome="completed" if reason is None else "stopped",
             reason=reason or "done",
             message=done + said,
-            attempt=parts.world.attempt,
+            attempt=context.world.attempt,
             step=step,
             checkpoint=run.checkpoint_dir(step) if step else None,
             time=time.time(),

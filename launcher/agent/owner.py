@@ -202,12 +202,12 @@ def serve(owner: Owner, *, where: str) -> int:
 
 def max_failures(run: RunDir, job: Job) -> int:
     """resources.max_failures as this attempt means it; its default if the recipe cannot be read."""
-    from launchyard.training.recipe import Resources, recipe_of
+    from launchyard.training.recipe import ResourcesConfig, recipe_of
 
     try:
         return recipe_of(run, job).resources.max_failures
     except (FileNotFoundError, ValueError):
-        return Resources().max_failures
+        return ResourcesConfig().max_failures
 
 
 def leave_word(run: RunDir, attempt: int, error: Exception) -> None:

@@ -27,7 +27,7 @@ from launchyard.training.data.dataset_spec import (
     with_validation,
 )
 from launchyard.training.data.index import TOKENIZER, Dataset, find_tokenizer, read_dataset
-from launchyard.training.recipe import Data
+from launchyard.training.recipe import DataConfig
 from launchyard.training.spec import DataSpec, TokenSource
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Resolved:
         return max((part.vocab_size for part in self.parts if part.vocab_size is not None), default=None)
 
 
-def resolve(data: Data, tokenizer: str | None, *, base: str | None = None, cache: str | None = None) -> Resolved:
+def resolve(data: DataConfig, tokenizer: str | None, *, base: str | None = None, cache: str | None = None) -> Resolved:
     """Find the tokens of a recipe without preparing or writing anything. UserError names the key to mend.
 
     Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
@@ -94,7 +94,7 @@ def resolve(data: Data, tokenizer: str | None, *, base: str | None = None, cache
     return _joined(parts, validation)
 
 
-def _named(data: Data) -> Iterator[tuple[str, list[str], float]]:
+def _named(data: DataConfig) -> Iterator[tuple[str, list[str], float]]:
     """Key, paths and weight of every source."""
     if data.mixture is not None:
         for number, one in enumerate(data.mixture):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes
+from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.hf import HFWeights
@@ -34,13 +35,19 @@ class Weights(Protocol):
 
 
 class CheckpointWeights:
-    """The parameters of a checkpoint. Every byte that is given was checked against its hash; else CorruptError."""
+    """The parameters of a checkpoint. Every byte that is given was checked against its hash; else CorruptError.
+
+    Those that did not train are not in it: they come from where its run began.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._manifest = read_manifest(folder)
         self.config = ModelConfig.model_validate(self._manifest.model)
+        self._frozen = frozenset(self._manifest.frozen)
         for key, shape in parameter_shapes(self.config).items():
+            if key in self._frozen:
+                continue
             entry = self._manifest.tensors.get(PREFIX + key)
             if entry is None or entry.shape != shape:
                 found = "is missing" if entry is None else f"has shape {list(entry.shape)} instead of {list(shape)}"
@@ -50,7 +57,20 @@ class CheckpointWeights:
         return list(parameter_shapes(self.config))
 
     def get(self, key: str) -> Tensor:
+        if key in self._frozen:
+            return self._first_value(key).float()
         return read_tensor(self.folder, self._manifest, PREFIX + key)
+
+    def _first_value(self, key: str) -> Tensor:
+        if self._base is not None:
+            return self._base.get(key)
+        shape = parameter_shapes(self.config)[key]
+        return initial_rows(self.config, key, shape, seed=self._manifest.base["seed"])
+
+    @cached_property
+    def _base(self) -> Weights | None:
+        source = self._manifest.base.get("init_from")
+        return open_weights(source)[1] if source else None
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:

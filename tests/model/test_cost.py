@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,9 +19,10 @@ from launchyard.model.cost import (
     n_params,
     n_params_active_non_embedding,
     n_params_embedding,
+    n_params_trained,
     training_memory,
 )
-from launchyard.model.layout import parameter_shapes
+from launchyard.model.layout import Adapter, frozen_names, parameter_shapes, parameters
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.zoo import preset
 from tests.support.tiny_models import CONFIGS, llama, neox, random_model, random_tokens
@@ -105,6 +108,25 @@ def test_norms_keep_what_is_counted(config: ModelConfig) -> None:
     model, tokens = random_model(config), random_tokens(config, 2, 32)
     estimate = 4 * tokens.numel() * config.n_layers * activation_elements(config)
     assert estimate / kept_bytes(model.train(), tokens) == pytest.approx(1, abs=0.1)
+
+
+@each_config
+def test_frozen_parameters_have_no_moments_and_are_not_saved(config: ModelConfig) -> None:
+    adapter = Adapter(frozen=("embed.*", "blocks.1.attention.*"))
+    table = parameters(config, adapter)
+    frozen = sum(math.prod(p.shape) for p in table.values() if not p.trained)
+    assert {name.split(".")[0] for name, p in table.items() if not p.trained} == {"embed", "blocks"}
+    assert frozen_names(config, adapter) == tuple(name for name in table if not table[name].trained)
+    assert n_params_trained(config, adapter) == n_params(config) - frozen
+    assert n_params_trained(config) == n_params(config)
+    assert checkpoint_bytes(config, adapter) == checkpoint_bytes(config) - 12 * frozen
+
+
+def test_a_pattern_must_match_and_something_must_train() -> None:
+    with pytest.raises(ValueError, match=r"no parameter of this model matches block\.0\.\*"):
+        parameters(llama(), Adapter(frozen=("block.0.*",)))
+    with pytest.raises(ValueError, match="leave no parameter that trains"):
+        parameters(llama(), Adapter(frozen=("*",)))
 
 
 def memory(**changes: object) -> dict[str, int]:

@@ -133,13 +133,14 @@ def test_numbers_come_back_out_of_names(make, read) -> None:
 NAMES = {
     key: value for key, value in vars(events).items() if key.isupper() and isinstance(value, str) and key[0] != "_"
 }
+TELLERS = ("on_event", "self.events", "telemetry.events", "instruments.events")  # what tells an event when it is called
 TABLE = {event.name: event for event in events.EVENTS}
 
 
 def told(path: Path) -> Iterator[tuple[str, set[str] | None, ast.Call]]:
     """Each event that a file tells: its name, and its fields, or None where they are not spelled out."""
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("on_event", "_on_event"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(TELLERS):
             first = node.args[0]
             fields = {word.arg for word in node.keywords if word.arg}
             spread = any(word.arg is None for word in node.keywords)

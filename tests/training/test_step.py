@@ -14,9 +14,9 @@ from launchyard.model.config import ModelConfig
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
-from launchyard.training.optim.adamw import make_optimizer
+from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import mesh_shape
-from launchyard.training.recipe import Optimizer, Recipe
+from launchyard.training.recipe import OptimizerConfig, Recipe
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import forward_backward, train_step
 from tests.support.ranks import run_ranks
@@ -54,7 +54,7 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
     world, config = read_world(), ModelConfig.model_validate(recipe.model.model_dump(exclude_none=True))
     model = build_model(config, recipe, world_size=world.world_size, device=torch.device("cpu"))
     optimizer = make_optimizer(
-        model, Optimizer(lr=1e-2, eps=1e-4)
+        model, OptimizerConfig(lr=1e-2, eps=1e-4)
     )  # else Adam turns rounding of tiny gradients into steps
     share, numbers = GLOBAL // world.world_size, []
     for step in range(STEPS):

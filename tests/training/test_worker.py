@@ -11,8 +11,9 @@ import pytest
 from launchyard.run.own_code import ROOT, digest
 from launchyard.run.rundir import RunDir
 from launchyard.training.compose import recipe_hash
-from launchyard.training.loop import Meter, SaveTimer
+from launchyard.training.loop import SaveTimer
 from launchyard.training.recipe import Recipe, apply_overrides
+from launchyard.training.telemetry.telemetry import Meter
 from tests.support.small_runs import make_run, start_workers, write_data
 
 

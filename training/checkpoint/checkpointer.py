@@ -30,6 +30,7 @@ from launchyard.training.checkpoint.commit import FencedError, Identity, Kind, N
 from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
+from launchyard.training.telemetry.events import OnEvent
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP, in a world of one
 
@@ -48,7 +49,7 @@ class Checkpointer:
         *,
         keep: int | None,
         background: bool,
-        on_event: Callable[..., None],
+        on_event: OnEvent,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.run, self._world, self._identity = run, world, identity
@@ -144,7 +145,7 @@ class Checkpointer:
             return
         self.last_saved = save.step
         self._on_event(events.SAVED, step=save.step, kind=save.kind, **facts)
-        if self._world.leads:
+        if self._world.is_main:
             try:
                 self._retain(save.step)
             except FencedError as error:
@@ -199,6 +200,8 @@ class Checkpointer:
             data_digest=self._identity.data_digest,
             recipe_hash=self._identity.recipe_hash,
             versions=self._identity.versions,
+            frozen=self._identity.frozen,
+            base=self._identity.base,
             files=files,
             tensors=tensors,
         )
@@ -310,7 +313,7 @@ class Checkpointer:
         NoValidCheckpointError.
         """
         faults: list[str] = []
-        candidates = self._candidates() if self._world.leads else iter(())
+        candidates = self._candidates() if self._world.is_main else iter(())
         while (step := from_rank_zero(next(candidates, None))) is not None:
             folder = self.run.path(self.run.checkpoint_dir(step))
             try:
@@ -344,7 +347,7 @@ class Checkpointer:
 
     def _read_manifest(self, folder: str) -> Manifest:
         answer: Any = None
-        if self._world.leads:
+        if self._world.is_main:
             try:
                 answer = read_manifest(folder)
             except StoreError as error:  # it may be whole: no reason to fall back
@@ -362,6 +365,14 @@ class Checkpointer:
             raise ValueError(f"{folder} was saved from another model than this run's")
         if manifest.data_digest != self._identity.data_digest:
             raise ValueError(f"{folder} was trained on other data (digest {manifest.data_digest}) than this run's")
+        if manifest.frozen != self._identity.frozen:
+            differing = sorted(set(manifest.frozen) ^ set(self._identity.frozen))
+            raise ValueError(
+                f"{folder} was saved with other frozen parameters than this run's; {', '.join(differing[:4])} "
+                "among those that differ. Freeze the same ones, or start a new run from it with model.init_from"
+            )
+        if manifest.base != self._identity.base:
+            raise ValueError(f"{folder}: its frozen parameters come from {manifest.base}, not {self._identity.base}")
 
     def _load(self, folder: str, manifest: Manifest, shards: dict[str, Shard]) -> None:
         import torch.distributed.checkpoint as dcp

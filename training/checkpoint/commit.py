@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["permanent", "temporary"]
@@ -24,6 +24,8 @@ class Identity:
     data_digest: str
     recipe_hash: str
     versions: dict[str, str]
+    frozen: tuple[str, ...] = ()  # parameters that do not train
+    base: dict[str, Any] = field(default_factory=dict)  # and where they come from; empty if there are none
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from launchyard.training.optim.adamw import AdamW
-from launchyard.training.parallel import box, clean_name, local, replica
+from launchyard.training.optim.base import Optimizer
+from launchyard.training.parallel import clean_name, local, replica, shard_extent
 
 
 @dataclass
@@ -43,13 +43,18 @@ class Shard:
     writes: bool
 
 
-def shards(model: nn.Module, optimizer: AdamW | None) -> dict[str, Shard]:
-    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones."""
+def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
+    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones.
+
+    Only of parameters that train; what the others are follows from how the run began.
+    """
     found: dict[str, Shard] = {}
     for raw_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         name, whole = clean_name(raw_name), parameter.detach()
         found[f"model.{name}"] = _shard(f"model.{name}", whole, local(whole))
-        for key, moment in optimizer.moments[parameter].items() if optimizer else ():
+        for key, moment in optimizer.state(parameter).items() if optimizer else ():
             found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", whole, moment)
     return found
 
@@ -57,4 +62,4 @@ def shards(model: nn.Module, optimizer: AdamW | None) -> dict[str, Shard]:
 def _shard(key: str, whole: Tensor, part: Tensor) -> Shard:
     """A part that is cut as `whole` is."""
     mine, copies = replica(whole)
-    return Shard(tuple(whole.shape), box(whole)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)
+    return Shard(tuple(whole.shape), shard_extent(whole)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)

@@ -2,6 +2,10 @@
 
 A sample may straddle two chunks and no tail is lost. Labels are shifted here and nowhere else. Knows no text, no
 files, no ranks and no model.
+
+To add a kind of data: a class that does what Reader asks for, in a file beside this one; its section of the recipe
+with its `kind` (training/recipe.py); what a plan freezes of it (training/spec.py); and the line that opens it in
+`open_readers` (training/compose.py). The loop, validation and the prefetcher know no more than Reader.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ import xxhash
 
 from launchyard.training.batching import count_samples
 from launchyard.training.data.cache.chunk_cache import ChunkCache
-from launchyard.training.data.cache.prefetch import Fetcher
+from launchyard.training.data.cache.prefetch import ChunkUse, Fetcher
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.mixture import Ids
 from launchyard.training.data.order import Order
@@ -32,13 +36,42 @@ BLOCK_TOKENS = 2**25  # neighbours dealt and shuffled together: the tokens of on
 
 
 @dataclass(frozen=True)
-class Samples:
+class Batch:
     """Some slots of a global batch. Labels are IGNORE_INDEX where there is nothing to predict."""
 
     inputs: torch.Tensor  # (n, T) int64
     labels: torch.Tensor  # (n, T) int64
     n_valid: int  # labels that are not IGNORE_INDEX
     data_hash: int  # signed 64 bits; the sum with wraparound over all slots of a step does not depend on the cut
+
+
+class Reader(Protocol):
+    """Batches by step and slot, whatever they are made of. What a step reads depends on its number and nothing else."""
+
+    @property
+    def n_samples(self) -> int:
+        """Of all its sources; validation reads each once."""
+        ...
+
+    @property
+    def global_batch_size(self) -> int: ...
+
+    @property
+    def cache(self) -> ChunkCache | None:
+        """Through which its data comes from stores; None if all of it lies here."""
+        ...
+
+    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
+        """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
+        ...
+
+    def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
+        """What those slots hold in `steps` steps: numbers of sources and of samples in them, (steps, n) int64 each."""
+        ...
+
+    def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]:
+        """The chunks that those slots read through a cache, by the step that first reads them."""
+        ...
 
 
 class TokenReader:
@@ -75,11 +108,15 @@ class TokenReader:
         self._ahead: tuple[tuple[int, int, int], list[int], list[int]] | None = None
 
     @property
+    def global_batch_size(self) -> int:
+        return self.order.global_batch_size
+
+    @property
     def cache(self) -> ChunkCache | None:
         """Through which the chunks come that are not mapped where they lie."""
         return next((store.cache for store in self.stores if store.cache is not None), None)
 
-    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Samples:
+    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
         """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
         size = self.order.global_batch_size
         n = size - first_slot if n is None else n
@@ -93,6 +130,16 @@ class TokenReader:
         """
         return self.order.split(self.order.slots(step, first=first_slot, n=n, steps=steps))
 
+    def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]:
+        sources, samples = self.plan(step, first_slot, n, steps)
+        at = np.broadcast_to(np.arange(step, step + len(samples))[:, None], samples.shape)
+        found: list[ChunkUse] = []
+        for source, store in enumerate(self.stores):
+            if store.cache is not None:
+                of_it = sources == source
+                found += chunks_read(store, samples[of_it] * self.seq_len, at[of_it], self.seq_len)
+        return sorted(found, key=lambda use: use.first)
+
     def sample_ids(self, step: int, first_slot: int, n: int) -> list[tuple[int, int]]:
         """Which samples those slots hold: (number of the store, number of the sample in it) each."""
         steps = max(1, SAMPLES_AHEAD // n)
@@ -104,7 +151,7 @@ class TokenReader:
         own = slice(step % steps * n, (step % steps + 1) * n)
         return list(zip(sources_ahead[own], samples_ahead[own], strict=True))
 
-    def _samples(self, ids: list[tuple[int, int]]) -> Samples:
+    def _samples(self, ids: list[tuple[int, int]]) -> Batch:
         length, total = self.seq_len, 0
         rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
         lengths = [
@@ -119,7 +166,7 @@ class TokenReader:
                 inputs[place, valid:] = 0
                 labels[place, valid:] = IGNORE_INDEX
         total %= 2**64
-        return Samples(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
+        return Batch(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
 
     def _fill(self, row: Array, store: TokenStore, sample: int) -> int:
         """Write a sample and its number of labels into a row (T + 2,); returns that number."""
@@ -130,8 +177,25 @@ class TokenReader:
         return valid
 
 
+def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> list[ChunkUse]:
+    """The chunks that hold tokens start … start + seq_len of samples, each with the first and the last of `steps`."""
+    bounds = np.asarray(store.starts[1:-1])
+    first = np.searchsorted(bounds, starts, side="right")
+    last = np.searchsorted(bounds, np.minimum(starts + seq_len, store.n_tokens - 1), side="right")
+    spread = range(int((last - first).max(initial=0)) + 1)
+    number = np.concatenate([np.minimum(first + further, last) for further in spread])
+    at = np.concatenate([steps for _ in spread])
+    order = np.lexsort((at, number))
+    number, at = number[order], at[order]
+    chunks, begins = np.unique(number, return_index=True)
+    ends = np.append(begins[1:], len(number)) - 1
+    found = zip(chunks.tolist(), at[begins].tolist(), at[ends].tolist(), strict=True)
+    uses = [ChunkUse(store, number, first, last) for number, first, last in found]
+    return [use for use in uses if store.chunks[use.number].tokens]  # an empty one may lie between
+
+
 class Prefetcher:
-    """Yields (step, Samples) of the same slots from `start_step` on, read by one thread `depth` steps ahead.
+    """Yields (step, Batch) of the same slots from `start_step` on, read by one thread `depth` steps ahead.
 
     What comes from a store is brought to the local cache further ahead, see training/data/cache/prefetch.py. An error
     of the thread is raised where the consumer waits. Close it, or use it as a context.
@@ -139,7 +203,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        reader: TokenReader,
+        reader: Reader,
         *,
         start_step: int = 0,
         stop_step: int | None = None,
@@ -149,12 +213,12 @@ class Prefetcher:
         pin_memory: bool = False,
     ) -> None:
         self._reader, self._slots, self._pin = reader, (first_slot, n), pin_memory
-        self._queue: queue.Queue[tuple[int, Samples] | BaseException | None] = queue.Queue(maxsize=depth)
-        self._taken: list[tuple[int, Samples] | BaseException | None] = []  # out of the queue, and not given yet
+        self._queue: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(maxsize=depth)
+        self._taken: list[tuple[int, Batch] | BaseException | None] = []  # out of the queue, and not given yet
         self._closed = threading.Event()
         self._fetcher: Fetcher | None = None
-        if any(store.cache is not None for store in reader.stores):
-            share = reader.order.global_batch_size - first_slot if n is None else n
+        if reader.cache is not None:
+            share = reader.global_batch_size - first_slot if n is None else n
             self._fetcher = Fetcher(reader, start_step=start_step, stop_step=stop_step, first_slot=first_slot, n=share)
         self._thread = threading.Thread(
             target=self._run, args=(start_step, stop_step), name="prefetch-tokens", daemon=True
@@ -166,8 +230,8 @@ class Prefetcher:
             while not self._closed.is_set() and (stop is None or step < stop):
                 if self._fetcher is not None:
                     self._fetcher.at(step)
-                samples = self._reader.batch(step, *self._slots)
-                self._hand((step, _pinned(samples) if self._pin else samples))
+                batch = self._reader.batch(step, *self._slots)
+                self._hand((step, _pinned(batch) if self._pin else batch))
                 step += 1
             self._hand(None)
         except BaseException as error:
@@ -182,7 +246,7 @@ class Prefetcher:
                 continue
         return None
 
-    def __iter__(self) -> Iterator[tuple[int, Samples]]:
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
         return self
 
     def ready(self, seconds: float) -> bool:
@@ -192,7 +256,7 @@ class Prefetcher:
                 self._taken.append(self._queue.get(timeout=seconds))
         return bool(self._taken)
 
-    def __next__(self) -> tuple[int, Samples]:
+    def __next__(self) -> tuple[int, Batch]:
         if self._closed.is_set():
             raise StopIteration
         item = self._taken.pop() if self._taken else self._queue.get()
@@ -218,5 +282,5 @@ class Prefetcher:
         self.close()
 
 
-def _pinned(samples: Samples) -> Samples:
-    return Samples(samples.inputs.pin_memory(), samples.labels.pin_memory(), samples.n_valid, samples.data_hash)
+def _pinned(batch: Batch) -> Batch:
+    return Batch(batch.inputs.pin_memory(), batch.labels.pin_memory(), batch.n_valid, batch.data_hash)

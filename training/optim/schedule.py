@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from launchyard.training.recipe import Optimizer, Schedule
-
-if TYPE_CHECKING:
-    pass
+from launchyard.training.recipe import OptimizerConfig, ScheduleConfig
 
 
-def warmup_steps(schedule: Schedule, max_steps: int) -> int:
+def warmup_steps(schedule: ScheduleConfig, max_steps: int) -> int:
     """Steps of warmup; a number below 1 is a share of the whole run."""
     given = schedule.warmup_steps
     return round(given * max_steps) if isinstance(given, float) and given < 1 else int(given)
 
 
-def lr_at(step: int, *, max_steps: int, optimizer: Optimizer, schedule: Schedule) -> float:
+def lr_at(step: int, *, max_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
     """Learning rate of the update that follows `step` finished steps.
 
     Rises linearly to `lr` at the last warmup step, falls to `min_lr` at the last step (Loshchilov & Hutter 2017).

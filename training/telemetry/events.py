@@ -8,16 +8,23 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
 from launchyard.run.rundir import RunDir
 from launchyard.storage.retry import RetryEvent
 from launchyard.training.distributed import World
+from launchyard.training.telemetry.exporter import Exporter
 
 REPEAT_SECONDS = 30.0  # between two events about the same trouble
 WORTH_TELLING_SECONDS = 2.0  # stores stumble all the time
+
+
+class OnEvent(Protocol):
+    """Hears what happened; the facts are small and go into JSON."""
+
+    def __call__(self, name: str, /, **facts: Any) -> None: ...
 
 
 class Events:
@@ -25,9 +32,9 @@ class Events:
 
     def __init__(self, run: RunDir, world: World) -> None:
         stem = layout.events(world.attempt)
-        self._rows = Appender(run, stem, flush_seconds=0.0 if run.local else 2.0) if world.leads else None
+        self._rows = Appender(run, stem, flush_seconds=0.0 if run.local else 2.0) if world.is_main else None
 
-    def __call__(self, name: str, **facts: Any) -> None:
+    def __call__(self, name: str, /, **facts: Any) -> None:
         with contextlib.suppress(OSError):  # the log may lie on a disk that is full
             print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
         if self._rows is not None:
@@ -41,10 +48,10 @@ class Events:
 class SaveEvents:
     """Tells the events of saves to the metrics as well."""
 
-    def __init__(self, on_event: Any, exporter: Any) -> None:
+    def __init__(self, on_event: OnEvent, exporter: Exporter) -> None:
         self._on_event, self._exporter = on_event, exporter
 
-    def __call__(self, name: str, **facts: Any) -> None:
+    def __call__(self, name: str, /, **facts: Any) -> None:
         self._on_event(name, **facts)
         if name not in (events.SAVED, events.SAVE_FAILED):
             return
@@ -62,7 +69,7 @@ class SaveEvents:
 class StoreEvents:
     """Counts what had to be asked of a store again, and says when a store has been in trouble for a while."""
 
-    def __init__(self, run: RunDir, on_event: Any, exporter: Any) -> None:
+    def __init__(self, run: RunDir, on_event: OnEvent, exporter: Exporter) -> None:
         self._run_url = f"{run.url}/"
         self._checkpoints, self._on_event, self._exporter = run.path(layout.CHECKPOINTS), on_event, exporter
         self._said: float | None = None

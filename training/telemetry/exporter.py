@@ -20,20 +20,20 @@ Labels = tuple[str, ...]
 
 
 class Exporter:
-    """All series of one worker; a port of 0 takes a free one. `url` is where it listens.
+    """All series of one worker; a port of 0 takes a free one. `url` is where it listens, if it is enabled.
 
-    What it is told of a series that this rank does not report is passed over. Safe for one thread a series.
+    What it is told of a series that this rank does not report is passed over. Safe for one thread per series.
     """
 
-    def __init__(self, *, rank: int, host: str, port: int = 0) -> None:
-        import prometheus_client as prom
-
-        prom.disable_created_metrics()
+    def __init__(self, *, rank: int, host: str | None, port: int = 0) -> None:
+        """`host` None disables it: it reports no series, and nothing listens."""
+        self.enabled = host is not None
+        self.url: str | None = None
         self._rank = str(rank)
         self._metrics = {
             metric.name: metric
             for metric in METRICS
-            if metric.source == "trainer" and (rank == 0 or metric.scope == "rank")
+            if self.enabled and metric.source == "trainer" and (rank == 0 or metric.scope == "rank")
         }
         self._values: dict[str, dict[Labels, float]] = {name: {} for name in self._metrics}
         self._buckets: dict[str, dict[Labels, Buckets]] = {name: {} for name in self._metrics}
@@ -43,6 +43,13 @@ class Exporter:
         for metric in self._metrics.values():
             if metric.kind == "counter" and not metric.labels:
                 self.add(metric.name, 0.0)  # there from the beginning, so that its first increase is one
+        if host is not None:
+            self._listen(host, port)
+
+    def _listen(self, host: str, port: int) -> None:
+        import prometheus_client as prom
+
+        prom.disable_created_metrics()
         registry = prom.CollectorRegistry()
         registry.register(self)
         self._server, self._thread = prom.start_http_server(port, addr=host, registry=registry)
@@ -88,6 +95,8 @@ class Exporter:
 
     def row(self, row: dict[str, Any], *, tokens: int, flops: float, mfu: float | None) -> None:
         """The numbers of one finished step."""
+        if not self.enabled:
+            return
         values = self._values
         values["trainer_last_step_timestamp_seconds"][(self._rank,)] = row["time"]
         if "trainer_step" not in values:
@@ -134,6 +143,8 @@ class Exporter:
         return self._news.wait(min(seconds, 1.5 * usual + 0.5))
 
     def close(self) -> None:
+        if not self.enabled:
+            return
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -165,12 +176,3 @@ def _cumulated(found: Buckets) -> tuple[list[tuple[str, float]], float]:
         below += count
         rows.append(("+Inf" if bound == float("inf") else str(bound), float(below)))
     return rows, found.total
-
-
-class NoExporter:
-    """Stands where an Exporter stands when a recipe wants none."""
-
-    url = None
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 # Dense operations a second in bf16, of the maker's data sheets; the first name that a device's name holds counts.
@@ -25,6 +27,14 @@ PEAK_FLOPS = (
     ("RTX 3090", 71e12),
     ("V100", 125e12),
 )
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations that a token takes, and the most a second that all devices could do, if that is known."""
+
+    per_token: float
+    peak: float | None
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -14,11 +14,13 @@ from typing import Any, Protocol
 import torch
 
 from launchyard.run import events
+from launchyard.run.append import Appender
 from launchyard.run.goodput import AttemptFacts, Goodput, Ledger, cause_between, read_facts, wait_between
 from launchyard.run.rundir import RunDir
 from launchyard.training.distributed import World
 from launchyard.training.telemetry.exporter import Exporter
-from launchyard.training.telemetry.phases import PhaseClock
+from launchyard.training.telemetry.instruments import Instruments
+from launchyard.training.telemetry.peak_flops import Flops
 from launchyard.training.telemetry.spikes import SpikeFinder
 from launchyard.training.telemetry.stragglers import EVERY_STEPS, Stragglers
 from launchyard.training.telemetry.trackers.open import Trackers
@@ -97,28 +99,32 @@ class Recorder:
     def __init__(
         self,
         world: World,
+        instruments: Instruments,
         *,
-        clock: PhaseClock,
-        exporter: Any,
-        on_event: Any,
         device: torch.device,
-        flops_per_token: float,
-        peak: float | None,
-        rows: Any = None,
+        flops: Flops,
+        rows: Appender | None = None,
         account: Account | None = None,
         trackers: Trackers | None = None,
         cache: Shown | None = None,
     ) -> None:
-        self._world, self._clock, self._exporter, self._on_event = world, clock, exporter, on_event
-        self._device, self._flops, self._peak = device, flops_per_token, peak
-        self._rows, self._account, self._trackers = rows, account, trackers
+        self._world = world
+        self._clock = instruments.clock
+        self._exporter = instruments.exporter
+        self._on_event = instruments.events
+        self._device = device
+        self._flops = flops.per_token
+        self._peak = flops.peak
+        self._rows = rows
+        self._account = account
+        self._trackers = trackers
         self._cache = cache
         self._spikes, self._stragglers = SpikeFinder(), Stragglers()
         self._computed = 0.0  # at the last look at the ranks
-        self._on_device: list[tuple[Any, Any]] = []
-        if peak is not None:
-            exporter.set("trainer_peak_flops", peak)
-        exporter.before_scrapes(self._show)
+        self._on_device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        if flops.peak is not None:
+            self._exporter.set("trainer_peak_flops", flops.peak)
+        self._exporter.before_scrapes(self._show)
 
     def step(self, row: dict[str, Any], tokens: int) -> None:
         """`row` as it is written, but for what is known only here; `tokens` of the step, over all ranks."""
@@ -130,7 +136,7 @@ class Recorder:
         if self._clock.witness is not None:
             self._clock.witness.stepped(row["step"], row["step_seconds"])
         self._exporter.row(row, tokens=tokens, flops=flops, mfu=mfu)
-        if not self._world.leads:
+        if not self._world.is_main:
             return
         if self._rows is not None:
             self._rows.add(row)
@@ -175,7 +181,7 @@ class Recorder:
         self._computed = computed
         return votes
 
-    def time_on_device(self, step: int) -> Any:
+    def time_on_device(self, step: int) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
         """Around what the device does without any other rank; None if it is not timed in this step.
 
         Some steps before they are asked for: the host runs ahead of the device.
@@ -197,7 +203,7 @@ class Recorder:
         seconds = [value / 1e6 / EVERY_STEPS for value in microseconds]
         found = self._stragglers.look(seconds)
         self._exporter.set("trainer_rank_compute_ratio", self._stragglers.ratios[self._world.rank])
-        for one in found if self._world.leads else ():
+        for one in found if self._world.is_main else ():
             self._on_event(
                 events.STRAGGLER if one.slow else events.STRAGGLER_OVER,
                 step=step,
@@ -208,7 +214,7 @@ class Recorder:
             )
 
     # -- what is only read when somebody looks -----------------------------------------------------------------------
-    def _show(self, exporter: Any) -> None:
+    def _show(self, exporter: Exporter) -> None:
         for phase, seconds in self._clock.so_far().items():
             exporter.count("trainer_phase_seconds_total", seconds, phase=phase)
         for name, held in memory_of(self._device).items():

@@ -1,15 +1,19 @@
-"""What a worker shows of itself: where it is scraped, who it is, and the recorder of its steps, put together.
+"""What a worker shows of itself. Telemetry is the one face that the loop talks to: it says once what happened, and here
+is known who wants to hear of it. Decides nothing.
 
 Imports torch only for the recorder; the rest must be there before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launchyard.model.cost import flops_per_token
+from launchyard.run import events
 from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
 from launchyard.run.layout import CODE
@@ -19,25 +23,130 @@ from launchyard.training.distributed import World, node_address
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
 from launchyard.training.stop import REASONS
+from launchyard.training.telemetry.exporter import Exporter
+from launchyard.training.telemetry.instruments import Instruments, Rows
 
 if TYPE_CHECKING:
-    from launchyard.training.telemetry.recorder import Recorder
+    from launchyard.training.batching import Context
+    from launchyard.training.telemetry.recorder import Recorder, Shown
 
 
-def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Any:
-    """This rank's Prometheus endpoint, registered in the run directory."""
-    from launchyard.training.telemetry.exporter import Exporter, NoExporter
+class Meter:
+    """Seconds between one finished step and the next, data wait included, without what is done at a boundary."""
 
-    if not recipe.metrics.prometheus:
-        return NoExporter()
-    exporter = Exporter(rank=world.rank, host=recipe.metrics.host)
-    url = exporter.url.replace("//0.0.0.0:", f"//{node_address()}:")
-    run.register_target(world.attempt, Target(rank=world.rank, url=url, node=world.host, time=time.time()))
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._since = now
+        return seconds
+
+
+class Telemetry:
+    """What happens in training, told once. `clock` and `recorder` are asked by the loop itself, at every step."""
+
+    def __init__(self, world: World, instruments: Instruments, rows: Rows, recorder: Recorder) -> None:
+        self._world = world
+        self.rows = rows
+        self.clock = instruments.clock
+        self.exporter = instruments.exporter
+        self.events = instruments.events
+        self.recorder = recorder
+        self.meter = Meter()
+
+    def training(self) -> None:
+        """From here on it trains, again or for the first time."""
+        self.exporter.state("training")
+
+    def step(
+        self,
+        number: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        lr: float,
+        tokens: int,
+        tokens_seen: int,
+        waited: float,
+        data_hash: int,
+    ) -> None:
+        """Step 1, 2, 3 … is done. `tokens` count labels of this step, over all ranks; `waited` seconds for its data."""
+        seconds = self.meter.lap()
+        row = {
+            "step": number,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "tokens_seen": tokens_seen,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "step_seconds": round(seconds, 6),
+            "data_wait_seconds": round(waited, 6),
+            "data_hash": f"{data_hash:016x}",
+        }
+        self.recorder.step(row, tokens)
+
+    def nonfinite(self, loss: float) -> None:
+        self.exporter.add("trainer_nonfinite_steps_total")
+        self.exporter.set("trainer_loss", loss)
+
+    def validating(self, step: int) -> None:
+        self.exporter.state("validating")
+        self.events(events.VALIDATING, step=step)
+
+    def validated(self, step: int, *, loss: float, seconds: float) -> None:
+        if self.rows.validations is not None:
+            row = {
+                "step": step,
+                "loss": loss,
+                "seconds": seconds,
+                "attempt": self._world.attempt,
+                "time": time.time(),
+            }
+            self.rows.validations.add(row)
+            self.recorder.validated(row)
+        self.exporter.set("trainer_validation_loss", loss, dataset="validation")
+        self.events(events.VALIDATED, step=step, loss=loss, seconds=seconds)
+
+    def stopping(self, step: int, reason: str) -> None:
+        self.events(events.STOPPING, step=step, reason=reason)
+        self.exporter.state("stopping")
+        self.exporter.add("trainer_preemptions_total", source=reason)
+
+    def saved_before_stopping(self, seconds: float) -> None:
+        """`seconds` since this rank first heard that it is to stop."""
+        self.exporter.set("trainer_preempt_save_duration_seconds", seconds)
+        self.events(events.SAVED_BEFORE_STOPPING, seconds=round(seconds, 3))
+
+    def finished(self) -> None:
+        """No more steps come."""
+        self.exporter.state("finished")
+        self.recorder.close()
+
+
+def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Exporter:
+    """This rank's Prometheus endpoint, registered in the run directory, if the recipe wants one."""
+    exporter = Exporter(rank=world.rank, host=recipe.metrics.host if recipe.metrics.prometheus else None)
+    if exporter.url is not None:
+        url = exporter.url.replace("//0.0.0.0:", f"//{node_address()}:")
+        run.register_target(world.attempt, Target(rank=world.rank, url=url, node=world.host, time=time.time()))
     exporter.state("starting")
     return exporter
 
 
-def introduce(exporter: Any, run: RunDir, world: World, recipe: Recipe, workload: Workload, *, max_steps: int) -> None:
+def introduce(
+    exporter: Exporter, run: RunDir, world: World, recipe: Recipe, workload: Workload, *, max_steps: int
+) -> None:
     """Which run this is, and what is known of it before its first step."""
     backend = run.job(world.attempt).backend if world.attempt in run.attempts() else ""
     named = {"run_name": workload.name, "recipe": recipe.name, "git_sha": git_sha(run), "backend": backend}
@@ -55,7 +164,7 @@ def introduce(exporter: Any, run: RunDir, world: World, recipe: Recipe, workload
         exporter.count("trainer_preemptions_total", 0, source=reason)
 
 
-def tell_past(exporter: Any, run: RunDir, before: list[AttemptFacts]) -> None:
+def report_past(exporter: Exporter, run: RunDir, before: list[AttemptFacts]) -> None:
     """What earlier attempts could hardly tell themselves, for they ended with it."""
     for facts in before:
         if facts.outcome is not None and facts.outcome.reason in REASONS:
@@ -65,37 +174,38 @@ def tell_past(exporter: Any, run: RunDir, before: list[AttemptFacts]) -> None:
                 exporter.set("trainer_preempt_save_duration_seconds", float(event["seconds"]))
 
 
-def make_recorder(
-    run: RunDir,
-    world: World,
-    recipe: Recipe,
-    workload: Workload,
-    *,
-    exporter: Any,
-    on_event: Any,
-    device: Any,
-    start_step: int,
-    **parts: Any,
-) -> Recorder:
-    """With the account of all attempts and the trackers on rank 0. `parts`: more of what a Recorder takes."""
-    from launchyard.training.telemetry.peak_flops import peak_of
+def open_telemetry(
+    run: RunDir, context: Context, instruments: Instruments, rows: Rows, *, cache: Shown | None, start_step: int
+) -> Telemetry:
+    """With the account of all attempts and the trackers on rank 0."""
+    from launchyard.training.telemetry.peak_flops import Flops, peak_of
     from launchyard.training.telemetry.recorder import Account, Recorder
-    from launchyard.training.telemetry.trackers.open import open_trackers
+    from launchyard.training.telemetry.trackers.open import Trackers, open_trackers
 
-    if world.leads:
-        parts["account"] = Account(run, world.attempt, partial(tell_past, exporter, run))
-        parts["trackers"] = open_trackers(
-            run, recipe, workload.run_id, attempt=world.attempt, start_step=start_step, on_event=on_event
+    world, recipe, workload = context.world, context.recipe, context.workload
+    introduce(instruments.exporter, run, world, recipe, workload, max_steps=context.max_steps)
+    account: Account | None = None
+    trackers: Trackers | None = None
+    if world.is_main:
+        account = Account(run, world.attempt, partial(report_past, instruments.exporter, run))
+        trackers = open_trackers(
+            run, recipe, workload.run_id, attempt=world.attempt, start_step=start_step, on_event=instruments.events
         )
-    return Recorder(
-        world,
-        exporter=exporter,
-        on_event=on_event,
-        device=device,
-        flops_per_token=flops_per_token(workload.model, recipe.data.seq_len),
-        peak=peak_of(device, recipe.metrics.peak_flops, world.world_size),
-        **parts,
+    flops = Flops(
+        flops_per_token(workload.model, recipe.data.seq_len),
+        peak_of(context.device, recipe.metrics.peak_flops, world.world_size),
     )
+    recorder = Recorder(
+        world,
+        instruments,
+        device=context.device,
+        flops=flops,
+        rows=rows.steps,
+        account=account,
+        trackers=trackers,
+        cache=cache,
+    )
+    return Telemetry(world, instruments, rows, recorder)
 
 
 def git_sha(run: RunDir) -> str:

@@ -9,7 +9,7 @@ import pytest
 from launchyard.errors import UserError
 from launchyard.launcher.data.resolve import Resolved, ensure_prepared, resolve
 from launchyard.training.data.prepare.prepare import prepare
-from launchyard.training.recipe import Data
+from launchyard.training.recipe import DataConfig
 from tests.support.litdata_reader import write_chunks
 
 
@@ -25,7 +25,7 @@ def place(tmp_path: Path, novel: str, tokenizer_file: str, monkeypatch: pytest.M
 
 
 def found(place: Path, tokenizer: str | None = "tokenizer.json", **data: object) -> Resolved:
-    section = Data(**{"source": "text/*.txt", "validation": 0.1} | data)
+    section = DataConfig(**{"source": "text/*.txt", "validation": 0.1} | data)
     return resolve(section, tokenizer, base=str(place / "recipe"), cache=str(place / "cache"))
 
 

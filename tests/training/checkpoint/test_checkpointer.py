@@ -27,8 +27,9 @@ from launchyard.training.checkpoint.commit import FencedError, Identity, NoValid
 from launchyard.training.checkpoint.retention import superfluous
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
-from launchyard.training.optim.adamw import AdamW, make_optimizer
-from launchyard.training.recipe import Optimizer
+from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.recipe import OptimizerConfig
 from tests.support.ranks import run_ranks
 
 IDENTITY = Identity(model={"dim": 4}, data_digest="d", recipe_hash="r", versions={})
@@ -42,7 +43,7 @@ def toy() -> nn.Module:
     return model
 
 
-def train_a_little(model: nn.Module, optimizer: AdamW) -> None:
+def train_a_little(model: nn.Module, optimizer: Optimizer) -> None:
     for step in range(3):
         x = torch.randn(4, 7, generator=torch.Generator().manual_seed(step))
         (model(x).square().sum() * model.gain.sum()).backward()
@@ -66,9 +67,9 @@ def claim(run: RunDir, attempt: int) -> None:
     run.claim_attempt(Job(attempt=attempt, backend="local", job_id="1", device="cpu", **facts))
 
 
-def saved(run: RunDir, *steps: int, **given: Any) -> tuple[nn.Module, AdamW]:
+def saved(run: RunDir, *steps: int, **given: Any) -> tuple[nn.Module, Optimizer]:
     model = toy()
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerConfig())
     train_a_little(model, optimizer)
     writer = checkpointer(run, **given)
     for step in steps:
@@ -77,9 +78,9 @@ def saved(run: RunDir, *steps: int, **given: Any) -> tuple[nn.Module, AdamW]:
     return model, optimizer
 
 
-def fresh() -> tuple[nn.Module, AdamW]:
+def fresh() -> tuple[nn.Module, Optimizer]:
     model = toy()
-    return model, make_optimizer(model, Optimizer())
+    return model, make_optimizer(model, OptimizerConfig())
 
 
 def assert_same(mine: Any, theirs: Any) -> None:
@@ -98,7 +99,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, background: bool, monkeypatch:
     manifest = checkpointer(run).load_newest(shards(*loaded))
     assert manifest is not None and manifest.train_state == {"step": 5}
     assert_same(trained, loaded)
-    assert all(bool(m.any()) for m in loaded[1].moments[loaded[0].gain].values())  # the moments came along
+    assert all(bool(m.any()) for m in loaded[1].state(loaded[0].gain).values())  # the moments came along
     assert list(verify(run.path(run.checkpoint_dir(5)), manifest)) == []
 
 
@@ -333,7 +334,7 @@ def _save_and_load(folder: str, save: int | None, load: int | None) -> None:
     train_a_little(*expected)
     model, optimizer = toy(), None
     fully_shard(model, mesh=init_device_mesh("cpu", (world.world_size,), mesh_dim_names=("dp_shard",)))
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerConfig())
     writer = checkpointer(run, background=True)
     if load is not None:
         manifest = writer.load_newest(shards(model, optimizer))

@@ -14,8 +14,9 @@ from launchyard.storage.stores import s3 as s3_store
 from launchyard.training.checkpoint import dcp
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
-from launchyard.training.optim.adamw import AdamW, make_optimizer
-from launchyard.training.recipe import Optimizer
+from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.recipe import OptimizerConfig
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import where
 from tests.support.ranks import run_ranks
@@ -26,12 +27,12 @@ pytestmark = pytest.mark.s3
 PART, PIECE = 5 << 20, 700 << 10
 
 
-def trained() -> tuple[nn.Module, AdamW]:
+def trained() -> tuple[nn.Module, Optimizer]:
     """12 MB: rows that no number of ranks divides, many small tensors, a scalar; moments that are not zero."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(509, 1021), nn.Linear(1021, 509), *(nn.LayerNorm(509) for _ in range(9)))
     model.register_parameter("gain", nn.Parameter(torch.ones(1)))
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerConfig())
     for step in range(2):
         x = torch.randn(4, 509, generator=torch.Generator().manual_seed(step))
         (model(x).square().sum() * model.gain.sum()).backward()
@@ -40,7 +41,7 @@ def trained() -> tuple[nn.Module, AdamW]:
     return model, optimizer
 
 
-def forget(model: nn.Module, optimizer: AdamW) -> None:
+def forget(model: nn.Module, optimizer: Optimizer) -> None:
     for shard in shards(model, optimizer).values():
         shard.tensor.fill_(float("nan"))
 
@@ -56,7 +57,7 @@ def _load_and_save(folder: str, step: int) -> None:
     connect(world, torch.device("cpu"))
     model, _ = trained()
     fully_shard(model, mesh=init_device_mesh("cpu", (world.world_size,), mesh_dim_names=("dp_shard",)))
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerConfig())
     forget(model, optimizer)
     writer = checkpointer(run, background=True)
     manifest = writer.load_newest(shards(model, optimizer))
@@ -76,7 +77,7 @@ def digests(run: RunDir, step: int) -> dict[str, str]:
     return {key: xxhash.xxh3_64_hexdigest(dcp.as_bytes(read_tensor(folder, manifest, key))) for key in manifest.tensors}
 
 
-def save_first(run: RunDir, model: nn.Module, optimizer: AdamW) -> None:
+def save_first(run: RunDir, model: nn.Module, optimizer: Optimizer) -> None:
     writer = checkpointer(run, background=True)
     writer.save(1, shards(model, optimizer), {"step": 1}, "permanent")
     writer.wait(must_succeed=True)

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from launchyard.storage import files
 from launchyard.training.data import chunks as chunk_file
 from launchyard.training.data.cache import prefetch
-from launchyard.training.data.cache.prefetch import chunks_read
-from launchyard.training.data.reader import Prefetcher, TokenReader
+from launchyard.training.data.reader import Prefetcher, TokenReader, chunks_read
 from launchyard.training.data.token_store import TokenStore
 from tests.support.cached import SIZE, counters, kept, opened, remote, stream
 
@@ -125,4 +124,5 @@ def test_chunks_read_are_those_that_samples_touch(lengths: list[int], seq_len: i
             number = next(at for at, begin in enumerate(store.starts[1:]) if token < begin)
             touched.setdefault(number, []).append(step)
     expected = {(number, min(at), max(at)) for number, at in touched.items()}
-    assert set(chunks_read(store, ids * seq_len, steps, seq_len)) == expected  # type: ignore[arg-type]
+    uses = chunks_read(store, ids * seq_len, steps, seq_len)  # type: ignore[arg-type]
+    assert {(use.number, use.first, use.last) for use in uses} == expected

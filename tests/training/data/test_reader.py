@@ -15,7 +15,7 @@ from launchyard.storage.errors import CorruptError
 from launchyard.training.batching import count_samples
 from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.index import ChunkDigest, Digests
-from launchyard.training.data.reader import Prefetcher, Samples, TokenReader
+from launchyard.training.data.reader import Batch, Prefetcher, TokenReader
 from launchyard.training.data.token_store import TokenStore
 from launchyard.training.spec import IGNORE_INDEX
 from tests.support.litdata_reader import write_chunks
@@ -282,7 +282,7 @@ def test_chunks_compressed_as_a_whole(tmp_path: Path, stream: list[int]) -> None
 
 
 # -- prefetching -----------------------------------------------------------------------------------------------------
-def same(one: Samples, two: Samples) -> bool:
+def same(one: Batch, two: Batch) -> bool:
     return (
         torch.equal(one.inputs, two.inputs) and torch.equal(one.labels, two.labels) and one.data_hash == two.data_hash
     )

@@ -9,16 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.training.data.cache.cache_files import NoRoomError
+from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.token_store import TokenStore
 
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 THREADS = 2
 SAMPLES_A_BLOCK = 8192  # looked at together: numpy's cost is per call
 SAMPLES_AHEAD = 2**18  # no use in knowing more
@@ -28,13 +26,20 @@ IDLE_SECONDS = 0.1
 TEND_SECONDS = 2.0
 
 
-class Plan(Protocol):
-    """The side of a TokenReader that says what it will read."""
+@dataclass(frozen=True)
+class ChunkUse:
+    """A chunk of a remote store that some steps read, from the first of them to the last."""
 
-    stores: tuple[TokenStore, ...]
-    seq_len: int
+    store: TokenStore
+    number: int
+    first: int
+    last: int
 
-    def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]: ...
+
+class ChunkPlan(Protocol):
+    """The side of a Reader that says which chunks it will read."""
+
+    def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]: ...
 
 
 @dataclass
@@ -55,9 +60,9 @@ class _Closed(Exception):
 class Fetcher:
     """Brings the chunks of the same slots of coming steps into the cache, and keeps them there until they are read."""
 
-    def __init__(self, reader: Plan, *, start_step: int, stop_step: int | None, first_slot: int, n: int) -> None:
+    def __init__(self, reader: ChunkPlan, *, start_step: int, stop_step: int | None, first_slot: int, n: int) -> None:
         self._reader, self._slots, self._stop = reader, (first_slot, n), stop_step
-        self._caches = list({id(store.cache): store.cache for store in reader.stores if store.cache}.values())
+        self._caches: dict[int, ChunkCache] = {}  # those that were met
         self._block = max(1, SAMPLES_A_BLOCK // n)
         self._ahead = max(2 * self._block, SAMPLES_AHEAD // n)
         self._step, self._planned = start_step, start_step
@@ -143,8 +148,7 @@ class Fetcher:
         if first - self._step > self._ahead or (self._stop is not None and first >= self._stop):
             return False
         steps = self._block if self._stop is None else min(self._block, self._stop - first)
-        sources, samples = self._reader.plan(first, *self._slots, steps)
-        for need in self._needs_of(first, sources, samples):
+        for need in self._needs_of(first, steps):
             known = self._needs.setdefault((id(need.store), need.number), need)
             known.last = max(known.last, need.last)
         if self._planned == first == self._step:
@@ -155,8 +159,8 @@ class Fetcher:
 
     def _warn_of_a_small_cache(self, step: int) -> None:
         """Say it if not even one step's chunks stay: each would be fetched again for each step."""
-        needs = self._needs_of(step, *self._reader.plan(step, *self._slots, 1))
-        for cache in self._caches:
+        needs = self._needs_of(step, 1)
+        for cache in self._caches.values():
             of_it = [need.store.chunks[need.number].size for need in needs if need.store.cache is cache]
             if sum(of_it) * cache.share > cache.quota:
                 cache.say_once(
@@ -167,34 +171,15 @@ class Fetcher:
                     "more in the cluster file",
                 )
 
-    def _needs_of(self, first: int, sources: Ids, samples: Ids) -> list[Need]:
+    def _needs_of(self, first: int, steps: int) -> list[Need]:
         """The chunks of remote stores in a block of steps, by the step that first reads them."""
-        at = np.broadcast_to(np.arange(first, first + len(samples))[:, None], samples.shape)
-        found: list[tuple[Need, int]] = []
-        for source, store in enumerate(self._reader.stores):
-            if store.cache is not None:
-                of_it = sources == source
-                reads = chunks_read(store, samples[of_it] * self._reader.seq_len, at[of_it], self._reader.seq_len)
-                found += [(Need(store, number, ends), begins) for number, begins, ends in reads]
-        return [need for need, _ in sorted(found, key=lambda entry: entry[1])]
+        uses = self._reader.chunks(first, *self._slots, steps)
+        for use in uses:
+            assert use.store.cache is not None
+            self._caches[id(use.store.cache)] = use.store.cache
+        return [Need(use.store, use.number, use.last) for use in uses]
 
     def _tell_caches(self) -> None:
-        for cache in self._caches:
+        for cache in self._caches.values():
             needs = [need for need in self._needs.values() if need.store.cache is cache]
             cache.keep(self, [need.store.chunks[need.number] for need in needs])
-
-
-def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> list[tuple[int, int, int]]:
-    """The chunks that hold tokens start … start + seq_len of samples, each with the first and the last of `steps`."""
-    bounds = np.asarray(store.starts[1:-1])
-    first = np.searchsorted(bounds, starts, side="right")
-    last = np.searchsorted(bounds, np.minimum(starts + seq_len, store.n_tokens - 1), side="right")
-    spread = range(int((last - first).max(initial=0)) + 1)
-    number = np.concatenate([np.minimum(first + further, last) for further in spread])
-    at = np.concatenate([steps for _ in spread])
-    order = np.lexsort((at, number))
-    number, at = number[order], at[order]
-    chunks, begins = np.unique(number, return_index=True)
-    ends = np.append(begins[1:], len(number)) - 1
-    found = zip(chunks.tolist(), at[begins].tolist(), at[ends].tolist(), strict=True)
-    return [read for read in found if store.chunks[read[0]].tokens]  # an empty one may lie between

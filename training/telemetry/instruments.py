@@ -1,0 +1,43 @@
+"""What a worker can report with from its first moment on, long before it has a model. Light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launchyard.run.append import Appender
+from launchyard.run.rundir import RunDir
+from launchyard.training.distributed import World
+from launchyard.training.telemetry.events import Events
+from launchyard.training.telemetry.exporter import Exporter
+from launchyard.training.telemetry.phases import PhaseClock
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """Its time by phase, its series, and its events."""
+
+    clock: PhaseClock
+    exporter: Exporter
+    events: Events
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rank 0 writes its rows; None on the other ranks."""
+
+    steps: Appender | None = None
+    validations: Appender | None = None
+
+    @property
+    def appenders(self) -> list[Appender]:
+        return [rows for rows in (self.steps, self.validations) if rows is not None]
+
+
+def open_rows(run: RunDir, world: World) -> Rows:
+    if not world.is_main:
+        return Rows()
+    every = 0.0 if run.local else 10.0
+    steps, validations = (
+        Appender(run, f"metrics/{kind}-{world.attempt:04d}", flush_seconds=every) for kind in ("steps", "validation")
+    )
+    return Rows(steps, validations)
