@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
-from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe
 
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
@@ -172,6 +171,8 @@ def launch_recipe(
     if not words and not local and cluster is None:
         click.echo((ctx.parent or ctx).get_help())
         return EXIT_USER
+    from launchyard.launcher.backends.section import FIRST  # loads pydantic, and --help needs none
+
     if local and cluster not in (None, FIRST):
         raise click.UsageError(f"--local is --cluster local; it cannot go with --cluster {cluster}")
     if as_json and detach is False:
