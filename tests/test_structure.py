@@ -24,7 +24,6 @@ LONG_SIGNATURES = {
     "launcher/cli/main.py launch_recipe": 11,  # one for each option that can be typed
     "training/data/prepare/prepare.py prepare": 10,
     "training/step.py train_step": 10,
-    "training/telemetry/recorder.py __init__": 11,
 }
 
 # Modules behind one interface say the same names; so do the commands of the command line and what they call.

@@ -65,7 +65,7 @@ class Held:
     key: str
 
 
-class Reader(Protocol):
+class ChunkReader(Protocol):
     """Who holds bytes of the cache. A mapping keeps the room of an evicted file until it is dropped."""
 
     def drop_evicted(self) -> None: ...
@@ -97,7 +97,7 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._places: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock says it is in use
         weakref.finalize(self, _close, self._places)
-        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._readers: weakref.WeakSet[ChunkReader] = weakref.WeakSet()
         self._kept: dict[int, frozenset[str]] = {}
         self._verified: set[bytes] = set()
         self._memory: OrderedDict[str, Array] = OrderedDict()
@@ -138,7 +138,7 @@ class ChunkCache:
         exporter.show("trainer_data_request_duration_seconds", self.durations)
 
     # -- for who reads -----------------------------------------------------------------------------------------------
-    def join(self, reader: Reader) -> None:
+    def join(self, reader: ChunkReader) -> None:
         """Let a reader be asked to drop what was evicted, as long as it lives."""
         self._readers.add(reader)
 
