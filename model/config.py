@@ -92,7 +92,9 @@ class ModelConfig(BaseModel):
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)
-        heads, dim, vocab = raw.get("n_heads"), raw.get("dim"), raw.get("vocab_size")
+        heads = raw.get("n_heads")
+        dim = raw.get("dim")
+        vocab = raw.get("vocab_size")
         if heads is not None:
             raw.setdefault("n_kv_heads", heads)
         if isinstance(heads, int) and isinstance(dim, int) and heads > 0 and dim % heads == 0:

@@ -8,7 +8,8 @@ from typing import Literal
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import Adapter, block_shapes, parameter_shapes, parameters
 
-FP32_BYTES, BF16_BYTES = 4, 2
+FP32_BYTES = 4
+BF16_BYTES = 2
 # Bytes of fp32 logits that the loss makes at once. On a CPU: as much as its caches hold (softmax over 128 rows of
 # 50,304 takes a third of the time per row that it takes over 256); on a GPU: enough rows to fill it.
 LOGIT_CHUNK_BYTES = {"cpu": 26 << 20, "cuda": 512 << 20}
@@ -63,7 +64,8 @@ def logit_rows(vocab_size: int, device: str) -> int:
 
 def activation_elements(config: ModelConfig) -> int:
     """Numbers that one block keeps for its backward, a token."""
-    heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    heads = config.n_heads * config.head_dim
+    kv = config.n_kv_heads * config.head_dim
     residual = 1 if config.parallel_residual else 2  # inputs of the two norms: one tensor or two
     norms = residual * config.dim + 2 * config.dim
     if config.norm == "rmsnorm":

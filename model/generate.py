@@ -184,7 +184,8 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) -> list[i
     if k < logits.shape[-1] or sampling.top_p is not None:
         values, ids = torch.topk(logits, k) if k < logits.shape[-1] else torch.sort(logits, descending=True)
     else:
-        values, ids = logits, None
+        values = logits
+        ids = None
     mass = torch.softmax(values.double() / sampling.temperature, dim=-1).cumsum(-1)  # fp64: a long tail must not round
     if sampling.top_p is not None:  # the fewest tokens that together reach top_p
         last = (mass < sampling.top_p).sum(-1, keepdim=True).clamp(max=k - 1)

@@ -69,7 +69,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def block_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The same for one block, names without their `blocks.N.`."""
-    heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    heads = config.n_heads * config.head_dim
+    kv = config.n_kv_heads * config.head_dim
     qkv_bias = config.attention_bias or config.qkv_bias
     shapes = dict(_norm("attention_norm", config))
     for name, rows, columns, bias in (

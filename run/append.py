@@ -23,12 +23,15 @@ class Appender:
     """`stem` is the file's name without .jsonl. Lines wait for at most about `flush_seconds`."""
 
     def __init__(self, run: RunDir, stem: str, *, flush_seconds: float = 0.0) -> None:
-        self._run, self._stem, self._every = run, stem, flush_seconds
+        self._run = run
+        self._stem = stem
+        self._every = flush_seconds
         self._lines: list[str] = []
         self._lock = threading.Lock()  # of the lines
         self._writing = threading.Lock()  # one flush at a time
         self._flushed = time.monotonic()
-        self._part, self._text = 0, ""
+        self._part = 0
+        self._text = ""
         self._thread: threading.Thread | None = None
 
     def add(self, row: dict[str, Any]) -> None:
@@ -46,7 +49,8 @@ class Appender:
         """Write what waits, now. OSError if that fails; nothing is lost then, and the next flush tries again."""
         with self._writing:
             with self._lock:
-                lines, self._lines = self._lines, []
+                lines = self._lines
+                self._lines = []
             self._flushed = time.monotonic()
             if not lines:
                 return
@@ -86,8 +90,10 @@ class Appender:
         try:
             self._run.write_text(grown_part(self._stem, self._part), self._text + text)
         except BaseException:
-            self._part, self._text = self._part + 1, ""
+            self._part = self._part + 1
+            self._text = ""
             raise
         self._text += text
         if len(self._text) >= PART_BYTES:
-            self._part, self._text = self._part + 1, ""
+            self._part = self._part + 1
+            self._text = ""

@@ -101,7 +101,10 @@ class Ledger:
         """An attempt is claimed; the time until then went to `waited`."""
         self._attempt = None
         self.spend(created, waited)
-        self._attempt, self._before, self._told, self._stepped = attempt, self.reached, {}, False
+        self._attempt = attempt
+        self._before = self.reached
+        self._told = {}
+        self._stepped = False
         self.by_attempt.setdefault(attempt, {})
 
     def row(self, row: Mapping[str, Any]) -> bool:

@@ -36,10 +36,13 @@ METRICS = "metrics"
 CHECKPOINTS = "checkpoints"
 LATEST = f"{CHECKPOINTS}/latest.json"
 WAITING = f"{SUBMISSIONS}/waiting.json"
-STEPS, VALIDATION = "steps", "validation"  # the kinds of rows
+STEPS = "steps"  # the two kinds of rows
+VALIDATION = "validation"
 EVENTS = "events"
 
-_JSON, _JSONL, _LOG = ".json", ".jsonl", ".log"
+_JSON = ".json"
+_JSONL = ".jsonl"
+_LOG = ".log"
 _ACCEPTED = ".job.json"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _JOB_SCRIPT = re.compile(r"job-\d{4}\.sh")

@@ -38,7 +38,8 @@ class Heartbeat:
     """Rewrites an attempt's heartbeat.json now and then, for other hosts. `superseded`: another took over."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
-        self._run, self._attempt = run, attempt
+        self._run = run
+        self._attempt = attempt
         self._task = run.periodic(self._write, every=HEARTBEAT_SECONDS[run.local])
         self.superseded = False
 

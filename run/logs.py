@@ -19,7 +19,9 @@ class LogUpload:
     """Uploads all *.log of a local folder. `poll` it often; `finish` when nobody writes any more."""
 
     def __init__(self, run: RunDir, attempt: int, folder: str) -> None:
-        self._run, self._to, self._from = run, logs_folder(attempt), folder
+        self._run = run
+        self._to = logs_folder(attempt)
+        self._from = folder
         self._done: dict[str, int] = {}
         self._task = run.periodic(self._upload, every=EVERY_SECONDS)
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Outcome = Literal["completed", "stopped", "failed"]
 # The reasons of a run whose job was ended by its scheduler's own command.
-SCANCEL, RAY_STOP = "scancel", "ray job stop"
+SCANCEL = "scancel"
+RAY_STOP = "ray job stop"
 
 
 class Shape(BaseModel):

@@ -219,7 +219,8 @@ class RunDir:
 
     def targets(self, attempt: int) -> list[Target]:
         """Workers of an attempt that serve metrics, by rank. Those that were killed are among them."""
-        folder, found = layout.targets_folder(attempt), []
+        folder = layout.targets_folder(attempt)
+        found = []
         for name in self.listdir(folder):
             if layout.is_json(name):
                 try:

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 1040.0
-LEFT, RIGHT, TOP, BOTTOM = 60.0, 14.0, 12.0, 26.0
+LEFT = 60.0
+RIGHT = 14.0
+TOP = 12.0
+BOTTOM = 26.0
 MAX_POINTS = 1000
-FILE_WIDTH, FILE_HEIGHT, FILE_HEAD, FILE_FOOT = 720.0, 400.0, 38.0, 18.0
+FILE_WIDTH = 720.0
+FILE_HEIGHT = 400.0
+FILE_HEAD = 38.0
+FILE_FOOT = 18.0
 FILE_COLOURS = {"c0": "#1f77b4", "c1": "#d62728"}
 FILE_STYLE = (
     "text{font:12px sans-serif;fill:#555} .title{font-size:15px;fill:#000} .grid{stroke:#e4e4e4} "
@@ -138,7 +144,8 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
     """What the y axis shows: all, but for the few highest points of a noisy start, with a little air."""
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
 
@@ -198,7 +205,9 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
     """Lanes over one axis of seconds, from 0 on; each piece says what it is when pointed at."""
     if not lanes:
         return ""
-    lane, gap, left = 26.0, 10.0, 110.0
+    lane = 26.0
+    gap = 10.0
+    left = 110.0
     end = max((bar.x1 for one in lanes for bar in one.bars), default=1.0) or 1.0
     height = TOP + len(lanes) * (lane + gap) + BOTTOM
 
@@ -215,7 +224,8 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
         y = TOP + number * (lane + gap)
         parts.append(f'<text class="lane" x="0" y="{y + lane * 0.66:.1f}">{escape(one.name)}</text>')
         for bar in one.bars:
-            x0, x1 = place(bar.x0), place(bar.x1)
+            x0 = place(bar.x0)
+            x1 = place(bar.x1)
             parts.append(
                 f'<rect class="bar" style="color:var(--{bar.colour})" x="{x0:.1f}" y="{y:.1f}" '
                 f'width="{max(1.2, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.said)}</title></rect>'
@@ -241,7 +251,8 @@ def stack(parts: Sequence[tuple[str, float, str]], *, label: str, width: float =
     total = sum(amount for _, amount, _ in parts)
     if total <= 0:
         return ""
-    drawn, x = [_open(width, height, label)], 0.0
+    drawn = [_open(width, height, label)]
+    x = 0.0
     for name, amount, colour in parts:
         share = amount / total
         drawn.append(

@@ -13,7 +13,9 @@ class Tail:
     """New whole lines of one file, since the last call. A file that is not there yet has none."""
 
     def __init__(self, run: RunDir, name: str) -> None:
-        self._run, self._name, self._offset = run, name, 0
+        self._run = run
+        self._name = name
+        self._offset = 0
 
     def lines(self) -> list[str]:
         raw = self._read()
@@ -37,7 +39,9 @@ class RowTail:
     """New rows of a series of JSONL files: those in a folder whose names begin alike. Only its last file grows."""
 
     def __init__(self, run: RunDir, folder: str, prefix: str) -> None:
-        self._run, self._folder, self._prefix = run, folder, prefix
+        self._run = run
+        self._folder = folder
+        self._prefix = prefix
         self._tails: dict[str, Tail] = {}
         self._read: set[str] = set()
         self._lines: list[str] = []
@@ -51,5 +55,6 @@ class RowTail:
                 self._lines += tail.lines()
                 if name != names[-1]:  # the next one was there before we read: this one is done
                     self._read.add(name)
-        lines, self._lines = self._lines, []
+        lines = self._lines
+        self._lines = []
         return [json.loads(line) for line in lines if line.strip()]

@@ -20,7 +20,8 @@ from launchyard.storage.safetensors import TORCH_DTYPES
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 READ_TRIES = 3
-_SEAL, _END = ',"xxh3":"', '"}'
+_SEAL = ',"xxh3":"'
+_END = '"}'
 _HEAD_BYTES = 256
 _HEAD = re.compile(rb'\{"format":\d+,"step":\d+,"attempt":(\d+),')
 _Result = TypeVar("_Result")
@@ -181,7 +182,8 @@ def check_header(folder: str, name: str, entry: FileEntry) -> None:
 
     def check() -> None:
         try:
-            size, header = files.size(path), files.read(path, 0, entry.header_bytes)
+            size = files.size(path)
+            header = files.read(path, 0, entry.header_bytes)
         except FileNotFoundError as error:
             raise CorruptError(f"{path} is missing") from error
         if size != entry.bytes:

@@ -313,6 +313,16 @@ def test_functions_are_short() -> None:
     refuse(long, f"a function has at most {MAX_FUNCTION} lines")
 
 
+def test_one_assignment_stands_on_a_line() -> None:
+    packed = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in PRODUCT
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+    ]
+    refuse(packed, "one assignment a line; only a function's result is taken apart")
+
+
 def test_inits_are_docstrings() -> None:
     inits = [path for path in PRODUCT if path.name == "__init__.py" and name_of(path) not in SPEAKING_INITS]
     refuse([name_of(path) for path in inits if len(tree_of(path).body) != 1], "an __init__.py is a docstring alone")

@@ -52,7 +52,8 @@ def count_samples(n_tokens: int, seq_len: int) -> int:
 
 def count_steps(recipe: Recipe, n_tokens: int) -> int:
     """Optimizer steps of the whole run."""
-    train, per_step = recipe.train, recipe.train.global_batch_size
+    train = recipe.train
+    per_step = recipe.train.global_batch_size
     if train.max_steps is not None:
         return train.max_steps
     if train.max_tokens is not None:

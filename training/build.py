@@ -59,7 +59,8 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_
         return
     source = open_weights(recipe.model.init_from, config) if recipe.model.init_from else None
     for raw_name, parameter in wanted:
-        name, (offsets, sizes) = clean_name(raw_name), shard_extent(parameter)
+        name = clean_name(raw_name)
+        (offsets, sizes) = shard_extent(parameter)
         rows = slice(offsets[0], offsets[0] + sizes[0])
         if source is not None:
             part = source.get(name)[rows]

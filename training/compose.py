@@ -77,7 +77,8 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.checkpoint.commit import Identity
 
-    recipe, workload = context.recipe, context.workload
+    recipe = context.recipe
+    workload = context.workload
 
     def before_commit() -> None:  # rows first: a checkpoint must never be ahead of the history
         for appender in rows.appenders:
@@ -127,7 +128,9 @@ def load_learner(context: Context, checkpointer: Checkpointer, exporter: Exporte
     from launchyard.training.loop import Learner
     from launchyard.training.optim.optimizers import make_optimizer
 
-    recipe, config, adapter = context.recipe, context.workload.model, context.workload.adapter
+    recipe = context.recipe
+    config = context.workload.model
+    adapter = context.workload.adapter
     began = time.perf_counter()
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
@@ -149,9 +152,11 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
     from launchyard.training.data.token_store import TokenStore
     from launchyard.training.loop import Data
 
-    settings, workload = context.recipe.data, context.workload
+    settings = context.recipe.data
+    workload = context.workload
     size = context.sizes.global_batch_size
-    train, held = workload.data.train, workload.data.validation
+    train = workload.data.train
+    held = workload.data.validation
     cache = ChunkCache(
         workload.storage.cache,
         quota=workload.storage.cache_bytes,

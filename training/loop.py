@@ -87,8 +87,12 @@ class Pending:
 
 def train(parts: Parts) -> str | None:
     """Train to the last step; the agreed reason if the run was asked to stop before (the state is saved then)."""
-    context, learner, telemetry = parts.context, parts.learner, parts.telemetry
-    state, clock, recipe = learner.state, telemetry.clock, context.recipe
+    context = parts.context
+    learner = parts.learner
+    telemetry = parts.telemetry
+    state = learner.state
+    clock = telemetry.clock
+    recipe = context.recipe
     timer = SaveTimer(recipe.checkpoint.every_minutes if context.world.is_main else None)
     pending: Pending | None = None
     lag = context.device.type == "cuda"  # read the numbers of a step while the next one runs
@@ -113,7 +117,8 @@ def train(parts: Parts) -> str | None:
             assert batch is not None  # else a stop was wanted, and agreed on
             lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
             loss, norm = run_step(parts, batch, agreement.n_valid, step + 1, lr)
-            state.step, state.tokens_seen = step + 1, state.tokens_seen + agreement.n_valid
+            state.step = step + 1
+            state.tokens_seen = state.tokens_seen + agreement.n_valid
             finish(parts, pending)
             pending = Pending(step, loss, norm, lr, waited, agreement, state.tokens_seen)
             if not lag:
@@ -162,7 +167,8 @@ def agree(telemetry: Telemetry, flag: StopFlag, step: int, batch: Batch | None, 
 
 
 def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-    context, learner = parts.context, parts.learner
+    context = parts.context
+    learner = parts.learner
     inputs = batch.inputs.to(context.device, non_blocking=True).split(context.sizes.micro_batch_size)
     labels = batch.labels.to(context.device, non_blocking=True).split(context.sizes.micro_batch_size)
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
@@ -184,10 +190,12 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     """Read a step's numbers, check them, tell them."""
     if pending is None:
         return
-    telemetry, agreement = parts.telemetry, pending.agreement
+    telemetry = parts.telemetry
+    agreement = pending.agreement
     if parts.context.device.type == "cuda":  # it is at work, and the host waits for it
         telemetry.clock.enter("forward_backward", waiting=True)
-    loss, norm = float(pending.loss), float(pending.grad_norm)
+    loss = float(pending.loss)
+    norm = float(pending.grad_norm)
     telemetry.clock.enter("other")
     if not (math.isfinite(loss) and math.isfinite(norm)):
         telemetry.nonfinite(loss)
@@ -287,7 +295,9 @@ def report_saved(parts: Parts) -> None:
 
 def run_validation(parts: Parts, step: int) -> str | None:
     """Measure and record; the reason if a stop was agreed on in between (it is measured again after the resume)."""
-    context, learner, telemetry = parts.context, parts.learner, parts.telemetry
+    context = parts.context
+    learner = parts.learner
+    telemetry = parts.telemetry
     assert parts.data.held_out is not None
     telemetry.clock.enter("validation")
     telemetry.validating(step)
@@ -315,14 +325,16 @@ def run_validation(parts: Parts, step: int) -> str | None:
     telemetry.training()
     if loss is None:
         return reason
-    learner.state.validation_loss, learner.state.validated_step = loss, step
+    learner.state.validation_loss = loss
+    learner.state.validated_step = step
     telemetry.validated(step, loss=loss, seconds=round(time.perf_counter() - began, 3))
     return None
 
 
 def save(parts: Parts, step: int) -> None:
     """Begin to save the state after `step` steps, unless it is what training went on from."""
-    learner, clock = parts.learner, parts.telemetry.clock
+    learner = parts.learner
+    clock = parts.telemetry.clock
     clock.enter("checkpoint_blocking")
     if step > 0 and parts.checkpointer.last_saved != step:
         kind: Kind = "permanent" if permanent_due(parts.context, step) else "temporary"

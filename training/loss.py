@@ -24,7 +24,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(hidden), rows):
-            x, y = hidden[start : start + rows], labels[start : start + rows]
+            x = hidden[start : start + rows]
+            y = labels[start : start + rows]
             valid = y != IGNORE_INDEX
             index = y.clamp(min=0).unsqueeze(1)
             factor = (valid * scale).unsqueeze(1)  # (rows, 1)
@@ -61,7 +62,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, scal
 
     hidden (…, D) float, weight (V, D), labels (…) int64 in [0, V) or IGNORE_INDEX; ignored positions add nothing.
     """
-    hidden, labels = hidden.flatten(0, -2), labels.flatten()
+    hidden = hidden.flatten(0, -2)
+    labels = labels.flatten()
     rows = logit_rows(weight.shape[0], hidden.device.type)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, labels, scale, rows)

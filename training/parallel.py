@@ -104,7 +104,8 @@ def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManage
             with waits():
                 return super().__call__(*args, **kwargs)
 
-    gather, scatter = AllGather(), ReduceScatter()
+    gather = AllGather()
+    scatter = ReduceScatter()
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_custom_all_gather(gather)

@@ -63,7 +63,8 @@ def reduce_and_clip(
     both = torch.stack([loss.double(), norm.double().square() / copies])
     with waits():
         sum_over_ranks(both)
-    mean, norm = both[0], both[1].sqrt()
+    mean = both[0]
+    norm = both[1].sqrt()
     if max_grad_norm is not None and held:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(held, factor.to(held[0].dtype))

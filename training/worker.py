@@ -57,7 +57,8 @@ FATAL = (
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
 FAREWELL_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
-SEEN_NAMES, SEEN_SECONDS = {"NonFiniteError"}, 5.0  # errors that an alert waits for, and how long they wait for it
+SEEN_NAMES = {"NonFiniteError"}  # errors that an alert waits for
+SEEN_SECONDS = 5.0  # and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
 
@@ -72,7 +73,8 @@ class Progress:
 
 
 def main(argv: list[str]) -> int:
-    run, world = RunDir(argv[1]), read_world()
+    run = RunDir(argv[1])
+    world = read_world()
     die_with_parent()
     redirect_output(run, world)
     flag = StopFlag(world.scratch, world.job_end)
@@ -143,7 +145,8 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     retry.set_retry_budget(Storage().retry_seconds)  # until the plan says what the place has chosen
     if difference := what_differs(run):
         raise OtherCodeError(difference)
-    recipe, workload = recipe_of(run, world.attempt), read_workload(run)
+    recipe = recipe_of(run, world.attempt)
+    workload = read_workload(run)
     retry.set_retry_budget(workload.storage.retry_seconds)
     on_event = Events(run, world)
     progress.rows.append(on_event)
@@ -176,8 +179,10 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
     from launchyard.training.distributed import disconnect, is_connected
 
-    telemetry, world = parts.telemetry, parts.context.world
-    hurried, began = reason in HURRIED, time.monotonic()
+    telemetry = parts.telemetry
+    world = parts.context.world
+    hurried = reason in HURRIED
+    began = time.monotonic()
     telemetry.finished()
     if is_connected():
         with telemetry.clock.waits():
@@ -210,8 +215,11 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     """Rank 0, with everything saved: curve, weights and sample, and last of all the outcome."""
     from launchyard.training.artifacts import finish_run
 
-    context, state, telemetry = parts.context, parts.learner.state, parts.telemetry
-    step, clock = state.step, telemetry.clock
+    context = parts.context
+    state = parts.learner.state
+    telemetry = parts.telemetry
+    step = state.step
+    clock = telemetry.clock
     finish_run(run, context.recipe, context.workload, completed=reason is None, on_event=telemetry.events)
     clock.total()
     telemetry.events(events.FINISHED, step=step, seconds={k: round(v, 3) for k, v in clock.seconds.items()})

@@ -64,7 +64,8 @@ class Hang:
         if verdict is not None and not verdict.hung:
             verdict = self._among_nodes(pulses, verdict)
         suspects = tuple(pulse.rank for pulse in verdict.hung) if verdict is not None else ()
-        sure, self._suspects = bool(suspects) and suspects == self._suspects, suspects
+        sure = bool(suspects) and suspects == self._suspects
+        self._suspects = suspects
         if verdict is not None and sure:
             self._tell(pulses, verdict, now)
         return verdict is not None and sure

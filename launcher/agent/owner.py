@@ -146,7 +146,8 @@ class Owner:
         decision = after_attempt(self.history, max_failures=max_failures(self.run, job))
         if decision.action == "end":
             return False, decision.why
-        heartbeat, until = Heartbeat(self.run, job.attempt), time.monotonic() + decision.delay_seconds
+        heartbeat = Heartbeat(self.run, job.attempt)
+        until = time.monotonic() + decision.delay_seconds
         while not moves and not self._stop_wanted() and time.monotonic() < until:
             heartbeat.beat()
             time.sleep(POLL_SECONDS if self.run.local else 1.0)

@@ -109,7 +109,8 @@ def _killed(who: str, number: int, rank: int | None) -> Cause:
 
 
 def _from_error(error: dict[str, Any]) -> Cause:
-    kind, rank = str(error.get("type", "Error")), error.get("rank")
+    kind = str(error.get("type", "Error"))
+    rank = error.get("rank")
     said = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
     reason = LOST_PEER if _is_effect(error) else _REASONS.get(kind, "error")
     if reason == LOST_PEER:

@@ -47,7 +47,10 @@ class Watch:
     """Looks after one torchrun: passes requests on, and says when its time is over."""
 
     def __init__(self, node: Node, signals: Signals, scratch: str, on_poll: Callable[[], None]) -> None:
-        self._node, self._signals, self._scratch, self._on_poll = node, signals, scratch, on_poll
+        self._node = node
+        self._signals = signals
+        self._scratch = scratch
+        self._on_poll = on_poll
         self._stop_poll = node.run.periodic(self._read_request, every=STOP_POLL_SECONDS[node.run.local])
         self._logs = LogUpload(node.run, node.attempt, scratch)
         self._request: str | None = None
@@ -74,7 +77,8 @@ class Watch:
                 return False
         reason = self._signals.reason() or self._request
         if reason is not None and self.reason is None:
-            self.reason, self._asked_at = reason, time.monotonic()
+            self.reason = reason
+            self._asked_at = time.monotonic()
             _write_stop(self._scratch, reason)
         if self._request == CANCELLED:
             self.reason = CANCELLED
@@ -91,11 +95,13 @@ class Watch:
 
     def _say_trouble(self) -> None:
         """Once when the run directory cannot be reached for a while, and once when it can again."""
-        failure, now = self._stop_poll.failure, time.monotonic()
+        failure = self._stop_poll.failure
+        now = time.monotonic()
         if failure is None:
             if self._said:
                 say(STORE_ANSWERS)
-            self._fails_since, self._said = None, False
+            self._fails_since = None
+            self._said = False
         elif self._fails_since is None:
             self._fails_since = now
         elif not self._said and now - self._fails_since > TROUBLE_SECONDS:
@@ -124,7 +130,8 @@ class Survivors:
     """Workers that wait for one that has died. torchrun gives them 30 s after its TERM, which is long (torch 2.13)."""
 
     def __init__(self, node: Node) -> None:
-        self._node, self._looked = node, 0.0
+        self._node = node
+        self._looked = 0.0
         self._short_since: float | None = None
 
     def look(self, torchrun: int) -> None:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from launchyard.run.records import Shape
 
 # Drawn anew in each attempt.
-ATTEMPT, ENDPOINT = "{attempt}", "{endpoint}"
+ATTEMPT = "{attempt}"
+ENDPOINT = "{endpoint}"
 
 
 class Frozen(BaseModel):

@@ -107,7 +107,8 @@ def _facts(folder: str) -> dict[str, Any]:
     dataset = read_dataset(folder)
     if dataset is not None:
         return {"data": folder, **dataset.model_dump()}
-    index, spec = read_index(folder), open_dataset(folder)
+    index = read_index(folder)
+    spec = open_dataset(folder)
     split = {"tokens": index.n_tokens, "chunks": len(index.chunks)}
     facts = {"data": folder, "digest": spec.digest, "dtype": index.dtype, "tokens": index.n_tokens}
     return {**facts, "verifiable": exists(f"{folder}/{DIGESTS}"), "splits": {"train": split}}
@@ -202,10 +203,12 @@ def cache(clear: bool, cluster: str | None, as_json: bool) -> None:
 
         place = load_cluster(cluster or FIRST).storage.in_training
         found = caches.look(place.cache, place.cache_bytes)
-        facts, lines = found.to_json(), list(_cache_lines(found))
+        facts = found.to_json()
+        lines = list(_cache_lines(found))
         if clear:
             freed, stayed = caches.clear(found)
-            facts, lines = {"freed": freed, "stayed": stayed}, [f"removed {size(freed)}"]
+            facts = {"freed": freed, "stayed": stayed}
+            lines = [f"removed {size(freed)}"]
             lines += [f"  {name} is in use and stays" for name in stayed]
     click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(lines))
 

@@ -239,7 +239,8 @@ def report(error: Exception) -> int:
         code = error.exit_code
     elif isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "launch"
-        code, hint = EXIT_USER, f"{path.removesuffix(f' {LAUNCH}')} --help"
+        code = EXIT_USER
+        hint = f"{path.removesuffix(f' {LAUNCH}')} --help"
     elif isinstance(error, BrokenPipeError):  # `launch … | head`
         sys.stdout = None
         return code

@@ -38,7 +38,8 @@ MODEL_HELP = "MODEL is a Hugging Face folder, a checkpoint or a run: a path, a U
 def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bool, **options: Any) -> None:
     """Write text with a model."""
     seed = secrets.randbits(31) if seed is None else seed
-    stop, top_k = list(options.pop("stop")), options.pop("top_k") or None
+    stop = list(options.pop("stop"))
+    top_k = options.pop("top_k") or None
     with _weights_errors():
         from launchyard.model.weights.load import load
 

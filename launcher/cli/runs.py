@@ -244,7 +244,8 @@ def resume(
 
 
 def _resume_lines(ready: Any) -> list[str]:
-    plan, state = ready.plan, ready.state
+    plan = ready.plan
+    state = ready.state
     kind = "GPU" if plan.device == "cuda" else "CPU"
     workers = f"{plan.world_size} {kind} worker{'s' if plan.world_size > 1 else ''}"
     saved = (

@@ -52,7 +52,8 @@ def _save_seconds(run: RunDir) -> Iterator[float]:
 
 def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
     """Can runs be written there, and does a file that is created only once stay what it was?"""
-    shown, name = redact(_storage_url(cluster)), f"{folder}/once"
+    shown = redact(_storage_url(cluster))
+    name = f"{folder}/once"
     began = time.perf_counter()
     try:
         with retry.retry_budget(10.0):

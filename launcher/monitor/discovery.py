@@ -94,14 +94,16 @@ class Discovery:
     """All runs of the registry (if asked for) and of `places`, look after look. Not for several threads at once."""
 
     def __init__(self, places: Iterable[Place] = (), *, of_registry: bool = True) -> None:
-        self._places, self._of_registry = list(places), of_registry
+        self._places = list(places)
+        self._of_registry = of_registry
         self._seen: dict[str, Seen] = {}
         self._settled: dict[str, tuple[Any, float]] = {}  # url -> what would change with a resume, when to look again
         self.errors = 0
 
     def look(self) -> list[Seen]:
         """Every run worth telling of, by id. One that cannot be read now is as it was."""
-        silent, there = set[tuple[str, str]](), dict[str, None]()
+        silent = set[tuple[str, str]]()
+        there = dict[str, None]()
         for place in self._all_places():
             there.update(dict.fromkeys(self._look_at_place(place, silent)))
         self._seen = {url: seen for url, seen in self._seen.items() if url in there}
@@ -189,7 +191,8 @@ def look_at(run: RunDir) -> Seen | None:
     if not facts.plan:
         return None
     state = state_of(run)
-    cluster, attempts = str(facts.plan.get("cluster") or FIRST), run.attempts()
+    cluster = str(facts.plan.get("cluster") or FIRST)
+    attempts = run.attempts()
     records = {attempt: run.outcome(attempt) for attempt in attempts}
     newest = attempts[-1] if attempts else None
     live = newest is not None and state.alive and state.attempt == newest and records[newest] is None
@@ -265,7 +268,8 @@ def _unsaved(run: RunDir, attempt: int) -> float:
 
 def _save_interval(recipe: Recipe, plan: dict[str, Any], state: RunState) -> float | None:
     """Seconds between two saves of a run at its present speed; None if it saves only at its end."""
-    every, found = recipe.checkpoint, []
+    every = recipe.checkpoint
+    found = []
     if every.every_minutes:
         found.append(every.every_minutes * 60.0)
     tokens = (plan.get("batch") or {}).get("tokens_per_step")

@@ -52,9 +52,12 @@ class Monitor:
     def __init__(
         self, discovery: Discovery, *, every: float = LOOK_SECONDS, on_view: Callable[[View], None] | None = None
     ) -> None:
-        self._discovery, self._every, self._on_view = discovery, every, on_view
+        self._discovery = discovery
+        self._every = every
+        self._on_view = on_view
         self._view: View | None = None
-        self._seen, self._over = threading.Event(), threading.Event()
+        self._seen = threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
     def look(self) -> View:
@@ -143,7 +146,8 @@ class TargetFile:
             raise UserError(f"--file-sd {path}: Prometheus reads .json, .yml and .yaml", hint="name it targets.json")
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise UserError(f"--file-sd {path}: its folder is not there")
-        self._path, self._last = path, ""
+        self._path = path
+        self._last = ""
 
     def __call__(self, view: View) -> None:
         text = json.dumps(view.groups(), indent=1) + "\n"
@@ -158,7 +162,9 @@ def make_server(monitor: Monitor, *, host: str, port: int) -> ThreadingHTTPServe
     """Listening, not serving yet; `port` 0 takes a free one. UserError if it cannot listen there."""
 
     class Handler(BaseHTTPRequestHandler):
-        server_version, sys_version, timeout = "launchyard", "", 10
+        server_version = "launchyard"
+        sys_version = ""
+        timeout = 10
 
         def do_GET(self) -> None:
             answer = _answer(self.path.partition("?")[0], monitor)

@@ -131,7 +131,8 @@ def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
 # -- who works -------------------------------------------------------------------------------------------------------
 def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
     """Device and workers a node. Never the CPU where a GPU was asked for."""
-    resources, wanted = recipe.resources, recipe.train.device
+    resources = recipe.resources
+    wanted = recipe.train.device
     local = not _traits(cluster).scheduled
     there = len(host.gpus) if local else cluster.node.gpus or 0
     if local and cluster.node.gpus is not None:
@@ -166,7 +167,8 @@ def _fewer(there: int) -> str:
 
 
 def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
-    replicate, shard = recipe.parallel.dp_replicate, recipe.parallel.dp_shard
+    replicate = recipe.parallel.dp_replicate
+    shard = recipe.parallel.dp_shard
     if shard == 0:
         draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
         return None
@@ -196,7 +198,8 @@ def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
 
 def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple[int, ...]:
     """Numbers of nodes on which the same steps can be made, as many as asked for first; see resources.min_nodes."""
-    asked, least = recipe.resources.nodes, recipe.resources.min_nodes
+    asked = recipe.resources.nodes
+    least = recipe.resources.min_nodes
     if least is None or least >= asked:
         return (asked,)
     if not _traits(cluster).can_shrink:
@@ -273,7 +276,8 @@ def resolve_model(
     """The model's knobs. A vocabulary that nothing names follows the data; one smaller than the data's is an error."""
     draft = draft or _Draft()
     fields = recipe.model.model_dump(exclude_none=True)
-    preset, init_from = fields.pop("preset", None), fields.pop("init_from", None)
+    preset = fields.pop("preset", None)
+    init_from = fields.pop("init_from", None)
     if preset is None and init is None and not fields:
         draft.wrong("model", "empty; give a preset (see `launch models`), init_from, or family, dim, n_layers …")
         return None
@@ -304,7 +308,9 @@ def resolve_model(
 
 
 def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
-    train, spec, traits = recipe.train, data.spec, _traits(cluster)
+    train = recipe.train
+    spec = data.spec
+    traits = _traits(cluster)
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:
@@ -348,7 +354,8 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
     """How often each source is read."""
-    read, length = max_steps * recipe.train.global_batch_size, recipe.data.seq_len
+    read = max_steps * recipe.train.global_batch_size
+    length = recipe.data.seq_len
     return [
         round(read * share / max(1, count_samples(source.n_tokens, length)), 4)
         for source, share in zip(spec.train, spec.shares, strict=True)

@@ -19,7 +19,8 @@ MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Mu
 
 
 def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    needed, available = plan.memory["total"], plan.memory_available
+    needed = plan.memory["total"]
+    available = plan.memory_available
     if available is not None and needed > available:
         yield (
             f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
@@ -53,7 +54,8 @@ def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
 
 
 def _of_a_mixture(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    spec, names = plan.data, source_names(plan.data, recipe)
+    spec = plan.data
+    names = source_names(plan.data, recipe)
     for name, passes in zip(names, plan.epochs, strict=True):
         if passes > MANY_EPOCHS:
             yield f"{name} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"

@@ -105,7 +105,8 @@ def _read(source: str) -> tuple[str, str, bytes]:
     if path.is_file():
         label = str(path)
     elif (bundled := recipe_folder() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():
-        path, label = bundled, f"recipes/{source.removesuffix('.yaml')}.yaml"
+        path = bundled
+        label = f"recipes/{source.removesuffix('.yaml')}.yaml"
     else:
         raise UserError(_not_found(source, path))
     try:
@@ -153,7 +154,8 @@ def _not_found(source: str, path: Path) -> str:
 # -- joining ---------------------------------------------------------------------------------------------------------
 def _extend(document: Document, base: str) -> Document:
     """One level of `extends`: what it names, with this recipe on top."""
-    name, origin = document.value["extends"], document.origin(("extends",))
+    name = document.value["extends"]
+    origin = document.origin(("extends",))
     if not isinstance(name, str):
         raise RecipeErrors([f"{origin}: extends: must be one path, bundled name or URL; got {name!r}"])
     try:

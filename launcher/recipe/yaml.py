@@ -21,10 +21,13 @@ from launchyard.launcher.recipe.hints import Vocabulary, allowed, at, shown
 KeyPath = tuple[str | int, ...]
 Schema = TypeVar("Schema", bound=BaseModel)
 MAX_BYTES = 1_000_000
-_MAX_NODES, _MAX_DEPTH = 20_000, 24
+_MAX_NODES = 20_000
+_MAX_DEPTH = 24
 _INT = re.compile(r"[-+]?\d+(_\d+)*|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.\d+|\d+(_\d+)*(\.\d*)?)([eE][-+]?\d+)?")
-_NULL, _TRUE, _FALSE = {"", "~", "null", "Null", "NULL"}, {"true", "True", "TRUE"}, {"false", "False", "FALSE"}
+_NULL = {"", "~", "null", "Null", "NULL"}
+_TRUE = {"true", "True", "TRUE"}
+_FALSE = {"false", "False", "FALSE"}
 
 
 class Origin(NamedTuple):
@@ -113,7 +116,8 @@ def _problems(
         kind = item["type"]
         path = real_path(schema, item["loc"], whole=kind == "extra_forbidden")
         if kind == "missing" and isinstance(path[-1], int):  # a list that is too short
-            kind, path = "too_short", path[:-1]
+            kind = "too_short"
+            path = path[:-1]
         key = dotted(path)
         if kind == "extra_forbidden":
             found[path] = f"{key}: unknown key; {words.suggest(schema, path)}"
@@ -169,7 +173,9 @@ class _Walk:
     """Nodes -> plain values, collecting problems and the line of every key."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.problems, self.origins = label, list[str](), dict[KeyPath, Origin]()
+        self.label = label
+        self.problems = list[str]()
+        self.origins = dict[KeyPath, Origin]()
         self._nodes = 0
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:

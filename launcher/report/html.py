@@ -25,7 +25,8 @@ from launchyard.storage.redact import redact
 HERE = Path(__file__).parent
 MAX_LANES = 40  # a run of more attempts shows its last ones
 SMOOTH = 40  # a smooth curve is a mean over a fortieth of it
-_GOOD, _BAD = ("completed", "running", "saving"), ("failed", "lost")
+_GOOD = ("completed", "running", "saving")
+_BAD = ("failed", "lost")
 
 
 def report_page(story: Story, *, why: str = "") -> str:
@@ -85,7 +86,8 @@ def _lead(plan: dict[str, Any]) -> list[str]:
 
 
 def _workers(plan: dict[str, Any]) -> str:
-    nodes, each = plan.get("nnodes"), plan.get("nproc_per_node")
+    nodes = plan.get("nnodes")
+    each = plan.get("nproc_per_node")
     if not nodes or not each:
         return ""
     kind = "GPU" if plan.get("device") == "cuda" else "CPU worker"
@@ -95,7 +97,9 @@ def _workers(plan: dict[str, Any]) -> str:
 
 # -- figures ---------------------------------------------------------------------------------------------------------
 def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
-    state, rows, goodput = story.state, story.rows, story.goodput
+    state = story.state
+    rows = story.rows
+    goodput = story.goodput
     of = f"of {state.max_steps:,}" if state.max_steps else ""
     yield "Steps", f"{state.step:,}" if state.step is not None else "0", of
     if rows:
@@ -162,7 +166,8 @@ def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The mean around each point, as far to either side, so that it lags behind nothing; only what is finite."""
     points = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
-    reach, last = len(points) // (2 * SMOOTH), len(points) - 1
+    reach = len(points) // (2 * SMOOTH)
+    last = len(points) - 1
     found = []
     for number, (x, _) in enumerate(points):
         side = min(reach, number, last - number)

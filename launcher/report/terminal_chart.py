@@ -21,7 +21,8 @@ def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille:
         return []
     across, down = (2, 4) if braille else (1, 1)
     columns = _columns(points, width * across)
-    low, high = min(columns), max(columns)
+    low = min(columns)
+    high = max(columns)
     grid = [[0] * width for _ in range(height)]
     for x, (y0, y1) in enumerate(zip([columns[0], *columns], columns, strict=False)):
         rows = sorted(round((high - y) / ((high - low) or 1.0) * (height * down - 1)) for y in (y0, y1))
@@ -33,7 +34,8 @@ def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille:
         body = "".join(_cell(cell, braille) for cell in cells).rstrip()
         edge = "┤" if braille else "|"
         lines.append(f"{label:>8.3f} {edge}{body}" if label is not None else f"{'':>8} {'│' if braille else '|'}{body}")
-    first, last = f"{points[0][0]:g}", f"{points[-1][0]:g}"
+    first = f"{points[0][0]:g}"
+    last = f"{points[-1][0]:g}"
     return [*lines, f"{'':>10}{first}{last.rjust(max(1, width - len(first)))}"]
 
 
@@ -45,7 +47,8 @@ def _cell(cell: int, braille: bool) -> str:
 
 def _columns(points: Sequence[Point], width: int) -> list[float]:
     """The mean y of each column; straight lines across columns in which no point falls."""
-    start, span = points[0][0], (points[-1][0] - points[0][0]) or 1.0
+    start = points[0][0]
+    span = (points[-1][0] - points[0][0]) or 1.0
     buckets: dict[int, list[float]] = {}
     for x, y in points:
         buckets.setdefault(round((x - start) / span * (width - 1)), []).append(y)
@@ -65,7 +68,8 @@ def sparkline(values: Sequence[float], *, width: int = 40, blocks: bool = True) 
     bounds = [round(n * len(values) / count) for n in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
     signs = "▁▂▃▄▅▆▇█" if blocks else "_.-~=+*#"
-    low, high = min(means), max(means)
+    low = min(means)
+    high = max(means)
     span = (high - low) or 1.0
     return "".join(signs[round((mean - low) / span * (len(signs) - 1))] for mean in means)
 

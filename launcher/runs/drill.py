@@ -135,7 +135,8 @@ def kill_worker(run: RunDir, job: Job) -> float:
     workers = [process for process in here if "RANK" in process.environ()]
     if not workers:
         raise UserError("no worker of this run was found on this machine", hint="launch status")
-    last, moment = max(workers, key=lambda process: int(process.environ()["RANK"])), time.time()
+    last = max(workers, key=lambda process: int(process.environ()["RANK"]))
+    moment = time.time()
     last.send_signal(signal.SIGKILL)
     return moment
 
@@ -192,7 +193,8 @@ _BLOWS: dict[Kind, Blow] = {"preempt": _preempt, "kill": _kill, "node-loss": _lo
 
 # -- watching --------------------------------------------------------------------------------------------------------
 def _training_job(run: RunDir) -> Job:
-    job, run_id = newest_job(run), RunFacts(run).run_id
+    job = newest_job(run)
+    run_id = RunFacts(run).run_id
     if job is None or not owner_alive(run, job):
         raise UserError(
             f"{run_id} is not running, and a drill needs a live run", hint=f"launch resume {run_id} --detach"

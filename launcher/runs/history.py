@@ -106,10 +106,13 @@ def _json(run: RunDir, name: str) -> dict[str, Any]:
 
 def _attempts(run: RunDir, state: RunState) -> Iterator[AttemptStory]:
     before: Any = None
-    ended, reached = None, 0
+    ended = None
+    reached = 0
     submitted = [submission.submitted for submission in run.submissions()]
     for facts in read_facts(run):
-        rows, events, job = [dict(row) for row in facts.rows], run.events(facts.attempt), run.job(facts.attempt)
+        rows = [dict(row) for row in facts.rows]
+        events = run.events(facts.attempt)
+        job = run.job(facts.attempt)
         began = ended if ended is not None else min([job.created, *submitted])
         waited = "queue" if before is None else cause_between(before)
         ended = _end_of(run, facts.attempt, rows, facts.outcome, alive=state.alive and facts.attempt == state.attempt)
@@ -139,7 +142,8 @@ def _pieces(
     if not rows:
         yield Piece(created, ended, "start", "starting, without a finished step")
         return
-    first, last = float(rows[0]["time"]) - float(rows[0]["step_seconds"]), float(rows[-1]["time"])
+    first = float(rows[0]["time"]) - float(rows[0]["step_seconds"])
+    last = float(rows[-1]["time"])
     first = min(max(first, created), last)
     yield Piece(created, first, "start", f"starting, {first - created:.1f} s")
     again = [row for row in rows if int(row["step"]) <= reached]

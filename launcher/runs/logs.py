@@ -71,7 +71,8 @@ def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Call
     """Print lines as they come, until the run ends (or that attempt does); newer attempts are taken up."""
     if attempt is None and newest_job(run) is not None:
         _await_start(run, say)
-    fixed, current = attempt, pick_attempt(run, attempt)
+    fixed = attempt
+    current = pick_attempt(run, attempt)
     tails: dict[str, Tail] = {}
     while True:
         over = _is_over(run, current if fixed is not None else None)

@@ -61,7 +61,8 @@ def overview() -> list[RunState]:
 
     One whose store does not answer is `unreachable`, and others of that store are not asked any more.
     """
-    states, silent = list[RunState | None](), dict[tuple[str, str], str]()
+    states = list[RunState | None]()
+    silent = dict[tuple[str, str], str]()
     for entry in registered():
         store = (entry.url.partition("://")[0], repr(entry.store))
         if store in silent:
@@ -149,7 +150,8 @@ def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> Outc
     """The scheduler's own command left its owner no time for a word, or came before there was one."""
     if seen is None or seen.state != "gone" or not seen.word.startswith(("CANCELLED", "STOPPED")):
         return None
-    reason, message = load_backend(job.backend).TRAITS.cancelled_reason, f"job {job.job_id} was cancelled"
+    reason = load_backend(job.backend).TRAITS.cancelled_reason
+    message = f"job {job.job_id} was cancelled"
     return OutcomeRecord(
         outcome="stopped", reason=reason, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
     )

@@ -89,15 +89,22 @@ def _going_on(run: RunDir, state: RunState) -> Why:
 def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
     attempt = state.attempt
     assert attempt is not None
-    saved, lost = state.checkpoint, steps_lost(run, attempt, state.checkpoint)
+    saved = state.checkpoint
+    lost = steps_lost(run, attempt, state.checkpoint)
     if record is not None:
-        reason, cause, ended = record.reason, record.message, record.time
-        began, log = _sentence(run, record), log_of(run, record)
+        reason = record.reason
+        cause = record.message
+        ended = record.time
+        began = _sentence(run, record)
+        log = log_of(run, record)
     else:
         found = _lost_cause(run, attempt) if attempt in run.attempts() else _never_began(run, state)
-        reason, cause, ended = found.reason, found.message, last_heartbeat(run, attempt)
+        reason = found.reason
+        cause = found.message
+        ended = last_heartbeat(run, attempt)
         cause += f" ({state.queue})" if state.queue else ""
-        began, log = f"{_capital(cause)}.", None
+        began = f"{_capital(cause)}."
+        log = None
     command, advice = _advice(state, record)
     kept = _kept(saved, lost)
     parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), kept, _spent(run), advice]

@@ -12,7 +12,8 @@ from launchyard.launcher.runs.state import state_of
 def job_to_wait_for(name: str, cluster: Cluster) -> str | None:
     """The job's id; None if that run is completed. UserError if there is no such run, or it cannot be waited for."""
     run = find(name)
-    state, job = state_of(run), newest_job(run)
+    state = state_of(run)
+    job = newest_job(run)
     if state.state == "completed":
         return None
     if job is None or not state.alive:

@@ -238,7 +238,8 @@ def check_free(run: RunDir) -> None:
             raise UserError(f"--run-url {where}: a file; it must be a new folder")
         return
     try:
-        taken, empty = run.exists(layout.PLAN) or bool(run.attempts()), not run.listdir("")
+        taken = run.exists(layout.PLAN) or bool(run.attempts())
+        empty = not run.listdir("")
     except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
         raise _kind_of(error)(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
     if taken:
@@ -266,7 +267,8 @@ class NewFolder:
     """The run's folder, made now to see that it can be; taken away again if the launch does not get as far as a job."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run, self._made = run, list[Path]()
+        self._run = run
+        self._made = list[Path]()
         self.ours = False  # we have begun to write; nobody else may
         if not run.local:
             return
@@ -300,7 +302,8 @@ class NewFolder:
 
 def write_run(ready: Ready, made: NewFolder) -> None:
     """Freeze the run: code.json first, which nobody else may have written; plan.json last, which makes it a run."""
-    run, plan = ready.run, ready.plan
+    run = ready.run
+    plan = ready.plan
     with _write_errors(run):
         try:
             run.create_json(layout.CODE, ready.code.model_dump())
@@ -340,7 +343,8 @@ def _read_tokenizer(path: str) -> str:
 def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: bool, follow: Follow) -> int:
     """The body of `launch [RECIPE]`; returns its exit code. `follow` shows the run until it ends."""
     ready = make_ready(request)
-    loaded, plan = ready.loaded, ready.plan
+    loaded = ready.loaded
+    plan = ready.plan
     if dry_run:
         if as_json:
             click.echo(plan_text.as_json(plan, loaded.raw, ready.code, loaded.source))

@@ -72,7 +72,8 @@ def _plan_words(plan: Plan, recipe: Recipe) -> list[str]:
 
 
 def _every(recipe: Recipe) -> str:
-    steps, minutes = recipe.checkpoint.every_steps, recipe.checkpoint.every_minutes
+    steps = recipe.checkpoint.every_steps
+    minutes = recipe.checkpoint.every_minutes
     given = [f"{steps} steps" if steps else "", f"{minutes:g} min" if minutes else ""]
     said = " and ".join(word for word in given if word)
     return f" every {said}" if said else " at the end"

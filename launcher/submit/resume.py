@@ -59,8 +59,10 @@ def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
     refuse_if_alive(run)
     state = state_of(run)
     with user_errors():
-        raw, workload = stored_recipe(run), read_workload(run)
-    given, source = overrides_of(run), run.path(layout.RECIPE)
+        raw = stored_recipe(run)
+        workload = read_workload(run)
+    given = overrides_of(run)
+    source = run.path(layout.RECIPE)
     before = check_recipe(raw, given, source=source)
     asked = check_recipe(before.raw, changes, source=source)
     _refuse_another_run(before.recipe, asked.recipe)
@@ -106,7 +108,8 @@ def _is_fixed(key: str) -> bool:
 
 def _refuse_another_run(before: Recipe, after: Recipe) -> None:
     """Name every change that would make another run of this one."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    old = _flat(before.model_dump(mode="json"))
+    new = _flat(after.model_dump(mode="json"))
     problems = [
         f"{key}: {new.get(key)} on the command line, but this run was made with {old.get(key)}; a run keeps its {fixed}"
         for key in dict.fromkeys([*old, *new])
@@ -147,7 +150,8 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
 
 def _cluster(frozen: dict[str, Any]) -> Cluster:
     """The cluster by its name; if its file is not found any more, what the plan knows of it."""
-    name, scheduler = str(frozen.get("cluster", FIRST)), str(frozen.get("scheduler", FIRST))
+    name = str(frozen.get("cluster", FIRST))
+    scheduler = str(frozen.get("scheduler", FIRST))
     store = StoreOptions.model_validate(frozen.get("store", {}))
     derived = {"OMP_NUM_THREADS", *WORKER_ENVIRONMENT, *CPU_ENVIRONMENT, *store_environment(store)}
     environment = {key: value for key, value in frozen.get("environment", {}).items() if key not in derived}

@@ -77,13 +77,15 @@ class _Watcher:
     """One look after another at a run. At a remote one in a thread, so that Ctrl-C is heard whatever its store does."""
 
     def __init__(self, run: RunDir, job: Job | None, progress: Progress) -> None:
-        self.run, self.progress = run, progress
+        self.run = run
+        self.progress = progress
         self.over = False
         self.ended: OutcomeRecord | None = None
         self._job = job
         self._looking = run.periodic(self._look, every=LOOK_SECONDS[run.local])
         self._asking: PeriodicTask | None = None
-        self._checked, self._answered = 0.0, time.monotonic()
+        self._checked = 0.0
+        self._answered = time.monotonic()
 
     def poll(self) -> None:
         """OSError if a local run directory cannot be read; a store may answer again."""
@@ -187,7 +189,9 @@ class _Plain:
     """One line every few seconds, for logs and pipes; the same line again only after a minute."""
 
     def __init__(self, out: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock, self._told = out, clock, 0.0
+        self._out = out
+        self._clock = clock
+        self._told = 0.0
         self._line = ""
 
     def __enter__(self) -> Self:
@@ -201,7 +205,8 @@ class _Plain:
 
     def show(self, line: str, share: float) -> None:
         if self._clock() - self._told >= (PLAIN_SECONDS if line != self._line else 60.0):
-            self._told, self._line = self._clock(), line
+            self._told = self._clock()
+            self._line = line
             self.say(line)
 
 

@@ -32,9 +32,11 @@ from launchyard.training.telemetry.phases import PHASES
 LOOK_SECONDS = {True: 1.0, False: 5.0}  # local run directory, remote one
 ASK_SECONDS = 10.0  # between two questions to a scheduler
 ALL_SECONDS = 2.0
-PLAIN_SECONDS, PLAIN_WIDTH = 10.0, 80
+PLAIN_SECONDS = 10.0
+PLAIN_WIDTH = 80
 WINDOW = 50  # steps over which phases are told
-MIN_WIDTH, MAX_WIDTH = 40, 110
+MIN_WIDTH = 40
+MAX_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ class Watched:
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._events: list[dict[str, Any]] = []
         self._ledger: Ledger | None = None
-        self._state, self._asked = state_of(run), time.monotonic()
+        self._state = state_of(run)
+        self._asked = time.monotonic()
 
     def look(self) -> Facts:
         """OSError if it cannot be read now; the next look goes on from there."""
         now = time.monotonic()
         if self._state.job_id is None or now - self._asked >= ASK_SECONDS:
-            self._state, self._asked = state_of(self._run), now
+            self._state = state_of(self._run)
+            self._asked = now
         self._turn_to_newest()
         if self._attempt is not None:
             self._events += self._event_tail.rows()
@@ -99,7 +103,8 @@ class Watched:
         job = self._run.job(newest)
         mine = AttemptFacts(newest, job.created, self._run.was_queued(job))
         self._ledger = account(submitted, [*read_facts(self._run, before=newest), mine])
-        self._attempt, self._events = newest, []
+        self._attempt = newest
+        self._events = []
         self._recent.clear()
 
     def _take(self, row: dict[str, Any]) -> None:
@@ -187,7 +192,8 @@ def _head(facts: Facts, width: int, now: float) -> str:
 
 def _bar(facts: Facts, width: int, blocks: bool) -> str:
     state = facts.state
-    step, most = state.step or 0, state.max_steps or 1
+    step = state.step or 0
+    most = state.max_steps or 1
     share = min(1.0, step / most)
     shown = f"{count(step)}/{count(most)}" if most >= 100_000 else f"{step}/{most}"
     said = f"  step {shown}  {share:4.0%}"
@@ -226,7 +232,8 @@ def _shares(shares: dict[str, float], width: int) -> str:
 
 
 def _goodput(facts: Facts, width: int) -> str:
-    ratio, total = facts.goodput_ratio, sum(facts.goodput.values())
+    ratio = facts.goodput_ratio
+    total = sum(facts.goodput.values())
     if ratio is None:
         return ""
     head = f"{ratio:.1%} of {duration(total)}"
@@ -287,7 +294,8 @@ class Screen:
     """
 
     def __init__(self, out: IO[str], *, changing: int = 0) -> None:
-        self._out, self._changing = out, changing
+        self._out = out
+        self._changing = changing
         self._live: Any = None
         self._page: list[str] = []
         self._told = float("-inf")
@@ -322,7 +330,8 @@ class Screen:
             self._live.update(Text("\n").join(_styled(plain(line, self._out)) for line in page), refresh=True)
         elif page[self._changing :] != self._page[self._changing :] and (last or self._is_time()):
             print(plain("\n".join(page), self._out), file=self._out, flush=True)
-            self._page, self._told = page, time.monotonic()
+            self._page = page
+            self._told = time.monotonic()
 
     def _is_time(self) -> bool:
         return time.monotonic() - self._told >= PLAIN_SECONDS

@@ -21,11 +21,13 @@ class Progress:
     """Of the newest attempt. One thread may look while another shows."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run, self._facts = run, RunFacts(run)
+        self._run = run
+        self._facts = RunFacts(run)
         self._lock = threading.Lock()
         self._attempt: int | None = None
         self._max_steps: int | None = None
-        self._phase, self._phase_from = "waiting for its first attempt", 0.0
+        self._phase = "waiting for its first attempt"
+        self._phase_from = 0.0
         self._since = time.monotonic()
         self._row: dict[str, Any] | None = None
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)  # time, step, tokens
@@ -70,32 +72,40 @@ class Progress:
 
     def _speed(self, row: dict[str, Any]) -> tuple[float, float | None]:
         """Tokens a second, and seconds to the end, over the last steps with all that lay between them."""
-        (began, step0, tokens0), (ended, step1, tokens1) = self._recent[0], self._recent[-1]
+        (began, step0, tokens0) = self._recent[0]
+        (ended, step1, tokens1) = self._recent[-1]
         left = max(0, self._max_steps - step1) if self._max_steps else None
         if ended <= began or step1 <= step0:
-            speed, each = float(row["tokens_per_second"]), float(row["step_seconds"])
+            speed = float(row["tokens_per_second"])
+            each = float(row["step_seconds"])
         else:
-            speed, each = (tokens1 - tokens0) / (ended - began), (ended - began) / (step1 - step0)
+            speed = (tokens1 - tokens0) / (ended - began)
+            each = (ended - began) / (step1 - step0)
         return speed, None if left is None else left * each
 
     def _look_for_attempt(self) -> None:
         attempts = self._run.attempts()
         if not attempts or attempts[-1] == self._attempt:
             return
-        newest, max_steps = attempts[-1], self._facts.max_steps()
+        newest = attempts[-1]
+        max_steps = self._facts.max_steps()
         ended = self._run.outcome(self._attempt) if self._attempt is not None else None
         if ended is not None:
             self._news.append(f"! attempt {ended.attempt} {ended.outcome} ({ended.reason}): {ended.message}")
         with self._lock:
             self._events = RowTail(self._run, layout.attempt_folder(newest), layout.EVENTS)
             self._rows = RowTail(self._run, layout.METRICS, layout.rows_prefix(layout.STEPS, newest))
-            self._attempt, self._max_steps, self._row = newest, max_steps, None
+            self._attempt = newest
+            self._max_steps = max_steps
+            self._row = None
             self._recent.clear()
             self._enter("starting workers" if newest == 0 else f"starting attempt {newest}")
 
     def _enter(self, phase: str, at: float = 0.0) -> None:
         """`at`: by the clock that rows have; those from before tell nothing about the phase."""
-        self._phase, self._phase_from, self._since = phase, at, time.monotonic()
+        self._phase = phase
+        self._phase_from = at
+        self._since = time.monotonic()
 
     def _on_row(self, row: dict[str, Any]) -> None:
         self._row = row
@@ -105,7 +115,9 @@ class Progress:
 
     def _on_event(self, event: dict[str, Any]) -> list[str]:
         """Changes the phase; what is worth saying."""
-        step, at, message = event.get("step"), float(event.get("time", 0.0)), event.get("message", "")
+        step = event.get("step")
+        at = float(event.get("time", 0.0))
+        message = event.get("message", "")
         match event.get("event"):
             case events.PROCESS_STARTED:
                 self._enter("building the model", at)

@@ -16,7 +16,8 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.grouped = config.n_kv_heads != config.n_heads
-        heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        heads = config.n_heads * config.head_dim
+        kv = config.n_kv_heads * config.head_dim
         qkv_bias = config.attention_bias or config.qkv_bias
         self.q_proj = Linear(config.dim, heads, bias=qkv_bias)
         self.k_proj = Linear(config.dim, kv, bias=qkv_bias)

@@ -50,9 +50,11 @@ def _normal_rows(key: str, shape: tuple[int, ...], *, seed: int, start: int, sto
     height = max(1, BLOCK_ELEMENTS // columns)
     result = numpy.empty((max(0, stop - start), columns), dtype=numpy.float32)
     for block in range(start // height, -(-stop // height)):
-        first, last = block * height, min((block + 1) * height, shape[0])
+        first = block * height
+        last = min((block + 1) * height, shape[0])
         values = _generator(seed, key, block).standard_normal((last - first, columns), dtype=numpy.float32)
-        low, high = max(first, start), min(last, stop)
+        low = max(first, start)
+        high = min(last, stop)
         result[low - start : high - start] = values[low - first : high - first]
     return torch.from_numpy(result).view(-1, *shape[1:])
 

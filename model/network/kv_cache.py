@@ -26,7 +26,8 @@ class BlockCache:
             self.k[:, :, cache.start : stop] = k
             self.v[:, :, cache.start : stop] = v
             return self.k[:, :, :stop], self.v[:, :, :stop]
-        rows, positions = cache.rows, cache.positions
+        rows = cache.rows
+        positions = cache.positions
         self.k[rows, :, positions] = k.transpose(1, 2)
         self.v[rows, :, positions] = v.transpose(1, 2)
         stop = cache.start + k.shape[2]
@@ -43,7 +44,9 @@ class Cache:
     def __init__(
         self, config: ModelConfig, *, batch_size: int, length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.batch_size, self.length, self.device = batch_size, length, device
+        self.batch_size = batch_size
+        self.length = length
+        self.device = device
         self.start = 0  # positions that the longest row has seen
         self.even = True  # all rows have seen as many
         self.lengths: Tensor | None = None  # (B,) int64 when they have not
@@ -83,6 +86,7 @@ class Cache:
         self.batch_size = len(rows)
         index = torch.tensor(rows, device=self.device)
         for block in self.blocks:
-            block.k, block.v = block.k[index], block.v[index]
+            block.k = block.k[index]
+            block.v = block.v[index]
         if self.lengths is not None:
             self.trim(self.lengths[index].tolist())

@@ -33,8 +33,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The products are fp32 whatever x is, since the tables are.
     """
     half = cos.shape[-1]
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # one more axis: the heads
-    first, second = x[..., :half], x[..., half : 2 * half]
+    cos = cos.unsqueeze(-2)  # one more axis: the heads
+    sin = sin.unsqueeze(-2)
+    first = x[..., :half]
+    second = x[..., half : 2 * half]
     turned = (first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype)
     return torch.cat(turned if 2 * half == x.shape[-1] else (*turned, x[..., 2 * half :]), dim=-1)
 
@@ -42,6 +44,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _scale(plain: Tensor, scaling: RopeScaling) -> Tensor:
     """Llama 3.1: slow turns are slowed by `factor`, fast ones kept, those between blended."""
     wavelength = 2 * math.pi / plain
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    low = scaling.low_freq_factor
+    high = scaling.high_freq_factor
     keep = ((scaling.original_max_seq_len / wavelength - low) / (high - low)).clamp(0, 1)
     return keep * plain + (1 - keep) * plain / scaling.factor

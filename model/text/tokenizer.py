@@ -92,7 +92,8 @@ class TextStream:
         self._ids.append(token)
         text = self._decode(self._ids)
         sure = text.rstrip("\ufffd")  # what the last character becomes, the next id may decide
-        fresh, self._given = sure[self._given :], max(len(sure), self._given)
+        fresh = sure[self._given :]
+        self._given = max(len(sure), self._given)
         if len(sure) == len(text) and len(self._ids) > 4 * CONTEXT:
             self._ids = self._ids[-CONTEXT:]
             self._given = len(self._decode(self._ids))
@@ -101,7 +102,8 @@ class TextStream:
     def flush(self) -> str:
         """What was held back, at the end."""
         text = self._decode(self._ids)
-        fresh, self._given = text[self._given :], len(text)
+        fresh = text[self._given :]
+        self._given = len(text)
         return fresh
 
 
@@ -118,15 +120,18 @@ class StopStrings:
         at = min((where for where in map(self._held.find, self._stops) if where >= 0), default=None)
         if at is not None:
             self.found = True
-            sure, self._held = self._held[:at], ""
+            sure = self._held[:at]
+            self._held = ""
             return sure
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
-        sure, self._held = self._held[:cut], self._held[cut:]
+        sure = self._held[:cut]
+        self._held = self._held[cut:]
         return sure
 
     def flush(self) -> str:
-        sure, self._held = self._held, ""
+        sure = self._held
+        self._held = ""
         return sure
 
 

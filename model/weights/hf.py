@@ -22,7 +22,8 @@ from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists, listdir, normal
 from launchyard.storage.safetensors import TensorFile, write_tensors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_FILE_BYTES = 5_000_000_000
 __all__ = ["HFWeights", "read_hf_config", "save_hf"]
@@ -116,7 +117,8 @@ def save_hf(
     config.json is written last, so that a folder that has one is whole. ValueError if a parameter is missing, unknown
     or of another shape, or if the family's format has no place for one of the config's knobs.
     """
-    hf, root = config_to_hf(config), normal(folder)
+    hf = config_to_hf(config)
+    root = normal(folder)
     _remove_old(root)
     items = tensors.items() if isinstance(tensors, Mapping) else tensors
     writer = _Writer(root, max_file_bytes)
@@ -134,7 +136,8 @@ class _Writer:
     """Fills one safetensors file after the other. Their number is known only at the end, so they are named then."""
 
     def __init__(self, root: str, max_file_bytes: int) -> None:
-        self._root, self._max = root, max_file_bytes
+        self._root = root
+        self._max = max_file_bytes
         self._open: dict[str, Tensor] = {}
         self._bytes = self._total = 0
         self._written: list[list[str]] = []
@@ -170,7 +173,8 @@ class _Writer:
             raise
         self._written.append(list(self._open))
         self._total += self._bytes
-        self._open, self._bytes = {}, 0
+        self._open = {}
+        self._bytes = 0
 
     def _temporary(self, number: int) -> str:
         return f"{self._root}/model-{number + 1:05d}.part"
@@ -178,7 +182,8 @@ class _Writer:
 
 def _joined(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Their keys and tensors, each as soon as all of its parts have come."""
-    shapes, where = parameter_shapes(config), places(rules(config), config)
+    shapes = parameter_shapes(config)
+    where = places(rules(config), config)
     waiting: dict[str, dict[int, Tensor]] = {}
     missing = set(where)
     for name, tensor in items:

@@ -126,7 +126,9 @@ class LoadedModel:
     """A transformer with its tokenizer. Who works on ids takes `transformer` and launchyard.model.generate."""
 
     def __init__(self, transformer: Transformer, config: ModelConfig, source: Source) -> None:
-        self.transformer, self.config, self.source = transformer, config, source
+        self.transformer = transformer
+        self.config = config
+        self.source = source
 
     @property
     def device(self) -> torch.device:
@@ -199,11 +201,14 @@ class Writing:
     def __init__(
         self, model: LoadedModel, prompt: list[int], tokens: Iterator[int], max_new_tokens: int, stops: list[str]
     ) -> None:
-        self.n_prompt, self.n_new = len(prompt), 0
+        self.n_prompt = len(prompt)
+        self.n_new = 0
         self.ended: Ended | None = None  # until the last piece
-        self._tokens, self._stops = tokens, StopStrings(stops)
+        self._tokens = tokens
+        self._stops = StopStrings(stops)
         self._stream = model.tokenizer.stream(prompt)
-        self._max_new_tokens, self._room = max_new_tokens, model.config.max_seq_len - len(prompt)
+        self._max_new_tokens = max_new_tokens
+        self._room = model.config.max_seq_len - len(prompt)
 
     def __iter__(self) -> Iterator[str]:
         for token in self._tokens:

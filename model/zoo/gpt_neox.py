@@ -81,7 +81,8 @@ PRESETS: dict[str, ModelConfig] = {
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """ValueError names the key that is missing or has a value we do not support."""
-    dim, heads = int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads"))
+    dim = int(need(hf, "hidden_size"))
+    heads = int(need(hf, "num_attention_heads"))
     return ModelConfig(
         family="gpt_neox",
         dim=dim,

@@ -21,7 +21,9 @@ from launchyard.model.zoo.rules import Rule
 MODEL_TYPE = "qwen2"
 RULES: tuple[Rule, ...] = llama.RULES
 # What transformers' Qwen2Config holds where config.json lacks the key.
-_KV_HEADS, _SLIDING_WINDOW, _MAX_WINDOW_LAYERS = 32, 4096, 28
+_KV_HEADS = 32
+_SLIDING_WINDOW = 4096
+_MAX_WINDOW_LAYERS = 28
 
 
 def _qwen25(
@@ -67,7 +69,8 @@ PRESETS: dict[str, ModelConfig] = {
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """ValueError names the key that is missing or has a value we do not support."""
-    dim, heads = int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads"))
+    dim = int(need(hf, "hidden_size"))
+    heads = int(need(hf, "num_attention_heads"))
     _refuse_window(hf)
     return ModelConfig(
         family="qwen2",

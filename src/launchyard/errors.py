@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_FATAL, EXIT_INTERRUPTED = 0, 1, 2, 75, 78, 130
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_STOPPED = 75
+EXIT_FATAL = 78
+EXIT_INTERRUPTED = 130
 
 
 class LaunchError(Exception):

@@ -52,9 +52,13 @@ class Checkpointer:
         on_event: OnEvent,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        self.run, self._world, self._identity = run, world, identity
-        self._keep, self._background = keep, background
-        self._on_event, self._before_commit = on_event, before_commit
+        self.run = run
+        self._world = world
+        self._identity = identity
+        self._keep = keep
+        self._background = background
+        self._on_event = on_event
+        self._before_commit = before_commit
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -103,7 +107,8 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        error, self._error = self._error, None
+        error = self._error
+        self._error = None
         if error is not None and (must_succeed or isinstance(error, FencedError)):
             raise error
 
@@ -162,9 +167,11 @@ class Checkpointer:
         facts: dict[str, Any] = {}
 
         def commit(written: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
-            began, manifest = time.perf_counter(), self._manifest(save, written, tensors)
+            began = time.perf_counter()
+            manifest = self._manifest(save, written, tensors)
             self._commit(folder, manifest)
-            facts["bytes"], facts["commit_seconds"] = manifest.total_bytes, round(time.perf_counter() - began, 3)
+            facts["bytes"] = manifest.total_bytes
+            facts["commit_seconds"] = round(time.perf_counter() - began, 3)
 
         writer = ShardWriter(self.run.path(folder), name, commit)
         dcp.save(

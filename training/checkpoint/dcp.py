@@ -97,7 +97,8 @@ class ShardSavePlanner(SavePlanner):
         return new_plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        shard, data = self._shards[write_item.index.fqn], write_item.tensor_data
+        shard = self._shards[write_item.index.fqn]
+        data = write_item.tensor_data
         assert data is not None
         if shard.tensor.ndim == 0:
             return shard.tensor
@@ -109,7 +110,9 @@ class ShardWriter(StorageWriter):
     """One safetensors file a rank, hashed while it is written. `commit` gets (files, tensors) on rank 0, last."""
 
     def __init__(self, folder: str, name: str, commit: Any) -> None:
-        self._folder, self._name, self._commit = folder, name, commit
+        self._folder = folder
+        self._name = name
+        self._commit = commit
         self.seconds = 0.0  # in which this rank's file was written
 
     def reset(self, checkpoint_id: Any = None) -> None: ...
@@ -132,7 +135,9 @@ class ShardWriter(StorageWriter):
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         entries = {_entry_name(item): _entry(item) for item in plan.items}
         header = safetensors_header(entries)
-        results, at, path = [], len(header), f"{self._folder}/{self._name}"
+        results = []
+        at = len(header)
+        path = f"{self._folder}/{self._name}"
         file = files.open_write(path, size=at + sum(_length(item) for item in plan.items))
         try:
             file.write(header)
@@ -233,7 +238,8 @@ class ShardReader(StorageReader):
     """Reads pieces, a few at a time, and hands on only what its hash vouches for."""
 
     def __init__(self, folder: str, manifest: Manifest) -> None:
-        self._folder, self._manifest = folder, manifest
+        self._folder = folder
+        self._manifest = manifest
         self._pieces = {
             (key, piece.offsets): piece for key, tensor in manifest.tensors.items() for piece in tensor.pieces
         }
@@ -277,22 +283,28 @@ class ShardReader(StorageReader):
     def _runs(self, items: Iterable[Any]) -> list[list[Any]]:
         """Items whose pieces follow each other in a file, about PIECE_BYTES together: a request has its price."""
         runs: list[list[Any]] = []
-        file, end, room = "", 0, 0
+        file = ""
+        end = 0
+        room = 0
         for item in sorted(items, key=lambda item: (self._piece_of(item).file, self._piece_of(item).start)):
             piece = self._piece_of(item)
             if (piece.file, piece.start) != (file, end) or piece.length > room:
                 runs.append([])
                 room = PIECE_BYTES
             runs[-1].append(item)
-            file, end, room = piece.file, piece.start + piece.length, room - piece.length
+            file = piece.file
+            end = piece.start + piece.length
+            room = room - piece.length
         return runs
 
     @torch.no_grad()
     def _read(self, run: list[Any], planner: LoadPlanner) -> None:
         """Straight into a tensor's memory where a whole piece belongs there, else through a buffer."""
-        asked, buffered = [], []
+        asked = []
+        buffered = []
         for item in run:
-            piece, target = self._piece_of(item), planner.resolve_tensor(item)
+            piece = self._piece_of(item)
+            target = planner.resolve_tensor(item)
             if tuple(item.lengths) == piece.sizes and target.device.type == "cpu" and target.is_contiguous():
                 memory = as_bytes(target)
             else:

@@ -52,7 +52,8 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
     for raw_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        name, whole = clean_name(raw_name), parameter.detach()
+        name = clean_name(raw_name)
+        whole = parameter.detach()
         found[f"model.{name}"] = _shard(f"model.{name}", whole, local(whole))
         for key, moment in optimizer.state(parameter).items() if optimizer else ():
             found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", whole, moment)

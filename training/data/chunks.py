@@ -116,7 +116,8 @@ def fetch_chunk(
     request to a store how many seconds it took and whether it was answered, in the thread that made it.
     """
     for left in reversed(range(READS)):
-        digest, size = xxhash.xxh3_64(), 0
+        digest = xxhash.xxh3_64()
+        size = 0
         try:
             for piece in _plain(chunk, beat, note):
                 beat()
@@ -141,7 +142,8 @@ def put(target: Array, at: int, raw: bytes | memoryview) -> None:
 
 
 def _timed(note: Note, request: Callable[[], Read]) -> Read:
-    began, answered = time.perf_counter(), False
+    began = time.perf_counter()
+    answered = False
     try:
         value = request()
         answered = True

@@ -20,7 +20,9 @@ from launchyard.storage import files
 from launchyard.storage.files import exists, normal
 
 FORMAT = 1
-DATASET, INDEX, DIGESTS = "dataset.json", "index.json", "digests.json"
+DATASET = "dataset.json"
+INDEX = "index.json"
+DIGESTS = "digests.json"
 TOKENIZER = "tokenizer/tokenizer.json"
 # litdata numbers element types differently for its two raw serializers; only those that can hold token ids.
 ELEMENT_TYPES = {

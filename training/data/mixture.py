@@ -16,7 +16,8 @@ import numpy as np
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 # Neighbouring Fibonacci numbers: steps of STRIDE around a circle of PERIOD places are spread as evenly as steps can
 # be, at every moment (the golden ratio is the number that fractions approach worst).
-PERIOD, STRIDE = 832_040, 514_229
+PERIOD = 832_040
+STRIDE = 514_229
 # What sets the streams apart (1 / plastic number): equal distances would fall in step with STRIDE for some numbers of
 # streams, and drawn ones were three times as uneven in the first 1,000 samples (14 off instead of 5).
 STREAM_STRIDE = 0.7548776662466927
@@ -32,7 +33,8 @@ class Mixture:
         places = np.argsort(source, kind="stable")  # those of the first source in order, then of the second …
         rank = np.empty(PERIOD, np.int32)
         rank[places] = np.concatenate([np.arange(count) for count in self.counts])
-        self._source, self._rank = source, rank
+        self._source = source
+        self._rank = rank
         shift = (np.arange(n_streams) * STREAM_STRIDE % 1 * PERIOD).astype(np.int64) * pow(STRIDE, -1, PERIOD)
         self._starts = (seed + shift) % PERIOD
         own = np.split(places, np.cumsum(self.counts)[:-1])

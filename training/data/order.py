@@ -52,7 +52,8 @@ class Order:
                 raise ValueError(f"{name} is {value}; the order of samples needs at least 1")
         if weights is not None and len(weights) != len(n_samples):
             raise ValueError(f"{len(weights)} weights for {len(n_samples)} sources")
-        self.n_samples, self.global_batch_size = tuple(n_samples), global_batch_size
+        self.n_samples = tuple(n_samples)
+        self.global_batch_size = global_batch_size
         sizes = [sum(n_samples)] if weights is None else list(n_samples)
         most = [_most_streams(size) if shuffle else 1 for size in sizes]
         self.n_streams = _divisor(global_batch_size, max(1, min(max(most), min(sizes) // SAMPLES_PER_TURN)))
@@ -76,7 +77,8 @@ class Order:
         slot = np.arange(first, first + n, dtype=np.int64)[None, :]
         at = np.arange(step, step + steps, dtype=np.int64)[:, None]
         width = self.global_batch_size // self.n_streams  # slots of one stream
-        stream, position = slot // width + 0 * at, at * width + slot % width
+        stream = slot // width + 0 * at
+        position = at * width + slot % width
         if self._mixture is None:
             return self._read(0, stream, position)
         ids = np.empty_like(position)
@@ -128,7 +130,8 @@ class _Source:
             return position % self.n_samples
         start = stream * self.n_samples // self.n_streams
         size = (stream + 1) * self.n_samples // self.n_streams - start
-        epoch, index = position // size, position % size
+        epoch = position // size
+        index = position % size
         inside = _within_epoch(index, size, window=self.block_samples, key=_key(self.seed, 1, epoch, stream))
         return self._dealt(start + inside)
 
@@ -160,8 +163,10 @@ def permute(index: Ids, size: Ids, key: Words) -> Ids:
     domains"): walking on from places outside needs few turns, as a · b - size < a + b.
     """
     index, size, key = np.broadcast_arrays(index, size, key)
-    shape, place = index.shape, index.ravel().astype(np.uint64)
-    limit, key = size.ravel().astype(np.uint64), key.ravel()
+    shape = index.shape
+    place = index.ravel().astype(np.uint64)
+    limit = size.ravel().astype(np.uint64)
+    key = key.ravel()
     rows = np.sqrt(limit.astype(np.float64)).astype(np.uint64) + np.uint64(1)
     columns = (limit + rows - np.uint64(1)) // rows
     result = _feistel(place, rows, columns, key)
@@ -171,7 +176,8 @@ def permute(index: Ids, size: Ids, key: Words) -> Ids:
 
 
 def _feistel(place: Words, rows: Words, columns: Words, key: Words) -> Words:
-    left, right = place // columns, place % columns  # < rows, < columns
+    left = place // columns  # < rows
+    right = place % columns  # < columns
     for turn in range(0, ROUNDS, 2):
         left = (left + _mix(right + _fold(key, turn)) % rows) % rows
         right = (right + _mix(left + _fold(key, turn + 1)) % columns) % columns

@@ -91,7 +91,8 @@ class TokenReader:
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        self.stores, self.seq_len = tuple(stores), seq_len
+        self.stores = tuple(stores)
+        self.seq_len = seq_len
         counts = [count_samples(store.n_tokens, seq_len) for store in self.stores]
         for store, count in zip(self.stores, counts, strict=True):
             if count < 1:
@@ -152,7 +153,8 @@ class TokenReader:
         return list(zip(sources_ahead[own], samples_ahead[own], strict=True))
 
     def _samples(self, ids: list[tuple[int, int]]) -> Batch:
-        length, total = self.seq_len, 0
+        length = self.seq_len
+        total = 0
         rows = np.empty((len(ids), length + 2), dtype="<i4")  # tokens, the last label, and how many labels count
         lengths = [
             self._fill(row, self.stores[source], sample) for row, (source, sample) in zip(rows, ids, strict=True)
@@ -186,7 +188,8 @@ def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> lis
     number = np.concatenate([np.minimum(first + further, last) for further in spread])
     at = np.concatenate([steps for _ in spread])
     order = np.lexsort((at, number))
-    number, at = number[order], at[order]
+    number = number[order]
+    at = at[order]
     chunks, begins = np.unique(number, return_index=True)
     ends = np.append(begins[1:], len(number)) - 1
     found = zip(chunks.tolist(), at[begins].tolist(), at[ends].tolist(), strict=True)
@@ -212,7 +215,9 @@ class Prefetcher:
         depth: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        self._reader, self._slots, self._pin = reader, (first_slot, n), pin_memory
+        self._reader = reader
+        self._slots = (first_slot, n)
+        self._pin = pin_memory
         self._queue: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(maxsize=depth)
         self._taken: list[tuple[int, Batch] | BaseException | None] = []  # out of the queue, and not given yet
         self._closed = threading.Event()

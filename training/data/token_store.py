@@ -67,7 +67,8 @@ class TokenStore:
         self._verified: set[int] = set()
         self._open: OrderedDict[int, Array] = OrderedDict()
         self._held: dict[int, Held] = {}
-        self._lock, self._brought = threading.Lock(), dict[int, threading.Lock]()
+        self._lock = threading.Lock()
+        self._brought = dict[int, threading.Lock]()
 
     def _read_digests(self, listed: dict[str, int | None]) -> dict[str, ChunkDigest] | None:
         path = f"{self.folder}/{DIGESTS}"
@@ -91,7 +92,9 @@ class TokenStore:
             offset = start - self.starts[number]
             part = self.chunk(number)[offset : offset + length]
             parts.append(part)
-            start, length, number = start + len(part), length - len(part), number + 1
+            start = start + len(part)
+            length = length - len(part)
+            number = number + 1
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def chunk(self, number: int) -> Array:
@@ -168,7 +171,8 @@ class TokenStore:
         if known or not len(tokens):
             return
         size = MAX_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
-        low, high = int(tokens.min()), int(tokens.max())
+        low = int(tokens.min())
+        high = int(tokens.max())
         if low < 0 or high >= size:
             raise CorruptError(
                 f"{self.chunks[number].path} holds token id {low if low < 0 else high}; "

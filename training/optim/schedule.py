@@ -18,7 +18,8 @@ def lr_at(step: int, *, max_steps: int, optimizer: OptimizerConfig, schedule: Sc
 
     Rises linearly to `lr` at the last warmup step, falls to `min_lr` at the last step (Loshchilov & Hutter 2017).
     """
-    warmup, number = warmup_steps(schedule, max_steps), step + 1
+    warmup = warmup_steps(schedule, max_steps)
+    number = step + 1
     if number <= warmup:
         return optimizer.lr * number / warmup
     if schedule.name == "constant":

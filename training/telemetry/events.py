@@ -49,7 +49,8 @@ class SaveEvents:
     """Tells the events of saves to the metrics as well."""
 
     def __init__(self, on_event: OnEvent, exporter: Exporter) -> None:
-        self._on_event, self._exporter = on_event, exporter
+        self._on_event = on_event
+        self._exporter = exporter
 
     def __call__(self, name: str, /, **facts: Any) -> None:
         self._on_event(name, **facts)
@@ -71,7 +72,9 @@ class StoreEvents:
 
     def __init__(self, run: RunDir, on_event: OnEvent, exporter: Exporter) -> None:
         self._run_url = f"{run.url}/"
-        self._checkpoints, self._on_event, self._exporter = run.path(layout.CHECKPOINTS), on_event, exporter
+        self._checkpoints = run.path(layout.CHECKPOINTS)
+        self._on_event = on_event
+        self._exporter = exporter
         self._said: float | None = None
         self._lock = threading.Lock()
 

@@ -68,12 +68,14 @@ class Exporter:
     def count(self, name: str, value: float, **labels: str) -> None:
         """A counter that is counted elsewhere, and never falls."""
         if name in self._metrics:
-            values, key = self._values[name], self._labels(name, labels)
+            values = self._values[name]
+            key = self._labels(name, labels)
             values[key] = max(values.get(key, 0.0), value)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         if name in self._metrics:
-            values, key = self._values[name], self._labels(name, labels)
+            values = self._values[name]
+            key = self._labels(name, labels)
             values[key] = values.get(key, 0.0) + amount
 
     def observe(self, name: str, value: float, **labels: str) -> None:
@@ -171,7 +173,9 @@ def family_of(metric: Metric, values: dict[Labels, float], buckets: dict[Labels,
 
 
 def _cumulated(found: Buckets) -> tuple[list[tuple[str, float]], float]:
-    counts, below, rows = list(found.counts), 0, []
+    counts = list(found.counts)
+    below = 0
+    rows = []
     for bound, count in zip((*found.bounds, float("inf")), counts, strict=True):
         below += count
         rows.append(("+Inf" if bound == float("inf") else str(bound), float(below)))

@@ -85,13 +85,20 @@ class PulseWriter:
             file.truncate(_LAYOUT.size)
             self._map = mmap.mmap(file.fileno(), _LAYOUT.size)
         self.limits = limits
-        self._rank, self._pid, self._step, self._collectives = rank, os.getpid(), 0, 0
-        self._phase, self._since, self._waiting = 0, time.monotonic(), False
+        self._rank = rank
+        self._pid = os.getpid()
+        self._step = 0
+        self._collectives = 0
+        self._phase = 0
+        self._since = time.monotonic()
+        self._waiting = False
         self._writes = 0
         self._tell(self._since)
 
     def enter(self, phase: str, now: float, waiting: bool) -> None:
-        self._phase, self._since, self._waiting = PHASES.index(phase), now, waiting
+        self._phase = PHASES.index(phase)
+        self._since = now
+        self._waiting = waiting
         self._collectives += waiting
         self._tell(now)
 

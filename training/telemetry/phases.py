@@ -65,7 +65,8 @@ class PhaseClock:
     def so_far(self) -> dict[str, float]:
         """Seconds by phase until now; for another thread."""
         while True:
-            now, seconds = self._now, dict(self.seconds)
+            now = self._now
+            seconds = dict(self.seconds)
             if now is self._now:
                 seconds[now[0]] += max(0.0, time.monotonic() - now[1])
                 return seconds
@@ -77,7 +78,8 @@ class PhaseClock:
     def lap(self) -> dict[str, float]:
         """Seconds since the last lap of the phases that took any, in whole microseconds that sum to the truth."""
         self.total()
-        told, laps = self._told, {}
+        told = self._told
+        laps = {}
         for phase, seconds in self.seconds.items():
             if seconds - told[phase] > 1e-6:
                 laps[phase] = spent = round(seconds - told[phase], 6)

@@ -30,7 +30,9 @@ class Account:
     """Rank 0's account of the whole run. What earlier attempts have left is read by a thread, once."""
 
     def __init__(self, run: RunDir, attempt: int, on_read: Callable[[list[AttemptFacts]], None]) -> None:
-        self._run, self._attempt, self._on_read = run, attempt, on_read
+        self._run = run
+        self._attempt = attempt
+        self._on_read = on_read
         self._lock = threading.Lock()
         self._ledger: Ledger | None = None
         self._waiting: list[tuple[dict[str, Any], int]] = []
@@ -45,7 +47,8 @@ class Account:
             return
         with self._lock:
             self._ledger = ledger
-            waiting, self._waiting = self._waiting, []
+            waiting = self._waiting
+            self._waiting = []
             for row, tokens in waiting:
                 self._enter(row, tokens)
         self._on_read(before)
@@ -54,7 +57,8 @@ class Account:
         known = self._attempt in self._run.attempts()  # else started by hand
         created = self._run.job(self._attempt).created if known else time.time()
         submitted = [submission.submitted for submission in self._run.submissions()]
-        ledger, before = Ledger(created), list(read_facts(self._run, before=self._attempt))
+        ledger = Ledger(created)
+        before = list(read_facts(self._run, before=self._attempt))
         if before or submitted:
             ledger = Ledger(min([created, *submitted, *(facts.created for facts in before[:1])]))
         last: AttemptFacts | None = None
@@ -119,7 +123,8 @@ class Recorder:
         self._account = account
         self._trackers = trackers
         self._cache = cache
-        self._spikes, self._stragglers = SpikeFinder(), Stragglers()
+        self._spikes = SpikeFinder()
+        self._stragglers = Stragglers()
         self._computed = 0.0  # at the last look at the ranks
         self._on_device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         if flops.peak is not None:

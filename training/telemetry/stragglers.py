@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import median_low
 
 EVERY_STEPS = 10
-SLOW, WELL = 1.3, 1.15  # times the median: from here on slow; well again below
+SLOW = 1.3  # times the median: from here on slow
+WELL = 1.15  # well again below
 IN_A_ROW = 3  # looks that must agree
 LEAST_SECONDS = 0.005  # a step's compute, below which the ratio is noise
 

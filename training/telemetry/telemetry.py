@@ -182,7 +182,9 @@ def open_telemetry(
     from launchyard.training.telemetry.recorder import Account, Recorder
     from launchyard.training.telemetry.trackers.open import Trackers, open_trackers
 
-    world, recipe, workload = context.world, context.recipe, context.workload
+    world = context.world
+    recipe = context.recipe
+    workload = context.workload
     introduce(instruments.exporter, run, world, recipe, workload, max_steps=context.max_steps)
     account: Account | None = None
     trackers: Trackers | None = None

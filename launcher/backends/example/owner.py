@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--worker-module", default=WORKER, help=argparse.SUPPRESS)
     options = parser.parse_args(argv[1:])
     run = RunDir(options.run_url)
-    spool, job_id = Spool(str(options.job.parent)), options.job.stem
+    spool = Spool(str(options.job.parent))
+    job_id = options.job.stem
     adopt_retry_budget(run)
     try:
         submission = own_submission(run, job_id)

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 CANCEL_SECONDS = 5.0
 CLAIM_SECONDS = 60.0
-TAIL_BYTES, TAIL_LINES = 4_000, 15
+TAIL_BYTES = 4_000
+TAIL_LINES = 15
 OWNER = "launchyard.launcher.backends.local.owner"
 
 
@@ -86,7 +87,8 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any], *, worker_modu
         raise UserError(f"{plan.shape.nnodes} nodes: this machine is one", hint="use --nodes 1, or another --cluster")
     _need_torch()
     refuse_if_alive(run)
-    argv, env = owner_argv(sys.executable, run.url, plan.shape), plan.environment
+    argv = owner_argv(sys.executable, run.url, plan.shape)
+    env = plan.environment
     try:
         around = python_environment({**own_environment(), **env}, code=keep_code(run))
         job = _start_owner(run, argv, around, {"overrides": overrides, "worker_module": worker_module})
@@ -148,7 +150,8 @@ def job_log(run: RunDir) -> str:
 
 def is_final(run: RunDir) -> bool:
     """Has the run's last word been written, about its newest attempt?"""
-    record, job = run.outcome(), newest_job(run)
+    record = run.outcome()
+    job = newest_job(run)
     return record is not None and job is not None and record.attempt >= job.attempt
 
 

@@ -184,7 +184,9 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     last = run.read_json(name)[-1]
-    told, ray, said = stored_request(run.read_json(layout.PLAN)), of_run(run), list[str]()
+    told = stored_request(run.read_json(layout.PLAN))
+    ray = of_run(run)
+    said = list[str]()
     node_id = str(last["node_id"])
     request = ray_request.short_job(told.job, node_id=node_id, argv=argv, code=send_code(ray))
     failed = run_job(ray, request, say=said.append)

@@ -33,7 +33,8 @@ class Dashboard:
     """A Ray cluster as its dashboard shows it. `token_file`: of a cluster that wants a token."""
 
     def __init__(self, address: str, token_file: str | None = None) -> None:
-        self.address, self._token_file = address.rstrip("/"), token_file
+        self.address = address.rstrip("/")
+        self._token_file = token_file
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
     def submit(self, request: dict[str, Any]) -> str:
@@ -48,7 +49,8 @@ class Dashboard:
             return JobStatus("unknown", reason=str(error))
         if found is None:
             return JobStatus("gone")
-        word, message = str(found.get("status", "")), str(found.get("message") or "")
+        word = str(found.get("status", ""))
+        message = str(found.get("message") or "")
         return JobStatus(_STATES.get(word, "gone"), word, message if word == "PENDING" else "")
 
     def stop(self, job_id: str) -> None:

@@ -64,7 +64,8 @@ def _room(cluster: Cluster, nodes: list[dict[str, Any]]) -> Finding:
 
 def _node(cluster: Cluster, ray: Dashboard, folder: str) -> Iterator[Finding]:
     """From a node itself: the environment, the way back, the storage."""
-    token, said = secrets.token_hex(8), list[str]()
+    token = secrets.token_hex(8)
+    said = list[str]()
     files.write(f"{folder}/{token}", token.encode())
     argv = ["-m", "launchyard.launcher.doctor.node_probe", folder, token]
     told = ray_request.make_request(cluster, _ask(cluster, folder, 0))

@@ -54,8 +54,12 @@ class InCluster:
         sizes: list[int],
         wait_seconds: float,
     ) -> None:
-        self._run, self._submission, self._signals = run, submission, signals
-        self._bundle, self._sizes, self._wait_seconds = bundle, sizes, wait_seconds
+        self._run = run
+        self._submission = submission
+        self._signals = signals
+        self._bundle = bundle
+        self._sizes = sizes
+        self._wait_seconds = wait_seconds
         self._room: Room | None = None
 
     def owner(self) -> Owner:
@@ -108,7 +112,11 @@ class Attempt:
     """The agents of one attempt. `lost`: node rank -> what Ray says of an actor that died."""
 
     def __init__(self, run: RunDir, job: Job, room: Room, bundle: dict[str, float], signals: Signals) -> None:
-        self._run, self._job, self._room, self._bundle, self._signals = run, job, room, bundle, signals
+        self._run = run
+        self._job = job
+        self._room = room
+        self._bundle = bundle
+        self._signals = signals
         self._actors: list[Any] = []
         self._calls: dict[Any, int] = {}
         self._nodes: list[dict[str, Any]] = []

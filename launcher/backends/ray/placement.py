@@ -18,7 +18,8 @@ class Room:
     """A placement group that is there: its bundle number i is on the i-th node."""
 
     def __init__(self, group: Any, nodes: int) -> None:
-        self.group, self.nodes = group, nodes
+        self.group = group
+        self.nodes = nodes
 
     def strategy(self, index: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -51,7 +52,8 @@ def find_room(
 
     goes_on: asked while it waits; False gives up (None). tell: gets why it waits, in words, when that changes.
     """
-    began, told = time.monotonic(), ""
+    began = time.monotonic()
+    told = ""
     for size, until in _tries(sizes, wait_seconds):
         group = _ask(bundle, size)
         while not _is_there(group):
@@ -100,7 +102,8 @@ def cluster_nodes() -> list[dict[str, Any]]:
     import ray
     from ray._private.state import available_resources_per_node
 
-    free, leaving = available_resources_per_node(), draining()
+    free = available_resources_per_node()
+    leaving = draining()
     return [
         {
             "node_id": node["NodeID"],

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from launchyard.launcher.backends.ray.options import Ray
 
 
-JOB, CODE = "{job}", "{code}"  # filled in when it is sent
+JOB = "{job}"  # filled in when it is sent, as CODE is
+CODE = "{code}"
 QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # what agents say is in the job's log, all of it, and plain
 STOP_SECONDS = 600  # that `ray job stop` leaves a run to save in; Ray's own default is 3
 
@@ -35,7 +36,8 @@ class RayRequest(Request):
 
 
 def make_request(cluster: Cluster, ask: Ask) -> RayRequest:
-    ray, bundle = options_of(cluster), bundle_of(cluster, ask)
+    ray = options_of(cluster)
+    bundle = bundle_of(cluster, ask)
     python = worker_python(cluster, ask.python)
     owner = [*python_words(python), "-u", "-m", "launchyard.launcher.backends.ray.owner", ask.run_url]
     owner += [f"--bundle={name}={amount}" for name, amount in bundle.items()]

@@ -67,7 +67,8 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
     """Send the script to sbatch. UserError with SLURM's reason if it refuses; nothing is queued then."""
     refuse_if_alive(run)
     assert plan.request is not None
-    script, env = plan.request.text, plan.environment
+    script = plan.request.text
+    env = plan.environment
     waiting = Submission(
         backend="slurm",
         submitted=time.time(),

@@ -84,7 +84,8 @@ class Controller:
     def job_state(self, job_id: str) -> tuple[str, int]:
         """JobState of scontrol, and how often the job was put back into the queue; ("", 0) if that cannot be told."""
         said = self.say(["scontrol", "show", "job", job_id])
-        state, restarts = re.search(r"\bJobState=(\S+)", said), re.search(r"\bRestarts=(\d+)", said)
+        state = re.search(r"\bJobState=(\S+)", said)
+        restarts = re.search(r"\bRestarts=(\d+)", said)
         return state[1] if state else "", int(restarts[1]) if restarts else 0
 
     def end_time(self, job_id: str) -> float | None:

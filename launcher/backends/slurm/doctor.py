@@ -24,7 +24,8 @@ from launchyard.run.records import Shape
 from launchyard.storage import files
 
 JOB_SECONDS = 120.0
-LEAST_NOTICE, ROUNDING = 60, 30  # seconds
+LEAST_NOTICE = 60  # seconds
+ROUNDING = 30  # seconds
 
 
 def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
@@ -66,8 +67,10 @@ def _partition(cluster: Cluster, slurm: Controller) -> dict[str, str] | None:
 
 
 def _limits(cluster: Cluster, partition: dict[str, str]) -> Iterator[Finding]:
-    name, state = partition.get("PartitionName", "?"), partition.get("State", "UP")
-    nodes, limit = partition.get("TotalNodes", "?"), partition.get("MaxTime", "?")
+    name = partition.get("PartitionName", "?")
+    state = partition.get("State", "UP")
+    nodes = partition.get("TotalNodes", "?")
+    limit = partition.get("MaxTime", "?")
     found = f"{name} · {nodes} nodes · at most {limit} an attempt"
     if state != "UP":
         yield Finding(what="partition", level="error", found=f"{found} · {state}", cure="wait, or use another")
@@ -103,7 +106,8 @@ def _notice(
     cluster: Cluster, config: dict[str, str], partition: dict[str, str], saves: Sequence[float]
 ) -> Iterator[Finding]:
     """Is there time to save?"""
-    kill_wait, grace = _seconds(config.get("KillWait", "30")), _seconds(partition.get("GraceTime", "0"))
+    kill_wait = _seconds(config.get("KillWait", "30"))
+    grace = _seconds(partition.get("GraceTime", "0"))
     asked = options_of(cluster).notice_seconds
     have = f"GraceTime {grace} s + KillWait {kill_wait} s when preempted, {asked} s before the time limit"
     if not saves:

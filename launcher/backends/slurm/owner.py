@@ -49,8 +49,12 @@ class Batch:
         self, run: RunDir, job_id: str, submission: Submission, signals: Signals, *, restarts: int = 0, notice: int = 0
     ) -> None:
         """`restarts`: how often SLURM has started this job. `notice`: seconds to save in before its time is over."""
-        self._run, self._job_id, self._submission, self._signals = run, job_id, submission, signals
-        self._restarts, self._slurm = restarts, Controller(submission.env)
+        self._run = run
+        self._job_id = job_id
+        self._submission = submission
+        self._signals = signals
+        self._restarts = restarts
+        self._slurm = Controller(submission.env)
         end = self._slurm.end_time(job_id)
         self._leave_at = None if end is None else end - notice
 
@@ -140,7 +144,8 @@ class Batch:
         return True
 
     def _submit_again(self) -> None:
-        number, folder = self._run.submit(self._submission), job_folder(self._run.url, log_folder())
+        number = self._run.submit(self._submission)
+        folder = job_folder(self._run.url, log_folder())
         try:
             job_id = self._slurm.submit(newest_script(folder), dependency="singleton")
         except LaunchError as error:

@@ -20,7 +20,8 @@ def main() -> None:
     """With --check only say which files would change, and exit with 1 if there are any."""
     changed = []
     for name, made in (("fleet", fleet_dashboard()), ("run", run_dashboard())):
-        path, text = FOLDER / f"{name}.json", JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"
+        path = FOLDER / f"{name}.json"
+        text = JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"
         if path.exists() and path.read_text() == text:
             continue
         changed.append(path.name)

@@ -34,7 +34,9 @@ NODE = f'{RUN},node=~"$node"'
 LIVE = 'job="launchyard"'
 RATE = "$__rate_interval"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-GREEN, AMBER, RED = "green", "orange", "red"
+GREEN = "green"
+AMBER = "orange"
+RED = "red"
 Query = tuple[str, str]  # PromQL, legend
 Steps = Sequence[tuple[float | None, str]]  # from which value on, which colour
 

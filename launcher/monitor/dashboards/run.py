@@ -359,7 +359,8 @@ def data() -> list[Any]:
 
 def checkpoints() -> list[Any]:
     stages = f"trainer_checkpoint_save_duration_seconds_{{}}{{{{{RUN}}}}}"
-    took, saves = stages.format("sum"), stages.format("count")
+    took = stages.format("sum")
+    saves = stages.format("count")
     return [
         lines(
             "Age of the newest checkpoint",

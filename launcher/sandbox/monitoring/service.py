@@ -29,7 +29,8 @@ from launchyard.launcher.sandbox.monitoring.observers import GRAFANA_IMAGE, find
 HOST = "127.0.0.1"
 PORTS = {"monitor": 9465, "prometheus": 9090, "grafana": 3000}  # where they are free; else others
 READY = {"monitor": "/metrics", "prometheus": "/-/ready", "grafana": "/api/health"}
-READY_SECONDS, END_SECONDS = 60.0, 20.0
+READY_SECONDS = 60.0
+END_SECONDS = 20.0
 RETENTION = "30d"
 CONTAINER = "launchyard-grafana"
 
@@ -77,7 +78,8 @@ def status() -> Facts:
     running = _alive("monitor") and _alive("prometheus")
     if not running:
         return Facts("monitoring", False, str(_folder()), next_commands=("launch sandbox up monitoring",))
-    ports, grafana = _facts()["ports"], _grafana_runs()
+    ports = _facts()["ports"]
+    grafana = _grafana_runs()
     details: dict[str, Any] = {
         "prometheus": f"http://{HOST}:{ports['prometheus']}",
         "targets": f"http://{HOST}:{ports['monitor']}/targets",
@@ -134,7 +136,8 @@ def _grafana_settings(ports: dict[str, int]) -> dict[str, str]:
 
 
 def _start_grafana(ports: dict[str, int], say: Callable[[str], None]) -> None:
-    shipped, settings = monitoring_folder() / "grafana", _grafana_settings(ports)
+    shipped = monitoring_folder() / "grafana"
+    settings = _grafana_settings(ports)
     dashboards = shipped / "dashboards"
     found = find_grafana()
     if found is not None:
@@ -226,7 +229,8 @@ def _grafana_runs() -> bool:
 
 def _end_all() -> bool:
     """End what we have started, the last first; whether anything was running."""
-    facts, ended = _facts(), False
+    facts = _facts()
+    ended = False
     if facts.pop("container", None):
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(

@@ -82,7 +82,8 @@ def for_run(nodes: int, bundle: dict[str, float]) -> str:
     """The address of this machine's Ray, started with what a run asks for unless it is up; only `down` ends it."""
     site = Site(_folder())
     if site.settings is None or site.pid(host.HEAD) is None:
-        cpus, gpus = max(1, int(bundle["CPU"])), int(bundle.get("GPU", 0))
+        cpus = max(1, int(bundle["CPU"]))
+        gpus = int(bundle.get("GPU", 0))
         up(say=lambda line: click.echo(line, err=True), nodes=nodes, cpus_per_node=cpus, gpus_per_node=gpus)
     return site.address
 

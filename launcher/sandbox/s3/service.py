@@ -61,7 +61,8 @@ def down() -> bool:
 
 def status() -> Facts:
     """See Sandbox.status. Running means that its process lives and its port is open."""
-    process, ports = _process(), _ports()
+    process = _process()
+    ports = _ports()
     if not ports:
         return Facts("s3", False, str(_folder()), next_commands=("launch sandbox up s3",))
     running = process is not None and _is_open(ports["s3"])
@@ -91,7 +92,8 @@ def environment() -> dict[str, str]:
 
 # -- the process -----------------------------------------------------------------------------------------------------
 def _start() -> None:
-    keys, ports = _keys(), weed.draw_ports(_ports())
+    keys = _keys()
+    ports = weed.draw_ports(_ports())
     facts = _folder() / "server.json"
     write_private(facts, json.dumps({"ports": ports}))
     process = weed.start(_folder(), keys=keys, ports=ports, bucket=BUCKET)
@@ -109,7 +111,8 @@ def _start() -> None:
 def _process() -> tuple[int, float] | None:
     """Process and start time of the server, if it lives."""
     facts = _facts()
-    pid, started = facts.get("pid"), facts.get("started")
+    pid = facts.get("pid")
+    started = facts.get("started")
     return (pid, started) if pid and started is not None and is_alive(pid, started) else None
 
 

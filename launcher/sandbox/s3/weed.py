@@ -120,7 +120,8 @@ def start(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "data").mkdir(mode=0o700, exist_ok=True)
     write_private(folder / "s3.json", json.dumps(_identities(keys)))
-    argv, env = [find_weed(), *_arguments(folder, ports, bucket)], _environment(folder, memory)
+    argv = [find_weed(), *_arguments(folder, ports, bucket)]
+    env = _environment(folder, memory)
     try:
         with _open_log(folder / "weed.log") as log:
             if tied:
@@ -211,7 +212,8 @@ def wait_ready(
     """Return when a signed put has worked; LaunchError with the end of the server's log if that does not happen."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    asked, end = client(endpoint_of(ports), keys), time.monotonic() + seconds
+    asked = client(endpoint_of(ports), keys)
+    end = time.monotonic() + seconds
     said = "no answer"
     with contextlib.closing(asked):
         while time.monotonic() < end and process.poll() is None:

@@ -91,7 +91,8 @@ def in_node(argv: list[str], *, name: str, hosts: Path, folder: tuple[Path, Path
     """
     script = 'hostname "$1" && mount --bind "$2" /etc/hosts && mount --bind "$3" "$4" && shift 4 && exec "$@"'
     mounts = [str(path) for path in (hosts, *(folder or (hosts, hosts)))]
-    as_user, drop = [], []
+    as_user = []
+    drop = []
     if os.geteuid() != 0:
         # The rights that make the names are not for SLURM and its jobs.
         as_user = ["--user", "--map-current-user", "--keep-caps"]

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 READY_SECONDS = 60.0
 END_SECONDS = 15.0
-CONTROLLER, ACCOUNTS, DATABASE, MUNGE = "slurmctld", "slurmdbd", "mariadbd", "munged"
+CONTROLLER = "slurmctld"
+ACCOUNTS = "slurmdbd"
+DATABASE = "mariadbd"
+MUNGE = "munged"
 # Below the range of outgoing connections: that above it is for what jobs open, and the nodes share one set of ports.
 _PORTS = (22100, 32000)
 _SOCKET_PATH = 107  # bytes that Linux allows
@@ -156,7 +159,8 @@ class Site(Daemons):
 
     def _argv(self, daemon: str) -> list[str]:
         program = host.find_program("slurmd" if daemon in self.nodes else daemon) or daemon
-        etc, log = self._place().etc, self.folder / "log"
+        etc = self._place().etc
+        log = self.folder / "log"
         if daemon == MUNGE:
             # --force: its socket is for us alone, and munged would have it for everybody.
             files = [f"--socket={self._place().munge_socket}", f"--pid-file={log}/munged.pid"]
@@ -254,7 +258,8 @@ class Site(Daemons):
 
     def try_out(self) -> None:
         """A real step on all nodes, from a batch script; LaunchError with what SLURM says if it does not work."""
-        count, out = str(len(self.nodes)), self.folder / "log" / "first-step.out"
+        count = str(len(self.nodes))
+        out = self.folder / "log" / "first-step.out"
         step = f"srun --ntasks={count} --nodes={count} hostname"
         options = [f"--nodes={count}", f"--ntasks={count}", "--time=1", "--job-name=first-step", f"--output={out}"]
         done = self.run("sbatch", *options, "--mem-per-cpu=1", f"--wrap={step}")
@@ -316,7 +321,8 @@ def _is_open(address: str | tuple[str, int]) -> bool:
 
 def _draw_ports() -> dict[str, int]:
     """Different ports that nobody listens on, at any address of this machine."""
-    names, found = ("controller_port", "node_port", "accounting_port"), set[int]()
+    names = ("controller_port", "node_port", "accounting_port")
+    found = set[int]()
     for _ in range(1000):
         port = random.randint(*_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -98,12 +98,14 @@ def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
     """
     file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        seen, since = 0.0, time.monotonic()
+        seen = 0.0
+        since = time.monotonic()
         while not try_lock(file):
             beat()
             changed = os.fstat(file).st_mtime
             if changed != seen:
-                seen, since = changed, time.monotonic()
+                seen = changed
+                since = time.monotonic()
             if time.monotonic() - since > STALLED_SECONDS:
                 raise StalledError(part)
             time.sleep(POLL_SECONDS)
@@ -155,7 +157,9 @@ def make_room(
             (kept for kept in others if kept.whole and (urgent or kept.path not in keep)),
             key=lambda kept: (kept.path in keep, kept.used),
         )
-        used, free, gone = sum(kept.size for kept in others), shutil.disk_usage(folder).free, 0
+        used = sum(kept.size for kept in others)
+        free = shutil.disk_usage(folder).free
+        gone = 0
         missing = size - 512 * os.fstat(file).st_blocks  # of what it will take on the disk
         while used + size - gone > quota or free + gone < missing or (more and not gone):
             if not victims:
@@ -217,7 +221,8 @@ def sources(folder: str) -> list[Source]:
 
 def clear(folder: str) -> tuple[int, list[str]]:
     """Remove all but what a live process reads from: the bytes that went, and the URLs that stayed."""
-    freed, stayed = 0, []
+    freed = 0
+    stayed = []
     for entry in _entries(folder):
         if not entry.is_dir(follow_symlinks=False):
             continue

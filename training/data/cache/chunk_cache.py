@@ -38,7 +38,8 @@ MAGIC = b"launchyd"  # after a chunk: it is whole; then its xxh3, and a number t
 TRAILER_BYTES = 24
 TOUCH_SECONDS = 60.0
 MEMORY_SHARE = 4  # without a disk: a quarter of the memory that is available
-ROOM_TRIES, ROOM_SECONDS = 8, 0.5  # until others have let go of what was evicted
+ROOM_TRIES = 8
+ROOM_SECONDS = 0.5  # until others have let go of what was evicted
 
 
 @dataclass
@@ -90,9 +91,11 @@ class ChunkCache:
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = os.path.abspath(os.path.expanduser(folder)) if folder else cache_files.default_folder()
-        self.share, self.counters = share, Counters()
+        self.share = share
+        self.counters = Counters()
         self.durations = Buckets(REQUEST_BUCKETS)  # seconds of each request to a store, retries included
-        self._quota, self._say = quota, say or (lambda text: print(text, file=sys.stderr))
+        self._quota = quota
+        self._say = say or (lambda text: print(text, file=sys.stderr))
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._places: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock says it is in use
@@ -264,7 +267,9 @@ class ChunkCache:
         if len(raw) != chunk.size + TRAILER_BYTES:
             return None
         trailer = raw[chunk.size :].tobytes()
-        magic, xxh3, number = trailer[:8], trailer[8:16].hex(), trailer[16:]
+        magic = trailer[:8]
+        xxh3 = trailer[8:16].hex()
+        number = trailer[16:]
         if magic != MAGIC or (chunk.xxh3 is not None and xxh3 != chunk.xxh3):
             return None
         if number not in self._verified:
@@ -314,7 +319,8 @@ class ChunkCache:
             reader.drop_evicted()
 
     def _write(self, file: int, at: int, raw: bytes | memoryview, chunk: Chunk) -> None:
-        view, tries = memoryview(raw), 0
+        view = memoryview(raw)
+        tries = 0
         while len(view):
             try:
                 done = os.pwrite(file, view, at)
@@ -326,7 +332,8 @@ class ChunkCache:
                 time.sleep(ROOM_SECONDS * (tries > 0))
                 tries += 1
                 continue
-            view, at = view[done:], at + done
+            view = view[done:]
+            at = at + done
 
     # -- in memory ---------------------------------------------------------------------------------------------------
     def _in_memory(self, chunk: Chunk, beat: Callable[[], None]) -> Held:

@@ -61,13 +61,17 @@ class Fetcher:
     """Brings the chunks of the same slots of coming steps into the cache, and keeps them there until they are read."""
 
     def __init__(self, reader: ChunkPlan, *, start_step: int, stop_step: int | None, first_slot: int, n: int) -> None:
-        self._reader, self._slots, self._stop = reader, (first_slot, n), stop_step
+        self._reader = reader
+        self._slots = (first_slot, n)
+        self._stop = stop_step
         self._caches: dict[int, ChunkCache] = {}  # those that were met
         self._block = max(1, SAMPLES_A_BLOCK // n)
         self._ahead = max(2 * self._block, SAMPLES_AHEAD // n)
-        self._step, self._planned = start_step, start_step
+        self._step = start_step
+        self._planned = start_step
         self._needs: dict[tuple[int, int], Need] = {}  # in the order of first use
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._tended = time.monotonic()
         self._threads = [threading.Thread(target=self._run, name="fetch-chunks", daemon=True) for _ in range(THREADS)]
         for thread in self._threads:
@@ -100,7 +104,8 @@ class Fetcher:
         except _Closed:
             return
         except (NoRoomError, CorruptError, StoreError, OSError, ValueError):  # the reader will meet it, and say it
-            need.again, need.state = time.monotonic() + AGAIN_SECONDS, "wanted"
+            need.again = time.monotonic() + AGAIN_SECONDS
+            need.state = "wanted"
         else:
             need.state = "ready"
 
@@ -113,9 +118,11 @@ class Fetcher:
         with self._lock:
             while not self._closed.is_set():
                 self._forget()
-                now, size = time.monotonic(), 0
+                now = time.monotonic()
+                size = 0
                 for need in self._needs.values():
-                    cache, chunk = need.store.cache, need.store.chunks[need.number]
+                    cache = need.store.cache
+                    chunk = need.store.chunks[need.number]
                     assert cache is not None
                     size += chunk.size
                     if size > cache.ahead_bytes:

@@ -97,7 +97,8 @@ def in_batches(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
         chars += len(piece.text)
         if chars >= BATCH_CHARS or len(batch) >= BATCH_PIECES:
             yield batch
-            batch, chars = [], 0
+            batch = []
+            chars = 0
     if batch:
         yield batch
 

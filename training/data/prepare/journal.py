@@ -70,7 +70,8 @@ class PrepareJob:
         return sum(source.bytes for source in self.sources)
 
     def writer(self, split: str) -> SplitWriter:
-        size, made = self.options.chunk_tokens, self.tokenizer
+        size = self.options.chunk_tokens
+        made = self.tokenizer
         return SplitWriter(f"{self.out}/{split}", chunk_tokens=size, dtype=made.dtype, eos_id=made.eos_id)
 
     def tell(self, tokens: int = 0, note: str = "") -> None:

@@ -151,20 +151,23 @@ def _prepare(job: PrepareJob, workers: int) -> Dataset:
     batches = in_batches(_pieces(job, splitter))
     for _ in range(done):
         next(batches, None)
-    saved, at = time.monotonic(), sum(writer.n_chunks for writer in writers.values())
+    saved = time.monotonic()
+    at = sum(writer.n_chunks for writer in writers.values())
     for number, (pieces, ids, lengths) in enumerate(encode_in_order(batches, job.tokenizer, workers=workers), done + 1):
         _store(writers, pieces, ids, lengths)
         chunks = sum(writer.n_chunks for writer in writers.values())
         if chunks > at or time.monotonic() - saved > JOURNAL_SECONDS:
             save_journal(job.out, key, number, writers)
-            saved, at = time.monotonic(), chunks
+            saved = time.monotonic()
+            at = chunks
         job.tell(sum(writer.n_tokens for writer in writers.values()))
     return _finish(job, holdout, writers)
 
 
 def _holdout(job: PrepareJob) -> HoldOut:
     """Count documents, as far as it matters, and choose."""
-    share, count = job.options.validation, 0
+    share = job.options.validation
+    count = 0
     enough = enough_documents(share) if share else 0
     for source in job.sources:
         if count >= enough:

@@ -221,12 +221,14 @@ def _text(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
 
 def _decode(reading: Reading) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    done, first = 0, True
+    done = 0
+    first = True
     try:
         for block in _blocks(reading):
             text = decoder.decode(block)
             yield text.removeprefix("\ufeff") if first else text
-            first, done = first and not text, done + len(block)
+            first = first and not text
+            done = done + len(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         where = f"near byte {done + error.start}"

@@ -49,7 +49,8 @@ class Splitter:
     """Cuts documents into pieces and says of each whether it is held out. One for a whole data set, in order."""
 
     def __init__(self, holdout: HoldOut, *, share: float, seed: int) -> None:
-        self._holdout, self._seed = holdout, seed
+        self._holdout = holdout
+        self._seed = seed
         self._share = Fraction(share).limit_denominator(10**6)
         self._sections = 0
 
@@ -73,7 +74,8 @@ class Splitter:
 
     def _of_section(self) -> bool:
         """One of each stratum of about 1/share sections, at a place drawn for that stratum."""
-        number, share = self._sections, self._share
+        number = self._sections
+        share = self._share
         self._sections += 1
         stratum = number * share.numerator // share.denominator
         first, end = (-(-at * share.denominator // share.numerator) for at in (stratum, stratum + 1))

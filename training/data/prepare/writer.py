@@ -35,7 +35,8 @@ class SplitWriter:
     """Writes chunks of exactly `chunk_tokens` tokens (the last one fewer) as they fill up."""
 
     def __init__(self, folder: str, *, chunk_tokens: int, dtype: str, eos_id: int) -> None:
-        self.folder, self.eos_id = folder, eos_id
+        self.folder = folder
+        self.eos_id = eos_id
         self._buffer: Array = np.empty(chunk_tokens, dtype=dtype)
         self._filled = 0
         self._chunks: list[ChunkEntry] = []
@@ -122,8 +123,11 @@ class SplitWriter:
         )
         if not whole or not all(self._is_whole(name, digest) for name, digest in state.digests.items()):
             return False
-        self._chunks, self._digests = list(state.chunks), dict(state.digests)
-        self._filled, self.documents, self.unfinished = state.tail_tokens, state.documents, state.unfinished
+        self._chunks = list(state.chunks)
+        self._digests = dict(state.digests)
+        self._filled = state.tail_tokens
+        self.documents = state.documents
+        self.unfinished = state.unfinished
         self._buffer[: self._filled] = np.frombuffer(raw, dtype=self._buffer.dtype)
         return True
 

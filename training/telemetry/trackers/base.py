@@ -48,7 +48,8 @@ class Mark:
     """Up to which step a tracker has been given rows, in the run directory: some of them can only be written to."""
 
     def __init__(self, run: RunDir, name: str) -> None:
-        self._run, self._name = run, layout.tracker_mark(name)
+        self._run = run
+        self._name = layout.tracker_mark(name)
         self._written = time.monotonic()
 
     def read(self) -> int:

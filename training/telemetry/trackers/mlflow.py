@@ -65,7 +65,8 @@ class MlflowTracker:
             self._send()
 
     def _send(self) -> None:
-        rows, self._rows = self._rows, []
+        rows = self._rows
+        self._rows = []
         for start in range(0, len(rows), 1000):
             self._client.log_batch(self._id, metrics=rows[start : start + 1000])
         self._sent = time.monotonic()

@@ -47,7 +47,9 @@ class Trackers:
         history: Callable[[int], Iterable[tuple[int, Values]]] = lambda done: (),
     ) -> None:
         """`history(step)`: what earlier attempts have done after a step, for a tracker that was killed or away then."""
-        self._openers, self._on_event, self._history = openers, on_event, history
+        self._openers = openers
+        self._on_event = on_event
+        self._history = history
         self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING_ROWS)
         self._full = False
         self._thread = threading.Thread(target=self._run, name="trackers", daemon=True)

@@ -20,13 +20,15 @@ class TensorBoardTracker:
     def __init__(self, run: RunDir, start_step: int, attempt: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._run, self._mark = run, Mark(run, "tensorboard")
+        self._run = run
+        self._mark = Mark(run, "tensorboard")
         self.done = min(self._mark.read(), start_step)
         self._folder = run.path(TENSORBOARD) if run.local else tempfile.mkdtemp()
         self._writer = SummaryWriter(
             self._folder, purge_step=self.done + 1 if attempt else None, filename_suffix=f".{attempt:04d}"
         )
-        self._uploaded, self._last = time.monotonic(), self.done
+        self._uploaded = time.monotonic()
+        self._last = self.done
 
     def log(self, step: int, values: Values) -> None:
         self._last = step
