@@ -101,7 +101,7 @@ def open_theirs(folder: str, device: str) -> Run:
 
 
 def decode_speed(run: Run, prompt: list[int], new: int, clock: Callable[[], float]) -> float:
-    """Tokens a second after the first."""
+    """Tokens per second after the first."""
     start = clock()
     run(prompt, 1)
     middle = clock()

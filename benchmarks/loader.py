@@ -1,4 +1,4 @@
-"""Tokens a second from the local cache, side by side with a plain memmap; first batch; seek.
+"""Tokens per second from the local cache, side by side with a plain memmap; first batch; seek.
 
     python benchmarks/loader.py [--tokens 100_000_000] [--batch 8] [--seq-len 2048] [--rounds 7] [--out DIR]
 

@@ -4,7 +4,7 @@
 
 Steps run on end, in windows; every second window begins with an asynchronous save of the whole state (1.95 GB) to a
 real S3 server on this machine, or with --local to a disk. A pair is two windows beside each other, in turning order.
-Tokens a second, all included: staging, hashing, signing and sending in this process' threads. A server that stores the
+Tokens/s, all included: staging, hashing, signing and sending in this process' threads. A server that stores the
 parts takes five times the CPU that sending them does, and belongs on another machine, so here they are forgotten on
 arrival (benchmarks/sink.py); with --here a real server stores them on the same cores.
 Where others use the machine too, windows differ by themselves. What a save costs is then told by two of the kernel's

@@ -2,7 +2,7 @@
 
     PYTHON benchmarks/streamed_peers.py DATA s3://BUCKET FOLDER STEPS
 
-DATA/train holds litdata's chunks, DATA/flat.bin the same tokens. Prints seconds and millions of tokens a second.
+DATA/train holds litdata's chunks, DATA/flat.bin the same tokens. Prints seconds and millions of tokens per second.
 """
 
 from __future__ import annotations

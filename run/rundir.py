@@ -231,7 +231,7 @@ class RunDir:
 
     # -- rows ----------------------------------------------------------------------------------------------------
     def rows(self, kind: str) -> Iterator[dict[str, Any]]:
-        """The surviving rows of `steps` or `validation`, one a step, in order.
+        """The surviving rows of `steps` or `validation`, one per step, in order.
 
         An attempt that resumed at step s takes back what earlier attempts had done after s.
         """

@@ -28,7 +28,7 @@ def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bo
 def draw_curve(run: RunDir, name: str) -> None:
     train = [(float(row["step"]), float(row["loss"])) for row in run.rows(STEPS)]
     validation = [(float(row["step"]), float(row["loss"])) for row in run.rows(VALIDATION)]
-    run.write_text(LOSS_CURVE, loss_svg(train, validation, title=f"{name}: loss, nats a token"))
+    run.write_text(LOSS_CURVE, loss_svg(train, validation, title=f"{name}: loss, nats per token"))
 
 
 def export_weights(run: RunDir, workload: Workload) -> None:

@@ -208,7 +208,7 @@ class MetricsConfig(Section):
     peak_flops: float | None = Field(
         default=None,
         gt=0,
-        description="Operations a second that one device could do, for MFU; default: known of many GPUs, in bf16.",
+        description="Operations per second that one device could do, for MFU; default: known of many GPUs, in bf16.",
     )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
         default=[], description="Where the rows go besides; each but csv is an extra: pip install 'launchyard[wandb]'."

@@ -27,7 +27,7 @@ def validate(
     max_batches: int | None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> float | None:
-    """Mean loss in nats a token over the reader's samples, in order; None if `interrupted` (asked of all ranks) cut it.
+    """Mean loss, nats per token, over the reader's samples in order; None if `interrupted` (asked of all ranks) cut it.
 
     `reader` reads unshuffled; it starts over past the last sample, and what it reads again counts nothing.
     """

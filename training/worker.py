@@ -1,4 +1,4 @@
-"""`python -m launchyard.training.worker RUN_URL`, one process a rank under torchrun: the composition root.
+"""`python -m launchyard.training.worker RUN_URL`, one process per rank under torchrun: the composition root.
 
 Reads what the launcher wrote into the run directory, trains, and leaves its outcome there. Exit codes say nothing:
 torchrun loses them. Imports torch only once its output goes to the run's logs.

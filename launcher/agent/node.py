@@ -53,7 +53,7 @@ def run_attempt(
     """Run one node of one attempt to its end; nothing of it is left running, however it ends.
 
     Returns how the attempt ended; node 0 also writes that where the workers could not. `on_poll` is called about ten
-    times a second. Call it from the main thread: the children die with the thread that started them.
+    times per second. Call it from the main thread: the children die with the thread that started them.
     """
     if node.shape.nnodes > 1 and node.rdzv_endpoint is None:
         raise ValueError(f"{node.shape.nnodes} nodes need a rdzv_endpoint (host:port) that all of them can reach")

@@ -278,7 +278,7 @@ def why(run: str, *, as_json: bool) -> int:
 
 @click.command()
 @RUN
-@click.option("--jsonl", is_flag=True, help="Every row of the surviving history, one a step.")
+@click.option("--jsonl", is_flag=True, help="Every row of the surviving history, one per step.")
 @click.option("--validation", is_flag=True, help="The rows of the validation instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
 def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:

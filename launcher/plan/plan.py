@@ -59,8 +59,8 @@ class Plan(Frozen):
     epochs: list[float] = Field(description="Passes over each source.")
     n_params: int
     flops_per_token: float
-    memory: dict[str, int] = Field(description="Bytes a worker, estimated.")
-    memory_available: int | None = Field(description="Bytes a worker could have.")
+    memory: dict[str, int] = Field(description="Bytes per worker, estimated.")
+    memory_available: int | None = Field(description="Bytes that a worker could have.")
     checkpoint_bytes: int
     storage: Storage
     store: StoreOptions = Field(description="How stores are reached; secrets are elsewhere.")

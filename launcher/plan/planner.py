@@ -29,7 +29,7 @@ from launchyard.training.spec import DataSpec
 # step of the quickstart took 6 times as long when they did.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # On a CPU, memory that was freed stays with the process: glibc else returns large blocks to the kernel and gets them
-# back page by page, many times a step (1.14 times as fast: linear + cross entropy of pythia-14m).
+# back page by page, many times per step (1.14 times as fast: linear + cross entropy of pythia-14m).
 CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 
@@ -130,7 +130,7 @@ def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
 
 # -- who works -------------------------------------------------------------------------------------------------------
 def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
-    """Device and workers a node. Never the CPU where a GPU was asked for."""
+    """Device and workers per node. Never the CPU where a GPU was asked for."""
     resources = recipe.resources
     wanted = recipe.train.device
     local = not _traits(cluster).scheduled

@@ -148,7 +148,7 @@ def _loss(story: Story) -> dict[str, Any] | None:
 def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
     """Titles, each with its drawing."""
     for key, title, colour in (
-        ("tokens_per_second", "Tokens a second", "c2"),
+        ("tokens_per_second", "Tokens per second", "c2"),
         ("grad_norm", "Gradient norm, before clipping", "c3"),
         ("lr", "Learning rate", "c0"),
     ):

@@ -28,7 +28,7 @@ SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no sch
 # -- state -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class RunState:
-    """A run at this moment. Seconds since the epoch in `since`; loss in nats a token."""
+    """A run at this moment. Seconds since the epoch in `since`; loss in nats per token."""
 
     run_id: str
     name: str

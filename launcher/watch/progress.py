@@ -71,7 +71,7 @@ class Progress:
             return min(1.0, self._row["step"] / self._max_steps) if self._row and self._max_steps else 0.0
 
     def _speed(self, row: dict[str, Any]) -> tuple[float, float | None]:
-        """Tokens a second, and seconds to the end, over the last steps with all that lay between them."""
+        """Tokens per second, and seconds to the end, over the last steps with all that lay between them."""
         (began, step0, tokens0) = self._recent[0]
         (ended, step1, tokens1) = self._recent[-1]
         left = max(0, self._max_steps - step1) if self._max_steps else None

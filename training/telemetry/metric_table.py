@@ -18,7 +18,7 @@ REQUEST_BUCKETS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class Metric:
-    """One series. `scope` global: one a run, from rank 0, reduced over ranks; rank: every worker its own.
+    """One series. `scope` global: one per run, from rank 0, reduced over ranks; rank: every worker its own.
 
     Workers that are no rank of their own in a label are told apart by their address (`instance`), and are summed.
     `source`: who serves it, the trainer's workers or `launch monitor`.
@@ -65,7 +65,7 @@ TIME = (
     Metric(
         "trainer_peak_flops",
         "gauge",
-        "Operations a second that all devices could do; absent if unknown.",
+        "Operations per second that all devices could do; absent if unknown.",
     ),
     Metric("trainer_mfu_ratio", "gauge", "Model operations of the last step over what the devices could have done."),
     Metric("trainer_goodput_ratio", "gauge", "Productive share of the time since the first submit, over all attempts."),
@@ -79,10 +79,10 @@ TIME = (
     ),
 )
 LEARNING = (
-    Metric("trainer_loss", "gauge", "Training loss of the last step, nats a token."),
+    Metric("trainer_loss", "gauge", "Training loss of the last step, nats per token."),
     Metric("trainer_grad_norm", "gauge", "Global gradient norm of the last step, before clipping."),
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
-    Metric("trainer_validation_loss", "gauge", "Loss on held-out data, nats a token.", ("dataset",)),
+    Metric("trainer_validation_loss", "gauge", "Loss on held-out data, nats per token.", ("dataset",)),
     Metric("trainer_nonfinite_steps_total", "counter", "Steps whose loss or gradient was not finite."),
     Metric("trainer_loss_spikes_total", "counter", "Steps whose loss stood far above those before."),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Dense operations a second in bf16, of the maker's data sheets; the first name that a device's name holds counts.
+# Dense operations per second in bf16, of the maker's data sheets; the first name that a device's name holds counts.
 PEAK_FLOPS = (
     ("GB200", 2.5e15),
     ("B200", 2.25e15),
@@ -38,12 +38,12 @@ class Flops:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """What a device could do at most, operations a second; None of one that is not known."""
+    """What a device could do at most, operations per second; None of one that is not known."""
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_name.lower()), None)
 
 
 def peak_of(device: torch.device, chosen: float | None, world_size: int) -> float | None:
-    """Operations a second of all devices: as the recipe says, else as is known of this GPU; None if neither."""
+    """Operations per second of all devices: as the recipe says, else as is known of this GPU; None if neither."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     one = chosen or (peak_flops(name) if name else None)
     return None if one is None else one * world_size

@@ -47,7 +47,7 @@ def now() -> list[Any]:
             (f'sum(launcher_run_state{{{RUN},state="pending"}})', ""),
         ),
         figure("Workers", "All that you pay for.", (f"sum(launcher_run_workers{{{RUN}}})", "")),
-        figure("Tokens a second", "Flat.", (f"sum(rate(trainer_tokens_total{{{RUN}}}[{RATE}]))", "")),
+        figure("Tokens per second", "Flat.", (f"sum(rate(trainer_tokens_total{{{RUN}}}[{RATE}]))", "")),
         figure(
             "Mean goodput",
             "Above 95 %.",
@@ -101,7 +101,7 @@ def over_time() -> list[Any]:
     return [
         lines("Loss", "Each falls.", (f"max by (run_id) (trainer_loss{{{RUN}}})", "{{run_id}}")),
         lines(
-            "Tokens a second",
+            "Tokens per second",
             "Each flat.",
             (f"sum by (run_id) (rate(trainer_tokens_total{{{RUN}}}[{RATE}]))", "{{run_id}}"),
             low=0,

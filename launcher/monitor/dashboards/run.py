@@ -100,7 +100,7 @@ def now() -> list[Any]:
             unit="s",
         ),
         figure(
-            "Tokens a second",
+            "Tokens per second",
             "Constant. It falls for a save or a validation only, and briefly.",
             (f"sum(rate(trainer_tokens_total{{{RUN}}}[{RATE}]))", ""),
         ),
@@ -201,7 +201,7 @@ def learning() -> list[Any]:
 def throughput() -> list[Any]:
     return [
         lines(
-            "Tokens a second",
+            "Tokens per second",
             "A flat line. What is recomputed was lost by an end without a save, and should be zero.",
             (f"sum by (run_id) (rate(trainer_tokens_total{{{RUN}}}[{RATE}]))", "{{run_id}}"),
             (f"sum by (run_id) (rate(trainer_recomputed_tokens_total{{{RUN}}}[{RATE}]))", "recomputed {{run_id}}"),
@@ -351,7 +351,7 @@ def data() -> list[Any]:
         lines(
             "Wait of the reader ahead",
             "It may wait; training does so only once it has no batch left (data wait above).",
-            (f"sum(rate(trainer_data_chunk_wait_seconds_total{{{NODE}}}[{RATE}]))", "seconds a second"),
+            (f"sum(rate(trainer_data_chunk_wait_seconds_total{{{NODE}}}[{RATE}]))", "seconds per second"),
             low=0,
         ),
     ]

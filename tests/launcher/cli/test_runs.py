@@ -196,7 +196,7 @@ def test_metrics_for_people(live: Standin, launch: Launch) -> None:
     live.submit(steps=20)
     live.outcome()
     code, out, _ = launch("metrics", "tiny")
-    assert code == 0 and "loss (nats a token)" in out and out.splitlines()[0].split()[:2] == ["step", "loss"]
+    assert code == 0 and "loss (nats per token)" in out and out.splitlines()[0].split()[:2] == ["step", "loss"]
     assert json.loads(launch("metrics", "tiny", "--json")[1])[-1]["step"] == 20
 
 
