@@ -11,7 +11,7 @@ import pytest
 from launchyard.run.rundir import RunDir
 from tests.ray.cluster import RAY
 from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, same_training
-from tests.shell import cast_shadows
+from tests.support.shell import cast_shadows
 
 pytestmark = pytest.mark.ray
 RIGHT_SECONDS = 5.0  # in which what is shown is what is

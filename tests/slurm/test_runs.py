@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from launchyard.run.rundir import RunDir
-from tests.shell import clone_code, edit_worker
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, same_training
+from tests.support.shell import clone_code, edit_worker
 
 pytestmark = pytest.mark.slurm
 RIGHT_SECONDS = 5.0  # in which what is shown is what is
