@@ -17,16 +17,17 @@ def harm(plan: dict[str, Any]) -> None:
 
     run_step = loop.run_step
 
-    def harmed(parts: Any, samples: Any, n_valid: int, number: int, lr: float) -> Any:
-        mine = parts.world.rank == plan["rank"] and parts.world.attempt == plan.get("attempt", 0)
-        parts.clock.enter("forward_backward")
+    def harmed(parts: loop.Parts, batch: Any, n_valid: int, number: int, lr: float) -> Any:
+        world = parts.context.world
+        mine = world.rank == plan["rank"] and world.attempt == plan.get("attempt", 0)
+        parts.telemetry.clock.enter("forward_backward")
         if mine and plan["kind"] == "slow" and plan["step"] <= number < plan["until"]:
             time.sleep(plan["seconds"])
         if mine and number == plan["step"] and plan["kind"] == "loop":
             spin_for_ever()
         if mine and number == plan["step"] and plan["kind"] == "sleep":
             time.sleep(1e6)
-        return run_step(parts, samples, n_valid, number, lr)
+        return run_step(parts, batch, n_valid, number, lr)
 
     loop.run_step = harmed
 
