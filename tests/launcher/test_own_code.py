@@ -202,7 +202,7 @@ def test_the_code_comes_first_and_the_working_directory_not_at_all() -> None:
 
 
 PRODUCT = [Path(path) for name, path in own_code.own_files() if name.endswith(".py") and "/dashboards/" not in name]
-STARTED_BY_TORCHRUN = '[inside, "-u", "-m", "launchyard.training.worker", run_url]'  # which gets PYTHONSAFEPATH
+STARTED_BY_TORCHRUN = '[inside, "-u", "-m", WORKER, ask.run_url]'  # which gets PYTHONSAFEPATH
 
 
 def test_every_interpreter_is_named_by_python_words() -> None:
