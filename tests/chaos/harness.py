@@ -105,6 +105,9 @@ class Harness:
         scratch.mkdir(exist_ok=True)
         self._env = {**os.environ, **there.environment, **homes, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
         self._env[VARIABLE] = self._beacons.path
+        self._env["PYTHONPATH"] = (
+            os.getcwd()
+        )  # where tests.chaos.worker lies: no process of a run looks there by itself
         write_cluster(self.folder / "config/launchyard/clusters")
         return self
 
