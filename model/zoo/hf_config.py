@@ -36,6 +36,49 @@ def read_activation(hf: Mapping[str, Any]) -> Activation:
     return ACTIVATIONS[name]
 
 
+def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None) -> dict[str, Any]:
+    """The knobs behind the keys that Llama introduced and later families keep.
+
+    `n_kv_heads` is the family's default where the key is missing; None: as many as heads. ValueError names a key that
+    is missing or has a value that is not supported.
+    """
+    dim = int(need(hf, "hidden_size"))
+    heads = int(need(hf, "num_attention_heads"))
+    return {
+        "dim": dim,
+        "n_layers": need(hf, "num_hidden_layers"),
+        "n_heads": heads,
+        "n_kv_heads": hf.get("num_key_value_heads", n_kv_heads) or heads,
+        "head_dim": hf.get("head_dim") or dim // heads,
+        "ffn_dim": need(hf, "intermediate_size"),
+        "max_seq_len": need(hf, "max_position_embeddings"),
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "activation": read_activation(hf),
+        "tie_embeddings": hf.get("tie_word_embeddings", False),
+        **read_vocab(hf),
+        **read_rope(hf, theta_key="rope_theta", fraction_key="partial_rotary_factor", fraction=1.0),
+    }
+
+
+def write_llama_keys(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_llama_keys`."""
+    return {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": write_scaling(config),
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": HF_ACTIVATIONS[config.activation],
+        "tie_word_embeddings": config.tie_embeddings,
+        **write_vocab(config),
+    }
+
+
 def read_vocab(hf: Mapping[str, Any]) -> dict[str, int]:
     """Their vocab_size counts the rows that the table has."""
     rows = int(need(hf, "vocab_size"))

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launchyard.model.config import ModelConfig, RopeScaling
-from launchyard.model.zoo.hf_config import (
-    HF_ACTIVATIONS,
-    need,
-    read_activation,
-    read_rope,
-    read_vocab,
-    write_scaling,
-    write_vocab,
-)
+from launchyard.model.zoo.hf_config import read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 MODEL_TYPE = "llama"
@@ -65,24 +57,11 @@ PRESETS: dict[str, ModelConfig] = {
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """ValueError names the key that is missing or has a value we do not support."""
-    dim = int(need(hf, "hidden_size"))
-    heads = int(need(hf, "num_attention_heads"))
     return ModelConfig(
         family="llama",
-        dim=dim,
-        n_layers=need(hf, "num_hidden_layers"),
-        n_heads=heads,
-        n_kv_heads=hf.get("num_key_value_heads") or heads,
-        head_dim=hf.get("head_dim") or dim // heads,
-        ffn_dim=need(hf, "intermediate_size"),
-        max_seq_len=need(hf, "max_position_embeddings"),
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        activation=read_activation(hf),
         attention_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
-        tie_embeddings=hf.get("tie_word_embeddings", False),
-        **read_vocab(hf),
-        **read_rope(hf, theta_key="rope_theta", fraction_key="partial_rotary_factor", fraction=1.0),
+        **read_llama_keys(hf),
     )
 
 
@@ -91,19 +70,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": MODEL_TYPE,
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_dim,
-        "max_position_embeddings": config.max_seq_len,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": write_scaling(config),
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": HF_ACTIVATIONS[config.activation],
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
-        "tie_word_embeddings": config.tie_embeddings,
-        **write_vocab(config),
+        **write_llama_keys(config),
     }
