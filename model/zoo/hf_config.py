@@ -36,15 +36,15 @@ def read_activation(hf: Mapping[str, Any]) -> Activation:
     return ACTIVATIONS[name]
 
 
-def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None) -> dict[str, Any]:
-    """The knobs behind the keys that Llama introduced and later families keep.
+def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None, **knobs: str | bool) -> ModelConfig:
+    """The model behind the keys that Llama introduced and later families keep; `knobs` are what the family adds.
 
     `n_kv_heads` is the family's default where the key is missing; None: as many as heads. ValueError names a key that
     is missing or has a value that is not supported.
     """
     dim = int(need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
-    return {
+    found = {
         "dim": dim,
         "n_layers": need(hf, "num_hidden_layers"),
         "n_heads": heads,
@@ -57,10 +57,12 @@ def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None) -> 
         "tie_embeddings": hf.get("tie_word_embeddings", False),
         **read_vocab(hf),
         **read_rope(hf, theta_key="rope_theta", fraction_key="partial_rotary_factor", fraction=1.0),
+        **knobs,
     }
+    return ModelConfig(**found)
 
 
-def write_llama_keys(config: ModelConfig) -> dict[str, Any]:
+def write_llama_keys(config: ModelConfig) -> dict[str, object]:
     """The inverse of `read_llama_keys`."""
     return {
         "hidden_size": config.dim,
@@ -105,7 +107,7 @@ def read_rope(hf: Mapping[str, Any], *, theta_key: str, fraction_key: str, fract
     }
 
 
-def write_scaling(config: ModelConfig) -> dict[str, Any] | None:
+def write_scaling(config: ModelConfig) -> dict[str, object] | None:
     """`rope_scaling` in the form that transformers 4 and 5 both read."""
     scaling = config.rope_scaling
     if scaling is None:

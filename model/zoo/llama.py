@@ -57,11 +57,11 @@ PRESETS: dict[str, ModelConfig] = {
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """ValueError names the key that is missing or has a value we do not support."""
-    return ModelConfig(
+    return read_llama_keys(
+        hf,
         family="llama",
         attention_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
-        **read_llama_keys(hf),
     )
 
 

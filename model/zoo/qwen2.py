@@ -62,11 +62,8 @@ PRESETS: dict[str, ModelConfig] = {
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """ValueError names the key that is missing or has a value we do not support."""
     _refuse_window(hf)
-    return ModelConfig(
-        family="qwen2",
-        qkv_bias=True,  # in every model, and no key says so
-        **read_llama_keys(hf, n_kv_heads=_KV_HEADS),
-    )
+    # Every model has the bias on q, k and v, and no key says so.
+    return read_llama_keys(hf, n_kv_heads=_KV_HEADS, family="qwen2", qkv_bias=True)
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
