@@ -153,7 +153,7 @@ class RunDir:
         job_id = str(self.read_json(layout.accepted(number))["job_id"])
         return self.submission(number).model_copy(update={"job_id": job_id})
 
-    def say_waiting(self, job_id: str, reason: str) -> None:
+    def record_waiting(self, job_id: str, reason: str) -> None:
         """A job that runs already waits for what its attempt needs, and this is why."""
         self.write_json(WAITING, {"job_id": job_id, "reason": reason, "time": time.time()})
 

@@ -62,7 +62,6 @@ TWICE = {
     "environment",
     "history",
     "is_alive",
-    "leave_word",
     "lines",
     "look",
     "make_ready",

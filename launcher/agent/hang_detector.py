@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from launchyard.host.processes import started_at, wait_until
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
-from launchyard.training.telemetry.heartbeat import STACKS, Pulse, Verdict, judge, read_pulses
+from launchyard.training.telemetry.heartbeat import STACKS, HangReport, Pulse, find_hang, read_pulses
 
 HUNG = "HungError"  # type of the error that is left in the run directory
 LOOK_SECONDS = 1.0
@@ -58,17 +58,17 @@ class Hang:
         if now < self._settled or not pulses:
             return False
         stopped = self._long_in(pulses, now, "T", STOPPED_SECONDS)
-        verdict = judge(pulses, now, stopped=stopped)
-        if verdict is not None and self._kernel_may_answer(pulses, now):
-            verdict = None
-        if verdict is not None and not verdict.hung:
-            verdict = self._among_nodes(pulses, verdict)
-        suspects = tuple(pulse.rank for pulse in verdict.hung) if verdict is not None else ()
+        report = find_hang(pulses, now, stopped=stopped)
+        if report is not None and self._kernel_may_answer(pulses, now):
+            report = None
+        if report is not None and not report.hung:
+            report = self._among_nodes(pulses, report)
+        suspects = tuple(pulse.rank for pulse in report.hung) if report is not None else ()
         sure = bool(suspects) and suspects == self._suspects
         self._suspects = suspects
-        if verdict is not None and sure:
-            self._tell(pulses, verdict, now)
-        return verdict is not None and sure
+        if report is not None and sure:
+            self._tell(pulses, report, now)
+        return report is not None and sure
 
     def _long_in(self, pulses: Sequence[Pulse], now: float, state: str, seconds: float) -> list[int]:
         """Ranks whose process has been seen in a state at every look for so long."""
@@ -85,7 +85,7 @@ class Hang:
         gone = self._long_in(pulses, now, "D", KERNEL_SECONDS)
         return any(_state(pulse.pid) == "D" and pulse.rank not in gone for pulse in pulses)
 
-    def _among_nodes(self, pulses: Sequence[Pulse], verdict: Verdict) -> Verdict | None:
+    def _among_nodes(self, pulses: Sequence[Pulse], report: HangReport) -> HangReport | None:
         """All workers here wait. Alone, they wait for each other; else only if all nodes say the same."""
         if self.nnodes > 1:
             folder = layout.stalls_folder(self.attempt)
@@ -94,16 +94,16 @@ class Hang:
                 names = self.run.listdir(folder)
                 told = [float(self.run.read_json(f"{folder}/{name}")["time"]) for name in names]
                 if self.node_rank == 0 and sum(time.time() - when < 30.0 for when in told) == self.nnodes:
-                    return Verdict(tuple(pulses), all_wait=True)
+                    return HangReport(tuple(pulses), all_wait=True)
             return None
-        return Verdict(tuple(pulses), all_wait=True)
+        return HangReport(tuple(pulses), all_wait=True)
 
     # -- saying so ---------------------------------------------------------------------------------------------------
-    def _tell(self, pulses: Sequence[Pulse], verdict: Verdict, now: float) -> None:
+    def _tell(self, pulses: Sequence[Pulse], report: HangReport, now: float) -> None:
         stopped = {pulse.pid for pulse in pulses if _state(pulse.pid) == "T"}
         stacks = self._stacks(pulses)
-        for pulse in verdict.hung:
-            message = _words(pulse, now, pulse.pid in stopped, len(verdict.hung) if verdict.all_wait else 0)
+        for pulse in report.hung:
+            message = _words(pulse, now, pulse.pid in stopped, len(report.hung) if report.all_wait else 0)
             at = _innermost(stacks.get(pulse.rank, ""))
             message += f"; it is at {at}" if at else ""
             self.found = self.found or f"rank {pulse.rank} is hung: {message}"

@@ -197,7 +197,7 @@ def serve(owner: Owner, *, where: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:
-        leave_word(owner.run, job.attempt, error)
+        record_own_failure(owner.run, job.attempt, error)
         return EXIT_FAILED
 
 
@@ -211,8 +211,8 @@ def max_failures(run: RunDir, job: Job) -> int:
         return ResourcesConfig().max_failures
 
 
-def leave_word(run: RunDir, attempt: int, error: Exception) -> None:
-    """The owner itself failed (a full disk, say): tell it if that is still possible."""
+def record_own_failure(run: RunDir, attempt: int, error: Exception) -> None:
+    """Records that the owner itself failed (a full disk, for example), if that is still possible."""
     message = f"the job itself failed: {type(error).__name__}: {error}"
     say(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
     record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())

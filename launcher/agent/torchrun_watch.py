@@ -55,7 +55,7 @@ class Watch:
         self._logs = LogUpload(node.run, node.attempt, scratch)
         self._request: str | None = None
         self._outcome_at: float | None = None
-        self._survivors = Survivors(node)
+        self._stranded = StrandedWorkers(node)
         self._hang = Hang(node.run, node.attempt, node.node_rank, node.shape.nnodes, scratch)
         self.hung = False
         self.reason: str | None = None
@@ -68,9 +68,9 @@ class Watch:
         self._on_poll()
         self._logs.poll()
         self._stop_poll.poll()
-        self._say_trouble()
+        self._log_retries()
         if self._outcome_at is None:
-            self._survivors.look(torchrun)
+            self._stranded.look(torchrun)
             if self._hang.look():
                 self.hung = True
                 say(f"{self._hang.found}; attempt {self._node.attempt} is ended")
@@ -93,7 +93,7 @@ class Watch:
         if self._request is None and self._node.rdzv_endpoint is not None:  # a scheduler's node
             self._request = self._node.run.notice(self._node.attempt)
 
-    def _say_trouble(self) -> None:
+    def _log_retries(self) -> None:
         """Once when the run directory cannot be reached for a while, and once when it can again."""
         failure = self._stop_poll.failure
         now = time.monotonic()
@@ -126,7 +126,7 @@ class Watch:
         return time.monotonic() - self._outcome_at > LINGER_SECONDS
 
 
-class Survivors:
+class StrandedWorkers:
     """Workers that wait for one that has died. torchrun gives them 30 s after its TERM, which is long (torch 2.13)."""
 
     def __init__(self, node: Node) -> None:

@@ -38,8 +38,8 @@ def hand_over(run: RunDir, waiting: Submission, send: Callable[[int], str], *, t
     return job
 
 
-def leave_word(run: RunDir, job: Job) -> None:
-    """Where the owner had no time for it, or never came to be. An attempt that has ended by itself keeps its own."""
+def record_cancel(run: RunDir, job: Job) -> None:
+    """Records the end of a cancelled job whose owner could not. An attempt that has ended by itself keeps its own."""
     began = job.attempt in run.attempts()
     message = CANCEL_MESSAGE if began else "taken back before it began"
     ours = OutcomeRecord(outcome="stopped", reason=CANCELLED, message=message, attempt=job.attempt, time=time.time())

@@ -21,7 +21,7 @@ import numpy as np
 from launchyard.host.locks import open_shared
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists, is_remote, normal
-from launchyard.training.data.cache.chunk_cache import ChunkCache, Held
+from launchyard.training.data.cache.chunk_cache import ChunkCache, OpenChunk
 from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, open_chunk, put, tokens_of
 from launchyard.training.data.dataset_spec import vocab_size_of
 from launchyard.training.data.index import DIGESTS, INDEX, ChunkDigest, Digests, read_index, read_model
@@ -66,7 +66,7 @@ class TokenStore:
             self.cache.join(self)
         self._verified: set[int] = set()
         self._open: OrderedDict[int, Array] = OrderedDict()
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, OpenChunk] = {}
         self._lock = threading.Lock()
         self._brought = dict[int, threading.Lock]()
 
@@ -142,7 +142,7 @@ class TokenStore:
         self._check_ids(number, tokens)
         return tokens
 
-    def _keep(self, number: int, tokens: Array, held: Held | None) -> Array:
+    def _keep(self, number: int, tokens: Array, held: OpenChunk | None) -> Array:
         with self._lock:
             self._open[number] = tokens
             if held is not None:

@@ -157,14 +157,14 @@ def _read(path: str) -> Pulse | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HangReport:
     """`hung`: who holds up the others. Empty where all wait: then nobody here does, or all of them together."""
 
     hung: tuple[Pulse, ...]
     all_wait: bool = False
 
 
-def judge(pulses: Sequence[Pulse], now: float, *, stopped: Sequence[int] = ()) -> Verdict | None:
+def find_hang(pulses: Sequence[Pulse], now: float, *, stopped: Sequence[int] = ()) -> HangReport | None:
     """Who is hung; None as long as nobody is. `stopped`: ranks whose process has been stopped for a while.
 
     Of those that are overdue, who waits for others is their victim.
@@ -174,10 +174,10 @@ def judge(pulses: Sequence[Pulse], now: float, *, stopped: Sequence[int] = ()) -
         return None
     culprits = [pulse for pulse in overdue if not pulse.waiting or pulse.rank in stopped]
     if culprits:
-        return Verdict(tuple(culprits))
+        return HangReport(tuple(culprits))
     if len(overdue) < len(pulses):  # somebody works, and has time left
         return None
     behind = min(pulse.collectives for pulse in overdue)
     if any(pulse.collectives > behind for pulse in overdue):  # others are in a later one: they wait for these
-        return Verdict(tuple(pulse for pulse in overdue if pulse.collectives == behind), all_wait=True)
-    return Verdict((), all_wait=True)
+        return HangReport(tuple(pulse for pulse in overdue if pulse.collectives == behind), all_wait=True)
+    return HangReport((), all_wait=True)

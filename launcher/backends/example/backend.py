@@ -26,7 +26,7 @@ from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.example.client import Spool
 from launchyard.launcher.backends.example.request import JOB, ExampleRequest, make_request, owner_argv
-from launchyard.launcher.backends.handover import hand_over, leave_word
+from launchyard.launcher.backends.handover import hand_over, record_cancel
 from launchyard.launcher.backends.request import Ask, Process
 from launchyard.run import layout
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
@@ -133,7 +133,7 @@ def cancel(run: RunDir, job: Job) -> None:
     if not wait_until(lambda: not is_alive(run, job), seconds=OBEY_SECONDS):
         spool_of(run).end(job.job_id)
     end_marked(run.url)
-    leave_word(run, job)
+    record_cancel(run, job)
     run.clear_stop()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from launchyard.errors import EXIT_USER, LaunchError, UserError
 from launchyard.launcher.agent.conclusion import exit_code
 from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
-from launchyard.launcher.agent.owner import Owner, leave_word
+from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, say
 from launchyard.launcher.agent.torchrun_watch import WORKER, Node
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Exception as error:
-        leave_word(run, job.attempt, error)
+        record_own_failure(run, job.attempt, error)
         return 1
 
 

@@ -18,7 +18,7 @@ from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import pack_code
-from launchyard.launcher.backends.handover import hand_over, leave_word
+from launchyard.launcher.backends.handover import hand_over, record_cancel
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
 from launchyard.launcher.backends.ray.request import RayRequest, stored_request
@@ -173,7 +173,7 @@ def cancel(run: RunDir, job: Job) -> None:
     if (seen := ray.ask(job.job_id)).state == "unknown":  # the request stays, for an owner that reads it
         said = f"job {job.job_id} was asked to end, and Ray does not tell whether it has: {seen.reason}"
         raise LaunchError(said, hint="try again when its dashboard is back")
-    leave_word(run, job)
+    record_cancel(run, job)
     run.clear_stop()
     run.clear_waiting()
 

@@ -83,7 +83,7 @@ class InCluster:
         def tell(said: str) -> None:
             say(f"waiting: {said}")
             with contextlib.suppress(OSError):
-                self._run.say_waiting(self._submission.job_id, said)
+                self._run.record_waiting(self._submission.job_id, said)
 
         self._room = find_room(self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, tell=tell)
         with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from launchyard.host.processes import python_words
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
-from launchyard.launcher.backends.handover import hand_over, leave_word
+from launchyard.launcher.backends.handover import hand_over, record_cancel
 from launchyard.launcher.backends.request import Ask, Process, Request
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.launcher.backends.slurm.request import agent_argv, make_request, options_of
@@ -144,7 +144,7 @@ def cancel(run: RunDir, job: Job) -> None:
     slurm.cancel(job.job_id)
     if not slurm.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
         raise LaunchError(f"job {job.job_id} is still ending", hint=f"squeue -j {job.job_id}")
-    leave_word(run, job)
+    record_cancel(run, job)
     run.clear_stop()
 
 

@@ -22,7 +22,7 @@ from launchyard.launcher.agent.hang_detector import Hang
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.why import explain
 from launchyard.run.rundir import RunDir
-from launchyard.training.telemetry.heartbeat import FLOOR_SECONDS, Limits, Pulse, PulseWriter, judge, read_pulses
+from launchyard.training.telemetry.heartbeat import FLOOR_SECONDS, Limits, Pulse, PulseWriter, find_hang, read_pulses
 from launchyard.training.telemetry.phases import PHASES, PhaseClock
 from tests.support.small_runs import make_run, write_data
 from tests.support.standin import PlannedHere
@@ -37,8 +37,8 @@ def pulse(rank: int, *, age: float = 0.0, waiting: bool = False, collectives: in
 
 
 def hung(pulses: list[Pulse], **more: Any) -> list[int] | None:
-    verdict = judge(pulses, 100.0, **more)
-    return None if verdict is None else [one.rank for one in verdict.hung]
+    report = find_hang(pulses, 100.0, **more)
+    return None if report is None else [one.rank for one in report.hung]
 
 
 # -- pure ---
@@ -60,8 +60,8 @@ def test_a_stopped_rank_is_named_though_its_limit_is_far_or_it_waits() -> None:
 
 def test_where_all_wait_the_one_behind_is_named() -> None:
     waiting = [pulse(rank, age=50, waiting=True, collectives=8) for rank in range(3)]
-    verdict = judge(waiting, 100.0)
-    assert verdict is not None and verdict.hung == () and verdict.all_wait
+    report = find_hang(waiting, 100.0)
+    assert report is not None and report.hung == () and report.all_wait
     waiting[1] = pulse(1, age=50, waiting=True, collectives=7)
     assert hung(waiting) == [1]
 

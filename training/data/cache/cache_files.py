@@ -41,7 +41,7 @@ class StalledError(Exception):
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedFile:
     """One file of the cache."""
 
     path: str
@@ -67,7 +67,7 @@ def default_folder() -> str:
 
 def default_quota(folder: str) -> int:
     """Bytes: a quarter of what is free on the disk of a folder, what it holds already counted as free."""
-    held = sum(kept.size for kept in scan(folder))
+    held = sum(cached.size for cached in scan(folder))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder) or "."
     return (shutil.disk_usage(folder).free + held) // DEFAULT_SHARE
@@ -119,7 +119,7 @@ def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
 
 
 # -- room ------------------------------------------------------------------------------------------------------------
-def scan(folder: str) -> list[Kept]:
+def scan(folder: str) -> list[CachedFile]:
     """All chunks and parts in a cache."""
     found = []
     for source in _entries(folder):
@@ -129,7 +129,7 @@ def scan(folder: str) -> list[Kept]:
                     with contextlib.suppress(FileNotFoundError):
                         facts = entry.stat(follow_symlinks=False)
                         whole = entry.name.endswith(".bin")
-                        found.append(Kept(entry.path, facts.st_size, facts.st_mtime, whole))
+                        found.append(CachedFile(entry.path, facts.st_size, facts.st_mtime, whole))
     return found
 
 
@@ -152,12 +152,12 @@ def make_room(
     even so. `more`: something must go, whatever disk and quota say.
     """
     with exclusive(os.path.join(folder, "lock"), mode=0o600):
-        others = [kept for kept in scan(folder) if not is_file(kept.path, file) and not _swept(kept)]
+        others = [cached for cached in scan(folder) if not is_file(cached.path, file) and not _swept(cached)]
         victims = sorted(
-            (kept for kept in others if kept.whole and (urgent or kept.path not in keep)),
-            key=lambda kept: (kept.path in keep, kept.used),
+            (cached for cached in others if cached.whole and (urgent or cached.path not in keep)),
+            key=lambda cached: (cached.path in keep, cached.used),
         )
-        used = sum(kept.size for kept in others)
+        used = sum(cached.size for cached in others)
         free = shutil.disk_usage(folder).free
         gone = 0
         missing = size - 512 * os.fstat(file).st_blocks  # of what it will take on the disk
@@ -183,18 +183,18 @@ def complete(folder: str, file: int, part: str, path: str) -> None:
     unlock(file)
 
 
-def _swept(kept: Kept) -> bool:
+def _swept(cached: CachedFile) -> bool:
     """Remove a .part that nobody holds any more."""
-    if kept.whole:
+    if cached.whole:
         return False
     try:
-        file = os.open(kept.path, os.O_RDWR)
+        file = os.open(cached.path, os.O_RDWR)
     except FileNotFoundError:
         return True
     try:
-        dead = try_lock(file) and is_file(kept.path, file)
+        dead = try_lock(file) and is_file(cached.path, file)
         if dead:
-            os.unlink(kept.path)
+            os.unlink(cached.path)
         return dead
     finally:
         os.close(file)
@@ -213,9 +213,9 @@ def sources(folder: str) -> list[Source]:
                 url = file.read()
         except FileNotFoundError:
             continue
-        kept = [kept for kept in scan(folder) if os.path.dirname(kept.path) == entry.path]
-        used = max((kept.used for kept in kept), default=None)
-        found.append(Source(url, sum(k.whole for k in kept), sum(k.size for k in kept), used, in_use))
+        files = [cached for cached in scan(folder) if os.path.dirname(cached.path) == entry.path]
+        used = max((cached.used for cached in files), default=None)
+        found.append(Source(url, sum(k.whole for k in files), sum(k.size for k in files), used, in_use))
     return sorted(found, key=lambda source: source.url)
 
 

@@ -57,7 +57,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Held:
+class OpenChunk:
     """The bytes of a chunk, and where the cache has them: a path, or memory."""
 
     raw: Array
@@ -120,7 +120,7 @@ class ChunkCache:
         limit = self.quota if self._memory_bytes is None else self._memory_bytes * self.share
         return limit // 2 // self.share
 
-    def say_once(self, kind: str, text: str) -> None:
+    def log_once(self, kind: str, text: str) -> None:
         with self._lock:
             if kind in self._said:
                 return
@@ -153,7 +153,7 @@ class ChunkCache:
             if not chunks:
                 del self._kept[id(owner)]
 
-    def open(self, chunk: Chunk, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> Held:
+    def open(self, chunk: Chunk, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> OpenChunk:
         """The bytes of a chunk, brought if they are not here.
 
         CorruptError, StoreError: of the chunk where it lies. Room for what is not `urgent` is made only of what is
@@ -162,14 +162,14 @@ class ChunkCache:
         try:
             return self._on_disk(chunk, urgent, beat)
         except _DiskError as error:
-            self.say_once(
+            self.log_once(
                 "disk",
                 f"the cache of chunks at {self.folder} cannot be used: {error}. Chunks are held in memory instead, by "
                 "each worker for itself. Make room, or name another folder with storage.cache in the cluster file",
             )
             return self._in_memory(chunk, beat)
 
-    def gone(self, held: Held) -> bool:
+    def gone(self, held: OpenChunk) -> bool:
         """Whether the cache has given up what is held."""
         if held.path is None:
             return held.key not in self._memory
@@ -183,7 +183,7 @@ class ChunkCache:
         path = self._path_if_known(chunk)
         return _key(chunk) in self._memory or (path is not None and os.path.exists(path))
 
-    def touch(self, held: Held) -> None:
+    def touch(self, held: OpenChunk) -> None:
         """It is still used. Cheap enough for now and then, not for each read."""
         with contextlib.suppress(OSError):
             if held.path is not None and time.time() - os.stat(held.path).st_mtime > TOUCH_SECONDS:
@@ -215,7 +215,7 @@ class ChunkCache:
         place = self._places.get(os.path.dirname(chunk.path))
         return None if place is None else os.path.join(place[0], f"{_key(chunk)}.bin")
 
-    def _on_disk(self, chunk: Chunk, urgent: bool, beat: Callable[[], None]) -> Held:
+    def _on_disk(self, chunk: Chunk, urgent: bool, beat: Callable[[], None]) -> OpenChunk:
         with _disk():
             path = self._path(chunk)
         part = f"{path.removesuffix('.bin')}.part"
@@ -241,7 +241,7 @@ class ChunkCache:
             finally:
                 os.close(file)
 
-    def _find(self, path: str, chunk: Chunk) -> Held | None:
+    def _find(self, path: str, chunk: Chunk) -> OpenChunk | None:
         """The chunk if the cache has it; what is damaged is dropped."""
         with _disk():
             try:
@@ -261,7 +261,7 @@ class ChunkCache:
             finally:
                 os.close(file)
 
-    def _accept(self, file: int, path: str, chunk: Chunk) -> Held | None:
+    def _accept(self, file: int, path: str, chunk: Chunk) -> OpenChunk | None:
         """What an open file holds, if it is the whole chunk and nothing else. Hashed once a process and copy."""
         raw = map_file(file)
         if len(raw) != chunk.size + TRAILER_BYTES:
@@ -276,9 +276,11 @@ class ChunkCache:
             if xxhash.xxh3_64_hexdigest(raw[: chunk.size].data) != xxh3:
                 return None
             self._verified.add(number)
-        return Held(raw[: chunk.size], path, os.fstat(file), _key(chunk))
+        return OpenChunk(raw[: chunk.size], path, os.fstat(file), _key(chunk))
 
-    def _bring(self, chunk: Chunk, file: int, part: str, path: str, urgent: bool, beat: Callable[[], None]) -> Held:
+    def _bring(
+        self, chunk: Chunk, file: int, part: str, path: str, urgent: bool, beat: Callable[[], None]
+    ) -> OpenChunk:
         try:
             self._make_room(file, chunk, urgent=urgent)
 
@@ -299,7 +301,7 @@ class ChunkCache:
         self._verified.add(number)
         self.count(misses=1, bytes=chunk.size)
         with _disk():
-            return Held(map_file(file)[: chunk.size], path, os.fstat(file), _key(chunk))
+            return OpenChunk(map_file(file)[: chunk.size], path, os.fstat(file), _key(chunk))
 
     def _make_room(self, file: int, chunk: Chunk, *, urgent: bool, more: bool = False) -> None:
         with self._lock:
@@ -336,7 +338,7 @@ class ChunkCache:
             at = at + done
 
     # -- in memory ---------------------------------------------------------------------------------------------------
-    def _in_memory(self, chunk: Chunk, beat: Callable[[], None]) -> Held:
+    def _in_memory(self, chunk: Chunk, beat: Callable[[], None]) -> OpenChunk:
         key = _key(chunk)
         with self._lock:
             one_at_a_time = self._memory_locks.setdefault(key, threading.Lock())
@@ -347,7 +349,7 @@ class ChunkCache:
                 self.drop_evicted()
             else:
                 self.count(hits=1)
-        return Held(raw, None, None, key)
+        return OpenChunk(raw, None, None, key)
 
     def _bring_to_memory(self, chunk: Chunk, key: str, beat: Callable[[], None]) -> Array:
         if self._memory_bytes is None:

@@ -86,7 +86,7 @@ class Fetcher:
         self._closed.set()
         with self._lock:
             self._needs.clear()
-            self._tell_caches()
+            self._notify_caches()
 
     # -- threads -----------------------------------------------------------------------------------------------------
     def _run(self) -> None:
@@ -161,7 +161,7 @@ class Fetcher:
         if self._planned == first == self._step:
             self._warn_of_a_small_cache(first)
         self._planned = first + steps
-        self._tell_caches()
+        self._notify_caches()
         return True
 
     def _warn_of_a_small_cache(self, step: int) -> None:
@@ -170,7 +170,7 @@ class Fetcher:
         for cache in self._caches.values():
             of_it = [need.store.chunks[need.number].size for need in needs if need.store.cache is cache]
             if sum(of_it) * cache.share > cache.quota:
-                cache.say_once(
+                cache.log_once(
                     "small",
                     f"the cache of chunks at {cache.folder} may hold {cache.quota / 1e9:.3g} GB, but each step reads "
                     f"{len(of_it)} chunks of {sum(of_it) / 1e9:.3g} GB in each of {cache.share} workers: they will be "
@@ -186,7 +186,7 @@ class Fetcher:
             self._caches[id(use.store.cache)] = use.store.cache
         return [Need(use.store, use.number, use.last) for use in uses]
 
-    def _tell_caches(self) -> None:
+    def _notify_caches(self) -> None:
         for cache in self._caches.values():
             needs = [need for need in self._needs.values() if need.store.cache is cache]
             cache.keep(self, [need.store.chunks[need.number] for need in needs])

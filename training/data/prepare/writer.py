@@ -121,7 +121,7 @@ class SplitWriter:
         whole = (
             len(raw) == state.tail_tokens * self._buffer.itemsize and xxhash.xxh3_64_hexdigest(raw) == state.tail_xxh3
         )
-        if not whole or not all(self._is_whole(name, digest) for name, digest in state.digests.items()):
+        if not whole or not all(self._is_complete(name, digest) for name, digest in state.digests.items()):
             return False
         self._chunks = list(state.chunks)
         self._digests = dict(state.digests)
@@ -131,7 +131,7 @@ class SplitWriter:
         self._buffer[: self._filled] = np.frombuffer(raw, dtype=self._buffer.dtype)
         return True
 
-    def _is_whole(self, name: str, digest: ChunkDigest) -> bool:
+    def _is_complete(self, name: str, digest: ChunkDigest) -> bool:
         path = f"{self.folder}/{name}"
         return files.exists(path) and xxhash.xxh3_64_hexdigest(files.read(path)) == digest.xxh3
 
