@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from tests.support.faultproxy import FaultProxy
     from tests.support.store import Bucket, S3Server
 
-settings.register_profile("ours", deadline=None)  # a busy machine is no fault of a test
+# No deadline: a busy machine is no fault of a test. Where a change waits for a verdict (CI), the same examples each time.
+settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("thorough", settings.get_profile("ours"), max_examples=2000, derandomize=False)
 settings.load_profile("ours")
 pytest_plugins = ["tests.support.texts"]
 FOLDERS = ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")

@@ -87,7 +87,11 @@ def test_the_shell_reads_the_very_words(url: str, code: str) -> None:
     assert words[1:7] == ["/venv/bin/python", "-P", "-u", "-m", "launchyard.launcher.backends.slurm.owner", f"/r/{url}"]
     (path,) = (line for line in text.splitlines() if line.startswith("export PYTHONPATH="))
     assert shlex.split(path.removesuffix("${PYTHONPATH:+:$PYTHONPATH}"))[1] == f"PYTHONPATH=/c/{code}"
-    assert not [line for line in text.splitlines() if line.startswith("#SBATCH") and (url in line and len(url) > 3)]
+    assert directives(text) == directives(text_of("bare", run_url="/r/other", code="/c/other"))
+
+
+def directives(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("#SBATCH")]
 
 
 def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
