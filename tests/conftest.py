@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.support.faultproxy import FaultProxy
     from tests.support.store import Bucket, S3Server
 
-# No deadline: a busy machine is no fault of a test. Where a change waits for a verdict (CI), the same examples each time.
+# A busy machine is no fault of a test. In CI, where a change waits for the answer, the same examples each time.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("thorough", settings.get_profile("ours"), max_examples=2000, derandomize=False)
 settings.load_profile("ours")
