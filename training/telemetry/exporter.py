@@ -138,7 +138,7 @@ class Exporter:
     # -- the end -----------------------------------------------------------------------------------------------------
     def last_scrape(self, seconds: float = LAST_SCRAPE_SECONDS) -> bool:
         """Wait for a Prometheus that has been coming to see the last numbers; whether it did."""
-        if not self._scraped or time.monotonic() - self._scraped[-1] > FORGOTTEN_SECONDS:
+        if not self.enabled or not self._scraped or time.monotonic() - self._scraped[-1] > FORGOTTEN_SECONDS:
             return False
         self._news.clear()
         usual = self._scraped[-1] - self._scraped[0] if len(self._scraped) > 1 else seconds
