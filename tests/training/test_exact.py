@@ -91,16 +91,16 @@ def check_kills(tmp_path: Path, data: DataSpec, nproc: int, kills: int) -> None:
     assert_same_run(run, expected)
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_killed_at_a_few_instants(tmp_path: Path, data: DataSpec, nproc: int) -> None:
-    check_kills(tmp_path, data, nproc, kills=4)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_killed_at_25_instants(tmp_path: Path, data: DataSpec, nproc: int) -> None:
     check_kills(tmp_path, data, nproc, kills=25)
+
+
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_killed_at_a_few_instants(tmp_path: Path, data: DataSpec, nproc: int) -> None:
+    check_kills(tmp_path, data, nproc, kills=4)
 
 
 def test_a_stop_loses_no_step(tmp_path: Path, data: DataSpec) -> None:
@@ -177,6 +177,7 @@ def run_workers_until(run: RunDir, nproc: int, last: int) -> None:
     assert [process.wait(timeout=60) for process in processes] == [0] * nproc, run.errors(run.attempts()[-1])
 
 
+@pytest.mark.slow
 def test_resized_from_1_to_2_to_3(tmp_path: Path, data: DataSpec) -> None:
     check_resizing(tmp_path, data, [1, 2, 3])
 

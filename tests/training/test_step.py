@@ -118,9 +118,10 @@ CASES = {
     "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
+SLOW = {"two replicas": pytest.mark.slow, "two workers": pytest.mark.slow}  # the others hold what they hold, and more
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])
 def test_workers_make_one_step(tmp_path: Path, case: str) -> None:
     world_size, model, options, micro, loose = CASES[case]
     torch.save(reference(model), tmp_path / "reference.pt")
@@ -137,21 +138,20 @@ class _Reductions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _count_reductions(micro: int) -> None:
+def _count_reductions() -> None:
     connect(world := read_world(), torch.device("cpu"))
     config = ModelConfig.model_validate(MODEL)
     model = build_model(config, recipe_of(MODEL), world_size=world.world_size, device=torch.device("cpu"))
     inputs, labels = global_batch(0)
     share = GLOBAL // world.world_size
-    pairs = list(zip(inputs[:share].split(micro), labels[:share].split(micro), strict=True))
-    for _ in range(2):  # the second step finds the switch as the first has left it
+    for micro in (1, 4, 1):  # each step finds the switch as the one before has left it
+        pairs = list(zip(inputs[:share].split(micro), labels[:share].split(micro), strict=True))
         with _Reductions() as reductions:
             forward_backward(model, pairs, n_valid=1)
         assert reductions.count == config.n_layers + 1, "one for each block, and one for what is left"
     disconnect()
 
 
-@pytest.mark.parametrize("micro", [1, 4])
-def test_gradients_are_reduced_once_a_step(micro: int) -> None:
+def test_gradients_are_reduced_once_a_step() -> None:
     """However many micro batches there are. Reducing after each would give the same numbers, slowly."""
-    run_ranks(2, _count_reductions, micro)
+    run_ranks(2, _count_reductions)

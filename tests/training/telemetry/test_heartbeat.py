@@ -268,6 +268,7 @@ def harmed(tmp_path: Path) -> Iterator[Harmed]:
         run.close()
 
 
+@pytest.mark.slow
 def test_an_endless_loop(harmed: Harmed) -> None:
     """Its victim waits in a collective, and is not named."""
     harmed.start({"rank": 1, "kind": "loop", "step": 12})
