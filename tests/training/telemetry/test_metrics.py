@@ -47,10 +47,9 @@ def test_laps_sum_to_the_truth() -> None:
     told = dict.fromkeys(PHASES, 0.0)
     for number in range(500):
         clock.enter(PHASES[number % len(PHASES)])
-        if number % 3 == 0:
+        if number % 3 == 0 or number == 499:
             for phase, seconds in clock.lap().items():
                 told[phase] += seconds
-    clock.lap()
     for phase in PHASES:
         assert told[phase] == pytest.approx(clock.seconds[phase], abs=2e-5)
 
