@@ -15,14 +15,14 @@ _NUMBER = re.compile(r"-?[\d.,]+(e[+-]?\d+)?[ %/\w]*|-|–|-?inf|nan")
 
 def duration(seconds: float) -> str:
     """Seconds in words: 42s, 3m 05s, 2h 07m, 3d 4h."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+    total = int(seconds + 0.5)
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m {total % 60:02d}s"
+    if total < 86400:
+        return f"{total // 3600}h {total % 3600 // 60:02d}m"
+    return f"{total // 86400}d {total % 86400 // 3600}h"
 
 
 def count(number: float) -> str:
@@ -78,16 +78,16 @@ def progress_line(
 ) -> str:
     """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, as far as known."""
 
-    words = []
+    parts = []
     if step is not None:
-        words.append(f"step {step}" + (f"/{max_steps}" if max_steps else ""))
+        parts.append(f"step {step}" + (f"/{max_steps}" if max_steps else ""))
     if loss is not None:
-        words.append(f"loss {loss:.3f}")
+        parts.append(f"loss {loss:.3f}")
     if tokens_per_second is not None:
-        words.append(f"{count(tokens_per_second)} tokens/s")
+        parts.append(f"{count(tokens_per_second)} tokens/s")
     if eta_seconds is not None:
-        words.append(f"ETA {duration(eta_seconds)}")
-    return " · ".join(words)
+        parts.append(f"ETA {duration(eta_seconds)}")
+    return " · ".join(parts)
 
 
 def can_draw(out: IO[str]) -> bool:

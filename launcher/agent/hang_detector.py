@@ -21,7 +21,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.heartbeat import STACKS, HangReport, Pulse, find_hang, read_pulses
 
 HUNG = "HungError"  # type of the error that is left in the run directory
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 STOPPED_SECONDS = 20.0  # from a STOP signal on; a debugger or a person may have reasons for a shorter one
 KERNEL_SECONDS = 900.0  # in one system call, for a file server that is away
 ABSENT_SECONDS = 5.0  # between two looks: then it was us who did not run, or the whole machine
@@ -41,19 +41,19 @@ class Hang:
     nnodes: int
     scratch: str
     found: str | None = None
-    _looked: float = field(default_factory=time.monotonic)
+    _checked_at: float = field(default_factory=time.monotonic)
     _settled: float = 0.0
     _since: dict[str, dict[int, float]] = field(default_factory=dict)  # state -> pid -> seen in it since
     _suspects: tuple[int, ...] = ()
 
-    def look(self) -> bool:
+    def check(self) -> bool:
         """Whether somebody is hung; then it is in the run directory already."""
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
+        if now - self._checked_at < CHECK_SECONDS:
             return False
-        if now - self._looked > ABSENT_SECONDS:
+        if now - self._checked_at > ABSENT_SECONDS:
             self._settled = now + SETTLE_SECONDS
-        self._looked = now
+        self._checked_at = now
         pulses = [pulse for pulse in read_pulses(self.scratch) if started_at(pulse.pid) is not None]
         if now < self._settled or not pulses:
             return False
@@ -67,7 +67,7 @@ class Hang:
         sure = bool(suspects) and suspects == self._suspects
         self._suspects = suspects
         if report is not None and sure:
-            self._tell(pulses, report, now)
+            self._report(pulses, report, now)
         return report is not None and sure
 
     def _long_in(self, pulses: Sequence[Pulse], now: float, state: str, seconds: float) -> list[int]:
@@ -92,18 +92,18 @@ class Hang:
             with contextlib.suppress(OSError):
                 self.run.write_json(layout.stall(self.attempt, self.node_rank), {"time": time.time()})
                 names = self.run.listdir(folder)
-                told = [float(self.run.read_json(f"{folder}/{name}")["time"]) for name in names]
-                if self.node_rank == 0 and sum(time.time() - when < 30.0 for when in told) == self.nnodes:
+                times = [float(self.run.read_json(f"{folder}/{name}")["time"]) for name in names]
+                if self.node_rank == 0 and sum(time.time() - when < 30.0 for when in times) == self.nnodes:
                     return HangReport(tuple(pulses), all_wait=True)
             return None
         return HangReport(tuple(pulses), all_wait=True)
 
     # -- saying so ---------------------------------------------------------------------------------------------------
-    def _tell(self, pulses: Sequence[Pulse], report: HangReport, now: float) -> None:
+    def _report(self, pulses: Sequence[Pulse], report: HangReport, now: float) -> None:
         stopped = {pulse.pid for pulse in pulses if _state(pulse.pid) == "T"}
         stacks = self._stacks(pulses)
         for pulse in report.hung:
-            message = _words(pulse, now, pulse.pid in stopped, len(report.hung) if report.all_wait else 0)
+            message = _describe(pulse, now, pulse.pid in stopped, len(report.hung) if report.all_wait else 0)
             at = _innermost(stacks.get(pulse.rank, ""))
             message += f"; it is at {at}" if at else ""
             self.found = self.found or f"rank {pulse.rank} is hung: {message}"
@@ -145,7 +145,7 @@ class Hang:
         return os.path.join(self.scratch, name)
 
 
-def _words(pulse: Pulse, now: float, stopped: bool, together: int) -> str:
+def _describe(pulse: Pulse, now: float, stopped: bool, together: int) -> str:
     doing = pulse.phase.replace("_", " ")
     quiet = f"no sign for {now - pulse.beat:.0f} s after step {pulse.step}, in {doing}"
     if now - pulse.beat <= pulse.limit:
@@ -165,10 +165,10 @@ def _innermost(stacks: str) -> str:
     if not frames:
         return ""
     path, line, name = frames[0]
-    words = f"{os.path.basename(path)}:{line} in {name}"
+    text = f"{os.path.basename(path)}:{line} in {name}"
     if own and own[0] != frames[0]:
-        words += f", called from {os.path.basename(own[0][0])}:{own[0][1]} in {own[0][2]}"
-    return words
+        text += f", called from {os.path.basename(own[0][0])}:{own[0][1]} in {own[0][2]}"
+    return text
 
 
 def _state(pid: int) -> str:

@@ -34,7 +34,7 @@ from launchyard.host.ports import free_port
 from launchyard.host.processes import end_child, end_marked, python_environment, start_shielded
 from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
-from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
+from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
 from launchyard.launcher.agent.torchrun import torchrun_argv
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, WORKER, Node, Watch
 from launchyard.run import layout, own_code
@@ -90,7 +90,7 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
     with open(_log_path(node, scratch), "ab") as log:
         child = start_shielded(argv, env=_worker_env(node, scratch), output=log)
     try:
-        while child.poll() is None and watch.look(child.pid):
+        while child.poll() is None and watch.poll(child.pid):
             time.sleep(POLL_SECONDS)
     finally:
         code = child.poll()
@@ -152,7 +152,7 @@ def _port_was_taken(node: Node) -> bool:
     if node.rdzv_endpoint is not None or node.run.exists(layout.outcome(node.attempt)) or node.run.errors(node.attempt):
         return False
     log = node_log(node.run, node.attempt, node.node_rank)
-    return any(word in log[-8_000:] for word in _PORT_TAKEN) and not node.run.events(node.attempt)
+    return any(mark in log[-8_000:] for mark in _PORT_TAKEN) and not node.run.events(node.attempt)
 
 
 def adopt_retry_budget(run: RunDir) -> None:
@@ -188,9 +188,9 @@ def main(argv: list[str]) -> int:
     try:
         record = run_attempt(node, signals=signals)
     except StoreError as error:
-        say(f"no word about the end of attempt {node.attempt} could be left; what was saved is there. {error}")
+        log_line(f"no word about the end of attempt {node.attempt} could be left; what was saved is there. {error}")
         return EXIT_FAILED
-    say(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
+    log_line(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
     return exit_code(record)
 
 

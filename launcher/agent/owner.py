@@ -21,7 +21,7 @@ from launchyard.launcher.agent.conclusion import exit_code
 from launchyard.launcher.agent.ownership import FindWitness, claim_next, newest_job
 from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
 from launchyard.launcher.agent.root_cause import OTHER_CODE
-from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, say
+from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.layout import OUTCOME
 from launchyard.run.lease import Heartbeat
@@ -54,31 +54,31 @@ class Owner:
     find_witness: FindWitness
     give_back: Callable[[OutcomeRecord], bool] | None = None
     history: list[AttemptSummary] = field(default_factory=list)
-    make_room: Callable[[Callable[[], bool]], Shape | None] | None = None
+    acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
 
-    def find_room(self, last: Job | None = None) -> bool:
+    def wait_for_resources(self, last: Job | None = None) -> bool:
         """Before an attempt is claimed; False if somebody asks to stop before there is room for it."""
-        if self.make_room is None:
+        if self.acquire_resources is None:
             return True
         if not self.history:
             self._forget_last_end()
         heartbeat = Heartbeat(self.run, last.attempt) if last else None
-        looked = 0.0
+        checked_at = 0.0
 
         def goes_on() -> bool:
-            nonlocal looked
+            nonlocal checked_at
             if heartbeat is not None:
                 heartbeat.beat()
                 if heartbeat.superseded:
                     self.signals.stop = self.signals.stop or "terminated"
             now = time.monotonic()
-            if not self.signals.stop and now - looked < ASK_SECONDS[self.run.local]:
+            if not self.signals.stop and now - checked_at < ASK_SECONDS[self.run.local]:
                 return True
-            looked = now
+            checked_at = now
             return self._stop_wanted() is None
 
-        shape = self.make_room(goes_on)
+        shape = self.acquire_resources(goes_on)
         self.shape = shape or self.shape
         return shape is not None
 
@@ -110,13 +110,13 @@ class Owner:
             )
             moves = self.give_back is not None and (record.outcome == "stopped" or self.signals.preempted)
             again, why = self._goes_on(job, moves=moves)
-            say(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
+            log_line(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
             if not again:
                 return self._end(record)
             if moves:
                 assert self.give_back is not None
                 return record if self.give_back(record) else self._end(record)
-            if not self.find_room(job):
+            if not self.wait_for_resources(job):
                 return self._end(record)
             job = self.claim()
 
@@ -134,12 +134,12 @@ class Owner:
             return record
         heartbeat = Heartbeat(self.run, job.attempt)
 
-        def look() -> None:
+        def on_poll() -> None:
             heartbeat.beat()
             if heartbeat.superseded:  # we were taken for dead: nothing of ours may go on
                 self.signals.stop = self.signals.stop or "terminated"
 
-        return self.run_nodes(job, look)
+        return self.run_nodes(job, on_poll)
 
     def _goes_on(self, job: Job, *, moves: bool) -> tuple[bool, str]:
         """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
@@ -183,14 +183,14 @@ class Owner:
 def serve(owner: Owner, *, where: str) -> int:
     """Own a run as the entrypoint of a scheduler's job: its exit code. `where`: for the log."""
     try:
-        if not owner.find_room():
-            say(f"{where}: asked to stop before it began")
+        if not owner.wait_for_resources():
+            log_line(f"{where}: asked to stop before it began")
             return EXIT_STOPPED
         job = owner.claim()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    say(f"{where}: process {os.getpid()} owns attempt {job.attempt}")
+    log_line(f"{where}: process {os.getpid()} owns attempt {job.attempt}")
     try:
         return exit_code(owner.own(job))
     except UserError as error:  # another job has the run now
@@ -214,7 +214,7 @@ def max_failures(run: RunDir, job: Job) -> int:
 def record_own_failure(run: RunDir, attempt: int, error: Exception) -> None:
     """Records that the owner itself failed (a full disk, for example), if that is still possible."""
     message = f"the job itself failed: {type(error).__name__}: {error}"
-    say(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
+    log_line(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
     record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
     with contextlib.suppress(OSError), retry.retry_budget(min(FAREWELL_SECONDS, retry.current_retry_budget())):
         run.write_outcome(record, of_run=True)

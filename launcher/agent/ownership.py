@@ -20,7 +20,7 @@ from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
 
-LOOK_SECONDS = 12.0  # at a heartbeat that has stopped, before its run is taken over: its store may just be back
+TAKEOVER_SECONDS = 12.0  # at a heartbeat that has stopped, before its run is taken over: its store may just be back
 LEAVE_SECONDS = 5.0
 
 
@@ -76,7 +76,7 @@ def _beats_again(run: RunDir, job: Job) -> bool:
     if job.host == socket.gethostname() or _has_ended(run, job) or run.outcome(job.attempt) is not None:
         return False
     before = last_heartbeat(run, job.attempt)
-    return wait_until(lambda: last_heartbeat(run, job.attempt) != before, seconds=LOOK_SECONDS)
+    return wait_until(lambda: last_heartbeat(run, job.attempt) != before, seconds=TAKEOVER_SECONDS)
 
 
 def _has_ended(run: RunDir, job: Job) -> bool:

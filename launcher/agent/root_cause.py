@@ -54,17 +54,17 @@ def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int 
     errors = sorted(run.errors(attempt), key=_is_effect)
     if errors and errors[0].get("type") == HUNG:  # its processes were killed for that
         return _from_error(errors[0])
-    spoke = {int(error.get("rank", -1)) for error in errors}
+    reported = {int(error.get("rank", -1)) for error in errors}
     log = node_log(run, attempt, node_rank)
     for rank, code in _failures(log) + [failure for other in _other_logs(run, attempt, node_rank) for failure in other]:
-        if -code in _DEADLY and rank not in spoke:
+        if -code in _DEADLY and rank not in reported:
             return _killed(f"rank {rank} was", -code, rank)
     if errors:
         return _from_error(errors[0])
     if exit_code is not None and exit_code < 0:
         return _killed("torchrun was", -exit_code, None)
-    said = last_words(log)
-    return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left a word" + said)
+    detail = last_error_line(log)
+    return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left a word" + detail)
 
 
 def _is_effect(error: dict[str, Any]) -> bool:
@@ -101,8 +101,8 @@ def _failures(log: str) -> list[tuple[int, int]]:
     return [(int(rank), int(code)) for rank, code in [*root_failures, *others]]
 
 
-def _killed(who: str, number: int, rank: int | None) -> Cause:
-    message = f"{who} killed by signal {number} ({signal_name(number)})"
+def _killed(subject: str, number: int, rank: int | None) -> Cause:
+    message = f"{subject} killed by signal {number} ({signal_name(number)})"
     if number == signal.SIGKILL:
         message += "; if nobody did that, the machine may have run out of memory"
     return Cause("killed", message, rank=rank)
@@ -111,20 +111,20 @@ def _killed(who: str, number: int, rank: int | None) -> Cause:
 def _from_error(error: dict[str, Any]) -> Cause:
     kind = str(error.get("type", "Error"))
     rank = error.get("rank")
-    said = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
+    prefix = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
     reason = LOST_PEER if _is_effect(error) else _REASONS.get(kind, "error")
     if reason == LOST_PEER:
-        said = f"rank {rank} lost another rank, of which no word is left: {kind}"
+        prefix = f"rank {rank} lost another rank, of which no word is left: {kind}"
     return Cause(
         reason,
-        f"{said}: {first_line(str(error.get('message', '')))}",
+        f"{prefix}: {first_line(str(error.get('message', '')))}",
         fatal=bool(error.get("fatal", False)),
         rank=error.get("rank"),
         step=error.get("step"),
     )
 
 
-def last_words(log: str) -> str:
+def last_error_line(log: str) -> str:
     """`: ` and the last error of a log, or its last line; empty if there is none."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) or "No module named" in line]

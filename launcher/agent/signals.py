@@ -44,7 +44,7 @@ class Signals:
         return self.stop or ("preempted" if self.preempted else None)
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """To this process's own log, with the time."""
     with contextlib.suppress(OSError):  # a full disk
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)

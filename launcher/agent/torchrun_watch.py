@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
-from launchyard.launcher.agent.signals import CANCELLED, Signals, say
+from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.run import layout
 from launchyard.run.events import STORE_ANSWERS
 from launchyard.run.logs import LogUpload
@@ -61,19 +61,19 @@ class Watch:
         self.reason: str | None = None
         self._asked_at = 0.0
         self._fails_since: float | None = None
-        self._said = False
+        self._reported = False
 
-    def look(self, torchrun: int) -> bool:
+    def poll(self, torchrun: int) -> bool:
         """One round; False when torchrun must be ended."""
         self._on_poll()
         self._logs.poll()
         self._stop_poll.poll()
         self._log_retries()
         if self._outcome_at is None:
-            self._stranded.look(torchrun)
-            if self._hang.look():
+            self._stranded.poll(torchrun)
+            if self._hang.check():
                 self.hung = True
-                say(f"{self._hang.found}; attempt {self._node.attempt} is ended")
+                log_line(f"{self._hang.found}; attempt {self._node.attempt} is ended")
                 return False
         reason = self._signals.reason() or self._request
         if reason is not None and self.reason is None:
@@ -98,22 +98,22 @@ class Watch:
         failure = self._stop_poll.failure
         now = time.monotonic()
         if failure is None:
-            if self._said:
-                say(STORE_ANSWERS)
+            if self._reported:
+                log_line(STORE_ANSWERS)
             self._fails_since = None
-            self._said = False
+            self._reported = False
         elif self._fails_since is None:
             self._fails_since = now
-        elif not self._said and now - self._fails_since > TROUBLE_SECONDS:
-            self._said = True
-            say(f"store trouble: {failure}. The workers go on; a signal can stop them")
+        elif not self._reported and now - self._fails_since > TROUBLE_SECONDS:
+            self._reported = True
+            log_line(f"store trouble: {failure}. The workers go on; a signal can stop them")
 
     def keep_logs(self) -> None:
         """What is left of them; without it the attempt has ended all the same."""
         try:
             self._logs.finish()
         except OSError as error:
-            say(f"the logs of attempt {self._node.attempt} could not be kept: {error}")
+            log_line(f"the logs of attempt {self._node.attempt} could not be kept: {error}")
 
     def _is_over(self, torchrun: int) -> bool:
         """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
@@ -131,15 +131,15 @@ class StrandedWorkers:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._looked = 0.0
+        self._checked_at = 0.0
         self._short_since: float | None = None
 
-    def look(self, torchrun: int) -> None:
+    def poll(self, torchrun: int) -> None:
         """End them in time, so that torchrun says who failed first and ends. No worker leaves before the outcome."""
         now = time.monotonic()
-        if self._node.shape.nproc_per_node == 1 or now - self._looked < 1.0:
+        if self._node.shape.nproc_per_node == 1 or now - self._checked_at < 1.0:
             return
-        self._looked = now
+        self._checked_at = now
         alive = children(torchrun)  # torchrun starts all workers at once: some and not all means that one is dead
         if not alive or len(alive) >= self._node.shape.nproc_per_node:
             self._short_since = None

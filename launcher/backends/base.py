@@ -41,7 +41,7 @@ class JobStatus:
     """A job as its scheduler sees it now. `unknown`: the scheduler does not answer."""
 
     state: Literal["queued", "running", "ending", "gone", "unknown"]
-    word: str = ""  # the scheduler's own
+    scheduler_state: str = ""  # the scheduler's own
     reason: str = ""  # why it waits, in our words
     nodes: str = ""
     start: float | None = None  # expected while it waits, Unix time
@@ -95,7 +95,7 @@ class Backend(Protocol):
     def is_alive(self, run: RunDir, job: Job) -> bool:
         """Does the job that owns an attempt still live?"""
 
-    def look(self, run: RunDir, job: Job) -> JobStatus | None:
+    def poll(self, run: RunDir, job: Job) -> JobStatus | None:
         """Returns the job as the scheduler sees it; None where there is no scheduler."""
 
     def notify(self, run: RunDir, job: Job) -> str:

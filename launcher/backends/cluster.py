@@ -15,7 +15,7 @@ from launchyard.errors import UserError
 from launchyard.host.environment import OWN_PREFIX
 from launchyard.launcher.backends.section import FIRST, Part, known_backends
 from launchyard.launcher.format import bytes_of
-from launchyard.launcher.recipe.aliases import CLUSTER_WORDS
+from launchyard.launcher.recipe.aliases import CLUSTER_VOCABULARY
 from launchyard.launcher.recipe.bundled import cluster_files, own_clusters
 from launchyard.launcher.recipe.hints import nearest
 from launchyard.launcher.recipe.yaml import MAX_BYTES, Document, read_document, validate
@@ -222,7 +222,7 @@ def load_cluster(name: str) -> Cluster:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; this is no cluster file")
-    cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_WORDS)
+    cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_VOCABULARY)
     secrets = cluster.storage.options.credentials_file
     if secrets is not None and cluster.scheduler == FIRST and not os.path.isfile(secrets):
         raise UserError(f"{path}: storage.credentials_file: {secrets}: no such file")

@@ -29,7 +29,7 @@ def keep_code(run: RunDir) -> Path | None:
     if folder.is_dir() and own_code.digest(folder) == own_code.digest():
         return folder  # a job that is just being started may be reading it
     _compile()
-    fresh, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    fresh, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old"))
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copytree(own_code.PACKAGE, fresh / own_code.PACKAGE.name, ignore=_of_other_pythons)
@@ -62,9 +62,9 @@ def _compile() -> None:
     import compileall
 
     if not sys.dont_write_bytecode:
-        for room in own_code.PACKAGE.iterdir():  # it follows no links
-            if room.is_dir():
-                compileall.compile_dir(room, quiet=2)
+        for child in own_code.PACKAGE.iterdir():  # it follows no links
+            if child.is_dir():
+                compileall.compile_dir(child, quiet=2)
 
 
 def _of_other_pythons(folder: str, names: list[str]) -> list[str]:

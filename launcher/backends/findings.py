@@ -21,34 +21,38 @@ class Finding(BaseModel):
     what: str
     level: Level
     found: str
-    cure: str = ""
+    fix: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Returns what `launch doctor --json` prints, where `fix` has always been called `cure`."""
+        return {"what": self.what, "level": self.level, "found": self.found, "cure": self.fix}
 
 
 def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
     """What launcher/probe.py has seen on a node."""
     host = seen["host"]
     if seen["torch"] is None:
-        cure = f"install launchyard[train] for {seen['executable']}"
-        yield Finding(what="node", level="error", found=f"{host}: torch is not installed", cure=cure)
+        fix = f"install launchyard[train] for {seen['executable']}"
+        yield Finding(what="node", level="error", found=f"{host}: torch is not installed", fix=fix)
     else:
         yield Finding(what="node", level="ok", found=f"{host}: python {seen['python']}, torch {seen['torch']}")
     address = seen["address"]
     if address is None:
-        cure = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
-        yield Finding(what="address", level="error", found=f"{host} does not know its own name", cure=cure)
+        fix = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
+        yield Finding(what="address", level="error", found=f"{host} does not know its own name", fix=fix)
     elif address in LOOPBACK:
-        cure = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
-        yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", cure=cure)
+        fix = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
+        yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", fix=fix)
     else:
         yield Finding(what="address", level="ok", found=f"{host} is {address}")
     if seen["port"]:
         yield Finding(
-            what="ports", level="error", found=f"{host}: {seen['port']}", cure=f"open {PORT_RANGE} among nodes"
+            what="ports", level="error", found=f"{host}: {seen['port']}", fix=f"open {PORT_RANGE} among nodes"
         )
     else:
         yield Finding(what="ports", level="ok", found=f"{PORT_RANGE} can be opened")
     if seen["storage"]:
-        cure = "storage must be a folder that all nodes share, or a store that they can reach"
-        yield Finding(what="storage from a node", level="error", found=f"{host}: {seen['storage']}", cure=cure)
+        fix = "storage must be a folder that all nodes share, or a store that they can reach"
+        yield Finding(what="storage from a node", level="error", found=f"{host}: {seen['storage']}", fix=fix)
     else:
         yield Finding(what="storage from a node", level="ok", found=f"{host} reads and writes it")

@@ -48,5 +48,5 @@ def record_cancel(run: RunDir, job: Job) -> None:
         run.write_outcome(ours)
     last = run.outcome()
     if last is None or last.attempt < job.attempt:
-        told = ours.model_dump(include={"outcome", "reason", "time"})
-        run.write_outcome(ours if theirs is None else theirs.model_copy(update=told), of_run=True)
+        ending = ours.model_dump(include={"outcome", "reason", "time"})
+        run.write_outcome(ours if theirs is None else theirs.model_copy(update=ending), of_run=True)

@@ -21,7 +21,7 @@ def complete_recipe(_ctx: click.Context, _param: click.Parameter | None, incompl
     paths = sorted(glob.glob(f"{glob.escape(incomplete)}*"))
     files = [path for path in paths if path.endswith((".yaml", ".yml"))]
     folders = [f"{path}/" for path in paths if os.path.isdir(path)]
-    return [CompletionItem(word) for word in [*names, *files, *folders]]
+    return [CompletionItem(candidate) for candidate in [*names, *files, *folders]]
 
 
 def complete_cluster(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

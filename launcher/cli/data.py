@@ -91,7 +91,7 @@ def inspect(data: str, as_json: bool, verify: bool, sample: int | None) -> None:
             facts["samples"] = {name: _sample(folder, name, sample) for name in facts["splits"]}
         if verify:
             facts["faults"] = [fault for name in facts["splits"] for fault in _faults(folder, name)]
-    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(_told(folder, facts)))
+    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(_inspection_lines(folder, facts)))
     if facts.get("faults"):
         raise LaunchError(
             f"{len(facts['faults'])} of the files of {folder} are not what was written",
@@ -119,14 +119,14 @@ def _described(folder: str, made: Dataset) -> Iterator[str]:
     yield f"  {made.dtype}, vocabulary {made.vocab_size:,}, documents end with {made.tokenizer.eos}"
     for name, split in made.splits.items():
         yield f"  {name}: {split.tokens:,} tokens in {split.chunks} chunks, digest {split.digest[:12]}"
-    held = made.holdout
-    if held.unit == "sections":
-        yield f"  held out: sections of about {held.section_chars:,} characters, documents being too few"
+    holdout = made.holdout
+    if holdout.unit == "sections":
+        yield f"  held out: sections of about {holdout.section_chars:,} characters, documents being too few"
     if made.empty_documents:
         yield f"  {made.empty_documents:,} documents were empty and left out"
 
 
-def _told(folder: str, facts: dict[str, Any]) -> Iterator[str]:
+def _inspection_lines(folder: str, facts: dict[str, Any]) -> Iterator[str]:
     dataset = read_dataset(folder)
     if dataset is not None:
         yield from _described(folder, dataset)
@@ -202,7 +202,7 @@ def cache(clear: bool, cluster: str | None, as_json: bool) -> None:
         from launchyard.launcher.data import caches
 
         place = load_cluster(cluster or FIRST).storage.in_training
-        found = caches.look(place.cache, place.cache_bytes)
+        found = caches.read_caches(place.cache, place.cache_bytes)
         facts = found.to_json()
         lines = list(_cache_lines(found))
         if clear:
@@ -225,4 +225,4 @@ def _cache_lines(found: Cached) -> Iterator[str]:
         yield f"  {source.url}: {source.chunks} chunks, {size(source.bytes)}, {used}"
     yield f"prepared text: {size(sum(text.bytes for text in found.texts))}"
     for text in found.texts:
-        yield f"  {text.path}: {text.words}, {size(text.bytes)}, {when('made', text.made, text.in_use)}"
+        yield f"  {text.path}: {text.summary}, {size(text.bytes)}, {when('made', text.made, text.in_use)}"

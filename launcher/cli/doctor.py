@@ -32,8 +32,8 @@ def doctor(cluster: str, *, no_job: bool, as_json: bool) -> int:
         if not as_json:
             mark, colour = _MARKS[finding.level]
             click.echo(f"{click.style(mark, fg=colour)} {finding.what:<20} {finding.found}")
-            if finding.cure:
-                click.echo(f"  {'':<20} cure: {finding.cure}")
+            if finding.fix:
+                click.echo(f"  {'':<20} fix: {finding.fix}")
     if as_json:
-        click.echo(json.dumps({"cluster": place.name, "findings": [one.model_dump() for one in findings]}, indent=1))
+        click.echo(json.dumps({"cluster": place.name, "findings": [one.to_json() for one in findings]}, indent=1))
     return EXIT_FAILED if any(one.level == "error" for one in findings) else EXIT_DONE

@@ -93,16 +93,18 @@ class Commands(click.Group):
             "file, a bundled name or a URL; KEY=VALUE changes one of its keys."
         )
         options = [
-            found for param in launch_recipe.params if param.name != "words" and (found := param.get_help_record(ctx))
+            found
+            for param in launch_recipe.params
+            if param.name != "arguments" and (found := param.get_help_record(ctx))
         ]
         with formatter.section("Options"):
             formatter.write_dl([*options, ("--version", "Show the version."), ("-h, --help", "Show this message.")])
         for title, commands in GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, said) for name, (_, _, said) in commands.items()])
+                formatter.write_dl([(name, text) for name, (_, _, text) in commands.items()])
         with formatter.section("Examples"):
-            for command, said in EXAMPLES:
-                formatter.write(f"  {command}\n      {said}\n")
+            for command, text in EXAMPLES:
+                formatter.write(f"  {command}\n      {text}\n")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         """Commands and recipes, without importing a command; options are those of a launch."""
@@ -139,7 +141,7 @@ def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 
 
 @click.command(LAUNCH, add_help_option=False)
-@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...", shell_complete=complete_recipe)
+@click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...", shell_complete=complete_recipe)
 @click.option("--cluster", metavar="NAME|FILE", shell_complete=complete_cluster, help="Where to run.  [default: local]")
 @click.option("--local", is_flag=True, help="Run on this machine; without a RECIPE, the bundled quickstart.")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines.")
@@ -156,7 +158,7 @@ def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 def launch_recipe(
     ctx: click.Context,
     *,
-    words: tuple[str, ...],
+    arguments: tuple[str, ...],
     cluster: str | None,
     local: bool,
     nodes: int | None,
@@ -168,7 +170,7 @@ def launch_recipe(
     as_json: bool,
 ) -> int:
     """Launch a recipe."""
-    if not words and not local and cluster is None:
+    if not arguments and not local and cluster is None:
         click.echo((ctx.parent or ctx).get_help())
         return EXIT_USER
     from launchyard.launcher.backends.section import FIRST  # loads pydantic, and --help needs none
@@ -177,7 +179,7 @@ def launch_recipe(
         raise click.UsageError(f"--local is --cluster local; it cannot go with --cluster {cluster}")
     if as_json and detach is False:
         raise click.UsageError("--json prints one object and returns; it cannot go with --follow")
-    recipe, pairs = split_words(words)
+    recipe, pairs = split_arguments(arguments)
     if recipe is None and not local:
         raise click.UsageError("which recipe? Name one, or use --local for the bundled quickstart")
     from launchyard.launcher.recipe.load import parse_overrides
@@ -195,31 +197,31 @@ def launch_recipe(
         raise
 
 
-def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """RECIPE, if the first word is one, and the KEY=VALUE words."""
     import os
 
-    if words and ("=" not in words[0] or os.path.isfile(words[0])):
-        return words[0], list(words[1:])
-    return None, list(words)
+    if arguments and ("=" not in arguments[0] or os.path.isfile(arguments[0])):
+        return arguments[0], list(arguments[1:])
+    return None, list(arguments)
 
 
-def meant_command(word: str) -> str | None:
+def meant_command(name: str) -> str | None:
     """What to say of a word that is no recipe but nearly a command."""
     import difflib
 
-    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
-    return f"{word}: no such command or recipe; did you mean `launch {near[0]}`?" if near else None
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
+    return f"{name}: no such command or recipe; did you mean `launch {near[0]}`?" if near else None
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
-    words = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in words
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
     if debug:
-        words.remove("--debug")
+        arguments.remove("--debug")
     try:
-        code = cli.main(words, prog_name="launch", standalone_mode=False)
+        code = cli.main(arguments, prog_name="launch", standalone_mode=False)
         sys.stdout.flush()
     except (LaunchError, click.ClickException, OSError) as error:
         if debug:

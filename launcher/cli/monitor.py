@@ -59,7 +59,7 @@ def monitor(
     on_view = TargetFile(file_sd) if file_sd else None
     watching = Monitor(Discovery(found), every=every, on_view=on_view)
     if once or as_json:
-        view = watching.look()
+        view = watching.refresh()
         click.echo(json.dumps(view.groups(), indent=1) if as_json else "\n".join(target_table(view.runs)))
         return EXIT_DONE
     server = make_server(watching, host=host, port=port)
@@ -69,17 +69,17 @@ def monitor(
     return EXIT_DONE
 
 
-def _places(words: tuple[str, ...], clusters: tuple[str, ...]) -> Iterator[Any]:
+def _places(arguments: tuple[str, ...], clusters: tuple[str, ...]) -> Iterator[Any]:
     """Where to look besides the registry. UserError if a name is none."""
     from launchyard.launcher.backends.cluster import load_cluster
     from launchyard.launcher.monitor.discovery import Place
     from launchyard.launcher.runs.find import find
 
-    for word in words:
-        if "://" in word or os.path.isdir(word):
-            yield Place(word)
+    for argument in arguments:
+        if "://" in argument or os.path.isdir(argument):
+            yield Place(argument)
         else:
-            find(word)  # one of the registry, which is looked at anyway
+            find(argument)  # one of the registry, which is looked at anyway
     for name in clusters:
         storage = load_cluster(name).storage
         yield Place(storage.url, storage.options.model_dump(exclude_none=True))

@@ -73,28 +73,28 @@ def _status_lines(run: str | None) -> list[str]:
 
 
 def _status_row(state: RunState) -> list[str]:
-    def said(value: Any, form: Any = str) -> str:
+    def cell(value: Any, form: Any = str) -> str:
         return "-" if value is None else str(form(value))
 
     return [
         state.run_id,
         state.state,
-        said(state.step) + (f"/{state.max_steps}" if state.max_steps else ""),
-        said(state.loss, lambda loss: f"{loss:.3f}"),
-        said(state.tokens_per_second, count),
-        said(state.eta_seconds, duration),
-        said(state.checkpoint),
-        said(state.since, lambda since: f"{duration(max(0.0, time.time() - since))} ago"),
+        cell(state.step) + (f"/{state.max_steps}" if state.max_steps else ""),
+        cell(state.loss, lambda loss: f"{loss:.3f}"),
+        cell(state.tokens_per_second, count),
+        cell(state.eta_seconds, duration),
+        cell(state.checkpoint),
+        cell(state.since, lambda since: f"{duration(max(0.0, time.time() - since))} ago"),
     ]
 
 
 def _one_status(state: RunState) -> list[str]:
-    from launchyard.launcher.runs.state import progress_words
+    from launchyard.launcher.runs.state import progress_text
 
     owner = f", process {state.pid} on {state.host}" + ("" if state.alive else " (gone)")
     facts = [
         ("state", state.state + (f" ({state.reason})" if state.reason else "")),
-        ("progress", progress_words(state)),
+        ("progress", progress_text(state)),
         ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else ""),
         ("starts", time.strftime("about %Y-%m-%d %H:%M", time.localtime(state.start)) if state.start else ""),
@@ -121,11 +121,11 @@ def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None) ->
     found = find(run)
     if follow_on:
         try:
-            follow_logs(found, attempt=attempt, rank=rank, say=click.echo)
+            follow_logs(found, attempt=attempt, rank=rank, write_line=click.echo)
         except KeyboardInterrupt:
             click.echo("the run goes on", err=True)
         return EXIT_DONE
-    print_logs(found, attempt=pick_attempt(found, attempt), rank=rank, say=click.echo)
+    print_logs(found, attempt=pick_attempt(found, attempt), rank=rank, write_line=click.echo)
     return EXIT_DONE
 
 
@@ -146,7 +146,7 @@ def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
                 click.echo(f"asked {state.run_id} to save and stop")
             _wait_for_end(found)
     state = state_of(found)
-    _say_end(state, as_json)
+    _print_end(state, as_json)
     return EXIT_FAILED if state.state in ("failed", "lost") else EXIT_DONE
 
 
@@ -158,7 +158,7 @@ def cancel(run: str, *, as_json: bool) -> int:
     found = find(run)
     _need_alive(state_of(found), "cancel")
     _cancel(found)
-    _say_end(state_of(found), as_json)
+    _print_end(state_of(found), as_json)
     return EXIT_DONE
 
 
@@ -184,14 +184,14 @@ def _need_alive(state: RunState, verb: str) -> RunState:
     return state
 
 
-def _say_end(state: RunState, as_json: bool) -> None:
+def _print_end(state: RunState, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state.to_json(), indent=1))
     elif state.alive:
         click.echo(f"{state.run_id} was asked; launch status {state.run_id} shows when it has stopped")
     else:
-        kept = f"saved at step {state.checkpoint}" if state.checkpoint is not None else "nothing was saved"
-        click.echo(f"{state.run_id} {state.state} ({state.reason}), {kept}; go on with: launch resume {state.run_id}")
+        saved = f"saved at step {state.checkpoint}" if state.checkpoint is not None else "nothing was saved"
+        click.echo(f"{state.run_id} {state.state} ({state.reason}), {saved}; go on with: launch resume {state.run_id}")
 
 
 @click.command()
@@ -224,13 +224,13 @@ def resume(
     changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
     ready = make_ready(found, changes)
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         if not as_json:
             click.echo(line)
 
     for line in _resume_lines(ready):
-        say(line)
-    job = ready.submit(say=say)
+        report(line)
+    job = ready.submit(report=report)
     if as_json:
         facts = {"run_id": ready.state.run_id, "run_url": found.url, "from_step": ready.state.checkpoint or 0}
         click.echo(json.dumps({**facts, "overrides": ready.overrides, "job": job.model_dump(mode="json")}, indent=1))
@@ -345,7 +345,7 @@ def drill(kind: Any, run: str, *, as_json: bool) -> int:
     from launchyard.launcher.submit.resume import make_ready
 
     found = find(run)
-    result = rehearse(found, kind, again=lambda: make_ready(found, {}).submit(say=lambda line: None))
+    result = rehearse(found, kind, again=lambda: make_ready(found, {}).submit(report=lambda line: None))
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:

@@ -88,8 +88,8 @@ def up_monitoring(*, as_json: bool) -> int:
 
 
 def _up(kind: str, *, as_json: bool, **asked: Any) -> int:
-    facts = load_sandbox(kind).up(say=lambda line: click.echo(line, err=as_json), **asked)
-    _say(facts, as_json)
+    facts = load_sandbox(kind).up(report=lambda line: click.echo(line, err=as_json), **asked)
+    _print_facts(facts, as_json)
     return EXIT_DONE
 
 
@@ -117,7 +117,7 @@ def status(kind: str | None, *, as_json: bool) -> int:
         click.echo(json.dumps(listed[0] if kind else listed, indent=1))
     else:
         for facts in found:
-            _say(facts, False)
+            _print_facts(facts, False)
     return EXIT_FAILED if kind and not found[0].running else EXIT_DONE
 
 
@@ -143,19 +143,19 @@ def _as_json(facts: Facts) -> dict[str, Any]:
     return {**flat.pop("details"), **flat}
 
 
-def _say(facts: Facts, as_json: bool) -> None:
+def _print_facts(facts: Facts, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_as_json(facts), indent=1))
         return
     click.echo(f"{facts.name}: {click.style('up', fg='green') if facts.running else 'down'}")
     for key, value in {**facts.details, "folder": facts.folder}.items():
         if value is not None:
-            click.echo(f"  {key.replace('_', ' '):<18} {_word(value)}")
+            click.echo(f"  {key.replace('_', ' '):<18} {_value_text(value)}")
     for command in facts.next_commands:
         click.echo(f"  {command}")
 
 
-def _word(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

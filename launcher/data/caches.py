@@ -31,7 +31,7 @@ class Text:
     dataset: Dataset | None
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         if self.dataset is None:
             return "unfinished"
         names = [os.path.basename(source.name) for source in self.dataset.sources]
@@ -54,14 +54,14 @@ class Cached:
 
     def to_json(self) -> dict[str, Any]:
         texts = [
-            {"path": text.path, "bytes": text.bytes, "made": text.made, "in_use": text.in_use, "what": text.words}
+            {"path": text.path, "bytes": text.bytes, "made": text.made, "in_use": text.in_use, "what": text.summary}
             for text in self.texts
         ]
         chunks = {"folder": self.chunks_folder, "bytes": self.chunk_bytes, "quota": self.quota}
         return {"texts": texts, "chunks": {**chunks, "sources": [asdict(source) for source in self.sources]}}
 
 
-def look(chunks_folder: str | None = None, quota: int | None = None) -> Cached:
+def read_caches(chunks_folder: str | None = None, quota: int | None = None) -> Cached:
     """What is cached. The folder of chunks and its quota are the user's own unless a cluster names others."""
     folder = os.path.abspath(os.path.expanduser(chunks_folder)) if chunks_folder else cache_files.default_folder()
     sources = tuple(cache_files.sources(folder))

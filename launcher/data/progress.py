@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 def preparing_line(stream: IO[str], *, every: float = 5.0) -> Callable[[Progress], None]:
     """Something to call with the progress of preparing: one line rewritten on a terminal, else a line now and then."""
     live = stream.isatty()
-    said = time.monotonic()
+    reported_at = time.monotonic()
 
     def report(now: Progress) -> None:
-        nonlocal said
+        nonlocal reported_at
         if now.note:
             click.echo(now.note, file=stream)
             return
         last = now.bytes_done >= now.bytes_total
-        if time.monotonic() - said < (0.2 if live else every) and not (live and last):
+        if time.monotonic() - reported_at < (0.2 if live else every) and not (live and last):
             return
-        said = time.monotonic()
+        reported_at = time.monotonic()
         click.echo(f"\r{_rate(now)}\x1b[K" if live else _rate(now), file=stream, nl=not live or last)
 
     return report

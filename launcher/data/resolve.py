@@ -213,10 +213,10 @@ def _text(key: str, given: list[str], tokenizer: str | None, validation: float |
 
 def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
     tokens = max(2, n_bytes // BYTES_PER_TOKEN)
-    held = int(tokens * share)
-    held_out = TokenSource(folder=f"{out}/validation", n_tokens=max(1, held))
+    held_tokens = int(tokens * share)
+    held_out = TokenSource(folder=f"{out}/validation", n_tokens=max(1, held_tokens))
     return DataSpec(
-        train=(TokenSource(folder=f"{out}/train", n_tokens=max(1, tokens - held)),),
+        train=(TokenSource(folder=f"{out}/train", n_tokens=max(1, tokens - held_tokens)),),
         validation=(held_out,) if share else (),
         tokenizer=f"{out}/{TOKENIZER}",
         digest=digest,

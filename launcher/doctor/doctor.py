@@ -23,7 +23,7 @@ from launchyard.storage import files, retry
 from launchyard.storage.redact import redact
 
 PROBE_FOLDER = ".launchyard-doctor"
-LITTLE_ROOM = 20 << 30  # bytes: a few checkpoints of a small model
+LOW_DISK_BYTES = 20 << 30  # bytes: a few checkpoints of a small model
 
 
 def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
@@ -61,8 +61,8 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
             seconds = time.perf_counter() - began
             read = files.read(name)
     except (OSError, ValueError) as error:
-        cure = "storage in the cluster file; see docs/guides/object-storage.md for credentials and endpoints"
-        yield Finding(what="storage", level="error", found=f"{shown}: cannot be written: {error}", cure=cure)
+        fix = "storage in the cluster file; see docs/guides/object-storage.md for credentials and endpoints"
+        yield Finding(what="storage", level="error", found=f"{shown}: cannot be written: {error}", fix=fix)
         return
     if read != b"1":
         yield Finding(what="storage", level="error", found=f"{shown}: reads other bytes than were written")
@@ -77,11 +77,11 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
             what="create-only",
             level="warning",
             found="the store lets two writers create one file: two launches of one run might not see each other",
-            cure="use a store that honours If-None-Match (AWS, GCS, Azure, MinIO, SeaweedFS do)",
+            fix="use a store that honours If-None-Match (AWS, GCS, Azure, MinIO, SeaweedFS do)",
         )
     if not files.is_remote(folder):
         free = shutil.disk_usage(folder).free
-        level: Level = "ok" if free > LITTLE_ROOM else "warning"
+        level: Level = "ok" if free > LOW_DISK_BYTES else "warning"
         yield Finding(
-            what="room", level=level, found=f"{free / 1e9:.0f} GB free", cure="" if level == "ok" else "make room"
+            what="room", level=level, found=f"{free / 1e9:.0f} GB free", fix="" if level == "ok" else "make room"
         )

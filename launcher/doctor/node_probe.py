@@ -20,11 +20,11 @@ from launchyard.storage import files
 
 
 def main(argv: list[str]) -> int:
-    print(json.dumps(look(argv[1], argv[2])), flush=True)
+    print(json.dumps(probe(argv[1], argv[2])), flush=True)
     return 0
 
 
-def look(storage: str, token: str) -> dict[str, Any]:
+def probe(storage: str, token: str) -> dict[str, Any]:
     name = socket.gethostname()
     return {
         "host": name,

@@ -100,16 +100,16 @@ class Discovery:
         self._settled: dict[str, tuple[Any, float]] = {}  # url -> what would change with a resume, when to look again
         self.errors = 0
 
-    def look(self) -> list[Seen]:
+    def scan(self) -> list[Seen]:
         """Every run worth telling of, by id. One that cannot be read now is as it was."""
         silent = set[tuple[str, str]]()
         there = dict[str, None]()
         for place in self._all_places():
-            there.update(dict.fromkeys(self._look_at_place(place, silent)))
+            there.update(dict.fromkeys(self._scan_place(place, silent)))
         self._seen = {url: seen for url, seen in self._seen.items() if url in there}
         return sorted((seen for seen in self._seen.values() if seen.is_shown), key=lambda seen: seen.run_id)
 
-    def _look_at_place(self, place: Place, silent: set[tuple[str, str]]) -> list[str]:
+    def _scan_place(self, place: Place, silent: set[tuple[str, str]]) -> list[str]:
         """The runs there; as far as is known, where a store does not answer. `silent`: stores that are not asked."""
         if place.store_key in silent:
             return self._known(place)
@@ -120,7 +120,7 @@ class Discovery:
             return self._known(place)
         for url in urls:
             if place.store_key not in silent:
-                self._look_at(place, url, silent)
+                self._scan_run(place, url, silent)
         return urls
 
     def _known(self, place: Place) -> list[str]:
@@ -152,7 +152,7 @@ class Discovery:
         if files.is_remote(place.url):
             silent.add(place.store_key)  # the others of that store are not asked in this look
 
-    def _look_at(self, place: Place, url: str, silent: set[tuple[str, str]]) -> None:
+    def _scan_run(self, place: Place, url: str, silent: set[tuple[str, str]]) -> None:
         run = place.open(url)
         mark = _mark(run)
         before, again = self._settled.get(url, (None, 0.0))
@@ -160,7 +160,7 @@ class Discovery:
             return
         try:
             with retry.retry_budget(GLANCE_SECONDS):
-                seen = look_at(run)
+                seen = inspect_run(run)
         except (OSError, ValueError):
             self._on_error(place, silent)
             return
@@ -185,7 +185,7 @@ def _mark(run: RunDir) -> Any:
     return found
 
 
-def look_at(run: RunDir) -> Seen | None:
+def inspect_run(run: RunDir) -> Seen | None:
     """One run as it is now; None if its directory is gone. OSError or ValueError if that cannot be told."""
     facts = RunFacts(run)
     if not facts.plan:

@@ -28,7 +28,7 @@ from launchyard.training.telemetry.exporter import Labels, family_of
 from launchyard.training.telemetry.metric_table import METRICS
 
 PORT = 9465
-LOOK_SECONDS = 5.0
+SCAN_SECONDS = 5.0
 FIRST_SECONDS = 20.0  # how long a question waits for the first look: an empty list would mean that nothing runs
 Sample = tuple[str, dict[str, str], float]
 
@@ -50,7 +50,7 @@ class Monitor:
     """Looks every so many seconds, in a thread of its own; `view` is what was seen last."""
 
     def __init__(
-        self, discovery: Discovery, *, every: float = LOOK_SECONDS, on_view: Callable[[View], None] | None = None
+        self, discovery: Discovery, *, every: float = SCAN_SECONDS, on_view: Callable[[View], None] | None = None
     ) -> None:
         self._discovery = discovery
         self._every = every
@@ -60,9 +60,9 @@ class Monitor:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
-    def look(self) -> View:
+    def refresh(self) -> View:
         began = time.monotonic()
-        runs = tuple(self._discovery.look())
+        runs = tuple(self._discovery.scan())
         view = View(runs, time.time(), time.monotonic() - began, self._discovery.errors)
         self._view = view
         self._seen.set()
@@ -85,7 +85,7 @@ class Monitor:
     def _watch(self) -> None:
         while not self._over.is_set():
             try:
-                self.look()
+                self.refresh()
             except Exception as error:  # whatever one run has in it: the others are still looked at the next time
                 print(f"a look at the runs failed: {type(error).__name__}: {error}", flush=True)
             self._over.wait(self._every)
@@ -202,10 +202,10 @@ def _answer(path: str, monitor: Monitor) -> tuple[int, str, str] | None:
         return 200, "application/json", json.dumps(view.groups(), indent=1) + "\n"
     if path == "/metrics":
         return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(view)
-    return 200, "text/plain; charset=utf-8", "\n".join(words(view)) + "\n"
+    return 200, "text/plain; charset=utf-8", "\n".join(page_lines(view)) + "\n"
 
 
-def words(view: View) -> list[str]:
+def page_lines(view: View) -> list[str]:
     """What was seen, for people: one line a run."""
     return ["launch monitor: /targets for Prometheus, /metrics for our own series", "", *target_table(view.runs)]
 

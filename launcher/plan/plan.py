@@ -77,10 +77,10 @@ class Plan(Frozen):
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where there is no scheduler there is no word of one."""
-        told: dict[str, Any] = handler(self)
-        if told.get("request") is None:
-            told.pop("request", None)
-        return told
+        fields: dict[str, Any] = handler(self)
+        if fields.get("request") is None:
+            fields.pop("request", None)
+        return fields
 
     @property
     def agent(self) -> list[str]:

@@ -348,8 +348,8 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
     urls += [("data.validation", recipe.data.validation), ("tokenizer", recipe.tokenizer), ("--run-url", run_url)]
     for key, url in [*urls, ("model.init_from", recipe.model.init_from)]:
         if isinstance(url, str) and redact(url) != url:
-            said = "the URL holds a password or a key, which would be stored in plain text"
-            draft.wrong(key, f"{said}; use the credentials file of its service")
+            problem = "the URL holds a password or a key, which would be stored in plain text"
+            draft.wrong(key, f"{problem}; use the credentials file of its service")
 
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:

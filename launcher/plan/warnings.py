@@ -59,8 +59,8 @@ def _of_a_mixture(plan: Plan, recipe: Recipe) -> Iterator[str]:
     for name, passes in zip(names, plan.epochs, strict=True):
         if passes > MANY_EPOCHS:
             yield f"{name} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"
-    held = {source.folder for source in spec.validation}
-    seen = [f"{os.path.dirname(source.folder)}/validation" in held for source in spec.train]
+    validated = {source.folder for source in spec.validation}
+    seen = [f"{os.path.dirname(source.folder)}/validation" in validated for source in spec.train]
     if any(seen) and not all(seen):
         unseen = [name for name, known in zip(names, seen, strict=True) if not known]
         yield f"validation sees nothing of {', '.join(unseen)}"

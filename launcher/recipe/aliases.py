@@ -71,27 +71,27 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "validation": "eval evaluation",
     "train": "training trainer",
 }
-_SAID: dict[str, str] = {
+_ADVICE: dict[str, str] = {
     "adapter": "finetuning with adapters is not there yet",
     "gradient_accumulation_steps": "it follows: train.global_batch_size / (train.micro_batch_size x workers)",
     "out_dir": "the place of a run is no part of a recipe; use --run-url URL",
     "resume": "a run goes on with: launch resume RUN",
     "cluster": "the place is no part of a recipe; use --cluster NAME",
 }
-_SAID |= dict.fromkeys(
+_ADVICE |= dict.fromkeys(
     ("grad_accum_steps", "gradient_accumulation_iters", "accumulate_grad_batches", "gradient_accumulation"),
-    _SAID["gradient_accumulation_steps"],
+    _ADVICE["gradient_accumulation_steps"],
 )
-_SAID |= dict.fromkeys(("output_dir", "run_url", "run_dir", "save_dir", "dump_folder"), _SAID["out_dir"])
-_SAID |= dict.fromkeys(("resume_from_checkpoint", "ckpt_path"), _SAID["resume"])
-RECIPE_WORDS = Vocabulary(
-    moved={theirs: ours for ours, words in _OURS_TO_THEIRS.items() for theirs in words.split()}, said=_SAID
+_ADVICE |= dict.fromkeys(("output_dir", "run_url", "run_dir", "save_dir", "dump_folder"), _ADVICE["out_dir"])
+_ADVICE |= dict.fromkeys(("resume_from_checkpoint", "ckpt_path"), _ADVICE["resume"])
+RECIPE_VOCABULARY = Vocabulary(
+    moved={theirs: ours for ours, names in _OURS_TO_THEIRS.items() for theirs in names.split()}, advice=_ADVICE
 )
 _NOT_HERE = (
     "access_key secret_key secret key access_key_id secret_access_key aws_access_key_id aws_secret_access_key "
     "aws_session_token session_token token password client_kwargs account_key connection_string credentials"
 )
-CLUSTER_WORDS = Vocabulary(
+CLUSTER_VOCABULARY = Vocabulary(
     moved={
         "type": "scheduler",
         "backend": "scheduler",
@@ -108,7 +108,7 @@ CLUSTER_WORDS = Vocabulary(
         "storage.endpoint": "storage.endpoint_url",
         "storage.retry": "storage.retry_minutes",
     },
-    said=dict.fromkeys(
+    advice=dict.fromkeys(
         _NOT_HERE.split(),
         "no secrets here, a plan is stored in plain text; put it into a credentials file and name that in "
         "storage.credentials_file and storage.profile, or export it where you launch",

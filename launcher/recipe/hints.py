@@ -26,15 +26,15 @@ class Vocabulary:
     """What other tools call things. `moved`: their key -> ours; `said`: their key -> what to do instead."""
 
     moved: Mapping[str, str]
-    said: Mapping[str, str]
+    advice: Mapping[str, str]
 
     def suggest(self, schema: Node, path: tuple[str | int, ...]) -> str:
         """Which key was meant by an unknown one, or which keys there are at its place."""
         *parents, last = (str(part) for part in path)
         names = (".".join([*parents, last]), last)
         for name in names:
-            if name in self.said:
-                return self.said[name]
+            if name in self.advice:
+                return self.advice[name]
         for name in names:
             if name in self.moved:
                 return f"did you mean {self.moved[name]}?"
@@ -49,10 +49,10 @@ class Vocabulary:
         return f"allowed here: {', '.join(siblings)}" if siblings else "it holds no keys"
 
 
-def nearest(word: str, among: list[str], *, cutoff: float = 0.6) -> str | None:
+def nearest(name: str, among: list[str], *, cutoff: float = 0.6) -> str | None:
     """The closest of some names, whatever the case and whether - or _ joins the words."""
-    plain = {name.lower().replace("-", "_"): name for name in among}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(plain), n=1, cutoff=cutoff)
+    plain = {other.lower().replace("-", "_"): other for other in among}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
 
 
@@ -137,4 +137,4 @@ def _kind(schema: Node, node: Node) -> str:
 
 
 def _bounds(node: Node) -> str:
-    return ",".join(f" {word} {node[name]}" for name, word in _BOUNDS.items() if name in node)
+    return ",".join(f" {phrase} {node[name]}" for name, phrase in _BOUNDS.items() if name in node)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.errors import RecipeErrors, UserError
-from launchyard.launcher.recipe.aliases import RECIPE_WORDS
+from launchyard.launcher.recipe.aliases import RECIPE_VOCABULARY
 from launchyard.launcher.recipe.bundled import bundled_recipes, recipe_folder
 from launchyard.launcher.recipe.hints import nearest
 from launchyard.launcher.recipe.yaml import (
@@ -69,13 +69,13 @@ def load_recipe(
     if "extends" in document.value:
         document = _extend(document, base)
     document = _override(merge(defaults, document) if defaults else document, overrides or {})
-    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, label, base, document)
+    return LoadedRecipe(validate(Recipe, document, RECIPE_VOCABULARY), document.value, label, base, document)
 
 
 def check_recipe(raw: dict[str, Any], overrides: dict[str, Any], *, source: str) -> LoadedRecipe:
     """A recipe that is loaded already (a run's own) with KEY=VALUE on top, as strictly as load_recipe."""
     document = _override(Document(raw, source), overrides)
-    return LoadedRecipe(validate(Recipe, document, RECIPE_WORDS), document.value, source, os.getcwd(), document)
+    return LoadedRecipe(validate(Recipe, document, RECIPE_VOCABULARY), document.value, source, os.getcwd(), document)
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _extend(document: Document, base: str) -> Document:
         raise RecipeErrors(
             [f"{origin}: extends: {name} extends {below.value['extends']} itself ({deep}); one level only"]
         )
-    return _without_extends(merge(_make_room(below, document.value), document))
+    return _without_extends(merge(_drop_replaced(below, document.value), document))
 
 
 def _sibling(name: str, base: str) -> str:
@@ -184,7 +184,7 @@ def _without_extends(document: Document) -> Document:
     return Document(value, document.label, document.origins)
 
 
-def _make_room(below: Document, above: dict[str, Any]) -> Document:
+def _drop_replaced(below: Document, above: dict[str, Any]) -> Document:
     """Take out what a value on top replaces though its key differs: another length, source, or model's shape."""
     value = {key: dict(child) if isinstance(child, dict) else child for key, child in below.value.items()}
     for section, alike in EITHER_OR.items():
@@ -215,7 +215,7 @@ def _override(document: Document, overrides: dict[str, Any]) -> Document:
         problems.append("extends on the command line: not possible; name the recipe itself instead")
     if problems:
         raise RecipeErrors(problems)
-    below = _make_room(document, above)
+    below = _drop_replaced(document, above)
     return Document(apply_overrides(below.value, _from_here(overrides)), document.label, document.origins)
 
 
@@ -229,7 +229,7 @@ def _from_here(overrides: dict[str, Any]) -> dict[str, Any]:
     """Paths on the command line are meant from the working directory."""
     named = {".".join(map(str, path)) for path in _PATHS}
     here = os.getcwd()
-    return {key: _whole(value, here) if key in named else value for key, value in overrides.items()}
+    return {key: _with_full_paths(value, here) if key in named else value for key, value in overrides.items()}
 
 
 def _anchor(document: Document, folder: str) -> Document:
@@ -242,15 +242,15 @@ def _anchor(document: Document, folder: str) -> Document:
                 continue
             parent = value[path[0]] = dict(value[path[0]])
         if path[-1] in parent:
-            parent[path[-1]] = _whole(parent[path[-1]], folder)
+            parent[path[-1]] = _with_full_paths(parent[path[-1]], folder)
     return Document(value, document.label, document.origins)
 
 
-def _whole(value: Any, folder: str) -> Any:
+def _with_full_paths(value: Any, folder: str) -> Any:
     if isinstance(value, list):
-        return [_whole(item, folder) for item in value]
+        return [_with_full_paths(item, folder) for item in value]
     if isinstance(value, dict):  # one source of a mixture
-        return {key: _whole(child, folder) if key == "source" else child for key, child in value.items()}
+        return {key: _with_full_paths(child, folder) if key == "source" else child for key, child in value.items()}
     return _beside(value, folder) or value if isinstance(value, str) else value
 
 

@@ -99,28 +99,28 @@ def parse_value(text: str) -> Any:
     return value
 
 
-def validate(schema: type[Schema], document: Document, words: Vocabulary) -> Schema:
+def validate(schema: type[Schema], document: Document, vocabulary: Vocabulary) -> Schema:
     """The mapping as a frozen value; RecipeErrors names every wrong key, its place and what is allowed."""
     try:
         return schema.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
-        problems = sorted(_problems(error, schema.model_json_schema(), document, words))
+        problems = sorted(_problems(error, schema.model_json_schema(), document, vocabulary))
         raise RecipeErrors([f"{origin}: {text}" for origin, text in problems]) from error
 
 
 def _problems(
-    error: ValidationError, schema: dict[str, Any], document: Document, words: Vocabulary
+    error: ValidationError, schema: dict[str, Any], document: Document, vocabulary: Vocabulary
 ) -> Iterator[tuple[Origin, str]]:
     found: dict[KeyPath, str] = {}
     for item in error.errors(include_url=False):
         kind = item["type"]
-        path = real_path(schema, item["loc"], whole=kind == "extra_forbidden")
+        path = real_path(schema, item["loc"], keep_last=kind == "extra_forbidden")
         if kind == "missing" and isinstance(path[-1], int):  # a list that is too short
             kind = "too_short"
             path = path[:-1]
         key = dotted(path)
         if kind == "extra_forbidden":
-            found[path] = f"{key}: unknown key; {words.suggest(schema, path)}"
+            found[path] = f"{key}: unknown key; {vocabulary.suggest(schema, path)}"
         elif kind == "missing":
             found[path] = f"{key}: missing; it must be {allowed(schema, at(schema, path))}"
         elif kind == "value_error":
@@ -134,11 +134,11 @@ def _problems(
             yield document.origin(path), text
 
 
-def real_path(schema: dict[str, Any], loc: tuple[str | int, ...], *, whole: bool) -> KeyPath:
+def real_path(schema: dict[str, Any], loc: tuple[str | int, ...], *, keep_last: bool) -> KeyPath:
     """A pydantic location without the names of union branches; `whole` keeps an unknown last key."""
     path: KeyPath = ()
     for index, part in enumerate(loc):
-        if at(schema, (*path, part)) is not None or (whole and index == len(loc) - 1):
+        if at(schema, (*path, part)) is not None or (keep_last and index == len(loc) - 1):
             path = (*path, part)
     return path
 
@@ -229,8 +229,8 @@ def _scalar(text: str) -> Any:
         number = float(text)
         if abs(number) == float("inf"):
             return text
-        whole = "e" in text.lower() and number.is_integer() and abs(number) < 2**63
-        return int(number) if whole else number
+        is_whole = "e" in text.lower() and number.is_integer() and abs(number) < 2**63
+        return int(number) if is_whole else number
     return text
 
 

@@ -32,24 +32,24 @@ def last_page(run: RunDir, record: OutcomeRecord, *, out: IO[str] = sys.stdout) 
 
 
 def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -> str:
-    words = [f"{record.step} steps" if record.step is not None else ""]
+    parts = [f"{record.step} steps" if record.step is not None else ""]
     attempts = run.attempts()
     if attempts:
-        words.append(f"in {duration(sum(_seconds(run, attempt) for attempt in attempts))}")
+        parts.append(f"in {duration(sum(_seconds(run, attempt) for attempt in attempts))}")
     if len(attempts) > 1:
-        words.append(f"{len(attempts)} attempts")
+        parts.append(f"{len(attempts)} attempts")
     validated = list(run.rows("validation"))
     if steps:
-        words.append(f"loss {steps[-1]['loss']:.4f}")
+        parts.append(f"loss {steps[-1]['loss']:.4f}")
     if validated:
-        words.append(f"validation loss {validated[-1]['loss']:.4f} at step {validated[-1]['step']}")
-    said = " · ".join(word for word in words if word)
+        parts.append(f"validation loss {validated[-1]['loss']:.4f} at step {validated[-1]['step']}")
+    summary = " · ".join(part for part in parts if part)
     if record.outcome == "failed":
-        return f"✗ failed     {first_line(record.message)} ({said})"
+        return f"✗ failed     {first_line(record.message)} ({summary})"
     if record.outcome == "stopped":
-        kept = f"saved at step {record.step}" if record.checkpoint else record.message
-        return f"✓ stopped    {kept} ({record.reason}) · {said}"
-    return f"✓ completed  {said}"
+        result = f"saved at step {record.step}" if record.checkpoint else record.message
+        return f"✓ stopped    {result} ({record.reason}) · {summary}"
+    return f"✓ completed  {summary}"
 
 
 def _seconds(run: RunDir, attempt: int) -> float:

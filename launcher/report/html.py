@@ -75,14 +75,14 @@ def _svg(drawn: str) -> Any:
 
 
 def _lead(plan: dict[str, Any]) -> list[str]:
-    words = [
+    parts = [
         f"{count(plan['n_params'])} parameters" if plan.get("n_params") else "",
         f"{count(plan['total_tokens'])} tokens planned" if plan.get("total_tokens") else "",
         _workers(plan),
         str(plan.get("precision") or ""),
         f"on {plan['cluster']}" if plan.get("cluster") else "",
     ]
-    return [word for word in words if word]
+    return [part for part in parts if part]
 
 
 def _workers(plan: dict[str, Any]) -> str:
@@ -120,8 +120,8 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
         yield "Attempts", str(many), _plural(story.preemptions, "preemption")
 
 
-def _plural(number: int, word: str) -> str:
-    return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
+def _plural(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------
@@ -131,15 +131,15 @@ def _loss(story: Story) -> dict[str, Any] | None:
         return None
     raw = [(float(row["step"]), float(row["loss"])) for row in rows]
     lines = [Line(raw, "c0", faint=True), Line(_smooth(raw), "c0", "training")]
-    held = [(float(row["step"]), float(row["loss"])) for row in story.validation]
-    if held:
-        lines.append(Line(held, "c1", "validation loss", dots=True))
+    validation = [(float(row["step"]), float(row["loss"])) for row in story.validation]
+    if validation:
+        lines.append(Line(validation, "c1", "validation loss", dots=True))
     marks = [
         Mark(float(one.started_from), f"attempt {one.attempt} went on from step {one.started_from}", "muted")
         for one in story.attempts
         if one.started_from
     ]
-    legend = [("c0", "training, smoothed over its steps"), *([("c1", "validation")] if held else [])]
+    legend = [("c0", "training, smoothed over its steps"), *([("c1", "validation")] if validation else [])]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
     return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(rows, marks))}
@@ -187,19 +187,19 @@ def _time(story: Story) -> dict[str, Any] | None:
     shown = [cause for cause in CAUSES if any(cause in _causes(one) for one in lanes)]
     return {
         "wall": duration(goodput.wall),
-        "bar": _svg(stack([(_spoken(name), seconds, name) for name, seconds in parts], label="Wall time by cause")),
+        "bar": _svg(stack([(_cause_text(name), seconds, name) for name, seconds in parts], label="Wall time by cause")),
         "causes": [
-            (name, _spoken(name), _exact(seconds), f"{seconds / total:.1%}", CAUSES[name])
+            (name, _cause_text(name), _exact(seconds), f"{seconds / total:.1%}", CAUSES[name])
             for name, seconds in parts
             if seconds >= 0.005
         ],
-        "legend": [(cause, _spoken(cause)) for cause in shown],
+        "legend": [(cause, _cause_text(cause)) for cause in shown],
         "lanes": _svg(timeline(lanes, label="Attempts over time", form=duration)),
         "hidden": len(story.attempts) - len(lanes),
     }
 
 
-def _spoken(cause: str) -> str:
+def _cause_text(cause: str) -> str:
     return cause.replace("_", " ")
 
 
@@ -209,7 +209,7 @@ def _causes(lane: Lane) -> set[str]:
 
 def _lane(one: AttemptStory, since: float) -> Lane:
     bars = [
-        Bar(piece.began - since, piece.ended - since, piece.cause, f"{_spoken(piece.cause)}: {piece.said}")
+        Bar(piece.began - since, piece.ended - since, piece.cause, f"{_cause_text(piece.cause)}: {piece.label}")
         for piece in one.pieces
         if piece.ended > piece.began
     ]
@@ -237,7 +237,7 @@ def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
         str(one.job.nnodes * one.job.nproc_per_node),
         "–" if one.started_from is None else f"{one.started_from:,}",
         "–" if last is None else f"{last:,}",
-        "under way" if live else one.word,
+        "under way" if live else one.result,
         message + _overrides(one, story.attempts),
     )
 

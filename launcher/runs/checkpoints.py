@@ -54,11 +54,11 @@ def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
     for step in checkpoints.steps():
         with contextlib.suppress(FileNotFoundError):  # removed since it was listed
             late = checkpoints.late(step) or None
-            found.append(_look_at(run.path(run.checkpoint_dir(step)), step, late, verify_all))
+            found.append(_inspect(run.path(run.checkpoint_dir(step)), step, late, verify_all))
     return found[::-1]
 
 
-def _look_at(folder: str, step: int, late: str | None, verify_all: bool) -> Saved:
+def _inspect(folder: str, step: int, late: str | None, verify_all: bool) -> Saved:
     from launchyard.storage.errors import CorruptError, StoreError
     from launchyard.storage.shards import read_manifest, verify
 

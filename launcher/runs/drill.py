@@ -62,10 +62,10 @@ class Drill:
             (f"attempt {self.next_attempt} began", self.claimed_seconds),
             ("first step again", self.first_step_seconds),
         ]
-        told = [f"  {label:<24} {seconds:6.2f} s" for label, seconds in times if seconds is not None]
+        rows = [f"  {label:<24} {seconds:6.2f} s" for label, seconds in times if seconds is not None]
         lost = f"{self.steps_lost} lost" if self.steps_lost else "none lost"
         steps = f"  {'steps':<24} {lost} (reached {self.reached_step}, resumed from {self.resumed_step})"
-        return [f"{self.kind} by {self.by}, seconds after it:", *told, steps]
+        return [f"{self.kind} by {self.by}, seconds after it:", *rows, steps]
 
 
 def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_seconds: float = 300.0) -> Drill:
@@ -75,7 +75,7 @@ def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_secon
     """
     job = _training_job(run)
     deadline = time.monotonic() + timeout_seconds
-    by, began = _BLOWS[kind](run, job)
+    by, began = _INJECTIONS[kind](run, job)
     if kind == "node-loss" and not _scheduled(job):
         _wait(lambda: not owner_alive(run, job) and not marked(run.url), deadline, "the processes to be gone")
         ended = time.time()
@@ -95,8 +95,8 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
     row = _first_row(run, following)
     if row is None:
         raise LaunchError("the run ended before it made a step again", hint=f"launch why {RunFacts(run).run_id}")
-    told = run.events(job.attempt)
-    stopping = _time_of(told, events.STOPPING, began)
+    recorded = run.events(job.attempt)
+    stopping = _time_of(recorded, events.STOPPING, began)
     started = next(event for event in run.events(following) if event["event"] == events.STARTED)
     reached = (last_row(run, [job.attempt]) or {"step": 0})["step"]
 
@@ -109,7 +109,7 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
         attempt=job.attempt,
         next_attempt=following,
         agreed_seconds=since(stopping),
-        committed_seconds=since(_time_of(told, events.SAVED, stopping)) if stopping else None,
+        committed_seconds=since(_time_of(recorded, events.SAVED, stopping)) if stopping else None,
         ended_seconds=round(ended - began, 3),
         claimed_seconds=round(run.job(following).created - began, 3),
         first_step_seconds=round(float(row["time"]) - began, 3),
@@ -183,12 +183,12 @@ def _on_this_node(pid: int) -> bool:
 
 def _on_last_node(run: RunDir, job: Job, kind: Kind) -> float:
     """Of several nodes it is not the one where the owner is. When it happened there: getting there takes seconds."""
-    said = load_backend(job.backend).run_on_node(run, job, ["-m", MODULE, run.url, kind, str(job.attempt)])
-    return float(said.rpartition(STRUCK)[2].split()[0])
+    printed = load_backend(job.backend).run_on_node(run, job, ["-m", MODULE, run.url, kind, str(job.attempt)])
+    return float(printed.rpartition(STRUCK)[2].split()[0])
 
 
-Blow = Callable[[RunDir, Job], tuple[str, float]]
-_BLOWS: dict[Kind, Blow] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
+Injection = Callable[[RunDir, Job], tuple[str, float]]
+_INJECTIONS: dict[Kind, Injection] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
 
 
 # -- watching --------------------------------------------------------------------------------------------------------
@@ -225,17 +225,17 @@ def _over(run: RunDir) -> bool:
 def _refuse_end(run: RunDir, job: Job) -> None:
     if not _went_on(run, job):
         record = run.outcome()
-        said = f"{record.outcome}: {record.message}" if record else "no outcome"
-        raise LaunchError(f"the run did not go on ({said})", hint=f"launch why {RunFacts(run).run_id}")
+        ending = f"{record.outcome}: {record.message}" if record else "no outcome"
+        raise LaunchError(f"the run did not go on ({ending})", hint=f"launch why {RunFacts(run).run_id}")
 
 
 def _first_row(run: RunDir, attempt: int) -> dict[str, Any] | None:
     return next((row for row in run.rows(STEPS) if row.get("attempt") == attempt), None)
 
 
-def _time_of(told: list[dict[str, Any]], name: str, after: float) -> float | None:
+def _time_of(recorded: list[dict[str, Any]], name: str, after: float) -> float | None:
     """When the first event of that name after a moment was; events are written a little later than they happen."""
-    return next((float(event["time"]) for event in told if event["event"] == name and event["time"] >= after), None)
+    return next((float(event["time"]) for event in recorded if event["event"] == name and event["time"] >= after), None)
 
 
 def _outcome_time(run: RunDir, job: Job) -> float:

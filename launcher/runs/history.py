@@ -26,7 +26,7 @@ class Piece:
     began: float
     ended: float
     cause: str
-    said: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AttemptStory:
     ended: float
 
     @property
-    def word(self) -> str:
+    def result(self) -> str:
         """How it ended, in a word or two."""
         if self.outcome is None:
             return "no word"
@@ -69,7 +69,7 @@ class Story:
 
     @property
     def preemptions(self) -> int:
-        return sum(one.word in AGAIN_REASONS for one in self.attempts)
+        return sum(one.result in AGAIN_REASONS for one in self.attempts)
 
 
 def read_story(run: RunDir) -> Story:
@@ -152,8 +152,8 @@ def _pieces(
         yield Piece(first, middle, "recomputed", f"steps {again[0]['step']} to {again[-1]['step']} done again")
     if middle < last:
         fresh = [row for row in rows if int(row["step"]) > reached]
-        said = f"steps {fresh[0]['step']} to {fresh[-1]['step']}" if fresh else "steps"
-        yield Piece(middle, last, "productive", f"{said}, {last - middle:.1f} s")
+        label = f"steps {fresh[0]['step']} to {fresh[-1]['step']}" if fresh else "steps"
+        yield Piece(middle, last, "productive", f"{label}, {last - middle:.1f} s")
     yield from _holdups(events, first, ended)
     stopped = any(event.get("event") == FINISHED for event in events)
     if ended > last:
@@ -169,5 +169,5 @@ def _holdups(events: Sequence[dict[str, Any]], first: float, ended: float) -> It
         elif event.get("event") == SAVED:
             seconds = float(event.get("stall_seconds") or 0.0)
             began = at - float(event.get("seconds", 0.0))
-            said = f"save of step {event.get('step')}: held up {seconds:.2f} s"
-            yield Piece(max(first, began), min(began + seconds, ended), "checkpoint_blocking", said)
+            label = f"save of step {event.get('step')}: held up {seconds:.2f} s"
+            yield Piece(max(first, began), min(began + seconds, ended), "checkpoint_blocking", label)

@@ -45,32 +45,32 @@ def pick_attempt(run: RunDir, attempt: int | None) -> int:
     return attempt
 
 
-def print_logs(run: RunDir, *, attempt: int, rank: int | None, say: Callable[[str], None]) -> None:
+def print_logs(run: RunDir, *, attempt: int, rank: int | None, write_line: Callable[[str], None]) -> None:
     """Everything that is there, the first error first. UserError if that rank has no log."""
     names = log_names(run, attempt, rank)
     if rank is not None and not names:
         known = ", ".join(origin.removeprefix("rank ") for origin in log_names(run, attempt, None) if "rank" in origin)
         raise UserError(f"--rank {rank}: no log of it in attempt {attempt}; there are ranks: {known or 'none'}")
     for line in _first_error(run, attempt):
-        say(line)
+        write_line(line)
     width = max((len(origin) for origin in names), default=0)
     for origin, name in names.items():
         for line in Tail(run, name).rest():
-            say(f"{origin:<{width}} | {line}")
+            write_line(f"{origin:<{width}} | {line}")
 
 
 def _first_error(run: RunDir, attempt: int) -> Iterator[str]:
     errors = run.errors(attempt)
     if errors:
         first = errors[0]
-        said = first_line(str(first.get("message", "")))
-        yield f"first error | rank {first.get('rank')}: {first.get('type')}: {said}"
+        message = first_line(str(first.get("message", "")))
+        yield f"first error | rank {first.get('rank')}: {first.get('type')}: {message}"
 
 
-def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Callable[[str], None]) -> None:
+def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, write_line: Callable[[str], None]) -> None:
     """Print lines as they come, until the run ends (or that attempt does); newer attempts are taken up."""
     if attempt is None and newest_job(run) is not None:
-        _await_start(run, say)
+        _await_start(run, write_line)
     fixed = attempt
     current = pick_attempt(run, attempt)
     tails: dict[str, Tail] = {}
@@ -79,10 +79,10 @@ def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Call
         for origin, name in log_names(run, current, rank).items():
             tail = tails.setdefault(name, Tail(run, name))
             for line in tail.rest() if over else tail.lines():
-                say(f"{origin} | {line}")
+                write_line(f"{origin} | {line}")
         newest = run.attempts()[-1]
         if fixed is None and newest != current:
-            say(f"--- attempt {newest} ---")
+            write_line(f"--- attempt {newest} ---")
             current = newest
         elif over:
             return
@@ -90,15 +90,15 @@ def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, say: Call
             time.sleep(FOLLOW_SECONDS)
 
 
-def _await_start(run: RunDir, say: Callable[[str], None]) -> None:
+def _await_start(run: RunDir, write_line: Callable[[str], None]) -> None:
     """Until a job that waits in a queue has begun, or is gone."""
     from launchyard.launcher.runs.state import state_of
 
-    told = ""
+    shown = ""
     while not run.attempts() and (state := state_of(run)).alive:
-        if state.queue and state.queue != told:
-            told = state.queue
-            say(f"job {state.job_id} waits: {told}")
+        if state.queue and state.queue != shown:
+            shown = state.queue
+            write_line(f"job {state.job_id} waits: {shown}")
         time.sleep(QUEUE_SECONDS)
 
 

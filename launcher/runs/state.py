@@ -97,20 +97,20 @@ def state_of(run: RunDir) -> RunState:
     job = newest_job(run)
     if job is None:
         return RunState(**common, state="pending", resumable=True, alive=False, checkpoint=checkpoint)
-    seen = _look(run, job)
+    seen = _poll(run, job)
     alive = _is_alive(run, job, seen)
     ended = _ended(run, job, alive) or _cancelled(job, seen, checkpoint)
-    told = run.events(job.attempt)
-    state = _state(alive, ended, [str(event.get("event")) for event in told])
+    recorded = run.events(job.attempt)
+    state = _state(alive, ended, [str(event.get("event")) for event in recorded])
     if seen is not None and ended is None:
         waits = seen.state == "queued"
-        said = seen.reason
-        if seen.state == "gone" and seen.word:
-            said = f"{load_backend(job.backend).TRAITS.title} has ended it: {seen.word}"
-        common |= {"job_id": job.job_id, "queue": said or None, "start": seen.start if waits else None}
+        queue = seen.reason
+        if seen.state == "gone" and seen.scheduler_state:
+            queue = f"{load_backend(job.backend).TRAITS.title} has ended it: {seen.scheduler_state}"
+        common |= {"job_id": job.job_id, "queue": queue or None, "start": seen.start if waits else None}
         state = "pending" if waits else state
     row = last_row(run, attempts) or {}
-    step = _step(row, job.attempt, ended, told, checkpoint)
+    step = _step(row, job.attempt, ended, recorded, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
     common |= {"reason": ended.reason if ended else None, "message": ended.message if ended else ""}
     max_steps = facts.max_steps()
@@ -127,7 +127,7 @@ def state_of(run: RunDir) -> RunState:
     )
 
 
-def _look(run: RunDir, job: Job) -> JobStatus | None:
+def _poll(run: RunDir, job: Job) -> JobStatus | None:
     """The job as its scheduler sees it; None where there is none to ask."""
     backend = load_backend(job.backend)
     if not backend.TRAITS.scheduled:
@@ -135,7 +135,7 @@ def _look(run: RunDir, job: Job) -> JobStatus | None:
     record = run.outcome()
     if record is not None and record.attempt >= job.attempt and time.time() - record.time > SETTLED_SECONDS:
         return JobStatus("gone")
-    return backend.look(run, job)
+    return backend.poll(run, job)
 
 
 def _is_alive(run: RunDir, job: Job, seen: JobStatus | None) -> bool:
@@ -148,7 +148,7 @@ def _is_alive(run: RunDir, job: Job, seen: JobStatus | None) -> bool:
 
 def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> OutcomeRecord | None:
     """The scheduler's own command left its owner no time for a word, or came before there was one."""
-    if seen is None or seen.state != "gone" or not seen.word.startswith(("CANCELLED", "STOPPED")):
+    if seen is None or seen.state != "gone" or not seen.scheduler_state.startswith(("CANCELLED", "STOPPED")):
         return None
     reason = load_backend(job.backend).TRAITS.cancelled_reason
     message = f"job {job.job_id} was cancelled"
@@ -170,27 +170,27 @@ def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
     return record
 
 
-def _state(alive: bool, ended: OutcomeRecord | None, told: list[str]) -> State:
+def _state(alive: bool, ended: OutcomeRecord | None, recorded: list[str]) -> State:
     if ended is not None:
         return ended.outcome
     if not alive:
         return "lost"
-    if events.STOPPING in told or events.FINISHED in told:
+    if events.STOPPING in recorded or events.FINISHED in recorded:
         return "saving"
-    return "running" if events.STARTED in told else "starting"
+    return "running" if events.STARTED in recorded else "starting"
 
 
 def _step(
     row: dict[str, Any],
     attempt: int,
     ended: OutcomeRecord | None,
-    told: list[dict[str, Any]],
+    recorded: list[dict[str, Any]],
     checkpoint: int | None,
 ) -> int | None:
     """Finished steps: of the newest row, unless a newer attempt has gone on from before it."""
     if ended is not None and ended.outcome != "failed" and ended.step is not None:
         return ended.step
-    started = next((int(event["step"]) for event in told if event.get("event") == events.STARTED), None)
+    started = next((int(event["step"]) for event in recorded if event.get("event") == events.STARTED), None)
     if row and (started is None or int(row.get("attempt", -1)) == attempt):
         return int(row["step"])
     return started if started is not None else checkpoint
@@ -230,7 +230,7 @@ def _tail(run: RunDir, name: str) -> bytes:
         return (b"\n" if size <= _TAIL_BYTES else b"") + file.read()
 
 
-def progress_words(state: RunState) -> str:
+def progress_text(state: RunState) -> str:
     """Where a run stands, in a line."""
     return progress_line(
         step=state.step,

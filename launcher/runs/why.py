@@ -9,10 +9,10 @@ from typing import Any
 from launchyard.launcher.agent.conclusion import last_step
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
-from launchyard.launcher.agent.root_cause import Cause, find_cause, last_words
+from launchyard.launcher.agent.root_cause import Cause, find_cause, last_error_line
 from launchyard.launcher.format import duration, first_line
 from launchyard.launcher.runs.logs import log_of
-from launchyard.launcher.runs.state import RunState, progress_words, state_of
+from launchyard.launcher.runs.state import RunState, progress_text, state_of
 from launchyard.run import events
 from launchyard.run.goodput import Goodput, read_goodput
 from launchyard.run.lease import last_heartbeat
@@ -69,8 +69,8 @@ def _waiting(run: RunDir, state: RunState) -> Why:
 
 def _before(run: RunDir, attempts: list[int]) -> str:
     """How the last of these attempts ended that left a word."""
-    told = [record for attempt in attempts if (record := run.outcome(attempt)) is not None]
-    return f" Before it, {_sentence(run, told[-1])}" if told else ""
+    outcomes = [record for attempt in attempts if (record := run.outcome(attempt)) is not None]
+    return f" Before it, {_sentence(run, outcomes[-1])}" if outcomes else ""
 
 
 def _going_on(run: RunDir, state: RunState) -> Why:
@@ -78,8 +78,8 @@ def _going_on(run: RunDir, state: RunState) -> Why:
     text = (
         f"{state.run_id} has not ended: attempt {state.attempt} is {state.state} on {state.host}, process {state.pid}"
     )
-    words = progress_words(state)
-    text += f" ({words})." if words else "."
+    progress = progress_text(state)
+    text += f" ({progress})." if progress else "."
     text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
     if state.queue:
         text += f" {state.queue}, so this is what its directory tells."
@@ -106,13 +106,20 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
         began = f"{_capital(cause)}."
         log = None
     command, advice = _advice(state, record)
-    kept = _kept(saved, lost)
-    parts = [f"{state.run_id}: {began}", _history(run, attempt), _trouble(run, attempt), kept, _spent(run), advice]
+    checkpoint = _checkpoint_text(saved, lost)
+    parts = [
+        f"{state.run_id}: {began}",
+        _history(run, attempt),
+        _open_failures(run, attempt),
+        checkpoint,
+        _spent(run),
+        advice,
+    ]
     if record is not None and record.outcome == "failed":
         parts.insert(-1, f"Its log: {log}.")
     if record is not None and state.state == "lost":
-        told = f" ({state.queue})" if state.queue else ""
-        parts.insert(1, f"Nobody started it again: its owner, process {state.pid} on {state.host}, is gone{told}.")
+        queue = f" ({state.queue})" if state.queue else ""
+        parts.insert(1, f"Nobody started it again: its owner, process {state.pid} on {state.host}, is gone{queue}.")
     return Why(
         " ".join(part for part in parts if part),
         state.state,
@@ -159,8 +166,8 @@ def _never_began(run: RunDir, state: RunState) -> Cause:
     from launchyard.launcher.backends.base import load_backend
 
     job = newest_job(run)
-    said = last_words(load_backend(job.backend).job_log(run)) if job else ""
-    return Cause("no start", f"job {state.job_id} ended before anything of the run had begun{said}")
+    detail = last_error_line(load_backend(job.backend).job_log(run)) if job else ""
+    return Cause("no start", f"job {state.job_id} ended before anything of the run had begun{detail}")
 
 
 def _lost_cause(run: RunDir, attempt: int) -> Cause:
@@ -178,22 +185,22 @@ def _lost_cause(run: RunDir, attempt: int) -> Cause:
 
 def _history(run: RunDir, newest: int) -> str:
     """Earlier attempts in half a sentence."""
-    told = [run.outcome(attempt) for attempt in run.attempts() if attempt < newest]
-    failed = [record for record in told if record is not None and record.outcome == "failed"]
-    again = [record for record in told if record is not None and record.reason in AGAIN_REASONS]
+    outcomes = [run.outcome(attempt) for attempt in run.attempts() if attempt < newest]
+    failed = [record for record in outcomes if record is not None and record.outcome == "failed"]
+    again = [record for record in outcomes if record is not None and record.reason in AGAIN_REASONS]
     if not failed and not again:
         return ""
-    words = []
+    parts = []
     if failed:
         same = len({first_line(record.message) for record in failed}) == 1
         named = f" ({'all ' if len(failed) > 1 and same else 'last '}by: {first_line(failed[-1].message, 160)})"
-        words.append(f"{len(failed)} earlier attempt{'s' * (len(failed) > 1)} failed{named}")
+        parts.append(f"{len(failed)} earlier attempt{'s' * (len(failed) > 1)} failed{named}")
     if again:
-        words.append(f"{len(again)} earlier attempt{'s' * (len(again) > 1)} ended by preemption or a time limit")
-    return f"{_capital('; '.join(words))}."
+        parts.append(f"{len(again)} earlier attempt{'s' * (len(again) > 1)} ended by preemption or a time limit")
+    return f"{_capital('; '.join(parts))}."
 
 
-def _trouble(run: RunDir, attempt: int) -> str:
+def _open_failures(run: RunDir, attempt: int) -> str:
     """What stood between an attempt and its next checkpoint when it ended: the last save, and the store."""
     failed: dict[str, Any] | None = None
     silent: dict[str, Any] | None = None
@@ -207,28 +214,30 @@ def _trouble(run: RunDir, attempt: int) -> str:
                 silent = event
             case events.STORE_ANSWERS:
                 silent = None
-    words = []
+    sentences = []
     if failed is not None:
-        words.append(f"Its last save, of step {failed.get('step')}, failed: {first_line(str(failed.get('message')))}.")
+        sentences.append(
+            f"Its last save, of step {failed.get('step')}, failed: {first_line(str(failed.get('message')))}."
+        )
     if silent is not None:
-        words.append(f"Its store was in trouble: {first_line(str(silent.get('message')))}.")
-    return " ".join(words)
+        sentences.append(f"Its store was in trouble: {first_line(str(silent.get('message')))}.")
+    return " ".join(sentences)
 
 
 def _spent(run: RunDir) -> str:
     """Where the time went, if some of it was lost."""
     goodput = read_goodput(run)
-    return goodput_words(goodput) if goodput is not None and goodput.seconds["productive"] > 0 else ""
+    return goodput_text(goodput) if goodput is not None and goodput.seconds["productive"] > 0 else ""
 
 
-def goodput_words(goodput: Goodput) -> str:
+def goodput_text(goodput: Goodput) -> str:
     """`Of its 2h 07m 93% were productive; the rest: start 4%, recomputed 2%.`"""
     shares = {cause: seconds / goodput.wall for cause, seconds in goodput.seconds.items()}
     productive = shares.pop("productive")
     lost = sorted(shares.items(), key=lambda item: -item[1])
     rest = ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in lost[:3] if share >= 0.01)
-    words = f"Of its {duration(goodput.wall)} {productive:.0%} were productive"
-    return f"{words}; the rest: {rest}." if rest else f"{words}."
+    text = f"Of its {duration(goodput.wall)} {productive:.0%} were productive"
+    return f"{text}; the rest: {rest}." if rest else f"{text}."
 
 
 def _capital(sentence: str) -> str:
@@ -241,11 +250,11 @@ def steps_lost(run: RunDir, attempt: int, saved: int | None) -> int | None:
     return None if reached is None else max(0, reached - (saved or 0))
 
 
-def _kept(saved: int | None, lost: int | None) -> str:
-    kept = f"The newest checkpoint is of step {saved}" if saved is not None else "No checkpoint was saved"
+def _checkpoint_text(saved: int | None, lost: int | None) -> str:
+    text = f"The newest checkpoint is of step {saved}" if saved is not None else "No checkpoint was saved"
     if lost is None:
-        return f"{kept}."
-    return f"{kept}; {'no step is' if lost == 0 else f'{lost} step is' if lost == 1 else f'{lost} steps are'} lost."
+        return f"{text}."
+    return f"{text}; {'no step is' if lost == 0 else f'{lost} step is' if lost == 1 else f'{lost} steps are'} lost."
 
 
 def _advice(state: RunState, record: OutcomeRecord | None) -> tuple[str, str]:

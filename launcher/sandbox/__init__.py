@@ -29,7 +29,7 @@ class Facts:
 class Sandbox(Protocol):
     """What every sandbox can do. A module of this package that KINDS names is one. Its data outlives it."""
 
-    def up(self, *, say: Callable[[str], None], **asked: Any) -> Facts:
+    def up(self, *, report: Callable[[str], None], **asked: Any) -> Facts:
         """Start it unless it runs; returns when it can be used. UserError says what is missing.
 
         asked: what this kind of sandbox lets one choose, by the names of its command's options.

@@ -78,12 +78,12 @@ class Daemons(ABC):
     def _log(self, daemon: str) -> Path:
         return self.folder / "log" / f"{daemon}.out"
 
-    def _last_words(self, daemon: str) -> str:
+    def _last_lines(self, daemon: str) -> str:
         try:
-            words = self._log(daemon).read_text(errors="replace").strip().splitlines()[-8:]
+            lines = self._log(daemon).read_text(errors="replace").strip().splitlines()[-8:]
         except OSError:
-            words = []
-        return "".join(f"\n  {word}" for word in words)
+            lines = []
+        return "".join(f"\n  {line}" for line in lines)
 
     def _see_logs(self) -> str:
         return f"see {self.folder}/log"
@@ -103,16 +103,16 @@ def make_settings(kind: type[Kind], title: str, asked: dict[str, Any]) -> Kind:
     try:
         return kind(**asked)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"the {title} sandbox cannot be like this: {told}") from error
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UserError(f"the {title} sandbox cannot be like this: {problems}") from error
 
 
 def check_same(settings: BaseModel | None, title: str, asked: dict[str, Any]) -> None:
     """UserError if one is up with other settings than are asked for."""
     now = settings.model_dump() if settings else {}
     if other := {key: now[key] for key, value in asked.items() if now[key] != value}:
-        told = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())
+        current = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())
         raise UserError(
-            f"the {title} sandbox is up with {told}",
+            f"the {title} sandbox is up with {current}",
             hint=f"launch sandbox down {title.lower()}, then up again",
         )

@@ -35,14 +35,14 @@ def write_private(path: Path, text: str) -> None:
     replace_file(path, text.encode(), mode=0o600)
 
 
-def write_cluster(kind: str, cluster: dict[str, Any], *, say: Callable[[str], None]) -> None:
+def write_cluster(kind: str, cluster: dict[str, Any], *, report: Callable[[str], None]) -> None:
     """A cluster file in the user's folder, under the cluster's name. One that somebody else wrote stays."""
     import yaml
 
     made_by = f"# Made by `launch sandbox up {kind}`, which writes it anew; copy it under another name to change it.\n"
     path = own_clusters() / f"{cluster['name']}.yaml"
     if path.exists() and not path.read_text().startswith(made_by):
-        say(f"{path} was not made by this command and stays as it is")
+        report(f"{path} was not made by this command and stays as it is")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_private(path, made_by + yaml.safe_dump(cluster, sort_keys=False))

@@ -110,10 +110,10 @@ def record_again(run: RunDir, code: CodeSnapshot) -> str | None:
     run.write_json(CODE, code.model_copy(update={"earlier": earlier}).model_dump())
     if code.source == before.source:
         return None
-    return f"launchyard {_words(before)} before, {_words(code)} from here on"
+    return f"launchyard {_describe(before)} before, {_describe(code)} from here on"
 
 
-def _words(code: CodeSnapshot) -> str:
+def _describe(code: CodeSnapshot) -> str:
     """0.1.0 a1b2c3d+ (0123456789abcdef): version, revision, digest, as far as they are known."""
     sha = code.launchyard_sha or ""
     revision = f" {sha[:7]}{'+' if sha.endswith('-dirty') else ''}" if sha else ""
@@ -125,8 +125,8 @@ def _own_sha() -> str | None:
     root = own_code.checkout()
     if root is None or not (root / ".git").exists():
         return None
-    said = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    return said.decode().strip() if said else None
+    described = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return described.decode().strip() if described else None
 
 
 def _parse_status(text: str) -> dict[str, Any]:

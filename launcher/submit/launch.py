@@ -128,7 +128,7 @@ def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
 def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
     """The data cannot be found; say so together with what is wrong apart from the data."""
     keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
-    key = next((word for word in keys if word in str(error)), "data")
+    key = next((name for name in keys if name in str(error)), "data")
     problems = [f"{loaded.origin(key)}: {error}"]
     anywhere = (TokenSource(folder="?", n_tokens=1),)
     unknown = DataSpec(train=anywhere, validation=anywhere, tokenizer="?", digest="?")
@@ -185,7 +185,7 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
         raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
 
 
-def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tuple[Ready, Any]:
+def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> tuple[Ready, Any]:
     """Fill the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
     from launchyard.launcher.runs.registry import register
 
@@ -203,7 +203,7 @@ def submit(ready: Ready, made: NewFolder, *, say: Callable[[str], None]) -> tupl
         made.discard()
         raise
     register(plan.run_id, plan.name, plan.run_url, store=plan.store)
-    say(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
+    report(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
     return ready, job
 
 
@@ -323,8 +323,8 @@ def _write_errors(run: RunDir) -> Iterator[None]:
     except LaunchError:
         raise
     except OSError as error:
-        said = redact(str(error.strerror or error))
-        raise _kind_of(error)(f"--run-url {redact(run.url)}: cannot be written: {said}") from error
+        problem = redact(str(error.strerror or error))
+        raise _kind_of(error)(f"--run-url {redact(run.url)}: cannot be written: {problem}") from error
 
 
 def _kind_of(error: Exception) -> type[LaunchError]:
@@ -352,15 +352,15 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
             click.echo("\n".join(plan_text.full(plan, loaded.recipe, loaded.raw, ready.code, loaded.source)))
         return EXIT_DONE
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         if not as_json:
             click.echo(line)
 
     check_free(ready.run)
     made = NewFolder(ready.run)
     for line in plan_text.brief(plan, loaded.recipe, ready.code):
-        say(line)
-    ready, job = submit(ready, made, say=say)
+        report(line)
+    ready, job = submit(ready, made, report=report)
     if detach is None:
         detach = as_json or load_backend(ready.plan.scheduler).TRAITS.scheduled
     if not detach:
@@ -369,7 +369,7 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
         facts = {"run_id": plan.run_id, "run_url": plan.run_url, "job": job.model_dump(mode="json")}
         click.echo(json.dumps({**facts, "plan": ready.plan.model_dump(mode="json")}, indent=1))
     for line in next_commands(plan.run_id):
-        say(line)
+        report(line)
     return EXIT_DONE
 
 

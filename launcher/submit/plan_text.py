@@ -22,11 +22,11 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
     rows = [
         ("recipe", [plan.name, f"{count(plan.n_params)} parameters", f"{count(plan.total_tokens)} tokens"]),
         ("code", [code.summary()]),
-        ("plan", _plan_words(plan, recipe)),
-        ("data", _data_words(plan)),
+        ("plan", _plan_parts(plan, recipe)),
+        ("data", _data_parts(plan)),
     ]
-    lines = [f"✓ {label:<8} {' · '.join(words)}" for label, words in rows]
-    lines += [f"  {'':<8} {' · '.join(words)}" for words in _source_words(plan, recipe)]
+    lines = [f"✓ {label:<8} {' · '.join(parts)}" for label, parts in rows]
+    lines += [f"  {'':<8} {' · '.join(parts)}" for parts in _source_parts(plan, recipe)]
     return lines + [f"! {'note':<8} {note}" for note in plan.notes]
 
 
@@ -48,8 +48,8 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
 
 def as_json(plan: Plan, raw: dict[str, Any], code: CodeSnapshot, source: str) -> str:
     """The dry run as one JSON object: source, recipe, code, plan."""
-    whole = {"source": source, "recipe": raw, "code": code.model_dump(), "plan": plan.model_dump(mode="json")}
-    return json.dumps(whole, indent=1)
+    document = {"source": source, "recipe": raw, "code": code.model_dump(), "plan": plan.model_dump(mode="json")}
+    return json.dumps(document, indent=1)
 
 
 def recipe_text(raw: dict[str, Any]) -> str:
@@ -57,41 +57,41 @@ def recipe_text(raw: dict[str, Any]) -> str:
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _plan_words(plan: Plan, recipe: Recipe) -> list[str]:
+def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
     kind = "GPU" if plan.device == "cuda" else "CPU"
     where = f"{plan.nproc_per_node} {kind} worker{'s' if plan.nproc_per_node > 1 else ''}"
-    words = [where if plan.nnodes == 1 else f"{plan.nnodes} nodes × {where}"]
+    parts = [where if plan.nnodes == 1 else f"{plan.nnodes} nodes × {where}"]
     if plan.mesh.dp_shard > 1:
-        words.append(
+        parts.append(
             f"FSDP {plan.mesh.dp_shard}" + (f" × {plan.mesh.dp_replicate}" if plan.mesh.dp_replicate > 1 else "")
         )
-    words += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
+    parts += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
     of = f" of {size(plan.memory_available)}" if plan.memory_available else ""
-    words.append(f"~{size(plan.memory['total'])}{of} per worker")
-    return [*words, f"checkpoint {size(plan.checkpoint_bytes)}{_every(recipe)}"]
+    parts.append(f"~{size(plan.memory['total'])}{of} per worker")
+    return [*parts, f"checkpoint {size(plan.checkpoint_bytes)}{_every(recipe)}"]
 
 
 def _every(recipe: Recipe) -> str:
     steps = recipe.checkpoint.every_steps
     minutes = recipe.checkpoint.every_minutes
     given = [f"{steps} steps" if steps else "", f"{minutes:g} min" if minutes else ""]
-    said = " and ".join(word for word in given if word)
-    return f" every {said}" if said else " at the end"
+    interval = " and ".join(part for part in given if part)
+    return f" every {interval}" if interval else " at the end"
 
 
-def _data_words(plan: Plan) -> list[str]:
+def _data_parts(plan: Plan) -> list[str]:
     about = "" if plan.data_prepared else "about "
-    words = [f"{about}{count(plan.data.n_tokens)} tokens"]
+    parts = [f"{about}{count(plan.data.n_tokens)} tokens"]
     if len(plan.data.train) > 1:
-        words.append(f"{len(plan.data.train)} sources")
+        parts.append(f"{len(plan.data.train)} sources")
     if plan.data.validation:
-        words.append(f"{about}{count(plan.data.n_validation_tokens)} held out")
+        parts.append(f"{about}{count(plan.data.n_validation_tokens)} held out")
     if len(plan.data.train) == 1:
-        words.append(f"{plan.epochs[0]:.3g} epochs")
-    return [*words, "prepared" if plan.data_prepared else "will be tokenized first"]
+        parts.append(f"{plan.epochs[0]:.3g} epochs")
+    return [*parts, "prepared" if plan.data_prepared else "will be tokenized first"]
 
 
-def _source_words(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
+def _source_parts(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
     """Of a mixture, one line a source: its share, its tokens, and how often the run reads them."""
     names = source_names(plan.data, recipe)
     sources = zip(names, plan.data.train, plan.data.shares, plan.epochs, strict=True)

@@ -44,13 +44,13 @@ class ReadyToResume:
     plan: Plan
     recipe: Recipe
 
-    def submit(self, *, say: Callable[[str], None]) -> Job:
+    def submit(self, *, report: Callable[[str], None]) -> Job:
         """Start it; UserError if somebody else was faster. Says if launchyard is not what it was."""
         plan = self.plan
         restore_data(self.recipe, plan.data)
         refuse_if_alive(self.run)  # before its record is touched
         if changed := record_again(self.run, take_snapshot(Path.cwd())):
-            say(f"! {'code':<8} {changed}")
+            report(f"! {'code':<8} {changed}")
         return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
 
 

@@ -27,7 +27,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 
 DRAW_SECONDS = 0.1
-LOOK_SECONDS = {True: 0.1, False: 1.0}  # local run directory, remote one
+POLL_SECONDS = {True: 0.1, False: 1.0}  # local run directory, remote one
 ALIVE_SECONDS = {True: 1.0, False: 5.0}
 SILENCE_SECONDS = 5.0  # before it is said that a store does not answer
 ASK_SECONDS = 1.0
@@ -44,7 +44,7 @@ def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -
         return _lost(run, progress, out)
     for line in _last_lines(run, record, out):
         print(plain(line, out), file=out)
-    if presses.heard > 1:
+    if presses.handled > 1:
         return EXIT_INTERRUPTED
     return {"completed": EXIT_DONE, "stopped": EXIT_STOPPED, "failed": EXIT_FAILED}[record.outcome]
 
@@ -63,14 +63,14 @@ def _watch(watcher: _Watcher, view: View, presses: _CtrlC) -> OutcomeRecord | No
         watcher.poll()
         over = watcher.over
         for line in watcher.progress.news():
-            view.say(line)
+            view.print_line(line)
         view.show(watcher.line(), watcher.progress.share())
         if over:
             return watcher.ended
         time.sleep(DRAW_SECONDS)
-        while presses.heard < presses.count:
-            presses.heard += 1
-            watcher.interrupt(presses.heard, view)
+        while presses.handled < presses.count:
+            presses.handled += 1
+            watcher.interrupt(presses.handled, view)
 
 
 class _Watcher:
@@ -82,14 +82,14 @@ class _Watcher:
         self.over = False
         self.ended: OutcomeRecord | None = None
         self._job = job
-        self._looking = run.periodic(self._look, every=LOOK_SECONDS[run.local])
-        self._asking: PeriodicTask | None = None
+        self._refreshing = run.periodic(self._refresh, every=POLL_SECONDS[run.local])
+        self._stopping: PeriodicTask | None = None
         self._checked = 0.0
         self._answered = time.monotonic()
 
     def poll(self) -> None:
         """OSError if a local run directory cannot be read; a store may answer again."""
-        for task in (self._looking, self._asking):
+        for task in (self._refreshing, self._stopping):
             if task is not None:
                 task.poll()
                 if self.run.local and task.failure is not None:
@@ -99,35 +99,35 @@ class _Watcher:
         silent = time.monotonic() - self._answered
         if silent < SILENCE_SECONDS:
             return self.progress.line()
-        said = f": {first_line(str(self._looking.failure), 120)}" if self._looking.failure else ""
-        return f"{self.progress.line()} · its store does not answer for {duration(silent)}{said}"
+        failure = f": {first_line(str(self._refreshing.failure), 120)}" if self._refreshing.failure else ""
+        return f"{self.progress.line()} · its store does not answer for {duration(silent)}{failure}"
 
     def interrupt(self, times: int, view: View) -> None:
         if times == 1:
-            self._asking = self.run.periodic(self._ask, every=ASK_SECONDS)
-            view.say("! saving and stopping after this step; Ctrl-C again ends it now, without a save")
+            self._stopping = self.run.periodic(self._request_stop, every=ASK_SECONDS)
+            view.print_line("! saving and stopping after this step; Ctrl-C again ends it now, without a save")
         elif times == 2 and self._job is not None:
-            self._asking = None
-            view.say("! ending it now; launch resume goes on from the last checkpoint")
+            self._stopping = None
+            view.print_line("! ending it now; launch resume goes on from the last checkpoint")
             from launchyard.launcher.backends.base import load_backend
 
             try:
                 with retry.retry_budget(ASK_SECONDS):
                     load_backend(self._job.backend).cancel(self.run, self._job)
             except OSError as error:
-                view.say(f"! {error}")
+                view.print_line(f"! {error}")
 
-    def _ask(self) -> None:
+    def _request_stop(self) -> None:
         """Once it has been heard it is not said again: a resumed run would take that for its own."""
         self.run.request_stop("stop")
-        self._asking = None
+        self._stopping = None
 
-    def _look(self) -> None:
-        ended = _last_word(self.run)
+    def _refresh(self) -> None:
+        ended = _final_outcome(self.run)
         is_gone = ended is None and self._is_gone()
-        self.progress.look()
+        self.progress.refresh()
         if ended is not None or is_gone:
-            self.ended = ended or _last_word(self.run)
+            self.ended = ended or _final_outcome(self.run)
             self.over = True
         self._answered = time.monotonic()
 
@@ -138,10 +138,10 @@ class _Watcher:
             return False
         self._checked = now
         self._job = newest_job(self.run) or self._job
-        return not owner_alive(self.run, self._job) and _last_word(self.run) is None
+        return not owner_alive(self.run, self._job) and _final_outcome(self.run) is None
 
 
-def _last_word(run: RunDir) -> OutcomeRecord | None:
+def _final_outcome(run: RunDir) -> OutcomeRecord | None:
     """The run's outcome, if it is about its newest attempt."""
     record = run.outcome()
     if record is None:
@@ -154,7 +154,7 @@ class _CtrlC:
     """Counts Ctrl-C instead of raising wherever the program happens to be; from the third on it raises again."""
 
     def __init__(self) -> None:
-        self.count = self.heard = 0
+        self.count = self.handled = 0
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -181,7 +181,7 @@ def _lost(run: RunDir, progress: Progress, out: IO[str]) -> int:
 
 # -- how it is shown -------------------------------------------------------------------------------------------------
 class View(Protocol):
-    def say(self, line: str) -> None: ...
+    def print_line(self, line: str) -> None: ...
     def show(self, line: str, share: float) -> None: ...
 
 
@@ -191,7 +191,7 @@ class _Plain:
     def __init__(self, out: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
         self._clock = clock
-        self._told = 0.0
+        self._printed_at = 0.0
         self._line = ""
 
     def __enter__(self) -> Self:
@@ -200,14 +200,14 @@ class _Plain:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         pass
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         print(plain(line, self._out), file=self._out, flush=True)
 
     def show(self, line: str, share: float) -> None:
-        if self._clock() - self._told >= (PLAIN_SECONDS if line != self._line else 60.0):
-            self._told = self._clock()
+        if self._clock() - self._printed_at >= (PLAIN_SECONDS if line != self._line else 60.0):
+            self._printed_at = self._clock()
             self._line = line
-            self.say(line)
+            self.print_line(line)
 
 
 class _Live:
@@ -228,7 +228,7 @@ class _Live:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         self._console.print(plain(line, self._console.file))
 
     def show(self, line: str, share: float) -> None:
@@ -237,5 +237,5 @@ class _Live:
         width = 30
         done = round(share * width)
         full, empty = ("━", "─") if self._boxes else ("#", "-")
-        said = plain(line, self._console.file)
-        self._live.update(Text.assemble((full * done, "green"), (empty * (width - done), "bright_black"), f"  {said}"))
+        text = plain(line, self._console.file)
+        self._live.update(Text.assemble((full * done, "green"), (empty * (width - done), "bright_black"), f"  {text}"))

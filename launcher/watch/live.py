@@ -29,7 +29,7 @@ from launchyard.run.tail import RowTail
 from launchyard.storage.errors import StoreError
 from launchyard.training.telemetry.phases import PHASES
 
-LOOK_SECONDS = {True: 1.0, False: 5.0}  # local run directory, remote one
+REFRESH_SECONDS = {True: 1.0, False: 5.0}  # local run directory, remote one
 ASK_SECONDS = 10.0  # between two questions to a scheduler
 ALL_SECONDS = 2.0
 PLAIN_SECONDS = 10.0
@@ -79,20 +79,20 @@ class Watched:
         self._state = state_of(run)
         self._asked = time.monotonic()
 
-    def look(self) -> Facts:
+    def refresh(self) -> Facts:
         """OSError if it cannot be read now; the next look goes on from there."""
         now = time.monotonic()
         if self._state.job_id is None or now - self._asked >= ASK_SECONDS:
             self._state = state_of(self._run)
             self._asked = now
-        self._turn_to_newest()
+        self._switch_to_newest()
         if self._attempt is not None:
             self._events += self._event_tail.rows()
             for row in self._row_tail.rows():
                 self._take(row)
         return self._facts()
 
-    def _turn_to_newest(self) -> None:
+    def _switch_to_newest(self) -> None:
         attempts = self._run.attempts()
         if not attempts or attempts[-1] == self._attempt:
             return
@@ -118,7 +118,7 @@ class Watched:
 
     def _facts(self) -> Facts:
         saved = [float(event["time"]) for event in self._events if event.get("event") == names.SAVED]
-        held = [event for event in self._events if event.get("event") == names.VALIDATED]
+        validations = [event for event in self._events if event.get("event") == names.VALIDATED]
         last = self._recent[-1] if self._recent else {}
         return Facts(
             state=self._state,
@@ -128,7 +128,7 @@ class Watched:
             phases=self._phases(),
             goodput=dict(self._ledger.seconds) if self._ledger is not None else {},
             saved_at=saved[-1] if saved else None,
-            validation=(int(held[-1]["step"]), float(held[-1]["loss"])) if held else None,
+            validation=(int(validations[-1]["step"]), float(validations[-1]["loss"])) if validations else None,
             out_of_line=_out_of_line(self._events),
             attempts=0 if self._attempt is None else self._attempt + 1,
         )
@@ -165,12 +165,12 @@ def lines(facts: Facts, *, width: int = 80, now: float | None = None, blocks: bo
         ("goodput", _goodput(facts, width)),
         ("saved", _saved(facts, now)),
     ]
-    rows += [("ranks", said) for said in _ranks(facts)]
+    rows += [("ranks", text) for text in _ranks(facts)]
     rows.append(("message", facts.state.message))
     return [
         cut(_head(facts, width, now), width),
         *([cut(_bar(facts, width, blocks), width)] if facts.state.max_steps else []),
-        *(cut(f"  {name:<9}{said}", width) for name, said in rows if said),
+        *(cut(f"  {name:<9}{text}", width) for name, text in rows if text),
     ]
 
 
@@ -180,12 +180,12 @@ def cut(text: str, width: int) -> str:
 
 def _head(facts: Facts, width: int, now: float) -> str:
     state = facts.state
-    words = [state.state + (f" ({state.reason})" if state.reason else "")]
+    parts = [state.state + (f" ({state.reason})" if state.reason else "")]
     if state.attempt is not None:
-        words.append(f"attempt {state.attempt}" + (f" on {state.host}" if state.host else ""))
+        parts.append(f"attempt {state.attempt}" + (f" on {state.host}" if state.host else ""))
     if state.queue:
-        words.append(state.queue)
-    left = f"{state.run_id}  {' · '.join(words)}"
+        parts.append(state.queue)
+    left = f"{state.run_id}  {' · '.join(parts)}"
     clock = time.strftime("%H:%M:%S", time.localtime(now))
     return f"{left:<{width - len(clock)}}{clock}" if len(left) < width - len(clock) else left
 
@@ -196,21 +196,21 @@ def _bar(facts: Facts, width: int, blocks: bool) -> str:
     most = state.max_steps or 1
     share = min(1.0, step / most)
     shown = f"{count(step)}/{count(most)}" if most >= 100_000 else f"{step}/{most}"
-    said = f"  step {shown}  {share:4.0%}"
+    label = f"  step {shown}  {share:4.0%}"
     if state.eta_seconds is not None:
-        said += f"  ETA {duration(state.eta_seconds)}"
-    room = max(10, width - len(said) - 2)
+        label += f"  ETA {duration(state.eta_seconds)}"
+    columns = max(10, width - len(label) - 2)
     full, empty = ("━", "─") if blocks else ("#", "-")
-    done = round(share * room)
-    return f"  {full * done}{empty * (room - done)}{said}"
+    done = round(share * columns)
+    return f"  {full * done}{empty * (columns - done)}{label}"
 
 
 def _loss(facts: Facts, width: int, blocks: bool) -> str:
     if not facts.losses:
         return ""
-    held = f"  validation {facts.validation[1]:.3f}" if facts.validation is not None else ""
+    end = f"  validation {facts.validation[1]:.3f}" if facts.validation is not None else ""
     now = f"{facts.losses[-1]:<8.3f}"
-    return f"{now}{sparkline(facts.losses, width=max(8, width - 11 - len(now) - len(held)), blocks=blocks)}{held}"
+    return f"{now}{sparkline(facts.losses, width=max(8, width - 11 - len(now) - len(end)), blocks=blocks)}{end}"
 
 
 def _speed(facts: Facts, width: int, blocks: bool) -> str:
@@ -225,10 +225,10 @@ def _speed(facts: Facts, width: int, blocks: bool) -> str:
 
 def _shares(shares: dict[str, float], width: int) -> str:
     """The largest first, as many as there is room for."""
-    words = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in sorted(shares.items(), key=lambda one: -one[1])]
-    while words and len(" · ".join(words)) > width - 11:
-        words.pop()
-    return " · ".join(words)
+    parts = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in sorted(shares.items(), key=lambda one: -one[1])]
+    while parts and len(" · ".join(parts)) > width - 11:
+        parts.pop()
+    return " · ".join(parts)
 
 
 def _goodput(facts: Facts, width: int) -> str:
@@ -263,9 +263,9 @@ def watch(run: RunDir, *, as_json: bool = False, out: IO[str] | None = None) -> 
         watched = Watched(run)
         while True:
             try:
-                facts = watched.look()
+                facts = watched.refresh()
             except StoreError as error:
-                screen.complain(f"its store does not answer: {error}")
+                screen.show_error(f"its store does not answer: {error}")
             else:
                 over = not facts.state.alive and facts.state.state != "pending"
                 if as_json:
@@ -274,7 +274,7 @@ def watch(run: RunDir, *, as_json: bool = False, out: IO[str] | None = None) -> 
                     screen.show(lines(facts, width=screen.width, blocks=can_draw(out)), last=over)
                 if over:
                     break
-            time.sleep(LOOK_SECONDS[run.local])
+            time.sleep(REFRESH_SECONDS[run.local])
     return EXIT_DONE
 
 
@@ -298,7 +298,7 @@ class Screen:
         self._changing = changing
         self._live: Any = None
         self._page: list[str] = []
-        self._told = float("-inf")
+        self._printed_at = float("-inf")
 
     def __enter__(self) -> Self:
         if self._out.isatty():
@@ -331,16 +331,16 @@ class Screen:
         elif page[self._changing :] != self._page[self._changing :] and (last or self._is_time()):
             print(plain("\n".join(page), self._out), file=self._out, flush=True)
             self._page = page
-            self._told = time.monotonic()
+            self._printed_at = time.monotonic()
 
     def _is_time(self) -> bool:
-        return time.monotonic() - self._told >= PLAIN_SECONDS
+        return time.monotonic() - self._printed_at >= PLAIN_SECONDS
 
-    def complain(self, said: str) -> None:
+    def show_error(self, message: str) -> None:
         """Below the last page; nothing without a terminal."""
         if self._live is not None:
             page = self._page
-            self.show([*page, cut(f"  ! {said}", self.width)])
+            self.show([*page, cut(f"  ! {message}", self.width)])
             self._page = page
 
 

@@ -33,14 +33,14 @@ class Progress:
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)  # time, step, tokens
         self._news: deque[str] = deque()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Take in what is new. OSError if it cannot be read now; the next look goes on from there."""
-        self._look_for_attempt()
+        self._refresh_attempt()
         if self._attempt is None:
             return
-        told = self._events.rows()
+        recorded = self._events.rows()
         with self._lock:
-            for event in told:
+            for event in recorded:
                 self._news.extend(self._on_event(event))
         rows = self._rows.rows()
         with self._lock:
@@ -83,7 +83,7 @@ class Progress:
             each = (ended - began) / (step1 - step0)
         return speed, None if left is None else left * each
 
-    def _look_for_attempt(self) -> None:
+    def _refresh_attempt(self) -> None:
         attempts = self._run.attempts()
         if not attempts or attempts[-1] == self._attempt:
             return

@@ -11,7 +11,7 @@ from launchyard.launcher.sandbox.monitoring.observers import find_prometheus, re
 @pytest.fixture(scope="session")
 def prometheus() -> str:
     try:
-        return require_prometheus(say=print)
+        return require_prometheus(report=print)
     except UserError as error:
         pytest.skip(f"no Prometheus here: {error}")
 

@@ -68,7 +68,7 @@ def test_our_series_are_good_series(promtool: str, tmp_path: Path) -> None:
 
     made = Made(tmp_path, clock=time.time() - 60)
     made.begin(alive=True)
-    assert run(promtool, "check", "metrics", stdin=exposition(Monitor(Discovery()).look())) == ""
+    assert run(promtool, "check", "metrics", stdin=exposition(Monitor(Discovery()).refresh())) == ""
     exporter = Exporter(rank=0, host="127.0.0.1")
     try:
         for metric in METRICS:

@@ -30,7 +30,7 @@ def sandbox(*words: str) -> Result:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prometheus: str) -> Iterator[Path]:
     """A user's folders, a machine with nothing but Prometheus, and nothing left running at the end."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(service, "require_prometheus", lambda say: prometheus)
+    monkeypatch.setattr(service, "require_prometheus", lambda report: prometheus)
     monkeypatch.setattr(service, "find_grafana", lambda: None)
     monkeypatch.setattr(service, "has_docker", lambda: False)
     yield tmp_path
@@ -88,5 +88,5 @@ def test_a_machine_without_prometheus_is_told_how_to_get_one(home: Path, monkeyp
     monkeypatch.setattr(observers.shutil, "which", lambda *words, **how: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     with pytest.raises(UserError, match="not installed") as error:
-        observers.require_prometheus(say=print)
+        observers.require_prometheus(report=print)
     assert "prometheus.io/download" in str(error.value.hint)

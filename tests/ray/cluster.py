@@ -55,8 +55,8 @@ class RayCluster:
 
         def seen() -> str:
             found = self.site.dashboard.ask(job)
-            over = found.state == "gone" if not states else found.word in states
-            return (found.word or "GONE") if over else ""
+            over = found.state == "gone" if not states else found.scheduler_state in states
+            return (found.scheduler_state or "GONE") if over else ""
 
         return str(self.wait(seen, f"job {job}", seconds))
 
@@ -104,7 +104,7 @@ class RayCluster:
         for node in self.nodes:
             if self.site.pid(node) is not None and node not in self.site.alive():  # drained, or cut off
                 self.site.crash(node)
-        self.site.mend()
+        self.site.repair()
 
 
 def _is_ours(process: psutil.Process) -> bool:

@@ -23,7 +23,7 @@ from launchyard.launcher.backends.cluster import Cluster, load_cluster
 from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
-from launchyard.launcher.backends.ray.owner import agent_words
+from launchyard.launcher.backends.ray.owner import attempt_argv
 from launchyard.launcher.backends.ray.placement import shortage
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
@@ -120,7 +120,7 @@ def test_agents_get_their_words() -> None:
         attempt=3, backend="ray", job_id="j", host="h", pid=1, pid_started=0, created=0, nnodes=1, nproc_per_node=1,
         device="cpu",
     )  # fmt: skip
-    words = agent_words(agent, job, "10.0.0.1:61000")
+    words = attempt_argv(agent, job, "10.0.0.1:61000")
     assert words[:5] == ["-P", "-u", "-m", "launchyard.launcher.agent.node", "/runs/small-ab12"]
     assert {"--attempt=3", "--nnodes=1", "--rdzv-endpoint=10.0.0.1:61000"} < set(words)
     assert not any("{" in word for word in words)
@@ -252,7 +252,7 @@ def test_states(server: str) -> None:
     ray = Dashboard(server)
     for word, state in {"PENDING": "queued", "RUNNING": "running", "STOPPED": "gone", "FAILED": "gone"}.items():
         Answers.replies["/api/jobs/j"] = 200, json.dumps({"status": word, "message": None}).encode()
-        assert (ray.ask("j").state, ray.ask("j").word) == (state, word)
+        assert (ray.ask("j").state, ray.ask("j").scheduler_state) == (state, word)
     assert ray.ask("other").state == "gone"
     assert Dashboard("http://127.0.0.1:9").ask("j").state == "unknown"
 

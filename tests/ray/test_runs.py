@@ -32,7 +32,7 @@ def test_a_run_is_the_same_as_on_one_machine(nodes: int, place: Site) -> None:
     assert len({run.node(rank) for rank in range(nodes)}) == nodes
     assert "completed all 30 steps" in run.why()
     assert run.status()["state"] == "completed"
-    assert run.cluster.site.dashboard.ask(run.job).word == "SUCCEEDED"
+    assert run.cluster.site.dashboard.ask(run.job).scheduler_state == "SUCCEEDED"
 
 
 def test_a_run_that_finds_no_room_says_so_and_can_be_taken_back(place: Site) -> None:

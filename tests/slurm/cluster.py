@@ -126,7 +126,7 @@ class SlurmCluster:
 
     def settle(self) -> None:
         """As at the start: every daemon lives, no job is left, every node is idle."""
-        self.site.mend()
+        self.site.repair()
         self.run("scancel", "--quiet", "--full", f"--user={os.getuid()}")
         end_all(process for process in self.processes() if _name(process) != "slurmstepd")  # without KillWait
         for node, state in self.site.node_states().items():

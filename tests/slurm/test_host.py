@@ -31,7 +31,7 @@ def make_program(folder: Path, name: str, script: str = "") -> None:
 
 def require(**asked: bool) -> list[str]:
     said: list[str] = []
-    host.require(**{"accounting": False, "cgroup": False, **asked}, say=said.append)
+    host.require(**{"accounting": False, "cgroup": False, **asked}, report=said.append)
     return said
 
 
@@ -123,4 +123,4 @@ def test_before_the_first_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="is not up"):
         service.environment()
     with pytest.raises(UserError, match=r"cannot be like this: nodes: .*greater"):
-        service.up(say=print, nodes=0)
+        service.up(report=print, nodes=0)

@@ -55,7 +55,7 @@ def home() -> Iterator[Path]:
 @pytest.fixture
 def site(home: Path) -> Site:
     """One that runs, with all its nodes."""
-    facts = service.up(say=lambda _: None)
+    facts = service.up(report=lambda _: None)
     assert facts.running
     return Site(Path(facts.folder))
 
@@ -161,7 +161,7 @@ def test_down_leaves_nothing_but_runs_and_logs(home: Path) -> None:
     """Also of jobs that have left their session, and of jobs whose slurmd was killed before."""
     before = machine()
     service.down()
-    site = Site(Path(service.up(say=lambda _: None, kill_wait_seconds=30).folder))
+    site = Site(Path(service.up(report=lambda _: None, kill_wait_seconds=30).folder))
     during = machine()
     assert {key: value for key, value in during.items() if key != "groups"} == {
         key: value for key, value in before.items() if key != "groups"
@@ -230,7 +230,7 @@ ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as a process that was always this user
 site = Site(Path(sys.argv[1]))
 ask = "id -u; hostname; echo $CUDA_VISIBLE_DEVICES; grep CapEff /proc/self/status"
 try:
-    slurm_host.require(accounting=False, cgroup=False, say=print)
+    slurm_host.require(accounting=False, cgroup=False, report=print)
     site.start(Settings(nodes=2))
     site.try_out()
     print(site.run("srun", "-N1", "--gpus-per-node=1", "sh", "-c", ask).stdout)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.request import Ask
-from launchyard.launcher.backends.slurm.client import in_words, refusal
+from launchyard.launcher.backends.slurm.client import describe_reason, refusal
 from launchyard.launcher.backends.slurm.request import agent_argv, sbatch_text
 from launchyard.launcher.submit.launch import Request, make_ready
 from launchyard.run.records import Shape
@@ -121,13 +121,13 @@ def test_containers_get_their_words_as_they_are() -> None:
     assert words[words.index("apptainer") :][:5] == ["apptainer", "exec", "--nv", "--bind=/a b:/c", "/i m.sqsh"]
 
 
-def test_reasons_in_words() -> None:
-    assert in_words("(Resources)") == "the nodes it needs are in use (Resources)"
-    assert in_words("SomethingNew") == "SomethingNew"
-    assert in_words("ReqNodeNotAvail, UnavailableNodes:node[1-3]").startswith(
+def test_reasons_describe_reason() -> None:
+    assert describe_reason("(Resources)") == "the nodes it needs are in use (Resources)"
+    assert describe_reason("SomethingNew") == "SomethingNew"
+    assert describe_reason("ReqNodeNotAvail, UnavailableNodes:node[1-3]").startswith(
         "a node it asks for is not available (Req"
     )
-    assert in_words("None") == ""
+    assert describe_reason("None") == ""
     said = (
         "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition"
     )

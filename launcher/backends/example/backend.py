@@ -71,20 +71,20 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any], *, worker_modu
     worker_module: for tests without torch.
     """
     refuse_if_alive(run)
-    told = plan.request
-    assert isinstance(told, ExampleRequest)
+    planned = plan.request
+    assert isinstance(planned, ExampleRequest)
     waiting = Submission(
         backend="example",
         submitted=time.time(),
         env=plan.environment,
         overrides=overrides,
-        place=told.place,
+        place=planned.place,
         **plan.shape.model_dump(),
     )
     env = python_environment({**own_environment(), **plan.environment}, code=keep_code(run))
 
     def start(path: str) -> subprocess.Popen[bytes]:
-        argv = [path if word == JOB else word for word in told.argv]
+        argv = [path if argument == JOB else argument for argument in planned.argv]
         with _log_path(run, Path(path).stem).open("ab") as log:
             return subprocess.Popen(
                 [*argv, f"--worker-module={worker_module}"],
@@ -96,7 +96,7 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any], *, worker_modu
             )
 
     def send(number: int) -> str:
-        return Spool(told.place.get("spool")).submit(told.text, start)
+        return Spool(planned.place.get("spool")).submit(planned.text, start)
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run, number))
 
@@ -110,13 +110,13 @@ def _take_back(run: RunDir, number: int) -> None:
                 os.rmdir(run.path(layout.SUBMISSIONS))
 
 
-def look(run: RunDir, job: Job) -> JobStatus:
+def poll(run: RunDir, job: Job) -> JobStatus:
     return spool_of(run).ask(job.job_id)
 
 
 def is_alive(run: RunDir, job: Job) -> bool:
     """Waiting or running; on another machine, which cannot ask the queue, by its heartbeat."""
-    seen = look(run, job)
+    seen = poll(run, job)
     if seen.state == "unknown":
         return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
     return seen.state != "gone"
@@ -144,7 +144,7 @@ def job_log(run: RunDir) -> str:
 
 
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
-    if look(run, job).state == "unknown":
+    if poll(run, job).state == "unknown":
         raise LaunchError(f"job {job.job_id} runs on {job.host}", hint=f"do it on {job.host}")
     done = subprocess.run([*python_words(sys.executable), *argv], capture_output=True, text=True, check=False)
     if done.returncode:

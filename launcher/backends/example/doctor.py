@@ -25,8 +25,8 @@ def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iter
     spool = Spool(options.spool)
     there = next(path for path in (spool.folder, *spool.folder.parents) if path.exists())
     if not os.access(there, os.W_OK):
-        cure = "example.spool of the cluster file: a folder that you may write"
-        yield Finding(what="queue", level="error", found=f"{there} cannot be written", cure=cure)
+        fix = "example.spool of the cluster file: a folder that you may write"
+        yield Finding(what="queue", level="error", found=f"{there} cannot be written", fix=fix)
         return
     found = f"{spool.folder} · {options.slots} at a time, {len(spool.jobs())} there now"
     yield Finding(what="queue", level="ok", found=found)
@@ -42,6 +42,6 @@ def _node(cluster: Cluster, folder: str) -> Iterator[Finding]:
     argv = [*python_words(sys.executable), "-m", PROBE, folder, token]
     done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
-        yield Finding(what="node", level="error", found=done.stderr.strip()[-500:], cure="see the message")
+        yield Finding(what="node", level="error", found=done.stderr.strip()[-500:], fix="see the message")
         return
     yield from node_findings(json.loads(done.stdout))

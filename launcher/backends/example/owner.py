@@ -36,9 +36,9 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
             time.sleep(POLL_SECONDS)
         return submission.shape
 
-    def run_nodes(job: Job, look: Callable[[], None]) -> OutcomeRecord:
+    def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         node = Node(run, job.attempt, job.shape, worker_module=worker_module)
-        return run_attempt(node, signals=signals, on_poll=look)
+        return run_attempt(node, signals=signals, on_poll=on_poll)
 
     return Owner(
         run,
@@ -49,7 +49,7 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
         signals,
         run_nodes,
         witness,
-        make_room=wait_for_turn,
+        acquire_resources=wait_for_turn,
     )
 
 

@@ -72,8 +72,8 @@ def remembered(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def owner_argv(python: str, run_url: str, shape: Shape) -> list[str]:
-    words = [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    return [*python_words(python), "-m", OWNER, run_url, *words]
+    options = [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
+    return [*python_words(python), "-m", OWNER, run_url, *options]
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def is_alive(run: RunDir, job: Job) -> bool:
     return heartbeat_age(run, job.attempt) < LEASE_SECONDS
 
 
-def look(run: RunDir, job: Job) -> None:
+def poll(run: RunDir, job: Job) -> None:
     """Nobody schedules here."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
     host = probe_host()
     if find_spec("torch") is None:
-        yield Finding(what="torch", level="error", found="not installed", cure="pip install 'launchyard[train]'")
+        yield Finding(what="torch", level="error", found="not installed", fix="pip install 'launchyard[train]'")
     else:
         yield Finding(what="torch", level="ok", found=metadata.version("torch"))
     gpus = ", ".join(sorted({gpu.name for gpu in host.gpus}))

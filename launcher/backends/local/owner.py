@@ -21,7 +21,7 @@ from launchyard.launcher.agent.conclusion import exit_code
 from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
-from launchyard.launcher.agent.signals import Signals, say
+from launchyard.launcher.agent.signals import Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import WORKER, Node
 from launchyard.launcher.backends.base import witness
 from launchyard.run.records import Job, OutcomeRecord, Shape
@@ -31,9 +31,9 @@ from launchyard.run.rundir import RunDir
 def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], signals: Signals) -> Owner:
     """`request`: what the launcher has sent, overrides and worker_module."""
 
-    def run_nodes(job: Job, look: Callable[[], None]) -> OutcomeRecord:
+    def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
-        return run_attempt(node, signals=signals, on_poll=look)
+        return run_attempt(node, signals=signals, on_poll=on_poll)
 
     return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, witness)
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         _answer(reply, {"error": str(error), "hint": getattr(error, "hint", None)})
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
-    say(f"process {os.getpid()} owns attempt {job.attempt}")
+    log_line(f"process {os.getpid()} owns attempt {job.attempt}")
     _answer(reply, {"job": job.model_dump(mode="json")})
     try:
         return exit_code(owner.own(job))

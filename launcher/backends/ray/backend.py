@@ -57,19 +57,19 @@ def first_process(cluster: Cluster, ask: Ask) -> Process:
 
 
 def remembered(plan: dict[str, Any]) -> dict[str, Any]:
-    told = stored_request(plan)
+    stored = stored_request(plan)
     names = (("cpus", "CPU"), ("gpus", "GPU"))
-    node = {key: int(told.bundle[name]) for key, name in names if name in told.bundle}
-    return {"ray": told.place, "node": node}
+    node = {key: int(stored.bundle[name]) for key, name in names if name in stored.bundle}
+    return {"ray": stored.place, "node": node}
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
 def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
     """Send the request to Ray Jobs. UserError with Ray's reason if it refuses; nothing is queued then."""
     refuse_if_alive(run)
-    told = plan.request
-    assert isinstance(told, RayRequest)
-    place = reach(told)
+    planned = plan.request
+    assert isinstance(planned, RayRequest)
+    place = reach(planned)
     ray = dashboard(place)
     with refusals():
         ray.version()  # before anything is written
@@ -86,19 +86,19 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
 
     def send(number: int) -> str:
         with refusals():
-            return ray.submit(ray_request.filled(told.job, job_id=job_id, code=send_code(ray)))
+            return ray.submit(ray_request.filled(planned.job, job_id=job_id, code=send_code(ray)))
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run))
 
 
-def reach(told: RayRequest) -> dict[str, Any]:
+def reach(request: RayRequest) -> dict[str, Any]:
     """Where Ray is. Without an address it is the one of this machine, started for the first run that needs it."""
-    place: dict[str, Any] = {key: told.place[key] for key in ("address", "token_file") if key in told.place}
+    place: dict[str, Any] = {key: request.place[key] for key in ("address", "token_file") if key in request.place}
     if "address" in place:
         return place
     from launchyard.launcher.sandbox.ray import service as here
 
-    return {"address": here.for_run(told.nodes, told.bundle)}
+    return {"address": here.for_run(request.nodes, request.bundle)}
 
 
 @contextlib.contextmanager
@@ -130,13 +130,13 @@ def _take_back(run: RunDir) -> None:
 
 
 # -- looking and ending ----------------------------------------------------------------------------------------------
-def look(run: RunDir, job: Job) -> JobStatus:
+def poll(run: RunDir, job: Job) -> JobStatus:
     """The job as Ray sees it. One that runs and waits for its nodes is in a queue all the same, and says why."""
     seen = of_run(run).ask(job.job_id)
     if seen.state == "running" and (reason := run.waiting(job.job_id)) is not None:
-        return JobStatus("queued", seen.word, reason)
+        return JobStatus("queued", seen.scheduler_state, reason)
     if seen.state == "queued":
-        return JobStatus("queued", seen.word, seen.reason or "Ray is starting it")
+        return JobStatus("queued", seen.scheduler_state, seen.reason or "Ray is starting it")
     return seen
 
 
@@ -150,7 +150,7 @@ def of_run(run: RunDir) -> Dashboard:
 
 def is_alive(run: RunDir, job: Job) -> bool:
     """Waiting or running; while the dashboard is away, by its heartbeat."""
-    seen = look(run, job)
+    seen = poll(run, job)
     if seen.state == "unknown":
         return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
     return seen.state != "gone"
@@ -171,8 +171,8 @@ def cancel(run: RunDir, job: Job) -> None:
         if not ray.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
             raise LaunchError(f"job {job.job_id} is still ending", hint=f"ray job status {job.job_id}")
     if (seen := ray.ask(job.job_id)).state == "unknown":  # the request stays, for an owner that reads it
-        said = f"job {job.job_id} was asked to end, and Ray does not tell whether it has: {seen.reason}"
-        raise LaunchError(said, hint="try again when its dashboard is back")
+        message = f"job {job.job_id} was asked to end, and Ray does not tell whether it has: {seen.reason}"
+        raise LaunchError(message, hint="try again when its dashboard is back")
     record_cancel(run, job)
     run.clear_stop()
     run.clear_waiting()
@@ -184,32 +184,34 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     last = run.read_json(name)[-1]
-    told = stored_request(run.read_json(layout.PLAN))
+    stored = stored_request(run.read_json(layout.PLAN))
     ray = of_run(run)
-    said = list[str]()
+    printed = list[str]()
     node_id = str(last["node_id"])
-    request = ray_request.short_job(told.job, node_id=node_id, argv=argv, code=send_code(ray))
-    failed = run_job(ray, request, say=said.append)
+    request = ray_request.short_job(stored.job, node_id=node_id, argv=argv, code=send_code(ray))
+    failed = run_job(ray, request, on_output=printed.append)
     if failed is not None:
         raise LaunchError(f"no process could run on {last['host']}: {failed}")
-    return "".join(said)
+    return "".join(printed)
 
 
-def run_job(ray: Dashboard, request: dict[str, Any], *, say: Callable[[str], None] = lambda said: None) -> str | None:
+def run_job(
+    ray: Dashboard, request: dict[str, Any], *, on_output: Callable[[str], None] = lambda printed: None
+) -> str | None:
     """A job to its end; why it failed, if it did. `say` gets all that it has printed."""
     job_id = ray.submit(request)
     if not ray.wait_gone(job_id, seconds=STEP_SECONDS):
         ray.stop(job_id)
         return f"it did not end within {STEP_SECONDS:.0f} s"
-    said = ray.logs(job_id)
-    say(said)
-    if ray.ask(job_id).word == "SUCCEEDED":
+    printed = ray.logs(job_id)
+    on_output(printed)
+    if ray.ask(job_id).scheduler_state == "SUCCEEDED":
         return None
-    return (said.strip().splitlines() or ["no word"])[-1]
+    return (printed.strip().splitlines() or ["no word"])[-1]
 
 
 def job_log(run: RunDir) -> str:
     """What the newest job has printed: the owner's words and its agents'."""
     newest = run.newest_submission()
-    said = of_run(run).logs(newest.job_id) if newest else ""
-    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith(_NOT_OURS))
+    printed = of_run(run).logs(newest.job_id) if newest else ""
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(_NOT_OURS))

@@ -49,9 +49,9 @@ class Dashboard:
             return JobStatus("unknown", reason=str(error))
         if found is None:
             return JobStatus("gone")
-        word = str(found.get("status", ""))
+        status = str(found.get("status", ""))
         message = str(found.get("message") or "")
-        return JobStatus(_STATES.get(word, "gone"), word, message if word == "PENDING" else "")
+        return JobStatus(_STATES.get(status, "gone"), status, message if status == "PENDING" else "")
 
     def stop(self, job_id: str) -> None:
         """As `ray job stop`: TERM for its entrypoint. LaunchError if the dashboard does not take it."""
@@ -88,25 +88,25 @@ class Dashboard:
         """A zip that nodes can be told to use; its URI. One that is there is not sent again."""
         path = f"/api/packages/gcs/{name}"
         if self._send("GET", path, None, CONNECT_SECONDS)[0] == http.HTTPStatus.NOT_FOUND:
-            status, said = self._send("PUT", path, package, ANSWER_SECONDS)
+            status, answer = self._send("PUT", path, package, ANSWER_SECONDS)
             if status != http.HTTPStatus.OK:
-                raise LaunchError(f"{self.address} does not take our code: {_last_line(said)}")
+                raise LaunchError(f"{self.address} does not take our code: {_last_line(answer)}")
         return f"gcs://{name}"
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
     def _ask(self, method: str, path: str, body: Any = None, *, seconds: float = ANSWER_SECONDS) -> Any:
         """The JSON of an answer; None for what is not there (404). UserError for what Ray refuses."""
         raw = None if body is None else json.dumps(body).encode()
-        status, said = self._send(method, path, raw, seconds)
+        status, answer = self._send(method, path, raw, seconds)
         if status == http.HTTPStatus.NOT_FOUND:
             return None
         if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
             hint = "ray.token_file of the cluster names the file with its token"
             raise UserError(f"{self.address} does not let us in ({status})", hint=hint)
         if status != http.HTTPStatus.OK:
-            raise UserError(f"Ray refuses {method} {path}: {_last_line(said)}")
+            raise UserError(f"Ray refuses {method} {path}: {_last_line(answer)}")
         try:
-            return json.loads(said)
+            return json.loads(answer)
         except ValueError as error:
             hint = "see ray.address of the cluster"
             raise UserError(f"{self.address} answers, but is no Ray dashboard", hint=hint) from error
@@ -121,9 +121,9 @@ class Dashboard:
                 answer = line.getresponse()
                 return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
-            said = str(error) or type(error).__name__
+            detail = str(error) or type(error).__name__
             hint = "ray.address of the cluster file; launch doctor --cluster NAME tells more"
-            raise AwayError(f"no Ray dashboard answers at {self.address} ({said})", hint=hint) from error
+            raise AwayError(f"no Ray dashboard answers at {self.address} ({detail})", hint=hint) from error
 
     def _connection(self, seconds: float) -> http.client.HTTPConnection:
         where = urllib.parse.urlsplit(self.address)
@@ -155,7 +155,7 @@ def _read_token(path: str) -> str:
         raise UserError(f"ray.token_file: {path}: {(error.strerror or str(error)).lower()}") from error
 
 
-def _last_line(said: bytes) -> str:
+def _last_line(answer: bytes) -> str:
     """Of a traceback, what it is about."""
-    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in answer.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1][:500] if lines else "no word"

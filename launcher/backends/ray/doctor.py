@@ -34,51 +34,51 @@ def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iter
         version = str(ray.version()["ray_version"])
         nodes = [node for node in ray.nodes() if node.get("raylet", {}).get("state") == "ALIVE"]
     except LaunchError as error:
-        yield Finding(what="Ray", level="error", found=str(error), cure=error.hint or "")
+        yield Finding(what="Ray", level="error", found=str(error), fix=error.hint or "")
         return
     yield _version(version)
-    yield _room(cluster, nodes)
+    yield _capacity(cluster, nodes)
     if folder is not None:
         yield from _node(cluster, ray, folder)
 
 
 def _version(version: str) -> Finding:
-    numbers = tuple(int(word) for word in re.findall(r"\d+", version)[:2])
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST:
-        cure = f"Ray {'.'.join(map(str, OLDEST))} or later"
-        return Finding(what="Ray", level="warning", found=f"{version}: not tried with this version", cure=cure)
+        fix = f"Ray {'.'.join(map(str, OLDEST))} or later"
+        return Finding(what="Ray", level="warning", found=f"{version}: not tried with this version", fix=fix)
     return Finding(what="Ray", level="ok", found=version)
 
 
-def _room(cluster: Cluster, nodes: list[dict[str, Any]]) -> Finding:
+def _capacity(cluster: Cluster, nodes: list[dict[str, Any]]) -> Finding:
     """How many nodes have what a run asks of each?"""
     asked = ray_request.bundle_of(cluster, _ask(cluster, "", cluster.node.gpus or 0))
-    words = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    amounts = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
     totals = [node["raylet"].get("resourcesTotal", {}) for node in nodes]
     fit = sum(all(total.get(name, 0) >= amount for name, amount in asked.items()) for total in totals)
-    found = f"{len(nodes)} alive, {fit} of them with {words} or more"
+    found = f"{len(nodes)} alive, {fit} of them with {amounts} or more"
     if fit:
         return Finding(what="nodes", level="ok", found=found)
-    return Finding(what="nodes", level="error", found=found, cure="node and ray.resources of the cluster file")
+    return Finding(what="nodes", level="error", found=found, fix="node and ray.resources of the cluster file")
 
 
 def _node(cluster: Cluster, ray: Dashboard, folder: str) -> Iterator[Finding]:
     """From a node itself: the environment, the way back, the storage."""
     token = secrets.token_hex(8)
-    said = list[str]()
+    printed = list[str]()
     files.write(f"{folder}/{token}", token.encode())
     argv = ["-m", "launchyard.launcher.doctor.node_probe", folder, token]
-    told = ray_request.make_request(cluster, _ask(cluster, folder, 0))
+    planned = ray_request.make_request(cluster, _ask(cluster, folder, 0))
     try:
         code = send_code(ray)
-        request = ray_request.short_job(told.job, argv=argv, code=code)
-        failed = run_job(ray, request, say=said.append)
+        request = ray_request.short_job(planned.job, argv=argv, code=code)
+        failed = run_job(ray, request, on_output=printed.append)
     except LaunchError as error:
         failed = str(error)
-    answers = re.findall(r"\{.*\}", "".join(said))
+    answers = re.findall(r"\{.*\}", "".join(printed))
     if failed is not None or not answers:
-        cure = "has the Python of the nodes launchyard's packages and Ray? ray.python and ray.runtime_env"
-        yield Finding(what="node", level="error", found=(failed or "it left no word")[-500:], cure=cure)
+        fix = "has the Python of the nodes launchyard's packages and Ray? ray.python and ray.runtime_env"
+        yield Finding(what="node", level="error", found=(failed or "it left no word")[-500:], fix=fix)
         return
     yield from node_findings(json.loads(answers[-1]))
 

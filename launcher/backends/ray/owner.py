@@ -20,18 +20,18 @@ from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import NODE_LOST
 from launchyard.launcher.agent.root_cause import find_cause
-from launchyard.launcher.agent.signals import CANCELLED, Signals, say
+from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
 from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.ray.node_actor import Agent
-from launchyard.launcher.backends.ray.placement import Room, cluster_nodes, draining, find_room, lost_nodes
+from launchyard.launcher.backends.ray.placement import Reservation, cluster_nodes, draining, lost_nodes, reserve_nodes
 from launchyard.launcher.format import first_line
 from launchyard.run import layout
 from launchyard.run.records import Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
 
 START_SECONDS = 180.0  # for the actors of all nodes to come up; a runtime environment may have to be installed
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 DRAIN_SECONDS = 1.0
 AFTER_FIRST_SECONDS = 60.0  # from the end of one node's agent to the end of all
 AFTER_LOSS_SECONDS = 2 * SURVIVOR_SECONDS  # the same when an actor has died: others wait for it in vain
@@ -60,7 +60,7 @@ class InCluster:
         self._bundle = bundle
         self._sizes = sizes
         self._wait_seconds = wait_seconds
-        self._room: Room | None = None
+        self._reservation: Reservation | None = None
 
     def owner(self) -> Owner:
         waiting = self._submission
@@ -73,54 +73,58 @@ class InCluster:
             self._signals,
             self.run_nodes,
             witness,
-            make_room=self.make_room,
+            acquire_resources=self.acquire_resources,
             since=waiting.submitted,  # a stop that was asked while Ray was starting us is meant for us
         )
 
-    def make_room(self, goes_on: Callable[[], bool]) -> Shape | None:
+    def acquire_resources(self, goes_on: Callable[[], bool]) -> Shape | None:
         """Nodes for the next attempt, as many as there are; None if somebody asks to stop meanwhile."""
 
-        def tell(said: str) -> None:
-            say(f"waiting: {said}")
+        def on_wait(reason: str) -> None:
+            log_line(f"waiting: {reason}")
             with contextlib.suppress(OSError):
-                self._run.record_waiting(self._submission.job_id, said)
+                self._run.record_waiting(self._submission.job_id, reason)
 
-        self._room = find_room(self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, tell=tell)
+        self._reservation = reserve_nodes(
+            self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, on_wait=on_wait
+        )
         with contextlib.suppress(OSError):
             self._run.clear_waiting()
-        if self._room is None:
+        if self._reservation is None:
             return None
-        if self._room.nodes < self._sizes[0]:
-            say(f"going on with {self._room.nodes} of {self._sizes[0]} nodes")
-        return self._submission.shape.model_copy(update={"nnodes": self._room.nodes})
+        if self._reservation.nodes < self._sizes[0]:
+            log_line(f"going on with {self._reservation.nodes} of {self._sizes[0]} nodes")
+        return self._submission.shape.model_copy(update={"nnodes": self._reservation.nodes})
 
-    def run_nodes(self, job: Job, look: Callable[[], None]) -> OutcomeRecord:
+    def run_nodes(self, job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         """All agents of an attempt, to their end."""
-        room = self._room
-        assert room is not None
-        attempt = Attempt(self._run, job, room, self._bundle, self._signals)
+        reservation = self._reservation
+        assert reservation is not None
+        attempt = Attempt(self._run, job, reservation, self._bundle, self._signals)
         try:
             attempt.start(self._submission)
-            attempt.watch(look)
+            attempt.watch(on_poll)
         finally:
             attempt.end()
-            room.give_back()
+            reservation.give_back()
         return attempt.conclude()
 
 
 class Attempt:
     """The agents of one attempt. `lost`: node rank -> what Ray says of an actor that died."""
 
-    def __init__(self, run: RunDir, job: Job, room: Room, bundle: dict[str, float], signals: Signals) -> None:
+    def __init__(
+        self, run: RunDir, job: Job, reservation: Reservation, bundle: dict[str, float], signals: Signals
+    ) -> None:
         self._run = run
         self._job = job
-        self._room = room
+        self._reservation = reservation
         self._bundle = bundle
         self._signals = signals
         self._actors: list[Any] = []
         self._calls: dict[Any, int] = {}
         self._nodes: list[dict[str, Any]] = []
-        self._told = False
+        self._stop_forwarded = False
         self._cut_off = False  # an actor cannot be reached, and nobody says that it is dead
         self._drained_at = 0.0
         self.lost: dict[int, str] = {}
@@ -138,15 +142,15 @@ class Attempt:
         options = {**amounts, "resources": share, "max_restarts": 0, "runtime_env": {"env_vars": NOT_NICE}}
         kind = ray.remote(Agent)
         self._actors = [
-            kind.options(**options, scheduling_strategy=self._room.strategy(rank)).remote()
-            for rank in range(self._room.nodes)
+            kind.options(**options, scheduling_strategy=self._reservation.strategy(rank)).remote()
+            for rank in range(self._reservation.nodes)
         ]
         self._meet()
         if self.lost:
             return
         endpoint = f"{self._nodes[0]['address']}:{self._nodes[0]['port']}"
         for rank, actor in enumerate(self._actors):
-            argv = [*agent_words(submission.agent, self._job, endpoint), f"--node-rank={rank}"]
+            argv = [*attempt_argv(submission.agent, self._job, endpoint), f"--node-rank={rank}"]
             self._calls[actor.run.remote(argv, submission.env)] = rank
 
     def _meet(self) -> None:
@@ -168,15 +172,15 @@ class Attempt:
         self._run.write_json(layout.nodes(self._job.attempt), self._nodes)
 
     # -- watching --------------------------------------------------------------------------------------------------
-    def watch(self, look: Callable[[], None]) -> None:
+    def watch(self, on_poll: Callable[[], None]) -> None:
         """Until every agent has ended, or has had time enough to after the first one."""
         import ray
 
         until = float("inf")
         while self._calls and time.monotonic() < until:
-            look()
-            self._tell()
-            ready, _ = ray.wait(list(self._calls), timeout=LOOK_SECONDS)
+            on_poll()
+            self._forward_stop()
+            ready, _ = ray.wait(list(self._calls), timeout=POLL_SECONDS)
             for call in ready:
                 rank = self._calls.pop(call)
                 patience = AFTER_FIRST_SECONDS
@@ -188,16 +192,16 @@ class Attempt:
                     patience = AFTER_LOSS_SECONDS
                 until = min(until, time.monotonic() + patience)
 
-    def _tell(self) -> None:
+    def _forward_stop(self) -> None:
         """Agents hear through the run directory that they are to save and leave."""
-        if self._told:
+        if self._stop_forwarded:
             return
         reason = self._signals.stop or ("preempted" if self._leaving() else None)
         if reason is None:
             return
         with contextlib.suppress(OSError):
             self._run.give_notice(self._job.attempt, reason)
-            self._told = True
+            self._stop_forwarded = True
 
     def _leaving(self) -> bool:
         """Is one of our nodes being drained?"""
@@ -210,7 +214,7 @@ class Attempt:
         for node in ours:
             deadline = leaving[node["node_id"]] / 1000
             left = f", in {max(0.0, deadline - time.time()):.0f} s" if 0 < deadline < 1e12 else ""
-            say(f"{node['host']} is about to be taken{left}: saving")
+            log_line(f"{node['host']} is about to be taken{left}: saving")
         return bool(ours)
 
     # -- the end ---------------------------------------------------------------------------------------------------
@@ -254,14 +258,14 @@ class Attempt:
         return "agent lost", f"the actor of node {rank} on {host} died: {self.lost[rank]}"
 
 
-def agent_words(agent: list[str], job: Job, endpoint: str) -> list[str]:
+def attempt_argv(agent: list[str], job: Job, endpoint: str) -> list[str]:
     """The agent's words in this attempt, without the interpreter."""
     drawn = {"--attempt=": job.attempt, "--nnodes=": job.nnodes, "--rdzv-endpoint=": endpoint}
-    words = []
-    for word in agent[1:]:
-        name = word.partition("=")[0] + "="
-        words.append(f"{name}{drawn[name]}" if name in drawn and word.startswith("--") else word)
-    return words
+    argv = []
+    for argument in agent[1:]:
+        name = argument.partition("=")[0] + "="
+        argv.append(f"{name}{drawn[name]}" if name in drawn and argument.startswith("--") else argument)
+    return argv
 
 
 def _own_submission(run: RunDir, job_id: str) -> Submission:
@@ -278,9 +282,9 @@ def _own_submission(run: RunDir, job_id: str) -> Submission:
     return found
 
 
-def _number(word: str) -> float:
+def _number(text: str) -> float:
     """Whole numbers stay whole: Ray wants that of memory."""
-    number = float(word)
+    number = float(text)
     return int(number) if number.is_integer() else number
 
 
@@ -301,13 +305,13 @@ def main(argv: list[str]) -> int:
     signals.install()  # after Ray's own handlers
     run = RunDir(options.run_url)
     adopt_retry_budget(run)
-    bundle = {name: _number(amount) for name, _, amount in (word.rpartition("=") for word in options.bundle)}
+    bundle = {name: _number(amount) for name, _, amount in (text.rpartition("=") for text in options.bundle)}
     job = InCluster(
         run,
         _own_submission(run, options.job_id),
         signals,
         bundle=bundle,
-        sizes=[int(word) for word in options.sizes.split(",")],
+        sizes=[int(text) for text in options.sizes.split(",")],
         wait_seconds=options.wait_seconds,
     )
     code = serve(job.owner(), where=f"job {options.job_id}")

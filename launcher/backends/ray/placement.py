@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
-TELL_SECONDS = 1.0  # before it is said that there is no room yet
+REPORT_SECONDS = 1.0  # before it is said that there is no room yet
 
 
-class Room:
+class Reservation:
     """A placement group that is there: its bundle number i is on the i-th node."""
 
     def __init__(self, group: Any, nodes: int) -> None:
@@ -40,36 +40,36 @@ class Room:
         remove_placement_group(self.group)
 
 
-def find_room(
+def reserve_nodes(
     bundle: dict[str, float],
     sizes: list[int],
     *,
     wait_seconds: float,
     goes_on: Callable[[], bool],
-    tell: Callable[[str], None],
-) -> Room | None:
+    on_wait: Callable[[str], None],
+) -> Reservation | None:
     """Wait for as many nodes as there can be: the first of `sizes` for a while, then the others, and again.
 
     goes_on: asked while it waits; False gives up (None). tell: gets why it waits, in words, when that changes.
     """
     began = time.monotonic()
-    told = ""
+    reported = ""
     for size, until in _tries(sizes, wait_seconds):
         group = _ask(bundle, size)
         while not _is_there(group):
             now = time.monotonic()
             if not goes_on():
-                Room(group, size).give_back()
+                Reservation(group, size).give_back()
                 return None
-            if now - began > TELL_SECONDS and (said := shortage(bundle, sizes, cluster_nodes())) != told:
-                tell(said)
-                told = said
+            if now - began > REPORT_SECONDS and (reason := shortage(bundle, sizes, cluster_nodes())) != reported:
+                on_wait(reason)
+                reported = reason
             if now > until:
                 break
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         else:
-            return Room(group, size)
-        Room(group, size).give_back()
+            return Reservation(group, size)
+        Reservation(group, size).give_back()
     return None
 
 

@@ -62,8 +62,8 @@ def stored_request(plan: dict[str, Any]) -> RayRequest:
     """That of a stored plan. Plans of version 0.1 have only its text."""
     if "request" in plan:
         return RayRequest.model_validate(plan["request"])
-    told = json.loads(plan["script"])
-    return RayRequest(text=plan["script"], job=told.pop("request"), **told)
+    stored = json.loads(plan["script"])
+    return RayRequest(text=plan["script"], job=stored.pop("request"), **stored)
 
 
 def options_of(cluster: Cluster) -> Ray:
@@ -93,9 +93,9 @@ def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
     """The agent of a node; its number is added there. What is drawn anew in each attempt stands there as a mark."""
     python = worker_python(cluster, ask.python)
     shape = ask.shape
-    words = [*python_words(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
-    words += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    return [*words, f"--rdzv-endpoint={ENDPOINT}"]
+    argv = [*python_words(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
+    return [*argv, f"--rdzv-endpoint={ENDPOINT}"]
 
 
 def filled(request: dict[str, Any], *, job_id: str, code: str | None) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def short_job(
 ) -> dict[str, Any]:
     """A short job that runs `argv` on a node, any or a certain one, with a run's environment; see run_on_node.py."""
     python = shlex.split(str(request["entrypoint"]))[1]
-    words = [
+    command = [
         *python_words(python),
         "-m",
         "launchyard.launcher.backends.ray.run_on_node",
@@ -123,4 +123,4 @@ def short_job(
     runtime_env = {key: value for key, value in request["runtime_env"].items() if key != "working_dir"}
     if code is not None:
         runtime_env["working_dir"] = code
-    return {"entrypoint": f"exec {shlex.join(words)}", "runtime_env": runtime_env, "metadata": request["metadata"]}
+    return {"entrypoint": f"exec {shlex.join(command)}", "runtime_env": runtime_env, "metadata": request["metadata"]}

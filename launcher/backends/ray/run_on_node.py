@@ -18,15 +18,15 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m launchyard.launcher.backends.ray.run_on_node")
     parser.add_argument("--node-id")
-    parser.add_argument("words", nargs="+")
+    parser.add_argument("arguments", nargs="+")
     options = parser.parse_args(argv[1:])
     ray.init(logging_level="ERROR", log_to_driver=False)
     where: dict[str, Any] = {}
     if options.node_id:
         where["scheduling_strategy"] = NodeAffinitySchedulingStrategy(options.node_id, soft=False)
     task = ray.remote(run_here).options(num_cpus=0, max_retries=0, **where)
-    code, said = ray.get(task.remote(options.words))
-    print(said, end="", flush=True)
+    code, printed = ray.get(task.remote(options.arguments))
+    print(printed, end="", flush=True)
     return int(code)
 
 

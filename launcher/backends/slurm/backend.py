@@ -106,7 +106,7 @@ def _take_back(run: RunDir, number: int) -> None:
                 empty.rmdir()
 
 
-def look(run: RunDir, job: Job) -> JobStatus:
+def poll(run: RunDir, job: Job) -> JobStatus:
     """The job as the scheduler sees it."""
     return controller(run).ask(job.job_id)
 
@@ -119,7 +119,7 @@ def controller(run: RunDir) -> Controller:
 
 def is_alive(run: RunDir, job: Job) -> bool:
     """In the queue or running; while the controller is away, by its heartbeat."""
-    seen = look(run, job)
+    seen = poll(run, job)
     if seen.state == "unknown":
         return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
     return seen.state != "gone"
@@ -130,11 +130,11 @@ def notify(run: RunDir, job: Job) -> str:
     from launchyard.launcher.backends.slurm.preempt import preempt
 
     slurm = controller(run)
-    told, refused = preempt(slurm, job.job_id)
+    sent, refused = preempt(slurm, job.job_id)
     if refused:
         slurm.cancel(job.job_id, signal="USR1")
         return f"USR1, as before a time limit ({refused})"
-    return told
+    return sent
 
 
 def cancel(run: RunDir, job: Job) -> None:

@@ -59,33 +59,33 @@ class Controller:
         if time.monotonic() - _away.get(site, float("-inf")) < AWAY_SECONDS:
             return AWAY
         done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
-        if done is None or (_says(done.stderr, _AWAY) and not _says(done.stderr, _NO_JOB)):
+        if done is None or (_contains_any(done.stderr, _AWAY) and not _contains_any(done.stderr, _NO_JOB)):
             _away[site] = time.monotonic()
             return AWAY
         line = done.stdout.strip().splitlines()[:1]
         if done.returncode or not line:
             return JobStatus("gone")
-        word, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
-        return JobStatus(_state(word), word, in_words(reason), nodes, _time(start), _time(end))
+        state, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
+        return JobStatus(_state(state), state, describe_reason(reason), nodes, _time(start), _time(end))
 
     def config(self) -> dict[str, str]:
         """The site's configuration as the controller has it; empty if it does not answer."""
-        return facts(self.say(["scontrol", "show", "config"]))
+        return facts(self.output_of(["scontrol", "show", "config"]))
 
     def partitions(self, name: str = "") -> list[dict[str, str]]:
         """All of them, or one; none if the controller does not answer or there is no such."""
-        shown = self.say(["scontrol", "show", "partition", *([name] if name else [])])
+        shown = self.output_of(["scontrol", "show", "partition", *([name] if name else [])])
         return [facts(block) for block in re.split(r"\n\s*\n", shown) if "PartitionName=" in block]
 
     def hostnames(self, nodes: str) -> list[str]:
         """The nodes that an expression like node[1-3] stands for."""
-        return self.say(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
+        return self.output_of(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
 
     def job_state(self, job_id: str) -> tuple[str, int]:
         """JobState of scontrol, and how often the job was put back into the queue; ("", 0) if that cannot be told."""
-        said = self.say(["scontrol", "show", "job", job_id])
-        state = re.search(r"\bJobState=(\S+)", said)
-        restarts = re.search(r"\bRestarts=(\d+)", said)
+        shown = self.output_of(["scontrol", "show", "job", job_id])
+        state = re.search(r"\bJobState=(\S+)", shown)
+        restarts = re.search(r"\bRestarts=(\d+)", shown)
         return state[1] if state else "", int(restarts[1]) if restarts else 0
 
     def end_time(self, job_id: str) -> float | None:
@@ -102,9 +102,11 @@ class Controller:
         """scancel, or only a signal to all steps. LaunchError if the controller does not take it."""
         argv = ["scancel", *([f"--signal={signal}"] if signal else []), job_id]
         done = self.run(argv)
-        if done is None or (done.returncode and not _says(done.stderr, _NO_JOB)):
-            said = "no answer" if done is None else done.stderr.strip()
-            raise LaunchError(f"SLURM could not end job {job_id}: {said}", hint="try again when its controller is back")
+        if done is None or (done.returncode and not _contains_any(done.stderr, _NO_JOB)):
+            detail = "no answer" if done is None else done.stderr.strip()
+            raise LaunchError(
+                f"SLURM could not end job {job_id}: {detail}", hint="try again when its controller is back"
+            )
 
     def submit(self, script: str, *, dependency: str | None = None) -> str:
         """sbatch; the job's id. UserError with SLURM's reason if it refuses."""
@@ -126,7 +128,7 @@ class Controller:
     def _refuse_the_impossible(self, script: str) -> None:
         """Most sites queue what can never run, and it waits for ever. UserError with SLURM's reason."""
         done = self.run(["sbatch", "--test-only", script])
-        if done is not None and done.returncode and _says(done.stderr, _NEVER):
+        if done is not None and done.returncode and _contains_any(done.stderr, _NEVER):
             raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
 
     def wait_gone(self, job_id: str, *, seconds: float) -> bool:
@@ -137,7 +139,7 @@ class Controller:
             time.sleep(0.5)
         return True
 
-    def say(self, argv: list[str]) -> str:
+    def output_of(self, argv: list[str]) -> str:
         """What a command prints; nothing if it fails."""
         done = self.run(argv)
         return done.stdout if done is not None and done.returncode == 0 else ""
@@ -169,32 +171,32 @@ def facts(text: str) -> dict[str, str]:
     return {key: value.strip() for key, value in found}
 
 
-def _says(text: str, words: tuple[str, ...]) -> bool:
-    return any(word in text for word in words)
+def _contains_any(text: str, marks: tuple[str, ...]) -> bool:
+    return any(mark in text for mark in marks)
 
 
-def _state(word: str) -> Literal["queued", "running", "ending", "gone"]:
-    if word in _QUEUED:
+def _state(state: str) -> Literal["queued", "running", "ending", "gone"]:
+    if state in _QUEUED:
         return "queued"
-    if word in _RUNNING:
+    if state in _RUNNING:
         return "running"
-    return "ending" if word == "COMPLETING" else "gone"
+    return "ending" if state == "COMPLETING" else "gone"
 
 
-def in_words(reason: str) -> str:
+def describe_reason(reason: str) -> str:
     """SLURM's reason in ours; its own where we have none. Empty for a job that does not wait."""
     reason = reason.strip("()")
     if reason in ("", "None"):
         return ""
-    said = REASONS.get(reason) or REASONS.get(reason.partition(",")[0])  # ReqNodeNotAvail, UnavailableNodes:…
-    return f"{said} ({reason})" if said else reason
+    known = REASONS.get(reason) or REASONS.get(reason.partition(",")[0])  # ReqNodeNotAvail, UnavailableNodes:…
+    return f"{known} ({reason})" if known else reason
 
 
-def refusal(said: str) -> str:
+def refusal(printed: str) -> str:
     """What sbatch says of a job that cannot be, and what to look at."""
-    lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.strip().splitlines())
+    lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in printed.strip().splitlines())
     text = " ".join(line.removeprefix("allocation failure: ") for line in lines)
-    cures = {
+    fixes = {
         "Invalid partition": "slurm.partition of the cluster file; the partitions: sinfo -s",
         "Invalid account": "slurm.account of the cluster file; yours: sacctmgr show user -s $USER",
         "Invalid qos": "slurm.qos of the cluster file",
@@ -204,8 +206,8 @@ def refusal(said: str) -> str:
         "time limit": "resources.time_limit, or slurm.time_limit; the limits: sinfo -o '%P %l'",
         "Unable to contact": "is the controller up? (sinfo)",
     }
-    cure = next((cure for word, cure in cures.items() if word.lower() in text.lower()), None)
-    return f"{text} (see {cure})" if cure else text
+    fix = next((fix for mark, fix in fixes.items() if mark.lower() in text.lower()), None)
+    return f"{text} (see {fix})" if fix else text
 
 
 def _time(text: str) -> float | None:

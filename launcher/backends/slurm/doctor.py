@@ -32,22 +32,22 @@ def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iter
     """`folder`: where a job on the nodes is to leave a word; None: no job."""
     missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(name) is None]
     if missing:
-        cure = "run this on a login node of the cluster"
-        yield Finding(what="SLURM", level="error", found=f"{', '.join(missing)} not found here", cure=cure)
+        fix = "run this on a login node of the cluster"
+        yield Finding(what="SLURM", level="error", found=f"{', '.join(missing)} not found here", fix=fix)
         return
     slurm = Controller(cluster.environment)
     config = slurm.config()
     if not config:
-        cure = "is the controller up, and SLURM_CONF right? (sinfo)"
-        yield Finding(what="SLURM", level="error", found="the controller does not answer", cure=cure)
+        fix = "is the controller up, and SLURM_CONF right? (sinfo)"
+        yield Finding(what="SLURM", level="error", found="the controller does not answer", fix=fix)
         return
     yield Finding(what="SLURM", level="ok", found=config.get("SLURM_VERSION", "unknown version"))
     partition = _partition(cluster, slurm)
     if partition is None:
         name = options_of(cluster).partition
-        known = slurm.say(["sinfo", "--noheader", "--format=%R"]).split()
-        cure = f"slurm.partition in the cluster file; there are: {', '.join(sorted(set(known)))}"
-        yield Finding(what="partition", level="error", found=f"there is no partition {name}", cure=cure)
+        known = slurm.output_of(["sinfo", "--noheader", "--format=%R"]).split()
+        fix = f"slurm.partition in the cluster file; there are: {', '.join(sorted(set(known)))}"
+        yield Finding(what="partition", level="error", found=f"there is no partition {name}", fix=fix)
         return
     yield from _limits(cluster, partition)
     yield from _preemption(cluster, config, partition)
@@ -73,7 +73,7 @@ def _limits(cluster: Cluster, partition: dict[str, str]) -> Iterator[Finding]:
     limit = partition.get("MaxTime", "?")
     found = f"{name} · {nodes} nodes · at most {limit} an attempt"
     if state != "UP":
-        yield Finding(what="partition", level="error", found=f"{found} · {state}", cure="wait, or use another")
+        yield Finding(what="partition", level="error", found=f"{found} · {state}", fix="wait, or use another")
     elif not options_of(cluster).time_limit and partition.get("DefaultTime", "NONE") == "NONE" and limit == "UNLIMITED":
         yield Finding(what="partition", level="ok", found=f"{found}; no limit: a run ends when it is complete")
     else:
@@ -98,7 +98,7 @@ def _preemption(cluster: Cluster, config: dict[str, str], partition: dict[str, s
             what="preemption",
             level="warning",
             found=f"PreemptMode={mode}: a preempted job is cancelled, not requeued",
-            cure="launch resume goes on with it; a partition with PreemptMode=REQUEUE does by itself",
+            fix="launch resume goes on with it; a partition with PreemptMode=REQUEUE does by itself",
         )
 
 
@@ -117,10 +117,10 @@ def _notice(
     wanted = max(LEAST_NOTICE, math.ceil(3 * slowest / ROUNDING) * ROUNDING)
     found = f"{have}; the slowest of {len(saves)} saves took {slowest:.1f} s"
     if asked < 2 * slowest:
-        yield Finding(what="time to save", level="error", found=found, cure=f"slurm.notice_seconds: {wanted}")
+        yield Finding(what="time to save", level="error", found=found, fix=f"slurm.notice_seconds: {wanted}")
     elif grace + kill_wait < 1.25 * slowest:
-        cure = "checkpoint.every_minutes bounds what a preemption costs; a partition with GraceTime costs nothing"
-        yield Finding(what="time to save", level="warning", found=found, cure=cure)
+        fix = "checkpoint.every_minutes bounds what a preemption costs; a partition with GraceTime costs nothing"
+        yield Finding(what="time to save", level="warning", found=found, fix=fix)
     else:
         yield Finding(what="time to save", level="ok", found=found)
 
@@ -145,8 +145,8 @@ def _submission(cluster: Cluster, slurm: Controller) -> Iterator[Finding]:
     text = sbatch_text(cluster, ask, log="/dev/null", code="/nonexistent")
     done = slurm.run(["sbatch", "--test-only"], stdin=text)
     if done is None or done.returncode:
-        said = "no answer" if done is None else refusal(done.stderr)
-        yield Finding(what="job", level="error", found=said, cure="the section slurm and node of the cluster file")
+        detail = "no answer" if done is None else refusal(done.stderr)
+        yield Finding(what="job", level="error", found=detail, fix="the section slurm and node of the cluster file")
     else:
         yield Finding(what="job", level="ok", found=done.stderr.strip().removeprefix("sbatch: "))
 
@@ -169,10 +169,10 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
     )
     answers = re.findall(r"\{.*\}", done.stdout) if done is not None else []
     if not answers:
-        said = (
+        detail = (
             "no node became free within a minute" if done is None or "immediate" in done.stderr else done.stderr.strip()
         )
-        cure = f"is {python} on the nodes, with launchyard in it? setup and container of the cluster file"
-        yield Finding(what="node", level="error", found=said[-500:], cure=cure)
+        fix = f"is {python} on the nodes, with launchyard in it? setup and container of the cluster file"
+        yield Finding(what="node", level="error", found=detail[-500:], fix=fix)
         return
     yield from node_findings(json.loads(answers[0]))

@@ -28,7 +28,7 @@ from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import AttemptSummary
 from launchyard.launcher.agent.root_cause import find_cause
-from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, say
+from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, log_line
 from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.run import own_code
@@ -73,7 +73,7 @@ class Batch:
             history=history(self._run, self._job_id),
         )
 
-    def run_nodes(self, job: Job, look: Callable[[], None]) -> OutcomeRecord:
+    def run_nodes(self, job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         """All agents of an attempt, to their end."""
         child = subprocess.Popen(
             self._argv(job),
@@ -81,12 +81,12 @@ class Batch:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # what is said to us, srun must not pass on in its own way
         )
-        told = False
+        forwarded = False
         try:
             while child.poll() is None:
-                look()
-                if not told and (reason := self._signals.reason()) is not None:
-                    told = self._tell(job.attempt, reason)
+                on_poll()
+                if not forwarded and (reason := self._signals.reason()) is not None:
+                    forwarded = self._forward_stop(job.attempt, reason)
                 time.sleep(POLL_SECONDS)
         finally:
             if child.poll() is None:
@@ -99,12 +99,15 @@ class Batch:
         endpoint = f"{socket.gethostname()}:{rendezvous_port(int(self._job_id), job.attempt)}"
         drawn = {"{attempt}": str(job.attempt), "{endpoint}": endpoint}
         argv = [
-            next((word.replace(mark, value) for mark, value in drawn.items() if word.endswith(f"={mark}")), word)
-            for word in self._submission.agent
+            next(
+                (argument.replace(mark, value) for mark, value in drawn.items() if argument.endswith(f"={mark}")),
+                argument,
+            )
+            for argument in self._submission.agent
         ]
         return argv if self._leave_at is None else [*argv, f"--job-end={self._leave_at}"]
 
-    def _tell(self, attempt: int, reason: str) -> bool:
+    def _forward_stop(self, attempt: int, reason: str) -> bool:
         """Agents that got no signal of their own hear of it through the run directory."""
         with contextlib.suppress(OSError):
             self._run.give_notice(attempt, reason)
@@ -193,7 +196,7 @@ def main(argv: list[str]) -> int:
         submission = run.submission(0)
     last = run.outcome()
     if last is not None and last.outcome == "completed" and last.time > submission.submitted:
-        say("started again, but the run is complete")
+        log_line("started again, but the run is complete")
         return exit_code(last)
     batch = Batch(run, options.job_id, submission, signals, restarts=options.restarts, notice=options.notice)
     where = f"job {options.job_id} on {options.nodes or socket.gethostname()}, start {options.restarts}"

@@ -16,7 +16,7 @@ def preempt(slurm: Controller, job_id: str) -> tuple[str, str]:
     """Send a job that takes the run's last node; (what was sent, ""), or ("", why that cannot be here)."""
     if slurm.config().get("PreemptType") != "preempt/partition_prio":
         return "", "this site has no preemption between partitions"
-    ours = slurm.say(["squeue", "--noheader", f"--jobs={job_id}", "--format=%P|%N"]).strip().partition("|")
+    ours = slurm.output_of(["squeue", "--noheader", f"--jobs={job_id}", "--format=%P|%N"]).strip().partition("|")
     nodes = slurm.hostnames(ours[2])
     if not nodes:
         return "", f"job {job_id} has no nodes now"

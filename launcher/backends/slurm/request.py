@@ -99,13 +99,13 @@ def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
     argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered"]
     if cluster.node.cpus:
         argv.append(f"--cpus-per-task={cluster.node.cpus}")
-    box = cluster.container
-    if box is not None and box.runtime == "pyxis":
-        argv.append(f"--container-image={box.image}")
-        if box.mounts:
-            argv.append(f"--container-mounts={','.join(box.mounts)}")
-    if box is not None and box.runtime == "apptainer":
-        argv += ["apptainer", "exec", "--nv", *(f"--bind={mount}" for mount in box.mounts), box.image]
+    container = cluster.container
+    if container is not None and container.runtime == "pyxis":
+        argv.append(f"--container-image={container.image}")
+        if container.mounts:
+            argv.append(f"--container-mounts={','.join(container.mounts)}")
+    if container is not None and container.runtime == "apptainer":
+        argv += ["apptainer", "exec", "--nv", *(f"--bind={mount}" for mount in container.mounts), container.image]
     return argv
 
 
@@ -113,10 +113,10 @@ def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
     """srun and the agent. What is drawn anew in each attempt stands there as a mark."""
     shape = ask.shape
     inside = worker_python(cluster, ask.python)
-    words = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
-    words += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    words += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
-    return [*srun_argv(cluster, nnodes=shape.nnodes), *words]
+    argv = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
+    argv += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
+    return [*srun_argv(cluster, nnodes=shape.nnodes), *argv]
 
 
 def worker_python(cluster: Cluster, here: str) -> str:

@@ -29,25 +29,25 @@ def find_prometheus(name: str = "prometheus") -> str | None:
     return shutil.which(name) or shutil.which(name, path=_SYSTEM_PATH) or (str(fetched) if fetched.exists() else None)
 
 
-def require_prometheus(*, say: Callable[[str], None]) -> str:
+def require_prometheus(*, report: Callable[[str], None]) -> str:
     """The program, fetched if it is not there and that can be done; UserError says how to get it."""
     found = find_prometheus()
     if found is None:
-        fetch_prometheus(say=say)
+        fetch_prometheus(report=report)
         found = find_prometheus()
     if found is None:
         raise UserError("Prometheus is not installed", hint=_HINT)
     return found
 
 
-def fetch_prometheus(*, say: Callable[[str], None]) -> None:
+def fetch_prometheus(*, report: Callable[[str], None]) -> None:
     """Unpack Debian's or Ubuntu's package into the user's cache: nothing is installed, and no service starts.
 
     UserError where there is no apt-get, or it cannot get the package.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UserError("Prometheus is not installed", hint=_HINT)
-    say("fetching Debian's package of Prometheus (unpacked into the cache, nothing is installed)")
+    report("fetching Debian's package of Prometheus (unpacked into the cache, nothing is installed)")
     goal = _fetched_to()
     goal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=goal.parent) as folder:
@@ -65,9 +65,9 @@ def _download(folder: str) -> None:
         return
     if os.geteuid() == 0:
         _run(["apt-get", "update"], folder)
-    said = _run(get, folder, check=False)
-    if said:
-        raise UserError(f"apt-get could not download Prometheus: {said}", hint=_HINT)
+    problem = _run(get, folder, check=False)
+    if problem:
+        raise UserError(f"apt-get could not download Prometheus: {problem}", hint=_HINT)
 
 
 def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
@@ -83,13 +83,13 @@ def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        said = str(error)
+        problem = str(error)
     else:
-        words = (done.stderr or done.stdout).strip().splitlines()
-        said = "" if done.returncode == 0 else words[-1] if words else f"exit code {done.returncode}"
-    if said and check:
-        raise UserError(f"{argv[0]}: {said}", hint=_HINT)
-    return said
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        problem = "" if done.returncode == 0 else lines[-1] if lines else f"exit code {done.returncode}"
+    if problem and check:
+        raise UserError(f"{argv[0]}: {problem}", hint=_HINT)
+    return problem
 
 
 def _fetched_to() -> Path:
@@ -102,11 +102,11 @@ def find_grafana() -> tuple[list[str], str] | None:
     home = next((home for home in GRAFANA_HOMES if os.path.isdir(home)), None)
     if home is None:
         return None
-    for words in (["grafana", "server"], ["grafana-server"]):
+    for command in (["grafana", "server"], ["grafana-server"]):
         for path in (None, f"{_SYSTEM_PATH}:{home}/bin"):
-            program = shutil.which(words[0], path=path)
+            program = shutil.which(command[0], path=path)
             if program is not None:
-                return [program, *words[1:]], home
+                return [program, *command[1:]], home
     return None
 
 

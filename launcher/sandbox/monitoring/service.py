@@ -35,14 +35,14 @@ RETENTION = "30d"
 CONTAINER = "launchyard-grafana"
 
 
-def up(*, say: Callable[[str], None]) -> Facts:
+def up(*, report: Callable[[str], None]) -> Facts:
     """See Sandbox.up. UserError without a Prometheus; without a Grafana it says so and goes on."""
     with alone(_folder()):
         if any(_alive(name) for name in ("monitor", "prometheus")):
             if all(_alive(name) for name in ("monitor", "prometheus")):
                 return status()
             _end_all()
-        program = require_prometheus(say=say)
+        program = require_prometheus(report=report)
         ports = {name: _port(name, wanted) for name, wanted in PORTS.items()}
         _remember({"ports": ports, "processes": {}})
         try:
@@ -58,7 +58,7 @@ def up(*, say: Callable[[str], None]) -> Facts:
             )
             write_private(_folder() / "prometheus.yml", prometheus_config(ports))
             _start("prometheus", _prometheus_argv(program, ports))
-            _start_grafana(ports, say)
+            _start_grafana(ports, report)
             for name in ("monitor", "prometheus"):
                 _wait_ready(name)
         except BaseException:
@@ -135,13 +135,13 @@ def _grafana_settings(ports: dict[str, int]) -> dict[str, str]:
     }
 
 
-def _start_grafana(ports: dict[str, int], say: Callable[[str], None]) -> None:
+def _start_grafana(ports: dict[str, int], report: Callable[[str], None]) -> None:
     shipped = monitoring_folder() / "grafana"
     settings = _grafana_settings(ports)
     dashboards = shipped / "dashboards"
     found = find_grafana()
     if found is not None:
-        words, home = found
+        command, home = found
         own = {
             "GF_PATHS_DATA": str(_folder() / "grafana"),
             "GF_PATHS_LOGS": str(_folder() / "grafana" / "log"),
@@ -149,13 +149,13 @@ def _start_grafana(ports: dict[str, int], say: Callable[[str], None]) -> None:
             "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(dashboards / "fleet.json"),
             DASHBOARDS: str(dashboards),
         }
-        _start("grafana", [*words, "--homepath", home], env={**settings, **own})
+        _start("grafana", [*command, "--homepath", home], env={**settings, **own})
     elif has_docker():
-        said = _start_container(shipped, settings)
-        if said:
-            say(f"Grafana's container does not start: {said}; the dashboards to import: {dashboards}")
+        problem = _start_container(shipped, settings)
+        if problem:
+            report(f"Grafana's container does not start: {problem}; the dashboards to import: {dashboards}")
     else:
-        say(f"neither Grafana nor Docker is here: any Grafana from 10 on can import the dashboards: {dashboards}")
+        report(f"neither Grafana nor Docker is here: any Grafana from 10 on can import the dashboards: {dashboards}")
 
 
 def _start_container(shipped: Path, settings: dict[str, str]) -> str:
@@ -198,7 +198,7 @@ def _start(name: str, argv: list[str], *, env: dict[str, str] | None = None) -> 
         process.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
         return
     end_child(process)
-    raise LaunchError(f"{name} ended at once (exit code {process.returncode}): {_last_words(name)}", hint=f"see {path}")
+    raise LaunchError(f"{name} ended at once (exit code {process.returncode}): {_last_line(name)}", hint=f"see {path}")
 
 
 def _wait_ready(name: str) -> None:
@@ -210,10 +210,10 @@ def _wait_ready(name: str) -> None:
         return False
 
     if not wait_until(lambda: answers() or not _alive(name), seconds=READY_SECONDS) or not _alive(name):
-        raise LaunchError(f"{name} did not become ready: {_last_words(name)}", hint=f"see {_folder() / name}.log")
+        raise LaunchError(f"{name} did not become ready: {_last_line(name)}", hint=f"see {_folder() / name}.log")
 
 
-def _last_words(name: str) -> str:
+def _last_line(name: str) -> str:
     lines = (_folder() / f"{name}.log").read_text(errors="replace").strip().splitlines()
     return lines[-1][-300:] if lines else "it said nothing"
 

@@ -69,9 +69,9 @@ def version() -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     """For all processes of a site: no word about another Ray, and the mark of this one."""
-    kept = {key: value for key, value in own_environment().items() if not key.startswith("RAY_")}
+    inherited = {key: value for key, value in own_environment().items() if not key.startswith("RAY_")}
     here = os.path.dirname(sys.executable)
-    return {**kept, **QUIET, "PATH": f"{here}:{kept.get('PATH', os.defpath)}", RAY_SITE: str(folder)}
+    return {**inherited, **QUIET, "PATH": f"{here}:{inherited.get('PATH', os.defpath)}", RAY_SITE: str(folder)}
 
 
 def address_of(node: str) -> str:
@@ -100,16 +100,16 @@ def node_argv(node: str, settings: Settings, *, network: int, hosts: Path, tempo
     Nodes see the same path in it, and each has a folder of its own there: Ray unpacks code at such paths.
     """
     own = (temporary / node, temporary / SEEN)
-    words = ["start", f"--node-ip-address={address_of(node)}", "--block", "--disable-usage-stats"]
-    words += [f"--num-cpus={settings.cpus_per_node}", f"--num-gpus={settings.gpus_per_node}"]
-    words += [f"--object-store-memory={_OBJECTS}"]
+    arguments = ["start", f"--node-ip-address={address_of(node)}", "--block", "--disable-usage-stats"]
+    arguments += [f"--num-cpus={settings.cpus_per_node}", f"--num-gpus={settings.gpus_per_node}"]
+    arguments += [f"--object-store-memory={_OBJECTS}"]
     if node == HEAD:
         host, port = DASHBOARD
-        words += ["--head", f"--port={GCS_PORT}", f"--temp-dir={own[1]}", "--include-dashboard=true"]
-        words += [f"--dashboard-host={host}", f"--dashboard-port={port}"]
+        arguments += ["--head", f"--port={GCS_PORT}", f"--temp-dir={own[1]}", "--include-dashboard=true"]
+        arguments += [f"--dashboard-host={host}", f"--dashboard-port={port}"]
     else:
-        words.append(f"--address={address_of(HEAD)}:{GCS_PORT}")
-    ray = [*python_words(sys.executable), "-m", "ray.scripts.scripts", *words]
+        arguments.append(f"--address={address_of(HEAD)}:{GCS_PORT}")
+    ray = [*python_words(sys.executable), "-m", "ray.scripts.scripts", *arguments]
     return [*into(network), *slurm_host.in_node(ray, name=node, hosts=hosts, folder=own)]
 
 

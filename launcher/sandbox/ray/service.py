@@ -24,7 +24,7 @@ CLUSTER = "sandbox-ray"
 RUNS = "runs"
 
 
-def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
+def up(*, report: Callable[[str], None], **asked: Any) -> Facts:
     """See Sandbox.up. asked: fields of Settings; one that runs must have them already, what is left out is as it is.
 
     UserError if this machine cannot do it, or if one with other settings runs.
@@ -33,15 +33,15 @@ def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
     with alone(_folder()):
         if any(site.pid(daemon) for daemon in site.daemons):
             check_same(site.settings, "Ray", asked)
-            if started := site.mend():
-                say(f"started again: {', '.join(started)}")
+            if started := site.repair():
+                report(f"started again: {', '.join(started)}")
         else:
             settings = make_settings(Settings, "Ray", asked)
             host.require()
-            say(f"starting Ray {host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
+            report(f"starting Ray {host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
             site.start(settings)
         (_folder() / RUNS).mkdir(mode=0o700, exist_ok=True)
-        write_cluster("ray", cluster_file(site), say=say)
+        write_cluster("ray", cluster_file(site), report=report)
     return status()
 
 
@@ -84,7 +84,7 @@ def for_run(nodes: int, bundle: dict[str, float]) -> str:
     if site.settings is None or site.pid(host.HEAD) is None:
         cpus = max(1, int(bundle["CPU"]))
         gpus = int(bundle.get("GPU", 0))
-        up(say=lambda line: click.echo(line, err=True), nodes=nodes, cpus_per_node=cpus, gpus_per_node=gpus)
+        up(report=lambda line: click.echo(line, err=True), nodes=nodes, cpus_per_node=cpus, gpus_per_node=gpus)
     return site.address
 
 

@@ -79,13 +79,13 @@ class Site(Daemons):
         write_private(self.folder / "hosts", host.hosts_text(settings))
         (self.folder / "hosts").chmod(0o644)
         try:
-            self.mend()
+            self.repair()
         except BaseException:
             with contextlib.suppress(LaunchError):
                 self.stop()
             raise
 
-    def mend(self) -> list[str]:
+    def repair(self) -> list[str]:
         """Start the nodes that do not live and wait until all are there; their names."""
         missing = [daemon for daemon in self.daemons if self.pid(daemon) is None]
         for daemon in missing:
@@ -126,9 +126,9 @@ class Site(Daemons):
             (self.temporary / HEAD / "ray_current_cluster").unlink(missing_ok=True)
         if not wait_until(lambda: process.poll() is not None or has_begun(), seconds=READY_SECONDS):
             self._signal(daemon, signal.SIGKILL)
-            raise LaunchError(f"{daemon} has not begun after {READY_SECONDS:.0f} s{self._last_words(daemon)}")
+            raise LaunchError(f"{daemon} has not begun after {READY_SECONDS:.0f} s{self._last_lines(daemon)}")
         if process.poll() is not None:
-            raise LaunchError(f"{daemon} ended with code {process.returncode}{self._last_words(daemon)}")
+            raise LaunchError(f"{daemon} ended with code {process.returncode}{self._last_lines(daemon)}")
         process.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
         if daemon != NETWORK:
             self._write_namespace(daemon)
@@ -164,9 +164,9 @@ class Site(Daemons):
         wanted = set(nodes or self.nodes)
         if not wait_until(lambda: wanted <= self.alive(), seconds=READY_SECONDS, every=0.2):
             missing = sorted(wanted - self.alive())
-            words = "".join(self._last_words(node) for node in missing[:1])
+            log_lines = "".join(self._last_lines(node) for node in missing[:1])
             raise LaunchError(
-                f"not there after {READY_SECONDS:.0f} s: {', '.join(missing)}{words}", hint=self._see_logs()
+                f"not there after {READY_SECONDS:.0f} s: {', '.join(missing)}{log_lines}", hint=self._see_logs()
             )
 
     def alive(self) -> set[str]:

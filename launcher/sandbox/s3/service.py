@@ -31,14 +31,14 @@ END_SECONDS = 20.0
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
-def up(*, say: Callable[[str], None]) -> Facts:
+def up(*, report: Callable[[str], None]) -> Facts:
     """See Sandbox.up. UserError without the server's program, or if its port is taken."""
     with alone(_folder()):
         if _process() is None:
             weed.find_weed()
-            say("starting SeaweedFS")
+            report("starting SeaweedFS")
             _start()
-        _write_cluster(say)
+        _write_cluster(report)
     return status()
 
 
@@ -170,7 +170,7 @@ def _options() -> StoreOptions:
     )
 
 
-def _write_cluster(say: Callable[[str], None]) -> None:
+def _write_cluster(report: Callable[[str], None]) -> None:
     """`--cluster sandbox-s3`: this machine, with its runs in the sandbox."""
     storage = {"url": f"s3://{BUCKET}/runs", **_options().model_dump()}
-    write_cluster("s3", {"name": CLUSTER, "scheduler": "local", "storage": storage}, say=say)
+    write_cluster("s3", {"name": CLUSTER, "scheduler": "local", "storage": storage}, report=report)

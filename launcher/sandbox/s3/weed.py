@@ -64,21 +64,21 @@ def find_weed() -> str:
 
 
 # -- ports -----------------------------------------------------------------------------------------------------------
-def draw_ports(kept: Mapping[str, int] | None = None) -> dict[str, int]:
+def draw_ports(previous: Mapping[str, int] | None = None) -> dict[str, int]:
     """A free port for each of PORTS; those of `kept` that are still free stay, and S3's own must.
 
     UserError if the port of S3 itself is taken: runs remember it.
     """
-    kept = dict(kept or {})
-    if "s3" in kept and not wait_until(lambda: _is_free(kept["s3"]), seconds=LEAVE_SECONDS):
+    previous = dict(previous or {})
+    if "s3" in previous and not wait_until(lambda: _is_free(previous["s3"]), seconds=LEAVE_SECONDS):
         raise UserError(
-            f"port {kept['s3']} of {HOST} is taken by another process, and runs know the sandbox's store there",
-            hint=f"end what listens there (`ss -ltnp 'sport = :{kept['s3']}'` names it)",
+            f"port {previous['s3']} of {HOST} is taken by another process, and runs know the sandbox's store there",
+            hint=f"end what listens there (`ss -ltnp 'sport = :{previous['s3']}'` names it)",
         )
     ports: dict[str, int] = {}
     for name in PORTS:
-        if name in kept and _both_free(name, kept[name]):
-            ports[name] = kept[name]
+        if name in previous and _both_free(name, previous[name]):
+            ports[name] = previous[name]
             continue
         while (port := _draw(name)) in ports.values():
             continue
@@ -159,9 +159,9 @@ def _arguments(folder: Path, ports: Mapping[str, int], bucket: str) -> list[str]
 
 def _environment(folder: Path, memory: str) -> dict[str, str]:
     """Little: variables of AWS would make further keys, and files of a home folder other settings."""
-    kept = {key: value for key, value in own_environment().items() if key in ("PATH", "TMPDIR", "LANG", "TZ")}
+    inherited = {key: value for key, value in own_environment().items() if key in ("PATH", "TMPDIR", "LANG", "TZ")}
     # One volume a bucket at first: the first put takes 0.2 s instead of 3.6 s.
-    return {**kept, "HOME": str(folder), "GOMEMLIMIT": memory, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+    return {**inherited, "HOME": str(folder), "GOMEMLIMIT": memory, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
 
 def clear_sockets(ports: Mapping[str, int]) -> None:
@@ -214,17 +214,17 @@ def wait_ready(
 
     asked = client(endpoint_of(ports), keys)
     end = time.monotonic() + seconds
-    said = "no answer"
+    answer = "no answer"
     with contextlib.closing(asked):
         while time.monotonic() < end and process.poll() is None:
             try:
                 asked.put_object(Bucket=bucket, Key=".ready", Body=b"ready\n")
                 return
             except (BotoCoreError, ClientError) as error:
-                said = str(error)
+                answer = str(error)
             time.sleep(0.05)
     ended = process.poll()
-    why = f"it ended with code {ended}" if ended is not None else f"after {seconds:.0f} s: {said}"
+    why = f"it ended with code {ended}" if ended is not None else f"after {seconds:.0f} s: {answer}"
     lines = (folder / "weed.log").read_text(errors="replace").splitlines()
     last = "\n  ".join(line for line in lines[-40:] if line[:1] in "FEW" or "panic" in line or ended is not None)
     raise LaunchError(f"the S3 server did not become ready ({why})\n  {last[-2000:]}", hint=f"see {folder}/weed.log")

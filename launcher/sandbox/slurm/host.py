@@ -29,42 +29,42 @@ _INSTALL_SECONDS = 900
 
 def environment(slurm_conf: Path) -> dict[str, str]:
     """For daemons and for SLURM's commands: no word about another SLURM."""
-    kept = {key: value for key, value in own_environment().items() if not key.startswith(_OF_SLURM)}
-    return {**kept, "PATH": f"{kept.get('PATH', os.defpath)}:{_SYSTEM_PATH}", "SLURM_CONF": str(slurm_conf)}
+    inherited = {key: value for key, value in own_environment().items() if not key.startswith(_OF_SLURM)}
+    return {**inherited, "PATH": f"{inherited.get('PATH', os.defpath)}:{_SYSTEM_PATH}", "SLURM_CONF": str(slurm_conf)}
 
 
 def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=_SYSTEM_PATH)
 
 
-def require(*, accounting: bool, cgroup: bool, say: Callable[[str], None]) -> None:
+def require(*, accounting: bool, cgroup: bool, report: Callable[[str], None]) -> None:
     """Return if this machine can do it, after root has installed what lacks; UserError says what lacks."""
     if not sys.platform.startswith("linux"):
         raise UserError(
             f"the SLURM sandbox needs Linux: its nodes are namespaces of the kernel; this is {sys.platform}",
             hint="run it in a Linux virtual machine, or in a container with --privileged",
         )
-    require_programs({**PACKAGES, **(ACCOUNTING if accounting else {})}, say=say)
+    require_programs({**PACKAGES, **(ACCOUNTING if accounting else {})}, report=report)
     require_namespaces()
     if cgroup:
         require_cgroup()
 
 
 # -- programs --------------------------------------------------------------------------------------------------------
-def require_programs(packages: dict[str, str], *, say: Callable[[str], None]) -> None:
+def require_programs(packages: dict[str, str], *, report: Callable[[str], None]) -> None:
     missing = [package for package, program in packages.items() if find_program(program) is None]
     if not missing:
         return
-    words = f"apt-get install {' '.join(missing)}"
+    command = f"apt-get install {' '.join(missing)}"
     lacks = f"not installed: {', '.join(packages[package] for package in missing)}"
     if shutil.which("apt-get") is None:
-        raise UserError(lacks, hint=f"install SLURM (22.05 or later) and munge; on Debian or Ubuntu: {words}")
+        raise UserError(lacks, hint=f"install SLURM (22.05 or later) and munge; on Debian or Ubuntu: {command}")
     if os.geteuid() != 0:
-        raise UserError(lacks, hint=f"sudo {words}    (their system services are not needed and may stay off)")
-    say(f"installing by apt-get: {' '.join(missing)}")
+        raise UserError(lacks, hint=f"sudo {command}    (their system services are not needed and may stay off)")
+    report(f"installing by apt-get: {' '.join(missing)}")
     _apt_install(missing)
     if still := [packages[package] for package in missing if find_program(packages[package]) is None]:
-        raise LaunchError(f"{words} worked, but these programs are still not found: {', '.join(still)}")
+        raise LaunchError(f"{command} worked, but these programs are still not found: {', '.join(still)}")
 
 
 def _apt_install(packages: list[str]) -> None:
@@ -104,15 +104,15 @@ def require_namespaces() -> None:
     tried = _ask(in_node(["true"], name="node1", hosts=Path("/etc/hosts")))
     if tried.returncode == 0:
         return
-    said = (tried.stderr.strip().splitlines() or ["no word"])[-1]
+    problem = (tried.stderr.strip().splitlines() or ["no word"])[-1]
     if os.geteuid() == 0:
-        cure = "in a container: start that with --privileged"
+        fix = "in a container: start that with --privileged"
     else:
-        cure = (
+        fix = (
             "run it as root, or let users make namespaces: sysctl kernel.unprivileged_userns_clone=1, "
             "on Ubuntu sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    raise UserError(f"this machine does not let us give a process a host name of its own ({said})", hint=cure)
+    raise UserError(f"this machine does not let us give a process a host name of its own ({problem})", hint=fix)
 
 
 # -- control groups --------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def cgroup_members(nodes: list[str]) -> set[int]:
     found: set[int] = set()
     for path in _groups(nodes):
         with contextlib.suppress(OSError):
-            found |= {int(word) for word in (path / "cgroup.procs").read_text().split()}
+            found |= {int(number) for number in (path / "cgroup.procs").read_text().split()}
     return found
 
 

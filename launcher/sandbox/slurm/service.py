@@ -21,7 +21,7 @@ CLUSTER = "sandbox-slurm"
 RUNS = "runs"
 
 
-def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
+def up(*, report: Callable[[str], None], **asked: Any) -> Facts:
     """See Sandbox.up. asked: fields of Settings; one that runs must have them already, what is left out is as it is.
 
     UserError if this machine cannot do it, or if one with other settings runs.
@@ -30,16 +30,16 @@ def up(*, say: Callable[[str], None], **asked: Any) -> Facts:
     with alone(_folder()):
         if any(site.pid(daemon) for daemon in site.daemons):
             check_same(site.settings, "SLURM", asked)
-            if started := site.mend():
-                say(f"started again: {', '.join(started)}")
+            if started := site.repair():
+                report(f"started again: {', '.join(started)}")
         else:
             settings = make_settings(Settings, "SLURM", asked)
-            host.require(accounting=settings.accounting, cgroup=settings.proctrack == "cgroup", say=say)
-            say(f"starting SLURM {host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
+            host.require(accounting=settings.accounting, cgroup=settings.proctrack == "cgroup", report=report)
+            report(f"starting SLURM {host.version()}: {settings.nodes} node{'s' * (settings.nodes > 1)}")
             site.start(settings)
             site.try_out()
         (_folder() / RUNS).mkdir(mode=0o700, exist_ok=True)
-        write_cluster("slurm", cluster_file(site), say=say)
+        write_cluster("slurm", cluster_file(site), report=report)
     return status()
 
 
@@ -108,5 +108,5 @@ def _folder() -> Path:
 
 def _counted(states: dict[str, str]) -> str:
     """node1 idle, node2 idle, node3 down -> 2 idle, 1 down."""
-    words = list(states.values())
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    found = list(states.values())
+    return ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found))

@@ -82,13 +82,13 @@ class Site(Daemons):
             _refuse_foreign(slurm_conf.node_names(settings))
         self._write_files(settings, {**_draw_ports(), "first_job_id": _first_job_id()})
         try:
-            self.mend()
+            self.repair()
         except BaseException:
             with contextlib.suppress(LaunchError):
                 self.stop()
             raise
 
-    def mend(self) -> list[str]:
+    def repair(self) -> list[str]:
         """Start the daemons that do not live and wait until every node answers; their names."""
         missing = [daemon for daemon in self.daemons if self.pid(daemon) is None]
         for daemon in missing:
@@ -134,9 +134,9 @@ class Site(Daemons):
         process = self._spawn(daemon)
         if not wait_until(lambda: process.poll() is not None or self._answers(daemon), seconds=READY_SECONDS):
             self._signal(daemon, signal.SIGKILL)
-            raise LaunchError(f"{daemon} does not answer after {READY_SECONDS:.0f} s{self._last_words(daemon)}")
+            raise LaunchError(f"{daemon} does not answer after {READY_SECONDS:.0f} s{self._last_lines(daemon)}")
         if process.poll() is not None:
-            raise LaunchError(f"{daemon} ended with code {process.returncode}{self._last_words(daemon)}")
+            raise LaunchError(f"{daemon} ended with code {process.returncode}{self._last_lines(daemon)}")
         process.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
         if daemon in self.nodes:
             self._write_namespace(daemon)
@@ -203,8 +203,10 @@ class Site(Daemons):
             return set(states) == set(self.nodes) and all(state in _READY_STATES for state in states.values())
 
         if not wait_until(all_ready, seconds=READY_SECONDS, every=0.1):
-            told = ", ".join(f"{node} {state}" for node, state in states.items()) or "the controller does not answer"
-            raise LaunchError(f"SLURM's nodes are not ready after {READY_SECONDS:.0f} s: {told}", hint=self._see_logs())
+            detail = ", ".join(f"{node} {state}" for node, state in states.items()) or "the controller does not answer"
+            raise LaunchError(
+                f"SLURM's nodes are not ready after {READY_SECONDS:.0f} s: {detail}", hint=self._see_logs()
+            )
 
     def stop_daemon(self, daemon: str, number: int = signal.SIGTERM) -> None:
         """End one daemon, and no job; SLURM finds out by itself. Returns when it is gone."""
@@ -264,13 +266,13 @@ class Site(Daemons):
         options = [f"--nodes={count}", f"--ntasks={count}", "--time=1", "--job-name=first-step", f"--output={out}"]
         done = self.run("sbatch", *options, "--mem-per-cpu=1", f"--wrap={step}")
 
-        def said() -> str:
+        def output() -> str:
             return out.read_text(errors="replace") if out.exists() else ""
 
         wanted = sorted(self.nodes)
-        if done.returncode or not wait_until(lambda: sorted(said().split()) == wanted, seconds=READY_SECONDS):
-            told = (done.stderr or said() or "nothing came of it").strip()[-1000:]
-            raise LaunchError(f"a first step on all nodes did not work\n  {told}", hint=self._see_logs())
+        if done.returncode or not wait_until(lambda: sorted(output().split()) == wanted, seconds=READY_SECONDS):
+            detail = (done.stderr or output() or "nothing came of it").strip()[-1000:]
+            raise LaunchError(f"a first step on all nodes did not work\n  {detail}", hint=self._see_logs())
         wait_until(
             lambda: set(self.node_states().values()) == {"idle"}, seconds=END_SECONDS
         )  # that it leaves none busy

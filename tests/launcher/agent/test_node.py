@@ -126,13 +126,13 @@ def test_workers_find_what_was_planned_and_their_scratch_is_gone_later(
     seen: dict[str, str] = {}
     mode = []
 
-    def look() -> None:
+    def on_poll() -> None:
         for process in marked(run.url, attempt=0):
             seen.update(process.environ())
             if os.path.isdir(seen["LAUNCHYARD_SCRATCH"]):
                 mode.append(os.stat(seen["LAUNCHYARD_SCRATCH"]).st_mode & 0o777)
 
-    record = run_attempt(node_of(run, env=env(steps=2), job_end=time.time() + 1000), on_poll=look)
+    record = run_attempt(node_of(run, env=env(steps=2), job_end=time.time() + 1000), on_poll=on_poll)
     assert record.outcome == "completed"
     assert seen["LAUNCHYARD_RUN_URL"] == run.url and seen["CUDA_VISIBLE_DEVICES"] == ""
     assert int(seen["OMP_NUM_THREADS"]) >= 1 and float(seen["LAUNCHYARD_JOB_END"]) > time.time()

@@ -228,8 +228,8 @@ def make(tmp_path: Path) -> Iterator[MakeRun]:
         run.close()
 
 
-def look(run: Standin) -> Any:
-    return run.backend.look(run.run, run.job)
+def poll(run: Standin) -> Any:
+    return run.backend.poll(run.run, run.job)
 
 
 @LIVE
@@ -240,17 +240,17 @@ def test_a_run_waits_runs_and_completes(row: Row, make: MakeRun) -> None:
     if first.backend.TRAITS.scheduled:
         second = make(row, "second-abcd")
         second.submit(steps=5)
-        waits = look(second)
-        assert (waits.state, state_of(second.run).state, look(first).state) == ("queued", "pending", "running")
+        waits = poll(second)
+        assert (waits.state, state_of(second.run).state, poll(first).state) == ("queued", "pending", "running")
         assert waits.reason and state_of(second.run).queue == waits.reason, "people are told why"
         first.running(steps=first.steps(0) + 200)  # time enough for a second that does not wait
         assert second.is_alive() and not second.run.attempts()
         first.run.request_stop("stop")
         assert second.outcome().outcome == "completed"
-        assert look(second).state == "gone"
+        assert poll(second).state == "gone"
         assert first.outcome().time <= second.run.job(0).created
     else:
-        assert look(first) is None
+        assert poll(first) is None
         first.run.request_stop("stop")
     first.outcome()
     first.nothing_left()
@@ -330,4 +330,4 @@ def test_the_doctor_finds_no_fault_here(row: Row, tmp_path: Path) -> None:
     cluster = Cluster(name="here", scheduler=row.name, environment={"PYTHONPATH": os.pathsep.join(sys.path)})
     found = list(load_doctor(row.name).doctor(cluster, str(tmp_path), [1.0]))
     assert found and not [one for one in found if one.level == "error"], found
-    assert all(one.cure for one in found if one.level != "ok")
+    assert all(one.fix for one in found if one.level != "ok")

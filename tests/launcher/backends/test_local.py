@@ -298,7 +298,7 @@ def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path, mo
     run = make_run(tmp_path)
     job = Job(attempt=0, backend="local", job_id="1", **ELSEWHERE)
     run.claim_attempt(job)
-    monkeypatch.setattr("launchyard.launcher.agent.ownership.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("launchyard.launcher.agent.ownership.TAKEOVER_SECONDS", 0.3)
     beat = Path(run.path("attempts/0000/heartbeat.json"))
     run.write_json("attempts/0000/heartbeat.json", {"time": 0.0})  # by a clock that is wrong: what it says is not asked
     with pytest.raises(UserError, match="elsewhere"):

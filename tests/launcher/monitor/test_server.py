@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from launchyard.errors import UserError
 from launchyard.launcher.cli.main import cli
 from launchyard.launcher.monitor import discovery
-from launchyard.launcher.monitor.discovery import Discovery, Place, Seen, look_at
+from launchyard.launcher.monitor.discovery import Discovery, Place, Seen, inspect_run
 from launchyard.launcher.monitor.server import Monitor, TargetFile, View, exposition, make_server
 from launchyard.launcher.runs.state import RunState
 from launchyard.storage import files
@@ -58,7 +58,7 @@ def targets(seen: Any) -> list[str]:
 # -- who is to be scraped --------------------------------------------------------------------------------------------
 def test_a_live_run_is_listed_with_its_labels(tmp_path: Path) -> None:
     live(tmp_path)
-    (seen,) = Discovery().look()
+    (seen,) = Discovery().scan()
     (group,) = seen.groups
     assert group["targets"] == ["127.0.0.1:4001", "127.0.0.1:4002"]
     assert group["labels"] == {
@@ -72,21 +72,21 @@ def test_a_live_run_is_listed_with_its_labels(tmp_path: Path) -> None:
 )
 def test_a_run_that_has_ended_vanishes_and_comes_back_when_it_is_resumed(tmp_path: Path, outcome: Any) -> None:
     made, watching = live(tmp_path), Discovery()
-    assert len(targets(watching.look())) == 2
+    assert len(targets(watching.scan())) == 2
     made.end(*outcome, 3, of_run=True)
-    assert targets(watching.look()) == [], "its targets are gone though their files were left"
-    assert targets(watching.look()) == []
+    assert targets(watching.scan()) == [], "its targets are gone though their files were left"
+    assert targets(watching.scan()) == []
     made.run.remove("outcome.json")
     made.begin(alive=True, start=3)
     made.listen(4003)
-    (seen,) = watching.look()
+    (seen,) = watching.scan()
     assert targets([seen]) == ["127.0.0.1:4003"] and seen.groups[0]["labels"]["attempt"] == "1"
 
 
 def test_between_two_attempts_there_is_nobody_to_scrape(tmp_path: Path) -> None:
     made = live(tmp_path)
     made.end("failed", "killed", 3)
-    (seen,) = Discovery().look()
+    (seen,) = Discovery().scan()
     assert not seen.groups and not seen.workers and seen.ended == {"failed": 1}
 
 
@@ -94,7 +94,7 @@ def test_a_dead_run_vanishes(tmp_path: Path) -> None:
     made = Made(tmp_path, clock=time.time() - 60)
     made.begin(alive=False)
     made.listen(4001)
-    (seen,) = Discovery().look()
+    (seen,) = Discovery().scan()
     assert seen.state.state == "lost" and not seen.groups
 
 
@@ -102,7 +102,7 @@ def test_what_ended_long_ago_is_not_told_of(tmp_path: Path) -> None:
     made = Made(tmp_path, clock=time.time() - 7200)
     made.begin()
     made.end("completed", "done", 3, of_run=True)
-    assert Discovery().look() == []
+    assert Discovery().scan() == []
 
 
 def test_how_attempts_ended(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_how_attempts_ended(tmp_path: Path) -> None:
         made.end(outcome, reason, 1)
     made.begin()  # left no word
     made.begin(alive=True)
-    seen = look_at(made.run)
+    seen = inspect_run(made.run)
     assert seen is not None
     assert seen.ended == {"preempted": 1, "failed": 1, "nonfinite": 1, "hung": 1, "lost": 1}
 
@@ -127,7 +127,7 @@ def test_work_at_risk_is_since_the_last_save(tmp_path: Path) -> None:
     made.begin(alive=True)
     made.steps(range(1, 101))  # 50 s
     made.save(100)
-    seen = look_at(made.run)
+    seen = inspect_run(made.run)
     assert seen is not None and 40 < seen.unsaved < 60
 
 
@@ -135,7 +135,7 @@ def test_a_queue_is_told(tmp_path: Path) -> None:
     made = Made(tmp_path, clock=time.time())
     made.queue(waited=30.0)
     made.begin(backend="local")
-    seen = look_at(made.run)
+    seen = inspect_run(made.run)
     assert seen is not None and 29 < seen.queue_wait < 31
 
 
@@ -143,7 +143,7 @@ def test_a_recipe_without_metrics_misses_no_workers(tmp_path: Path) -> None:
     made = live(tmp_path)
     text = made.run.read_text("recipe.yaml")
     made.run.write_text("recipe.yaml", f"{text}metrics: {{prometheus: false}}\n")
-    (seen,) = Discovery().look()
+    (seen,) = Discovery().scan()
     assert seen.workers == 0
 
 
@@ -155,33 +155,33 @@ def test_a_folder_of_runs_is_looked_through_again_and_again(tmp_path: Path, monk
     (folder / "notes").mkdir()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
     watching = Discovery([Place(str(folder))])
-    assert [seen.run_id for seen in watching.look()] == ["one-aaaa"]
+    assert [seen.run_id for seen in watching.scan()] == ["one-aaaa"]
     live(folder, "two-bbbb", 4003, 4004)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a-third"))
-    assert [seen.run_id for seen in watching.look()] == ["one-aaaa", "two-bbbb"]
+    assert [seen.run_id for seen in watching.scan()] == ["one-aaaa", "two-bbbb"]
 
 
 def test_a_run_that_cannot_be_read_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live(tmp_path, "one-aaaa", 4001, 4002)
     live(tmp_path, "two-bbbb", 4003, 4004)
     watching = Discovery()
-    before = targets(watching.look())
-    real = discovery.look_at
+    before = targets(watching.scan())
+    real = discovery.inspect_run
 
     def stumble(run: Any) -> Any:
         if "one" in run.url:
             raise StoreError("its store does not answer")
         return real(run)
 
-    monkeypatch.setattr(discovery, "look_at", stumble)
-    assert targets(watching.look()) == before and watching.errors == 1
+    monkeypatch.setattr(discovery, "inspect_run", stumble)
+    assert targets(watching.scan()) == before and watching.errors == 1
 
 
 def test_a_store_that_is_silent_is_asked_once_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live(tmp_path, "one-aaaa", 4001, 4002)
     live(tmp_path, "two-bbbb", 4003, 4004)
     watching, asked = Discovery(), list[str]()
-    before = targets(watching.look())
+    before = targets(watching.scan())
 
     def silent(run: Any) -> Any:
         asked.append(run.url)
@@ -190,18 +190,18 @@ def test_a_store_that_is_silent_is_asked_once_a_look(tmp_path: Path, monkeypatch
     remote = SimpleNamespace(**{**vars(files), "is_remote": lambda url: True})
     monkeypatch.setattr(discovery, "files", remote)
     monkeypatch.setattr(Place, "store_key", ("s3", "the same"))
-    monkeypatch.setattr(discovery, "look_at", silent)
-    assert targets(watching.look()) == before and len(asked) == 1
-    assert targets(watching.look()) == before and len(asked) == 2
+    monkeypatch.setattr(discovery, "inspect_run", silent)
+    assert targets(watching.scan()) == before and len(asked) == 1
+    assert targets(watching.scan()) == before and len(asked) == 2
 
 
 def test_a_run_whose_directory_is_gone_is_forgotten(tmp_path: Path) -> None:
     import shutil
 
     made, watching = live(tmp_path), Discovery()
-    assert watching.look()
+    assert watching.scan()
     shutil.rmtree(made.run.url)
-    assert watching.look() == []
+    assert watching.scan() == []
 
 
 def test_a_place_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_place_that_is_none_is_refused(tmp_path: Path) -> None:
 # -- series ----------------------------------------------------------------------------------------------------------
 def test_the_series_are_those_of_the_table(tmp_path: Path) -> None:
     live(tmp_path)
-    text = exposition(Monitor(Discovery()).look())
+    text = exposition(Monitor(Discovery()).refresh())
     families = {family.name: family for family in text_string_to_metric_families(text)}
     known = {metric.name: metric for metric in METRICS if metric.source == "launcher"}
     for name, family in families.items():
@@ -283,7 +283,7 @@ def test_a_look_that_breaks_ends_nothing(tmp_path: Path, served: tuple[str, Moni
     def broken(self: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Discovery, "look", broken)
+    monkeypatch.setattr(Discovery, "scan", broken)
     time.sleep(0.5)
     status, _, text = get(f"{url}/targets")
     assert status == 200 and len(targets_of(text)) == 2
@@ -303,13 +303,13 @@ def test_the_file_is_replaced_as_a_whole_and_only_when_it_changes(tmp_path: Path
     path = tmp_path / "targets.json"
     write = TargetFile(str(path))
     made = live(tmp_path)
-    view = Monitor(Discovery(), on_view=write).look()
+    view = Monitor(Discovery(), on_view=write).refresh()
     first = path.stat()
     assert json.loads(path.read_text()) == view.groups()
     write(view)
     assert path.stat().st_ino == first.st_ino, "nothing has changed"
     made.end("completed", "done", 3, of_run=True)
-    write(Monitor(Discovery()).look())
+    write(Monitor(Discovery()).refresh())
     assert json.loads(path.read_text()) == [] and path.stat().st_ino != first.st_ino
     assert sorted(name for name in os.listdir(tmp_path) if "targets" in name) == ["targets.json"]
 

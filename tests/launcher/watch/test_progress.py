@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def looked(progress: Progress) -> str:
-    progress.look()
+    progress.refresh()
     return progress.line()
 
 

@@ -148,8 +148,8 @@ def waiting_node(folder: Path, run: RunDir, node: int, nnodes: int, collectives:
 def looks(hang: Hang, times: int = 1) -> list[bool]:
     found = []
     for _ in range(times):
-        hang._looked -= 1.5
-        found.append(hang.look())
+        hang._checked_at -= 1.5
+        found.append(hang.check())
     return found
 
 
@@ -174,8 +174,8 @@ def test_an_agent_that_was_away_itself_judges_nobody(tmp_path: Path) -> None:
     """The whole machine slept, or all of the job was stopped for a while."""
     run = RunDir(str(tmp_path / "run"))
     hang = waiting_node(tmp_path, run, 0, 1)
-    hang._looked -= 100.0
-    assert not hang.look()
+    hang._checked_at -= 100.0
+    assert not hang.check()
     assert looks(hang, 3) == [False] * 3
     hang._settled = 0.0
     assert looks(hang, 2) == [False, True]

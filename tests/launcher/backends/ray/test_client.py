@@ -29,13 +29,13 @@ def test_a_job_to_its_end(entrypoint: str, cluster: FakeRay, ray: Dashboard) -> 
     cluster.hold = True
     job = submit(ray, entrypoint)
     seen = ray.ask(job)
-    assert (seen.state, seen.word) == ("queued", "PENDING")
+    assert (seen.state, seen.scheduler_state) == ("queued", "PENDING")
     assert seen.reason.startswith("Job has not started yet")
     assert not ray.wait_gone(job, seconds=0.0)
     cluster.start(job)
     assert ray.wait_gone(job, seconds=20)
     seen = ray.ask(job)
-    assert (seen.state, seen.word, seen.reason) == ("gone", ENDS[entrypoint], "")
+    assert (seen.state, seen.scheduler_state, seen.reason) == ("gone", ENDS[entrypoint], "")
     assert ray.logs(job) == ("no such thing\n" if "echo" in entrypoint else "")
 
 
@@ -44,7 +44,7 @@ def test_a_job_that_is_stopped(cluster: FakeRay, ray: Dashboard) -> None:
     assert ray.ask(job).state == "running"
     ray.stop(job)
     assert ray.wait_gone(job, seconds=20)
-    assert ray.ask(job).word == "STOPPED"
+    assert ray.ask(job).scheduler_state == "STOPPED"
     ray.stop(job)
     ray.stop("nothing")
 

@@ -38,7 +38,7 @@ def test_a_job_from_the_queue_to_its_end(slurm: FakeSlurm, ours: Controller, scr
     slurm.hold("QOSMaxJobsPerUserLimit")
     job = ours.submit(script)
     seen = ours.ask(job)
-    assert (seen.state, seen.word, seen.nodes, seen.end) == ("queued", "PENDING", "", None)
+    assert (seen.state, seen.scheduler_state, seen.nodes, seen.end) == ("queued", "PENDING", "", None)
     assert seen.reason == "you run as many jobs as your quality of service allows (QOSMaxJobsPerUserLimit)"
     assert ours.end_time(job) is None, "N/A"
     slurm.start(job)
@@ -49,7 +49,7 @@ def test_a_job_from_the_queue_to_its_end(slurm: FakeSlurm, ours: Controller, scr
     assert ours.job_state(job) == ("RUNNING", 0)
     ours.cancel(job)
     assert ours.wait_gone(job, seconds=20)
-    assert (ours.ask(job).word, ours.job_state(job)[0]) == ("CANCELLED", "CANCELLED")
+    assert (ours.ask(job).scheduler_state, ours.job_state(job)[0]) == ("CANCELLED", "CANCELLED")
     ours.cancel(job)  # what has ended is no error
 
 
