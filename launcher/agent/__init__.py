@@ -1,1 +1,1 @@
-"""What runs beside the workers: the owner of a run and the agent of each node."""
+"""The processes beside the workers: the owner of a run and the agent of each node."""

@@ -1,4 +1,4 @@
-"""How an attempt ended: the outcome that rank 0 wrote, or what is written in its place."""
+"""The end of an attempt: the outcome that rank 0 wrote, or one composed in its place."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from launchyard.launcher.agent.torchrun_watch import Node, Watch
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 
-OTHERS_SECONDS = 4.0  # from the end of our torchrun, in which that of another node says how its workers ended
+OTHERS_SECONDS = 4.0  # from the end of our torchrun, for that of another node to report how its workers ended
 
 
 def conclude(node: Node, watch: Watch, code: int | None) -> OutcomeRecord:
-    """What rank 0 wrote, or what is to be said in its place."""
+    """Returns the outcome that rank 0 wrote, or one composed from errors and logs; node 0 writes that down."""
     record = node.run.outcome(node.attempt)
     if record is None and node.node_rank != 0:
         record = _await_outcome(node)
@@ -29,7 +29,7 @@ def conclude(node: Node, watch: Watch, code: int | None) -> OutcomeRecord:
 
 
 def _await_outcome(node: Node, seconds: float = 5.0) -> OutcomeRecord | None:
-    """Node 0 may still be writing."""
+    """Waits for node 0, which may still be writing."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if (record := node.run.outcome(node.attempt)) is not None:
@@ -55,7 +55,7 @@ def _compose(node: Node, reason: str | None, code: int | None) -> OutcomeRecord:
 
 
 def _first_cause(node: Node, code: int | None) -> Cause:
-    """Where ours is that another rank is gone, its node may be about to say why: its torchrun ends like ours."""
+    """Waits, if our cause is only a lost peer, for its node to report why: its torchrun ends like ours."""
     end = time.monotonic() + (OTHERS_SECONDS if node.shape.nnodes > 1 and node.node_rank == 0 else 0.0)
     while True:
         cause = find_cause(node.run, node.attempt, node_rank=node.node_rank, exit_code=code)
@@ -71,7 +71,7 @@ def last_step(run: RunDir, attempt: int) -> int | None:
 
 
 def exit_code(record: OutcomeRecord) -> int:
-    """What a scheduler is told: 0 completed, 75 stopped and resumable, 78 do not try again, else 1."""
+    """Returns the exit code for the scheduler: 0 completed, 75 stopped and resumable, 78 do not try again, else 1."""
     if record.outcome == "completed":
         return EXIT_DONE
     if record.outcome == "stopped":

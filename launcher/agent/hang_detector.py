@@ -1,7 +1,7 @@
-"""The agent's watch over workers that give no sign of life any more: who is hung is named, with everybody's stacks.
+"""The agent's watch over workers that give no sign of life any more: names the hung ranks, with the stacks of all.
 
 Reads the signs that workers leave (training/telemetry/heartbeat.py); ends nothing itself. A worker that is stopped,
-or holds the interpreter's lock for ever, cannot speak for itself, so it is looked at from here.
+or holds the interpreter's lock for ever, cannot report itself, so it is checked from here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ HUNG = "HungError"  # type of the error that is left in the run directory
 CHECK_SECONDS = 1.0
 STOPPED_SECONDS = 20.0  # from a STOP signal on; a debugger or a person may have reasons for a shorter one
 KERNEL_SECONDS = 900.0  # in one system call, for a file server that is away
-ABSENT_SECONDS = 5.0  # between two looks: then it was us who did not run, or the whole machine
-SETTLE_SECONDS = 10.0  # after that, before anybody is judged
+ABSENT_SECONDS = 5.0  # between two checks: then this process, or the whole machine, did not run
+SETTLE_SECONDS = 10.0  # after that, before any worker is judged
 STACK_SECONDS = 3.0
 _TAIL = 60_000
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
@@ -33,7 +33,7 @@ _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
 @dataclass
 class Hang:
-    """Looks about once a second. `found`: what was seen, in a line, once somebody is hung."""
+    """Checks about once a second. `found`: a line about the first hung rank; None while there is none."""
 
     run: RunDir
     attempt: int
@@ -47,7 +47,7 @@ class Hang:
     _suspects: tuple[int, ...] = ()
 
     def check(self) -> bool:
-        """Whether somebody is hung; then it is in the run directory already."""
+        """Returns True if a worker is hung; it is recorded in the run directory by then."""
         now = time.monotonic()
         if now - self._checked_at < CHECK_SECONDS:
             return False
@@ -71,14 +71,14 @@ class Hang:
         return report is not None and sure
 
     def _long_in(self, pulses: Sequence[Pulse], now: float, state: str, seconds: float) -> list[int]:
-        """Ranks whose process has been seen in a state at every look for so long."""
+        """Ranks whose process has been in a state at every check for so long."""
         before = self._since.get(state, {})
         mine = {pulse.pid: before.get(pulse.pid, now) for pulse in pulses if _state(pulse.pid) == state}
         self._since[state] = mine
         return [pulse.rank for pulse in pulses if now - mine.get(pulse.pid, now) >= seconds > 0]
 
     def _kernel_may_answer(self, pulses: Sequence[Pulse], now: float) -> bool:
-        """Somebody waits in a system call that nothing interrupts: for a disk, or a file server that is away.
+        """A worker waits in a system call that nothing interrupts: for a disk, or a file server that is away.
 
         It is as if a store did not answer, and ending the attempt would not help: it could not even be killed.
         """
@@ -86,7 +86,7 @@ class Hang:
         return any(_state(pulse.pid) == "D" and pulse.rank not in gone for pulse in pulses)
 
     def _among_nodes(self, pulses: Sequence[Pulse], report: HangReport) -> HangReport | None:
-        """All workers here wait. Alone, they wait for each other; else only if all nodes say the same."""
+        """All workers here wait. On one node, they wait for each other; else only if all nodes report it."""
         if self.nnodes > 1:
             folder = layout.stalls_folder(self.attempt)
             with contextlib.suppress(OSError):
@@ -98,7 +98,7 @@ class Hang:
             return None
         return HangReport(tuple(pulses), all_wait=True)
 
-    # -- saying so ---------------------------------------------------------------------------------------------------
+    # -- reporting --------------------------------------------------------------------------------------------------
     def _report(self, pulses: Sequence[Pulse], report: HangReport, now: float) -> None:
         stopped = {pulse.pid for pulse in pulses if _state(pulse.pid) == "T"}
         stacks = self._stacks(pulses)
@@ -117,11 +117,11 @@ class Hang:
                 "time": time.time(),
                 "fatal": False,
             }
-            with contextlib.suppress(OSError):  # the outcome then tells less
+            with contextlib.suppress(OSError):  # the outcome then has less detail
                 self.run.write_error(self.attempt, pulse.rank, record)
 
     def _stacks(self, pulses: Sequence[Pulse]) -> dict[int, str]:
-        """Have every worker of this node print its stacks; what each has printed."""
+        """Has every worker of this node print its stacks. Returns the output of each rank."""
         sizes = {pulse.rank: _size(self._log(pulse.rank)) for pulse in pulses}
         for pulse in pulses:
             _send(pulse.pid, STACKS)
@@ -158,7 +158,7 @@ def _describe(pulse: Pulse, now: float, stopped: bool, together: int) -> str:
 
 
 def _innermost(stacks: str) -> str:
-    """Where the main thread is: faulthandler prints it last, its innermost frame first."""
+    """The frame of the main thread: faulthandler prints it last, its innermost frame first."""
     threads = re.split(r"^.*most recent call first\):?$", stacks, flags=re.MULTILINE)
     frames = _FRAME.findall(threads[-1]) if len(threads) > 1 else []
     own = [frame for frame in frames if "/site-packages/" not in frame[0] and "/lib/python" not in frame[0]]

@@ -52,7 +52,7 @@ def run_attempt(
 ) -> OutcomeRecord:
     """Run one node of one attempt to its end; nothing of it is left running, however it ends.
 
-    Returns how the attempt ended; node 0 also writes that where the workers could not. `on_poll` is called about ten
+    Returns the outcome of the attempt; node 0 also writes it where the workers could not. `on_poll` is called about ten
     times per second. Call it from the main thread: the children die with the thread that started them.
     """
     if node.shape.nnodes > 1 and node.rdzv_endpoint is None:
@@ -73,7 +73,7 @@ def run_attempt(
 
 
 def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
-    """Start torchrun and look after it until it has ended; its exit code, negative for a signal."""
+    """Starts torchrun and watches it until it has ended. Returns its exit code, negative for a signal."""
     endpoint = node.rdzv_endpoint or f"127.0.0.1:{free_port()}"
     argv = torchrun_argv(
         python=sys.executable,
@@ -100,11 +100,11 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
 
 
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:
-    """What torchrun and its workers find around them."""
+    """The environment of torchrun and its workers."""
     env = python_environment({**own_environment(), **node.env}, code=own_code.movable())
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // node.shape.nproc_per_node)))
     if node.shape.device == "cpu":
-        env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find what was planned
+        env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find the planned device
     env.update(
         {
             MARK_RUN: node.run.url,
@@ -128,7 +128,7 @@ def _rdzv_id(node: Node) -> str:
 
 # -- scratch and logs ------------------------------------------------------------------------------------------------
 def _make_scratch(node: Node) -> str:
-    """A new folder for this attempt, 0700; what killed agents of the same run have left is removed."""
+    """A new folder for this attempt, 0700; removes those that killed agents of the same run have left."""
     folder = tempfile.gettempdir()
     stem = f"launchyard-{hashlib.sha256(node.run.url.encode()).hexdigest()[:12]}-{node.node_rank}-"
     for name in os.listdir(folder):
@@ -141,14 +141,14 @@ def _make_scratch(node: Node) -> str:
 
 
 def _log_path(node: Node, scratch: str) -> str:
-    """Where torchrun prints: into the run directory, or beside it until the attempt ends when that is remote."""
+    """The log of torchrun: in the run directory; if that is remote, in scratch until the attempt ends."""
     folder = node.run.path(layout.logs_folder(node.attempt)) if node.run.local else scratch
     os.makedirs(folder, exist_ok=True)
     return os.path.join(folder, layout.node_log(node.node_rank))
 
 
 def _port_was_taken(node: Node) -> bool:
-    """Did torchrun fail to open its port, before any worker was started?"""
+    """Returns True if torchrun failed to open its port, before any worker was started."""
     if node.rdzv_endpoint is not None or node.run.exists(layout.outcome(node.attempt)) or node.run.errors(node.attempt):
         return False
     log = node_log(node.run, node.attempt, node.node_rank)
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
     try:
         record = run_attempt(node, signals=signals)
     except StoreError as error:
-        log_line(f"no word about the end of attempt {node.attempt} could be left; what was saved is there. {error}")
+        log_line(f"the outcome of attempt {node.attempt} could not be written; its checkpoints are intact. {error}")
         return EXIT_FAILED
     log_line(f"attempt {record.attempt} {record.outcome} ({record.reason}): {record.message}")
     return exit_code(record)

@@ -1,7 +1,7 @@
-"""The owner of a run: one attempt after another, until the policy or a person says that it is enough.
+"""The owner of a run: makes one attempt after another, until the policy or a person ends it.
 
-The same in every place; how the nodes of an attempt are started, and whether a job can be given back to be started
-again elsewhere, is told by who makes one. Its word about the run is written last.
+The same in every place; its maker passes in how the nodes of an attempt are started, and how a job is given back to be
+started again elsewhere. It writes the outcome of the run last.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ FAREWELL_SECONDS = 20.0  # retry budget for the last write of an owner that fail
 
 @dataclass
 class Owner:
-    """`run_nodes` runs all nodes of an attempt to its end. `find_witness`: how an earlier owner is found dead.
+    """`run_nodes` runs all nodes of an attempt to its end. `find_witness`: finds out if an earlier owner lives.
 
     `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
-    none, the next attempt follows here. `history`: attempts that this job has made already. `make_room`: waits for what
-    an attempt needs for as long as its argument says so; the shape of that attempt, or None if it gave up.
+    none, the next attempt follows here. `history`: attempts that this job has made already. `acquire_resources`:
+    waits for what an attempt needs while its argument returns True; the shape of that attempt, or None if it gave up.
     """
 
     run: RunDir
@@ -58,7 +58,7 @@ class Owner:
     since: float = field(default_factory=time.time)
 
     def wait_for_resources(self, last: Job | None = None) -> bool:
-        """Before an attempt is claimed; False if somebody asks to stop before there is room for it."""
+        """Called before an attempt is claimed. Returns False if a stop is requested before its resources are there."""
         if self.acquire_resources is None:
             return True
         if not self.history:
@@ -83,7 +83,7 @@ class Owner:
         return shape is not None
 
     def claim(self) -> Job:
-        """The next attempt; whatever an earlier one has left running on this machine is ended."""
+        """Claims the next attempt; ends all that an earlier one has left running on this machine."""
         job = claim_next(
             self.run,
             backend=self.backend,
@@ -121,7 +121,7 @@ class Owner:
             job = self.claim()
 
     def _attempt(self, job: Job) -> OutcomeRecord:
-        if difference := what_differs(self.run):  # its workers would say the same
+        if difference := what_differs(self.run):  # its workers would fail with the same error
             record = OutcomeRecord(
                 outcome="failed",
                 reason=OTHER_CODE,
@@ -136,13 +136,13 @@ class Owner:
 
         def on_poll() -> None:
             heartbeat.beat()
-            if heartbeat.superseded:  # we were taken for dead: nothing of ours may go on
+            if heartbeat.superseded:  # we were taken for dead: no process of ours may go on
                 self.signals.stop = self.signals.stop or "terminated"
 
         return self.run_nodes(job, on_poll)
 
     def _goes_on(self, job: Job, *, moves: bool) -> tuple[bool, str]:
-        """Decide, and wait out the back-off unless somebody asks to stop meanwhile."""
+        """Decides, and waits for the back-off to pass unless a stop is requested meanwhile."""
         decision = after_attempt(self.history, max_failures=max_failures(self.run, job))
         if decision.action == "end":
             return False, decision.why
@@ -161,7 +161,7 @@ class Owner:
         return str(request.get("reason", "stop")) if request else None
 
     def _end(self, record: OutcomeRecord) -> OutcomeRecord:
-        """The run's last word. A stop that was wanted makes a resumable run of a preempted or failed attempt."""
+        """Writes the run's outcome. A requested stop makes a resumable run of a preempted or failed attempt."""
         newest = newest_job(self.run)
         if newest is not None and newest.attempt > record.attempt:
             raise UserError(f"attempt {newest.attempt} has taken over, process {newest.pid} on {newest.host}")

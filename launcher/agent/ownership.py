@@ -1,8 +1,8 @@
-"""Who owns a run: the job that stands for it, and claiming its next attempt. Knows no workers and no scheduler.
+"""Ownership of a run: the job that stands for it, and claiming its next attempt. Knows no workers and no scheduler.
 
-An attempt belongs to whoever created its job.json. The newest attempt's owner owns the run for as long as it lives; how
-that is told differs between places, so whoever asks passes it in. Whoever was taken for dead and is not is fenced out
-at its next commit (training/checkpoint/commit.py).
+An attempt belongs to whoever created its job.json. The newest attempt's owner owns the run for as long as it lives; the
+test for that differs between places, so the caller passes it in. An owner that was taken for dead and is not is fenced
+out at its next commit (training/checkpoint/commit.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAVE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Witness:
-    """How the owner of a job is found alive or dead. `scheduled`: a scheduler tells; else the lease does."""
+    """The test for a living owner. `scheduled`: a scheduler answers it; else the lease does."""
 
     is_alive: Callable[[RunDir, Job], bool]
     scheduled: bool
@@ -60,7 +60,7 @@ def refuse_owner(run: RunDir, job: Job | None, find_witness: FindWitness) -> Non
     if job is None or (job.pid == os.getpid() and job.host == socket.gethostname()):
         return
     witness = find_witness(job)
-    if _has_ended(run, job):  # its owner has said its last word and is about to leave
+    if _has_ended(run, job):  # its owner has written the outcome and is about to leave
         wait_until(lambda: not witness.is_alive(run, job), seconds=LEAVE_SECONDS)
     if witness.is_alive(run, job) or (not witness.scheduled and _beats_again(run, job)):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
@@ -72,7 +72,7 @@ def refuse_owner(run: RunDir, job: Job | None, find_witness: FindWitness) -> Non
 
 
 def _beats_again(run: RunDir, job: Job) -> bool:
-    """Does an owner elsewhere, whose lease has expired without a word about its end, beat while we look?"""
+    """Returns True if an owner elsewhere, whose lease has expired without an outcome, beats while we wait."""
     if job.host == socket.gethostname() or _has_ended(run, job) or run.outcome(job.attempt) is not None:
         return False
     before = last_heartbeat(run, job.attempt)
@@ -94,7 +94,7 @@ def claim_next(
     find_witness: FindWitness,
 ) -> Job:
     """Claim the next attempt for this process. UserError if a living job has the run or was faster."""
-    # One look decides both who is asked whether he lives and which number is next: whoever claims in between takes it.
+    # One listing decides both the owner to test and the next number: a claim made in between takes that number.
     attempts = run.attempts()
     before = run.job(attempts[-1]) if attempts else None
     if before is None or (before.backend, before.job_id) != (backend, job_id):  # else we were started again

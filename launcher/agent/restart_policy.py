@@ -1,4 +1,4 @@
-"""What follows an attempt: nothing, or another one. The one owner of restarts; pure, knows no processes."""
+"""The decision after an attempt: end, or another one. The only place that decides on restarts; pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 from launchyard.run.records import Outcome
 
 BACK_OFF_CAP = 60.0
-AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody wanted: the work goes on elsewhere or later
-NODE_LOST = "node lost"  # a failure that the run cannot help: a node was taken without notice
+AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody asked for: the run goes on elsewhere or later
+NODE_LOST = "node lost"  # a failure not caused by the run: a node was taken without notice
 
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """How one attempt ended. `progressed`: it committed a checkpoint beyond all that there were before."""
+    """The end of one attempt. `progressed`: it committed a checkpoint beyond all that there were before."""
 
     attempt: int
     outcome: Outcome

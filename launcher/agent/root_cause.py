@@ -1,4 +1,4 @@
-"""What ended an attempt that left no outcome: the first cause over all ranks. Reads errors and logs only."""
+"""The cause of the end of an attempt without an outcome: the first over all ranks. Reads errors and logs only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REASONS = {
     "OtherCodeError": OTHER_CODE,
 }
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
-# What gloo, NCCL and TCPStore say in a rank whose peer has gone: an effect, and hardly ever the cause.
+# Messages of gloo, NCCL and TCPStore in a rank whose peer has gone: an effect, and hardly ever the cause.
 _LOST_PEER = re.compile(
     r"connection (reset|closed|refused)|broken pipe|socket (closed|error)|remote process exited|recvValue failed|"
     r"sendBytes failed|failed to recv",
@@ -49,7 +49,7 @@ class Cause:
 def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int | None = None) -> Cause:
     """The first cause. A rank that was killed, on any node, comes before the errors of those that lost it.
 
-    exit_code: torchrun's on that node, negative for a signal; only used where the run directory tells nothing.
+    exit_code: torchrun's on that node, negative for a signal; only used where the run directory has no error.
     """
     errors = sorted(run.errors(attempt), key=_is_effect)
     if errors and errors[0].get("type") == HUNG:  # its processes were killed for that
@@ -64,16 +64,16 @@ def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int 
     if exit_code is not None and exit_code < 0:
         return _killed("torchrun was", -exit_code, None)
     detail = last_error_line(log)
-    return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left a word" + detail)
+    return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left an error" + detail)
 
 
 def _is_effect(error: dict[str, Any]) -> bool:
-    """Is it the error of a rank that lost another one?"""
+    """Returns True for the error of a rank that lost another one."""
     return error.get("type") != HUNG and bool(_LOST_PEER.search(str(error.get("message", ""))))
 
 
 def _other_logs(run: RunDir, attempt: int, node_rank: int) -> list[list[tuple[int, int]]]:
-    """What torchrun saw fail on the other nodes, as far as their logs are here."""
+    """Failures that torchrun saw on the other nodes, as far as their logs are here."""
     origins = [layout.log_origin(name) for name in run.listdir(layout.logs_folder(attempt))]
     ranks = {origin[1] for origin in origins if origin is not None and origin[0] == "node"} - {node_rank}
     with ThreadPoolExecutor(_READERS) as pool:
@@ -81,7 +81,7 @@ def _other_logs(run: RunDir, attempt: int, node_rank: int) -> list[list[tuple[in
 
 
 def node_log(run: RunDir, attempt: int, node_rank: int) -> str:
-    """The end of what torchrun printed on a node; empty if there is nothing."""
+    """The end of torchrun's output on a node; empty if there is none."""
     raw = run.read_log(f"{layout.logs_folder(attempt)}/{layout.node_log(node_rank)}")
     return raw[-_LOG_TAIL:].decode(errors="replace")
 
@@ -94,7 +94,7 @@ def signal_name(number: int) -> str:
 
 
 def _failures(log: str) -> list[tuple[int, int]]:
-    """(rank, exit code) of what torchrun saw fail, its "first observed failure" first."""
+    """(rank, exit code) of each failure that torchrun saw, its "first observed failure" first."""
     head, found, root = log.rpartition("Root Cause (first observed failure)")
     root_failures = _FAILURE.findall(root) if found else []
     others = _FAILURE.findall(head)
@@ -104,7 +104,7 @@ def _failures(log: str) -> list[tuple[int, int]]:
 def _killed(subject: str, number: int, rank: int | None) -> Cause:
     message = f"{subject} killed by signal {number} ({signal_name(number)})"
     if number == signal.SIGKILL:
-        message += "; if nobody did that, the machine may have run out of memory"
+        message += "; if no user did that, the machine may have run out of memory"
     return Cause("killed", message, rank=rank)
 
 
@@ -114,7 +114,7 @@ def _from_error(error: dict[str, Any]) -> Cause:
     prefix = f"rank {rank} is hung" if kind == HUNG else f"rank {rank}: {kind}"
     reason = LOST_PEER if _is_effect(error) else _REASONS.get(kind, "error")
     if reason == LOST_PEER:
-        prefix = f"rank {rank} lost another rank, of which no word is left: {kind}"
+        prefix = f"rank {rank} lost another rank, which left no error: {kind}"
     return Cause(
         reason,
         f"{prefix}: {first_line(str(error.get('message', '')))}",

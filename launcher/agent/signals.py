@@ -1,4 +1,4 @@
-"""What signals and people ask of a process that owns a run or a node of it, and its words to its own log."""
+"""Requests by signals to a process that owns a run or a node of it, and lines in its own log."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ STOPPING_SECONDS = 5.0  # retry budget once a signal has asked this process to e
 
 
 class Signals:
-    """What signals have asked of this process. The handlers only set what others look at."""
+    """Requests that this process has received by signals. The handlers only set fields, which others poll."""
 
     def __init__(self, *, term_is_notice: bool = False) -> None:
-        """`term_is_notice`: the scheduler says TERM to take the node away, not to end the run."""
+        """`term_is_notice`: the scheduler sends TERM to take the node away, not to end the run."""
         self.stop: str | None = None
         self.preempted = False
         self._notices = {signal.SIGUSR1, signal.SIGUSR2} | ({signal.SIGTERM} if term_is_notice else set())
@@ -45,6 +45,6 @@ class Signals:
 
 
 def log_line(text: str) -> None:
-    """To this process's own log, with the time."""
+    """Prints a line with the time to this process's own log."""
     with contextlib.suppress(OSError):  # a full disk
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The only file that spells torchrun's flags. Imports no torch: it looks into the installed file of flags instead."""
+"""The only file that spells torchrun's flags. Imports no torch: it reads the installed file of flags instead."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def torchrun_argv(
 
     rdzv_endpoint: host:port, the same on all nodes and new in each attempt, like rdzv_id.
     shutdown_timeout: seconds from TERM to KILL when one worker has failed.
-    join_timeout: seconds in which all nodes must have come.
+    join_timeout: seconds in which all nodes must have joined.
     log_dir: folder for torchrun's own files; default: a new one in the temporary folder, which it leaves there.
-    flags: what the installed torchrun knows; default: looked up.
+    flags: those of the installed torchrun; default: looked up.
     """
     host = rdzv_endpoint.rsplit(":", 1)[0].strip("[]")
     if nnodes > 1 and (host in ("localhost", "::1", "") or host.startswith("127.")):
@@ -66,7 +66,7 @@ def torchrun_argv(
 
 @cache
 def installed_flags() -> frozenset[str]:
-    """Which of the optional flags the installed torchrun knows; all of them where no torch is installed.
+    """The optional flags of the installed torchrun; all of them where no torch is installed.
 
     Without torch this machine only plans; the agent asks again where it runs.
     """

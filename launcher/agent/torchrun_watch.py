@@ -1,4 +1,4 @@
-"""Watches one torchrun for the node's agent: passes stop requests on, tells when its time is over. Knows no policy."""
+"""Watches one torchrun for the node's agent: forwards stop requests, and decides when to end it. Knows no policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKER = "launchyard.training.worker"
 STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
-TROUBLE_SECONDS = 5.0  # of a store that are worth a word
+TROUBLE_SECONDS = 5.0  # of errors of a store, before they are logged
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
 
 
@@ -44,7 +44,7 @@ class Node:
 
 
 class Watch:
-    """Looks after one torchrun: passes requests on, and says when its time is over."""
+    """Watches one torchrun: forwards requests, and decides when it must be ended."""
 
     def __init__(self, node: Node, signals: Signals, scratch: str, on_poll: Callable[[], None]) -> None:
         self._node = node
@@ -64,7 +64,7 @@ class Watch:
         self._reported = False
 
     def poll(self, torchrun: int) -> bool:
-        """One round; False when torchrun must be ended."""
+        """One round. Returns False when torchrun must be ended."""
         self._on_poll()
         self._logs.poll()
         self._stop_poll.poll()
@@ -94,7 +94,7 @@ class Watch:
             self._request = self._node.run.notice(self._node.attempt)
 
     def _log_retries(self) -> None:
-        """Once when the run directory cannot be reached for a while, and once when it can again."""
+        """Logs once when the run directory cannot be reached for a while, and once when it can again."""
         failure = self._stop_poll.failure
         now = time.monotonic()
         if failure is None:
@@ -109,14 +109,14 @@ class Watch:
             log_line(f"store trouble: {failure}. The workers go on; a signal can stop them")
 
     def keep_logs(self) -> None:
-        """What is left of them; without it the attempt has ended all the same."""
+        """Uploads the rest of the logs; an error here does not change the end of the attempt."""
         try:
             self._logs.finish()
         except OSError as error:
             log_line(f"the logs of attempt {self._node.attempt} could not be kept: {error}")
 
     def _is_over(self, torchrun: int) -> bool:
-        """All is said, and torchrun has no worker left, or does not end. On one node nothing else needs it."""
+        """Returns True once the outcome is there and torchrun has no worker left (on one node), or does not end."""
         if self._outcome_at is None:
             if self._node.run.local and self._node.run.exists(layout.outcome(self._node.attempt)):
                 self._outcome_at = time.monotonic()
@@ -135,7 +135,7 @@ class StrandedWorkers:
         self._short_since: float | None = None
 
     def poll(self, torchrun: int) -> None:
-        """End them in time, so that torchrun says who failed first and ends. No worker leaves before the outcome."""
+        """Kills them in time: torchrun then names the first failure and ends. No worker leaves before the outcome."""
         now = time.monotonic()
         if self._node.shape.nproc_per_node == 1 or now - self._checked_at < 1.0:
             return

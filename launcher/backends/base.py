@@ -1,4 +1,4 @@
-"""What every place can do where a plan can run: the interface of a backend, and finding one by its name.
+"""The interface of a backend, which every place has where a plan can run, and finding one by its name.
 
 A backend is a folder beside this file, whose modules have fixed names: docs/guides/add-a-scheduler.md.
 """
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a place is like, so that nobody has to ask for its name."""
+    """Properties of a place, so that no code has to ask for its name."""
 
     title: str  # for people
-    scheduled: bool = True  # a scheduler has the job: it tells whether the owner lives. Else processes start here
+    scheduled: bool = True  # a scheduler has the job and knows if its owner lives. Else processes start here
     waits_for_jobs: bool = False  # a job can wait for the end of another one: `after` of a recipe
     has_time_limit: bool = False  # resources.time_limit is enforced
     can_shrink: bool = False  # fewer nodes than asked for will do: resources.min_nodes
-    cancelled_reason: str = "cancelled"  # of the outcome where the scheduler's own command has ended a job
+    cancelled_reason: str = "cancelled"  # of the outcome, if the scheduler's own command has ended a job
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job as its scheduler sees it now. `unknown`: the scheduler does not answer."""
+    """The state of a job, as its scheduler reports it. `unknown`: the scheduler does not answer."""
 
     state: Literal["queued", "running", "ending", "gone", "unknown"]
-    scheduler_state: str = ""  # the scheduler's own
-    reason: str = ""  # why it waits, in our words
+    scheduler_state: str = ""  # by the scheduler's own name
+    reason: str = ""  # why it waits, in plain English
     nodes: str = ""
     start: float | None = None  # expected while it waits, Unix time
     end: float | None = None  # of its time limit, Unix time
@@ -50,7 +50,7 @@ class JobStatus:
 
 
 class Planned(Protocol):
-    """What a backend needs to know of a plan."""
+    """The part of a plan that a backend reads."""
 
     @property
     def run_id(self) -> str: ...
@@ -71,16 +71,16 @@ class Backend(Protocol):
 
     # -- planning: pure ------------------------------------------------------------------------------------------------
     def check(self, recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
-        """Returns what is wrong with a recipe in this place: (dotted key, what) each."""
+        """Returns the problems of a recipe in this place: (dotted key, what) each."""
 
     def request(self, cluster: Cluster, ask: Ask) -> Request | None:
-        """Returns what the scheduler will be sent; None where there is none."""
+        """Returns the request that the scheduler will be sent; None where there is no scheduler."""
 
     def first_process(self, cluster: Cluster, ask: Ask) -> Process:
-        """Returns the outermost process of an attempt: the owner, or what starts the agents of all nodes."""
+        """Returns the outermost process of an attempt: the owner, or the one that starts the agents of all nodes."""
 
     def remembered(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Returns keys of the cluster file that a stored plan tells, for when the file is not found any more."""
+        """Returns keys of the cluster file that a stored plan holds, for when the file is not found any more."""
 
     def worker_python(self, cluster: Cluster, here: str) -> str:
         """Returns the interpreter of the workers. `here`: that of the launcher."""
@@ -93,31 +93,31 @@ class Backend(Protocol):
         """
 
     def is_alive(self, run: RunDir, job: Job) -> bool:
-        """Does the job that owns an attempt still live?"""
+        """Returns True if the job that owns an attempt still lives."""
 
     def poll(self, run: RunDir, job: Job) -> JobStatus | None:
-        """Returns the job as the scheduler sees it; None where there is no scheduler."""
+        """Returns the state of the job at its scheduler; None where there is no scheduler."""
 
     def notify(self, run: RunDir, job: Job) -> str:
-        """Gives notice of a preemption: agreed save, then another attempt. Returns what gave it, in a few words."""
+        """Gives notice of a preemption: agreed save, then another attempt. Returns the means, in a few words."""
 
     def cancel(self, run: RunDir, job: Job) -> None:
         """Ends the job now, without a save; returns when nothing of it is left."""
 
     def job_log(self, run: RunDir) -> str:
-        """Returns what the newest job itself has printed; nothing if that cannot be told."""
+        """Returns the output of the newest job itself; empty if it is not known."""
 
     def run_on_node(self, run: RunDir, job: Job, argv: list[str]) -> str:
-        """Returns what Python prints with these words on the last node of a job. LaunchError: why it could not run."""
+        """Returns the output of Python with these arguments on a job's last node. LaunchError if it could not run."""
 
 
 class Doctor(Protocol):
     """The module `doctor` in the folder of each place."""
 
     def doctor(self, cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
-        """Returns what a run would meet in a place, as it is found.
+        """Returns the findings about a place, one after another.
 
-        folder: where a job on a node leaves its word; None: no job. saves: seconds that saves of runs here have taken.
+        folder: where a job on a node leaves its answer; None: no job. saves: seconds that saves here have taken.
         """
 
 
@@ -125,7 +125,7 @@ class Doctor(Protocol):
 def load_backend(name: str) -> Backend:
     """The backend of that name; UserError lists those that exist."""
     if name not in known_backends():
-        raise UserError(f"scheduler {name}: this version cannot drive it; it can: {', '.join(known_backends())}")
+        raise UserError(f"scheduler {name}: unknown; known schedulers: {', '.join(known_backends())}")
     return cast(Backend, importlib.import_module(f"launchyard.launcher.backends.{name}.backend"))
 
 
@@ -134,13 +134,13 @@ def load_doctor(name: str) -> Doctor:
 
 
 def witness(job: Job) -> Witness:
-    """How the owner of a job is found alive or dead."""
+    """The test for a living owner of a job."""
     backend = load_backend(job.backend)
     return Witness(backend.is_alive, scheduled=backend.TRAITS.scheduled)
 
 
 def owner_alive(run: RunDir, job: Job | None = None) -> bool:
-    """Does the owner of the newest attempt (or of `job`) live?"""
+    """Returns True if the owner of the newest attempt (or of `job`) lives."""
     job = job or newest_job(run)
     return job is not None and load_backend(job.backend).is_alive(run, job)
 

@@ -33,7 +33,7 @@ _BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class NodeShape(Part):
-    """One machine. What is left out is counted on the machine itself (scheduler local) or left to the scheduler."""
+    """One machine. A key left out is counted on the machine itself (scheduler local) or left to the scheduler."""
 
     gpus: int | None = Field(default=None, ge=0, description="GPUs it has; 0: train on the CPU.")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores.")
@@ -41,7 +41,7 @@ class NodeShape(Part):
 
 
 class ClusterMetrics(Part):
-    """Who may see the numbers."""
+    """Access to the metrics."""
 
     host: str | None = Field(
         default=None, description="Address that every worker's metrics listen on; default: the recipe's, loopback."
@@ -49,9 +49,9 @@ class ClusterMetrics(Part):
 
 
 class ClusterStorage(Part):
-    """Where runs are stored and how their store is reached; a text alone is the url. Secrets stay in their own files.
+    """The place of runs and the access to their store; a text alone is the url. Secrets stay in their own files.
 
-    What is left out here is found where tools of AWS look: AWS_* variables, ~/.aws, the role of the machine.
+    Keys left out are found as tools of AWS find them: AWS_* variables, ~/.aws, the role of the machine.
     """
 
     url: str = Field(
@@ -94,14 +94,14 @@ class ClusterStorage(Part):
 
     @property
     def options(self) -> StoreOptions:
-        """How a process of ours reaches the store. A credentials file without a profile means its `default`."""
+        """The options of the store for our processes. A credentials file without a profile means its `default`."""
         file = self.credentials_file and os.path.expanduser(self.credentials_file)
         profile = self.profile or ("default" if file else None)
         return StoreOptions(endpoint_url=self.endpoint_url, region=self.region, profile=profile, credentials_file=file)
 
     @property
     def in_training(self) -> Storage:
-        """What a worker has to know besides."""
+        """The storage settings of a worker."""
         return Storage(
             retry_seconds=self.retry_minutes * 60,
             cache=self.cache,
@@ -116,7 +116,7 @@ def _as_storage(value: Any) -> Any:
 def store_environment(options: StoreOptions) -> dict[str, str]:
     """The same for any process of a run, in the variables that all tools for S3 read. No secret among them.
 
-    Some tools look at one spelling and some at another, so both are set: what the cluster says must win over what is
+    Some tools read one spelling and some the other, so both are set: the cluster must win over variables that are
     exported where it is launched. Empty keys mean none: exported ones would win over the profile.
     """
     found = {
@@ -142,7 +142,7 @@ class Container(Part):
 
 
 class Cluster(Part):
-    """A place: who schedules, what a node has, where runs are stored, what its processes find around them."""
+    """A place: its scheduler, its nodes, the storage of its runs, the environment of its processes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name for people.")
     scheduler: str = Field(description="Who starts processes.")
@@ -213,7 +213,7 @@ if not TYPE_CHECKING:
 
 
 def load_cluster(name: str) -> Cluster:
-    """A cluster by name (bundled or in the user's config folder) or by path; refuses what no backend can drive yet."""
+    """A cluster by name (bundled or in the user's config folder) or by path; refuses a scheduler without a backend."""
     path = _find(name)
     try:
         with path.open("rb") as file:
@@ -221,7 +221,7 @@ def load_cluster(name: str) -> Cluster:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; this is no cluster file")
+        raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; not a cluster file")
     cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_VOCABULARY)
     secrets = cluster.storage.options.credentials_file
     if secrets is not None and cluster.scheduler == FIRST and not os.path.isfile(secrets):
@@ -230,12 +230,12 @@ def load_cluster(name: str) -> Cluster:
 
 
 def reach_storage(cluster: Cluster) -> None:
-    """From now on this process reaches stores as the cluster says."""
+    """Sets the cluster's store options for this process."""
     set_store_options(cluster.storage.options)
 
 
 def recipe_defaults(cluster: Cluster) -> Document:
-    """What a place decides where a recipe says nothing."""
+    """Defaults of a place for keys that a recipe leaves out."""
     host = cluster.metrics.host
     return Document({"metrics": {"host": host}} if host else {}, f"cluster {cluster.name}")
 

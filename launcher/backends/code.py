@@ -1,4 +1,4 @@
-"""The copy of the code that a job runs, whatever changes meanwhile where it was launched: a folder, or a zip."""
+"""The copy of the code that a job runs, unaffected by later changes to the checkout: a folder, or a zip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launchyard.run.rundir import RunDir
 
 
 def keep_code(run: RunDir) -> Path | None:
-    """Copy the code that this process runs, so that all attempts of a job run it, whatever changes meanwhile.
+    """Copies the code that this process runs, so that all attempts of a job run the same code.
 
     Returns the folder that must come first on the path of the job. None for an installed package, which does not change
     under a job. UserError if it cannot be written.
@@ -58,7 +58,7 @@ def _code_folder(run: RunDir) -> Path:
 
 
 def _compile() -> None:
-    """Compile what is not compiled yet where it lies, once, and not in each copy; does nothing where it may not."""
+    """Compiles the sources in place, once, and not in each copy; does nothing where bytecode must not be written."""
     import compileall
 
     if not sys.dont_write_bytecode:

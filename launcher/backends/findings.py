@@ -1,4 +1,4 @@
-"""What an examination of a place found, each as ok, warning or error with its cure; and what a node's probe means."""
+"""Findings about a place, each ok, a warning or an error with its fix; and the findings of a node's probe."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from launchyard.host.ports import PORT_RANGE
 
 Level = Literal["ok", "warning", "error"]
-LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # what installers write for a machine's own name
+LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")  # as installers write for a machine's own name
 
 
 class Finding(BaseModel):
-    """One thing that was looked at."""
+    """One checked property of a place."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,12 +24,12 @@ class Finding(BaseModel):
     fix: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """Returns what `launch doctor --json` prints, where `fix` has always been called `cure`."""
+        """Returns what `launch doctor --json` prints, with `fix` under its published key `cure`."""
         return {"what": self.what, "level": self.level, "found": self.found, "cure": self.fix}
 
 
 def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
-    """What launcher/probe.py has seen on a node."""
+    """Findings from the answer of launcher/doctor/node_probe.py on a node."""
     host = seen["host"]
     if seen["torch"] is None:
         fix = f"install launchyard[train] for {seen['executable']}"
@@ -39,10 +39,10 @@ def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
     address = seen["address"]
     if address is None:
         fix = "names of nodes must resolve on all nodes: DNS or /etc/hosts"
-        yield Finding(what="address", level="error", found=f"{host} does not know its own name", fix=fix)
+        yield Finding(what="address", level="error", found=f"{host} cannot resolve its own name", fix=fix)
     elif address in LOOPBACK:
-        fix = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or mend /etc/hosts"
-        yield Finding(what="address", level="warning", found=f"{host} takes itself for {address}", fix=fix)
+        fix = "environment: {NCCL_SOCKET_IFNAME: …, GLOO_SOCKET_IFNAME: …} of the cluster file, or correct /etc/hosts"
+        yield Finding(what="address", level="warning", found=f"{host} resolves its own name to {address}", fix=fix)
     else:
         yield Finding(what="address", level="ok", found=f"{host} is {address}")
     if seen["port"]:

@@ -1,4 +1,4 @@
-"""What the places with a scheduler share on the launcher's side: a job as it is seen, handed over, or taken back.
+"""The launcher's part that all places with a scheduler share: a job is handed over, cancelled, or taken back.
 
 Knows no scheduler.
 """
@@ -18,9 +18,9 @@ CANCEL_MESSAGE = "cancelled, nothing was saved"
 
 
 def hand_over(run: RunDir, waiting: Submission, send: Callable[[int], str], *, take_back: Callable[[int], None]) -> Job:
-    """Write the submission down and have the scheduler take it: send(its number) -> the job's id.
+    """Records the submission and hands it to the scheduler: send(its number) -> the job's id.
 
-    take_back: removes what was made for it besides, if it is refused; nothing is queued then.
+    take_back: removes all else that was made for it, if it is refused; nothing is queued then.
     """
     number = run.submit(waiting)
     try:

@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, GPUs. Asked once, passed on as a value; imports no torch."""
+"""The hardware of this machine: cores, memory, GPUs. Asked once, passed on as a value; imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launchyard.host.folders import log_folder
 from launchyard.launcher.agent.torchrun import installed_flags
 
 _DRIVER_MARKS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
-# Asks the driver in a process of its own, so that the answer is what torch will see there: with
+# Asks the driver in a process of its own, so that the answer is the same as torch's: with
 # CUDA_VISIBLE_DEVICES and MIG taken into account, and without a CUDA context in the launcher.
 _ASK_DRIVER = """
 import ctypes, json
@@ -60,7 +60,7 @@ class HostFacts(BaseModel):
 
 
 def probe_host(*, gpus: bool = True) -> HostFacts:
-    """Look around; `gpus=False` leaves the driver alone. LaunchError if a driver is there but does not answer."""
+    """Probes this machine; `gpus=False` leaves the driver alone. LaunchError if there is a driver but no answer."""
     return HostFacts(
         cpus=_count_cpus(),
         memory=_count_memory(),

@@ -1,4 +1,4 @@
-"""What a plan asks a scheduler for, and what that scheduler will be sent: values only."""
+"""The resources that a plan asks of a scheduler, and the request that it will be sent: values only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Frozen(BaseModel):
 
 
 class Ask(Frozen):
-    """What a run needs of a place."""
+    """The needs of a run in a place."""
 
     run_id: str
     run_url: str
@@ -33,7 +33,7 @@ class Ask(Frozen):
 
 
 class Request(BaseModel):
-    """What a scheduler is sent. Each backend has its own kind; what others need of it are fields."""
+    """The request to a scheduler. Each backend has its own kind; the values that others need are fields."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Which backends there are, and what the sections of a cluster file have in common."""
+"""The list of backends, and the base of the sections of a cluster file."""
 
 from __future__ import annotations
 

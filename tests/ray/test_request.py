@@ -180,7 +180,7 @@ def test_a_lost_node_is_no_failure_of_the_run() -> None:
         ("ray: {address: 'http://me:secret@head:8265'}", "is not its dashboard's address"),
         ("ray: {runtime_env: {env_vars: {A: b}}}", "use environment"),
         ("ray: {runtime_env: {working_dir: .}}", "the launcher sends its own code"),
-        ("ray: {resources: {GPU: 8}}", "say it in node"),
+        ("ray: {resources: {GPU: 8}}", "set it in node"),
         ("setup: [module load cuda]", "Ray runs no script"),
         ("container: {runtime: pyxis, image: x}", "ray.runtime_env.image_uri"),
         ("slurm: {partition: gpu}", "slurm: for the scheduler slurm; this one is ray"),
@@ -263,7 +263,7 @@ def test_refusals_are_the_users(server: str) -> None:
     with pytest.raises(UserError, match="Ray refuses POST /api/jobs/: ValueError: no such thing"):
         ray.submit({})
     Answers.replies["/api/version"] = 200, b"<html>hello</html>"
-    with pytest.raises(UserError, match="answers, but is no Ray dashboard"):
+    with pytest.raises(UserError, match="answers, but is not a Ray dashboard"):
         ray.version()
     Answers.replies["/api/version"] = 401, b"no"
     with pytest.raises(UserError, match="does not let us in"):

@@ -1,1 +1,1 @@
-"""A queue in a folder of this machine: the smallest whole backend, to be copied for another scheduler."""
+"""A queue in a folder of this machine: the smallest complete backend, to be copied for another scheduler."""

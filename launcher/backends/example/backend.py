@@ -1,7 +1,6 @@
 """A queue in a folder of this machine: a job waits for its turn there, then it owns the run.
 
-The launcher's side; the job itself is owner.py. The truth about a job is what the queue says and what lies in the run
-directory.
+The launcher's side; the job itself is owner.py. The state of a job is that of the queue and of the run directory.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.training.recipe import Recipe
 
-OBEY_SECONDS = 5.0  # for an owner that was told to end, before its processes are ended
+OBEY_SECONDS = 5.0  # for an owner that was asked to end, before its processes are ended
 
 TRAITS = Traits(title="the example queue")
 
@@ -128,7 +127,7 @@ def notify(run: RunDir, job: Job) -> str:
 
 
 def cancel(run: RunDir, job: Job) -> None:
-    """Ask its owner first, which ends its workers itself; then end what is left."""
+    """Asks its owner first, which ends its workers itself; then ends the rest."""
     run.request_stop(CANCELLED)
     if not wait_until(lambda: not is_alive(run, job), seconds=OBEY_SECONDS):
         spool_of(run).end(job.job_id)

@@ -1,6 +1,6 @@
 """The queue: one JSON file for each job, first come, first served. Knows no run.
 
-A job is its process. It counts as gone when that has ended, however it ended: nobody has to clean up after it.
+A job is its process. It counts as gone when that has ended, for any reason: nobody has to clean up after it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Spool:
 
     # -- for the job itself --------------------------------------------------------------------------------------------
     def take_turn(self, job_id: str) -> bool:
-        """Does the job run from now on (or already)? UserError if it was taken back."""
+        """Returns True if the job runs from now on (or already). UserError if it was taken back."""
         with self._locked():
             job = self._read_here(job_id)
             if job["state"] != "running" and len(self._ahead(job_id)) >= job["slots"]:
@@ -129,5 +129,5 @@ class Spool:
 
 
 def _lives(job: dict[str, Any]) -> bool:
-    """On another machine that cannot be told: it keeps its place."""
+    """Always True for a job on another machine, where it is not known: it keeps its place."""
     return bool(job["host"] != socket.gethostname() or is_alive(job["pid"], job["pid_started"]))

@@ -1,4 +1,4 @@
-"""What the queue says of itself, and what a job would find around it."""
+"""Findings about the queue, and about the environment of a job."""
 
 from __future__ import annotations
 

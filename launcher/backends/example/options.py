@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Example(Part):
-    """Where jobs wait, and how many of them run at a time."""
+    """The queue of jobs: its folder, and the number that run at a time."""
 
     spool: str | None = Field(
         default=None, pattern=r"^[~/]", description="Folder in which jobs wait; default: in the user's state folder."

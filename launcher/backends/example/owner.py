@@ -1,6 +1,6 @@
-"""What a job becomes: the owner of a run. Its arguments are the URL of the run and the job's file in the spool folder.
+"""The process of a job, owner of a run. Its arguments are the URL of the run and the job's file in the spool folder.
 
-Waits for its turn, then runs one attempt after another on this machine. Whatever it has started dies with it.
+Waits for its turn, then runs one attempt after another on this machine. All that it has started dies with it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
 
 
 def own_submission(run: RunDir, job_id: str) -> Submission:
-    """What the launcher wrote down of this job; it does so once the queue has the job, which is after our start."""
+    """Waits for the launcher's record of this job, written once the queue has the job, which is after our start."""
 
     def is_ours() -> bool:
         newest = run.newest_submission()
@@ -62,7 +62,7 @@ def own_submission(run: RunDir, job_id: str) -> Submission:
 
     found = run.newest_submission() if wait_until(is_ours, seconds=ACCEPT_SECONDS) else None
     if found is None:
-        raise LaunchError(f"{run.url} does not know the job {job_id}")
+        raise LaunchError(f"{run.url}: job {job_id} not found in its submissions")
     return found
 
 

@@ -19,7 +19,7 @@ JOB = "{job}"  # the path of the job's file, which is drawn when it is submitted
 
 
 class ExampleRequest(Request):
-    """What is written into the spool folder, and where that is."""
+    """The text that is written into the spool folder, and that folder."""
 
     place: dict[str, Any] = Field(description="The section of the cluster file.")
     argv: list[str] = Field(description="The owner of the run, with a mark for the job.")

@@ -33,9 +33,6 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import StoreError
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.training.recipe import Recipe
 
@@ -56,7 +53,7 @@ def check(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
 
 
 def request(cluster: Cluster, ask: Ask) -> None:
-    """Nobody is asked."""
+    """None: there is no scheduler."""
 
 
 def first_process(cluster: Cluster, ask: Ask) -> Process:
@@ -100,14 +97,14 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any], *, worker_modu
 
 
 def is_alive(run: RunDir, job: Job) -> bool:
-    """On this host its process tells; on another one its heartbeat, a lease that expires by itself."""
+    """On this host by its process; on another one by its heartbeat, a lease that expires by itself."""
     if job.host == socket.gethostname():
         return processes.is_alive(job.pid, job.pid_started)
     return heartbeat_age(run, job.attempt) < LEASE_SECONDS
 
 
 def poll(run: RunDir, job: Job) -> None:
-    """Nobody schedules here."""
+    """None: there is no scheduler."""
 
 
 def notify(run: RunDir, job: Job) -> str:
@@ -117,7 +114,7 @@ def notify(run: RunDir, job: Job) -> str:
 
 
 def cancel(run: RunDir, job: Job) -> None:
-    """End the run now: ask its owner, and after a few seconds end its whole tree. Nothing is left running."""
+    """Ends the run now: asks its owner, and after a few seconds ends its process tree. Nothing is left running."""
     _need_here(job)
     with contextlib.suppress(StoreError):  # it ends without the store as well
         run.request_stop(CANCELLED)
@@ -134,7 +131,7 @@ def cancel(run: RunDir, job: Job) -> None:
 
 
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
-    """What Python prints with these words, here."""
+    """The output of Python with these arguments, on this machine."""
     _need_here(job)
     done = subprocess.run([*python_words(sys.executable), *argv], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -143,13 +140,13 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
 
 
 def job_log(run: RunDir) -> str:
-    """What the owner and its agent have printed."""
+    """The output of the owner and its agent."""
     path = _log_path(run)
     return Path(path).read_text(errors="replace") if os.path.exists(path) else ""
 
 
 def is_final(run: RunDir) -> bool:
-    """Has the run's last word been written, about its newest attempt?"""
+    """Returns True if the run has an outcome, written for its newest attempt."""
     record = run.outcome()
     job = newest_job(run)
     return record is not None and job is not None and record.attempt >= job.attempt
@@ -189,7 +186,7 @@ def _log_path(run: RunDir) -> str:
 
 # -- starting the owner ----------------------------------------------------------------------------------------------
 def _start_owner(run: RunDir, argv: list[str], env: dict[str, str], request: dict[str, Any]) -> Job:
-    """The attempt that it has claimed. UserError: why it may not; NothingRunsError if it ends without a word."""
+    """Returns the job that it has claimed. UserError if it refuses; NothingRunsError if it ends without an answer."""
     ours, theirs = socket.socketpair()
     path = _log_path(run)
     began = os.path.getsize(path) if os.path.exists(path) else 0

@@ -1,4 +1,4 @@
-"""What this machine is, which plans with it and trains on it."""
+"""Findings about this machine, which plans and trains here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster file may say of this machine. It has no section of its own."""
+"""Checks of a cluster file for this machine. It has no section of its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""This machine: a detached process that owns the run, starts one attempt after another, and writes how the run ended.
+"""This machine: a detached process that owns the run, starts one attempt after another, and writes its outcome.
 
-The process of this file is that owner; its first argument is the URL of the run. It outlives the terminal; whatever
+The process of this file is that owner; its first argument is the URL of the run. It outlives the terminal; all that
 it has started dies with it. TERM: agreed save, then stop. USR1: agreed save, then another attempt.
 """
 
@@ -29,7 +29,7 @@ from launchyard.run.rundir import RunDir
 
 
 def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], signals: Signals) -> Owner:
-    """`request`: what the launcher has sent, overrides and worker_module."""
+    """`request`: from the launcher, with overrides and worker_module."""
 
     def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     _answer(reply, {"job": job.model_dump(mode="json")})
     try:
         return exit_code(owner.own(job))
-    except UserError as error:  # another job has the run now: no word of ours about it
+    except UserError as error:  # another job has the run now: we write no outcome
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Exception as error:
@@ -70,12 +70,12 @@ def main(argv: list[str]) -> int:
 
 
 def _launcher_socket() -> socket.socket | None:
-    """The line to the process that submitted us; None when somebody started us by hand."""
+    """The socket to the process that submitted us; None when we were started by hand."""
     return socket.socket(fileno=os.dup(0)) if stat.S_ISSOCK(os.fstat(0).st_mode) else None
 
 
 def _read_request(reply: socket.socket | None, run: RunDir) -> dict[str, Any]:
-    """Overrides come over the line, never in argv; by hand they are those of the attempt before."""
+    """Overrides come through the socket, never in argv; by hand they are those of the attempt before."""
     if reply is None:
         job = newest_job(run)
         return {"overrides": job.overrides if job else {}, "worker_module": WORKER}
@@ -86,7 +86,7 @@ def _read_request(reply: socket.socket | None, run: RunDir) -> dict[str, Any]:
 
 
 def _answer(reply: socket.socket | None, answer: dict[str, Any]) -> None:
-    """Tell the launcher once, then let go of its line."""
+    """Answers the launcher once, then closes its socket."""
     if reply is None:
         return
     with reply, contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """Ray: a job that owns the run inside the cluster, asks for its nodes there, and tries again there.
 
-The launcher's side; in the cluster launcher/backends/ray/owner.py is the owner. The truth about a job is what Ray
-Jobs says of it and what lies in the run directory.
+The launcher's side; in the cluster launcher/backends/ray/owner.py is the owner. The state of a job is that
+of Ray Jobs and of the run directory.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.training.recipe import Recipe
 
-OBEY_SECONDS = 20.0  # for an owner that was told to end, before Ray ends it
+OBEY_SECONDS = 20.0  # for an owner that was asked to end, before Ray ends it
 CANCEL_SECONDS = 60.0
 STEP_SECONDS = 60.0
-_NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after what the entrypoint printed
+_NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after the output of the entrypoint
 
 
 TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP)
@@ -44,7 +44,7 @@ TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP)
 
 # -- planning --------------------------------------------------------------------------------------------------------
 def check(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[str, str]]:
-    """Nothing of a recipe is wrong here that is right elsewhere."""
+    """No further checks: a recipe that is valid elsewhere is valid here."""
     return iter(())
 
 
@@ -92,7 +92,7 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
 
 
 def reach(request: RayRequest) -> dict[str, Any]:
-    """Where Ray is. Without an address it is the one of this machine, started for the first run that needs it."""
+    """The address of Ray. Without one in the cluster it is that of this machine, started for the first run."""
     place: dict[str, Any] = {key: request.place[key] for key in ("address", "token_file") if key in request.place}
     if "address" in place:
         return place
@@ -115,7 +115,7 @@ def dashboard(place: dict[str, Any]) -> Dashboard:
 
 
 def send_code(ray: Dashboard) -> str | None:
-    """The code that this process runs, so that a run keeps it whatever changes meanwhile; None for an installed one."""
+    """Uploads the code that this process runs, so that a run keeps it. Returns its URI; None for an installed one."""
     package = pack_code()
     if package is None:
         return None
@@ -123,15 +123,15 @@ def send_code(ray: Dashboard) -> str | None:
 
 
 def _take_back(run: RunDir) -> None:
-    """Of a job that was refused nothing stays."""
+    """Removes all that was written for a refused job."""
     if run.local and not run.listdir(layout.SUBMISSIONS):
         with contextlib.suppress(OSError):
             os.rmdir(run.path(layout.SUBMISSIONS))
 
 
-# -- looking and ending ----------------------------------------------------------------------------------------------
+# -- polling and ending ----------------------------------------------------------------------------------------------
 def poll(run: RunDir, job: Job) -> JobStatus:
-    """The job as Ray sees it. One that runs and waits for its nodes is in a queue all the same, and says why."""
+    """The job as Ray sees it. One that runs and waits for its nodes counts as queued, with the reason."""
     seen = of_run(run).ask(job.job_id)
     if seen.state == "running" and (reason := run.waiting(job.job_id)) is not None:
         return JobStatus("queued", seen.scheduler_state, reason)
@@ -171,7 +171,7 @@ def cancel(run: RunDir, job: Job) -> None:
         if not ray.wait_gone(job.job_id, seconds=CANCEL_SECONDS):
             raise LaunchError(f"job {job.job_id} is still ending", hint=f"ray job status {job.job_id}")
     if (seen := ray.ask(job.job_id)).state == "unknown":  # the request stays, for an owner that reads it
-        message = f"job {job.job_id} was asked to end, and Ray does not tell whether it has: {seen.reason}"
+        message = f"job {job.job_id} was asked to end, and its state is unknown: {seen.reason}"
         raise LaunchError(message, hint="try again when its dashboard is back")
     record_cancel(run, job)
     run.clear_stop()
@@ -179,7 +179,7 @@ def cancel(run: RunDir, job: Job) -> None:
 
 
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
-    """What Python prints with these words, beside the run's own on the last of its nodes. LaunchError: why not."""
+    """The output of Python with these arguments, beside the run's own on its last node. LaunchError if it fails."""
     name = layout.nodes(job.attempt)
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
@@ -196,9 +196,9 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
 
 
 def run_job(
-    ray: Dashboard, request: dict[str, Any], *, on_output: Callable[[str], None] = lambda printed: None
+    ray: Dashboard, request: dict[str, Any], *, on_output: Callable[[str], None] = lambda _: None
 ) -> str | None:
-    """A job to its end; why it failed, if it did. `say` gets all that it has printed."""
+    """Runs a job to its end. Returns the cause if it failed. `on_output` gets all that it has printed."""
     job_id = ray.submit(request)
     if not ray.wait_gone(job_id, seconds=STEP_SECONDS):
         ray.stop(job_id)
@@ -207,11 +207,11 @@ def run_job(
     on_output(printed)
     if ray.ask(job_id).scheduler_state == "SUCCEEDED":
         return None
-    return (printed.strip().splitlines() or ["no word"])[-1]
+    return (printed.strip().splitlines() or ["no output"])[-1]
 
 
 def job_log(run: RunDir) -> str:
-    """What the newest job has printed: the owner's words and its agents'."""
+    """The output of the newest job: the owner's lines and its agents'."""
     newest = run.newest_submission()
     printed = of_run(run).logs(newest.job_id) if newest else ""
     return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(_NOT_OURS))

@@ -1,7 +1,7 @@
 """Ray Jobs by its HTTP interface: submit, ask, stop, logs. Needs no Ray here; knows no run.
 
 The address is the dashboard's: http(s)://HOST:PORT, or unix:///PATH where only this machine's user may reach it.
-Every question is bounded in time: a dashboard that is away must not hold up whoever asks.
+Every request is bounded in time: a dashboard that is away must not hold up the caller.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Dashboard:
         return str(self._ask("POST", "/api/jobs/", request)["submission_id"])
 
     def ask(self, job_id: str) -> JobStatus:
-        """The state of a job; `unknown` where no answer tells it, a proxy's or a token's refusal among them."""
+        """The state of a job; `unknown` without a valid answer, also if a proxy refuses or the token is wrong."""
         try:
             found = self._ask("GET", f"/api/jobs/{job_id}", seconds=CONNECT_SECONDS)
         except LaunchError as error:
@@ -58,7 +58,7 @@ class Dashboard:
         self._ask("POST", f"/api/jobs/{job_id}/stop")
 
     def logs(self, job_id: str) -> str:
-        """What its entrypoint has printed; nothing if that cannot be told."""
+        """The output of its entrypoint; empty if it is not known."""
         with contextlib.suppress(LaunchError):
             return str((self._ask("GET", f"/api/jobs/{job_id}/logs") or {}).get("logs") or "")
         return ""
@@ -73,19 +73,20 @@ class Dashboard:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
     def version(self) -> dict[str, Any]:
-        """ray_version and more. AwayError, or UserError for what is no Ray."""
+        """ray_version and more. AwayError, or UserError if it is not a Ray dashboard."""
         found = self._ask("GET", "/api/version", seconds=CONNECT_SECONDS)
         if not isinstance(found, dict) or "ray_version" not in found:
-            raise UserError(f"{self.address} answers, but is no Ray dashboard", hint="see ray.address of the cluster")
+            hint = "see ray.address of the cluster"
+            raise UserError(f"{self.address} answers, but is not a Ray dashboard", hint=hint)
         return found
 
     def nodes(self) -> list[dict[str, Any]]:
-        """What the dashboard tells of every node."""
+        """The dashboard's summary of every node."""
         found = self._ask("GET", "/nodes?view=summary", seconds=CONNECT_SECONDS)
         return list(found["data"]["summary"]) if found else []
 
     def upload(self, name: str, package: bytes) -> str:
-        """A zip that nodes can be told to use; its URI. One that is there is not sent again."""
+        """Uploads a zip for the nodes; its URI. One that is there is not sent again."""
         path = f"/api/packages/gcs/{name}"
         if self._send("GET", path, None, CONNECT_SECONDS)[0] == http.HTTPStatus.NOT_FOUND:
             status, answer = self._send("PUT", path, package, ANSWER_SECONDS)
@@ -95,7 +96,7 @@ class Dashboard:
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
     def _ask(self, method: str, path: str, body: Any = None, *, seconds: float = ANSWER_SECONDS) -> Any:
-        """The JSON of an answer; None for what is not there (404). UserError for what Ray refuses."""
+        """The JSON of an answer; None if it is not there (404). UserError if Ray refuses."""
         raw = None if body is None else json.dumps(body).encode()
         status, answer = self._send(method, path, raw, seconds)
         if status == http.HTTPStatus.NOT_FOUND:
@@ -109,7 +110,7 @@ class Dashboard:
             return json.loads(answer)
         except ValueError as error:
             hint = "see ray.address of the cluster"
-            raise UserError(f"{self.address} answers, but is no Ray dashboard", hint=hint) from error
+            raise UserError(f"{self.address} answers, but is not a Ray dashboard", hint=hint) from error
 
     def _send(self, method: str, path: str, body: bytes | None, seconds: float) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json" if path.startswith("/api/jobs") else "application/zip"}
@@ -122,7 +123,7 @@ class Dashboard:
                 return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
             detail = str(error) or type(error).__name__
-            hint = "ray.address of the cluster file; launch doctor --cluster NAME tells more"
+            hint = "ray.address of the cluster file; details: launch doctor --cluster NAME"
             raise AwayError(f"no Ray dashboard answers at {self.address} ({detail})", hint=hint) from error
 
     def _connection(self, seconds: float) -> http.client.HTTPConnection:
@@ -156,6 +157,6 @@ def _read_token(path: str) -> str:
 
 
 def _last_line(answer: bytes) -> str:
-    """Of a traceback, what it is about."""
+    """Of a traceback, its error."""
     lines = [line.strip() for line in answer.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no word"
+    return lines[-1][:500] if lines else "no message"

@@ -1,4 +1,4 @@
-"""What a Ray cluster says of itself and of its nodes, and what that means for a run."""
+"""Findings about a Ray cluster and its nodes, and their meaning for a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLDEST = (2, 50)
 
 
 def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
-    """`folder`: where a job on a node is to leave a word; None: no job."""
+    """`folder`: for the answer of a job on a node; None: no job."""
     options = ray_request.options_of(cluster)
     if options.address is None:
         found = "no address: the first run starts a Ray of this machine, and launch sandbox down ray ends it"
@@ -51,7 +51,7 @@ def _version(version: str) -> Finding:
 
 
 def _capacity(cluster: Cluster, nodes: list[dict[str, Any]]) -> Finding:
-    """How many nodes have what a run asks of each?"""
+    """The number of nodes that have the resources a run asks of each."""
     asked = ray_request.bundle_of(cluster, _ask(cluster, "", cluster.node.gpus or 0))
     amounts = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
     totals = [node["raylet"].get("resourcesTotal", {}) for node in nodes]
@@ -78,7 +78,7 @@ def _node(cluster: Cluster, ray: Dashboard, folder: str) -> Iterator[Finding]:
     answers = re.findall(r"\{.*\}", "".join(printed))
     if failed is not None or not answers:
         fix = "has the Python of the nodes launchyard's packages and Ray? ray.python and ray.runtime_env"
-        yield Finding(what="node", level="error", found=(failed or "it left no word")[-500:], fix=fix)
+        yield Finding(what="node", level="error", found=(failed or "it printed nothing")[-500:], fix=fix)
         return
     yield from node_findings(json.loads(answers[-1]))
 

@@ -1,4 +1,4 @@
-"""The actor on each node of a run: starts the node's agent, a process that dies with it, and tells how that ended.
+"""The actor on each node of a run: starts the node's agent, a process that dies with it, and returns its exit code.
 
 Knows no run and no policy. Ray gives it the node's share of CPUs and GPUs, and with it the agent and the workers.
 """
@@ -23,7 +23,7 @@ class Agent:
     """One a node. Ray runs its methods one after another in the main thread, whose death the kernel watches."""
 
     def facts(self) -> dict[str, Any]:
-        """Where it is; `port`: one that is free here at this moment."""
+        """Its node; `port`: one that is free here at this moment."""
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()

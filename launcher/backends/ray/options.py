@@ -19,7 +19,7 @@ _SENT = "the launcher sends its own code to the nodes"
 
 
 class Ray(Part):
-    """How a Ray cluster is reached, and what our processes find on its nodes."""
+    """The access to a Ray cluster, and the environment of our processes on its nodes."""
 
     address: str | None = Field(
         default=None,
@@ -47,7 +47,7 @@ class Ray(Part):
         for key in self.runtime_env.keys() & taken.keys():
             raise ValueError(f"runtime_env.{key}: {taken[key]}")
         for key in self.resources.keys() & {"CPU", "GPU", "memory", "object_store_memory"}:
-            raise ValueError(f"resources.{key}: say it in node (cpus, gpus, memory)")
+            raise ValueError(f"resources.{key}: set it in node (cpus, gpus, memory)")
         if self.address is not None and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?|unix:///\S+", self.address):
             raise ValueError(
                 f"address: {redact(self.address)} is not its dashboard's address, such as http://HOST:8265 "
@@ -60,8 +60,8 @@ SECTION = Ray
 
 
 def check(cluster: Cluster) -> None:
-    """ValueError for what Ray says in its own way."""
+    """ValueError for keys that Ray has under other names."""
     if cluster.container is not None:
         raise ValueError("container: on Ray an image is ray.runtime_env.image_uri")
     if cluster.setup:
-        raise ValueError("setup: Ray runs no script; what nodes need is said in ray.runtime_env")
+        raise ValueError("setup: Ray runs no script; put what nodes need into ray.runtime_env")

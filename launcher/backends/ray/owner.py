@@ -1,4 +1,4 @@
-"""What a Ray job becomes: the owner of a run inside the cluster. Its argument is the URL of the run.
+"""The process of a Ray job: the owner of a run inside the cluster. Its argument is the URL of the run.
 
 Asks Ray for the nodes of an attempt, starts one actor on each, which starts the node's agent, and tries again here
 after a failure or when nodes are taken. Ray restarts nothing by itself. If this process dies, Ray ends its actors.
@@ -35,10 +35,10 @@ POLL_SECONDS = 0.2
 DRAIN_SECONDS = 1.0
 AFTER_FIRST_SECONDS = 60.0  # from the end of one node's agent to the end of all
 AFTER_LOSS_SECONDS = 2 * SURVIVOR_SECONDS  # the same when an actor has died: others wait for it in vain
-# In which Ray learns that a node has died, after its actors have: where it still answers for them, where it does not.
+# For Ray to learn of a node's death, after that of its actors: if it still answers for them, and if it does not.
 NOTICE_SECONDS = {False: 1.0, True: 20.0}
 NOT_NICE = {"RAY_worker_niceness": "0"}  # Ray gives its workers the priority 15, and their children inherit it
-ACCEPT_SECONDS = 60.0  # for the launcher to write down that Ray has taken the job
+ACCEPT_SECONDS = 60.0  # for the launcher to record that Ray has taken the job
 
 
 class InCluster:
@@ -78,7 +78,7 @@ class InCluster:
         )
 
     def acquire_resources(self, goes_on: Callable[[], bool]) -> Shape | None:
-        """Nodes for the next attempt, as many as there are; None if somebody asks to stop meanwhile."""
+        """Nodes for the next attempt, as many as there are; None if a stop is requested meanwhile."""
 
         def on_wait(reason: str) -> None:
             log_line(f"waiting: {reason}")
@@ -111,7 +111,7 @@ class InCluster:
 
 
 class Attempt:
-    """The agents of one attempt. `lost`: node rank -> what Ray says of an actor that died."""
+    """The agents of one attempt. `lost`: node rank -> Ray's error for an actor that died."""
 
     def __init__(
         self, run: RunDir, job: Job, reservation: Reservation, bundle: dict[str, float], signals: Signals
@@ -125,7 +125,7 @@ class Attempt:
         self._calls: dict[Any, int] = {}
         self._nodes: list[dict[str, Any]] = []
         self._stop_forwarded = False
-        self._cut_off = False  # an actor cannot be reached, and nobody says that it is dead
+        self._cut_off = False  # an actor cannot be reached, and is not known to be dead
         self._drained_at = 0.0
         self.lost: dict[int, str] = {}
         self.codes: dict[int, int] = {}
@@ -154,7 +154,7 @@ class Attempt:
             self._calls[actor.run.remote(argv, submission.env)] = rank
 
     def _meet(self) -> None:
-        """Where each actor is; written down for whoever wants to reach a node."""
+        """Finds the node of each actor, and writes the list for those who want to reach a node."""
         import ray
 
         addresses = {node["node_id"]: node["address"] for node in cluster_nodes()}
@@ -173,7 +173,7 @@ class Attempt:
 
     # -- watching --------------------------------------------------------------------------------------------------
     def watch(self, on_poll: Callable[[], None]) -> None:
-        """Until every agent has ended, or has had time enough to after the first one."""
+        """Returns when every agent has ended, or has had enough time to after the first one."""
         import ray
 
         until = float("inf")
@@ -193,7 +193,7 @@ class Attempt:
                 until = min(until, time.monotonic() + patience)
 
     def _forward_stop(self) -> None:
-        """Agents hear through the run directory that they are to save and leave."""
+        """Writes a notice into the run directory, by which agents save and leave."""
         if self._stop_forwarded:
             return
         reason = self._signals.stop or ("preempted" if self._leaving() else None)
@@ -204,7 +204,7 @@ class Attempt:
             self._stop_forwarded = True
 
     def _leaving(self) -> bool:
-        """Is one of our nodes being drained?"""
+        """Returns True if one of our nodes is being drained."""
         now = time.monotonic()
         if now - self._drained_at < DRAIN_SECONDS:
             return False
@@ -226,7 +226,7 @@ class Attempt:
             ray.kill(actor, no_restart=True)
 
     def conclude(self) -> OutcomeRecord:
-        """What rank 0 wrote. A node that was lost is a better cause than the errors of those who lost it."""
+        """The outcome that rank 0 wrote, if any. A lost node is a better cause than the errors of those who lost it."""
         record = self._run.outcome(self._job.attempt)
         if record is not None and (record.outcome != "failed" or not self.lost):
             return record
@@ -246,7 +246,7 @@ class Attempt:
         return record
 
     def _loss(self) -> tuple[str, str]:
-        """Was it the node or only its actor? Ray may learn of a node's death a little later."""
+        """Tells the loss of a node from that of its actor. Ray may learn of a node's death a little later."""
         rank = min(self.lost)
         ids = [node["node_id"] for node in self._nodes]
         wait_until(lambda: bool(lost_nodes(ids)), seconds=NOTICE_SECONDS[self._cut_off], every=0.3)
@@ -259,7 +259,7 @@ class Attempt:
 
 
 def attempt_argv(agent: list[str], job: Job, endpoint: str) -> list[str]:
-    """The agent's words in this attempt, without the interpreter."""
+    """The agent's arguments in this attempt, without the interpreter."""
     drawn = {"--attempt=": job.attempt, "--nnodes=": job.nnodes, "--rdzv-endpoint=": endpoint}
     argv = []
     for argument in agent[1:]:
@@ -269,21 +269,21 @@ def attempt_argv(agent: list[str], job: Job, endpoint: str) -> list[str]:
 
 
 def _own_submission(run: RunDir, job_id: str) -> Submission:
-    """What the launcher wrote down of this job; it does so when Ray has answered, and that may be after our start."""
+    """Waits for the launcher's record of this job, written when Ray has answered, perhaps after our start."""
 
     def is_ours() -> bool:
         newest = run.newest_submission()
         return newest is not None and newest.job_id == job_id
 
     if not wait_until(is_ours, seconds=ACCEPT_SECONDS, every=0.2 if run.local else 1.0):
-        raise LaunchError(f"{run.url} does not know the job {job_id}")
+        raise LaunchError(f"{run.url}: job {job_id} not found in its submissions")
     found = run.newest_submission()
     assert found is not None
     return found
 
 
 def _number(text: str) -> float:
-    """Whole numbers stay whole: Ray wants that of memory."""
+    """Returns an int for a whole number: Ray wants that of memory."""
     number = float(text)
     return int(number) if number.is_integer() else number
 
@@ -315,7 +315,7 @@ def main(argv: list[str]) -> int:
         wait_seconds=options.wait_seconds,
     )
     code = serve(job.owner(), where=f"job {options.job_id}")
-    return 0 if code in (0, 75) else code  # Ray knows no third way to end
+    return 0 if code in (0, 75) else code  # Ray has only success and failure
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Room for an attempt on a Ray cluster: one bundle of resources on each of so many nodes, waited for, kept, given back.
+"""Resources for an attempt on a Ray cluster: a bundle on each of so many nodes, waited for, reserved, given back.
 
-Knows no run. Everything of Ray's interface that is not public is used here: which nodes are being drained.
+Knows no run. Everything of Ray's interface that is not public is used here: the nodes that are being drained.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 POLL_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
-REPORT_SECONDS = 1.0  # before it is said that there is no room yet
+REPORT_SECONDS = 1.0  # before the reason of a wait is reported
 
 
 class Reservation:
@@ -50,7 +50,7 @@ def reserve_nodes(
 ) -> Reservation | None:
     """Wait for as many nodes as there can be: the first of `sizes` for a while, then the others, and again.
 
-    goes_on: asked while it waits; False gives up (None). tell: gets why it waits, in words, when that changes.
+    goes_on: asked while it waits; False gives up (None). on_wait: gets the reason of the wait when it changes.
     """
     began = time.monotonic()
     reported = ""
@@ -74,7 +74,7 @@ def reserve_nodes(
 
 
 def _tries(sizes: list[int], wait_seconds: float) -> Iterator[tuple[int, float]]:
-    """(nodes, until when to wait for them), for ever."""
+    """(nodes, end of the wait for them), for ever."""
     while True:
         if len(sizes) == 1:
             yield sizes[0], float("inf")
@@ -96,7 +96,7 @@ def _is_there(group: Any) -> bool:
     return bool(placement_group_table(group).get("state") == "CREATED")
 
 
-# -- what there is ---------------------------------------------------------------------------------------------------
+# -- nodes ----------------------------------------------------------------------------------------------------------
 def cluster_nodes() -> list[dict[str, Any]]:
     """Every node that can be used: id, host, address, total and free resources."""
     import ray
@@ -118,14 +118,14 @@ def cluster_nodes() -> list[dict[str, Any]]:
 
 
 def draining() -> dict[str, int]:
-    """Nodes that are about to be taken, and when: milliseconds since the epoch, 0 without a deadline."""
+    """Nodes that are about to be taken, and the deadline: milliseconds since the epoch, 0 without a deadline."""
     from ray._private.state import state
 
     return dict(state.get_draining_nodes())
 
 
 def lost_nodes(node_ids: list[str]) -> set[str]:
-    """Which of these are dead."""
+    """Those of these nodes that are dead."""
     import ray
 
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -133,7 +133,7 @@ def lost_nodes(node_ids: list[str]) -> set[str]:
 
 
 def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[dict[str, Any]]) -> str:
-    """What is asked and what there is, in a sentence."""
+    """The resources asked for and those there are, in a sentence."""
     least = f" (or {sizes[-1]} at least)" if len(sizes) > 1 else ""
     asked = f"it needs {_nodes(sizes[0])}{least} with {_amounts(bundle)} each"
     fit = [node for node in nodes if _holds(node["total"], bundle)]

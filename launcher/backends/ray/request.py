@@ -1,7 +1,7 @@
 """The very request that Ray Jobs is sent: a pure function of a plan's facts and the cluster. Asks no Ray.
 
 Its entrypoint becomes the owner of the run inside the cluster (launcher/backends/ray/owner.py). Ray hands it to a
-shell, so it is quoted as a whole, and what is drawn at the submission stands at its end.
+shell, so all of it is quoted, and values drawn at the submission stand at its end.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 JOB = "{job}"  # filled in when it is sent, as CODE is
 CODE = "{code}"
-QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # what agents say is in the job's log, all of it, and plain
+QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}  # the output of agents is in the job's log, complete and plain
 STOP_SECONDS = 600  # that `ray job stop` leaves a run to save in; Ray's own default is 3
 
 
 class RayRequest(Request):
-    """What Ray Jobs is sent, and what else is told of it."""
+    """The request to Ray Jobs, and values that others need of it."""
 
     place: dict[str, Any] = Field(description="How Ray is reached.")
     bundle: dict[str, float] = Field(description="What each node is asked for, by Ray's names.")
@@ -78,7 +78,7 @@ def worker_python(cluster: Cluster, here: str) -> str:
 
 
 def bundle_of(cluster: Cluster, ask: Ask) -> dict[str, float]:
-    """What one node must give, by Ray's names; memory in bytes."""
+    """The resources that one node must give, by Ray's names; memory in bytes."""
     from launchyard.launcher.format import bytes_of
 
     found: dict[str, float] = {"CPU": cluster.node.cpus or ask.shape.nproc_per_node}
@@ -90,7 +90,7 @@ def bundle_of(cluster: Cluster, ask: Ask) -> dict[str, float]:
 
 
 def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
-    """The agent of a node; its number is added there. What is drawn anew in each attempt stands there as a mark."""
+    """The agent of a node; its number is added there. Values drawn anew in each attempt stand there as marks."""
     python = worker_python(cluster, ask.python)
     shape = ask.shape
     argv = [*python_words(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
@@ -99,7 +99,7 @@ def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
 
 
 def filled(request: dict[str, Any], *, job_id: str, code: str | None) -> dict[str, Any]:
-    """The request with what is drawn at the submission. code: URI of the code; None: nodes have it installed."""
+    """The request with the values drawn at the submission. code: URI of the code; None: nodes have it installed."""
     runtime_env = {key: value for key, value in request["runtime_env"].items() if key != "working_dir"}
     if code is not None:
         runtime_env["working_dir"] = code

@@ -1,6 +1,6 @@
-"""Runs Python with these words on any node of Ray, or on a certain one: `[--node-id=ID] -- WORDS…`.
+"""Runs Python with these arguments on any node of Ray, or on a certain one: `[--node-id=ID] -- ARGUMENTS…`.
 
-The entrypoint of short jobs: a drill's blow, a doctor's look. Takes no resources, so that it runs beside anything.
+The entrypoint of short jobs, for drills and doctors. Takes no resources, so that it runs beside anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SLURM: a job that owns the run, waits in the queue, and is started again by the scheduler when it was preempted.
 
-The launcher's side; inside the job launcher/backends/slurm/owner.py is the owner. The truth about a job is what
-squeue says and what lies in the run directory.
+The launcher's side; inside the job launcher/backends/slurm/owner.py is the owner. The state of a job is that of
+squeue and of the run directory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
 
 
 def _write_script(run: RunDir, number: int, script: str) -> str:
-    """The script and the code that it runs, where the nodes find them."""
+    """Writes the script and the code that it runs to a folder that the nodes see."""
     folder = Path(job_folder(run.url, log_folder()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keep_code(run)
@@ -95,7 +95,7 @@ def _write_script(run: RunDir, number: int, script: str) -> str:
 
 
 def _take_back(run: RunDir, number: int) -> None:
-    """Of a job that was refused nothing stays: no script, and no code unless an earlier job has used it."""
+    """Removes all that was written for a refused job: its script, and the code unless an earlier job has used it."""
     folder = Path(job_folder(run.url, log_folder()))
     (folder / layout.job_script(number)).unlink(missing_ok=True)
     if number == 0:
@@ -112,7 +112,7 @@ def poll(run: RunDir, job: Job) -> JobStatus:
 
 
 def controller(run: RunDir) -> Controller:
-    """SLURM as the run's place reaches it."""
+    """The SLURM of the run's place."""
     newest = run.newest_submission()
     return Controller(newest.env if newest else {})
 
@@ -149,7 +149,7 @@ def cancel(run: RunDir, job: Job) -> None:
 
 
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
-    """What Python prints with these words, as a step beside the run's own on its last node. LaunchError: why not."""
+    """The output of Python with these arguments, as a step on the run's last node. LaunchError if it fails."""
     slurm = controller(run)
     nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)
     if not nodes:
@@ -162,7 +162,7 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
 
 
 def job_log(run: RunDir) -> str:
-    """What the newest job has printed: the owner's words, and its agents' behind their numbers."""
+    """The output of the newest job: the owner's lines, and its agents' behind their numbers."""
     newest = run.newest_submission()
     path = Path(job_folder(run.url, log_folder())) / layout.job_output(newest.job_id) if newest else None
     return path.read_text(errors="replace") if path and path.exists() else ""

@@ -1,6 +1,6 @@
-"""What SLURM says of a job, asked with squeue, scontrol and scancel: sacct is off at many sites, and late at others.
+"""The state of jobs at SLURM, by squeue, scontrol and scancel: sacct is off at many sites, and late at others.
 
-Every question is bounded in time: a controller that is away must not hold up whoever asks.
+Every command is bounded in time: a controller that is away must not hold up the caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAG
 _AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
 _NEVER = ("Requested node configuration is not available", "Node count specification invalid", "Invalid feature")
 _NO_JOB = ("Invalid job id", "Invalid Job Id")
-# Why a job waits or cannot run, in our words: (what, what to do).
+# SLURM's reason of a wait -> the same in plain English, with a fix where there is one.
 REASONS = {
     "Priority": "other jobs have a higher priority",
     "Resources": "the nodes it needs are in use",
@@ -41,14 +41,14 @@ REASONS = {
     "AssocGrpGRES": "your account uses all GPUs it may have",
     "QOSMaxGRESPerUser": "you use all GPUs that your quality of service allows",
     "QOSGrpGRES": "all GPUs of your quality of service are in use",
-    "launch failed requeued held": "its start failed and it is held: scontrol release, after a look at the node",
+    "launch failed requeued held": "its start failed and it is held: scontrol release, after a check of the node",
 }
 AWAY = JobStatus("unknown", reason="SLURM's controller does not answer")
 _away: dict[str, float] = {}  # site -> when it did not answer, by the monotonic clock
 
 
 class Controller:
-    """SLURM's controller, as its own commands reach it with these variables on top of ours (SLURM_CONF, say)."""
+    """SLURM's controller, through its own commands, with these variables on top of ours (such as SLURM_CONF)."""
 
     def __init__(self, env: dict[str, str]) -> None:
         self._env = env
@@ -82,19 +82,19 @@ class Controller:
         return self.output_of(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
 
     def job_state(self, job_id: str) -> tuple[str, int]:
-        """JobState of scontrol, and how often the job was put back into the queue; ("", 0) if that cannot be told."""
+        """JobState of scontrol, and the number of requeues of the job; ("", 0) if not known."""
         shown = self.output_of(["scontrol", "show", "job", job_id])
         state = re.search(r"\bJobState=(\S+)", shown)
         restarts = re.search(r"\bRestarts=(\d+)", shown)
         return state[1] if state else "", int(restarts[1]) if restarts else 0
 
     def end_time(self, job_id: str) -> float | None:
-        """When the job's time is over; None: never, or it cannot be told."""
+        """The end of the job's time; None: never, or not known."""
         done = self.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%e"])
         return _time(done.stdout.strip()) if done is not None else None
 
     def requeue(self, job_id: str) -> bool:
-        """Have it started again; False if the site refuses that."""
+        """Requeues the job. Returns False if the site refuses that."""
         done = self.run(["scontrol", "requeue", job_id])
         return done is not None and done.returncode == 0
 
@@ -126,7 +126,7 @@ class Controller:
         return done.stdout.strip().split(";")[0]
 
     def _refuse_the_impossible(self, script: str) -> None:
-        """Most sites queue what can never run, and it waits for ever. UserError with SLURM's reason."""
+        """UserError with SLURM's reason for a job that can never run: most sites queue it, and it waits for ever."""
         done = self.run(["sbatch", "--test-only", script])
         if done is not None and done.returncode and _contains_any(done.stderr, _NEVER):
             raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
@@ -140,7 +140,7 @@ class Controller:
         return True
 
     def output_of(self, argv: list[str]) -> str:
-        """What a command prints; nothing if it fails."""
+        """The output of a command; empty if it fails."""
         done = self.run(argv)
         return done.stdout if done is not None and done.returncode == 0 else ""
 
@@ -163,7 +163,7 @@ class Controller:
 
 
 def facts(text: str) -> dict[str, str]:
-    """The KEY = VALUE lines of `scontrol show config`, or the KEY=VALUE words of other answers."""
+    """The KEY = VALUE lines of `scontrol show config`, or the KEY=VALUE pairs of other answers."""
     if re.search(r"^\w+\s+= ", text, re.MULTILINE):
         found = re.findall(r"^(\w+)\s*= (.*)$", text, re.MULTILINE)
     else:
@@ -184,7 +184,7 @@ def _state(state: str) -> Literal["queued", "running", "ending", "gone"]:
 
 
 def describe_reason(reason: str) -> str:
-    """SLURM's reason in ours; its own where we have none. Empty for a job that does not wait."""
+    """SLURM's reason in plain English, or as it is if unknown. Empty for a job that does not wait."""
     reason = reason.strip("()")
     if reason in ("", "None"):
         return ""
@@ -193,7 +193,7 @@ def describe_reason(reason: str) -> str:
 
 
 def refusal(printed: str) -> str:
-    """What sbatch says of a job that cannot be, and what to look at."""
+    """The message of sbatch for a refused job, with the place to fix."""
     lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in printed.strip().splitlines())
     text = " ".join(line.removeprefix("allocation failure: ") for line in lines)
     fixes = {

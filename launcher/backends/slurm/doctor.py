@@ -1,7 +1,7 @@
-"""What SLURM says of itself, of the partition and of the nodes, and what that means for a run that must survive.
+"""Findings about SLURM, the partition and the nodes, and their meaning for a run that must survive.
 
-Facts behind the judgements: who gets which signal depends on the process tracking, time to save on GraceTime and
-KillWait, being started again on JobRequeue.
+Facts behind the findings: the receivers of a signal depend on the process tracking, the time to save on GraceTime and
+KillWait, a restart on JobRequeue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDING = 30  # seconds
 
 
 def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
-    """`folder`: where a job on the nodes is to leave a word; None: no job."""
+    """`folder`: for the answer of a job on the nodes; None: no job."""
     missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(name) is None]
     if missing:
         fix = "run this on a login node of the cluster"
@@ -105,7 +105,7 @@ def _preemption(cluster: Cluster, config: dict[str, str], partition: dict[str, s
 def _notice(
     cluster: Cluster, config: dict[str, str], partition: dict[str, str], saves: Sequence[float]
 ) -> Iterator[Finding]:
-    """Is there time to save?"""
+    """Compares the time to save with that of the saves so far."""
     kill_wait = _seconds(config.get("KillWait", "30"))
     grace = _seconds(partition.get("GraceTime", "0"))
     asked = options_of(cluster).notice_seconds
@@ -131,7 +131,7 @@ def _seconds(text: str) -> int:
 
 
 def _submission(cluster: Cluster, slurm: Controller) -> Iterator[Finding]:
-    """Would sbatch take a job like ours?"""
+    """Asks sbatch if it would take a job like ours."""
     ask = Ask(
         run_id="launchyard-doctor",
         run_url="/tmp/doctor",  # noqa: S108 - only named

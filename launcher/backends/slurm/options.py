@@ -34,7 +34,7 @@ OURS = {
 
 
 class Slurm(Part):
-    """What sbatch is told at this site. What is left out is the site's default."""
+    """Options of sbatch at this site. Keys left out have the site's defaults."""
 
     partition: str | None = Field(default=None, min_length=1, description="Partition, or several with commas.")
     account: str | None = Field(default=None, min_length=1, description="Account that is charged.")
@@ -66,4 +66,4 @@ SECTION = Slurm
 
 
 def check(cluster: Cluster) -> None:
-    """Every key of a cluster file means something here."""
+    """No checks: every key of a cluster file is used."""

@@ -1,8 +1,8 @@
-"""What a batch script becomes: the owner of a run inside its allocation. Its argument is the URL of the run.
+"""The process of a batch script: the owner of a run inside its allocation. Its argument is the URL of the run.
 
 Starts one agent on each node with srun, tries again here after a failure, and after a preemption or at the time limit
-gives the job back to be started again. The only one who does that. The scheduler's signals are notices: nothing but a
-person's stop ends a run before it is complete.
+gives the job back to be started again; nothing else does that. The scheduler's signals are notices: only a person's
+stop ends a run before it is complete.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Batch:
     def __init__(
         self, run: RunDir, job_id: str, submission: Submission, signals: Signals, *, restarts: int = 0, notice: int = 0
     ) -> None:
-        """`restarts`: how often SLURM has started this job. `notice`: seconds to save in before its time is over."""
+        """`restarts`: of this job by SLURM, so far. `notice`: seconds to save in before its time is over."""
         self._run = run
         self._job_id = job_id
         self._submission = submission
@@ -79,7 +79,7 @@ class Batch:
             self._argv(job),
             env=python_environment({**own_environment(), **self._submission.env}, code=own_code.movable()),
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # what is said to us, srun must not pass on in its own way
+            start_new_session=True,  # srun must not forward our signals in its own way
         )
         forwarded = False
         try:
@@ -108,14 +108,14 @@ class Batch:
         return argv if self._leave_at is None else [*argv, f"--job-end={self._leave_at}"]
 
     def _forward_stop(self, attempt: int, reason: str) -> bool:
-        """Agents that got no signal of their own hear of it through the run directory."""
+        """Writes a notice into the run directory, for agents that got no signal of their own."""
         with contextlib.suppress(OSError):
             self._run.give_notice(attempt, reason)
             return True
         return False
 
     def _compose(self, attempt: int, code: int | None) -> OutcomeRecord:
-        """The first agent is gone without a word."""
+        """Composes the outcome of an attempt whose first agent is gone and left none."""
         facts: dict[str, Any] = {"attempt": attempt, "time": time.time(), "step": last_step(self._run, attempt)}
         request = self._run.stop_requested()
         if request is not None and request.get("reason") == CANCELLED:
@@ -131,9 +131,9 @@ class Batch:
         return record
 
     def give_back(self, record: OutcomeRecord) -> bool:
-        """Have this job started again; if the site does not requeue, the same script as a new job."""
+        """Has this job started again; if the site does not requeue, submits the same script as a new job."""
         state, restarts = self._slurm.job_state(self._job_id)
-        # One that SLURM itself is putting back has its restarts counted already, whatever its state is.
+        # One that SLURM itself is putting back has its restarts counted already, in any state.
         if state.startswith(QUEUED_STATES) or restarts > self._restarts:
             return True
         # One that ends while we are here was ended by a person: scancel. Its time was not over.
@@ -153,7 +153,7 @@ class Batch:
             job_id = self._slurm.submit(newest_script(folder), dependency="singleton")
         except LaunchError as error:
             self._run.withdraw(number)
-            # No UserError: from an owner that means that another job has the run, and no word would be left.
+            # No UserError: from an owner that means that another job has the run, and no outcome would be written.
             raise LaunchError(f"the site neither requeues the job nor takes a new one: {error}") from error
         self._run.accepted(number, job_id)
 
@@ -163,7 +163,7 @@ def newest_script(folder: str) -> str:
 
 
 def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
-    """What this job has tried before it was started again."""
+    """The attempts of this job before it was started again."""
     found = []
     for number in run.attempts():
         if run.job(number).job_id != job_id:

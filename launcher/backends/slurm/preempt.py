@@ -13,7 +13,7 @@ SCRIPT = "#!/bin/sh\nexec sleep 1\n"
 
 
 def preempt(slurm: Controller, job_id: str) -> tuple[str, str]:
-    """Send a job that takes the run's last node; (what was sent, ""), or ("", why that cannot be here)."""
+    """Submits a job that takes the run's last node: (its description, ""), or ("", reason) if that is impossible."""
     if slurm.config().get("PreemptType") != "preempt/partition_prio":
         return "", "this site has no preemption between partitions"
     ours = slurm.output_of(["squeue", "--noheader", f"--jobs={job_id}", "--format=%P|%N"]).strip().partition("|")

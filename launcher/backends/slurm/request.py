@@ -1,8 +1,7 @@
 """The very text that sbatch is given: a pure function of a plan's facts and the cluster. Asks no scheduler.
 
 Options and quoting are submitit's; no value of a recipe becomes shell text. The script does one thing: it becomes the
-owner of the run (launcher/backends/slurm/owner.py), which starts the agents with srun, and the words of srun are here
-too.
+owner of the run (launcher/backends/slurm/owner.py), which starts the agents with srun, whose arguments are here too.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def memory(cluster: Cluster) -> str | None:
 
 
 def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
-    """One agent on each node, before its own words."""
+    """srun for one agent on each node, before the agent's own arguments."""
     argv = ["srun", f"--nodes={nnodes}", f"--ntasks={nnodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
     argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered"]
     if cluster.node.cpus:
@@ -110,7 +109,7 @@ def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
 
 
 def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
-    """srun and the agent. What is drawn anew in each attempt stands there as a mark."""
+    """srun and the agent. Values drawn anew in each attempt stand there as marks."""
     shape = ask.shape
     inside = worker_python(cluster, ask.python)
     argv = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]

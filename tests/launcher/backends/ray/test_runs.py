@@ -240,7 +240,7 @@ REFUSED = {
     "no agent": (
         "POST /api/jobs/", 500, "No available agent to submit job, please try again later.", "No available agent",
     ),
-    "another program": ("GET /api/version", 200, "<html>hello</html>", "is no Ray dashboard"),
+    "another program": ("GET /api/version", 200, "<html>hello</html>", "is not a Ray dashboard"),
 }  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def test_a_run_does_not_need_the_dashboard(cluster: FakeRay, place: Place) -> No
     assert (state["state"], state["alive"]) == ("running", True)
     assert "no Ray dashboard answers" in state["queue"]
     told = place.ok("cancel", run.run_id, code=1)
-    assert "was asked to end, and Ray does not tell whether it has" in told
+    assert "was asked to end, and its state is unknown" in told
     assert run.outcome().reason == "cancelled", "it was asked through the run directory"
     run.nothing_left()
 
