@@ -1,1 +1,1 @@
-"""`launch doctor`: what a run would meet in a place."""
+"""`launch doctor`: checks of a place before a run."""

@@ -1,7 +1,6 @@
-"""`launch doctor`: what a run would meet in a place, each as ok, warning or error with its cure.
+"""`launch doctor`: findings about a place, each ok, a warning or an error with its fix.
 
-Looks and tries, and leaves nothing behind. What a scheduler says of itself is asked in
-launcher/backends/slurm/doctor.py.
+Reads and tries, and leaves nothing behind. The findings of a scheduler are those of launcher/backends/*/doctor.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LOW_DISK_BYTES = 20 << 30  # bytes: a few checkpoints of a small model
 
 
 def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
-    """Everything about a place, as it is found. `with_job`: also from its nodes."""
+    """All findings about a place, one after another. `with_job`: also from its nodes."""
     folder = f"{_storage_url(cluster)}/{PROBE_FOLDER}-{secrets.token_hex(4)}"
     try:
         yield from storage_findings(cluster, folder)
@@ -51,7 +50,7 @@ def _save_seconds(run: RunDir) -> Iterator[float]:
 
 
 def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
-    """Can runs be written there, and does a file that is created only once stay what it was?"""
+    """Tests that runs can be written there, and that a create-only file is not overwritten."""
     shown = redact(_storage_url(cluster))
     name = f"{folder}/once"
     began = time.perf_counter()
@@ -76,12 +75,12 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
         yield Finding(
             what="create-only",
             level="warning",
-            found="the store lets two writers create one file: two launches of one run might not see each other",
+            found="the store lets two writers create one file: two launches of one run might not notice each other",
             fix="use a store that honours If-None-Match (AWS, GCS, Azure, MinIO, SeaweedFS do)",
         )
     if not files.is_remote(folder):
         free = shutil.disk_usage(folder).free
         level: Level = "ok" if free > LOW_DISK_BYTES else "warning"
         yield Finding(
-            what="room", level=level, found=f"{free / 1e9:.0f} GB free", fix="" if level == "ok" else "make room"
+            what="room", level=level, found=f"{free / 1e9:.0f} GB free", fix="" if level == "ok" else "free some space"
         )

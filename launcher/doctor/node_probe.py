@@ -1,7 +1,7 @@
-"""What a node sees, as one line of JSON. `launch doctor` runs it on the nodes, with the words STORAGE TOKEN.
+"""The probe of a node: prints one line of JSON. `launch doctor` runs it on the nodes, with the arguments STORAGE TOKEN.
 
-Asks for versions, addresses and ports, and whether the storage holds what the launcher has just written and takes
-what this node writes. Changes nothing else.
+Reads versions, addresses and ports, checks that the storage holds the file that the launcher has just written, and
+writes one beside it. Changes nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _version(package: str) -> str | None:
 
 
 def _address(name: str) -> str | None:
-    """What this node's name means here; other nodes must be able to reach it."""
+    """The address of this node's name, seen from here; other nodes must be able to reach it."""
     try:
         return socket.gethostbyname(name)
     except OSError:
@@ -66,12 +66,12 @@ def _port() -> str:
 
 
 def _storage(storage: str, token: str, name: str) -> str:
-    """Empty if the node finds what the launcher wrote, and could write beside it."""
+    """Empty if the node finds the launcher's file, and could write one beside it."""
     try:
         found = files.read(f"{storage}/{token}").decode()
         files.write(f"{storage}/{token}-{name}", name.encode())
     except FileNotFoundError:
-        return "what the launcher wrote there is not to be seen"
+        return "the file that the launcher wrote there is not found"
     except (OSError, ValueError) as error:
         return str(error)
     return "" if found == token else "another file is there"

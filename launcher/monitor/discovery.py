@@ -1,7 +1,7 @@
-"""What a Prometheus has to scrape now: the workers of every live run, and what the launcher itself knows of each.
+"""Discovery of runs for a Prometheus: the targets of every live run, and the launcher's own facts about each.
 
-Looks at run directories and asks their owners and schedulers; serves nothing. A look that fails keeps what was seen
-before: a store that stumbles must not make a run vanish.
+Reads run directories and asks their owners and schedulers; serves nothing. A scan that fails keeps the last result: a
+store with errors must not make a run vanish.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from launchyard.training.recipe import Recipe
 
 
-SHOWN_SECONDS = 900.0  # a run that has ended is still told of, so that its end is seen
+SHOWN_SECONDS = 900.0  # a run that has ended is still listed, so that its end is seen
 RESULTS = ("completed", "stopped", "preempted", "failed", "nonfinite", "hung", "lost")
 _FAILURES = {"non-finite": "nonfinite", "hung": "hung"}  # reasons of a failed attempt that have a result of their own
 LEAVING_SECONDS = 30.0  # from the outcome of an attempt to the end of its workers
-AGAIN_SECONDS = 60.0  # between looks at a run in a store that has ended: somebody may resume it
+AGAIN_SECONDS = 60.0  # between scans of a run in a store that has ended: it may be resumed
 Group = dict[str, Any]  # {"targets": ["127.0.0.1:1234"], "labels": {…}}, as http_sd and file_sd have it
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One run at one look. `workers`: those that its newest attempt should have; times in seconds."""
+    """One run in one scan. `workers`: the number that its newest attempt should have; times in seconds."""
 
     run_id: str
     cluster: str
@@ -61,14 +61,14 @@ class Seen:
 
     @property
     def is_shown(self) -> bool:
-        """Live, or over for so short a time that its end is news."""
+        """Returns True if it is live, or ended less than SHOWN_SECONDS ago."""
         since = self.state.since
         return not self.is_over or (since is not None and time.time() - since < SHOWN_SECONDS)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A run directory, or a folder of them, and how its store is reached (StoreOptions)."""
+    """A run directory, or a folder of them, and the options of its store (StoreOptions)."""
 
     url: str
     store: dict[str, Any] = field(default_factory=dict)
@@ -91,17 +91,17 @@ def check_place(place: Place) -> None:
 
 
 class Discovery:
-    """All runs of the registry (if asked for) and of `places`, look after look. Not for several threads at once."""
+    """All runs of the registry (if asked for) and of `places`, scanned repeatedly. Not for several threads at once."""
 
     def __init__(self, places: Iterable[Place] = (), *, of_registry: bool = True) -> None:
         self._places = list(places)
         self._of_registry = of_registry
         self._seen: dict[str, Seen] = {}
-        self._settled: dict[str, tuple[Any, float]] = {}  # url -> what would change with a resume, when to look again
+        self._settled: dict[str, tuple[Any, float]] = {}  # url -> mark that a resume changes, time of the next scan
         self.errors = 0
 
     def scan(self) -> list[Seen]:
-        """Every run worth telling of, by id. One that cannot be read now is as it was."""
+        """Returns every run to show, by id. One that cannot be read now stays as it was."""
         silent = set[tuple[str, str]]()
         there = dict[str, None]()
         for place in self._all_places():
@@ -110,7 +110,7 @@ class Discovery:
         return sorted((seen for seen in self._seen.values() if seen.is_shown), key=lambda seen: seen.run_id)
 
     def _scan_place(self, place: Place, silent: set[tuple[str, str]]) -> list[str]:
-        """The runs there; as far as is known, where a store does not answer. `silent`: stores that are not asked."""
+        """The runs there; those known before, if a store does not answer. `silent`: stores that are not asked."""
         if place.store_key in silent:
             return self._known(place)
         try:
@@ -150,7 +150,7 @@ class Discovery:
     def _on_error(self, place: Place, silent: set[tuple[str, str]]) -> None:
         self.errors += 1
         if files.is_remote(place.url):
-            silent.add(place.store_key)  # the others of that store are not asked in this look
+            silent.add(place.store_key)  # the others of that store are not asked in this scan
 
     def _scan_run(self, place: Place, url: str, silent: set[tuple[str, str]]) -> None:
         run = place.open(url)
@@ -170,12 +170,12 @@ class Discovery:
             return
         self._seen[url] = seen
         if seen.is_over:
-            for_good = run.local and seen.state.state != "lost"  # who was taken for dead may come back
+            for_good = run.local and seen.state.state != "lost"  # an owner that was taken for dead may come back
             self._settled[url] = (mark, time.monotonic() + (float("inf") if for_good else AGAIN_SECONDS))
 
 
 def _mark(run: RunDir) -> Any:
-    """What changes when a run is resumed, as far as that costs nothing."""
+    """A value that changes when a run is resumed, where that is cheap to read."""
     if not run.local:
         return None
     found = []
@@ -186,7 +186,7 @@ def _mark(run: RunDir) -> Any:
 
 
 def inspect_run(run: RunDir) -> Seen | None:
-    """One run as it is now; None if its directory is gone. OSError or ValueError if that cannot be told."""
+    """One run as it is now; None if its directory is gone. OSError or ValueError if that is not known."""
     facts = RunFacts(run)
     if not facts.plan:
         return None
@@ -214,7 +214,7 @@ def inspect_run(run: RunDir) -> Seen | None:
 
 
 def _is_leaving(record: OutcomeRecord | None) -> bool:
-    """Do workers of an attempt that has come to a clean end wait for a last scrape? Then they still have targets."""
+    """Returns True while workers of an attempt with a clean end wait for a last scrape; they still have targets."""
     return record is not None and record.outcome != "failed" and time.time() - record.time < LEAVING_SECONDS
 
 
@@ -230,7 +230,7 @@ def groups_of(run: RunDir, run_id: str, cluster: str, attempt: int) -> Iterator[
 
 
 def _results(records: dict[int, OutcomeRecord | None], *, running: int | None) -> Iterator[str]:
-    """How each attempt that is over has ended: one of RESULTS; lost: without a word."""
+    """The end of each attempt that is over, one of RESULTS; lost: without an outcome."""
     for attempt, record in records.items():
         if record is not None:
             preempted = record.outcome == "stopped" and record.reason in AGAIN_REASONS
@@ -240,7 +240,7 @@ def _results(records: dict[int, OutcomeRecord | None], *, running: int | None) -
 
 
 def _queue_wait(run: RunDir, state: RunState, job: Job | None) -> float:
-    """How long the newest submission waits, or has waited, for its job to start; 0 where nothing queues."""
+    """Seconds that the newest submission waits, or has waited, for its job to start; 0 where nothing queues."""
     submission = run.newest_submission()
     if submission is None:
         return 0.0
@@ -279,5 +279,5 @@ def _save_interval(recipe: Recipe, plan: dict[str, Any], state: RunState) -> flo
 
 
 def _notice(plan: dict[str, Any]) -> float:
-    """Seconds between a warning and the loss of the nodes, as the run was told to reckon with."""
+    """Seconds between a warning and the loss of the nodes, as planned for the run."""
     return float((plan.get("request") or {}).get("notice_seconds") or GRACE_SECONDS)

@@ -1,11 +1,11 @@
-"""`launch monitor`: tells a Prometheus whom to scrape, and what the launcher knows of every run. Stores nothing.
+"""`launch monitor`: serves a Prometheus its targets, and the launcher's own series of every run. Stores nothing.
 
     /targets    the workers of all live runs, as http_sd wants them: always all of them, always 200
     /metrics    series of the launcher
-    /           both in words
+    /           both as text
 
-One thread looks at the runs, again and again; whoever asks gets what the last look saw, so no store and no scheduler
-that is slow holds up a scrape. What a run is, is launcher/monitor/discovery.py's business.
+One thread scans the runs, again and again; a request gets the result of the last scan, so no store and no scheduler
+that is slow holds up a scrape. Runs are found by launcher/monitor/discovery.py.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from launchyard.training.telemetry.metric_table import METRICS
 
 PORT = 9465
 SCAN_SECONDS = 5.0
-FIRST_SECONDS = 20.0  # how long a question waits for the first look: an empty list would mean that nothing runs
+FIRST_SECONDS = 20.0  # for a request to wait for the first scan: an empty list would mean that nothing runs
 Sample = tuple[str, dict[str, str], float]
 
 
 @dataclass(frozen=True)
 class View:
-    """What one look saw. `took` in seconds, `time` in seconds since the epoch; `errors` since the start."""
+    """The result of one scan. `took` in seconds, `time` in seconds since the epoch; `errors` since the start."""
 
     runs: tuple[Seen, ...]
     time: float
@@ -47,7 +47,7 @@ class View:
 
 
 class Monitor:
-    """Looks every so many seconds, in a thread of its own; `view` is what was seen last."""
+    """Scans every so many seconds, in a thread of its own; `view` is the last result."""
 
     def __init__(
         self, discovery: Discovery, *, every: float = SCAN_SECONDS, on_view: Callable[[View], None] | None = None
@@ -71,7 +71,7 @@ class Monitor:
         return view
 
     def view(self) -> View | None:
-        """Waits for the first look, if there was none yet; None if it takes too long."""
+        """Waits for the first scan, if there was none yet. Returns None if it takes too long."""
         self._seen.wait(FIRST_SECONDS)
         return self._view
 
@@ -86,8 +86,8 @@ class Monitor:
         while not self._over.is_set():
             try:
                 self.refresh()
-            except Exception as error:  # whatever one run has in it: the others are still looked at the next time
-                print(f"a look at the runs failed: {type(error).__name__}: {error}", flush=True)
+            except Exception as error:  # in one run, of any kind: the next scan must still happen
+                print(f"a scan of the runs failed: {type(error).__name__}: {error}", flush=True)
             self._over.wait(self._every)
 
 
@@ -105,7 +105,7 @@ def exposition(view: View) -> str:
 
 
 class _Families:
-    """What prometheus_client asks for series."""
+    """A collector of series, as prometheus_client wants it."""
 
     def __init__(self, families: list[Any]) -> None:
         self._families = families
@@ -141,7 +141,7 @@ class TargetFile:
     """The same list in a file, for a Prometheus that cannot ask us. Replaced as a whole, and only if it changes."""
 
     def __init__(self, path: str) -> None:
-        """UserError if its folder is not there, or its name is none that Prometheus reads."""
+        """UserError if its folder is not there, or its name is not one that Prometheus reads."""
         if not path.endswith((".json", ".yml", ".yaml")):
             raise UserError(f"--file-sd {path}: Prometheus reads .json, .yml and .yaml", hint="name it targets.json")
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
@@ -185,19 +185,19 @@ def make_server(monitor: Monitor, *, host: str, port: int) -> ThreadingHTTPServe
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="another --port, or 0 for a free one; launch sandbox status monitoring says whether its own is there",
+            hint="another --port, or 0 for a free one; launch sandbox status monitoring shows if its own is running",
         ) from error
     server.daemon_threads = True
     return server
 
 
 def _answer(path: str, monitor: Monitor) -> tuple[int, str, str] | None:
-    """Status, kind and text; None for a page that there is not."""
+    """Status, kind and text; None for an unknown page."""
     if path not in ("/targets", "/metrics", "/"):
         return None
     view = monitor.view()
     if view is None:  # not an empty list, which would mean that nothing runs
-        return 503, "text/plain; charset=utf-8", "the first look at the runs is not over yet\n"
+        return 503, "text/plain; charset=utf-8", "the first scan of the runs is not over yet\n"
     if path == "/targets":
         return 200, "application/json", json.dumps(view.groups(), indent=1) + "\n"
     if path == "/metrics":
@@ -206,7 +206,7 @@ def _answer(path: str, monitor: Monitor) -> tuple[int, str, str] | None:
 
 
 def page_lines(view: View) -> list[str]:
-    """What was seen, for people: one line a run."""
+    """The page of the last scan, for people: one line a run."""
     return ["launch monitor: /targets for Prometheus, /metrics for our own series", "", *target_table(view.runs)]
 
 

@@ -1,6 +1,6 @@
 """Sandboxes: small real services on this machine, one file each, for trying things out. Loaded by name when asked for.
 
-Knows what all of them can do and nothing of what they are.
+Knows the interface of all of them, and none of the services.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KINDS = ("s3", "slurm", "ray", "monitoring")
 
 @dataclass(frozen=True)
 class Facts:
-    """A sandbox at this moment. `details` for programs and people; `next_commands`: what to type now."""
+    """A sandbox at this moment. `details` for programs and people; `next_commands`: for the user to type."""
 
     name: str
     running: bool
@@ -27,16 +27,16 @@ class Facts:
 
 
 class Sandbox(Protocol):
-    """What every sandbox can do. A module of this package that KINDS names is one. Its data outlives it."""
+    """The interface of a sandbox: a module of this package that KINDS names. Its data outlives it."""
 
     def up(self, *, report: Callable[[str], None], **asked: Any) -> Facts:
-        """Start it unless it runs; returns when it can be used. UserError says what is missing.
+        """Starts it unless it runs; returns when it can be used. UserError names the missing part.
 
-        asked: what this kind of sandbox lets one choose, by the names of its command's options.
+        asked: the settings of this kind of sandbox, by the names of its command's options.
         """
 
     def down(self) -> bool:
-        """End it and nothing else; whether it was running."""
+        """Ends it and nothing else. Returns True if it was running."""
 
     def status(self) -> Facts: ...
 
@@ -47,5 +47,5 @@ class Sandbox(Protocol):
 def load_sandbox(name: str) -> Sandbox:
     """The sandbox of that name; UserError lists those that exist."""
     if name not in KINDS:
-        raise UserError(f"sandbox {name}: there is no such sandbox; there are: {', '.join(KINDS)}")
+        raise UserError(f"sandbox {name}: unknown; there are: {', '.join(KINDS)}")
     return cast(Sandbox, importlib.import_module(f"{__name__}.{name}.service"))

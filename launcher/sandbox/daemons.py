@@ -1,6 +1,6 @@
-"""The daemons of a sandbox of several nodes: which live, what they said last, and the end of all that lives on a node.
+"""The daemons of a sandbox of several nodes: their processes, their logs, and the end of all that lives on a node.
 
-What the SLURM and the Ray of a sandbox have in common. Knows neither; each says for itself what is on its nodes.
+Shared by the sandboxes of SLURM and Ray. Knows neither; each lists the processes of its nodes itself.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class Daemons(ABC):
 
     @abstractmethod
     def processes(self, node: str | None = None) -> list[psutil.Process]:
-        """All that lives on the nodes (on one): daemons, and what jobs have started."""
+        """All processes on the nodes (on one): daemons, and those that jobs have started."""
 
     def pid(self, daemon: str) -> int | None:
-        """Of a daemon that lives; that of a node is the process that was started for it."""
+        """The process of a daemon, if it lives; that of a node is the one that was started for it."""
         known = self._facts().get("processes", {}).get(daemon)
         return int(known["pid"]) if known and is_alive(known["pid"], known["started"]) else None
 
     def crash(self, node: str) -> int:
-        """Kill all that lives on a node, like a power cut; how many there were. `start_daemon(node)` brings it back."""
+        """Kills all processes of a node, like a power cut. Returns their number. `start_daemon` starts it again."""
         return self.end_processes(node)
 
     def end_processes(self, node: str | None = None) -> int:
-        """SIGKILL to `processes`, also to those started meanwhile; how many there were."""
+        """SIGKILL to `processes`, also to those started meanwhile. Returns their number."""
         count = 0
         for _ in range(5):
             found = self.processes(node)
@@ -63,7 +63,7 @@ class Daemons(ABC):
                 os.kill(pid, number)
 
     def _namespaces_of(self, node: str) -> set[str]:
-        """All that a node has had: what its jobs leave there may outlive its daemon."""
+        """All namespaces that a node has had: processes of its jobs may outlive its daemon."""
         return set(self._facts().get("namespaces", {}).get(node, ()))
 
     def _write_namespace(self, node: str) -> None:
@@ -99,16 +99,16 @@ class Daemons(ABC):
 
 
 def make_settings(kind: type[Kind], title: str, asked: dict[str, Any]) -> Kind:
-    """UserError for what is no setting of a sandbox."""
+    """UserError for a setting that the sandbox does not have."""
     try:
         return kind(**asked)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"the {title} sandbox cannot be like this: {problems}") from error
+        raise UserError(f"the {title} sandbox cannot have these settings: {problems}") from error
 
 
 def check_same(settings: BaseModel | None, title: str, asked: dict[str, Any]) -> None:
-    """UserError if one is up with other settings than are asked for."""
+    """UserError if one is up with settings other than those asked for."""
     now = settings.model_dump() if settings else {}
     if other := {key: now[key] for key, value in asked.items() if now[key] != value}:
         current = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in other.items())

@@ -1,4 +1,4 @@
-"""What every sandbox keeps: one folder of the user's state, one command at a time in it, and a cluster file of its own.
+"""The folder of a sandbox in the user's state, its lock against a second command, and its cluster file.
 
 Knows nothing of the services.
 """
@@ -17,7 +17,7 @@ from launchyard.storage.local import replace_file
 
 
 def state_folder(kind: str) -> Path:
-    """Where the sandbox of that kind keeps all that it has. It may not be there yet."""
+    """The folder of the sandbox of that kind. It may not be there yet."""
     return user_state_folder("sandbox", kind)
 
 
@@ -36,7 +36,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_cluster(kind: str, cluster: dict[str, Any], *, report: Callable[[str], None]) -> None:
-    """A cluster file in the user's folder, under the cluster's name. One that somebody else wrote stays."""
+    """A cluster file in the user's folder, under the cluster's name. One of other origin stays."""
     import yaml
 
     made_by = f"# Made by `launch sandbox up {kind}`, which writes it anew; copy it under another name to change it.\n"

@@ -1,4 +1,4 @@
-"""Processes by the kernel namespace they live in (Linux): those of a node of a sandbox, whoever started them.
+"""Processes by the kernel namespace they live in (Linux): those of a node of a sandbox, of any user.
 
 A namespace has a number, which is used again once it is gone; so a number alone proves nothing, a mark inside does.
 """

@@ -122,5 +122,5 @@ def test_before_the_first_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert service.down() is False
     with pytest.raises(UserError, match="is not up"):
         service.environment()
-    with pytest.raises(UserError, match=r"cannot be like this: nodes: .*greater"):
+    with pytest.raises(UserError, match=r"cannot have these settings: nodes: .*greater"):
         service.up(report=print, nodes=0)

@@ -1,4 +1,4 @@
-"""Write the Grafana dashboards into ../dashboards: `make dashboards`. What lies there is never edited by hand.
+"""Write the Grafana dashboards into ../dashboards: `make dashboards`. The files there are never edited by hand.
 
 Built with Grafana's own typed builder (grafana-foundation-sdk), in the schema that Grafana 10 and later import.
 """
@@ -17,7 +17,7 @@ FOLDER = monitoring_folder() / "grafana/dashboards"
 
 
 def main() -> None:
-    """With --check only say which files would change, and exit with 1 if there are any."""
+    """With --check only name the files that would change, and exit with 1 if there are any."""
     changed = []
     for name, made in (("fleet", fleet_dashboard()), ("run", run_dashboard())):
         path = FOLDER / f"{name}.json"
@@ -29,7 +29,7 @@ def main() -> None:
             path.write_text(text)
             print(f"wrote {path}")
     if changed and "--check" in sys.argv:
-        sys.exit(f"{', '.join(changed)}: the builder has moved on; say `make dashboards`")
+        sys.exit(f"{', '.join(changed)}: not up to date with the builder; run `make dashboards`")
 
 
 if __name__ == "__main__":

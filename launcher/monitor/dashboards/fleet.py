@@ -1,4 +1,4 @@
-"""The dashboard of all runs: how many, how they are, which one needs a look."""
+"""The dashboard of all runs: their number, their states, and those that need attention."""
 
 from __future__ import annotations
 

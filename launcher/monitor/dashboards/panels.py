@@ -1,4 +1,4 @@
-"""The kinds of panels, variables and annotations that our dashboards are made of, in few words. Knows no series."""
+"""The kinds of panels, variables and annotations that our dashboards are made of. Knows no series."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
 
 
 def dress(panel: Any, title: str, good: str, queries: Sequence[Query], unit: str, **how: Any) -> Any:
-    """What all panels have: a title, a text that says what good looks like, queries, a unit."""
+    """Sets the common fields of a panel: a title, a text that describes good values, queries, a unit."""
     panel = panel.title(title).description(good).datasource(SOURCE).unit(unit)
     for number, query in enumerate(queries):
         panel = panel.with_target(target(query, number, **how))
@@ -101,14 +101,14 @@ def figure(
     unit: str = "short",
     span: int = 4,
     steps: Steps = ((None, GREEN),),
-    words: bool = False,
+    legend_only: bool = False,
 ) -> stat.Panel:
-    """The newest value of each query, in large; with `words` its legend instead."""
+    """The newest value of each query, in large; with `legend_only` its legend instead."""
     panel = dress(stat.Panel(), title, good, queries, unit, instant=True).span(span).height(4)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     named = len(queries) > 1 or "{{" in queries[0][1]
     mode = kinds.BigValueTextMode
-    panel = panel.text_mode(mode.NAME if words else mode.VALUE_AND_NAME if named else mode.VALUE)
+    panel = panel.text_mode(mode.NAME if legend_only else mode.VALUE_AND_NAME if named else mode.VALUE)
     panel = panel.graph_mode(kinds.BigValueGraphMode.NONE).color_mode(kinds.BigValueColorMode.VALUE)
     return panel.thresholds(thresholds(steps))
 

@@ -85,7 +85,7 @@ def now() -> list[Any]:
             "State",
             "`running`. `lost` means that its owner is gone without a word; `launch why` names the cause.",
             (f"max by (state) (launcher_run_state{{{RUN}}}) == 1", "{{state}}"),
-            words=True,
+            legend_only=True,
         ),
         figure(
             "Progress",
@@ -214,9 +214,9 @@ def throughput() -> list[Any]:
                 (
                     f"histogram_quantile({q}, sum by (le) "
                     f"(rate(trainer_step_duration_seconds_bucket{{{RUN}}}[{RATE}])))",
-                    said,
+                    label,
                 )
-                for q, said in ((0.5, "median"), (0.9, "9 of 10"), (0.99, "99 of 100"))
+                for q, label in ((0.5, "median"), (0.9, "9 of 10"), (0.99, "99 of 100"))
             ),
             (MEAN_STEP, "mean"),
             unit="s",
@@ -319,9 +319,9 @@ def data() -> list[Any]:
                 (
                     f"histogram_quantile({q}, sum by (le) "
                     f"(rate(trainer_data_request_duration_seconds_bucket{{{NODE}}}[{RATE}])))",
-                    said,
+                    label,
                 )
-                for q, said in ((0.5, "median"), (0.99, "99 of 100"))
+                for q, label in ((0.5, "median"), (0.99, "99 of 100"))
             ),
             unit="s",
             low=0,

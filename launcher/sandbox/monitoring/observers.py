@@ -1,4 +1,4 @@
-"""The programs of the monitoring sandbox: where a Prometheus and a Grafana are found, and how one gets them.
+"""The programs of the monitoring sandbox: finding or downloading a Prometheus, and finding a Grafana.
 
 Downloads nothing but Debian's own package, which apt-get checks. Starts no daemon of the machine's.
 """
@@ -30,7 +30,7 @@ def find_prometheus(name: str = "prometheus") -> str | None:
 
 
 def require_prometheus(*, report: Callable[[str], None]) -> str:
-    """The program, fetched if it is not there and that can be done; UserError says how to get it."""
+    """The program, fetched if it is missing and that is possible; the hint of the UserError tells how to get it."""
     found = find_prometheus()
     if found is None:
         fetch_prometheus(report=report)
@@ -71,7 +71,7 @@ def _download(folder: str) -> None:
 
 
 def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
-    """Empty if it worked, else its last words; UserError with them if it must work."""
+    """Returns an empty text, or the last line of a failed command; UserError with that line if `check`."""
     try:
         done = subprocess.run(
             argv,
@@ -98,7 +98,7 @@ def _fetched_to() -> Path:
 
 # -- Grafana ---------------------------------------------------------------------------------------------------------
 def find_grafana() -> tuple[list[str], str] | None:
-    """The words that start Grafana's server, and its home; None if it is not installed."""
+    """The command that starts Grafana's server, and its home; None if it is not installed."""
     home = next((home for home in GRAFANA_HOMES if os.path.isdir(home)), None)
     if home is None:
         return None
@@ -111,7 +111,7 @@ def find_grafana() -> tuple[list[str], str] | None:
 
 
 def has_docker() -> bool:
-    """Is there a Docker whose daemon answers?"""
+    """Returns True if there is a Docker whose daemon answers."""
     if shutil.which("docker") is None:
         return False
     try:

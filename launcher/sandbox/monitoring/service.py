@@ -1,6 +1,6 @@
 """The monitoring sandbox: `launch monitor`, a real Prometheus with our configuration, and Grafana where there is one.
 
-For this user, on loopback. All that it has lies in one folder, 0700: configuration, data, logs, and which processes.
+For this user, on loopback. All its files are in one folder, 0700: configuration, data, logs, and its processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONTAINER = "launchyard-grafana"
 
 
 def up(*, report: Callable[[str], None]) -> Facts:
-    """See Sandbox.up. UserError without a Prometheus; without a Grafana it says so and goes on."""
+    """See Sandbox.up. UserError without a Prometheus; without a Grafana it reports that and goes on."""
     with alone(_folder()):
         if any(_alive(name) for name in ("monitor", "prometheus")):
             if all(_alive(name) for name in ("monitor", "prometheus")):
@@ -68,7 +68,7 @@ def up(*, report: Callable[[str], None]) -> Facts:
 
 
 def down() -> bool:
-    """See Sandbox.down. What Prometheus has collected stays. LaunchError if a process does not end."""
+    """See Sandbox.down. The data of Prometheus stays. LaunchError if a process does not end."""
     with alone(_folder()):
         return _end_all()
 
@@ -99,7 +99,7 @@ def environment() -> dict[str, str]:
 
 # -- configuration ---------------------------------------------------------------------------------------------------
 def prometheus_config(ports: dict[str, int]) -> str:
-    """The configuration that we ship, with the rules where they lie and the monitor at its port."""
+    """The configuration that we ship, with the paths of the rules and the port of the monitor."""
     import yaml
 
     shipped = monitoring_folder()
@@ -123,7 +123,7 @@ def _prometheus_argv(program: str, ports: dict[str, int]) -> list[str]:
 
 
 def _grafana_settings(ports: dict[str, int]) -> dict[str, str]:
-    """Grafana reads them from its environment. Who reaches this machine's loopback may look, and change nothing."""
+    """Grafana reads them from its environment. Users of this machine's loopback may read, and change nothing."""
     return {
         "GF_SERVER_HTTP_ADDR": HOST,
         "GF_SERVER_HTTP_PORT": str(ports["grafana"]),
@@ -155,11 +155,11 @@ def _start_grafana(ports: dict[str, int], report: Callable[[str], None]) -> None
         if problem:
             report(f"Grafana's container does not start: {problem}; the dashboards to import: {dashboards}")
     else:
-        report(f"neither Grafana nor Docker is here: any Grafana from 10 on can import the dashboards: {dashboards}")
+        report(f"neither Grafana nor Docker found: any Grafana from 10 on can import the dashboards: {dashboards}")
 
 
 def _start_container(shipped: Path, settings: dict[str, str]) -> str:
-    """Empty if it worked, else why not."""
+    """Returns an empty text, or the reason of a failure."""
     inside = {
         "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": "/etc/launchyard/dashboards/fleet.json",
         DASHBOARDS: "/etc/launchyard/dashboards",
@@ -215,7 +215,7 @@ def _wait_ready(name: str) -> None:
 
 def _last_line(name: str) -> str:
     lines = (_folder() / f"{name}.log").read_text(errors="replace").strip().splitlines()
-    return lines[-1][-300:] if lines else "it said nothing"
+    return lines[-1][-300:] if lines else "it printed nothing"
 
 
 def _alive(name: str) -> bool:
@@ -228,7 +228,7 @@ def _grafana_runs() -> bool:
 
 
 def _end_all() -> bool:
-    """End what we have started, the last first; whether anything was running."""
+    """Ends the processes that we have started, the last first. Returns True if any was running."""
     facts = _facts()
     ended = False
     if facts.pop("container", None):

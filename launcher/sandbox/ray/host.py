@@ -1,7 +1,7 @@
-"""What a machine must have so that a Ray of several nodes can live on it, and the words that start its processes.
+"""The requirements of a Ray of several nodes on one machine, and the commands that start its processes.
 
 Ray listens on all addresses of a machine. So all of it lives in a network of its own (a namespace of the kernel) that
-has loopback addresses only, and each node besides in a host name of its own. Starts nothing.
+has loopback addresses only, and each node besides has a host name of its own. Starts nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launchyard.launcher.sandbox.slurm import host as slurm_host
 HEAD = "node1"
 DASHBOARD = "127.0.0.1", 8265
 GCS_PORT = 6379
-SEEN = "r"  # where each node has its folder
+SEEN = "r"  # the folder of each node, as it sees it
 _OBJECTS = 80 << 20  # bytes of shared memory a node; Ray wants 75 MiB at least, and a run uses none
 # A small Ray, on a machine that may be small: no telemetry, no workers before they are asked for, and no killing of
 # processes because other programs fill the memory. Nodes leave soon when their head does not come back.
@@ -38,7 +38,7 @@ QUIET = {
 
 
 class Settings(BaseModel):
-    """What a Ray sandbox looks like."""
+    """The settings of a Ray sandbox."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +52,7 @@ class Settings(BaseModel):
 
 
 def require() -> None:
-    """Return if this machine can do it; UserError says what lacks."""
+    """Checks this machine; UserError names a missing requirement."""
     if not sys.platform.startswith("linux"):
         raise UserError(f"the Ray sandbox needs Linux: its nodes are namespaces of the kernel; this is {sys.platform}")
     if importlib.util.find_spec("ray") is None:
@@ -68,7 +68,7 @@ def version() -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For all processes of a site: no word about another Ray, and the mark of this one."""
+    """For all processes of a site: no variables of another Ray, and the mark of this one."""
     inherited = {key: value for key, value in own_environment().items() if not key.startswith("RAY_")}
     here = os.path.dirname(sys.executable)
     return {**inherited, **QUIET, "PATH": f"{here}:{inherited.get('PATH', os.defpath)}", RAY_SITE: str(folder)}
@@ -85,7 +85,7 @@ def hosts_text(settings: Settings) -> str:
 
 
 def network_argv(settings: Settings, socket: Path) -> list[str]:
-    """Makes the network, and becomes the door into it."""
+    """Makes the network, and becomes the relay into it."""
     commands = ["ip link set lo up", *(f"ip addr add {address_of(name)}/32 dev lo" for name in settings.names)]
     script = " && ".join([*commands, 'exec "$@"'])
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
@@ -114,6 +114,6 @@ def node_argv(node: str, settings: Settings, *, network: int, hosts: Path, tempo
 
 
 def into(network: int) -> list[str]:
-    """Words before a command line that is to run inside a site's network."""
+    """The prefix of a command line that runs inside a site's network."""
     as_user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
     return [shutil.which("nsenter") or "nsenter", f"--target={network}", *as_user, "--net", "--"]

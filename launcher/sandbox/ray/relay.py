@@ -1,6 +1,6 @@
-"""`python -m launchyard.launcher.sandbox.ray.relay SOCKET HOST PORT`: a door into a network of its own.
+"""`python -m launchyard.launcher.sandbox.ray.relay SOCKET HOST PORT`: a relay into a network of its own.
 
-Whoever may open the socket talks to HOST:PORT as it is seen from here. This process also keeps that network alive.
+Clients of the socket talk to HOST:PORT as it is seen from here. This process also keeps that network alive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CHUNK = 1 << 16
 
 
 async def serve(path: str, host: str, port: int) -> None:
-    """Until this process is ended."""
+    """Serves until this process is ended."""
 
     async def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -32,7 +32,7 @@ async def serve(path: str, host: str, port: int) -> None:
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One direction, to its end."""
+    """Copies one direction, to its end."""
     with contextlib.suppress(OSError):
         while chunk := await reader.read(CHUNK):
             writer.write(chunk)

@@ -1,6 +1,6 @@
 """The Ray sandbox: several nodes on this machine, one for this user, and a cluster file for it.
 
-All that it has lies in one folder, 0700, but for Ray's own sockets and logs. Knows nothing of runs.
+All its files are in one folder, 0700, but for Ray's own sockets and logs. Knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNS = "runs"
 
 
 def up(*, report: Callable[[str], None], **asked: Any) -> Facts:
-    """See Sandbox.up. asked: fields of Settings; one that runs must have them already, what is left out is as it is.
+    """See Sandbox.up. asked: fields of Settings; one that runs must have them already; others stay as they are.
 
     UserError if this machine cannot do it, or if one with other settings runs.
     """
@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 
 
 def for_run(nodes: int, bundle: dict[str, float]) -> str:
-    """The address of this machine's Ray, started with what a run asks for unless it is up; only `down` ends it."""
+    """The address of this machine's Ray, started with the resources of a run unless it is up; only `down` ends it."""
     site = Site(_folder())
     if site.settings is None or site.pid(host.HEAD) is None:
         cpus = max(1, int(bundle["CPU"]))

@@ -38,10 +38,10 @@ _LEFT_ALONE = {"log", "lock", "runs"}
 class Site(Daemons):
     """The folder is the site: any process that names the same folder sees and changes the same Ray."""
 
-    # -- what it is ------------------------------------------------------------------------------------------------
+    # -- properties ------------------------------------------------------------------------------------------------
     @property
     def address(self) -> str:
-        """Of its dashboard, for this user only."""
+        """The address of its dashboard, for this user only."""
         return f"unix://{self.folder}/dashboard.sock"
 
     @property
@@ -65,13 +65,13 @@ class Site(Daemons):
 
     @property
     def temporary(self) -> Path | None:
-        """Where Ray keeps its sockets and logs; its name is short, as sockets want it."""
+        """The folder of Ray's sockets and logs; its name is short, as sockets want it."""
         found = self._facts().get("temporary")
         return None if found is None else Path(found)
 
     # -- up and down -----------------------------------------------------------------------------------------------
     def start(self, settings: Settings) -> None:
-        """A new Ray without jobs; returns when every node is there. What was left of an older one is removed."""
+        """A new Ray without jobs; returns when every node is there. Removes the rest of an older one."""
         self.stop()
         shutil.rmtree(self.folder / "log", ignore_errors=True)
         (self.folder / "log").mkdir(mode=0o700, parents=True)
@@ -86,7 +86,7 @@ class Site(Daemons):
             raise
 
     def repair(self) -> list[str]:
-        """Start the nodes that do not live and wait until all are there; their names."""
+        """Starts the nodes that do not live and waits until all are there. Returns their names."""
         missing = [daemon for daemon in self.daemons if self.pid(daemon) is None]
         for daemon in missing:
             self.start_daemon(daemon, wait=False)
@@ -95,7 +95,7 @@ class Site(Daemons):
         return missing
 
     def stop(self) -> bool:
-        """End nodes and jobs, at once, and remove all but logs and runs; whether anything lived."""
+        """Ends nodes and jobs, at once, and removes all but logs and runs. Returns True if any process lived."""
         lived = [daemon for daemon in self.daemons if self.pid(daemon) is not None]
         left = self.end_processes()
         for daemon in lived:
@@ -111,7 +111,7 @@ class Site(Daemons):
 
     # -- daemons ---------------------------------------------------------------------------------------------------
     def start_daemon(self, daemon: str, *, wait: bool = True) -> None:
-        """Start one of `daemons` that does not live. LaunchError with its last words if it ends at once."""
+        """Starts one of `daemons` that does not live. LaunchError with its last lines if it ends at once."""
         process = self._spawn(daemon)
 
         def has_begun() -> bool:
@@ -160,7 +160,7 @@ class Site(Daemons):
         return process
 
     def wait_nodes(self, nodes: list[str] | None = None) -> None:
-        """Until Ray counts them (all) as alive."""
+        """Waits until Ray counts them (all) as alive."""
         wanted = set(nodes or self.nodes)
         if not wait_until(lambda: wanted <= self.alive(), seconds=READY_SECONDS, every=0.2):
             missing = sorted(wanted - self.alive())
@@ -188,9 +188,9 @@ class Site(Daemons):
 
     # -- processes of the nodes --------------------------------------------------------------------------------------
     def processes(self, node: str | None = None) -> list[psutil.Process]:
-        """All that lives on the nodes (on one): Ray's own, and what jobs have started.
+        """All processes on the nodes (on one): Ray's own, and those that jobs have started.
 
-        A node is a namespace with a process in it whose environment says that it is ours.
+        A node is a namespace with a process in it whose environment has our mark.
         """
         wanted = marked_namespaces(lambda environ: f"{RAY_SITE}={self.folder}".encode() in environ)
         if node is not None:

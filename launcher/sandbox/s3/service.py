@@ -1,6 +1,6 @@
 """The S3 sandbox: one SeaweedFS for this user, with its own keys, and a cluster file that leads runs into it.
 
-All that it has lies in one folder, 0700: data, keys, log, and which process it is. Knows nothing of runs.
+All its files are in one folder, 0700: data, keys, log, and its process. Knows nothing of runs.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ LEAVE_SECONDS = 3.0  # a process that was killed holds its ports for a moment lo
 _LOG_BYTES = 16 << 20
 # Go gives memory back late: without a bound the server grows to gigabytes, with a tight one it is half as fast.
 MEMORY = "1GiB"
-# Every port that the program opens, S3's first. The program itself reckons that admin's second port is 10000 above.
+# Every port that the program opens, S3's first. The program itself puts admin's second port 10000 above.
 PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")
 _ADMIN_GRPC = 10000
 _ADMIN_RANGE = (12000, 22000)  # itself and 10000 more: both below the range of outgoing connections
@@ -45,14 +45,14 @@ _ADMIN_RANGE = (12000, 22000)  # itself and 10000 more: both below the range of 
 
 @dataclass(frozen=True)
 class Keys:
-    """Who may do anything in this server. The secret is not shown when this is printed."""
+    """The keys of this server, with all rights. The secret is not shown when this is printed."""
 
     access_key: str
     secret_key: str = field(repr=False)
 
 
 def find_weed() -> str:
-    """The program, of this Python's environment or of PATH; UserError says how to get it."""
+    """The program, of this Python's environment or of PATH; the hint of the UserError tells how to get it."""
     beside = os.path.join(sysconfig.get_path("scripts"), "weed")
     found = beside if os.access(beside, os.X_OK) else shutil.which("weed")
     if found is None:
@@ -65,7 +65,7 @@ def find_weed() -> str:
 
 # -- ports -----------------------------------------------------------------------------------------------------------
 def draw_ports(previous: Mapping[str, int] | None = None) -> dict[str, int]:
-    """A free port for each of PORTS; those of `kept` that are still free stay, and S3's own must.
+    """A free port for each of PORTS; those of `previous` that are still free stay, and S3's own must.
 
     UserError if the port of S3 itself is taken: runs remember it.
     """
@@ -73,7 +73,7 @@ def draw_ports(previous: Mapping[str, int] | None = None) -> dict[str, int]:
     if "s3" in previous and not wait_until(lambda: _is_free(previous["s3"]), seconds=LEAVE_SECONDS):
         raise UserError(
             f"port {previous['s3']} of {HOST} is taken by another process, and runs know the sandbox's store there",
-            hint=f"end what listens there (`ss -ltnp 'sport = :{previous['s3']}'` names it)",
+            hint=f"end the process that listens there (`ss -ltnp 'sport = :{previous['s3']}'` names it)",
         )
     ports: dict[str, int] = {}
     for name in PORTS:
@@ -115,7 +115,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start the server on `folder`, which is made if it is not there; its log is `folder`/weed.log.
 
-    tied: it dies with this thread, whatever happens to us (Linux); else it outlives this process.
+    tied: it dies with this thread, however we end (Linux); else it outlives this process.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "data").mkdir(mode=0o700, exist_ok=True)
@@ -134,7 +134,7 @@ def start(
 
 
 def _open_log(path: Path) -> IO[bytes]:
-    """To append to; one that has grown long is set aside."""
+    """The log, opened to append; one that has grown long is renamed first."""
     if path.exists() and path.stat().st_size > _LOG_BYTES:
         os.replace(path, path.with_suffix(".log.old"))
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
@@ -146,7 +146,7 @@ def _identities(keys: Keys) -> dict[str, Any]:
 
 
 def _arguments(folder: Path, ports: Mapping[str, int], bucket: str) -> list[str]:
-    """Loopback only, nothing told to anybody, a bucket exists when somebody made it."""
+    """Loopback only, no telemetry, and a bucket exists only once it was made."""
     argv = ["-logtostderr=true", "mini", f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"]
     argv += [f"-ip={HOST}", f"-ip.bind={HOST}", f"-metricsIp={HOST}", f"-bucket={bucket}"]
     argv += ["-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.autoCreateBucket=false"]
@@ -158,7 +158,7 @@ def _arguments(folder: Path, ports: Mapping[str, int], bucket: str) -> list[str]
 
 
 def _environment(folder: Path, memory: str) -> dict[str, str]:
-    """Little: variables of AWS would make further keys, and files of a home folder other settings."""
+    """A minimal environment: AWS variables would add keys, and a home folder other settings."""
     inherited = {key: value for key, value in own_environment().items() if key in ("PATH", "TMPDIR", "LANG", "TZ")}
     # One volume a bucket at first: the first put takes 0.2 s instead of 3.6 s.
     return {**inherited, "HOME": str(folder), "GOMEMLIMIT": memory, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}

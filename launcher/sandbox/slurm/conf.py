@@ -16,7 +16,7 @@ HEAD = "head"  # the host name of the controller
 DEFAULT_PARTITION = "batch"
 GIB_PER_CPU = 2
 MAX_HOURS = 24
-# What a site's own settings must not change under us, written as its tools spell it.
+# Fixed settings, which defaults of a SLURM package must not change.
 _FIXED = """\
 ReturnToService=2
 MinJobAge=3600
@@ -35,7 +35,7 @@ PreemptMode=REQUEUE
 
 
 class Settings(BaseModel):
-    """What can be asked of the sandbox. The delays are a test's: a site has minutes where these are seconds."""
+    """The settings of the sandbox. The delays are for tests: a site has minutes where these are seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,13 +47,13 @@ class Settings(BaseModel):
     user_signal: bool = Field(default=False, description="Preemption sends the signal that a job asked for.")
     grace_seconds: int = Field(default=20, ge=0, description="From a preemption's notice to its end, in `spot`.")
     kill_wait_seconds: int = Field(default=5, ge=0, description="From SIGTERM to SIGKILL.")
-    # SLURM takes 120 for less than 5, without a word.
+    # SLURM takes 120 for less than 5, without a warning.
     cred_expire_seconds: int = Field(default=5, ge=5, description="A requeued job is held for one more than these.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one sandbox lives. Folders hold no character that SLURM's files give a meaning."""
+    """Paths and ports of one sandbox. Folders hold no character that has a meaning in SLURM's files."""
 
     folder: Path
     user: str
@@ -86,15 +86,15 @@ def address_of(node: str) -> str:
 
 
 def memory_gib(settings: Settings) -> int:
-    """Memory that each node says it has. Nobody holds jobs to it."""
+    """Memory that each node claims to have. It is not enforced."""
     return settings.cpus_per_node * GIB_PER_CPU
 
 
 def slurm_conf(settings: Settings, place: Place, *, for_people: bool = False) -> str:
     """slurm.conf for the daemons, or for people and jobs.
 
-    Daemons listen at the address of their host name alone. A srun cannot: a step calls back to where its call came
-    from, and on this machine all calls come from 127.0.0.1; and the machine's own name may stand for any address.
+    Daemons listen at the address of their host name alone. A srun cannot: a step calls back to the source address of
+    its call, here always 127.0.0.1; and the machine's own name may stand for any address.
     """
     folder = place.folder
     lines = [
@@ -132,7 +132,7 @@ def _for_daemons(place: Place) -> list[str]:
 
 
 def task_prolog(place: Place) -> str:
-    """What it prints goes into the environment of tasks and batch scripts, where slurmd has put the daemons' file."""
+    """Its output goes into the environment of tasks and batch scripts, where slurmd has put the daemons' file."""
     return f"#!/bin/sh\necho export SLURM_CONF={place.conf}\n"
 
 
@@ -168,7 +168,7 @@ def _partitions(settings: Settings) -> list[str]:
 
 
 def gres_conf(settings: Settings, place: Place) -> str:
-    """Fake GPUs: links to /dev/null, for SLURM hands out none that is not a character device."""
+    """Fake GPUs: links to /dev/null, since SLURM accepts character devices only."""
     if not settings.gpus_per_node:
         return ""
     last = settings.gpus_per_node - 1
@@ -181,7 +181,7 @@ def cgroup_conf() -> str:
 
 
 def slurmdbd_conf(place: Place) -> str:
-    """The database is found by its Unix socket, which knows who asks: no password."""
+    """The database is reached by its Unix socket, which identifies the user: no password."""
     lines = [
         "AuthType=auth/munge",
         f"AuthInfo=socket={place.munge_socket}",

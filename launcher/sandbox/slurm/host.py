@@ -1,4 +1,4 @@
-"""What a machine must have so that a SLURM can live on it: programs, namespaces, control groups. Starts no daemon.
+"""The requirements of a SLURM on one machine: programs, namespaces, control groups. Starts no daemon.
 
 A node is a UTS namespace (a host name of its own) and a mount namespace (its own /etc/hosts): nothing of the machine's
 is changed. Root makes them at once, others inside a user namespace.
@@ -28,7 +28,7 @@ _INSTALL_SECONDS = 900
 
 
 def environment(slurm_conf: Path) -> dict[str, str]:
-    """For daemons and for SLURM's commands: no word about another SLURM."""
+    """For daemons and for SLURM's commands: no variables of another SLURM."""
     inherited = {key: value for key, value in own_environment().items() if not key.startswith(_OF_SLURM)}
     return {**inherited, "PATH": f"{inherited.get('PATH', os.defpath)}:{_SYSTEM_PATH}", "SLURM_CONF": str(slurm_conf)}
 
@@ -38,7 +38,7 @@ def find_program(name: str) -> str | None:
 
 
 def require(*, accounting: bool, cgroup: bool, report: Callable[[str], None]) -> None:
-    """Return if this machine can do it, after root has installed what lacks; UserError says what lacks."""
+    """Checks this machine; as root, installs missing programs first. UserError names a missing requirement."""
     if not sys.platform.startswith("linux"):
         raise UserError(
             f"the SLURM sandbox needs Linux: its nodes are namespaces of the kernel; this is {sys.platform}",
@@ -87,7 +87,7 @@ def version() -> str:
 def in_node(argv: list[str], *, name: str, hosts: Path, folder: tuple[Path, Path] | None = None) -> list[str]:
     """A command line that becomes `argv` (the same process) with a host name and an /etc/hosts of its own.
 
-    folder: (real, seen): what the node sees at the second path is the first.
+    folder: (real, seen): the node sees the first path at the second.
     """
     script = 'hostname "$1" && mount --bind "$2" /etc/hosts && mount --bind "$3" "$4" && shift 4 && exec "$@"'
     mounts = [str(path) for path in (hosts, *(folder or (hosts, hosts)))]
@@ -104,7 +104,7 @@ def require_namespaces() -> None:
     tried = _ask(in_node(["true"], name="node1", hosts=Path("/etc/hosts")))
     if tried.returncode == 0:
         return
-    problem = (tried.stderr.strip().splitlines() or ["no word"])[-1]
+    problem = (tried.stderr.strip().splitlines() or ["no message"])[-1]
     if os.geteuid() == 0:
         fix = "in a container: start that with --privileged"
     else:
@@ -123,7 +123,7 @@ def require_cgroup() -> None:
     if os.access(FREEZER, os.W_OK) and (FREEZER / "cgroup.procs").exists():
         return
     if UNIFIED.exists():
-        what = "this machine has version 2 of control groups only, which this sandbox does not drive"
+        what = "this machine has version 2 of control groups only, which this sandbox does not support"
     else:
         what = f"control groups cannot be used here: {FREEZER} is not there or cannot be written"
     raise UserError(f"proctrack cgroup: {what}", hint="use --proctrack linuxproc")
@@ -139,7 +139,7 @@ def cgroup_members(nodes: list[str]) -> set[int]:
 
 
 def remove_cgroups(nodes: list[str]) -> None:
-    """Those that slurmd made for these nodes, innermost first; what still holds a process stays."""
+    """Removes those that slurmd made for these nodes, innermost first; one that still holds a process stays."""
     for path in _groups(nodes):
         with contextlib.suppress(OSError):
             path.rmdir()

@@ -1,6 +1,6 @@
 """The SLURM sandbox: several nodes with fake GPUs on this machine, one for this user, and a cluster file for it.
 
-All that it has lies in one folder, 0700. Knows nothing of runs.
+All its files are in one folder, 0700. Knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RUNS = "runs"
 
 
 def up(*, report: Callable[[str], None], **asked: Any) -> Facts:
-    """See Sandbox.up. asked: fields of Settings; one that runs must have them already, what is left out is as it is.
+    """See Sandbox.up. asked: fields of Settings; one that runs must have them already; others stay as they are.
 
     UserError if this machine cannot do it, or if one with other settings runs.
     """

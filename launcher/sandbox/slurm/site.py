@@ -1,4 +1,4 @@
-"""One SLURM in one folder: its daemons written down, started, asked, ended, with all that its jobs leave behind.
+"""One SLURM in one folder: its daemons configured, started, asked, ended, with all that its jobs leave behind.
 
 Knows no state folder of a user and no command: the sandbox keeps one site for a person, tests make theirs.
 """
@@ -37,7 +37,7 @@ CONTROLLER = "slurmctld"
 ACCOUNTS = "slurmdbd"
 DATABASE = "mariadbd"
 MUNGE = "munged"
-# Below the range of outgoing connections: that above it is for what jobs open, and the nodes share one set of ports.
+# Below the range of outgoing connections: that range is for ports that jobs open, and the nodes share one set of ports.
 _PORTS = (22100, 32000)
 _SOCKET_PATH = 107  # bytes that Linux allows
 _LONGEST = len("/node64/node64_67108863.4294967295")
@@ -48,7 +48,7 @@ _READY_STATES = {"idle", "allocated", "mixed", "completing", "reserved", "planne
 class Site(Daemons):
     """The folder is the site: any process that names the same folder sees and changes the same SLURM."""
 
-    # -- what it is ------------------------------------------------------------------------------------------------
+    # -- properties ------------------------------------------------------------------------------------------------
     @property
     def conf(self) -> Path:
         """slurm.conf for people: export SLURM_CONF."""
@@ -74,7 +74,7 @@ class Site(Daemons):
 
     # -- up and down -----------------------------------------------------------------------------------------------
     def start(self, settings: Settings) -> None:
-        """A new SLURM without jobs; returns when every node is idle. What was left of an older one is removed."""
+        """A new SLURM without jobs; returns when every node is idle. Removes the rest of an older one."""
         self._check_folder()
         self.stop()
         shutil.rmtree(self.folder / "log", ignore_errors=True)
@@ -89,7 +89,7 @@ class Site(Daemons):
             raise
 
     def repair(self) -> list[str]:
-        """Start the daemons that do not live and wait until every node answers; their names."""
+        """Starts the daemons that do not live and waits until every node answers. Returns their names."""
         missing = [daemon for daemon in self.daemons if self.pid(daemon) is None]
         for daemon in missing:
             self.start_daemon(daemon)
@@ -98,7 +98,7 @@ class Site(Daemons):
         return missing
 
     def stop(self) -> bool:
-        """End daemons and jobs, at once, and remove all but logs and runs; whether anything lived."""
+        """Ends daemons and jobs, at once, and removes all but logs and runs. Returns True if any process lived."""
         lived = [daemon for daemon in self.daemons if self.pid(daemon) is not None]
         nodes = self._grouped()
         for daemon in reversed(lived):
@@ -130,7 +130,7 @@ class Site(Daemons):
 
     # -- daemons ---------------------------------------------------------------------------------------------------
     def start_daemon(self, daemon: str) -> None:
-        """Start one of `daemons` that does not live; returns when it answers. LaunchError with its last words."""
+        """Starts one of `daemons` that does not live; returns when it answers. LaunchError with its last lines."""
         process = self._spawn(daemon)
         if not wait_until(lambda: process.poll() is not None or self._answers(daemon), seconds=READY_SECONDS):
             self._signal(daemon, signal.SIGKILL)
@@ -216,9 +216,9 @@ class Site(Daemons):
 
     # -- processes of the nodes --------------------------------------------------------------------------------------
     def processes(self, node: str | None = None) -> list[psutil.Process]:
-        """All that lives in the namespaces of this site (of one node): daemons, steps, and what jobs have started.
+        """All processes in the namespaces of this site (of one node): daemons, steps, and those that jobs have started.
 
-        A namespace is ours if a process in it says in its environment that it is ours.
+        A namespace is ours if the environment of a process in it has our mark.
         """
         wanted = marked_namespaces(self._is_ours)
         if node is not None:
@@ -226,7 +226,7 @@ class Site(Daemons):
         return living_in(wanted, besides=host.cgroup_members(self._grouped(node)))
 
     def _is_ours(self, environ: list[bytes]) -> bool:
-        """Daemons have a slurm.conf that nobody exports; jobs have that of people, and SLURM says on which node."""
+        """Daemons have a slurm.conf that nobody exports; jobs have that of people, and SLURM's name of their node."""
         if f"SLURM_CONF={self.folder}/etc/slurm.conf".encode() in environ:
             return True
         in_job = any(variable.startswith(b"SLURMD_NODENAME=") for variable in environ)
@@ -250,7 +250,7 @@ class Site(Daemons):
             raise LaunchError(f"{' '.join(argv)}: no answer after {seconds:.0f} s", hint=self._see_logs()) from error
 
     def node_states(self) -> dict[str, str]:
-        """Each node and SLURM's word for its state; empty if the controller is away. A `*` means: does not answer."""
+        """Each node and its state as SLURM names it; empty if the controller is away. A `*` means: does not answer."""
         if not self._answers(CONTROLLER):  # its commands would try for nine seconds
             return {}
         done = self.run(
@@ -259,7 +259,7 @@ class Site(Daemons):
         return dict(line.split() for line in done.stdout.splitlines())
 
     def try_out(self) -> None:
-        """A real step on all nodes, from a batch script; LaunchError with what SLURM says if it does not work."""
+        """A real step on all nodes, from a batch script; LaunchError with SLURM's message if it fails."""
         count = str(len(self.nodes))
         out = self.folder / "log" / "first-step.out"
         step = f"srun --ntasks={count} --nodes={count} hostname"
@@ -271,7 +271,7 @@ class Site(Daemons):
 
         wanted = sorted(self.nodes)
         if done.returncode or not wait_until(lambda: sorted(output().split()) == wanted, seconds=READY_SECONDS):
-            detail = (done.stderr or output() or "nothing came of it").strip()[-1000:]
+            detail = (done.stderr or output() or "no output").strip()[-1000:]
             raise LaunchError(f"a first step on all nodes did not work\n  {detail}", hint=self._see_logs())
         wait_until(
             lambda: set(self.node_states().values()) == {"idle"}, seconds=END_SECONDS
@@ -306,7 +306,7 @@ class Site(Daemons):
         return Place(self.folder, getpass.getuser(), **self._facts()["numbers"])
 
     def _clear(self) -> None:
-        """Nothing here can be used again: a new start has new job ids and a new key."""
+        """Removes files that cannot be used again: a new start has new job ids and a new key."""
         for path in self.folder.iterdir() if self.folder.exists() else ():
             if path.name in _LEFT_ALONE:
                 continue
