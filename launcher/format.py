@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import IO
 
-# A number with or without a unit: 1,234  0.5  1e-05  12/400  30.2 GB  3m 05s ago. An address (10.0.0.1:80) is none.
+# A number with or without a unit: 1,234  0.5  1e-05  12/400  30.2 GB  3m 05s ago. An address (10.0.0.1:80) is not.
 _NUMBER = re.compile(r"-?[\d.,]+(e[+-]?\d+)?[ %/\w]*|-|–|-?inf|nan")
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 42s, 3m 05s, 2h 07m, 3d 4h."""
+    """Seconds as text: 42s, 3m 05s, 2h 07m, 3d 4h."""
     total = int(seconds + 0.5)
     if total < 60:
         return f"{total}s"
@@ -91,13 +91,13 @@ def progress_line(
 
 
 def can_draw(out: IO[str]) -> bool:
-    """Can this stream show braille and boxes?"""
+    """Returns True if this stream can show braille and box characters."""
     encoding = (getattr(out, "encoding", None) or "ascii").lower().replace("-", "")
     return encoding.startswith("utf")
 
 
 def plain(text: str, out: IO[str]) -> str:
-    """The text, without what the stream cannot show."""
+    """The text, without characters that the stream cannot show."""
     if can_draw(out):
         return text
     for mark, ascii_mark in (("·", "-"), ("✓", "+"), ("✗", "x"), ("→", "->"), ("…", "..."), ("×", "x")):

@@ -1,4 +1,4 @@
-"""Shell completion: the scripts (click's own), and the words that fit. Imports nothing heavy: it runs at every TAB."""
+"""Shell completion: the scripts (click's own), and the candidates. Imports nothing heavy: it runs at every TAB."""
 
 from __future__ import annotations
 

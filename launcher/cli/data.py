@@ -1,6 +1,6 @@
 """The verbs that touch data: `launch prepare`, `launch inspect` and `launch cache`.
 
-What is heavy is imported in a command's body.
+Heavy modules are imported in a command's body.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def prepare(
     "--sample", type=click.IntRange(min=1), metavar="N", help="Print the first N tokens of each split as text."
 )
 def inspect(data: str, as_json: bool, verify: bool, sample: int | None) -> None:
-    """Say what a folder or URL of tokens holds."""
+    """Describe a folder or URL of tokens."""
     with user_errors():
         folder = normal(data)
         if not is_prepared(folder):
-            open_dataset(folder)  # its error says what is missing and how to make it
+            open_dataset(folder)  # its error names the missing part and the fix
         facts = _facts(folder)
         if sample:
             facts["samples"] = {name: _sample(folder, name, sample) for name in facts["splits"]}
@@ -94,7 +94,7 @@ def inspect(data: str, as_json: bool, verify: bool, sample: int | None) -> None:
     click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(_inspection_lines(folder, facts)))
     if facts.get("faults"):
         raise LaunchError(
-            f"{len(facts['faults'])} of the files of {folder} are not what was written",
+            f"{len(facts['faults'])} of the files of {folder} have changed since they were written",
             hint="bring them back from a copy, or remove the folder and prepare it again",
         )
 
@@ -142,11 +142,11 @@ def _inspection_lines(folder: str, facts: dict[str, Any]) -> Iterator[str]:
     for name, text in facts.get("samples", {}).items():
         yield f"--- {name}\n{text}"
     if "faults" in facts:
-        yield from [f"  wrong: {fault}" for fault in facts["faults"]] or ["  all chunks are what was written"]
+        yield from [f"  wrong: {fault}" for fault in facts["faults"]] or ["  all chunks are intact"]
 
 
 def _faults(folder: str, split: str) -> Iterator[str]:
-    """What is wrong with the chunks of a split. Reads all of them."""
+    """Faults of the chunks of a split. Reads all of them."""
     from launchyard.storage.errors import CorruptError
     from launchyard.training.data.token_store import TokenStore
 

@@ -13,11 +13,11 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 
 
 @click.command()
-@click.option("--cluster", default=FIRST, metavar="NAME|FILE", help="The place to look at; default: this machine.")
+@click.option("--cluster", default=FIRST, metavar="NAME|FILE", help="The place to check; default: this machine.")
 @click.option("--no-job", is_flag=True, help="Do not run a short job on a node.")
 @click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 def doctor(cluster: str, *, no_job: bool, as_json: bool) -> int:
-    """Look what a run would meet in a place: each thing as ok, warning or error with its cure.
+    """Check a place before a run: each finding is ok, a warning or an error with its fix.
 
     Leaves nothing behind. Exit code 1 if there is an error.
     """

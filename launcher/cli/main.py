@@ -20,15 +20,19 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),
         "cancel": ("launchyard.launcher.cli.runs", "cancel", "End a run now, without saving."),
         "resume": ("launchyard.launcher.cli.runs", "resume", "Go on from the newest checkpoint."),
-        "why": ("launchyard.launcher.cli.runs", "why", "Say why a run ended, and what to do."),
-        "report": ("launchyard.launcher.cli.report", "report", "Tell a run on one page of HTML, with its curves."),
+        "why": ("launchyard.launcher.cli.runs", "why", "Explain why a run ended, and what to do."),
+        "report": (
+            "launchyard.launcher.cli.report",
+            "report",
+            "Write a run as one page of HTML, with curves.",
+        ),
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
         "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
         "monitor": ("launchyard.launcher.cli.monitor", "monitor", "Show all live runs to Prometheus."),
         "doctor": (
             "launchyard.launcher.cli.doctor",
             "doctor",
-            "Look what a run would meet in a place, and how to mend it.",
+            "Check a place before a run, with a fix for each problem.",
         ),
         "drill": ("launchyard.launcher.cli.runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
     },
@@ -63,7 +67,7 @@ EXAMPLES = (
 
 
 class Commands(click.Group):
-    """The table as a group; what is none of its names is the recipe of a launch."""
+    """The table as a group; a first argument that is not one of its names is the recipe of a launch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -198,7 +202,7 @@ def launch_recipe(
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """RECIPE, if the first word is one, and the KEY=VALUE words."""
+    """RECIPE, if the first argument is one, and the KEY=VALUE arguments."""
     import os
 
     if arguments and ("=" not in arguments[0] or os.path.isfile(arguments[0])):
@@ -207,7 +211,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def meant_command(name: str) -> str | None:
-    """What to say of a word that is no recipe but nearly a command."""
+    """The message for a name that is not a recipe but nearly a command; None if it is neither."""
     import difflib
 
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)

@@ -159,7 +159,7 @@ def _echoed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
 
 @contextmanager
 def _weights_errors() -> Iterator[None]:
-    """What may go wrong with weights, as an error without a traceback."""
+    """Turns errors of weights into errors without a traceback."""
     try:
         with user_errors():
             from launchyard.storage.errors import CorruptError
@@ -167,7 +167,7 @@ def _weights_errors() -> Iterator[None]:
             yield
     except CorruptError as error:
         raise LaunchError(
-            str(error), hint="`launch checkpoints RUN --verify` says which checkpoints are whole"
+            str(error), hint="`launch checkpoints RUN --verify` shows which checkpoints are intact"
         ) from error
     except ImportError as error:
         raise LaunchError(f"{error.name} is not installed", hint="pip install 'launchyard[train]'") from error

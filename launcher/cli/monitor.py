@@ -1,4 +1,4 @@
-"""`launch monitor`: what is typed, and what is said; what it does lies in launcher/monitor/server.py."""
+"""`launch monitor`: options and output; the server is launcher/monitor/server.py."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     multiple=True,
     metavar="NAME|FILE",
     shell_complete=complete_cluster,
-    help="All runs in the storage of that cluster too, whoever launched them.",
+    help="All runs in the storage of that cluster too, of any user.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9465, show_default=True, help="0 takes a free one.")
 @click.option("--file-sd", metavar="PATH", help="Write the targets into this file as well, for file_sd.")
-@click.option("--every", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="Seconds between looks.")
-@click.option("--once", is_flag=True, help="Look once, print and write what was found, serve nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Look once, and print the targets as JSON.")
+@click.option("--every", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="Seconds between scans.")
+@click.option("--once", is_flag=True, help="Scan once, print and write the targets, serve nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Scan once, and print the targets as JSON.")
 def monitor(
     places: tuple[str, ...],
     clusters: tuple[str, ...],
@@ -44,9 +44,9 @@ def monitor(
     once: bool,
     as_json: bool,
 ) -> int:
-    """Serve the workers of all live runs to Prometheus (http_sd), and what the launcher knows of them.
+    """Serve the workers of all live runs to Prometheus (http_sd), and the launcher's own series.
 
-    All runs of this account are looked at, wherever they run; also those in a RUN, FOLDER or URL that is named. Runs
+    All runs of this account are scanned, wherever they run; also those in a RUN, FOLDER or URL that is named. Runs
     that have ended vanish from the list. Nothing is stored: it can be ended and started at any time.
     """
     from launchyard.launcher.monitor.discovery import Discovery, check_place
@@ -70,7 +70,7 @@ def monitor(
 
 
 def _places(arguments: tuple[str, ...], clusters: tuple[str, ...]) -> Iterator[Any]:
-    """Where to look besides the registry. UserError if a name is none."""
+    """Places to scan besides the registry. UserError for an unknown name."""
     from launchyard.launcher.backends.cluster import load_cluster
     from launchyard.launcher.monitor.discovery import Place
     from launchyard.launcher.runs.find import find
@@ -79,7 +79,7 @@ def _places(arguments: tuple[str, ...], clusters: tuple[str, ...]) -> Iterator[A
         if "://" in argument or os.path.isdir(argument):
             yield Place(argument)
         else:
-            find(argument)  # one of the registry, which is looked at anyway
+            find(argument)  # one of the registry, which is scanned anyway
     for name in clusters:
         storage = load_cluster(name).storage
         yield Place(storage.url, storage.options.model_dump(exclude_none=True))
@@ -92,7 +92,7 @@ def _greeting(host: str, port: int, file_sd: str | None) -> Iterator[str]:
     if file_sd:
         yield f"file     {file_sd}"
     if host not in LOOPBACK:
-        yield "! note   whoever reaches this address can read the names and the progress of your runs"
+        yield "! note   anyone who reaches this address can read the names and the progress of your runs"
     yield "for Prometheus:"
     yield "  scrape_configs:"
     yield "    - job_name: launchyard"

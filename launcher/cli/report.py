@@ -17,9 +17,9 @@ from launchyard.launcher.cli.completion import complete_run
 @click.option("--out", metavar="FILE", help="Where the page goes; - is standard output.  [default: RUN.html]")
 @click.option("--json", "as_json", is_flag=True, help="Print where it went as JSON.")
 def report(run: str, *, out: str | None, as_json: bool) -> int:
-    """Tell a run on one page: curves, attempts over time, where the time went, checkpoints, configuration.
+    """Write a report of a run on one page: curves, attempts over time, where the time went, checkpoints, configuration.
 
-    The page is one HTML file that needs no network and no scripts; send it to whom you like. Passwords in URLs are
+    The page is one HTML file that needs no network and no scripts; send it to anyone. Passwords in URLs are
     left out.
     """
     from launchyard.launcher.report.html import report_page

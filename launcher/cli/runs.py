@@ -1,6 +1,6 @@
 """Commands to live with runs: status, logs, stop, cancel, resume, why, metrics, checkpoints, drill.
 
-Each reads or asks through the run directory and says what it found; what a command does lies in the file of that name.
+Each reads or asks through the run directory and prints the result; the work itself is in the file of that name.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
 @RUN
 @JSON
 def cancel(run: str, *, as_json: bool) -> int:
-    """End a run now, without saving. What was saved before stays."""
+    """End a run now, without saving. Earlier checkpoints stay."""
     found = find(run)
     _need_alive(state_of(found), "cancel")
     _cancel(found)
@@ -261,7 +261,7 @@ def _resume_lines(ready: Any) -> list[str]:
 @RUN
 @JSON
 def why(run: str, *, as_json: bool) -> int:
-    """Say why a run ended or is where it is: one cause over all attempts and workers, and what to do."""
+    """Explain why a run ended, or its state: one cause over all attempts and workers, and what to do."""
     import shutil
     import textwrap
 
@@ -282,7 +282,7 @@ def why(run: str, *, as_json: bool) -> int:
 @click.option("--validation", is_flag=True, help="The rows of the validation instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
 def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:
-    """Print the metrics of a run: what each step that counts has measured, whichever attempt made it."""
+    """Print the metrics of a run: one row for each step that counts, of any attempt."""
     rows = list(find(run).rows("validation" if validation else "steps"))
     if jsonl:
         sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)
@@ -336,7 +336,7 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
 @RUN
 @JSON
 def drill(kind: Any, run: str, *, as_json: bool) -> int:
-    """Make it happen to a live run, here or on a cluster, and say how it recovered.
+    """Inject a fault into a live run, here or on a cluster, and measure the recovery.
 
     preempt: by a job that may take its node, where the scheduler has such; else the notice alone. kill: SIGKILL of one
     worker. node-loss: SIGKILL of all its processes on a node.

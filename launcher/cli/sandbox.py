@@ -38,7 +38,7 @@ def up() -> None:
 @up.command("s3")
 @JSON
 def up_s3(*, as_json: bool) -> int:
-    """An S3 server; what it held before is there again."""
+    """An S3 server; its earlier data is there again."""
     return _up("s3", as_json=as_json)
 
 
@@ -82,7 +82,7 @@ def up_monitoring(*, as_json: bool) -> int:
     """A Prometheus with our rules that scrapes all live runs of this account, found through `launch monitor`.
 
     Takes the Prometheus of the machine, or Debian's package, unpacked into the cache. Grafana comes with its dashboards
-    where its program or Docker is there. What was collected before is there again.
+    where its program or Docker is there. Its earlier data is there again.
     """
     return _up("monitoring", as_json=as_json)
 
@@ -97,7 +97,7 @@ def _up(kind: str, *, as_json: bool, **asked: Any) -> int:
 @KIND
 @JSON
 def down(kind: str, *, as_json: bool) -> int:
-    """End it and what runs in it. Its data stays for the next `up`."""
+    """End it and all that runs in it. Its data stays for the next `up`."""
     was_running = load_sandbox(kind).down()
     if as_json:
         click.echo(json.dumps({"name": kind, "was_running": was_running}))

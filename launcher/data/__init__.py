@@ -1,1 +1,1 @@
-"""The data of a recipe: what is prepared already, where the rest will be, and what is cached here."""
+"""The data of a recipe: prepared tokens, preparing the rest, and the caches of this machine."""

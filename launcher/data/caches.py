@@ -1,6 +1,6 @@
-"""What this user has in caches here: text that was prepared for runs, and chunks of stores. Shown, and cleared.
+"""The caches of this user: text that was prepared for runs, and chunks of stores. Shown, and cleared.
 
-What a live process reads is in use and stays. Knows no run and no recipe.
+Entries that a live process reads are in use and stay. Knows no run and no recipe.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class Cached:
 
 
 def read_caches(chunks_folder: str | None = None, quota: int | None = None) -> Cached:
-    """What is cached. The folder of chunks and its quota are the user's own unless a cluster names others."""
+    """Reads the caches. The folder of chunks and its quota are the user's own unless a cluster names others."""
     folder = os.path.abspath(os.path.expanduser(chunks_folder)) if chunks_folder else cache_files.default_folder()
     sources = tuple(cache_files.sources(folder))
     return Cached(tuple(_texts()), folder, cache_files.default_quota(folder) if quota is None else quota, sources)
 
 
 def clear(found: Cached) -> tuple[int, list[str]]:
-    """Remove what is not in use: how many bytes that was, and what stayed."""
+    """Removes entries that are not in use. Returns the bytes removed, and the entries that stayed."""
     freed, stayed = cache_files.clear(found.chunks_folder)
     for text in found.texts:
         if _remove(text.path):
@@ -106,7 +106,7 @@ def _remove(path: str) -> bool:
 
 
 def _alone(path: str, stack: ExitStack) -> bool:
-    """Whether nobody prepares or reads a text, and nobody will until the stack is closed."""
+    """Returns True if no process prepares or reads a text; none will until the stack is closed."""
     locks = [f"{path}.lock", *(os.path.join(path, split, INDEX) for split in SPLITS)]
     for name in locks:
         if os.path.exists(name):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def preparing_line(stream: IO[str], *, every: float = 5.0) -> Callable[[Progress], None]:
-    """Something to call with the progress of preparing: one line rewritten on a terminal, else a line now and then."""
+    """Returns a callback for the progress of preparing: one line rewritten on a terminal, else a line now and then."""
     live = stream.isatty()
     reported_at = time.monotonic()
 

@@ -1,6 +1,6 @@
-"""From a recipe's `data` section to tokens: what is prepared already, where the rest will be, and preparing it.
+"""From a recipe's `data` section to tokens: those prepared already, the place of the rest, and preparing it.
 
-Light: reading text and numpy come in only where text is really prepared. Knows no model and no run.
+Light: the readers of text and numpy are imported only when text is prepared. Knows no model and no run.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Part:
-    """One source. Unless it is prepared, counts and digest of `spec` are estimates. `key` says where it was named."""
+    """One source. Unless it is prepared, counts and digest of `spec` are estimates. `key`: its key in the recipe."""
 
     key: str
     spec: DataSpec
-    vocab_size: int | None  # None: a bare litdata folder does not say
+    vocab_size: int | None  # None: not known for a bare litdata folder
     weight: float = 1.0
     preparation: Preparation | None = None
 
@@ -74,12 +74,12 @@ class Resolved:
 
     @property
     def vocab_size(self) -> int | None:
-        """The largest that any source says."""
+        """The largest of any source."""
         return max((part.vocab_size for part in self.parts if part.vocab_size is not None), default=None)
 
 
 def resolve(data: DataConfig, tokenizer: str | None, *, base: str | None = None, cache: str | None = None) -> Resolved:
-    """Find the tokens of a recipe without preparing or writing anything. UserError names the key to mend.
+    """Find the tokens of a recipe without preparing or writing anything. UserError names the key to fix.
 
     Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
     user's cache folder.
@@ -268,7 +268,7 @@ def _prepared_now(part: Part, on_progress: Callable[[Progress], None] | None) ->
 
 @contextlib.contextmanager
 def _key(key: str) -> Iterator[None]:
-    """Say which key of the recipe an error of the data rooms is about."""
+    """Puts the key of the recipe before errors about its data."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

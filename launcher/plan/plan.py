@@ -76,7 +76,7 @@ class Plan(Frozen):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Where there is no scheduler there is no word of one."""
+        """Leaves the request out where there is no scheduler."""
         fields: dict[str, Any] = handler(self)
         if fields.get("request") is None:
             fields.pop("request", None)
@@ -84,12 +84,12 @@ class Plan(Frozen):
 
     @property
     def agent(self) -> list[str]:
-        """What starts the agents of all nodes, where a scheduler does."""
+        """The command that starts the agents of all nodes, where a scheduler does."""
         return next((process.argv for process in self.processes if process.role == "agent"), [])
 
 
 class PlanError(ValueError):
-    """All that is wrong with a recipe in this place: (dotted key, what) each."""
+    """All problems of a recipe in this place: (dotted key, what) each."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("\n".join(f"{key}: {what}" for key, what in problems))

@@ -1,6 +1,6 @@
 """The plan: a pure function of recipe, cluster, data and host. All arithmetic, all argv, all environment.
 
-The dry run IS this value printed. Reads no file and asks no machine; what it must know is passed in.
+The dry run IS this value printed. Reads no file and asks no machine; all inputs are passed in.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 3
 
 @dataclass
 class _Draft:
-    """What one planning has found wrong or worth saying."""
+    """The problems and notes of one planning."""
 
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def make_plan(
 
     host: the machine that launches; it is the node itself where the scheduler is local.
     init: shape of the weights that model.init_from names.
-    after: the scheduler's job of the run that recipe.after names; None if there is nothing to wait for.
+    after: the scheduler's job of the run that recipe.after names; None if there is no such job.
     """
     draft = _Draft()
     device, nproc = _workers(recipe, cluster, host, draft)
@@ -115,20 +115,20 @@ def make_plan(
 
 
 def _asked(recipe: Recipe, cluster: Cluster, host: HostFacts) -> dict[str, Any]:
-    """What is asked of a scheduler besides, and what it is told of this machine."""
+    """The rest of an Ask: resources, and values of this machine."""
     limit = recipe.resources.time_limit
     return {"gpus": _gpus(recipe, cluster), "time_limit": limit, "python": host.python, "logs": host.logs}
 
 
 def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
-    """What the scheduler is sent, and the processes that come of it."""
+    """The request to the scheduler, and the processes that follow from it."""
     request = load_backend(cluster.scheduler).request(cluster, ask)
     script = request.text if request is not None else None
     processes = plan_processes(cluster, ask, flags=host.torchrun_flags)
     return {"script": script, "request": request, "processes": processes}
 
 
-# -- who works -------------------------------------------------------------------------------------------------------
+# -- workers --------------------------------------------------------------------------------------------------------
 def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -> tuple[Literal["cpu", "cuda"], int]:
     """Device and workers per node. Never the CPU where a GPU was asked for."""
     resources = recipe.resources
@@ -197,7 +197,7 @@ def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
 
 
 def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple[int, ...]:
-    """Numbers of nodes on which the same steps can be made, as many as asked for first; see resources.min_nodes."""
+    """Numbers of nodes on which the same steps can be made, the number asked for first; see resources.min_nodes."""
     asked = recipe.resources.nodes
     least = recipe.resources.min_nodes
     if least is None or least >= asked:
@@ -249,7 +249,7 @@ def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> 
 
 
 def _place(cluster: Cluster) -> dict[str, Any]:
-    """What the plan keeps of a cluster as it is."""
+    """Values of a cluster that the plan holds unchanged."""
     storage = cluster.storage
     return {
         "cluster": cluster.name,
@@ -269,11 +269,11 @@ def _traits(cluster: Cluster) -> Traits:
     return load_backend(cluster.scheduler).TRAITS
 
 
-# -- what is trained -------------------------------------------------------------------------------------------------
+# -- model and data --------------------------------------------------------------------------------------------------
 def resolve_model(
     recipe: Recipe, data_vocab: int | None, init: ModelConfig | None, draft: _Draft | None = None
 ) -> ModelConfig | None:
-    """The model's knobs. A vocabulary that nothing names follows the data; one smaller than the data's is an error."""
+    """The model's knobs. An unset vocabulary size follows the data; one smaller than the data's is an error."""
     draft = draft or _Draft()
     fields = recipe.model.model_dump(exclude_none=True)
     preset = fields.pop("preset", None)
@@ -285,7 +285,7 @@ def resolve_model(
         fields = {**init.model_dump(), **fields}
     elif preset is None and "vocab_size" not in fields:
         if data_vocab is None:
-            draft.wrong("model.vocab_size", "missing, and the data does not say how large its vocabulary is")
+            draft.wrong("model.vocab_size", "missing, and the size of the data's vocabulary is unknown")
             return None
         fields["vocab_size"] = data_vocab
     model: ModelConfig | None = draft.attempt("model", lambda: zoo.make_config(preset=preset, fields=fields, hf=None))
@@ -353,7 +353,7 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
 
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
-    """How often each source is read."""
+    """Passes over each source."""
     read = max_steps * recipe.train.global_batch_size
     length = recipe.data.seq_len
     return [

@@ -44,7 +44,7 @@ def plan_processes(cluster: Cluster, ask: Ask, *, flags: Sequence[str]) -> list[
 
 
 def _marks(run_url: str, node_rank: int, device: str) -> dict[str, str]:
-    """What the agent adds for torchrun and its workers."""
+    """Variables that the agent adds for torchrun and its workers."""
     env = {
         MARK_RUN: run_url,
         MARK_ATTEMPT: "0",

@@ -1,4 +1,4 @@
-"""What may surprise about a plan and is no error, in words. Pure: reads no file and asks no machine."""
+"""Warnings about a plan that is valid but may surprise. Pure: reads no file and asks no machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
 
 
 def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:
-    """What people call the sources of the data: as the recipe has it, for a text's folder in the cache says nothing."""
+    """Names of the sources for people: those of the recipe, since a folder in the cache has only a digest."""
     mixture = recipe.data.mixture or []
     if len(mixture) != len(spec.train):
         return [redact(source.folder) for source in spec.train]

@@ -1,4 +1,4 @@
-"""How other trainers spell what a recipe says, so that an unknown key can be answered with the right one.
+"""Other trainers' names for the keys of a recipe, so that an unknown key can be answered with the right one.
 
 Data only. A name is looked up with its sections first (`train.max_norm`), then alone (`max_norm`). From the public
 options of LitGPT, Lightning, torchtitan, nanoGPT-like scripts and Hugging Face's Trainer and model configs.

@@ -1,4 +1,4 @@
-"""Words about a schema: what a key may hold, and which key was meant. Reads JSON Schema; knows no recipe."""
+"""Hints from a schema: the values that a key takes, and the key that was meant. Reads JSON Schema; knows no recipe."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What other tools call things. `moved`: their key -> ours; `said`: their key -> what to do instead."""
+    """Other tools' names. `moved`: their key -> ours; `advice`: their key -> the alternative."""
 
     moved: Mapping[str, str]
     advice: Mapping[str, str]
 
     def suggest(self, schema: Node, path: tuple[str | int, ...]) -> str:
-        """Which key was meant by an unknown one, or which keys there are at its place."""
+        """The key that was meant by an unknown one, or the keys that are allowed at its place."""
         *parents, last = (str(part) for part in path)
         names = (".".join([*parents, last]), last)
         for name in names:
@@ -50,7 +50,7 @@ class Vocabulary:
 
 
 def nearest(name: str, among: list[str], *, cutoff: float = 0.6) -> str | None:
-    """The closest of some names, whatever the case and whether - or _ joins the words."""
+    """The closest of some names; case, and - or _, make no difference."""
     plain = {other.lower().replace("-", "_"): other for other in among}
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(plain), n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
@@ -90,13 +90,13 @@ def leaf_keys(schema: Node, node: Node | None = None, before: str = "") -> Itera
 
 
 def allowed(schema: Node, node: Node | None) -> str:
-    """What a key may hold, in words: `a whole number of at least 1`."""
+    """The values that a key takes, as text: `a whole number of at least 1`."""
     kinds = [_kind(schema, branch) for branch in _branches(schema, node or {}) if branch.get("type") != "null"]
     return " or ".join(dict.fromkeys(kinds)) or "something else"
 
 
 def shown(value: Any) -> str:
-    """A wrong value as the user would recognise it, short and without passwords."""
+    """A wrong value as the user wrote it, short and without passwords."""
     text = redact(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 60 else f"{text[:57]}…"
 

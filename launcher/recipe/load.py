@@ -1,7 +1,7 @@
-"""Recipes: where one comes from, what it extends, what the command line changes. Knows no cluster and no plan.
+"""Recipes: found, extended, and changed by the command line. Knows no cluster and no plan.
 
 file, bundled name or URL -> YAML with line numbers -> `extends` (one level) -> KEY=VALUE ->
-launchyard.training.recipe.Recipe, with all that is wrong said at once.
+launchyard.training.recipe.Recipe, with all problems reported at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from launchyard.launcher.recipe.yaml import (
 from launchyard.storage.redact import redact
 from launchyard.training.recipe import EITHER_OR, ModelSection, Recipe, apply_overrides
 
-# Values that name files: a relative one is meant from the folder of the recipe that holds it.
+# Values that name files: a relative one starts at the folder of the recipe that holds it.
 _PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "source"),
     ("data", "mixture"),
@@ -44,7 +44,7 @@ _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe. `raw` is the resolved mapping that becomes RUN_URL/recipe.yaml: no `extends`, whole paths."""
+    """A checked recipe. `raw` is the resolved mapping that becomes RUN_URL/recipe.yaml: no `extends`, full paths."""
 
     recipe: Recipe
     raw: dict[str, Any]
@@ -53,16 +53,16 @@ class LoadedRecipe:
     document: Document
 
     def origin(self, key: str) -> Origin:
-        """Where a dotted key was written, or the nearest section around it."""
+        """The place of a dotted key, or of the nearest section around it."""
         return self.document.origin(tuple(key.split(".")))
 
 
 def load_recipe(
     source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
 ) -> LoadedRecipe:
-    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors say all that is wrong with it.
+    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors name all its problems.
 
-    defaults: keys that hold where the recipe says nothing.
+    defaults: for keys that the recipe leaves out.
     """
     label, base, text = _read(source)
     document = _anchor(read_document(text, label), base)
@@ -136,7 +136,7 @@ def _fetch(url: str) -> bytes:
 
 def _bounded(content: bytes, label: str) -> bytes:
     if len(content) > MAX_BYTES:
-        raise UserError(f"{label}: larger than {MAX_BYTES:,} bytes; this is no recipe")
+        raise UserError(f"{label}: larger than {MAX_BYTES:,} bytes; not a recipe")
     return content
 
 
@@ -153,7 +153,7 @@ def _not_found(source: str, path: Path) -> str:
 
 # -- joining ---------------------------------------------------------------------------------------------------------
 def _extend(document: Document, base: str) -> Document:
-    """One level of `extends`: what it names, with this recipe on top."""
+    """One level of `extends`: the named recipe, with this one on top."""
     name = document.value["extends"]
     origin = document.origin(("extends",))
     if not isinstance(name, str):
@@ -185,7 +185,7 @@ def _without_extends(document: Document) -> Document:
 
 
 def _drop_replaced(below: Document, above: dict[str, Any]) -> Document:
-    """Take out what a value on top replaces though its key differs: another length, source, or model's shape."""
+    """Drops values that one on top replaces under another key: another length, source, or model's shape."""
     value = {key: dict(child) if isinstance(child, dict) else child for key, child in below.value.items()}
     for section, alike in EITHER_OR.items():
         over = above.get(section)
@@ -226,14 +226,14 @@ def _plain(value: Any) -> str:
 
 # -- paths -----------------------------------------------------------------------------------------------------------
 def _from_here(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Paths on the command line are meant from the working directory."""
+    """Resolves paths on the command line from the working directory."""
     named = {".".join(map(str, path)) for path in _PATHS}
     here = os.getcwd()
     return {key: _with_full_paths(value, here) if key in named else value for key, value in overrides.items()}
 
 
 def _anchor(document: Document, folder: str) -> Document:
-    """Make relative paths whole that lie beside the recipe, so that they still mean the same in a run's own copy."""
+    """Resolves relative paths to files beside the recipe, so that they stay valid in a run's own copy."""
     value = dict(document.value)
     for path in _PATHS:
         parent: Any = value

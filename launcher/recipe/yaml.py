@@ -31,7 +31,7 @@ _FALSE = {"false", "False", "FALSE"}
 
 
 class Origin(NamedTuple):
-    """Where a value was written: a file and its line, or the command line (then line is 0)."""
+    """The place of a value: a file and its line, or the command line (then line is 0)."""
 
     label: str
     line: int = 0
@@ -85,7 +85,7 @@ def read_document(raw: bytes | str, label: str) -> Document:
 
 
 def parse_value(text: str) -> Any:
-    """The value of KEY=VALUE: YAML, or plain text where it is no YAML (`*.txt`). Duplicate keys are errors."""
+    """The value of KEY=VALUE: YAML, or plain text if it is not YAML (`*.txt`). Duplicate keys are errors."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError):
@@ -100,7 +100,7 @@ def parse_value(text: str) -> Any:
 
 
 def validate(schema: type[Schema], document: Document, vocabulary: Vocabulary) -> Schema:
-    """The mapping as a frozen value; RecipeErrors names every wrong key, its place and what is allowed."""
+    """The mapping as a frozen value; RecipeErrors names every wrong key, its place and the allowed values."""
     try:
         return schema.model_validate_json(json.dumps(document.value), strict=True)
     except ValidationError as error:
@@ -135,7 +135,7 @@ def _problems(
 
 
 def real_path(schema: dict[str, Any], loc: tuple[str | int, ...], *, keep_last: bool) -> KeyPath:
-    """A pydantic location without the names of union branches; `whole` keeps an unknown last key."""
+    """A pydantic location without the names of union branches; `keep_last` keeps an unknown last key."""
     path: KeyPath = ()
     for index, part in enumerate(loc):
         if at(schema, (*path, part)) is not None or (keep_last and index == len(loc) - 1):

@@ -1,1 +1,1 @@
-"""What a run leaves for people: its last lines, charts, and one page of HTML."""
+"""Reports of a run for people: its last lines, charts, and one page of HTML."""

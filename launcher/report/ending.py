@@ -1,4 +1,4 @@
-"""Runs in words: a line of progress, the last page of a run, and what to type next. Reads run directories only."""
+"""The last page of a run: headline, curve, files, and the next commands. Reads run directories only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAMPLE_CHARACTERS = 1000
 
 
 def last_page(run: RunDir, record: OutcomeRecord, *, out: IO[str] = sys.stdout) -> list[str]:
-    """What is said when a run has ended."""
+    """The lines that are shown when a run has ended."""
     steps = list(run.rows("steps"))
     lines = [_headline(run, record, steps), ""]
     if record.outcome == "failed":
@@ -53,7 +53,7 @@ def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -
 
 
 def _seconds(run: RunDir, attempt: int) -> float:
-    """How long an attempt took: to its outcome, or to the last sign of life of its owner."""
+    """Seconds of an attempt: to its outcome, or to the last heartbeat of its owner."""
     record = run.outcome(attempt)
     ended = last_heartbeat(run, attempt) if record is None else record.time
     return max(0.0, ended - run.job(attempt).created)
@@ -72,7 +72,7 @@ def _leavings(run: RunDir) -> list[str]:
 
 
 def _next_commands(record: OutcomeRecord, run_id: str) -> list[str]:
-    """What to type next, ready to be copied."""
+    """The next commands, ready to be copied."""
     commands: list[tuple[str, str]]
     if record.outcome == "completed":
         commands = [

@@ -1,7 +1,7 @@
-"""`launch report`: a run on one page of HTML, whole in itself: no network, no scripts, light and dark.
+"""`launch report`: a run on one self-contained page of HTML: no network, no scripts, light and dark.
 
-Knows how a run is told to people; how it looks is page.html's and page.css's, what became of it
-launcher/runs/history.py's, lines and bars run/svg.py's.
+Makes the texts of the page; its layout is in page.html and page.css, the facts come from launcher/runs/history.py,
+lines and bars from run/svg.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _no_secret(value: Any) -> Any:
 
 
 def _values(story: Story) -> dict[str, Any]:
-    """All that page.html asks for. Texts; what is HTML already says so by its type."""
+    """All values of page.html. Texts; values that are HTML already have a type of their own."""
     from markupsafe import Markup
 
     state = story.state
@@ -71,7 +71,7 @@ def _values(story: Story) -> dict[str, Any]:
 def _svg(drawn: str) -> Any:
     from markupsafe import Markup
 
-    return Markup(redact(drawn))  # noqa: S704 run/svg.py escapes its words
+    return Markup(redact(drawn))  # noqa: S704 run/svg.py escapes its texts
 
 
 def _lead(plan: dict[str, Any]) -> list[str]:
@@ -163,7 +163,7 @@ def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iter
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean around each point, as far to either side, so that it lags behind nothing; only what is finite."""
+    """The mean around each point, as far to either side, so that it does not lag; finite values only."""
     points = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
     reach = len(points) // (2 * SMOOTH)
@@ -243,7 +243,7 @@ def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
 
 
 def _overrides(one: AttemptStory, every: Sequence[AttemptStory]) -> str:
-    """What was changed when it was submitted, where that differs from the attempt before."""
+    """The overrides of its submission that differ from those of the attempt before."""
     before = every[one.attempt - 1].job.overrides if 0 < one.attempt <= len(every) else {}
     changed = {key: value for key, value in one.job.overrides.items() if before.get(key) != value}
     return f" Changed: {', '.join(f'{key}={value}' for key, value in changed.items())}." if changed else ""

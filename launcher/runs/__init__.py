@@ -1,1 +1,1 @@
-"""Living with runs: found, told in which state, explained, rehearsed."""
+"""Living with runs: finding them, their states, explanations, drills."""

@@ -1,4 +1,4 @@
-"""The committed checkpoints of a run as facts, and whether they are whole. Reads manifests; loads no tensors."""
+"""The committed checkpoints of a run as facts, and their verification. Reads manifests; loads no tensors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from launchyard.run.rundir import RunDir
 
 @dataclass(frozen=True)
 class Saved:
-    """One checkpoint. `created`: seconds since the epoch; `verified` only if everything was read; `faults` in words.
+    """One checkpoint. `created`: seconds since the epoch; `verified` only if everything was read; `faults` as text.
 
-    `late`: why it does not count and is never loaded as the newest; None if it counts.
+    `late`: the reason why it does not count and is never loaded as the newest; None if it counts.
     """
 
     step: int
@@ -31,7 +31,7 @@ class Saved:
 
     @property
     def label(self) -> str:
-        """Its kind as people read it."""
+        """Its kind, for people."""
         return "late" if self.late else self.kind or "unreadable"
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _inspect(folder: str, step: int, late: str | None, verify_all: bool) -> Save
 
     try:
         manifest = read_manifest(folder)
-    except StoreError:  # nothing is known of it
+    except StoreError:  # its manifest is unknown, not damaged
         raise
     except (CorruptError, OSError) as error:
         return Saved(step, folder, late=late, verified=verify_all, faults=[str(error)])

@@ -1,7 +1,7 @@
-"""Rehearsals: a preemption, a killed worker, a lost node, made to happen to a live run and timed.
+"""Drills: a preemption, a killed worker or a lost node is injected into a live run, and the recovery timed.
 
-What takes a process is done on the machine where it lives: here, or on a node of a scheduler, which runs this module
-there: `python -m launchyard.launcher.runs.drill RUN_URL kill|node-loss ATTEMPT`, which prints when the blow fell.
+Processes are killed on the machine where they live: here, or on a node of a scheduler, which runs this module there:
+`python -m launchyard.launcher.runs.drill RUN_URL kill|node-loss ATTEMPT`, which prints the moment of the fault.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from launchyard.run.rundir import RunDir
 Kind = Literal["preempt", "kill", "node-loss"]
 POLL_SECONDS = 0.05
 MODULE = "launchyard.launcher.runs.drill"
-STRUCK = "struck at"  # what the module prints before the moment, among what else a scheduler prints
+STRUCK = "struck at"  # printed by the module before the moment, among other output of a scheduler
 
 
 @dataclass(frozen=True)
 class Drill:
-    """What came of it. Seconds since the blow, the signal itself or the giving of the notice; None: did not happen."""
+    """The result. Seconds since the fault: the signal itself, or the notice; None: did not happen."""
 
     kind: Kind
     by: str
@@ -54,7 +54,7 @@ class Drill:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The result as lines for people."""
         times = [
             ("agreed to stop", self.agreed_seconds),
             ("checkpoint committed", self.committed_seconds),
@@ -69,7 +69,7 @@ class Drill:
 
 
 def rehearse(run: RunDir, kind: Kind, *, again: Callable[[], Job], timeout_seconds: float = 300.0) -> Drill:
-    """Let it happen and watch the run recover. UserError unless the run trains, here or where a scheduler has it.
+    """Injects the fault and waits for the run to recover. UserError unless the run trains, here or at a scheduler.
 
     again: starts the run anew after the loss of its node, as a person or another machine would.
     """
@@ -119,7 +119,7 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
     )
 
 
-# -- what happens: each says what it was, and when ---------------------------------------------------------------------
+# -- faults: each returns its description and its time ---------------------------------------------------------------
 def _preempt(run: RunDir, job: Job) -> tuple[str, float]:
     began = time.time()
     return load_backend(job.backend).notify(run, job), began
@@ -130,7 +130,7 @@ def _kill(run: RunDir, job: Job) -> tuple[str, float]:
 
 
 def kill_worker(run: RunDir, job: Job) -> float:
-    """SIGKILL one worker of this machine, the last of the ranks. When."""
+    """SIGKILL to one worker of this machine, the last of the ranks. Returns the time."""
     here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
     workers = [process for process in here if "RANK" in process.environ()]
     if not workers:
@@ -142,7 +142,7 @@ def kill_worker(run: RunDir, job: Job) -> float:
 
 
 def _lose_node(run: RunDir, job: Job) -> tuple[str, float]:
-    """SIGKILL everything of the run at once, as when the machine goes down; of a job, all on its last node."""
+    """SIGKILL to all processes of the run at once, like a power cut; of a job, to those on its last node."""
     moment = time.time()
     if not _scheduled(job):
         end_all(descendants(job.pid))
@@ -153,7 +153,7 @@ def _lose_node(run: RunDir, job: Job) -> tuple[str, float]:
 
 
 def lose_agent(run: RunDir, job: Job) -> float:
-    """SIGKILL the agents of this machine; their workers die with them. When."""
+    """SIGKILL to the agents of this machine; their workers die with them. Returns the time."""
     import psutil
 
     wanted = {"launchyard.launcher.agent.node", run.url, f"--attempt={job.attempt}"}
@@ -174,7 +174,7 @@ def _scheduled(job: Job) -> bool:
 
 
 def _on_this_node(pid: int) -> bool:
-    """Nodes of a sandbox share one machine; what they do not share is their host name."""
+    """Returns True for a process of this node: nodes of a sandbox share one machine, but not the host name."""
     try:
         return os.readlink(f"/proc/{pid}/ns/uts") == os.readlink("/proc/self/ns/uts")
     except OSError:  # not Linux
@@ -182,7 +182,7 @@ def _on_this_node(pid: int) -> bool:
 
 
 def _on_last_node(run: RunDir, job: Job, kind: Kind) -> float:
-    """Of several nodes it is not the one where the owner is. When it happened there: getting there takes seconds."""
+    """Injects the fault on the last node; of several, the owner is on another. Returns the time on that node."""
     printed = load_backend(job.backend).run_on_node(run, job, ["-m", MODULE, run.url, kind, str(job.attempt)])
     return float(printed.rpartition(STRUCK)[2].split()[0])
 
@@ -234,7 +234,7 @@ def _first_row(run: RunDir, attempt: int) -> dict[str, Any] | None:
 
 
 def _time_of(recorded: list[dict[str, Any]], name: str, after: float) -> float | None:
-    """When the first event of that name after a moment was; events are written a little later than they happen."""
+    """The time of the first event of that name after a moment; events are written a little later than they happen."""
     return next((float(event["time"]) for event in recorded if event["event"] == name and event["time"] >= after), None)
 
 

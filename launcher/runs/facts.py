@@ -1,4 +1,4 @@
-"""What is frozen in a run directory, read when asked for, and what its newest attempt makes of it."""
+"""Facts of a run: its frozen plan, read on first use, and its length as the newest attempt has it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 
 
-# -- what a run is ---------------------------------------------------------------------------------------------------
+# -- facts ----------------------------------------------------------------------------------------------------------
 class RunFacts:
-    """What is frozen in a run directory, read when asked for, and what its newest attempt makes of it."""
+    """The frozen plan of a run directory, read on first use, and the length as the newest attempt has it."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -32,7 +32,7 @@ class RunFacts:
         return str(self.plan.get("name", ""))
 
     def max_steps(self) -> int | None:
-        """Steps of the whole run as its newest attempt means it; None if that cannot be told."""
+        """Steps of the whole run, by its newest attempt; None if not known."""
         attempts = self.run.attempts()
         if not attempts or not self.run.job(attempts[-1]).overrides:
             planned = self.plan.get("max_steps")

@@ -1,20 +1,16 @@
-"""Finding a run by what people type: id, part of an id, name, `latest`, path or URL."""
+"""Finding a run by its id, part of an id, name, `latest`, path or URL."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from launchyard.errors import UserError, user_errors
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.registry import Registered, registered
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
-
-if TYPE_CHECKING:
-    pass
-from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.registry import Registered, registered
 
 
 # -- finding ---------------------------------------------------------------------------------------------------------

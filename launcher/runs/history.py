@@ -1,4 +1,4 @@
-"""What became of a run, attempt by attempt, put together from its directory: for a report. Draws and prints nothing."""
+"""The history of a run, attempt by attempt, read from its directory for a report. Draws and prints nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class AttemptStory:
-    """`started_from`: the step from which it went on; `waited`: what the time before it went to."""
+    """`started_from`: the step from which it went on; `pieces`: its time, and the wait before it."""
 
     attempt: int
     job: Job
@@ -44,9 +44,9 @@ class AttemptStory:
 
     @property
     def result(self) -> str:
-        """How it ended, in a word or two."""
+        """Its end, in a word or two."""
         if self.outcome is None:
-            return "no word"
+            return "no outcome"
         if self.outcome.outcome == "stopped" and self.outcome.reason in AGAIN_REASONS:
             return str(self.outcome.reason)
         return str(self.outcome.outcome)
@@ -54,7 +54,7 @@ class AttemptStory:
 
 @dataclass(frozen=True)
 class Story:
-    """A whole run. `rows`, `validation`: the surviving history; `recipe`: as it was frozen, in YAML."""
+    """A run. `rows`, `validation`: the surviving history; `recipe`: as it was frozen, in YAML."""
 
     run: RunDir
     state: RunState
@@ -73,7 +73,7 @@ class Story:
 
 
 def read_story(run: RunDir) -> Story:
-    """Reads all of a run's rows: seconds for a long one."""
+    """Reads all of a run's rows, which takes seconds for a long run."""
     state = state_of(run)
     now = time.time() if state.alive else None
     return Story(
@@ -127,7 +127,7 @@ def _attempts(run: RunDir, state: RunState) -> Iterator[AttemptStory]:
 def _end_of(
     run: RunDir, attempt: int, rows: Sequence[dict[str, Any]], outcome: OutcomeRecord | None, *, alive: bool
 ) -> float:
-    """When an attempt ended: by its outcome, or the last sign of its life."""
+    """The time at which an attempt ended: that of its outcome, else of its last sign of life."""
     if outcome is not None:
         return outcome.time
     if alive:
@@ -138,7 +138,7 @@ def _end_of(
 def _pieces(
     created: float, ended: float, rows: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]], reached: int
 ) -> Iterator[Piece]:
-    """An attempt's own time: start, steps (done again, then new), validations and saves that held it up, the end."""
+    """An attempt's own time: start, steps (done again, then new), validations and blocking saves, the end."""
     if not rows:
         yield Piece(created, ended, "start", "starting, without a finished step")
         return

@@ -46,7 +46,7 @@ def pick_attempt(run: RunDir, attempt: int | None) -> int:
 
 
 def print_logs(run: RunDir, *, attempt: int, rank: int | None, write_line: Callable[[str], None]) -> None:
-    """Everything that is there, the first error first. UserError if that rank has no log."""
+    """Prints all logs, the first error first. UserError if that rank has no log."""
     names = log_names(run, attempt, rank)
     if rank is not None and not names:
         known = ", ".join(origin.removeprefix("rank ") for origin in log_names(run, attempt, None) if "rank" in origin)
@@ -91,7 +91,7 @@ def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, write_lin
 
 
 def _await_start(run: RunDir, write_line: Callable[[str], None]) -> None:
-    """Until a job that waits in a queue has begun, or is gone."""
+    """Waits until a queued job has begun, or is gone."""
     from launchyard.launcher.runs.state import state_of
 
     shown = ""
@@ -117,7 +117,7 @@ def _is_over(run: RunDir, attempt: int | None) -> bool:
 
 
 def log_of(run: RunDir, record: OutcomeRecord) -> str:
-    """The log in which the cause of an end stands."""
+    """The log that holds the cause of an end."""
     folder = layout.logs_folder(record.attempt)
     name = layout.rank_log(record.rank) if record.rank is not None else layout.node_log(0)
     return redact(run.path(folder, name if run.exists(f"{folder}/{name}") else ""))

@@ -8,20 +8,17 @@ import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launchyard.host.folders import user_state_folder
+from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, local, retry
 from launchyard.storage import options as storage_options
 
-if TYPE_CHECKING:
-    pass
-from launchyard.launcher.runs.facts import RunFacts
-
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # letters and digits that nobody mixes up
-GLANCE_SECONDS = 3.0  # how long one run among many may keep all others waiting when its store does not answer
+GLANCE_SECONDS = 3.0  # for one run among many, if its store does not answer
 
 
 # -- registry --------------------------------------------------------------------------------------------------------
@@ -36,12 +33,12 @@ class Registered:
     store: dict[str, Any] = field(default_factory=dict)
 
     def open(self) -> RunDir:
-        """Its directory; from now on this process reaches stores as the run's cluster said."""
+        """Its directory; sets the store options of the run's cluster for this process."""
         files.set_store_options(storage_options.StoreOptions.model_validate(self.store))
         return RunDir(self.url)
 
     def is_there(self) -> bool:
-        """Has it its plan, or can that not be told now?"""
+        """Returns True if its plan is there, or that is not known now."""
         run = self.open()
         try:
             with retry.retry_budget(GLANCE_SECONDS):
@@ -50,7 +47,7 @@ class Registered:
             return True
 
     def is_of(self, run: RunDir) -> bool:
-        """Is this run what lies there now? Another one may have taken the place of one that was removed."""
+        """Returns True if the directory still holds this run: another one may have replaced it."""
         return run.exists(PLAN) and RunFacts(run).plan.get("run_id", self.run_id) == self.run_id
 
 
@@ -64,7 +61,7 @@ def new_run_id(name: str) -> str:
 
 
 def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOptions | None = None) -> None:
-    """Remember a run, and how its store is reached; for its user only: a URL may tell more than others need to know."""
+    """Records a run and the options of its store, readable by its user only: URLs may be confidential."""
     folder = registry_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = (store or storage_options.StoreOptions()).model_dump(exclude_none=True)
@@ -78,7 +75,7 @@ def known_ids() -> list[str]:
 
 
 def registered() -> list[Registered]:
-    """All runs that were launched from this account, oldest first, without a look at any of them."""
+    """All runs that were launched from this account, oldest first; reads the registry only."""
     found = []
     for path in registry_folder().glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""In which state each run is, told from its directory and its scheduler. Starts and stops nothing."""
+"""The state of each run, from its directory and its scheduler. Starts and stops nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launchyard.storage import files, retry
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _TAIL_BYTES = 64 * 1024
-SETTLED_SECONDS = 60.0  # after its last word nothing of a run lives, and no scheduler has to be asked
+SETTLED_SECONDS = 60.0  # after its outcome nothing of a run lives, and no scheduler has to be asked
 
 
 # -- state -----------------------------------------------------------------------------------------------------------
@@ -49,8 +49,8 @@ class RunState:
     reason: str | None = None
     message: str = ""
     job_id: str | None = None
-    queue: str | None = None  # why it waits, or what its scheduler says
-    start: float | None = None  # when it is expected to start
+    queue: str | None = None  # the reason of a wait, or the state at its scheduler
+    start: float | None = None  # expected, while it waits
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,7 +147,7 @@ def _is_alive(run: RunDir, job: Job, seen: JobStatus | None) -> bool:
 
 
 def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> OutcomeRecord | None:
-    """The scheduler's own command left its owner no time for a word, or came before there was one."""
+    """The outcome of a job ended by the scheduler's own command, whose owner had no time to write one."""
     if seen is None or seen.state != "gone" or not seen.scheduler_state.startswith(("CANCELLED", "STOPPED")):
         return None
     reason = load_backend(job.backend).TRAITS.cancelled_reason
@@ -158,13 +158,13 @@ def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> Outc
 
 
 def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
-    """How the run ended; None while it goes on, or when its owner is gone without a last word."""
+    """The outcome of the run; None while it goes on, or if its owner is gone and left none."""
     record = run.outcome()
     if record is not None and record.attempt >= job.attempt:
         return record
     if alive:
         return None
-    record = run.outcome(job.attempt)  # the owner died between the attempt's word and the run's
+    record = run.outcome(job.attempt)  # the owner died between the outcomes of attempt and run
     if record is None or (record.outcome == "stopped" and record.reason in ("preempted", "time limit")):
         return None
     return record
@@ -221,7 +221,7 @@ def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
 
 
 def _tail(run: RunDir, name: str) -> bytes:
-    """The end of a file, with a line feed before the first whole line."""
+    """The end of a file, with a line feed before the first complete line."""
     if not run.local:
         return b"\n" + run.read_bytes(name)
     with open(run.path(name), "rb") as file:
@@ -231,7 +231,7 @@ def _tail(run: RunDir, name: str) -> bytes:
 
 
 def progress_text(state: RunState) -> str:
-    """Where a run stands, in a line."""
+    """The progress of a run, in a line."""
     return progress_line(
         step=state.step,
         max_steps=state.max_steps,

@@ -1,4 +1,4 @@
-"""Why a run is where it is: one paragraph over all its attempts, from its run directory alone. Changes nothing."""
+"""Explains the state of a run: one paragraph over all its attempts, from its run directory alone. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launchyard.run.rundir import RunDir
 
 @dataclass(frozen=True)
 class Why:
-    """The paragraph, and what it is made of."""
+    """The paragraph, and the facts in it."""
 
     text: str
     state: str
@@ -40,7 +40,7 @@ class Why:
 
 
 def explain(run: RunDir) -> Why:
-    """Which attempt ended, when and by which cause; what was saved, what was lost, what to do."""
+    """Explains the end of a run: attempt, time and cause; the saved and the lost steps, and the next command."""
     state = state_of(run)
     if state.attempt is None:
         text = f"{state.run_id} has never been started: no attempt was claimed."
@@ -50,7 +50,7 @@ def explain(run: RunDir) -> Why:
     record = run.outcome()
     if record is None or record.attempt < state.attempt:
         record = run.outcome(state.attempt)
-    if record is None and state.state == "stopped":  # its scheduler told
+    if record is None and state.state == "stopped":  # known from its scheduler
         record = OutcomeRecord(
             outcome="stopped", reason=state.reason or "", message=state.message, attempt=state.attempt,
             step=last_step(run, state.attempt), time=state.since or time.time(),
@@ -59,7 +59,7 @@ def explain(run: RunDir) -> Why:
 
 
 def _waiting(run: RunDir, state: RunState) -> Why:
-    """In the queue of a scheduler, for the first time or again."""
+    """Explains a run in the queue of a scheduler, for the first time or again."""
     text = f"{state.run_id} waits in the queue as job {state.job_id}: {state.queue or 'no reason is given'}."
     if state.start:
         text += f" It is expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(state.start))}."
@@ -68,7 +68,7 @@ def _waiting(run: RunDir, state: RunState) -> Why:
 
 
 def _before(run: RunDir, attempts: list[int]) -> str:
-    """How the last of these attempts ended that left a word."""
+    """The end of the last of these attempts that has an outcome."""
     outcomes = [record for attempt in attempts if (record := run.outcome(attempt)) is not None]
     return f" Before it, {_sentence(run, outcomes[-1])}" if outcomes else ""
 
@@ -82,7 +82,7 @@ def _going_on(run: RunDir, state: RunState) -> Why:
     text += f" ({progress})." if progress else "."
     text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
     if state.queue:
-        text += f" {state.queue}, so this is what its directory tells."
+        text += f" {state.queue}, so this is from its directory."
     return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
 
 
@@ -135,7 +135,7 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
 
 
 def _sentence(run: RunDir, record: OutcomeRecord) -> str:
-    """How one attempt ended, as a sentence."""
+    """The end of one attempt, as a sentence."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
     start = f"attempt {record.attempt}"
     if record.outcome == "completed":
@@ -155,7 +155,7 @@ _STOPPED = {
     "cancelled": "was cancelled by a user",
     "terminated": "was stopped by a TERM signal",
     "preempted": "was preempted",
-    "time limit": "came to its time limit",
+    "time limit": "reached its time limit",
     SCANCEL: "was ended with scancel",
     RAY_STOP: "was ended with ray job stop",
 }
@@ -201,7 +201,7 @@ def _history(run: RunDir, newest: int) -> str:
 
 
 def _open_failures(run: RunDir, attempt: int) -> str:
-    """What stood between an attempt and its next checkpoint when it ended: the last save, and the store."""
+    """Failures that were open when an attempt ended: its last save, and its store."""
     failed: dict[str, Any] | None = None
     silent: dict[str, Any] | None = None
     for event in run.events(attempt):
@@ -220,12 +220,12 @@ def _open_failures(run: RunDir, attempt: int) -> str:
             f"Its last save, of step {failed.get('step')}, failed: {first_line(str(failed.get('message')))}."
         )
     if silent is not None:
-        sentences.append(f"Its store was in trouble: {first_line(str(silent.get('message')))}.")
+        sentences.append(f"Its store had failed: {first_line(str(silent.get('message')))}.")
     return " ".join(sentences)
 
 
 def _spent(run: RunDir) -> str:
-    """Where the time went, if some of it was lost."""
+    """The shares of lost time, if there are any."""
     goodput = read_goodput(run)
     return goodput_text(goodput) if goodput is not None and goodput.seconds["productive"] > 0 else ""
 
@@ -264,6 +264,6 @@ def _advice(state: RunState, record: OutcomeRecord | None) -> tuple[str, str]:
         longer = f"{resume} train.max_steps=N"
         return longer, f"To train longer: {longer}."
     if record is not None and record.fatal:
-        return resume, f"Trying again unchanged would end the same way, so it was not tried. Once mended: {resume}."
+        return resume, f"Trying again unchanged would end the same way, so it was not tried. Once fixed: {resume}."
     where = f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning"
     return resume, f"To go on {where}: {resume}."

@@ -1,1 +1,1 @@
-"""The journey of a launch and of a resume, up to the backend."""
+"""The steps of a launch and of a resume, up to the backend."""

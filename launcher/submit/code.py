@@ -1,4 +1,4 @@
-"""Which code ran: git revision, uncommitted changes and versions, for code.json; and the copy of it that jobs run.
+"""The record of the code of a run, for code.json: git revision, uncommitted changes and versions.
 
 Knows no recipe and no torch.
 """
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "numpy", "pydantic", "fsspec", "tokenizers", "xxhash", "tri
 
 
 class EarlierCode(BaseModel):
-    """The code of earlier attempts, in short; `attempts`: how many there were when another was recorded."""
+    """The code of earlier attempts, in short; `attempts`: their number when other code was recorded."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -36,7 +36,7 @@ class EarlierCode(BaseModel):
 
 
 class CodeSnapshot(BaseModel):
-    """code.json. `diff` is what was not committed (tracked files only), cut at MAX_DIFF_BYTES."""
+    """code.json. `diff`: uncommitted changes (tracked files only), cut at MAX_DIFF_BYTES."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -93,9 +93,9 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
 
 
 def record_again(run: RunDir, code: CodeSnapshot) -> str | None:
-    """code.json anew, for attempts that will run this code; the facts of the code before it are kept in short.
+    """Writes code.json for attempts that will run this code, with a short record of the code before it.
 
-    Returns a few words if launchyard is not what it was, for the person who resumes.
+    Returns a description of the change if launchyard itself changed, for the person who resumes.
     """
     try:
         before = CodeSnapshot.model_validate(run.read_json(CODE))

@@ -1,4 +1,4 @@
-"""`after: RUN`: which job of the scheduler has to end well before a run may start. Starts and waits for nothing."""
+"""`after: RUN`: finds the scheduler's job that has to succeed before a run may start. Starts and waits for nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launchyard.launcher.runs.state import state_of
 
 
 def job_to_wait_for(name: str, cluster: Cluster) -> str | None:
-    """The job's id; None if that run is completed. UserError if there is no such run, or it cannot be waited for."""
+    """The job's id; None if that run is completed. UserError if there is no such run, or no job can wait for it."""
     run = find(name)
     state = state_of(run)
     job = newest_job(run)

@@ -1,6 +1,6 @@
-"""The journey of a launch: recipe -> cluster -> data -> plan -> checks -> run directory -> backend -> follow.
+"""The steps of a launch: recipe -> cluster -> data -> plan -> checks -> run directory -> backend -> follow.
 
-Order matters: all that a user can get wrong is found before anything is created.
+Order matters: all mistakes of a user are found before anything is created.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 
 class Follow(Protocol):
-    """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, which stands above this room."""
+    """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, a layer above this one."""
 
     def __call__(self, run: RunDir, *, job: Job | None = None) -> int: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed."""
+    """The arguments of the command line."""
 
     recipe: str
     cluster: str
@@ -70,7 +70,7 @@ class Ready:
 
 
 def make_ready(request: Request) -> Ready:
-    """Everything up to the plan; UserError or RecipeErrors for what is wrong."""
+    """Everything up to the plan; UserError or RecipeErrors for mistakes."""
     from launchyard.launcher.data.resolve import resolve
     from launchyard.launcher.runs.registry import new_run_id
 
@@ -126,7 +126,7 @@ def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
 
 
 def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
-    """The data cannot be found; say so together with what is wrong apart from the data."""
+    """Returns the error of the data together with all problems apart from the data."""
     keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
     key = next((name for name in keys if name in str(error)), "data")
     problems = [f"{loaded.origin(key)}: {error}"]
@@ -155,7 +155,7 @@ def planned(data: Resolved) -> PlannedData:
 
 
 def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
-    """model.init_from may be the id or name of a run; the run's own copy of the recipe says where that is."""
+    """model.init_from may be the id or name of a run; the run's own copy of the recipe holds its URL."""
     name = loaded.recipe.model.init_from
     if not name or "://" in name or os.path.isabs(name):
         return loaded
@@ -186,7 +186,7 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
 
 
 def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> tuple[Ready, Any]:
-    """Fill the run directory and hand it to the scheduler; the backend's job, with the plan that was frozen."""
+    """Fills the run directory and hands it to the scheduler. Returns the frozen plan and the backend's job."""
     from launchyard.launcher.runs.registry import register
 
     backend = load_backend(ready.plan.scheduler)
@@ -208,7 +208,7 @@ def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> t
 
 
 def prepare_data(ready: Ready) -> Ready:
-    """Tokenize what is not tokenized yet; the plan is made again from what came out."""
+    """Tokenizes text that is not tokenized yet; the plan is made again from the result."""
     from launchyard.launcher.data.progress import preparing_line
     from launchyard.launcher.data.resolve import ensure_prepared
 
@@ -231,7 +231,7 @@ def prepare_data(ready: Ready) -> Ready:
 
 # -- the run directory -----------------------------------------------------------------------------------------------
 def check_free(run: RunDir) -> None:
-    """UserError if something lies at the run's URL already: a run that is alive, one to resume, or other files."""
+    """UserError if the run's URL is in use: a run that is alive, one to resume, or other files."""
     where = redact(run.url)
     if run.local and not os.path.isdir(run.url):
         if os.path.lexists(run.url):
@@ -240,12 +240,12 @@ def check_free(run: RunDir) -> None:
     try:
         taken = run.exists(layout.PLAN) or bool(run.attempts())
         empty = not run.listdir("")
-    except (ImportError, OSError, ValueError) as error:  # what fsspec says of protocols and stores
+    except (ImportError, OSError, ValueError) as error:  # errors of fsspec for protocols and stores
         raise _kind_of(error)(f"--run-url {where}: cannot be reached: {redact(str(error))}") from error
     if taken:
         raise UserError(_taken(run, where))
     if not empty:
-        raise UserError(f"--run-url {where}: not empty, and no run; it must be a new folder")
+        raise UserError(f"--run-url {where}: not empty, and not a run; it must be a new folder")
 
 
 def _taken(run: RunDir, where: str) -> str:
@@ -264,12 +264,12 @@ DISCARD_SECONDS = 2.0  # retry budget of a store that has failed before
 
 
 class NewFolder:
-    """The run's folder, made now to see that it can be; taken away again if the launch does not get as far as a job."""
+    """The run's folder, made now to test that it can be; removed again if the launch fails before the job."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._made = list[Path]()
-        self.ours = False  # we have begun to write; nobody else may
+        self.ours = False  # we have begun to write; no other launch may
         if not run.local:
             return
         missing = [path for path in (Path(run.url), *Path(run.url).parents) if not path.is_dir()]
@@ -287,7 +287,7 @@ class NewFolder:
             ) from error
 
     def discard(self) -> None:
-        """Remove the files that a launch writes and the folders made for it; whatever else lies there stays."""
+        """Removes the files that a launch writes and the folders made for it; other files stay."""
         for name in WRITTEN if self.ours else ():
             with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
                 self._run.remove(name)
@@ -301,7 +301,7 @@ class NewFolder:
 
 
 def write_run(ready: Ready, made: NewFolder) -> None:
-    """Freeze the run: code.json first, which nobody else may have written; plan.json last, which makes it a run."""
+    """Freezes the run: code.json first, create-only; plan.json last, which makes it a run."""
     run = ready.run
     plan = ready.plan
     with _write_errors(run):
@@ -328,7 +328,7 @@ def _write_errors(run: RunDir) -> Iterator[None]:
 
 
 def _kind_of(error: Exception) -> type[LaunchError]:
-    """A store that does not answer is nobody's mistake; one that refuses is taken for one."""
+    """LaunchError for a store that does not answer; UserError for one that refuses, a likely mistake of the user."""
     from launchyard.storage.errors import RefusedError, StoreError
 
     return LaunchError if isinstance(error, StoreError) and not isinstance(error, RefusedError) else UserError
@@ -374,7 +374,7 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
 
 
 def next_commands(run_id: str) -> list[str]:
-    """What to type next, ready to be copied."""
+    """The next commands, ready to be copied."""
     return [
         f"  follow   launch logs -f {run_id:<24}  stop     launch stop {run_id}",
         f"  status   launch status {run_id:<24}   why      launch why {run_id}",

@@ -1,4 +1,4 @@
-"""A plan in words: the few lines that people read before a run starts, and all of them for a dry run."""
+"""A plan as text: the few lines that people read before a run starts, and all of them for a dry run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launchyard.training.recipe import Recipe
 
 
 def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
-    """One line each for recipe, code, plan and data, then what is worth knowing."""
+    """One line each for recipe, code, plan and data, then the notes."""
     rows = [
         ("recipe", [plan.name, f"{count(plan.n_params)} parameters", f"{count(plan.total_tokens)} tokens"]),
         ("code", [code.summary()]),
@@ -31,7 +31,7 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
 
 
 def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, source: str) -> list[str]:
-    """What a dry run prints: everything that a launch would write and start."""
+    """The lines of a dry run: everything that a launch would write and start."""
     lines = [*brief(plan, recipe, code), "", f"recipe ({source})"]
     lines += _indent(recipe_text(raw))
     lines += ["", "plan"]
@@ -92,7 +92,7 @@ def _data_parts(plan: Plan) -> list[str]:
 
 
 def _source_parts(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
-    """Of a mixture, one line a source: its share, its tokens, and how often the run reads them."""
+    """Of a mixture, one line a source: its share, its tokens, and its epochs in the run."""
     names = source_names(plan.data, recipe)
     sources = zip(names, plan.data.train, plan.data.shares, plan.epochs, strict=True)
     for name, source, share, epochs in sources if len(names) > 1 else ():

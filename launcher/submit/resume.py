@@ -1,6 +1,6 @@
-"""Going on with a run: what may change on the way and what may not, checked before anything starts.
+"""Resuming a run: allowed and refused changes, checked before anything starts.
 
-A resume is the same journey as a launch with the next attempt: the run's own recipe and plan, with KEY=VALUE on top.
+A resume has the steps of a launch, for the next attempt: the run's own recipe and plan, with KEY=VALUE on top.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launchyard.storage.options import StoreOptions
 from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
 from launchyard.training.spec import DataSpec, Workload, read_workload
 
-# What makes a run this run: another value would be another run.
+# The identity of a run: another value would make another run.
 FIXED = ("name", "model", "data", "tokenizer", "train.seed", "train.global_batch_size", "train.precision")
 _LENGTHS = ("train.max_steps", "train.max_tokens", "train.max_epochs")
 
@@ -45,7 +45,7 @@ class ReadyToResume:
     recipe: Recipe
 
     def submit(self, *, report: Callable[[str], None]) -> Job:
-        """Start it; UserError if somebody else was faster. Says if launchyard is not what it was."""
+        """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
         plan = self.plan
         restore_data(self.recipe, plan.data)
         refuse_if_alive(self.run)  # before its record is touched
@@ -55,7 +55,7 @@ class ReadyToResume:
 
 
 def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
-    """Check a resume with these changed keys; UserError or RecipeErrors say all that is wrong with it."""
+    """Check a resume with these changed keys; UserError or RecipeErrors name all its problems."""
     refuse_if_alive(run)
     state = state_of(run)
     with user_errors():
@@ -74,7 +74,7 @@ def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
 
 
 def restore_data(recipe: Recipe, data: DataSpec) -> None:
-    """The run's tokens must be there. What lay in the cache and has gone is prepared again; UserError for the rest."""
+    """Checks that the run's tokens are there. Prepares those gone from the cache again; UserError for the rest."""
     from launchyard.launcher.data.progress import preparing_line
     from launchyard.launcher.data.resolve import ensure_prepared, resolve
     from launchyard.training.data.index import INDEX
@@ -83,7 +83,7 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
     if not gone:
         return
-    hint = "bring its data back to where it was; a run goes on only with the very tokens that it began with"
+    hint = "bring its data back to where it was; a run goes on only with the same tokens that it began with"
     parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
     found = resolve(recipe.data, recipe.tokenizer, cache=str(parents[2]) if len(parents) > 2 else None)
     if found.prepared or [source.folder for source in (*found.spec.train, *found.spec.validation)] != folders:
@@ -95,7 +95,7 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
 
 
 def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """All overrides of a run so far; a later one wins, and a new length replaces whichever length there was."""
+    """All overrides of a run so far; a later one wins, and a new length replaces the old one."""
     replaced = set(changes)
     if replaced & set(_LENGTHS):
         replaced |= set(_LENGTHS)
@@ -107,7 +107,7 @@ def _is_fixed(key: str) -> bool:
 
 
 def _refuse_another_run(before: Recipe, after: Recipe) -> None:
-    """Name every change that would make another run of this one."""
+    """RecipeErrors that name every change that would make another run of this one."""
     old = _flat(before.model_dump(mode="json"))
     new = _flat(after.model_dump(mode="json"))
     problems = [
@@ -149,7 +149,7 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
 
 
 def _cluster(frozen: dict[str, Any]) -> Cluster:
-    """The cluster by its name; if its file is not found any more, what the plan knows of it."""
+    """The cluster by its name; if its file is not found any more, from the values in the plan."""
     name = str(frozen.get("cluster", FIRST))
     scheduler = str(frozen.get("scheduler", FIRST))
     store = StoreOptions.model_validate(frozen.get("store", {}))
@@ -171,7 +171,7 @@ def _cluster(frozen: dict[str, Any]) -> Cluster:
 
 
 def _check_length(state: RunState, max_steps: int) -> None:
-    """A run that is through, or would have to go back, cannot go on."""
+    """UserError for a run that is complete, or would have to go back."""
     done = state.step or 0
     if state.state == "completed" and max_steps <= done:
         raise UserError(

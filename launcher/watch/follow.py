@@ -1,7 +1,7 @@
 """Watching a run until it ends: progress, events, and its last page. Reads the run directory; asks for stops there.
 
-Ctrl-C: agreed save and stop. A second one: end it now. The run does not need its watcher: closing the terminal
-leaves it running.
+Ctrl-C: agreed save and stop. A second one: end it now. The run does not depend on its watcher: closing the
+terminal leaves it running.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launchyard.storage import retry
 DRAW_SECONDS = 0.1
 POLL_SECONDS = {True: 0.1, False: 1.0}  # local run directory, remote one
 ALIVE_SECONDS = {True: 1.0, False: 5.0}
-SILENCE_SECONDS = 5.0  # before it is said that a store does not answer
+SILENCE_SECONDS = 5.0  # before a store is shown as not answering
 ASK_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
 
@@ -50,7 +50,7 @@ def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -
 
 
 def _last_lines(run: RunDir, record: OutcomeRecord, out: IO[str]) -> list[str]:
-    """How it ended is known: a store that is silent now changes nothing about that."""
+    """The last page; only the known outcome, if the store does not answer now."""
     try:
         return last_page(run, record, out=out)
     except OSError as error:
@@ -58,7 +58,7 @@ def _last_lines(run: RunDir, record: OutcomeRecord, out: IO[str]) -> list[str]:
 
 
 def _watch(watcher: _Watcher, view: View, presses: _CtrlC) -> OutcomeRecord | None:
-    """Look until the run has ended (how) or its owner is gone (None)."""
+    """Polls until the run has ended (its outcome) or its owner is gone (None)."""
     while True:
         watcher.poll()
         over = watcher.over
@@ -74,7 +74,7 @@ def _watch(watcher: _Watcher, view: View, presses: _CtrlC) -> OutcomeRecord | No
 
 
 class _Watcher:
-    """One look after another at a run. At a remote one in a thread, so that Ctrl-C is heard whatever its store does."""
+    """Polls a run. A remote one in a thread, so that Ctrl-C works even if its store hangs."""
 
     def __init__(self, run: RunDir, job: Job | None, progress: Progress) -> None:
         self.run = run
@@ -118,7 +118,7 @@ class _Watcher:
                 view.print_line(f"! {error}")
 
     def _request_stop(self) -> None:
-        """Once it has been heard it is not said again: a resumed run would take that for its own."""
+        """Requests a stop, once: a resumed run would take another request for its own."""
         self.run.request_stop("stop")
         self._stopping = None
 
@@ -132,7 +132,7 @@ class _Watcher:
         self._answered = time.monotonic()
 
     def _is_gone(self) -> bool:
-        """Has the owner died without a last word? Asked rarely."""
+        """Returns True if the owner died without an outcome. Checked rarely."""
         now = time.monotonic()
         if now - self._checked < ALIVE_SECONDS[self.run.local]:
             return False
@@ -151,7 +151,7 @@ def _final_outcome(run: RunDir) -> OutcomeRecord | None:
 
 
 class _CtrlC:
-    """Counts Ctrl-C instead of raising wherever the program happens to be; from the third on it raises again."""
+    """Counts Ctrl-C instead of raising at any point of the program; from the third on it raises again."""
 
     def __init__(self) -> None:
         self.count = self.handled = 0
@@ -174,12 +174,12 @@ class _CtrlC:
 
 def _lost(run: RunDir, progress: Progress, out: IO[str]) -> int:
     run_id = RunFacts(run).run_id
-    print(plain(f"✗ lost       its owner is gone without a word, after {progress.line() or 'no step'}", out), file=out)
+    print(plain(f"✗ lost       its owner left no outcome, after {progress.line() or 'no step'}", out), file=out)
     print(f"  launch why {run_id}      the cause\n  launch resume {run_id}   go on from the last checkpoint", file=out)
     return EXIT_FAILED
 
 
-# -- how it is shown -------------------------------------------------------------------------------------------------
+# -- views ----------------------------------------------------------------------------------------------------------
 class View(Protocol):
     def print_line(self, line: str) -> None: ...
     def show(self, line: str, share: float) -> None: ...
@@ -211,7 +211,7 @@ class _Plain:
 
 
 class _Live:
-    """A bar that stays at the bottom of the terminal, with what happens above it."""
+    """A bar that stays at the bottom of the terminal, with events above it."""
 
     def __init__(self, out: IO[str]) -> None:
         from rich.console import Console

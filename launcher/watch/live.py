@@ -1,7 +1,7 @@
 """`launch status RUN --watch`: one run on a few lines of a terminal, kept up to date. Reads its directory.
 
-Watched   takes in what is new, look after look, and tells it as Facts
-lines     Facts in words and bars, as wide as the terminal
+Watched   reads new rows and events, and returns Facts
+lines     Facts as text and bars, as wide as the terminal
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ASK_SECONDS = 10.0  # between two questions to a scheduler
 ALL_SECONDS = 2.0
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 80
-WINDOW = 50  # steps over which phases are told
+WINDOW = 50  # steps over which phases are averaged
 MIN_WIDTH = 40
 MAX_WIDTH = 110
 
@@ -67,7 +67,7 @@ class Facts:
 
 
 class Watched:
-    """One run, look after look: each row is read once, however long the run is."""
+    """One run, read repeatedly: each row is read once, however long the run is."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -80,7 +80,7 @@ class Watched:
         self._asked = time.monotonic()
 
     def refresh(self) -> Facts:
-        """OSError if it cannot be read now; the next look goes on from there."""
+        """OSError if it cannot be read now; the next call goes on from there."""
         now = time.monotonic()
         if self._state.job_id is None or now - self._asked >= ASK_SECONDS:
             self._state = state_of(self._run)
@@ -110,7 +110,7 @@ class Watched:
     def _take(self, row: dict[str, Any]) -> None:
         step = int(row["step"])
         while self._losses and next(reversed(self._losses)) >= step:
-            self._losses.popitem()  # an earlier attempt had been further, and its steps are done again
+            self._losses.popitem()  # an earlier attempt was further, and its steps are repeated
         self._losses[step] = float(row["loss"])
         self._recent.append(row)
         if self._ledger is not None:
@@ -145,7 +145,7 @@ class Watched:
 
 
 def _out_of_line(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ranks that are slower than the others by their own doing, as the trainer named them last."""
+    """Ranks that are slower than the others by themselves, as the trainer reported them last."""
     found: dict[Any, dict[str, Any]] = {}
     for event in events:
         if event.get("event") == names.STRAGGLER:
@@ -155,7 +155,7 @@ def _out_of_line(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-# -- in words --------------------------------------------------------------------------------------------------------
+# -- as text ---------------------------------------------------------------------------------------------------------
 def lines(facts: Facts, *, width: int = 80, now: float | None = None, blocks: bool = True) -> list[str]:
     """A page of at most `width` columns."""
     now = time.time() if now is None else now
@@ -224,7 +224,7 @@ def _speed(facts: Facts, width: int, blocks: bool) -> str:
 
 
 def _shares(shares: dict[str, float], width: int) -> str:
-    """The largest first, as many as there is room for."""
+    """The largest first, as many as fit."""
     parts = [f"{name.replace('_', ' ')} {share:.0%}" for name, share in sorted(shares.items(), key=lambda one: -one[1])]
     while parts and len(" · ".join(parts)) > width - 11:
         parts.pop()
@@ -255,9 +255,9 @@ def _ranks(facts: Facts) -> list[str]:
     return [f"! rank {one['rank']} computes {one['ratio']:.2f} times as long as the median" for one in slow[:4]]
 
 
-# -- how it is shown -------------------------------------------------------------------------------------------------
+# -- screen ---------------------------------------------------------------------------------------------------------
 def watch(run: RunDir, *, as_json: bool = False, out: IO[str] | None = None) -> int:
-    """Show a run until it ends or Ctrl-C; without a terminal a plain page now and then, or JSON lines."""
+    """Show a run until it ends or Ctrl-C; without a terminal a plain page at intervals, or JSON lines."""
     out = out or sys.stdout
     with Screen(out, changing=1) as screen, contextlib.suppress(KeyboardInterrupt):
         watched = Watched(run)
@@ -322,7 +322,7 @@ class Screen:
         return max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns)) - 1
 
     def show(self, page: list[str], *, last: bool = False) -> None:
-        """`last`: it is printed for certain."""
+        """`last`: it is printed in any case."""
         if self._live is not None:
             from rich.text import Text
 
@@ -345,7 +345,7 @@ class Screen:
 
 
 def _styled(line: str) -> Any:
-    """A line with a little colour: what is done, and what is wrong."""
+    """A line with a little colour, for progress and for problems."""
     from rich.text import Text
 
     text = Text.from_ansi(line, no_wrap=True, overflow="crop")

@@ -1,4 +1,4 @@
-"""Where a run stands: put together from its rows and events as they come, and said in lines. Reads; shows nothing."""
+"""The progress of a run, from its rows and events as they come, as lines. Reads; shows nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from launchyard.run.rundir import RunDir
 from launchyard.run.tail import RowTail
 
 _WINDOW = 20  # steps over which speed is averaged
-_TICK = 0.001  # rows tell their time no finer
+_TICK = 0.001  # resolution of the time of rows
 
 
 class Progress:
-    """Of the newest attempt. One thread may look while another shows."""
+    """Progress of the newest attempt. One thread may refresh while another shows."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -34,7 +34,7 @@ class Progress:
         self._news: deque[str] = deque()
 
     def refresh(self) -> None:
-        """Take in what is new. OSError if it cannot be read now; the next look goes on from there."""
+        """Reads new rows and events. OSError if that fails now; the next call goes on from there."""
         self._refresh_attempt()
         if self._attempt is None:
             return
@@ -48,11 +48,11 @@ class Progress:
                 self._on_row(row)
 
     def news(self) -> list[str]:
-        """Lines worth saying, each once."""
+        """New lines to print, each once."""
         return [self._news.popleft() for _ in range(len(self._news))]
 
     def line(self) -> str:
-        """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, or what it does besides training."""
+        """`step 120/400 · loss 4.321 · 12.3k tokens/s · ETA 1m 20s`, or its phase if it is not training."""
         with self._lock:
             if self._row is None or self._phase != "training":
                 return f"{self._phase} ({duration(time.monotonic() - self._since)})"
@@ -102,7 +102,7 @@ class Progress:
             self._enter("starting workers" if newest == 0 else f"starting attempt {newest}")
 
     def _enter(self, phase: str, at: float = 0.0) -> None:
-        """`at`: by the clock that rows have; those from before tell nothing about the phase."""
+        """`at`: by the clock of rows; earlier rows do not end the phase."""
         self._phase = phase
         self._phase_from = at
         self._since = time.monotonic()
@@ -114,7 +114,7 @@ class Progress:
             self._phase = "training"
 
     def _on_event(self, event: dict[str, Any]) -> list[str]:
-        """Changes the phase; what is worth saying."""
+        """Changes the phase. Returns lines to print."""
         step = event.get("step")
         at = float(event.get("time", 0.0))
         message = event.get("message", "")
@@ -142,11 +142,11 @@ class Progress:
             case events.PASSED_OVER:
                 return [f"! checkpoint of step {step} does not count: {message}"]
             case events.CLEANUP_FAILED:
-                return [f"! what is not needed any more could not be removed: {message}"]
+                return [f"! old files could not be removed: {message}"]
             case events.DATA_TROUBLE:
                 return [f"! {message}"]
             case events.STORE_TROUBLE:
-                return [f"! its store is in trouble for {duration(float(event.get('seconds', 0)))}: {message}"]
+                return [f"! its store has failed for {duration(float(event.get('seconds', 0)))}: {message}"]
             case events.STORE_ANSWERS:
                 return [f"✓ its store answers again, after {duration(float(event.get('seconds', 0)))}"]
         return []

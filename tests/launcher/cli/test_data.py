@@ -37,7 +37,7 @@ def folder(tmp_path: Path, novel: str, tokenizer_file: str) -> Path:
 def test_inspect_tells_and_verifies(folder: Path, novel: str) -> None:
     told = call(inspect, folder, "--verify", "--sample", 30).output
     assert "uint16, vocabulary 2,048, documents end with <|endoftext|>" in told
-    assert "all chunks are what was written" in told
+    assert "all chunks are intact" in told
     assert "--- train\n" in told
     assert any(told.split("--- train\n")[1][:40] == novel[at : at + 40] for at in (0, *range(len(novel[:40_000]))))
     facts = json.loads(call(inspect, folder, "--json", "--verify").output)

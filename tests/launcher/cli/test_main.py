@@ -142,7 +142,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unwritable": (["quickstart", "--run-url", "/proc/none/run"], "cannot be written"),
     "below a file": (["quickstart", "--run-url", "full/file/run"], "cannot be written"),
     "a file": (["quickstart", "--run-url", "full/file"], "a file; it must be a new folder"),
-    "not empty": (["quickstart", "--run-url", "full"], "not empty, and no run"),
+    "not empty": (["quickstart", "--run-url", "full"], "not empty, and not a run"),
     "no such store": (["quickstart", "--run-url", "nosuch://b/run"], "cannot be reached"),
     "more GPUs": (["quickstart", "--gpus-per-node", "99"], "99 GPUs, but this machine has"),
     "more nodes": (["quickstart", "--nodes", "2"], "is this one machine; use 1"),

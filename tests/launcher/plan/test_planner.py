@@ -264,7 +264,7 @@ def test_models_that_cannot_be_made() -> None:
     assert "did you mean" in problems_of(model__preset="pythia-15m")["model"]
     assert "give a preset" in problems_of(SMALL, **{"model__preset": None, **_without_knobs()})["model"]
     unknown = PlannedData(spec=DATA, vocab_size=None)
-    assert "does not say how large its vocabulary is" in problems_of(data=unknown)["model.vocab_size"]
+    assert "the size of the data's vocabulary is unknown" in problems_of(data=unknown)["model.vocab_size"]
     assert "n_heads" in problems_of(model__n_heads=6, model__n_kv_heads=4)["model"]
 
 

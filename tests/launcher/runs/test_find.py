@@ -227,5 +227,5 @@ def test_a_place_with_other_files_is_not_free(place: str, tmp_path: Path) -> Non
     check_free(run)
     run.write_text("notes.txt", "mine")
     assert run.listdir("") == ["notes.txt"]
-    with pytest.raises(UserError, match="not empty, and no run"):
+    with pytest.raises(UserError, match="not empty, and not a run"):
         check_free(run)

@@ -164,7 +164,7 @@ def test_what_kept_it_from_saving_is_told(run: RunDir) -> None:
     events.add({"event": "save failed", "step": 30, "message": "bucket full\nat length"})
     events.add({"event": "store trouble", "message": "could not read: no answer"})
     text = explain(run).text
-    assert "Its last save, of step 30, failed: bucket full. Its store was in trouble: could not read" in text
+    assert "Its last save, of step 30, failed: bucket full. Its store had failed: could not read" in text
     events.add({"event": "store answers again"})
     assert "in trouble" not in explain(run).text
 

@@ -99,7 +99,7 @@ def test_a_new_attempt_begins_anew(run: RunDir) -> None:
     assert looked(progress).startswith("resuming from step 3")
     assert progress.news() == [
         "! checkpoint of step 6 is damaged, going further back: bad hash",
-        "! its store is in trouble for 1m 01s: could not read",
+        "! its store has failed for 1m 01s: could not read",
         "✓ resumed from step 3",
     ]
 
