@@ -240,7 +240,8 @@ def _anchor(document: Document, folder: str) -> Document:
         if len(path) == 2:
             if not isinstance(value.get(path[0]), dict):
                 continue
-            parent = value[path[0]] = dict(value[path[0]])
+            parent = dict(value[path[0]])
+            value[path[0]] = parent
         if path[-1] in parent:
             parent[path[-1]] = _with_full_paths(parent[path[-1]], folder)
     return Document(value, document.label, document.origins)

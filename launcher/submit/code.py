@@ -131,7 +131,8 @@ def _own_sha() -> str | None:
 
 def _parse_status(text: str) -> dict[str, Any]:
     """Fields of `git status --porcelain=v2 --branch -z`; a rename has its old name as an entry of its own."""
-    sha = branch = None
+    sha: str | None = None
+    branch: str | None = None
     changed: list[str] = []
     entries = iter(text.split("\0"))
     for entry in entries:

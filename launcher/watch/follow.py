@@ -154,7 +154,8 @@ class _CtrlC:
     """Counts Ctrl-C instead of raising at any point of the program; from the third on it raises again."""
 
     def __init__(self) -> None:
-        self.count = self.handled = 0
+        self.count = 0
+        self.handled = 0
         self._before: Any = None
 
     def __enter__(self) -> Self:

@@ -40,8 +40,8 @@ class Spool:
                 job_id = self._draw_id()
                 path = self._path(job_id)
                 child = start(str(path))
-                who = {"host": socket.gethostname(), "pid": child.pid, "pid_started": started_at(child.pid)}
-                files.write(str(path), json.dumps({**json.loads(text), **who, "state": "queued"}, indent=1).encode())
+                record = {"host": socket.gethostname(), "pid": child.pid, "pid_started": started_at(child.pid)}
+                files.write(str(path), json.dumps({**json.loads(text), **record, "state": "queued"}, indent=1).encode())
         except OSError as error:
             raise UserError(f"the queue in {self.folder} takes no job: {error}", hint="example.spool") from error
         child.returncode = 0  # it is meant to outlive us: no warning, and nobody waits for it
