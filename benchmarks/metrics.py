@@ -46,7 +46,7 @@ class Side:
         world = World(0, 0, 1, 0, 0, str(folder), None, "here")
         limits = Limits(step_seconds=None, slow_seconds=1800)
         self.pulse = PulseWriter(str(folder), 0, limits) if full else None
-        self.clock = PhaseClock(witness=self.pulse)
+        self.clock = PhaseClock(observer=self.pulse)
         self.exporter = Exporter(rank=0, host="127.0.0.1" if full else None)
         self.recorder = Recorder(
             world,

@@ -74,7 +74,7 @@ class Training:
         self._writer = checkpointer(folder)
         self._tokens = torch.randint(0, 50_000, (2, 1, SEQ_LEN), generator=torch.Generator().manual_seed(0))
         self._number = 0
-        self._writer.take_memory(self._whole)
+        self._writer.allocate_staging(self._whole)
 
     def step(self) -> float:
         began = time.perf_counter()

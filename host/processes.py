@@ -34,8 +34,8 @@ def python_words(python: str) -> list[str]:
 
 def python_environment(env: Mapping[str, str], *, code: Path | str | None) -> dict[str, str]:
     """`env` for Python processes of ours, which find the folder `code` before all else; None: what is installed."""
-    given = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]  # an empty one: where we are
-    path = given if code is None else [str(code), *(folder for folder in given if folder != str(code))]
+    folders = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]  # an empty one: where we are
+    path = folders if code is None else [str(code), *(folder for folder in folders if folder != str(code))]
     return {**env, **SAFE_PATH, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
 
 
@@ -164,7 +164,7 @@ def children(pid: int) -> set[int]:
     """Returns the direct children that are not dead yet, cheaply enough to ask every second."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
-            found = {int(word) for word in file.read().split()}
+            found = {int(field) for field in file.read().split()}
     except OSError:  # not Linux, a kernel without this file, or gone
         found = {process.pid for process in descendants(pid)[1:] if process.ppid() == pid}
     return {child for child in found if started_at(child) is not None}

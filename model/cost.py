@@ -101,15 +101,15 @@ def training_memory(
         outside = n_params(config) - config.n_layers * block
         gathered = element * (outside + min(2, config.n_layers) * block)
     tokens = micro_batch_size * seq_len
-    whole_blocks = 1 if activation_checkpointing else config.n_layers
+    stored_blocks = 1 if activation_checkpointing else config.n_layers
     inputs = config.n_layers * config.dim if activation_checkpointing else 0
-    kept = inputs + whole_blocks * activation_elements(config) + 4 * config.dim  # around the final norm and the loss
+    stored = inputs + stored_blocks * activation_elements(config) + 4 * config.dim  # around the final norm and the loss
     rows = min(tokens, logit_rows(config.padded_vocab_size, device))
     logits = 2 * FP32_BYTES * rows * config.padded_vocab_size
     memory = {
         "weights": FP32_BYTES * share + gathered,
         "gradients": FP32_BYTES * trained,
         "optimizer": 2 * FP32_BYTES * trained,
-        "activations": element * tokens * kept + logits,
+        "activations": element * tokens * stored + logits,
     }
     return memory | {"total": sum(memory.values())}

@@ -84,9 +84,9 @@ def generate_batch(
     for prompt in prompts:
         _check_prompt(model, prompt)
     first_seed = secrets.randbits(62) if seed is None else seed
-    room = model.config.max_seq_len
+    context = model.config.max_seq_len
     rows = [
-        _Row(n, list(prompt), min(max_new_tokens, room - len(prompt)), torch.Generator().manual_seed(first_seed + n))
+        _Row(n, list(prompt), min(max_new_tokens, context - len(prompt)), torch.Generator().manual_seed(first_seed + n))
         for n, prompt in enumerate(prompts)
     ]
     return _steps(model, rows, sampling, frozenset(stop_ids))
@@ -110,7 +110,7 @@ def _check_prompt(model: Transformer, prompt: Sequence[int]) -> None:
 class _Row:
     number: int
     ids: list[int]  # the prompt, then what was drawn
-    left: int
+    remaining: int
     generator: torch.Generator
 
 
@@ -118,29 +118,29 @@ def _steps(
     model: Transformer, rows: list[_Row], sampling: Sampling, stop_ids: frozenset[int]
 ) -> Iterator[list[int | None]]:
     total = len(rows)
-    rows = [row for row in rows if row.left > 0]
+    rows = [row for row in rows if row.remaining > 0]
     if not rows:
         return
     cache, logits = _prefill(model, rows)
     while True:
         uniform = [torch.rand((), generator=row.generator, dtype=torch.float64).item() for row in rows]
-        drawn = draw(logits[:, : model.config.vocab_size], sampling, uniform)
+        drawn = draw_tokens(logits[:, : model.config.vocab_size], sampling, uniform)
         step: list[int | None] = [None] * total
-        alive = []
+        active = []
         for at, (row, token) in enumerate(zip(rows, drawn, strict=True)):
             if token not in stop_ids:
                 step[row.number] = token
                 row.ids.append(token)
-                row.left -= 1
-                if row.left:
-                    alive.append(at)
+                row.remaining -= 1
+                if row.remaining:
+                    active.append(at)
         if any(token is not None for token in step):
             yield step
-        if not alive:
+        if not active:
             return
-        if len(alive) < len(rows):
-            cache.keep(alive)
-            rows = [rows[at] for at in alive]
+        if len(active) < len(rows):
+            cache.keep(active)
+            rows = [rows[at] for at in active]
         logits = _decode(model, cache, [row.ids[-1] for row in rows])
 
 
@@ -155,7 +155,7 @@ def _prefill(model: Transformer, rows: list[_Row]) -> tuple[Cache, Tensor]:
     cache = Cache(
         model.config,
         batch_size=len(rows),
-        length=max(len(row.ids) + row.left for row in rows),
+        length=max(len(row.ids) + row.remaining for row in rows),
         dtype=weight.dtype,
         device=weight.device,
     )
@@ -176,7 +176,7 @@ def _decode(model: Transformer, cache: Cache, tokens: list[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def draw(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) -> list[int]:
+def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) -> list[int]:
     """A token a row from logits (B, V); `uniform` holds a number in [0, 1) a row, which decides alone."""
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()

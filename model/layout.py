@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.model.config import ModelConfig
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 class Adapter(BaseModel):
@@ -28,7 +28,7 @@ class Adapter(BaseModel):
 class Parameter:
     """One that does not train has no gradient and no moments, and is not saved: it is what it was at first."""
 
-    shape: Shape
+    shape: TensorShape
     trained: bool = True
 
 
@@ -56,9 +56,9 @@ def frozen_names(config: ModelConfig, adapter: Adapter | None) -> tuple[str, ...
     return tuple(name for name, parameter in parameters(config, adapter).items() if not parameter.trained)
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """The names and shapes alone, for those who do not train."""
-    shapes: dict[str, Shape] = {"embed.weight": (config.padded_vocab_size, config.dim)}
+    shapes: dict[str, TensorShape] = {"embed.weight": (config.padded_vocab_size, config.dim)}
     for layer in range(config.n_layers):
         shapes.update((f"blocks.{layer}.{name}", shape) for name, shape in block_shapes(config).items())
     shapes.update(_norm("norm", config))
@@ -67,7 +67,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
-def block_shapes(config: ModelConfig) -> dict[str, Shape]:
+def block_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """The same for one block, names without their `blocks.N.`."""
     heads = config.n_heads * config.head_dim
     kv = config.n_kv_heads * config.head_dim
@@ -88,13 +88,13 @@ def block_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
-def _norm(name: str, config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+def _norm(name: str, config: ModelConfig) -> Iterator[tuple[str, TensorShape]]:
     yield f"{name}.weight", (config.dim,)
     if config.norm == "layernorm":
         yield f"{name}.bias", (config.dim,)
 
 
-def _linear(name: str, rows: int, columns: int, *, bias: bool) -> Iterator[tuple[str, Shape]]:
+def _linear(name: str, rows: int, columns: int, *, bias: bool) -> Iterator[tuple[str, TensorShape]]:
     yield f"{name}.weight", (rows, columns)
     if bias:
         yield f"{name}.bias", (rows,)

@@ -71,8 +71,8 @@ class RunCheckpoints:
         return start is not None and start < step
 
     def _start(self, attempt: int) -> int | None:
-        told = self._events_of(attempt)
-        return next((int(event["step"]) for event in told if event["event"] == events.STARTED), None)
+        recorded = self._events_of(attempt)
+        return next((int(event["step"]) for event in recorded if event["event"] == events.STARTED), None)
 
     def _events_of(self, attempt: int) -> list[dict[str, Any]]:
         if attempt not in self._events:

@@ -37,7 +37,7 @@ BY_PHASE = {
     "validation": "validation",
     "other": "other",
 }
-TAKEN = ("preempted", "time limit", "not saved")  # ends by which a scheduler has taken the nodes
+RECLAIMED = ("preempted", "time limit", "not saved")  # ends by which a scheduler has taken the nodes
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ class Ledger:
     """The account as it grows. Every second from `since` to `until` has been given to exactly one cause."""
 
     def __init__(self, since: float) -> None:
-        self.since = self.until = since
+        self.since = since
+        self.until = since
         self.seconds = dict.fromkeys(CAUSES, 0.0)
         self.by_attempt: dict[int, dict[str, float]] = {}
         self.reached = 0
         self._attempt: int | None = None
         self._before = 0  # the highest step of earlier attempts
-        self._told: dict[str, float] = {}  # phases of this attempt so far
+        self._reported: dict[str, float] = {}  # phases of this attempt so far
         self._stepped = False
 
     def spend(self, until: float, cause: str) -> None:
@@ -103,7 +104,7 @@ class Ledger:
         self.spend(created, waited)
         self._attempt = attempt
         self._before = self.reached
-        self._told = {}
+        self._reported = {}
         self._stepped = False
         self.by_attempt.setdefault(attempt, {})
 
@@ -122,12 +123,12 @@ class Ledger:
 
     def finish(self, finished: Mapping[str, Any]) -> None:
         """The end of an attempt that had time to say where its seconds went."""
-        rest = {name: value - self._told.get(name, 0.0) for name, value in finished.get("seconds", {}).items()}
-        self._spend_phases(float(finished["time"]), rest, again=False)
+        remaining = {name: value - self._reported.get(name, 0.0) for name, value in finished.get("seconds", {}).items()}
+        self._spend_phases(float(finished["time"]), remaining, again=False)
 
     def _spend_phases(self, until: float, phases: Mapping[str, float], *, again: bool) -> None:
         for name, value in phases.items():
-            self._told[name] = self._told.get(name, 0.0) + value
+            self._reported[name] = self._reported.get(name, 0.0) + value
         gap = until - self.until
         if gap <= 0:
             return
@@ -200,7 +201,7 @@ def cause_between(last: AttemptFacts) -> str:
     record = last.outcome
     if record is None:
         return "down"
-    if record.reason in TAKEN:
+    if record.reason in RECLAIMED:
         return "queue" if last.scheduled else "down"
     return "down" if record.outcome == "failed" else "stopped"
 
@@ -212,13 +213,13 @@ def read_facts(run: RunDir, *, before: int | None = None) -> Iterable[AttemptFac
         if before is not None and attempt >= before:
             return
         job = run.job(attempt)
-        told = [event for event in run.events(attempt) if event["event"] == FINISHED]
+        ends = [event for event in run.events(attempt) if event["event"] == FINISHED]
         yield AttemptFacts(
             attempt,
             job.created,
             job.job_id in queued,
             rows=run.attempt_rows(STEPS, attempt),
-            finished=told[-1] if told else None,
+            finished=ends[-1] if ends else None,
             outcome=run.outcome(attempt),
         )
 

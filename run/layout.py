@@ -218,7 +218,7 @@ def attempt_prefix(attempt: int) -> str:
     return f"{attempt:04d}"
 
 
-def shards(attempt: int, rank: int) -> str:
+def shard_file(attempt: int, rank: int) -> str:
     """In the folder of a checkpoint."""
     return f"{attempt_prefix(attempt)}-rank-{rank:05d}.safetensors"
 

@@ -64,7 +64,7 @@ def digest(root: Path = ROOT) -> str:
     return found.hexdigest()[:16]
 
 
-def version() -> str:
+def package_version() -> str:
     """Of the installed package. A copy beside it has none of its own, so that only the digest tells code apart."""
     from importlib import metadata
 
@@ -87,7 +87,7 @@ def what_differs(run: RunDir) -> str | None:
     if source == ours:
         return None
     return (
-        f"this process runs launchyard {version()} ({ours}) from {ROOT}, but the run was submitted with launchyard "
-        f"{recorded.get('launchyard', 'unknown')} ({source}); see that all nodes find that code, or record this one: "
-        "launch resume with the launcher that is installed here"
+        f"this process runs launchyard {package_version()} ({ours}) from {ROOT}, but the run was submitted with "
+        f"launchyard {recorded.get('launchyard', 'unknown')} ({source}); see that all nodes find that code, or "
+        "record this one: launch resume with the launcher that is installed here"
     )

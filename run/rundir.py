@@ -160,10 +160,10 @@ class RunDir:
     def waiting(self, job_id: str) -> str | None:
         """Why a job waits; None if it does not."""
         try:
-            told = self.read_json(WAITING)
+            record = self.read_json(WAITING)
         except FileNotFoundError:
             return None
-        return str(told["reason"]) if told.get("job_id") == job_id else None
+        return str(record["reason"]) if record.get("job_id") == job_id else None
 
     def clear_waiting(self) -> None:
         self.remove(WAITING)

@@ -47,7 +47,7 @@ class Mark:
     """Something that happened at an x."""
 
     x: float
-    said: str
+    text: str
     colour: str = "muted"
 
 
@@ -58,7 +58,7 @@ class Bar:
     x0: float
     x1: float
     colour: str
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class _Frame:
         for value in ticks(self.x0, self.x1, max(2, int(self.width // 100))):
             x = self.x(value)
             anchor = "end" if x > self.width - RIGHT - 18 else "middle"
-            place = f'x="{x:.1f}" y="{self.height - 8:.1f}" text-anchor="{anchor}"'
-            parts.append(f'<text class="tick" {place}>{x_form(value)}</text>')
+            attributes = f'x="{x:.1f}" y="{self.height - 8:.1f}" text-anchor="{anchor}"'
+            parts.append(f'<text class="tick" {attributes}>{x_form(value)}</text>')
         return parts
 
     def line(self, line: Line) -> str:
@@ -190,14 +190,14 @@ class _Frame:
                 for x, y in line.points
             )
             return f"<g {style}>{''.join(dots)}</g>"
-        places = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line.points)
-        return f'<polyline class="line{" faint" * line.faint}" {style} points="{places}"/>'
+        points = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line.points)
+        return f'<polyline class="line{" faint" * line.faint}" {style} points="{points}"/>'
 
     def mark(self, mark: Mark) -> str:
         x = self.x(mark.x)
         return (
             f'<g class="mark" style="color:var(--{mark.colour})"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" '
-            f'y2="{self.height - BOTTOM:.1f}"/><title>{escape(mark.said)}</title></g>'
+            f'y2="{self.height - BOTTOM:.1f}"/><title>{escape(mark.text)}</title></g>'
         )
 
 
@@ -211,12 +211,12 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
     end = max((bar.x1 for one in lanes for bar in one.bars), default=1.0) or 1.0
     height = TOP + len(lanes) * (lane + gap) + BOTTOM
 
-    def place(value: float) -> float:
+    def x_of(value: float) -> float:
         return left + (width - left - RIGHT) * min(1.0, max(0.0, value / end))
 
     parts = [_open(width, height, label)]
     for value in _time_ticks(end):
-        x = place(value)
+        x = x_of(value)
         anchor = "end" if x > width - RIGHT - 20 else "middle"
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 6}" y2="{height - BOTTOM:.1f}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8:.1f}" text-anchor="{anchor}">{form(value)}</text>')
@@ -224,17 +224,17 @@ def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str],
         y = TOP + number * (lane + gap)
         parts.append(f'<text class="lane" x="0" y="{y + lane * 0.66:.1f}">{escape(one.name)}</text>')
         for bar in one.bars:
-            x0 = place(bar.x0)
-            x1 = place(bar.x1)
+            x0 = x_of(bar.x0)
+            x1 = x_of(bar.x1)
             parts.append(
                 f'<rect class="bar" style="color:var(--{bar.colour})" x="{x0:.1f}" y="{y:.1f}" '
-                f'width="{max(1.2, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.said)}</title></rect>'
+                f'width="{max(1.2, x1 - x0):.1f}" height="{lane}"><title>{escape(bar.text)}</title></rect>'
             )
         for mark in one.marks:
-            x = place(mark.x)
+            x = x_of(mark.x)
             parts.append(
                 f'<path class="pin" style="color:var(--{mark.colour})" d="M{x:.1f},{y + lane + 1:.1f} l-3.5,6 h7 z">'
-                f"<title>{escape(mark.said)}</title></path>"
+                f"<title>{escape(mark.text)}</title></path>"
             )
     return "".join([*parts, "</svg>"])
 

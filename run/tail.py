@@ -19,9 +19,9 @@ class Tail:
 
     def lines(self) -> list[str]:
         raw = self._read()
-        whole = raw.rfind(b"\n") + 1
-        self._offset += whole
-        return raw[:whole].decode(errors="replace").splitlines()
+        end = raw.rfind(b"\n") + 1
+        self._offset += end
+        return raw[:end].decode(errors="replace").splitlines()
 
     def rest(self) -> list[str]:
         """What is left when nobody writes any more: also a last line without its end."""

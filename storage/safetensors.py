@@ -32,7 +32,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorRange:
     """One tensor of a file."""
 
     dtype: str
@@ -118,7 +118,7 @@ def write_tensors(file: IO[bytes] | options.Writer, tensors: Mapping[str, Tensor
             file.write(memoryview(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()))
 
 
-def _entry(facts: Mapping[str, Any], data_start: int) -> Entry:
+def _entry(facts: Mapping[str, Any], data_start: int) -> TensorRange:
     dtype = str(facts["dtype"])
     shape = tuple(int(size) for size in facts["shape"])
     if dtype not in DTYPE_BYTES:
@@ -126,4 +126,4 @@ def _entry(facts: Mapping[str, Any], data_start: int) -> Entry:
     first, last = facts["data_offsets"]
     if first < 0 or min(shape, default=0) < 0 or last - first != DTYPE_BYTES[dtype] * math.prod(shape):
         raise ValueError(f"shape {list(shape)} of {dtype} does not take the bytes {first} to {last}")
-    return Entry(dtype, shape, data_start + first, last - first)
+    return TensorRange(dtype, shape, data_start + first, last - first)

@@ -126,11 +126,11 @@ def read_attempt(folder: str) -> int | None:
 
 def again_if_remote(path: str, action: Callable[[], _Result]) -> _Result:
     """Returns the value of `action`, called again after a CorruptError if its bytes came over a network."""
-    for left in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
+    for tries_left in range(READ_TRIES - 1 if files.is_remote(path) else 0, -1, -1):
         try:
             return action()
         except CorruptError:
-            if not left:
+            if not tries_left:
                 raise
     raise AssertionError("not reached")
 
@@ -221,10 +221,10 @@ def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
     import torch
 
     entry = manifest.tensors[key]
-    whole = torch.empty(entry.shape, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
+    tensor = torch.empty(entry.shape, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
     for piece in entry.pieces:
         raw = read_piece(folder, key, piece)
-        part = torch.frombuffer(raw, dtype=whole.dtype).view(piece.sizes)
+        part = torch.frombuffer(raw, dtype=tensor.dtype).view(piece.sizes)
         extent = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
-        whole[extent] = part
-    return whole
+        tensor[extent] = part
+    return tensor

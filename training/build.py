@@ -6,10 +6,10 @@ depend on the number of workers.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import Adapter, parameters
@@ -18,11 +18,8 @@ from launchyard.model.network.transformer import Transformer
 from launchyard.training.parallel import clean_name, local, needs_sharding, parallelize, shard_extent
 from launchyard.training.recipe import Recipe
 
-
-class Weights(Protocol):
-    """Whole tensors by our names: an HF folder or a checkpoint."""
-
-    def get(self, key: str) -> Tensor: ...
+if TYPE_CHECKING:
+    from launchyard.model.weights.load import Weights
 
 
 def build_model(
@@ -54,11 +51,11 @@ def build_model(
 @torch.no_grad()
 def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_frozen: bool = False) -> None:
     """The first weights. `only_frozen`: of parameters that do not train, which no checkpoint holds."""
-    wanted = [(name, p) for name, p in model.named_parameters() if not (only_frozen and p.requires_grad)]
-    if not wanted:
+    to_fill = [(name, p) for name, p in model.named_parameters() if not (only_frozen and p.requires_grad)]
+    if not to_fill:
         return
-    source = open_weights(recipe.model.init_from, config) if recipe.model.init_from else None
-    for raw_name, parameter in wanted:
+    source = open_initial_weights(recipe.model.init_from, config) if recipe.model.init_from else None
+    for raw_name, parameter in to_fill:
         name = clean_name(raw_name)
         (offsets, sizes) = shard_extent(parameter)
         rows = slice(offsets[0], offsets[0] + sizes[0])
@@ -71,15 +68,15 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_
         local(parameter).copy_(part)
 
 
-def open_weights(source: str, config: ModelConfig) -> Weights:
+def open_initial_weights(source: str, config: ModelConfig) -> Weights:
     """Weights to start from; ValueError if they are of another shape than the model."""
-    from launchyard.model.weights.load import open_weights as open_any
+    from launchyard.model.weights.load import open_weights
 
-    found, weights = open_any(source)
+    found, weights = open_weights(source)
     ours = config.model_dump(exclude={"max_seq_len", "vocab_size"})
     theirs = found.model_dump(exclude={"max_seq_len", "vocab_size"})
     differing = sorted(key for key in ours if ours[key] != theirs[key])
     if differing:
-        said = ", ".join(f"{key} is {theirs[key]} there and {ours[key]} here" for key in differing)
-        raise ValueError(f"model.init_from: {source} holds another model: {said}")
+        listed = ", ".join(f"{key} is {theirs[key]} there and {ours[key]} here" for key in differing)
+        raise ValueError(f"model.init_from: {source} holds another model: {listed}")
     return weights

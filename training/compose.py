@@ -109,8 +109,8 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
     """This worker's device; asking for a GPU that is not there is an error, never a quiet CPU."""
     import torch
 
-    wanted = recipe.train.device
-    if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()):
+    requested = recipe.train.device
+    if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()):
         if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"worker {world.local_rank} of {world.host} found {torch.cuda.device_count()} GPUs; "
@@ -156,12 +156,12 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
     workload = context.workload
     size = context.sizes.global_batch_size
     train = workload.data.train
-    held = workload.data.validation
+    validation = workload.data.validation
     cache = ChunkCache(
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=context.world.local_world_size,
-        say=lambda text: on_event(events.DATA_TROUBLE, message=text),
+        warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
     )
     stores = [TokenStore(source.folder, cache=cache) for source in train]
     for found in stores:
@@ -176,10 +176,10 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
         seed=settings.seed,
         shuffle=settings.shuffle,
     )
-    if not held:
+    if not validation:
         return Data(reader, None)
     held_out = TokenReader(
-        [TokenStore(source.folder, cache=cache) for source in held],
+        [TokenStore(source.folder, cache=cache) for source in validation],
         seq_len=settings.seq_len,
         global_batch_size=size,
         seed=settings.seed,

@@ -129,6 +129,6 @@ def from_rank_zero(value: Any) -> Any:
     import torch
     import torch.distributed as dist
 
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    objects = [value]
+    dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+    return objects[0]

@@ -16,7 +16,7 @@ from torch import nn
 
 from launchyard.training.batching import Context
 from launchyard.training.checkpoint.checkpointer import Checkpointer
-from launchyard.training.checkpoint.commit import Kind
+from launchyard.training.checkpoint.commit import CheckpointKind
 from launchyard.training.checkpoint.state import TrainState, shards
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
@@ -26,9 +26,9 @@ from launchyard.training.parallel import mesh_shape
 from launchyard.training.step import train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry
-from launchyard.training.validate import validate
+from launchyard.training.validate import validation_loss
 
-STOP_LOOK_SECONDS = 0.5  # while waiting for data
+STOP_CHECK_SECONDS = 0.5  # while waiting for data
 
 
 class NonFiniteError(Exception):
@@ -97,15 +97,15 @@ def train(parts: Parts) -> str | None:
     pending: Pending | None = None
     lag = context.device.type == "cuda"  # read the numbers of a step while the next one runs
     telemetry.training()
-    parts.checkpointer.take_memory(shards(learner.model, learner.optimizer))
+    parts.checkpointer.allocate_staging(shards(learner.model, learner.optimizer))
     feed = prefetch(context, parts.data, state.step)
     telemetry.meter.reset()
     try:
         for step in range(state.step, context.max_steps):
             clock.enter("data_wait")
-            asked = time.perf_counter()
+            began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - began
             agreement = agree(telemetry, parts.flag, step, batch, save=timer.due() and not parts.checkpointer.busy)
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
@@ -144,7 +144,7 @@ def prefetch(context: Context, data: Data, start_step: int) -> Prefetcher:
 
 def await_batch(feed: Prefetcher, flag: StopFlag, beat: Callable[[], None]) -> Batch | None:
     """This rank's part of the next step; None if it is asked to stop before that comes, from a store that is away."""
-    while not feed.ready(STOP_LOOK_SECONDS):
+    while not feed.ready(STOP_CHECK_SECONDS):
         beat()
         if flag.reason() is not None:
             return None
@@ -224,12 +224,12 @@ def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFi
 def named_samples(context: Context, data: Data, step: int) -> str:
     """Which samples of which sources a step reads, the first few of each."""
     (numbers,), (samples,) = data.reader.plan(step, 0, context.sizes.global_batch_size, 1)
-    words = []
+    listed = []
     for number, source in enumerate(context.workload.data.train):
         mine = samples[numbers == number].tolist()
         if mine:
-            words.append(f"samples {', '.join(map(str, mine[:16]))}{' …' * (len(mine) > 16)} of {source.folder}")
-    return "; ".join(words)
+            listed.append(f"samples {', '.join(map(str, mine[:16]))}{' …' * (len(mine) > 16)} of {source.folder}")
+    return "; ".join(listed)
 
 
 def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
@@ -246,10 +246,10 @@ def permanent_due(context: Context, step: int) -> bool:
 def validation_due(parts: Parts, step: int) -> bool:
     if parts.data.held_out is None or parts.learner.state.validated_step == step:
         return False
-    asked = parts.context.recipe.validation
-    if step == parts.context.max_steps or (step == 0 and asked.at_start):
+    config = parts.context.recipe.validation
+    if step == parts.context.max_steps or (step == 0 and config.at_start):
         return True
-    return asked.every_steps is not None and step > 0 and step % asked.every_steps == 0
+    return config.every_steps is not None and step > 0 and step % config.every_steps == 0
 
 
 def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
@@ -282,15 +282,16 @@ def after_last_step(parts: Parts) -> str | None:
 
 
 def begin_to_stop(parts: Parts, step: int, reason: str) -> None:
-    parts.flag.heard = parts.flag.heard or time.monotonic()  # another rank may have heard of it, and this one from it
+    # Another rank may have heard of the stop, and this one only from it.
+    parts.flag.requested_at = parts.flag.requested_at or time.monotonic()
     parts.telemetry.stopping(step, reason)
 
 
 def report_saved(parts: Parts) -> None:
     """All that was asked for has been saved; the seconds since this rank first heard of it."""
-    heard = parts.flag.heard
-    if heard is not None:
-        parts.telemetry.saved_before_stopping(time.monotonic() - heard)
+    requested_at = parts.flag.requested_at
+    if requested_at is not None:
+        parts.telemetry.saved_before_stopping(time.monotonic() - requested_at)
 
 
 def run_validation(parts: Parts, step: int) -> str | None:
@@ -312,7 +313,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
         return reason is not None
 
     began = time.perf_counter()
-    loss = validate(
+    loss = validation_loss(
         learner.model,
         parts.data.held_out,
         sizes=context.sizes,
@@ -337,7 +338,7 @@ def save(parts: Parts, step: int) -> None:
     clock = parts.telemetry.clock
     clock.enter("checkpoint_blocking")
     if step > 0 and parts.checkpointer.last_saved != step:
-        kind: Kind = "permanent" if permanent_due(parts.context, step) else "temporary"
+        kind: CheckpointKind = "permanent" if permanent_due(parts.context, step) else "temporary"
         parts.checkpointer.save(step, shards(learner.model, learner.optimizer), learner.state.to_json(), kind)
     clock.enter("other")
 

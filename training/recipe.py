@@ -125,10 +125,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        given = [key for key in ("max_steps", "max_tokens", "max_epochs") if getattr(self, key) is not None]
-        if len(given) != 1:
-            said = " and ".join(given) if given else "none of them"
-            raise ValueError(f"give exactly one of max_steps, max_tokens, max_epochs; got {said}")
+        chosen = [key for key in ("max_steps", "max_tokens", "max_epochs") if getattr(self, key) is not None]
+        if len(chosen) != 1:
+            listed = " and ".join(chosen) if chosen else "none of them"
+            raise ValueError(f"give exactly one of max_steps, max_tokens, max_epochs; got {listed}")
         return self
 
 

@@ -58,16 +58,16 @@ def reduce_and_clip(
     (dp_replicate).
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
-    held = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    norm = torch.nn.utils.get_total_norm(held) if held else loss.new_zeros(())
+    nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
+    norm = torch.nn.utils.get_total_norm(nonempty) if nonempty else loss.new_zeros(())
     both = torch.stack([loss.double(), norm.double().square() / copies])
     with waits():
         sum_over_ranks(both)
     mean = both[0]
     norm = both[1].sqrt()
-    if max_grad_norm is not None and held:
+    if max_grad_norm is not None and nonempty:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(held, factor.to(held[0].dtype))
+        torch._foreach_mul_(nonempty, factor.to(nonempty[0].dtype))
     return mean, norm
 
 

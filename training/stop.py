@@ -30,7 +30,7 @@ class StopFlag:
         self._file = os.path.join(scratch, "stop") if scratch else None
         self._job_end = job_end
         self._reason: str | None = None
-        self.heard: float | None = None  # when, by the monotonic clock
+        self.requested_at: float | None = None  # when, by the monotonic clock
 
     def install(self) -> None:
         for number in BY_SIGNAL:
@@ -38,7 +38,7 @@ class StopFlag:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self.heard = self.heard or time.monotonic()
+        self.requested_at = self.requested_at or time.monotonic()
         self._reason = self._reason or self._named(BY_SIGNAL[signal.Signals(number)])
 
     def _named(self, reason: str) -> str:
@@ -48,12 +48,12 @@ class StopFlag:
 
     def reason(self) -> str | None:
         """Why this rank wants to stop, if it does. Costs one stat()."""
-        reason = self._look()
-        if reason is not None and self.heard is None:
-            self.heard = time.monotonic()
+        reason = self._update()
+        if reason is not None and self.requested_at is None:
+            self.requested_at = time.monotonic()
         return reason
 
-    def _look(self) -> str | None:
+    def _update(self) -> str | None:
         if self._reason is None and self._file is not None and os.path.exists(self._file):
             self._reason = self._named(self._read_file())
         if self._reason is None and self._job_end is not None and time.time() >= self._job_end:
@@ -77,5 +77,5 @@ class StopFlag:
 
 def agreed_reason(votes: list[int]) -> str | None:
     """The reason that all ranks take from the summed votes."""
-    asked = [reason for reason, count in zip(REASONS, votes, strict=True) if count]
-    return asked[-1] if asked else None
+    requested = [reason for reason, count in zip(REASONS, votes, strict=True) if count]
+    return requested[-1] if requested else None

@@ -17,7 +17,7 @@ from launchyard.training.spec import IGNORE_INDEX
 
 
 @torch.no_grad()
-def validate(
+def validation_loss(
     model: nn.Module,
     reader: Reader,
     *,
@@ -44,8 +44,8 @@ def validate(
             slot = world.rank * share + micro * sizes.micro_batch_size
             samples = reader.batch(number, slot, sizes.micro_batch_size)
             labels = samples.labels
-            left = reader.n_samples - (number * sizes.global_batch_size + slot)
-            labels[max(0, left) :] = IGNORE_INDEX
+            remaining = reader.n_samples - (number * sizes.global_batch_size + slot)
+            labels[max(0, remaining) :] = IGNORE_INDEX
             sums[1] += int((labels != IGNORE_INDEX).sum())
             head = partial(_summed, labels=labels.to(device))
             sums[0] += model(samples.inputs.to(device), head=head).double()

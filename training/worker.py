@@ -32,7 +32,7 @@ from launchyard.training.spec import Storage, read_workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.exporter import Exporter
-from launchyard.training.telemetry.heartbeat import Limits, PulseWriter, answer_with_stacks
+from launchyard.training.telemetry.heartbeat import Limits, PulseWriter, dump_stacks_on_signal
 from launchyard.training.telemetry.instruments import Instruments
 from launchyard.training.telemetry.phases import PhaseClock
 from launchyard.training.telemetry.telemetry import serve_metrics
@@ -56,14 +56,14 @@ FATAL = (
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
-FAREWELL_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
-SEEN_NAMES = {"NonFiniteError"}  # errors that an alert waits for
-SEEN_SECONDS = 5.0  # and how long they wait for it
+LAST_WRITE_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
+ALERTED_ERRORS = {"NonFiniteError"}  # errors that an alert waits for
+ALERT_SCRAPE_SECONDS = 5.0  # and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
 
 @dataclass
-class Progress:
+class WorkerState:
     """How far this process has come, and what must be kept of that should it fail."""
 
     state: TrainState | None = None
@@ -79,18 +79,18 @@ def main(argv: list[str]) -> int:
     redirect_output(run, world)
     flag = StopFlag(world.scratch, world.job_end)
     flag.install()
-    progress = Progress()
+    progress = WorkerState()
     try:
         work(run, world, flag, progress)
     except BaseException as error:
         traceback.print_exception(error)
         if progress.pulse is not None:  # its last words may take longer than a step
             progress.pulse.enter("checkpoint_blocking", time.monotonic(), waiting=False)
-        with retry.retry_budget(FAREWELL_SECONDS):
+        with retry.retry_budget(LAST_WRITE_SECONDS):
             record_error(run, world, error, progress.state.step if progress.state else None)
             keep_rows(progress)
-        if type(error).__name__ in SEEN_NAMES and progress.exporter is not None:
-            progress.exporter.last_scrape(SEEN_SECONDS)
+        if type(error).__name__ in ALERTED_ERRORS and progress.exporter is not None:
+            progress.exporter.last_scrape(ALERT_SCRAPE_SECONDS)
         return 1
     return 0
 
@@ -132,7 +132,7 @@ def record_error(run: RunDir, world: World, error: BaseException, step: int | No
         print(f"the error above could not be written to the run directory: {failure}")
 
 
-def keep_rows(progress: Progress) -> None:
+def keep_rows(progress: WorkerState) -> None:
     """What can be kept of a failed attempt's rows. That they cannot is not what made it fail."""
     for rows in progress.rows:
         try:
@@ -141,7 +141,7 @@ def keep_rows(progress: Progress) -> None:
             print(f"rows that are lost: {error}")
 
 
-def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
+def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> None:
     retry.set_retry_budget(Storage().retry_seconds)  # until the plan says what the place has chosen
     if difference := what_differs(run):
         raise OtherCodeError(difference)
@@ -152,9 +152,9 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     progress.rows.append(on_event)
     born = psutil.Process().create_time()
     on_event(events.PROCESS_STARTED, rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
-    pulse = give_signs(world, recipe)
+    pulse = open_pulse(world, recipe)
     progress.pulse = pulse
-    clock = PhaseClock(started=psutil.Process().create_time(), witness=pulse)
+    clock = PhaseClock(started=psutil.Process().create_time(), observer=pulse)
     exporter = serve_metrics(run, world, recipe)
     parts, resumed = compose(run, world, recipe, workload, flag, Instruments(clock, exporter, on_event))
     progress.state = parts.learner.state
@@ -171,7 +171,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: Progress) -> None:
     for rows in progress.rows:
         rows.flush(sync=True)
     if world.is_main:
-        conclude(run, parts, reason)
+        finish_attempt(run, parts, reason)
     leave(run, parts, pulse, reason)
 
 
@@ -211,7 +211,7 @@ def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
     checkpointer.sweep()
 
 
-def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
+def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:
     """Rank 0, with everything saved: curve, weights and sample, and last of all the outcome."""
     from launchyard.training.artifacts import finish_run
 
@@ -225,15 +225,15 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     telemetry.events(events.FINISHED, step=step, seconds={k: round(v, 3) for k, v in clock.seconds.items()})
     telemetry.events.flush(sync=True)
     loss = state.validation_loss
-    said = "" if loss is None else f", validation loss {loss:.4f}"
+    detail = "" if loss is None else f", validation loss {loss:.4f}"
     done = f"{'all' if reason is None else 'stopped after'} {step} of {context.max_steps} steps"
     if reason is not None and step == context.max_steps:
-        said = ", in the last validation"
+        detail = ", in the last validation"
     run.write_outcome(
         OutcomeRecord(
             outcome="completed" if reason is None else "stopped",
             reason=reason or "done",
-            message=done + said,
+            message=done + detail,
             attempt=context.world.attempt,
             step=step,
             checkpoint=run.checkpoint_dir(step) if step else None,
@@ -242,9 +242,9 @@ def conclude(run: RunDir, parts: Parts, reason: str | None) -> None:
     )
 
 
-def give_signs(world: World, recipe: Recipe) -> PulseWriter | None:
+def open_pulse(world: World, recipe: Recipe) -> PulseWriter | None:
     """Let the agent of this node see what this worker does; without an agent nobody would look."""
-    answer_with_stacks()
+    dump_stacks_on_signal()
     if world.scratch is None:
         return None
     chosen = recipe.watchdog

@@ -46,7 +46,7 @@ class Cached:
     texts: tuple[Text, ...]
     chunks_folder: str
     quota: int
-    sources: tuple[cache_files.Source, ...]
+    sources: tuple[cache_files.CachedSource, ...]
 
     @property
     def chunk_bytes(self) -> int:
@@ -70,7 +70,7 @@ def read_caches(chunks_folder: str | None = None, quota: int | None = None) -> C
 
 def clear(found: Cached) -> tuple[int, list[str]]:
     """Removes entries that are not in use. Returns the bytes removed, and the entries that stayed."""
-    freed, stayed = cache_files.clear(found.chunks_folder)
+    freed, stayed = cache_files.remove_unused(found.chunks_folder)
     for text in found.texts:
         if _remove(text.path):
             freed += text.bytes

@@ -9,15 +9,15 @@ from typing import IO, TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from launchyard.training.data.prepare.journal import Progress
+    from launchyard.training.data.prepare.journal import PrepareProgress
 
 
-def preparing_line(stream: IO[str], *, every: float = 5.0) -> Callable[[Progress], None]:
+def preparing_line(stream: IO[str], *, every: float = 5.0) -> Callable[[PrepareProgress], None]:
     """Returns a callback for the progress of preparing: one line rewritten on a terminal, else a line now and then."""
     live = stream.isatty()
     reported_at = time.monotonic()
 
-    def report(now: Progress) -> None:
+    def report(now: PrepareProgress) -> None:
         nonlocal reported_at
         if now.note:
             click.echo(now.note, file=stream)
@@ -31,7 +31,7 @@ def preparing_line(stream: IO[str], *, every: float = 5.0) -> Callable[[Progress
     return report
 
 
-def _rate(now: Progress) -> str:
+def _rate(now: PrepareProgress) -> str:
     done = now.bytes_done / now.bytes_total if now.bytes_total else 1.0
     per_second = now.tokens / now.seconds if now.seconds else 0.0
     left = now.seconds * (1 - done) / done if done else 0.0

@@ -31,8 +31,8 @@ from launchyard.training.recipe import DataConfig
 from launchyard.training.spec import DataSpec, TokenSource
 
 if TYPE_CHECKING:
-    from launchyard.training.data.prepare.journal import Progress
-    from launchyard.training.data.prepare.sources import Source
+    from launchyard.training.data.prepare.journal import PrepareProgress
+    from launchyard.training.data.prepare.sources import TextSource
 
 
 BYTES_PER_TOKEN = 4  # English text under a usual vocabulary; only for the estimate before text is prepared
@@ -223,7 +223,7 @@ def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
     )
 
 
-def _digest(sources: list[Source], tokenizer_sha256: str, share: float) -> str:
+def _digest(sources: list[TextSource], tokenizer_sha256: str, share: float) -> str:
     """Changes with the text, the tokenizer and the share; not with where the text lies, if it is small."""
     from launchyard.training.data.prepare.sources import digest_of
 
@@ -236,14 +236,14 @@ def _digest(sources: list[Source], tokenizer_sha256: str, share: float) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[Progress], None] | None = None) -> Resolved:
+def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[PrepareProgress], None] | None = None) -> Resolved:
     """The exact tokens, prepared now if they are not yet. A second launch of the same text waits for the first."""
     if resolved.prepared:
         return resolved
     return _joined([_prepared_now(part, on_progress) for part in resolved.parts], resolved.validation)
 
 
-def _prepared_now(part: Part, on_progress: Callable[[Progress], None] | None) -> Part:
+def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | None) -> Part:
     made = part.preparation
     if made is None:
         return part

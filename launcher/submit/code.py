@@ -72,7 +72,7 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
     """The code in and around a folder, as it is now. Works outside git and without git."""
     facts: dict[str, Any] = {
         "folder": str(folder),
-        "launchyard": own_code.version(),
+        "launchyard": own_code.package_version(),
         "launchyard_sha": _own_sha(),
         "source": own_code.digest(),
         "python": platform.python_version(),

@@ -141,13 +141,13 @@ def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str,
 
 def check_trackers(loaded: LoadedRecipe) -> None:
     """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
-    from launchyard.training.telemetry.trackers.open import install_words, missing
+    from launchyard.training.telemetry.trackers.open import install_command, missing
 
     if lacking := missing(loaded.recipe.metrics.trackers):
         key = "metrics.trackers"
         verb = "is" if len(lacking) == 1 else "are"
         problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
-        raise RecipeErrors([problem], hint=install_words(lacking))
+        raise RecipeErrors([problem], hint=install_command(lacking))
 
 
 def planned(data: Resolved) -> PlannedData:

@@ -85,26 +85,26 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._decode = tokenizer.decode
         self._ids = list(context[-CONTEXT:])
-        self._given = len(self._decode(self._ids))  # characters of the text of _ids that were given
+        self._emitted = len(self._decode(self._ids))  # characters of the text of _ids that were given
 
     def add(self, token: int) -> str:
         """The new text that is sure now, often empty in the middle of a character."""
         self._ids.append(token)
         text = self._decode(self._ids)
         sure = text.rstrip("\ufffd")  # what the last character becomes, the next id may decide
-        fresh = sure[self._given :]
-        self._given = max(len(sure), self._given)
+        new_text = sure[self._emitted :]
+        self._emitted = max(len(sure), self._emitted)
         if len(sure) == len(text) and len(self._ids) > 4 * CONTEXT:
             self._ids = self._ids[-CONTEXT:]
-            self._given = len(self._decode(self._ids))
-        return fresh
+            self._emitted = len(self._decode(self._ids))
+        return new_text
 
     def flush(self) -> str:
         """What was held back, at the end."""
         text = self._decode(self._ids)
-        fresh = text[self._given :]
-        self._given = len(text)
-        return fresh
+        new_text = text[self._emitted :]
+        self._emitted = len(text)
+        return new_text
 
 
 class StopStrings:
@@ -112,26 +112,26 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
+        self._pending = ""
         self.found = False
 
     def add(self, text: str) -> str:
-        self._held += text
-        at = min((where for where in map(self._held.find, self._stops) if where >= 0), default=None)
+        self._pending += text
+        at = min((where for where in map(self._pending.find, self._stops) if where >= 0), default=None)
         if at is not None:
             self.found = True
-            sure = self._held[:at]
-            self._held = ""
+            sure = self._pending[:at]
+            self._pending = ""
             return sure
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        sure = self._held[:cut]
-        self._held = self._held[cut:]
+        keep = max((_overlap(self._pending, stop) for stop in self._stops), default=0)
+        cut = len(self._pending) - keep
+        sure = self._pending[:cut]
+        self._pending = self._pending[cut:]
         return sure
 
     def flush(self) -> str:
-        sure = self._held
-        self._held = ""
+        sure = self._pending
+        self._pending = ""
         return sure
 
 

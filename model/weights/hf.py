@@ -16,7 +16,7 @@ from launchyard.model.layout import parameter_shapes
 from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.zoo import config_from_hf, config_to_hf, rules
-from launchyard.model.zoo.rules import Place, check_keys, places, their_shapes
+from launchyard.model.zoo.rules import TensorLocation, check_keys, tensor_locations, their_shapes
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists, listdir, normal
@@ -39,7 +39,7 @@ class HFWeights:
         self.folder = normal(folder)
         self.config = config_from_hf(read_hf_config(self.folder))
         family = rules(self.config)
-        self._places = places(family, self.config)
+        self._locations = tensor_locations(family, self.config)
         self._files = _open_files(self.folder)
         check_keys(family, self.config, self._files, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
@@ -49,21 +49,21 @@ class HFWeights:
         self._fused: tuple[str, Tensor] | None = None
 
     def keys(self) -> list[str]:
-        return list(self._places)
+        return list(self._locations)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        place = self._places[key]
-        rows, *rest = self._files[place.key].entries[place.key].shape
-        return rows // place.parts, *rest
+        location = self._locations[key]
+        rows, *rest = self._files[location.key].entries[location.key].shape
+        return rows // location.parts, *rest
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""
-        place = self._places[key]
-        if place.parts == 1:
-            return self._files[place.key].get(place.key)
-        if self._fused is None or self._fused[0] != place.key:  # q, k and v are asked for one after the other
-            self._fused = place.key, self._files[place.key].get(place.key)
-        return _split(self._fused[1], place, self.config.n_heads)
+        location = self._locations[key]
+        if location.parts == 1:
+            return self._files[location.key].get(location.key)
+        if self._fused is None or self._fused[0] != location.key:  # q, k and v are asked for one after the other
+            self._fused = location.key, self._files[location.key].get(location.key)
+        return _split(self._fused[1], location, self.config.n_heads)
 
 
 def _open_files(folder: str) -> dict[str, TensorFile]:
@@ -183,31 +183,31 @@ class _Writer:
 def _joined(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Their keys and tensors, each as soon as all of its parts have come."""
     shapes = parameter_shapes(config)
-    where = places(rules(config), config)
+    locations = tensor_locations(rules(config), config)
     waiting: dict[str, dict[int, Tensor]] = {}
-    missing = set(where)
+    missing = set(locations)
     for name, tensor in items:
         if config.tie_embeddings and name == "lm_head.weight":
             continue  # written once, as the table
         if name not in missing:
-            raise ValueError(f"{name} is {'given twice' if name in where else 'no parameter of this model'}")
+            raise ValueError(f"{name} is {'given twice' if name in locations else 'no parameter of this model'}")
         if tuple(tensor.shape) != shapes[name]:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; the config makes it {list(shapes[name])}")
         missing.remove(name)
-        place = where[name]
-        parts = waiting.setdefault(place.key, {})
-        parts[place.part] = tensor
-        if len(parts) == place.parts:
-            yield place.key, _join([parts[n] for n in range(place.parts)], config.n_heads)
-            del waiting[place.key]
+        location = locations[name]
+        parts = waiting.setdefault(location.key, {})
+        parts[location.part] = tensor
+        if len(parts) == location.parts:
+            yield location.key, _join([parts[n] for n in range(location.parts)], config.n_heads)
+            del waiting[location.key]
     if missing:
         raise ValueError(f"{len(missing)} parameters are missing, among them {', '.join(sorted(missing)[:5])}")
 
 
-def _split(fused: Tensor, place: Place, n_heads: int) -> Tensor:
+def _split(fused: Tensor, location: TensorLocation, n_heads: int) -> Tensor:
     """(H * parts * head_dim, …) -> one part, (H * head_dim, …)."""
     rest = fused.shape[1:]
-    return fused.view(n_heads, place.parts, -1, *rest)[:, place.part].reshape(-1, *rest)
+    return fused.view(n_heads, location.parts, -1, *rest)[:, location.part].reshape(-1, *rest)
 
 
 def _join(parts: list[Tensor], n_heads: int) -> Tensor:

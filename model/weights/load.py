@@ -208,7 +208,7 @@ class Writing:
         self._stops = StopStrings(stops)
         self._stream = model.tokenizer.stream(prompt)
         self._max_new_tokens = max_new_tokens
-        self._room = model.config.max_seq_len - len(prompt)
+        self._free_positions = model.config.max_seq_len - len(prompt)
 
     def __iter__(self) -> Iterator[str]:
         for token in self._tokens:
@@ -223,7 +223,7 @@ class Writing:
         self.ended = self._why()
 
     def _why(self) -> Ended:
-        if self._stops.found or self.n_new < min(self._max_new_tokens, self._room):
+        if self._stops.found or self.n_new < min(self._max_new_tokens, self._free_positions):
             return "stop"
         return "length" if self.n_new == self._max_new_tokens else "context"
 

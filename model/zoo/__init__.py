@@ -59,17 +59,19 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     try:
         return FAMILIES[kind].config_from_hf(hf)
     except ValidationError as error:
-        raise ValueError(f"config.json: {_said(error)}") from error
+        raise ValueError(f"config.json: {_describe_errors(error)}") from error
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
     written = FAMILIES[config.family].config_to_hf(config)
     read = config_from_hf(written)
-    lost = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
-            for key, value in config if getattr(read, key) != value]  # fmt: skip
-    if lost:
-        raise ValueError(f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(lost)}")
+    unrepresentable = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
+                       for key, value in config if getattr(read, key) != value]  # fmt: skip
+    if unrepresentable:
+        raise ValueError(
+            f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(unrepresentable)}"
+        )
     return written
 
 
@@ -79,14 +81,14 @@ def make_config(*, preset: str | None, fields: Mapping[str, Any], hf: Mapping[st
     What the base derived from its own sizes (head_dim from dim and n_heads, padded_vocab_size from vocab_size …) is
     derived anew when those sizes are set and it is not. ValueError names every field that is wrong.
     """
-    given = {key: value for key, value in fields.items() if value is not None}
+    overrides = {key: value for key, value in fields.items() if value is not None}
     base = _base(preset, hf)
-    raw = given if base is None else {**_kept(base, given), **given}
+    raw = overrides if base is None else {**_base_knobs(base, overrides), **overrides}
     try:
         return ModelConfig.model_validate(raw)
     except ValidationError as error:
         hint = "" if base is not None else "; a model needs a preset, weights to start from, or all of its knobs"
-        raise ValueError(f"model: {_said(error)}{hint}") from error
+        raise ValueError(f"model: {_describe_errors(error)}{hint}") from error
 
 
 def _base(name: str | None, hf: Mapping[str, Any] | None) -> ModelConfig | None:
@@ -95,22 +97,22 @@ def _base(name: str | None, hf: Mapping[str, Any] | None) -> ModelConfig | None:
     return None if hf is None else config_from_hf(hf)
 
 
-def _kept(base: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+def _base_knobs(base: ModelConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The base's knobs, without those that followed from one that is now given."""
     raw = base.model_dump()
-    changed = {key for key, value in given.items() if key in raw and value != raw[key]}
+    changed = {key for key, value in overrides.items() if key in raw and value != raw[key]}
     if changed & {"dim", "n_heads"} and base.head_dim * base.n_heads == base.dim:
         del raw["head_dim"]
     if "n_heads" in changed and base.n_kv_heads == base.n_heads:
         del raw["n_kv_heads"]
     if "vocab_size" in changed:
         del raw["padded_vocab_size"]
-    if "dim" in changed and isinstance(given["dim"], int) and base.ffn_dim == 4 * base.dim:
-        raw["ffn_dim"] = 4 * given["dim"]
+    if "dim" in changed and isinstance(overrides["dim"], int) and base.ffn_dim == 4 * base.dim:
+        raw["ffn_dim"] = 4 * overrides["dim"]
     return raw
 
 
-def _said(error: ValidationError) -> str:
+def _describe_errors(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import Shape, parameter_shapes
+from launchyard.model.layout import TensorShape, parameter_shapes
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ Rule = Rename | Fused | Drop
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where one of our parameters lies in their files: part `part` of `parts` of the tensor `key`."""
 
     key: str
@@ -49,35 +49,36 @@ class Place:
     parts: int = 1
 
 
-def places(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, Place]:
-    """Our name -> its place among theirs, for every parameter of the config."""
+def tensor_locations(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, TensorLocation]:
+    """Our name -> its location among theirs, for every parameter of the config."""
     shapes = parameter_shapes(config)
-    found = {ours: place for ours, place in _all_places(rules, config) if ours in shapes}
+    found = {ours: location for ours, location in _all_locations(rules, config) if ours in shapes}
     assert found.keys() == shapes.keys(), f"no rule for {sorted(shapes.keys() - found.keys())}"
     return found
 
 
-def their_shapes(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, Shape]:
+def their_shapes(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, TensorShape]:
     """Their key -> its whole shape."""
     shapes = parameter_shapes(config)
     return {
-        place.key: (shapes[ours][0] * place.parts, *shapes[ours][1:]) for ours, place in places(rules, config).items()
+        location.key: (shapes[ours][0] * location.parts, *shapes[ours][1:])
+        for ours, location in tensor_locations(rules, config).items()
     }
 
 
 def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str], *, where: str) -> None:
     """ValueError that names the keys which are missing or which no rule knows."""
     present = set(keys)
-    wanted = {place.key for place in places(rules, config).values()}
+    expected = {location.key for location in tensor_locations(rules, config).values()}
     droppable = [_pattern(rule.theirs) for rule in rules if isinstance(rule, Drop)]
     if config.tie_embeddings:  # many tied models carry a copy of the table as their head
         droppable += [_pattern(rule.theirs) for rule in rules if isinstance(rule, Rename) and _is_head(rule)]
-    unknown = {key for key in present - wanted if not any(pattern.fullmatch(key) for pattern in droppable)}
+    unmatched = {key for key in present - expected if not any(pattern.fullmatch(key) for pattern in droppable)}
     problems = []
-    if missing := wanted - present:
+    if missing := expected - present:
         problems.append(f"missing {_some(missing)}")
-    if unknown:
-        problems.append(f"unknown {_some(unknown)}")
+    if unmatched:
+        problems.append(f"unknown {_some(unmatched)}")
     if problems:
         raise ValueError(
             f"{where}: the tensors do not fit a {config.family} model with {config.n_layers} layers: "
@@ -85,7 +86,7 @@ def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str]
         )
 
 
-def _all_places(rules: tuple[Rule, ...], config: ModelConfig) -> Iterator[tuple[str, Place]]:
+def _all_locations(rules: tuple[Rule, ...], config: ModelConfig) -> Iterator[tuple[str, TensorLocation]]:
     for rule in rules:
         if isinstance(rule, Drop):
             continue
@@ -93,7 +94,7 @@ def _all_places(rules: tuple[Rule, ...], config: ModelConfig) -> Iterator[tuple[
         for layer in range(config.n_layers) if "{i}" in rule.theirs else (0,):
             key = rule.theirs.replace("{i}", str(layer))
             for part, name in enumerate(ours):
-                yield name.replace("{i}", str(layer)), Place(key, part, len(ours))
+                yield name.replace("{i}", str(layer)), TensorLocation(key, part, len(ours))
 
 
 def _is_head(rule: Rename) -> bool:

@@ -61,7 +61,7 @@ class FsspecStore:
         if end == start:  # a range that HTTP cannot name
             return b""
 
-        def ask() -> bytes:
+        def read_range() -> bytes:
             try:
                 return bytes(self._fs.cat_file(self._inner(path), start=start, end=end))
             except Exception as error:
@@ -69,12 +69,12 @@ class FsspecStore:
                     return b""
                 raise
 
-        return self._call("read", path, ask)
+        return self._call("read", path, read_range)
 
     def read_into(self, path: str, start: int, *targets: memoryview) -> int:
-        filling = Filling(targets)
-        filling.take(self.read(path, start, filling.size))
-        return filling.count
+        buffer = ScatterBuffer(targets)
+        buffer.write(self.read(path, start, buffer.size))
+        return buffer.count
 
     def write(self, path: str, raw: bytes) -> None:
         self._call("write", path, lambda: self._fs.pipe_file(self._inner(path), raw))
@@ -101,27 +101,27 @@ class FsspecStore:
         return 0  # these stores forget unfinished uploads by themselves
 
 
-class Filling:
+class ScatterBuffer:
     """Memory in several places, filled from the front: `count` of its `size` bytes so far."""
 
     def __init__(self, targets: Sequence[memoryview]) -> None:
-        self._left = [target for target in reversed(targets) if len(target)]
+        self._unfilled = [target for target in reversed(targets) if len(target)]
         self.size = sum(map(len, targets))
         self.count = 0
 
-    def take(self, raw: bytes) -> None:
+    def write(self, raw: bytes) -> None:
         """Raises ValueError for more bytes than are left."""
         if self.count + len(raw) > self.size:
             raise ValueError(f"{self.count + len(raw)} bytes came where {self.size} were asked for")
         self.count += len(raw)
         view = memoryview(raw)
         while len(view):
-            target = self._left.pop()
+            target = self._unfilled.pop()
             n = min(len(target), len(view))
             target[:n] = view[:n]
             view = view[n:]
             if n < len(target):
-                self._left.append(target[n:])
+                self._unfilled.append(target[n:])
 
 
 class FsspecWriter:

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-def request(fs: Any, method: str, **arguments: Any) -> Coroutine[Any, Any, Any]:
+def send_request(fs: Any, method: str, **arguments: Any) -> Coroutine[Any, Any, Any]:
     """Returns one request of the S3 API, by botocore's names of method and arguments; it is sent when awaited."""
     made: Coroutine[Any, Any, Any] = fs._call_s3(method, **arguments)
     return made

@@ -19,8 +19,8 @@ from typing import Any
 from launchyard.host.priority import step_back
 from launchyard.storage.options import StoreOptions, Writer
 from launchyard.storage.retry import ErrorKind, Retrier, call_timeout, classify_status, one_line
-from launchyard.storage.stores.fsspec import Filling
-from launchyard.storage.stores.private_calls import request
+from launchyard.storage.stores.fsspec import ScatterBuffer
+from launchyard.storage.stores.private_calls import send_request
 
 UPLOAD_PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -85,7 +85,7 @@ class S3Store:
         bucket, key = split(path)
         if "Prefix" not in arguments:
             arguments["Key"] = key
-        return self._run(request(self._fs, method, Bucket=bucket, **arguments), call_timeout(n_bytes))
+        return self._run(send_request(self._fs, method, Bucket=bucket, **arguments), call_timeout(n_bytes))
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
         """Runs a coroutine on s3fs' event loop; after the timeout it is cancelled, and its connection with it.
@@ -116,14 +116,14 @@ class S3Store:
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def exists(self, path: str) -> bool:
-        answer, is_folder = self._look_up(path)
-        return is_folder or answer is not None
+        response, is_folder = self._stat(path)
+        return is_folder or response is not None
 
-    def _look_up(self, path: str) -> tuple[Any, bool]:
-        """Returns the answer to HEAD (None if there is no such object) and then True for a folder of that name."""
+    def _stat(self, path: str) -> tuple[Any, bool]:
+        """Returns the response to HEAD (None if there is no such object) and then True for a folder of that name."""
         _, key = split(path)
 
-        def ask() -> tuple[Any, bool]:
+        def look_up() -> tuple[Any, bool]:
             refusal: Exception | None = None
             try:
                 if key:
@@ -138,23 +138,23 @@ class S3Store:
                 raise refusal
             return None, bool(found.get("KeyCount") or found.get("Contents"))
 
-        result: tuple[Any, bool] = self.retry("look up", path, ask)
+        result: tuple[Any, bool] = self.retry("look up", path, look_up)
         return result
 
     def _head(self, path: str) -> Any:
-        answer, _ = self._look_up(path)
-        if answer is None:
+        response, _ = self._stat(path)
+        if response is None:
             raise FileNotFoundError(2, "No such file", path)
-        return answer
+        return response
 
     def size(self, path: str) -> int:
         return int(self._head(path)["ContentLength"])
 
     def age(self, path: str) -> float:
-        """By the store's clock: its time of the answer less its time of the last write."""
-        answer = self._head(path)
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return float((now - answer["LastModified"]).total_seconds())
+        """By the store's clock: its time of the response less its time of the last write."""
+        response = self._head(path)
+        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - response["LastModified"]).total_seconds())
 
     def listdir(self, path: str) -> list[str]:
         prefix = f"{split(path)[1]}/".lstrip("/")
@@ -184,25 +184,25 @@ class S3Store:
             return 0
 
         async def consume(body: Any) -> int:
-            filling = Filling(targets)
+            buffer = ScatterBuffer(targets)
             while raw := await body.read(BLOCK_BYTES):
-                filling.take(raw)
-            return filling.count
+                buffer.write(raw)
+            return buffer.count
 
         return int(self.retry("read", path, lambda: self._get(path, start, length, consume)) or 0)
 
     def _get(self, path: str, start: int, length: int | None, consume: Callable[[Any], Awaitable[Any]]) -> Any:
         """Returns the value of `consume` for a body; None where the object has no such bytes."""
         bucket, key = split(path)
-        # A whole object comes with its checksum, which botocore checks; the answer to a range says its length twice.
+        # A whole object comes with its checksum, which botocore checks; that of a range states its length twice.
         end = "" if length is None else start + length - 1
         span = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
 
         async def get() -> Any:
             async with asyncio.timeout(call_timeout(0)):
-                answer = await request(self._fs, "get_object", Bucket=bucket, Key=key, **span)
-            expected = _length_of(answer)
-            async with asyncio.timeout(call_timeout(expected)), answer["Body"] as body:
+                response = await send_request(self._fs, "get_object", Bucket=bucket, Key=key, **span)
+            expected = _length_of(response)
+            async with asyncio.timeout(call_timeout(expected)), response["Body"] as body:
                 got = await consume(body)
             count = got if isinstance(got, int) else len(got)
             if count != expected:
@@ -233,7 +233,7 @@ class S3Store:
         try:
             self.attempt("create", "put_object", path, n_bytes=len(raw), Body=raw, IfNoneMatch="*")
         except FileExistsError:
-            if self.read(path, 0, None) != raw:  # else it is ours: the answer to our first try was lost
+            if self.read(path, 0, None) != raw:  # else it is ours: the response to our first try was lost
                 raise
 
     def remove(self, path: str) -> None:
@@ -283,9 +283,9 @@ class PartWriter:
     def write(self, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
         while len(view):
-            left = self._part_bytes - self._part.tell()
-            self._part.write(view[:left])
-            view = view[left:]
+            free = self._part_bytes - self._part.tell()
+            self._part.write(view[:free])
+            view = view[free:]
             if self._part.tell() == self._part_bytes:
                 self._send()
 
@@ -337,7 +337,7 @@ class PartWriter:
                 "complete", "complete_multipart_upload", self._path,
                 n_bytes=self._size, UploadId=self._upload, MultipartUpload={"Parts": parts},
             )  # fmt: skip
-        except FileNotFoundError:  # no such upload: an earlier try completed it, but its answer was lost
+        except FileNotFoundError:  # no such upload: an earlier try completed it, but its response was lost
             if self._store.size(self._path) != self._size:
                 raise
 
@@ -368,10 +368,10 @@ def status_of(error: BaseException | None) -> tuple[int | None, str]:
     return None, ""
 
 
-def _length_of(answer: dict[str, Any]) -> int:
-    """Returns the number of bytes of the body of an answer."""
-    first, _, last = str(answer.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
-    return int(last) - int(first) + 1 if last else int(answer["ContentLength"])
+def _length_of(response: dict[str, Any]) -> int:
+    """Returns the number of bytes in the body of a response."""
+    first, _, last = str(response.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
+    return int(last) - int(first) + 1 if last else int(response["ContentLength"])
 
 
 def describe(error: BaseException) -> str:
@@ -394,7 +394,7 @@ def classify_s3(error: BaseException) -> ErrorKind:
         return "transient"
     if code in _REFUSED:
         return "refused"
-    if status == 400 and code in ("", "400"):  # AWS' answer to a HEAD whose token has expired: it has no body
+    if status == 400 and code in ("", "400"):  # AWS' response to a HEAD whose token has expired: it has no body
         return "refused"
     if status is not None:
         return classify_status(status)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.generate import Sampling, draw, generate, generate_batch
+from launchyard.model.generate import Sampling, draw_tokens, generate, generate_batch
 from launchyard.model.network import linear
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Transformer
@@ -201,7 +201,7 @@ def test_draws_have_the_right_odds(sampling: Sampling) -> None:
     """Chi-square over 20,000 draws; the limit is passed by chance once in a million."""
     n, odds = 20_000, expected(sampling)
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
-    counts = torch.bincount(torch.tensor(draw(LOGITS.expand(n, 8), sampling, uniform)), minlength=8).tolist()
+    counts = torch.bincount(torch.tensor(draw_tokens(LOGITS.expand(n, 8), sampling, uniform)), minlength=8).tolist()
     assert all(count == 0 for count, share in zip(counts, odds, strict=True) if share == 0)
     chi = sum((count - n * share) ** 2 / (n * share) for count, share in zip(counts, odds, strict=True) if share)
     assert chi < 40
@@ -219,19 +219,19 @@ def test_draws_have_the_right_odds(sampling: Sampling) -> None:
 def test_a_draw_is_always_one_of_the_kept_tokens(
     logits: list[float], uniform: float, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    (token,) = draw(torch.tensor([logits]), Sampling(temperature, top_k, top_p), [uniform])
+    (token,) = draw_tokens(torch.tensor([logits]), Sampling(temperature, top_k, top_p), [uniform])
     better = sum(each > torch.tensor(logits)[token].item() for each in torch.tensor(logits).tolist())
     assert better < (top_k or len(logits))
 
 
 def test_the_edges_of_the_draw() -> None:
     almost_one = math.nextafter(1.0, 0.0)
-    assert draw(LOGITS, Sampling(), [0.0]) == [0]
-    assert draw(LOGITS, Sampling(), [almost_one]) == [6], "a token without any odds was drawn"
-    assert draw(LOGITS, Sampling(temperature=0), [0.5]) == [1]
-    assert draw(LOGITS, Sampling(1.0, top_p=1e-9), [almost_one]) == [1]
+    assert draw_tokens(LOGITS, Sampling(), [0.0]) == [0]
+    assert draw_tokens(LOGITS, Sampling(), [almost_one]) == [6], "a token without any odds was drawn"
+    assert draw_tokens(LOGITS, Sampling(temperature=0), [0.5]) == [1]
+    assert draw_tokens(LOGITS, Sampling(1.0, top_p=1e-9), [almost_one]) == [1]
     even = torch.zeros(1, 4)  # of four tokens with 1/4 each, two reach 1/2: a third is not needed
-    assert len({draw(even, Sampling(1.0, top_p=0.5), [number / 64])[0] for number in range(64)}) == 2
+    assert len({draw_tokens(even, Sampling(1.0, top_p=0.5), [number / 64])[0] for number in range(64)}) == 2
 
 
 def test_what_lay_in_memory_before_does_not_reach_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from launchyard.storage import files
 from launchyard.storage.stores import s3 as s3_store
-from launchyard.storage.stores.fsspec import Filling
+from launchyard.storage.stores.fsspec import ScatterBuffer
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, Reset, Slow, where
 from tests.support.store import Bucket
@@ -51,15 +51,15 @@ def test_one_request_fills_several_places(s3: Bucket, proxy: FaultProxy, sizes: 
 
 
 @given(st.lists(st.integers(0, 9), max_size=6), st.lists(st.binary(max_size=9), max_size=8))
-def test_a_filling_is_filled_from_the_front(sizes: list[int], raws: list[bytes]) -> None:
+def test_a_scatter_buffer_is_filled_from_the_front(sizes: list[int], raws: list[bytes]) -> None:
     targets = [bytearray(size) for size in sizes]
-    filling, taken = Filling([memoryview(target) for target in targets]), b""
+    buffer, taken = ScatterBuffer([memoryview(target) for target in targets]), b""
     for raw in raws:
         if len(taken) + len(raw) > sum(sizes):
             with pytest.raises(ValueError, match="asked for"):
-                filling.take(raw)
+                buffer.write(raw)
             break
-        filling.take(raw)
+        buffer.write(raw)
         taken += raw
-    assert filling.count == len(taken) and b"".join(targets)[: len(taken)] == taken
+    assert buffer.count == len(taken) and b"".join(targets)[: len(taken)] == taken
     assert not any(b"".join(targets)[len(taken) :])

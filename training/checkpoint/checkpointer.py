@@ -26,7 +26,14 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_attempt, read_manifest, sealed
-from launchyard.training.checkpoint.commit import FencedError, Identity, Kind, NoValidCheckpointError, Save, fenced
+from launchyard.training.checkpoint.commit import (
+    CheckpointKind,
+    FencedError,
+    Identity,
+    NoValidCheckpointError,
+    Save,
+    fenced,
+)
 from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
@@ -69,7 +76,7 @@ class Checkpointer:
         self._must_sweep = True  # after the first save: what a killed attempt was still writing when this one began
 
     # -- save ----------------------------------------------------------------------------------------------------
-    def take_memory(self, shards: dict[str, Shard]) -> None:
+    def allocate_staging(self, shards: dict[str, Shard]) -> None:
         """Begin to allocate the host memory for staging, so that the first save finds it: fresh pages are slow."""
 
         def allocate() -> None:
@@ -82,7 +89,7 @@ class Checkpointer:
             self._thread = threading.Thread(target=allocate, name="stage-memory", daemon=True)
             self._thread.start()
 
-    def save(self, step: int, shards: dict[str, Shard], train_state: dict[str, Any], kind: Kind) -> float:
+    def save(self, step: int, shards: dict[str, Shard], train_state: dict[str, Any], kind: CheckpointKind) -> float:
         """Begin a save of the state after `step` steps; returns the seconds for which training was held up."""
         began = time.perf_counter()
         self.wait()
@@ -188,7 +195,7 @@ class Checkpointer:
     @property
     def _file_name(self) -> str:
         """Of this rank's shards, in every checkpoint of this attempt."""
-        return layout.shards(self._world.attempt, self._world.rank)
+        return layout.shard_file(self._world.attempt, self._world.rank)
 
     def _forget(self, step: int) -> None:
         """Take back what no manifest will name: whoever has the run now may have swept before it was there."""
@@ -353,19 +360,19 @@ class Checkpointer:
                 yield step
 
     def _read_manifest(self, folder: str) -> Manifest:
-        answer: Any = None
+        result: Any = None
         if self._world.is_main:
             try:
-                answer = read_manifest(folder)
+                result = read_manifest(folder)
             except StoreError as error:  # it may be whole: no reason to fall back
-                answer = error
+                result = error
             except (CorruptError, OSError) as error:
-                answer = CorruptError(str(error))
-        answer = from_rank_zero(answer)
-        if isinstance(answer, Exception):
-            raise answer
-        assert isinstance(answer, Manifest)
-        return answer
+                result = CorruptError(str(error))
+        result = from_rank_zero(result)
+        if isinstance(result, Exception):
+            raise result
+        assert isinstance(result, Manifest)
+        return result
 
     def _check_identity(self, folder: str, manifest: Manifest) -> None:
         if not same_knobs(manifest.model, self._identity.model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["permanent", "temporary"]
+CheckpointKind = Literal["permanent", "temporary"]
 
 
 class NoValidCheckpointError(Exception):
@@ -33,7 +33,7 @@ class Save:
     """One save under way."""
 
     step: int
-    kind: Kind
+    kind: CheckpointKind
     train_state: dict[str, Any]
     began: float
     stall_seconds: float

@@ -47,7 +47,7 @@ PIECE_BYTES = 32 << 20
 READERS = 4
 
 
-def cut(shard: Shard) -> Iterable[tuple[int, int]]:
+def row_ranges(shard: Shard) -> Iterable[tuple[int, int]]:
     """(first row, rows) of each piece of this rank's part; a scalar is one piece."""
     tensor = shard.tensor
     if tensor.ndim == 0:
@@ -71,7 +71,7 @@ class ShardSavePlanner(SavePlanner):
                 self._item(key, shard, start, rows)
                 for key, shard in self._shards.items()
                 if shard.writes and shard.tensor.numel()
-                for start, rows in cut(shard)
+                for start, rows in row_ranges(shard)
             ]
         )
 
@@ -228,8 +228,8 @@ class ShardLoadPlanner(LoadPlanner):
         raise AssertionError("our checkpoints hold tensors only")
 
     def resolve_tensor(self, read_item: Any) -> Tensor:
-        whole = self._shards[read_item.dest_index.fqn].tensor
-        return whole[_box(read_item.dest_offsets, read_item.lengths)] if whole.ndim else whole
+        target = self._shards[read_item.dest_index.fqn].tensor
+        return target[_slices(read_item.dest_offsets, read_item.lengths)] if target.ndim else target
 
     def commit_tensor(self, read_item: Any, tensor: Tensor) -> None: ...
 
@@ -285,22 +285,22 @@ class ShardReader(StorageReader):
         runs: list[list[Any]] = []
         file = ""
         end = 0
-        room = 0
+        budget = 0
         for item in sorted(items, key=lambda item: (self._piece_of(item).file, self._piece_of(item).start)):
             piece = self._piece_of(item)
-            if (piece.file, piece.start) != (file, end) or piece.length > room:
+            if (piece.file, piece.start) != (file, end) or piece.length > budget:
                 runs.append([])
-                room = PIECE_BYTES
+                budget = PIECE_BYTES
             runs[-1].append(item)
             file = piece.file
             end = piece.start + piece.length
-            room = room - piece.length
+            budget = budget - piece.length
         return runs
 
     @torch.no_grad()
     def _read(self, run: list[Any], planner: LoadPlanner) -> None:
         """Straight into a tensor's memory where a whole piece belongs there, else through a buffer."""
-        asked = []
+        requests = []
         buffered = []
         for item in run:
             piece = self._piece_of(item)
@@ -310,11 +310,11 @@ class ShardReader(StorageReader):
             else:
                 memory = memoryview(bytearray(piece.length))
                 buffered.append((item, piece, target, memory))
-            asked.append((item.storage_index.fqn, piece, memory))
-        read_pieces(f"{self._folder}/{asked[0][1].file}", *asked)
+            requests.append((item.storage_index.fqn, piece, memory))
+        read_pieces(f"{self._folder}/{requests[0][1].file}", *requests)
         for item, piece, target, memory in buffered:
             source = torch.frombuffer(memory, dtype=target.dtype).view(piece.sizes)
-            target.copy_(source[_box(item.storage_offsets, item.lengths)] if piece.sizes else source)
+            target.copy_(source[_slices(item.storage_offsets, item.lengths)] if piece.sizes else source)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
@@ -340,5 +340,5 @@ def _length(item: WriteItem) -> int:
     return DTYPE_BYTES[dtype] * math.prod(sizes)
 
 
-def _box(offsets: Any, lengths: Any) -> tuple[slice, ...]:
+def _slices(offsets: Any, lengths: Any) -> tuple[slice, ...]:
     return tuple(slice(at, at + length) for at, length in zip(offsets, lengths, strict=True))

@@ -53,14 +53,14 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
         if not parameter.requires_grad:
             continue
         name = clean_name(raw_name)
-        whole = parameter.detach()
-        found[f"model.{name}"] = _shard(f"model.{name}", whole, local(whole))
+        tensor = parameter.detach()
+        found[f"model.{name}"] = _shard(f"model.{name}", tensor, local(tensor))
         for key, moment in optimizer.state(parameter).items() if optimizer else ():
-            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", whole, moment)
+            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", tensor, moment)
     return found
 
 
-def _shard(key: str, whole: Tensor, part: Tensor) -> Shard:
-    """A part that is cut as `whole` is."""
-    mine, copies = replica(whole)
-    return Shard(tuple(whole.shape), shard_extent(whole)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)
+def _shard(key: str, tensor: Tensor, part: Tensor) -> Shard:
+    """A part that is cut as `tensor` is."""
+    mine, copies = replica(tensor)
+    return Shard(tuple(tensor.shape), shard_extent(tensor)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)

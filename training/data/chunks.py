@@ -84,16 +84,16 @@ def open_chunk(chunk: Chunk) -> Array:
 def check_bytes(chunk: Chunk, size: int, xxh3: str | None) -> None:
     """CorruptError unless a file of this size and hash is the chunk."""
     if size != chunk.size:
-        said = "cut" if size < chunk.size else "changed"
-        raise CorruptError(f"{chunk.path} has {size} bytes instead of {chunk.size}: it is {said}")
+        fault = "cut" if size < chunk.size else "changed"
+        raise CorruptError(f"{chunk.path} has {size} bytes instead of {chunk.size}: it is {fault}")
     if chunk.xxh3 is not None and xxh3 != chunk.xxh3:
         raise CorruptError(f"{chunk.path} is changed: its hash is not what was written")
 
 
 def tokens_of(chunk: Chunk, raw: Array) -> Array:
     """The tokens in the bytes of a chunk. CorruptError if the header is of another."""
-    words = raw[: chunk.header].view("<u4")
-    if (int(words[0]), int(words[1]), int(words[-1])) != (chunk.items, chunk.header, chunk.size):
+    header = raw[: chunk.header].view("<u4")
+    if (int(header[0]), int(header[1]), int(header[-1])) != (chunk.items, chunk.header, chunk.size):
         raise CorruptError(
             f"{chunk.path} is changed: its header does not fit {chunk.items} items in {chunk.size} bytes"
         )
@@ -115,7 +115,7 @@ def fetch_chunk(
     `beat` is called now and then, also while nothing comes; what it raises ends the fetch. `note` hears of each
     request to a store how many seconds it took and whether it was answered, in the thread that made it.
     """
-    for left in reversed(range(READS)):
+    for tries_left in reversed(range(READS)):
         digest = xxhash.xxh3_64()
         size = 0
         try:
@@ -128,7 +128,7 @@ def fetch_chunk(
         except FileNotFoundError as error:
             raise CorruptError(f"{chunk.path} is missing") from error
         except CorruptError:
-            if not left:
+            if not tries_left:
                 raise
         else:
             return digest.hexdigest()
@@ -137,8 +137,8 @@ def fetch_chunk(
 
 def put(target: Array, at: int, raw: bytes | memoryview) -> None:
     """A sink that fills an array of the right size; of a chunk that is longer, fetch_chunk tells."""
-    room_left = target[at : at + len(raw)]
-    room_left[:] = np.frombuffer(raw, np.uint8)[: len(room_left)]
+    part = target[at : at + len(raw)]
+    part[:] = np.frombuffer(raw, np.uint8)[: len(part)]
 
 
 def _timed(note: Note, request: Callable[[], Read]) -> Read:
@@ -163,21 +163,21 @@ def _pieces(chunk: Chunk, beat: Callable[[], None], note: Note) -> Iterator[memo
     starts = deque(range(0, chunk.size + 1, PIECE_BYTES))  # a byte more: a longer file is not what was written
     buffers = min(len(starts), PIECES_AT_ONCE)
     free = [bytearray(min(PIECE_BYTES, chunk.size + 1)) for _ in range(buffers)]
-    asked: deque[tuple[bytearray, Future[int]]] = deque()
+    pending: deque[tuple[bytearray, Future[int]]] = deque()
     context = contextvars.copy_context()  # holds the retry budget of the caller
 
     def read(start: int, buffer: bytearray) -> int:
         length = min(PIECE_BYTES, chunk.size + 1 - start)
-        ask = partial(context.copy().run, files.read_into, chunk.path, start, memoryview(buffer)[:length])
-        return _timed(note, ask)
+        read_piece = partial(context.copy().run, files.read_into, chunk.path, start, memoryview(buffer)[:length])
+        return _timed(note, read_piece)
 
     pool = ThreadPoolExecutor(buffers, thread_name_prefix="fetch-pieces")
     try:
-        while starts or asked:
+        while starts or pending:
             while starts and free:
                 buffer = free.pop()
-                asked.append((buffer, pool.submit(read, starts.popleft(), buffer)))
-            buffer, future = asked.popleft()
+                pending.append((buffer, pool.submit(read, starts.popleft(), buffer)))
+            buffer, future = pending.popleft()
             while not wait([future], HEARTBEAT_SECONDS).done:
                 beat()
             yield memoryview(buffer)[: future.result()]

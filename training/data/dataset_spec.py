@@ -51,10 +51,10 @@ def _missing(folder: str) -> str:
 
 
 def _prepared(folder: str, dataset: Dataset) -> DataSpec:
-    held = dataset.splits.get("validation")
+    held_out = dataset.splits.get("validation")
     return DataSpec(
         train=(TokenSource(folder=f"{folder}/train", n_tokens=dataset.splits["train"].tokens),),
-        validation=(TokenSource(folder=f"{folder}/validation", n_tokens=held.tokens),) if held else (),
+        validation=(TokenSource(folder=f"{folder}/validation", n_tokens=held_out.tokens),) if held_out else (),
         tokenizer=f"{folder}/{TOKENIZER}",
         digest=dataset.digest,
     )
@@ -64,11 +64,11 @@ def _bare(folder: str) -> DataSpec:
     index = read_index(folder)
     if index.n_tokens < 1:
         raise ValueError(f"{folder}/{INDEX} lists no tokens")
-    said = [[chunk.filename, chunk.chunk_bytes, chunk.chunk_size, chunk.dim] for chunk in index.chunks]
+    entries = [[chunk.filename, chunk.chunk_bytes, chunk.chunk_size, chunk.dim] for chunk in index.chunks]
     if exists(f"{folder}/{DIGESTS}"):
         digest = read_model(f"{folder}/{DIGESTS}", Digests).digest
     else:
-        digest = hashlib.sha256(json.dumps([index.dtype, said]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([index.dtype, entries]).encode()).hexdigest()
     train = TokenSource(folder=folder, n_tokens=index.n_tokens)
     return DataSpec(train=(train,), validation=(), tokenizer=None, digest=digest)
 
@@ -85,30 +85,30 @@ def mix(specs: Sequence[DataSpec], weights: Sequence[float]) -> DataSpec:
     if twice := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
         raise ValueError(f"{twice[0]} is named twice; give it once, with the sum of its weights")
     _check_same_tokenizer(folders)
-    said = [[spec.digest, float(weight)] for spec, weight in zip(specs, weights, strict=True)]
+    parts = [[spec.digest, float(weight)] for spec, weight in zip(specs, weights, strict=True)]
     return DataSpec(
         train=tuple(source.model_copy(update={"weight": float(weight)}) for source, weight in train),
         validation=tuple(source for spec in specs for source in spec.validation),
         tokenizer=next((spec.tokenizer for spec in specs if spec.tokenizer is not None), None),
-        digest=hashlib.sha256(json.dumps(said).encode()).hexdigest(),
+        digest=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
     )
 
 
 def with_validation(spec: DataSpec, source: str) -> DataSpec:
     """The same, validated on another folder of tokens: on its held-out part if it has one, else on all of it."""
-    held = open_dataset(source)
-    _check_same_tokenizer([one.folder for one in (*spec.train, *held.train)])
-    digest = hashlib.sha256(f"{spec.digest} {held.digest}".encode()).hexdigest()
-    return spec.model_copy(update={"validation": held.validation or held.train, "digest": digest})
+    validation = open_dataset(source)
+    _check_same_tokenizer([one.folder for one in (*spec.train, *validation.train)])
+    digest = hashlib.sha256(f"{spec.digest} {validation.digest}".encode()).hexdigest()
+    return spec.model_copy(update={"validation": validation.validation or validation.train, "digest": digest})
 
 
 def _check_same_tokenizer(folders: Sequence[str]) -> None:
     """ValueError names two folders whose tokens were made by different tokenizers, where they say which."""
-    known = [(folder, made_by) for folder in folders if (made_by := _tokenizer_of(folder)) is not None]
-    for folder, made_by in known[1:]:
-        if made_by != known[0][1]:
+    recorded = [(folder, made_by) for folder in folders if (made_by := _tokenizer_of(folder)) is not None]
+    for folder, made_by in recorded[1:]:
+        if made_by != recorded[0][1]:
             raise ValueError(
-                f"{folder} was made by another tokenizer than {known[0][0]}; prepare both with the same one"
+                f"{folder} was made by another tokenizer than {recorded[0][0]}; prepare both with the same one"
             )
 
 

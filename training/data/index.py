@@ -33,7 +33,7 @@ ITEM_BYTES = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -80,13 +80,13 @@ class Index(BaseModel):
         return sum(chunk.dim or 0 for chunk in self.chunks)
 
 
-class ChunkDigest(Frozen):
+class ChunkDigest(FrozenModel):
     bytes: int
     tokens: int
     xxh3: str = Field(description="xxh3_64 of the whole file, in hex.")
 
 
-class Digests(Frozen):
+class Digests(FrozenModel):
     """digests.json: what every chunk must be, by file name."""
 
     format: Literal[1] = 1
@@ -98,7 +98,7 @@ class Digests(Frozen):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-class SourceEntry(Frozen):
+class SourceEntry(FrozenModel):
     """One file that was read. `bytes` and `xxh3` are of the file as it lies, compressed if it is."""
 
     name: str
@@ -107,14 +107,14 @@ class SourceEntry(Frozen):
     xxh3: str
 
 
-class TokenizerEntry(Frozen):
+class TokenizerEntry(FrozenModel):
     file: str
     sha256: str
     eos: str
     eos_id: int
 
 
-class Options(Frozen):
+class Options(FrozenModel):
     """What was asked for; together with sources and tokenizer it decides every byte."""
 
     validation: float = 0.0
@@ -124,21 +124,21 @@ class Options(Frozen):
     eos: str | None = None
 
 
-class HoldOut(Frozen):
+class HoldOut(FrozenModel):
     """How the held-out part was chosen, see training/data/prepare/split.py."""
 
     unit: Literal["nothing", "documents", "sections"]
     section_chars: int | None = None
 
 
-class SplitEntry(Frozen):
+class SplitEntry(FrozenModel):
     tokens: int
     documents: int = Field(description="Document ends, so also the ends of parts of a document cut by the hold-out.")
     chunks: int
     digest: str
 
 
-class Dataset(Frozen):
+class Dataset(FrozenModel):
     """dataset.json: the whole story of a prepared folder."""
 
     format: Literal[1] = 1

@@ -30,21 +30,21 @@ class Mixture:
         self.counts = counts_of(weights)
         value = STRIDE * np.arange(PERIOD, dtype=np.int64) % PERIOD
         source = np.searchsorted(np.cumsum(self.counts), value, side="right").astype(np.int16)
-        places = np.argsort(source, kind="stable")  # those of the first source in order, then of the second …
+        positions = np.argsort(source, kind="stable")  # those of the first source in order, then of the second …
         rank = np.empty(PERIOD, np.int32)
-        rank[places] = np.concatenate([np.arange(count) for count in self.counts])
+        rank[positions] = np.concatenate([np.arange(count) for count in self.counts])
         self._source = source
         self._rank = rank
         shift = (np.arange(n_streams) * STREAM_STRIDE % 1 * PERIOD).astype(np.int64) * pow(STRIDE, -1, PERIOD)
         self._starts = (seed + shift) % PERIOD
-        own = np.split(places, np.cumsum(self.counts)[:-1])
+        own = np.split(positions, np.cumsum(self.counts)[:-1])
         self._before = np.stack([np.searchsorted(of_one, self._starts) for of_one in own])  # (sources, streams)
 
     def at(self, stream: Ids, position: Ids) -> tuple[Ids, Ids]:
         """Source of each stream's `position`-th sample, and how many of that source the stream had before it."""
-        turn, place = np.divmod(self._starts[stream] + position, PERIOD)
-        source: Ids = self._source[place].astype(np.int64)
-        return source, turn * self.counts[source] + self._rank[place] - self._before[source, stream]
+        turn, offset = np.divmod(self._starts[stream] + position, PERIOD)
+        source: Ids = self._source[offset].astype(np.int64)
+        return source, turn * self.counts[source] + self._rank[offset] - self._before[source, stream]
 
 
 def counts_of(weights: Sequence[float]) -> Ids:

@@ -46,8 +46,8 @@ class Order:
         shuffle: bool = True,
         block_samples: int = 16384,
     ) -> None:
-        given = {"n_samples": min(n_samples, default=0), "global_batch_size": global_batch_size}
-        for name, value in {**given, "block_samples": block_samples}.items():
+        positive = {"n_samples": min(n_samples, default=0), "global_batch_size": global_batch_size}
+        for name, value in {**positive, "block_samples": block_samples}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; the order of samples needs at least 1")
         if weights is not None and len(weights) != len(n_samples):
@@ -64,8 +64,8 @@ class Order:
         ]
         self._mixture: Mixture | None = None
         if weights is not None and len(weights) > 1:
-            where = int(_key(seed, 5)[0] % np.uint64(2**32)) if shuffle else 0
-            self._mixture = Mixture(weights, seed=where, n_streams=self.n_streams)
+            mixture_seed = int(_key(seed, 5)[0] % np.uint64(2**32)) if shuffle else 0
+            self._mixture = Mixture(weights, seed=mixture_seed, n_streams=self.n_streams)
 
     def sample_ids(self, step: int) -> Ids:
         """The samples of step 0, 1, 2 …, one a slot of the global batch: (global_batch_size,) int64."""
@@ -139,20 +139,20 @@ class _Source:
         """The sample at a place of the order in which blocks were dealt. A last, shorter block stays where it is."""
         block = max(1, min(self.block_samples, self.n_samples // (self.n_streams * BLOCKS_PER_STREAM)))
         blocks = self.n_samples // block
-        whole = canonical < blocks * block
-        source = np.where(whole, canonical // block, 0)
+        in_full_block = canonical < blocks * block
+        source = np.where(in_full_block, canonical // block, 0)
         dealt = permute(source, np.full_like(source, blocks), _key(self.seed, 2))
-        return np.where(whole, dealt * block + canonical % block, canonical)
+        return np.where(in_full_block, dealt * block + canonical % block, canonical)
 
 
 def _within_epoch(index: Ids, size: Ids, *, window: int, key: Words) -> Ids:
     """A permutation of 0 … size - 1: whole windows in permuted order, then the odd rest, each permuted inside."""
     windows = size // window
     which = index // window
-    rest = which >= windows
-    order = permute(np.where(rest, 0, which), np.maximum(windows, 1), _fold(key, 3))
-    which = np.where(rest, which, order)
-    length = np.where(rest, size - windows * window, window)
+    in_tail = which >= windows
+    order = permute(np.where(in_tail, 0, which), np.maximum(windows, 1), _fold(key, 3))
+    which = np.where(in_tail, which, order)
+    length = np.where(in_tail, size - windows * window, window)
     return which * window + permute(index % window, length, _fold(_fold(key, 4), which))
 
 
@@ -164,20 +164,20 @@ def permute(index: Ids, size: Ids, key: Words) -> Ids:
     """
     index, size, key = np.broadcast_arrays(index, size, key)
     shape = index.shape
-    place = index.ravel().astype(np.uint64)
+    position = index.ravel().astype(np.uint64)
     limit = size.ravel().astype(np.uint64)
     key = key.ravel()
     rows = np.sqrt(limit.astype(np.float64)).astype(np.uint64) + np.uint64(1)
     columns = (limit + rows - np.uint64(1)) // rows
-    result = _feistel(place, rows, columns, key)
+    result = _feistel(position, rows, columns, key)
     while (outside := result >= limit).any():
         result[outside] = _feistel(result[outside], rows[outside], columns[outside], key[outside])
     return result.astype(np.int64).reshape(shape)
 
 
-def _feistel(place: Words, rows: Words, columns: Words, key: Words) -> Words:
-    left = place // columns  # < rows
-    right = place % columns  # < columns
+def _feistel(position: Words, rows: Words, columns: Words, key: Words) -> Words:
+    left = position // columns  # < rows
+    right = position % columns  # < columns
     for turn in range(0, ROUNDS, 2):
         left = (left + _mix(right + _fold(key, turn)) % rows) % rows
         right = (right + _mix(left + _fold(key, turn + 1)) % columns) % columns

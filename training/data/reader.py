@@ -163,10 +163,10 @@ class TokenReader:
             total += xxhash.xxh3_64_intdigest(row[: valid + 2].data)
         inputs = torch.from_numpy(rows[:, :length].astype(np.int64))
         labels = torch.from_numpy(rows[:, 1 : length + 1].astype(np.int64))
-        for place, valid in enumerate(lengths):
+        for number, valid in enumerate(lengths):
             if valid < length:
-                inputs[place, valid:] = 0
-                labels[place, valid:] = IGNORE_INDEX
+                inputs[number, valid:] = 0
+                labels[number, valid:] = IGNORE_INDEX
         total %= 2**64
         return Batch(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
 
@@ -219,7 +219,7 @@ class Prefetcher:
         self._slots = (first_slot, n)
         self._pin = pin_memory
         self._queue: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(maxsize=depth)
-        self._taken: list[tuple[int, Batch] | BaseException | None] = []  # out of the queue, and not given yet
+        self._received: list[tuple[int, Batch] | BaseException | None] = []  # out of the queue, and not given yet
         self._closed = threading.Event()
         self._fetcher: Fetcher | None = None
         if reader.cache is not None:
@@ -236,13 +236,13 @@ class Prefetcher:
                 if self._fetcher is not None:
                     self._fetcher.at(step)
                 batch = self._reader.batch(step, *self._slots)
-                self._hand((step, _pinned(batch) if self._pin else batch))
+                self._enqueue((step, _pinned(batch) if self._pin else batch))
                 step += 1
-            self._hand(None)
+            self._enqueue(None)
         except BaseException as error:
-            self._hand(error)
+            self._enqueue(error)
 
-    def _hand(self, item: Any) -> None:
+    def _enqueue(self, item: Any) -> None:
         """Wait for room, but never for a consumer that has gone."""
         while not self._closed.is_set():
             try:
@@ -256,15 +256,15 @@ class Prefetcher:
 
     def ready(self, seconds: float) -> bool:
         """Wait so long for the next item; whether it is there, and `next` will not wait."""
-        if not self._taken:
+        if not self._received:
             with contextlib.suppress(queue.Empty):
-                self._taken.append(self._queue.get(timeout=seconds))
-        return bool(self._taken)
+                self._received.append(self._queue.get(timeout=seconds))
+        return bool(self._received)
 
     def __next__(self) -> tuple[int, Batch]:
         if self._closed.is_set():
             raise StopIteration
-        item = self._taken.pop() if self._taken else self._queue.get()
+        item = self._received.pop() if self._received else self._queue.get()
         if isinstance(item, tuple):
             return item
         self.close()

@@ -66,7 +66,7 @@ class TokenStore:
             self.cache.join(self)
         self._verified: set[int] = set()
         self._open: OrderedDict[int, Array] = OrderedDict()
-        self._held: dict[int, OpenChunk] = {}
+        self._cached: dict[int, OpenChunk] = {}
         self._lock = threading.Lock()
         self._brought = dict[int, threading.Lock]()
 
@@ -119,10 +119,10 @@ class TokenStore:
             found = self._open.get(number)
             if found is not None:
                 return found
-            held = self.cache.open(self.chunks[number], urgent=urgent, beat=beat)
-            tokens = tokens_of(self.chunks[number], held.raw)
+            opened = self.cache.open(self.chunks[number], urgent=urgent, beat=beat)
+            tokens = tokens_of(self.chunks[number], opened.raw)
             self._check_ids(number, tokens)
-            return self._keep(number, tokens, held)
+            return self._keep(number, tokens, opened)
 
     def verify(self, number: int) -> None:
         """Read a whole chunk where it lies, past the cache. CorruptError if it is not what was written."""
@@ -137,38 +137,38 @@ class TokenStore:
 
     def _map(self, number: int) -> Array:
         chunk = self.chunks[number]
-        known = number in self._verified  # opened again after MAX_OPEN_CHUNKS others
-        tokens = open_chunk(replace(chunk, xxh3=None) if known else chunk)
+        verified = number in self._verified  # opened again after MAX_OPEN_CHUNKS others
+        tokens = open_chunk(replace(chunk, xxh3=None) if verified else chunk)
         self._check_ids(number, tokens)
         return tokens
 
-    def _keep(self, number: int, tokens: Array, held: OpenChunk | None) -> Array:
+    def _keep(self, number: int, tokens: Array, opened: OpenChunk | None) -> Array:
         with self._lock:
             self._open[number] = tokens
-            if held is not None:
-                self._held[number] = held
+            if opened is not None:
+                self._cached[number] = opened
             while len(self._open) > MAX_OPEN_CHUNKS:
-                self._held.pop(self._open.popitem(last=False)[0], None)
+                self._cached.pop(self._open.popitem(last=False)[0], None)
         return tokens
 
     def drop_evicted(self) -> None:
         """Let go of chunks that the cache has given up: a mapping would keep their room."""
         assert self.cache is not None
-        for number, held in list(self._held.items()):
-            if self.cache.gone(held):
+        for number, opened in list(self._cached.items()):
+            if self.cache.evicted(opened):
                 with self._lock:
-                    if self._held.get(number) is held:
-                        del self._held[number], self._open[number]
+                    if self._cached.get(number) is opened:
+                        del self._cached[number], self._open[number]
 
-    def touch_held(self) -> None:
+    def touch_open(self) -> None:
         """Tell the cache what is still in use."""
         assert self.cache is not None
-        for held in list(self._held.values()):
-            self.cache.touch(held)
+        for opened in list(self._cached.values()):
+            self.cache.touch(opened)
 
     def _check_ids(self, number: int, tokens: Array) -> None:
-        known = number in self._verified and (self.cache is None or self.chunks[number].xxh3 is not None)
-        if known or not len(tokens):
+        verified = number in self._verified and (self.cache is None or self.chunks[number].xxh3 is not None)
+        if verified or not len(tokens):
             return
         size = MAX_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
         low = int(tokens.min())

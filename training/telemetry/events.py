@@ -18,7 +18,7 @@ from launchyard.training.distributed import World
 from launchyard.training.telemetry.exporter import Exporter
 
 REPEAT_SECONDS = 30.0  # between two events about the same trouble
-WORTH_TELLING_SECONDS = 2.0  # stores stumble all the time
+REPORT_SECONDS = 2.0  # stores stumble all the time
 
 
 class OnEvent(Protocol):
@@ -75,7 +75,7 @@ class StoreEvents:
         self._checkpoints = run.path(layout.CHECKPOINTS)
         self._on_event = on_event
         self._exporter = exporter
-        self._said: float | None = None
+        self._reported_at: float | None = None
         self._lock = threading.Lock()
 
     def __call__(self, retried: RetryEvent) -> None:
@@ -83,13 +83,14 @@ class StoreEvents:
             self._exporter.add("trainer_checkpoint_retries_total")
         elif not retried.over and not retried.path.startswith(self._run_url):
             self._exporter.add("trainer_data_retries_total")
-        if retried.seconds + retried.pause < WORTH_TELLING_SECONDS:
+        if retried.seconds + retried.pause < REPORT_SECONDS:
             return
         with self._lock:
             now = time.monotonic()
-            if self._said is None if retried.over else self._said is not None and now - self._said < REPEAT_SECONDS:
+            last = self._reported_at
+            if last is None if retried.over else last is not None and now - last < REPEAT_SECONDS:
                 return
-            self._said = None if retried.over else now
+            self._reported_at = None if retried.over else now
         message = f"could not {retried.what}: {retried.message}" if retried.message else f"could {retried.what}"
         self._on_event(
             events.STORE_ANSWERS if retried.over else events.STORE_TROUBLE,

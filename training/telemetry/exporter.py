@@ -37,7 +37,7 @@ class Exporter:
         }
         self._values: dict[str, dict[Labels, float]] = {name: {} for name in self._metrics}
         self._buckets: dict[str, dict[Labels, Buckets]] = {name: {} for name in self._metrics}
-        self._looks: list[Callable[[Exporter], None]] = []
+        self._callbacks: list[Callable[[Exporter], None]] = []
         self._scraped: list[float] = []  # the last two times
         self._news = threading.Event()
         for metric in self._metrics.values():
@@ -57,8 +57,8 @@ class Exporter:
 
     # -- what a worker says ------------------------------------------------------------------------------------------
     def _labels(self, name: str, labels: dict[str, str]) -> Labels:
-        wanted = self._metrics[name].labels
-        return tuple(self._rank if label == "rank" else labels[label] for label in wanted) if wanted else ()
+        names = self._metrics[name].labels
+        return tuple(self._rank if label == "rank" else labels[label] for label in names) if names else ()
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """A gauge. The label `rank` is this worker's, here and below."""
@@ -117,17 +117,17 @@ class Exporter:
             values["trainer_mfu_ratio"][()] = mfu
         self.observe("trainer_step_duration_seconds", row["step_seconds"])
 
-    def before_scrapes(self, look: Callable[[Exporter], None]) -> None:
-        """Have `look` called before each answer, by the thread that gives it, to set what is only read then."""
-        self._looks.append(look)
+    def before_scrapes(self, callback: Callable[[Exporter], None]) -> None:
+        """Have `callback` called before each answer, by the thread that gives it, to set what is only read then."""
+        self._callbacks.append(callback)
 
     # -- what a scrape sees ------------------------------------------------------------------------------------------
     def describe(self) -> list[Any]:
         return []
 
     def collect(self) -> Iterator[Any]:
-        for look in list(self._looks):
-            look(self)
+        for callback in list(self._callbacks):
+            callback(self)
         for name, metric in self._metrics.items():
             found = family_of(metric, dict(self._values[name]), dict(self._buckets[name]))
             if found is not None:

@@ -23,7 +23,7 @@ STACKS = signal.SIGQUIT  # asks a worker for the stacks of all its threads, in i
 FLOOR_SECONDS = 45.0  # a step may always take so long
 TIMES_MEDIAN = 10.0
 SLOW_PHASES = ("init", "checkpoint_blocking", "validation")
-STEPS_KNOWN = 32
+WINDOW_STEPS = 32
 _LAYOUT = struct.Struct("<8q4d")
 _MAGIC = 0x6C61756E6368
 
@@ -55,17 +55,17 @@ class Limits:
         self._fixed = step_seconds
         self.slow = max(slow_seconds, 3 * retry_seconds)
         self._steps: list[float] = []
-        self._seen = 0
+        self._count = 0
         self.step = self.slow  # the first step may compile
 
-    def took(self, seconds: float) -> None:
+    def add_step(self, seconds: float) -> None:
         """A step was done in that time."""
-        self._seen += 1
-        if len(self._steps) < STEPS_KNOWN:
+        self._count += 1
+        if len(self._steps) < WINDOW_STEPS:
             self._steps.append(seconds)
         else:
-            self._steps[self._seen % STEPS_KNOWN] = seconds
-        if self._seen <= 3 or self._seen % 16 == 0:  # a median costs more than all the rest
+            self._steps[self._count % WINDOW_STEPS] = seconds
+        if self._count <= 3 or self._count % 16 == 0:  # a median costs more than all the rest
             self.step = self._fixed or max(FLOOR_SECONDS, TIMES_MEDIAN * median(self._steps))
 
     def of(self, phase: str) -> tuple[float, float]:
@@ -93,25 +93,25 @@ class PulseWriter:
         self._since = time.monotonic()
         self._waiting = False
         self._writes = 0
-        self._tell(self._since)
+        self._write(self._since)
 
     def enter(self, phase: str, now: float, waiting: bool) -> None:
         self._phase = PHASES.index(phase)
         self._since = now
         self._waiting = waiting
         self._collectives += waiting
-        self._tell(now)
+        self._write(now)
 
     def beat(self) -> None:
         """Alive, in the same phase."""
-        self._tell(time.monotonic())
+        self._write(time.monotonic())
 
     def stepped(self, step: int, seconds: float) -> None:
         self._step = step
         if self.limits is not None:
-            self.limits.took(seconds)
+            self.limits.add_step(seconds)
 
-    def _tell(self, now: float) -> None:
+    def _write(self, now: float) -> None:
         limit, phase_limit = self.limits.of(PHASES[self._phase]) if self.limits is not None else (0.0, 0.0)
         self._writes += 1
         _LAYOUT.pack_into(
@@ -125,7 +125,7 @@ class PulseWriter:
             os.unlink(self._file)
 
 
-def answer_with_stacks() -> None:
+def dump_stacks_on_signal() -> None:
     """On STACKS, print the Python stacks of all threads to stderr: in C, without the interpreter's lock."""
     faulthandler.enable()  # on a crash as well
     faulthandler.register(STACKS, all_threads=True, chain=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["gauge", "counter", "histogram"]
+MetricKind = Literal["gauge", "counter", "histogram"]
 STATES = ("starting", "training", "validating", "stopping", "finished")
 STEP_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SAVE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -25,7 +25,7 @@ class Metric:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     scope: Literal["global", "rank"] = "global"
@@ -138,7 +138,7 @@ PREEMPTION = (
 )
 
 
-def _of_launcher(name: str, kind: Kind, text: str, *labels: str) -> Metric:
+def _of_launcher(name: str, kind: MetricKind, text: str, *labels: str) -> Metric:
     return Metric(name, kind, text, labels, source="launcher")
 
 

@@ -18,7 +18,7 @@ PHASES = (
 OF_A_STEP = ("forward_backward", "optimizer", "other")
 
 
-class Witness(Protocol):
+class PhaseObserver(Protocol):
     """Who is told what this worker does; see training/watchdog.py."""
 
     def enter(self, phase: str, now: float, waiting: bool) -> None: ...
@@ -29,11 +29,11 @@ class Witness(Protocol):
 class PhaseClock:
     """Wall time by phase. There is always exactly one phase, so the phases sum to the time since the start."""
 
-    def __init__(self, started: float | None = None, witness: Witness | None = None) -> None:
+    def __init__(self, started: float | None = None, observer: PhaseObserver | None = None) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._now = ("init", time.monotonic())  # replaced as one, for other threads
-        self.witness = witness
-        self._told = dict.fromkeys(PHASES, 0.0)
+        self.observer = observer
+        self._reported = dict.fromkeys(PHASES, 0.0)
         if started is not None:  # the process began before this clock could
             self.seconds["init"] = max(0.0, time.time() - started)
 
@@ -50,13 +50,13 @@ class PhaseClock:
         before, since = self._now
         self._now = (phase, now)  # first: another thread may then see too little for a moment, and never too much
         self.seconds[before] += now - since
-        if self.witness is not None:
-            self.witness.enter(phase, now, waiting)
+        if self.observer is not None:
+            self.observer.enter(phase, now, waiting)
 
     def beat(self) -> None:
         """A sign of life from within a long phase."""
-        if self.witness is not None:
-            self.witness.beat()
+        if self.observer is not None:
+            self.observer.beat()
 
     def waits(self) -> Waiting:
         """In a collective: that time of a step is no rank's own. What else is timed as a whole stays so."""
@@ -78,12 +78,12 @@ class PhaseClock:
     def lap(self) -> dict[str, float]:
         """Seconds since the last lap of the phases that took any, in whole microseconds that sum to the truth."""
         self.total()
-        told = self._told
+        reported = self._reported
         laps = {}
         for phase, seconds in self.seconds.items():
-            if seconds - told[phase] > 1e-6:
-                laps[phase] = spent = round(seconds - told[phase], 6)
-                told[phase] += spent
+            if seconds - reported[phase] > 1e-6:
+                laps[phase] = spent = round(seconds - reported[phase], 6)
+                reported[phase] += spent
         return laps
 
 

@@ -54,8 +54,8 @@ class Account:
         self._on_read(before)
 
     def _earlier(self) -> tuple[Ledger, list[AttemptFacts]]:
-        known = self._attempt in self._run.attempts()  # else started by hand
-        created = self._run.job(self._attempt).created if known else time.time()
+        claimed = self._attempt in self._run.attempts()  # else started by hand
+        created = self._run.job(self._attempt).created if claimed else time.time()
         submitted = [submission.submitted for submission in self._run.submissions()]
         ledger = Ledger(created)
         before = list(read_facts(self._run, before=self._attempt))
@@ -138,8 +138,8 @@ class Recorder:
         if mfu is not None:
             row["mfu"] = round(mfu, 4)
         row |= {"phases": self._clock.lap(), "attempt": self._world.attempt, "time": round(time.time(), 3)}
-        if self._clock.witness is not None:
-            self._clock.witness.stepped(row["step"], row["step_seconds"])
+        if self._clock.observer is not None:
+            self._clock.observer.stepped(row["step"], row["step_seconds"])
         self._exporter.row(row, tokens=tokens, flops=flops, mfu=mfu)
         if not self._world.is_main:
             return
@@ -149,7 +149,7 @@ class Recorder:
             self._account.row(row, tokens)
         if self._trackers is not None:
             self._trackers.step(row)
-        if (spike := self._spikes.look(row["loss"])) is not None:
+        if (spike := self._spikes.update(row["loss"])) is not None:
             self._exporter.add("trainer_loss_spikes_total")
             if spike.in_a_row == 1:
                 self._on_event(events.LOSS_SPIKE, step=row["step"], loss=spike.loss, usual=round(spike.usual, 4))
@@ -206,7 +206,7 @@ class Recorder:
         if not microseconds or not all(microseconds):  # the first look of an attempt, or not read yet
             return
         seconds = [value / 1e6 / EVERY_STEPS for value in microseconds]
-        found = self._stragglers.look(seconds)
+        found = self._stragglers.update(seconds)
         self._exporter.set("trainer_rank_compute_ratio", self._stragglers.ratios[self._world.rank])
         for one in found if self._world.is_main else ():
             self._on_event(
@@ -222,8 +222,8 @@ class Recorder:
     def _show(self, exporter: Exporter) -> None:
         for phase, seconds in self._clock.so_far().items():
             exporter.count("trainer_phase_seconds_total", seconds, phase=phase)
-        for name, held in memory_of(self._device).items():
-            exporter.set(f"trainer_memory_{name}_bytes", held)
+        for name, amount in memory_of(self._device).items():
+            exporter.set(f"trainer_memory_{name}_bytes", amount)
         if self._cache is not None:
             self._cache.show(exporter)
         if self._account is None or (goodput := self._account.goodput()) is None:
@@ -246,7 +246,7 @@ def memory_of(device: torch.device) -> dict[str, int]:
         }
     import psutil
 
-    held = psutil.Process().memory_info().rss
+    resident = psutil.Process().memory_info().rss
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = max(held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-    return {"allocated": held, "reserved": held, "peak": peak, "capacity": psutil.virtual_memory().total}
+    peak = max(resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return {"allocated": resident, "reserved": resident, "peak": peak, "capacity": psutil.virtual_memory().total}

@@ -17,30 +17,30 @@ class Spike:
 class SpikeFinder:
     """Tells when a loss stands out: by six times the usual distance from the running mean, and by a tenth of it."""
 
-    KNOWN_AFTER = 20
+    WARMUP_STEPS = 20
     MEMORY = 0.95
     NEW_USUAL = 10
 
     def __init__(self) -> None:
         self._mean = 0.0
         self._distance = 0.0
-        self._seen = 0
+        self._count = 0
         self._in_a_row = 0
 
-    def look(self, loss: float) -> Spike | None:
+    def update(self, loss: float) -> Spike | None:
         above = loss - self._mean
-        if self._seen > self.KNOWN_AFTER and above > max(6 * self._distance, 0.1 * abs(self._mean)):
+        if self._count > self.WARMUP_STEPS and above > max(6 * self._distance, 0.1 * abs(self._mean)):
             self._in_a_row += 1
             found = Spike(loss, self._mean, self._in_a_row)
             if self._in_a_row == self.NEW_USUAL:  # it stays there: no spike any more
                 self._mean = loss
                 self._distance = 0.0
-                self._seen = 1
+                self._count = 1
                 self._in_a_row = 0
             return found  # not learned from: a spike must not make the next one look usual
-        self._seen = self._seen + 1
+        self._count = self._count + 1
         self._in_a_row = 0
-        share = 1 - self.MEMORY if self._seen > 1 else 1.0
+        share = 1 - self.MEMORY if self._count > 1 else 1.0
         self._mean += share * above
-        self._distance += (1 - self.MEMORY) * (abs(above) * (self._seen > 1) - self._distance)
+        self._distance += (1 - self.MEMORY) * (abs(above) * (self._count > 1) - self._distance)
         return None

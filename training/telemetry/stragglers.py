@@ -30,11 +30,11 @@ class Stragglers:
     """Looks at the compute times of all ranks, every EVERY_STEPS steps."""
 
     def __init__(self) -> None:
-        self._looks: dict[int, int] = {}
+        self._streaks: dict[int, int] = {}
         self._slow: set[int] = set()
         self.ratios: list[float] = []
 
-    def look(self, seconds: Sequence[float]) -> list[Straggler]:
+    def update(self, seconds: Sequence[float]) -> list[Straggler]:
         """`seconds`: of a step, by rank; what has changed since the last look."""
         usual = median_low(seconds)
         self.ratios = [value / usual if usual > 0 else 1.0 for value in seconds]
@@ -48,9 +48,9 @@ class Stragglers:
 
     def _changed(self, rank: int, ratio: float) -> bool:
         against = ratio < WELL if rank in self._slow else ratio > SLOW
-        self._looks[rank] = self._looks.get(rank, 0) + 1 if against else 0
-        if self._looks[rank] < IN_A_ROW:
+        self._streaks[rank] = self._streaks.get(rank, 0) + 1 if against else 0
+        if self._streaks[rank] < IN_A_ROW:
             return False
-        self._looks[rank] = 0
+        self._streaks[rank] = 0
         self._slow ^= {rank}
         return True

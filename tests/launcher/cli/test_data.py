@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.cli.data import inspect, prepare
 from launchyard.launcher.data.progress import preparing_line
-from launchyard.training.data.prepare.journal import Progress
+from launchyard.training.data.prepare.journal import PrepareProgress
 from tests.support.litdata_reader import write_chunks
 
 
@@ -101,11 +101,11 @@ def test_progress_on_a_terminal_and_elsewhere() -> None:
         def isatty(self) -> bool:
             return True
 
-    half, whole = Progress(50, 100, 3, 1000, 2.0), Progress(100, 100, 6, 2000, 4.0)
+    half, whole = PrepareProgress(50, 100, 3, 1000, 2.0), PrepareProgress(100, 100, 6, 2000, 4.0)
     live, plain = Terminal(), io.StringIO()
     for stream in (live, plain):
         report = preparing_line(stream, every=0.0)
-        report(Progress(0, 100, 0, 0, 0.0, note="said"))
+        report(PrepareProgress(0, 100, 0, 0, 0.0, note="said"))
         report(half)
         report(whole)
     assert plain.getvalue().splitlines() == [

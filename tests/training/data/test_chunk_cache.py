@@ -165,7 +165,7 @@ def test_what_is_read_next_is_not_evicted_for_what_can_wait(tmp_path: Path, remo
     assert store.cache is not None
     store.bring(0), store.bring(1)
     store.cache.keep(store, store.chunks[:2])
-    with pytest.raises(cache_files.NoRoomError):
+    with pytest.raises(cache_files.QuotaError):
         store.bring(2, urgent=False)
     assert kept(tmp_path) == [".bin"] * 2
     store.cache.keep(store, store.chunks[1:2])
@@ -195,7 +195,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(small_disk: Path, remote: str, stream: list[int]) -> None:
     """What is ours goes first; beside what is not ours, memory serves, and it is said once."""
     said: list[str] = []
-    store = opened(remote, small_disk, quota=2**40, say=said.append)
+    store = opened(remote, small_disk, quota=2**40, warn=said.append)
     assert [token for number in range(10) for token in store.chunk(number).tolist()] == stream
     assert kept(small_disk) == [".bin"] * 4
     assert not said
@@ -205,7 +205,7 @@ def test_full_disk(small_disk: Path, remote: str, stream: list[int]) -> None:
     with open(small_disk / "other", "wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
         while True:
             other.write(b"x" * 4096)
-    store = opened(remote, small_disk, quota=2**40, say=said.append)
+    store = opened(remote, small_disk, quota=2**40, warn=said.append)
     assert store.read(0, TOTAL).tolist() == stream
     assert len(said) == 1
     assert "No space left on device" in said[0]
@@ -253,7 +253,7 @@ def test_no_cache_folder(
         monkeypatch.setattr(os, "makedirs", lambda *_, **__: os.mkdir("/proc/nothing"))
     else:
         folder.write_text("")
-    store = opened(remote, folder, quota=2**40, say=said.append)
+    store = opened(remote, folder, quota=2**40, warn=said.append)
     assert store.read(0, TOTAL).tolist() == stream
     assert len(said) == 1
     assert str(folder) in said[0]
@@ -261,7 +261,7 @@ def test_no_cache_folder(
 
 def test_memory_is_bounded_too(tmp_path: Path, remote: str, stream: list[int]) -> None:
     (tmp_path / "c").write_text("")
-    store = opened(remote, tmp_path / "c", quota=2**40, say=lambda _: None)
+    store = opened(remote, tmp_path / "c", quota=2**40, warn=lambda _: None)
     assert store.cache is not None
     store.cache._memory_bytes = 3 * SIZE
     for number in (*range(10), 0, 9):
@@ -286,7 +286,7 @@ def test_damaged_copy_is_dropped_and_brought_again(tmp_path: Path, stream: list[
     new = {"cut": raw[:-100], "empty": b"", "other": path[1].read_bytes()[:-1]}.get(fault, raw)
     path[0].unlink()
     path[0].write_bytes(new)
-    store = opened(url, tmp_path / "c", say=said.append)
+    store = opened(url, tmp_path / "c", warn=said.append)
     assert store.chunk(4).tolist() == stream[4 * CHUNK : 5 * CHUNK]
     assert counters(store).damaged == counters(store).misses == 1
     assert len(said) == 1
@@ -343,13 +343,13 @@ def test_clear_spares_what_is_in_use(
     found = cache_files.sources(str(tmp_path / "c"))
     assert {(source.url, source.chunks, source.in_use) for source in found} == {(remote, 2, True), (unused, 10, False)}
     assert sum(source.bytes for source in found) == sum(entry.size for entry in cache_files.scan(str(tmp_path / "c")))
-    freed, stayed = cache_files.clear(str(tmp_path / "c"))
+    freed, stayed = cache_files.remove_unused(str(tmp_path / "c"))
     assert freed == 10 * (12 + TRAILER_BYTES) + 2 * TOTAL
     assert stayed == [remote]
     assert kept(tmp_path / "c") == [".bin"] * 2
     child.kill()
     child.wait()
-    assert cache_files.clear(str(tmp_path / "c")) == (2 * SIZE, [])
+    assert cache_files.remove_unused(str(tmp_path / "c")) == (2 * SIZE, [])
     assert opened(remote, tmp_path / "c").read(0, TOTAL).tolist() == stream
 
 

@@ -24,7 +24,7 @@ __all__ = ["remote", "stream"]
 
 
 def batches(url: str, folder: Path, quota: int, start: int, stop: int, first: int = 0, n: int = 12) -> list[Any]:
-    store = opened(url, folder, quota=quota, say=lambda _: None)
+    store = opened(url, folder, quota=quota, warn=lambda _: None)
     reader = TokenReader([store], seq_len=256, global_batch_size=12, seed=4)
     with Prefetcher(reader, start_step=start, stop_step=stop, first_slot=first, n=n) as feed:
         return [(step, samples.data_hash, samples.inputs.sum().item()) for step, samples in feed]
@@ -72,7 +72,7 @@ def test_ahead_is_bounded(tmp_path: Path, remote: str) -> None:
 
 def test_too_small_a_cache_is_said(tmp_path: Path, remote: str) -> None:
     said: list[str] = []
-    store = opened(remote, tmp_path, quota=2 * SIZE, say=said.append)
+    store = opened(remote, tmp_path, quota=2 * SIZE, warn=said.append)
     reader = TokenReader([store], seq_len=256, global_batch_size=12, seed=4)
     with Prefetcher(reader, stop_step=2) as feed:
         list(feed)

@@ -19,7 +19,7 @@ from launchyard.training.data.dataset_spec import open_dataset, vocab_size_of
 from launchyard.training.data.index import Dataset, read_dataset
 from launchyard.training.data.prepare import prepare as room
 from launchyard.training.data.prepare.encode import PrepareError
-from launchyard.training.data.prepare.journal import Progress
+from launchyard.training.data.prepare.journal import PrepareProgress
 from launchyard.training.data.prepare.prepare import prepare
 from launchyard.training.data.token_store import TokenStore
 from tests.support.litdata_reader import read_items, read_tokens
@@ -31,7 +31,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def told(sources: list[str], **options: Any) -> list[str]:
     """What preparing says on the way."""
-    seen: list[Progress] = []
+    seen: list[PrepareProgress] = []
     prepare(sources, on_progress=seen.append, **options)
     return [now.note for now in seen if now.note]
 
@@ -381,7 +381,7 @@ def test_one_at_a_time(tmp_path: Path, corpus: Path, tokenizer_file: str) -> Non
 
 
 def test_progress_tells_how_far(tmp_path: Path, corpus: Path, tokenizer_file: str) -> None:
-    seen: list[Progress] = []
+    seen: list[PrepareProgress] = []
     prepare([str(corpus)], tokenizer=tokenizer_file, out=str(tmp_path / "out"), on_progress=seen.append)
     assert seen[-1].bytes_done == seen[-1].bytes_total == sum(path.stat().st_size for path in corpus.iterdir())
     assert [now.tokens for now in seen] == sorted(now.tokens for now in seen)

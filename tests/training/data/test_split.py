@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.training.data.index import HoldOut
-from launchyard.training.data.prepare.split import PIECE_CHARS, Splitter, choose_holdout, cut
+from launchyard.training.data.prepare.split import PIECE_CHARS, Splitter, choose_holdout, cut_text
 
 text = st.text(alphabet="ab \n☃", max_size=400)
 
@@ -15,19 +15,19 @@ text = st.text(alphabet="ab \n☃", max_size=400)
 @settings(max_examples=200, deadline=None)
 @given(text, st.integers(1, 50), st.data())
 def test_cut_loses_nothing_and_ignores_blocks(whole: str, size: int, data: st.DataObject) -> None:
-    pieces = list(cut([whole], size))
+    pieces = list(cut_text([whole], size))
     assert "".join(pieces) == whole
     assert all(0 < len(piece) <= size for piece in pieces)
     borders = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     blocks = [whole[a:b] for a, b in zip([0, *borders], [*borders, len(whole)], strict=True)]
-    assert list(cut(blocks, size)) == pieces
+    assert list(cut_text(blocks, size)) == pieces
 
 
 def test_cut_prefers_paragraphs_then_lines_then_words() -> None:
-    assert list(cut(["a b\nc d\n\ne f\ng hij"], 13)) == ["a b\nc d\n\n", "e f\ng hij"]
-    assert list(cut(["a b c d\ne f g hij"], 13)) == ["a b c d\n", "e f g hij"]
-    assert list(cut(["a b c d e f g hij"], 13)) == ["a b c d e f", " g hij"]
-    assert list(cut(["abcdefghijklmnopq"], 13)) == ["abcdefghijklm", "nopq"]
+    assert list(cut_text(["a b\nc d\n\ne f\ng hij"], 13)) == ["a b\nc d\n\n", "e f\ng hij"]
+    assert list(cut_text(["a b c d\ne f g hij"], 13)) == ["a b c d\n", "e f g hij"]
+    assert list(cut_text(["a b c d e f g hij"], 13)) == ["a b c d e f", " g hij"]
+    assert list(cut_text(["abcdefghijklmnopq"], 13)) == ["abcdefghijklm", "nopq"]
 
 
 def held(documents: list[str], holdout: HoldOut, share: float, seed: int = 0) -> list[bool]:

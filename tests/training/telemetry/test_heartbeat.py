@@ -85,26 +85,26 @@ def test_only_who_is_overdue_is_ever_named(pulses: list[Pulse]) -> None:
 def test_limits_follow_the_steps() -> None:
     limits = Limits(step_seconds=None, slow_seconds=1800)
     assert limits.of("forward_backward") == (1800, 1800)  # it may compile
-    limits.took(200.0)
-    limits.took(0.1)
-    limits.took(0.1)
+    limits.add_step(200.0)
+    limits.add_step(0.1)
+    limits.add_step(0.1)
     assert limits.of("forward_backward") == (FLOOR_SECONDS, FLOOR_SECONDS)
     assert limits.of("data_wait") == (FLOOR_SECONDS, 1800)  # a sign now and then, however long it takes
     assert limits.of("validation") == (1800, 1800)
     slow = Limits(step_seconds=None, slow_seconds=1800, retry_seconds=900)
     for _ in range(40):
-        slow.took(20.0)
+        slow.add_step(20.0)
     assert slow.of("optimizer")[0] == 200.0
     assert slow.of("checkpoint_blocking")[0] == 2700.0  # three times the retry budget
     fixed = Limits(step_seconds=3.0, slow_seconds=1800)
-    fixed.took(1.0)
+    fixed.add_step(1.0)
     assert fixed.of("other")[0] == 3.0
 
 
 def test_signs_are_read_as_they_were_written(tmp_path: Path) -> None:
     limits = Limits(step_seconds=5.0, slow_seconds=60.0)
     writer = PulseWriter(str(tmp_path), 3, limits)
-    clock = PhaseClock(witness=writer)
+    clock = PhaseClock(observer=writer)
     (first,) = read_pulses(str(tmp_path))
     assert (first.rank, first.pid, first.phase, first.waiting) == (3, os.getpid(), "init", False)
     writer.stepped(12, 0.5)

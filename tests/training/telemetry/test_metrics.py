@@ -182,26 +182,26 @@ def test_without_metrics_nothing_listens() -> None:
 # -- losses and ranks that stand out ---
 def test_a_spike_stands_out_and_a_falling_loss_does_not() -> None:
     finder = SpikeFinder()
-    assert not any(finder.look(8.0 * 0.99**step + 0.05 * (-1) ** step) for step in range(300))
-    assert finder.look(3.0) is not None
-    assert finder.look(3.0) is not None  # the first one has not become the usual
-    assert finder.look(0.5) is None
+    assert not any(finder.update(8.0 * 0.99**step + 0.05 * (-1) ** step) for step in range(300))
+    assert finder.update(3.0) is not None
+    assert finder.update(3.0) is not None  # the first one has not become the usual
+    assert finder.update(0.5) is None
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=8))
 def test_only_slow_ranks_are_stragglers(seconds: list[float]) -> None:
     stragglers = Stragglers()
-    found = [one for _ in range(IN_A_ROW) for one in stragglers.look(seconds)]
+    found = [one for _ in range(IN_A_ROW) for one in stragglers.update(seconds)]
     assert [one.rank for one in found] == [rank for rank, ratio in enumerate(stragglers.ratios) if ratio > 1.3]
-    assert not [one for _ in range(10) for one in stragglers.look(seconds)]  # said once
+    assert not [one for _ in range(10) for one in stragglers.update(seconds)]  # said once
 
 
 def test_a_straggler_gets_well() -> None:
     stragglers = Stragglers()
     slow, well = [0.1, 0.1, 0.2, 0.1], [0.1] * 4
-    assert [one.rank for _ in range(IN_A_ROW) for one in stragglers.look(slow)] == [2]
-    assert not stragglers.look(well)
-    (over,) = [one for _ in range(IN_A_ROW) for one in stragglers.look(well)]
+    assert [one.rank for _ in range(IN_A_ROW) for one in stragglers.update(slow)] == [2]
+    assert not stragglers.update(well)
+    (over,) = [one for _ in range(IN_A_ROW) for one in stragglers.update(well)]
     assert over.rank == 2 and not over.slow
 
 

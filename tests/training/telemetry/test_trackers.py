@@ -19,8 +19,8 @@ import pytest
 from launchyard.errors import RecipeErrors
 from launchyard.launcher.submit.launch import check_trackers
 from launchyard.run.rundir import RunDir
-from launchyard.training.telemetry.trackers.base import history
-from launchyard.training.telemetry.trackers.open import PACKAGES, Trackers, install_words, missing
+from launchyard.training.telemetry.trackers.base import surviving_rows
+from launchyard.training.telemetry.trackers.open import PACKAGES, Trackers, install_command, missing
 from tests.support.small_runs import make_run, run_workers, start_workers, write_data
 from tests.support.store import Bucket
 
@@ -80,7 +80,7 @@ def test_a_tracker_gets_what_it_has_missed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", write_data(tmp_path / "data"), {"train.max_steps": 5, "validation.every_steps": 4})
     run_workers(run, 1)
     late = Told(done=2)
-    trackers = Trackers({"csv": lambda: late}, lambda name, **facts: None, partial(history, run, 5))
+    trackers = Trackers({"csv": lambda: late}, lambda name, **facts: None, partial(surviving_rows, run, 5))
     trackers.step(row(6))
     trackers.close()
     trackers.wait(10)
@@ -207,7 +207,7 @@ def test_a_missing_package_is_told_before_anything_starts(monkeypatch: pytest.Mo
     loaded = load_recipe("quickstart", {"metrics.trackers": ["csv", "wandb", "mlflow"]})
     with pytest.raises(RecipeErrors, match=r"metrics.trackers: wandb, mlflow are not installed here") as told:
         check_trackers(loaded)
-    assert told.value.hint == install_words(["wandb", "mlflow"]) == "pip install 'launchyard[wandb,mlflow]'"
+    assert told.value.hint == install_command(["wandb", "mlflow"]) == "pip install 'launchyard[wandb,mlflow]'"
 
 
 def test_a_worker_without_the_package_fails_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

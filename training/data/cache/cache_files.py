@@ -32,7 +32,7 @@ class FullError(OSError):
     """The disk has no room, and nothing of ours that could make some."""
 
 
-class NoRoomError(Exception):
+class QuotaError(Exception):
     """The quota is taken by what is about to be read; what is not urgent has to wait."""
 
 
@@ -47,11 +47,11 @@ class CachedFile:
     path: str
     size: int
     used: float  # Unix time
-    whole: bool
+    complete: bool
 
 
 @dataclass(frozen=True)
-class Source:
+class CachedSource:
     """What is kept of one folder of chunks."""
 
     url: str
@@ -67,44 +67,44 @@ def default_folder() -> str:
 
 def default_quota(folder: str) -> int:
     """Bytes: a quarter of what is free on the disk of a folder, what it holds already counted as free."""
-    held = sum(cached.size for cached in scan(folder))
+    cached_bytes = sum(cached.size for cached in scan(folder))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder) or "."
-    return (shutil.disk_usage(folder).free + held) // DEFAULT_SHARE
+    return (shutil.disk_usage(folder).free + cached_bytes) // DEFAULT_SHARE
 
 
 # -- locks -----------------------------------------------------------------------------------------------------------
 def enter_source(folder: str, url: str) -> tuple[str, int]:
     """The folder of a source, and a file to keep open while it is used. Made if it is not there."""
-    place = os.path.join(folder, hashlib.sha256(url.encode()).hexdigest()[:16])
-    name = os.path.join(place, SOURCE)
+    source_folder = os.path.join(folder, hashlib.sha256(url.encode()).hexdigest()[:16])
+    name = os.path.join(source_folder, SOURCE)
     while True:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        os.makedirs(place, mode=0o700, exist_ok=True)
+        os.makedirs(source_folder, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # cleared in between
             file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
             lock_shared(file)
             if is_file(name, file):
                 if os.fstat(file).st_size != len(url.encode()):
                     os.pwrite(file, url.encode(), 0)
-                return place, file
+                return source_folder, file
             os.close(file)
 
 
-def take_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
+def lock_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
     """A .part, opened, after whoever held it; and whether it is still the one to fill, and locked.
 
     `beat` is called while waiting and may raise. StalledError if the holder shows no sign of life.
     """
     file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        seen = 0.0
+        last_change = 0.0
         since = time.monotonic()
         while not try_lock(file):
             beat()
             changed = os.fstat(file).st_mtime
-            if changed != seen:
-                seen = changed
+            if changed != last_change:
+                last_change = changed
                 since = time.monotonic()
             if time.monotonic() - since > STALLED_SECONDS:
                 raise StalledError(part)
@@ -128,8 +128,8 @@ def scan(folder: str) -> list[CachedFile]:
                 if entry.name.endswith((".bin", ".part")):
                     with contextlib.suppress(FileNotFoundError):
                         facts = entry.stat(follow_symlinks=False)
-                        whole = entry.name.endswith(".bin")
-                        found.append(CachedFile(entry.path, facts.st_size, facts.st_mtime, whole))
+                        complete_file = entry.name.endswith(".bin")
+                        found.append(CachedFile(entry.path, facts.st_size, facts.st_mtime, complete_file))
     return found
 
 
@@ -141,39 +141,39 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def make_room(
+def reserve(
     folder: str, file: int, size: int, *, quota: int, keep: Collection[str], urgent: bool, more: bool = False
 ) -> tuple[int, int]:
     """Let a locked .part have `size` bytes, after removing what was used longest ago.
 
     Returns how many bytes that was, and how many the cache holds now.
 
-    Paths in `keep` go last, and only for what is urgent; without them NoRoomError. FullError if the disk has no room
+    Paths in `keep` go last, and only for what is urgent; without them QuotaError. FullError if the disk has no room
     even so. `more`: something must go, whatever disk and quota say.
     """
     with exclusive(os.path.join(folder, "lock"), mode=0o600):
-        others = [cached for cached in scan(folder) if not is_file(cached.path, file) and not _swept(cached)]
+        others = [cached for cached in scan(folder) if not is_file(cached.path, file) and not _sweep(cached)]
         victims = sorted(
-            (cached for cached in others if cached.whole and (urgent or cached.path not in keep)),
+            (cached for cached in others if cached.complete and (urgent or cached.path not in keep)),
             key=lambda cached: (cached.path in keep, cached.used),
         )
         used = sum(cached.size for cached in others)
         free = shutil.disk_usage(folder).free
-        gone = 0
+        freed = 0
         missing = size - 512 * os.fstat(file).st_blocks  # of what it will take on the disk
-        while used + size - gone > quota or free + gone < missing or (more and not gone):
+        while used + size - freed > quota or free + freed < missing or (more and not freed):
             if not victims:
                 break
             victim = victims.pop(0)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(victim.path)
-            gone += victim.size
-        if free + gone < missing or (more and not gone):
+            freed += victim.size
+        if free + freed < missing or (more and not freed):
             raise FullError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
-        if used + size - gone > quota and not urgent:
-            raise NoRoomError
+        if used + size - freed > quota and not urgent:
+            raise QuotaError
         os.ftruncate(file, size)  # what others count of it from now on
-        return gone, used + size - gone
+        return freed, used + size - freed
 
 
 def complete(folder: str, file: int, part: str, path: str) -> None:
@@ -183,25 +183,25 @@ def complete(folder: str, file: int, part: str, path: str) -> None:
     unlock(file)
 
 
-def _swept(cached: CachedFile) -> bool:
+def _sweep(cached: CachedFile) -> bool:
     """Remove a .part that nobody holds any more."""
-    if cached.whole:
+    if cached.complete:
         return False
     try:
         file = os.open(cached.path, os.O_RDWR)
     except FileNotFoundError:
         return True
     try:
-        dead = try_lock(file) and is_file(cached.path, file)
-        if dead:
+        abandoned = try_lock(file) and is_file(cached.path, file)
+        if abandoned:
             os.unlink(cached.path)
-        return dead
+        return abandoned
     finally:
         os.close(file)
 
 
 # -- for people ------------------------------------------------------------------------------------------------------
-def sources(folder: str) -> list[Source]:
+def sources(folder: str) -> list[CachedSource]:
     """What a cache holds, by where it is from."""
     found = []
     for entry in _entries(folder):
@@ -215,11 +215,11 @@ def sources(folder: str) -> list[Source]:
             continue
         files = [cached for cached in scan(folder) if os.path.dirname(cached.path) == entry.path]
         used = max((cached.used for cached in files), default=None)
-        found.append(Source(url, sum(k.whole for k in files), sum(k.size for k in files), used, in_use))
+        found.append(CachedSource(url, sum(k.complete for k in files), sum(k.size for k in files), used, in_use))
     return sorted(found, key=lambda source: source.url)
 
 
-def clear(folder: str) -> tuple[int, list[str]]:
+def remove_unused(folder: str) -> tuple[int, list[str]]:
     """Remove all but what a live process reads from: the bytes that went, and the URLs that stayed."""
     freed = 0
     stayed = []

@@ -38,8 +38,8 @@ MAGIC = b"launchyd"  # after a chunk: it is whole; then its xxh3, and a number t
 TRAILER_BYTES = 24
 TOUCH_SECONDS = 60.0
 MEMORY_SHARE = 4  # without a disk: a quarter of the memory that is available
-ROOM_TRIES = 8
-ROOM_SECONDS = 0.5  # until others have let go of what was evicted
+RESERVE_TRIES = 8
+RESERVE_SECONDS = 0.5  # until others have let go of what was evicted
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Counters:
     misses: int = 0  # chunks that had to be brought
     damaged: int = 0  # copies in the cache that were not what had been written
     wait_seconds: float = 0.0  # that a reader had to wait for chunks
-    held: int = 0  # bytes in the cache when room was last made
+    cached_bytes: int = 0  # bytes in the cache when room was last made
     requests: int = 0  # that a store answered
     errors: int = 0  # requests that were given up
 
@@ -79,7 +79,7 @@ class _DiskError(Exception):
 class ChunkCache:
     """Chunks under a folder, at most `quota` bytes of them for all processes of the machine, `share` of them like this.
 
-    `say` hears once of each thing that a person should mend. Safe for any number of threads and processes.
+    `warn` hears once of each thing that a person should mend. Safe for any number of threads and processes.
     """
 
     def __init__(
@@ -88,20 +88,20 @@ class ChunkCache:
         *,
         quota: int | None = None,
         share: int = 1,
-        say: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = os.path.abspath(os.path.expanduser(folder)) if folder else cache_files.default_folder()
         self.share = share
         self.counters = Counters()
         self.durations = Buckets(REQUEST_BUCKETS)  # seconds of each request to a store, retries included
         self._quota = quota
-        self._say = say or (lambda text: print(text, file=sys.stderr))
-        self._said: set[str] = set()
+        self._warn = warn or (lambda text: print(text, file=sys.stderr))
+        self._logged: set[str] = set()
         self._lock = threading.Lock()
-        self._places: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock says it is in use
-        weakref.finalize(self, _close, self._places)
+        self._sources: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock says it is in use
+        weakref.finalize(self, _close, self._sources)
         self._readers: weakref.WeakSet[ChunkReader] = weakref.WeakSet()
-        self._kept: dict[int, frozenset[str]] = {}
+        self._pinned: dict[int, frozenset[str]] = {}
         self._verified: set[bytes] = set()
         self._memory: OrderedDict[str, Array] = OrderedDict()
         self._memory_locks: dict[str, threading.Lock] = {}
@@ -109,7 +109,7 @@ class ChunkCache:
 
     @property
     def quota(self) -> int:
-        """Bytes; by default see room.default_quota, decided once."""
+        """Bytes; by default see cache_files.default_quota, decided once."""
         if self._quota is None:
             self._quota = cache_files.default_quota(self.folder)
         return self._quota
@@ -122,10 +122,10 @@ class ChunkCache:
 
     def log_once(self, kind: str, text: str) -> None:
         with self._lock:
-            if kind in self._said:
+            if kind in self._logged:
                 return
-            self._said.add(kind)
-        self._say(text)
+            self._logged.add(kind)
+        self._warn(text)
 
     def show(self, exporter: Exporter) -> None:
         """What came through the cache since the process began."""
@@ -137,7 +137,7 @@ class ChunkCache:
         exporter.count("trainer_data_cache_misses_total", counters.misses)
         exporter.count("trainer_data_cache_damaged_total", counters.damaged)
         exporter.count("trainer_data_chunk_wait_seconds_total", counters.wait_seconds)
-        exporter.set("trainer_data_cache_bytes", counters.held)
+        exporter.set("trainer_data_cache_bytes", counters.cached_bytes)
         exporter.show("trainer_data_request_duration_seconds", self.durations)
 
     # -- for who reads -----------------------------------------------------------------------------------------------
@@ -149,15 +149,15 @@ class ChunkCache:
         """Do not evict these for anything that can wait; replaces what the owner named before."""
         paths = frozenset(path for path in map(self._path_if_known, chunks) if path is not None)
         with self._lock:
-            self._kept[id(owner)] = paths
+            self._pinned[id(owner)] = paths
             if not chunks:
-                del self._kept[id(owner)]
+                del self._pinned[id(owner)]
 
     def open(self, chunk: Chunk, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> OpenChunk:
         """The bytes of a chunk, brought if they are not here.
 
         CorruptError, StoreError: of the chunk where it lies. Room for what is not `urgent` is made only of what is
-        not kept: room.NoRoomError. `beat` is called now and then while waiting, and may raise.
+        not kept: cache_files.QuotaError. `beat` is called now and then while waiting, and may raise.
         """
         try:
             return self._on_disk(chunk, urgent, beat)
@@ -169,12 +169,12 @@ class ChunkCache:
             )
             return self._in_memory(chunk, beat)
 
-    def gone(self, held: OpenChunk) -> bool:
+    def evicted(self, opened: OpenChunk) -> bool:
         """Whether the cache has given up what is held."""
-        if held.path is None:
-            return held.key not in self._memory
+        if opened.path is None:
+            return opened.key not in self._memory
         try:
-            return held.stat is None or not os.path.samestat(os.stat(held.path), held.stat)
+            return opened.stat is None or not os.path.samestat(os.stat(opened.path), opened.stat)
         except OSError:
             return True
 
@@ -183,11 +183,11 @@ class ChunkCache:
         path = self._path_if_known(chunk)
         return _key(chunk) in self._memory or (path is not None and os.path.exists(path))
 
-    def touch(self, held: OpenChunk) -> None:
+    def touch(self, opened: OpenChunk) -> None:
         """It is still used. Cheap enough for now and then, not for each read."""
         with contextlib.suppress(OSError):
-            if held.path is not None and time.time() - os.stat(held.path).st_mtime > TOUCH_SECONDS:
-                os.utime(held.path)
+            if opened.path is not None and time.time() - os.stat(opened.path).st_mtime > TOUCH_SECONDS:
+                os.utime(opened.path)
 
     def count(self, **amounts: float) -> None:
         with self._lock:
@@ -207,13 +207,13 @@ class ChunkCache:
     def _path(self, chunk: Chunk) -> str:
         url = os.path.dirname(chunk.path)
         with self._lock:
-            if url not in self._places:
-                self._places[url] = cache_files.enter_source(self.folder, url)
-        return os.path.join(self._places[url][0], f"{_key(chunk)}.bin")
+            if url not in self._sources:
+                self._sources[url] = cache_files.enter_source(self.folder, url)
+        return os.path.join(self._sources[url][0], f"{_key(chunk)}.bin")
 
     def _path_if_known(self, chunk: Chunk) -> str | None:
-        place = self._places.get(os.path.dirname(chunk.path))
-        return None if place is None else os.path.join(place[0], f"{_key(chunk)}.bin")
+        source = self._sources.get(os.path.dirname(chunk.path))
+        return None if source is None else os.path.join(source[0], f"{_key(chunk)}.bin")
 
     def _on_disk(self, chunk: Chunk, urgent: bool, beat: Callable[[], None]) -> OpenChunk:
         with _disk():
@@ -226,7 +226,7 @@ class ChunkCache:
                 return found
             try:
                 with _disk():
-                    file, mine = cache_files.take_part(part, beat)
+                    file, mine = cache_files.lock_part(part, beat)
             except cache_files.StalledError:
                 part = f"{path.removesuffix('.bin')}.{secrets.token_hex(4)}.part"
                 continue
@@ -235,9 +235,9 @@ class ChunkCache:
                     os.unlink(part)
                 elif mine:
                     return self._bring(chunk, file, part, path, urgent, beat)
-                elif (held := self._accept(file, path, chunk)) is not None:  # what we waited for
+                elif (opened := self._accept(file, path, chunk)) is not None:  # what we waited for
                     self.count(hits=1)
-                    return held
+                    return opened
             finally:
                 os.close(file)
 
@@ -249,12 +249,12 @@ class ChunkCache:
             except FileNotFoundError:
                 return None
             try:
-                held = self._accept(file, path, chunk)
-                if held is not None:
-                    self.touch(held)
-                    return held
+                opened = self._accept(file, path, chunk)
+                if opened is not None:
+                    self.touch(opened)
+                    return opened
                 self.count(damaged=1)
-                self._say(f"{path}, a copy of {chunk.path}, is damaged: dropped, and fetched again")
+                self._warn(f"{path}, a copy of {chunk.path}, is damaged: dropped, and fetched again")
                 if is_file(path, file):
                     os.unlink(path)
                 return None
@@ -282,14 +282,14 @@ class ChunkCache:
         self, chunk: Chunk, file: int, part: str, path: str, urgent: bool, beat: Callable[[], None]
     ) -> OpenChunk:
         try:
-            self._make_room(file, chunk, urgent=urgent)
+            self._reserve(file, chunk, urgent=urgent)
 
-            def alive() -> None:
+            def renew() -> None:
                 beat()
                 with _disk():
                     os.utime(file)  # for those who wait
 
-            xxh3 = fetch_chunk(chunk, lambda at, raw: self._write(file, at, raw, chunk), beat=alive, note=self._note)
+            xxh3 = fetch_chunk(chunk, lambda at, raw: self._write(file, at, raw, chunk), beat=renew, note=self._note)
             number = secrets.token_bytes(8)
             self._write(file, chunk.size, MAGIC + bytes.fromhex(xxh3) + number, chunk)
             with _disk():
@@ -303,16 +303,16 @@ class ChunkCache:
         with _disk():
             return OpenChunk(map_file(file)[: chunk.size], path, os.fstat(file), _key(chunk))
 
-    def _make_room(self, file: int, chunk: Chunk, *, urgent: bool, more: bool = False) -> None:
+    def _reserve(self, file: int, chunk: Chunk, *, urgent: bool, more: bool = False) -> None:
         with self._lock:
-            keep = frozenset().union(*self._kept.values())
+            keep = frozenset().union(*self._pinned.values())
         size = chunk.size + TRAILER_BYTES
         with _disk():
-            gone, held = cache_files.make_room(
+            freed, cached_bytes = cache_files.reserve(
                 self.folder, file, size, quota=self.quota, keep=keep, urgent=urgent, more=more
             )
-        self.counters.held = held
-        if gone:
+        self.counters.cached_bytes = cached_bytes
+        if freed:
             self.drop_evicted()
 
     def drop_evicted(self) -> None:
@@ -327,11 +327,11 @@ class ChunkCache:
             try:
                 done = os.pwrite(file, view, at)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or tries == ROOM_TRIES:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or tries == RESERVE_TRIES:
                     raise _DiskError(error.strerror or str(error)) from error
                 if tries % 2 == 0:
-                    self._make_room(file, chunk, urgent=True, more=True)
-                time.sleep(ROOM_SECONDS * (tries > 0))
+                    self._reserve(file, chunk, urgent=True, more=True)
+                time.sleep(RESERVE_SECONDS * (tries > 0))
                 tries += 1
                 continue
             view = view[done:]
@@ -366,8 +366,8 @@ class ChunkCache:
         return raw
 
 
-def _close(places: dict[str, tuple[str, int]]) -> None:
-    for _, file in places.values():
+def _close(sources: dict[str, tuple[str, int]]) -> None:
+    for _, file in sources.values():
         os.close(file)
 
 

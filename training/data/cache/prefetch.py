@@ -13,7 +13,7 @@ from typing import Protocol
 
 from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.training.data.cache.cache_files import NoRoomError
+from launchyard.training.data.cache.cache_files import QuotaError
 from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.token_store import TokenStore
 
@@ -103,7 +103,7 @@ class Fetcher:
                 need.store.bring(need.number, urgent=False, beat=self._beat)
         except _Closed:
             return
-        except (NoRoomError, CorruptError, StoreError, OSError, ValueError):  # the reader will meet it, and say it
+        except (QuotaError, CorruptError, StoreError, OSError, ValueError):  # the reader will meet it, and say it
             need.again = time.monotonic() + AGAIN_SECONDS
             need.state = "wanted"
         else:
@@ -117,7 +117,7 @@ class Fetcher:
         """What to bring now. Looks one block of steps further if there is room, and nothing nearer to bring."""
         with self._lock:
             while not self._closed.is_set():
-                self._forget()
+                self._prune()
                 now = time.monotonic()
                 size = 0
                 for need in self._needs.values():
@@ -130,11 +130,11 @@ class Fetcher:
                     if need.state == "wanted" and need.again <= now:
                         need.state = "busy"
                         return need
-                if not self._look_ahead():
+                if not self._plan_block():
                     return None
         return None
 
-    def _forget(self) -> None:
+    def _prune(self) -> None:
         """What was read, and now and then: what others evicted, and what must not look unused to them."""
         for key in [key for key, need in self._needs.items() if need.last < self._step]:
             del self._needs[key]
@@ -143,21 +143,21 @@ class Fetcher:
         self._tended = time.monotonic()
         for store in {id(need.store): need.store for need in self._needs.values()}.values():
             store.drop_evicted()
-            store.touch_held()
+            store.touch_open()
         for need in self._needs.values():
             assert need.store.cache is not None
             if need.state == "ready" and not need.store.cache.has(need.store.chunks[need.number]):
                 need.state = "wanted"
 
-    def _look_ahead(self) -> bool:
+    def _plan_block(self) -> bool:
         """Plan the next block of steps; whether there was one to plan."""
         first = max(self._planned, self._step)
         if first - self._step > self._ahead or (self._stop is not None and first >= self._stop):
             return False
         steps = self._block if self._stop is None else min(self._block, self._stop - first)
         for need in self._needs_of(first, steps):
-            known = self._needs.setdefault((id(need.store), need.number), need)
-            known.last = max(known.last, need.last)
+            planned = self._needs.setdefault((id(need.store), need.number), need)
+            planned.last = max(planned.last, need.last)
         if self._planned == first == self._step:
             self._warn_of_a_small_cache(first)
         self._planned = first + steps

@@ -22,7 +22,7 @@ from launchyard.training.data.index import (
 from launchyard.training.data.prepare.encode import (
     TokenizerFile,
 )
-from launchyard.training.data.prepare.sources import Reading, Source
+from launchyard.training.data.prepare.sources import Reading, TextSource
 from launchyard.training.data.prepare.writer import SplitState, SplitWriter
 
 JOURNAL = ".prepare"
@@ -33,7 +33,7 @@ HALF = re.compile(rf"({CHUNKS.pattern}|{NOTES.pattern}|(dataset|tokenizer)\.json
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """How far it is. `bytes_done` of `bytes_total` count the files as they lie; `note` is something to say once."""
 
     bytes_done: int
@@ -56,11 +56,11 @@ class Journal(BaseModel):
 
 @dataclass
 class PrepareJob:
-    sources: list[Source]
+    sources: list[TextSource]
     tokenizer: TokenizerFile
     out: str
     options: Options
-    on_progress: Callable[[Progress], None] | None
+    on_progress: Callable[[PrepareProgress], None] | None
     readings: list[Reading] = field(default_factory=list)
     empty_documents: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -74,12 +74,12 @@ class PrepareJob:
         made = self.tokenizer
         return SplitWriter(f"{self.out}/{split}", chunk_tokens=size, dtype=made.dtype, eos_id=made.eos_id)
 
-    def tell(self, tokens: int = 0, note: str = "") -> None:
+    def report(self, tokens: int = 0, note: str = "") -> None:
         if self.on_progress is not None:
             done = sum(reading.bytes for reading in self.readings)
             count = sum(reading.documents for reading in self.readings)
             seconds = time.monotonic() - self.began
-            self.on_progress(Progress(done, self.bytes_total, count, tokens, seconds, note))
+            self.on_progress(PrepareProgress(done, self.bytes_total, count, tokens, seconds, note))
 
 
 # -- the journal -----------------------------------------------------------------------------------------------------
@@ -96,11 +96,11 @@ def save_journal(out: str, key: str, batches: int, writers: dict[str, SplitWrite
     files.write(
         f"{folder}/state.json", Journal(key=key, batches=batches, splits=splits).model_dump_json().encode(), sync=True
     )
-    kept = {state.tail for state in splits.values()}
-    _remove(folder, NOTES, but={"state.json", *(os.path.basename(tail) for tail in kept if tail)})
+    tails = {state.tail for state in splits.values()}
+    _remove(folder, NOTES, but={"state.json", *(os.path.basename(tail) for tail in tails if tail)})
 
 
-def go_on(job: PrepareJob, key: str, writers: dict[str, SplitWriter]) -> int:
+def restore_journal(job: PrepareJob, key: str, writers: dict[str, SplitWriter]) -> int:
     """How many batches are done, with the writers as they were then; 0 and a clean folder otherwise."""
     path = f"{job.out}/{JOURNAL}/state.json"
     journal = None
@@ -112,23 +112,23 @@ def go_on(job: PrepareJob, key: str, writers: dict[str, SplitWriter]) -> int:
     if journal is not None and journal.key == key:
         if all(writers[split].restore(state) for split, state in journal.splits.items()):
             tokens = sum(writer.n_tokens for writer in writers.values())
-            job.tell(tokens, note=f"going on after {tokens:,} tokens that are done")
+            job.report(tokens, note=f"going on after {tokens:,} tokens that are done")
             return journal.batches
         writers.update({split: job.writer(split) for split in writers})
     if journal is not None:
         why = "its files are damaged" if journal.key == key else "text, tokenizer or options have changed since"
-        job.tell(note=f"an unfinished data set is in {job.out}, but {why}: starting anew")
-    clear(job.out, keep_lock=True)
+        job.report(note=f"an unfinished data set is in {job.out}, but {why}: starting anew")
+    remove_unfinished(job.out, keep_lock=True)
     return 0
 
 
-def clear(out: str, *, keep_lock: bool = False, whole: bool = False) -> None:
-    """Remove what an unfinished run of ours wrote, and nothing else; with `whole` the empty folder too."""
+def remove_unfinished(out: str, *, keep_lock: bool = False, remove_root: bool = False) -> None:
+    """Remove what an unfinished run of ours wrote, and nothing else; with `remove_root` the empty folder too."""
     for split in ("train", "validation"):
         _remove(f"{out}/{split}", CHUNKS)
     remove_journal(out, keep_lock=keep_lock)
     if not keep_lock and "://" not in out:
-        for folder in [f"{out}/train", f"{out}/validation"] + [out] * whole:
+        for folder in [f"{out}/train", f"{out}/validation"] + [out] * remove_root:
             with contextlib.suppress(OSError):  # not empty, or not there
                 os.rmdir(folder)
 

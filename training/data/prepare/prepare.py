@@ -36,14 +36,14 @@ from launchyard.training.data.prepare.journal import (
     JOURNAL,
     JOURNAL_SECONDS,
     PrepareJob,
-    Progress,
-    clear,
-    go_on,
+    PrepareProgress,
     journal_key,
     remove_journal,
+    remove_unfinished,
+    restore_journal,
     save_journal,
 )
-from launchyard.training.data.prepare.sources import Reading, Source, digest_of, documents, find_sources
+from launchyard.training.data.prepare.sources import Reading, TextSource, digest_of, documents, find_sources
 from launchyard.training.data.prepare.split import Splitter, TextPiece, choose_holdout, enough_documents
 from launchyard.training.data.prepare.writer import SplitWriter, check_chunk_tokens
 
@@ -62,7 +62,7 @@ def prepare(
     text_key: str = "text",
     eos: str | None = None,
     workers: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
 ) -> Dataset:
     """Tokenize files, folders, globs and URLs into `out`, a local folder or URL, and say what came of it.
 
@@ -78,20 +78,20 @@ def prepare(
     options = Options(validation=validation, seed=seed, chunk_tokens=chunk_tokens, text_key=text_key, eos=eos)
     job = PrepareJob(find_sources(sources), open_tokenizer(tokenizer, eos=eos), normal(out), options, on_progress)
     check_chunk_tokens(chunk_tokens, job.tokenizer.dtype)
-    _check_place(job)
+    _check_out(job)
     if (done := read_dataset(job.out)) is not None:
         return _same(job, done)
-    stood = os.path.exists(job.out)
+    existed = os.path.exists(job.out)
     with _lock(job.out):
         try:
             return _prepare(job, workers or len(os.sched_getaffinity(0)))
         except ValueError:
-            clear(job.out, whole=not stood)
+            remove_unfinished(job.out, remove_root=not existed)
             raise
 
 
 # -- before ----------------------------------------------------------------------------------------------------------
-def _check_place(job: PrepareJob) -> None:
+def _check_out(job: PrepareJob) -> None:
     """`out` must be new, empty, or ours. ValueError otherwise."""
     if "://" in job.out or not os.path.exists(job.out):
         return
@@ -104,23 +104,23 @@ def _check_place(job: PrepareJob) -> None:
 
 def _same(job: PrepareJob, done: Dataset) -> Dataset:
     """What is there already, if it is what was asked for; ValueError names the differences."""
-    wanted = dict(zip(_names(job.sources), job.sources, strict=True))
+    requested = dict(zip(_names(job.sources), job.sources, strict=True))
     there = {entry.name: entry for entry in done.sources}
-    faults = [f"{name} was not part of it" for name in wanted if name not in there]
-    faults += [f"{name} was part of it" for name in there if name not in wanted]
+    faults = [f"{name} was not part of it" for name in requested if name not in there]
+    faults += [f"{name} was part of it" for name in there if name not in requested]
     for key, value in done.options.model_dump().items():
         if (now := getattr(job.options, key)) != value:
             faults.append(f"{key} was {value} and is {now} now")
     if done.tokenizer.sha256 != job.tokenizer.sha256:
         faults.append("it was made with another tokenizer")
     if not faults:
-        faults = [f"{name} has changed" for name in wanted if digest_of(wanted[name]) != there[name].xxh3]
+        faults = [f"{name} has changed" for name in requested if digest_of(requested[name]) != there[name].xxh3]
     if faults:
         raise ValueError(
             f"{job.out} holds another data set: {'; '.join(faults[:8])}; choose another --out, or remove it"
         )
     remove_journal(job.out)
-    job.tell(done.tokens, note=f"{job.out} is already prepared from the same text: nothing to do")
+    job.report(done.tokens, note=f"{job.out} is already prepared from the same text: nothing to do")
     return done
 
 
@@ -145,7 +145,7 @@ def _prepare(job: PrepareJob, workers: int) -> Dataset:
     holdout = _holdout(job)
     writers = {split: job.writer(split) for split in ("train", "validation")}
     key = journal_key(job, holdout)
-    done = go_on(job, key, writers)
+    done = restore_journal(job, key, writers)
     workers = min(workers, 1 + job.bytes_total // BYTES_PER_WORKER)
     splitter = Splitter(holdout, share=job.options.validation, seed=job.options.seed)
     batches = in_batches(_pieces(job, splitter))
@@ -160,7 +160,7 @@ def _prepare(job: PrepareJob, workers: int) -> Dataset:
             save_journal(job.out, key, number, writers)
             saved = time.monotonic()
             at = chunks
-        job.tell(sum(writer.n_tokens for writer in writers.values()))
+        job.report(sum(writer.n_tokens for writer in writers.values()))
     return _finish(job, holdout, writers)
 
 
@@ -168,16 +168,16 @@ def _holdout(job: PrepareJob) -> HoldOut:
     """Count documents, as far as it matters, and choose."""
     share = job.options.validation
     count = 0
-    enough = enough_documents(share) if share else 0
+    needed = enough_documents(share) if share else 0
     for source in job.sources:
-        if count >= enough:
+        if count >= needed:
             break
         if source.kind == "text":
             count += 1
             continue
         for document in documents(Reading(source), text_key=job.options.text_key):
             count += any(document)
-            if count >= enough:
+            if count >= needed:
                 break
     return choose_holdout(share, n_documents=count, total_bytes=job.bytes_total)
 
@@ -207,14 +207,14 @@ def _store(writers: dict[str, SplitWriter], pieces: list[TextPiece], ids: Array,
 
 
 def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) -> Dataset:
-    wanted = ["train"] if holdout.unit == "nothing" else ["train", "validation"]
-    for split in wanted:
+    split_names = ["train"] if holdout.unit == "nothing" else ["train", "validation"]
+    for split in split_names:
         if writers[split].n_tokens < 2:
             raise ValueError(
                 f"the {split} part has {writers[split].n_tokens} tokens: there is too little text "
                 f"({job.bytes_total} bytes in {len(job.sources)} files, validation {job.options.validation})"
             )
-    entries = {split: writers[split].finish() for split in wanted}
+    entries = {split: writers[split].finish() for split in split_names}
     made = job.tokenizer
     digests = {split: entry.digest for split, entry in entries.items()}
     dataset = Dataset(
@@ -233,7 +233,7 @@ def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) 
     files.write(f"{job.out}/{TOKENIZER}", made.raw, sync=True)
     files.write(f"{job.out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
     remove_journal(job.out)
-    job.tell(dataset.tokens)
+    job.report(dataset.tokens)
     return dataset
 
 
@@ -245,7 +245,7 @@ def _entries(job: PrepareJob) -> list[SourceEntry]:
     ]
 
 
-def _names(sources: list[Source]) -> list[str]:
+def _names(sources: list[TextSource]) -> list[str]:
     """Names that stay when the sources move together: local ones relative to the folder they share."""
     local = [os.path.dirname(source.path) for source in sources if "://" not in source.path]
     shared = os.path.commonpath(local) if local else ""

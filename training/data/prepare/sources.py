@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from launchyard.storage.redact import without_credentials
 
-Kind = Literal["text", "jsonl", "parquet"]
-KINDS: dict[str, Kind] = {
+TextKind = Literal["text", "jsonl", "parquet"]
+KINDS: dict[str, TextKind] = {
     ".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -26,11 +26,11 @@ BLOCK = 1 << 18  # bytes read at once; bounds what one of them may grow to when 
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One file. `stamp` changes when the file is written again."""
 
     path: str
-    kind: Kind
+    kind: TextKind
     compression: str | None
     bytes: int
     stamp: str
@@ -45,7 +45,7 @@ class Source:
 class Reading:
     """What has been read of one source so far."""
 
-    source: Source
+    source: TextSource
     bytes: int = 0
     documents: int = 0
     hash: Any = field(default_factory=lambda: _xxh3())
@@ -62,13 +62,13 @@ def _xxh3() -> Any:
 
 
 # -- which files -----------------------------------------------------------------------------------------------------
-def find_sources(given: list[str]) -> list[Source]:
+def find_sources(items: list[str]) -> list[TextSource]:
     """The files meant by paths, folders, globs and URLs, in the order given, sorted inside each.
 
     ValueError names what does not exist, is of no known kind, or was named twice.
     """
-    found: dict[str, Source] = {}
-    for item in given:
+    found: dict[str, TextSource] = {}
+    for item in items:
         for source in _expand(item):
             if source.path in found:
                 raise ValueError(f"{source.name} is named twice among the sources; name it once")
@@ -78,7 +78,7 @@ def find_sources(given: list[str]) -> list[Source]:
     return list(found.values())
 
 
-def _expand(item: str) -> list[Source]:
+def _expand(item: str) -> list[TextSource]:
     fs, path, prefix = _filesystem(item)
     if _is_glob(path) and not fs.exists(path):
         names = [name for name in fs.glob(path) if not fs.isdir(name) and not _is_hidden(name, path)]
@@ -92,7 +92,7 @@ def _expand(item: str) -> list[Source]:
     return [_source(fs, path, prefix)]
 
 
-def _folder(fs: Any, path: str, prefix: str, item: str) -> list[Source]:
+def _folder(fs: Any, path: str, prefix: str, item: str) -> list[TextSource]:
     """All files of known kinds below a folder; hidden ones and other kinds are none of ours."""
     inside = sorted(fs.find(path))
     start = len(path.rstrip("/")) + 1
@@ -120,11 +120,11 @@ def _is_glob(path: str) -> bool:
 
 def _is_hidden(path: str, pattern: str) -> bool:
     """As in a shell: a leading dot must be asked for."""
-    name, asked = (text.rsplit("/", 1)[-1] for text in (path, pattern))
-    return name.startswith(".") and not asked.startswith(".")
+    name, last = (text.rsplit("/", 1)[-1] for text in (path, pattern))
+    return name.startswith(".") and not last.startswith(".")
 
 
-def kind_of(path: str) -> tuple[Kind, str | None] | None:
+def kind_of(path: str) -> tuple[TextKind, str | None] | None:
     """What a file name says: kind and compression; None if it is nothing we read."""
     stem, last = os.path.splitext(path.lower())
     compression = COMPRESSIONS.get(last)
@@ -134,13 +134,13 @@ def kind_of(path: str) -> tuple[Kind, str | None] | None:
     return kind, compression
 
 
-def _source(fs: Any, path: str, prefix: str) -> Source:
+def _source(fs: Any, path: str, prefix: str) -> TextSource:
     kind = kind_of(path)
     if kind is None:
         raise ValueError(f"{prefix}{path} is of no known kind; {ALLOWED}")
     info = fs.info(path)
     stamp = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if info.get(key)), "")
-    return Source(f"{prefix}{path}", kind[0], kind[1], int(info.get("size") or 0), stamp)
+    return TextSource(f"{prefix}{path}", kind[0], kind[1], int(info.get("size") or 0), stamp)
 
 
 # -- their bytes -----------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def raw_blocks(reading: Reading) -> Iterator[bytes]:
         raise ValueError(f"{source.name} changed while it was read: {source.bytes} bytes, then {reading.bytes}")
 
 
-def digest_of(source: Source) -> str:
+def digest_of(source: TextSource) -> str:
     """xxh3_64 of a whole file."""
     reading = Reading(source)
     for _ in raw_blocks(reading):
@@ -164,7 +164,7 @@ def digest_of(source: Source) -> str:
     return reading.digest
 
 
-def _open(source: Source) -> Any:
+def _open(source: TextSource) -> Any:
     if "://" not in source.path:
         return open(source.path, "rb")
     import fsspec

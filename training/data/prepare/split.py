@@ -56,16 +56,16 @@ class Splitter:
 
     def pieces(self, document: Iterable[str]) -> Iterator[TextPiece]:
         """The pieces of one document; none if it is empty."""
-        texts = cut(document, self._holdout.section_chars or PIECE_CHARS)
+        texts = cut_text(document, self._holdout.section_chars or PIECE_CHARS)
         text = next(texts, None)
         if text is None:
             return
-        held = self._holdout.unit == "documents" and self._of_document(text)
+        held_out = self._holdout.unit == "documents" and self._of_document(text)
         while text is not None:
             following = next(texts, None)
             if self._holdout.unit == "sections":
-                held = self._of_section()
-            yield TextPiece(text, following is None, held)
+                held_out = self._of_section()
+            yield TextPiece(text, following is None, held_out)
             text = following
 
     def _of_document(self, text: str) -> bool:
@@ -83,25 +83,25 @@ class Splitter:
         return number == first + draw % (end - first)
 
 
-def cut(blocks: Iterable[str], size: int) -> Iterator[str]:
+def cut_text(blocks: Iterable[str], size: int) -> Iterator[str]:
     """Pieces of at most `size` characters that join to the same text, wherever the blocks ended.
 
     A cut falls behind a paragraph, else a line, else before a space, in the second half of a piece; else anywhere.
     """
-    rest = ""
+    pending = ""
     for block in blocks:
-        rest += block
+        pending += block
         start = 0
-        while len(rest) - start > size:
-            end = _place(rest, start, start + size)
-            yield rest[start:end]
+        while len(pending) - start > size:
+            end = _cut_position(pending, start, start + size)
+            yield pending[start:end]
             start = end
-        rest = rest[start:]
-    if rest:
-        yield rest
+        pending = pending[start:]
+    if pending:
+        yield pending
 
 
-def _place(text: str, start: int, end: int) -> int:
+def _cut_position(text: str, start: int, end: int) -> int:
     """Where to cut `text` between `start` and `end`."""
     middle = (start + end) // 2
     for sign, behind in (("\n\n", 2), ("\n", 1), (" ", 0)):

@@ -118,10 +118,10 @@ class SplitWriter:
     def restore(self, state: SplitState) -> bool:
         """Go on from a saved state; False, and nothing changed, if its files are not what they were."""
         raw = files.read(state.tail) if state.tail and files.exists(state.tail) else b""
-        whole = (
+        tail_intact = (
             len(raw) == state.tail_tokens * self._buffer.itemsize and xxhash.xxh3_64_hexdigest(raw) == state.tail_xxh3
         )
-        if not whole or not all(self._is_complete(name, digest) for name, digest in state.digests.items()):
+        if not tail_intact or not all(self._is_complete(name, digest) for name, digest in state.digests.items()):
             return False
         self._chunks = list(state.chunks)
         self._digests = dict(state.digests)

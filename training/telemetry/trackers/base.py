@@ -35,7 +35,7 @@ def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
     return {"validation/loss": float(row["loss"])}
 
 
-def history(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
+def surviving_rows(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
     """What survived up to the step from which an attempt goes on, after one that a tracker has; in order."""
     steps = ((int(row["step"]), of_step(row)) for row in run.rows(layout.STEPS))
     validations = ((int(row["step"]), of_validation(row)) for row in run.rows(layout.VALIDATION))
@@ -44,7 +44,7 @@ def history(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Valu
             yield step, values
 
 
-class Mark:
+class TrackerMark:
     """Up to which step a tracker has been given rows, in the run directory: some of them can only be written to."""
 
     def __init__(self, run: RunDir, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from launchyard.run.events import TRACKER_TROUBLE
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
-from launchyard.training.telemetry.trackers.base import Tracker, Values, history, of_step, of_validation
+from launchyard.training.telemetry.trackers.base import Tracker, Values, of_step, of_validation, surviving_rows
 from launchyard.training.telemetry.trackers.csv import CsvTracker
 from launchyard.training.telemetry.trackers.mlflow import MlflowTracker
 from launchyard.training.telemetry.trackers.tensorboard import TensorBoardTracker
@@ -33,7 +33,7 @@ def missing(trackers: Sequence[str]) -> list[str]:
     return [name for name in trackers if (package := PACKAGES[name]) and importlib.util.find_spec(package) is None]
 
 
-def install_words(names: Sequence[str]) -> str:
+def install_command(names: Sequence[str]) -> str:
     return f"pip install 'launchyard[{','.join(names)}]'"
 
 
@@ -104,8 +104,8 @@ class Trackers:
             action()
         except Exception as error:
             trackers.pop(name, None)
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._on_event(TRACKER_TROUBLE, tracker=name, message=f"{name} is not used any more: {said}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self._on_event(TRACKER_TROUBLE, tracker=name, message=f"{name} is not used any more: {reason}")
 
 
 def open_trackers(
@@ -115,7 +115,7 @@ def open_trackers(
     if lacking := missing(recipe.metrics.trackers):
         raise ValueError(
             f"metrics.trackers: {', '.join(lacking)} cannot be used, for the package is not installed where the "
-            f"workers run; {install_words(lacking)}, or leave it out"
+            f"workers run; {install_command(lacking)}, or leave it out"
         )
     openers: dict[str, Callable[[], Tracker]] = {
         "csv": lambda: CsvTracker(run),
@@ -124,4 +124,4 @@ def open_trackers(
         "mlflow": lambda: MlflowTracker(run, recipe, run_id),
     }
     chosen: dict[str, Callable[[], Tracker]] = {name: openers[name] for name in recipe.metrics.trackers}
-    return Trackers(chosen, on_event, partial(history, run, start_step)) if chosen else None
+    return Trackers(chosen, on_event, partial(surviving_rows, run, start_step)) if chosen else None

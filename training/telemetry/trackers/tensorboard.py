@@ -10,7 +10,7 @@ import time
 from launchyard.run.layout import TENSORBOARD
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
-from launchyard.training.telemetry.trackers.base import UPLOAD_SECONDS, Mark, Values
+from launchyard.training.telemetry.trackers.base import UPLOAD_SECONDS, TrackerMark, Values
 
 
 # -- TensorBoard -----------------------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
-        self._mark = Mark(run, "tensorboard")
+        self._mark = TrackerMark(run, "tensorboard")
         self.done = min(self._mark.read(), start_step)
         self._folder = run.path(TENSORBOARD) if run.local else tempfile.mkdtemp()
         self._writer = SummaryWriter(

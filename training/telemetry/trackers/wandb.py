@@ -6,7 +6,7 @@ import tempfile
 
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
-from launchyard.training.telemetry.trackers.base import Mark, Values
+from launchyard.training.telemetry.trackers.base import TrackerMark, Values
 
 
 # -- Weights & Biases ------------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ class WandbTracker:
             resume="allow",
             settings=wandb.Settings(silent=True),
         )
-        self._mark = Mark(run, "wandb")
+        self._mark = TrackerMark(run, "wandb")
         # W&B's own next step; it takes none a second time. Offline it does not know
         self._from = int(self._run.step or 0)
         self.done = max(0, self._from - 1) if not self._run.offline else min(self._mark.read(), start_step)
