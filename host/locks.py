@@ -58,7 +58,7 @@ def unlock(file: int) -> None:
 
 
 def is_file(path: str, file: int) -> bool:
-    """Returns True while a path is that of an open file: whoever waited for a lock may hold one of a removed file."""
+    """Returns True while a path is that of an open file: a lock that was waited for may be that of a removed file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:

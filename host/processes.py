@@ -21,7 +21,7 @@ from launchyard.host.environment import AGENT_PID, MARK_ATTEMPT, MARK_NODE, MARK
 if TYPE_CHECKING:
     import psutil
 
-# For Python processes that others start for us, as torchrun starts its workers: what `-P` is on a command line.
+# The same as `-P` on a command line, for Python processes that others start for us, as torchrun starts its workers.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
@@ -34,7 +34,9 @@ def python_words(python: str) -> list[str]:
 
 def python_environment(env: Mapping[str, str], *, code: Path | str | None) -> dict[str, str]:
     """`env` for Python processes of ours, which find the folder `code` before all else; None: what is installed."""
-    folders = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]  # an empty one: where we are
+    folders = [
+        folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder
+    ]  # "" is the working directory
     path = folders if code is None else [str(code), *(folder for folder in folders if folder != str(code))]
     return {**env, **SAFE_PATH, **({"PYTHONPATH": os.pathsep.join(path)} if path else {})}
 

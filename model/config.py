@@ -16,7 +16,7 @@ class RopeScaling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     factor: float = Field(
-        gt=0, description="How many times longer the context becomes: low frequencies are divided by it."
+        gt=0, description="Factor by which the context becomes longer: low frequencies are divided by it."
     )
     low_freq_factor: float = Field(
         gt=0, description="Wavelengths above original_max_seq_len / this, in tokens, are stretched by all of `factor`."

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating point operations, bytes. Closed forms of the config. Light; runs nothing."""
+"""Cost of a model: parameters, floating point operations, bytes. Closed forms of the config. Light; runs nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
 
 
 def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None) -> int:
-    """Size of a checkpoint: what trains, and AdamW's two moments of it, in fp32."""
+    """Size of a checkpoint: the trained parameters and their two AdamW moments, in fp32."""
     return 3 * FP32_BYTES * n_params_trained(config, adapter)
 
 
@@ -88,8 +88,8 @@ def training_memory(
 ) -> dict[str, int]:
     """Bytes per worker, an estimate: weights, gradients, optimizer, activations and their total.
 
-    Weights, gradients and moments are fp32 and cut over `shards`, the last two only of what trains; what is gathered
-    whole for the arithmetic (table, head and final norm for the whole step, and two blocks) counts as weights. Not
+    Weights, gradients and moments are fp32 and cut over `shards`, the last two only of trained parameters;
+    parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights. Not
     counted: the runtime itself (about 0.3 GB, more with CUDA), communication buffers, fragmentation.
     """
     element = BF16_BYTES if precision == "bf16" else FP32_BYTES

@@ -1,6 +1,6 @@
 """Token ids in, token ids out: prefill, then one token a step with a cache of keys and values. Knows no text.
 
-Every row of a batch draws from its own generator, so what it becomes does not depend on its neighbours.
+Every row of a batch draws from its own generator, so its text does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from launchyard.model.network.transformer import Transformer
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. `temperature` 0 takes the likeliest; top_k, then top_p, cut the tail before."""
+    """Rules for drawing the next token. `temperature` 0 takes the likeliest; top_k, then top_p, cut the tail before."""
 
     temperature: float = 1.0
     top_k: int | None = None

@@ -1,6 +1,6 @@
-"""Which parameters a config has, and which of them train: our names and whole shapes, in forward order.
+"""The parameters of a config, trained or frozen: our names and full shapes, in forward order.
 
-The only place that says so: first weights, optimizer, checkpoints and costs follow it. Light; knows no file format.
+The only source of that list: first weights, optimizer, checkpoints and costs follow it. Light; knows no file format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TensorShape = tuple[int, ...]
 
 
 class Adapter(BaseModel):
-    """What is changed of a model before it trains; for now, which of its parameters stay as they are."""
+    """Changes to a model before it trains; for now, the set of its frozen parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run count, newest first: one rule for resume, status, lists, loading, export and init_from.
+"""The checkpoints of a run that count, newest first: one rule for resume, status, lists, loading, export, init_from.
 
 A checkpoint exists once it has a manifest. It counts unless an attempt after the one that committed it went on from
 an earlier step: then its commit came late or it was damaged, and the run took another way. Light, and cheap for any
@@ -45,7 +45,7 @@ class RunCheckpoints:
                 yield step
 
     def late(self, step: int) -> str:
-        """Why a checkpoint does not count, in words; empty if it counts. FileNotFoundError if it does not exist."""
+        """The reason why a checkpoint does not count; empty if it counts. FileNotFoundError if it does not exist."""
         attempt = read_attempt(self._run.path(self._run.checkpoint_dir(step)))
         if attempt is None:  # damaged: loading it says so
             return ""

@@ -1,4 +1,4 @@
-"""Every event that rank 0 writes into events.jsonl of an attempt: its name, its fields, and who tells it.
+"""Every event that rank 0 writes into events.jsonl of an attempt: its name, its fields, and the file that writes it.
 
 Each line holds `event`, `time` (Unix seconds) and the fields of that event. Light; knows no worker.
 """
@@ -34,7 +34,7 @@ FINISHED = "finished"
 
 @dataclass(frozen=True)
 class Event:
-    """`writer`: the file of training/ that tells it. `fields`: name -> meaning; those in `optional` may be absent."""
+    """`writer`: the file of training/ that writes it. `fields`: name -> meaning; those in `optional` may be absent."""
 
     name: str
     writer: str
@@ -44,21 +44,21 @@ class Event:
 
 
 _STEP = "Finished optimizer steps."
-_MESSAGE = "What went wrong, for people."
+_MESSAGE = "The error message."
 _STRAGGLER_FIELDS = {
     "step": _STEP,
-    "rank": "Which one.",
+    "rank": "The slow rank.",
     "ratio": "Its compute time over the median of all ranks.",
     "seconds": "Its compute time per step.",
     "median_seconds": "The median of all ranks.",
 }
-_STORE_FIELDS = {"path": "Path or URL.", "seconds": "For how long.", "message": "What could not be done, or now could."}
+_STORE_FIELDS = {"path": "Path or URL.", "seconds": "For how long.", "message": "The operation and its error."}
 _FILE = "training/telemetry/events.py"
 
 EVENTS = (
     Event(PROCESS_STARTED, "training/worker.py", "The process of rank 0 has read its recipe.", {
-        "rank": "Always 0.", "host": "Name of its machine.", "pid": "Its process.", "born": "When that began, in Unix "
-        "seconds.",
+        "rank": "Always 0.", "host": "Name of its machine.", "pid": "Its process.", "born": "Start of that process, "
+        "in Unix seconds.",
     }),
     Event(STARTED, "training/worker.py", "Model, data and state are ready; the first step follows.", {
         "step": "From which training goes on; 0 at the beginning.", "resumed": "From a checkpoint of this run?",

@@ -1,4 +1,4 @@
-"""Where the time of a run went since its first submit: productive, or lost, and to what. All of it is accounted for.
+"""Accounts for all time of a run since its first submit: productive, or lost to one of several causes.
 
 Goodput is the productive share. Light and pure but for `read_goodput`: works on what lies in the run directory, so a
 finished run, a live one and one on the other side of the world are told alike. Knows no processes.
@@ -62,7 +62,7 @@ class Goodput:
 
 @dataclass(frozen=True)
 class AttemptFacts:
-    """What an attempt has left. `rows` of steps in their order; `finished`: the event of that name, if there is one."""
+    """Records of an attempt. `rows` of steps in their order; `finished`: the event of that name, if there is one."""
 
     attempt: int
     created: float
@@ -109,7 +109,7 @@ class Ledger:
         self.by_attempt.setdefault(attempt, {})
 
     def row(self, row: Mapping[str, Any]) -> bool:
-        """A finished step; whether an earlier attempt had done it already."""
+        """Adds a finished step. Returns True if an earlier attempt had done it already."""
         step = int(row["step"])
         again = step <= self._before
         self.reached = max(self.reached, step)
@@ -142,18 +142,18 @@ class Ledger:
         self.until = until
 
     def end(self, outcome: OutcomeRecord | None, finished: Mapping[str, Any] | None) -> None:
-        """What came after the last row of an attempt."""
+        """Adds the time after the last row of an attempt."""
         if finished is not None:
             self.finish(finished)
         if outcome is not None:
             self.spend(outcome.time, "other" if finished is not None else "down" if self._stepped else "start")
 
     def idle(self) -> str:
-        """What an attempt that goes on does between its rows."""
+        """Returns the cause of the time between the rows of a running attempt."""
         return "other" if self._stepped else "start"
 
     def outside(self) -> None:
-        """What follows belongs to no attempt."""
+        """Assigns the time from here on to no attempt."""
         self._attempt = None
 
     def preview(self, until: float) -> Goodput:
@@ -197,7 +197,7 @@ def wait_between(ledger: Ledger, last: AttemptFacts, created: float, submitted: 
 
 
 def cause_between(last: AttemptFacts) -> str:
-    """What a run waits for after this attempt, if nobody submits it anew."""
+    """Returns the cause of the time between this attempt and the next, if nobody submits the run anew."""
     record = last.outcome
     if record is None:
         return "down"
@@ -207,7 +207,7 @@ def cause_between(last: AttemptFacts) -> str:
 
 
 def read_facts(run: RunDir, *, before: int | None = None) -> Iterable[AttemptFacts]:
-    """What the attempts of a run have left, oldest first; only those `before` one."""
+    """Yields the records of the attempts of a run, oldest first; only those `before` one."""
     queued = {submission.job_id for submission in run.submissions()}
     for attempt in run.attempts():
         if before is not None and attempt >= before:

@@ -1,4 +1,4 @@
-"""Every file and folder of a run directory: its name, who writes it, and what it is. No other file spells one.
+"""Every file and folder of a run directory: its name, its writer and its content. No other file spells one.
 
 Names are relative to the run directory. Knows no content: see records.py, events.py, rows.py and storage/shards.py.
 """
@@ -171,7 +171,7 @@ JOB_CODE = "code"  # in the same folder
 
 # -- rows ------------------------------------------------------------------------------------------------------------
 def rows_prefix(kind: str, attempt: int) -> str:
-    """How the names of the files in `METRICS` begin that hold the rows of an attempt. `kind`: STEPS or VALIDATION."""
+    """Returns the prefix of the files in `METRICS` that hold the rows of an attempt. `kind`: STEPS or VALIDATION."""
     return f"{kind}-{attempt:04d}"
 
 
@@ -214,7 +214,7 @@ def checkpoint_step(name: str) -> int | None:
 
 
 def attempt_prefix(attempt: int) -> str:
-    """How the names of all files begin that an attempt writes into the folder of a checkpoint, but for the manifest."""
+    """Returns the prefix of all files that an attempt writes into a checkpoint's folder, except the manifest."""
     return f"{attempt:04d}"
 
 
@@ -250,27 +250,27 @@ ENTRIES = (
           "claim its attempts: [Submission](run-directory.md#submission)."),
     Entry(f"{SUBMISSIONS}/NNNN.job.json", "launcher", "when the scheduler has accepted it", "The id of the job, as "
           "`job_id`."),
-    Entry(WAITING, "owner (Ray)", "while a job that runs waits for nodes", "Why it waits: `job_id`, `reason`, `time`."),
-    Entry(f"{ATTEMPTS}/NNNN/job.json", "owner", "to claim the attempt, create-only", "Who runs it: host, process, "
+    Entry(WAITING, "owner (Ray)", "while a job that runs waits for nodes", "The reason: `job_id`, `reason`, `time`."),
+    Entry(f"{ATTEMPTS}/NNNN/job.json", "owner", "to claim the attempt, create-only", "The owner: host, process, "
           "workers, device, overrides: [Job](run-directory.md#job)."),
-    Entry(f"{ATTEMPTS}/NNNN/heartbeat.json", "owner", "every few seconds", "That its owner lives, for readers on other "
+    Entry(f"{ATTEMPTS}/NNNN/heartbeat.json", "owner", "every few seconds", "Sign of life of the owner, for other "
           "hosts: `time`, `host`, `pid`."),
     Entry(f"{ATTEMPTS}/NNNN/notice.json", "launcher, owner (Ray)", "when nodes are about to be taken", "Asks the "
           "agents for an agreed save: `reason`, `time`."),
-    Entry(f"{ATTEMPTS}/NNNN/nodes.json", "owner (Ray)", "when the nodes of the attempt are found", "Where its agents "
-          "are, by node rank."),
-    Entry(f"{ATTEMPTS}/NNNN/events.jsonl", "rank 0", "all along", "What happened, one [event](run-directory.md#events) "
+    Entry(f"{ATTEMPTS}/NNNN/nodes.json", "owner (Ray)", "when the nodes of the attempt are found", "The nodes of its "
+          "agents, by node rank."),
+    Entry(f"{ATTEMPTS}/NNNN/events.jsonl", "rank 0", "all along", "One [event](run-directory.md#events) "
           "per line."),
     Entry(f"{ATTEMPTS}/NNNN/errors/rank-NNNNN.json", "worker, agent", "when a worker fails or is found hung",
           "Type, message, traceback, step, and `fatal`: another try would end the same way."),
-    Entry(f"{ATTEMPTS}/NNNN/targets/NNNNN.json", "worker", "from its start to its clean end", "Where its Prometheus "
-          "metrics are served: [Target](run-directory.md#target)."),
-    Entry(f"{ATTEMPTS}/NNNN/stalls/node-N.json", "agent", "while all its workers wait, on several nodes", "When it saw "
-          "that last, as `time`."),
-    Entry(f"{ATTEMPTS}/NNNN/logs/rank-NNNNN.log", "worker", "all along", "What a worker printed."),
-    Entry(f"{ATTEMPTS}/NNNN/logs/node-N.log", "agent", "all along", "What torchrun printed on a node."),
-    Entry(f"{ATTEMPTS}/NNNN/{OUTCOME}", "rank 0, else the agent of node 0", "at the end of the attempt", "How it "
-          "ended: [OutcomeRecord](run-directory.md#outcomerecord)."),
+    Entry(f"{ATTEMPTS}/NNNN/targets/NNNNN.json", "worker", "from its start to its clean end", "The address of its "
+          "Prometheus metrics: [Target](run-directory.md#target)."),
+    Entry(f"{ATTEMPTS}/NNNN/stalls/node-N.json", "agent", "while all its workers wait, on several nodes", "Last time "
+          "of that, as `time`."),
+    Entry(f"{ATTEMPTS}/NNNN/logs/rank-NNNNN.log", "worker", "all along", "Output of a worker."),
+    Entry(f"{ATTEMPTS}/NNNN/logs/node-N.log", "agent", "all along", "Output of torchrun on a node."),
+    Entry(f"{ATTEMPTS}/NNNN/{OUTCOME}", "rank 0, else the agent of node 0", "at the end of the attempt", "Its "
+          "outcome: [OutcomeRecord](run-directory.md#outcomerecord)."),
     Entry(f"{METRICS}/steps-NNNN.jsonl", "rank 0", "every step", "One [row](run-directory.md#steprow) per step."),
     Entry(f"{METRICS}/validation-NNNN.jsonl", "rank 0", "every validation", "One "
           "[row](run-directory.md#validationrow) per validation."),
@@ -279,11 +279,11 @@ ENTRIES = (
     Entry(f"{CHECKPOINTS}/step-NNNNNNNN/NNNN-rank-NNNNN.safetensors", "worker", "during a save", "The shards of one "
           "rank; attempt and rank stand in the name."),
     Entry(f"{CHECKPOINTS}/step-NNNNNNNN/{MANIFEST}", "rank 0", "to commit a checkpoint, create-only",
-          "What lies where, with hashes: [Manifest](run-directory.md#manifest). Without it there is no checkpoint."),
+          "Files and tensors with hashes: [Manifest](run-directory.md#manifest). Without it there is no checkpoint."),
     Entry(LATEST, "rank 0", "after a commit", "The `step` committed last, for stores that list late."),
-    Entry(JOB_LOG, "owner (local)", "all along", "What the owner printed."),
+    Entry(JOB_LOG, "owner (local)", "all along", "Output of the owner."),
     Entry("job-NNNN.sh", "launcher (SLURM)", "before it is sent", "The batch script of a submission."),
-    Entry("job-ID.log", "scheduler (SLURM)", "all along", "What a job printed, and its agents."),
+    Entry("job-ID.log", "scheduler (SLURM)", "all along", "Output of a job and its agents."),
     Entry(f"{JOB_CODE}/", "launcher", "at each submission, from a checkout", "The copy of launchyard that all attempts "
           "of the job run; Ray gets a zip instead."),
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
@@ -295,5 +295,5 @@ ENTRIES = (
     Entry(LOSS_CURVE, "rank 0", "at the end of an attempt", "The loss curve."),
     Entry(SAMPLE, "rank 0", "at completion, if the recipe asks", "A text that the model wrote."),
     Entry(f"{WEIGHTS}/", "rank 0", "at completion, if the recipe asks", "The weights as a Hugging Face directory."),
-    Entry(OUTCOME, "owner", "last of all", "How the run ended: [OutcomeRecord](run-directory.md#outcomerecord)."),
+    Entry(OUTCOME, "owner", "last of all", "Outcome of the run: [OutcomeRecord](run-directory.md#outcomerecord)."),
 )  # fmt: skip

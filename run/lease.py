@@ -1,7 +1,7 @@
 """The lease of an attempt: a heartbeat that its owner renews, and whose age tells a living owner from a dead one.
 
-The age is told by the clock of the store or file server alone, so the clocks of machines may differ. Whoever was
-taken for dead and is not is fenced out at its next commit (training/checkpoint/commit.py)."""
+The age is measured by the clock of the store or file server alone, so the clocks of machines may differ. An owner that
+was wrongly taken for dead is fenced out at its next commit (training/checkpoint/commit.py)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def heartbeat_age(run: RunDir, attempt: int) -> float:
 
 
 def last_heartbeat(run: RunDir, attempt: int) -> float:
-    """When the owner of an attempt last said that it lives, in seconds since the epoch; 0 if never."""
+    """Returns the time of the last heartbeat of an attempt, in seconds since the epoch; 0 if there was none."""
     try:
         return float(run.read_json(layout.heartbeat(attempt))["time"])
     except (FileNotFoundError, ValueError, KeyError):

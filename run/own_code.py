@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).absolute().parents[1]
 # The folder that is on the path of this process: src of a checkout, a copy, or site-packages.
 ROOT = PACKAGE.parent
-# What the digest covers: all that decides what a process does. The texts of the quickstart do not.
+# Files that the digest covers: all that decide the behaviour of a process. The texts of the quickstart do not.
 _DECIDING = (".py", ".yaml", ".yml", ".json")
 
 

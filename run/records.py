@@ -1,4 +1,4 @@
-"""The records of a run directory: who owns an attempt, what was submitted, how it ended, where it is scraped."""
+"""The records of a run directory: owner of an attempt, submission, outcome, scrape target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RAY_STOP = "ray job stop"
 
 
 class Shape(BaseModel):
-    """Who works in an attempt: machines, workers on each of them, and what they compute on."""
+    """The workers of an attempt: machines, workers on each of them, and their kind of device."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -27,17 +27,17 @@ class Shape(BaseModel):
 
 
 class Job(Shape):
-    """attempts/NNNN/job.json: who runs an attempt, and where. Written create-only: it is the claim to the attempt."""
+    """attempts/NNNN/job.json: owner of an attempt and its machine. Written create-only: the claim to the attempt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     attempt: int = Field(description="From 0, without a gap.")
     backend: str = Field(description="The `scheduler` of its cluster.")
     job_id: str = Field(description="The scheduler's; of a local run the owner's process.")
-    host: str = Field(description="Where the owner is.")
+    host: str = Field(description="Machine of the owner.")
     pid: int = Field(description="Process of the owner.")
-    pid_started: float = Field(description="When that process began, by the clock of its machine: pids come again.")
-    created: float = Field(description="When the attempt was claimed.")
+    pid_started: float = Field(description="Start of that process, by the clock of its machine: pids come again.")
+    created: float = Field(description="Time of the claim.")
     overrides: dict[str, Any] = Field(
         default={}, description="All keys of the recipe that a resume has ever changed, dotted."
     )
@@ -53,12 +53,12 @@ class Submission(Shape):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     backend: str = Field(description="The `scheduler` of its cluster.")
-    submitted: float = Field(description="When it was sent.")
+    submitted: float = Field(description="Time of the submission.")
     env: dict[str, str] = Field(default={}, description="Environment of the agents and workers; holds no secrets.")
     agent: list[str] = Field(default=[], description="argv that starts the agents, with {attempt} and {endpoint}.")
     job_id: str = Field(default="", description="The scheduler's; in a file of its own, once it has accepted the job.")
     place: dict[str, Any] = Field(
-        default={}, description="How its scheduler is reached, if the environment does not say."
+        default={}, description="Address of its scheduler, if the environment does not name it."
     )
     overrides: dict[str, Any] = Field(default={}, description="Of the attempts that it will claim.")
 
@@ -72,15 +72,15 @@ class OutcomeRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    outcome: Outcome = Field(description="How it ended; the run goes on from `stopped` and `failed`.")
-    reason: str = Field(description="Why, in a word or two: `done`, `stop`, `preempted`, `killed`, `hung` …")
+    outcome: Outcome = Field(description="Kind of end; the run goes on from `stopped` and `failed`.")
+    reason: str = Field(description="Reason, in a word or two: `done`, `stop`, `preempted`, `killed`, `hung` …")
     message: str = Field(default="", description="The same for people, in a line.")
-    attempt: int = Field(description="Which attempt; of a run, its last.")
+    attempt: int = Field(description="Number of the attempt; of a run, its last.")
     step: int | None = Field(default=None, description="Finished optimizer steps, if known.")
     checkpoint: str | None = Field(default=None, description="Folder of the newest checkpoint, in the run directory.")
     fatal: bool = Field(default=False, description="Would another try end the same way?")
     rank: int | None = Field(default=None, description="The worker that failed first, if one did.")
-    time: float = Field(description="When.")
+    time: float = Field(description="Time of the end.")
 
 
 class Target(BaseModel):
@@ -91,4 +91,4 @@ class Target(BaseModel):
     rank: int = Field(description="Of the worker.")
     url: str = Field(description="Its metrics, in the text format of Prometheus.")
     node: str = Field(description="Name of its machine.")
-    time: float = Field(description="When it began to listen, in seconds since the epoch.")
+    time: float = Field(description="Time when it began to listen, in seconds since the epoch.")

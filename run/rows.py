@@ -31,8 +31,8 @@ class StepRow(BaseModel):
     phases: dict[str, float] = Field(
         default={}, description="Wall time of rank 0 since the row before by [phase](metrics.md), in seconds."
     )
-    attempt: int = Field(description="Which attempt made the step.")
-    time: float = Field(description="When it was finished, in Unix seconds.")
+    attempt: int = Field(description="Attempt that made the step.")
+    time: float = Field(description="Time of the end, in Unix seconds.")
 
 
 class ValidationRow(BaseModel):
@@ -43,8 +43,8 @@ class ValidationRow(BaseModel):
     step: int = Field(ge=0, description="Finished optimizer steps; 0 before the first.")
     loss: float = Field(description="Mean over the held-out tokens, in nats per token.")
     seconds: float = Field(description="For which it took.")
-    attempt: int = Field(description="Which attempt measured it.")
-    time: float = Field(description="When it was finished, in Unix seconds.")
+    attempt: int = Field(description="Attempt that measured it.")
+    time: float = Field(description="Time of the end, in Unix seconds.")
 
 
 def parse_jsonl(raw: bytes) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ class RunDir:
         return files.read(self.path(name))
 
     def read_from(self, name: str, offset: int) -> bytes:
-        """What a file that grows holds from a byte on; nothing if there is none."""
+        """Returns the content of a growing file from a byte on; nothing if there is none."""
         try:
             return files.read(self.path(name), offset)
         except FileNotFoundError:
@@ -158,7 +158,7 @@ class RunDir:
         self.write_json(WAITING, {"job_id": job_id, "reason": reason, "time": time.time()})
 
     def waiting(self, job_id: str) -> str | None:
-        """Why a job waits; None if it does not."""
+        """Returns the reason for which a job waits; None if it does not."""
         try:
             record = self.read_json(WAITING)
         except FileNotFoundError:
@@ -188,7 +188,7 @@ class RunDir:
         self.create_json(layout.job(job.attempt), job.model_dump(mode="json"))
 
     def outcome(self, attempt: int | None = None) -> OutcomeRecord | None:
-        """How an attempt ended (None: the run); None while it has not."""
+        """Returns the outcome of an attempt (None: of the run); None while it has not ended."""
         name = layout.OUTCOME if attempt is None else layout.outcome(attempt)
         try:
             return OutcomeRecord.model_validate(self.read_json(name))
@@ -200,11 +200,11 @@ class RunDir:
         self.write_json(name, record.model_dump(mode="json"), sync=True)
 
     def write_error(self, attempt: int, rank: int, record: dict[str, Any]) -> None:
-        """What ended one worker: type, message, traceback, step, time, host, fatal, and data where it matters."""
+        """Writes the error that ended one worker: type, message, traceback, step, time, host, fatal, data if any."""
         self.write_json(layout.error(attempt, rank), record)
 
     def errors(self, attempt: int) -> list[dict[str, Any]]:
-        """What ended the workers of an attempt, first error first."""
+        """Returns the errors that ended the workers of an attempt, first error first."""
         folder = layout.errors_folder(attempt)
         found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if layout.is_json(name)]
         return sorted(found, key=lambda error: float(error.get("time", 0)))
@@ -252,7 +252,7 @@ class RunDir:
                 yield from parse_jsonl(self.read_bytes(f"{layout.METRICS}/{name}"))
 
     def events(self, attempt: int) -> list[dict[str, Any]]:
-        """What rank 0 did: {"event": …, "time": …, …}, see run/events.py."""
+        """Returns the events of rank 0: {"event": …, "time": …, …}, see run/events.py."""
         folder = self.attempt_dir(attempt)
         names = [name for name in self.listdir(folder) if layout.is_grown(name, layout.EVENTS)]
         return [row for name in names for row in parse_jsonl(self.read_bytes(f"{folder}/{name}"))]

@@ -33,7 +33,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A series: `colour` is a CSS variable's name. `dots`: marks instead of a line; `faint`: what lies behind."""
+    """A series: `colour` is a CSS variable's name. `dots`: marks instead of a line; `faint`: a background series."""
 
     points: Sequence[Point]
     colour: str
@@ -143,7 +143,7 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """What the y axis shows: all, but for the few highest points of a noisy start, with a little air."""
+    """Returns the range of the y axis: all values, with some padding."""
     low = min(values)
     high = max(values)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0

@@ -24,7 +24,7 @@ class Tail:
         return raw[:end].decode(errors="replace").splitlines()
 
     def rest(self) -> list[str]:
-        """What is left when nobody writes any more: also a last line without its end."""
+        """Returns the remaining lines of a file that no longer grows, also a last line without its end."""
         raw = self._read()
         self._offset += len(raw)
         return raw.decode(errors="replace").splitlines()
@@ -47,7 +47,7 @@ class RowTail:
         self._lines: list[str] = []
 
     def rows(self) -> list[dict[str, Any]]:
-        """OSError if they cannot be read now; what was read before it comes with the next call."""
+        """OSError if they cannot be read now; rows that were read before the error come with the next call."""
         names = [name for name in self._run.listdir(self._folder) if is_grown(name, self._prefix)]
         for name in names:
             if name not in self._read:

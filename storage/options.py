@@ -1,4 +1,4 @@
-"""How a store is reached, and the interface of a growing file. Values only."""
+"""Options for reaching a store, and the interface of a growing file. Values only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people when its training has ended: the curve, weights, and a text of its own."""
+"""Results that a run writes when its training has ended: the loss curve, the weights and a sample of text."""
 
 from __future__ import annotations
 

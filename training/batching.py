@@ -1,4 +1,4 @@
-"""How an optimizer step is cut over workers, and how many steps a run has: pure functions of recipe and world size."""
+"""The division of an optimizer step among workers, and the number of steps: pure functions of recipe and world size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """How one optimizer step is cut. Sizes count sequences."""
+    """The division of one optimizer step. Sizes count sequences."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -64,7 +64,7 @@ def count_steps(recipe: Recipe, n_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """What is trained, and where; known before the model is made, and never changes."""
+    """The recipe, workload and device of a worker; known before the model is made, and constant."""
 
     world: World
     recipe: Recipe

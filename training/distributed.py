@@ -1,4 +1,4 @@
-"""Ranks and the environment: who this worker is, and the few collectives that the host side needs.
+"""Ranks and the environment: this worker's rank, and the few collectives that the host side needs.
 
 The only file of training that reads os.environ. Knows no model and no data.
 """
@@ -63,7 +63,7 @@ def read_world() -> World:
 
 
 def node_address() -> str:
-    """How other machines reach this one: its address towards the others, else its name."""
+    """The address of this machine for others: that of its default route, else its name."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # asks the routing table and sends nothing
         return str(probe.getsockname()[0])

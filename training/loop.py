@@ -37,7 +37,7 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True)
 class Learner:
-    """What changes with every step."""
+    """The state that changes with every step."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -64,7 +64,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know before a step."""
+    """Facts that all ranks know before a step."""
 
     n_valid: int
     data_hash: int
@@ -187,7 +187,7 @@ def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -
 
 
 def finish(parts: Parts, pending: Pending | None) -> None:
-    """Read a step's numbers, check them, tell them."""
+    """Read a step's numbers, check them, report them."""
     if pending is None:
         return
     telemetry = parts.telemetry
@@ -222,7 +222,7 @@ def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFi
 
 
 def named_samples(context: Context, data: Data, step: int) -> str:
-    """Which samples of which sources a step reads, the first few of each."""
+    """Names the samples that a step reads, the first few of each source."""
     (numbers,), (samples,) = data.reader.plan(step, 0, context.sizes.global_batch_size, 1)
     listed = []
     for number, source in enumerate(context.workload.data.train):
@@ -344,7 +344,7 @@ def save(parts: Parts, step: int) -> None:
 
 
 def await_save(parts: Parts) -> None:
-    """Until the last save is committed; raises what kept it from that."""
+    """Wait until the last save is committed; raises its error if it failed."""
     clock = parts.telemetry.clock
     clock.enter("checkpoint_blocking")
     parts.checkpointer.wait(must_succeed=True)

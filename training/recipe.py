@@ -1,7 +1,7 @@
 """The recipe: every key a user may write, with its type, default and meaning. Light: pydantic and stdlib only.
 
-Where a recipe comes from (files, `extends`, overrides, line numbers) is the launcher's business. What a step is
-made of follows from the recipe and the number of workers by the pure functions at the end.
+Files, `extends`, overrides and line numbers belong to the launcher. The division of a step among workers follows from
+the recipe and the world size, see training/batching.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launchyard.run.rundir import RunDir
 
 # Keys of a section of which a recipe holds one at most.
 EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
-MIN_SHARE = 1e-5  # of a source in a mixture: what is rarer could not be met to better than a tenth
+MIN_SHARE = 1e-5  # of a source in a mixture: a smaller one could not be met to better than a tenth
 
 
 class Section(BaseModel):
@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 class ResourcesConfig(Section):
-    """How much of a cluster one attempt takes."""
+    """The share of a cluster that one attempt takes."""
 
     nodes: int = Field(default=1, ge=1, description="Machines.")
     gpus_per_node: int | None = Field(default=None, ge=0, description="GPUs of each node; default: all it has.")
@@ -70,7 +70,7 @@ class MixedSource(Section):
     """One source of a mixture."""
 
     source: str | list[str] = Field(description="As `data.source`: prepared folder or URL, or text.")
-    weight: float = Field(gt=0, description="How often it is read beside the others; weights may have any sum.")
+    weight: float = Field(gt=0, description="Frequency relative to the others; weights may have any sum.")
 
 
 class DataConfig(Section):
@@ -105,7 +105,7 @@ class DataConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long, how much at once, how exactly."""
+    """Length, batch size and precision of training."""
 
     global_batch_size: int = Field(default=8, ge=1, description="Sequences an optimizer step, over all workers.")
     micro_batch_size: int | None = Field(
@@ -159,7 +159,7 @@ class ScheduleConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How a model and a batch are cut over the workers."""
+    """The division of a model and a batch among the workers."""
 
     dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
     dp_shard: int = Field(default=-1, ge=-1, description="Workers that share one copy (FSDP); -1: all that remain.")
@@ -170,7 +170,7 @@ class ParallelConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state is saved and what is kept."""
+    """The schedule of saves and the number of checkpoints kept."""
 
     every_steps: int | None = Field(default=None, ge=1, description="Permanent checkpoint every N steps.")
     every_minutes: float | None = Field(default=10.0, gt=0, description="Temporary checkpoint every T minutes.")
@@ -182,14 +182,14 @@ class CheckpointConfig(Section):
 class SampleConfig(Section):
     """A text that the model writes at the end of the run."""
 
-    prompt: str = Field(description="What it starts from.")
+    prompt: str = Field(description="Start of the text.")
     max_new_tokens: int = Field(default=64, ge=1, description="Tokens to write.")
     temperature: float = Field(default=0.8, ge=0, description="0: always the likeliest token.")
     top_k: int | None = Field(default=50, ge=1, description="Draw from the k likeliest tokens.")
 
 
 class ValidationConfig(Section):
-    """When the loss on held-out data is measured, and on how much."""
+    """The schedule and size of measuring the loss on held-out data."""
 
     every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
     max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
@@ -198,7 +198,7 @@ class ValidationConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where the numbers go besides the run directory."""
+    """Destinations of the metrics besides the run directory."""
 
     prometheus: bool = Field(default=True, description="Serve Prometheus metrics from every worker.")
     host: str = Field(
@@ -211,7 +211,8 @@ class MetricsConfig(Section):
         description="Operations per second that one device could do, for MFU; default: known of many GPUs, in bf16.",
     )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
-        default=[], description="Where the rows go besides; each but csv is an extra: pip install 'launchyard[wandb]'."
+        default=[],
+        description="Trackers that also get the rows; each but csv is an extra: pip install 'launchyard[wandb]'.",
     )
     project: str | None = Field(default=None, description="Project or experiment of the trackers; default: the name.")
 
@@ -223,7 +224,7 @@ class MetricsConfig(Section):
 
 
 class WatchdogConfig(Section):
-    """When a worker that gives no sign is taken for hung: its stacks are logged, and the attempt is ended."""
+    """Time limits after which a silent worker counts as hung: its stacks are logged, and the attempt is ended."""
 
     enabled: bool = Field(default=True, description="Look after the workers; the agent of each node does.")
     step_seconds: float | None = Field(
@@ -240,7 +241,7 @@ class WatchdogConfig(Section):
 
 
 class Recipe(Section):
-    """What to train. See docs/reference/recipe.md."""
+    """A training run. See docs/reference/recipe.md."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the runs made from it.")
     after: str | None = Field(

@@ -1,4 +1,4 @@
-"""What a plan freezes for the workers: the tokens they read, the model, and how they deal with stores. Light."""
+"""The part of a plan for the workers: their tokens, their model, and the settings for stores. Light."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TokenSource(Section):
 
     folder: str = Field(description="Folder with index.json and chunks.")
     n_tokens: int = Field(ge=1)
-    weight: float = Field(default=1.0, gt=0, description="How often it is read beside others in training.")
+    weight: float = Field(default=1.0, gt=0, description="Frequency relative to the others in training.")
 
 
 class DataSpec(Section):
@@ -44,7 +44,7 @@ class DataSpec(Section):
 
 
 class Storage(Section):
-    """How a run deals with its stores; the place where it runs decides. No addresses and no credentials."""
+    """A run's settings for stores, given by its cluster. No addresses and no credentials."""
 
     retry_seconds: float = Field(default=900.0, ge=0, description="Keep trying that long when a store fails.")
     cache: str | None = Field(default=None, description="Folder of each node for chunks; default: the user's cache.")
@@ -65,5 +65,5 @@ class Workload(BaseModel):
 
 
 def read_workload(run: RunDir) -> Workload:
-    """What the plan of a run has frozen. FileNotFoundError without a plan, ValueError if it is damaged."""
+    """Reads the frozen workload of a run. FileNotFoundError without a plan, ValueError if it is damaged."""
     return Workload.model_validate(run.read_json(PLAN))

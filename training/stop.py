@@ -13,7 +13,7 @@ from typing import Any
 
 # Reasons, in the order in which a heavier one wins when several arrive at once.
 REASONS = ("stop", "terminated", "time limit", "preempted")
-# A worker that gets TERM itself hears of its node being taken; whether the run ends is decided above it.
+# TERM to a worker itself means that its node is being reclaimed; its agent decides if the run ends.
 BY_SIGNAL = {
     signal.SIGTERM: "preempted",
     signal.SIGINT: "stop",
@@ -24,7 +24,7 @@ EARLY_SECONDS = 60.0  # a scheduler's warning of the time limit comes by so much
 
 
 class StopFlag:
-    """What this rank has been asked. `votes()` is its part of the agreement."""
+    """Stop requests to this rank. `votes()` is its part of the agreement."""
 
     def __init__(self, scratch: str | None, job_end: float | None = None) -> None:
         self._file = os.path.join(scratch, "stop") if scratch else None
@@ -47,7 +47,7 @@ class StopFlag:
         return "time limit" if near and reason == "preempted" else reason
 
     def reason(self) -> str | None:
-        """Why this rank wants to stop, if it does. Costs one stat()."""
+        """The reason for which this rank wants to stop, or None. Costs one stat()."""
         reason = self._update()
         if reason is not None and self.requested_at is None:
             self.requested_at = time.monotonic()

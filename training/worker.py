@@ -64,7 +64,7 @@ FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
 
 @dataclass
 class WorkerState:
-    """How far this process has come, and what must be kept of that should it fail."""
+    """The objects of this process that its last writes need should it fail."""
 
     state: TrainState | None = None
     pulse: PulseWriter | None = None
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         work(run, world, flag, progress)
     except BaseException as error:
         traceback.print_exception(error)
-        if progress.pulse is not None:  # its last words may take longer than a step
+        if progress.pulse is not None:  # its last writes may take longer than a step
             progress.pulse.enter("checkpoint_blocking", time.monotonic(), waiting=False)
         with retry.retry_budget(LAST_WRITE_SECONDS):
             record_error(run, world, error, progress.state.step if progress.state else None)
@@ -115,7 +115,7 @@ def redirect_output(run: RunDir, world: World) -> None:
 
 
 def record_error(run: RunDir, world: World, error: BaseException, step: int | None) -> None:
-    """What ended this rank, for `launch why`; where that cannot be written, its log has to do."""
+    """Writes the error that ended this rank, for `launch why`; if that fails, it is only in the log."""
     record = {
         "rank": world.rank,
         "host": world.host,
@@ -133,7 +133,7 @@ def record_error(run: RunDir, world: World, error: BaseException, step: int | No
 
 
 def keep_rows(progress: WorkerState) -> None:
-    """What can be kept of a failed attempt's rows. That they cannot is not what made it fail."""
+    """Writes the remaining rows of a failed attempt. An error here is not the cause of the failure."""
     for rows in progress.rows:
         try:
             rows.flush(sync=True)
@@ -142,7 +142,7 @@ def keep_rows(progress: WorkerState) -> None:
 
 
 def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> None:
-    retry.set_retry_budget(Storage().retry_seconds)  # until the plan says what the place has chosen
+    retry.set_retry_budget(Storage().retry_seconds)  # until the plan is read, with the value of the cluster
     if difference := what_differs(run):
         raise OtherCodeError(difference)
     recipe = recipe_of(run, world.attempt)
@@ -167,7 +167,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     if world.is_main:
         sweep(parts.checkpointer, on_event)
     reason = train(parts)
-    clock.enter("checkpoint_blocking")  # what remains is to be written
+    clock.enter("checkpoint_blocking")  # only writes remain
     for rows in progress.rows:
         rows.flush(sync=True)
     if world.is_main:
@@ -176,7 +176,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
 
 
 def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | None) -> None:
-    """Last scrape, off the list of targets, gone: so no finished run looks like a lost one."""
+    """Last scrape, removal from the targets, exit: so no finished run looks like a lost one."""
     from launchyard.training.distributed import disconnect, is_connected
 
     telemetry = parts.telemetry
@@ -199,7 +199,7 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
 
 
 def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
-    """Remove what earlier attempts left uncommitted, as soon as it is on record that this one has started.
+    """Remove uncommitted files of earlier attempts, as soon as it is on record that this one has started.
 
     A commit of theirs that comes after that record is known to be late, and its files need not be there.
     """
@@ -243,7 +243,7 @@ def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:
 
 
 def open_pulse(world: World, recipe: Recipe) -> PulseWriter | None:
-    """Let the agent of this node see what this worker does; without an agent nobody would look."""
+    """Opens the file in which this node's agent sees the state of this worker; None without an agent."""
     dump_stacks_on_signal()
     if world.scratch is None:
         return None

@@ -1,4 +1,4 @@
-"""First weights as a pure function of (config, name, seed): whoever makes whichever rows gets the same numbers.
+"""First weights as a pure function of (config, name, seed): any rank gets the same numbers for the same rows.
 
 Knows no module and no device. Numbers come from Philox, whose key is a hash, rather than from torch's generators, whose
 normals differ in the last bits with the instruction set of the CPU.

@@ -9,7 +9,7 @@ from launchyard.model.config import ModelConfig
 
 
 class BlockCache:
-    """Keys and values that one block has seen, in memory that is taken once. Whose positions they are: see Cache."""
+    """Keys and values of one block, in memory that is allocated once. Their positions are those of Cache."""
 
     def __init__(self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         shape = (cache.batch_size, config.n_kv_heads, cache.length, config.head_dim)
@@ -35,7 +35,7 @@ class BlockCache:
 
 
 class Cache:
-    """A cache a block, and how far each row of the batch has come.
+    """One cache per block, and the length of each row of the batch.
 
     Rows may be of unequal length: prompts are padded on the right, so that every token keeps its own position; the
     padding lies behind what a row may see and is overwritten as the row grows.

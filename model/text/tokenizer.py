@@ -14,7 +14,7 @@ from launchyard.storage.files import exists, normal
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Ids before new ones that a stream decodes with them.
 CONTEXT = 8
-# How families spell the token that ends a text, where no tokenizer_config.json says it.
+# Spellings of the token that ends a text, for families without a tokenizer_config.json.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>")
 
 
@@ -91,7 +91,7 @@ class TextStream:
         """The new text that is sure now, often empty in the middle of a character."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        sure = text.rstrip("\ufffd")  # what the last character becomes, the next id may decide
+        sure = text.rstrip("\ufffd")  # the next id may decide the last character
         new_text = sure[self._emitted :]
         self._emitted = max(len(sure), self._emitted)
         if len(sure) == len(text) and len(self._ids) > 4 * CONTEXT:
@@ -100,7 +100,7 @@ class TextStream:
         return new_text
 
     def flush(self) -> str:
-        """What was held back, at the end."""
+        """Returns the text that is still pending, at the end."""
         text = self._decode(self._ids)
         new_text = text[self._emitted :]
         self._emitted = len(text)
@@ -165,7 +165,7 @@ def save_tokenizer(tokenizer_file: str, folder: str, *, max_seq_len: int) -> Non
 
 
 def special_ids(tokenizer_file: str) -> dict[str, int]:
-    """What config.json should say of the tokenizer."""
+    """Returns the keys of config.json that follow from the tokenizer."""
     end = Tokenizer(tokenizer_file).eos_id
     return {} if end is None else {"eos_token_id": end}
 

@@ -22,7 +22,7 @@ from launchyard.storage.files import exists
 from launchyard.storage.shards import read_manifest, read_tensor
 
 PREFIX = "model."  # of parameters among the tensors of a checkpoint
-# How a text ended: at the end of text or a stop string, at max_new_tokens, or because the context is full.
+# The end of a text: at the end of text or a stop string, at max_new_tokens, or because the context is full.
 Ended = Literal["stop", "length", "context"]
 
 
@@ -74,7 +74,7 @@ class CheckpointWeights:
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:
-    """Config and weights of any MODEL. FileNotFoundError says what was looked for, and where."""
+    """Config and weights of any MODEL. FileNotFoundError names the files and the folders that were searched."""
     return _open(find_source(source))
 
 
@@ -123,7 +123,7 @@ def pick_device(name: str) -> torch.device:
 
 
 class LoadedModel:
-    """A transformer with its tokenizer. Who works on ids takes `transformer` and launchyard.model.generate."""
+    """A transformer with its tokenizer. To work on ids use `transformer` and launchyard.model.generate."""
 
     def __init__(self, transformer: Transformer, config: ModelConfig, source: Source) -> None:
         self.transformer = transformer
@@ -144,7 +144,7 @@ class LoadedModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end a text: what config.json and generation_config.json say, else the tokenizer."""
+        """Ids that end a text: those of config.json and generation_config.json, else of the tokenizer."""
         ids: set[int] = set()
         if self.source.kind == "hf":
             for path in (f"{self.source.folder}/{name}" for name in (HF_CONFIG, "generation_config.json")):
@@ -192,7 +192,7 @@ class LoadedModel:
         ids = self.tokenizer.encode(prompt)
         if ids or self.tokenizer.eos_id is None:
             return ids
-        return [self.tokenizer.eos_id]  # what stands between two texts, so that a new one follows
+        return [self.tokenizer.eos_id]  # the separator of two texts, so that a new one follows
 
 
 class Writing:

@@ -1,4 +1,4 @@
-"""What a MODEL is: a Hugging Face folder, a checkpoint or a run, and where its parts lie. Light; reads no tensor."""
+"""Resolves a MODEL (a Hugging Face folder, a checkpoint or a run) to its files. Light; reads no tensor."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from launchyard.model.zoo.rules import Rule
 
 
 class Family(Protocol):
-    """What the file of a family holds."""
+    """The interface of a family's file."""
 
     MODEL_TYPE: str
     PRESETS: dict[str, ModelConfig]
@@ -47,7 +47,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def rules(config: ModelConfig) -> tuple[Rule, ...]:
-    """How the keys of this config's family relate to ours."""
+    """The rules that map the keys of this config's family to ours."""
     return FAMILIES[config.family].RULES
 
 
@@ -78,8 +78,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def make_config(*, preset: str | None, fields: Mapping[str, Any], hf: Mapping[str, Any] | None) -> ModelConfig:
     """The config of a recipe: `fields` over the preset, or over the weights' own config, or alone.
 
-    What the base derived from its own sizes (head_dim from dim and n_heads, padded_vocab_size from vocab_size …) is
-    derived anew when those sizes are set and it is not. ValueError names every field that is wrong.
+    Values that the base derived from its own sizes (head_dim from dim and n_heads, padded_vocab_size from vocab_size …)
+    are derived anew when those sizes are set and they are not. ValueError names every field that is wrong.
     """
     overrides = {key: value for key, value in fields.items() if value is not None}
     base = _base(preset, hf)

@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 HF_ACTIVATIONS: dict[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
-# Where we write how many rows of the vocabulary are real; transformers keeps the key and does nothing with it.
+# Our key for the number of real rows of the vocabulary; transformers keeps the key and ignores it.
 UNPADDED = "unpadded_vocab_size"
 
 

@@ -12,7 +12,7 @@ from launchyard.model.zoo.rules import Rule
 
 MODEL_TYPE = "qwen2"
 RULES: tuple[Rule, ...] = llama.RULES
-# What transformers' Qwen2Config holds where config.json lacks the key.
+# Defaults of transformers' Qwen2Config for keys that config.json lacks.
 _KV_HEADS = 32
 _SLIDING_WINDOW = 4096
 _MAX_WINDOW_LAYERS = 28

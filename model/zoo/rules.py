@@ -1,4 +1,4 @@
-"""How a family's keys relate to ours, as data that is read in both directions. Light; touches no tensor.
+"""Rules that map a family's keys to ours, as data that is read in both directions. Light; touches no tensor.
 
 A key holds `{i}` where the number of the layer stands. A rule counts only where the config has the parameter it names,
 so that one list serves configs with and without biases.
@@ -42,7 +42,7 @@ Rule = Rename | Fused | Drop
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where one of our parameters lies in their files: part `part` of `parts` of the tensor `key`."""
+    """The location of one of our parameters in their files: part `part` of `parts` of the tensor `key`."""
 
     key: str
     part: int = 0

@@ -1,4 +1,4 @@
-"""The error tree of the launcher: what a user sees instead of a traceback, and the exit code that goes with it."""
+"""The error tree of the launcher: messages that replace a traceback, each with its exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NothingRunsError(LaunchError):
 
 
 class UserError(LaunchError):
-    """The user's mistake: says what, where, what is allowed and what to do. Exit code 2; nothing was created."""
+    """The user's mistake: names value, location, allowed values and a fix. Exit code 2; nothing was created."""
 
     exit_code = EXIT_USER
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: stage, write in the background, commit, retain; and load the newest that is whole.
+"""Checkpoints of a run: stage, write in the background, commit, retain; and load the newest intact one.
 
 A checkpoint exists from the moment its manifest is written, and the manifest is written last. Before it is removed,
 its manifest goes first. Knows nothing of models, data or steps beyond their numbers.
@@ -45,7 +45,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DC
 class Checkpointer:
     """Saves and loads the checkpoints of one run. At most one save is in flight.
 
-    `on_event(name, **facts)` hears what happened; `before_commit()` runs on rank 0 before a manifest is written.
+    `on_event(name, **facts)` is called with each event; `before_commit()` runs on rank 0 before a manifest is written.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Checkpointer:
         self.last_saved: int | None = None
         self._kinds: dict[int, str] = {}
         self._passed_over: set[int] = set()  # committed, and nothing to fall back on
-        self._must_sweep = True  # after the first save: what a killed attempt was still writing when this one began
+        self._must_sweep = True  # after the first save: a killed attempt may still have been writing at our start
 
     # -- save ----------------------------------------------------------------------------------------------------
     def allocate_staging(self, shards: dict[str, Shard]) -> None:
@@ -106,7 +106,7 @@ class Checkpointer:
 
     @property
     def busy(self) -> bool:
-        """Is a save under way? One that is not pressing can be put off until the store has taken this one."""
+        """True while a save is under way. One that is not urgent can be deferred until the store has taken this one."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, *, must_succeed: bool = False) -> None:
@@ -198,7 +198,7 @@ class Checkpointer:
         return layout.shard_file(self._world.attempt, self._world.rank)
 
     def _forget(self, step: int) -> None:
-        """Take back what no manifest will name: whoever has the run now may have swept before it was there."""
+        """Remove a file that no manifest will name: the new owner of the run may have swept before it was written."""
         with contextlib.suppress(OSError):
             self.run.remove(f"{self.run.checkpoint_dir(step)}/{self._file_name}")
 
@@ -221,7 +221,7 @@ class Checkpointer:
         )
 
     def _commit(self, folder: str, manifest: Manifest) -> None:
-        """The manifest makes the checkpoint. It is created, never replaced: who comes too late finds out."""
+        """The manifest makes the checkpoint. It is created, never replaced: a late attempt raises FencedError."""
         self._before_commit()
         self._check_owner()
         name = f"{folder}/{MANIFEST}"
@@ -235,7 +235,7 @@ class Checkpointer:
             self.run.remove(name)
             self.run.create_text(name, sealed(manifest))
         self._kinds[manifest.step] = manifest.kind
-        self._passed_over.discard(manifest.step)  # what lay there before
+        self._passed_over.discard(manifest.step)  # the one that was there before
         self.run.write_json(LATEST, {"step": manifest.step})
 
     def _check_owner(self) -> None:
@@ -252,9 +252,9 @@ class Checkpointer:
 
     # -- retain --------------------------------------------------------------------------------------------------
     def _retain(self, newest: int) -> None:
-        """Remove what the newest committed checkpoint makes superfluous. Rank 0 only, after its commit.
+        """Remove checkpoints that the newest committed one makes superfluous. Rank 0 only, after its commit.
 
-        Who was taken over by then removes nothing: its commit may be late, and count for nothing.
+        An attempt that was superseded by then removes nothing: its commit may be late, and not count.
         """
         try:
             self._check_owner()
@@ -285,10 +285,9 @@ class Checkpointer:
         return self._kinds[step]
 
     def sweep(self) -> bool:
-        """Remove what killed saves have left: uploads without an end, files that no manifest names. Whether it did.
+        """Remove leftovers of killed saves: unfinished uploads, files that no manifest names. Returns True if it did.
 
-        Never what a newer attempt writes, should this one have been taken over: each file's name begins with its
-        attempt.
+        Never files of a newer attempt, should this one have been superseded: each name begins with its attempt.
         """
         try:
             self._check_owner()
@@ -321,10 +320,9 @@ class Checkpointer:
 
     # -- load ----------------------------------------------------------------------------------------------------
     def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
-        """Fill `shards` from the newest whole checkpoint; None if there is none at all.
+        """Fill `shards` from the newest intact checkpoint; None if there is none at all.
 
-        All ranks take the same one. What is not whole is named and passed over; if nothing is left,
-        NoValidCheckpointError.
+        All ranks take the same one. Damaged ones are reported and passed over; NoValidCheckpointError if all are.
         """
         faults: list[str] = []
         candidates = self._candidates() if self._world.is_main else iter(())

@@ -1,4 +1,4 @@
-"""The commit of a checkpoint: what it is of, and who may make it."""
+"""The commit of a checkpoint: its identity, and the rule for who may commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FencedError(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint must have in common with the run that loads it."""
+    """Facts that a checkpoint must have in common with the run that loads it."""
 
     model: dict[str, Any]
     data_digest: str

@@ -1,4 +1,4 @@
-"""Our shard format (storage/shards.py) under torch's Distributed Checkpoint: what each rank writes and reads.
+"""Our shard format (storage/shards.py) under torch's Distributed Checkpoint: planners, writer and reader of a rank.
 
 DCP brings the ranks together, cuts and joins for any number of them, and gathers errors. Its own storage is not used:
 its metadata is a pickle and nothing in it is hashed. Knows no run directory and no policy.

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how one is removed: its manifest first."""
+"""Selection of the checkpoints to keep, and removal of one: its manifest first."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ class TrainState:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrainState:
-        counters = {**raw, **raw.get("extra", {})}  # where validated_step stood in the first manifests
+        counters = {**raw, **raw.get("extra", {})}  # the first manifests have validated_step in `extra`
         return cls(**{field.name: counters[field.name] for field in fields(cls) if field.name in counters})
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What this rank holds of one tensor. `writes` is true on exactly one of the ranks that hold the same part."""
+    """This rank's part of one tensor. `writes` is true on exactly one of the ranks that hold the same part."""
 
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
@@ -46,7 +46,7 @@ class Shard:
 def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
     """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones.
 
-    Only of parameters that train; what the others are follows from how the run began.
+    Only of parameters that train; the others follow from the start of the run.
     """
     found: dict[str, Shard] = {}
     for raw_name, parameter in model.named_parameters():

@@ -111,9 +111,9 @@ def fetch_chunk(
 ) -> str:
     """Hand the plain bytes of a chunk to `sink(offset, bytes)`, in order; returns their xxh3.
 
-    Begins again from offset 0 if they were not the right ones, a few times; then, or if it is missing, CorruptError.
-    `beat` is called now and then, also while nothing comes; what it raises ends the fetch. `note` hears of each
-    request to a store how many seconds it took and whether it was answered, in the thread that made it.
+    Begins again from offset 0 if the hash does not match, a few times; then, or if it is missing, CorruptError.
+    `beat` is called now and then, also while nothing comes; its exceptions end the fetch. `note` is called for each
+    request to a store with its seconds and its success, in the thread that made it.
     """
     for tries_left in reversed(range(READS)):
         digest = xxhash.xxh3_64()
@@ -136,7 +136,7 @@ def fetch_chunk(
 
 
 def put(target: Array, at: int, raw: bytes | memoryview) -> None:
-    """A sink that fills an array of the right size; of a chunk that is longer, fetch_chunk tells."""
+    """A sink that fills an array of the right size; fetch_chunk raises for a chunk that is longer."""
     part = target[at : at + len(raw)]
     part[:] = np.frombuffer(raw, np.uint8)[: len(part)]
 

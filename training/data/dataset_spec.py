@@ -1,4 +1,4 @@
-"""From folders of tokens to what a plan freezes of them: counts, digest, vocabulary. Light; reads no token."""
+"""From folders of tokens to the facts that a plan freezes: counts, digest, vocabulary. Light; reads no token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launchyard.training.spec import DataSpec, TokenSource
 
 
 def is_prepared(source: str) -> bool:
-    """Whether a folder or URL holds tokens: one of `launch prepare`, or bare litdata chunks."""
+    """Returns True if a folder or URL holds tokens: one of `launch prepare`, or bare litdata chunks."""
     folder = normal(source)
     return exists(f"{folder}/{DATASET}") or exists(f"{folder}/{INDEX}")
 
@@ -31,7 +31,7 @@ def is_prepared(source: str) -> bool:
 def open_dataset(source: str) -> DataSpec:
     """The tokens of a prepared folder or a bare litdata folder, local or URL.
 
-    ValueError says what is missing and how to make it.
+    ValueError names the missing file and the command that makes it.
     """
     folder = normal(source)
     dataset = read_dataset(folder)

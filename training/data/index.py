@@ -1,11 +1,11 @@
-"""What lies in a folder of tokens: the schemas of litdata's index.json and of our files beside it. Light: no numpy.
+"""The files of a folder of tokens: schemas of litdata's index.json and of our files beside it. Light: no numpy.
 
-    OUT/  dataset.json                      what was prepared, from what; written last: without it there is no dataset
+    OUT/  dataset.json                      content and sources; written last: without it there is no dataset
           tokenizer/tokenizer.json          the tokenizer that made the tokens
           train/{index.json, chunk-0-0.bin …, digests.json}    litdata's format, and the hash of each chunk
-          validation/…                      the same for what was held out; absent when nothing was
+          validation/…                      the same for the held-out part; absent when there is none
 
-Knows nothing of how tokens are made or read.
+Knows nothing of making or reading tokens.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ChunkDigest(FrozenModel):
 
 
 class Digests(FrozenModel):
-    """digests.json: what every chunk must be, by file name."""
+    """digests.json: the digest of every chunk, by file name."""
 
     format: Literal[1] = 1
     chunks: dict[str, ChunkDigest]
@@ -115,7 +115,7 @@ class TokenizerEntry(FrozenModel):
 
 
 class Options(FrozenModel):
-    """What was asked for; together with sources and tokenizer it decides every byte."""
+    """The options of `launch prepare`; together with sources and tokenizer they decide every byte."""
 
     validation: float = 0.0
     seed: int = 0
@@ -125,7 +125,7 @@ class Options(FrozenModel):
 
 
 class HoldOut(FrozenModel):
-    """How the held-out part was chosen, see training/data/prepare/split.py."""
+    """The rule by which the held-out part was chosen, see training/data/prepare/split.py."""
 
     unit: Literal["nothing", "documents", "sections"]
     section_chars: int | None = None

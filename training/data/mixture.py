@@ -1,8 +1,8 @@
-"""Which source each sample of a mixture comes from: a pure function of weights, seed, stream and position, O(1).
+"""The source of each sample of a mixture: a pure function of weights, seed, stream and position, O(1).
 
-Every stream walks the same cyclic word of PERIOD sources from a place of its own, so any PERIOD positions in a row
-hold exactly the counts that the weights give, and any fewer come within a few samples of them. How often a source
-came before in the stream is looked up, not counted: that is the position in the source's own order.
+Every stream walks the same cyclic word of PERIOD sources from an offset of its own, so any PERIOD positions in a row
+hold exactly the counts that the weights give, and any fewer come within a few samples of them. The earlier
+samples of a source in the stream are looked up, not counted: their number is the position in the source's own order.
 Knows no samples, no epochs and no tokens.
 """
 
@@ -18,7 +18,7 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 # be, at every moment (the golden ratio is the number that fractions approach worst).
 PERIOD = 832_040
 STRIDE = 514_229
-# What sets the streams apart (1 / plastic number): equal distances would fall in step with STRIDE for some numbers of
+# The distance of the streams (1 / plastic number): equal distances would fall in step with STRIDE for some numbers of
 # streams, and drawn ones were three times as uneven in the first 1,000 samples (14 off instead of 5).
 STREAM_STRIDE = 0.7548776662466927
 
@@ -48,7 +48,7 @@ class Mixture:
 
 
 def counts_of(weights: Sequence[float]) -> Ids:
-    """How many of PERIOD positions each source gets: whole numbers by the largest remainders. ValueError for none."""
+    """The number of PERIOD positions for each source: integers by the largest remainders. ValueError for zero."""
     share = np.asarray(weights, dtype=np.float64)
     if share.ndim != 1 or not len(share) or not (np.isfinite(share) & (share > 0)).all():
         raise ValueError(f"weights {list(weights)}: a mixture needs weights above zero")

@@ -1,10 +1,10 @@
-"""Which samples a step reads: a pure function of a few numbers and the step, O(1), without lists over the data.
+"""The samples that a step reads: a pure function of a few numbers and the step, O(1), without lists over the data.
 
 The global batch is made of K canonical streams, K a divisor of its size. Blocks of consecutive samples are dealt to
 the streams by a keyed permutation, for ever; so a machine that always holds the same slots reads only its own share
 of the data. Inside a stream each epoch visits every sample once: windows of neighbours in a permuted order, permuted
 inside, so that reading is nearly sequential. In a mixture every source has such an order of its own, and each position
-of a stream takes the next sample of one source. Who cuts the batch among how many workers never enters.
+of a stream takes the next sample of one source. The number of workers that share the batch never enters.
 Knows no tokens and no files.
 """
 

@@ -4,7 +4,7 @@ A sample may straddle two chunks and no tail is lost. Labels are shifted here an
 files, no ranks and no model.
 
 To add a kind of data: a class that does what Reader asks for, in a file beside this one; its section of the recipe
-with its `kind` (training/recipe.py); what a plan freezes of it (training/spec.py); and the line that opens it in
+with its `kind` (training/recipe.py); its part of a frozen plan (training/spec.py); and the line that opens it in
 `open_readers` (training/compose.py). The loop, validation and the prefetcher know no more than Reader.
 """
 
@@ -46,7 +46,7 @@ class Batch:
 
 
 class Reader(Protocol):
-    """Batches by step and slot, whatever they are made of. What a step reads depends on its number and nothing else."""
+    """Batches by step and slot, of any kind of data. The samples of a step depend on its number and nothing else."""
 
     @property
     def n_samples(self) -> int:
@@ -58,7 +58,7 @@ class Reader(Protocol):
 
     @property
     def cache(self) -> ChunkCache | None:
-        """Through which its data comes from stores; None if all of it lies here."""
+        """The cache for data from stores; None if all of it is local."""
         ...
 
     def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
@@ -66,7 +66,7 @@ class Reader(Protocol):
         ...
 
     def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
-        """What those slots hold in `steps` steps: numbers of sources and of samples in them, (steps, n) int64 each."""
+        """Samples of those slots in `steps` steps: numbers of sources and of samples in them, (steps, n) int64 each."""
         ...
 
     def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]:
@@ -75,7 +75,7 @@ class Reader(Protocol):
 
 
 class TokenReader:
-    """Samples of `seq_len` tokens by step and slot. What a step reads depends on nothing but the arguments.
+    """Samples of `seq_len` tokens by step and slot. They depend on nothing but the arguments.
 
     Sample i of a source holds tokens i·T … i·T + T, the last of them only as a label; its last sample may be short and
     is padded. `weights` mix the sources, each with epochs of its own; without them they are read as one, end to end.
@@ -114,7 +114,7 @@ class TokenReader:
 
     @property
     def cache(self) -> ChunkCache | None:
-        """Through which the chunks come that are not mapped where they lie."""
+        """The cache for chunks that are not mapped in their folder."""
         return next((store.cache for store in self.stores if store.cache is not None), None)
 
     def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
@@ -126,7 +126,7 @@ class TokenReader:
         return self._samples(self.sample_ids(step, first_slot, n))
 
     def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
-        """What those slots hold in `steps` steps from `step` on: the numbers of stores and of samples in them, each
+        """The samples of those slots in `steps` steps from `step` on: numbers of stores and of samples in them, each
         (steps, n) int64, in the order in which they are read.
         """
         return self.order.split(self.order.slots(step, first=first_slot, n=n, steps=steps))
@@ -142,7 +142,7 @@ class TokenReader:
         return sorted(found, key=lambda use: use.first)
 
     def sample_ids(self, step: int, first_slot: int, n: int) -> list[tuple[int, int]]:
-        """Which samples those slots hold: (number of the store, number of the sample in it) each."""
+        """The samples of those slots: (number of the store, number of the sample in it) each."""
         steps = max(1, SAMPLES_AHEAD // n)
         key = (step // steps, first_slot, n)
         if self._ahead is None or self._ahead[0] != key:
@@ -200,7 +200,7 @@ def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> lis
 class Prefetcher:
     """Yields (step, Batch) of the same slots from `start_step` on, read by one thread `depth` steps ahead.
 
-    What comes from a store is brought to the local cache further ahead, see training/data/cache/prefetch.py. An error
+    Chunks of a store are fetched to the local cache further ahead, see training/data/cache/prefetch.py. An error
     of the thread is raised where the consumer waits. Close it, or use it as a context.
     """
 
@@ -255,7 +255,7 @@ class Prefetcher:
         return self
 
     def ready(self, seconds: float) -> bool:
-        """Wait so long for the next item; whether it is there, and `next` will not wait."""
+        """Wait so long for the next item. Returns True if it is there, and `next` will not wait."""
         if not self._received:
             with contextlib.suppress(queue.Empty):
                 self._received.append(self._queue.get(timeout=seconds))

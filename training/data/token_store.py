@@ -1,4 +1,4 @@
-"""All tokens of a folder of chunks as one flat array: which chunk a token is in, and that chunk checked and mapped.
+"""All tokens of a folder of chunks as one flat array: finds the chunk of a token, checks and maps it.
 
 Knows no text, no samples and no order.
 """
@@ -34,8 +34,8 @@ class TokenStore:
     """All tokens of a folder of chunks, local or URL, as one flat array.
 
     A chunk is checked the first time it is touched (size, header, xxh3 where digests.json has it, ids below
-    `vocab_size`); CorruptError names the file. `vocab_size` defaults to what the prepared folder says. `cache` is
-    where chunks of a URL, and compressed ones, become local files; others are mapped where they lie.
+    `vocab_size`); CorruptError names the file. `vocab_size` defaults to that of the prepared folder. `cache` turns
+    chunks of a URL, and compressed ones, into local files; others are mapped in their folder.
     """
 
     def __init__(self, folder: str, *, vocab_size: int | None = None, cache: ChunkCache | None = None) -> None:
@@ -125,7 +125,7 @@ class TokenStore:
             return self._keep(number, tokens, opened)
 
     def verify(self, number: int) -> None:
-        """Read a whole chunk where it lies, past the cache. CorruptError if it is not what was written."""
+        """Read a whole chunk where it lies, past the cache. CorruptError if its bytes have changed."""
         chunk = self.chunks[number]
         if self.cache is None:
             tokens = open_chunk(chunk)
@@ -152,7 +152,7 @@ class TokenStore:
         return tokens
 
     def drop_evicted(self) -> None:
-        """Let go of chunks that the cache has given up: a mapping would keep their room."""
+        """Drop chunks that the cache has evicted: a mapping would keep their space."""
         assert self.cache is not None
         for number, opened in list(self._cached.items()):
             if self.cache.evicted(opened):
@@ -161,7 +161,7 @@ class TokenStore:
                         del self._cached[number], self._open[number]
 
     def touch_open(self) -> None:
-        """Tell the cache what is still in use."""
+        """Mark the open chunks as used in the cache."""
         assert self.cache is not None
         for opened in list(self._cached.values()):
             self.cache.touch(opened)

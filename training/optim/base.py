@@ -1,4 +1,4 @@
-"""What every optimizer can do, and which parameters it gets. Knows no algorithm and no schedule."""
+"""The interface of an optimizer, and its groups of parameters. Knows no algorithm and no schedule."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The optimizers that there are, by the name that a recipe gives them.
 
-To add one: a file beside this one with a class that does what training/optim/base.py asks for, a row in OPTIMIZERS,
-and its name in the Literal of OptimizerConfig.name (training/recipe.py). What it keeps of a parameter is saved and
-loaded by itself; the memory that a plan foresees for it is counted in model/cost.py.
+To add one: a file beside this one with a class with the interface of training/optim/base.py, a row in OPTIMIZERS,
+and its name in the Literal of OptimizerConfig.name (training/recipe.py). Its state of a parameter is saved and loaded
+automatically; model/cost.py counts its memory for a plan.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a worker tells of itself: metrics, phases, events, signs of life, trackers."""
+"""Reports of a worker: metrics, phases, events, signs of life, trackers."""

@@ -1,6 +1,6 @@
-"""What happens in a worker, told to those who want to know: its log, the run directory, the metrics.
+"""Events of a worker, written to its log, the run directory and the metrics.
 
-Knows what events are called and nothing of how they come about.
+Knows the names of events and nothing of their causes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPORT_SECONDS = 2.0  # stores stumble all the time
 
 
 class OnEvent(Protocol):
-    """Hears what happened; the facts are small and go into JSON."""
+    """Called with each event; the facts are small and go into JSON."""
 
     def __call__(self, name: str, /, **facts: Any) -> None: ...
 
@@ -46,7 +46,7 @@ class Events:
 
 
 class SaveEvents:
-    """Tells the events of saves to the metrics as well."""
+    """Adds the events of saves to the metrics as well."""
 
     def __init__(self, on_event: OnEvent, exporter: Exporter) -> None:
         self._on_event = on_event
@@ -68,7 +68,7 @@ class SaveEvents:
 
 
 class StoreEvents:
-    """Counts what had to be asked of a store again, and says when a store has been in trouble for a while."""
+    """Counts retried requests to a store, and reports a store that has failed for a while."""
 
     def __init__(self, run: RunDir, on_event: OnEvent, exporter: Exporter) -> None:
         self._run_url = f"{run.url}/"

@@ -1,7 +1,7 @@
 """A worker's series on an HTTP endpoint of its own, for Prometheus.
 
-A step only leaves numbers behind; what a scrape costs, the scrape pays, in a thread of its own. Knows which series
-there are from training/telemetry/metric_table.py, and nothing of what they mean.
+A step only stores numbers; a scrape does its work in a thread of its own. Takes the list of series from
+training/telemetry/metric_table.py, and knows nothing of their meaning.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Labels = tuple[str, ...]
 
 
 class Exporter:
-    """All series of one worker; a port of 0 takes a free one. `url` is where it listens, if it is enabled.
+    """All series of one worker; a port of 0 takes a free one. `url` is its address, if it is enabled.
 
-    What it is told of a series that this rank does not report is passed over. Safe for one thread per series.
+    Values of a series that this rank does not report are ignored. Safe for one thread per series.
     """
 
     def __init__(self, *, rank: int, host: str | None, port: int = 0) -> None:
@@ -55,7 +55,7 @@ class Exporter:
         self._server, self._thread = prom.start_http_server(port, addr=host, registry=registry)
         self.url = f"http://{host}:{self._server.server_port}/metrics"
 
-    # -- what a worker says ------------------------------------------------------------------------------------------
+    # -- reports of a worker -----------------------------------------------------------------------------------------
     def _labels(self, name: str, labels: dict[str, str]) -> Labels:
         names = self._metrics[name].labels
         return tuple(self._rank if label == "rank" else labels[label] for label in names) if names else ()
@@ -118,10 +118,10 @@ class Exporter:
         self.observe("trainer_step_duration_seconds", row["step_seconds"])
 
     def before_scrapes(self, callback: Callable[[Exporter], None]) -> None:
-        """Have `callback` called before each answer, by the thread that gives it, to set what is only read then."""
+        """Have `callback` called before each scrape, in its thread, to set values that are only read then."""
         self._callbacks.append(callback)
 
-    # -- what a scrape sees ------------------------------------------------------------------------------------------
+    # -- collection --------------------------------------------------------------------------------------------------
     def describe(self) -> list[Any]:
         return []
 
@@ -137,7 +137,7 @@ class Exporter:
 
     # -- the end -----------------------------------------------------------------------------------------------------
     def last_scrape(self, seconds: float = LAST_SCRAPE_SECONDS) -> bool:
-        """Wait for a Prometheus that has been coming to see the last numbers; whether it did."""
+        """Wait for an active Prometheus to scrape the last numbers. Returns True if it did."""
         if not self.enabled or not self._scraped or time.monotonic() - self._scraped[-1] > FORGOTTEN_SECONDS:
             return False
         self._news.clear()
@@ -153,7 +153,7 @@ class Exporter:
 
 
 def family_of(metric: Metric, values: dict[Labels, float], buckets: dict[Labels, Buckets]) -> Any:
-    """The series in prometheus_client's words; None while there is nothing to say."""
+    """The series as prometheus_client's type; None while it has no value."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     if metric.kind == "histogram":

@@ -1,7 +1,7 @@
-"""Signs of life: what each worker does now, in a small file that its node's agent reads without asking anybody.
+"""Signs of life: the present state of each worker, in a small file that its node's agent reads without any request.
 
-A worker writes into mapped memory (no system call, no lock); a stopped or dead-locked one simply stops writing. Who is
-hung, and who only waits for him, is told from these signs alone, by a pure function. Light; sends no signal.
+A worker writes into mapped memory (no system call, no lock); a stopped or dead-locked one simply stops writing. The
+hung ranks, and those that wait for them, follow from these signs alone, by a pure function. Light; sends no signal.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pulse:
 
 
 class Limits:
-    """How long a worker may go without a sign: in a step, by how long its steps take; elsewhere as the recipe says."""
+    """The time limits for a sign of life: in a step from the durations of earlier steps; elsewhere from the recipe."""
 
     def __init__(self, *, step_seconds: float | None, slow_seconds: float, retry_seconds: float = 0.0) -> None:
         """`retry_seconds`: retry budget of a store that does not answer; a rank that waits for one is not hung."""
@@ -158,16 +158,16 @@ def _read(path: str) -> Pulse | None:
 
 @dataclass(frozen=True)
 class HangReport:
-    """`hung`: who holds up the others. Empty where all wait: then nobody here does, or all of them together."""
+    """`hung`: the ranks that hold up the others. Empty where all wait: then none here does, or all of them together."""
 
     hung: tuple[Pulse, ...]
     all_wait: bool = False
 
 
 def find_hang(pulses: Sequence[Pulse], now: float, *, stopped: Sequence[int] = ()) -> HangReport | None:
-    """Who is hung; None as long as nobody is. `stopped`: ranks whose process has been stopped for a while.
+    """Returns the hung ranks; None if there are none. `stopped`: ranks whose process has been stopped for a while.
 
-    Of those that are overdue, who waits for others is their victim.
+    Of the overdue ranks, those that wait for others are victims.
     """
     overdue = [pulse for pulse in pulses if pulse.overdue(now) or pulse.rank in stopped]
     if not overdue:

@@ -1,4 +1,4 @@
-"""What a worker can report with from its first moment on, long before it has a model. Light."""
+"""The means to report of a worker from its start, long before it has a model. Light."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Instruments:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where rank 0 writes its rows; None on the other ranks."""
+    """The row files of rank 0; None on the other ranks."""
 
     steps: Appender | None = None
     validations: Appender | None = None

@@ -20,8 +20,8 @@ REQUEST_BUCKETS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 class Metric:
     """One series. `scope` global: one per run, from rank 0, reduced over ranks; rank: every worker its own.
 
-    Workers that are no rank of their own in a label are told apart by their address (`instance`), and are summed.
-    `source`: who serves it, the trainer's workers or `launch monitor`.
+    Workers without a label of their rank are distinguished by their address (`instance`), and are summed.
+    `source`: the process that serves it, the trainer's workers or `launch monitor`.
     """
 
     name: str
@@ -50,7 +50,7 @@ PROGRESS = (
     Metric("trainer_tokens_seen", "gauge", "Tokens trained on since the first step, over all attempts."),
     Metric("trainer_tokens_total", "counter", "Tokens trained on by this attempt."),
     Metric("trainer_recomputed_tokens_total", "counter", "Of them, tokens of steps that an attempt before had done."),
-    Metric("trainer_last_step_timestamp_seconds", "gauge", "When the last step ended (Unix time).", _RANK, "rank"),
+    Metric("trainer_last_step_timestamp_seconds", "gauge", "End of the last step (Unix time).", _RANK, "rank"),
 )
 TIME = (
     Metric("trainer_step_duration_seconds", "histogram", "Wall time of a step.", buckets=STEP_BUCKETS),
@@ -120,7 +120,7 @@ CHECKPOINT = (
         buckets=SAVE_BUCKETS,
     ),
     Metric("trainer_checkpoint_retries_total", "counter", "Requests about checkpoints that a store failed at first."),
-    Metric("trainer_checkpoint_last_success_timestamp_seconds", "gauge", "When the last commit was made (Unix time)."),
+    Metric("trainer_checkpoint_last_success_timestamp_seconds", "gauge", "Time of the last commit (Unix time)."),
     Metric("trainer_checkpoint_size_bytes", "gauge", "Size of the last committed checkpoint."),
     Metric("trainer_checkpoint_restore_duration_seconds", "gauge", "Time it took to load the state at the start."),
 )
@@ -129,11 +129,11 @@ PREEMPTION = (
     Metric(
         "trainer_preempt_save_duration_seconds", "gauge", "From hearing of a stop to its committed save, the last time."
     ),
-    Metric("trainer_preempt_grace_seconds", "gauge", "How long the agent waits for such a save before it ends all."),
+    Metric("trainer_preempt_grace_seconds", "gauge", "Time that the agent waits for such a save before it ends all."),
     Metric(
         "trainer_job_end_timestamp_seconds",
         "gauge",
-        "When the run leaves its job for its time is over (Unix time).",
+        "Time limit of the job, at which the run leaves it (Unix time).",
     ),
 )
 
@@ -153,8 +153,8 @@ LAUNCHER = (
     _of_launcher("launcher_run_unsaved_seconds", "gauge", "Work that a sudden end would cost.", *_RUN),
     _of_launcher("launcher_run_save_interval_seconds", "gauge", "Between two saves, as the recipe wants it.", *_RUN),
     _of_launcher("launcher_run_notice_seconds", "gauge", "From a warning to the loss of the nodes, as planned.", *_RUN),
-    _of_launcher("launcher_monitor_last_look_timestamp_seconds", "gauge", "When the monitor last saw all runs."),
-    _of_launcher("launcher_monitor_look_seconds", "gauge", "How long its last look took."),
+    _of_launcher("launcher_monitor_last_look_timestamp_seconds", "gauge", "Time when the monitor last saw all runs."),
+    _of_launcher("launcher_monitor_look_seconds", "gauge", "Duration of its last pass over all runs."),
     _of_launcher("launcher_monitor_errors_total", "counter", "Runs and places that could not be read."),
 )
 METRICS = (

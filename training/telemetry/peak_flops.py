@@ -38,7 +38,7 @@ class Flops:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """What a device could do at most, operations per second; None of one that is not known."""
+    """Peak operations per second of a device; None if it is not known."""
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_name.lower()), None)
 
 

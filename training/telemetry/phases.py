@@ -1,4 +1,4 @@
-"""The clock of phases: where a worker's wall time goes, every second in one phase. Light."""
+"""The clock of phases: assigns every second of a worker's wall time to one phase. Light."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_A_STEP = ("forward_backward", "optimizer", "other")
 
 
 class PhaseObserver(Protocol):
-    """Who is told what this worker does; see training/watchdog.py."""
+    """Receives the phases of a worker; see training/telemetry/heartbeat.py."""
 
     def enter(self, phase: str, now: float, waiting: bool) -> None: ...
     def beat(self) -> None: ...
@@ -59,7 +59,7 @@ class PhaseClock:
             self.observer.beat()
 
     def waits(self) -> Waiting:
-        """In a collective: that time of a step is no rank's own. What else is timed as a whole stays so."""
+        """In a collective: that time of a step is no rank's own. Phases outside a step keep their name."""
         return Waiting(self)
 
     def so_far(self) -> dict[str, float]:

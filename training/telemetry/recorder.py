@@ -1,5 +1,5 @@
-"""What becomes of a step's numbers: its row, the series, the account of the run's time, trackers, and words about
-losses and ranks that stand out. Knows no model and decides nothing.
+"""Distributes a step's numbers: its row, the series, the account of the run's time, trackers, events for spikes and
+stragglers. Knows no model and decides nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from launchyard.training.telemetry.trackers.open import Trackers
 
 
 class Account:
-    """Rank 0's account of the whole run. What earlier attempts have left is read by a thread, once."""
+    """Rank 0's account of the whole run. A thread reads the records of earlier attempts, once."""
 
     def __init__(self, run: RunDir, attempt: int, on_read: Callable[[list[AttemptFacts]], None]) -> None:
         self._run = run
@@ -43,7 +43,7 @@ class Account:
         try:
             ledger, before = self._earlier()
         except (OSError, ValueError) as error:  # a store that is away for long: no account is better than a wrong one
-            print(f"the time of earlier attempts cannot be told: {error}")
+            print(f"the time of earlier attempts cannot be read: {error}")
             return
         with self._lock:
             self._ledger = ledger
@@ -125,14 +125,14 @@ class Recorder:
         self._cache = cache
         self._spikes = SpikeFinder()
         self._stragglers = Stragglers()
-        self._computed = 0.0  # at the last look at the ranks
+        self._computed = 0.0  # at the last update of the ranks
         self._on_device: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         if flops.peak is not None:
             self._exporter.set("trainer_peak_flops", flops.peak)
         self._exporter.before_scrapes(self._show)
 
     def step(self, row: dict[str, Any], tokens: int) -> None:
-        """`row` as it is written, but for what is known only here; `tokens` of the step, over all ranks."""
+        """`row` as it is written, except for the keys that are added here; `tokens` of the step, over all ranks."""
         flops = self._flops * tokens
         mfu = None if self._peak is None else flops / row["step_seconds"] / self._peak
         if mfu is not None:
@@ -164,13 +164,13 @@ class Recorder:
             self._trackers.close()
 
     def wait(self, seconds: float) -> None:
-        """Let trackers take what is left, for so long."""
+        """Let trackers take the remaining rows, for so long."""
         if self._trackers is not None:
             self._trackers.wait(seconds)
 
     # -- ranks -------------------------------------------------------------------------------------------------------
     def compute_votes(self, step: int) -> list[int]:
-        """Now and then, this rank's own compute time since the last look, among zeros for the others: microseconds.
+        """Now and then, this rank's own compute time since the last update, among zeros for the others: microseconds.
 
         To be summed over ranks with what is summed anyway.
         """
@@ -187,9 +187,9 @@ class Recorder:
         return votes
 
     def time_on_device(self, step: int) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
-        """Around what the device does without any other rank; None if it is not timed in this step.
+        """Events around the device's work without other ranks; None if it is not timed in this step.
 
-        Some steps before they are asked for: the host runs ahead of the device.
+        Recorded some steps before they are read: the host runs ahead of the device.
         """
         if self._device.type != "cuda" or self._world.world_size == 1 or (step + 5) % EVERY_STEPS:
             return None
@@ -203,7 +203,7 @@ class Recorder:
 
     def ranks_computed(self, step: int, microseconds: Sequence[int]) -> None:
         """All ranks' times, if it was time for them."""
-        if not microseconds or not all(microseconds):  # the first look of an attempt, or not read yet
+        if not microseconds or not all(microseconds):  # the first update of an attempt, or not read yet
             return
         seconds = [value / 1e6 / EVERY_STEPS for value in microseconds]
         found = self._stragglers.update(seconds)
@@ -218,7 +218,7 @@ class Recorder:
                 median_seconds=round(one.median_seconds, 4),
             )
 
-    # -- what is only read when somebody looks -----------------------------------------------------------------------
+    # -- values that are only read at a scrape -----------------------------------------------------------------------
     def _show(self, exporter: Exporter) -> None:
         for phase, seconds in self._clock.so_far().items():
             exporter.count("trainer_phase_seconds_total", seconds, phase=phase)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spike:
-    """A loss far above those before it, their running mean; the how manieth in a row."""
+    """A loss far above the running mean of those before it; `in_a_row` counts consecutive ones."""
 
     loss: float
     usual: float
@@ -15,7 +15,7 @@ class Spike:
 
 
 class SpikeFinder:
-    """Tells when a loss stands out: by six times the usual distance from the running mean, and by a tenth of it."""
+    """Detects a loss spike: above the running mean by six times the usual distance from it, and by a tenth of it."""
 
     WARMUP_STEPS = 20
     MEMORY = 0.95

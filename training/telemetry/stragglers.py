@@ -1,5 +1,5 @@
 """Ranks that compute more slowly than the others. Steps take equally long on all of them, for each waits for the last;
-so it is their own compute time that tells, without any wait. Light and pure; knows no collectives.
+so their own compute times are compared, without any wait. Light and pure; knows no collectives.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from statistics import median_low
 
 EVERY_STEPS = 10
 SLOW = 1.3  # times the median: from here on slow
-WELL = 1.15  # well again below
-IN_A_ROW = 3  # looks that must agree
+WELL = 1.15  # recovered below
+IN_A_ROW = 3  # updates that must agree
 LEAST_SECONDS = 0.005  # a step's compute, below which the ratio is noise
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """`slow` False: it is well again. Seconds are of a step, its own and the median's."""
+    """`slow` False: it has recovered. Seconds are of a step, its own and the median's."""
 
     rank: int
     slow: bool
@@ -27,7 +27,7 @@ class Straggler:
 
 
 class Stragglers:
-    """Looks at the compute times of all ranks, every EVERY_STEPS steps."""
+    """Compares the compute times of all ranks, every EVERY_STEPS steps."""
 
     def __init__(self) -> None:
         self._streaks: dict[int, int] = {}
@@ -35,7 +35,7 @@ class Stragglers:
         self.ratios: list[float] = []
 
     def update(self, seconds: Sequence[float]) -> list[Straggler]:
-        """`seconds`: of a step, by rank; what has changed since the last look."""
+        """Returns the ranks that became slow or recovered. `seconds`: of a step, by rank."""
         usual = median_low(seconds)
         self.ratios = [value / usual if usual > 0 else 1.0 for value in seconds]
         if len(seconds) < 2 or max(seconds) < LEAST_SECONDS:

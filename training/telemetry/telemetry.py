@@ -1,5 +1,5 @@
-"""What a worker shows of itself. Telemetry is the one face that the loop talks to: it says once what happened, and here
-is known who wants to hear of it. Decides nothing.
+"""The reports of a worker. Telemetry is the only interface for the loop: it passes each event once, and Telemetry
+distributes it. Decides nothing.
 
 Imports torch only for the recorder; the rest must be there before.
 """
@@ -54,7 +54,7 @@ class Meter:
 
 
 class Telemetry:
-    """What happens in training, told once. `clock` and `recorder` are asked by the loop itself, at every step."""
+    """Reports the events of training. `clock` and `recorder` are used by the loop itself, at every step."""
 
     def __init__(self, world: World, instruments: Instruments, rows: Rows, recorder: Recorder) -> None:
         self._world = world
@@ -124,7 +124,7 @@ class Telemetry:
         self.exporter.add("trainer_preemptions_total", source=reason)
 
     def saved_before_stopping(self, seconds: float) -> None:
-        """`seconds` since this rank first heard that it is to stop."""
+        """`seconds` since the stop request first reached this rank."""
         self.exporter.set("trainer_preempt_save_duration_seconds", seconds)
         self.events(events.SAVED_BEFORE_STOPPING, seconds=round(seconds, 3))
 
@@ -147,7 +147,7 @@ def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Exporter:
 def introduce(
     exporter: Exporter, run: RunDir, world: World, recipe: Recipe, workload: Workload, *, max_steps: int
 ) -> None:
-    """Which run this is, and what is known of it before its first step."""
+    """Sets the series that identify a run and are known before its first step."""
     backend = run.job(world.attempt).backend if world.attempt in run.attempts() else ""
     named = {"run_name": workload.name, "recipe": recipe.name, "git_sha": git_sha(run), "backend": backend}
     exporter.set("trainer_run_info", 1, **named)
@@ -165,7 +165,7 @@ def introduce(
 
 
 def report_past(exporter: Exporter, run: RunDir, before: list[AttemptFacts]) -> None:
-    """What earlier attempts could hardly tell themselves, for they ended with it."""
+    """Reports the ends of earlier attempts, which ended before they could be scraped."""
     for facts in before:
         if facts.outcome is not None and facts.outcome.reason in REASONS:
             exporter.add("trainer_preemptions_total", source=facts.outcome.reason)

@@ -1,11 +1,11 @@
-"""The files of the cache of chunks: locks, room under a quota, what is swept, shown and cleared.
+"""The files of the cache of chunks: locks, quota, sweeping, listing and removal.
 
-    FOLDER/lock                  held while room is made
-    FOLDER/<source>/source       the URL of a folder of chunks; whoever reads from it holds a shared lock
-    FOLDER/<source>/<key>.part   a chunk on its way; whoever brings it holds the lock
-    FOLDER/<source>/<key>.bin    a whole chunk; when it was last used is its time of change
+    FOLDER/lock                  held while space is reserved
+    FOLDER/<source>/source       the URL of a folder of chunks; every reader holds a shared lock
+    FOLDER/<source>/<key>.part   a chunk being fetched; the process that fetches it holds the lock
+    FOLDER/<source>/<key>.bin    a complete chunk; its mtime is the time of its last use
 
-Locks are those of host/locks.py. Light; knows nothing of what a chunk is.
+Locks are those of host/locks.py. Light; knows nothing of the content of a chunk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launchyard.host.locks import exclusive, is_file, lock_shared, try_lock, unl
 
 SOURCE = "source"
 DEFAULT_SHARE = 4  # the quota is a quarter of what is free, unless it is set
-STALLED_SECONDS = 60.0  # without a sign of life from whoever brings a chunk
+STALLED_SECONDS = 60.0  # without a sign of life from the process that fetches a chunk
 POLL_SECONDS = 0.005
 
 
@@ -33,11 +33,11 @@ class FullError(OSError):
 
 
 class QuotaError(Exception):
-    """The quota is taken by what is about to be read; what is not urgent has to wait."""
+    """The quota is taken by chunks that are about to be read; a fetch that is not urgent has to wait."""
 
 
 class StalledError(Exception):
-    """Whoever holds the lock of a chunk shows no sign of life."""
+    """The holder of the lock of a chunk shows no sign of life."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CachedFile:
 
 @dataclass(frozen=True)
 class CachedSource:
-    """What is kept of one folder of chunks."""
+    """The cached chunks of one folder of a store."""
 
     url: str
     chunks: int
@@ -66,7 +66,7 @@ def default_folder() -> str:
 
 
 def default_quota(folder: str) -> int:
-    """Bytes: a quarter of what is free on the disk of a folder, what it holds already counted as free."""
+    """Bytes: a quarter of the free space on the disk of a folder, its present content counted as free."""
     cached_bytes = sum(cached.size for cached in scan(folder))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder) or "."
@@ -92,7 +92,7 @@ def enter_source(folder: str, url: str) -> tuple[str, int]:
 
 
 def lock_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
-    """A .part, opened, after whoever held it; and whether it is still the one to fill, and locked.
+    """Opens a .part after its holder let go. Returns the file, and True if it is still the one to fill, and locked.
 
     `beat` is called while waiting and may raise. StalledError if the holder shows no sign of life.
     """
@@ -118,7 +118,7 @@ def lock_part(part: str, beat: Callable[[], None]) -> tuple[int, bool]:
         raise
 
 
-# -- room ------------------------------------------------------------------------------------------------------------
+# -- quota -----------------------------------------------------------------------------------------------------------
 def scan(folder: str) -> list[CachedFile]:
     """All chunks and parts in a cache."""
     found = []
@@ -144,11 +144,11 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def reserve(
     folder: str, file: int, size: int, *, quota: int, keep: Collection[str], urgent: bool, more: bool = False
 ) -> tuple[int, int]:
-    """Let a locked .part have `size` bytes, after removing what was used longest ago.
+    """Let a locked .part have `size` bytes, after evicting the least recently used chunks.
 
-    Returns how many bytes that was, and how many the cache holds now.
+    Returns the number of bytes evicted, and of bytes that the cache holds now.
 
-    Paths in `keep` go last, and only for what is urgent; without them QuotaError. FullError if the disk has no room
+    Paths in `keep` go last, and only for an urgent fetch; QuotaError if it is not. FullError if the disk has no room
     even so. `more`: something must go, whatever disk and quota say.
     """
     with exclusive(os.path.join(folder, "lock"), mode=0o600):
@@ -172,7 +172,7 @@ def reserve(
             raise FullError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
         if used + size - freed > quota and not urgent:
             raise QuotaError
-        os.ftruncate(file, size)  # what others count of it from now on
+        os.ftruncate(file, size)  # the size that others count from now on
         return freed, used + size - freed
 
 
@@ -202,7 +202,7 @@ def _sweep(cached: CachedFile) -> bool:
 
 # -- for people ------------------------------------------------------------------------------------------------------
 def sources(folder: str) -> list[CachedSource]:
-    """What a cache holds, by where it is from."""
+    """Returns the content of a cache by source."""
     found = []
     for entry in _entries(folder):
         if not entry.is_dir(follow_symlinks=False):
@@ -220,7 +220,7 @@ def sources(folder: str) -> list[CachedSource]:
 
 
 def remove_unused(folder: str) -> tuple[int, list[str]]:
-    """Remove all but what a live process reads from: the bytes that went, and the URLs that stayed."""
+    """Remove all sources that no live process reads. Returns the bytes freed, and the URLs that stayed."""
     freed = 0
     stayed = []
     for entry in _entries(folder):

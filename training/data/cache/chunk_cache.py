@@ -1,9 +1,9 @@
 """The local cache: chunks of a store (and compressed ones) as files of this machine, mapped and checked.
 
-A chunk is brought once for all processes of a machine, verified on its way, and again when another process first
-touches it: a bit that flipped here, or what a power cut left, is dropped and brought again. Where the disk does not
-serve, chunks are held in memory, and that is said. Files, locks and room are training/data/cache/cache_files.py's;
-knows no order.
+A chunk is fetched once for all processes of a machine, verified on its way, and again when another process first
+touches it: a copy with a flipped bit, or cut by a power failure, is dropped and fetched again. If the disk cannot be
+used, chunks are held in memory, and a warning is logged. Files, locks and quota: training/data/cache/cache_files.py.
+Knows no order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TRAILER_BYTES = 24
 TOUCH_SECONDS = 60.0
 MEMORY_SHARE = 4  # without a disk: a quarter of the memory that is available
 RESERVE_TRIES = 8
-RESERVE_SECONDS = 0.5  # until others have let go of what was evicted
+RESERVE_SECONDS = 0.5  # until others have dropped evicted files
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Counters:
     misses: int = 0  # chunks that had to be brought
     damaged: int = 0  # copies in the cache that were not what had been written
     wait_seconds: float = 0.0  # that a reader had to wait for chunks
-    cached_bytes: int = 0  # bytes in the cache when room was last made
+    cached_bytes: int = 0  # bytes in the cache at the last reservation
     requests: int = 0  # that a store answered
     errors: int = 0  # requests that were given up
 
@@ -67,19 +67,19 @@ class OpenChunk:
 
 
 class ChunkReader(Protocol):
-    """Who holds bytes of the cache. A mapping keeps the room of an evicted file until it is dropped."""
+    """A holder of bytes of the cache. A mapping occupies the space of an evicted file until it is dropped."""
 
     def drop_evicted(self) -> None: ...
 
 
 class _DiskError(Exception):
-    """The disk does not serve; why."""
+    """The disk cannot be used; the message is the reason."""
 
 
 class ChunkCache:
     """Chunks under a folder, at most `quota` bytes of them for all processes of the machine, `share` of them like this.
 
-    `warn` hears once of each thing that a person should mend. Safe for any number of threads and processes.
+    `warn` is called once for each problem that a person should fix. Safe for any number of threads and processes.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ChunkCache:
 
     @property
     def ahead_bytes(self) -> int:
-        """What one process may ask for before it is read: its share of one half, the other is for other runs."""
+        """The limit of one process for fetching ahead: its share of one half, the other is for other runs."""
         limit = self.quota if self._memory_bytes is None else self._memory_bytes * self.share
         return limit // 2 // self.share
 
@@ -128,7 +128,7 @@ class ChunkCache:
         self._warn(text)
 
     def show(self, exporter: Exporter) -> None:
-        """What came through the cache since the process began."""
+        """Sets the series of the cache since the process began."""
         counters = self.counters
         exporter.count("trainer_data_bytes_total", counters.bytes)
         exporter.count("trainer_data_requests_total", counters.requests)
@@ -140,7 +140,7 @@ class ChunkCache:
         exporter.set("trainer_data_cache_bytes", counters.cached_bytes)
         exporter.show("trainer_data_request_duration_seconds", self.durations)
 
-    # -- for who reads -----------------------------------------------------------------------------------------------
+    # -- for readers -------------------------------------------------------------------------------------------------
     def join(self, reader: ChunkReader) -> None:
         """Let a reader be asked to drop what was evicted, as long as it lives."""
         self._readers.add(reader)
@@ -156,7 +156,7 @@ class ChunkCache:
     def open(self, chunk: Chunk, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> OpenChunk:
         """The bytes of a chunk, brought if they are not here.
 
-        CorruptError, StoreError: of the chunk where it lies. Room for what is not `urgent` is made only of what is
+        CorruptError, StoreError: of the chunk in its store. A fetch that is not `urgent` evicts only chunks that are
         not kept: cache_files.QuotaError. `beat` is called now and then while waiting, and may raise.
         """
         try:
@@ -170,7 +170,7 @@ class ChunkCache:
             return self._in_memory(chunk, beat)
 
     def evicted(self, opened: OpenChunk) -> bool:
-        """Whether the cache has given up what is held."""
+        """Returns True if the cache has evicted an opened chunk."""
         if opened.path is None:
             return opened.key not in self._memory
         try:
@@ -179,7 +179,7 @@ class ChunkCache:
             return True
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether a chunk seems to be here."""
+        """Returns True if a chunk seems to be in the cache."""
         path = self._path_if_known(chunk)
         return _key(chunk) in self._memory or (path is not None and os.path.exists(path))
 
@@ -231,18 +231,18 @@ class ChunkCache:
                 part = f"{path.removesuffix('.bin')}.{secrets.token_hex(4)}.part"
                 continue
             try:
-                if mine and os.path.exists(path):  # completed between our look and our lock
+                if mine and os.path.exists(path):  # completed between our check and our lock
                     os.unlink(part)
                 elif mine:
                     return self._bring(chunk, file, part, path, urgent, beat)
-                elif (opened := self._accept(file, path, chunk)) is not None:  # what we waited for
+                elif (opened := self._accept(file, path, chunk)) is not None:  # by the process we waited for
                     self.count(hits=1)
                     return opened
             finally:
                 os.close(file)
 
     def _find(self, path: str, chunk: Chunk) -> OpenChunk | None:
-        """The chunk if the cache has it; what is damaged is dropped."""
+        """Returns the chunk if the cache has it; a damaged copy is dropped."""
         with _disk():
             try:
                 file = os.open(path, os.O_RDONLY)
@@ -262,7 +262,7 @@ class ChunkCache:
                 os.close(file)
 
     def _accept(self, file: int, path: str, chunk: Chunk) -> OpenChunk | None:
-        """What an open file holds, if it is the whole chunk and nothing else. Hashed once a process and copy."""
+        """Returns the chunk in an open file if it is complete and nothing else. Hashed once per process and copy."""
         raw = map_file(file)
         if len(raw) != chunk.size + TRAILER_BYTES:
             return None
@@ -316,7 +316,7 @@ class ChunkCache:
             self.drop_evicted()
 
     def drop_evicted(self) -> None:
-        """Let go of what this process has mapped of evicted files."""
+        """Drop this process' mappings of evicted files."""
         for reader in list(self._readers):
             reader.drop_evicted()
 
@@ -377,7 +377,7 @@ def _key(chunk: Chunk) -> str:
 
 @contextlib.contextmanager
 def _disk() -> Iterator[None]:
-    """What fails in here is this machine's disk, not the store."""
+    """Raises _DiskError for errors of this machine's disk; those of the store pass."""
     try:
         yield
     except StoreError:

@@ -1,7 +1,7 @@
-"""Chunks before they are read: the order is known, so a few threads bring what the next steps need, first use first.
+"""Fetches chunks before they are read: the order is known, so a few threads fetch those of the next steps in order.
 
-Steps are looked at in blocks, and only as far as the cache has room for. What fails here is left to the reader, who
-retries. Knows no ranks and no model.
+Steps are planned in blocks, and only as far as the cache has space. Errors are left to the reader, which retries.
+Knows no ranks and no model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.token_store import TokenStore
 
 THREADS = 2
-SAMPLES_A_BLOCK = 8192  # looked at together: numpy's cost is per call
+SAMPLES_A_BLOCK = 8192  # planned together: numpy's cost is per call
 SAMPLES_AHEAD = 2**18  # no use in knowing more
 RETRY_SECONDS = 30.0  # retry budget of one try; nobody waits for it yet
 AGAIN_SECONDS = 10.0  # after a try that failed
@@ -82,7 +82,7 @@ class Fetcher:
         self._step = step
 
     def close(self) -> None:
-        """Begin nothing more; what is on its way is given up within seconds."""
+        """Begin no more fetches; those under way are abandoned within seconds."""
         self._closed.set()
         with self._lock:
             self._needs.clear()
@@ -103,7 +103,7 @@ class Fetcher:
                 need.store.bring(need.number, urgent=False, beat=self._beat)
         except _Closed:
             return
-        except (QuotaError, CorruptError, StoreError, OSError, ValueError):  # the reader will meet it, and say it
+        except (QuotaError, CorruptError, StoreError, OSError, ValueError):  # the reader will meet it, and report it
             need.again = time.monotonic() + AGAIN_SECONDS
             need.state = "wanted"
         else:
@@ -114,7 +114,7 @@ class Fetcher:
             raise _Closed
 
     def _next(self) -> Need | None:
-        """What to bring now. Looks one block of steps further if there is room, and nothing nearer to bring."""
+        """Returns the next chunk to fetch. Plans another block of steps if there is space and nothing else to do."""
         with self._lock:
             while not self._closed.is_set():
                 self._prune()
@@ -135,7 +135,7 @@ class Fetcher:
         return None
 
     def _prune(self) -> None:
-        """What was read, and now and then: what others evicted, and what must not look unused to them."""
+        """Drops chunks that were read. Now and then also those that others evicted, and touches those still in use."""
         for key in [key for key, need in self._needs.items() if need.last < self._step]:
             del self._needs[key]
         if time.monotonic() - self._tended < TEND_SECONDS:
@@ -150,7 +150,7 @@ class Fetcher:
                 need.state = "wanted"
 
     def _plan_block(self) -> bool:
-        """Plan the next block of steps; whether there was one to plan."""
+        """Plan the next block of steps. Returns False if there was none to plan."""
         first = max(self._planned, self._step)
         if first - self._step > self._ahead or (self._stop is not None and first >= self._stop):
             return False
@@ -165,7 +165,7 @@ class Fetcher:
         return True
 
     def _warn_of_a_small_cache(self, step: int) -> None:
-        """Say it if not even one step's chunks stay: each would be fetched again for each step."""
+        """Warn if the cache cannot hold one step's chunks: each would be fetched again for each step."""
         needs = self._needs_of(step, 1)
         for cache in self._caches.values():
             of_it = [need.store.chunks[need.number].size for need in needs if need.store.cache is cache]

@@ -47,7 +47,7 @@ class TokenizerFile:
 
 
 def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
-    """ValueError if it cannot be read, or if nothing says which token ends a document."""
+    """ValueError if it cannot be read, or if no file names the token that ends a document."""
     path = find_tokenizer(tokenizer)
     raw = files.read(path)
     vocab_size = tokenizer_vocab_size(raw, name=path)
@@ -89,7 +89,7 @@ def _encode(engine: Any, texts: list[str], dtype: str) -> tuple[Array, list[int]
 
 
 def in_batches(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """Pieces in groups worth one call. Where they are cut follows from the text alone: a restart counts them."""
+    """Pieces in groups worth one call. The cuts follow from the text alone: a restart counts them."""
     batch: list[TextPiece] = []
     chars = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The journal of `launch prepare`: what is done already, so that an interrupted one goes on."""
+"""The journal of `launch prepare`: its finished part, so that an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HALF = re.compile(rf"({CHUNKS.pattern}|{NOTES.pattern}|(dataset|tokenizer)\.json
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far it is. `bytes_done` of `bytes_total` count the files as they lie; `note` is something to say once."""
+    """Progress of a run. `bytes_done` of `bytes_total` count the files as stored; `note` is a message to print once."""
 
     bytes_done: int
     bytes_total: int
@@ -101,7 +101,7 @@ def save_journal(out: str, key: str, batches: int, writers: dict[str, SplitWrite
 
 
 def restore_journal(job: PrepareJob, key: str, writers: dict[str, SplitWriter]) -> int:
-    """How many batches are done, with the writers as they were then; 0 and a clean folder otherwise."""
+    """Returns the number of finished batches, with the writers restored; 0 and a clean folder otherwise."""
     path = f"{job.out}/{JOURNAL}/state.json"
     journal = None
     for folder in ("", "/tokenizer", "/train", "/validation", f"/{JOURNAL}"):
@@ -123,7 +123,7 @@ def restore_journal(job: PrepareJob, key: str, writers: dict[str, SplitWriter]) 
 
 
 def remove_unfinished(out: str, *, keep_lock: bool = False, remove_root: bool = False) -> None:
-    """Remove what an unfinished run of ours wrote, and nothing else; with `remove_root` the empty folder too."""
+    """Remove the files of an unfinished run of ours, and nothing else; with `remove_root` the empty folder too."""
     for split in ("train", "validation"):
         _remove(f"{out}/{split}", CHUNKS)
     remove_journal(out, keep_lock=keep_lock)

@@ -64,9 +64,9 @@ def prepare(
     workers: int | None = None,
     on_progress: Callable[[PrepareProgress], None] | None = None,
 ) -> Dataset:
-    """Tokenize files, folders, globs and URLs into `out`, a local folder or URL, and say what came of it.
+    """Tokenize files, folders, globs and URLs into `out`, a local folder or URL. Returns its description.
 
-    Nothing is done again that is done; another data set in `out` is never overwritten. ValueError: the user's
+    Finished work is not repeated; another data set in `out` is never overwritten. ValueError: the user's
     mistake, and `out` is left as it was. PrepareError: a process died; the same call goes on.
     """
     if not 0 <= validation < 1:
@@ -103,7 +103,7 @@ def _check_out(job: PrepareJob) -> None:
 
 
 def _same(job: PrepareJob, done: Dataset) -> Dataset:
-    """What is there already, if it is what was asked for; ValueError names the differences."""
+    """Returns the data set that is already there if it is the requested one; ValueError names the differences."""
     requested = dict(zip(_names(job.sources), job.sources, strict=True))
     there = {entry.name: entry for entry in done.sources}
     faults = [f"{name} was not part of it" for name in requested if name not in there]

@@ -1,4 +1,4 @@
-"""Files of text: which ones are meant, and their documents, streamed. Light: what a format needs is imported when met.
+"""Files of text: finding them, and streaming their documents. Light: packages of a format are imported when it is met.
 
 .txt and .md are one document each, .jsonl one a line, .parquet one a row; any of the first three may be .gz or .zst.
 Local paths, folders, globs and fsspec URLs. Every byte that is read is hashed. Knows no tokens.
@@ -43,7 +43,7 @@ class TextSource:
 
 @dataclass
 class Reading:
-    """What has been read of one source so far."""
+    """The part of one source that was read so far."""
 
     source: TextSource
     bytes: int = 0
@@ -125,7 +125,7 @@ def _is_hidden(path: str, pattern: str) -> bool:
 
 
 def kind_of(path: str) -> tuple[TextKind, str | None] | None:
-    """What a file name says: kind and compression; None if it is nothing we read."""
+    """Kind and compression by the name of a file; None if it is nothing we read."""
     stem, last = os.path.splitext(path.lower())
     compression = COMPRESSIONS.get(last)
     kind = KINDS.get(os.path.splitext(stem)[1] if compression else last)

@@ -1,4 +1,4 @@
-"""Text cut into pieces, and which of them are held out for validation. Knows no files and no tokens.
+"""Text cut into pieces, some of them held out for validation. Knows no files and no tokens.
 
 With many documents the hold-out goes by document: one is held out when a hash of the seed and of its text (its first
 MiB, if longer) falls below the share, whatever lies around it; copies of a text share its fate. With fewer documents
@@ -32,7 +32,7 @@ class TextPiece:
 
 
 def choose_holdout(share: float, *, n_documents: int, total_bytes: int) -> HoldOut:
-    """How to hold out a share; `n_documents` may be a lower bound once it is enough (see `enough_documents`)."""
+    """Returns the rule to hold out a share; `n_documents` may be a lower bound from `enough_documents` on."""
     if not share:
         return HoldOut(unit="nothing")
     if n_documents >= enough_documents(share):
@@ -102,7 +102,7 @@ def cut_text(blocks: Iterable[str], size: int) -> Iterator[str]:
 
 
 def _cut_position(text: str, start: int, end: int) -> int:
-    """Where to cut `text` between `start` and `end`."""
+    """Returns the position of a cut of `text` between `start` and `end`."""
     middle = (start + end) // 2
     for sign, behind in (("\n\n", 2), ("\n", 1), (" ", 0)):
         at = text.rfind(sign, middle, end)

@@ -1,4 +1,4 @@
-"""One split on its way to disk: tokens in, full chunks out, and what a restart needs to go on. Knows no text."""
+"""One split on its way to disk: tokens in, full chunks out, and the state for a restart. Knows no text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAF = json.dumps([1, {"type": None, "context": None, "children_spec": []}])  # 
 
 
 class SplitState(BaseModel):
-    """Where a split stood when the journal was written."""
+    """The state of a split in the journal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,7 +82,7 @@ class SplitWriter:
         self._filled = 0
 
     def finish(self) -> SplitEntry:
-        """Write what is left, then digests.json and index.json."""
+        """Write the last chunk, then digests.json and index.json."""
         if self._filled:
             self._write_chunk()
         digests = Digests(chunks=self._digests)
@@ -104,7 +104,7 @@ class SplitWriter:
         }
         return {"chunks": [chunk.model_dump() for chunk in self._chunks], "config": config}
 
-    # -- what a restart needs ------------------------------------------------------------------------------------
+    # -- state for a restart -------------------------------------------------------------------------------------
     def save(self, tail: str) -> SplitState:
         """Write the tokens of the chunk that is not full yet to `tail`; the rest is in the returned state."""
         raw = self._buffer[: self._filled].tobytes()

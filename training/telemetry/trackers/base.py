@@ -1,4 +1,4 @@
-"""What every tracker can do, and what it is told of a step. Light."""
+"""The interface of a tracker, and its values for a step. Light."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Values = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """One tool. Called by one thread only; what it raises ends its use. `done`: the last step that it has for sure."""
+    """One tool. Called by one thread only; an exception ends its use. `done`: the last step that it has for sure."""
 
     @property
     def done(self) -> int: ...
@@ -36,7 +36,7 @@ def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def surviving_rows(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
-    """What survived up to the step from which an attempt goes on, after one that a tracker has; in order."""
+    """Yields surviving rows up to the step from which an attempt goes on, after one that a tracker has; in order."""
     steps = ((int(row["step"]), of_step(row)) for row in run.rows(layout.STEPS))
     validations = ((int(row["step"]), of_validation(row)) for row in run.rows(layout.VALIDATION))
     for step, values in heapq.merge(steps, validations, key=lambda entry: entry[0]):
@@ -45,7 +45,7 @@ def surviving_rows(run: RunDir, start_step: int, done: int) -> Iterator[tuple[in
 
 
 class TrackerMark:
-    """Up to which step a tracker has been given rows, in the run directory: some of them can only be written to."""
+    """The last step whose row a tracker has got, in the run directory: some of them can only be written to."""
 
     def __init__(self, run: RunDir, name: str) -> None:
         self._run = run

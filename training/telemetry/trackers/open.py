@@ -1,6 +1,6 @@
 """The rows of a run for other people's tools: CSV, TensorBoard, Weights & Biases, MLflow. Rank 0 only.
 
-A thread of its own hands the rows over, so that a tool that is slow, broken or away costs no step; that is said once.
+A thread of its own hands the rows over, so a tool that is slow, broken or unreachable costs no step; one event says so.
 A run that resumes goes on in the same place, and no step stands there twice. Keys and tokens come from the
 environment, where each tool looks for them itself; none is read here. Light until a tracker is opened.
 """
@@ -46,7 +46,7 @@ class Trackers:
         on_event: Callable[..., None],
         history: Callable[[int], Iterable[tuple[int, Values]]] = lambda done: (),
     ) -> None:
-        """`history(step)`: what earlier attempts have done after a step, for a tracker that was killed or away then."""
+        """`history(step)`: rows of earlier attempts after a step, for a tracker that was killed or unreachable then."""
         self._openers = openers
         self._on_event = on_event
         self._history = history
