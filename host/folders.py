@@ -7,21 +7,21 @@ from pathlib import Path
 
 
 def user_state_folder(*parts: str) -> Path:
-    """Returns a folder for what must survive a restart: the registry of runs, logs, sandboxes."""
+    """Returns the folder of files that must survive a restart: the registry of runs, logs, sandboxes."""
     import platformdirs
 
     return Path(platformdirs.user_state_dir("launchyard"), *parts)
 
 
 def user_cache_folder(*parts: str) -> Path:
-    """Returns a folder for what can be made again: prepared text, chunks of stores, downloads."""
+    """Returns the folder of files that can be made again: prepared text, chunks of stores, downloads."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("launchyard"), *parts)
 
 
 def user_config_folder(*parts: str) -> Path:
-    """Returns a folder for what the user writes: cluster files."""
+    """Returns the folder of the user's own files: cluster files."""
     import platformdirs
 
     return Path(platformdirs.user_config_dir("launchyard"), *parts)

@@ -31,7 +31,7 @@ def exclusive(path: str | os.PathLike[str], *, wait: bool = True, mode: int = 0o
 
 
 def open_shared(path: str) -> int:
-    """Opens a file whose exclusive lock nobody gets until it is closed; where there are no locks, without one."""
+    """Opens a file under a shared lock, which excludes an exclusive one; without a lock where there are none."""
     file = os.open(path, os.O_RDONLY)
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -44,7 +44,7 @@ def lock_shared(file: int) -> None:
 
 
 def try_lock(file: int) -> bool:
-    """Takes the exclusive lock of an open file if nobody holds one."""
+    """Takes the exclusive lock of an open file if it is free."""
     try:
         _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except LockedError:

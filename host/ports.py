@@ -14,7 +14,7 @@ _ATTEMPTS_PER_JOB = 8  # ports between two jobs with consecutive numbers
 
 
 def free_port() -> int:
-    """Returns a port of the loopback interface on which nobody listens at this moment."""
+    """Returns a port of the loopback interface that is free at this moment."""
     for _ in range(200):
         port = random.randint(FIRST_PORT, LAST_PORT)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Processes of this machine: tell a live one from a dead one, start one that cannot outlive us, end the rest.
+"""Processes of this machine: distinguish live from dead ones, start one that cannot outlive us, end the rest.
 
 Knows no policy. A process of a run carries the run's URL in its environment: that is its mark.
 """
@@ -33,7 +33,7 @@ def python_words(python: str) -> list[str]:
 
 
 def python_environment(env: Mapping[str, str], *, code: Path | str | None) -> dict[str, str]:
-    """`env` for Python processes of ours, which find the folder `code` before all else; None: what is installed."""
+    """`env` for Python processes of ours, which find the folder `code` before all else; None: the installed package."""
     folders = [
         folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder
     ]  # "" is the working directory
@@ -42,7 +42,7 @@ def python_environment(env: Mapping[str, str], *, code: Path | str | None) -> di
 
 
 def started_at(pid: int) -> float | None:
-    """Returns the start time of a process, a number that only tells processes apart; None if it is gone or a zombie.
+    """Returns the start time of a process, a number that only distinguishes processes; None if it is gone or a zombie.
 
     On Linux seconds since boot: a wall clock that is set while a run goes on must not make its owner look dead.
     """
@@ -120,7 +120,7 @@ def die_with_parent() -> None:
 
 
 def _is_orphan(parent: int) -> bool:
-    """Returns True if our parent is another process than the agent's torchrun, which then died before we looked."""
+    """Returns True if our parent is another process than the agent's torchrun, which then died before this check."""
     agent = variable(AGENT_PID)
     if agent is None:  # started by hand
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -87,8 +87,8 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_derived(cls, raw: Any) -> Any:
-        """Derive what follows from the other knobs, so that a recipe need not repeat it."""
+    def _fill_derived(cls, raw: object) -> object:
+        """Derive knobs from others, so that a recipe need not repeat them."""
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)
@@ -126,7 +126,7 @@ class ModelConfig(BaseModel):
         return int(self.head_dim * self.rope_fraction)
 
 
-def same_knobs(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+def same_knobs(saved: Mapping[str, object], ours: Mapping[str, object]) -> bool:
     """Equality of two dumped configs. A knob that one of them lacks is younger than it, and has its default there."""
     defaults = {key: field.default for key, field in ModelConfig.model_fields.items() if not field.is_required()}
     return {**defaults, **saved} == {**defaults, **ours}

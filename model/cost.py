@@ -33,7 +33,7 @@ def n_params_embedding(config: ModelConfig) -> int:
 
 
 def n_params_active_non_embedding(config: ModelConfig) -> int:
-    """Parameters that take part in each token's arithmetic: all but a table that is only looked up.
+    """Parameters that take part in each token's arithmetic: all but an embedding table that only serves lookups.
 
     The head is a matrix product, so it counts; tied to the table, the table counts as the head.
     """

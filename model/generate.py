@@ -109,7 +109,7 @@ def _check_prompt(model: Transformer, prompt: Sequence[int]) -> None:
 @dataclass
 class _Row:
     number: int
-    ids: list[int]  # the prompt, then what was drawn
+    ids: list[int]  # the prompt, then the drawn tokens
     remaining: int
     generator: torch.Generator
 

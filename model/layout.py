@@ -26,7 +26,7 @@ class Adapter(BaseModel):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One that does not train has no gradient and no moments, and is not saved: it is what it was at first."""
+    """A frozen one has no gradient and no moments, and is not saved: it keeps its first value."""
 
     shape: TensorShape
     trained: bool = True
@@ -57,7 +57,7 @@ def frozen_names(config: ModelConfig, adapter: Adapter | None) -> tuple[str, ...
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:
-    """The names and shapes alone, for those who do not train."""
+    """The names and shapes alone, for uses other than training."""
     shapes: dict[str, TensorShape] = {"embed.weight": (config.padded_vocab_size, config.dim)}
     for layer in range(config.n_layers):
         shapes.update((f"blocks.{layer}.{name}", shape) for name, shape in block_shapes(config).items())

@@ -39,14 +39,14 @@ class Appender:
             self._lines.append(json.dumps(row) + "\n")
         if self._run.local:
             if time.monotonic() - self._flushed >= self._every:
-                with contextlib.suppress(OSError):  # a full disk: no step is lost to it; said when a save fails
+                with contextlib.suppress(OSError):  # a full disk: no step is lost to it; reported when a save fails
                     self.flush()
         elif self._thread is None:
             self._thread = threading.Thread(target=self._flush_for_ever, name="rows", daemon=True)
             self._thread.start()
 
     def flush(self, *, sync: bool = False) -> None:
-        """Write what waits, now. OSError if that fails; nothing is lost then, and the next flush tries again."""
+        """Write the waiting lines now. OSError if that fails; nothing is lost then, and the next flush retries."""
         with self._writing:
             with self._lock:
                 lines = self._lines
@@ -67,7 +67,7 @@ class Appender:
     def _flush_for_ever(self) -> None:
         while True:
             time.sleep(max(self._every, 0.5))
-            with contextlib.suppress(OSError):  # said by the store; tried again next time, and before a commit
+            with contextlib.suppress(OSError):  # reported by the store; retried next time, and before a commit
                 self.flush()
 
     def _append(self, text: str, sync: bool) -> None:
@@ -82,7 +82,7 @@ class Appender:
                 if sync:
                     os.fsync(file.fileno())
             except BaseException:
-                file.truncate(before)  # they come again, and half a line would spoil what follows
+                file.truncate(before)  # they are written again, and half a line would spoil the next one
                 raise
 
     def _grow(self, text: str) -> None:

@@ -47,7 +47,7 @@ class RunCheckpoints:
     def late(self, step: int) -> str:
         """The reason why a checkpoint does not count; empty if it counts. FileNotFoundError if it does not exist."""
         attempt = read_attempt(self._run.path(self._run.checkpoint_dir(step)))
-        if attempt is None:  # damaged: loading it says so
+        if attempt is None:  # damaged: loading it raises
             return ""
         later = [number for number in self._attempts if number > attempt]
         if not self._is_late(step, later):
@@ -84,7 +84,7 @@ class RunCheckpoints:
         return self._run.attempts()
 
     def _latest_step(self) -> set[int | None]:
-        """The step that was committed last, for stores and network folders that list late what is there already."""
+        """The step that was committed last, for stores and network folders whose listings lag."""
         try:
             return {int(self._run.read_json(layout.LATEST)["step"])}
         except (FileNotFoundError, ValueError, KeyError):

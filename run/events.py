@@ -70,7 +70,7 @@ EVENTS = (
         "stall_seconds": "For which it held up training.", "upload_seconds": "For writing the shards of rank 0.",
         "bytes": "Of all its files.", "commit_seconds": "For the manifest.",
     }),
-    Event(SAVE_FAILED, "training/checkpoint/checkpointer.py", "A save came to nothing; training goes on.", {
+    Event(SAVE_FAILED, "training/checkpoint/checkpointer.py", "A save failed; training goes on.", {
         "step": _STEP, "kind": "`permanent` or `temporary`.", "message": _MESSAGE,
     }),
     Event(FELL_BACK, "training/checkpoint/checkpointer.py", "A checkpoint is damaged; an older one is tried.", {
@@ -103,7 +103,7 @@ EVENTS = (
         "step": _STEP, "reason": "`stop`, `preempted`, `time limit` or `terminated`.",
     }),
     Event(SAVED_BEFORE_STOPPING, "training/telemetry/telemetry.py", "That state is saved.", {
-        "seconds": "Since this rank first heard of the stop.",
+        "seconds": "Since the stop request reached this rank.",
     }),
     Event(EXPORTED, "training/artifacts.py", "The weights are written.", {"folder": "In the run directory."}),
     Event(SAMPLED, "training/artifacts.py", "The sample is written.", {"file": "In the run directory."}),

@@ -1,7 +1,7 @@
 """Accounts for all time of a run since its first submit: productive, or lost to one of several causes.
 
-Goodput is the productive share. Light and pure but for `read_goodput`: works on what lies in the run directory, so a
-finished run, a live one and one on the other side of the world are told alike. Knows no processes.
+Goodput is the productive share. Light and pure but for `read_goodput`: works on the files of the run directory, so
+finished, live and remote runs are accounted for alike. Knows no processes.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Ledger:
         return again
 
     def finish(self, finished: Mapping[str, Any]) -> None:
-        """The end of an attempt that had time to say where its seconds went."""
+        """Adds the end of an attempt that had time to report its seconds by phase."""
         remaining = {name: value - self._reported.get(name, 0.0) for name, value in finished.get("seconds", {}).items()}
         self._spend_phases(float(finished["time"]), remaining, again=False)
 

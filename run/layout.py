@@ -227,7 +227,7 @@ def is_json(name: str) -> bool:
     return name.endswith(_JSON)
 
 
-# -- what each is ----------------------------------------------------------------------------------------------------
+# -- descriptions ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Entry:
     """One file or folder, for people. `pattern`: NNNN an attempt or a submission, NNNNN a rank, N a node."""

@@ -1,4 +1,4 @@
-"""The lease of an attempt: a heartbeat that its owner renews, and whose age tells a living owner from a dead one.
+"""The lease of an attempt: a heartbeat that its owner renews, and whose age distinguishes a live owner from a dead one.
 
 The age is measured by the clock of the store or file server alone, so the clocks of machines may differ. An owner that
 was wrongly taken for dead is fenced out at its next commit (training/checkpoint/commit.py)."""

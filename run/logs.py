@@ -16,7 +16,7 @@ LAST_SECONDS = 60.0  # for the rest, when the attempt has ended
 
 
 class LogUpload:
-    """Uploads all *.log of a local folder. `poll` it often; `finish` when nobody writes any more."""
+    """Uploads all *.log of a local folder. `poll` it often; `finish` when all writers have ended."""
 
     def __init__(self, run: RunDir, attempt: int, folder: str) -> None:
         self._run = run
@@ -34,7 +34,7 @@ class LogUpload:
         if self._run.local:
             return
         seconds = min(LAST_SECONDS, retry.current_retry_budget())
-        if not self._task.settle(seconds):  # what it has begun may end after anything that we do now
+        if not self._task.settle(seconds):  # an upload that has begun may end after anything that we do now
             raise TimeoutError(f"the store has not taken them after {seconds:.0f} s")
         with retry.retry_budget(seconds):
             self._upload()

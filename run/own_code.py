@@ -65,7 +65,7 @@ def digest(root: Path = ROOT) -> str:
 
 
 def package_version() -> str:
-    """Of the installed package. A copy beside it has none of its own, so that only the digest tells code apart."""
+    """Of the installed package. A copy beside it has none of its own, so that only the digest distinguishes code."""
     from importlib import metadata
 
     try:
@@ -80,7 +80,7 @@ def what_differs(run: RunDir) -> str | None:
 
     try:
         recorded = run.read_json(CODE)
-    except (FileNotFoundError, ValueError):  # started by hand, or a damaged record, of which nothing can be said
+    except (FileNotFoundError, ValueError):  # started by hand, or a damaged record
         return None
     source = recorded.get("source")
     ours = digest() if source else None

@@ -48,7 +48,7 @@ class Job(Shape):
 
 
 class Submission(Shape):
-    """submissions/NNNN.json: with what a job in a queue will claim its attempts. Written before it is sent."""
+    """submissions/NNNN.json: the facts with which a job in a queue claims its attempts. Written before it is sent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -3,13 +3,13 @@
 Works on any fsspec URL. Light: pydantic, stdlib, and fsspec when a file is touched. The names are those of layout.py:
 
     RUN_URL/  recipe.yaml  plan.json  code.json               frozen at the first submit
-              submissions/0000{.json, .job.json, .sh}         what was sent to a scheduler with a queue
+              submissions/0000{.json, .job.json, .sh}         jobs sent to a scheduler with a queue
               submissions/waiting.json                        why a job waits that itself asks for nodes
               attempts/0000/{job.json, outcome.json, events.jsonl, errors/, targets/, logs/}
               metrics/{steps,validation}-0000*.jsonl          rows, one file (or a series of parts) an attempt
               checkpoints/step-00001000/{manifest.json, …}    exists only with its manifest
               checkpoints/latest.json                         the step committed last
-              stop.json                                       somebody asked for an agreed stop
+              stop.json                                       a request for an agreed stop
               outcome.json                                    the last word, written last
 """
 
@@ -100,14 +100,14 @@ class RunDir:
         """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""
         files.write(self.path(name), text.encode(), sync=sync)
 
-    def write_json(self, name: str, value: Any, *, sync: bool = False) -> None:
+    def write_json(self, name: str, value: object, *, sync: bool = False) -> None:
         self.write_text(name, json.dumps(value, indent=1) + "\n", sync=sync)
 
     def create_text(self, name: str, text: str) -> None:
         """Write a file that must not exist yet; FileExistsError if another was faster."""
         files.create(self.path(name), text.encode())
 
-    def create_json(self, name: str, value: Any) -> None:
+    def create_json(self, name: str, value: object) -> None:
         self.create_text(name, json.dumps(value, indent=1) + "\n")
 
     def remove(self, name: str) -> None:
@@ -154,7 +154,7 @@ class RunDir:
         return self.submission(number).model_copy(update={"job_id": job_id})
 
     def record_waiting(self, job_id: str, reason: str) -> None:
-        """A job that runs already waits for what its attempt needs, and this is why."""
+        """Records the reason for which a running job waits for the nodes of its attempt."""
         self.write_json(WAITING, {"job_id": job_id, "reason": reason, "time": time.time()})
 
     def waiting(self, job_id: str) -> str | None:
@@ -170,11 +170,11 @@ class RunDir:
 
     # -- attempts ------------------------------------------------------------------------------------------------
     def attempts(self) -> list[int]:
-        """Attempts that somebody has claimed, oldest first."""
+        """Claimed attempts, oldest first."""
         numbers = [int(name) for name in self.listdir(layout.ATTEMPTS) if name.isdigit()]
         claimed = [n for n in numbers if self._is_claimed(n)]
         while self._is_claimed(after := claimed[-1] + 1 if claimed else 0):
-            claimed.append(after)  # a store may list late what can be read already
+            claimed.append(after)  # a store's listing may lag
         return claimed
 
     def _is_claimed(self, attempt: int) -> bool:
@@ -184,7 +184,7 @@ class RunDir:
         return Job.model_validate(self.read_json(layout.job(attempt)))
 
     def claim_attempt(self, job: Job) -> None:
-        """FileExistsError if the attempt is somebody else's."""
+        """FileExistsError if the attempt is claimed already."""
         self.create_json(layout.job(job.attempt), job.model_dump(mode="json"))
 
     def outcome(self, attempt: int | None = None) -> OutcomeRecord | None:
@@ -233,7 +233,7 @@ class RunDir:
     def rows(self, kind: str) -> Iterator[dict[str, Any]]:
         """The surviving rows of `steps` or `validation`, one per step, in order.
 
-        An attempt that resumed at step s takes back what earlier attempts had done after s.
+        An attempt that resumed at step s replaces the rows of earlier attempts after s.
         """
         surviving: dict[int, dict[str, Any]] = {}
         names = self.listdir(layout.METRICS)

@@ -91,7 +91,7 @@ def curve(
     x_form: Callable[[float], str] = lambda value: f"{value:g}",
     from_zero: bool = False,
 ) -> str:
-    """Curves over one x axis; `label` says to a screen reader what it is. Empty without a finite point."""
+    """Curves over one x axis; `label` describes it for screen readers. Empty without a finite point."""
     lines = [Line(thin(_finite(line.points)), line.colour, line.name, line.dots, line.faint) for line in lines]
     points = [point for line in lines for point in line.points]
     if not points:
@@ -202,7 +202,7 @@ class _Frame:
 
 
 def timeline(lanes: Sequence[Lane], *, label: str, form: Callable[[float], str], width: float = WIDTH) -> str:
-    """Lanes over one axis of seconds, from 0 on; each piece says what it is when pointed at."""
+    """Lanes over one axis of seconds, from 0 on; each piece has its text as a tooltip."""
     if not lanes:
         return ""
     lane = 26.0

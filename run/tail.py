@@ -1,4 +1,4 @@
-"""Reading what grows: new whole lines of files in a run directory, each line once. Knows nothing of their content."""
+"""Reads growing files of a run directory: new complete lines, each once. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launchyard.run.rundir import RunDir
 
 
 class Tail:
-    """New whole lines of one file, since the last call. A file that is not there yet has none."""
+    """New complete lines of one file, since the last call. A file that is not there yet has none."""
 
     def __init__(self, run: RunDir, name: str) -> None:
         self._run = run

@@ -169,5 +169,5 @@ def open_write(path: str, *, size: int | None = None) -> Writer:
 
 
 def sweep_uploads(folder: str) -> int:
-    """Aborts the uploads into a folder that were cut short; returns their number. Only where nobody writes."""
+    """Aborts the uploads into a folder that were cut short; returns their number. Only while there are no writers."""
     return _store(folder).sweep_uploads(folder) if is_remote(folder) else 0

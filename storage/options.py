@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Writer(Protocol):
     """A file that grows. It is complete after `close`; `discard` leaves nothing."""
 
-    def write(self, raw: bytes | memoryview, /) -> Any: ...
+    def write(self, raw: bytes | memoryview, /) -> object: ...
     def close(self) -> None: ...
     def discard(self) -> None: ...
 

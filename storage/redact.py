@@ -17,5 +17,5 @@ def redact(text: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Returns a URL as a name that stays the same whoever reads it: no user and password, *** for signatures."""
+    """Returns a URL as a name that is the same for all readers: no user and password, *** for signatures."""
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1", url))

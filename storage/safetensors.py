@@ -86,7 +86,7 @@ class TensorFile:
         return self._map
 
 
-def dtype_code(dtype: Any) -> str:
+def dtype_code(dtype: object) -> str:
     """Returns safetensors' name of one of torch's element types. Raises KeyError if it has none."""
     return _CODES[str(dtype)]
 

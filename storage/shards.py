@@ -135,7 +135,7 @@ def again_if_remote(path: str, action: Callable[[], _Result]) -> _Result:
     raise AssertionError("not reached")
 
 
-def _hash(raw: Any) -> str:
+def _hash(raw: bytes | bytearray | memoryview) -> str:
     import xxhash
 
     return xxhash.xxh3_64_hexdigest(raw)
@@ -169,8 +169,8 @@ def read_piece(folder: str, key: str, piece: TensorPiece) -> bytearray:
     return raw
 
 
-def check_hash(raw: Any, path: str, key: str, piece: TensorPiece) -> None:
-    """Raises CorruptError if `raw`, anything with a buffer, is not what was written."""
+def check_hash(raw: bytes | bytearray | memoryview, path: str, key: str, piece: TensorPiece) -> None:
+    """Raises CorruptError if `raw` differs from the bytes that were written."""
     if _hash(raw) != piece.xxh3:
         end = piece.start + piece.length
         raise CorruptError(f"{path} is changed: the hash of {key} (bytes {piece.start} to {end}) is not what was saved")

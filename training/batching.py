@@ -26,7 +26,7 @@ class BatchSizes:
 
 
 def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
-    """Cut the global batch over `world_size` workers; ValueError names what would fit."""
+    """Cut the global batch over `world_size` workers; ValueError names sizes that fit."""
     total = train.global_batch_size
     fits = [n for n in range(1, total + 1) if total % n == 0]
     if total % world_size:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Changes with what decides the weights, and not with where or in how many pieces a run is made."""
+    """Changes with the keys that decide the weights, and not with the device or the micro batch size."""
     deciding = recipe.model_dump(mode="json", include={"model", "data", "train", "optimizer", "schedule"})
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
@@ -146,7 +146,7 @@ def load_learner(context: Context, checkpointer: Checkpointer, exporter: Exporte
 
 
 def open_readers(context: Context, on_event: OnEvent) -> Data:
-    """Readers of the data's kind: of the training data, and of what is held out."""
+    """Readers of the data's kind: of the training data, and of the held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.reader import TokenReader
     from launchyard.training.data.token_store import TokenStore

@@ -10,21 +10,23 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from launchyard.host.environment import GRACE, JOB_END, MARK_ATTEMPT, MARK_NODE, SCRATCH
 from launchyard.storage import retry
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup
 
+Value = TypeVar("Value")
 
 WAIT_SECONDS = 1800.0  # for a rank that neither comes nor dies
 
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place, as torchrun and the node agent told it."""
+    """This worker's ranks, as set by torchrun and the node agent."""
 
     rank: int
     local_rank: int
@@ -39,7 +41,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 decides and writes what is written once."""
+        """Rank 0 decides, and writes the files that exist once."""
         return self.rank == 0
 
 
@@ -81,7 +83,7 @@ def connect(world: World, device: torch.device) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
-def host_group() -> Any:
+def host_group() -> ProcessGroup:
     """All ranks once more, for a thread of its own: two threads on one group deadlock."""
     import torch.distributed as dist
 
@@ -96,7 +98,7 @@ def _timeout() -> timedelta:
 def disconnect() -> None:
     """Leave together: without that a late gloo thread sometimes aborts the process at exit (seen).
 
-    On the host: others wait here while rank 0 exports, and NCCL's watchdog ends whoever waits for ten minutes.
+    On the host: others wait here while rank 0 exports, and NCCL's watchdog ends a rank that waits for ten minutes.
     """
     import torch
     import torch.distributed as dist
@@ -122,7 +124,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def from_rank_zero(value: Any) -> Any:
+def from_rank_zero(value: Value) -> Value:
     """Rank 0's value (small, picklable, made by ourselves) on every rank."""
     if not is_connected():
         return value

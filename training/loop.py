@@ -143,7 +143,7 @@ def prefetch(context: Context, data: Data, start_step: int) -> Prefetcher:
 
 
 def await_batch(feed: Prefetcher, flag: StopFlag, beat: Callable[[], None]) -> Batch | None:
-    """This rank's part of the next step; None if it is asked to stop before that comes, from a store that is away."""
+    """This rank's part of the next step; None if a stop is requested while it waits for a store."""
     while not feed.ready(STOP_CHECK_SECONDS):
         beat()
         if flag.reason() is not None:
@@ -282,13 +282,13 @@ def after_last_step(parts: Parts) -> str | None:
 
 
 def begin_to_stop(parts: Parts, step: int, reason: str) -> None:
-    # Another rank may have heard of the stop, and this one only from it.
+    # The request may have reached another rank only.
     parts.flag.requested_at = parts.flag.requested_at or time.monotonic()
     parts.telemetry.stopping(step, reason)
 
 
 def report_saved(parts: Parts) -> None:
-    """All that was asked for has been saved; the seconds since this rank first heard of it."""
+    """Reports the agreed save as done, with the seconds since the stop request first reached this rank."""
     requested_at = parts.flag.requested_at
     if requested_at is not None:
         parts.telemetry.saved_before_stopping(time.monotonic() - requested_at)
@@ -333,7 +333,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
 
 
 def save(parts: Parts, step: int) -> None:
-    """Begin to save the state after `step` steps, unless it is what training went on from."""
+    """Begin to save the state after `step` steps, unless training resumed from that very step."""
     learner = parts.learner
     clock = parts.telemetry.clock
     clock.enter("checkpoint_blocking")

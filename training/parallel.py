@@ -58,7 +58,7 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
-    """FSDP2 a block at a time, then what is left. Gradients are summed, not averaged: the loss is already divided
+    """FSDP2 a block at a time, then the rest. Gradients are summed, not averaged: the loss is already divided
     by the number of valid tokens of the whole global batch."""
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -77,7 +77,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
 def parallelize(
     model: nn.Module, *, parallel: ParallelConfig, train: TrainConfig, world_size: int, device: torch.device
 ) -> None:
-    """Apply what the recipe asks for to a model on the meta device."""
+    """Apply the recipe's parallelism to a model on the meta device."""
     if parallel.activation_checkpointing == "full":
         checkpoint_activations(model.blocks)
     if parallel.compile:
@@ -89,18 +89,18 @@ def parallelize(
 def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManager[None]]) -> None:
     """Enter `waits()` where FSDP gathers and reduces, and that blocks: on a CPU. Not around the all-reduce of HSDP.
 
-    On a GPU collectives are only enqueued, and nothing that the host could time says how long they take.
+    On a GPU collectives are only enqueued, so the host cannot time them.
     """
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
     class AllGather(DefaultAllGather):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, *args: object, **kwargs: object) -> object:
             with waits():
                 return super().__call__(*args, **kwargs)
 
     class ReduceScatter(DefaultReduceScatter):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, *args: object, **kwargs: object) -> object:
             with waits():
                 return super().__call__(*args, **kwargs)
 

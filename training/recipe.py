@@ -265,7 +265,7 @@ class Recipe(Section):
 def recipe_of(run: RunDir, attempt: int | Job) -> Recipe:
     """The recipe by which an attempt trains: the frozen one with the overrides and the device of its job.
 
-    attempt: its number, or its job if that may still wait in a queue. One that nobody has claimed was started by hand,
+    attempt: its number, or its job if that may still wait in a queue. One without a claim was started by hand,
     and has no overrides. FileNotFoundError without a recipe, ValueError if it is damaged.
     """
     job = attempt if isinstance(attempt, Job) else run.job(attempt) if attempt in run.attempts() else None

@@ -1,7 +1,7 @@
 """One optimizer step, usable by itself: micro batches in, loss and gradient norm out.
 
 The loss is divided by the number of valid tokens of the whole global batch, over all micro batches and all ranks, so
-accumulation and any number of workers give what one big batch gives.
+accumulation and any number of workers give the result of one big batch.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device.
 
-    `clock` is told the phases; `device_time` is recorded around the update, which no other rank takes part in.
+    `clock` gets the phases; `device_time` is recorded around the update, which no other rank takes part in.
     """
     clock = clock or PhaseClock()
     clock.enter("forward_backward")

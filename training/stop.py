@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from typing import Any
+from types import FrameType
 
 # Reasons, in the order in which a heavier one wins when several arrive at once.
 REASONS = ("stop", "terminated", "time limit", "preempted")
@@ -37,7 +37,7 @@ class StopFlag:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested_at = self.requested_at or time.monotonic()
         self._reason = self._reason or self._named(BY_SIGNAL[signal.Signals(number)])
 
@@ -47,7 +47,7 @@ class StopFlag:
         return "time limit" if near and reason == "preempted" else reason
 
     def reason(self) -> str | None:
-        """The reason for which this rank wants to stop, or None. Costs one stat()."""
+        """The reason for which this rank must stop, or None. Costs one stat()."""
         reason = self._update()
         if reason is not None and self.requested_at is None:
             self.requested_at = time.monotonic()

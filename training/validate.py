@@ -29,7 +29,7 @@ def validation_loss(
 ) -> float | None:
     """Mean loss, nats per token, over the reader's samples in order; None if `interrupted` (asked of all ranks) cut it.
 
-    `reader` reads unshuffled; it starts over past the last sample, and what it reads again counts nothing.
+    `reader` reads unshuffled; it starts over past the last sample, and repeated samples do not count.
     """
     batches = math.ceil(reader.n_samples / sizes.global_batch_size)
     batches = min(batches, max_batches or batches)

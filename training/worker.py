@@ -1,6 +1,6 @@
 """`python -m launchyard.training.worker RUN_URL`, one process per rank under torchrun: the composition root.
 
-Reads what the launcher wrote into the run directory, trains, and leaves its outcome there. Exit codes say nothing:
+Reads the launcher's files in the run directory, trains, and writes its outcome there. Exit codes carry nothing:
 torchrun loses them. Imports torch only once its output goes to the run's logs.
 """
 
@@ -192,7 +192,7 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     if not hurried:
         telemetry.exporter.last_scrape()
     if telemetry.exporter.enabled:
-        with contextlib.suppress(OSError):  # a store that is away: the outcome tells as well that there is nothing left
+        with contextlib.suppress(OSError):  # an unreachable store: the outcome shows as well that no worker is left
             run.remove_target(world.attempt, world.rank)
     telemetry.exporter.close()
     telemetry.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
@@ -205,7 +205,7 @@ def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
     """
     try:
         on_event.flush(sync=True)
-    except OSError as error:  # a full disk: training can wait for room, and the next start sweeps
+    except OSError as error:  # a full disk: training can go on, and the next start sweeps
         on_event(events.NOT_SWEPT, message=str(error))
         return
     checkpointer.sweep()

@@ -38,7 +38,7 @@ class Cache:
     """One cache per block, and the length of each row of the batch.
 
     Rows may be of unequal length: prompts are padded on the right, so that every token keeps its own position; the
-    padding lies behind what a row may see and is overwritten as the row grows.
+    padding lies behind the visible positions of a row and is overwritten as the row grows.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Cache:
         self.mask: Tensor | None = None
 
     def begin(self, n_new: int) -> None:
-        """Prepare for `n_new` tokens a row: their positions and what each may see."""
+        """Prepare for `n_new` tokens a row: their positions and masks."""
         if self.start + n_new > self.length:
             raise ValueError(f"the cache holds {self.length} positions; {self.start} are taken, {n_new} do not fit")
         if self.even:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Below this a matrix lies in the cache, and what the other kernel takes to start (15 us) is more than it gains.
+# Below this a matrix lies in the cache, and the start of the other kernel (15 us) costs more than it gains.
 LARGE = 1 << 18
 
 

@@ -72,10 +72,10 @@ class Transformer(nn.Module):
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def forward(self, tokens: Tensor, *, head: Head | None = None, cache: Cache | None = None) -> Tensor:
-        """tokens (B, T) int64 -> logits (B, T, padded_vocab_size), or what `head(hidden, lm_head.weight)` gives.
+        """tokens (B, T) int64 -> logits (B, T, padded_vocab_size), or the result of `head(hidden, lm_head.weight)`.
 
         `head` gets hidden (B, T, dim) and the weight (padded_vocab_size, dim) inside this forward, where a sharded
-        weight is whole; so a loss need not have all logits in memory. With a cache the tokens follow what it holds.
+        weight is whole; so a loss need not have all logits in memory. With a cache the tokens follow those in it.
         ValueError if positions beyond max_seq_len are asked for: rotations that were never trained give noise.
         """
         n_new = tokens.shape[1]

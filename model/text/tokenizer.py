@@ -26,7 +26,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str) -> Tokenizer:
-        """From a tokenizer.json, a folder with one, a checkpoint or a run; FileNotFoundError says where was looked."""
+        """From a tokenizer.json, a folder with one, a checkpoint or a run; FileNotFoundError names the folders."""
         where = normal(source)
         if where.endswith(".json"):
             found = where if exists(where) else None
@@ -54,7 +54,7 @@ class Tokenizer:
 
     @cached_property
     def eos_id(self) -> int | None:
-        """The id that ends a text; None if neither tokenizer_config.json nor the vocabulary says it."""
+        """The id that ends a text; None if neither tokenizer_config.json nor the vocabulary names it."""
         token = end_of_text(self.path, self.raw)
         return None if token is None else int(self.raw.token_to_id(token))
 
@@ -64,7 +64,7 @@ class Tokenizer:
         return int(self.raw.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """`special`: with what the tokenizer puts around a text, such as Llama's begin-of-text."""
+        """`special`: with the tokens that the tokenizer adds, such as Llama's begin-of-text."""
         return list(self.raw.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -78,7 +78,7 @@ class Tokenizer:
 class TextStream:
     """Gives text as soon as it is sure: never half a character, and never a lost space.
 
-    Many decoders strip the first space of what they are given, so new ids are decoded together with some before them.
+    Many decoders strip the first space of their input, so new ids are decoded together with some before them.
     All pieces joined are the text of all ids after `context`.
     """
 
@@ -108,7 +108,7 @@ class TextStream:
 
 
 class StopStrings:
-    """Cuts a stream of text where the first of some strings begins; holds back what may be the begin of one."""
+    """Cuts a stream of text where the first of some strings begins; holds back a possible beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]

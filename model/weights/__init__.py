@@ -1,1 +1,1 @@
-"""Weights in and out: Hugging Face folders, checkpoints, and what a MODEL can be."""
+"""Weights in and out: Hugging Face folders, checkpoints, and resolving a MODEL."""

@@ -77,7 +77,7 @@ def _open_files(folder: str) -> dict[str, TensorFile]:
     if pickles:
         raise ValueError(
             f"{folder} holds its weights only as pickle ({', '.join(pickles[:3])}). Opening one can run any code, "
-            "so it is not read; save the model anew with transformers' save_pretrained(safe_serialization=True)"
+            "so it is not read; save the model again with transformers' save_pretrained(safe_serialization=True)"
         )
     raise FileNotFoundError(f"{folder} has a {HF_CONFIG} but no weights: looked for {SINGLE} and {INDEX}")
 

@@ -88,7 +88,7 @@ def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None)
 
     `device`: auto is a GPU if there is one, else the CPU. `dtype`: as stored by default. Weights of a local HF folder
     are mapped, not read; those of a checkpoint are read and checked by their hashes. FileNotFoundError, ValueError or
-    CorruptError say what is wrong, and with which file.
+    CorruptError name the file and its fault.
     """
     found = find_source(source)
     config, weights = _open(found)
@@ -172,7 +172,7 @@ class LoadedModel:
         """The text that follows `prompt`, without it; with `stream` an iterator over its pieces as they are made.
 
         Ends after `max_new_tokens`, at the end of a text, before a string of `stop`, or where the context is full.
-        An empty prompt starts a new text, if the tokenizer has a token for that. ValueError for what cannot be drawn.
+        An empty prompt starts a new text, if the tokenizer has a token for that. ValueError for invalid options.
         """
         ids = self._encode(prompt)
         tokens = generate(

@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Source:
-    """`kind` says how the weights in `folder` are read; `tokenizer` is the path or URL of a tokenizer.json."""
+    """`kind` is the format of the weights in `folder`; `tokenizer` is the path or URL of a tokenizer.json."""
 
     kind: Literal["hf", "checkpoint"]
     folder: str
@@ -32,7 +32,7 @@ class Source:
 def find_source(source: str) -> Source:
     """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, the newest that counts.
 
-    FileNotFoundError says what was looked for, and where.
+    FileNotFoundError names the files and folders that were searched.
     """
     where = normal(source)
     if exists(f"{where}/{MANIFEST}"):

@@ -75,7 +75,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return written
 
 
-def make_config(*, preset: str | None, fields: Mapping[str, Any], hf: Mapping[str, Any] | None) -> ModelConfig:
+def make_config(*, preset: str | None, fields: Mapping[str, object], hf: Mapping[str, Any] | None) -> ModelConfig:
     """The config of a recipe: `fields` over the preset, or over the weights' own config, or alone.
 
     Values that the base derived from its own sizes (head_dim from dim and n_heads, padded_vocab_size from vocab_size …)
@@ -97,7 +97,7 @@ def _base(name: str | None, hf: Mapping[str, Any] | None) -> ModelConfig | None:
     return None if hf is None else config_from_hf(hf)
 
 
-def _base_knobs(base: ModelConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _base_knobs(base: ModelConfig, overrides: Mapping[str, object]) -> dict[str, Any]:
     """The base's knobs, without those that followed from one that is now given."""
     raw = base.model_dump()
     changed = {key for key, value in overrides.items() if key in raw and value != raw[key]}

@@ -37,7 +37,7 @@ def read_activation(hf: Mapping[str, Any]) -> Activation:
 
 
 def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None, **knobs: str | bool) -> ModelConfig:
-    """The model behind the keys that Llama introduced and later families keep; `knobs` are what the family adds.
+    """The model behind the keys that Llama introduced and later families keep; `knobs` are those of the family.
 
     `n_kv_heads` is the family's default where the key is missing; None: as many as heads. ValueError names a key that
     is missing or has a value that is not supported.

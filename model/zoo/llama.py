@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023; Grattafiori et al. 2024) and what shares its shape: presets, config, key rules. Light."""
+"""Llama (Touvron et al. 2023; Grattafiori et al. 2024) and families of its shape: presets, config, key rules. Light."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ PRESETS: dict[str, ModelConfig] = {
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """ValueError names the key that is missing or has a value we do not support."""
     _refuse_window(hf)
-    # Every model has the bias on q, k and v, and no key says so.
+    # Every model has the bias on q, k and v, without a key for it.
     return read_llama_keys(hf, n_kv_heads=_KV_HEADS, family="qwen2", qkv_bias=True)
 
 

@@ -24,7 +24,7 @@ class LaunchError(Exception):
 
 
 class NothingRunsError(LaunchError):
-    """A job could not be started, and certainly does not run: what was made for it can be removed. Exit code 1."""
+    """A job could not be started, and certainly does not run: files made for it can be removed. Exit code 1."""
 
 
 class UserError(LaunchError):
@@ -54,7 +54,7 @@ def user_errors() -> Iterator[None]:
     except OSError as error:
         from launchyard.storage.errors import RefusedError, StoreError
 
-        if isinstance(error, StoreError):  # says all of it itself
+        if isinstance(error, StoreError):  # its message is complete
             raise (UserError if isinstance(error, RefusedError) else LaunchError)(str(error)) from error
         if not isinstance(error, PermissionError):
             raise

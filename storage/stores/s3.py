@@ -1,6 +1,6 @@
 """S3 and stores with its API: single calls with their own timeouts, and uploads in parallel parts.
 
-s3fs brings the session, the credentials and the event loop; retries are ours (storage/retry.py).
+s3fs provides the session, the credentials and the event loop; retries are ours (storage/retry.py).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class S3Store:
                 if classify_s3(error) not in ("missing", "refused"):
                     raise
                 refusal = error if classify_s3(error) == "refused" else None
-            # Also because HEAD tells neither why it refuses nor a missing bucket from a missing object.
+            # HEAD gives no reason for a refusal, and does not distinguish a missing bucket from a missing object.
             found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
             if refusal is not None:
                 raise refusal
@@ -263,7 +263,7 @@ class S3Store:
 
 
 class PartWriter:
-    """A multipart upload: parts are sent while more is written, a few at a time, with memory for those and no more.
+    """A multipart upload: parts are sent while more is written, a few at a time, with memory for those only.
 
     A file that fits one part is put as one object.
     """

@@ -151,4 +151,4 @@ def test_a_cache_on_a_full_disk(origin: Origin, small_disk: Path, tmp_path: Path
     is_exact(run, origin)
     told = [event["message"] for event in run.events(run.attempts()[-1]) if event["event"] == "data trouble"]
     (said,) = (text for text in told if "cannot be used" in text)
-    assert "held in memory" in said and "Make room" in said
+    assert "held in memory" in said and "Free some space" in said

@@ -163,7 +163,7 @@ class Checkpointer:
             except FencedError as error:
                 self._error = error
 
-    def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, Any]:
+    def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, float]:
         """Write all shards and commit. Seconds from its beginning, of its stages, and on rank 0 the bytes."""
         import torch.distributed.checkpoint as dcp  # here: it takes a second, which a start need not wait for
 
@@ -171,7 +171,7 @@ class Checkpointer:
 
         folder = self.run.checkpoint_dir(save.step)
         name = self._file_name
-        facts: dict[str, Any] = {}
+        facts: dict[str, float] = {}
 
         def commit(written: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> None:
             began = time.perf_counter()
@@ -244,7 +244,7 @@ class Checkpointer:
             raise FencedError(fenced(newest[0], self._world.attempt))
 
     def _attempt_of(self, step: int) -> int | None:
-        """The attempt that committed a step; None if that cannot be told."""
+        """The attempt that committed a step; None if it is unknown."""
         try:
             return read_attempt(self.run.path(self.run.checkpoint_dir(step)))
         except FileNotFoundError:
@@ -268,7 +268,7 @@ class Checkpointer:
             self._must_sweep = not self.sweep()
 
     def _counted(self) -> Iterator[int]:
-        """Steps that retention counts: neither what was passed over nor a late one older than what was loaded."""
+        """Steps that retention counts: neither those passed over nor late ones older than the loaded one."""
         checkpoints = RunCheckpoints(self.run)
         for step in checkpoints.steps():
             if step not in self._passed_over and step not in self._kinds and checkpoints.late(step):
@@ -310,7 +310,7 @@ class Checkpointer:
             remove_empty(self.run, folder)
 
     def _named(self, folder: str) -> set[str] | None:
-        """Files that belong to a checkpoint; None where that cannot be told. Asked for by name: a listing may lag."""
+        """Files that belong to a checkpoint; None if its manifest is damaged. Read by name: a listing may lag."""
         try:
             return {*read_manifest(self.run.path(folder)).files, MANIFEST}
         except FileNotFoundError:
@@ -342,7 +342,7 @@ class Checkpointer:
         if faults:
             listed = "; ".join(faults)
             raise NoValidCheckpointError(
-                f"none of the {len(faults)} checkpoints is whole ({listed}). Starting over would lose the run, so "
+                f"none of the {len(faults)} checkpoints is intact ({listed}). Starting over would lose the run, so "
                 "nothing was done: restore a checkpoint's files, or start a new run"
             )
         return None
@@ -405,7 +405,7 @@ class Checkpointer:
 
 
 def root_error(error: BaseException) -> BaseException:
-    """The first rank's error out of DCP's collection; corruption wins, since it decides what is loaded next."""
+    """The first rank's error out of DCP's collection; corruption wins, since it decides the next candidate."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     if not isinstance(error, CheckpointException):

@@ -1,4 +1,4 @@
-"""The commit of a checkpoint: its identity, and the rule for who may commit."""
+"""The commit of a checkpoint: its identity, and the right to commit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Our shard format (storage/shards.py) under torch's Distributed Checkpoint: planners, writer and reader of a rank.
 
-DCP brings the ranks together, cuts and joins for any number of them, and gathers errors. Its own storage is not used:
+DCP coordinates the ranks, cuts and joins for any number of them, and gathers errors. Its own storage is not used:
 its metadata is a pickle and nothing in it is hashed. Knows no run directory and no policy.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 import xxhash
@@ -25,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     LoadPlanner,
+    ReadItem,
     SavePlan,
     SavePlanner,
     TensorWriteData,
@@ -44,6 +44,7 @@ from launchyard.training.checkpoint.state import Shard
 
 # Largest piece with one hash: small enough that a resized run reads little more than it needs.
 PIECE_BYTES = 32 << 20
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and sizes of each piece of a file
 READERS = 4
 
 
@@ -60,10 +61,12 @@ def row_ranges(shard: Shard) -> Iterable[tuple[int, int]]:
 
 
 class ShardSavePlanner(SavePlanner):
-    """Every rank knows by itself what it writes, so the global plan only joins the lists."""
+    """Every rank plans its own writes, so the global plan only joins the lists."""
 
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        self._shards: dict[str, Shard] = state_dict
+    def set_up_planner(
+        self, state_dict: dict[str, Shard], storage_meta: object = None, is_coordinator: bool = False
+    ) -> None:
+        self._shards = state_dict
 
     def create_local_plan(self) -> SavePlan:
         return SavePlan(
@@ -91,7 +94,7 @@ class ShardSavePlanner(SavePlanner):
         )
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        return all_plans, Metadata({})  # the manifest is made from what was written
+        return all_plans, Metadata({})  # the manifest is made from the results of the writes
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
@@ -106,18 +109,21 @@ class ShardSavePlanner(SavePlanner):
         return shard.tensor[start : start + data.chunk.sizes[0]]
 
 
+Commit = Callable[[dict[str, FileEntry], dict[str, TensorEntry]], None]
+
+
 class ShardWriter(StorageWriter):
     """One safetensors file a rank, hashed while it is written. `commit` gets (files, tensors) on rank 0, last."""
 
-    def __init__(self, folder: str, name: str, commit: Any) -> None:
+    def __init__(self, folder: str, name: str, commit: Commit) -> None:
         self._folder = folder
         self._name = name
         self._commit = commit
         self.seconds = 0.0  # in which this rank's file was written
 
-    def reset(self, checkpoint_id: Any = None) -> None: ...
+    def reset(self, checkpoint_id: object = None) -> None: ...
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+    def set_up_storage_writer(self, is_coordinator: bool, *args: object, **kwargs: object) -> None: ...
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -156,7 +162,7 @@ class ShardWriter(StorageWriter):
         return results
 
     def _write_pieces(
-        self, file: options.Writer, plan: SavePlan, planner: SavePlanner, entries: Any, at: int
+        self, file: options.Writer, plan: SavePlan, planner: SavePlanner, entries: Entries, at: int
     ) -> Iterator[WriteResult]:
         with ThreadPoolExecutor(1, initializer=step_back) as hasher:
             for item in plan.items:
@@ -190,16 +196,18 @@ class ShardWriter(StorageWriter):
         )
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:
         return True
 
 
 class ShardLoadPlanner(LoadPlanner):
     """This rank's parts, cut from whatever parts were saved."""
 
-    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+    def set_up_planner(
+        self, state_dict: dict[str, Shard], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
         assert metadata is not None
-        self._shards: dict[str, Shard] = state_dict
+        self._shards = state_dict
         self._metadata = metadata
 
     def create_local_plan(self) -> LoadPlan:
@@ -224,18 +232,18 @@ class ShardLoadPlanner(LoadPlanner):
     def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
         return central_plan
 
-    def load_bytes(self, read_item: Any, value: Any) -> None:
+    def load_bytes(self, read_item: ReadItem, value: object) -> None:
         raise AssertionError("our checkpoints hold tensors only")
 
-    def resolve_tensor(self, read_item: Any) -> Tensor:
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
         target = self._shards[read_item.dest_index.fqn].tensor
         return target[_slices(read_item.dest_offsets, read_item.lengths)] if target.ndim else target
 
-    def commit_tensor(self, read_item: Any, tensor: Tensor) -> None: ...
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None: ...
 
 
 class ShardReader(StorageReader):
-    """Reads pieces, a few at a time, and hands on only what its hash vouches for."""
+    """Reads pieces, a few at a time, and returns only bytes that match their hash."""
 
     def __init__(self, folder: str, manifest: Manifest) -> None:
         self._folder = folder
@@ -244,9 +252,9 @@ class ShardReader(StorageReader):
             (key, piece.offsets): piece for key, tensor in manifest.tensors.items() for piece in tensor.pieces
         }
 
-    def reset(self, checkpoint_id: Any = None) -> None: ...
+    def reset(self, checkpoint_id: object = None) -> None: ...
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         return Metadata(
             {
                 key: TensorStorageMetadata(
@@ -258,7 +266,9 @@ class ShardReader(StorageReader):
             }
         )
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: object, **kwargs: object
+    ) -> None: ...
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
@@ -277,12 +287,12 @@ class ShardReader(StorageReader):
         done.set_result(None)
         return done
 
-    def _piece_of(self, item: Any) -> TensorPiece:
+    def _piece_of(self, item: ReadItem) -> TensorPiece:
         return self._pieces[item.storage_index.fqn, tuple(item.storage_index.offset)]
 
-    def _runs(self, items: Iterable[Any]) -> list[list[Any]]:
+    def _runs(self, items: Iterable[ReadItem]) -> list[list[ReadItem]]:
         """Items whose pieces follow each other in a file, about PIECE_BYTES together: a request has its price."""
-        runs: list[list[Any]] = []
+        runs: list[list[ReadItem]] = []
         file = ""
         end = 0
         budget = 0
@@ -298,7 +308,7 @@ class ShardReader(StorageReader):
         return runs
 
     @torch.no_grad()
-    def _read(self, run: list[Any], planner: LoadPlanner) -> None:
+    def _read(self, run: list[ReadItem], planner: LoadPlanner) -> None:
         """Straight into a tensor's memory where a whole piece belongs there, else through a buffer."""
         requests = []
         buffered = []
@@ -317,7 +327,7 @@ class ShardReader(StorageReader):
             target.copy_(source[_slices(item.storage_offsets, item.lengths)] if piece.sizes else source)
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:
         return True
 
 
@@ -340,5 +350,5 @@ def _length(item: WriteItem) -> int:
     return DTYPE_BYTES[dtype] * math.prod(sizes)
 
 
-def _slices(offsets: Any, lengths: Any) -> tuple[slice, ...]:
+def _slices(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(at, at + length) for at, length in zip(offsets, lengths, strict=True))

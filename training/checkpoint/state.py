@@ -24,7 +24,7 @@ class TrainState:
     validation_loss: float | None = None
     validated_step: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, int | float | None]:
         return asdict(self)
 
     @classmethod

@@ -160,7 +160,7 @@ def _plain(chunk: Chunk, beat: Callable[[], None], note: Note) -> Iterator[bytes
 
 def _pieces(chunk: Chunk, beat: Callable[[], None], note: Note) -> Iterator[memoryview]:
     """The bytes of a plain chunk in order, some pieces ahead asked for at once. Valid until the next one."""
-    starts = deque(range(0, chunk.size + 1, PIECE_BYTES))  # a byte more: a longer file is not what was written
+    starts = deque(range(0, chunk.size + 1, PIECE_BYTES))  # a byte more: a longer file has changed
     buffers = min(len(starts), PIECES_AT_ONCE)
     free = [bytearray(min(PIECE_BYTES, chunk.size + 1)) for _ in range(buffers)]
     pending: deque[tuple[bytearray, Future[int]]] = deque()

@@ -76,7 +76,7 @@ def _bare(folder: str) -> DataSpec:
 def mix(specs: Sequence[DataSpec], weights: Sequence[float]) -> DataSpec:
     """Several sources as one set of data: mixed by weight in training, held-out parts end to end in validation.
 
-    One alone stays what it is. ValueError for a source named twice, and for sources of different tokenizers.
+    One alone stays unchanged. ValueError for a source named twice, and for sources of different tokenizers.
     """
     if len(specs) == 1:
         return specs[0]
@@ -103,7 +103,7 @@ def with_validation(spec: DataSpec, source: str) -> DataSpec:
 
 
 def _check_same_tokenizer(folders: Sequence[str]) -> None:
-    """ValueError names two folders whose tokens were made by different tokenizers, where they say which."""
+    """ValueError names two folders whose tokens were made by different tokenizers, if both record theirs."""
     recorded = [(folder, made_by) for folder in folders if (made_by := _tokenizer_of(folder)) is not None]
     for folder, made_by in recorded[1:]:
         if made_by != recorded[0][1]:
@@ -118,7 +118,7 @@ def _tokenizer_of(split_folder: str) -> str | None:
 
 
 def vocab_size_of(source: str) -> int | None:
-    """The vocabulary of a prepared folder; None for bare litdata folders, which do not say it."""
+    """The vocabulary of a prepared folder; None for bare litdata folders, which do not record it."""
     dataset = read_dataset(source)
     return dataset.vocab_size if dataset else None
 

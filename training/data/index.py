@@ -175,7 +175,7 @@ def read_model(path: str, schema: type[Model]) -> Model:
 
 
 def read_index(folder: str) -> Index:
-    """index.json of a folder of chunks, checked. FileNotFoundError without one; ValueError says what is refused."""
+    """index.json of a folder of chunks, checked. FileNotFoundError without one; ValueError if it is unsupported."""
     index = read_model(f"{folder}/{INDEX}", Index)
     try:
         _refuse(index)

@@ -31,7 +31,7 @@ class Order:
     """The order of the samples of one source or several.
 
     Samples are numbered through all sources: those of the first from 0 on, then those of the second … `weights`
-    (positive, of any sum) say how often each source is read, in epochs of its own; without them the sources are one,
+    (positive, of any sum) are frequencies of the sources, each with its own epochs; without them the sources are one,
     end to end. Without `shuffle` each is read as it lies. `block_samples` bounds the neighbours that are dealt and
     shuffled together.
     """
@@ -184,14 +184,14 @@ def _feistel(position: Words, rows: Words, columns: Words, key: Words) -> Words:
     return left * columns + right
 
 
-def _key(seed: int, *parts: Any) -> Words:
+def _key(seed: int, *parts: int | Ids) -> Words:
     key = _mix(np.asarray(seed % 2**64, dtype=np.uint64).reshape(1))
     for part in parts:
         key = _fold(key, part)
     return key
 
 
-def _fold(key: Words, part: Any) -> Words:
+def _fold(key: Words, part: int | Ids) -> Words:
     """A new key from a key and a number."""
     odd = np.uint64(0x9E3779B97F4A7C15)
     return _mix(key + odd * (np.atleast_1d(part).astype(np.uint64) + np.uint64(1)))

@@ -3,9 +3,9 @@
 A sample may straddle two chunks and no tail is lost. Labels are shifted here and nowhere else. Knows no text, no
 files, no ranks and no model.
 
-To add a kind of data: a class that does what Reader asks for, in a file beside this one; its section of the recipe
+To add a kind of data: a class with the interface of Reader, in a file beside this one; its section of the recipe
 with its `kind` (training/recipe.py); its part of a frozen plan (training/spec.py); and the line that opens it in
-`open_readers` (training/compose.py). The loop, validation and the prefetcher know no more than Reader.
+`open_readers` (training/compose.py). The loop, validation and the prefetcher know only Reader.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -242,8 +242,8 @@ class Prefetcher:
         except BaseException as error:
             self._enqueue(error)
 
-    def _enqueue(self, item: Any) -> None:
-        """Wait for room, but never for a consumer that has gone."""
+    def _enqueue(self, item: tuple[int, Batch] | BaseException | None) -> None:
+        """Wait for a free slot, but never after `close`."""
         while not self._closed.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)

@@ -11,7 +11,7 @@ class Buckets:
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)  # the last one holds what is above all bounds
+        self.counts = [0] * (len(self.bounds) + 1)  # the last one counts values above all bounds
         self.total = 0.0
 
     def add(self, value: float) -> None:

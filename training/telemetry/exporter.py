@@ -87,7 +87,7 @@ class Exporter:
             found.add(value)
 
     def show(self, name: str, buckets: Buckets) -> None:
-        """A histogram that somebody else fills."""
+        """A histogram that is filled elsewhere."""
         if name in self._metrics:
             self._buckets[name][()] = buckets
 

@@ -79,7 +79,7 @@ class PulseWriter:
     """This worker's file. Every call costs well under a microsecond; the kernel does the rest."""
 
     def __init__(self, scratch: str, rank: int, limits: Limits | None) -> None:
-        """`limits` None: signs are given, and nobody is called hung."""
+        """`limits` None: signs are written, and no rank counts as hung."""
         self._file = os.path.join(scratch, f"pulse-{rank:05d}")
         with open(self._file, "wb+") as file:
             file.truncate(_LAYOUT.size)
@@ -175,7 +175,7 @@ def find_hang(pulses: Sequence[Pulse], now: float, *, stopped: Sequence[int] = (
     culprits = [pulse for pulse in overdue if not pulse.waiting or pulse.rank in stopped]
     if culprits:
         return HangReport(tuple(culprits))
-    if len(overdue) < len(pulses):  # somebody works, and has time left
+    if len(overdue) < len(pulses):  # a rank works, and is within its limit
         return None
     behind = min(pulse.collectives for pulse in overdue)
     if any(pulse.collectives > behind for pulse in overdue):  # others are in a later one: they wait for these

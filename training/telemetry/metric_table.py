@@ -96,7 +96,7 @@ DATA = (
     Metric("trainer_data_bytes_total", "counter", "Bytes of chunks fetched from a store.", scope="rank"),
     Metric("trainer_data_requests_total", "counter", "Requests for data that a store has answered.", scope="rank"),
     Metric("trainer_data_retries_total", "counter", "Requests for data that a store failed at first.", scope="rank"),
-    Metric("trainer_data_errors_total", "counter", "Requests for data that were given up.", scope="rank"),
+    Metric("trainer_data_errors_total", "counter", "Requests for data that failed in the end.", scope="rank"),
     Metric(
         "trainer_data_request_duration_seconds",
         "histogram",

@@ -43,7 +43,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def peak_of(device: torch.device, chosen: float | None, world_size: int) -> float | None:
-    """Operations per second of all devices: as the recipe says, else as is known of this GPU; None if neither."""
+    """Operations per second of all devices: from the recipe, else from the table of GPUs; None if neither."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     one = chosen or (peak_flops(name) if name else None)
     return None if one is None else one * world_size

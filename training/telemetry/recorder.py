@@ -42,7 +42,7 @@ class Account:
     def _read(self) -> None:
         try:
             ledger, before = self._earlier()
-        except (OSError, ValueError) as error:  # a store that is away for long: no account is better than a wrong one
+        except (OSError, ValueError) as error:  # an unreachable store: no account is better than a wrong one
             print(f"the time of earlier attempts cannot be read: {error}")
             return
         with self._lock:
@@ -92,7 +92,7 @@ class Account:
 
 
 class Shown(Protocol):
-    """Keeps counts of its own, and shows them when somebody looks."""
+    """Keeps counts of its own, and sets them at each scrape."""
 
     def show(self, exporter: Exporter) -> None: ...
 
@@ -172,7 +172,7 @@ class Recorder:
     def compute_votes(self, step: int) -> list[int]:
         """Now and then, this rank's own compute time since the last update, among zeros for the others: microseconds.
 
-        To be summed over ranks with what is summed anyway.
+        To be summed over ranks in the same all-reduce as the batch.
         """
         if self._world.world_size == 1 or step % EVERY_STEPS:
             return []

@@ -37,7 +37,7 @@ class SpikeFinder:
                 self._distance = 0.0
                 self._count = 1
                 self._in_a_row = 0
-            return found  # not learned from: a spike must not make the next one look usual
+            return found  # not averaged in: a spike must not hide the next one
         self._count = self._count + 1
         self._in_a_row = 0
         share = 1 - self.MEMORY if self._count > 1 else 1.0

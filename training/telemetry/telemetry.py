@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Seconds between one finished step and the next, data wait included, without what is done at a boundary."""
+    """Seconds between one finished step and the next, data wait included, without the work at a boundary."""
 
     def __init__(self) -> None:
         self.reset()
@@ -135,7 +135,7 @@ class Telemetry:
 
 
 def serve_metrics(run: RunDir, world: World, recipe: Recipe) -> Exporter:
-    """This rank's Prometheus endpoint, registered in the run directory, if the recipe wants one."""
+    """This rank's Prometheus endpoint, registered in the run directory, if the recipe enables it."""
     exporter = Exporter(rank=world.rank, host=recipe.metrics.host if recipe.metrics.prometheus else None)
     if exporter.url is not None:
         url = exporter.url.replace("//0.0.0.0:", f"//{node_address()}:")

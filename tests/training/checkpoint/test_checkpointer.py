@@ -173,7 +173,7 @@ def test_nothing_whole_left_is_an_error_and_not_a_fresh_start(tmp_path: Path) ->
     saved(run, 5)
     for path in (tmp_path / "checkpoints").glob("*/*.safetensors"):
         flip(path)
-    with pytest.raises(NoValidCheckpointError, match="none of the 1 checkpoints is whole"):
+    with pytest.raises(NoValidCheckpointError, match="none of the 1 checkpoints is intact"):
         checkpointer(run).load_newest(shards(*fresh()))
 
 

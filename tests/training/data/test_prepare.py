@@ -220,7 +220,7 @@ def test_options_changed_after_an_interruption(tmp_path: Path, corpus: Path, tok
     arguments = [str(corpus), tokenizer_file, str(out), "30", "half", "1"]
     subprocess.run([sys.executable, str(tmp_path / "killed.py"), *arguments], check=False)
     notes = told([str(corpus)], tokenizer=tokenizer_file, out=str(out))
-    assert any("have changed since: starting anew" in note for note in notes)
+    assert any("have changed since: starting over" in note for note in notes)
     prepare([str(corpus)], tokenizer=tokenizer_file, out=str(tmp_path / "fresh"))
     assert tree(out) == tree(tmp_path / "fresh")
 

@@ -23,7 +23,7 @@ from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive, is_file, lock_shared, try_lock, unlock
 
 SOURCE = "source"
-DEFAULT_SHARE = 4  # the quota is a quarter of what is free, unless it is set
+DEFAULT_SHARE = 4  # the quota is a quarter of the free space, unless it is set
 STALLED_SECONDS = 60.0  # without a sign of life from the process that fetches a chunk
 POLL_SECONDS = 0.005
 
@@ -149,7 +149,7 @@ def reserve(
     Returns the number of bytes evicted, and of bytes that the cache holds now.
 
     Paths in `keep` go last, and only for an urgent fetch; QuotaError if it is not. FullError if the disk has no room
-    even so. `more`: something must go, whatever disk and quota say.
+    even so. `more`: evict at least one chunk, regardless of disk and quota.
     """
     with exclusive(os.path.join(folder, "lock"), mode=0o600):
         others = [cached for cached in scan(folder) if not is_file(cached.path, file) and not _sweep(cached)]
@@ -160,7 +160,7 @@ def reserve(
         used = sum(cached.size for cached in others)
         free = shutil.disk_usage(folder).free
         freed = 0
-        missing = size - 512 * os.fstat(file).st_blocks  # of what it will take on the disk
+        missing = size - 512 * os.fstat(file).st_blocks  # of its final size on the disk
         while used + size - freed > quota or free + freed < missing or (more and not freed):
             if not victims:
                 break
@@ -184,7 +184,7 @@ def complete(folder: str, file: int, part: str, path: str) -> None:
 
 
 def _sweep(cached: CachedFile) -> bool:
-    """Remove a .part that nobody holds any more."""
+    """Remove a .part that no process holds."""
     if cached.complete:
         return False
     try:

@@ -46,14 +46,14 @@ RESERVE_SECONDS = 0.5  # until others have dropped evicted files
 class Counters:
     """Since the process began."""
 
-    bytes: int = 0  # brought from the store
+    bytes: int = 0  # fetched from the store
     hits: int = 0  # chunks that were in the cache when they were wanted
-    misses: int = 0  # chunks that had to be brought
-    damaged: int = 0  # copies in the cache that were not what had been written
+    misses: int = 0  # chunks that had to be fetched
+    damaged: int = 0  # copies in the cache that had changed
     wait_seconds: float = 0.0  # that a reader had to wait for chunks
     cached_bytes: int = 0  # bytes in the cache at the last reservation
     requests: int = 0  # that a store answered
-    errors: int = 0  # requests that were given up
+    errors: int = 0  # requests that failed
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ChunkCache:
         self._warn = warn or (lambda text: print(text, file=sys.stderr))
         self._logged: set[str] = set()
         self._lock = threading.Lock()
-        self._sources: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock says it is in use
+        self._sources: dict[str, tuple[str, int]] = {}  # a source's folder, and the file whose lock marks it as in use
         weakref.finalize(self, _close, self._sources)
         self._readers: weakref.WeakSet[ChunkReader] = weakref.WeakSet()
         self._pinned: dict[int, frozenset[str]] = {}
@@ -142,11 +142,11 @@ class ChunkCache:
 
     # -- for readers -------------------------------------------------------------------------------------------------
     def join(self, reader: ChunkReader) -> None:
-        """Let a reader be asked to drop what was evicted, as long as it lives."""
+        """Register a reader, which is asked to drop evicted chunks as long as it lives."""
         self._readers.add(reader)
 
     def keep(self, owner: object, chunks: list[Chunk]) -> None:
-        """Do not evict these for anything that can wait; replaces what the owner named before."""
+        """Do not evict these for a fetch that can wait; replaces the owner's earlier list."""
         paths = frozenset(path for path in map(self._path_if_known, chunks) if path is not None)
         with self._lock:
             self._pinned[id(owner)] = paths
@@ -154,7 +154,7 @@ class ChunkCache:
                 del self._pinned[id(owner)]
 
     def open(self, chunk: Chunk, *, urgent: bool = True, beat: Callable[[], None] = lambda: None) -> OpenChunk:
-        """The bytes of a chunk, brought if they are not here.
+        """The bytes of a chunk, fetched if they are not in the cache.
 
         CorruptError, StoreError: of the chunk in its store. A fetch that is not `urgent` evicts only chunks that are
         not kept: cache_files.QuotaError. `beat` is called now and then while waiting, and may raise.
@@ -165,7 +165,7 @@ class ChunkCache:
             self.log_once(
                 "disk",
                 f"the cache of chunks at {self.folder} cannot be used: {error}. Chunks are held in memory instead, by "
-                "each worker for itself. Make room, or name another folder with storage.cache in the cluster file",
+                "each worker itself. Free some space, or name another folder with storage.cache in the cluster file",
             )
             return self._in_memory(chunk, beat)
 
@@ -287,7 +287,7 @@ class ChunkCache:
             def renew() -> None:
                 beat()
                 with _disk():
-                    os.utime(file)  # for those who wait
+                    os.utime(file)  # for processes that wait
 
             xxh3 = fetch_chunk(chunk, lambda at, raw: self._write(file, at, raw, chunk), beat=renew, note=self._note)
             number = secrets.token_bytes(8)

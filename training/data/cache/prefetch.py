@@ -20,7 +20,7 @@ from launchyard.training.data.token_store import TokenStore
 THREADS = 2
 SAMPLES_A_BLOCK = 8192  # planned together: numpy's cost is per call
 SAMPLES_AHEAD = 2**18  # no use in knowing more
-RETRY_SECONDS = 30.0  # retry budget of one try; nobody waits for it yet
+RETRY_SECONDS = 30.0  # retry budget of one try; no reader waits for it yet
 AGAIN_SECONDS = 10.0  # after a try that failed
 IDLE_SECONDS = 0.1
 TEND_SECONDS = 2.0
@@ -37,7 +37,7 @@ class ChunkUse:
 
 
 class ChunkPlan(Protocol):
-    """The side of a Reader that says which chunks it will read."""
+    """The part of a Reader that lists the chunks of coming steps."""
 
     def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]: ...
 

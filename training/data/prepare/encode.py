@@ -33,7 +33,7 @@ class PrepareError(RuntimeError):
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer.json and what follows from it."""
+    """A tokenizer.json and facts derived from it."""
 
     raw: bytes
     sha256: str
@@ -151,7 +151,7 @@ _of_worker: tuple[Any, str]
 
 def _start_worker(raw: bytes, dtype: str) -> None:
     global _of_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.putenv("TOKENIZERS_PARALLELISM", "false")  # one thread a process: there are enough processes
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _of_worker = _engine(raw, "the tokenizer"), dtype

@@ -117,7 +117,7 @@ def restore_journal(job: PrepareJob, key: str, writers: dict[str, SplitWriter]) 
         writers.update({split: job.writer(split) for split in writers})
     if journal is not None:
         why = "its files are damaged" if journal.key == key else "text, tokenizer or options have changed since"
-        job.report(note=f"an unfinished data set is in {job.out}, but {why}: starting anew")
+        job.report(note=f"an unfinished data set is in {job.out}, but {why}: starting over")
     remove_unfinished(job.out, keep_lock=True)
     return 0
 

@@ -1,6 +1,6 @@
 """Text to chunks of tokens: the whole journey of `launch prepare`. Restartable; the same bytes for any workers.
 
-A journal in OUT/.prepare says how many batches of text are safely in chunks, and keeps the tokens of the chunk that is
+A journal in OUT/.prepare records the number of batches in chunks, and keeps the tokens of the last chunk, which is
 not full yet. A restart reads the text again, skips those batches and goes on. dataset.json is written last.
 """
 

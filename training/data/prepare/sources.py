@@ -22,7 +22,7 @@ KINDS: dict[str, TextKind] = {
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ALLOWED = "allowed are .txt .md .jsonl .parquet, and .gz or .zst of text and jsonl"
-BLOCK = 1 << 18  # bytes read at once; bounds what one of them may grow to when decompressed
+BLOCK = 1 << 18  # bytes read at once; bounds their size when decompressed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _xxh3() -> Any:
 def find_sources(items: list[str]) -> list[TextSource]:
     """The files meant by paths, folders, globs and URLs, in the order given, sorted inside each.
 
-    ValueError names what does not exist, is of no known kind, or was named twice.
+    ValueError names a source that does not exist, is of no known kind, or was named twice.
     """
     found: dict[str, TextSource] = {}
     for item in items:
@@ -103,7 +103,7 @@ def _folder(fs: Any, path: str, prefix: str, item: str) -> list[TextSource]:
 
 
 def _filesystem(item: str) -> tuple[Any, str, str]:
-    """The file system of a path, the path inside it, and what makes such a path whole again."""
+    """The file system of a path, the path inside it, and the prefix that completes such a path."""
     import fsspec
 
     if "://" not in item or item.startswith("file://"):
@@ -268,7 +268,7 @@ def _field(line: bytes, text_key: str, where: str) -> str:
     return _string(row[text_key], text_key, where)
 
 
-def _string(value: Any, text_key: str, where: str) -> str:
+def _string(value: object, text_key: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -46,7 +46,7 @@ def enough_documents(share: float) -> int:
 
 
 class Splitter:
-    """Cuts documents into pieces and says of each whether it is held out. One for a whole data set, in order."""
+    """Cuts documents into pieces and marks those that are held out. One for a whole data set, in order."""
 
     def __init__(self, holdout: HoldOut, *, share: float, seed: int) -> None:
         self._holdout = holdout

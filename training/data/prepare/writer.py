@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -92,7 +91,7 @@ class SplitWriter:
             tokens=self.n_tokens, documents=self.documents, chunks=len(self._chunks), digest=digests.digest
         )
 
-    def _index(self) -> dict[str, Any]:
+    def _index(self) -> dict[str, object]:
         config = {
             "compression": None,
             "chunk_size": len(self._buffer),
@@ -116,7 +115,7 @@ class SplitWriter:
         )  # fmt: skip
 
     def restore(self, state: SplitState) -> bool:
-        """Go on from a saved state; False, and nothing changed, if its files are not what they were."""
+        """Go on from a saved state; False, and nothing changed, if its files have changed."""
         raw = files.read(state.tail) if state.tail and files.exists(state.tail) else b""
         tail_intact = (
             len(raw) == state.tail_tokens * self._buffer.itemsize and xxhash.xxh3_64_hexdigest(raw) == state.tail_xxh3

@@ -13,7 +13,7 @@ from launchyard.training.telemetry.trackers.base import Values
 
 # -- MLflow ----------------------------------------------------------------------------------------------------------
 class MlflowTracker:
-    """One MLflow run for all attempts, found by its tag. MLFLOW_TRACKING_URI says where; else beside the run."""
+    """One MLflow run for all attempts, found by its tag. In MLFLOW_TRACKING_URI if set, else beside the run."""
 
     TAG = "launchyard.run_id"
 

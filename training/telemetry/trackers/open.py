@@ -1,6 +1,6 @@
 """The rows of a run for other people's tools: CSV, TensorBoard, Weights & Biases, MLflow. Rank 0 only.
 
-A thread of its own hands the rows over, so a tool that is slow, broken or unreachable costs no step; one event says so.
+A thread of its own passes the rows on, so a tool that is slow, broken or unreachable costs no step; one event says so.
 A run that resumes goes on in the same place, and no step stands there twice. Keys and tokens come from the
 environment, where each tool looks for them itself; none is read here. Light until a tracker is opened.
 """
@@ -71,7 +71,7 @@ class Trackers:
                 self._on_event(TRACKER_TROUBLE, message=message)
 
     def close(self) -> None:
-        """No more rows come; those that wait are still handed over."""
+        """No more rows come; those in the queue are still written."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=1.0)
 
@@ -99,7 +99,7 @@ class Trackers:
             tracker.log(step, values)
         trackers[name] = tracker
 
-    def _try(self, trackers: dict[str, Tracker], name: str, action: Callable[[], Any]) -> None:
+    def _try(self, trackers: dict[str, Tracker], name: str, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:
@@ -111,7 +111,7 @@ class Trackers:
 def open_trackers(
     run: RunDir, recipe: Recipe, run_id: str, *, attempt: int, start_step: int, on_event: Callable[..., None]
 ) -> Trackers | None:
-    """None if the recipe asks for none. ValueError names what is not installed."""
+    """None if the recipe names none. ValueError names the missing packages."""
     if lacking := missing(recipe.metrics.trackers):
         raise ValueError(
             f"metrics.trackers: {', '.join(lacking)} cannot be used, for the package is not installed where the "

@@ -15,7 +15,7 @@ from launchyard.training.telemetry.trackers.base import UPLOAD_SECONDS, TrackerM
 
 # -- TensorBoard -----------------------------------------------------------------------------------------------------
 class TensorBoardTracker:
-    """RUN_URL/tensorboard: event files, one an attempt. TensorBoard itself passes over what a resume has taken back."""
+    """RUN_URL/tensorboard: event files, one an attempt. TensorBoard itself skips rows that a resume has replaced."""
 
     def __init__(self, run: RunDir, start_step: int, attempt: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
