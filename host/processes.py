@@ -27,7 +27,7 @@ SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 _PR_SET_PDEATHSIG = 1
 
 
-def python_words(python: str) -> list[str]:
+def python_argv(python: str) -> list[str]:
     """The interpreter, as each of our command lines begins: a `model.py` of the working directory is not ours."""
     return [python, "-P"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 
 # The node agent shields torchrun from these (it starts with them ignored) and asks the workers to stop by a file.
 # SIGQUIT stays handled, so that a person can still end torchrun and its workers by hand.
@@ -42,7 +42,7 @@ def torchrun_argv(
         raise ValueError(f"rendezvous at {rdzv_endpoint}: {nnodes} nodes cannot meet on a loopback address")
     known = installed_flags() if flags is None else flags
     argv = [
-        *(*python_words(python), "-m", "torch.distributed.run"),
+        *(*python_argv(python), "-m", "torch.distributed.run"),
         f"--nnodes={nnodes}",
         f"--node-rank={node_rank}",
         f"--nproc-per-node={nproc_per_node}",

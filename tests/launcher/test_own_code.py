@@ -205,7 +205,7 @@ PRODUCT = [Path(path) for name, path in own_code.own_files() if name.endswith(".
 STARTED_BY_TORCHRUN = '[inside, "-u", "-m", WORKER, ask.run_url]'  # which gets PYTHONSAFEPATH
 
 
-def test_every_interpreter_is_named_by_python_words() -> None:
+def test_every_interpreter_is_started_by_python_argv() -> None:
     """A list with `-m` or an interpreter in it is a command line; it begins with the words of host/processes.py."""
     wrong = []
     for path in PRODUCT:
@@ -214,7 +214,7 @@ def test_every_interpreter_is_named_by_python_words() -> None:
                 continue
             words = [ast.unparse(element) for element in node.elts]
             starts = ("'-m'" in words[1:] or "sys.executable" in words) and "'-I'" not in words
-            named = any(word.startswith("*python_words(") for word in words)
+            named = any(word.startswith("*python_argv(") for word in words)
             passed_on = words == ["sys.executable", "*argv"] and path.name == "node_actor.py"  # the plan's own words
             if (
                 starts

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 from launchyard.run.own_code import PACKAGE
 
 # Files that a person's own folder may hold, and what they are called is what we, or what we need, is called too.
@@ -50,7 +50,7 @@ class Shell:
 
     def __call__(self, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*python_words(sys.executable), "-m", "launchyard", *words],
+            [*python_argv(sys.executable), "-m", "launchyard", *words],
             cwd=self.here,
             env={**self.env, **env},
             capture_output=True,

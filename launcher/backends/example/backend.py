@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from launchyard.errors import LaunchError
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import job_folder, log_folder
-from launchyard.host.processes import end_marked, python_environment, python_words, wait_until
+from launchyard.host.processes import end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.agent.torchrun_watch import WORKER
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
@@ -145,7 +145,7 @@ def job_log(run: RunDir) -> str:
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     if poll(run, job).state == "unknown":
         raise LaunchError(f"job {job.job_id} runs on {job.host}", hint=f"do it on {job.host}")
-    done = subprocess.run([*python_words(sys.executable), *argv], capture_output=True, text=True, check=False)
+    done = subprocess.run([*python_argv(sys.executable), *argv], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(f"no process could run beside job {job.job_id}: {done.stderr.strip()[-500:]}")
     return done.stdout

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from launchyard.host.environment import own_environment
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.example.client import Spool
 from launchyard.launcher.backends.example.request import options_of
@@ -39,7 +39,7 @@ def _node(cluster: Cluster, folder: str) -> Iterator[Finding]:
     token = secrets.token_hex(8)
     files.write(f"{folder}/{token}", token.encode())
     env = {**own_environment(), **cluster.environment, **store_environment(cluster.storage.options)}
-    argv = [*python_words(sys.executable), "-m", PROBE, folder, token]
+    argv = [*python_argv(sys.executable), "-m", PROBE, folder, token]
     done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         yield Finding(what="node", level="error", found=done.stderr.strip()[-500:], fix="see the message")

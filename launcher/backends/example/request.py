@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 from launchyard.launcher.backends.request import Ask, Request
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def make_request(cluster: Cluster, ask: Ask) -> ExampleRequest:
 
 
 def owner_argv(ask: Ask) -> list[str]:
-    return [*python_words(ask.python), "-u", "-m", OWNER, ask.run_url, JOB]
+    return [*python_argv(ask.python), "-u", "-m", OWNER, ask.run_url, JOB]
 
 
 def options_of(cluster: Cluster) -> Example:

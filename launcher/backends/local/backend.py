@@ -18,7 +18,7 @@ from launchyard.errors import LaunchError, NothingRunsError, UserError
 from launchyard.host import processes
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import log_folder
-from launchyard.host.processes import descendants, end_all, end_marked, python_environment, python_words, wait_until
+from launchyard.host.processes import descendants, end_all, end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.agent.torchrun_watch import WORKER
@@ -70,7 +70,7 @@ def remembered(plan: dict[str, Any]) -> dict[str, Any]:
 
 def owner_argv(python: str, run_url: str, shape: Shape) -> list[str]:
     options = [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    return [*python_words(python), "-m", OWNER, run_url, *options]
+    return [*python_argv(python), "-m", OWNER, run_url, *options]
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def cancel(run: RunDir, job: Job) -> None:
 def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     """The output of Python with these arguments, on this machine."""
     _need_here(job)
-    done = subprocess.run([*python_words(sys.executable), *argv], capture_output=True, text=True, check=False)
+    done = subprocess.run([*python_argv(sys.executable), *argv], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(f"no process could run on {job.host}: {done.stderr.strip()[-500:]}")
     return done.stdout

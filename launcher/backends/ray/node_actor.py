@@ -14,7 +14,7 @@ from typing import Any
 
 from launchyard.host.environment import own_environment
 from launchyard.host.ports import free_port
-from launchyard.host.processes import python_environment, python_words, start_shielded
+from launchyard.host.processes import python_argv, python_environment, start_shielded
 from launchyard.launcher.agent.signals import POLL_SECONDS
 from launchyard.run import own_code
 
@@ -42,7 +42,7 @@ class Agent:
 def run_here(argv: list[str]) -> tuple[int, str]:
     """A short process on the node where this runs: exit code, and all that it has printed."""
     done = subprocess.run(
-        [*python_words(sys.executable), *argv],
+        [*python_argv(sys.executable), *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from launchyard.host.processes import SAFE_PATH, python_words
+from launchyard.host.processes import SAFE_PATH, python_argv
 from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def make_request(cluster: Cluster, ask: Ask) -> RayRequest:
     ray = options_of(cluster)
     bundle = bundle_of(cluster, ask)
     python = worker_python(cluster, ask.python)
-    owner = [*python_words(python), "-u", "-m", "launchyard.launcher.backends.ray.owner", ask.run_url]
+    owner = [*python_argv(python), "-u", "-m", "launchyard.launcher.backends.ray.owner", ask.run_url]
     owner += [f"--bundle={name}={amount}" for name, amount in bundle.items()]
     owner += [f"--sizes={','.join(map(str, ask.sizes))}", f"--wait-seconds={ray.wait_seconds:g}", f"--job-id={JOB}"]
     runtime_env = {
@@ -93,7 +93,7 @@ def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
     """The agent of a node; its number is added there. Values drawn anew in each attempt stand there as marks."""
     python = worker_python(cluster, ask.python)
     shape = ask.shape
-    argv = [*python_words(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    argv = [*python_argv(python), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
     argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
     return [*argv, f"--rdzv-endpoint={ENDPOINT}"]
 
@@ -113,7 +113,7 @@ def short_job(
     """A short job that runs `argv` on a node, any or a certain one, with a run's environment; see run_on_node.py."""
     python = shlex.split(str(request["entrypoint"]))[1]
     command = [
-        *python_words(python),
+        *python_argv(python),
         "-m",
         "launchyard.launcher.backends.ray.run_on_node",
         *([f"--node-id={node_id}"] if node_id else []),

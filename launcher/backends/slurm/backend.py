@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError
 from launchyard.host.folders import job_folder, log_folder
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
@@ -155,7 +155,7 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     if not nodes:
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]
-    done = slurm.run(["srun", *beside, *python_words(sys.executable), *argv], seconds=STEP_SECONDS)
+    done = slurm.run(["srun", *beside, *python_argv(sys.executable), *argv], seconds=STEP_SECONDS)
     if done is None or done.returncode:
         raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
     return done.stdout

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.findings import Finding, node_findings
 from launchyard.launcher.backends.request import Ask
@@ -163,7 +163,7 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
     python = cluster.container.python if cluster.container else sys.executable
     env = {**cluster.environment, **store_environment(cluster.storage.options)}
     done = slurm.run(
-        [*argv, *python_words(python), "-m", "launchyard.launcher.doctor.node_probe", folder, token],
+        [*argv, *python_argv(python), "-m", "launchyard.launcher.doctor.node_probe", folder, token],
         seconds=JOB_SECONDS,
         env=env,
     )

@@ -10,7 +10,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from launchyard.host.folders import job_folder
-from launchyard.host.processes import SAFE_PATH, python_words
+from launchyard.host.processes import SAFE_PATH, python_argv
 from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
 from launchyard.run.layout import JOB_CODE, job_output
 
@@ -35,7 +35,7 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
 
     slurm = options_of(cluster)
     owner = [
-        *python_words(ask.python),
+        *python_argv(ask.python),
         "-u",
         "-m",
         "launchyard.launcher.backends.slurm.owner",
@@ -112,7 +112,7 @@ def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
     """srun and the agent. Values drawn anew in each attempt stand there as marks."""
     shape = ask.shape
     inside = worker_python(cluster, ask.python)
-    argv = [*python_words(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    argv = [*python_argv(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
     argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
     argv += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
     return [*srun_argv(cluster, nnodes=shape.nnodes), *argv]

@@ -20,7 +20,7 @@ from typing import Any
 from launchyard.errors import LaunchError
 from launchyard.host.environment import DASHBOARDS, own_environment
 from launchyard.host.ports import free_port
-from launchyard.host.processes import end_child, is_alive, python_words, started_at, wait_until
+from launchyard.host.processes import end_child, is_alive, python_argv, started_at, wait_until
 from launchyard.launcher.recipe.bundled import monitoring_folder
 from launchyard.launcher.sandbox import Facts
 from launchyard.launcher.sandbox.folder import alone, state_folder, write_private
@@ -49,7 +49,7 @@ def up(*, report: Callable[[str], None]) -> Facts:
             _start(
                 "monitor",
                 [
-                    *python_words(sys.executable),
+                    *python_argv(sys.executable),
                     "-m",
                     "launchyard",
                     "monitor",

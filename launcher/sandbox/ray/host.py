@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.errors import UserError
 from launchyard.host.environment import RAY_SITE, own_environment
-from launchyard.host.processes import python_words
+from launchyard.host.processes import python_argv
 from launchyard.launcher.sandbox.slurm import host as slurm_host
 
 HEAD = "node1"
@@ -89,7 +89,7 @@ def network_argv(settings: Settings, socket: Path) -> list[str]:
     commands = ["ip link set lo up", *(f"ip addr add {address_of(name)}/32 dev lo" for name in settings.names)]
     script = " && ".join([*commands, 'exec "$@"'])
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
-    relay = [*python_words(sys.executable), "-m", "launchyard.launcher.sandbox.ray.relay", str(socket)]
+    relay = [*python_argv(sys.executable), "-m", "launchyard.launcher.sandbox.ray.relay", str(socket)]
     relay += [DASHBOARD[0], str(DASHBOARD[1])]
     return [shutil.which("unshare") or "unshare", *as_user, "--net", "sh", "-c", script, "sh", *relay]
 
@@ -109,7 +109,7 @@ def node_argv(node: str, settings: Settings, *, network: int, hosts: Path, tempo
         arguments += [f"--dashboard-host={host}", f"--dashboard-port={port}"]
     else:
         arguments.append(f"--address={address_of(HEAD)}:{GCS_PORT}")
-    ray = [*python_words(sys.executable), "-m", "ray.scripts.scripts", *arguments]
+    ray = [*python_argv(sys.executable), "-m", "ray.scripts.scripts", *arguments]
     return [*into(network), *slurm_host.in_node(ray, name=node, hosts=hosts, folder=own)]
 
 
