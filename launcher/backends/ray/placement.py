@@ -11,7 +11,7 @@ from typing import Any
 
 POLL_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
-REPORT_SECONDS = 1.0  # before the reason of a wait is reported
+WAIT_REPORT_SECONDS = 1.0  # before the reason of a wait is reported
 
 
 class Reservation:
@@ -61,7 +61,7 @@ def reserve_nodes(
             if not goes_on():
                 Reservation(group, size).give_back()
                 return None
-            if now - began > REPORT_SECONDS and (reason := shortage(bundle, sizes, cluster_nodes())) != reported:
+            if now - began > WAIT_REPORT_SECONDS and (reason := shortage(bundle, sizes, cluster_nodes())) != reported:
                 on_wait(reason)
                 reported = reason
             if now > until:
