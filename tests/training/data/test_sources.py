@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,36 @@ def test_which_files_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert read(tmp_path / "b.txt", f"file://{tmp_path}/a.txt") == ["b.txt", "a.txt"]
     monkeypatch.chdir(tmp_path)
     assert read("deep", "a.txt") == ["deep/er/c.md", "a.txt"]
+
+
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("a")
+    (tmp_path / "texts" / ".hidden").mkdir(parents=True)
+    (tmp_path / "texts" / ".hidden" / "b.txt").write_text("b")
+    (tmp_path / "texts" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "texts")
+    assert read(tmp_path / "texts") == ["a"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+    """And named: fsspec leaves it out."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").chmod(0)
+    script = f"from launchyard.training.data.prepare.sources import find_sources; find_sources([{str(tmp_path)!r}])"
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run([*drop, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    (tmp_path / "closed").chmod(0o700)
+    assert done.returncode and done.stderr.splitlines()[-1].startswith("PermissionError")
+    assert str(tmp_path / "closed") in done.stderr.splitlines()[-1]
+
+
+def test_a_plan_for_local_text_does_not_wait_for_fsspec(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    script = f"from launchyard.training.data.prepare.sources import find_sources; find_sources([{str(tmp_path)!r}])"
+    shown = f"{script}; import sys; print('fsspec' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", shown], text=True) == "False\n"
 
 
 def test_urls(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launchyard.storage.redact import without_credentials
+from launchyard.training.data.prepare.local_files import LocalFiles
 
 TextKind = Literal["text", "jsonl", "parquet"]
 KINDS: dict[str, TextKind] = {
@@ -104,10 +105,10 @@ def _folder(fs: Any, path: str, prefix: str, item: str) -> list[TextSource]:
 
 def _filesystem(item: str) -> tuple[Any, str, str]:
     """The file system of a path, the path inside it, and the prefix that completes such a path."""
+    if "://" not in item or item.startswith("file://"):
+        return LocalFiles(), os.path.abspath(item.removeprefix("file://")), ""
     import fsspec
 
-    if "://" not in item or item.startswith("file://"):
-        return fsspec.filesystem("file"), os.path.abspath(item.removeprefix("file://")), ""
     fs, path = fsspec.core.url_to_fs(item)
     fs.invalidate_cache()
     scheme = item.split("://", 1)[0]
