@@ -71,7 +71,7 @@ class Lane:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers between two bounds, about so many; one alone if the bounds are the same."""
     span = high - low
-    if not math.isfinite(span) or span <= 0:
+    if not math.isfinite(span) or span < 1e-11:  # ticks are rounded to 12 places
         return [low]
     raw = span / max(1, count)
     size = 10.0 ** math.floor(math.log10(raw))

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from launchyard.errors import UserError
@@ -205,6 +205,7 @@ def test_ticks_are_few_round_and_inside(low: float, span: float, count: int) -> 
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(allow_nan=True, allow_infinity=True)), max_size=50))
+@example([(0.0, 0.0), (5e-324, 0.0)])
 def test_any_numbers_can_be_drawn(points: list[tuple[float, float]]) -> None:
     points = sorted((x, y) for x, y in points if not abs(y) > 1e30)
     svg = curve([Line(points, "c0"), Line(points, "c1", dots=True)], label="x", marks=[Mark(1.0, "m")])
