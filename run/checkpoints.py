@@ -22,6 +22,7 @@ class RunCheckpoints:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._events: dict[int, list[dict[str, Any]]] = {}
+        self._starts: dict[int, int | None] = {}
 
     def newest(self) -> int | None:
         """Step of the newest checkpoint that counts; None without one."""
@@ -71,8 +72,9 @@ class RunCheckpoints:
         return start is not None and start < step
 
     def _start(self, attempt: int) -> int | None:
-        recorded = self._events_of(attempt)
-        return next((int(event["step"]) for event in recorded if event["event"] == events.STARTED), None)
+        if attempt not in self._starts:
+            self._starts[attempt] = self._run.start_step(attempt)
+        return self._starts[attempt]
 
     def _events_of(self, attempt: int) -> list[dict[str, Any]]:
         if attempt not in self._events:
@@ -87,7 +89,7 @@ class RunCheckpoints:
         """The step that was committed last, for stores and network folders whose listings lag."""
         try:
             return {int(self._run.read_json(layout.LATEST)["step"])}
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return set()
 
 

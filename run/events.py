@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from launchyard.run.damage import JsonObject
+
 PROCESS_STARTED = "process started"
 STARTED = "started"
 NOT_SWEPT = "not swept"
@@ -41,6 +43,13 @@ class Event:
     meaning: str
     fields: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+
+
+def is_event(event: JsonObject) -> bool:
+    """Returns True for an event of any version; False for a line that lost what readers rely on."""
+    if not isinstance(event.get("event"), str) or not isinstance(event.get("time"), int | float):
+        return False
+    return event["event"] not in WITH_STEP or isinstance(event.get("step"), int)
 
 
 _STEP = "Finished optimizer steps."
@@ -111,3 +120,5 @@ EVENTS = (
         "step": _STEP, "seconds": "Of the attempt by phase, as [metrics](metrics.md) name them.",
     }),
 )  # fmt: skip
+
+WITH_STEP = frozenset(event.name for event in EVENTS if "step" in event.fields and "step" not in event.optional)

@@ -30,7 +30,7 @@ def last_heartbeat(run: RunDir, attempt: int) -> float:
     """Returns the time of the last heartbeat of an attempt, in seconds since the epoch; 0 if there was none."""
     try:
         return float(run.read_json(layout.heartbeat(attempt))["time"])
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return 0.0
 
 

@@ -78,9 +78,8 @@ def what_differs(run: RunDir) -> str | None:
     """None if this process runs the code that its run has recorded, or if nothing is recorded; else the difference."""
     from launchyard.run.layout import CODE
 
-    try:
-        recorded = run.read_json(CODE)
-    except (FileNotFoundError, ValueError):  # started by hand, or a damaged record
+    recorded = run.find_json(CODE)
+    if recorded is None:  # started by hand, or a damaged record
         return None
     source = recorded.get("source")
     ours = digest() if source else None

@@ -5,10 +5,9 @@ Readers take rows as mappings: a row may be of an older version, and hold less.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
+
+from launchyard.run.damage import JsonObject
 
 
 class StepRow(BaseModel):
@@ -47,6 +46,9 @@ class ValidationRow(BaseModel):
     time: float = Field(description="Time of the end, in Unix seconds.")
 
 
-def parse_jsonl(raw: bytes) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that a kill cut short is left out."""
-    return [json.loads(line) for line in raw.split(b"\n")[:-1] if line.strip()]
+NUMBERS = ("step", "loss", "attempt", "time")
+
+
+def is_row(row: JsonObject) -> bool:
+    """Returns True for a step or a validation of any version; False for a line that lost what readers rely on."""
+    return isinstance(row.get("step"), int) and all(isinstance(row.get(name), int | float) for name in NUMBERS)

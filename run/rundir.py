@@ -19,15 +19,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from launchyard.host.periodic import PeriodicTask
-from launchyard.run import layout
-from launchyard.run.events import STARTED
+from launchyard.run import damage, layout
+from launchyard.run.damage import DamagedError, JsonObject
+from launchyard.run.events import PROCESS_STARTED, STARTED, is_event
 from launchyard.run.layout import LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import parse_jsonl
+from launchyard.run.rows import is_row
 from launchyard.storage import files, retry
+
+RecordModel = TypeVar("RecordModel", bound=BaseModel)
 
 
 class RunDir:
@@ -93,8 +98,36 @@ class RunDir:
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
 
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
+    def read_json(self, name: str) -> JsonObject:
+        """Raises FileNotFoundError without the file, DamagedError if it is none of ours any more."""
+        path = self.path(name)
+        try:
+            raw = self.read_bytes(name)
+        except OSError as error:
+            if damage.unreadable(error):
+                raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
+            raise
+        return damage.parse_record(path, raw)
+
+    def _read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
+        """As read_json, checked against a schema."""
+        record = self.read_json(name)
+        try:
+            return schema.model_validate(record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DamagedError(f"{self.path(name)} is damaged: {key}: {first['msg'].lower()}") from error
+
+    def find_json(self, name: str) -> JsonObject | None:
+        """The record in a file; None without it, or if it is damaged: that is reported."""
+        try:
+            return self.read_json(name)
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            damage.report_damage(str(error))
+            return None
 
     def write_text(self, name: str, text: str, *, sync: bool = False) -> None:
         """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""
@@ -123,7 +156,7 @@ class RunDir:
         return number
 
     def submission(self, number: int) -> Submission:
-        return Submission.model_validate(self.read_json(layout.submission(number)))
+        return self._read_model(layout.submission(number), Submission)
 
     def withdraw(self, number: int) -> None:
         """It was not accepted."""
@@ -134,12 +167,12 @@ class RunDir:
 
     def newest_submission(self) -> Submission | None:
         """The last one that a scheduler has accepted."""
-        numbers = self._accepted()
-        return self._accepted_submission(numbers[-1]) if numbers else None
+        return next(iter(self.submissions()[::-1]), None)
 
     def submissions(self) -> list[Submission]:
         """All that a scheduler has accepted, oldest first."""
-        return [self._accepted_submission(number) for number in self._accepted()]
+        found = [self._accepted_submission(number) for number in self._accepted()]
+        return [submission for submission in found if submission is not None]
 
     def was_queued(self, job: Job) -> bool:
         """Was this job sent to a scheduler?"""
@@ -149,9 +182,16 @@ class RunDir:
         names = [name for name in self.listdir(layout.SUBMISSIONS) if layout.is_accepted(name)]
         return [number for name in names if (number := layout.submission_number(name)) is not None]
 
-    def _accepted_submission(self, number: int) -> Submission:
-        job_id = str(self.read_json(layout.accepted(number))["job_id"])
-        return self.submission(number).model_copy(update={"job_id": job_id})
+    def _accepted_submission(self, number: int) -> Submission | None:
+        """None if one of its two files is damaged: that is reported."""
+        record = self.find_json(layout.accepted(number))
+        if record is None or not isinstance(record.get("job_id"), str):
+            return None
+        try:
+            return self.submission(number).model_copy(update={"job_id": record["job_id"]})
+        except DamagedError as error:
+            damage.report_damage(str(error))
+            return None
 
     def record_waiting(self, job_id: str, reason: str) -> None:
         """Records the reason for which a running job waits for the nodes of its attempt."""
@@ -159,11 +199,8 @@ class RunDir:
 
     def waiting(self, job_id: str) -> str | None:
         """Returns the reason for which a job waits; None if it does not."""
-        try:
-            record = self.read_json(WAITING)
-        except FileNotFoundError:
-            return None
-        return str(record["reason"]) if record.get("job_id") == job_id else None
+        record = self.find_json(WAITING) or {}
+        return str(record.get("reason")) if record.get("job_id") == job_id else None
 
     def clear_waiting(self) -> None:
         self.remove(WAITING)
@@ -181,7 +218,34 @@ class RunDir:
         return self.exists(layout.job(attempt))
 
     def job(self, attempt: int) -> Job:
-        return Job.model_validate(self.read_json(layout.job(attempt)))
+        """The claim to an attempt. A damaged one is reported, and what other files tell of it returned.
+
+        Raises FileNotFoundError without a claim.
+        """
+        try:
+            return self._read_model(layout.job(attempt), Job)
+        except DamagedError as error:
+            damage.report_damage(str(error))
+            return self._remains_of_job(attempt)
+
+    def _remains_of_job(self, attempt: int) -> Job:
+        """Without a process: its heartbeat alone tells whether its owner lives."""
+        plan = self.find_json(layout.PLAN) or {}
+        beat = self.find_json(layout.heartbeat(attempt)) or {}
+        started = next((event for event in self.events(attempt) if event["event"] == PROCESS_STARTED), {})
+        return Job(
+            attempt=attempt,
+            backend=str(plan.get("scheduler", "")),
+            job_id="",
+            host="",
+            pid=0,
+            pid_started=0.0,
+            created=float(started.get("time") or beat.get("time") or 0.0),
+            nnodes=int(plan.get("nnodes", 1)),
+            nproc_per_node=int(plan.get("nproc_per_node", 1)),
+            device="cuda" if plan.get("device") == "cuda" else "cpu",
+            damaged=True,
+        )
 
     def claim_attempt(self, job: Job) -> None:
         """FileExistsError if the attempt is claimed already."""
@@ -191,23 +255,26 @@ class RunDir:
         """Returns the outcome of an attempt (None: of the run); None while it has not ended."""
         name = layout.OUTCOME if attempt is None else layout.outcome(attempt)
         try:
-            return OutcomeRecord.model_validate(self.read_json(name))
+            return self._read_model(name, OutcomeRecord)
         except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            damage.report_damage(str(error))
             return None
 
     def write_outcome(self, record: OutcomeRecord, *, of_run: bool = False) -> None:
         name = layout.OUTCOME if of_run else layout.outcome(record.attempt)
         self.write_json(name, record.model_dump(mode="json"), sync=True)
 
-    def write_error(self, attempt: int, rank: int, record: dict[str, Any]) -> None:
+    def write_error(self, attempt: int, rank: int, record: JsonObject) -> None:
         """Writes the error that ended one worker: type, message, traceback, step, time, host, fatal, data if any."""
         self.write_json(layout.error(attempt, rank), record)
 
-    def errors(self, attempt: int) -> list[dict[str, Any]]:
+    def errors(self, attempt: int) -> list[JsonObject]:
         """Returns the errors that ended the workers of an attempt, first error first."""
         folder = layout.errors_folder(attempt)
-        found = [self.read_json(f"{folder}/{name}") for name in self.listdir(folder) if layout.is_json(name)]
-        return sorted(found, key=lambda error: float(error.get("time", 0)))
+        found = [self.find_json(f"{folder}/{name}") for name in self.listdir(folder) if layout.is_json(name)]
+        return sorted((error for error in found if error), key=lambda error: float(error.get("time", 0)))
 
     # -- metrics -------------------------------------------------------------------------------------------------
     def register_target(self, attempt: int, target: Target) -> None:
@@ -224,70 +291,89 @@ class RunDir:
         for name in self.listdir(folder):
             if layout.is_json(name):
                 try:
-                    found.append(Target.model_validate(self.read_json(f"{folder}/{name}")))
+                    found.append(self._read_model(f"{folder}/{name}", Target))
                 except FileNotFoundError:  # removed since it was listed
                     continue
+                except DamagedError as error:
+                    damage.report_damage(str(error))
         return found
 
     # -- rows ----------------------------------------------------------------------------------------------------
-    def rows(self, kind: str) -> Iterator[dict[str, Any]]:
+    def rows(self, kind: str) -> Iterator[JsonObject]:
         """The surviving rows of `steps` or `validation`, one per step, in order.
 
         An attempt that resumed at step s replaces the rows of earlier attempts after s.
         """
-        surviving: dict[int, dict[str, Any]] = {}
+        surviving: dict[int, JsonObject] = {}
         names = self.listdir(layout.METRICS)
         for number, start in self.starts().items():
             surviving = {step: row for step, row in surviving.items() if step <= start}
             surviving.update((int(row["step"]), row) for row in self._rows_in(names, kind, number))
         yield from (surviving[step] for step in sorted(surviving))
 
-    def attempt_rows(self, kind: str, attempt: int) -> Iterator[dict[str, Any]]:
+    def attempt_rows(self, kind: str, attempt: int) -> Iterator[JsonObject]:
         """All rows of `steps` or `validation` that one attempt wrote, also those that did not survive."""
         yield from self._rows_in(self.listdir(layout.METRICS), kind, attempt)
 
-    def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[dict[str, Any]]:
+    def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[JsonObject]:
         for name in names:
             if layout.is_grown(name, layout.rows_prefix(kind, attempt)):
-                yield from parse_jsonl(self.read_bytes(f"{layout.METRICS}/{name}"))
+                yield from self._lines_of(f"{layout.METRICS}/{name}", is_row)
 
-    def events(self, attempt: int) -> list[dict[str, Any]]:
+    def _lines_of(self, name: str, is_valid: Callable[[JsonObject], bool]) -> list[JsonObject]:
+        """The lines of a log; damage is reported and skipped."""
+        path = self.path(name)
+        try:
+            found, bad = damage.parse_lines(self.read_bytes(name), is_valid)
+        except OSError as error:
+            if not damage.unreadable(error):
+                raise
+            damage.report_damage(f"{path} cannot be read: {error.strerror}")
+            return []
+        if bad:
+            damage.report_damage(f"{path}: {damage.skipped(bad)}")
+        return found
+
+    def events(self, attempt: int) -> list[JsonObject]:
         """Returns the events of rank 0: {"event": …, "time": …, …}, see run/events.py."""
         folder = self.attempt_dir(attempt)
         names = [name for name in self.listdir(folder) if layout.is_grown(name, layout.EVENTS)]
-        return [row for name in names for row in parse_jsonl(self.read_bytes(f"{folder}/{name}"))]
+        return [event for name in names for event in self._lines_of(f"{folder}/{name}", is_event)]
 
     def starts(self) -> dict[int, int]:
         """The step from which each attempt went on that got so far, oldest attempt first."""
-        found = {number: self._start_step(number) for number in self.attempts()}
+        found = {number: self.start_step(number) for number in self.attempts()}
         return {number: start for number, start in found.items() if start is not None}
 
-    def _start_step(self, attempt: int) -> int | None:
-        """The step from which an attempt went on; None if it never got that far."""
+    def start_step(self, attempt: int) -> int | None:
+        """The step from which an attempt went on; None if it never got that far.
+
+        Where the event is damaged, its first row tells.
+        """
         for event in self.events(attempt):
             if event["event"] == STARTED:
                 return int(event["step"])
-        return None
+        first = next(self.attempt_rows(layout.STEPS, attempt), None)
+        return None if first is None else int(first["step"]) - 1
 
     # -- stop ----------------------------------------------------------------------------------------------------
     def request_stop(self, reason: str) -> None:
         self.write_json(layout.STOP, {"reason": reason, "time": time.time()})
 
-    def stop_requested(self) -> dict[str, Any] | None:
-        try:
-            return dict(self.read_json(layout.STOP))
-        except FileNotFoundError:
-            return None
+    def stop_requested(self) -> JsonObject | None:
+        """The request; without its reason if it is damaged, for somebody has made it."""
+        record = self.find_json(layout.STOP)
+        return {} if record is None and self.exists(layout.STOP) else record
 
     def give_notice(self, attempt: int, reason: str) -> None:
         """Tell the agents of an attempt that its nodes are about to be taken: agreed save, then leave."""
         self.write_json(layout.notice(attempt), {"reason": reason, "time": time.time()})
 
     def notice(self, attempt: int) -> str | None:
-        try:
-            return str(self.read_json(layout.notice(attempt)).get("reason"))
-        except FileNotFoundError:
-            return None
+        record = self.find_json(layout.notice(attempt))
+        if record is None:
+            return "notice" if self.exists(layout.notice(attempt)) else None
+        return str(record.get("reason"))
 
     def clear_stop(self) -> None:
         self.remove(layout.STOP)

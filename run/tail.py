@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
+from launchyard.run import damage
 from launchyard.run.layout import is_grown, is_log
 from launchyard.run.rundir import RunDir
 
@@ -46,7 +44,7 @@ class RowTail:
         self._read: set[str] = set()
         self._lines: list[str] = []
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[damage.JsonObject]:
         """OSError if they cannot be read now; rows that were read before the error come with the next call."""
         names = [name for name in self._run.listdir(self._folder) if is_grown(name, self._prefix)]
         for name in names:
@@ -57,4 +55,7 @@ class RowTail:
                     self._read.add(name)
         lines = self._lines
         self._lines = []
-        return [json.loads(line) for line in lines if line.strip()]
+        found, bad = damage.parse_lines("\n".join([*lines, ""]).encode(), lambda row: True)
+        if bad:
+            damage.report_damage(f"{self._run.path(self._folder)}: a line of {self._prefix}* is damaged and is skipped")
+        return found

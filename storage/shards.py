@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.storage import files
-from launchyard.storage.errors import CorruptError
+from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.storage.safetensors import TORCH_DTYPES
 
 MANIFEST = "manifest.json"
@@ -104,7 +104,13 @@ def read_manifest(folder: str) -> Manifest:
 
 
 def _read_manifest(path: str) -> Manifest:
-    text, _, seal = files.read(path).rpartition(_SEAL.encode())
+    try:
+        raw = files.read(path)
+    except (FileNotFoundError, StoreError):
+        raise
+    except OSError as error:  # a folder, a missing right, a bad sector: an older checkpoint may do
+        raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
+    text, _, seal = raw.rpartition(_SEAL.encode())
     text += b"}"
     if seal != f"{_hash(text)}{_END}".encode():
         raise CorruptError(f"{path} is changed: its hash is not what was saved")
@@ -115,12 +121,18 @@ def _read_manifest(path: str) -> Manifest:
 
 
 def read_attempt(folder: str) -> int | None:
-    """Returns the attempt that committed a folder; None if its manifest is damaged there.
+    """Returns the attempt that committed a folder; None if its manifest is damaged there, or cannot be read.
 
     Raises FileNotFoundError without one. Reads the first bytes only, and so not the seal: the manifest of a large model
     takes megabytes.
     """
-    found = _HEAD.match(files.read(f"{folder}/{MANIFEST}", 0, _HEAD_BYTES))
+    try:
+        head = files.read(f"{folder}/{MANIFEST}", 0, _HEAD_BYTES)
+    except (FileNotFoundError, StoreError):
+        raise
+    except OSError:
+        return None
+    found = _HEAD.match(head)
     return int(found[1]) if found else None
 
 
@@ -155,6 +167,10 @@ def _read_pieces(path: str, pieces: Sequence[tuple[str, TensorPiece, memoryview]
         count = files.read_into(path, start, *(target for _, _, target in pieces))
     except FileNotFoundError as error:
         raise CorruptError(f"{path} is missing (it holds {pieces[0][0]})") from error
+    except StoreError:
+        raise
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read (it holds {pieces[0][0]}): {error.strerror}") from error
     for key, piece, target in pieces:
         end = piece.start + piece.length
         if end > start + count:
@@ -186,6 +202,10 @@ def check_header(folder: str, name: str, entry: FileEntry) -> None:
             header = files.read(path, 0, entry.header_bytes)
         except FileNotFoundError as error:
             raise CorruptError(f"{path} is missing") from error
+        except StoreError:
+            raise
+        except OSError as error:
+            raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
         if size != entry.bytes:
             fault = "cut" if size < entry.bytes else "changed"
             raise CorruptError(f"{path} has {size} bytes instead of {entry.bytes}: it is {fault}")

@@ -11,6 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from launchyard.model.config import ModelConfig
+from launchyard.run import layout
+from launchyard.run.damage import DamagedError, JsonObject
 from launchyard.run.layout import RECIPE
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
@@ -269,7 +271,7 @@ def recipe_of(run: RunDir, attempt: int | Job) -> Recipe:
     and has no overrides. FileNotFoundError without a recipe, ValueError if it is damaged.
     """
     job = attempt if isinstance(attempt, Job) else run.job(attempt) if attempt in run.attempts() else None
-    overrides = {} if job is None else {**job.overrides, "train.device": job.device}  # as planned, nothing in silence
+    overrides = {} if job is None else {**_overrides_in(run, job), "train.device": job.device}  # as it was planned
     return Recipe.model_validate(apply_overrides(stored_recipe(run), overrides))
 
 
@@ -290,7 +292,16 @@ def stored_recipe(run: RunDir) -> dict[str, Any]:
 def overrides_of(run: RunDir) -> dict[str, Any]:
     """All that were ever given to a run: those of its newest attempt."""
     attempts = run.attempts()
-    return dict(run.job(attempts[-1]).overrides) if attempts else {}
+    if not attempts:
+        return {}
+    return _overrides_in(run, run.job(attempts[-1]))
+
+
+def _overrides_in(run: RunDir, job: Job) -> JsonObject:
+    if job.damaged and job.attempt > 0:  # the first attempt has none
+        where = run.path(layout.job(job.attempt))
+        raise DamagedError(f"{where} is damaged, and with it the keys that resumes have changed; restore the file")
+    return dict(job.overrides)
 
 
 def apply_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

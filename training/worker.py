@@ -21,6 +21,7 @@ import psutil
 from launchyard.host.processes import die_with_parent
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
+from launchyard.run.damage import DamagedError
 from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -124,12 +125,19 @@ def record_error(run: RunDir, world: World, error: BaseException, step: int | No
         "traceback": "".join(traceback.format_exception(error))[-20_000:],
         "step": step,
         "time": time.time(),
-        "fatal": isinstance(error, FATAL) or type(error).__name__ in FATAL_NAMES,
+        "fatal": is_fatal(error),
     }
     try:
         run.write_error(world.attempt, world.rank, record)
     except OSError as failure:
         print(f"the error above could not be written to the run directory: {failure}")
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Returns True if another try would end the same way; a file that is damaged now may be restored by then."""
+    if isinstance(error, DamagedError):
+        return False
+    return isinstance(error, FATAL) or type(error).__name__ in FATAL_NAMES
 
 
 def keep_rows(progress: WorkerState) -> None:

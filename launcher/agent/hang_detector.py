@@ -89,7 +89,7 @@ class Hang:
         """All workers here wait. On one node, they wait for each other; else only if all nodes report it."""
         if self.nnodes > 1:
             folder = layout.stalls_folder(self.attempt)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError, KeyError):
                 self.run.write_json(layout.stall(self.attempt, self.node_rank), {"time": time.time()})
                 names = self.run.listdir(folder)
                 times = [float(self.run.read_json(f"{folder}/{name}")["time"]) for name in names]

@@ -18,10 +18,7 @@ class RunFacts:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        try:
-            return dict(self.run.read_json(layout.PLAN))
-        except (FileNotFoundError, ValueError):
-            return {}
+        return self.run.find_json(layout.PLAN) or {}
 
     @property
     def run_id(self) -> str:

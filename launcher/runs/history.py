@@ -98,10 +98,7 @@ def _text(run: RunDir, name: str) -> str:
 
 
 def _json(run: RunDir, name: str) -> dict[str, Any]:
-    try:
-        return dict(run.read_json(name))
-    except (FileNotFoundError, ValueError):
-        return {}
+    return run.find_json(name) or {}
 
 
 def _attempts(run: RunDir, state: RunState) -> Iterator[AttemptStory]:

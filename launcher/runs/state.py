@@ -14,9 +14,10 @@ from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
 from launchyard.run import events, layout
 from launchyard.run.checkpoints import newest_checkpoint
+from launchyard.run.damage import parse_lines, report_damage
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
-from launchyard.run.rows import parse_jsonl
+from launchyard.run.rows import is_row
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, retry
 
@@ -214,7 +215,10 @@ def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
     for attempt in reversed(attempts):
         prefix = layout.rows_prefix(layout.STEPS, attempt)
         for name in reversed([name for name in names if layout.is_grown(name, prefix)]):
-            rows = parse_jsonl(b"\n" + _tail(run, f"{layout.METRICS}/{name}").partition(b"\n")[2])
+            tail = b"\n" + _tail(run, f"{layout.METRICS}/{name}").partition(b"\n")[2]
+            rows, bad = parse_lines(tail, is_row)
+            if bad:
+                report_damage(f"{run.path(layout.METRICS)}/{name}: {len(bad)} of its last lines are no rows")
             if rows:
                 return rows[-1]
     return None

@@ -195,6 +195,6 @@ def test_the_newest_is_found_with_few_small_reads(late: History, monkeypatch: py
 
 def test_events_of_an_attempt_are_those_of_all_its_parts(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
-    run.write_text("attempts/0000/events.jsonl", '{"event": "started", "step": 0}\n')
-    run.write_text("attempts/0000/events.0001.jsonl", '{"event": "saved", "step": 1}\n{"event": "cut')
+    run.write_text("attempts/0000/events.jsonl", '{"event": "started", "step": 0, "time": 1}\n')
+    run.write_text("attempts/0000/events.0001.jsonl", '{"event": "saved", "step": 1, "time": 2}\n{"event": "cut')
     assert sorted(event["event"] for event in run.events(0)) == ["saved", "started"]

@@ -25,7 +25,7 @@ def begin(run: RunDir, attempt: int, start: int, steps: range) -> None:
     events.flush()
     rows = Appender(run, f"metrics/steps-{attempt:04d}")
     for step in steps:
-        rows.add({"step": step, "attempt": attempt})
+        rows.add({"step": step, "attempt": attempt, "loss": 1.0, "time": 0.0})
     rows.flush()
 
 

@@ -211,7 +211,4 @@ def open_telemetry(
 
 
 def git_sha(run: RunDir) -> str:
-    try:
-        return str(run.read_json(CODE).get("git_sha") or "")
-    except (FileNotFoundError, ValueError):
-        return ""
+    return str((run.find_json(CODE) or {}).get("git_sha") or "")

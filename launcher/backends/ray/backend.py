@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import time
@@ -183,7 +184,7 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     name = layout.nodes(job.attempt)
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
-    last = run.read_json(name)[-1]
+    last = json.loads(run.read_text(name))[-1]
     stored = stored_request(run.read_json(layout.PLAN))
     ray = of_run(run)
     printed = list[str]()

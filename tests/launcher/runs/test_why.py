@@ -158,14 +158,14 @@ def test_a_stop_that_came_to_no_save_says_so(run: RunDir) -> None:
 
 def test_what_kept_it_from_saving_is_told(run: RunDir) -> None:
     events = Appender(run, "attempts/0000/events")
-    events.add({"event": "save failed", "step": 20, "message": "connection refused"})
-    events.add({"event": "saved", "step": 20})
+    events.add({"event": "save failed", "time": 1.0, "step": 20, "message": "connection refused"})
+    events.add({"event": "saved", "time": 1.0, "step": 20})
     assert "failed" not in explain(run).text, "it got over that"
-    events.add({"event": "save failed", "step": 30, "message": "bucket full\nat length"})
-    events.add({"event": "store trouble", "message": "could not read: no answer"})
+    events.add({"event": "save failed", "time": 1.0, "step": 30, "message": "bucket full\nat length"})
+    events.add({"event": "store trouble", "time": 1.0, "message": "could not read: no answer"})
     text = explain(run).text
     assert "Its last save, of step 30, failed: bucket full. Its store had failed: could not read" in text
-    events.add({"event": "store answers again"})
+    events.add({"event": "store answers again", "time": 1.0})
     assert "in trouble" not in explain(run).text
 
 

@@ -55,7 +55,7 @@ class TrackerMark:
     def read(self) -> int:
         try:
             return int(self._run.read_json(self._name)["step"])
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or damaged: all rows are sent
             return 0
 
     def write(self, step: int, *, now: bool = False) -> None:

@@ -1,0 +1,98 @@
+"""Damage in the small files of a run: named once by every process that meets it, and passed over where that is safe.
+
+A record is one JSON object. A log has one per line; a line that is none is skipped, and counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from launchyard.errors import LaunchError
+from launchyard.storage.errors import StoreError
+
+JsonObject = dict[str, Any]
+_logger = logging.getLogger("launchyard")
+_reported: set[str] = set()
+
+
+class DamagedError(LaunchError, ValueError):
+    """A file of a run is not what was written. The message names it. Another try may find it restored."""
+
+
+def report_damage(fault: str) -> None:
+    """Logs a fault, with the file in it, once in a process."""
+    if fault not in _reported:
+        _reported.add(fault)
+        _logger.warning("! damaged  %s", fault)
+
+
+def parse_record(path: str, raw: bytes) -> JsonObject:
+    """Returns the object in a file. Raises DamagedError, which names the file and the place."""
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged: {describe_fault(raw, error)}") from error
+    if not isinstance(record, dict):
+        raise DamagedError(f"{path} is damaged: it holds no JSON object")
+    return record
+
+
+UNREADABLE = (IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def unreadable(error: OSError) -> bool:
+    """Returns True if the place itself is at fault: a folder, a missing right, a bad sector. False for a store."""
+    return not isinstance(error, StoreError) and (isinstance(error, UNREADABLE) or error.errno == errno.EIO)
+
+
+def describe_fault(raw: bytes, error: ValueError) -> str:
+    """Returns the reason why some bytes are no JSON, with the place."""
+    if not raw.strip(b"\0 \r\n\t"):
+        return "it is empty" if not raw else "it holds nothing but NUL bytes or spaces"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno} is no JSON (character {error.colno})"
+    return str(error)
+
+
+def parse_lines(raw: bytes, is_valid: Callable[[JsonObject], bool]) -> tuple[list[JsonObject], list[int]]:
+    """Returns the valid objects of a log, one per line, and the numbers of the lines that hold none.
+
+    A last line that a kill cut short is left out.
+    """
+    found: list[JsonObject] = []
+    bad: list[int] = []
+    for number, row in _lines(raw):
+        if row is not None and is_valid(row):
+            found.append(row)
+        else:
+            bad.append(number)
+    return found, bad
+
+
+def skipped(numbers: list[int]) -> str:
+    """`line 7 is skipped`, or `3 lines are skipped, the first is line 7`."""
+    if len(numbers) == 1:
+        return f"line {numbers[0]} is no row and is skipped"
+    return f"{len(numbers)} lines are no rows and are skipped, the first is line {numbers[0]}"
+
+
+def _lines(raw: bytes) -> Iterator[tuple[int, JsonObject | None]]:
+    """Yields the number of each complete line from 1, and its object; None for a line that is none.
+
+    NUL bytes in place of a last line are what a power cut leaves, and no line that somebody still writes.
+    """
+    *lines, last = raw.split(b"\n")
+    for number, line in enumerate([*lines, last] if b"\0" in last else lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        yield number, row if isinstance(row, dict) else None

@@ -1,0 +1,119 @@
+"""Every file of a run × every kind of damage × every command that reads it: no traceback, and no silent difference."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launchyard.launcher.cli.main import main
+from launchyard.run import damage
+from tests.run.test_old_runs import FIXTURE, LONG_AGO, PLACE
+
+FILES = (
+    "recipe.yaml",
+    "plan.json",
+    "code.json",
+    "outcome.json",
+    "attempts/0000/job.json",
+    "attempts/0000/outcome.json",
+    "attempts/0000/heartbeat.json",
+    "attempts/0000/events.jsonl",
+    "metrics/steps-0000.jsonl",
+    "metrics/validation-0000.jsonl",
+    "checkpoints/latest.json",
+    "checkpoints/step-00000015/manifest.json",
+    "checkpoints/step-00000015/0000-rank-00000.safetensors",
+)
+COMMANDS = (
+    ("status", "./run"),
+    ("why", "./run"),
+    ("metrics", "./run", "--jsonl"),
+    ("logs", "./run"),
+    ("checkpoints", "./run", "--verify"),
+)
+
+
+# Files that somebody may be about to write on: a shorter one is no damage that can be seen.
+GROWING = ("metrics/steps-0000.jsonl", "metrics/validation-0000.jsonl", "attempts/0000/events.jsonl")
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 128
+    path.write_bytes(raw)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "cut": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "NUL": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "missing": Path.unlink,
+    "folder": replace_by_folder,
+}
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    here = tmp_path_factory.mktemp("rot") / "intact"
+    shutil.copytree(FIXTURE, here)
+    for path in here.rglob("*"):
+        if path.suffix in (".json", ".yaml") and path.name != "manifest.json":
+            path.write_text(path.read_text().replace(PLACE, str(here)))
+    return here
+
+
+def answer(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, *words: str) -> tuple[int, str, str]:
+    """Exit code, output, and all that was reported of damage."""
+    caplog.clear()
+    damage._reported.clear()
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err + caplog.text
+
+
+def age() -> None:
+    """Its lease has run out: whoever made it on another machine has left it."""
+    for path in Path("run").glob("attempts/*/*.json"):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_named(
+    intact: Path,
+    tmp_path: Path,
+    name: str,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    shutil.copytree(intact, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    age()
+    before = [answer(capsys, caplog, *words) for words in COMMANDS]
+    DAMAGE[kind](Path("run") / name)
+    age()
+    for words, (_, wanted, _) in zip(COMMANDS, before, strict=True):
+        code, printed, said = answer(capsys, caplog, *words)
+        assert code in (0, 1, 2), words
+        if printed != wanted and kind != "missing" and not (kind in ("cut", "empty") and name in GROWING):
+            shown = printed + said
+            assert Path(name).name in shown or "damaged" in shown, (words, printed, said)
