@@ -44,6 +44,7 @@ def compose(
     import torch
 
     from launchyard.training.batching import Context
+    from launchyard.training.data.dataset_spec import check_unchanged
     from launchyard.training.distributed import connect
     from launchyard.training.loop import Parts
     from launchyard.training.parallel import needs_sharding, time_collectives
@@ -57,6 +58,8 @@ def compose(
         max_steps=count_steps(recipe, workload.data.n_tokens),
         device=choose_device(recipe, world),
     )
+    if world.is_main:
+        check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
     if needs_sharding(recipe.train, world.world_size):
         connect(world, context.device)

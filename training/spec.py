@@ -19,6 +19,7 @@ class TokenSource(Section):
     folder: str = Field(description="Folder with index.json and chunks.")
     n_tokens: int = Field(ge=1)
     weight: float = Field(default=1.0, gt=0, description="Frequency relative to the others in training.")
+    digest: str | None = Field(default=None, description="Of these tokens alone; none in plans of older versions.")
 
 
 class DataSpec(Section):

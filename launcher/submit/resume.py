@@ -77,11 +77,14 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     """Checks that the run's tokens are there. Prepares those gone from the cache again; UserError for the rest."""
     from launchyard.launcher.data.progress import preparing_line
     from launchyard.launcher.data.resolve import ensure_prepared, resolve
+    from launchyard.training.data.dataset_spec import check_unchanged
     from launchyard.training.data.index import INDEX
 
     folders = [source.folder for source in (*data.train, *data.validation)]
     gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
     if not gone:
+        with user_errors():
+            check_unchanged(data)
         return
     hint = "bring its data back to where it was; a run goes on only with the same tokens that it began with"
     parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train

@@ -15,11 +15,16 @@ from launchyard.training.data.index import (
     TOKENIZER,
     Dataset,
     Digests,
+    SplitEntry,
     read_dataset,
     read_index,
     read_model,
 )
 from launchyard.training.spec import DataSpec, TokenSource
+
+
+class OtherTokensError(ValueError):
+    """Data was replaced or has grown under the same path or URL."""
 
 
 def is_prepared(source: str) -> bool:
@@ -53,24 +58,46 @@ def _missing(folder: str) -> str:
 def _prepared(folder: str, dataset: Dataset) -> DataSpec:
     held_out = dataset.splits.get("validation")
     return DataSpec(
-        train=(TokenSource(folder=f"{folder}/train", n_tokens=dataset.splits["train"].tokens),),
-        validation=(TokenSource(folder=f"{folder}/validation", n_tokens=held_out.tokens),) if held_out else (),
+        train=(_split(folder, "train", dataset.splits["train"]),),
+        validation=(_split(folder, "validation", held_out),) if held_out else (),
         tokenizer=f"{folder}/{TOKENIZER}",
         digest=dataset.digest,
     )
+
+
+def _split(folder: str, name: str, entry: SplitEntry) -> TokenSource:
+    return TokenSource(folder=f"{folder}/{name}", n_tokens=entry.tokens, digest=entry.digest)
 
 
 def _bare(folder: str) -> DataSpec:
     index = read_index(folder)
     if index.n_tokens < 1:
         raise ValueError(f"{folder}/{INDEX} lists no tokens")
-    entries = [[chunk.filename, chunk.chunk_bytes, chunk.chunk_size, chunk.dim] for chunk in index.chunks]
-    if exists(f"{folder}/{DIGESTS}"):
-        digest = read_model(f"{folder}/{DIGESTS}", Digests).digest
-    else:
-        digest = hashlib.sha256(json.dumps([index.dtype, entries]).encode()).hexdigest()
-    train = TokenSource(folder=folder, n_tokens=index.n_tokens)
+    digest = source_digest(folder)
+    train = TokenSource(folder=folder, n_tokens=index.n_tokens, digest=digest)
     return DataSpec(train=(train,), validation=(), tokenizer=None, digest=digest)
+
+
+def source_digest(folder: str) -> str:
+    """Returns the digest of the tokens in a folder of chunks as its own lists have it; reads no token.
+
+    Raises FileNotFoundError without lists.
+    """
+    if exists(f"{folder}/{DIGESTS}"):
+        return read_model(f"{folder}/{DIGESTS}", Digests).digest
+    index = read_index(folder)
+    entries = [[chunk.filename, chunk.chunk_bytes, chunk.chunk_size, chunk.dim] for chunk in index.chunks]
+    return hashlib.sha256(json.dumps([index.dtype, entries]).encode()).hexdigest()
+
+
+def check_unchanged(spec: DataSpec) -> None:
+    """Raises OtherTokensError if a folder holds other tokens than when `spec` was made; FileNotFoundError if none."""
+    for source in (*spec.train, *spec.validation):
+        if source.digest is not None and (found := source_digest(source.folder)) != source.digest:
+            raise OtherTokensError(
+                f"{source.folder}: other tokens lie there now (digest {found[:12]}) than those of this run "
+                f"({source.digest[:12]}); a run goes on only with its own: bring them back, or make a new run"
+            )
 
 
 def mix(specs: Sequence[DataSpec], weights: Sequence[float]) -> DataSpec:
