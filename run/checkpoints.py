@@ -1,19 +1,23 @@
 """The checkpoints of a run that count, newest first: one rule for resume, status, lists, loading, export, init_from.
 
-A checkpoint exists once it has a manifest. It counts unless an attempt after the one that committed it went on from
-an earlier step: then its commit came late or it was damaged, and the run took another way. Light, and cheap for any
-size of model: of a manifest only the first bytes are read, newest first, and of the attempts only the later ones.
+A checkpoint exists once it has a manifest. It counts unless it is of another run, or an attempt after the one that
+committed it went on from an earlier step: its commit came late, it was damaged, or somebody went back on purpose.
+Light, and cheap for any size of model: of a manifest only the first bytes are read, newest first, and of the attempts
+only the later ones.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage.shards import read_attempt
+from launchyard.storage.errors import DamagedError
+from launchyard.storage.shards import ManifestHead, read_head
 
 
 class RunCheckpoints:
@@ -22,6 +26,7 @@ class RunCheckpoints:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._events: dict[int, list[dict[str, Any]]] = {}
+        self._heads: dict[int, ManifestHead | None] = {}
         self._starts: dict[int, int | None] = {}
 
     def newest(self) -> int | None:
@@ -47,9 +52,15 @@ class RunCheckpoints:
 
     def late(self, step: int) -> str:
         """The reason why a checkpoint does not count; empty if it counts. FileNotFoundError if it does not exist."""
-        attempt = read_attempt(self._run.path(self._run.checkpoint_dir(step)))
-        if attempt is None:  # damaged: loading it raises
+        head = self._head(step)
+        if head is None:  # damaged: loading it raises
             return ""
+        if other := self.foreign(step):
+            return other
+        attempt = head.attempt
+        for rollback in self._rollbacks:
+            if attempt < rollback.attempt and step > rollback.step:
+                return f"attempt {rollback.attempt} went back to step {rollback.step} on purpose"
         later = [number for number in self._attempts if number > attempt]
         if not self._is_late(step, later):
             return ""
@@ -81,6 +92,47 @@ class RunCheckpoints:
             self._events[attempt] = self._run.events(attempt)
         return self._events[attempt]
 
+    def foreign(self, step: int) -> str:
+        """`is of another run, NAME`, if a checkpoint says so; empty if not. FileNotFoundError if it does not exist."""
+        head = self._head(step)
+        if head is None or not self._run_id or head.run_id in ("", self._run_id):
+            return ""
+        return f"is of another run, {head.run_id}"
+
+    def _head(self, step: int) -> ManifestHead | None:
+        if step not in self._heads:
+            self._heads[step] = read_head(self._run.path(self._run.checkpoint_dir(step)))
+        return self._heads[step]
+
+    def missing(self) -> int | None:
+        """The step of the newest checkpoint by the records of the run, if it is gone or does not count; None if not.
+
+        Retention removes older ones only, so somebody else did.
+        """
+        expected = self._expected()
+        if not expected or (self.newest() or 0) >= expected:
+            return None
+        if self._run.exists(layout.manifest(expected)) and not self.late(expected):  # a listing lags
+            return None
+        return expected
+
+    def _expected(self) -> int:
+        """The newest step that was saved by the events of the newest attempt that got so far; 0 without one."""
+        for attempt in reversed(self._attempts):
+            if (start := self._start(attempt)) is not None:
+                saved = [int(event["step"]) for event in self._events_of(attempt) if event["event"] == events.SAVED]
+                back = [rollback.step for rollback in self._rollbacks if rollback.attempt > attempt]
+                return min([max([start, *saved]), *back])
+        return 0
+
+    @cached_property
+    def _rollbacks(self) -> list[Rollback]:
+        return rollbacks(self._run)
+
+    @cached_property
+    def _run_id(self) -> str:
+        return str((self._run.find_json(layout.PLAN) or {}).get("run_id") or "")
+
     @cached_property
     def _attempts(self) -> list[int]:
         return self._run.attempts()
@@ -101,3 +153,44 @@ def newest_checkpoint(run: RunDir) -> int | None:
 def committed_steps(run: RunDir) -> list[int]:
     """Steps of all checkpoints that exist, also of those that do not count; oldest first."""
     return sorted(RunCheckpoints(run).steps())
+
+
+# -- going back on purpose -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Rollback:
+    """From `attempt` on, the run goes on from `step`; 0: from the beginning."""
+
+    attempt: int
+    step: int
+
+
+def rollbacks(run: RunDir) -> list[Rollback]:
+    """All rollbacks of a run, oldest first. Raises DamagedError: without them the newest checkpoint is not known."""
+    try:
+        record = run.read_json(layout.ROLLBACKS)
+    except FileNotFoundError:
+        return []
+    try:
+        return [Rollback(int(one["attempt"]), int(one["step"])) for one in record["rollbacks"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{run.path(layout.ROLLBACKS)} is damaged; restore it, or remove it") from error
+
+
+def record_rollback(run: RunDir, step: int) -> None:
+    """Records that the next attempt goes on from `step`."""
+    attempts = run.attempts()
+    following = attempts[-1] + 1 if attempts else 0
+    kept = [one for one in rollbacks(run) if one.attempt < following]
+    listed = [{"attempt": one.attempt, "step": one.step} for one in kept]
+    run.write_json(
+        layout.ROLLBACKS,
+        {"rollbacks": [*listed, {"attempt": following, "step": step, "time": time.time()}]},
+        sync=True,
+    )
+
+
+def forget_rollback(run: RunDir) -> None:
+    """Takes back a rollback whose attempt could not be submitted."""
+    attempts = run.attempts()
+    kept = [one for one in rollbacks(run) if attempts and one.attempt <= attempts[-1]]
+    run.write_json(layout.ROLLBACKS, {"rollbacks": [{"attempt": one.attempt, "step": one.step} for one in kept]})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launchyard.run.damage import JsonObject
+from launchyard.storage.damage import JsonObject
 
 PROCESS_STARTED = "process started"
 STARTED = "started"

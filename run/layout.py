@@ -26,6 +26,8 @@ SAMPLE = "sample.txt"
 WEIGHTS = "weights"
 METRICS_CSV = "metrics.csv"
 TENSORBOARD = "tensorboard"
+ROLLBACKS = "rollbacks.json"
+RECIPE_DIGEST = "recipe_xxh3"  # a key of plan.json
 WANDB = "wandb"  # the name is W&B's own
 MLFLOW = "mlflow.db"
 
@@ -287,6 +289,8 @@ ENTRIES = (
     Entry(f"{JOB_CODE}/", "launcher", "at each submission, from a checkout", "The copy of launchyard that all attempts "
           "of the job run; Ray gets a zip instead."),
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
+    Entry(ROLLBACKS, "`launch resume --from-step`, `--from-scratch`", "before that attempt is submitted",
+          "Attempts that went back on purpose, each with the `step` from which it went on."),
     Entry(METRICS_CSV, "rank 0", "all along, if the recipe asks", "The rows of steps as a table, see "
           "[trackers](../guides/experiment-trackers.md)."),
     Entry(f"{TENSORBOARD}/", "rank 0", "all along, if the recipe asks", "Event files of TensorBoard."),

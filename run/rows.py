@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launchyard.run.damage import JsonObject
+from launchyard.storage.damage import JsonObject
 
 
 class StepRow(BaseModel):

@@ -24,13 +24,14 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from launchyard.host.periodic import PeriodicTask
-from launchyard.run import damage, layout
-from launchyard.run.damage import DamagedError, JsonObject
+from launchyard.run import layout
 from launchyard.run.events import PROCESS_STARTED, STARTED, is_event
 from launchyard.run.layout import LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
 from launchyard.run.rows import is_row
-from launchyard.storage import files, retry
+from launchyard.storage import damage, files, retry
+from launchyard.storage.damage import JsonObject
+from launchyard.storage.errors import DamagedError
 
 RecordModel = TypeVar("RecordModel", bound=BaseModel)
 

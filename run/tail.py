@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from launchyard.run import damage
 from launchyard.run.layout import is_grown, is_log
 from launchyard.run.rundir import RunDir
+from launchyard.storage import damage
 
 
 class Tail:

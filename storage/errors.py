@@ -13,3 +13,7 @@ class RefusedError(StoreError, PermissionError):
 
 class CorruptError(Exception):
     """A file is missing, cut or changed. The message names it."""
+
+
+class DamagedError(ValueError):
+    """A small file is not what was written. The message names it. Another try may find it restored."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,7 +24,7 @@ READ_TRIES = 3
 _SEAL = ',"xxh3":"'
 _END = '"}'
 _HEAD_BYTES = 256
-_HEAD = re.compile(rb'\{"format":\d+,"step":\d+,"attempt":(\d+),')
+_HEAD = re.compile(rb'\{"format":\d+,"step":\d+,"attempt":(\d+),(?:"run_id":"([^"\\]*)",)?')
 _Result = TypeVar("_Result")
 
 
@@ -63,7 +64,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """manifest.json. Written last: a folder without it does not exist.
 
-    `format`, `step` and `attempt` stay its first three: read_attempt finds them in its first bytes.
+    `format`, `step`, `attempt` and `run_id` stay its first four: read_head finds them in its first bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -71,6 +72,7 @@ class Manifest(BaseModel):
     format: int = Field(default=MANIFEST_FORMAT, description="Version of this format.")
     step: int = Field(description="Finished optimizer steps.")
     attempt: int = Field(description="Attempt that committed it.")
+    run_id: str = Field(default="", description="Of its run; empty in those of older versions.")
     world_size: int = Field(description="Ranks that wrote it; any number reads it.")
     kind: Literal["permanent", "temporary"] = Field(description="May a newer checkpoint replace it?")
     created: float = Field(description="Start of the save.")
@@ -120,8 +122,16 @@ def _read_manifest(path: str) -> Manifest:
         raise CorruptError(f"{path} is no manifest of this version: {error}") from error
 
 
-def read_attempt(folder: str) -> int | None:
-    """Returns the attempt that committed a folder; None if its manifest is damaged there, or cannot be read.
+@dataclass(frozen=True)
+class ManifestHead:
+    """Who committed a checkpoint. `run_id` is empty where an older version did."""
+
+    attempt: int
+    run_id: str
+
+
+def read_head(folder: str) -> ManifestHead | None:
+    """Returns the beginning of the manifest of a folder; None if its manifest is damaged there, or cannot be read.
 
     Raises FileNotFoundError without one. Reads the first bytes only, and so not the seal: the manifest of a large model
     takes megabytes.
@@ -133,7 +143,7 @@ def read_attempt(folder: str) -> int | None:
     except OSError:
         return None
     found = _HEAD.match(head)
-    return int(found[1]) if found else None
+    return ManifestHead(int(found[1]), (found[2] or b"").decode()) if found else None
 
 
 def again_if_remote(path: str, action: Callable[[], _Result]) -> _Result:

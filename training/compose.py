@@ -95,6 +95,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         recipe_hash=recipe_hash(recipe),
         versions={"torch": torch.__version__, "python": sys.version.split()[0]},
         frozen=frozen,
+        run_id=workload.run_id,
         base={"init_from": recipe.model.init_from, "seed": recipe.train.seed} if frozen else {},
     )
     return Checkpointer(

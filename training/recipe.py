@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from launchyard.model.config import ModelConfig
 from launchyard.run import layout
-from launchyard.run.damage import DamagedError, JsonObject
 from launchyard.run.layout import RECIPE
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
+from launchyard.storage.errors import DamagedError
 
 # Keys of a section of which a recipe holds one at most.
 EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}

@@ -21,12 +21,12 @@ import psutil
 from launchyard.host.processes import die_with_parent
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
-from launchyard.run.damage import DamagedError
+from launchyard.run.frozen import check_frozen
 from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
-from launchyard.storage.errors import CorruptError
+from launchyard.storage.errors import CorruptError, DamagedError
 from launchyard.training.distributed import World, read_world
 from launchyard.training.recipe import Recipe, recipe_of
 from launchyard.training.spec import Storage, read_workload
@@ -153,6 +153,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     retry.set_retry_budget(Storage().retry_seconds)  # until the plan is read, with the value of the cluster
     if difference := what_differs(run):
         raise OtherCodeError(difference)
+    check_frozen(run)
     recipe = recipe_of(run, world.attempt)
     workload = read_workload(run)
     retry.set_retry_budget(workload.storage.retry_seconds)

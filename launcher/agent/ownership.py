@@ -16,6 +16,7 @@ from typing import Any
 
 from launchyard.errors import UserError
 from launchyard.host.processes import started_at, wait_until
+from launchyard.run.frozen import plan_digest
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
@@ -108,6 +109,7 @@ def claim_next(
         pid_started=started_at(os.getpid()) or 0.0,
         created=time.time(),
         overrides=overrides,
+        plan_digest=plan_digest(run),
         **shape.model_dump(),
     )
     try:

@@ -11,6 +11,7 @@ import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe
+from launchyard.storage.errors import DamagedError
 
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -227,7 +228,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
         sys.stdout.flush()
-    except (LaunchError, click.ClickException, OSError) as error:
+    except (LaunchError, click.ClickException, OSError, DamagedError) as error:
         if debug:
             raise
         code = report(error)

@@ -199,6 +199,8 @@ def _print_end(state: RunState, as_json: bool) -> None:
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines; any number goes on exactly.")
 @click.option("--gpus-per-node", type=click.IntRange(min=0), metavar="N", help="GPUs of each.")
+@click.option("--from-step", type=click.IntRange(min=1), metavar="N", help="Go back to the checkpoint of step N.")
+@click.option("--from-scratch", is_flag=True, help="Begin again at step 0.")
 @click.option(
     "--detach/--follow", "detach", default=None, help="Return at once, or watch.  [default: watch local runs]"
 )
@@ -209,6 +211,8 @@ def resume(
     pairs: tuple[str, ...],
     nodes: int | None,
     gpus_per_node: int | None,
+    from_step: int | None,
+    from_scratch: bool,
     detach: bool | None,
     as_json: bool,
 ) -> int:
@@ -222,7 +226,9 @@ def resume(
     found = find(run)
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node}
     changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
-    ready = make_ready(found, changes)
+    if from_scratch and from_step:
+        raise click.UsageError("--from-scratch begins at step 0; it cannot go with --from-step")
+    ready = make_ready(found, changes, from_step=0 if from_scratch else from_step)
 
     def report(line: str) -> None:
         if not as_json:

@@ -14,12 +14,12 @@ from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
 from launchyard.run import events, layout
 from launchyard.run.checkpoints import newest_checkpoint
-from launchyard.run.damage import parse_lines, report_damage
 from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import is_row
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, retry
+from launchyard.storage.damage import parse_lines, report_damage
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _TAIL_BYTES = 64 * 1024

@@ -28,6 +28,7 @@ from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.model.config import ModelConfig
 from launchyard.run import layout
+from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.redact import redact
@@ -310,10 +311,12 @@ def write_run(ready: Ready, made: NewFolder) -> None:
             made.ours = True
         except FileExistsError as error:
             raise UserError(f"--run-url {redact(run.url)}: another launch is writing there right now") from error
-        run.write_text(layout.RECIPE, f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}")
+        recipe = f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}"
+        run.write_text(layout.RECIPE, recipe)
         if plan.data.tokenizer is not None:
             run.write_text(layout.TOKENIZER, _read_tokenizer(plan.data.tokenizer))
-        run.write_json(layout.PLAN, plan.model_dump(mode="json"), sync=True)
+        facts = {**plan.model_dump(mode="json"), layout.RECIPE_DIGEST: content_digest(recipe.encode())}
+        run.write_json(layout.PLAN, facts, sync=True)
 
 
 @contextlib.contextmanager

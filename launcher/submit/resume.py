@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launchyard.errors import RecipeErrors, UserError, user_errors
+from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_errors
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
 from launchyard.launcher.backends.hardware import probe_host
@@ -22,6 +22,8 @@ from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.code import record_again, take_snapshot
 from launchyard.run import layout
+from launchyard.run.checkpoints import RunCheckpoints, forget_rollback, record_rollback
+from launchyard.run.frozen import check_frozen
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -43,6 +45,7 @@ class ReadyToResume:
     overrides: dict[str, Any]
     plan: Plan
     recipe: Recipe
+    from_step: int | None = None  # to go back to, on purpose
 
     def submit(self, *, report: Callable[[str], None]) -> Job:
         """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
@@ -51,12 +54,20 @@ class ReadyToResume:
         refuse_if_alive(self.run)  # before its record is touched
         if changed := record_again(self.run, take_snapshot(Path.cwd())):
             report(f"! {'code':<8} {changed}")
-        return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
+        if self.from_step is None:
+            return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
+        record_rollback(self.run, self.from_step)
+        try:
+            return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
+        except (UserError, NothingRunsError):
+            forget_rollback(self.run)
+            raise
 
 
-def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
+def make_ready(run: RunDir, changes: dict[str, Any], *, from_step: int | None = None) -> ReadyToResume:
     """Check a resume with these changed keys; UserError or RecipeErrors name all its problems."""
     refuse_if_alive(run)
+    check_frozen(run)
     state = state_of(run)
     with user_errors():
         raw = stored_recipe(run)
@@ -69,8 +80,43 @@ def make_ready(run: RunDir, changes: dict[str, Any]) -> ReadyToResume:
     overrides = accumulate(given, {key: value for key, value in changes.items() if not _is_fixed(key)})
     after = check_recipe(raw, overrides, source=source)
     plan = _plan(run, after, workload)
+    if from_step is None:
+        _refuse_missing(run, state)
+    else:
+        state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
-    return ReadyToResume(run, state, overrides, plan, after.recipe)
+    return ReadyToResume(run, state, overrides, plan, after.recipe, from_step)
+
+
+def _refuse_missing(run: RunDir, state: RunState) -> None:
+    """UserError if the newest checkpoint by the run's own records is gone, or is not of this run."""
+    checkpoints = RunCheckpoints(run)
+    newest = checkpoints.newest()
+    foreign = next((step for step in checkpoints.steps() if step > (newest or 0) and checkpoints.foreign(step)), None)
+    step = foreign if foreign is not None else checkpoints.missing()
+    if step is None:
+        return
+    folder = run.path(run.checkpoint_dir(step))
+    what = (
+        f"{folder} {checkpoints.foreign(step)}" if step == foreign else f"step {step} was saved, and {folder} is gone"
+    )
+    resume = f"launch resume {state.run_id}"
+    back = f"{resume} --from-step {newest}, or " if newest else ""
+    raise UserError(
+        f"{state.run_id}: {what}", hint=f"bring it back, or go back on purpose: {back}{resume} --from-scratch"
+    )
+
+
+def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
+    """The state of a run whose checkpoints after `step` do not count."""
+    found = list(RunCheckpoints(run).counting())
+    if step and step not in found:
+        listed = ", ".join(map(str, sorted(found))) or "none, for there is no checkpoint"
+        raise UserError(
+            f"--from-step {step}: no checkpoint of that step; allowed: {listed}",
+            hint=f"launch checkpoints {state.run_id}; --from-scratch begins again at step 0",
+        )
+    return replace(state, checkpoint=step or None, step=step)
 
 
 def restore_data(recipe: Recipe, data: DataSpec) -> None:

@@ -106,6 +106,6 @@ class Witness:
 
 
 def parse(run: RunDir, name: str) -> list[dict[str, object]]:
-    from launchyard.run.damage import parse_lines
+    from launchyard.storage.damage import parse_lines
 
     return parse_lines(files.read(run.path(name)), lambda row: True)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launchyard.launcher.cli.main import main
-from launchyard.run import damage
+from launchyard.storage import damage
 from tests.run.test_old_runs import FIXTURE, LONG_AGO, PLACE
 
 FILES = (

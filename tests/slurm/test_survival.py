@@ -38,8 +38,8 @@ def lost(run: OnSite, attempt: int = 0) -> int:
 
 def rows_of(run: OnSite, attempt: int) -> list[dict]:  # type: ignore[type-arg]
     """All rows that an attempt wrote, whether they survive or not."""
-    from launchyard.run.damage import parse_lines
     from launchyard.run.rows import is_row
+    from launchyard.storage.damage import parse_lines
 
     names = [name for name in run.run.listdir("metrics") if name.startswith(f"steps-{attempt:04d}")]
     return [row for name in names for row in parse_lines(run.run.read_bytes(f"metrics/{name}"), is_row)[0]]

@@ -19,9 +19,9 @@ from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.run.append import Appender
 from launchyard.run.checkpoints import committed_steps
-from launchyard.run.damage import parse_lines
 from launchyard.run.rows import is_row
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import parse_lines
 from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
 from tests.support.small_runs import final_weights, history, run_workers, start_workers

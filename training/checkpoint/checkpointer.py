@@ -25,7 +25,7 @@ from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_attempt, read_manifest, sealed
+from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_head, read_manifest, sealed
 from launchyard.training.checkpoint.commit import (
     CheckpointKind,
     FencedError,
@@ -206,6 +206,7 @@ class Checkpointer:
         return Manifest(
             step=save.step,
             attempt=self._world.attempt,
+            run_id=self._identity.run_id,
             world_size=self._world.world_size,
             kind=save.kind,
             created=save.began,
@@ -246,7 +247,8 @@ class Checkpointer:
     def _attempt_of(self, step: int) -> int | None:
         """The attempt that committed a step; None if it is unknown."""
         try:
-            return read_attempt(self.run.path(self.run.checkpoint_dir(step)))
+            head = read_head(self.run.path(self.run.checkpoint_dir(step)))
+            return None if head is None else head.attempt
         except FileNotFoundError:
             return None
 
@@ -339,6 +341,12 @@ class Checkpointer:
                 continue
             self.last_saved = step
             return manifest
+        gone = from_rank_zero(RunCheckpoints(self.run).missing() if self._world.is_main else None)
+        if gone is not None and not faults:
+            raise NoValidCheckpointError(
+                f"step {gone} of this run was saved, and no checkpoint is there any more. Starting over would lose the "
+                "run, so nothing was done: restore the files, or start over on purpose: launch resume --from-scratch"
+            )
         if faults:
             listed = "; ".join(faults)
             raise NoValidCheckpointError(
@@ -350,6 +358,8 @@ class Checkpointer:
     def _candidates(self) -> Iterator[int]:
         """Steps of the checkpoints that count, newest first; reports those that do not. Rank 0 only."""
         checkpoints = RunCheckpoints(self.run)
+        if (gone := checkpoints.missing()) is not None and not self.run.exists(layout.manifest(gone)):
+            self._on_event(events.FELL_BACK, step=gone, message=f"{self.run.checkpoint_dir(gone)} is gone")
         for step in checkpoints.steps():
             if why := checkpoints.late(step):
                 self._passed_over.add(step)

@@ -25,6 +25,7 @@ class Identity:
     recipe_hash: str
     versions: dict[str, str]
     frozen: tuple[str, ...] = ()  # parameters that do not train
+    run_id: str = ""
     base: dict[str, Any] = field(default_factory=dict)  # and where they come from; empty if there are none
 
 

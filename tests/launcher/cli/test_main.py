@@ -18,6 +18,7 @@ from launchyard.launcher.cli.main import COMMANDS, EXAMPLES, main
 from launchyard.launcher.cli.schema import schema_text
 from launchyard.launcher.recipe.bundled import recipe_folder
 from launchyard.launcher.submit.launch import NewFolder
+from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
@@ -235,7 +236,10 @@ def test_a_launch_writes_what_it_planned_and_trains(shell: Shell, text: str) -> 
     try:
         outcome = wait_for(run)
         assert (outcome.outcome, outcome.step) == ("completed", 4), outcome
-        assert run.read_json("plan.json") == facts["plan"]
+        assert run.read_json("plan.json") == {
+            **facts["plan"],
+            "recipe_xxh3": content_digest(run.read_bytes("recipe.yaml")),
+        }
         assert facts["plan"]["data_prepared"] is True
         work = Workload.model_validate(facts["plan"])
         assert Path(work.data.train[0].folder, "index.json").exists()

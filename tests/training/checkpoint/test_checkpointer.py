@@ -193,7 +193,7 @@ def test_a_late_commit_of_an_older_attempt_counts_for_nothing(tmp_path: Path) ->
     saved(run, 10)
     claim(run, 0)
     claim(run, 1)
-    Appender(run, f"{run.attempt_dir(1)}/events").add({"event": "started", "step": 5})
+    Appender(run, f"{run.attempt_dir(1)}/events").add({"event": "started", "step": 5, "time": 1.0})
     loaded = fresh()
     manifest = checkpointer(run, events, attempt=2).load_newest(shards(*loaded))
     assert manifest is not None and manifest.step == 5

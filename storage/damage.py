@@ -1,4 +1,4 @@
-"""Damage in the small files of a run: named once by every process that meets it, and passed over where that is safe.
+"""Damage in small files, records and logs: named once by each process that meets it, and passed over if that is safe.
 
 A record is one JSON object. A log has one per line; a line that is none is skipped, and counted.
 """
@@ -11,16 +11,11 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launchyard.errors import LaunchError
-from launchyard.storage.errors import StoreError
+from launchyard.storage.errors import DamagedError, StoreError
 
 JsonObject = dict[str, Any]
 _logger = logging.getLogger("launchyard")
 _reported: set[str] = set()
-
-
-class DamagedError(LaunchError, ValueError):
-    """A file of a run is not what was written. The message names it. Another try may find it restored."""
 
 
 def report_damage(fault: str) -> None:

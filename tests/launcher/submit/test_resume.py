@@ -1,0 +1,130 @@
+"""A resume believes nothing that it has not checked: data, frozen files and checkpoints are those of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launchyard.errors import LaunchError
+from launchyard.launcher.submit.resume import make_ready
+from launchyard.run.checkpoints import newest_checkpoint
+from launchyard.run.rundir import RunDir
+from launchyard.training.data.prepare.prepare import prepare
+from tests.support.shell import Shell
+from tests.support.small_runs import final_weights, history
+
+RECIPE = {
+    "name": "tiny",
+    "model": {"family": "llama", "dim": 32, "n_layers": 2, "n_heads": 2, "ffn_dim": 64, "max_seq_len": 64},
+    "data": {"source": "data", "seq_len": 32},
+    "train": {"global_batch_size": 8, "max_steps": 20, "device": "cpu"},
+    "resources": {"nproc_per_node": 1, "max_failures": 1},
+    "checkpoint": {"every_steps": 10},
+    "metrics": {"prometheus": False},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, novel: str, tokenizer_file: str) -> Shell:
+    """A shell where `run` has trained 20 steps of text `a`, and `other` with another seed; text `b` is prepared too."""
+    shell = Shell(tmp_path_factory.mktemp("resume"))
+    for name, text in (("data", novel[:150_000]), ("b", novel[150_000:300_000])):
+        (shell.here / f"{name}.txt").write_text(text)
+        prepare([str(shell.here / f"{name}.txt")], tokenizer=tokenizer_file, out=str(shell.here / name))
+    (shell.here / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    for name, seed in (("run", 1), ("other", 2)):
+        done = shell("tiny.yaml", "--run-url", name, f"train.seed={seed}")
+        assert done.returncode == 0, done.stderr
+    return shell
+
+
+@pytest.fixture
+def run(trained: Shell) -> RunDir:
+    """A copy of `run`, with its data, where they were."""
+    kept = trained.root / "kept"
+    if not kept.exists():
+        shutil.copytree(trained.here, kept)
+    shutil.rmtree(trained.here)
+    shutil.copytree(kept, trained.here)
+    return RunDir(str(trained.here / "run"))
+
+
+def refused(run: RunDir, *said: str) -> None:
+    with pytest.raises(LaunchError) as error:
+        ready = make_ready(run, {"train.max_steps": 24})
+        ready.submit(report=print)
+    shown = f"{error.value} {error.value.hint}"
+    assert all(one in shown for one in said), shown
+    assert run.attempts() == [0], "something was started"
+
+
+def test_other_tokens_under_the_same_path(run: RunDir, trained: Shell) -> None:
+    shutil.rmtree(trained.here / "data")
+    shutil.copytree(trained.here / "b", trained.here / "data")
+    refused(run, f"{trained.here}/data/train: other tokens lie there now")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("recipe.yaml", "seq_len: 32", "seq_len: 36"), ("plan.json", "2", "3")]
+)
+def test_a_changed_frozen_file(run: RunDir, name: str, old: str, new: str) -> None:
+    path = Path(run.path(name))
+    path.write_text(path.read_text().replace(old, new, 1))
+    refused(run, f"{name} was changed after the launch")
+
+
+def test_a_checkpoint_of_another_run(run: RunDir, trained: Shell) -> None:
+    newest = trained.here / "run/checkpoints/step-00000020"
+    shutil.rmtree(newest)
+    shutil.copytree(trained.here / "other/checkpoints/step-00000020", newest)
+    assert newest_checkpoint(run) == 10
+    refused(run, f"{newest} is of another run, ", "--from-step 10")
+
+
+def test_the_newest_checkpoint_gone(run: RunDir, trained: Shell) -> None:
+    shutil.rmtree(trained.here / "run/checkpoints/step-00000020")
+    refused(run, "step 20 was saved", "is gone", "--from-step 10, or launch resume", "--from-scratch")
+
+
+def test_all_checkpoints_gone(run: RunDir, trained: Shell) -> None:
+    shutil.rmtree(trained.here / "run/checkpoints")
+    refused(run, "step 20 was saved", "--from-scratch")
+
+
+def test_an_attempt_that_nobody_watches_does_not_start_over_in_silence(run: RunDir, trained: Shell) -> None:
+    """The worker's own check: an owner that goes on by itself asks no launcher."""
+    from launchyard.launcher.backends.base import load_backend
+
+    ready = make_ready(run, {"train.max_steps": 24})
+    shutil.rmtree(trained.here / "run/checkpoints")
+    load_backend("local").submit(run, ready.plan, ready.overrides)
+    assert trained("logs", "-f", "./run").returncode == 0
+    outcome = run.outcome()
+    assert outcome is not None and outcome.outcome == "failed" and outcome.fatal
+    assert "step 20 of this run was saved" in outcome.message
+
+
+@pytest.mark.parametrize(("flags", "start"), [(["--from-step", "10"], 10), (["--from-scratch"], 0)])
+def test_going_back_on_purpose(run: RunDir, trained: Shell, flags: list[str], start: int) -> None:
+    """It is exact, and what comes after it counts again."""
+    before = history(run)
+    weights = final_weights(run)
+    done = trained("resume", "./run", *flags)
+    assert done.returncode == 0, done.stderr
+    assert run.starts() == {0: 0, 1: start}
+    assert history(run) == before
+    assert all((weights[key] == value).all() for key, value in final_weights(run).items())
+    assert newest_checkpoint(run) == 20
+    ready = make_ready(run, {"train.max_steps": 24})
+    assert ready.state.checkpoint == 20
+
+
+def test_there_must_be_a_checkpoint_to_go_back_to(trained: Shell, run: RunDir) -> None:
+    done = trained("resume", "./run", "--from-step", "15", "--json")
+    assert done.returncode == 2
+    assert "no checkpoint of that step; allowed: 10, 20" in done.stderr
+    assert not json.loads(trained("status", "./run", "--json").stdout).get("alive")
