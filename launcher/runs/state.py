@@ -19,7 +19,7 @@ from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import is_row
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, retry
-from launchyard.storage.damage import parse_lines, report_damage
+from launchyard.storage.damage import parse_lines, report_damage, unreadable
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
 _TAIL_BYTES = 64 * 1024
@@ -215,7 +215,13 @@ def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
     for attempt in reversed(attempts):
         prefix = layout.rows_prefix(layout.STEPS, attempt)
         for name in reversed([name for name in names if layout.is_grown(name, prefix)]):
-            tail = b"\n" + _tail(run, f"{layout.METRICS}/{name}").partition(b"\n")[2]
+            try:
+                tail = b"\n" + _tail(run, f"{layout.METRICS}/{name}").partition(b"\n")[2]
+            except OSError as error:
+                if not unreadable(error):
+                    raise
+                report_damage(f"{run.path(layout.METRICS)}/{name} cannot be read: {error.strerror}")
+                continue
             rows, bad = parse_lines(tail, is_row)
             if bad:
                 report_damage(f"{run.path(layout.METRICS)}/{name}: {len(bad)} of its last lines are no rows")

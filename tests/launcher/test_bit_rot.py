@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.submit.resume import make_ready
+from launchyard.run.rundir import RunDir
 from launchyard.storage import damage
 from tests.run.test_old_runs import FIXTURE, LONG_AGO, PLACE
 
@@ -117,3 +119,22 @@ def test_damage_is_named(
         if printed != wanted and kind != "missing" and not (kind in ("cut", "empty") and name in GROWING):
             shown = printed + said
             assert Path(name).name in shown or "damaged" in shown, (words, printed, said)
+
+
+FROZEN = ("recipe.yaml", "plan.json")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "missing"])
+@pytest.mark.parametrize("name", [name for name in FILES if name not in FROZEN])
+def test_a_resume_gets_around_it(
+    intact: Path, tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a damaged job.json also in the first minute after the end: its heartbeat could be an owner's elsewhere."""
+    shutil.copytree(intact, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    DAMAGE[kind](Path("run") / name)
+    if not name.endswith("job.json"):
+        age()
+    ready = make_ready(RunDir("run"), {"train.max_steps": 41})
+    assert ready.state.checkpoint == 15  # one that is damaged is found when it is loaded
+    assert ready.overrides == {"train.max_steps": 41}

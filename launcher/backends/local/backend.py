@@ -100,6 +100,8 @@ def is_alive(run: RunDir, job: Job) -> bool:
     """On this host by its process; on another one by its heartbeat, a lease that expires by itself."""
     if job.host == socket.gethostname():
         return processes.is_alive(job.pid, job.pid_started)
+    if job.damaged and (ended := run.outcome()) is not None and ended.attempt >= job.attempt:
+        return False  # its process is not known, and its last word is
     return heartbeat_age(run, job.attempt) < LEASE_SECONDS
 
 
