@@ -267,7 +267,7 @@ def test_a_signal_with_a_short_grace_while_the_store_is_away(remote: Remote, pro
     assert agent.stderr is not None
     words = agent.communicate(timeout=90)[1]
     assert time.monotonic() - began < 45, words
-    assert agent.returncode == 1 and "what was saved is there" in words and "Traceback" not in words
+    assert agent.returncode == 1 and "its checkpoints are intact" in words and "Traceback" not in words
     assert not marked(remote.run.url)
     proxy.accept()
     remote.train()
