@@ -22,7 +22,6 @@ FULL_FOLDERS = {"tests/support": 20}
 LONG_SIGNATURES = {
     "launcher/agent/torchrun.py torchrun_argv": 12,
     "launcher/cli/main.py launch_recipe": 11,  # one for each option that can be typed
-    "training/data/prepare/prepare.py prepare": 10,
     "training/step.py train_step": 10,
 }
 

@@ -21,6 +21,7 @@ from launchyard.training.data.dataset_spec import is_prepared, open_dataset
 from launchyard.training.data.index import (
     DATASET,
     DIGESTS,
+    REJECTS,
     TOKENIZER,
     Dataset,
     Digests,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Key or column with the text.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default: one a core.")
 @click.option("--eos", metavar="TOKEN", help="Token that ends a document; default: what the tokenizer says.")
+@click.option("--skip-invalid", is_flag=True, help="Leave invalid documents out, and list them in OUT/rejects.jsonl.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def prepare(
     sources: tuple[str, ...], tokenizer: str, out: str, chunk_tokens: int | None, as_json: bool, **options: Any
@@ -51,7 +53,8 @@ def prepare(
     """Turn text into chunks of tokens.
 
     SOURCE is .txt, .md, .jsonl or .parquet, also .gz or .zst; or a folder, a glob or an fsspec URL of such. An
-    interrupted preparation goes on when the same command is run again.
+    interrupted preparation goes on when the same command is run again, and so does one that met invalid text after that
+    was mended.
     """
     with user_errors():
         from launchyard.training.data.prepare.encode import PrepareError
@@ -124,6 +127,8 @@ def _described(folder: str, made: Dataset) -> Iterator[str]:
         yield f"  held out: sections of about {holdout.section_chars:,} characters, documents being too few"
     if made.empty_documents:
         yield f"  {made.empty_documents:,} documents were empty and left out"
+    if made.rejected_documents:
+        yield f"  {made.rejected_documents:,} documents were invalid and left out: {folder}/{REJECTS}"
 
 
 def _inspection_lines(folder: str, facts: dict[str, Any]) -> Iterator[str]:

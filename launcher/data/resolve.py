@@ -248,7 +248,8 @@ def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | N
     if made is None:
         return part
     from launchyard.training.data.prepare.encode import PrepareError
-    from launchyard.training.data.prepare.prepare import prepare
+    from launchyard.training.data.prepare.journal import remove_unfinished
+    from launchyard.training.data.prepare.prepare import KeptWorkError, prepare
 
     with exclusive(f"{made.out}.lock"):
         if not is_prepared(made.out):
@@ -261,6 +262,9 @@ def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | N
                         validation=made.validation,
                         on_progress=on_progress,
                     )
+                except KeptWorkError:  # of no use to the next launch: text that was mended has another folder
+                    remove_unfinished(made.out, remove_root=True)
+                    raise
                 except PrepareError as error:
                     raise LaunchError(f"preparing the text failed: {error}") from error
         return replace(part, spec=open_dataset(made.out), preparation=None)

@@ -2,6 +2,7 @@
 
     OUT/  dataset.json                      content and sources; written last: without it there is no dataset
           tokenizer/tokenizer.json          the tokenizer that made the tokens
+          rejects.jsonl                     invalid documents that were left out on request: file, line, reason
           train/{index.json, chunk-0-0.bin …, digests.json}    litdata's format, and the hash of each chunk
           validation/…                      the same for the held-out part; absent when there is none
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +22,7 @@ from launchyard.storage.files import exists, normal
 
 FORMAT = 1
 DATASET = "dataset.json"
+REJECTS = "rejects.jsonl"
 INDEX = "index.json"
 DIGESTS = "digests.json"
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -114,6 +116,16 @@ class TokenizerEntry(FrozenModel):
     eos_id: int
 
 
+class OptionArguments(TypedDict, total=False):
+    """The same as arguments of a call."""
+
+    validation: float
+    seed: int
+    chunk_tokens: int
+    text_key: str
+    eos: str | None
+
+
 class Options(FrozenModel):
     """The options of `launch prepare`; together with sources and tokenizer they decide every byte."""
 
@@ -148,6 +160,7 @@ class Dataset(FrozenModel):
     dtype: Literal["uint16", "int32"]
     documents: int
     empty_documents: int = Field(description="Documents without a character; they are left out.")
+    rejected_documents: int = Field(0, description="Invalid documents, left out by --skip-invalid; see rejects.jsonl.")
     tokens: int
     holdout: HoldOut
     options: Options

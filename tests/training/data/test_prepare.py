@@ -251,7 +251,7 @@ def test_other_folders_are_left_alone(tmp_path: Path, corpus: Path, tokenizer_fi
         ({"chunk_tokens": 2**31}, "a chunk holds 2 to"),
         ({"eos": "<nope>"}, "--eos '<nope>' is no token of"),
         ({"tokenizer": "/nope"}, "no tokenizer at /nope"),
-        ({"text_key": "body"}, "no key 'body'"),
+        ({"text_key": "body", "validation": 0.1}, "no key 'body'"),
     ],
 )
 def test_mistakes_leave_nothing_behind(
@@ -275,13 +275,70 @@ def test_text_that_is_too_short(tmp_path: Path, tokenizer_file: str) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_a_line_that_is_wrong_late(tmp_path: Path, short_texts: list[str], tokenizer_file: str) -> None:
-    write_jsonl(tmp_path / "a.jsonl", short_texts)
-    with (tmp_path / "a.jsonl").open("a") as file:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fault_in_the_text_keeps_what_is_done(
+    tmp_path: Path, short_texts: list[str], tokenizer_file: str, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Mending a file, here to a shorter one, redoes that file's part; the bytes are those of a fresh run."""
+    monkeypatch.setattr("launchyard.training.data.prepare.encode.BATCH_CHARS", 5_000)
+    monkeypatch.setattr(room, "BYTES_PER_WORKER", 1)
+    options = {"tokenizer": tokenizer_file, "validation": 0.1, "chunk_tokens": 3_000, "workers": workers}
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    write_jsonl(corpus / "a.jsonl", short_texts)
+    write_jsonl(corpus / "b.jsonl", short_texts)
+    write_jsonl(corpus / "c.jsonl", short_texts[:50])
+    with (corpus / "b.jsonl").open("a") as file:
         file.write("{oops\n")
-    with pytest.raises(ValueError, match=rf"a\.jsonl:{len(short_texts) + 1} is not JSON"):
-        prepare([str(tmp_path / "a.jsonl")], tokenizer=tokenizer_file, out=str(tmp_path / "out"), chunk_tokens=5000)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=rf"b\.jsonl:{len(short_texts) + 1} is not JSON.* tokens before it are kept"):
+        prepare([str(corpus)], out=str(out), **options)
+    assert len(list((out / "train").iterdir())) > 8
+    write_jsonl(corpus / "b.jsonl", short_texts[:20])
+    first = prepare([str(corpus / "a.jsonl")], out=str(tmp_path / "first"), **options)
+    assert told([str(corpus)], out=str(out), **options) == [f"going on after {first.tokens:,} tokens that are done"]
+    prepare([str(corpus)], out=str(tmp_path / "fresh"), **options)
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_a_fault_before_any_work_leaves_nothing(tmp_path: Path, tokenizer_file: str) -> None:
+    (tmp_path / "a.jsonl").write_text("{oops\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 is not JSON"):
+        prepare([str(tmp_path / "a.jsonl")], tokenizer=tokenizer_file, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_invalid_documents_are_skipped_on_request(
+    tmp_path: Path, short_texts: list[str], tokenizer_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their number and reasons; also when the run goes on after it was refused."""
+    monkeypatch.setattr("launchyard.training.data.prepare.encode.BATCH_CHARS", 5_000)
+    options = {"tokenizer": tokenizer_file, "chunk_tokens": 3_000}
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    write_jsonl(corpus / "a.jsonl", short_texts[:100])
+    clean = prepare([str(corpus)], out=str(tmp_path / "clean"), **options)
+    with (corpus / "a.jsonl").open("ab") as file:
+        file.write(b'{"text": "caf\xe9"}\n{"body": "x"}\n{"text": 3}\n')
+    (corpus / "b.txt").write_bytes(b"caf\xe9")
+    out = str(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"a\.jsonl:101 is not JSON.*--skip-invalid leaves"):
+        prepare([str(corpus)], out=out, **options)
+    notes = told([str(corpus)], out=out, skip_invalid=True, **options)
+    made = read_dataset(out)
+    assert made and notes[0].startswith("going on after")
+    assert (made.rejected_documents, made.digest, made.documents) == (4, clean.digest, clean.documents)
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(Path(row["file"]).name, row["line"]) for row in rejects] == [
+        ("a.jsonl", 101),
+        ("a.jsonl", 102),
+        ("a.jsonl", 103),
+        ("b.txt", None),
+    ]
+    assert rejects[2]["reason"] == "has 'text' of type int, not text"
+    assert rejects[3]["reason"].startswith("is not UTF-8 near byte")
+    with pytest.raises(ValueError, match="4 invalid documents were left out of it by --skip-invalid"):
+        prepare([str(corpus)], out=out, **options)
 
 
 def test_element_type_follows_the_vocabulary(tmp_path: Path, big_vocabulary: str, tokenizer_file: str) -> None:

@@ -54,7 +54,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet", text_key="body") == [*texts[:-1], ""]
     with pytest.raises(ValueError, match=r"a\.parquet has no column 'text' \(it has id, body\); see --text-key"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="row 1: 'id' is int, not text"):
+    with pytest.raises(ValueError, match="row 1 has 'id' of type int, not text"):
         read(tmp_path, text_key="id")
 
 
@@ -131,7 +131,7 @@ def test_urls(tmp_path: Path) -> None:
     [
         ("a.txt", b"caf\xe9 and more", r"a\.txt is not UTF-8 near byte 3; convert it"),
         ("a.txt", b"cut \xe2\x82", r"a\.txt is not UTF-8"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"text": 1}\n', r"a\.jsonl:3: 'text' is int, not text"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": 1}\n', r"a\.jsonl:3 has 'text' of type int, not text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2 is not JSON"),
         ("a.jsonl", b'{"content": "a", "id": 2}\n', r"a\.jsonl:1 has no key 'text' \(it has 'content', 'id'\)"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1 has no key 'text' \(it is list\)"),

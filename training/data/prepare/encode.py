@@ -25,6 +25,7 @@ from launchyard.training.data.prepare.split import TextPiece
 
 BATCH_CHARS = 1 << 20
 BATCH_PIECES = 8192
+FILES_BEGIN_NEW = 1 / 16  # of a batch; a batch with less in it goes on into the next file
 
 
 class PrepareError(RuntimeError):
@@ -88,35 +89,62 @@ def _encode(engine: Any, texts: list[str], dtype: str) -> tuple[Array, list[int]
     return ids, lengths
 
 
-def in_batches(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """Pieces in groups worth one call. The cuts follow from the text alone: a restart counts them."""
-    batch: list[TextPiece] = []
+@dataclass(frozen=True)
+class TextBatch:
+    """Pieces worth one call, out of the first `files` files.
+
+    `complete_files` of them came before it, if it begins where a file begins.
+    """
+
+    pieces: list[TextPiece]
+    files: int
+    complete_files: int | None
+
+    @property
+    def texts(self) -> list[str]:
+        return [piece.text for piece in self.pieces]
+
+
+def in_batches(texts: Iterable[Iterable[TextPiece]]) -> Iterator[TextBatch]:
+    """The pieces of each file in groups. The cuts follow from the text alone: a restart counts them."""
+    pieces: list[TextPiece] = []
     chars = 0
-    for piece in pieces:
-        batch.append(piece)
-        chars += len(piece.text)
-        if chars >= BATCH_CHARS or len(batch) >= BATCH_PIECES:
-            yield batch
-            batch = []
+    count = 0
+    complete: int | None = None
+    for count, text in enumerate(texts, start=1):
+        begun = False
+        for piece in text:
+            if not pieces:
+                complete = None if begun else count - 1
+            begun = True
+            pieces.append(piece)
+            chars += len(piece.text)
+            if chars >= BATCH_CHARS or len(pieces) >= BATCH_PIECES:
+                yield TextBatch(pieces, count, complete)
+                pieces = []
+                chars = 0
+        if chars >= BATCH_CHARS * FILES_BEGIN_NEW or len(pieces) >= BATCH_PIECES * FILES_BEGIN_NEW:
+            yield TextBatch(pieces, count, complete)
+            pieces = []
             chars = 0
-    if batch:
-        yield batch
+    if pieces:
+        yield TextBatch(pieces, count, complete)
 
 
-Encoded = tuple[list[TextPiece], Array, list[int]]
+Encoded = tuple[TextBatch, Array, list[int]]
 
 
-def encode_in_order(batches: Iterator[list[TextPiece]], tokenizer: TokenizerFile, *, workers: int) -> Iterator[Encoded]:
+def encode_in_order(batches: Iterator[TextBatch], tokenizer: TokenizerFile, *, workers: int) -> Iterator[Encoded]:
     """Each batch with its ids (all pieces end to end) and their lengths, in order for any number of workers."""
     if workers > 1:
         yield from _in_processes(batches, tokenizer, workers)
         return
     engine = _engine(tokenizer.raw, "the tokenizer")
     for batch in batches:
-        yield batch, *_encode(engine, [piece.text for piece in batch], tokenizer.dtype)
+        yield batch, *_encode(engine, batch.texts, tokenizer.dtype)
 
 
-def _in_processes(batches: Iterator[list[TextPiece]], tokenizer: TokenizerFile, workers: int) -> Iterator[Encoded]:
+def _in_processes(batches: Iterator[TextBatch], tokenizer: TokenizerFile, workers: int) -> Iterator[Encoded]:
     # spawn: a fork would copy the locks of whatever threads run here
     pool = ProcessPoolExecutor(
         workers,
@@ -124,10 +152,10 @@ def _in_processes(batches: Iterator[list[TextPiece]], tokenizer: TokenizerFile, 
         initializer=_start_worker,
         initargs=(tokenizer.raw, tokenizer.dtype),
     )
-    running: deque[tuple[list[TextPiece], Future[tuple[bytes, list[int]]]]] = deque()
+    running: deque[tuple[TextBatch, Future[tuple[bytes, list[int]]]]] = deque()
     try:
         for batch in batches:
-            running.append((batch, pool.submit(_encode_in_worker, [piece.text for piece in batch])))
+            running.append((batch, pool.submit(_encode_in_worker, batch.texts)))
             if len(running) > 2 * workers:
                 yield _result(*running.popleft(), tokenizer)
         while running:
@@ -141,7 +169,7 @@ def _in_processes(batches: Iterator[list[TextPiece]], tokenizer: TokenizerFile, 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(batch: list[TextPiece], future: Future[tuple[bytes, list[int]]], tokenizer: TokenizerFile) -> Encoded:
+def _result(batch: TextBatch, future: Future[tuple[bytes, list[int]]], tokenizer: TokenizerFile) -> Encoded:
     raw, lengths = future.result()
     return batch, np.frombuffer(raw, dtype=tokenizer.dtype), lengths
 

@@ -1,15 +1,19 @@
 """Text to chunks of tokens: the whole journey of `launch prepare`. Restartable; the same bytes for any workers.
 
 A journal in OUT/.prepare records the number of batches in chunks, and keeps the tokens of the last chunk, which is
-not full yet. A restart reads the text again, skips those batches and goes on. dataset.json is written last.
+not full yet. A restart reads the text again, skips those batches and goes on: before the first file that has changed.
+dataset.json is written last.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Unpack
 
 from launchyard.host.locks import LockedError, exclusive
 from launchyard.storage import files
@@ -17,9 +21,11 @@ from launchyard.storage.files import normal
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.index import (
     DATASET,
+    REJECTS,
     TOKENIZER,
     Dataset,
     HoldOut,
+    OptionArguments,
     Options,
     SourceEntry,
     TokenizerEntry,
@@ -28,6 +34,7 @@ from launchyard.training.data.index import (
 )
 from launchyard.training.data.prepare.encode import (
     PrepareError,
+    TextBatch,
     encode_in_order,
     in_batches,
     open_tokenizer,
@@ -35,15 +42,13 @@ from launchyard.training.data.prepare.encode import (
 from launchyard.training.data.prepare.journal import (
     JOURNAL,
     JOURNAL_SECONDS,
+    FinishedWork,
     PrepareJob,
     PrepareProgress,
-    journal_key,
     remove_journal,
     remove_unfinished,
-    restore_journal,
-    save_journal,
 )
-from launchyard.training.data.prepare.sources import Reading, TextSource, digest_of, documents, find_sources
+from launchyard.training.data.prepare.sources import Reading, Reject, TextSource, digest_of, documents, find_sources
 from launchyard.training.data.prepare.split import Splitter, TextPiece, choose_holdout, enough_documents
 from launchyard.training.data.prepare.writer import SplitWriter, check_chunk_tokens
 
@@ -51,33 +56,36 @@ CHUNK_TOKENS = 2**25  # 64 MiB of uint16
 BYTES_PER_WORKER = 32 << 20  # less does not pay for a process: the tokenizer has threads of its own
 
 
+class KeptWorkError(ValueError):
+    """A fault in the text, behind finished work that is kept."""
+
+
 def prepare(
     sources: list[str],
     *,
     tokenizer: str,
     out: str,
-    validation: float = 0.0,
-    seed: int = 0,
-    chunk_tokens: int = CHUNK_TOKENS,
-    text_key: str = "text",
-    eos: str | None = None,
+    skip_invalid: bool = False,
     workers: int | None = None,
     on_progress: Callable[[PrepareProgress], None] | None = None,
+    **given: Unpack[OptionArguments],
 ) -> Dataset:
     """Tokenize files, folders, globs and URLs into `out`, a local folder or URL. Returns its description.
 
     Finished work is not repeated; another data set in `out` is never overwritten. ValueError: the user's
-    mistake, and `out` is left as it was. PrepareError: a process died; the same call goes on.
+    mistake, and `out` is left as it was, or KeptWorkError: part of the work is done. PrepareError: a process died.
+    After the last two the same call goes on. With `skip_invalid`, rejects.jsonl lists the documents left out.
     """
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation is {validation}; a share must lie in [0, 1)")
+    options = Options.model_validate({"chunk_tokens": CHUNK_TOKENS, **given})
+    if not 0 <= options.validation < 1:
+        raise ValueError(f"validation is {options.validation}; a share must lie in [0, 1)")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 is needed")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must not be negative")
-    options = Options(validation=validation, seed=seed, chunk_tokens=chunk_tokens, text_key=text_key, eos=eos)
-    job = PrepareJob(find_sources(sources), open_tokenizer(tokenizer, eos=eos), normal(out), options, on_progress)
-    check_chunk_tokens(chunk_tokens, job.tokenizer.dtype)
+    if options.seed < 0:
+        raise ValueError(f"seed is {options.seed}; it must not be negative")
+    made = open_tokenizer(tokenizer, eos=options.eos)
+    job = PrepareJob(find_sources(sources), made, normal(out), options, on_progress, skip_invalid)
+    check_chunk_tokens(options.chunk_tokens, made.dtype)
     _check_out(job)
     if (done := read_dataset(job.out)) is not None:
         return _same(job, done)
@@ -85,6 +93,8 @@ def prepare(
     with _lock(job.out):
         try:
             return _prepare(job, workers or len(os.sched_getaffinity(0)))
+        except KeptWorkError:
+            raise
         except ValueError:
             remove_unfinished(job.out, remove_root=not existed)
             raise
@@ -113,6 +123,8 @@ def _same(job: PrepareJob, done: Dataset) -> Dataset:
             faults.append(f"{key} was {value} and is {now} now")
     if done.tokenizer.sha256 != job.tokenizer.sha256:
         faults.append("it was made with another tokenizer")
+    if done.rejected_documents and not job.skip_invalid:
+        faults.append(f"{done.rejected_documents:,} invalid documents were left out of it by --skip-invalid")
     if not faults:
         faults = [f"{name} has changed" for name in requested if digest_of(requested[name]) != there[name].xxh3]
     if faults:
@@ -143,25 +155,48 @@ def _lock(out: str) -> Iterator[None]:
 # -- the work --------------------------------------------------------------------------------------------------------
 def _prepare(job: PrepareJob, workers: int) -> Dataset:
     holdout = _holdout(job)
-    writers = {split: job.writer(split) for split in ("train", "validation")}
-    key = journal_key(job, holdout)
-    done = restore_journal(job, key, writers)
+    work = FinishedWork(job, holdout)
+    work.restore()
     workers = min(workers, 1 + job.bytes_total // BYTES_PER_WORKER)
     splitter = Splitter(holdout, share=job.options.validation, seed=job.options.seed)
-    batches = in_batches(_pieces(job, splitter))
-    for _ in range(done):
+    faults: list[ValueError | OSError] = []
+    batches = _until_fault(in_batches(_texts(job, splitter)), faults)
+    for _ in range(work.batches):
         next(batches, None)
     saved = time.monotonic()
-    at = sum(writer.n_chunks for writer in writers.values())
-    for number, (pieces, ids, lengths) in enumerate(encode_in_order(batches, job.tokenizer, workers=workers), done + 1):
-        _store(writers, pieces, ids, lengths)
-        chunks = sum(writer.n_chunks for writer in writers.values())
-        if chunks > at or time.monotonic() - saved > JOURNAL_SECONDS:
-            save_journal(job.out, key, number, writers)
+    at = work.chunks
+    for batch, ids, lengths in encode_in_order(batches, job.tokenizer, workers=workers):
+        work.begin(batch)
+        _store(work.writers, batch.pieces, ids, lengths)
+        if work.chunks > at or time.monotonic() - saved > JOURNAL_SECONDS:
+            work.save()
             saved = time.monotonic()
-            at = chunks
-        job.report(sum(writer.n_tokens for writer in writers.values()))
-    return _finish(job, holdout, writers)
+            at = work.chunks
+        job.report(work.tokens)
+    if faults:
+        raise _keep(work, faults[0]) from faults[0]
+    return _finish(job, holdout, work.writers)
+
+
+def _until_fault(batches: Iterator[TextBatch], faults: list[ValueError | OSError]) -> Iterator[TextBatch]:
+    """Ends where the text cannot be read, so that the batches before it are finished first."""
+    try:
+        yield from batches
+    except (ValueError, OSError) as error:
+        faults.append(error)
+
+
+def _keep(work: FinishedWork, fault: ValueError | OSError) -> Exception:
+    """Returns the error to raise. The work before the fault is kept, if there is any."""
+    if not work.batches:
+        return fault
+    work.save()
+    if isinstance(fault, OSError):
+        return fault
+    return KeptWorkError(
+        f"{fault}. The {work.tokens:,} tokens before it are kept: after the text is mended, the same command goes on "
+        "from the first file that has changed; --skip-invalid leaves invalid documents out"
+    )
 
 
 def _holdout(job: PrepareJob) -> HoldOut:
@@ -175,23 +210,28 @@ def _holdout(job: PrepareJob) -> HoldOut:
         if source.kind == "text":
             count += 1
             continue
-        for document in documents(Reading(source), text_key=job.options.text_key):
+        for document in documents(Reading(source, job.skip_invalid), text_key=job.options.text_key):
             count += any(document)
             if count >= needed:
                 break
     return choose_holdout(share, n_documents=count, total_bytes=job.bytes_total)
 
 
-def _pieces(job: PrepareJob, splitter: Splitter) -> Iterator[TextPiece]:
+def _texts(job: PrepareJob, splitter: Splitter) -> Iterator[Iterator[TextPiece]]:
+    """The pieces of each file. Use up one before the next."""
     for source in job.sources:
-        reading = Reading(source)
+        reading = Reading(source, job.skip_invalid)
         job.readings.append(reading)
-        for document in documents(reading, text_key=job.options.text_key):
-            empty = True
-            for piece in splitter.pieces(document):
-                empty = False
-                yield piece
-            job.empty_documents += empty
+        yield _pieces(job, reading, splitter)
+
+
+def _pieces(job: PrepareJob, reading: Reading, splitter: Splitter) -> Iterator[TextPiece]:
+    for document in documents(reading, text_key=job.options.text_key):
+        empty = True
+        for piece in splitter.pieces(document):
+            empty = False
+            yield piece
+        job.empty_documents += empty
 
 
 def _store(writers: dict[str, SplitWriter], pieces: list[TextPiece], ids: Array, lengths: list[int]) -> None:
@@ -207,12 +247,14 @@ def _store(writers: dict[str, SplitWriter], pieces: list[TextPiece], ids: Array,
 
 
 def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) -> Dataset:
+    rejects = [reject for reading in job.readings for reject in reading.rejects]
     split_names = ["train"] if holdout.unit == "nothing" else ["train", "validation"]
     for split in split_names:
         if writers[split].n_tokens < 2:
             raise ValueError(
                 f"the {split} part has {writers[split].n_tokens} tokens: there is too little text "
                 f"({job.bytes_total} bytes in {len(job.sources)} files, validation {job.options.validation})"
+                + (f"; {len(rejects):,} documents are invalid: {rejects[0].reason}" if rejects else "")
             )
     entries = {split: writers[split].finish() for split in split_names}
     made = job.tokenizer
@@ -224,17 +266,26 @@ def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) 
         dtype=made.dtype,
         documents=sum(reading.documents for reading in job.readings) - job.empty_documents,
         empty_documents=job.empty_documents,
+        rejected_documents=len(rejects),
         tokens=sum(entry.tokens for entry in entries.values()),
         holdout=holdout,
         options=job.options,
         sources=_entries(job),
         splits=entries,
     )
+    _write_rejects(f"{job.out}/{REJECTS}", rejects)
     files.write(f"{job.out}/{TOKENIZER}", made.raw, sync=True)
     files.write(f"{job.out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
     remove_journal(job.out)
     job.report(dataset.tokens)
     return dataset
+
+
+def _write_rejects(path: str, rejects: list[Reject]) -> None:
+    if rejects:
+        files.write(path, "".join(json.dumps(asdict(reject)) + "\n" for reject in rejects).encode(), sync=True)
+    elif files.exists(path):
+        files.remove(path)
 
 
 def _entries(job: PrepareJob) -> list[SourceEntry]:

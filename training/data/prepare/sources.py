@@ -41,15 +41,38 @@ class TextSource:
         """The path, without user, password and signature of a URL."""
         return without_credentials(self.path)
 
+    def place(self, line: int | None) -> str:
+        """Returns the name with a line, or row, of it."""
+        if line is None:
+            return self.name
+        return f"{self.name}, row {line}" if self.kind == "parquet" else f"{self.name}:{line}"
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A document that was left out. `line` counts lines or rows from 1; None for a file that is one document."""
+
+    file: str
+    line: int | None
+    reason: str
+
 
 @dataclass
 class Reading:
-    """The part of one source that was read so far."""
+    """The part of one source that was read so far, and its invalid documents if those are skipped."""
 
     source: TextSource
+    skip_invalid: bool = False
     bytes: int = 0
     documents: int = 0
+    rejects: list[Reject] = field(default_factory=list)
     hash: Any = field(default_factory=lambda: _xxh3())
+
+    def invalid(self, line: int | None, reason: str) -> None:
+        """Leaves a document out. Raises ValueError unless invalid documents are skipped."""
+        if not self.skip_invalid:
+            raise ValueError(f"{self.source.place(line)} {reason}")
+        self.rejects.append(Reject(self.source.name, line, reason))
 
     @property
     def digest(self) -> str:
@@ -217,7 +240,26 @@ def documents(reading: Reading, *, text_key: str) -> Iterator[Iterator[str]]:
 
 
 def _text(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
+    if reading.skip_invalid and (reason := _fault_of_text(reading.source)):
+        for _ in raw_blocks(reading):  # hash it
+            pass
+        reading.invalid(None, reason)
+        return
     yield _decode(reading)
+
+
+def _fault_of_text(source: TextSource) -> str:
+    """Returns the reason why a whole file is no text; empty if it is."""
+    try:
+        for _ in _decode(Reading(source)):
+            pass
+    except _NotUtf8Error as error:
+        return str(error).removeprefix(f"{source.name} ")
+    return ""
+
+
+class _NotUtf8Error(ValueError):
+    pass
 
 
 def _decode(reading: Reading) -> Iterator[str]:
@@ -233,7 +275,9 @@ def _decode(reading: Reading) -> Iterator[str]:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         where = f"near byte {done + error.start}"
-        raise ValueError(f"{reading.source.name} is not UTF-8 {where}; convert it: iconv -t UTF-8") from error
+        raise _NotUtf8Error(
+            f"{reading.source.name} is not UTF-8 {where}; convert it, for example: iconv -f LATIN1 -t UTF-8"
+        ) from error
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -250,34 +294,42 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _jsonl(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
     for number, line in enumerate(_lines(_blocks(reading)), start=1):
-        if line.strip():
-            yield iter([_field(line, text_key, f"{reading.source.name}:{number}")])
+        if not line.strip():
+            continue
+        try:
+            text = _field(line, text_key)
+        except ValueError as error:
+            reading.invalid(number, str(error))
+            continue
+        yield iter([text])
 
 
-def _field(line: bytes, text_key: str, where: str) -> str:
+def _field(line: bytes, text_key: str) -> str:
+    """Returns the text of a line. ValueError says only the reason: the caller knows the place."""
     try:
         row = json.loads(line.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
+        raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(row, dict) or text_key not in row:
         has = (
             f"it has {', '.join(map(repr, row)) or 'no keys'}"
             if isinstance(row, dict)
             else f"it is {type(row).__name__}"
         )
-        raise ValueError(f"{where} has no key {text_key!r} ({has}); name the key of the text with --text-key")
-    return _string(row[text_key], text_key, where)
+        raise ValueError(f"has no key {text_key!r} ({has}); name the key of the text with --text-key")
+    return _string(row[text_key], text_key)
 
 
-def _string(value: object, text_key: str, where: str) -> str:
+def _string(value: object, text_key: str) -> str:
+    """Returns the value as text. ValueError says only the reason."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {text_key!r} is {type(value).__name__}, not text")
+        raise ValueError(f"has {text_key!r} of type {type(value).__name__}, not text")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON may hold half of a surrogate pair
-        raise ValueError(f"{where}: {text_key!r} is no valid Unicode: {error.reason}") from error
+        raise ValueError(f"has {text_key!r} of no valid Unicode: {error.reason}") from error
     return value
 
 
@@ -301,4 +353,9 @@ def _parquet(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
         for batch in table.iter_batches(batch_size=256, columns=[text_key]):
             for value in batch.column(0).to_pylist():
                 row += 1
-                yield iter([_string(value, text_key, f"{name}, row {row}")])
+                try:
+                    text = _string(value, text_key)
+                except ValueError as error:
+                    reading.invalid(row, str(error))
+                    continue
+                yield iter([text])

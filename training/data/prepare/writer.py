@@ -130,6 +130,21 @@ class SplitWriter:
         self._buffer[: self._filled] = np.frombuffer(raw, dtype=self._buffer.dtype)
         return True
 
+    def cut_back(self, *, tokens: int, documents: int) -> None:
+        """Goes back to the end of an earlier document. The files of later chunks stay until they are written anew."""
+        full, rest = divmod(tokens, len(self._buffer))
+        if full < len(self._chunks):
+            raw = files.read(f"{self.folder}/{self._chunks[full].filename}")
+            ids = np.frombuffer(
+                raw, self._buffer.dtype.newbyteorder("<"), offset=4 * (self._chunks[full].chunk_size + 2)
+            )
+            self._buffer[:rest] = ids[:rest]
+        self._chunks = self._chunks[:full]
+        self._digests = {chunk.filename: self._digests[chunk.filename] for chunk in self._chunks}
+        self._filled = rest
+        self.documents = documents
+        self.unfinished = False
+
     def _is_complete(self, name: str, digest: ChunkDigest) -> bool:
         path = f"{self.folder}/{name}"
         return files.exists(path) and xxhash.xxh3_64_hexdigest(files.read(path)) == digest.xxh3
