@@ -119,7 +119,8 @@ def _facts(folder: str) -> dict[str, Any]:
 
 def _described(folder: str, made: Dataset) -> Iterator[str]:
     yield f"{folder}: {made.tokens:,} tokens, {made.documents:,} documents"
-    yield f"  {made.dtype}, vocabulary {made.vocab_size:,}, documents end with {made.tokenizer.eos}"
+    begin = f"begin with {made.tokenizer.bos} and " if made.tokenizer.bos else ""
+    yield f"  {made.dtype}, vocabulary {made.vocab_size:,}, documents {begin}end with {made.tokenizer.eos}"
     for name, split in made.splits.items():
         yield f"  {name}: {split.tokens:,} tokens in {split.chunks} chunks, digest {split.digest[:12]}"
     holdout = made.holdout
@@ -127,6 +128,8 @@ def _described(folder: str, made: Dataset) -> Iterator[str]:
         yield f"  held out: sections of about {holdout.section_chars:,} characters, documents being too few"
     if made.empty_documents:
         yield f"  {made.empty_documents:,} documents were empty and left out"
+    if made.control_tokens:
+        yield f"  {made.control_tokens:,} control tokens are written in the documents; they stay text"
     if made.rejected_documents:
         yield f"  {made.rejected_documents:,} documents were invalid and left out: {folder}/{REJECTS}"
 

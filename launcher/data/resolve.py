@@ -26,7 +26,7 @@ from launchyard.training.data.dataset_spec import (
     vocab_size_of,
     with_validation,
 )
-from launchyard.training.data.index import TOKENIZER, Dataset, find_tokenizer, read_dataset
+from launchyard.training.data.index import ENCODING, TOKENIZER, Dataset, Encoding, find_tokenizer, read_dataset
 from launchyard.training.recipe import DataConfig
 from launchyard.training.spec import DataSpec, TokenSource
 
@@ -40,6 +40,14 @@ HASHED_BYTES = 64 << 20  # text up to this is known by its content, more of it b
 
 
 @dataclass(frozen=True)
+class TextCache:
+    """The place of prepared text, the user's own if None, and how that text becomes ids."""
+
+    folder: str | None
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
 class Preparation:
     """Text that must be prepared before a run can read it, and how."""
 
@@ -47,6 +55,7 @@ class Preparation:
     tokenizer: str
     out: str
     validation: float
+    encoding: Encoding
 
 
 @dataclass(frozen=True)
@@ -78,17 +87,24 @@ class Resolved:
         return max((part.vocab_size for part in self.parts if part.vocab_size is not None), default=None)
 
 
-def resolve(data: DataConfig, tokenizer: str | None, *, base: str | None = None, cache: str | None = None) -> Resolved:
+def resolve(
+    data: DataConfig,
+    tokenizer: str | None,
+    *,
+    base: str | None = None,
+    cache: str | None = None,
+    encoding: Encoding = ENCODING,
+) -> Resolved:
     """Find the tokens of a recipe without preparing or writing anything. UserError names the key to fix.
 
     Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
-    user's cache folder.
+    user's cache folder; `encoding` is that of text.
     """
     tokenizer = tokenizer and _locate(tokenizer, base)
     parts = []
     for key, given, weight in _named(data):
         sources = [_locate(source, base) for source in given]
-        part = _part(key, sources, tokenizer, data.validation, cache)
+        part = _part(key, sources, tokenizer, data.validation, TextCache(cache, encoding))
         parts.append(replace(part, weight=weight))
     validation = _locate(data.validation, base) if isinstance(data.validation, str) else data.validation
     return _joined(parts, validation)
@@ -110,7 +126,7 @@ def _listed(source: str | list[str] | None) -> list[str]:
 
 
 def _part(
-    key: str, sources: list[str], tokenizer: str | None, validation: float | str | None, cache: str | None
+    key: str, sources: list[str], tokenizer: str | None, validation: float | str | None, cache: TextCache
 ) -> Part:
     if not sources:
         raise UserError(f"{key} is empty", hint="name a folder made by `launch prepare`, or text files")
@@ -178,7 +194,7 @@ def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
-def _text(key: str, given: list[str], tokenizer: str | None, validation: float | str | None, cache: str | None) -> Part:
+def _text(key: str, given: list[str], tokenizer: str | None, validation: float | str | None, cache: TextCache) -> Part:
     from launchyard.training.data.prepare.sources import find_sources
 
     with _key(key):
@@ -203,12 +219,12 @@ def _text(key: str, given: list[str], tokenizer: str | None, validation: float |
         raw = files.read(path)
         vocab_size = tokenizer_vocab_size(raw, name=path)
     share = float(validation or 0.0)
-    digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share)
-    out = os.path.join(cache or user_cache_folder(), "data", digest[:32])
+    digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share, cache.encoding)
+    out = os.path.join(cache.folder or user_cache_folder(), "data", digest[:32])
     if is_prepared(out):
         return Part(key, open_dataset(out), vocab_size_of(out))
     spec = _estimate(out, sum(source.bytes for source in sources), share, digest)
-    return Part(key, spec, vocab_size, preparation=Preparation(tuple(given), path, out, share))
+    return Part(key, spec, vocab_size, preparation=Preparation(tuple(given), path, out, share, cache.encoding))
 
 
 def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
@@ -223,12 +239,12 @@ def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
     )
 
 
-def _digest(sources: list[TextSource], tokenizer_sha256: str, share: float) -> str:
-    """Changes with the text, the tokenizer and the share; not with where the text lies, if it is small."""
+def _digest(sources: list[TextSource], tokenizer_sha256: str, share: float, encoding: Encoding) -> str:
+    """Changes with the text, the tokenizer, share and encoding; not with where the text lies, if it is small."""
     from launchyard.training.data.prepare.sources import digest_of
 
     small = sum(source.bytes for source in sources) <= HASHED_BYTES
-    facts: list[Any] = [1, tokenizer_sha256, share]
+    facts: list[Any] = [encoding, tokenizer_sha256, share]
     for source in sources:
         by_content = small and "://" not in source.path
         kind = [source.kind, source.compression, source.bytes]
@@ -260,6 +276,7 @@ def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | N
                         tokenizer=made.tokenizer,
                         out=made.out,
                         validation=made.validation,
+                        encoding=made.encoding,
                         on_progress=on_progress,
                     )
                 except KeptWorkError:  # of no use to the next launch: text that was mended has another folder

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_errors
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
@@ -124,9 +124,9 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     from launchyard.launcher.data.progress import preparing_line
     from launchyard.launcher.data.resolve import ensure_prepared, resolve
     from launchyard.training.data.dataset_spec import check_unchanged
-    from launchyard.training.data.index import INDEX
+    from launchyard.training.data.index import INDEX, Encoding
 
-    folders = [source.folder for source in (*data.train, *data.validation)]
+    folders = _folders(data)
     gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
     if not gone:
         with user_errors():
@@ -134,13 +134,20 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
         return
     hint = "bring its data back to where it was; a run goes on only with the same tokens that it began with"
     parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
-    found = resolve(recipe.data, recipe.tokenizer, cache=str(parents[2]) if len(parents) > 2 else None)
-    if found.prepared or [source.folder for source in (*found.spec.train, *found.spec.validation)] != folders:
+    cache = str(parents[2]) if len(parents) > 2 else None
+    encodings = get_args(Encoding)
+    ways = [resolve(recipe.data, recipe.tokenizer, cache=cache, encoding=encoding) for encoding in encodings]
+    found = next((way for way in ways if not way.prepared and _folders(way.spec) == folders), None)
+    if found is None:
         raise UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
     with user_errors():
         spec = ensure_prepared(found, on_progress=preparing_line(sys.stderr)).spec
     if spec.digest != data.digest:
         raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=hint)
+
+
+def _folders(data: DataSpec) -> list[str]:
+    return [source.folder for source in (*data.train, *data.validation)]
 
 
 def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from launchyard.storage import files
 from launchyard.storage.files import exists, normal
 
 FORMAT = 1
+# How text becomes ids. 1: control tokens written in documents become control ids; nothing is put before a document.
+# 2: control tokens in documents stay text; documents begin as the tokenizer's own post-processor has it.
+Encoding = Literal[1, 2]
+ENCODING: Encoding = 2
 DATASET = "dataset.json"
 REJECTS = "rejects.jsonl"
 INDEX = "index.json"
@@ -114,6 +118,8 @@ class TokenizerEntry(FrozenModel):
     sha256: str
     eos: str
     eos_id: int
+    bos: str | None = Field(None, description="Token before every document, as the tokenizer itself has it.")
+    bos_id: int | None = None
 
 
 class OptionArguments(TypedDict, total=False):
@@ -124,6 +130,7 @@ class OptionArguments(TypedDict, total=False):
     chunk_tokens: int
     text_key: str
     eos: str | None
+    encoding: Encoding
 
 
 class Options(FrozenModel):
@@ -134,6 +141,7 @@ class Options(FrozenModel):
     chunk_tokens: int
     text_key: str = "text"
     eos: str | None = None
+    encoding: Encoding = 1  # of data sets that do not say: they are older than the key
 
 
 class HoldOut(FrozenModel):
@@ -161,6 +169,7 @@ class Dataset(FrozenModel):
     documents: int
     empty_documents: int = Field(description="Documents without a character; they are left out.")
     rejected_documents: int = Field(0, description="Invalid documents, left out by --skip-invalid; see rejects.jsonl.")
+    control_tokens: int = Field(0, description="Control tokens written in documents, which stayed text.")
     tokens: int
     holdout: HoldOut
     options: Options

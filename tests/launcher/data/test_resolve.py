@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from launchyard.errors import UserError
 from launchyard.launcher.data.resolve import Resolved, ensure_prepared, resolve
+from launchyard.launcher.recipe.load import check_recipe
+from launchyard.launcher.submit.resume import restore_data
 from launchyard.training.data.prepare.prepare import prepare
 from launchyard.training.recipe import DataConfig
 from tests.support.litdata_reader import write_chunks
+from tests.support.small_runs import RECIPE
 
 
 @pytest.fixture
@@ -155,6 +159,26 @@ def test_text_that_cannot_be_prepared(place: Path) -> None:
 
 def _prepare(place: str, results: multiprocessing.Queue[str]) -> None:
     results.put(ensure_prepared(found(Path(place))).spec.digest)
+
+
+def test_tokens_of_an_earlier_launchyard_are_made_again_as_they_were(place: Path) -> None:
+    """A run whose text was prepared when control tokens became control ids goes on with those tokens."""
+    text = place / "recipe" / "text" / "a.txt"
+    text.write_text(text.read_text() + " <|endoftext|> and more")
+    section = {"source": str(text), "validation": 0.1}
+    tokenizer = str(place / "recipe" / "tokenizer.json")
+    made = [
+        ensure_prepared(resolve(DataConfig(**section), tokenizer, cache=str(place / "cache"), encoding=encoding)).spec
+        for encoding in (1, 2)
+    ]
+    assert made[0].digest != made[1].digest
+    recipe = check_recipe({**RECIPE, "data": {**section, "seq_len": 16}, "tokenizer": tokenizer}, {}, source="r").recipe
+    for spec in made:
+        shutil.rmtree(place / "cache")
+        restore_data(recipe, spec)
+        assert [path.name for path in (place / "cache" / "data").iterdir() if path.is_dir()] == [
+            Path(spec.train[0].folder).parent.name
+        ]
 
 
 def test_two_launches_at_once(place: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from launchyard.model.text.tokenizer import END_OF_TEXT, end_of_text
 from launchyard.storage import files
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.dataset_spec import tokenizer_vocab_size
-from launchyard.training.data.index import find_tokenizer
+from launchyard.training.data.index import ENCODING, Encoding, find_tokenizer
 from launchyard.training.data.prepare.split import TextPiece
 
 BATCH_CHARS = 1 << 20
@@ -41,18 +43,21 @@ class TokenizerFile:
     eos: str
     eos_id: int
     vocab_size: int
+    encoding: Encoding = ENCODING
+    bos: str | None = None
+    bos_id: int | None = None
 
     @property
     def dtype(self) -> Literal["uint16", "int32"]:
         return "uint16" if self.vocab_size <= 2**16 else "int32"
 
 
-def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
+def open_tokenizer(tokenizer: str, *, eos: str | None, encoding: Encoding = ENCODING) -> TokenizerFile:
     """ValueError if it cannot be read, or if no file names the token that ends a document."""
     path = find_tokenizer(tokenizer)
     raw = files.read(path)
     vocab_size = tokenizer_vocab_size(raw, name=path)
-    engine = _engine(raw, path)
+    engine = _engine(raw, path, encoding)
     chosen = eos if eos is not None else end_of_text(path, engine)
     if chosen is None:
         raise ValueError(
@@ -62,10 +67,23 @@ def open_tokenizer(tokenizer: str, *, eos: str | None) -> TokenizerFile:
     eos_id = engine.token_to_id(chosen)
     if eos_id is None:
         raise ValueError(f"--eos {chosen!r} is no token of {path}; name one of its tokens, such as <|endoftext|>")
-    return TokenizerFile(raw, hashlib.sha256(raw).hexdigest(), chosen, int(eos_id), vocab_size)
+    made = TokenizerFile(raw, hashlib.sha256(raw).hexdigest(), chosen, int(eos_id), vocab_size, encoding)
+    plain = engine.encode("a", add_special_tokens=False).ids
+    whole = engine.encode("a", add_special_tokens=True).ids  # as its own post-processor has it
+    bos_id = next(iter(whole), made.eos_id)
+    if encoding == 1 or bos_id in (*plain[:1], made.eos_id):  # then the end of a document begins the next one, too
+        return made
+    return replace(made, bos=engine.id_to_token(bos_id), bos_id=int(bos_id))
 
 
-def _engine(raw: bytes, name: str) -> Any:
+def control_tokens(raw: bytes) -> re.Pattern[str] | None:
+    """Returns a pattern of the control tokens of a tokenizer.json as they are written; None if it has none."""
+    added = json.loads(raw).get("added_tokens") or []
+    names = sorted((token["content"] for token in added if token.get("special")), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def _engine(raw: bytes, name: str, encoding: Encoding) -> Any:
     from tokenizers import Tokenizer
 
     try:
@@ -74,6 +92,7 @@ def _engine(raw: bytes, name: str) -> Any:
         raise ValueError(f"{name} is no tokenizer.json that the tokenizers package can read: {error}") from error
     engine.no_truncation()  # either would silently change the text
     engine.no_padding()
+    engine.encode_special_tokens = encoding != 1
     return engine
 
 
@@ -139,7 +158,7 @@ def encode_in_order(batches: Iterator[TextBatch], tokenizer: TokenizerFile, *, w
     if workers > 1:
         yield from _in_processes(batches, tokenizer, workers)
         return
-    engine = _engine(tokenizer.raw, "the tokenizer")
+    engine = _engine(tokenizer.raw, "the tokenizer", tokenizer.encoding)
     for batch in batches:
         yield batch, *_encode(engine, batch.texts, tokenizer.dtype)
 
@@ -150,7 +169,7 @@ def _in_processes(batches: Iterator[TextBatch], tokenizer: TokenizerFile, worker
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(tokenizer.raw, tokenizer.dtype),
+        initargs=(tokenizer.raw, tokenizer.dtype, tokenizer.encoding),
     )
     running: deque[tuple[TextBatch, Future[tuple[bytes, list[int]]]]] = deque()
     try:
@@ -177,12 +196,12 @@ def _result(batch: TextBatch, future: Future[tuple[bytes, list[int]]], tokenizer
 _of_worker: tuple[Any, str]
 
 
-def _start_worker(raw: bytes, dtype: str) -> None:
+def _start_worker(raw: bytes, dtype: str, encoding: Encoding) -> None:
     global _of_worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.putenv("TOKENIZERS_PARALLELISM", "false")  # one thread a process: there are enough processes
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _of_worker = _engine(raw, "the tokenizer"), dtype
+    _of_worker = _engine(raw, "the tokenizer", encoding), dtype
 
 
 def _die_with_parent() -> None:

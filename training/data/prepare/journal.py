@@ -72,6 +72,7 @@ class PrepareJob:
     skip_invalid: bool = False
     readings: list[Reading] = field(default_factory=list)
     empty_documents: int = 0
+    control_tokens: int = 0
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -81,7 +82,8 @@ class PrepareJob:
     def writer(self, split: str) -> SplitWriter:
         size = self.options.chunk_tokens
         made = self.tokenizer
-        return SplitWriter(f"{self.out}/{split}", chunk_tokens=size, dtype=made.dtype, eos_id=made.eos_id)
+        folder = f"{self.out}/{split}"
+        return SplitWriter(folder, chunk_tokens=size, dtype=made.dtype, eos_id=made.eos_id, bos_id=made.bos_id)
 
     def report(self, tokens: int = 0, note: str = "") -> None:
         if self.on_progress is not None:

@@ -21,6 +21,7 @@ from launchyard.storage.files import normal
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.index import (
     DATASET,
+    ENCODING,
     REJECTS,
     TOKENIZER,
     Dataset,
@@ -35,6 +36,7 @@ from launchyard.training.data.index import (
 from launchyard.training.data.prepare.encode import (
     PrepareError,
     TextBatch,
+    control_tokens,
     encode_in_order,
     in_batches,
     open_tokenizer,
@@ -76,14 +78,14 @@ def prepare(
     mistake, and `out` is left as it was, or KeptWorkError: part of the work is done. PrepareError: a process died.
     After the last two the same call goes on. With `skip_invalid`, rejects.jsonl lists the documents left out.
     """
-    options = Options.model_validate({"chunk_tokens": CHUNK_TOKENS, **given})
+    options = Options.model_validate({"chunk_tokens": CHUNK_TOKENS, "encoding": ENCODING, **given})
     if not 0 <= options.validation < 1:
         raise ValueError(f"validation is {options.validation}; a share must lie in [0, 1)")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 is needed")
     if options.seed < 0:
         raise ValueError(f"seed is {options.seed}; it must not be negative")
-    made = open_tokenizer(tokenizer, eos=options.eos)
+    made = open_tokenizer(tokenizer, eos=options.eos, encoding=options.encoding)
     job = PrepareJob(find_sources(sources), made, normal(out), options, on_progress, skip_invalid)
     check_chunk_tokens(options.chunk_tokens, made.dtype)
     _check_out(job)
@@ -118,7 +120,7 @@ def _same(job: PrepareJob, done: Dataset) -> Dataset:
     there = {entry.name: entry for entry in done.sources}
     faults = [f"{name} was not part of it" for name in requested if name not in there]
     faults += [f"{name} was part of it" for name in there if name not in requested]
-    for key, value in done.options.model_dump().items():
+    for key, value in done.options.model_dump(exclude={"encoding"}).items():
         if (now := getattr(job.options, key)) != value:
             faults.append(f"{key} was {value} and is {now} now")
     if done.tokenizer.sha256 != job.tokenizer.sha256:
@@ -132,7 +134,8 @@ def _same(job: PrepareJob, done: Dataset) -> Dataset:
             f"{job.out} holds another data set: {'; '.join(faults[:8])}; choose another --out, or remove it"
         )
     remove_journal(job.out)
-    job.report(done.tokens, note=f"{job.out} is already prepared from the same text: nothing to do")
+    older = "" if done.options.encoding == job.options.encoding else ", where control tokens became control ids"
+    job.report(done.tokens, note=f"{job.out} is already prepared from the same text{older}: nothing to do")
     return done
 
 
@@ -226,10 +229,13 @@ def _texts(job: PrepareJob, splitter: Splitter) -> Iterator[Iterator[TextPiece]]
 
 
 def _pieces(job: PrepareJob, reading: Reading, splitter: Splitter) -> Iterator[TextPiece]:
+    control = control_tokens(job.tokenizer.raw) if job.options.encoding != 1 else None
     for document in documents(reading, text_key=job.options.text_key):
         empty = True
         for piece in splitter.pieces(document):
             empty = False
+            if control is not None:
+                job.control_tokens += sum(1 for _ in control.finditer(piece.text))
             yield piece
         job.empty_documents += empty
 
@@ -261,12 +267,15 @@ def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) 
     digests = {split: entry.digest for split, entry in entries.items()}
     dataset = Dataset(
         digest=dataset_digest(digests, made.sha256),
-        tokenizer=TokenizerEntry(file=TOKENIZER, sha256=made.sha256, eos=made.eos, eos_id=made.eos_id),
+        tokenizer=TokenizerEntry(
+            file=TOKENIZER, sha256=made.sha256, eos=made.eos, eos_id=made.eos_id, bos=made.bos, bos_id=made.bos_id
+        ),
         vocab_size=made.vocab_size,
         dtype=made.dtype,
         documents=sum(reading.documents for reading in job.readings) - job.empty_documents,
         empty_documents=job.empty_documents,
         rejected_documents=len(rejects),
+        control_tokens=job.control_tokens,
         tokens=sum(entry.tokens for entry in entries.values()),
         holdout=holdout,
         options=job.options,

@@ -33,9 +33,10 @@ class SplitState(BaseModel):
 class SplitWriter:
     """Writes chunks of exactly `chunk_tokens` tokens (the last one fewer) as they fill up."""
 
-    def __init__(self, folder: str, *, chunk_tokens: int, dtype: str, eos_id: int) -> None:
+    def __init__(self, folder: str, *, chunk_tokens: int, dtype: str, eos_id: int, bos_id: int | None = None) -> None:
         self.folder = folder
         self.eos_id = eos_id
+        self.bos_id = bos_id
         self._buffer: Array = np.empty(chunk_tokens, dtype=dtype)
         self._filled = 0
         self._chunks: list[ChunkEntry] = []
@@ -53,6 +54,8 @@ class SplitWriter:
 
     def add(self, ids: Array) -> None:
         """Go on with the current document, or begin one."""
+        if not self.unfinished and self.bos_id is not None:
+            self._append(np.array([self.bos_id], dtype=self._buffer.dtype))
         self.unfinished = True
         self._append(ids)
 
