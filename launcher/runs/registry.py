@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launchyard.errors import NothingRunsError
 from launchyard.host.folders import user_state_folder
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run.layout import PLAN
@@ -61,12 +62,27 @@ def new_run_id(name: str) -> str:
 
 
 def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOptions | None = None) -> None:
-    """Records a run and the options of its store, readable by its user only: URLs may be confidential."""
+    """Records a run and the options of its store, readable by its user only: URLs may be confidential.
+
+    NothingRunsError if that is not possible: it is called before the run is started.
+    """
     folder = registry_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = (store or storage_options.StoreOptions()).model_dump(exclude_none=True)
     entry = Registered(run_id, name, RunDir(url).url, time.time(), options)
-    local.replace_file(folder / f"{run_id}.json", json.dumps(asdict(entry)).encode(), mode=0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        local.replace_file(folder / f"{run_id}.json", json.dumps(asdict(entry)).encode(), mode=0o600)
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise NothingRunsError(
+            f"{folder}: this run cannot be recorded there: {problem}; nothing was started",
+            hint="every run is recorded before it starts: make room there, or set XDG_STATE_HOME to another folder",
+        ) from error
+
+
+def forget(run_id: str) -> None:
+    """Removes a run from the registry; its directory stays."""
+    (registry_folder() / f"{run_id}.json").unlink(missing_ok=True)
 
 
 def known_ids() -> list[str]:

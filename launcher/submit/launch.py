@@ -188,22 +188,23 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
 
 def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> tuple[Ready, Any]:
     """Fills the run directory and hands it to the scheduler. Returns the frozen plan and the backend's job."""
-    from launchyard.launcher.runs.registry import register
+    from launchyard.launcher.runs.registry import forget, register
 
     backend = load_backend(ready.plan.scheduler)
     try:
         ready = prepare_data(ready)
         write_run(ready, made)
+        plan = ready.plan
+        register(plan.run_id, plan.name, plan.run_url, store=plan.store)  # a job cannot be taken back: it comes last
     except BaseException:
         made.discard()
         raise
-    plan = ready.plan
     try:
         job = backend.submit(ready.run, plan, {})
     except (UserError, NothingRunsError):  # refused, nothing runs
+        forget(plan.run_id)
         made.discard()
         raise
-    register(plan.run_id, plan.name, plan.run_url, store=plan.store)
     report(f"✓ {'run':<8} {plan.run_id} · {redact(plan.run_url)}")
     return ready, job
 

@@ -284,6 +284,22 @@ def test_what_cannot_start_leaves_nothing(shell: Shell, text: str) -> None:
     assert {name for name in shell.files() if not name.startswith("cache")} == before
 
 
+def test_a_run_is_recorded_before_it_is_started(shell: Shell, text: str) -> None:
+    """Where that is not possible nothing is started: nobody would know the job."""
+    (shell.root / "state/launchyard").mkdir(parents=True)
+    (shell.root / "state/launchyard/runs").touch()
+    done = shell(text, "--run-url", "deep/er/run", "--detach", timeout=120)
+    try:
+        assert done.returncode == 1
+        assert (
+            f"error: {shell.root}/state/launchyard/runs: this run cannot be recorded there: file exists" in done.stderr
+        )
+        assert "nothing was started" in done.stderr and "XDG_STATE_HOME" in done.stderr
+        assert not (shell.here / "deep").exists()
+    finally:
+        end_marked(f"{shell.here}/deep/er/run")
+
+
 def test_taking_back_touches_nothing_that_is_not_ours(tmp_path: Path) -> None:
     """Whatever has come into the folder meanwhile, and whatever should have kept us out of it, stays."""
     run = RunDir(str(tmp_path / "a/b"))
