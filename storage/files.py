@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from launchyard.storage.options import StoreOptions, Writer
 
 if TYPE_CHECKING:
     from launchyard.storage.stores.registry import Store
+
+
+_VARIABLE = re.compile(r"\$(\{\w+\}|[A-Za-z_]\w*)")
 
 
 def set_store_options(options: StoreOptions) -> None:
@@ -34,6 +38,27 @@ def is_remote(path: str) -> bool:
 def normal(path: str) -> str:
     """Returns the same place in one spelling: no file://, no slash at the end."""
     return path.removeprefix("file://").rstrip("/") or "/"
+
+
+def typed_path(path: str) -> str:
+    """Returns the place that a person means by a path or URL: ~ and ~NAME are home folders, and no file:// is left.
+
+    Raises ValueError for a home of nobody, and for a variable, unless a file has that very name: variables are not
+    expanded.
+    """
+    if not is_remote(path):
+        path = path.removeprefix("file://")
+    if (variable := _VARIABLE.search(path.partition("?")[0])) and (is_remote(path) or not os.path.lexists(path)):
+        raise ValueError(
+            f"{path}: variables are not expanded, and {variable[0]} is one; write the place itself, ~ for your home, "
+            "or on a command line leave out the single quotes around it"
+        )
+    if not path.startswith("~"):
+        return path
+    found = os.path.expanduser(path)
+    if found == path and not os.path.lexists(path):
+        raise ValueError(f"{path}: {path.partition('/')[0]} is the home of no user of this machine")
+    return found
 
 
 def _store(path: str) -> Store:

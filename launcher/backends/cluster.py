@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, cast
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from launchyard.errors import UserError
+from launchyard.errors import UserError, user_errors
 from launchyard.host.environment import OWN_PREFIX
 from launchyard.launcher.backends.section import FIRST, Part, known_backends
 from launchyard.launcher.format import bytes_of
@@ -19,7 +19,7 @@ from launchyard.launcher.recipe.aliases import CLUSTER_VOCABULARY
 from launchyard.launcher.recipe.bundled import cluster_files, own_clusters
 from launchyard.launcher.recipe.hints import nearest
 from launchyard.launcher.recipe.yaml import MAX_BYTES, Document, read_document, validate
-from launchyard.storage.files import set_store_options
+from launchyard.storage.files import set_store_options, typed_path
 from launchyard.storage.options import StoreOptions
 from launchyard.storage.redact import redact
 from launchyard.training.spec import Storage
@@ -95,7 +95,7 @@ class ClusterStorage(Part):
     @property
     def options(self) -> StoreOptions:
         """The options of the store for our processes. A credentials file without a profile means its `default`."""
-        file = self.credentials_file and os.path.expanduser(self.credentials_file)
+        file = self.credentials_file and typed_path(self.credentials_file)
         profile = self.profile or ("default" if file else None)
         return StoreOptions(endpoint_url=self.endpoint_url, region=self.region, profile=profile, credentials_file=file)
 
@@ -223,7 +223,8 @@ def load_cluster(name: str) -> Cluster:
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes; not a cluster file")
     cluster = validate(Cluster, read_document(content, str(path)), CLUSTER_VOCABULARY)
-    secrets = cluster.storage.options.credentials_file
+    with user_errors(f"{path}: storage.credentials_file"):
+        secrets = cluster.storage.options.credentials_file
     if secrets is not None and cluster.scheduler == FIRST and not os.path.isfile(secrets):
         raise UserError(f"{path}: storage.credentials_file: {secrets}: no such file")
     return cluster
@@ -241,7 +242,8 @@ def recipe_defaults(cluster: Cluster) -> Document:
 
 
 def _find(name: str) -> Path:
-    path = Path(name).expanduser()
+    with user_errors("--cluster"):
+        path = Path(typed_path(name))
     if path.is_file() and (os.sep in name or name.endswith((".yaml", ".yml"))):
         return path
     known = cluster_files()

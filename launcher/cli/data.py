@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.format import duration, size
 from launchyard.storage.files import exists, normal
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("sources", metavar="SOURCE…", nargs=-1, required=True)
-@click.option("--tokenizer", required=True, metavar="T", help="tokenizer.json, or a folder or URL with one.")
-@click.option("--out", required=True, metavar="URL", help="Folder or URL to write; new, or unfinished before.")
+@click.argument("sources", type=path_or_url, metavar="SOURCE…", nargs=-1, required=True)
+@click.option(
+    "--tokenizer", type=path_or_url, required=True, metavar="T", help="tokenizer.json, or a folder or URL with one."
+)
+@click.option(
+    "--out", type=path_or_url, required=True, metavar="URL", help="Folder or URL to write; new, or unfinished before."
+)
 @click.option("--validation", default=0.0, show_default=True, metavar="SHARE", help="Share of the text to hold out.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the hold-out.")
 @click.option("--chunk-tokens", type=int, metavar="N", help="Tokens a chunk; default: 33,554,432.")
@@ -77,7 +82,7 @@ def prepare(
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", type=path_or_url)
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 @click.option("--verify", is_flag=True, help="Read every chunk and check its hash; exit code 1 if any is wrong.")
 @click.option(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.format import table
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
 @click.command(epilog=MODEL_HELP)
 @click.argument("model", metavar="MODEL")
 @click.option("--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="Form of the export.")
-@click.option("--out", required=True, metavar="DIR", help="Folder or URL to write; new or empty.")
+@click.option("--out", type=path_or_url, required=True, metavar="DIR", help="Folder or URL to write; new or empty.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),

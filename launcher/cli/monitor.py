@@ -13,12 +13,13 @@ import click
 
 from launchyard.errors import EXIT_DONE, user_errors
 from launchyard.launcher.cli.completion import complete_cluster
+from launchyard.launcher.cli.paths import path_or_url
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @click.command()
-@click.argument("places", nargs=-1, metavar="[RUN|FOLDER|URL]...")
+@click.argument("places", type=path_or_url, nargs=-1, metavar="[RUN|FOLDER|URL]...")
 @click.option(
     "--cluster",
     "clusters",
@@ -29,7 +30,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9465, show_default=True, help="0 takes a free one.")
-@click.option("--file-sd", metavar="PATH", help="Write the targets into this file as well, for file_sd.")
+@click.option(
+    "--file-sd", type=path_or_url, metavar="PATH", help="Write the targets into this file as well, for file_sd."
+)
 @click.option("--every", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="Seconds between scans.")
 @click.option("--once", is_flag=True, help="Scan once, print and write the targets, serve nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Scan once, and print the targets as JSON.")

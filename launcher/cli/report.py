@@ -10,11 +10,14 @@ import click
 
 from launchyard.errors import EXIT_DONE, UserError
 from launchyard.launcher.cli.completion import complete_run
+from launchyard.launcher.cli.paths import path_or_url
 
 
 @click.command()
 @click.argument("run", metavar="RUN", shell_complete=complete_run)
-@click.option("--out", metavar="FILE", help="Where the page goes; - is standard output.  [default: RUN.html]")
+@click.option(
+    "--out", type=path_or_url, metavar="FILE", help="Where the page goes; - is standard output.  [default: RUN.html]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print where it went as JSON.")
 def report(run: str, *, out: str | None, as_json: bool) -> int:
     """Write a report of a run on one page: curves, attempts over time, where the time went, checkpoints, configuration.

@@ -14,6 +14,7 @@ from typing import Any
 
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import try_lock
+from launchyard.storage.files import typed_path
 from launchyard.training.data.cache import cache_files
 from launchyard.training.data.index import DATASET, INDEX, Dataset, read_dataset
 
@@ -63,7 +64,7 @@ class Cached:
 
 def read_caches(chunks_folder: str | None = None, quota: int | None = None) -> Cached:
     """Reads the caches. The folder of chunks and its quota are the user's own unless a cluster names others."""
-    folder = os.path.abspath(os.path.expanduser(chunks_folder)) if chunks_folder else cache_files.default_folder()
+    folder = os.path.abspath(typed_path(chunks_folder)) if chunks_folder else cache_files.default_folder()
     sources = tuple(cache_files.sources(folder))
     return Cached(tuple(_texts()), folder, cache_files.default_quota(folder) if quota is None else quota, sources)
 

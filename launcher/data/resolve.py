@@ -100,13 +100,16 @@ def resolve(
     Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
     user's cache folder; `encoding` is that of text.
     """
-    tokenizer = tokenizer and _locate(tokenizer, base)
+    with _key("tokenizer"):
+        tokenizer = tokenizer and _locate(tokenizer, base)
     parts = []
     for key, given, weight in _named(data):
-        sources = [_locate(source, base) for source in given]
+        with _key(key):
+            sources = [_locate(source, base) for source in given]
         part = _part(key, sources, tokenizer, data.validation, TextCache(cache, encoding))
         parts.append(replace(part, weight=weight))
-    validation = _locate(data.validation, base) if isinstance(data.validation, str) else data.validation
+    with _key("data.validation"):
+        validation = _locate(data.validation, base) if isinstance(data.validation, str) else data.validation
     return _joined(parts, validation)
 
 
@@ -160,6 +163,7 @@ def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
 
 def _locate(path: str, base: str | None) -> str:
     """A path as the recipe means it: beside the recipe if it is there, else from the working directory."""
+    path = files.typed_path(path)
     if "://" in path or os.path.isabs(path):
         return path.removeprefix("file://")
     if base is not None and "://" in base:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
+from launchyard.errors import user_errors
 from launchyard.launcher.backends.base import load_doctor
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.findings import Finding, Level
@@ -39,7 +40,9 @@ def examine(cluster: Cluster, *, with_job: bool) -> Iterator[Finding]:
 
 def _storage_url(cluster: Cluster) -> str:
     url = cluster.storage.url.rstrip("/")
-    return url if files.is_remote(url) else os.path.abspath(os.path.expanduser(files.normal(url)))
+    with user_errors("storage.url"):
+        place = files.normal(files.typed_path(url))
+    return place if files.is_remote(place) else os.path.abspath(place)
 
 
 def _save_seconds(run: RunDir) -> Iterator[float]:

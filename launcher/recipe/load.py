@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launchyard.errors import RecipeErrors, UserError
+from launchyard.errors import RecipeErrors, UserError, user_errors
 from launchyard.launcher.recipe.aliases import RECIPE_VOCABULARY
 from launchyard.launcher.recipe.bundled import bundled_recipes, recipe_folder
 from launchyard.launcher.recipe.hints import nearest
@@ -28,6 +28,7 @@ from launchyard.launcher.recipe.yaml import (
     read_document,
     validate,
 )
+from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.recipe import EITHER_OR, ModelSection, Recipe, apply_overrides
 
@@ -101,7 +102,8 @@ def _read(source: str) -> tuple[str, str, bytes]:
     """Label for messages, folder for relative paths, and content."""
     if "://" in source and not source.startswith("file://"):
         return redact(source), source.rsplit("/", 1)[0], _fetch(source)
-    path = Path(source.removeprefix("file://")).expanduser()
+    with user_errors():
+        path = Path(typed_path(source))
     if path.is_file():
         label = str(path)
     elif (bundled := recipe_folder() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():

@@ -11,6 +11,7 @@ from launchyard.launcher.runs.registry import Registered, registered
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
+from launchyard.storage.files import typed_path
 
 
 # -- finding ---------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def _newest(entries: list[Registered], otherwise: str) -> Registered:
 
 
 def _at(url: str) -> RunDir:
-    run = RunDir(url if "://" in url else os.path.expanduser(url))
+    run = RunDir(typed_path(url))
     known = next((entry for entry in registered() if entry.url == run.url), None)
     if known is not None:
         known.open()

@@ -31,6 +31,7 @@ from launchyard.run import layout
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.spec import DataSpec, TokenSource
 
@@ -88,7 +89,8 @@ def make_ready(request: Request) -> Ready:
     after = _first(loaded, cluster)
     run_id = new_run_id(recipe.name)
     url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
-    run = RunDir(url if "://" in url else os.path.expanduser(url))
+    with user_errors("--run-url" if request.run_url else f"storage.url of cluster {cluster.name}"):
+        run = RunDir(typed_path(url))
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
     try:
         with user_errors():
@@ -158,8 +160,15 @@ def planned(data: Resolved) -> PlannedData:
 def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     """model.init_from may be the id or name of a run; the run's own copy of the recipe holds its URL."""
     name = loaded.recipe.model.init_from
-    if not name or "://" in name or os.path.isabs(name):
+    if not name:
         return loaded
+    try:
+        with user_errors("model.init_from"):
+            name = typed_path(name)
+    except UserError as error:
+        raise RecipeErrors([f"{loaded.origin('model.init_from')}: {error}"]) from error
+    if "://" in name or os.path.isabs(name):
+        return _with_weights(loaded, name)
     from launchyard.launcher.runs.find import find
 
     try:
@@ -167,6 +176,10 @@ def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     except UserError as error:
         what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
         raise RecipeErrors([what], hint=error.hint) from error
+    return _with_weights(loaded, url)
+
+
+def _with_weights(loaded: LoadedRecipe, url: str) -> LoadedRecipe:
     model = loaded.recipe.model.model_copy(update={"init_from": url})
     raw = {**loaded.raw, "model": {**loaded.raw["model"], "init_from": url}}
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}), raw=raw)

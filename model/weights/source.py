@@ -13,7 +13,7 @@ from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
-from launchyard.storage.files import exists, normal, read
+from launchyard.storage.files import exists, normal, read, typed_path
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
@@ -34,7 +34,7 @@ def find_source(source: str) -> Source:
 
     FileNotFoundError names the files and folders that were searched.
     """
-    where = normal(source)
+    where = normal(typed_path(source))
     if exists(f"{where}/{MANIFEST}"):
         return Source("checkpoint", where, _first(f"{where}/{TOKENIZER}", _run_tokenizer(where)))
     if exists(f"{where}/{HF_CONFIG}"):

@@ -42,15 +42,18 @@ class RecipeErrors(UserError):
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn the ValueError family and file errors that model and training raise for users into UserError."""
+def user_errors(where: str = "") -> Iterator[None]:
+    """Turn the ValueError family and file errors that model and training raise for users into UserError.
+
+    `where`, a key or an option, is put before the message of a ValueError.
+    """
     try:
         yield
     except LaunchError:
         raise
     except FileNotFoundError as error:
-        where = f": {error.filename}" if error.filename else ""
-        raise UserError(f"no such file or folder{where}" if where else str(error)) from error
+        named = f": {error.filename}" if error.filename else ""
+        raise UserError(f"no such file or folder{named}" if named else str(error)) from error
     except OSError as error:
         from launchyard.storage.errors import RefusedError, StoreError
 
@@ -60,4 +63,4 @@ def user_errors() -> Iterator[None]:
             raise
         raise UserError(f"permission denied: {error.filename or error}") from error
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{where}: {error}" if where else str(error)) from error

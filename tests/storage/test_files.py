@@ -416,3 +416,18 @@ def assert_reads_well(text: str, *words: str) -> None:
         assert noise not in text, text
     for word in words:
         assert word in text
+
+
+def test_a_place_as_a_person_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ is the home in every spelling; a variable is an error that says so, unless that is the very name of a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$HOME").touch()
+    assert files.typed_path("~/a") == files.typed_path("file://~/a") == f"{tmp_path}/a"
+    for same in ("a/b", "s3://b/~/x", "$HOME", "a$", "US$ 5", "https://h/a?$select=x", "-", "latest"):
+        assert files.typed_path(same) == same
+    for wrong in ("$HOME/a", "${HOME}/a", "a/$USER", "s3://$BUCKET/a", "~/${RUN}"):
+        with pytest.raises(ValueError, match="variables are not expanded"):
+            files.typed_path(wrong)
+    with pytest.raises(ValueError, match="~none-such is the home of no user"):
+        files.typed_path("~none-such/a")

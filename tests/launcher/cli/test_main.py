@@ -300,6 +300,27 @@ def test_a_run_is_recorded_before_it_is_started(shell: Shell, text: str) -> None
         end_marked(f"{shell.here}/deep/er/run")
 
 
+def test_every_path_that_is_typed_may_begin_with_the_home(shell: Shell, text: str) -> None:
+    """The shell leaves the ~ of `--out=~/x` and of KEY=~/x alone; no folder of that name is made."""
+    (shell.root / "text.txt").write_text(TEXT)
+    tokenizer = recipe_folder() / "quickstart/tokenizer.json"
+    (shell.root / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (shell.root / "tiny.yaml").write_text((shell.here / text).read_text())
+    made = shell("prepare", "~/text.txt", "--tokenizer=~/tokenizer.json", "--out=~/tokens", "--validation", "0.1")
+    assert made.returncode == 0, made.stderr
+    assert shell("inspect", "~/tokens").returncode == 0
+    words = ["tokenizer=~/tokenizer.json", "--run-url=~/run", "--dry-run", "--json"]
+    for source in ("~/tokens", "~/text.txt"):
+        done = shell("~/tiny.yaml", f"data.source={source}", *words)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["plan"]["run_url"] == f"{shell.root}/run"
+    assert not (shell.here / "~").exists()
+    for words in (["data.source=$HOME/t"], ["--run-url=$HOME/r"], ["model.init_from=$X"], ["--cluster=$X/c.yaml"]):
+        done = shell(text, *words, "--dry-run")
+        assert done.returncode == 2
+        assert "variables are not expanded" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_taking_back_touches_nothing_that_is_not_ours(tmp_path: Path) -> None:
     """Whatever has come into the folder meanwhile, and whatever should have kept us out of it, stays."""
     run = RunDir(str(tmp_path / "a/b"))
