@@ -103,7 +103,7 @@ rm -f "$(stamp train)" "$(stamp dev)"
 say "installing launchyard[$EXTRA]: about 200 MB with a CPU build of torch, some GB with the CUDA build that PyPI has for Linux"
 # The build backend comes from the same pins, so nothing is fetched that constraints.txt does not name.
 pip_install hatchling
-pip_install --no-build-isolation --editable ".[$EXTRA]"
+pip_install --no-build-isolation --editable ".[${EXTRA/#train/train,slurm}]"  # SLURM is submitted to with one small package
 rm "$VENV/.unfinished"
 printf '%s' "$FINGERPRINT" >"$(stamp "$EXTRA")"
 say "done after $SECONDS s; to have \`launch\` at hand: source .venv/bin/activate"

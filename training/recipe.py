@@ -215,7 +215,7 @@ class MetricsConfig(Section):
     )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
         default=[],
-        description="Trackers that also get the rows; each but csv is an extra: pip install 'launchyard[wandb]'.",
+        description="Trackers that also get the rows; each but csv needs its package, an extra of that name.",
     )
     project: str | None = Field(default=None, description="Project or experiment of the trackers; default: the name.")
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from launchyard.host.packages import EXTRAS
 from launchyard.host.ports import PORT_RANGE
 
 Level = Literal["ok", "warning", "error"]
@@ -32,7 +33,7 @@ def node_findings(seen: dict[str, Any]) -> Iterator[Finding]:
     """Findings from the answer of launcher/doctor/node_probe.py on a node."""
     host = seen["host"]
     if seen["torch"] is None:
-        fix = f"install launchyard[train] for {seen['executable']}"
+        fix = f"{seen['executable']} -m pip install {' '.join(EXTRAS['train'])}"
         yield Finding(what="node", level="error", found=f"{host}: torch is not installed", fix=fix)
     else:
         yield Finding(what="node", level="ok", found=f"{host}: python {seen['python']}, torch {seen['torch']}")

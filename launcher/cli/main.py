@@ -232,6 +232,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         code = report(error)
+    except ModuleNotFoundError as error:
+        from launchyard.host.packages import extra_of, install_command
+
+        extra = extra_of(error.name)
+        if debug or extra is None:  # then it is a fault of ours
+            raise
+        what = f"this needs the package {error.name}, which {sys.executable} does not have"
+        code = report(UserError(what, hint=install_command(extra)))
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         code = EXIT_INTERRUPTED

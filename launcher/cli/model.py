@@ -170,8 +170,6 @@ def _weights_errors() -> Iterator[None]:
         raise LaunchError(
             str(error), hint="`launch checkpoints RUN --verify` shows which checkpoints are intact"
         ) from error
-    except ImportError as error:
-        raise LaunchError(f"{error.name} is not installed", hint="pip install 'launchyard[train]'") from error
 
 
 def _cell(key: str, value: Any) -> str:

@@ -70,8 +70,8 @@ def up_slurm(*, as_json: bool, **asked: Any) -> int:
 def up_ray(*, as_json: bool, **asked: Any) -> int:
     """A Ray whose nodes are this machine under several names, in a network of its own.
 
-    Needs `pip install 'launchyard[ray]'`. Nothing outside can reach it but through one socket, which is yours. Another
-    Ray of this machine is left alone. It always starts without jobs.
+    Needs the package ray, the extra `ray`. Nothing outside can reach it but through one socket, which is yours.
+    Another Ray of this machine is left alone. It always starts without jobs.
     """
     return _up("ray", as_json=as_json, **{key: value for key, value in asked.items() if value is not None})
 

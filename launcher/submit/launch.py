@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from launchyard.errors import EXIT_DONE, LaunchError, NothingRunsError, RecipeErrors, UserError, user_errors
+from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_host
@@ -144,13 +145,13 @@ def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str,
 
 def check_trackers(loaded: LoadedRecipe) -> None:
     """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
-    from launchyard.training.telemetry.trackers.open import install_command, missing
+    from launchyard.training.telemetry.trackers.open import missing
 
     if lacking := missing(loaded.recipe.metrics.trackers):
         key = "metrics.trackers"
         verb = "is" if len(lacking) == 1 else "are"
         problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
-        raise RecipeErrors([problem], hint=install_command(lacking))
+        raise RecipeErrors([problem], hint=install_command(*lacking))
 
 
 def planned(data: Resolved) -> PlannedData:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from launchyard.host.packages import install_command
 from launchyard.storage.options import Writer
 from launchyard.storage.retry import ErrorKind, Retrier, classify_status
 
@@ -23,8 +24,8 @@ class FsspecStore:
             raise ValueError(f"{protocol}:// is no protocol that fsspec knows") from error
         except ImportError as error:
             extra = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}.get(protocol)
-            install = f"'launchyard[{extra}]'" if extra else str(error)
-            raise ValueError(f"{protocol}:// needs a package that is not installed: pip install {install}") from error
+            install = install_command(extra) if extra else str(error)
+            raise ValueError(f"{protocol}:// needs a package that is not installed: {install}") from error
         self._call = Retrier(classify_fsspec).call
 
     def _inner(self, path: str) -> str:

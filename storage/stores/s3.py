@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from launchyard.host.packages import install_command
 from launchyard.host.priority import step_back
 from launchyard.storage.options import StoreOptions, Writer
 from launchyard.storage.retry import ErrorKind, Retrier, call_timeout, classify_status, one_line
@@ -51,7 +52,7 @@ class S3Store:
             from aiobotocore.session import AioSession
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"s3:// needs the package {error.name}, which is not installed: pip install 'launchyard[s3]'"
+                f"s3:// needs the package {error.name}, which is not installed: {install_command('s3')}"
             ) from error
         session = AioSession(profile=self._options.profile)
         if self._options.credentials_file:

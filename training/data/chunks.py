@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
+from launchyard.host.packages import install_command
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError
 
@@ -190,7 +191,7 @@ def _unzstd(raw: bytes, url: str) -> bytes:
     try:
         import zstandard
     except ModuleNotFoundError as error:
-        raise ValueError(f"{url} is compressed with zstd; install it: pip install 'launchyard[data]'") from error
+        raise ValueError(f"{url} is compressed with zstd; install it: {install_command('data')}") from error
     engine = zstandard.ZstdDecompressor().decompressobj()
     try:
         plain = engine.decompress(raw)

@@ -18,6 +18,7 @@ from launchyard.errors import LaunchError, NothingRunsError, UserError
 from launchyard.host import processes
 from launchyard.host.environment import own_environment
 from launchyard.host.folders import log_folder
+from launchyard.host.packages import install_command
 from launchyard.host.processes import descendants, end_all, end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
@@ -158,7 +159,7 @@ def _need_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise UserError("torch is not installed here, and workers need it", hint="pip install 'launchyard[train]'")
+        raise UserError("torch is not installed here, and workers need it", hint=install_command("train"))
 
 
 def _need_here(job: Job) -> None:

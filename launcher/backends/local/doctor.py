@@ -7,6 +7,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from launchyard.host.packages import install_command
 from launchyard.launcher.backends.findings import Finding
 from launchyard.launcher.backends.hardware import probe_host
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iterator[Finding]:
     host = probe_host()
     if find_spec("torch") is None:
-        yield Finding(what="torch", level="error", found="not installed", fix="pip install 'launchyard[train]'")
+        yield Finding(what="torch", level="error", found="not installed", fix=install_command("train"))
     else:
         yield Finding(what="torch", level="ok", found=metadata.version("torch"))
     gpus = ", ".join(sorted({gpu.name for gpu in host.gpus}))

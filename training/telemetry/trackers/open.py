@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from launchyard.host.packages import install_command
 from launchyard.run.events import TRACKER_TROUBLE
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
@@ -31,10 +32,6 @@ WAITING_ROWS = 10_000
 def missing(trackers: Sequence[str]) -> list[str]:
     """Of these trackers, those whose package this Python does not have."""
     return [name for name in trackers if (package := PACKAGES[name]) and importlib.util.find_spec(package) is None]
-
-
-def install_command(names: Sequence[str]) -> str:
-    return f"pip install 'launchyard[{','.join(names)}]'"
 
 
 class Trackers:
@@ -115,7 +112,7 @@ def open_trackers(
     if lacking := missing(recipe.metrics.trackers):
         raise ValueError(
             f"metrics.trackers: {', '.join(lacking)} cannot be used, for the package is not installed where the "
-            f"workers run; {install_command(lacking)}, or leave it out"
+            f"workers run; {install_command(*lacking)}, or leave it out"
         )
     openers: dict[str, Callable[[], Tracker]] = {
         "csv": lambda: CsvTracker(run),
