@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from launchyard.errors import LaunchError, UserError
+from launchyard.errors import LaunchError, MissingDataError, UserError
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive
 from launchyard.storage import files
@@ -199,8 +199,19 @@ def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str
 
 # -- text ------------------------------------------------------------------------------------------------------------
 def _text(key: str, given: list[str], tokenizer: str | None, validation: float | str | None, cache: TextCache) -> Part:
-    from launchyard.training.data.prepare.sources import find_sources
+    from launchyard.training.data.prepare.sources import find_sources, kind_of
 
+    for source in given:
+        is_glob = any(sign in source for sign in "*?[")
+        remote = "://" in source
+        if not (is_glob or files.exists(source) if remote else _is_there(source)):
+            what = "matches no file" if is_glob else "does not exist"
+            make = f"launch prepare TEXT --tokenizer FILE --out {'FOLDER' if kind_of(source) else source}"
+            raise MissingDataError(
+                f"{key}: {source} {what}; sources are text files, folders, globs or URLs. Tokens are made with "
+                f"`{make}`",
+                source=source,
+            )
     with _key(key):
         try:
             sources = find_sources(given)

@@ -19,6 +19,7 @@ class PlannedData(Frozen):
     spec: DataSpec
     vocab_size: int | None
     prepared: bool = True
+    missing: str | None = Field(default=None, description="The reason why nothing of it is known.")
 
 
 class PlannedBatch(Frozen):
@@ -56,7 +57,7 @@ class Plan(Frozen):
     precision: str
     max_steps: int
     total_tokens: int
-    epochs: list[float] = Field(description="Passes over each source.")
+    epochs: list[float] = Field(description="Passes over each source; none while the data is not there.")
     n_params: int
     flops_per_token: float
     memory: dict[str, int] = Field(description="Bytes per worker, estimated.")

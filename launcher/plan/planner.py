@@ -101,7 +101,7 @@ def make_plan(
         precision=recipe.train.precision,
         max_steps=max_steps,
         total_tokens=max_steps * batch.tokens_per_step,
-        epochs=_epochs(data.spec, recipe, max_steps),
+        epochs=[] if data.missing else _epochs(data.spec, recipe, max_steps),
         n_params=cost.n_params(model),
         flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
         memory=_memory(recipe, model, batch, mesh, device),
@@ -336,7 +336,11 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         old = [gpu.name for gpu in host.gpus if gpu.capability < (8, 0)]
         if old:
             draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
-    if not data.prepared:
+    if data.missing:
+        draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")
+        if train.max_epochs is not None:
+            draft.wrong("train.max_epochs", "the length follows from the data, which is not there yet; use max_steps")
+    elif not data.prepared:
         draft.notes.append("the text is not tokenized yet: token counts are estimates")
 
 

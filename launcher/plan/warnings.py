@@ -29,7 +29,8 @@ def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
     warmup = recipe.schedule.warmup_steps
     if warmup >= 1 and warmup > plan.max_steps:
         yield f"warmup_steps {warmup} is longer than the run of {plan.max_steps} steps: lr never reaches its peak"
-    yield from _of_small_data(plan.data, recipe)
+    if plan.epochs:
+        yield from _of_small_data(plan.data, recipe)
     if len(plan.data.train) > 1:
         yield from _of_a_mixture(plan, recipe)
 

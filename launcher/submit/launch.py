@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from launchyard.errors import EXIT_DONE, LaunchError, NothingRunsError, RecipeErrors, UserError, user_errors
+from launchyard.errors import (
+    EXIT_DONE,
+    LaunchError,
+    MissingDataError,
+    NothingRunsError,
+    RecipeErrors,
+    UserError,
+    user_errors,
+)
 from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
@@ -72,9 +80,8 @@ class Ready:
     run: RunDir
 
 
-def make_ready(request: Request) -> Ready:
-    """Everything up to the plan; UserError or RecipeErrors for mistakes."""
-    from launchyard.launcher.data.resolve import resolve
+def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
+    """Everything up to the plan; UserError or RecipeErrors for mistakes. A dry run does without data not yet there."""
     from launchyard.launcher.runs.registry import new_run_id
 
     cluster = load_cluster(request.cluster)
@@ -93,13 +100,27 @@ def make_ready(request: Request) -> Ready:
     with user_errors("--run-url" if request.run_url else f"storage.url of cluster {cluster.name}"):
         run = RunDir(typed_path(url))
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
+    data, known = _data(loaded, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
+    plan = _plan(loaded, data=known, **parts)
+    return Ready(loaded, cluster, host, data, init, after, plan, take_snapshot(Path.cwd()), run)
+
+
+def _data(
+    loaded: LoadedRecipe, all_problems: Callable[[UserError], RecipeErrors], *, dry_run: bool
+) -> tuple[Resolved, PlannedData]:
+    """Returns the data of a recipe. A dry run goes on if it is not there yet and nothing else is wrong."""
+    from launchyard.launcher.data.resolve import Resolved, resolve
+
     try:
         with user_errors():
-            data = resolve(recipe.data, recipe.tokenizer, base=loaded.base)
+            data = resolve(loaded.recipe.data, loaded.recipe.tokenizer, base=loaded.base)
     except UserError as error:
-        raise _with_plan_problems(error, loaded, parts) from error
-    plan = _plan(loaded, data=planned(data), **parts)
-    return Ready(loaded, cluster, host, data, init, after, plan, take_snapshot(Path.cwd()), run)
+        problems = all_problems(error)
+        if not dry_run or not isinstance(error, MissingDataError) or len(problems.problems) > 1:
+            raise problems from error
+        spec = _unknown(error.source)
+        return Resolved((), None, spec), PlannedData(spec=spec, vocab_size=None, missing=str(error))
+    return data, planned(data)
 
 
 def _first(loaded: LoadedRecipe, cluster: Cluster) -> str | None:
@@ -134,13 +155,17 @@ def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str,
     keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
     key = next((name for name in keys if name in str(error)), "data")
     problems = [f"{loaded.origin(key)}: {error}"]
-    anywhere = (TokenSource(folder="?", n_tokens=1),)
-    unknown = DataSpec(train=anywhere, validation=anywhere, tokenizer="?", digest="?")
     try:
-        _plan(loaded, data=PlannedData(spec=unknown, vocab_size=1), **parts)
+        _plan(loaded, data=PlannedData(spec=_unknown("?"), vocab_size=1), **parts)
     except RecipeErrors as others:
         problems += others.problems
     return RecipeErrors(problems, hint=error.hint)
+
+
+def _unknown(folder: str) -> DataSpec:
+    """Data of which nothing is known; it fits every recipe."""
+    somewhere = (TokenSource(folder=folder, n_tokens=1),)
+    return DataSpec(train=somewhere, validation=somewhere, tokenizer="?", digest="?")
 
 
 def check_trackers(loaded: LoadedRecipe) -> None:
@@ -360,7 +385,7 @@ def _read_tokenizer(path: str) -> str:
 # -- the command -----------------------------------------------------------------------------------------------------
 def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: bool, follow: Follow) -> int:
     """The body of `launch [RECIPE]`; returns its exit code. `follow` shows the run until it ends."""
-    ready = make_ready(request)
+    ready = make_ready(request, dry_run=dry_run)
     loaded = ready.loaded
     plan = ready.plan
     if dry_run:

@@ -80,6 +80,8 @@ def _every(recipe: Recipe) -> str:
 
 
 def _data_parts(plan: Plan) -> list[str]:
+    if not plan.epochs:
+        return ["not there yet"]
     about = "" if plan.data_prepared else "about "
     parts = [f"{about}{count(plan.data.n_tokens)} tokens"]
     if len(plan.data.train) > 1:

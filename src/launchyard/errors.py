@@ -41,6 +41,14 @@ class RecipeErrors(UserError):
         self.problems = problems
 
 
+class MissingDataError(UserError):
+    """The data of a recipe is not there yet: all else can be planned. `source` is the place that was looked at."""
+
+    def __init__(self, message: str, *, source: str) -> None:
+        super().__init__(message)
+        self.source = source
+
+
 @contextmanager
 def user_errors(where: str = "") -> Iterator[None]:
     """Turn the ValueError family and file errors that model and training raise for users into UserError.

@@ -226,6 +226,23 @@ def test_debug_shows_the_traceback(shell: Shell) -> None:
 
 
 # -- dry run ---------------------------------------------------------------------------------------------------------
+def test_a_dry_run_does_without_data_that_is_not_there(shell: Shell) -> None:
+    """The bundled recipe in a fresh clone: all that does not depend on the data, and the command that makes it."""
+    words = ["pythia-1b", "--cluster", "slurm", "--nodes", "8"]
+    done = shell(*words, "--dry-run", timeout=120)
+    assert done.returncode == 0, done.stderr
+    make = "launch prepare TEXT --tokenizer FILE --out"
+    assert "#SBATCH --nodes=8" in done.stdout and "✓ data     not there yet" in done.stdout
+    assert f"`{make} {shell.here}/data/pile`" in done.stdout
+    plan = json.loads(shell(*words, "--dry-run", "--json", timeout=120).stdout)["plan"]
+    assert (plan["world_size"], plan["max_steps"], plan["epochs"]) == (64, 143_052, [])
+    assert not (shell.here / "data").exists()
+    again = shell(*words, "--detach")
+    assert again.returncode == 2 and make in again.stderr
+    both = shell(*words, "--dry-run", "train.global_batch_size=7")
+    assert both.returncode == 2 and make in both.stderr and "multiple of" in both.stderr
+
+
 def test_a_dry_run_creates_nothing_and_tells_all(shell: Shell, text: str) -> None:
     before = shell.files()
     words = [text, "--dry-run", "--run-url", "some where/run;1", "--name", "other", "optimizer.lr=1e-3"]
