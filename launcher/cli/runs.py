@@ -24,6 +24,7 @@ from launchyard.storage import retry
 
 STOP_RETRY_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
+SEVERAL = click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _COLOURS = {
     "running": "green",
@@ -36,12 +37,15 @@ _COLOURS = {
 
 
 @click.command()
-@click.argument("run", metavar="[RUN]", required=False, shell_complete=complete_run)
+@click.argument("runs", metavar="[RUN]...", nargs=-1, shell_complete=complete_run)
 @JSON
 @click.option("--watch", is_flag=True, help="Keep it up to date until the run ends, or Ctrl-C.")
-def status(run: str | None, *, as_json: bool, watch: bool) -> int:
-    """Show all runs, or one. RUN: id, its beginning or end, name, `latest`, path or URL."""
+def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
+    """Show all runs, or those named. RUN: id, its beginning or end, name, `latest`, path or URL."""
+    run = runs[0] if runs else None
     if watch:
+        if len(runs) > 1:
+            raise click.UsageError("--watch is for one run, or for all; name one, or none")
         from launchyard.launcher.watch.live import watch as watch_one
         from launchyard.launcher.watch.live import watch_all
 
@@ -49,10 +53,11 @@ def status(run: str | None, *, as_json: bool, watch: bool) -> int:
             raise click.UsageError("--json --watch is for one run; name it")
         return watch_all(lambda: _status_lines(None)) if run is None else watch_one(find(run), as_json=as_json)
     if as_json:
-        found = state_of(find(run)).to_json() if run else [state.to_json() for state in overview()]
-        click.echo(json.dumps(found, indent=1))
+        found = [state.to_json() for state in (map(state_of, map(find, runs)) if runs else overview())]
+        click.echo(json.dumps(found[0] if len(runs) == 1 else found, indent=1))
     else:
-        click.echo("\n".join(_status_lines(run)))
+        for name in runs or (None,):
+            click.echo("\n".join(_status_lines(name)))
     return EXIT_DONE
 
 
@@ -114,52 +119,62 @@ def _one_status(state: RunState) -> list[str]:
 @click.option("-f", "--follow", "follow_on", is_flag=True, help="Go on until the run ends.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Of one worker only.")
 @click.option("--attempt", type=click.IntRange(min=0), metavar="A", help="Of another attempt than the newest.")
-def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None) -> int:
+@click.option("--tail", "last", type=click.IntRange(min=1), metavar="N", help="The last N lines of each log only.")
+def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None, last: int | None) -> int:
     """Print the logs of a run, all workers in one, each line with its rank."""
     from launchyard.launcher.runs.logs import follow_logs, pick_attempt, print_logs
 
     found = find(run)
     if follow_on:
         try:
-            follow_logs(found, attempt=attempt, rank=rank, write_line=click.echo)
+            follow_logs(found, attempt=attempt, rank=rank, write_line=click.echo, last=last)
         except KeyboardInterrupt:
             click.echo("the run goes on", err=True)
         return EXIT_DONE
-    print_logs(found, attempt=pick_attempt(found, attempt), rank=rank, write_line=click.echo)
+    print_logs(found, attempt=pick_attempt(found, attempt), rank=rank, write_line=click.echo, last=last)
     return EXIT_DONE
 
 
 @click.command()
-@RUN
+@SEVERAL
 @click.option("--no-wait", is_flag=True, help="Ask and return at once.")
 @JSON
-def stop(run: str, *, no_wait: bool, as_json: bool) -> int:
+def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
     """Save after this step and stop; launch resume goes on from there without losing a step."""
-    found = find(run)
-    state = _need_alive(state_of(found), "stop")
-    if state.state == "pending":  # nothing runs that could save
-        _cancel(found)
-    else:
-        found.request_stop("stop")
-        if not no_wait:
-            if not as_json:
+    found = _found(runs)
+    asked = [(run, _need_alive(state_of(run), "stop")) for run in found]
+    for run, state in asked:
+        if state.state == "pending":  # nothing runs that could save
+            _cancel(run)
+        else:
+            run.request_stop("stop")
+            if not (no_wait or as_json):
                 click.echo(f"asked {state.run_id} to save and stop")
-            _wait_for_end(found)
-    state = state_of(found)
-    _print_end(state, as_json)
-    return EXIT_FAILED if state.state in ("failed", "lost") else EXIT_DONE
+    for run, state in asked:
+        if state.state != "pending" and not no_wait:
+            _wait_for_end(run)
+    ended = list(map(state_of, found))
+    _print_ends(ended, as_json)
+    return EXIT_FAILED if any(state.state in ("failed", "lost") for state in ended) else EXIT_DONE
 
 
 @click.command()
-@RUN
+@SEVERAL
 @JSON
-def cancel(run: str, *, as_json: bool) -> int:
-    """End a run now, without saving. Earlier checkpoints stay."""
-    found = find(run)
-    _need_alive(state_of(found), "cancel")
-    _cancel(found)
-    _print_end(state_of(found), as_json)
+def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
+    """End runs now, without saving. Earlier checkpoints stay."""
+    found = _found(runs)
+    for run in found:
+        _need_alive(state_of(run), "cancel")
+    for run in found:
+        _cancel(run)
+    _print_ends(list(map(state_of, found)), as_json)
     return EXIT_DONE
+
+
+def _found(names: tuple[str, ...]) -> list[RunDir]:
+    """Each run once, however often it is named. All are looked for before anything is done to one."""
+    return list({run.url: run for run in map(find, names)}.values())
 
 
 def _cancel(run: RunDir) -> None:
@@ -184,10 +199,18 @@ def _need_alive(state: RunState, verb: str) -> RunState:
     return state
 
 
-def _print_end(state: RunState, as_json: bool) -> None:
+def _print_ends(states: list[RunState], as_json: bool) -> None:
+    """One run as an object of JSON, several as a list."""
     if as_json:
-        click.echo(json.dumps(state.to_json(), indent=1))
-    elif state.alive:
+        facts = [state.to_json() for state in states]
+        click.echo(json.dumps(facts[0] if len(facts) == 1 else facts, indent=1))
+        return
+    for state in states:
+        _print_end(state)
+
+
+def _print_end(state: RunState) -> None:
+    if state.alive:
         click.echo(f"{state.run_id} was asked; launch status {state.run_id} shows when it has stopped")
     else:
         saved = f"saved at step {state.checkpoint}" if state.checkpoint is not None else "nothing was saved"

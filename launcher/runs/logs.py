@@ -45,8 +45,10 @@ def pick_attempt(run: RunDir, attempt: int | None) -> int:
     return attempt
 
 
-def print_logs(run: RunDir, *, attempt: int, rank: int | None, write_line: Callable[[str], None]) -> None:
-    """Prints all logs, the first error first. UserError if that rank has no log."""
+def print_logs(
+    run: RunDir, *, attempt: int, rank: int | None, write_line: Callable[[str], None], last: int | None = None
+) -> None:
+    """Prints all logs, or the `last` lines of each, the first error first. UserError if that rank has no log."""
     names = log_names(run, attempt, rank)
     if rank is not None and not names:
         known = ", ".join(origin.removeprefix("rank ") for origin in log_names(run, attempt, None) if "rank" in origin)
@@ -55,7 +57,7 @@ def print_logs(run: RunDir, *, attempt: int, rank: int | None, write_line: Calla
         write_line(line)
     width = max((len(origin) for origin in names), default=0)
     for origin, name in names.items():
-        for line in Tail(run, name).rest():
+        for line in _last(Tail(run, name).rest(), last):
             write_line(f"{origin:<{width}} | {line}")
 
 
@@ -67,8 +69,22 @@ def _first_error(run: RunDir, attempt: int) -> Iterator[str]:
         yield f"first error | rank {first.get('rank')}: {first.get('type')}: {message}"
 
 
-def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, write_line: Callable[[str], None]) -> None:
-    """Print lines as they come, until the run ends (or that attempt does); newer attempts are taken up."""
+def _last(lines: list[str], count: int | None) -> list[str]:
+    return lines if count is None else lines[-count:]
+
+
+def follow_logs(
+    run: RunDir,
+    *,
+    attempt: int | None,
+    rank: int | None,
+    write_line: Callable[[str], None],
+    last: int | None = None,
+) -> None:
+    """Print lines as they come, until the run ends (or that attempt does); newer attempts are taken up.
+
+    Of the lines that are there already, the `last` of each log.
+    """
     if attempt is None and newest_job(run) is not None:
         _await_start(run, write_line)
     fixed = attempt
@@ -78,8 +94,9 @@ def follow_logs(run: RunDir, *, attempt: int | None, rank: int | None, write_lin
         over = _is_over(run, current if fixed is not None else None)
         for origin, name in log_names(run, current, rank).items():
             tail = tails.setdefault(name, Tail(run, name))
-            for line in tail.rest() if over else tail.lines():
+            for line in _last(tail.rest() if over else tail.lines(), last):
                 write_line(f"{origin} | {line}")
+        last = None
         newest = run.attempts()[-1]
         if fixed is None and newest != current:
             write_line(f"--- attempt {newest} ---")

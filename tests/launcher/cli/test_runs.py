@@ -14,6 +14,7 @@ import pytest
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs.drill import rehearse
+from launchyard.launcher.runs.logs import log_names
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run.rundir import RunDir
@@ -75,8 +76,10 @@ def test_status_stop_resume_cancel(live: Standin, launch: Launch) -> None:
     code, _, err = launch("resume", "tiny")
     assert code == 2 and "is running already: attempt 0" in err
 
-    code, out, _ = launch("stop", "tiny")
-    assert code == 0 and "stopped (stop), saved at step" in out
+    code, _, err = launch("stop", "tiny", "nowhere")
+    assert code == 2 and "nowhere" in err and live.run.stop_requested() is None, "all are found before one is asked"
+    code, out, _ = launch("stop", "tiny", "abcd")
+    assert code == 0 and out.count("stopped (stop), saved at step") == 1
     stopped = state_of(live.run)
     assert stopped.step == stopped.checkpoint == live.steps(0)
     code, _, err = launch("stop", "tiny")
@@ -93,6 +96,19 @@ def test_status_stop_resume_cancel(live: Standin, launch: Launch) -> None:
     live.nothing_left()
     steps = [json.loads(line)["step"] for line in launch("metrics", "tiny", "--jsonl")[1].splitlines()]
     assert steps == list(range(1, max(steps) + 1)), "one row a step"
+
+
+def test_several_runs_in_one_command(over: RunDir, tmp_path: Path, launch: Launch) -> None:
+    (tmp_path / "other").mkdir()
+    register("other-efgh", "other", make_run(tmp_path / "other", run_id="other-efgh").url)
+    code, out, _ = launch("status", "other", "tiny", "--json")
+    assert code == 0 and [state["run_id"] for state in json.loads(out)] == ["other-efgh", "tiny-abcd"]
+    code, out, _ = launch("status", "other", "tiny")
+    assert code == 0 and [line for line in out.splitlines() if not line.startswith(" ")] == ["other-efgh", "tiny-abcd"]
+    code, _, err = launch("status", "other", "tiny", "--watch")
+    assert code == 2 and "--watch is for one run" in err
+    code, _, err = launch("cancel", "other", "tiny")
+    assert code == 2 and "other-efgh is not running" in err
 
 
 @pytest.mark.slow
@@ -209,6 +225,11 @@ def test_logs_of_all_workers_with_their_origin(live: Standin, launch: Launch) ->
     assert "rank 0 | hello from rank 0" in lines and "rank 1 | hello from rank 1" in lines
     code, out, _ = launch("logs", "tiny", "--rank", "1")
     assert [line for line in out.splitlines() if line.startswith("rank")] == ["rank 1 | hello from rank 1"]
+    with open(live.run.path(log_names(live.run, 0, 0)["rank 0"]), "a") as log:
+        log.write("the end\n")
+    code, out, _ = launch("logs", "tiny", "--tail", "1")
+    shown = [line for line in out.splitlines() if line.startswith("rank ")]
+    assert shown == ["rank 0 | the end", "rank 1 | hello from rank 1"]
     code, _, err = launch("logs", "tiny", "--rank", "7")
     assert code == 2 and "there are ranks: 0, 1" in err
     code, _, err = launch("logs", "tiny", "--attempt", "3")
@@ -220,7 +241,7 @@ def test_logs_of_all_workers_with_their_origin(live: Standin, launch: Launch) ->
 @pytest.mark.slow
 def test_logs_follow_over_attempts_until_the_end(live: Standin, launch: Launch) -> None:
     live.submit(steps=20, save_every=5, faults={"0": {"kill_at": 12}})
-    code, out, _ = launch("logs", "-f", "tiny")
+    code, out, _ = launch("logs", "-f", "--tail", "100", "tiny")
     assert code == 0 and out.count("rank 0 | hello from rank 0") == 2 and "--- attempt 1 ---" in out
 
 
