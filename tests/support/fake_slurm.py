@@ -122,10 +122,13 @@ class FakeSlurm:
         """From now on: the real agent and torchrun, with the stand-in worker."""
         self._set("agent", [AGENT, "--worker-module=standin_worker"])
 
-    def fail(self, command: str, *, stderr: str = "", code: int = 1, seconds: float = 0.0) -> None:
-        """From now on a command (`squeue`, `scontrol requeue`, …) says this after so long and does nothing."""
+    def fail(self, command: str, *, stderr: str = "", code: int = 1, seconds: float = 0.0, does: bool = False) -> None:
+        """From now on a command (`squeue`, `scontrol requeue`, …) says this after so long.
+
+        does: it does all the same, and only its answer is another.
+        """
         with self.site.change() as state:
-            state["failures"][command] = {"stderr": stderr, "code": code, "seconds": seconds}
+            state["failures"][command] = {"stderr": stderr, "code": code, "seconds": seconds, "does": does}
 
     def controller_away(self) -> None:
         self.fail("squeue", stderr=f"slurm_load_jobs error: {AWAY}")
@@ -342,6 +345,10 @@ def moment(seconds: float | None) -> str:
 
 def squeue(site: Site, words: list[str]) -> int:
     options, _ = split(words)
+    if "name" in options:
+        named = {one: job for one, job in site.read()["jobs"].items() if job["name"] == options["name"]}
+        print("\n".join(one for one, job in named.items() if job["state"] not in OVER))
+        return 0
     job = site.read()["jobs"].get(options["jobs"])
     if job is None:
         return complain(NO_JOB)
@@ -438,6 +445,9 @@ def main(argv: list[str]) -> int:
     failures = state["failures"]
     failure = failures.get(f"{name} {words[0]}" if words else name) or failures.get(name)
     if failure is not None:
+        if failure["does"]:
+            with contextlib.redirect_stdout(None):
+                globals()[name](site, words)
         time.sleep(failure["seconds"])
         return complain(failure["stderr"], failure["code"])
     return int(globals()[name](site, words))

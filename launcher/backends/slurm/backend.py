@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from launchyard.errors import LaunchError
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.processes import python_argv
+from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
@@ -78,8 +79,11 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
         **plan.shape.model_dump(),
     )
 
+    before = newest_job(run)
+    known = () if before is None else (before.job_id,)
+
     def send(number: int) -> str:
-        return Controller(env).submit(_write_script(run, number, script))
+        return Controller(env).submit(_write_script(run, number, script), known=known)
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run, number))
 

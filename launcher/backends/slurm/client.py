@@ -5,11 +5,15 @@ Every command is bounded in time: a controller that is away must not hold up the
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Collection
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from launchyard.errors import LaunchError, UserError
@@ -17,10 +21,14 @@ from launchyard.host.environment import own_environment
 from launchyard.launcher.backends.base import JobStatus
 
 ANSWER_SECONDS = 11.0  # SLURM's own commands give up after 9
+SUBMIT_SECONDS = 180.0  # sbatch of a busy site, or a wrapper of it, may take more than a minute
+FIND_SECONDS = 30.0  # in which a job that sbatch may have queued comes into sight
 AWAY_SECONDS = 20.0  # for which a controller that did not answer is not asked again about other jobs
 _QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
+# Errors of sbatch after which the job may be queued all the same: the request was sent, and the answer did not come.
+_UNSURE = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
 _NEVER = ("Requested node configuration is not available", "Node count specification invalid", "Invalid feature")
 _NO_JOB = ("Invalid job id", "Invalid Job Id")
 # SLURM's reason of a wait -> the same in plain English, with a fix where there is one.
@@ -108,22 +116,48 @@ class Controller:
                 f"SLURM could not end job {job_id}: {detail}", hint="try again when its controller is back"
             )
 
-    def submit(self, script: str, *, dependency: str | None = None) -> str:
-        """sbatch; the job's id. UserError with SLURM's reason if it refuses."""
+    def submit(self, script: str, *, dependency: str | None = None, known: Collection[str] = ()) -> str:
+        """sbatch; the job's id. UserError with SLURM's reason if it refuses.
+
+        Where sbatch gives no id, the job is looked for by its name: it may be queued all the same.
+        known: ids of older jobs with that name.
+        """
         if shutil.which("sbatch") is None:
             raise UserError(
                 "sbatch is not found here", hint="launch from a login node of the cluster, or try --dry-run"
             )
         if dependency is None:
             self._refuse_the_impossible(script)
-        done = self.run(
-            ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), script], seconds=60.0
-        )
+        after = [f"--dependency={dependency}"] if dependency else []
+        done = self.run(["sbatch", "--parsable", *after, script], seconds=SUBMIT_SECONDS)
         if done is None:
-            raise LaunchError("sbatch did not answer within 60 s", hint="is the controller up? (sinfo)")
+            return self._find_submitted(script, known, f"sbatch did not answer within {SUBMIT_SECONDS:.0f} s")
+        if done.returncode and _contains_any(done.stderr, _UNSURE):
+            return self._find_submitted(script, known, f"sbatch got no answer ({refusal(done.stderr)})")
         if done.returncode:
             raise UserError(f"SLURM refuses the job: {refusal(done.stderr)}")
-        return done.stdout.strip().split(";")[0]
+        return _id_in(done.stdout) or self._find_submitted(
+            script, known, f"sbatch printed no job id, but {done.stdout.strip()!r}"
+        )
+
+    def _find_submitted(self, script: str, known: Collection[str], problem: str) -> str:
+        """The id of the newest job with the script's name that is not known. LaunchError if none comes into sight."""
+        name = _job_name(script)
+        asked = ["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i"]
+        until = time.monotonic() + FIND_SECONDS
+        while True:
+            done = self.run(asked)
+            answered = done is not None and done.returncode == 0
+            found = [int(line) for line in done.stdout.split() if line not in known] if done and answered else []
+            if found:
+                return str(max(found))
+            if time.monotonic() > until:
+                break
+            time.sleep(1.0)
+        queue = "no such job is in the queue" if answered else "the queue cannot be read either"
+        raise LaunchError(
+            f"{problem}, and {queue}", hint=f"is the controller up? (sinfo) Before another try: squeue --name={name}"
+        )
 
     def _refuse_the_impossible(self, script: str) -> None:
         """UserError with SLURM's reason for a job that can never run: most sites queue it, and it waits for ever."""
@@ -169,6 +203,18 @@ def facts(text: str) -> dict[str, str]:
     else:
         found = re.findall(r"(\w+)=(\S+)", text)
     return {key: value.strip() for key, value in found}
+
+
+def _id_in(printed: str) -> str | None:
+    """The job's id, which `sbatch --parsable` prints in a line of its own; sites and wrappers print more around it."""
+    found = re.findall(r"^\s*(\d+)(?:;\S*)?\s*$", printed, re.MULTILINE)
+    return found[-1] if found else None
+
+
+def _job_name(script: str) -> str:
+    """The name in the script's options, as sbatch reads it; without one it is the script's file name."""
+    found = re.search(r"^#SBATCH --job-name=(.+)$", Path(script).read_text(), re.MULTILINE)
+    return shlex.split(found[1])[0] if found else Path(script).name
 
 
 def _contains_any(text: str, marks: tuple[str, ...]) -> bool:

@@ -150,7 +150,7 @@ class Batch:
         number = self._run.submit(self._submission)
         folder = job_folder(self._run.url, log_folder())
         try:
-            job_id = self._slurm.submit(newest_script(folder), dependency="singleton")
+            job_id = self._slurm.submit(newest_script(folder), dependency="singleton", known=(self._job_id,))
         except LaunchError as error:
             self._run.withdraw(number)
             # No UserError: from an owner that means that another job has the run, and no outcome would be written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,11 +103,42 @@ def test_what_a_controller_that_is_away_did_not_do(slurm: FakeSlurm, ours: Contr
 def test_a_submission_without_an_answer(
     slurm: FakeSlurm, ours: Controller, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm.fail("sbatch", seconds=30)
-    real = Controller.run
-    monkeypatch.setattr(Controller, "run", lambda *words, **more: real(*words, **{**more, "seconds": 0.2}))
-    with pytest.raises(LaunchError, match="sbatch did not answer within 60 s"):
+    slurm.fail("sbatch --parsable", seconds=30)
+    monkeypatch.setattr(client, "SUBMIT_SECONDS", 0.5)
+    monkeypatch.setattr(client, "FIND_SECONDS", 0.0)
+    with pytest.raises(LaunchError, match="sbatch did not answer within 0 s, and no such job is in the queue"):
         ours.submit(script)
+    slurm.fail("squeue", stderr="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    with pytest.raises(LaunchError, match="the queue cannot be read either") as caught:
+        ours.submit(script)
+    assert "squeue --name=x" in str(caught.value.hint)
+
+
+# What sbatch does after it has queued the job -> the arguments of FakeSlurm.fail.
+ANSWERS_LOST: dict[str, dict[str, Any]] = {
+    "none in time": {"seconds": 30},
+    "a timeout": {"stderr": "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"},
+    "no id": {"code": 0},
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS_LOST)
+def test_a_job_whose_id_sbatch_did_not_give_is_found(
+    answer: str, slurm: FakeSlurm, ours: Controller, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.hold("Priority")
+    older = ours.submit(script)
+    monkeypatch.setattr(client, "SUBMIT_SECONDS", 2.0)
+    slurm.fail("sbatch --parsable", does=True, **ANSWERS_LOST[answer])
+    job = ours.submit(script, known=[older])
+    assert slurm.jobs() == [older, job], "one job, and it is known"
+
+
+def test_a_banner_is_no_job(slurm: FakeSlurm, ours: Controller, script: str) -> None:
+    slurm.hold("Priority")
+    program = slurm.programs / "sbatch"
+    program.write_text(program.read_text().replace("exec", "echo 'Welcome! 4 nodes are down'\necho 2026\nexec", 1))
+    assert ours.submit(script) == slurm.jobs()[0]
 
 
 REFUSALS = {
