@@ -101,10 +101,14 @@ class Controller:
         done = self.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%e"])
         return _time(done.stdout.strip()) if done is not None else None
 
-    def requeue(self, job_id: str) -> bool:
-        """Requeues the job. Returns False if the site refuses that."""
+    def requeue(self, job_id: str) -> bool | None:
+        """Requeues the job. Returns False if the site refuses that, None if the controller does not answer."""
+        if shutil.which("scontrol") is None:
+            return False
         done = self.run(["scontrol", "requeue", job_id])
-        return done is not None and done.returncode == 0
+        if done is None or (done.returncode and _contains_any(done.stderr, _AWAY)):
+            return None
+        return done.returncode == 0
 
     def cancel(self, job_id: str, *, signal: str | None = None) -> None:
         """scancel, or only a signal to all steps. LaunchError if the controller does not take it."""

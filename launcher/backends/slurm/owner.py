@@ -34,9 +34,11 @@ from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.run import own_code
 from launchyard.run.events import SAVED
 from launchyard.run.layout import is_job_script
+from launchyard.run.lease import Heartbeat
 from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
 from launchyard.run.rundir import RunDir
 
+GIVE_BACK_SECONDS = 10.0  # between two tries, while the controller does not answer
 SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
 GONE_STATES = ("CANCELLED", "DEADLINE")
 QUEUED_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
@@ -131,7 +133,27 @@ class Batch:
         return record
 
     def give_back(self, record: OutcomeRecord) -> bool:
-        """Has this job started again; if the site does not requeue, submits the same script as a new job."""
+        """Has this job started again; if the site does not requeue, submits the same script as a new job.
+
+        While the controller does not answer it tries again, until a stop is requested: the run is saved, and time is
+        all that it costs. Returns False if the run ends here.
+        """
+        heartbeat = Heartbeat(self._run, record.attempt)
+        asked_at = float("-inf")
+        while True:
+            if time.monotonic() - asked_at >= GIVE_BACK_SECONDS:
+                given = self._try_to_give_back()
+                if given is not None:
+                    return given
+                log_line("SLURM's controller does not answer: the job is given back when it does")
+                asked_at = time.monotonic()
+            heartbeat.beat()
+            if heartbeat.superseded or self._signals.stop or self._run.stop_requested() is not None:
+                return False
+            time.sleep(POLL_SECONDS if self._run.local else 1.0)
+
+    def _try_to_give_back(self) -> bool | None:
+        """None: the controller does not answer."""
         state, restarts = self._slurm.job_state(self._job_id)
         # One that SLURM itself is putting back has its restarts counted already, in any state.
         if state.startswith(QUEUED_STATES) or restarts > self._restarts:
@@ -141,10 +163,10 @@ class Batch:
         if state.startswith(GONE_STATES) or (state == "COMPLETING" and early):
             self._signals.stop = self._signals.stop or SCANCEL
             return False
-        if self._slurm.requeue(self._job_id):
-            return True
-        self._submit_again()
-        return True
+        requeued = self._slurm.requeue(self._job_id)
+        if requeued is False:
+            self._submit_again()
+        return None if requeued is None else True
 
     def _submit_again(self) -> None:
         number = self._run.submit(self._submission)

@@ -97,7 +97,7 @@ def test_what_a_controller_that_is_away_did_not_do(slurm: FakeSlurm, ours: Contr
     slurm.controller_away()
     with pytest.raises(LaunchError, match=r"could not end job 7: .*Unable to contact slurm controller"):
         ours.cancel("7")
-    assert (ours.config(), ours.partitions(), ours.requeue("7"), ours.job_state("7")) == ({}, [], False, ("", 0))
+    assert (ours.config(), ours.partitions(), ours.requeue("7"), ours.job_state("7")) == ({}, [], None, ("", 0))
 
 
 def test_a_submission_without_an_answer(

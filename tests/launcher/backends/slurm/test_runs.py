@@ -309,6 +309,35 @@ def test_a_run_does_not_need_the_controller(slurm: FakeSlurm, place: Place, monk
     assert (run.status()["state"], run.status()["queue"]) == ("stopped", None)
 
 
+def test_a_run_is_given_back_when_the_controller_answers(slurm: FakeSlurm, place: Place) -> None:
+    """Its owner waits: a run that has saved does not end because nobody took it back."""
+    run = place.launch()
+    run.steps(3)
+    slurm.controller_away()
+    run.run.give_notice(0, "preempted")
+    run.wait(lambda: "the job is given back when it does" in backend.job_log(run.run))
+    assert run.run.outcome(0).reason == "preempted"
+    assert run.run.outcome() is None
+    slurm.work_again()
+    run.steps(3, attempt=1)
+    assert started(run, 1) == reached(run, 0), "no step is lost"
+    assert slurm.job(run.job)["restarts"] == 1
+    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"], "and no other job"
+    place.ok("cancel", run.run_id)
+
+
+def test_a_run_that_waits_for_the_controller_can_be_stopped(slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    slurm.controller_away()
+    run.run.give_notice(0, "preempted")
+    run.wait(lambda: "the job is given back when it does" in backend.job_log(run.run))
+    run.run.request_stop("stop")
+    record = run.outcome()
+    assert (record.outcome, record.reason) == ("stopped", "stop")
+    slurm.work_again()
+
+
 def test_a_controller_that_is_away_is_not_asked_for_every_run(slurm: FakeSlurm, place: Place) -> None:
     """Each question costs seconds."""
     slurm.hold("Priority")
