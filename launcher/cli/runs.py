@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from launchyard.errors import EXIT_DONE, EXIT_FAILED, UserError
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.format import count, duration, table
@@ -31,6 +31,7 @@ _COLOURS = {
     "completed": "green",
     "failed": "red",
     "lost": "red",
+    "unknown": "yellow",
     "unreachable": "red",
     "stopped": "yellow",
 }
@@ -192,6 +193,10 @@ def _wait_for_end(run: RunDir) -> None:
 
 
 def _need_alive(state: RunState, verb: str) -> RunState:
+    if state.state == "unknown":
+        raise LaunchError(
+            f"job {state.job_id} of {state.run_id} may wait or run: {state.queue}", hint="try again when it does"
+        )
     if not state.alive:
         raise UserError(
             f"{state.run_id} is not running ({state.state}), so there is nothing to {verb}", hint="launch status"

@@ -57,7 +57,7 @@ class Seen:
 
     @property
     def is_over(self) -> bool:
-        return not self.state.alive and self.state.state not in ("pending", "unreachable")
+        return not self.state.alive and self.state.state not in ("pending", "unknown", "unreachable")
 
     @property
     def is_shown(self) -> bool:

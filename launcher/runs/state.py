@@ -21,7 +21,9 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import files, retry
 from launchyard.storage.damage import parse_lines, report_damage, unreadable
 
-State = Literal["pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unreachable"]
+State = Literal[
+    "pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unknown", "unreachable"
+]
 _TAIL_BYTES = 64 * 1024
 SETTLED_SECONDS = 60.0  # after its outcome nothing of a run lives, and no scheduler has to be asked
 
@@ -109,7 +111,7 @@ def state_of(run: RunDir) -> RunState:
         if seen.state == "gone" and seen.scheduler_state:
             queue = f"{load_backend(job.backend).TRAITS.title} has ended it: {seen.scheduler_state}"
         common |= {"job_id": job.job_id, "queue": queue or None, "start": seen.start if waits else None}
-        state = "pending" if waits else state
+        state = "pending" if waits else _if_known(state, seen)
     row = last_row(run, attempts) or {}
     step = _step(row, job.attempt, ended, recorded, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
@@ -118,7 +120,7 @@ def state_of(run: RunDir) -> RunState:
     return RunState(
         **common,
         state=state,
-        resumable=not alive and state != "completed",
+        resumable=not alive and state not in ("completed", "unknown"),
         step=step,
         max_steps=max_steps,
         loss=row.get("loss"),
@@ -179,6 +181,11 @@ def _state(alive: bool, ended: OutcomeRecord | None, recorded: list[str]) -> Sta
     if events.STOPPING in recorded or events.FINISHED in recorded:
         return "saving"
     return "running" if events.STARTED in recorded else "starting"
+
+
+def _if_known(state: State, seen: JobStatus) -> State:
+    """Nothing is lost on the word of a heartbeat alone: the job may wait, for the first time or again."""
+    return "unknown" if state == "lost" and seen.state == "unknown" else state
 
 
 def _step(

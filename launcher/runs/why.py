@@ -47,6 +47,8 @@ def explain(run: RunDir) -> Why:
         return Why(text, "pending", next=[f"launch resume {state.run_id}"])
     if state.alive:
         return _waiting(run, state) if state.state == "pending" else _going_on(run, state)
+    if state.state == "unknown":
+        return _unknown(run, state)
     record = run.outcome()
     if record is None or record.attempt < state.attempt:
         record = run.outcome(state.attempt)
@@ -65,6 +67,12 @@ def _waiting(run: RunDir, state: RunState) -> Why:
         text += f" It is expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(state.start))}."
     text += _before(run, run.attempts())
     return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
+
+
+def _unknown(run: RunDir, state: RunState) -> Why:
+    """Explains a run without a heartbeat whose scheduler does not answer."""
+    text = f"{state.run_id}: {state.queue}. Whether job {state.job_id} waits or has ended is not known before it does."
+    return Why(f"{text}{_before(run, run.attempts())}", state.state, attempt=state.attempt, checkpoint=state.checkpoint)
 
 
 def _before(run: RunDir, attempts: list[int]) -> str:

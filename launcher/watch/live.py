@@ -267,7 +267,7 @@ def watch(run: RunDir, *, as_json: bool = False, out: IO[str] | None = None) -> 
             except StoreError as error:
                 screen.show_error(f"its store does not answer: {error}")
             else:
-                over = not facts.state.alive and facts.state.state != "pending"
+                over = not facts.state.alive and facts.state.state not in ("pending", "unknown")
                 if as_json:
                     print(json.dumps(facts.to_json()), file=out, flush=True)
                 else:

@@ -122,10 +122,10 @@ def controller(run: RunDir) -> Controller:
 
 
 def is_alive(run: RunDir, job: Job) -> bool:
-    """In the queue or running; while the controller is away, by its heartbeat."""
+    """In the queue or running. While the controller is away: by its heartbeat, and one that never began waits."""
     seen = poll(run, job)
     if seen.state == "unknown":
-        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
+        return not job.host or (run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS)
     return seen.state != "gone"
 
 

@@ -348,6 +348,22 @@ def test_a_controller_that_is_away_is_not_asked_for_every_run(slurm: FakeSlurm, 
     assert len(slurm.asked("squeue")) == asked + 1
 
 
+def test_a_run_that_waits_is_not_lost_with_the_controller(
+    slurm: FakeSlurm, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "AWAY_SECONDS", 0.0)
+    slurm.hold("Priority")
+    run = place.launch()
+    slurm.controller_away()
+    state = run.status()
+    assert (state["state"], state["alive"], state["resumable"]) == ("unknown", False, False)
+    assert f"SLURM's controller does not answer. Whether job {run.job} waits" in run.why()
+    assert "may wait or run: SLURM's controller does not answer" in place.ok("stop", run.run_id, code=1)
+    assert "queued already" in place.ok("resume", run.run_id, code=2)
+    slurm.work_again()
+    assert run.status()["state"] == "pending"
+
+
 def test_a_job_that_slurm_has_forgotten_is_gone(slurm: FakeSlurm, place: Place) -> None:
     """MinJobAge after its end squeue says `Invalid job id`: no sign of a controller that is away."""
     slurm.hold("Priority")
