@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from launchyard.errors import LaunchError
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import JobStatus, load_backend, owner_alive
 from launchyard.launcher.format import progress_line
@@ -73,6 +74,8 @@ def overview() -> list[RunState]:
             continue
         try:
             states.append(_glance(entry))
+        except LaunchError as error:
+            states.append(_unreachable(entry, str(error)))
         except (OSError, ValueError) as error:
             states.append(_unreachable(entry, str(error)))
             if files.is_remote(entry.url) and not isinstance(error, PermissionError):

@@ -225,7 +225,7 @@ class Answers(BaseHTTPRequestHandler):
     def answer(self) -> None:
         self.heard.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body = self.replies.get(self.path, (404, b"{}"))
+        status, body = self.replies.get(self.path, (404, b"Job other does not exist"))
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -133,7 +133,10 @@ def _take_back(run: RunDir) -> None:
 # -- polling and ending ----------------------------------------------------------------------------------------------
 def poll(run: RunDir, job: Job) -> JobStatus:
     """The job as Ray sees it. One that runs and waits for its nodes counts as queued, with the reason."""
-    seen = of_run(run).ask(job.job_id)
+    try:
+        seen = of_run(run).ask(job.job_id)
+    except LaunchError as error:  # one run among many: its state is unknown
+        return JobStatus("unknown", reason=str(error))
     if seen.state == "running" and (reason := run.waiting(job.job_id)) is not None:
         return JobStatus("queued", seen.scheduler_state, reason)
     if seen.state == "queued":

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -22,7 +23,17 @@ from launchyard.launcher.backends.base import JobStatus
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # a submission waits for Ray to start an actor
-_STATES: dict[str, Any] = {"PENDING": "queued", "RUNNING": "running"}
+_STATES: dict[str, Any] = {
+    "PENDING": "queued",
+    "RUNNING": "running",
+    "STOPPED": "gone",
+    "SUCCEEDED": "gone",
+    "FAILED": "gone",
+}
+_UNKNOWN_TO_RAY = re.compile(rb"\s*(Job|Package) \S+ does not exist\.?\s*")  # Ray's own 404; a proxy has other words
+_HTML = re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)
+_OF_A_PROXY = (404, 502, 503, 504)
+_ADDRESS_HINT = "see ray.address of the cluster"
 
 
 class AwayError(LaunchError):
@@ -39,19 +50,24 @@ class Dashboard:
     # -- jobs ----------------------------------------------------------------------------------------------------------
     def submit(self, request: dict[str, Any]) -> str:
         """POST a job; its submission id. UserError with Ray's reason if it refuses."""
-        return str(self._ask("POST", "/api/jobs/", request)["submission_id"])
+        found = self._ask("POST", "/api/jobs/", request)
+        if found is None or not found.get("submission_id"):
+            raise self._not_ray()
+        return str(found["submission_id"])
 
     def ask(self, job_id: str) -> JobStatus:
-        """The state of a job; `unknown` without a valid answer, also if a proxy refuses or the token is wrong."""
+        """The state of a job; `unknown`, with the reason, if the answer is not Ray's own or does not come."""
         try:
             found = self._ask("GET", f"/api/jobs/{job_id}", seconds=CONNECT_SECONDS)
+            if found is None:
+                return JobStatus("gone")
+            status = str(found.get("status"))
+            if status not in _STATES:
+                raise self._not_ray()
         except LaunchError as error:
             return JobStatus("unknown", reason=str(error))
-        if found is None:
-            return JobStatus("gone")
-        status = str(found.get("status", ""))
         message = str(found.get("message") or "")
-        return JobStatus(_STATES.get(status, "gone"), status, message if status == "PENDING" else "")
+        return JobStatus(_STATES[status], status, message if status == "PENDING" else "")
 
     def stop(self, job_id: str) -> None:
         """As `ray job stop`: TERM for its entrypoint. LaunchError if the dashboard does not take it."""
@@ -75,42 +91,68 @@ class Dashboard:
     def version(self) -> dict[str, Any]:
         """ray_version and more. AwayError, or UserError if it is not a Ray dashboard."""
         found = self._ask("GET", "/api/version", seconds=CONNECT_SECONDS)
-        if not isinstance(found, dict) or "ray_version" not in found:
-            hint = "see ray.address of the cluster"
-            raise UserError(f"{self.address} answers, but is not a Ray dashboard", hint=hint)
+        if found is None or "ray_version" not in found:
+            raise self._not_ray()
         return found
 
     def nodes(self) -> list[dict[str, Any]]:
         """The dashboard's summary of every node."""
         found = self._ask("GET", "/nodes?view=summary", seconds=CONNECT_SECONDS)
-        return list(found["data"]["summary"]) if found else []
+        try:
+            return list((found or {})["data"]["summary"])
+        except (KeyError, TypeError) as error:
+            raise self._not_ray() from error
 
     def upload(self, name: str, package: bytes) -> str:
         """Uploads a zip for the nodes; its URI. One that is there is not sent again."""
         path = f"/api/packages/gcs/{name}"
-        if self._send("GET", path, None, CONNECT_SECONDS)[0] == http.HTTPStatus.NOT_FOUND:
+        if self._answer("GET", path, None, CONNECT_SECONDS) is None:
             status, answer = self._send("PUT", path, package, ANSWER_SECONDS)
             if status != http.HTTPStatus.OK:
                 raise LaunchError(f"{self.address} does not take our code: {_last_line(answer)}")
         return f"gcs://{name}"
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
-    def _ask(self, method: str, path: str, body: Any = None, *, seconds: float = ANSWER_SECONDS) -> Any:
-        """The JSON of an answer; None if it is not there (404). UserError if Ray refuses."""
-        raw = None if body is None else json.dumps(body).encode()
-        status, answer = self._send(method, path, raw, seconds)
-        if status == http.HTTPStatus.NOT_FOUND:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float = ANSWER_SECONDS
+    ) -> dict[str, Any] | None:
+        """The JSON of an answer; None if Ray does not know it. UserError if Ray refuses, or it is not Ray's answer."""
+        answer = self._answer(method, path, None if body is None else json.dumps(body).encode(), seconds)
+        if answer is None:
             return None
+        try:
+            found = json.loads(answer)
+        except ValueError as error:
+            raise self._not_ray() from error
+        if not isinstance(found, dict):
+            raise self._not_ray()
+        return found
+
+    def _answer(self, method: str, path: str, body: bytes | None, seconds: float) -> bytes | None:
+        """An answer of status 200; None if Ray says that it does not know it. UserError for any other."""
+        status, answer = self._send(method, path, body, seconds)
+        if status == http.HTTPStatus.OK:
+            return answer
+        if status == http.HTTPStatus.NOT_FOUND and _UNKNOWN_TO_RAY.fullmatch(answer):
+            return None
+        raise self._refusal(status, f"{method} {path}", answer)
+
+    def _refusal(self, status: int, asked: str, answer: bytes) -> UserError:
+        """The error for an answer that is not 200, of Ray or of a proxy before it."""
         if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
             hint = "ray.token_file of the cluster names the file with its token"
-            raise UserError(f"{self.address} does not let us in ({status})", hint=hint)
-        if status != http.HTTPStatus.OK:
-            raise UserError(f"Ray refuses {method} {path}: {_last_line(answer)}")
-        try:
-            return json.loads(answer)
-        except ValueError as error:
-            hint = "see ray.address of the cluster"
-            raise UserError(f"{self.address} answers, but is not a Ray dashboard", hint=hint) from error
+            return UserError(f"{self.address} does not let us in ({status})", hint=hint)
+        if 300 <= status < 400:
+            message = f"{self.address} redirects {asked} ({status}), as a proxy does that wants a login"
+            return UserError(message, hint=_ADDRESS_HINT)
+        words = "a page of HTML" if _HTML.match(answer) else _last_line(answer)
+        if _HTML.match(answer) or status in _OF_A_PROXY:
+            message = f"{self.address} answers {asked} with {status}, and not as Ray does: {words}"
+            return UserError(message, hint=f"is a proxy before it, and Ray down? {_ADDRESS_HINT}")
+        return UserError(f"Ray refuses {asked}: {words}")
+
+    def _not_ray(self) -> UserError:
+        return UserError(f"{self.address} answers, but is not a Ray dashboard", hint=_ADDRESS_HINT)
 
     def _send(self, method: str, path: str, body: bytes | None, seconds: float) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json" if path.startswith("/api/jobs") else "application/zip"}
@@ -121,7 +163,7 @@ class Dashboard:
                 line.request(method, path, body, headers)
                 answer = line.getresponse()
                 return answer.status, answer.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a port or header that is none
             detail = str(error) or type(error).__name__
             hint = "ray.address of the cluster file; details: launch doctor --cluster NAME"
             raise AwayError(f"no Ray dashboard answers at {self.address} ({detail})", hint=hint) from error

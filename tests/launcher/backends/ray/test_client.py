@@ -86,3 +86,47 @@ def test_what_nobody_knows(cluster: FakeRay, ray: Dashboard) -> None:
 def test_nobody_behind_https() -> None:
     with pytest.raises(AwayError, match=r"https://127\.0\.0\.1:9"):
         Dashboard("https://127.0.0.1:9").version()
+
+
+HTML = "<!DOCTYPE html>\n<html>from the ingress</html>"
+ODD = {
+    "503": (503, "no healthy upstream", "with 503, and not as Ray does: no healthy upstream"),
+    "401": (401, HTML, "does not let us in"),
+    "302": (302, "", "redirects"),
+    "login page": (200, HTML, "is not a Ray dashboard"),
+    "404 of an ingress": (404, "404 page not found", "with 404, and not as Ray does: 404 page not found"),
+    "404 in HTML": (404, HTML, "a page of HTML"),
+    "empty": (200, "", "is not a Ray dashboard"),
+    "cut": (200, '{"status": "RUN', "is not a Ray dashboard"),
+    "null": (200, "null", "is not a Ray dashboard"),
+    "a list": (200, "[]", "is not a Ray dashboard"),
+    "no status": (200, "{}", "is not a Ray dashboard"),
+    "a status of another program": (200, '{"status": "ok"}', "is not a Ray dashboard"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_answer_that_is_not_rays_is_not_believed(what: str, cluster: FakeRay, ray: Dashboard) -> None:
+    status, text, said = ODD[what]
+    asked = ("GET /api/jobs/j", "POST /api/jobs/", "GET /api/version", "GET /nodes?view=summary")
+    cluster.replies |= dict.fromkeys(asked, (status, text))
+    seen = ray.ask("j")
+    assert (seen.state, seen.scheduler_state) == ("unknown", "")
+    assert said in seen.reason and cluster.address in seen.reason
+    for call in (lambda: submit(ray, "exit 0"), ray.version, ray.nodes):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert said in str(caught.value) and "of the cluster" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("status", [302, 401, 404, 503])
+def test_code_is_not_taken_for_sent_because_a_proxy_answers(status: int, cluster: FakeRay, ray: Dashboard) -> None:
+    cluster.replies["GET /api/packages/gcs/a.zip"] = status, HTML
+    with pytest.raises(UserError):
+        ray.upload("a.zip", b"x")
+
+
+def test_a_port_that_is_none_is_no_traceback() -> None:
+    seen = Dashboard("http://127.0.0.1:99999").ask("j")
+    assert seen.state == "unknown"
+    assert "http://127.0.0.1:99999" in seen.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,6 +277,9 @@ ANSWERS = {
     "500": (500, TRACEBACK),
     "401": (401, "Unauthorized: Missing authentication token"),
     "another program": (200, "<html>hello</html>"),
+    "another program's JSON": (200, "[]"),
+    "302": (302, ""),
+    "404 of an ingress": (404, "default backend - 404"),
 }
 
 
@@ -288,6 +292,16 @@ def test_a_run_is_shown_whatever_answers_for_its_dashboard(what: str, cluster: F
     (state,) = json.loads(place.ok("status", "--json"))
     assert state["run_id"] == run.run_id
     assert cluster.address in state["queue"] or "Ray refuses" in state["queue"]
+
+
+def test_a_run_whose_dashboard_cannot_be_known_is_shown(cluster: FakeRay, place: Place) -> None:
+    """The record of its submission was damaged, say."""
+    cluster.hold = True
+    run = place.launch()
+    record = Path(run.run.path("submissions/0000.json"))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"place": {}}))
+    (state,) = json.loads(place.ok("status", "--json"))
+    assert "no submission to Ray is known" in state["queue"]
 
 
 def test_a_run_does_not_need_the_dashboard(cluster: FakeRay, place: Place) -> None:
