@@ -1,7 +1,7 @@
 """Ray Jobs by its HTTP interface: submit, ask, stop, logs. Needs no Ray here; knows no run.
 
-The address is the dashboard's: http(s)://HOST:PORT, or unix:///PATH where only this machine's user may reach it.
-Every request is bounded in time: a dashboard that is away must not hold up the caller.
+The address is the dashboard's: http(s)://HOST[:PORT][/PATH], or unix:///PATH where only this machine's user
+may reach it. Every request is bounded in time: a dashboard that is away must not hold up the caller.
 """
 
 from __future__ import annotations
@@ -155,18 +155,27 @@ class Dashboard:
         return UserError(f"{self.address} answers, but is not a Ray dashboard", hint=_ADDRESS_HINT)
 
     def _send(self, method: str, path: str, body: bytes | None, seconds: float) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json" if path.startswith("/api/jobs") else "application/zip"}
+        headers = {
+            "Content-Type": "application/json" if path.startswith("/api/jobs") else "application/zip",
+            "User-Agent": "launchyard",  # Ray 2.50 answers 500 to a request without one
+        }
         if self._token_file is not None:
             headers["Authorization"] = f"Bearer {_read_token(self._token_file)}"
         try:
             with contextlib.closing(self._connection(seconds)) as line:
-                line.request(method, path, body, headers)
+                line.request(method, self._prefix + path, body, headers)
                 answer = line.getresponse()
                 return answer.status, answer.read()
         except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a port or header that is none
             detail = str(error) or type(error).__name__
             hint = "ray.address of the cluster file; details: launch doctor --cluster NAME"
             raise AwayError(f"no Ray dashboard answers at {self.address} ({detail})", hint=hint) from error
+
+    @property
+    def _prefix(self) -> str:
+        """The path of the address, behind which a proxy has Ray; empty for a socket."""
+        where = urllib.parse.urlsplit(self.address)
+        return "" if where.scheme == "unix" else where.path
 
     def _connection(self, seconds: float) -> http.client.HTTPConnection:
         where = urllib.parse.urlsplit(self.address)
@@ -175,7 +184,7 @@ class Dashboard:
         if where.scheme == "https":
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(where.hostname or "", where.port, timeout=seconds, context=context)
-        return http.client.HTTPConnection(where.hostname or "", where.port or 8265, timeout=seconds)
+        return http.client.HTTPConnection(where.hostname or "", where.port, timeout=seconds)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -23,7 +23,8 @@ class Ray(Part):
 
     address: str | None = Field(
         default=None,
-        description="Its dashboard, http(s)://HOST:8265 or unix:///PATH; default: a Ray that the launcher starts here.",
+        description="Its dashboard, http(s)://HOST:8265 or unix:///PATH; default: a Ray that the launcher starts here. "
+        "Behind a proxy http(s)://HOST/PATH; without a port 80 (http) or 443 (https).",
     )
     token_file: str | None = Field(
         default=None, pattern=r"^[~/]", description="File with the token of a Ray that wants one (RAY_AUTH_MODE=token)."

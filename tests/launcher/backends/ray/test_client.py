@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -130,3 +132,38 @@ def test_a_port_that_is_none_is_no_traceback() -> None:
     seen = Dashboard("http://127.0.0.1:99999").ask("j")
     assert seen.state == "unknown"
     assert "http://127.0.0.1:99999" in seen.reason
+
+
+def test_the_path_of_the_address_is_kept_and_client_named() -> None:
+    heard = list[tuple[str, str | None]]()
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers.get("User-Agent")))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.50.0"}')
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        assert Dashboard(f"http://127.0.0.1:{server.server_port}/ray/prod/").version() == {"ray_version": "2.50.0"}
+        server.shutdown()
+        thread.join()
+    assert heard == [("/ray/prod/api/version", "launchyard")]
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_the_port_that_an_address_without_one_means(scheme: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = list[tuple[str, int]]()
+
+    def refuse(where: tuple[str, int], *rest: object) -> None:
+        called.append(where)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    assert Dashboard(f"{scheme}://ray.example").ask("j").state == "unknown"
+    assert called == [("ray.example", port)]
