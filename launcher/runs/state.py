@@ -113,6 +113,7 @@ def state_of(run: RunDir) -> RunState:
         queue = seen.reason
         if seen.state == "gone" and seen.scheduler_state:
             queue = f"{load_backend(job.backend).TRAITS.title} has ended it: {seen.scheduler_state}"
+            queue += f", {seen.reason}" if seen.reason else ""
         common |= {"job_id": job.job_id, "queue": queue or None, "start": seen.start if waits else None}
         state = "pending" if waits else _if_known(state, seen)
     row = last_row(run, attempts) or {}

@@ -20,6 +20,7 @@ from typing import Any
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.backends.base import JobStatus
+from launchyard.storage.redact import redact
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # a submission waits for Ray to start an actor
@@ -31,6 +32,8 @@ _STATES: dict[str, Any] = {
     "FAILED": "gone",
 }
 _UNKNOWN_TO_RAY = re.compile(rb"\s*(Job|Package) \S+ does not exist\.?\s*")  # Ray's own 404; a proxy has other words
+_ENTRYPOINT_FAILED = "Job entrypoint command failed"
+_REASON_CHARS = 1000  # a resolver's whole output is in Ray's message of a runtime environment that cannot be made
 _HTML = re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)
 _OF_A_PROXY = (404, 502, 503, 504)
 _ADDRESS_HINT = "see ray.address of the cluster"
@@ -66,8 +69,7 @@ class Dashboard:
                 raise self._not_ray()
         except LaunchError as error:
             return JobStatus("unknown", reason=str(error))
-        message = str(found.get("message") or "")
-        return JobStatus(_STATES[status], status, message if status == "PENDING" else "")
+        return JobStatus(_STATES[status], status, _reason(status, str(found.get("message") or "")))
 
     def stop(self, job_id: str) -> None:
         """As `ray job stop`: TERM for its entrypoint. LaunchError if the dashboard does not take it."""
@@ -205,6 +207,13 @@ def _read_token(path: str) -> str:
         return Path(os.path.expanduser(path)).read_text().strip()
     except OSError as error:
         raise UserError(f"ray.token_file: {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _reason(status: str, message: str) -> str:
+    """Ray's reason why a job waits, or why it could not begin; the entrypoint's own output is in its log."""
+    if status == "PENDING" or (status == "FAILED" and not message.startswith(_ENTRYPOINT_FAILED)):
+        return redact(" ".join(message.split()))[:_REASON_CHARS]
+    return ""
 
 
 def _last_line(answer: bytes) -> str:

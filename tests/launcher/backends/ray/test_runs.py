@@ -272,6 +272,17 @@ def test_a_job_that_cannot_begin_says_so(cluster: FakeRay, place: Place) -> None
     assert "Ray has ended it: FAILED" in run.status()["queue"]
 
 
+def test_an_environment_that_cannot_be_made_is_the_reason(cluster: FakeRay, place: Place) -> None:
+    cluster.hold = True
+    run = place.launch()
+    job = cluster.jobs[run.job]
+    job.status = "FAILED"
+    job.message = "runtime_env setup failed: Failed to set up runtime environment.\nconda env no-such-env not found"
+    reason = "runtime_env setup failed: Failed to set up runtime environment. conda env no-such-env not found"
+    assert reason in run.status()["queue"]
+    assert reason in run.why()
+
+
 ANSWERS = {
     "503": (503, "no healthy upstream"),
     "500": (500, TRACEBACK),
