@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -99,7 +99,7 @@ class RunDir:
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
 
-    def read_json(self, name: str) -> JsonObject:
+    def read_json(self, name: str) -> Any:
         """Raises FileNotFoundError without the file, DamagedError if it is none of ours any more."""
         path = self.path(name)
         try:
@@ -108,7 +108,10 @@ class RunDir:
             if damage.unreadable(error):
                 raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
             raise
-        return damage.parse_record(path, raw)
+        try:
+            return json.loads(raw)
+        except ValueError as error:
+            raise DamagedError(f"{path} is damaged: {damage.describe_fault(raw, error)}") from error
 
     def _read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
         """As read_json, checked against a schema."""
@@ -123,12 +126,16 @@ class RunDir:
     def find_json(self, name: str) -> JsonObject | None:
         """The record in a file; None without it, or if it is damaged: that is reported."""
         try:
-            return self.read_json(name)
+            record = self.read_json(name)
         except FileNotFoundError:
             return None
         except DamagedError as error:
             damage.report_damage(str(error))
             return None
+        if isinstance(record, dict):
+            return record
+        damage.report_damage(f"{self.path(name)} is damaged: it holds no JSON object")
+        return None
 
     def write_text(self, name: str, text: str, *, sync: bool = False) -> None:
         """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""

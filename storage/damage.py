@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launchyard.storage.errors import DamagedError, StoreError
+from launchyard.storage.errors import StoreError
 
 JsonObject = dict[str, Any]
 _logger = logging.getLogger("launchyard")
@@ -23,17 +23,6 @@ def report_damage(fault: str) -> None:
     if fault not in _reported:
         _reported.add(fault)
         _logger.warning("! damaged  %s", fault)
-
-
-def parse_record(path: str, raw: bytes) -> JsonObject:
-    """Returns the object in a file. Raises DamagedError, which names the file and the place."""
-    try:
-        record = json.loads(raw)
-    except ValueError as error:
-        raise DamagedError(f"{path} is damaged: {describe_fault(raw, error)}") from error
-    if not isinstance(record, dict):
-        raise DamagedError(f"{path} is damaged: it holds no JSON object")
-    return record
 
 
 UNREADABLE = (IsADirectoryError, NotADirectoryError, PermissionError)

@@ -19,7 +19,6 @@ from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.run.append import Appender
 from launchyard.run.checkpoints import committed_steps
-from launchyard.run.rows import is_row
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import parse_lines
 from launchyard.training.spec import Storage
@@ -113,7 +112,7 @@ def test_rows_are_whole_on_a_disk_that_fills_up(small_disk: Path, lengths: list[
         rows.add({"step": number, "text": "x" * length})
     filler.unlink()
     rows.flush(sync=True)
-    found = parse_lines(run.read_bytes("metrics/steps-0000.jsonl"), is_row)[0]
+    found = parse_lines(run.read_bytes("metrics/steps-0000.jsonl"), lambda row: True)[0]
     shutil.rmtree(small_disk / "rows")
     assert [(row["step"], len(row["text"])) for row in found] == list(enumerate(lengths))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import time
@@ -187,7 +186,7 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     name = layout.nodes(job.attempt)
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
-    last = json.loads(run.read_text(name))[-1]
+    last = run.read_json(name)[-1]
     stored = stored_request(run.read_json(layout.PLAN))
     ray = of_run(run)
     printed = list[str]()
