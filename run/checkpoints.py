@@ -8,9 +8,8 @@ only the later ones.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -176,21 +175,18 @@ def rollbacks(run: RunDir) -> list[Rollback]:
         raise DamagedError(f"{run.path(layout.ROLLBACKS)} is damaged; restore it, or remove it") from error
 
 
-def record_rollback(run: RunDir, step: int) -> None:
+def record_rollback(run: RunDir, step: int) -> Rollback:
     """Records that the next attempt goes on from `step`."""
     attempts = run.attempts()
-    following = attempts[-1] + 1 if attempts else 0
-    kept = [one for one in rollbacks(run) if one.attempt < following]
-    listed = [{"attempt": one.attempt, "step": one.step} for one in kept]
-    run.write_json(
-        layout.ROLLBACKS,
-        {"rollbacks": [*listed, {"attempt": following, "step": step, "time": time.time()}]},
-        sync=True,
-    )
+    following = Rollback(attempts[-1] + 1 if attempts else 0, step)
+    _write_rollbacks(run, [one for one in rollbacks(run) if one.attempt < following.attempt] + [following])
+    return following
 
 
-def forget_rollback(run: RunDir) -> None:
+def forget_rollback(run: RunDir, rollback: Rollback) -> None:
     """Takes back a rollback whose attempt could not be submitted."""
-    attempts = run.attempts()
-    kept = [one for one in rollbacks(run) if attempts and one.attempt <= attempts[-1]]
-    run.write_json(layout.ROLLBACKS, {"rollbacks": [{"attempt": one.attempt, "step": one.step} for one in kept]})
+    _write_rollbacks(run, [one for one in rollbacks(run) if one != rollback])
+
+
+def _write_rollbacks(run: RunDir, kept: list[Rollback]) -> None:
+    run.write_json(layout.ROLLBACKS, {"rollbacks": [asdict(one) for one in kept]}, sync=True)

@@ -42,7 +42,9 @@ class Job(Shape):
         default={}, description="All keys of the recipe that a resume has ever changed, dotted."
     )
     plan_digest: str = Field(default="", description="xxh3_64 of plan.json when the attempt was claimed, in hex.")
-    damaged: bool = Field(default=False, exclude=True, description="The file is damaged; this is what others tell.")
+    damaged: bool = Field(
+        default=False, exclude=True, description="The file is damaged; the values are of other files."
+    )
 
     @property
     def shape(self) -> Shape:

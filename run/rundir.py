@@ -175,7 +175,8 @@ class RunDir:
 
     def newest_submission(self) -> Submission | None:
         """The last one that a scheduler has accepted."""
-        return next(iter(self.submissions()[::-1]), None)
+        found = (self._accepted_submission(number) for number in reversed(self._accepted()))
+        return next((submission for submission in found if submission is not None), None)
 
     def submissions(self) -> list[Submission]:
         """All that a scheduler has accepted, oldest first."""

@@ -56,11 +56,11 @@ class ReadyToResume:
             report(f"! {'code':<8} {changed}")
         if self.from_step is None:
             return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
-        record_rollback(self.run, self.from_step)
+        rollback = record_rollback(self.run, self.from_step)
         try:
             return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
         except (UserError, NothingRunsError):
-            forget_rollback(self.run)
+            forget_rollback(self.run, rollback)
             raise
 
 

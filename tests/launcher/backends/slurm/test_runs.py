@@ -309,13 +309,19 @@ def test_a_run_does_not_need_the_controller(slurm: FakeSlurm, place: Place, monk
     assert (run.status()["state"], run.status()["queue"]) == ("stopped", None)
 
 
-def test_a_run_is_given_back_when_the_controller_answers(slurm: FakeSlurm, place: Place) -> None:
-    """Its owner waits: a run that has saved does not end because nobody took it back."""
+def preempted_without_controller(slurm: FakeSlurm, place: Place) -> Launched:
+    """A run that has saved and cannot give its job back yet."""
     run = place.launch()
     run.steps(3)
     slurm.controller_away()
     run.run.give_notice(0, "preempted")
     run.wait(lambda: "the job is given back when it does" in backend.job_log(run.run))
+    return run
+
+
+def test_a_run_is_given_back_when_the_controller_answers(slurm: FakeSlurm, place: Place) -> None:
+    """Its owner waits: a run that has saved does not end because nobody took it back."""
+    run = preempted_without_controller(slurm, place)
     assert run.run.outcome(0).reason == "preempted"
     assert run.run.outcome() is None
     slurm.work_again()
@@ -327,11 +333,7 @@ def test_a_run_is_given_back_when_the_controller_answers(slurm: FakeSlurm, place
 
 
 def test_a_run_that_waits_for_the_controller_can_be_stopped(slurm: FakeSlurm, place: Place) -> None:
-    run = place.launch()
-    run.steps(3)
-    slurm.controller_away()
-    run.run.give_notice(0, "preempted")
-    run.wait(lambda: "the job is given back when it does" in backend.job_log(run.run))
+    run = preempted_without_controller(slurm, place)
     run.run.request_stop("stop")
     record = run.outcome()
     assert (record.outcome, record.reason) == ("stopped", "stop")
