@@ -238,8 +238,8 @@ class RunDir:
             return self._remains_of_job(attempt)
 
     def _remains_of_job(self, attempt: int) -> Job:
-        """Without a process: its heartbeat alone tells whether its owner lives."""
-        plan = self.find_json(layout.PLAN) or {}
+        """Without a process: its heartbeat alone tells whether its owner lives. DamagedError if the plan is damaged."""
+        plan = self.read_json(layout.PLAN)
         beat = self.find_json(layout.heartbeat(attempt)) or {}
         started = next((event for event in self.events(attempt) if event["event"] == PROCESS_STARTED), {})
         return Job(

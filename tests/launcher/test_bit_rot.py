@@ -138,3 +138,20 @@ def test_a_resume_gets_around_it(
     ready = make_ready(RunDir("run"), {"train.max_steps": 41})
     assert ready.state.checkpoint == 15  # one that is damaged is found when it is loaded
     assert ready.overrides == {"train.max_steps": 41}
+
+
+def test_plan_and_claim_damaged_at_once(
+    intact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing tells any more where the run was submitted: the error is that of the plan."""
+    shutil.copytree(intact, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("plan.json", "attempts/0000/job.json"):
+        flip(Path("run") / name)
+    code, _, said = answer(capsys, caplog, "status", "./run")
+    assert code == 1 and "error: " in said
+    assert "plan.json is damaged" in said.partition("error: ")[2]
