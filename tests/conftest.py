@@ -50,6 +50,19 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    """What a test sets for its whole process (how long calls are retried, the store's options) ends with it."""
+    from launchyard.storage import retry
+    from launchyard.storage.stores import registry
+
+    budget, listeners, options = dict(retry._process), list(retry._listeners), registry._options["s3"]
+    yield
+    retry._process.update(budget)
+    retry._listeners[:] = listeners
+    registry.set_options(options)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with keys on loopback ports, one a test process; it dies with it."""
@@ -81,4 +94,3 @@ def proxy(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
         set_store_options(StoreOptions(endpoint_url=between.endpoint))
         yield between
-        set_store_options(StoreOptions())

@@ -6,15 +6,12 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launchyard.launcher.report.html import report_page
 from launchyard.launcher.runs.history import read_story
-from launchyard.storage.files import set_store_options
-from launchyard.storage.options import StoreOptions
 from tests.monitoring.made import preempted_twice
 
 pytestmark = pytest.mark.browser
@@ -40,10 +37,9 @@ def chromium() -> str:
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield report_page(read_story(preempted_twice(tmp_path).run), why="It has completed.")
-    set_store_options(StoreOptions())
+    return report_page(read_story(preempted_twice(tmp_path).run), why="It has completed.")
 
 
 def browse(chromium: str, folder: Path, *words: str) -> str:

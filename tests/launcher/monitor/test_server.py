@@ -30,17 +30,13 @@ from launchyard.launcher.monitor.server import Monitor, TargetFile, View, exposi
 from launchyard.launcher.runs.state import RunState
 from launchyard.storage import files
 from launchyard.storage.errors import StoreError
-from launchyard.storage.files import set_store_options
-from launchyard.storage.options import StoreOptions
 from launchyard.training.telemetry.metric_table import METRICS
 from tests.monitoring.made import Made
 
 
 @pytest.fixture(autouse=True)
-def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield
-    set_store_options(StoreOptions())
 
 
 def live(folder: Path, run_id: str = "tiny-abcd", *ports: int) -> Made:

@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,18 +23,14 @@ from launchyard.launcher.report.html import _smooth, report_page
 from launchyard.launcher.runs.history import read_story
 from launchyard.run.goodput import CAUSES
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
-from launchyard.storage.files import set_store_options
-from launchyard.storage.options import StoreOptions
 from tests.monitoring.made import Made, preempted_twice
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 @pytest.fixture(autouse=True)
-def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield
-    set_store_options(StoreOptions())
 
 
 def report(*words: str) -> Result:

@@ -7,7 +7,6 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,13 @@ from launchyard.launcher.submit.launch import check_free
 from launchyard.run.append import Appender
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
-from launchyard.storage.files import set_store_options
 from launchyard.storage.options import StoreOptions
 from tests.support.standin import make_run
 
 
 @pytest.fixture(autouse=True)
-def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield
-    set_store_options(StoreOptions())
 
 
 def registered(folder: Path, *names: str) -> list[RunDir]:

@@ -22,7 +22,7 @@ from launchyard.launcher.cli.main import cli
 from launchyard.launcher.recipe.bundled import own_clusters
 from launchyard.launcher.sandbox import load_sandbox
 from launchyard.launcher.sandbox.s3 import service, weed
-from launchyard.storage import files, options
+from launchyard.storage import files
 
 
 def sandbox(*words: str) -> Result:
@@ -41,7 +41,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield folder
         service.down()
-        files.set_store_options(options.StoreOptions())
 
 
 @pytest.fixture

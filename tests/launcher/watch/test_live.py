@@ -6,7 +6,6 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,13 @@ from hypothesis import strategies as st
 from launchyard.launcher.report.terminal_chart import sparkline
 from launchyard.launcher.watch.live import Facts, Watched, lines, watch
 from launchyard.run.goodput import read_goodput
-from launchyard.storage.files import set_store_options
-from launchyard.storage.options import StoreOptions
 from tests.monitoring.made import Made, preempted_twice
 from tests.support.standin import Standin
 
 
 @pytest.fixture(autouse=True)
-def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield
-    set_store_options(StoreOptions())
 
 
 def running(folder: Path) -> Made:
