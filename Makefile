@@ -36,7 +36,7 @@ run: setup ## Train the quickstart model here: launch --local
 	@$(BIN)/launch --local $(ARGS)
 
 test: setup-dev ## Run the tests (minutes)
-	@$(TEST_ENV) $(BIN)/pytest -m 'not (slow or $(SPECIAL))' -n $(JOBS) $(ARGS)
+	@$(TEST_ENV) $(BIN)/pytest -m 'not (slow or $(SPECIAL))' -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: setup-dev ## Run the long suites as well (long)
 	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' $(ARGS)

@@ -138,6 +138,7 @@ def test_a_run_that_was_never_submitted_has_no_account(tmp_path: Path) -> None:
     assert read_goodput(make_run(tmp_path / "run", write_data(tmp_path / "data"))) is None
 
 
+@pytest.mark.slow
 def test_of_a_real_run_across_a_kill(tmp_path: Path) -> None:
     """Two workers, killed and resumed: the account is of the whole wall time, and finds the steps done again."""
     run = make_run(tmp_path / "run", write_data(tmp_path / "data"), {"train.max_steps": 40})

@@ -352,10 +352,10 @@ def _save_and_load(folder: str, save: int | None, load: int | None) -> None:
 def test_any_number_of_ranks_to_any_other(tmp_path: Path) -> None:
     run = RunDir(str(tmp_path))
     trained = saved(run, 1)
-    for step, world_size in enumerate((2, 4, 3), start=2):
+    for step, world_size in enumerate((3, 2), start=2):
         run_ranks(world_size, _save_and_load, str(tmp_path), step, step - 1)
-    manifest = read_manifest(run.path(run.checkpoint_dir(4)))
-    assert manifest.world_size == 3 and len(manifest.files) == 3
+    manifest = read_manifest(run.path(run.checkpoint_dir(3)))
+    assert manifest.world_size == 2 and len(manifest.files) == 2
     loaded = fresh()
     checkpointer(run).load_newest(shards(*loaded))
     assert_same(trained, loaded)

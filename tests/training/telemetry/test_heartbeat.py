@@ -275,6 +275,7 @@ def test_an_endless_loop(harmed: Harmed) -> None:
     harmed.check(1, r"after step 11, in forward backward \(limit 3 s\); it is at hanging.py:\d+ in spin_for_ever")
 
 
+@pytest.mark.slow
 def test_rank_zero_asleep(harmed: Harmed) -> None:
     harmed.start({"rank": 0, "kind": "sleep", "step": 12})
     harmed.check(0, r"hanging.py:\d+ in harmed")
