@@ -229,7 +229,14 @@ def run_directory_page() -> Iterator[str]:
     from launchyard.storage import shards
 
     yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
-    for record in (records.Job, records.Submission, records.OutcomeRecord, records.Target):
+    for record in (
+        records.Job,
+        records.Submission,
+        records.OutcomeRecord,
+        records.Target,
+        records.BadNodes,
+        records.BadNode,
+    ):
         yield from record_table(record)
     yield (
         "\n## Events\n\nA line of `attempts/NNNN/events.jsonl` holds `event`, its name; `time`; and the fields of that "

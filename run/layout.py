@@ -38,6 +38,7 @@ METRICS = "metrics"
 CHECKPOINTS = "checkpoints"
 LATEST = f"{CHECKPOINTS}/latest.json"
 WAITING = f"{SUBMISSIONS}/waiting.json"
+BAD_NODES = f"{SUBMISSIONS}/bad_nodes.json"
 STEPS = "steps"  # the two kinds of rows
 VALIDATION = "validation"
 EVENTS = "events"
@@ -253,6 +254,8 @@ ENTRIES = (
     Entry(f"{SUBMISSIONS}/NNNN.job.json", "launcher", "when the scheduler has accepted it", "The id of the job, as "
           "`job_id`."),
     Entry(WAITING, "owner (Ray)", "while a job that runs waits for nodes", "The reason: `job_id`, `reason`, `time`."),
+    Entry(BAD_NODES, "owner (Ray)", "when a node cannot start what the run sends it", "Nodes that the next attempts "
+          "leave out, for a day: [BadNodes](run-directory.md#badnodes). Remove the file to have them tried again."),
     Entry(f"{ATTEMPTS}/NNNN/job.json", "owner", "to claim the attempt, create-only", "The owner: host, process, "
           "workers, device, overrides: [Job](run-directory.md#job)."),
     Entry(f"{ATTEMPTS}/NNNN/heartbeat.json", "owner", "every few seconds", "Sign of life of the owner, for other "

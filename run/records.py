@@ -96,3 +96,22 @@ class Target(BaseModel):
     url: str = Field(description="Its metrics, in the text format of Prometheus.")
     node: str = Field(description="Name of its machine.")
     time: float = Field(description="Time when it began to listen, in seconds since the epoch.")
+
+
+class BadNode(BaseModel):
+    """A node on which nothing of the run could be started."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    node_id: str = Field(description="The scheduler's name for it.")
+    host: str = Field(description="Name of the machine, for people.")
+    reason: str = Field(description="The scheduler's words.")
+    time: float = Field(description="When that was, in seconds since the epoch.")
+
+
+class BadNodes(BaseModel):
+    """submissions/bad_nodes.json: the nodes that the next attempts leave out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    nodes: list[BadNode]

@@ -26,14 +26,15 @@ from pydantic import BaseModel, ValidationError
 from launchyard.host.periodic import PeriodicTask
 from launchyard.run import layout
 from launchyard.run.events import PROCESS_STARTED, STARTED, is_event
-from launchyard.run.layout import LOG_PART_BYTES, WAITING, log_part
-from launchyard.run.records import Job, OutcomeRecord, Submission, Target
+from launchyard.run.layout import BAD_NODES, LOG_PART_BYTES, WAITING, log_part
+from launchyard.run.records import BadNode, BadNodes, Job, OutcomeRecord, Submission, Target
 from launchyard.run.rows import is_row
 from launchyard.storage import damage, files, retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
 
 RecordModel = TypeVar("RecordModel", bound=BaseModel)
+BAD_NODE_SECONDS = 24 * 3600.0
 
 
 class RunDir:
@@ -213,6 +214,25 @@ class RunDir:
 
     def clear_waiting(self) -> None:
         self.remove(WAITING)
+
+    def record_bad_node(self, node: BadNode) -> None:
+        """Records a node on which nothing of the run can be started."""
+        others = [one for one in self._recorded_bad_nodes() if one.node_id != node.node_id]
+        self.write_json(BAD_NODES, BadNodes(nodes=[*others, node]).model_dump(mode="json"))
+
+    def bad_nodes(self) -> list[BadNode]:
+        """Returns the nodes that attempts leave out: those recorded within a day."""
+        since = time.time() - BAD_NODE_SECONDS
+        return [node for node in self._recorded_bad_nodes() if node.time > since]
+
+    def _recorded_bad_nodes(self) -> list[BadNode]:
+        try:
+            return self._read_model(BAD_NODES, BadNodes).nodes
+        except FileNotFoundError:
+            return []
+        except DamagedError as error:
+            damage.report_damage(str(error))
+            return []
 
     # -- attempts ------------------------------------------------------------------------------------------------
     def attempts(self) -> list[int]:

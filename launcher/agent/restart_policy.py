@@ -10,7 +10,9 @@ from launchyard.run.records import Outcome
 
 BACK_OFF_CAP = 60.0
 AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody asked for: the run goes on elsewhere or later
-NODE_LOST = "node lost"  # a failure not caused by the run: a node was taken without notice
+NODE_LOST = "node lost"  # a node was taken without notice
+NODE_BAD = "bad node"  # a node on which nothing of the run can be started; the next attempt leaves it out
+_NOT_OF_THE_RUN = {NODE_LOST: "a node was lost, going on at once", NODE_BAD: "going on at once without that node"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Decision:
 def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> Decision:
     """Decide from the attempts of this job, oldest first. ValueError without any.
 
-    Preempted: again at once, without limit; the same after a node was lost. Failed: again after 1, 2, 4 … 60 seconds,
-    until `max_failures` attempts in a row have failed without a new checkpoint. Completed, fatal, or stopped by a
-    person: end.
+    Preempted: again at once, without limit; the same after a node was lost, or was a bad one that is left out from now
+    on. Failed: again after 1, 2, 4 … 60 seconds, until `max_failures` attempts in a row have failed without a new
+    checkpoint. Completed, fatal, or stopped by a person: end.
     """
     if not history:
         raise ValueError("after_attempt needs at least one attempt")
@@ -54,8 +56,8 @@ def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> De
 
 def _after_failure(history: Sequence[AttemptSummary], max_failures: int) -> Decision:
     fruitless = fruitless_failures(history)
-    if history[-1].reason == NODE_LOST:
-        return Decision("again", 0.0, "a node was lost, going on at once")
+    if history[-1].reason in _NOT_OF_THE_RUN:
+        return Decision("again", 0.0, _NOT_OF_THE_RUN[history[-1].reason])
     if fruitless >= max_failures:
         if max_failures == 0:
             return Decision("end", 0.0, "failed, and resources.max_failures is 0")
@@ -72,5 +74,5 @@ def fruitless_failures(history: Sequence[AttemptSummary]) -> int:
     for one in reversed(history):
         if one.progressed or one.outcome == "completed":
             break
-        count += one.outcome == "failed" and one.reason != NODE_LOST
+        count += one.outcome == "failed" and one.reason not in _NOT_OF_THE_RUN
     return count

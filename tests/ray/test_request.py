@@ -24,7 +24,7 @@ from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
 from launchyard.launcher.backends.ray.owner import attempt_argv
-from launchyard.launcher.backends.ray.placement import shortage
+from launchyard.launcher.backends.ray.placement import RayNode, shortage
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
             "ray": {
                 "address": "https://head/ray", "python": "/opt/venv/bin/python", "wait_seconds": 300,
                 "runtime_env": {"pip": ["launchyard[train,ray]"]}, "resources": {"accelerator_type:H100": 0.001},
+                "owner": {"CPU": 1, "login": 0.001},
             },
         },
         "train__device": "auto", "resources__nodes": 4, "resources__min_nodes": 1, "train__global_batch_size": 64,
@@ -201,8 +202,8 @@ def test_the_bundled_one_is_this_machine() -> None:
 
 
 # -- why there is no room --------------------------------------------------------------------------------------------
-def node(cpus: float, free: float, **more: float) -> dict[str, Any]:
-    return {"total": {"CPU": cpus, **more}, "free": {"CPU": free, **more}}
+def node(cpus: float, free: float, **more: float) -> RayNode:
+    return RayNode("id", "host", "address", total={"CPU": cpus, **more}, free={"CPU": free, **more})
 
 
 def test_shortage_in_words() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.ray.cluster import RayCluster
 from tests.ray.runs import FOREVER, Site
 
 pytestmark = pytest.mark.ray
@@ -59,5 +62,30 @@ def test_a_dashboard_that_is_away(place: Site) -> None:
     finally:
         relay.resume()
     run.wait(lambda: run.status()["queue"] is None, 30)
+    place.ok("stop", run.run_id)
+    run.nothing_left()
+
+
+@pytest.fixture
+def broken_node(cluster: RayCluster) -> Iterator[str]:
+    """A node whose agent cannot unpack a runtime environment: a file is where the folder should be."""
+    (unpacked,) = (Path(str(cluster.site.temporary)) / "node3").glob("session_2*/runtime_resources/working_dir_files")
+    kept = unpacked.with_name("kept")
+    unpacked.rename(kept)
+    unpacked.touch()
+    yield "node3"
+    unpacked.unlink()
+    kept.rename(unpacked)
+
+
+def test_a_node_that_cannot_make_the_environment_is_left_out(place: Site, broken_node: str) -> None:
+    batch = ("train.global_batch_size=12", "resources.min_nodes=3", "resources.max_failures=0")
+    run = place.launch("run", FOREVER, *batch, nodes=4)
+    run.steps(2, attempt=1)
+    record = run.run.outcome(0)
+    assert record is not None and record.reason == "bad node"
+    assert f"{broken_node} (" in record.message and "cannot start node" in record.message
+    assert broken_node not in [run.node(rank, attempt=1) for rank in range(3)]
+    assert [node.host for node in run.run.bad_nodes()] == [broken_node]
     place.ok("stop", run.run_id)
     run.nothing_left()

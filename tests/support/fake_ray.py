@@ -63,15 +63,21 @@ class FakeRay:
     # -- what the cluster does -----------------------------------------------------------------------------------------
     def nodes(self, count: int, *, cpus: float = 2.0, free: float | None = None, dead: tuple[int, ...] = ()) -> None:
         """From now on there are so many nodes with so much each."""
+        names = [{f"node:127.0.0.{number + 1}": 1.0} for number in range(count)]
         found = [
             {
                 "NodeID": f"{number:056x}", "Alive": number not in dead, "NodeManagerHostname": f"host{number}",
-                "NodeManagerAddress": "127.0.0.1", "Resources": {"CPU": cpus, "memory": 4.0 * GIB},
-                "Free": {"CPU": cpus if free is None else free, "memory": 4.0 * GIB},
+                "NodeManagerAddress": f"127.0.0.{number + 1}",
+                "Resources": {"CPU": cpus, "memory": 4.0 * GIB, **names[number]},
+                "Free": {"CPU": cpus if free is None else free, "memory": 4.0 * GIB, **names[number]},
             }
             for number in range(count)
         ]  # fmt: skip
         self._write("nodes.json", found)
+
+    def break_nodes(self, *numbers: int) -> None:
+        """These nodes cannot make a runtime environment."""
+        self._write("bad.json", [f"{number:056x}" for number in numbers])
 
     def drain(self, number: int, seconds: float) -> None:
         self._write("drains.json", {f"{number:056x}": int((time.time() + seconds) * 1000)})

@@ -21,6 +21,7 @@ from launchyard.launcher.backends.code import pack_code
 from launchyard.launcher.backends.handover import hand_over, record_cancel
 from launchyard.launcher.backends.ray import request as ray_request
 from launchyard.launcher.backends.ray.client import AwayError, Dashboard
+from launchyard.launcher.backends.ray.options import PLACE_KEYS
 from launchyard.launcher.backends.ray.request import RayRequest, stored_request
 from launchyard.launcher.backends.ray.request import worker_python as worker_python
 from launchyard.launcher.backends.request import Ask, Process
@@ -93,7 +94,7 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
 
 def reach(request: RayRequest) -> dict[str, Any]:
     """The address of Ray. Without one in the cluster it is that of this machine, started for the first run."""
-    place: dict[str, Any] = {key: request.place[key] for key in ("address", "token_file") if key in request.place}
+    place: dict[str, Any] = {key: request.place[key] for key in PLACE_KEYS if key in request.place}
     if "address" in place:
         return place
     from launchyard.launcher.sandbox.ray import service as here
@@ -111,7 +112,7 @@ def refusals() -> Iterator[None]:
 
 
 def dashboard(place: dict[str, Any]) -> Dashboard:
-    return Dashboard(place["address"], place.get("token_file"))
+    return Dashboard(**{key: place[key] for key in PLACE_KEYS if key in place})
 
 
 def send_code(ray: Dashboard) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import socket
 import ssl
@@ -20,6 +19,7 @@ from typing import Any
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.backends.base import JobStatus
+from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
 
 CONNECT_SECONDS = 5.0
@@ -44,11 +44,15 @@ class AwayError(LaunchError):
 
 
 class Dashboard:
-    """A Ray cluster as its dashboard shows it. `token_file`: of a cluster that wants a token."""
+    """A Ray cluster as its dashboard shows it. The files are those of the same names in the section `ray`."""
 
-    def __init__(self, address: str, token_file: str | None = None) -> None:
+    def __init__(
+        self, address: str, token_file: str | None = None, headers_file: str | None = None, ca_file: str | None = None
+    ) -> None:
         self.address = address.rstrip("/")
         self._token_file = token_file
+        self._headers_file = headers_file
+        self._ca_file = ca_file
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
     def submit(self, request: dict[str, Any]) -> str:
@@ -161,8 +165,10 @@ class Dashboard:
             "Content-Type": "application/json" if path.startswith("/api/jobs") else "application/zip",
             "User-Agent": "launchyard",  # Ray 2.50 answers 500 to a request without one
         }
+        if self._headers_file is not None:
+            headers.update(_read_headers(self._headers_file))
         if self._token_file is not None:
-            headers["Authorization"] = f"Bearer {_read_token(self._token_file)}"
+            headers["Authorization"] = f"Bearer {_read_file('token_file', self._token_file).strip()}"
         try:
             with contextlib.closing(self._connection(seconds)) as line:
                 line.request(method, self._prefix + path, body, headers)
@@ -184,7 +190,7 @@ class Dashboard:
         if where.scheme == "unix":
             return _UnixConnection(where.path, seconds)
         if where.scheme == "https":
-            context = ssl.create_default_context()
+            context = _trust(self._ca_file)
             return http.client.HTTPSConnection(where.hostname or "", where.port, timeout=seconds, context=context)
         return http.client.HTTPConnection(where.hostname or "", where.port, timeout=seconds)
 
@@ -202,11 +208,34 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _read_token(path: str) -> str:
+def _read_file(key: str, path: str) -> str:
     try:
-        return Path(os.path.expanduser(path)).read_text().strip()
-    except OSError as error:
-        raise UserError(f"ray.token_file: {path}: {(error.strerror or str(error)).lower()}") from error
+        return Path(typed_path(path)).read_text()
+    except (OSError, ValueError) as error:
+        detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"ray.{key}: {path}: {detail.lower()}") from error
+
+
+def _read_headers(path: str) -> dict[str, str]:
+    """Headers in lines `Name: value`; empty lines and those that begin with # are left out."""
+    found = {}
+    for number, line in enumerate(_read_file("headers_file", path).splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, value = line.partition(":")
+        if not colon or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name.strip()):
+            raise UserError(f"ray.headers_file: {path}, line {number}: not a header, which is written `Name: value`")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _trust(ca_file: str | None) -> ssl.SSLContext:
+    if ca_file is None:
+        return ssl.create_default_context()
+    try:
+        return ssl.create_default_context(cadata=_read_file("ca_file", ca_file))
+    except ssl.SSLError as error:
+        raise UserError(f"ray.ca_file: {ca_file}: holds no certificate in PEM") from error
 
 
 def _reason(status: str, message: str) -> str:

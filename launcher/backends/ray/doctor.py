@@ -29,7 +29,7 @@ def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iter
         found = "no address: the first run starts a Ray of this machine, and launch sandbox down ray ends it"
         yield Finding(what="Ray", level="ok", found=found)
         return
-    ray = Dashboard(options.address, options.token_file)
+    ray = Dashboard(**options.place)
     try:
         version = str(ray.version()["ray_version"])
         nodes = [node for node in ray.nodes() if node.get("raylet", {}).get("state") == "ALIVE"]

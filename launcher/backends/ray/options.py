@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from launchyard.launcher.backends.section import Part
 from launchyard.storage.redact import redact
 
+PLACE_KEYS = ("address", "token_file", "headers_file", "ca_file")  # the way to a dashboard
 _SENT = "the launcher sends its own code to the nodes"
 
 
@@ -29,6 +30,21 @@ class Ray(Part):
     token_file: str | None = Field(
         default=None, pattern=r"^[~/]", description="File with the token of a Ray that wants one (RAY_AUTH_MODE=token)."
     )
+    headers_file: str | None = Field(
+        default=None,
+        pattern=r"^[~/]",
+        description="File with further HTTP headers for a proxy before it, a line `Name: value` each.",
+    )
+    ca_file: str | None = Field(
+        default=None,
+        pattern=r"^[~/]",
+        description="PEM file with the authority that signed its certificate, in place of the system's.",
+    )
+    owner: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="What the node must give on which the owner of a run runs, by Ray's names, e.g. {CPU: 1} or a "
+        "resource of your own; default: nothing, on Ray's head.",
+    )
     python: str | None = Field(
         default=None, min_length=1, description="Interpreter of the nodes; default: python, or this one for a Ray here."
     )
@@ -41,6 +57,11 @@ class Ray(Part):
     wait_seconds: float = Field(
         default=60.0, ge=0, description="For all nodes, before fewer are taken where resources.min_nodes allows it."
     )
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The way to its dashboard, as submissions record it."""
+        return {key: value for key in PLACE_KEYS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

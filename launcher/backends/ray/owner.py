@@ -11,6 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from launchyard.errors import LaunchError
@@ -18,16 +19,24 @@ from launchyard.host.processes import wait_until
 from launchyard.launcher.agent.conclusion import last_step
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
-from launchyard.launcher.agent.restart_policy import NODE_LOST
+from launchyard.launcher.agent.restart_policy import NODE_BAD, NODE_LOST
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
 from launchyard.launcher.backends.base import witness
 from launchyard.launcher.backends.ray.node_actor import Agent
-from launchyard.launcher.backends.ray.placement import Reservation, cluster_nodes, draining, lost_nodes, reserve_nodes
+from launchyard.launcher.backends.ray.placement import (
+    RayNode,
+    Reservation,
+    cluster_nodes,
+    draining,
+    enough_without,
+    lost_nodes,
+    reserve_nodes,
+)
 from launchyard.launcher.format import first_line
 from launchyard.run import layout
-from launchyard.run.records import Job, OutcomeRecord, Shape, Submission
+from launchyard.run.records import BadNode, Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
 
 START_SECONDS = 180.0  # for the actors of all nodes to come up; a runtime environment may have to be installed
@@ -86,7 +95,12 @@ class InCluster:
                 self._run.record_waiting(self._submission.job_id, reason)
 
         self._reservation = reserve_nodes(
-            self._bundle, self._sizes, wait_seconds=self._wait_seconds, goes_on=goes_on, on_wait=on_wait
+            self._bundle,
+            self._sizes,
+            wait_seconds=self._wait_seconds,
+            goes_on=goes_on,
+            on_wait=on_wait,
+            avoid=self._bad_nodes(),
         )
         with contextlib.suppress(OSError):
             self._run.clear_waiting()
@@ -95,6 +109,18 @@ class InCluster:
         if self._reservation.nodes < self._sizes[0]:
             log_line(f"going on with {self._reservation.nodes} of {self._sizes[0]} nodes")
         return self._submission.shape.model_copy(update={"nnodes": self._reservation.nodes})
+
+    def _bad_nodes(self) -> list[str]:
+        """Returns the nodes to leave out; none if the others are too few."""
+        bad = {node.node_id: node.host for node in self._run.bad_nodes()}
+        if not bad:
+            return []
+        named = " and ".join(sorted(bad.values()))
+        if not enough_without(bad, self._bundle, self._sizes[-1]):
+            log_line(f"trying them again: {named} could not start this run, but the others are too few")
+            return []
+        log_line(f"leaving out {named}: nothing of this run could be started there")
+        return list(bad)
 
     def run_nodes(self, job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         """All agents of an attempt, to their end."""
@@ -111,7 +137,7 @@ class InCluster:
 
 
 class Attempt:
-    """The agents of one attempt. `lost`: node rank -> Ray's error for an actor that died."""
+    """The agents of one attempt. `lost`: node rank -> Ray's error for an actor that died, or never came up."""
 
     def __init__(
         self, run: RunDir, job: Job, reservation: Reservation, bundle: dict[str, float], signals: Signals
@@ -123,7 +149,8 @@ class Attempt:
         self._signals = signals
         self._actors: list[Any] = []
         self._calls: dict[Any, int] = {}
-        self._nodes: list[dict[str, Any]] = []
+        self._reserved: list[RayNode] = []  # by node rank
+        self._nodes: list[dict[str, Any]] = []  # those whose actors are up
         self._stop_forwarded = False
         self._cut_off = False  # an actor cannot be reached, and is not known to be dead
         self._drained_at = 0.0
@@ -157,7 +184,9 @@ class Attempt:
         """Finds the node of each actor, and writes the list for those who want to reach a node."""
         import ray
 
-        addresses = {node["node_id"]: node["address"] for node in cluster_nodes()}
+        there = {node.node_id: node for node in cluster_nodes()}
+        gone = RayNode("", "a node", "which is gone", {}, {})
+        self._reserved = [replace(there.get(one, gone), node_id=one) for one in self._reservation.node_ids()]
         asked = [actor.facts.remote() for actor in self._actors]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=START_SECONDS)
         for rank, call in enumerate(asked):
@@ -166,7 +195,7 @@ class Attempt:
                 continue
             try:
                 facts = ray.get(call)
-                self._nodes.append({"rank": rank, **facts, "address": addresses[facts["node_id"]]})
+                self._nodes.append({"rank": rank, **facts, "address": there[facts["node_id"]].address})
             except (ray.exceptions.RayError, KeyError) as error:
                 self.lost[rank] = first_line(str(error))
         self._run.write_json(layout.nodes(self._job.attempt), self._nodes)
@@ -247,15 +276,31 @@ class Attempt:
 
     def _loss(self) -> tuple[str, str]:
         """Tells the loss of a node from that of its actor. Ray may learn of a node's death a little later."""
-        rank = min(self.lost)
-        ids = [node["node_id"] for node in self._nodes]
+        ids = [node.node_id for node in self._reserved]
         wait_until(lambda: bool(lost_nodes(ids)), seconds=NOTICE_SECONDS[self._cut_off], every=0.3)
-        gone = [node for node in self._nodes if node["node_id"] in lost_nodes(ids)]
+        dead = lost_nodes(ids)
+        gone = {rank: node for rank, node in enumerate(self._reserved) if node.node_id in dead}
         if gone:
-            named = " and ".join(f"{node['host']} ({node['address']})" for node in gone)
-            return NODE_LOST, f"{named} went away, with node {', '.join(str(node['rank']) for node in gone)} of the run"
-        host = next((node["host"] for node in self._nodes if node["rank"] == rank), "its node")
-        return "agent lost", f"the actor of node {rank} on {host} died: {self.lost[rank]}"
+            named = " and ".join(map(str, gone.values()))
+            return NODE_LOST, f"{named} went away, with node {', '.join(map(str, gone))} of the run"
+        rank = min(self.lost)
+        where = self._reserved[rank]
+        if self._is_bad_node(rank):
+            return NODE_BAD, f"{where} cannot start node {rank} of the run: {self.lost[rank]}"
+        return "agent lost", f"the actor of node {rank} on {where} died: {self.lost[rank]}"
+
+    def _is_bad_node(self, rank: int) -> bool:
+        """Returns True for a node that alone could not start its actor, and records it; it counts once."""
+        node = self._reserved[rank]
+        up = {other["rank"] for other in self._nodes}
+        alone = len(self.lost) == 1 and rank not in up
+        if not alone or node.node_id in {bad.node_id for bad in self._run.bad_nodes()}:
+            return False
+        record = BadNode(node_id=node.node_id, host=node.host, reason=self.lost[rank], time=time.time())
+        with contextlib.suppress(OSError):
+            self._run.record_bad_node(record)
+            return True
+        return False
 
 
 def attempt_argv(agent: list[str], job: Job, endpoint: str) -> list[str]:

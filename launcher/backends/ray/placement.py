@@ -6,12 +6,29 @@ Knows no run. Everything of Ray's interface that is not public is used here: the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 POLL_SECONDS = 0.25
 SMALLER_SECONDS = 3.0  # for a smaller number of nodes, which is there already or is not
 WAIT_REPORT_SECONDS = 1.0  # before the reason of a wait is reported
+A_BIT = 0.001  # of a resource that only names something
+CHOICE_SECONDS = 5.0  # for nodes that were free a moment ago; then others are chosen
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A node of Ray, with its resources by Ray's names: all that it has, and what nobody has taken."""
+
+    node_id: str
+    host: str
+    address: str
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.address})"
 
 
 class Reservation:
@@ -47,29 +64,31 @@ def reserve_nodes(
     wait_seconds: float,
     goes_on: Callable[[], bool],
     on_wait: Callable[[str], None],
+    avoid: Collection[str] = (),
 ) -> Reservation | None:
     """Wait for as many nodes as there can be: the first of `sizes` for a while, then the others, and again.
 
     goes_on: asked while it waits; False gives up (None). on_wait: gets the reason of the wait when it changes.
+    avoid: ids of nodes that are left out.
     """
     began = time.monotonic()
     reported = ""
     for size, until in _tries(sizes, wait_seconds):
-        group = _ask(bundle, size)
-        while not _is_there(group):
+        request = _Request(bundle, size, avoid)
+        while (found := request.find()) is None:
             now = time.monotonic()
             if not goes_on():
-                Reservation(group, size).give_back()
+                request.withdraw()
                 return None
-            if now - began > WAIT_REPORT_SECONDS and (reason := shortage(bundle, sizes, cluster_nodes())) != reported:
+            if now - began > WAIT_REPORT_SECONDS and (reason := shortage(bundle, sizes, _others(avoid))) != reported:
                 on_wait(reason)
                 reported = reason
             if now > until:
                 break
             time.sleep(POLL_SECONDS)
         else:
-            return Reservation(group, size)
-        Reservation(group, size).give_back()
+            return found
+        request.withdraw()
     return None
 
 
@@ -84,37 +103,77 @@ def _tries(sizes: list[int], wait_seconds: float) -> Iterator[tuple[int, float]]
                 yield size, time.monotonic() + SMALLER_SECONDS
 
 
-def _ask(bundle: dict[str, float], size: int) -> Any:
-    from ray.util import placement_group
+class _Request:
+    """A placement group that is asked for: of any nodes, or, where some are left out, of free ones chosen here.
 
-    return placement_group([dict(bundle) for _ in range(size)], strategy="STRICT_SPREAD")
+    Ray cannot leave out nodes, but each has a resource with its own name, `node:ADDRESS`.
+    """
 
+    def __init__(self, bundle: dict[str, float], size: int, avoid: Collection[str]) -> None:
+        self._bundle = bundle
+        self._size = size
+        self._avoid = avoid
+        self._asked_at = 0.0
+        self._found: Reservation | None = None
+        self._ask()
 
-def _is_there(group: Any) -> bool:
-    from ray.util import placement_group_table
+    def find(self) -> Reservation | None:
+        """Returns the nodes once they are there."""
+        from ray.util import placement_group_table
 
-    return bool(placement_group_table(group).get("state") == "CREATED")
+        if self._found is not None and placement_group_table(self._found.group).get("state") == "CREATED":
+            return self._found
+        if self._avoid and (self._found is None or time.monotonic() - self._asked_at > CHOICE_SECONDS):
+            self.withdraw()
+            self._ask()
+        return None
+
+    def withdraw(self) -> None:
+        if self._found is not None:
+            self._found.give_back()
+            self._found = None
+
+    def _ask(self) -> None:
+        from ray.util import placement_group
+
+        bundles = [dict(self._bundle) for _ in range(self._size)]
+        if self._avoid:
+            free = [node for node in _others(self._avoid) if _holds(node.free, self._bundle)]
+            if len(free) < self._size:
+                return
+            bundles = [{**self._bundle, f"node:{node.address}": A_BIT} for node in free[: self._size]]
+        self._found = Reservation(placement_group(bundles, strategy="STRICT_SPREAD"), self._size)
+        self._asked_at = time.monotonic()
 
 
 # -- nodes ----------------------------------------------------------------------------------------------------------
-def cluster_nodes() -> list[dict[str, Any]]:
-    """Every node that can be used: id, host, address, total and free resources."""
+def cluster_nodes() -> list[RayNode]:
+    """Every node that can be used."""
     import ray
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
     leaving = draining()
     return [
-        {
-            "node_id": node["NodeID"],
-            "host": node["NodeManagerHostname"],
-            "address": node["NodeManagerAddress"],
-            "total": node["Resources"],
-            "free": free.get(node["NodeID"], {}),
-        }
+        RayNode(
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            node["NodeManagerAddress"],
+            total=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+        )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in leaving
     ]
+
+
+def _others(avoid: Collection[str]) -> list[RayNode]:
+    return [node for node in cluster_nodes() if node.node_id not in avoid]
+
+
+def enough_without(avoid: Collection[str], bundle: dict[str, float], size: int) -> bool:
+    """Returns True if so many nodes, busy or free, are large enough when these are left out."""
+    return sum(_holds(node.total, bundle) for node in _others(avoid)) >= size
 
 
 def draining() -> dict[str, int]:
@@ -132,16 +191,16 @@ def lost_nodes(node_ids: list[str]) -> set[str]:
     return set(node_ids) - alive
 
 
-def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[dict[str, Any]]) -> str:
+def shortage(bundle: dict[str, float], sizes: list[int], nodes: list[RayNode]) -> str:
     """The resources asked for and those there are, in a sentence."""
     least = f" (or {sizes[-1]} at least)" if len(sizes) > 1 else ""
     asked = f"it needs {_nodes(sizes[0])}{least} with {_amounts(bundle)} each"
-    fit = [node for node in nodes if _holds(node["total"], bundle)]
+    fit = [node for node in nodes if _holds(node.total, bundle)]
     if len(fit) < sizes[-1]:
-        largest = {name: max((node["total"].get(name, 0) for node in nodes), default=0) for name in bundle}
+        largest = {name: max((node.total.get(name, 0) for node in nodes), default=0) for name in bundle}
         have = f"of {_nodes(len(nodes))} here {len(fit)} {'has' if len(fit) == 1 else 'have'} that much"
         return f"{asked}; {have} (at most {_amounts(largest)}): add nodes, or ask for less"
-    free = sum(_holds(node["free"], bundle) for node in fit)
+    free = sum(_holds(node.free, bundle) for node in fit)
     return f"{asked}; of {len(fit)} such nodes {free} {'is' if free == 1 else 'are'} free"
 
 

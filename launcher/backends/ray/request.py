@@ -51,11 +51,21 @@ def make_request(cluster: Cluster, ask: Ask) -> RayRequest:
         "entrypoint": f"exec {shlex.join(owner)}",
         "runtime_env": runtime_env,
         "metadata": {"launchyard_run": ask.run_id},
+        **_owner_resources(ray.owner),
     }
     place = ray.model_dump(mode="json", exclude_defaults=True)
     nodes = ask.shape.nnodes
     text = json.dumps({"place": place, "bundle": bundle, "nodes": nodes, "request": job}, indent=1)
     return RayRequest(text=text, place=place, bundle=bundle, nodes=nodes, job=job)
+
+
+def _owner_resources(amounts: dict[str, float]) -> dict[str, Any]:
+    """What Ray Jobs is asked for the entrypoint: it then runs on a node that has that, else on the head."""
+    names = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
+    found: dict[str, Any] = {names[name]: amount for name, amount in amounts.items() if name in names}
+    if others := {name: amount for name, amount in amounts.items() if name not in names}:
+        found["entrypoint_resources"] = others
+    return found
 
 
 def stored_request(plan: dict[str, Any]) -> RayRequest:

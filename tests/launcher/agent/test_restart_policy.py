@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.agent.restart_policy import BACK_OFF_CAP, NODE_LOST, AttemptSummary, after_attempt
+from launchyard.launcher.agent.restart_policy import BACK_OFF_CAP, NODE_BAD, NODE_LOST, AttemptSummary, after_attempt
 
 
 def done(outcome: str, reason: str = "x", *, fatal: bool = False, progressed: bool = False) -> AttemptSummary:
@@ -38,6 +38,7 @@ LOST = done("failed", NODE_LOST)
         ([LOST] * 50, "again", 0),
         ([FAILED, LOST, LOST, LOST, FAILED], "again", 2),
         ([FAILED, LOST, FAILED, LOST, FAILED], "end", 0),
+        ([FAILED, FAILED, done("failed", NODE_BAD)], "again", 0),
         ([FAILED, PREEMPTED, FAILED, PREEMPTED, FAILED], "end", 0),
         ([FAILED, FAILED, done("stopped", "preempted", progressed=True), FAILED], "again", 1),
     ],

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.backends.ray import client
@@ -134,26 +141,97 @@ def test_a_port_that_is_none_is_no_traceback() -> None:
     assert "http://127.0.0.1:99999" in seen.reason
 
 
+class Proxy(HTTPServer):
+    """Answers as Ray does, and keeps the paths and headers of what it was asked; with TLS if it gets a context."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.heard = list[tuple[str, dict[str, str]]]()
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+
+    def __enter__(self) -> Proxy:
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that does not trust us ends the handshake."""
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    server: Proxy
+
+    def do_GET(self) -> None:
+        self.server.heard.append((self.path, dict(self.headers)))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"ray_version": "2.50.0"}')
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
 def test_the_path_of_the_address_is_kept_and_client_named() -> None:
-    heard = list[tuple[str, str | None]]()
+    with Proxy() as proxy:
+        assert Dashboard(f"http://127.0.0.1:{proxy.server_port}/ray/prod/").version() == {"ray_version": "2.50.0"}
+    ((path, headers),) = proxy.heard
+    assert (path, headers["User-Agent"]) == ("/ray/prod/api/version", "launchyard")
 
-    class Proxy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            heard.append((self.path, self.headers.get("User-Agent")))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b'{"ray_version": "2.50.0"}')
 
-        def log_message(self, *words: object) -> None:
-            pass
+def test_headers_of_a_file_are_sent(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("# for the proxy\n\nX-Team: nlp\nCookie:session=a:b\n")
+    with Proxy() as proxy:
+        Dashboard(f"http://127.0.0.1:{proxy.server_port}", headers_file=str(tmp_path / "headers")).version()
+    headers = proxy.heard[0][1]
+    assert (headers["X-Team"], headers["Cookie"]) == ("nlp", "session=a:b")
 
-    with HTTPServer(("127.0.0.1", 0), Proxy) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        assert Dashboard(f"http://127.0.0.1:{server.server_port}/ray/prod/").version() == {"ray_version": "2.50.0"}
-        server.shutdown()
-        thread.join()
-    assert heard == [("/ray/prod/api/version", "launchyard")]
+
+@pytest.mark.parametrize("line", ["just-a-secret", "two words: x", ": x"])
+def test_a_line_that_is_no_header_is_named_without_its_text(line: str, tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text(f"X-Team: nlp\n{line}\n")
+    with pytest.raises(UserError, match=r"ray\.headers_file: .*headers, line 2: not a header") as caught:
+        Dashboard("http://127.0.0.1:9", headers_file=str(tmp_path / "headers")).version()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_certificate_of_an_own_authority(tmp_path: Path) -> None:
+    authority = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, tmp_path / "key.pem")
+    with Proxy(context) as proxy:
+        address = f"https://127.0.0.1:{proxy.server_port}"
+        assert Dashboard(address, ca_file=str(authority)).version()
+        with pytest.raises(AwayError, match="certificate verify failed"):
+            Dashboard(address).version()
+    (tmp_path / "other").write_text("no certificate")
+    with pytest.raises(UserError, match=r"ray\.ca_file: .*holds no certificate"):
+        Dashboard(address, ca_file=str(tmp_path / "other")).version()
+
+
+def make_certificate(folder: Path) -> Path:
+    """A certificate of 127.0.0.1 that has signed itself, and key.pem beside it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "launchyard test")])
+    now = datetime.datetime.now(datetime.UTC)
+    hour = datetime.timedelta(hours=1)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - hour, now + hour)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(text)
+    (folder / "authority.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return folder / "authority.pem"
 
 
 @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])

@@ -196,6 +196,32 @@ def test_a_lost_node_is_named_and_replaced(cluster: FakeRay, place: Place) -> No
     place.ok("cancel", run.run_id)
 
 
+def test_a_bad_node_is_named_left_out_and_remembered(cluster: FakeRay, place: Place) -> None:
+    """It costs none of the run's own failures, and a resume leaves it out as well."""
+    cluster.nodes(3)
+    cluster.break_nodes(1)
+    place.workers_do(steps=5)
+    run = place.launch("--nodes", "2", "resources.max_failures=0")
+    assert run.outcome().outcome == "completed"
+    record = run.run.outcome(0)
+    assert record is not None and record.reason == "bad node"
+    assert record.message == "host1 (127.0.0.2) cannot start node 1 of the run: Failed to set up runtime environment."
+    hosts = [node["address"] for node in run.run.read_json("attempts/0001/nodes.json")]
+    assert hosts == ["127.0.0.1", "127.0.0.3"]
+    place.workers_do(steps=8)
+    place.ok("resume", run.run_id, "train.max_steps=8")
+    run.wait(lambda: (end := run.run.outcome(2)) and end.outcome == "completed")
+
+
+def test_bad_nodes_are_tried_again_where_others_are_too_few(cluster: FakeRay, place: Place) -> None:
+    cluster.nodes(2)
+    cluster.break_nodes(1)
+    run = place.launch("--nodes", "2", "resources.max_failures=1")
+    assert run.outcome().reason == "agent lost"
+    assert [run.run.outcome(number).reason for number in (0, 1)] == ["bad node", "agent lost"]  # type: ignore[union-attr]
+    assert "trying them again: host1 could not start" in cluster.log(run.job).read_text()
+
+
 def test_an_actor_that_dies_alone_is_a_failure(cluster: FakeRay, place: Place) -> None:
     run = place.launch()
     run.steps(3)

@@ -16,8 +16,11 @@ class _Group:
         if not self.node_ids:
             free, leaving = available_resources_per_node(), state.get_draining_nodes()
             alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-            fit = [one for one in alive if all(free[one].get(key, 0) >= n for key, n in self.bundles[0].items())]
-            self.node_ids = fit[: len(self.bundles)] if len(fit) >= len(self.bundles) else []
+            chosen = list[str]()
+            for bundle in self.bundles:
+                fit = (one for one in alive if all(free[one].get(key, 0) >= n for key, n in bundle.items()))
+                chosen += [one for one in fit if one not in chosen][:1]
+            self.node_ids = chosen if len(chosen) == len(self.bundles) else []
         return bool(self.node_ids)
 
 
