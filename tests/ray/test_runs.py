@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ RIGHT_SECONDS = 5.0  # in which what is shown is what is
 @pytest.mark.parametrize("nodes", [2, pytest.param(4, marks=pytest.mark.slow)], ids=["2 nodes", "4 nodes"])
 def test_a_run_is_the_same_as_on_one_machine(nodes: int, place: Site) -> None:
     cast_shadows(place.here)
+    installed = importlib.metadata.version("ray")  # `make test-ray-oldest` has another one here
+    assert place.cluster.site.dashboard.version()["ray_version"] == installed
     run = place.launch("run", "train.max_steps=30", nodes=nodes)
     assert run.outcome().outcome == "completed"
     run.nothing_left()
