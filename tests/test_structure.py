@@ -22,6 +22,7 @@ FULL_FOLDERS = {"tests/support": 20}
 LONG_SIGNATURES = {
     "launcher/agent/torchrun.py torchrun_argv": 12,
     "launcher/cli/main.py launch_recipe": 11,  # one for each option that can be typed
+    "launcher/cli/monitor.py monitor": 9,  # the same
     "training/step.py train_step": 10,
 }
 

@@ -7,13 +7,16 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launchyard.errors import EXIT_DONE, user_errors
 from launchyard.launcher.cli.completion import complete_cluster
 from launchyard.launcher.cli.paths import path_or_url
+
+if TYPE_CHECKING:
+    from launchyard.run.rundir import RunDir
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -34,6 +37,12 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
     "--file-sd", type=path_or_url, metavar="PATH", help="Write the targets into this file as well, for file_sd."
 )
 @click.option("--every", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="Seconds between scans.")
+@click.option(
+    "--resume",
+    "resumes",
+    is_flag=True,
+    help="Resume runs of this account whose job is gone without a word, once their scheduler answers.",
+)
 @click.option("--once", is_flag=True, help="Scan once, print and write the targets, serve nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Scan once, and print the targets as JSON.")
 def monitor(
@@ -44,6 +53,7 @@ def monitor(
     port: int,
     file_sd: str | None,
     every: float,
+    resumes: bool,
     once: bool,
     as_json: bool,
 ) -> int:
@@ -51,7 +61,12 @@ def monitor(
 
     All runs of this account are scanned, wherever they run; also those in a RUN, FOLDER or URL that is named. Runs
     that have ended vanish from the list. Nothing is stored: it can be ended and started at any time.
+
+    With --resume a run that is lost goes on by itself, as after the death of Ray's head or of this machine's owner
+    process: if it was seen alive here before, nobody has asked it to stop, and not more often than the recipe allows
+    failures in a row.
     """
+    from launchyard.launcher.monitor.auto_resume import AutoResume
     from launchyard.launcher.monitor.discovery import Discovery, check_place
     from launchyard.launcher.monitor.server import Monitor, TargetFile, make_server, target_table
 
@@ -59,8 +74,11 @@ def monitor(
     with user_errors():
         for place in found:
             check_place(place)
-    on_view = TargetFile(file_sd) if file_sd else None
-    watching = Monitor(Discovery(found), every=every, on_view=on_view)
+    if resumes and (once or as_json):
+        raise click.UsageError("--resume watches runs over time; it cannot go with --once or --json")
+    actions: list[Any] = [TargetFile(file_sd)] if file_sd else []
+    actions += [AutoResume(_resume, click.echo)] if resumes else []
+    watching = Monitor(Discovery(found), every=every, on_view=actions)
     if once or as_json:
         view = watching.refresh()
         click.echo(json.dumps(view.groups(), indent=1) if as_json else "\n".join(target_table(view.runs)))
@@ -70,6 +88,12 @@ def monitor(
         click.echo(line)
     _serve(watching, server)
     return EXIT_DONE
+
+
+def _resume(run: RunDir) -> str:
+    from launchyard.launcher.submit.resume import make_ready
+
+    return make_ready(run, {}).submit(report=click.echo).job_id
 
 
 def _places(arguments: tuple[str, ...], clusters: tuple[str, ...]) -> Iterator[Any]:

@@ -50,11 +50,11 @@ class Monitor:
     """Scans every so many seconds, in a thread of its own; `view` is the last result."""
 
     def __init__(
-        self, discovery: Discovery, *, every: float = SCAN_SECONDS, on_view: Callable[[View], None] | None = None
+        self, discovery: Discovery, *, every: float = SCAN_SECONDS, on_view: Iterable[Callable[[View], None]] = ()
     ) -> None:
         self._discovery = discovery
         self._every = every
-        self._on_view = on_view
+        self._on_view = list(on_view)
         self._view: View | None = None
         self._seen = threading.Event()
         self._over = threading.Event()
@@ -66,8 +66,8 @@ class Monitor:
         view = View(runs, time.time(), time.monotonic() - began, self._discovery.errors)
         self._view = view
         self._seen.set()
-        if self._on_view is not None:
-            self._on_view(view)
+        for action in self._on_view:
+            action(view)
         return view
 
     def view(self) -> View | None:

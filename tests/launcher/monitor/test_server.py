@@ -299,7 +299,7 @@ def test_the_file_is_replaced_as_a_whole_and_only_when_it_changes(tmp_path: Path
     path = tmp_path / "targets.json"
     write = TargetFile(str(path))
     made = live(tmp_path)
-    view = Monitor(Discovery(), on_view=write).refresh()
+    view = Monitor(Discovery(), on_view=[write]).refresh()
     first = path.stat()
     assert json.loads(path.read_text()) == view.groups()
     write(view)

@@ -360,3 +360,28 @@ def test_a_ray_that_was_started_anew_knows_no_job(cluster: FakeRay, place: Place
     run = place.launch()
     cluster.jobs.clear()
     assert (run.status()["state"], run.status()["alive"]) == ("lost", False)
+
+
+def test_a_run_whose_head_was_away_goes_on_by_itself(cluster: FakeRay, place: Place) -> None:
+    """The head died with the owner and forgot its jobs: `launch monitor --resume` sends the next one."""
+    from launchyard.launcher.monitor.auto_resume import AutoResume
+    from launchyard.launcher.monitor.discovery import Discovery
+    from launchyard.launcher.monitor.server import Monitor
+    from launchyard.launcher.submit.resume import make_ready
+
+    lines = list[str]()
+    watching = Monitor(
+        Discovery(), on_view=[AutoResume(lambda run: make_ready(run, {}).submit(report=str).job_id, lines.append)]
+    )
+    run = place.launch()
+    run.steps(3)
+    watching.refresh()
+    place.workers_do(steps=20)
+    lost = cluster.jobs.pop(run.job)
+    assert lost.process is not None
+    os.killpg(lost.process.pid, signal.SIGKILL)
+    lost.process.wait()
+    run.wait(lambda: watching.refresh() and lines)
+    assert "resumed" in lines[0]
+    run.wait(lambda: (record := run.run.outcome()) and record.outcome == "completed")
+    assert run.run.outcome().attempt == 1  # type: ignore[union-attr]
