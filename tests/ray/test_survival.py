@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -128,19 +130,29 @@ def test_a_killed_owner_leaves_nothing_and_a_run_to_resume(place: Site, undistur
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_head_that_comes_back(place: Site) -> None:
-    """All that Ray knew is gone with it; what the run saved is not. Other nodes give up a little later."""
+    """All that Ray knew is gone with it; what the run saved is not. Other nodes give up a little later.
+
+    `launch monitor --resume` sees that, and sends the next job once Ray answers again.
+    """
     longer = "train.max_steps=800"
     run = place.launch("run", longer)
     run.steps(25)
     cluster = run.cluster
-    cluster.crash_node(HEAD)
-    began = time.monotonic()
-    run.wait(lambda: not run.marked_pids(), 60)
-    print(f"{time.monotonic() - began:.1f} s until nothing of it was left")
-    cluster.settle()
-    run.wait(lambda: run.status()["state"] == "lost", 80)
-    place.ok("resume", run.run_id)
-    assert run.outcome(attempt=1).outcome == "completed"
+    argv = [sys.executable, "-m", "launchyard", "monitor", "--resume", "--every", "1", "--port", "0"]
+    watching = subprocess.Popen(argv, cwd=place.here, env=place.env, text=True, stdout=subprocess.PIPE)
+    try:
+        time.sleep(5)  # it has seen the run
+        cluster.crash_node(HEAD)
+        began = time.monotonic()
+        run.wait(lambda: not run.marked_pids(), 60)
+        print(f"{time.monotonic() - began:.1f} s until nothing of it was left")
+        cluster.settle()
+        run.wait(lambda: 1 in run.run.attempts(), 150)
+        assert run.outcome(attempt=1).outcome == "completed"
+    finally:
+        watching.terminate()
+        said, _ = watching.communicate(timeout=20)
+    assert f"resumed  {run.run_id} from step" in said
     assert lost(run) <= LOSABLE
     same_training(run.run, place.undisturbed("here", longer))
 
