@@ -48,7 +48,6 @@ TWICE = {
     "View",
     "address_of",
     "environment",
-    "is_alive",
     "lines",
     "make_ready",
     "memory",

@@ -18,7 +18,7 @@ from typing import Any
 from launchyard.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 from launchyard.host.processes import end_marked
 from launchyard.launcher.agent.conclusion import exit_code
-from launchyard.launcher.agent.ownership import FindWitness, claim_next, newest_job
+from launchyard.launcher.agent.ownership import Judge, claim_next, newest_job
 from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
 from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
@@ -37,7 +37,7 @@ FAREWELL_SECONDS = 20.0  # retry budget for the last write of an owner that fail
 
 @dataclass
 class Owner:
-    """`run_nodes` runs all nodes of an attempt to its end. `find_witness`: finds out if an earlier owner lives.
+    """`run_nodes` runs all nodes of an attempt to its end. `judge`: finds out if an earlier owner lives.
 
     `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
     none, the next attempt follows here. `history`: attempts that this job has made already. `acquire_resources`:
@@ -51,7 +51,7 @@ class Owner:
     overrides: dict[str, Any]
     signals: Signals
     run_nodes: Callable[[Job, Callable[[], None]], OutcomeRecord]
-    find_witness: FindWitness
+    judge: Judge
     give_back: Callable[[OutcomeRecord], bool] | None = None
     history: list[AttemptSummary] = field(default_factory=list)
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
@@ -90,7 +90,7 @@ class Owner:
             job_id=self.job_id,
             shape=self.shape,
             overrides=self.overrides,
-            find_witness=self.find_witness,
+            judge=self.judge,
         )
         end_marked(self.run.url)
         if not self.history:

@@ -11,11 +11,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from launchyard.errors import UserError
 from launchyard.host.processes import started_at, wait_until
+from launchyard.launcher.agent.liveness import Verdict
 from launchyard.run.frozen import plan_digest
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, Shape
@@ -25,15 +25,7 @@ TAKEOVER_SECONDS = 12.0  # at a heartbeat that has stopped, before its run is ta
 LEAVE_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Witness:
-    """The test for a living owner. `scheduled`: a scheduler answers it; else the lease does."""
-
-    is_alive: Callable[[RunDir, Job], bool]
-    scheduled: bool
-
-
-FindWitness = Callable[[Job], Witness]
+Judge = Callable[[RunDir, Job], Verdict]  # asks the two witnesses about the owner of a job
 
 
 def newest_job(run: RunDir) -> Job | None:
@@ -56,33 +48,31 @@ def newest_job(run: RunDir) -> Job | None:
     )
 
 
-def refuse_owner(run: RunDir, job: Job | None, find_witness: FindWitness) -> None:
-    """UserError that names the owner, if `job` lives and is not this process."""
+def refuse_owner(run: RunDir, job: Job | None, judge: Judge) -> None:
+    """UserError that names the owner, if `job` lives (or may) and is not this process."""
     if job is None or (job.pid == os.getpid() and job.host == socket.gethostname()):
         return
-    witness = find_witness(job)
-    if _has_ended(run, job):  # its owner has written the outcome and is about to leave
-        wait_until(lambda: not witness.is_alive(run, job), seconds=LEAVE_SECONDS)
-    if witness.is_alive(run, job) or (not witness.scheduled and _beats_again(run, job)):
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
-        where = f"attempt {job.attempt}, process {job.pid} on {job.host}" if job.host else f"job {job.job_id} waits"
-        raise UserError(
-            f"{run.url} is {'running' if job.host else 'queued'} already: {where}, since {since}",
-            hint="stop it first (launch stop), or follow it (launch logs -f)",
-        )
+    verdict = judge(run, job)
+    if verdict.state == "ended" and not verdict.free:  # its owner has written the outcome and is about to leave
+        wait_until(lambda: judge(run, job).free, seconds=LEAVE_SECONDS)
+        verdict = judge(run, job)
+    if verdict.free and not (verdict.by_lease and _beats_again(run, job)):
+        return
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
+    where = f"attempt {job.attempt}, process {job.pid} on {job.host}" if job.host else f"job {job.job_id} waits"
+    doubt = f" ({verdict.reason})" if verdict.state == "unknown" and verdict.reason else ""
+    raise UserError(
+        f"{run.url} is {'running' if job.host else 'queued'} already: {where}, since {since}{doubt}",
+        hint="stop it first (launch stop), or follow it (launch logs -f)",
+    )
 
 
 def _beats_again(run: RunDir, job: Job) -> bool:
-    """Returns True if an owner elsewhere, whose lease has expired without an outcome, beats while we wait."""
-    if job.host == socket.gethostname() or _has_ended(run, job) or run.outcome(job.attempt) is not None:
+    """Returns True if an owner whose lease has expired without an outcome beats while we wait."""
+    if run.outcome(job.attempt) is not None:
         return False
     before = last_heartbeat(run, job.attempt)
     return wait_until(lambda: last_heartbeat(run, job.attempt) != before, seconds=TAKEOVER_SECONDS)
-
-
-def _has_ended(run: RunDir, job: Job) -> bool:
-    record = run.outcome()
-    return record is not None and record.attempt >= job.attempt
 
 
 def claim_next(
@@ -92,14 +82,14 @@ def claim_next(
     job_id: str,
     shape: Shape,
     overrides: dict[str, Any],
-    find_witness: FindWitness,
+    judge: Judge,
 ) -> Job:
     """Claim the next attempt for this process. UserError if a living job has the run or was faster."""
     # One listing decides both the owner to test and the next number: a claim made in between takes that number.
     attempts = run.attempts()
     before = run.job(attempts[-1]) if attempts else None
     if before is None or (before.backend, before.job_id) != (backend, job_id):  # else we were started again
-        refuse_owner(run, before, find_witness)
+        refuse_owner(run, before, judge)
     job = Job(
         attempt=attempts[-1] + 1 if attempts else 0,
         backend=backend,

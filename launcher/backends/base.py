@@ -6,16 +6,21 @@ A backend is a folder beside this file, whose modules have fixed names: docs/gui
 from __future__ import annotations
 
 import importlib
+import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from launchyard.errors import UserError
-from launchyard.launcher.agent.ownership import Witness, newest_job, refuse_owner
+from launchyard.launcher.agent.liveness import Answer, Beat, Verdict, judge
+from launchyard.launcher.agent.ownership import newest_job, refuse_owner
 from launchyard.launcher.backends.findings import Finding
 from launchyard.launcher.backends.request import Ask, Process, Request
 from launchyard.launcher.backends.section import known_backends
+from launchyard.launcher.format import duration
+from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
 
@@ -34,19 +39,23 @@ class Traits:
     has_time_limit: bool = False  # resources.time_limit is enforced
     can_shrink: bool = False  # fewer nodes than asked for will do: resources.min_nodes
     cancelled_reason: str = "cancelled"  # of the outcome, if the scheduler's own command has ended a job
+    trusted: bool = True  # it watches the processes of its jobs, and keeps its queue over an outage
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """The state of a job, as its scheduler reports it. `unknown`: the scheduler does not answer."""
+    """The state of a job, as its scheduler reports it."""
 
-    state: Literal["queued", "running", "ending", "gone", "unknown"]
+    state: Answer
     scheduler_state: str = ""  # by the scheduler's own name
-    reason: str = ""  # why it waits, in plain English
+    reason: str = ""  # why it waits, or is unknown, in plain English
     nodes: str = ""
-    start: float | None = None  # expected while it waits, Unix time
+    start: float | None = None  # of this start of the job; expected while it waits; Unix time
     end: float | None = None  # of its time limit, Unix time
-    restarts: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("gone", "forgotten")
 
 
 class Planned(Protocol):
@@ -92,11 +101,8 @@ class Backend(Protocol):
         UserError if the run has a living owner, or the scheduler refuses the job; nothing is queued then.
         """
 
-    def is_alive(self, run: RunDir, job: Job) -> bool:
-        """Returns True if the job that owns an attempt still lives."""
-
-    def poll(self, run: RunDir, job: Job) -> JobStatus | None:
-        """Returns the state of the job at its scheduler; None where there is no scheduler."""
+    def poll(self, run: RunDir, job: Job) -> JobStatus:
+        """Returns the state of the job at its scheduler; where there is none, that of its process, or `none`."""
 
     def notify(self, run: RunDir, job: Job) -> str:
         """Gives notice of a preemption: agreed save, then another attempt. Returns the means, in a few words."""
@@ -133,18 +139,45 @@ def load_doctor(name: str) -> Doctor:
     return cast(Doctor, importlib.import_module(f"launchyard.launcher.backends.{name}.doctor"))
 
 
-def witness(job: Job) -> Witness:
-    """The test for a living owner of a job."""
+def judge_job(run: RunDir, job: Job, seen: JobStatus | None = None) -> Verdict:
+    """Asks the two witnesses about a job that stands for its run. `seen`: what its scheduler says, if known already."""
     backend = load_backend(job.backend)
-    return Witness(backend.is_alive, scheduled=backend.TRAITS.scheduled)
+    seen = seen or backend.poll(run, job)
+    age = heartbeat_age(run, job.attempt)
+    verdict = judge(seen.state, _beat(run, job, seen, age), trusted=backend.TRAITS.trusted)
+    return replace(verdict, reason=_reason(verdict, backend.TRAITS.title, job, seen, age))
+
+
+def _beat(run: RunDir, job: Job, seen: JobStatus, age: float) -> Beat:
+    """The heartbeat of a job, whose age is in seconds."""
+    record = run.outcome()
+    if record is not None and record.attempt >= job.attempt:
+        return "outcome"
+    if not job.host and not job.damaged:
+        return "none yet"
+    if age < LEASE_SECONDS:
+        return "fresh"
+    started_again = seen.state == "running" and seen.start is not None and time.time() - seen.start < age
+    return "none yet" if started_again else "stale"
+
+
+def _reason(verdict: Verdict, title: str, job: Job, seen: JobStatus, age: float) -> str:
+    """The reason for a verdict in plain English; empty if there is nothing to explain."""
+    if verdict.reason:
+        said = seen.scheduler_state or seen.state
+        shown = duration(age) if math.isfinite(age) else "long"
+        return verdict.reason.format(title=title, said=said, age=shown, job=job.job_id)
+    if verdict.state == "lost" and seen.is_over and seen.scheduler_state:
+        return f"{title} has ended it: {seen.scheduler_state}" + (f", {seen.reason}" if seen.reason else "")
+    return seen.reason
 
 
 def owner_alive(run: RunDir, job: Job | None = None) -> bool:
-    """Returns True if the owner of the newest attempt (or of `job`) lives."""
+    """Returns True if the owner of the newest attempt (or of `job`) lives, or will be started."""
     job = job or newest_job(run)
-    return job is not None and load_backend(job.backend).is_alive(run, job)
+    return job is not None and judge_job(run, job).alive
 
 
 def refuse_if_alive(run: RunDir) -> None:
-    """UserError that names the owner, if the run has a living one that is not this process."""
-    refuse_owner(run, newest_job(run), witness)
+    """UserError that names the owner, if the run has a living one (or may) that is not this process."""
+    refuse_owner(run, newest_job(run), judge_job)

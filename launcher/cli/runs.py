@@ -102,7 +102,7 @@ def _one_status(state: RunState) -> list[str]:
         ("state", state.state + (f" ({state.reason})" if state.reason else "")),
         ("progress", progress_text(state)),
         ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
-        ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else ""),
+        ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else state.queue),
         ("starts", time.strftime("about %Y-%m-%d %H:%M", time.localtime(state.start)) if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
         ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
@@ -193,7 +193,7 @@ def _wait_for_end(run: RunDir) -> None:
 
 
 def _need_alive(state: RunState, verb: str) -> RunState:
-    if state.state == "unknown":
+    if state.state == "unknown" and not state.alive:
         raise LaunchError(
             f"job {state.job_id} of {state.run_id} may wait or run: {state.queue}", hint="try again when it does"
         )

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from launchyard.errors import LaunchError
+from launchyard.launcher.agent.liveness import Verdict
 from launchyard.launcher.agent.ownership import newest_job
-from launchyard.launcher.backends.base import JobStatus, load_backend, owner_alive
+from launchyard.launcher.backends.base import JobStatus, judge_job, load_backend
 from launchyard.launcher.format import progress_line
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import GLANCE_SECONDS, Registered, registered
 from launchyard.run import events, layout
 from launchyard.run.checkpoints import newest_checkpoint
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age, last_heartbeat
+from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rows import is_row
 from launchyard.run.rundir import RunDir
@@ -23,8 +24,9 @@ from launchyard.storage import files, retry
 from launchyard.storage.damage import parse_lines, report_damage, unreadable
 
 State = Literal[
-    "pending", "starting", "running", "saving", "stopped", "completed", "failed", "lost", "unknown", "unreachable"
-]
+    "pending", "starting", "running", "saving", "suspended", "stopped", "completed", "failed", "lost", "unknown",
+    "unreachable",
+]  # fmt: skip
 _TAIL_BYTES = 64 * 1024
 SETTLED_SECONDS = 60.0  # after its outcome nothing of a run lives, and no scheduler has to be asked
 
@@ -53,7 +55,7 @@ class RunState:
     reason: str | None = None
     message: str = ""
     job_id: str | None = None
-    queue: str | None = None  # the reason of a wait, or the state at its scheduler
+    queue: str | None = None  # the reason of a wait, of a doubt, or of an end that left no outcome
     start: float | None = None  # expected, while it waits
 
     def to_json(self) -> dict[str, Any]:
@@ -104,18 +106,15 @@ def state_of(run: RunDir) -> RunState:
     if job is None:
         return RunState(**common, state="pending", resumable=True, alive=False, checkpoint=checkpoint)
     seen = _poll(run, job)
-    alive = _is_alive(run, job, seen)
-    ended = _ended(run, job, alive) or _cancelled(job, seen, checkpoint)
+    verdict = judge_job(run, job, seen)
+    alive = verdict.alive
+    ended = _ended(run, job, verdict) or _cancelled(job, seen, checkpoint)
     recorded = run.events(job.attempt)
-    state = _state(alive, ended, [str(event.get("event")) for event in recorded])
-    if seen is not None and ended is None:
-        waits = seen.state == "queued"
-        queue = seen.reason
-        if seen.state == "gone" and seen.scheduler_state:
-            queue = f"{load_backend(job.backend).TRAITS.title} has ended it: {seen.scheduler_state}"
-            queue += f", {seen.reason}" if seen.reason else ""
-        common |= {"job_id": job.job_id, "queue": queue or None, "start": seen.start if waits else None}
-        state = "pending" if waits else _if_known(state, seen)
+    state = _state(verdict, ended, [str(event.get("event")) for event in recorded])
+    if ended is None:
+        common["queue"] = verdict.reason or None
+        if load_backend(job.backend).TRAITS.scheduled:
+            common |= {"job_id": job.job_id, "start": seen.start if seen.state == "queued" else None}
     row = last_row(run, attempts) or {}
     step = _step(row, job.attempt, ended, recorded, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
@@ -124,7 +123,7 @@ def state_of(run: RunDir) -> RunState:
     return RunState(
         **common,
         state=state,
-        resumable=not alive and state not in ("completed", "unknown"),
+        resumable=verdict.free and state not in ("completed", "unknown"),
         step=step,
         max_steps=max_steps,
         loss=row.get("loss"),
@@ -134,28 +133,18 @@ def state_of(run: RunDir) -> RunState:
     )
 
 
-def _poll(run: RunDir, job: Job) -> JobStatus | None:
-    """The job as its scheduler sees it; None where there is none to ask."""
+def _poll(run: RunDir, job: Job) -> JobStatus:
+    """The job as its scheduler sees it."""
     backend = load_backend(job.backend)
-    if not backend.TRAITS.scheduled:
-        return None
-    record = run.outcome()
+    record = run.outcome() if backend.TRAITS.scheduled else None
     if record is not None and record.attempt >= job.attempt and time.time() - record.time > SETTLED_SECONDS:
         return JobStatus("gone")
     return backend.poll(run, job)
 
 
-def _is_alive(run: RunDir, job: Job, seen: JobStatus | None) -> bool:
-    if seen is None:
-        return owner_alive(run, job)
-    if seen.state == "unknown":  # not asked a second time: each costs seconds
-        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
-    return seen.state != "gone"
-
-
-def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> OutcomeRecord | None:
+def _cancelled(job: Job, seen: JobStatus, checkpoint: int | None) -> OutcomeRecord | None:
     """The outcome of a job ended by the scheduler's own command, whose owner had no time to write one."""
-    if seen is None or seen.state != "gone" or not seen.scheduler_state.startswith(("CANCELLED", "STOPPED")):
+    if seen.state != "gone" or not seen.scheduler_state.startswith(("CANCELLED", "STOPPED")):
         return None
     reason = load_backend(job.backend).TRAITS.cancelled_reason
     message = f"job {job.job_id} was cancelled"
@@ -164,12 +153,11 @@ def _cancelled(job: Job, seen: JobStatus | None, checkpoint: int | None) -> Outc
     )
 
 
-def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
+def _ended(run: RunDir, job: Job, verdict: Verdict) -> OutcomeRecord | None:
     """The outcome of the run; None while it goes on, or if its owner is gone and left none."""
-    record = run.outcome()
-    if record is not None and record.attempt >= job.attempt:
-        return record
-    if alive:
+    if verdict.state == "ended":
+        return run.outcome()
+    if not verdict.free:
         return None
     record = run.outcome(job.attempt)  # the owner died between the outcomes of attempt and run
     if record is None or (record.outcome == "stopped" and record.reason in ("preempted", "time limit")):
@@ -177,19 +165,14 @@ def _ended(run: RunDir, job: Job, alive: bool) -> OutcomeRecord | None:
     return record
 
 
-def _state(alive: bool, ended: OutcomeRecord | None, recorded: list[str]) -> State:
+def _state(verdict: Verdict, ended: OutcomeRecord | None, recorded: list[str]) -> State:
     if ended is not None:
         return ended.outcome
-    if not alive:
-        return "lost"
+    if verdict.state != "running":
+        return "unknown" if verdict.state == "ended" else verdict.state  # its outcome has just been removed
     if events.STOPPING in recorded or events.FINISHED in recorded:
         return "saving"
     return "running" if events.STARTED in recorded else "starting"
-
-
-def _if_known(state: State, seen: JobStatus) -> State:
-    """Nothing is lost on the word of a heartbeat alone: the job may wait, for the first time or again."""
-    return "unknown" if state == "lost" and seen.state == "unknown" else state
 
 
 def _step(

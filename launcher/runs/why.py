@@ -83,14 +83,13 @@ def _before(run: RunDir, attempts: list[int]) -> str:
 
 def _going_on(run: RunDir, state: RunState) -> Why:
     assert state.attempt is not None
-    text = (
-        f"{state.run_id} has not ended: attempt {state.attempt} is {state.state} on {state.host}, process {state.pid}"
-    )
+    doing = "silent" if state.state == "unknown" else state.state
+    text = f"{state.run_id} has not ended: attempt {state.attempt} is {doing} on {state.host}, process {state.pid}"
     progress = progress_text(state)
     text += f" ({progress})." if progress else "."
     text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
     if state.queue:
-        text += f" {state.queue}, so this is from its directory."
+        text += f" {_capital(state.queue)}; this is from its directory."
     return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
 
 

@@ -254,7 +254,7 @@ def test_states(server: str) -> None:
     for word, state in {"PENDING": "queued", "RUNNING": "running", "STOPPED": "gone", "FAILED": "gone"}.items():
         Answers.replies["/api/jobs/j"] = 200, json.dumps({"status": word, "message": None}).encode()
         assert (ray.ask("j").state, ray.ask("j").scheduler_state) == (state, word)
-    assert ray.ask("other").state == "gone"
+    assert ray.ask("other").state == "forgotten"
     assert Dashboard("http://127.0.0.1:9").ask("j").state == "unknown"
 
 

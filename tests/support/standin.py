@@ -17,7 +17,7 @@ import yaml
 from launchyard.host.folders import log_folder
 from launchyard.host.processes import descendants, end_all, end_marked, marked
 from launchyard.launcher.agent.ownership import newest_job
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.request import Ask, Request
 from launchyard.run.records import Job, Shape
@@ -114,7 +114,7 @@ class Standin:
         return job
 
     def is_alive(self) -> bool:
-        return bool(self.backend.is_alive(self.run, self.job))
+        return owner_alive(self.run, self.job)
 
     def wait(self, done: Callable[[], Any], seconds: float = 30.0) -> Any:
         """Poll until something holds; fails with what the run looks like."""

@@ -21,14 +21,13 @@ from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.processes import end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.agent.torchrun_watch import WORKER
-from launchyard.launcher.backends.base import JobStatus, Planned, Traits, refuse_if_alive
+from launchyard.launcher.backends.base import JobStatus, Planned, Traits, owner_alive, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.example.client import Spool
 from launchyard.launcher.backends.example.request import JOB, ExampleRequest, make_request, owner_argv
 from launchyard.launcher.backends.handover import hand_over, record_cancel
 from launchyard.launcher.backends.request import Ask, Process
 from launchyard.run import layout
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, Submission
 from launchyard.run.rundir import RunDir
 
@@ -113,14 +112,6 @@ def poll(run: RunDir, job: Job) -> JobStatus:
     return spool_of(run).ask(job.job_id)
 
 
-def is_alive(run: RunDir, job: Job) -> bool:
-    """Waiting or running; on another machine, which cannot ask the queue, by its heartbeat."""
-    seen = poll(run, job)
-    if seen.state == "unknown":
-        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
-    return seen.state != "gone"
-
-
 def notify(run: RunDir, job: Job) -> str:
     spool_of(run).signal(job.job_id, signal.SIGUSR1)
     return "USR1"
@@ -129,7 +120,7 @@ def notify(run: RunDir, job: Job) -> str:
 def cancel(run: RunDir, job: Job) -> None:
     """Asks its owner first, which ends its workers itself; then ends the rest."""
     run.request_stop(CANCELLED)
-    if not wait_until(lambda: not is_alive(run, job), seconds=OBEY_SECONDS):
+    if not wait_until(lambda: not owner_alive(run, job), seconds=OBEY_SECONDS):
         spool_of(run).end(job.job_id)
     end_marked(run.url)
     record_cancel(run, job)

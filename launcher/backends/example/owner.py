@@ -17,7 +17,7 @@ from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals
 from launchyard.launcher.agent.torchrun_watch import WORKER, Node
-from launchyard.launcher.backends.base import witness
+from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.example.client import Spool
 from launchyard.run.records import Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
@@ -48,7 +48,7 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
         submission.overrides,
         signals,
         run_nodes,
-        witness,
+        judge_job,
         acquire_resources=wait_for_turn,
     )
 

@@ -23,12 +23,11 @@ from launchyard.host.processes import descendants, end_all, end_marked, python_a
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.agent.torchrun_watch import WORKER
-from launchyard.launcher.backends.base import Planned, Traits, refuse_if_alive
+from launchyard.launcher.backends.base import JobStatus, Planned, Traits, owner_alive, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import CANCEL_MESSAGE
 from launchyard.launcher.backends.request import Ask, Process
 from launchyard.run import layout
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import StoreError
@@ -97,17 +96,13 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any], *, worker_modu
     return job
 
 
-def is_alive(run: RunDir, job: Job) -> bool:
-    """On this host by its process; on another one by its heartbeat, a lease that expires by itself."""
-    if job.host == socket.gethostname():
-        return processes.is_alive(job.pid, job.pid_started)
-    if job.damaged and (ended := run.outcome()) is not None and ended.attempt >= job.attempt:
-        return False  # its process is not known, and its last word is
-    return heartbeat_age(run, job.attempt) < LEASE_SECONDS
-
-
-def poll(run: RunDir, job: Job) -> None:
-    """None: there is no scheduler."""
+def poll(run: RunDir, job: Job) -> JobStatus:
+    """On this host by its process; nobody can be asked about one on another host."""
+    if job.host != socket.gethostname():
+        return JobStatus("none")
+    if processes.is_alive(job.pid, job.pid_started):
+        return JobStatus("running", f"that process {job.pid} is there")
+    return JobStatus("gone")
 
 
 def notify(run: RunDir, job: Job) -> str:
@@ -121,7 +116,7 @@ def cancel(run: RunDir, job: Job) -> None:
     _need_here(job)
     with contextlib.suppress(StoreError):  # it ends without the store as well
         run.request_stop(CANCELLED)
-    if not wait_until(lambda: not is_alive(run, job), seconds=CANCEL_SECONDS):
+    if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
         end_all(descendants(job.pid))
     end_marked(run.url)
     record = OutcomeRecord(

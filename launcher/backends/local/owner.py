@@ -23,7 +23,7 @@ from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import WORKER, Node
-from launchyard.launcher.backends.base import witness
+from launchyard.launcher.backends.base import judge_job
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 
@@ -35,7 +35,7 @@ def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], signals: Sign
         node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
         return run_attempt(node, signals=signals, on_poll=on_poll)
 
-    return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, witness)
+    return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
 
 
 def main(argv: list[str]) -> int:

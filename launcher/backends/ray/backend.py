@@ -26,7 +26,6 @@ from launchyard.launcher.backends.ray.request import RayRequest, stored_request
 from launchyard.launcher.backends.ray.request import worker_python as worker_python
 from launchyard.launcher.backends.request import Ask, Process
 from launchyard.run import layout
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import RAY_STOP, Job, Submission
 from launchyard.run.rundir import RunDir
 
@@ -40,7 +39,8 @@ STEP_SECONDS = 60.0
 _NOT_OURS = "Running entrypoint for job "  # Ray's own line, which may come after the output of the entrypoint
 
 
-TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP)
+# Not trusted: its table of jobs outlives the head that a job has died with (fault tolerance of the GCS), or does not.
+TRAITS = Traits(title="Ray", can_shrink=True, cancelled_reason=RAY_STOP, trusted=False)
 
 
 # -- planning --------------------------------------------------------------------------------------------------------
@@ -150,14 +150,6 @@ def of_run(run: RunDir) -> Dashboard:
     if newest is None or "address" not in newest.place:
         raise LaunchError(f"{run.url}: no submission to Ray is known")
     return dashboard(newest.place)
-
-
-def is_alive(run: RunDir, job: Job) -> bool:
-    """Waiting or running; while the dashboard is away, by its heartbeat."""
-    seen = poll(run, job)
-    if seen.state == "unknown":
-        return run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS
-    return seen.state != "gone"
 
 
 def notify(run: RunDir, job: Job) -> str:

@@ -67,7 +67,7 @@ class Dashboard:
         try:
             found = self._ask("GET", f"/api/jobs/{job_id}", seconds=CONNECT_SECONDS)
             if found is None:
-                return JobStatus("gone")
+                return JobStatus("forgotten")
             status = str(found.get("status"))
             if status not in _STATES:
                 raise self._not_ray()
@@ -87,7 +87,7 @@ class Dashboard:
 
     def wait_gone(self, job_id: str, *, seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while self.ask(job_id).state not in ("gone", "unknown"):
+        while not ((seen := self.ask(job_id)).is_over or seen.state == "unknown"):
             if time.monotonic() > until:
                 return False
             time.sleep(0.3)

@@ -23,7 +23,7 @@ from launchyard.launcher.agent.restart_policy import NODE_BAD, NODE_LOST
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
-from launchyard.launcher.backends.base import witness
+from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.ray.node_actor import Agent
 from launchyard.launcher.backends.ray.placement import (
     RayNode,
@@ -81,7 +81,7 @@ class InCluster:
             waiting.overrides,
             self._signals,
             self.run_nodes,
-            witness,
+            judge_job,
             acquire_resources=self.acquire_resources,
             since=waiting.submitted,  # a stop that was asked while Ray was starting us is meant for us
         )

@@ -27,7 +27,6 @@ from launchyard.launcher.backends.slurm.request import agent_argv, make_request,
 from launchyard.launcher.backends.slurm.request import worker_python as worker_python
 from launchyard.launcher.format import seconds_of
 from launchyard.run import layout
-from launchyard.run.lease import LEASE_SECONDS, heartbeat_age
 from launchyard.run.records import SCANCEL, Job, Submission
 from launchyard.run.rundir import RunDir
 
@@ -119,14 +118,6 @@ def controller(run: RunDir) -> Controller:
     """The SLURM of the run's place."""
     newest = run.newest_submission()
     return Controller(newest.env if newest else {})
-
-
-def is_alive(run: RunDir, job: Job) -> bool:
-    """In the queue or running. While the controller is away: by its heartbeat, and one that never began waits."""
-    seen = poll(run, job)
-    if seen.state == "unknown":
-        return not job.host or (run.outcome() is None and heartbeat_age(run, job.attempt) < LEASE_SECONDS)
-    return seen.state != "gone"
 
 
 def notify(run: RunDir, job: Job) -> str:

@@ -14,18 +14,26 @@ import time
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import own_environment
+from launchyard.launcher.agent.liveness import Answer
 from launchyard.launcher.backends.base import JobStatus
 
 ANSWER_SECONDS = 11.0  # SLURM's own commands give up after 9
 SUBMIT_SECONDS = 180.0  # sbatch of a busy site, or a wrapper of it, may take more than a minute
 FIND_SECONDS = 30.0  # in which a job that sbatch may have queued comes into sight
 AWAY_SECONDS = 20.0  # for which a controller that did not answer is not asked again about other jobs
-_QUEUED = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
-_RUNNING = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_STATES: dict[Answer, tuple[str, ...]] = {
+    "queued": ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+    "running": ("RUNNING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING"),
+    "suspended": ("SUSPENDED", "STOPPED"),
+    "ending": ("COMPLETING",),
+    "gone": (
+        "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+        "PREEMPTED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
+    ),
+}  # fmt: skip
 _AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket timed out", "Connection refused")
 # Errors of sbatch after which the job may be queued all the same: the request was sent, and the answer did not come.
 _UNSURE = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
@@ -67,14 +75,12 @@ class Controller:
         if time.monotonic() - _away.get(site, float("-inf")) < AWAY_SECONDS:
             return AWAY
         done = self.run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N|%S|%e"])
+        if done is None and shutil.which("squeue") is None:
+            return JobStatus("unknown", reason="squeue is not found here")
         if done is None or (_contains_any(done.stderr, _AWAY) and not _contains_any(done.stderr, _NO_JOB)):
             _away[site] = time.monotonic()
             return AWAY
-        line = done.stdout.strip().splitlines()[:1]
-        if done.returncode or not line:
-            return JobStatus("gone")
-        state, reason, nodes, start, end = (line[0].split("|") + [""] * 5)[:5]
-        return JobStatus(_state(state), state, describe_reason(reason), nodes, _time(start), _time(end))
+        return _status(done)
 
     def config(self) -> dict[str, str]:
         """The site's configuration as the controller has it; empty if it does not answer."""
@@ -171,7 +177,7 @@ class Controller:
 
     def wait_gone(self, job_id: str, *, seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while self.ask(job_id).state not in ("gone", "unknown"):
+        while not ((seen := self.ask(job_id)).is_over or seen.state == "unknown"):
             if time.monotonic() > until:
                 return False
             time.sleep(0.5)
@@ -225,12 +231,26 @@ def _contains_any(text: str, marks: tuple[str, ...]) -> bool:
     return any(mark in text for mark in marks)
 
 
-def _state(state: str) -> Literal["queued", "running", "ending", "gone"]:
-    if state in _QUEUED:
-        return "queued"
-    if state in _RUNNING:
-        return "running"
-    return "ending" if state == "COMPLETING" else "gone"
+def _status(done: subprocess.CompletedProcess[str]) -> JobStatus:
+    """The state of a job in an answer of squeue; `unknown` if it is none of its own."""
+    if done.returncode:
+        if _contains_any(done.stderr, _NO_JOB):
+            return JobStatus("forgotten")
+        return JobStatus("unknown", reason=f"squeue fails: {last_line(done.stderr) or f'code {done.returncode}'}")
+    printed = done.stdout.strip()
+    found = [parts for line in printed.splitlines() if len(parts := line.strip().split("|")) == 5]
+    if not found:
+        told = f"squeue printed no state of the job, but {last_line(printed)!r}"
+        return JobStatus("unknown", reason=told) if printed else JobStatus("forgotten")
+    state, reason, nodes, start, end = found[-1]
+    answer = next((answer for answer, states in _STATES.items() if state in states), None)
+    if answer is None:
+        return JobStatus("unknown", state, f"squeue gives the job a state that is not known here: {state}")
+    return JobStatus(answer, state, describe_reason(reason), nodes, _time(start), _time(end))
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def describe_reason(reason: str) -> str:

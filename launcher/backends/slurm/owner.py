@@ -29,7 +29,7 @@ from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import AttemptSummary
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, log_line
-from launchyard.launcher.backends.base import witness
+from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.run import own_code
 from launchyard.run.events import SAVED
@@ -70,7 +70,7 @@ class Batch:
             waiting.overrides,
             self._signals,
             self.run_nodes,
-            witness,
+            judge_job,
             self.give_back,
             history=history(self._run, self._job_id),
         )

@@ -18,7 +18,7 @@ import pytest
 from launchyard.errors import UserError
 from launchyard.host.processes import end_marked, marked
 from launchyard.launcher.agent.ownership import claim_next
-from launchyard.launcher.backends.base import known_backends, load_backend, owner_alive, witness
+from launchyard.launcher.backends.base import judge_job, known_backends, load_backend, owner_alive
 from launchyard.launcher.backends.local import backend
 from launchyard.run.records import Job, Shape
 from launchyard.run.rundir import RunDir
@@ -282,7 +282,7 @@ def test_the_slower_of_two_claims_refuses(tmp_path: Path, monkeypatch: pytest.Mo
 
     def claim() -> None:
         try:
-            claim_next(run, backend="local", job_id="1", shape=ONE, overrides={}, find_witness=witness)
+            claim_next(run, backend="local", job_id="1", shape=ONE, overrides={}, judge=judge_job)
         except UserError as error:
             said.append(str(error))
 
@@ -302,9 +302,9 @@ def test_a_job_of_another_host_is_alive_while_its_heart_beats(tmp_path: Path, mo
     beat = Path(run.path("attempts/0000/heartbeat.json"))
     run.write_json("attempts/0000/heartbeat.json", {"time": 0.0})  # by a clock that is wrong: what it says is not asked
     with pytest.raises(UserError, match="elsewhere"):
-        claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, find_witness=witness)
+        claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, judge=judge_job)
     os.utime(beat, (time.time() - 3600, time.time() - 3600))
-    assert claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, find_witness=witness).attempt == 1
+    assert claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, judge=judge_job).attempt == 1
 
 
 def test_a_heart_that_beats_again_is_not_taken_over(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_heart_that_beats_again_is_not_taken_over(tmp_path: Path) -> None:
     again = threading.Timer(0.5, lambda: run.write_json("attempts/0000/heartbeat.json", {"time": 2.0}))
     again.start()
     with pytest.raises(UserError, match="elsewhere"):
-        claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, find_witness=witness)
+        claim_next(run, backend="local", job_id="2", shape=ONE, overrides={}, judge=judge_job)
     again.join()
 
 

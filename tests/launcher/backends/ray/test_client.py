@@ -83,7 +83,7 @@ def test_a_slow_answer_is_not_waited_for(cluster: FakeRay, ray: Dashboard, monke
 
 
 def test_what_nobody_knows(cluster: FakeRay, ray: Dashboard) -> None:
-    assert ray.ask("j").state == "gone"
+    assert ray.ask("j").state == "forgotten"
     assert ray.logs("j") == ""
     assert [node["hostname"] for node in ray.nodes()] == ["host0", "host1"]
     cluster.away()

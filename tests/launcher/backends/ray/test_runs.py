@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def gone(cluster: FakeRay, run: Launched) -> str:
         return status if status not in ("PENDING", "RUNNING") else ""
 
     return str(run.wait(ended))
+
+
+def age_heartbeat(run: Launched, attempt: int = 0, seconds: float = 3600.0) -> None:
+    """As if its owner had not beaten for so long."""
+    then = time.time() - seconds
+    for name in ("heartbeat.json", "job.json"):
+        os.utime(run.run.path(run.run.attempt_dir(attempt), name), (then, then))
 
 
 # -- a life ----------------------------------------------------------------------------------------------------------
@@ -339,6 +347,30 @@ def test_a_run_whose_dashboard_cannot_be_known_is_shown(cluster: FakeRay, place:
     record.write_text(json.dumps(json.loads(record.read_text()) | {"place": {}}))
     (state,) = json.loads(place.ok("status", "--json"))
     assert "no submission to Ray is known" in state["queue"]
+
+
+def test_a_job_that_ray_calls_running_is_lost_with_its_heartbeat(
+    cluster: FakeRay, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head was killed and came back with the table of jobs that it had (fault tolerance of the GCS)."""
+    monkeypatch.setattr("launchyard.launcher.agent.ownership.TAKEOVER_SECONDS", 0.1)
+    run = place.launch()
+    run.steps(3)
+    ghost, owner = cluster.jobs[run.job], cluster.jobs[run.job].process
+    assert owner is not None
+    owner.kill()
+    owner.wait()
+    ghost.process = None
+    assert run.status()["alive"], "its lease has not expired"
+    age_heartbeat(run)
+    state = run.status()
+    assert (state["state"], state["alive"], state["resumable"]) == ("lost", False, True)
+    assert "Ray says RUNNING, but its owner has not been heard of for 1h" in state["queue"]
+    assert state["queue"] in run.why()
+    cluster.hold = True
+    first = run.job
+    place.ok("resume", run.run_id, "--json")
+    assert run.job != first and run.status()["state"] == "pending"
 
 
 def test_a_run_does_not_need_the_dashboard(cluster: FakeRay, place: Place) -> None:

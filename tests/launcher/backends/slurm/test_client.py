@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.backends.base import JobStatus
 from launchyard.launcher.backends.slurm import client
 from launchyard.launcher.backends.slurm.client import Controller
 from tests.support.fake_slurm import FakeSlurm
@@ -72,7 +73,7 @@ def test_the_site_in_its_own_words(slurm: FakeSlurm, ours: Controller) -> None:
 
 
 def test_nothing_is_known_of_a_job_that_never_was(slurm: FakeSlurm, ours: Controller) -> None:
-    assert ours.ask("7").state == "gone"
+    assert ours.ask("7").state == "forgotten"
     assert ours.job_state("7") == ("", 0)
     assert ours.end_time("7") is None
     assert not ours.requeue("7")
@@ -91,6 +92,39 @@ def test_a_controller_that_comes_back_is_asked_again(
     assert ours.ask(job).state == "unknown", "within so many seconds nobody asks"
     monkeypatch.setattr(client, "AWAY_SECONDS", 0.0)
     assert ours.ask(job).state == "queued"
+
+
+# What squeue says that is no state of the job -> the reason that people are shown.
+NOT_ITS_OWN = {
+    "squeue: error: Unable to establish configuration source": "squeue fails: squeue: error: Unable to establish",
+    "": "squeue fails: code 1",
+}
+
+
+@pytest.mark.parametrize("said", NOT_ITS_OWN)
+def test_an_answer_that_is_not_its_own_is_no_state(said: str, slurm: FakeSlurm, ours: Controller, script: str) -> None:
+    slurm.hold("Priority")
+    job = ours.submit(script)
+    slurm.fail("squeue", stderr=said)
+    seen = ours.ask(job)
+    assert (seen.state, NOT_ITS_OWN[said] in seen.reason) == ("unknown", True), seen
+
+
+def test_a_wrapper_of_squeue_may_print_more_or_nothing_of_use(
+    slurm: FakeSlurm, ours: Controller, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.hold("Priority")
+    job = ours.submit(script)
+    program = slurm.programs / "squeue"
+    real = program.read_text()
+    program.write_text(real.replace("exec", "echo 'Welcome! 4 nodes are down'\nexec", 1))
+    assert ours.ask(job).state == "queued"
+    for printed, reason in {"Welcome!": "no state of the job", "LIMBO|None||N/A|N/A": "not known here: LIMBO"}.items():
+        program.write_text(f"#!/bin/sh\necho '{printed}'\n")
+        seen = ours.ask(job)
+        assert seen.state == "unknown" and reason in seen.reason
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert ours.ask(job) == JobStatus("unknown", reason="squeue is not found here")
 
 
 def test_what_a_controller_that_is_away_did_not_do(slurm: FakeSlurm, ours: Controller) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -288,6 +290,28 @@ def test_where_there_is_no_sbatch_nothing_begins(
     told = place.ok("tiny.yaml", "--cluster", "site", "--run-url", str(place.runs / "run"), code=2)
     assert "sbatch is not found here" in told and "--dry-run" in told
     assert place.files() == before
+
+
+# -- the witnesses disagree ------------------------------------------------------------------------------------------
+def test_a_run_whose_owner_is_silent_is_no_running_one(slurm: FakeSlurm, place: Place) -> None:
+    """SLURM sees its process, and that hangs: nobody may take the run, and a person may end it."""
+    run = place.launch()
+    run.steps(3)
+    owner = run.run.job(0).pid
+    os.kill(owner, signal.SIGSTOP)
+    then = time.time() - 3600
+    os.utime(run.run.path("attempts/0000/heartbeat.json"), (then, then))
+    assert run.status()["state"] == "starting", "this start of the job is younger than the heartbeat"
+    with slurm.site.change() as state:
+        state["jobs"][run.job]["start"] = then - 1
+    seen = run.status()
+    assert (seen["state"], seen["alive"], seen["resumable"]) == ("unknown", True, False)
+    assert "SLURM says RUNNING, and its owner has not been heard of for 1h" in seen["queue"]
+    assert "attempt 0 is silent" in run.why() and "has not been heard of" in run.why()
+    assert "has not been heard of" in place.ok("resume", run.run_id, code=2)
+    os.kill(owner, signal.SIGCONT)
+    run.wait(lambda: run.status()["state"] == "running")
+    place.ok("cancel", run.run_id)
 
 
 # -- the controller is away ------------------------------------------------------------------------------------------
