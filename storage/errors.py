@@ -11,6 +11,13 @@ class RefusedError(StoreError, PermissionError):
     """A store refuses: wrong or expired credentials, no right, no such bucket."""
 
 
+class DeniedError(RefusedError):
+    """A store knows its caller and does not let it do this, or cannot do it at all. Another try ends the same way.
+
+    The message names the cure.
+    """
+
+
 class CorruptError(Exception):
     """A file is missing, cut or changed. The message names it."""
 

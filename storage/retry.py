@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from launchyard.storage.errors import RefusedError, StoreError
+from launchyard.storage.errors import DeniedError, RefusedError, StoreError
 
-# missing, taken: the caller decides. transient: retried. refused: retried with credentials read anew. final: raised.
-ErrorKind = Literal["missing", "taken", "transient", "refused", "final"]
+# missing, taken: the caller decides. transient: retried. refused: retried with credentials read anew.
+# denied (a right is missing, the clock is wrong): retried for DENIED_SECONDS. unsupported, final: raised.
+ErrorKind = Literal["missing", "taken", "transient", "refused", "denied", "unsupported", "final"]
 DEFAULT_BUDGET_SECONDS = 20.0  # suits a command; a run sets minutes
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
 REPORT_AFTER_SECONDS = 2.0
 # A store that refuses before it ever gave anything is a mistake more often than a fault: a fifteenth of the budget.
 FIRST_REFUSAL_SHARE = 1 / 15
+DENIED_SECONDS = 5.0  # a right that was just given may take that long to be known everywhere
 # Timeout of one call: a floor, and the time that a crawling connection would need.
 CALL_SECONDS = 30.0
 SHORTEST_CALL_SECONDS = 5.0
@@ -62,6 +64,7 @@ class _Series:
     began: float
     tries: int = 0
     seconds: float = 0.0  # from the first try to the last failure
+    denied_after: float | None = None  # from the first try to the first denial that nothing else has followed
 
 
 # -- the budget ------------------------------------------------------------------------------------------------------
@@ -132,7 +135,8 @@ def _warn(event: RetryEvent) -> None:
 class Retrier:
     """Makes the calls of one store.
 
-    `classify` returns the kind of an error, `describe` its text, `renew` reads the credentials anew.
+    `classify` returns the kind of an error, `describe` its text, `renew` reads the credentials anew, `cure` returns a
+    sentence about what ends a denial.
     """
 
     def __init__(
@@ -140,8 +144,10 @@ class Retrier:
         classify: Callable[[BaseException], ErrorKind],
         renew: Callable[[], None] = lambda: None,
         describe: Callable[[BaseException], str] = str,
+        cure: Callable[[BaseException], str] = lambda _: "See docs/guides/object-storage.md for what a run needs",
     ) -> None:
         self._classify = classify
+        self._cure = cure
         self._renew = renew
         self._describe = describe
         self._answered: set[str] = set()  # buckets that have given or taken something
@@ -179,17 +185,34 @@ class Retrier:
             if isinstance(error, OSError):
                 raise StoreError(f"{path}: could not {what}: {message}") from error
             raise error
+        if kind == "unsupported":
+            raise self._denied(series, message, error) from error
         previous = series.seconds
         series.seconds = time.monotonic() - series.began
+        if kind != "denied":
+            series.denied_after = None
+        elif series.denied_after is None:
+            series.denied_after = series.seconds
+            series.tries = 0  # short pauses again
         pause = backoff(series.tries)
-        is_first_contact = kind == "refused" and _bucket_of(path) not in self._answered
-        share = FIRST_REFUSAL_SHARE if is_first_contact else 1.0
-        if series.seconds + pause > current_retry_budget() * share:  # read at each try: a signal may have shortened it
-            raise _budget_spent(series, message, kind) from error
+        if series.seconds + pause > self._deadline(kind, series):
+            raise (
+                self._denied(series, message, error) if kind == "denied" else _budget_spent(series, message, kind)
+            ) from error
         _notify(RetryEvent(what, path, message, series.seconds, pause=pause, previous=previous))
         if kind == "refused":
             self._renew()
         return pause
+
+    def _deadline(self, kind: ErrorKind, series: _Series) -> float:
+        """Returns the seconds from the first try on after which there is no other; a signal may have shortened it."""
+        budget = current_retry_budget()
+        if kind in ("refused", "denied") and _bucket_of(series.path) not in self._answered:
+            budget *= FIRST_REFUSAL_SHARE
+        return budget if series.denied_after is None else min(budget, series.denied_after + DENIED_SECONDS)
+
+    def _denied(self, series: _Series, message: str, error: Exception) -> DeniedError:
+        return DeniedError(f"{series.path}: could not {series.what}: {message}. {self._cure(error)}")
 
 
 def backoff(tries: int) -> float:
@@ -221,8 +244,12 @@ def one_line(text: str) -> str:
 
 def classify_status(status: int) -> ErrorKind:
     """Returns the kind of an error of which only the HTTP status is known."""
-    if status in (401, 403):
+    if status == 401:
         return "refused"
+    if status == 403:
+        return "denied"
+    if status in (405, 501):
+        return "unsupported"
     if status == 404:
         return "missing"
     if status in (409, 412):

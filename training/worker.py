@@ -26,7 +26,7 @@ from launchyard.run.own_code import OtherCodeError, what_differs
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
-from launchyard.storage.errors import CorruptError, DamagedError
+from launchyard.storage.errors import CorruptError, DamagedError, DeniedError
 from launchyard.training.distributed import World, read_world
 from launchyard.training.recipe import Recipe, recipe_of
 from launchyard.training.spec import Storage, read_workload
@@ -54,6 +54,7 @@ FATAL = (
     NotImplementedError,
     FileNotFoundError,
     CorruptError,
+    DeniedError,
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait

@@ -155,7 +155,11 @@ def classify_fsspec(error: BaseException) -> ErrorKind:
     if isinstance(error, (IsADirectoryError, NotADirectoryError)):
         return "final"
     if (status := _status(error)) is not None:
-        return classify_status(status)
+        # Azure: 403 is also its response to a key or token that is wrong or has expired.
+        is_identity = status == 403 and "Authentication" in str(getattr(error, "error_code", ""))
+        return "refused" if is_identity else classify_status(status)
+    if type(error) is OSError and str(error).startswith("Forbidden:"):  # gcsfs' words for 403
+        return "denied"
     return "transient" if isinstance(error, (OSError, TimeoutError)) else "final"
 
 

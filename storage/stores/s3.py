@@ -12,16 +12,17 @@ import io
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from launchyard.host.packages import install_command
 from launchyard.host.priority import step_back
 from launchyard.storage.options import StoreOptions, Writer
-from launchyard.storage.retry import ErrorKind, Retrier, call_timeout, classify_status, one_line
+from launchyard.storage.retry import Retrier, call_timeout, one_line
 from launchyard.storage.stores.fsspec import ScatterBuffer
 from launchyard.storage.stores.private_calls import send_request
+from launchyard.storage.stores.s3_errors import NoRightError, classify_s3, cure_of, describe, status_of
 
 UPLOAD_PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -31,12 +32,6 @@ _READ_SECONDS = 20  # without a byte
 CONNECTIONS = 32
 RENEW_SECONDS = 2.0
 BLOCK_BYTES = 1 << 20
-_TRANSIENT = {
-    "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "ConditionalRequestConflict", "RequestTimeout",
-    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
-    "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
-}  # fmt: skip
-_REFUSED = {"NoSuchBucket", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 
 
 class S3Store:
@@ -44,7 +39,7 @@ class S3Store:
         self._options = options
         self._fs = self._connect()
         self._connected = time.monotonic()
-        self.retry = Retrier(classify_s3, self._renew, describe).call
+        self.retry = Retrier(classify_s3, self._renew, describe, cure_of).call
 
     def _connect(self) -> Any:
         try:
@@ -135,6 +130,8 @@ class S3Store:
                 refusal = error if classify_s3(error) == "refused" else None
             # HEAD gives no reason for a refusal, and does not distinguish a missing bucket from a missing object.
             found = self.call("list_objects_v2", path, Prefix=f"{key}/" if key else "", MaxKeys=1)
+            if refusal is not None and status_of(refusal)[0] == 403:  # of credentials that the listing shows to be good
+                raise NoRightError(str(refusal), "HeadObject") from refusal
             if refusal is not None:
                 raise refusal
             return None, bool(found.get("KeyCount") or found.get("Contents"))
@@ -358,59 +355,7 @@ def split(path: str) -> tuple[str, str]:
     return bucket, key.rstrip("/")
 
 
-def status_of(error: BaseException | None) -> tuple[int | None, str]:
-    """Returns the HTTP status and S3's code of an error, also of one that s3fs has translated."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return status, str(response["Error"].get("Code", ""))
-        error = error.__cause__
-    return None, ""
-
-
 def _length_of(response: dict[str, Any]) -> int:
     """Returns the number of bytes in the body of a response."""
     first, _, last = str(response.get("ContentRange", "")).removeprefix("bytes ").partition("/")[0].partition("-")
     return int(last) - int(first) + 1 if last else int(response["ContentLength"])
-
-
-def describe(error: BaseException) -> str:
-    """Returns the message of the store or the state of the connection, without the libraries' own noise."""
-    from aiohttp import ClientPayloadError
-
-    status, code = status_of(error)
-    if status is not None:
-        message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return f"{one_line(message)} ({code or status})"
-    if isinstance(error, ClientPayloadError):
-        return "the connection ended in the middle of the answer"
-    return str(error)
-
-
-def classify_s3(error: BaseException) -> ErrorKind:
-    """Returns the kind of an error of a call, out of whatever layer it comes."""
-    status, code = status_of(error)
-    if code in _TRANSIENT:
-        return "transient"
-    if code in _REFUSED:
-        return "refused"
-    if status == 400 and code in ("", "400"):  # AWS' response to a HEAD whose token has expired: it has no body
-        return "refused"
-    if status is not None:
-        return classify_status(status)
-    from aiohttp import ClientError
-    from botocore import exceptions as boto
-    from botocore.parsers import ResponseParserError
-
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
-        return "refused"
-    broken = (OSError, TimeoutError, EOFError, CancelledError, ClientError, boto.HTTPClientError, boto.ConnectionError)
-    damaged = (
-        boto.IncompleteReadError,
-        boto.ResponseStreamingError,
-        boto.ChecksumError,
-        boto.FlexibleChecksumError,
-        ResponseParserError,
-    )
-    return "transient" if isinstance(error, broken + damaged) else "final"

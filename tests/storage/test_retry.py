@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launchyard.storage import retry
-from launchyard.storage.errors import RefusedError, StoreError
+from launchyard.storage.errors import DeniedError, RefusedError, StoreError
 
 URL = "s3://bucket/folder/file"
 
@@ -139,6 +139,37 @@ def test_a_refusal_at_first_contact_is_an_error_soon_and_later_a_fault(clock: Cl
     assert clock.now - 1000 <= 2, "another bucket has not answered yet"
 
 
+def test_a_denial_is_final_after_a_short_grace(clock: Clock) -> None:
+    """However long the budget; and the grace begins with the denial, not with what was waited out before it."""
+    calls = retrier(cure=lambda error: "Grant it")
+    calls.call("read", URL, failing("refused", 0))
+    for before in (0, 40):
+        kinds = iter(["transient"] * before)
+        clock.now = began = 1000.0
+        denied: list[float] = []
+
+        def action(kinds: Iterator[str] = kinds, denied: list[float] = denied) -> None:
+            kind = next(kinds, "denied")
+            if kind == "denied":
+                denied.append(clock.now)
+            raise Fault(kind)
+
+        with retry.retry_budget(900), pytest.raises(DeniedError, match=r"could not read: it said so\. Grant it"):
+            calls.call("read", URL, action)
+        assert len(denied) > 1 and clock.now - denied[0] <= retry.DENIED_SECONDS
+        assert before == 0 or denied[0] - began > retry.DENIED_SECONDS
+    with retry.retry_budget(30), pytest.raises(DeniedError):
+        clock.now = 1000.0
+        calls.call("read", "s3://other/file", failing("denied"))
+    assert clock.now - 1000 <= 30 * retry.FIRST_REFUSAL_SHARE
+
+
+def test_what_a_store_does_not_offer_is_asked_once(clock: Clock) -> None:
+    with retry.retry_budget(900), pytest.raises(DeniedError):
+        retrier().call("list", URL, failing("unsupported"))
+    assert not clock.pauses
+
+
 def test_a_budget_that_is_shortened_ends_what_waits(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(retry._process, "budget", 900.0)
     count = [0]
@@ -184,11 +215,13 @@ def test_a_person_who_waits_is_warned_once(clock: Clock, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("statuses", "kind"),
     [
-        ([401, 403], "refused"),
+        ([401], "refused"),
+        ([403], "denied"),
+        ([405, 501], "unsupported"),
         ([404], "missing"),
         ([409, 412], "taken"),
         ([408, 425, 429, 500, 502, 503, 504, 599], "transient"),
-        ([400, 405, 416], "final"),
+        ([400, 416], "final"),
     ],
 )
 def test_statuses(statuses: list[int], kind: str) -> None:
