@@ -88,9 +88,9 @@ EVENTS = (
     Event(PASSED_OVER, "training/checkpoint/checkpointer.py", "A checkpoint was committed too late to count.", {
         "step": "Of that checkpoint.", "message": _MESSAGE,
     }),
-    Event(CLEANUP_FAILED, "training/checkpoint/checkpointer.py", "Superfluous files could not be removed.", {
-        "message": _MESSAGE,
-    }),
+    Event(CLEANUP_FAILED, "training/checkpoint/cleaning.py", "Superfluous files stay; said once in an attempt.", {
+        "what": "Which of them.", "message": _MESSAGE,
+    }, optional=("what",)),
     Event(VALIDATING, "training/telemetry/telemetry.py", "A validation begins.", {"step": _STEP}),
     Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
         "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",

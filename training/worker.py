@@ -39,7 +39,7 @@ from launchyard.training.telemetry.phases import PhaseClock
 from launchyard.training.telemetry.telemetry import serve_metrics
 
 if TYPE_CHECKING:
-    from launchyard.training.checkpoint.checkpointer import Checkpointer
+    from launchyard.training.checkpoint.cleaning import Cleaner
     from launchyard.training.checkpoint.state import TrainState
     from launchyard.training.loop import Parts
 from launchyard.training.compose import compose
@@ -175,7 +175,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     device = str(parts.context.device)
     on_event(events.STARTED, step=parts.learner.state.step, resumed=resumed, world_size=world.world_size, device=device)
     if world.is_main:
-        sweep(parts.checkpointer, on_event)
+        parts.checkpointer.clean_aside(lambda: sweep(parts.checkpointer.cleaner, on_event))
     reason = train(parts)
     clock.enter("checkpoint_blocking")  # only writes remain
     for rows in progress.rows:
@@ -208,17 +208,17 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     telemetry.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
 
 
-def sweep(checkpointer: Checkpointer, on_event: Events) -> None:
+def sweep(cleaner: Cleaner, on_event: Events) -> None:
     """Remove uncommitted files of earlier attempts, as soon as it is on record that this one has started.
 
     A commit of theirs that comes after that record is known to be late, and its files need not be there.
     """
     try:
         on_event.flush(sync=True)
-    except OSError as error:  # a full disk: training can go on, and the next start sweeps
+    except OSError as error:  # a full disk, a store that fails: the first save sweeps
         on_event(events.NOT_SWEPT, message=str(error))
         return
-    checkpointer.sweep()
+    cleaner.sweep()
 
 
 def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:

@@ -142,7 +142,7 @@ class Progress:
             case events.PASSED_OVER:
                 return [f"! checkpoint of step {step} does not count: {message}"]
             case events.CLEANUP_FAILED:
-                return [f"! old files could not be removed: {message}"]
+                return [f"! {event.get('what') or 'old files'} stay: {message}"]
             case events.DATA_TROUBLE:
                 return [f"! {message}"]
             case events.STORE_TROUBLE:

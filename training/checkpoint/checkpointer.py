@@ -1,7 +1,7 @@
 """Checkpoints of a run: stage, write in the background, commit, retain; and load the newest intact one.
 
 A checkpoint exists from the moment its manifest is written, and the manifest is written last. Before it is removed,
-its manifest goes first. Knows nothing of models, data or steps beyond their numbers.
+its manifest goes first (retention.py). Knows nothing of models, data or steps beyond their numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,18 +24,19 @@ from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
+from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_head, read_manifest, sealed
+from launchyard.training.checkpoint.cleaning import Cleaner
 from launchyard.training.checkpoint.commit import (
     CheckpointKind,
     FencedError,
     Identity,
     NoValidCheckpointError,
     Save,
+    check_owner,
     fenced,
 )
-from launchyard.training.checkpoint.retention import remove_checkpoint, remove_empty, superfluous
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
 from launchyard.training.telemetry.events import OnEvent
@@ -62,7 +64,6 @@ class Checkpointer:
         self.run = run
         self._world = world
         self._identity = identity
-        self._keep = keep
         self._background = background
         self._on_event = on_event
         self._before_commit = before_commit
@@ -71,9 +72,8 @@ class Checkpointer:
         self._error: BaseException | None = None
         self._group: Any = host_group() if is_connected() else None  # the thread's own
         self.last_saved: int | None = None
-        self._kinds: dict[int, str] = {}
-        self._passed_over: set[int] = set()  # committed, and nothing to fall back on
-        self._must_sweep = True  # after the first save: a killed attempt may still have been writing at our start
+        self._cleaning: threading.Thread | None = None
+        self.cleaner = Cleaner(run, world.attempt, keep=keep, on_event=on_event)
 
     # -- save ----------------------------------------------------------------------------------------------------
     def allocate_staging(self, shards: dict[str, Shard]) -> None:
@@ -110,10 +110,15 @@ class Checkpointer:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, *, must_succeed: bool = False) -> None:
-        """Until nothing is in flight. A failed save was reported when it failed; `must_succeed` raises it too."""
+        """Until no save is in flight. A failed save was reported when it failed.
+
+        `must_succeed` raises its error too, and waits for the cleaning after it.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if must_succeed:
+            self._await_cleaning()
         error = self._error
         self._error = None
         if error is not None and (must_succeed or isinstance(error, FencedError)):
@@ -146,11 +151,12 @@ class Checkpointer:
         self._write(save, staged)
 
     def _write(self, save: Save, staged: dict[str, Shard]) -> None:
+        self._await_cleaning()  # it would take the uploads of this save, of any rank, for leftovers
         try:
             facts = self._upload(save, staged)
         except BaseException as error:
             self._error = root_error(error)
-            self._must_sweep = True
+            self.cleaner.must_sweep = True
             if isinstance(self._error, FencedError):
                 self._forget(save.step)
             self._on_event(events.SAVE_FAILED, step=save.step, kind=save.kind, message=str(self._error))
@@ -158,10 +164,7 @@ class Checkpointer:
         self.last_saved = save.step
         self._on_event(events.SAVED, step=save.step, kind=save.kind, **facts)
         if self._world.is_main:
-            try:
-                self._retain(save.step)
-            except FencedError as error:
-                self._error = error
+            self.clean_aside(partial(self.cleaner.after_save, save.step))
 
     def _upload(self, save: Save, staged: dict[str, Shard]) -> dict[str, float]:
         """Write all shards and commit. Seconds from its beginning, of its stages, and on rank 0 the bytes."""
@@ -199,7 +202,7 @@ class Checkpointer:
 
     def _forget(self, step: int) -> None:
         """Remove a file that no manifest will name: the new owner of the run may have swept before it was written."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), retry.retry_budget(0):
             self.run.remove(f"{self.run.checkpoint_dir(step)}/{self._file_name}")
 
     def _manifest(self, save: Save, files: dict[str, FileEntry], tensors: dict[str, TensorEntry]) -> Manifest:
@@ -222,9 +225,12 @@ class Checkpointer:
         )
 
     def _commit(self, folder: str, manifest: Manifest) -> None:
-        """The manifest makes the checkpoint. It is created, never replaced: a late attempt raises FencedError."""
+        """The manifest makes the checkpoint. It is created; only that of an earlier attempt is replaced.
+
+        Raises FencedError in an attempt that is late.
+        """
         self._before_commit()
-        self._check_owner()
+        check_owner(self.run, self._world.attempt)
         name = f"{folder}/{MANIFEST}"
         try:
             self.run.create_text(name, sealed(manifest))
@@ -233,16 +239,9 @@ class Checkpointer:
             other = self._attempt_of(manifest.step)
             if other is not None and other > self._world.attempt:
                 raise FencedError(fenced(other, self._world.attempt)) from None
-            self.run.remove(name)
-            self.run.create_text(name, sealed(manifest))
-        self._kinds[manifest.step] = manifest.kind
-        self._passed_over.discard(manifest.step)  # the one that was there before
+            self.run.write_text(name, sealed(manifest))
+        self.cleaner.committed(manifest.step, manifest.kind)
         self.run.write_json(LATEST, {"step": manifest.step})
-
-    def _check_owner(self) -> None:
-        newest = self.run.attempts()[-1:]
-        if newest and newest[0] > self._world.attempt:
-            raise FencedError(fenced(newest[0], self._world.attempt))
 
     def _attempt_of(self, step: int) -> int | None:
         """The attempt that committed a step; None if it is unknown."""
@@ -252,73 +251,25 @@ class Checkpointer:
         except FileNotFoundError:
             return None
 
-    # -- retain --------------------------------------------------------------------------------------------------
-    def _retain(self, newest: int) -> None:
-        """Remove checkpoints that the newest committed one makes superfluous. Rank 0 only, after its commit.
+    # -- clean ---------------------------------------------------------------------------------------------------
+    def clean_aside(self, clean: Callable[[], object]) -> None:
+        """Runs cleaning in a thread, with one try for each request; the next save begins to write when it is over."""
+        self._await_cleaning()
+        self._cleaning = threading.Thread(target=self._clean, args=(clean,), name="cleaning", daemon=True)
+        self._cleaning.start()
 
-        An attempt that was superseded by then removes nothing: its commit may be late, and not count.
-        """
+    def _clean(self, clean: Callable[[], object]) -> None:
+        step_back()
         try:
-            self._check_owner()
-            kinds = {step: self._kind(step) for step in self._counted()}
-            for step in superfluous(kinds, newest=newest, keep=self._keep):
-                remove_checkpoint(self.run, step)
-                self._kinds.pop(step, None)
-        except OSError as error:  # a store that cannot delete costs room, not the run
-            self._on_event(events.CLEANUP_FAILED, message=str(error))
-        if self._must_sweep:
-            self._must_sweep = not self.sweep()
+            with retry.retry_budget(0):
+                clean()
+        except FencedError as error:
+            self._error = error
 
-    def _counted(self) -> Iterator[int]:
-        """Steps that retention counts: neither those passed over nor late ones older than the loaded one."""
-        checkpoints = RunCheckpoints(self.run)
-        for step in checkpoints.steps():
-            if step not in self._passed_over and step not in self._kinds and checkpoints.late(step):
-                self._passed_over.add(step)
-            if step not in self._passed_over:
-                yield step
-
-    def _kind(self, step: int) -> str:
-        if step not in self._kinds:
-            try:
-                self._kinds[step] = read_manifest(self.run.path(self.run.checkpoint_dir(step))).kind
-            except CorruptError:  # unreadable: the doctor's business, not ours to remove
-                return "unreadable"
-        return self._kinds[step]
-
-    def sweep(self) -> bool:
-        """Remove leftovers of killed saves: unfinished uploads, files that no manifest names. Returns True if it did.
-
-        Never files of a newer attempt, should this one have been superseded: each name begins with its attempt.
-        """
-        try:
-            self._check_owner()
-            files.sweep_uploads(self.run.path(layout.CHECKPOINTS))
-            for name in self.run.listdir(layout.CHECKPOINTS):
-                if layout.checkpoint_step(name) is not None:
-                    self._sweep_folder(f"{layout.CHECKPOINTS}/{name}")
-        except OSError as error:
-            self._on_event(events.CLEANUP_FAILED, message=str(error))
-            return False
-        return True
-
-    def _sweep_folder(self, folder: str) -> None:
-        mine = layout.attempt_prefix(self._world.attempt)
-        entries = [name for name in self.run.listdir(folder) if name[: len(mine)] <= mine or name.endswith(".tmp")]
-        named = self._named(folder) if entries else set()
-        if named is not None:
-            for entry in set(entries) - named:
-                self.run.remove(f"{folder}/{entry}")
-            remove_empty(self.run, folder)
-
-    def _named(self, folder: str) -> set[str] | None:
-        """Files that belong to a checkpoint; None if its manifest is damaged. Read by name: a listing may lag."""
-        try:
-            return {*read_manifest(self.run.path(folder)).files, MANIFEST}
-        except FileNotFoundError:
-            return set()
-        except CorruptError:
-            return None
+    def _await_cleaning(self) -> None:
+        if self._cleaning is not None:
+            self._cleaning.join()
+            self._cleaning = None
 
     # -- load ----------------------------------------------------------------------------------------------------
     def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
@@ -336,7 +287,7 @@ class Checkpointer:
                 self._load(folder, manifest, shards)
             except CorruptError as error:
                 faults.append(str(error))
-                self._passed_over.add(step)
+                self.cleaner.passed_over(step)
                 self._on_event(events.FELL_BACK, step=step, message=str(error))
                 continue
             self.last_saved = step
@@ -362,7 +313,7 @@ class Checkpointer:
             self._on_event(events.FELL_BACK, step=gone, message=f"{self.run.checkpoint_dir(gone)} is gone")
         for step in checkpoints.steps():
             if why := checkpoints.late(step):
-                self._passed_over.add(step)
+                self.cleaner.passed_over(step)
                 self._on_event(events.PASSED_OVER, step=step, message=why)
             else:
                 yield step

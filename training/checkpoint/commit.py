@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from launchyard.run.rundir import RunDir
+
 CheckpointKind = Literal["permanent", "temporary"]
 
 
@@ -38,6 +40,13 @@ class Save:
     train_state: dict[str, Any]
     began: float
     stall_seconds: float
+
+
+def check_owner(run: RunDir, attempt: int) -> None:
+    """Raises FencedError if a newer attempt owns the run."""
+    newest = run.attempts()[-1:]
+    if newest and newest[0] > attempt:
+        raise FencedError(fenced(newest[0], attempt))
 
 
 def fenced(newer: int, mine: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from launchyard.run.append import Appender
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
+from launchyard.storage import retry
 from launchyard.storage.shards import MANIFEST, read_manifest, read_tensor, verify
 from launchyard.training.checkpoint import dcp
 from launchyard.training.checkpoint.checkpointer import Checkpointer
@@ -182,7 +185,7 @@ def test_without_a_manifest_there_is_no_checkpoint(tmp_path: Path) -> None:
     saved(run, 5, 10)
     os.unlink(tmp_path / "checkpoints" / "step-00000010" / MANIFEST)
     assert committed_steps(run) == [5]
-    checkpointer(run).sweep()
+    checkpointer(run).cleaner.sweep()
     assert run.listdir("checkpoints") == ["latest.json", "step-00000005"]
 
 
@@ -210,7 +213,7 @@ def test_what_a_newer_attempt_is_writing_is_never_swept(tmp_path: Path) -> None:
     names = ["0001-rank-00000.safetensors", "0002-rank-00000.safetensors", "0003-rank-00000.safetensors"]
     for name in names:
         (folder / name).write_bytes(b"x")
-    checkpointer(run, attempt=2).sweep()
+    checkpointer(run, attempt=2).cleaner.sweep()
     assert run.listdir("checkpoints/step-00000007") == names[2:]
 
 
@@ -259,13 +262,28 @@ def test_what_a_killed_attempt_still_had_on_its_way_is_swept_too(tmp_path: Path)
     claim(run, 1)
     model, optimizer = fresh()
     writer = checkpointer(run, attempt=1)
-    assert writer.sweep()
+    assert writer.cleaner.sweep()
     late = tmp_path / "checkpoints/step-00000007/0000-rank-00000.safetensors"
     late.parent.mkdir(parents=True)
     late.write_bytes(b"x")
     writer.save(5, shards(model, optimizer), {"step": 5}, "permanent")
     writer.wait(must_succeed=True)
     assert shard_files(run) == ["0001-rank-00000.safetensors"]
+
+
+def test_saving_waits_for_cleaning_and_training_for_neither(tmp_path: Path) -> None:
+    """Beside a save it would take files that are being written for leftovers."""
+    run = RunDir(str(tmp_path))
+    model, optimizer = fresh()
+    writer = checkpointer(run, background=True)
+    blocked, budgets = threading.Event(), list[float]()
+    writer.clean_aside(lambda: (budgets.append(retry.current_retry_budget()), blocked.wait(20)))
+    writer.save(5, shards(model, optimizer), {"step": 5}, "permanent")
+    time.sleep(0.2)
+    assert writer.busy and committed_steps(run) == [] and budgets == [0]
+    blocked.set()
+    writer.wait(must_succeed=True)
+    assert committed_steps(run) == [5]
 
 
 class Lagging(RunDir):

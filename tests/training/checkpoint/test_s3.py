@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 import torch
 import xxhash
 from torch import nn
 
+from launchyard.run import events
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
+from launchyard.storage import retry
 from launchyard.storage.shards import read_manifest, read_tensor, verify
 from launchyard.storage.stores import s3 as s3_store
-from launchyard.training.checkpoint import dcp
+from launchyard.training.checkpoint import cleaning, dcp
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.recipe import OptimizerConfig
 from tests.support.faultproxy import FaultProxy
-from tests.support.faults import where
+from tests.support.faults import Answer, Request, where
 from tests.support.ranks import run_ranks
 from tests.support.store import Bucket
-from tests.training.checkpoint.test_checkpointer import checkpointer
+from tests.training.checkpoint.test_checkpointer import checkpointer, fresh
 
 pytestmark = pytest.mark.s3
 PART, PIECE = 5 << 20, 700 << 10
@@ -103,6 +108,56 @@ def test_one_to_two_to_four_to_three_to_one(s3: Bucket, monkeypatch: pytest.Monk
     checkpointer(run).load_newest(shards(*whole))
     assert {key: xxhash.xxh3_64_hexdigest(dcp.as_bytes(shard.tensor)) for key, shard in shards(*whole).items()} == first
     assert s3.uploads() == []
+
+
+def lists_uploads(request: Request) -> bool:
+    return request.method == "GET" and "uploads" in request.query
+
+
+def cleanings(heard: list[tuple[str, dict[str, str]]]) -> list[str]:
+    return [facts["what"] for name, facts in heard if name == events.CLEANUP_FAILED]
+
+
+def save_three(run: RunDir, heard: list[Any]) -> None:
+    """With a budget of minutes, as a run has."""
+    writer, (model, optimizer) = checkpointer(run, heard, keep=1), fresh()
+    with retry.retry_budget(600):
+        for step in (1, 2, 3):
+            writer.save(step, shards(model, optimizer), {"step": step}, "permanent")
+            writer.wait(must_succeed=True)
+
+
+@pytest.mark.parametrize("denial", [Answer(403, "AccessDenied"), Answer(501, "NotImplemented")], ids=repr)
+def test_cleaning_that_is_denied_costs_one_request_and_is_said_once(
+    denial: Answer, s3: Bucket, proxy: FaultProxy
+) -> None:
+    run, heard = RunDir(f"{s3.url}/run"), list[Any]()
+    uploads = proxy.fault(denial, lists_uploads)
+    removals = proxy.fault(denial, where(method="DELETE"))
+    began = time.monotonic()
+    save_three(run, heard)
+    assert time.monotonic() - began < 10
+    assert (uploads.hits, removals.hits) == (1, 1)
+    assert cleanings(heard) == [cleaning.UPLOADS, cleaning.OLD]
+    assert all("s3:" in facts["message"] or "offer" in facts["message"] for _, facts in heard if "what" in facts)
+    assert committed_steps(run) == [1, 2, 3], "nothing of a checkpoint goes whose manifest stays"
+    assert all(digests(run, step) for step in (1, 2, 3))
+
+
+def test_cleaning_that_fails_is_made_up_for_after_the_next_save(s3: Bucket, proxy: FaultProxy) -> None:
+    run, heard = RunDir(f"{s3.url}/run"), list[Any]()
+    save_three(run, [])
+    leftover = f"{run.checkpoint_dir(9)}/0000-rank-00000.safetensors"
+    run.write_text(leftover, "x")
+    uploads = proxy.fault(Answer(503), lists_uploads, times=1)
+    removals = proxy.fault(Answer(503), where(method="DELETE"), times=2)
+    writer, (model, optimizer) = checkpointer(run, heard, keep=1), fresh()
+    for step in (4, 5):
+        writer.save(step, shards(model, optimizer), {"step": step}, "permanent")
+        writer.wait(must_succeed=True)
+    assert (uploads.hits, removals.hits) == (1, 2)
+    assert sorted(cleanings(heard)) == sorted([cleaning.UPLOADS, cleaning.OLD, cleaning.FILES])
+    assert committed_steps(run) == [4, 5] and not run.exists(leftover)
 
 
 def test_small_tensors_share_a_request(s3: Bucket, proxy: FaultProxy) -> None:
