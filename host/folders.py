@@ -32,6 +32,13 @@ def log_folder() -> str:
     return os.fspath(user_state_folder("logs"))
 
 
+def owner_log(run_url: str, logs: str) -> str:
+    """Returns the file in `logs` for the output of a job of this machine whose run directory is remote."""
+    import hashlib
+
+    return f"{logs}/{hashlib.sha256(run_url.encode()).hexdigest()[:16]}.log"
+
+
 def job_folder(run_url: str, logs: str) -> str:
     """Returns the folder for the files of a queued job: a local run directory, else a folder of the user in `logs`."""
     return run_url if "://" not in run_url else f"{logs}/{run_url.rstrip('/').rsplit('/', 1)[-1]}"

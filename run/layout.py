@@ -49,6 +49,7 @@ _LOG = ".log"
 _ACCEPTED = ".job.json"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _JOB_SCRIPT = re.compile(r"job-\d{4}\.sh")
+_JOB_FILE = re.compile(r"job-\w+\.(sh|log)")
 _LOG_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 LOG_PART_BYTES = 1 << 20
 
@@ -304,3 +305,9 @@ ENTRIES = (
     Entry(f"{WEIGHTS}/", "rank 0", "at completion, if the recipe asks", "The weights as a Hugging Face directory."),
     Entry(OUTCOME, "owner", "last of all", "Outcome of the run: [OutcomeRecord](run-directory.md#outcomerecord)."),
 )  # fmt: skip
+_AT_THE_TOP = {entry.pattern.split("/")[0] for entry in ENTRIES}
+
+
+def is_of_run(name: str) -> bool:
+    """Does a file or folder of this name at the top of a run directory belong to the run?"""
+    return name in _AT_THE_TOP or _JOB_FILE.fullmatch(name) is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -169,18 +170,39 @@ def rename(old: str, new: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Removes a folder with all that is in it, and the remains of uploads that were cut short."""
+    """Removes a folder with all that is in it, and the remains of uploads that were cut short.
+
+    A link is removed, and what it leads to stays; a path that is a link itself raises OSError.
+    """
+    if not is_remote(path):
+        if os.path.lexists(normal(path)):
+            shutil.rmtree(normal(path))
+        return
     for name in listdir(path):
         inner = f"{path}/{name}"
-        if is_remote(path) or not os.path.isdir(normal(inner)):
-            remove(inner)
+        remove(inner)
         if listdir(inner):
             remove_folder(inner)
-    if is_remote(path):
-        _store(path).sweep_uploads(path)
-        return
-    with contextlib.suppress(OSError):
-        os.rmdir(normal(path))
+    _store(path).sweep_uploads(path)
+
+
+def usage(path: str) -> tuple[int, int]:
+    """Returns the number of files below a folder and their bytes; a link is a file of its own."""
+    if not is_remote(path):
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(normal(path)) for name in names]
+        return len(found), sum(os.lstat(name).st_size for name in found)
+    n_files = n_bytes = 0
+    for name in listdir(path):
+        inner = f"{path}/{name}"
+        if listdir(inner):
+            below = usage(inner)
+            n_files += below[0]
+            n_bytes += below[1]
+            continue
+        with contextlib.suppress(FileNotFoundError):  # an empty folder, or removed since it was listed
+            n_bytes += size(inner)
+            n_files += 1
+    return n_files, n_bytes
 
 
 def open_write(path: str, *, size: int | None = None) -> Writer:

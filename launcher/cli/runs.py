@@ -17,7 +17,7 @@ from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.format import count, duration, table
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.find import find
+from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
@@ -143,8 +143,9 @@ def logs(run: str, *, follow_on: bool, rank: int | None, attempt: int | None, la
 def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
     """Save after this step and stop; launch resume goes on from there without losing a step."""
     found = _found(runs)
-    asked = [(run, _need_alive(state_of(run), "stop")) for run in found]
+    asked = [(run, _need_alive(state_of(reach_run(run)), "stop")) for run in found]
     for run, state in asked:
+        reach_run(run)
         if state.state == "pending":  # nothing runs that could save
             _cancel(run)
         else:
@@ -153,8 +154,8 @@ def stop(runs: tuple[str, ...], *, no_wait: bool, as_json: bool) -> int:
                 click.echo(f"asked {state.run_id} to save and stop")
     for run, state in asked:
         if state.state != "pending" and not no_wait:
-            _wait_for_end(run)
-    ended = list(map(state_of, found))
+            _wait_for_end(reach_run(run))
+    ended = list(map(state_of, map(reach_run, found)))
     _print_ends(ended, as_json)
     return EXIT_FAILED if any(state.state in ("failed", "lost") for state in ended) else EXIT_DONE
 
@@ -166,10 +167,10 @@ def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
     """End runs now, without saving. Earlier checkpoints stay."""
     found = _found(runs)
     for run in found:
-        _need_alive(state_of(run), "cancel")
+        _need_alive(state_of(reach_run(run)), "cancel")
     for run in found:
-        _cancel(run)
-    _print_ends(list(map(state_of, found)), as_json)
+        _cancel(reach_run(run))
+    _print_ends(list(map(state_of, map(reach_run, found))), as_json)
     return EXIT_DONE
 
 

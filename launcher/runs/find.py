@@ -13,6 +13,8 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.files import typed_path
 
+NEWEST = ("latest", "last")  # words for the newest run; a recipe cannot have such a name
+
 
 # -- finding ---------------------------------------------------------------------------------------------------------
 def find(run: str) -> RunDir:
@@ -25,20 +27,48 @@ def find(run: str) -> RunDir:
 
 
 def _find(run: str) -> RunDir:
-    if "://" in run or os.sep in run or run in (".", ".."):
+    if _is_place(run):
         return _at(run)
     entries = registered()
-    if run in ("latest", "last"):
-        return _there(_newest(entries, "no run has been launched from this account yet"))
+    entry = _entry(run, entries)
+    if entry is not None:
+        return _there(entry)
+    if os.path.isdir(run):
+        return _at(run)
+    raise UserError(f"{run}: no such run{_near(run, entries)}", hint="launch status shows all; a path or URL works too")
+
+
+def find_gone(run: str) -> Registered | None:
+    """The entry of a run whose directory is gone, by all that `find` takes; None if the run is there, or unknown."""
+    entries = registered()
+    if not _is_place(run):
+        entry = _entry(run, entries)
+    else:
+        url = RunDir(typed_path(run)).url
+        entry = next((entry for entry in entries if entry.url == url), None)
+    return entry if entry is not None and not entry.is_of(entry.open()) else None
+
+
+def reach_run(run: RunDir) -> RunDir:
+    """The same run, once this process reaches stores as the run's cluster does: after another run was looked at."""
+    entry = next((entry for entry in registered() if entry.url == run.url), None)
+    return run if entry is None else entry.open()
+
+
+def _is_place(run: str) -> bool:
+    return "://" in run or os.sep in run or run in (".", "..")
+
+
+def _entry(run: str, entries: list[Registered]) -> Registered | None:
+    if run in NEWEST:
+        return _newest(entries, "no run has been launched from this account yet")
     for matches in _matches(run, entries):
         if len(matches) > 1:
             listed = ", ".join(entry.run_id for entry in matches)
             raise UserError(f"{run}: fits more than one run: {listed}", hint="write a little more of its id")
         if matches:
-            return _there(matches[0])
-    if os.path.isdir(run):
-        return _at(run)
-    raise UserError(f"{run}: no such run{_near(run, entries)}", hint="launch status shows all; a path or URL works too")
+            return matches[0]
+    return None
 
 
 def _matches(run: str, entries: list[Registered]) -> Iterator[list[Registered]]:
@@ -59,10 +89,7 @@ def _newest(entries: list[Registered], otherwise: str) -> Registered:
 
 
 def _at(url: str) -> RunDir:
-    run = RunDir(typed_path(url))
-    known = next((entry for entry in registered() if entry.url == run.url), None)
-    if known is not None:
-        known.open()
+    run = reach_run(RunDir(typed_path(url)))
     if not run.exists(PLAN):
         raise UserError(f"{url}: no run there (it has no plan.json)")
     return run

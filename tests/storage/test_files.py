@@ -115,11 +115,26 @@ def test_lists_and_removes_folders(place: str) -> None:
         files.write(f"{place}/{name}", b"x")
     assert files.listdir(place) == ["a", "ab", "b"]
     assert files.listdir(f"{place}/a") == ["1", "2"]
+    assert files.usage(f"{place}/a") == (2, 2) and files.usage(f"{place}/none") == (0, 0)
     files.remove_folder(f"{place}/a")
     for name in ("a/1", "a/2/x"):
         with pytest.raises(FileNotFoundError):
             files.read(f"{place}/{name}")
     assert {"ab", "b"} <= set(files.listdir(place)), "and SeaweedFS shows empty folders for a while"
+
+
+def test_removing_a_folder_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/precious").write_text("123")
+    (tmp_path / "folder/in").mkdir(parents=True)
+    (tmp_path / "folder/in/link").symlink_to(tmp_path / "other")
+    (tmp_path / "to-folder").symlink_to(tmp_path / "folder")
+    assert files.usage(str(tmp_path / "folder"))[0] <= 1, "what a link leads to is not counted"
+    with pytest.raises(OSError, match="symbolic link"):
+        files.remove_folder(str(tmp_path / "to-folder"))
+    files.remove_folder(str(tmp_path / "folder"))
+    assert sorted(os.listdir(tmp_path)) == ["other", "to-folder"]
+    assert (tmp_path / "other/precious").exists()
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5 * 1000, 10 * 1000 + 17])

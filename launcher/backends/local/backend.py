@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from launchyard.errors import LaunchError, NothingRunsError, UserError
 from launchyard.host import processes
 from launchyard.host.environment import own_environment
-from launchyard.host.folders import log_folder
+from launchyard.host.folders import log_folder, owner_log
 from launchyard.host.packages import install_command
 from launchyard.host.processes import descendants, end_all, end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.ownership import newest_job
@@ -175,11 +175,9 @@ def _log_path(run: RunDir) -> str:
     if run.local:
         os.makedirs(run.url, exist_ok=True)
         return run.path(layout.JOB_LOG)
-    import hashlib
-
     folder = log_folder()
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    return os.path.join(folder, f"{hashlib.sha256(run.url.encode()).hexdigest()[:16]}.log")
+    return owner_log(run.url, folder)
 
 
 # -- starting the owner ----------------------------------------------------------------------------------------------

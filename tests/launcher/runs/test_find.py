@@ -16,7 +16,7 @@ from launchyard.errors import UserError
 from launchyard.host.processes import started_at
 from launchyard.launcher.runs import registry
 from launchyard.launcher.runs import state as runs_state
-from launchyard.launcher.runs.find import find
+from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.registry import known_ids, new_run_id, register
 from launchyard.launcher.runs.state import overview, state_of
 from launchyard.launcher.submit.launch import check_free
@@ -145,6 +145,8 @@ def test_a_run_brings_its_store_along(tmp_path: Path, monkeypatch: pytest.Monkey
         assert asked[-1] == store
     find("a-1111")
     assert asked[-1] == StoreOptions(), "and the next one its own"
+    reach_run(there)
+    assert asked[-1] == store, "and so does one that was found before it"
 
 
 def test_registry_is_private_and_ids_are_new(tmp_path: Path) -> None:
