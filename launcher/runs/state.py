@@ -111,6 +111,8 @@ def state_of(run: RunDir) -> RunState:
     ended = _ended(run, job, verdict) or _cancelled(job, seen, checkpoint)
     recorded = run.events(job.attempt)
     state = _state(verdict, ended, [str(event.get("event")) for event in recorded])
+    if state == "lost" and _never_began(job, seen, attempts):
+        state = "failed"
     if ended is None:
         common["queue"] = verdict.reason or None
         if load_backend(job.backend).TRAITS.scheduled:
@@ -151,6 +153,11 @@ def _cancelled(job: Job, seen: JobStatus, checkpoint: int | None) -> OutcomeReco
     return OutcomeRecord(
         outcome="stopped", reason=reason, message=message, attempt=job.attempt, step=checkpoint, time=time.time()
     )
+
+
+def _never_began(job: Job, seen: JobStatus, attempts: list[int]) -> bool:
+    """Returns True for a job that its scheduler has seen fail before it claimed an attempt: nothing was lost."""
+    return job.attempt not in attempts and seen.state == "gone" and seen.scheduler_state == "FAILED"
 
 
 def _ended(run: RunDir, job: Job, verdict: Verdict) -> OutcomeRecord | None:
@@ -200,7 +207,8 @@ def _eta(row: dict[str, Any], step: int | None, max_steps: int | None) -> float 
 def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, state: State) -> float | None:
     if ended is not None:
         return ended.time
-    return job.created if alive or state != "lost" else last_heartbeat(run, job.attempt) or job.created
+    gone = state in ("lost", "failed")
+    return (last_heartbeat(run, job.attempt) if gone and not alive else None) or job.created
 
 
 def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:

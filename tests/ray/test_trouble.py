@@ -38,7 +38,7 @@ def test_a_job_that_cannot_begin_says_so(place: Site) -> None:
     """Ray takes it, and it ends before anything of the run: why tells what it printed."""
     place.write_cluster(python="/no/such/python")
     run = place.launch("run", FOREVER)
-    run.wait(lambda: run.status()["state"] == "lost", 60)
+    run.wait(lambda: run.status()["state"] == "failed", 60)
     said = run.why()
     assert "before anything of the run had begun" in said
     assert "/no/such/python: not found" in said

@@ -79,7 +79,7 @@ def test_a_script_that_cannot_begin_says_so(place: Site) -> None:
     cluster = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**cluster, "setup": ["echo 'Lmod has detected an Error: no cuda'; exit 1"]}))
     run = place.launch("run", FOREVER)
-    run.wait(lambda: run.status()["state"] == "lost", 30)
+    run.wait(lambda: run.status()["state"] == "failed", 30)
     assert "before anything of the run had begun" in run.why()
     assert "no cuda" in run.why()
 

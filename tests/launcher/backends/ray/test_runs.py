@@ -300,7 +300,7 @@ def test_a_dashboard_that_is_not_there_leaves_nothing(cluster: FakeRay, place: P
 def test_a_job_that_cannot_begin_says_so(cluster: FakeRay, place: Place) -> None:
     place.write_cluster(ray={"address": cluster.address, "python": "/no/such/python"})
     run = place.launch()
-    run.wait(lambda: run.status()["state"] == "lost")
+    run.wait(lambda: run.status()["state"] == "failed")
     assert "before anything of the run had begun" in run.why()
     assert "/no/such/python: " in run.why()
     assert "Ray has ended it: FAILED" in run.status()["queue"]
@@ -313,6 +313,7 @@ def test_an_environment_that_cannot_be_made_is_the_reason(cluster: FakeRay, plac
     job.status = "FAILED"
     job.message = "runtime_env setup failed: Failed to set up runtime environment.\nconda env no-such-env not found"
     reason = "runtime_env setup failed: Failed to set up runtime environment. conda env no-such-env not found"
+    assert run.status()["state"] == "failed"
     assert reason in run.status()["queue"]
     assert reason in run.why()
 

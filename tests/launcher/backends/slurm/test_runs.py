@@ -88,7 +88,7 @@ def test_a_job_log_is_shown_where_there_is_no_other(slurm: FakeSlurm, place: Pla
     """The setup of the cluster file fails: no attempt, and the job's own last word tells."""
     place.write_cluster(setup=["echo 'Lmod has detected an Error: no cuda'; exit 1"])
     run = place.launch()
-    run.wait(lambda: run.status()["state"] == "lost")
+    run.wait(lambda: run.status()["state"] == "failed")
     assert "before anything of the run had begun" in run.why()
     assert "no cuda" in run.why()
     assert "SLURM has ended it: FAILED" in run.status()["queue"]
