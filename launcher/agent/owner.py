@@ -106,7 +106,14 @@ class Owner:
             after = newest_checkpoint(self.run)
             progressed = after is not None and (before is None or after > before)
             self.history.append(
-                AttemptSummary(job.attempt, record.outcome, record.reason, record.fatal, progressed=progressed)
+                AttemptSummary(
+                    job.attempt,
+                    record.outcome,
+                    record.reason,
+                    record.fatal,
+                    progressed=progressed,
+                    stepped=record.step is not None,
+                )
             )
             moves = self.give_back is not None and (record.outcome == "stopped" or self.signals.preempted)
             again, why = self._goes_on(job, moves=moves)

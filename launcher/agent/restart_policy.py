@@ -9,21 +9,27 @@ from typing import Literal
 from launchyard.run.records import Outcome
 
 BACK_OFF_CAP = 60.0
+UNSTARTED_FACTOR = 10.0  # of the pause after an agent died before its first step: its node may need time
 AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody asked for: the run goes on elsewhere or later
 NODE_LOST = "node lost"  # a node was taken without notice
 NODE_BAD = "bad node"  # a node on which nothing of the run can be started; the next attempt leaves it out
+AGENT_LOST = "agent lost"  # the scheduler ended it, or a person: its node lives
 _NOT_OF_THE_RUN = {NODE_LOST: "a node was lost, going on at once", NODE_BAD: "going on at once without that node"}
 
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """The end of one attempt. `progressed`: it committed a checkpoint beyond all that there were before."""
+    """The end of one attempt. `progressed`: it committed a checkpoint beyond all that there were before.
+
+    `stepped`: it finished a step.
+    """
 
     attempt: int
     outcome: Outcome
     reason: str
     fatal: bool = False
     progressed: bool = False
+    stepped: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> De
     """Decide from the attempts of this job, oldest first. ValueError without any.
 
     Preempted: again at once, without limit; the same after a node was lost, or was a bad one that is left out from now
-    on. Failed: again after 1, 2, 4 … 60 seconds, until `max_failures` attempts in a row have failed without a new
-    checkpoint. Completed, fatal, or stopped by a person: end.
+    on. Failed: again after 1, 2, 4 … 60 seconds (10, 20 … if the agent died before the first step), until
+    `max_failures` attempts in a row have failed without a new checkpoint. Completed, fatal, stopped by a person: end.
     """
     if not history:
         raise ValueError("after_attempt needs at least one attempt")
@@ -63,7 +69,10 @@ def _after_failure(history: Sequence[AttemptSummary], max_failures: int) -> Deci
             return Decision("end", 0.0, "failed, and resources.max_failures is 0")
         times = "attempt" if fruitless == 1 else "attempts in a row"
         return Decision("end", 0.0, f"{fruitless} {times} failed without a new checkpoint")
-    delay = min(BACK_OFF_CAP, 2.0 ** max(0, fruitless - 1))
+    delay = 2.0 ** max(0, fruitless - 1)
+    if history[-1].reason == AGENT_LOST and not history[-1].stepped:
+        delay *= UNSTARTED_FACTOR
+    delay = min(BACK_OFF_CAP, delay)
     made = "after a new checkpoint" if fruitless == 0 else f"{fruitless} of {max_failures} without a new checkpoint"
     return Decision("again", delay, f"failed, {made}; trying again in {delay:.0f} s")
 

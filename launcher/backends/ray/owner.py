@@ -19,7 +19,7 @@ from launchyard.host.processes import wait_until
 from launchyard.launcher.agent.conclusion import last_step
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
-from launchyard.launcher.agent.restart_policy import NODE_BAD, NODE_LOST
+from launchyard.launcher.agent.restart_policy import AGENT_LOST, NODE_BAD, NODE_LOST
 from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
@@ -70,6 +70,7 @@ class InCluster:
         self._sizes = sizes
         self._wait_seconds = wait_seconds
         self._reservation: Reservation | None = None
+        self._doubtful: dict[str, str] = {}  # id -> host of nodes that this job tries last
 
     def owner(self) -> Owner:
         waiting = self._submission
@@ -112,7 +113,7 @@ class InCluster:
 
     def _bad_nodes(self) -> list[str]:
         """Returns the nodes to leave out; none if the others are too few."""
-        bad = {node.node_id: node.host for node in self._run.bad_nodes()}
+        bad = self._doubtful | {node.node_id: node.host for node in self._run.bad_nodes()}
         if not bad:
             return []
         named = " and ".join(sorted(bad.values()))
@@ -133,7 +134,10 @@ class InCluster:
         finally:
             attempt.end()
             reservation.give_back()
-        return attempt.conclude()
+        record = attempt.conclude()
+        if record.reason == AGENT_LOST and record.step is None and len(attempt.lost) == 1:
+            self._doubtful |= {node.node_id: node.host for node in attempt.lost_on()}
+        return record
 
 
 class Attempt:
@@ -287,7 +291,11 @@ class Attempt:
         where = self._reserved[rank]
         if self._is_bad_node(rank):
             return NODE_BAD, f"{where} cannot start node {rank} of the run: {self.lost[rank]}"
-        return "agent lost", f"the actor of node {rank} on {where} died: {self.lost[rank]}"
+        return AGENT_LOST, f"the actor of node {rank} on {where} died: {self.lost[rank]}"
+
+    def lost_on(self) -> list[RayNode]:
+        """The nodes whose actors died, or never came up."""
+        return [self._reserved[rank] for rank in self.lost]
 
     def _is_bad_node(self, rank: int) -> bool:
         """Returns True for a node that alone could not start its actor, and records it; it counts once."""

@@ -195,7 +195,8 @@ def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
         if record is None:  # killed with its node, or by the scheduler
             found.append(AttemptSummary(number, "stopped", "preempted", progressed=progressed))
         else:
-            found.append(AttemptSummary(number, record.outcome, record.reason, record.fatal, progressed=progressed))
+            facts = {"progressed": progressed, "stepped": record.step is not None}
+            found.append(AttemptSummary(number, record.outcome, record.reason, record.fatal, **facts))
     return found
 
 

@@ -6,11 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.agent.restart_policy import BACK_OFF_CAP, NODE_BAD, NODE_LOST, AttemptSummary, after_attempt
+from launchyard.launcher.agent.restart_policy import (
+    AGENT_LOST,
+    BACK_OFF_CAP,
+    NODE_BAD,
+    NODE_LOST,
+    AttemptSummary,
+    after_attempt,
+)
 
 
 def done(outcome: str, reason: str = "x", *, fatal: bool = False, progressed: bool = False) -> AttemptSummary:
     return AttemptSummary(0, outcome, reason, fatal, progressed)
+
+
+def unstarted(reason: str) -> AttemptSummary:
+    return AttemptSummary(0, "failed", reason, stepped=False)
 
 
 FAILED, PROGRESSED = done("failed", "error"), done("failed", "error", progressed=True)
@@ -32,6 +43,11 @@ LOST = done("failed", NODE_LOST)
         ([FAILED], "again", 1),
         ([FAILED, FAILED], "again", 2),
         ([FAILED, FAILED, FAILED], "end", 0),
+        ([unstarted(AGENT_LOST)], "again", 10),
+        ([unstarted(AGENT_LOST)] * 2, "again", 20),
+        ([unstarted(AGENT_LOST)] * 3, "end", 0),
+        ([unstarted("error")] * 2, "again", 2),
+        ([done("failed", AGENT_LOST)], "again", 1),
         ([FAILED, FAILED, PROGRESSED], "again", 1),
         ([PROGRESSED] * 50, "again", 1),
         ([FAILED, FAILED, PROGRESSED, FAILED, FAILED], "again", 2),

@@ -230,6 +230,20 @@ def test_bad_nodes_are_tried_again_where_others_are_too_few(cluster: FakeRay, pl
     assert "trying them again: host1 could not start" in cluster.log(run.job).read_text()
 
 
+@pytest.mark.slow
+def test_a_node_on_which_nothing_gets_to_a_step_is_tried_last(cluster: FakeRay, place: Place) -> None:
+    """As where Ray's memory monitor kills whatever begins there."""
+    cluster.nodes(2)
+    place.workers_do(step_seconds=3)
+    run = place.launch()
+    run.wait(lambda: run.run.exists("attempts/0000/nodes.json"))
+    os.kill(actor(run), signal.SIGKILL)
+    run.wait(lambda: run.run.exists("attempts/0001/nodes.json"))
+    assert actor_node(run, 0) != actor_node(run, 1)
+    assert "leaving out host0" in cluster.log(run.job).read_text()
+    place.ok("cancel", run.run_id)
+
+
 def test_an_actor_that_dies_alone_is_a_failure(cluster: FakeRay, place: Place) -> None:
     run = place.launch()
     run.steps(3)
