@@ -27,7 +27,7 @@ from launchyard.host.environment import (
     MARK_NODE,
     MARK_RUN,
     SCRATCH,
-    own_environment,
+    job_environment,
     variable,
 )
 from launchyard.host.ports import free_port
@@ -101,7 +101,7 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
 
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:
     """The environment of torchrun and its workers."""
-    env = python_environment({**own_environment(), **node.env}, code=own_code.movable())
+    env = python_environment({**job_environment(), **node.env}, code=own_code.movable())
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // node.shape.nproc_per_node)))
     if node.shape.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""  # "auto" must find the planned device

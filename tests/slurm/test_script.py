@@ -119,6 +119,18 @@ def test_containers_get_their_words_as_they_are() -> None:
     assert {"--container-image=/i m.sqsh", "--container-mounts=/a b:/c"} < set(argv("pyxis"))
     words = argv("apptainer")
     assert words[words.index("apptainer") :][:5] == ["apptainer", "exec", "--nv", "--bind=/a b:/c", "/i m.sqsh"]
+    for words in (argv("pyxis"), argv("apptainer")):
+        inside = words[words.index("env") :]
+        assert inside[1:9] == [
+            "-u",
+            "PYTHONHOME",
+            "-u",
+            "PYTHONPATH",
+            "-u",
+            "PYTHONUSERBASE",
+            "PYTHONPATH=/r/code",
+            "python3",
+        ]
 
 
 def test_reasons_describe_reason() -> None:

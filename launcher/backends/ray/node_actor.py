@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from launchyard.host.environment import own_environment
+from launchyard.host.environment import job_environment
 from launchyard.host.ports import free_port
 from launchyard.host.processes import python_argv, python_environment, start_shielded
 from launchyard.launcher.agent.signals import POLL_SECONDS
@@ -32,7 +32,7 @@ class Agent:
     def run(self, argv: list[str], env: dict[str, str]) -> int:
         """The agent to its end; its exit code. argv: without the interpreter, which is the actor's own."""
         with os.fdopen(os.dup(1), "wb", buffering=0) as output:  # Ray passes it on to the owner
-            around = python_environment({**own_environment(), **env}, code=own_code.movable())
+            around = python_environment({**job_environment(), **env}, code=own_code.movable())
             child = start_shielded([sys.executable, *argv], env=around, output=output)
         while (code := child.poll()) is None:
             time.sleep(POLL_SECONDS)

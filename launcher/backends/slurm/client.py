@@ -38,6 +38,7 @@ _AWAY = ("Unable to contact slurm controller", "slurm_load_jobs error", "Socket 
 # Errors of sbatch after which the job may be queued all the same: the request was sent, and the answer did not come.
 _UNSURE = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
 _NEVER = ("Requested node configuration is not available", "Node count specification invalid", "Invalid feature")
+_SENDING = ("sbatch", "srun")  # these give their own variables to a job
 _NO_JOB = ("Invalid job id", "Invalid Job Id")
 # SLURM's reason of a wait -> the same in plain English, with a fix where there is one.
 REASONS = {
@@ -197,7 +198,9 @@ class Controller:
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str] | None:
         """None: no answer in time, or no such program here. `env`: on top of the rest."""
-        around = {**own_environment(), **self._env, **(env or {}), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+        around = {**own_environment(), **self._env, **(env or {})}
+        if argv[0] not in _SENDING:
+            around |= {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
         try:
             return subprocess.run(
                 argv, input=stdin or "", capture_output=True, text=True, timeout=seconds, env=around, check=False

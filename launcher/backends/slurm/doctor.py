@@ -14,12 +14,17 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from launchyard.host.processes import python_argv
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.findings import Finding, node_findings
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.backends.slurm.client import Controller, refusal
-from launchyard.launcher.backends.slurm.request import options_of, sbatch_text, srun_argv
+from launchyard.launcher.backends.slurm.request import (
+    agent_python,
+    options_of,
+    sbatch_text,
+    srun_argv,
+    worker_python,
+)
 from launchyard.run.records import Shape
 from launchyard.storage import files
 
@@ -160,10 +165,17 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
     chosen = {"partition": options.partition, "account": options.account, "qos": options.qos}
     chosen |= {"constraint": options.constraint, "exclude": options.exclude, "time": "2", "immediate": "60"}
     argv[1:1] = [f"--{key}={value}" for key, value in chosen.items() if value]
-    python = cluster.container.python if cluster.container else sys.executable
+    python = worker_python(cluster, sys.executable)
     env = {**cluster.environment, **store_environment(cluster.storage.options)}
     done = slurm.run(
-        [*argv, *python_argv(python), "-m", "launchyard.launcher.doctor.node_probe", folder, token],
+        [
+            *argv,
+            *agent_python(cluster, sys.executable, code=None),
+            "-m",
+            "launchyard.launcher.doctor.node_probe",
+            folder,
+            token,
+        ],
         seconds=JOB_SECONDS,
         env=env,
     )

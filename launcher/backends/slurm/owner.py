@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launchyard.errors import LaunchError
-from launchyard.host.environment import own_environment
+from launchyard.host.environment import step_environment
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.ports import rendezvous_port
 from launchyard.host.processes import python_environment
@@ -79,7 +79,7 @@ class Batch:
         """All agents of an attempt, to their end."""
         child = subprocess.Popen(
             self._argv(job),
-            env=python_environment({**own_environment(), **self._submission.env}, code=own_code.movable()),
+            env=python_environment({**step_environment(), **self._submission.env}, code=own_code.movable()),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # srun must not forward our signals in its own way
         )

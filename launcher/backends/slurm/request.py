@@ -102,7 +102,7 @@ def memory(cluster: Cluster) -> str | None:
 def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
     """srun for one agent on each node, before the agent's own arguments."""
     argv = ["srun", f"--nodes={nnodes}", f"--ntasks={nnodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
-    argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered"]
+    argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered", "--export=ALL"]
     if cluster.node.cpus:
         argv.append(f"--cpus-per-task={cluster.node.cpus}")
     container = cluster.container
@@ -118,11 +118,31 @@ def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
 def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
     """srun and the agent. Values drawn anew in each attempt stand there as marks."""
     shape = ask.shape
-    inside = worker_python(cluster, ask.python)
-    argv = [*python_argv(inside), "-u", "-m", "launchyard.launcher.agent.node", ask.run_url, f"--attempt={ATTEMPT}"]
+    code = f"{job_folder(ask.run_url, ask.logs)}/{JOB_CODE}"
+    argv = [
+        *agent_python(cluster, ask.python, code=code),
+        "-u",
+        "-m",
+        "launchyard.launcher.agent.node",
+        ask.run_url,
+        f"--attempt={ATTEMPT}",
+    ]
     argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
     argv += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
     return [*srun_argv(cluster, nnodes=shape.nnodes), *argv]
+
+
+def agent_python(cluster: Cluster, here: str, *, code: str | None) -> list[str]:
+    """The interpreter on a node. That of a container is another one than ours: it gets none of our module folders.
+
+    code: the copy to run; None: the package that the container has.
+    """
+    if cluster.container is None:
+        return python_argv(here)
+    folders = [folder for folder in (code, cluster.environment.get("PYTHONPATH")) if folder]
+    path = [f"PYTHONPATH={':'.join(folders)}"] if folders else []
+    unset = [word for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE") for word in ("-u", name)]
+    return ["env", *unset, *path, *python_argv(worker_python(cluster, here))]
 
 
 def worker_python(cluster: Cluster, here: str) -> str:

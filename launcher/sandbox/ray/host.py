@@ -70,7 +70,7 @@ def version() -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     """For all processes of a site: no variables of another Ray, and the mark of this one."""
-    inherited = {key: value for key, value in own_environment().items() if not key.startswith("RAY_")}
+    inherited = own_environment()
     here = os.path.dirname(sys.executable)
     return {**inherited, **QUIET, "PATH": f"{here}:{inherited.get('PATH', os.defpath)}", RAY_SITE: str(folder)}
 

@@ -23,13 +23,12 @@ ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadb-server": "mariadbd"}
 FREEZER = Path("/sys/fs/cgroup/freezer")
 UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # daemons are there, and users' PATH often is not
-_OF_SLURM = ("SLURM", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SINFO", "SCONTROL", "SACCT", "SCANCEL", "MUNGE")
 _INSTALL_SECONDS = 900
 
 
 def environment(slurm_conf: Path) -> dict[str, str]:
     """For daemons and for SLURM's commands: no variables of another SLURM."""
-    inherited = {key: value for key, value in own_environment().items() if not key.startswith(_OF_SLURM)}
+    inherited = {key: value for key, value in own_environment().items() if not key.startswith(("SLURM", "MUNGE"))}
     return {**inherited, "PATH": f"{inherited.get('PATH', os.defpath)}:{_SYSTEM_PATH}", "SLURM_CONF": str(slurm_conf)}
 
 
