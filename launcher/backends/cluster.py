@@ -152,7 +152,8 @@ class Cluster(Part):
     )
     environment: dict[str, str] = Field(default={}, description="Variables of all processes of a run. No secrets.")
     setup: list[str] = Field(
-        default=[], description="Commands before the agent starts, where a scheduler runs scripts."
+        default=[],
+        description="Commands of bash before a job starts, where a scheduler runs scripts; one that fails ends it.",
     )
     metrics: ClusterMetrics = ClusterMetrics()
     container: Container | None = Field(default=None, description="Only where nodes run containers.")

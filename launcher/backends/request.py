@@ -10,6 +10,7 @@ from launchyard.run.records import Shape
 
 # Drawn anew in each attempt.
 ATTEMPT = "{attempt}"
+SETUP_ERROR = "SetupError"  # begins the line of a job's log that names the command of `setup` that ended the job
 ENDPOINT = "{endpoint}"
 
 

@@ -169,12 +169,22 @@ _STOPPED = {
 
 
 def _never_began(run: RunDir, state: RunState) -> Cause:
-    """Its job ended before the owner could claim an attempt: the script's setup, or Python itself."""
+    """Its job ended before the owner could claim an attempt: a command of `setup`, or Python itself."""
     from launchyard.launcher.backends.base import load_backend
 
     job = newest_job(run)
-    detail = last_error_line(load_backend(job.backend).job_log(run)) if job else ""
+    log = load_backend(job.backend).job_log(run) if job else ""
+    detail = _setup_error(log) or last_error_line(log)
     return Cause("no start", f"job {state.job_id} ended before anything of the run had begun{detail}")
+
+
+def _setup_error(log: str) -> str:
+    """The command of `setup` that ended the job, and its own last message; empty if none did."""
+    from launchyard.launcher.backends.request import SETUP_ERROR
+
+    before, found, after = log.rpartition(f"{SETUP_ERROR}: ")
+    message = before.strip().rpartition("\n")[2]
+    return f": {first_line(after)}{f', with the message: {message}' if message else ''}" if found else ""
 
 
 def _lost_cause(run: RunDir, attempt: int) -> Cause:

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def text_of(case: str, **changes: Any) -> str:
     cluster, facts = CASES[case]
+    cluster = {**cluster, **({"setup": changes.pop("setup")} if "setup" in changes else {})}
     chosen = {**FACTS, **facts, **changes}
     nnodes = chosen.pop("nnodes", 8)
     chosen["shape"] = Shape(nnodes=nnodes, nproc_per_node=8, device="cuda")
@@ -107,6 +108,40 @@ def test_a_shell_that_runs_it_sees_them_too(tmp_path: Path) -> None:
         "--job-id=7", "--restarts=0",
         "--nodes=node[1-2]", f"/r/{HARD}/code:/else where",
     ]  # fmt: skip
+
+
+def run_setup(*commands: str) -> tuple[int, str, list[str]]:
+    """Status, output and messages of a job with this setup, whose agent prints $A."""
+    text = text_of("bare", setup=list(commands))
+    text = "\n".join("echo $A" if line.startswith("exec ") else line for line in text.splitlines())
+    done = subprocess.run(["bash", "-c", text], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    return done.returncode, done.stdout.strip(), done.stderr.splitlines()
+
+
+def test_setup_sets_up_the_shell_of_the_job() -> None:
+    several = "if true; then\n  (exit 3)\n  A=2\nfi"
+    assert run_setup("export A='a  b'", "# a comment", "true") == (0, "a b", [])
+    assert run_setup("f() { false; A=1; }; f", "A=$((A + 1))", several, "A=${A}3") == (0, "23", [])
+
+
+# A command -> the status it ends with.
+FAILING = {
+    "false": 1,
+    "no-such-command 'a b'": 127,
+    "set -e\nfalse\ntrue": 1,
+    "exit 7": 7,
+    "exit 0": 1,
+    "if true; then": 2,
+}
+
+
+@pytest.mark.parametrize("command", FAILING)
+def test_a_command_of_setup_that_fails_ends_the_job_and_is_named(command: str) -> None:
+    status, output, messages = run_setup("A=1", command, "A=2; fi")
+    assert (status, output) == (FAILING[command], "")
+    found = "\n".join(messages)
+    assert "\nSetupError: setup of the cluster file ended with status " in f"\n{found}"
+    assert found.endswith(f" at: {command}")
 
 
 def test_containers_get_their_words_as_they_are() -> None:

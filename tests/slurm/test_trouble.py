@@ -72,16 +72,29 @@ def test_a_loss_that_is_not_finite_is_not_tried_again(place: Site) -> None:
 
 
 def test_a_script_that_cannot_begin_says_so(place: Site) -> None:
-    """The setup of the cluster file fails: no attempt, and the job's own last word tells."""
+    """A command of the cluster file's setup fails: no attempt, and why names the command and its message."""
     import yaml
 
     path = Path(place.env["XDG_CONFIG_HOME"]) / "launchyard/clusters/site.yaml"
     cluster = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**cluster, "setup": ["echo 'Lmod has detected an Error: no cuda'; exit 1"]}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                **cluster,
+                "setup": [
+                    "module() { echo 'Lmod has detected an Error: no cuda'; return 1; }",
+                    "module load cuda",
+                    "true",
+                ],
+            }
+        )
+    )
     run = place.launch("run", FOREVER)
     run.wait(lambda: run.status()["state"] == "failed", 30)
     assert "before anything of the run had begun" in run.why()
-    assert "no cuda" in run.why()
+    assert (
+        "ended with status 1 at: module load cuda, with the message: Lmod has detected an Error: no cuda" in run.why()
+    )
 
 
 # -- the controller is away ------------------------------------------------------------------------------------------

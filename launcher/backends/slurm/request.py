@@ -14,7 +14,7 @@ from launchyard.errors import UserError
 from launchyard.host.folders import job_folder
 from launchyard.host.packages import install_packages
 from launchyard.host.processes import SAFE_PATH, python_argv
-from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Request
+from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, SETUP_ERROR, Ask, Request
 from launchyard.run.layout import JOB_CODE, job_output
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
         constraint=slurm.constraint,
         exclude=slurm.exclude,
         setup=[
-            *cluster.setup,
+            *_setup(cluster.setup),
             f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}",
             *(f"export {name}={value}" for name, value in SAFE_PATH.items()),
         ],
@@ -83,6 +83,24 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
     )
     dropped = ("#SBATCH --wckey=submitit", *(() if limit else ("#SBATCH --time=5",)))  # defaults that are not ours
     return "\n".join(line for line in text.split("\n") if line not in dropped)
+
+
+def _setup(commands: list[str]) -> list[str]:
+    """The commands of a cluster file as lines of bash, in the job's own shell: one that fails ends the job.
+
+    By `eval`, so that one which is no complete command cannot take in the lines after it. The status is looked at
+    after each, not inside: `set -e` ends the scripts of modules and conda, in which commands may fail.
+    """
+    if not commands:
+        return []
+    message = f"{SETUP_ERROR}: setup of the cluster file ended with status $status at: $LAUNCHYARD_SETUP"
+    lines = [
+        f"trap 'status=$?; echo \"{message}\" >&2; exit $((status ? status : 1))' EXIT",
+        'launchyard_check() { local status=$?; [ "$status" = 0 ] || exit "$status"; }',
+    ]
+    for command in commands:
+        lines += [f"LAUNCHYARD_SETUP={shlex.quote(command)}", 'eval "$LAUNCHYARD_SETUP"', "launchyard_check"]
+    return [*lines, "trap - EXIT", "unset LAUNCHYARD_SETUP launchyard_check"]
 
 
 def options_of(cluster: Cluster) -> Slurm:

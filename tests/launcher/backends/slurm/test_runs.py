@@ -85,12 +85,16 @@ def test_stop_saves_and_resume_goes_on(slurm: FakeSlurm, place: Place) -> None:
 
 
 def test_a_job_log_is_shown_where_there_is_no_other(slurm: FakeSlurm, place: Place) -> None:
-    """The setup of the cluster file fails: no attempt, and the job's own last word tells."""
-    place.write_cluster(setup=["echo 'Lmod has detected an Error: no cuda'; exit 1"])
+    """A command of the cluster file's setup fails: no attempt, and why names the command and its message."""
+    place.write_cluster(
+        setup=["module() { echo 'Lmod has detected an Error: no cuda'; return 1; }", "module load cuda", "true"]
+    )
     run = place.launch()
     run.wait(lambda: run.status()["state"] == "failed")
     assert "before anything of the run had begun" in run.why()
-    assert "no cuda" in run.why()
+    assert (
+        "ended with status 1 at: module load cuda, with the message: Lmod has detected an Error: no cuda" in run.why()
+    )
     assert "SLURM has ended it: FAILED" in run.status()["queue"]
 
 
