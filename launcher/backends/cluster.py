@@ -29,7 +29,14 @@ _SECRET_NAME = re.compile(
 )
 _RESERVED = (OWN_PREFIX, "TORCHELASTIC_")
 SIZE = r"^\d+ ?[KMGT]i?B$"
-_BLANKED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+# Exported identities that win over a profile: keys, and the role that a pod of Kubernetes is given.
+_BLANKED = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+)
 
 
 class NodeShape(Part):
@@ -117,11 +124,12 @@ def store_environment(options: StoreOptions) -> dict[str, str]:
     """The same for any process of a run, in the variables that all tools for S3 read. No secret among them.
 
     Some tools read one spelling and some the other, so both are set: the cluster must win over variables that are
-    exported where it is launched. Empty keys mean none: exported ones would win over the profile.
+    exported where it is launched. Empty values mean none.
     """
     found = {
         "AWS_ENDPOINT_URL": options.endpoint_url,
         "AWS_ENDPOINT_URL_S3": options.endpoint_url,
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false" if options.endpoint_url else None,
         "AWS_REGION": options.region,
         "AWS_DEFAULT_REGION": options.region,
         "AWS_PROFILE": options.profile,

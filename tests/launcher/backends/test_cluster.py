@@ -141,6 +141,25 @@ def test_what_is_said_of_a_store_reaches_processes_and_hides_what_is_exported() 
     assert "AWS_ACCESS_KEY_ID" not in store_environment(StoreOptions(endpoint_url="http://s"))
 
 
+def test_the_client_of_aws_obeys_a_cluster_whatever_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own rules an exported key or role wins over a profile, and endpoints of the environment can be ignored."""
+    botocore = pytest.importorskip("botocore.session")
+    file = tmp_path / "credentials"
+    file.write_text("[lab]\naws_access_key_id = of-the-lab\naws_secret_access_key = s\n")
+    options = StoreOptions(endpoint_url="http://lab:9000", region="r", profile="lab", credentials_file=str(file))
+    exported = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ROLE_ARN": "arn:aws:iam::1:role/x"}
+    exported |= {"AWS_WEB_IDENTITY_TOKEN_FILE": str(file), "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}
+    exported |= {"AWS_ENDPOINT_URL_S3": "http://other", "AWS_DEFAULT_PROFILE": "other", "AWS_REGION": "other"}
+    for name, value in {**exported, **store_environment(options)}.items():
+        monkeypatch.setenv(name, value)
+    session = botocore.Session()
+    client = session.create_client("s3")
+    assert (client.meta.endpoint_url, client.meta.region_name) == ("http://lab:9000", "r")
+    assert session.get_credentials().access_key == "of-the-lab"
+
+
 def test_a_resume_without_the_cluster_file_finds_the_store_again() -> None:
     store = {"endpoint_url": "http://s", "profile": "p", "credentials_file": "/c"}
     environment = {**store_environment(StoreOptions(**store)), "MINE": "1"}
