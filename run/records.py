@@ -65,6 +65,10 @@ class Submission(Shape):
         default={}, description="Address of its scheduler, if the environment does not name it."
     )
     overrides: dict[str, Any] = Field(default={}, description="Of the attempts that it will claim.")
+    continues: str = Field(
+        default="",
+        description="The job whose work it goes on with, if a job has sent it where the site does not requeue.",
+    )
 
     @property
     def shape(self) -> Shape:

@@ -40,8 +40,9 @@ class Owner:
     """`run_nodes` runs all nodes of an attempt to its end. `judge`: finds out if an earlier owner lives.
 
     `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
-    none, the next attempt follows here. `history`: attempts that this job has made already. `acquire_resources`:
-    waits for what an attempt needs while its argument returns True; the shape of that attempt, or None if it gave up.
+    none, the next attempt follows here. `history`: attempts that this job has made already, or the job that it
+    `continues`. `acquire_resources`: waits for what an attempt needs while its argument returns True; the shape of
+    that attempt, or None if it gave up.
     """
 
     run: RunDir
@@ -54,6 +55,7 @@ class Owner:
     judge: Judge
     give_back: Callable[[OutcomeRecord], bool] | None = None
     history: list[AttemptSummary] = field(default_factory=list)
+    continues: str = ""
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
 
@@ -91,6 +93,7 @@ class Owner:
             shape=self.shape,
             overrides=self.overrides,
             judge=self.judge,
+            continues=self.continues,
         )
         end_marked(self.run.url)
         if not self.history:

@@ -83,12 +83,17 @@ def claim_next(
     shape: Shape,
     overrides: dict[str, Any],
     judge: Judge,
+    continues: str = "",
 ) -> Job:
-    """Claim the next attempt for this process. UserError if a living job has the run or was faster."""
+    """Claim the next attempt for this process. UserError if a living job has the run or was faster.
+
+    continues: a job that has handed the run to this one, and may still be leaving.
+    """
     # One listing decides both the owner to test and the next number: a claim made in between takes that number.
     attempts = run.attempts()
     before = run.job(attempts[-1]) if attempts else None
-    if before is None or (before.backend, before.job_id) != (backend, job_id):  # else we were started again
+    ours = before is not None and before.backend == backend and before.job_id in (job_id, continues)
+    if not ours:  # else we were started again
         refuse_owner(run, before, judge)
     job = Job(
         attempt=attempts[-1] + 1 if attempts else 0,

@@ -189,7 +189,7 @@ def _cancel(run: RunDir) -> None:
 
 def _wait_for_end(run: RunDir) -> None:
     with retry.retry_budget(STOP_RETRY_SECONDS):  # it was asked: no store that is away changes that
-        while (state := state_of(run)).alive:
+        while (state := state_of(run)).alive and state.state != "suspended":
             time.sleep(1.0 if state.job_id else 0.2)  # a scheduler is asked each time
 
 
@@ -217,7 +217,8 @@ def _print_ends(states: list[RunState], as_json: bool) -> None:
 
 def _print_end(state: RunState) -> None:
     if state.alive:
-        click.echo(f"{state.run_id} was asked; launch status {state.run_id} shows when it has stopped")
+        when = f". Now it is suspended: {state.queue}" if state.state == "suspended" else ""
+        click.echo(f"{state.run_id} was asked; launch status {state.run_id} shows when it has stopped{when}")
     else:
         saved = f"saved at step {state.checkpoint}" if state.checkpoint is not None else "nothing was saved"
         click.echo(f"{state.run_id} {state.state} ({state.reason}), {saved}; go on with: launch resume {state.run_id}")

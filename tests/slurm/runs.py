@@ -39,7 +39,7 @@ class Site(Shell):
 
     def __init__(self, root: Path, cluster: SlurmCluster, **slurm: Any) -> None:
         super().__init__(root)
-        self.env |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        self.env |= {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
         self.cluster, self.urls = cluster, list[str]()
         self.runs = str(self.here / "runs")
         write_data(self.here / "tokens", 40_000)

@@ -130,6 +130,37 @@ def test_sites_that_preempt_otherwise(settings: dict[str, object], tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_suspended_then_refused_a_requeue_then_cancelled(place: Site, undisturbed: RunDir) -> None:
+    """What sites do that is no plain requeue, one after another to one run: nothing of it shows in what it learns."""
+    run = place.launch("run", LONG)
+    run.steps(5)
+    first = run.job
+    run.cluster.scontrol("suspend", str(first))
+    assert run.status()["state"] == "suspended"
+    run.cluster.scontrol("resume", str(first))
+    run.wait(lambda: run.status()["state"] == "running", 20)
+
+    run.cluster.scontrol("update", f"JobId={first}", "Requeue=0")
+    preempt(run.cluster)
+    run.wait(lambda: run.job != first, 30)
+    assert run.status()["job_id"] == str(run.job)
+    run.steps(5, attempt=1)
+    assert (run.run.outcome(0).reason, lost(run)) == ("preempted", 0)
+
+    run.cluster.scontrol("update", "PartitionName=spot", "PreemptMode=CANCEL")
+    try:
+        preempt(run.cluster)
+        record = run.outcome()
+    finally:
+        run.cluster.scontrol("update", "PartitionName=spot", "PreemptMode=REQUEUE")
+    assert (record.outcome, run.run.attempts(), lost(run, 1)) == ("completed", [0, 1, 2], 0), run.looks()
+    assert run.cluster.job(run.job)["Restarts"] == "1"
+    run.nothing_left()
+    same_training(run.run, undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_time_limit_is_a_preemption(place: Site) -> None:
     """Attempts of a minute, until a person has seen enough."""

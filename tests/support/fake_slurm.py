@@ -25,7 +25,7 @@ FIRST_JOB = 1001
 LIMIT_SECONDS = 3600
 KILL_WAIT_SECONDS = 2.0
 POLL_SECONDS = 0.03
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED")
 AWAY = "Unable to contact slurm controller (connect failure)"
 NO_JOB = "slurm_load_jobs error: Invalid job id specified"
 NODES = ["node1", "node2", "node3", "node4"]
@@ -61,6 +61,7 @@ JOB = """JobId={id} JobName={name}
    Priority=4294901759 Nice=0 Account=(null) QOS=(null)
    JobState={state} Reason={reason} Dependency={dependency}
    Requeue=1 Restarts={restarts} BatchFlag=1 Reboot=0 ExitCode=0:0
+   PreemptEligibleTime=2026-11-28T05:54:49 PreemptTime={preempted}
    Partition={partition} AllocNode:Sid=localhost:12960
    NodeList={nodes}
 """
@@ -148,9 +149,15 @@ class FakeSlurm:
         with self.site.change() as state:
             state["partitions"][name] |= facts
 
-    def take_nodes(self, job_id: str) -> None:
-        """A preemption without a grace time: the job ends and is put back into the queue."""
-        requeue(self.site, job_id)
+    def take_nodes(self, job_id: str, *, mode: str = "REQUEUE") -> None:
+        """A preemption without a grace time: the job ends, and is put back into the queue unless the mode is CANCEL."""
+        if mode == "REQUEUE":
+            requeue(self.site, job_id)
+            return
+        with self.site.change() as state:
+            job = state["jobs"][job_id]
+            job |= {"state": "COMPLETING", "ending": "preempt", "preempted": moment(time.time())}
+            tell(job, signal.SIGTERM, with_batch=True)
 
     def time_is_over(self, job_id: str) -> None:
         """At the time limit: everybody is told to end, and killed a little later."""
@@ -256,7 +263,7 @@ def _finish(site: Site, job_id: str, code: int) -> bool:
         if job["ending"] == "requeue":
             job |= {"state": "PENDING", "reason": state["hold"] or "BeginTime"}
             return state["hold"] is None
-        ended = {"cancel": "CANCELLED", "timeout": "TIMEOUT"}
+        ended = {"cancel": "CANCELLED", "timeout": "TIMEOUT", "preempt": "PREEMPTED"}
         job["state"] = ended.get(job["ending"]) or ("COMPLETED" if code == 0 else "FAILED")
         job["reason"] = "None" if code == 0 else "NonZeroExitCode"
         freed = start_singletons(state)
@@ -280,7 +287,7 @@ def tell(job: dict[str, Any], number: int, *, with_batch: bool) -> None:
 def requeue(site: Site, job_id: str) -> None:
     with site.change() as state:
         job = state["jobs"][job_id]
-        job |= {"ending": "requeue", "restarts": job["restarts"] + 1, "state": "COMPLETING"}
+        job |= {"ending": "requeue", "restarts": job["restarts"] + 1, "state": "COMPLETING", "preempted": "None"}
         tell(job, signal.SIGTERM, with_batch=True)
 
 
@@ -321,7 +328,7 @@ def sbatch(site: Site, words: list[str]) -> int:
             "options": asked, "script": script, "folder": os.getcwd(), "env": dict(os.environ),
             "name": asked.get("job-name", "sbatch"), "partition": partition, "state": "PENDING",
             "reason": reason or "None", "dependency": asked.get("dependency", "(null)"), "restarts": 0, "nodes": "",
-            "start": None, "end": None, "ending": None, "batch": None, "tasks": [],
+            "start": None, "end": None, "ending": None, "batch": None, "tasks": [], "preempted": "None",
         }  # fmt: skip
         preempt(state, partition)
     if reason is None:
@@ -336,6 +343,7 @@ def preempt(state: dict[str, Any], partition: str) -> None:
     for job in state["jobs"].values():
         own = state["partitions"][job["partition"]]
         if job["state"] == "RUNNING" and own["PreemptMode"] != "OFF" and int(own["PriorityTier"]) < tier:
+            job["preempted"] = moment(time.time())
             tell(job, signal.SIGTERM, with_batch=False)
 
 
@@ -364,7 +372,12 @@ def squeue(site: Site, words: list[str]) -> int:
 def scontrol(site: Site, words: list[str]) -> int:
     what, state = " ".join(words[:2]), site.read()
     name = words[2] if len(words) > 2 else ""
-    if words[0] == "requeue":
+    if words[0] in ("suspend", "resume"):
+        with site.change() as state:
+            stopping = words[0] == "suspend"
+            state["jobs"][words[1]]["state"] = "SUSPENDED" if stopping else "RUNNING"
+            tell(state["jobs"][words[1]], signal.SIGSTOP if stopping else signal.SIGCONT, with_batch=True)
+    elif words[0] == "requeue":
         if words[1] not in state["jobs"]:
             return complain(f"Invalid job id specified for job {words[1]}")
         requeue(site, words[1])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import own_environment
@@ -60,6 +61,17 @@ REASONS = {
     "QOSGrpGRES": "all GPUs of your quality of service are in use",
     "launch failed requeued held": "its start failed and it is held: scontrol release, after a check of the node",
 }
+
+
+class JobFacts(NamedTuple):
+    """A job at scontrol. preempted: SLURM has told it to make room, or has ended it for that, in this start of it."""
+
+    state: str = ""
+    restarts: int = 0
+    preempted: bool = False
+
+
+SUSPENDED = "its processes are stopped until SLURM lets them go on (scontrol resume)"
 AWAY = JobStatus("unknown", reason="SLURM's controller does not answer")
 _away: dict[str, float] = {}  # site -> when it did not answer, by the monotonic clock
 
@@ -96,12 +108,12 @@ class Controller:
         """The nodes that an expression like node[1-3] stands for."""
         return self.output_of(["scontrol", "show", "hostnames", nodes]).split() if nodes else []
 
-    def job_state(self, job_id: str) -> tuple[str, int]:
-        """JobState of scontrol, and the number of requeues of the job; ("", 0) if not known."""
-        shown = self.output_of(["scontrol", "show", "job", job_id])
-        state = re.search(r"\bJobState=(\S+)", shown)
-        restarts = re.search(r"\bRestarts=(\d+)", shown)
-        return state[1] if state else "", int(restarts[1]) if restarts else 0
+    def job_facts(self, job_id: str) -> JobFacts:
+        """What scontrol shows of a job; the defaults if it is not known."""
+        found = facts(self.output_of(["scontrol", "show", "job", job_id]))
+        state = found.get("JobState", "")
+        preempted = state == "PREEMPTED" or _time(found.get("PreemptTime", "None")) is not None
+        return JobFacts(state, int(found.get("Restarts", "0")), preempted)
 
     def end_time(self, job_id: str) -> float | None:
         """The end of the job's time; None: never, or not known."""
@@ -249,7 +261,8 @@ def _status(done: subprocess.CompletedProcess[str]) -> JobStatus:
     answer = next((answer for answer, states in _STATES.items() if state in states), None)
     if answer is None:
         return JobStatus("unknown", state, f"squeue gives the job a state that is not known here: {state}")
-    return JobStatus(answer, state, describe_reason(reason), nodes, _time(start), _time(end))
+    why = SUSPENDED if answer == "suspended" else describe_reason(reason)
+    return JobStatus(answer, state, why, nodes, _time(start), _time(end))
 
 
 def last_line(text: str) -> str:

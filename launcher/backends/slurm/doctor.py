@@ -102,8 +102,8 @@ def _preemption(cluster: Cluster, config: dict[str, str], partition: dict[str, s
         yield Finding(
             what="preemption",
             level="warning",
-            found=f"PreemptMode={mode}: a preempted job is cancelled, not requeued",
-            fix="launch resume goes on with it; a partition with PreemptMode=REQUEUE does by itself",
+            found=f"PreemptMode={mode}: SLURM cancels a preempted job; the run puts it back, if it can save in time",
+            fix="if it cannot, launch resume goes on with it; a partition with PreemptMode=REQUEUE does by itself",
         )
 
 

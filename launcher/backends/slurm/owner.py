@@ -41,6 +41,8 @@ from launchyard.run.rundir import RunDir
 GIVE_BACK_SECONDS = 10.0  # between two tries, while the controller does not answer
 SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
 GONE_STATES = ("CANCELLED", "DEADLINE")
+# srun's code if an agent was killed by a notice: its handlers were not there yet.
+NOTICE_CODES = tuple(128 + number for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
 QUEUED_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 
@@ -73,6 +75,7 @@ class Batch:
             judge_job,
             self.give_back,
             history=history(self._run, self._job_id),
+            continues=waiting.continues if waiting.job_id == self._job_id else "",
         )
 
     def run_nodes(self, job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
@@ -95,7 +98,10 @@ class Batch:
                 child.kill()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(SRUN_SECONDS)
-        return self._run.outcome(job.attempt) or self._compose(job.attempt, child.returncode)
+        record = self._run.outcome(job.attempt)
+        if record is None or record.outcome == "failed":
+            self._signals.preempted |= self._slurm.job_facts(self._job_id).preempted  # told to the agents alone
+        return record or self._compose(job.attempt, child.returncode)
 
     def _argv(self, job: Job) -> list[str]:
         endpoint = f"{socket.gethostname()}:{rendezvous_port(int(self._job_id), job.attempt)}"
@@ -122,6 +128,9 @@ class Batch:
         request = self._run.stop_requested()
         if request is not None and request.get("reason") == CANCELLED:
             return OutcomeRecord(outcome="stopped", reason=CANCELLED, message="cancelled, nothing was saved", **facts)
+        if code in NOTICE_CODES:
+            message = "the scheduler took the nodes before the agents had begun"
+            return self._record(OutcomeRecord(outcome="stopped", reason="preempted", message=message, **facts))
         if self._signals.preempted:
             message = "the scheduler took the nodes before the run could save"
             return OutcomeRecord(outcome="failed", reason="not saved", message=message, **facts)
@@ -129,7 +138,14 @@ class Batch:
         record = OutcomeRecord(
             outcome="failed", reason=cause.reason, message=cause.message, fatal=cause.fatal, rank=cause.rank, **facts
         )
-        self._run.write_outcome(record)
+        return self._record(record)
+
+    def _record(self, record: OutcomeRecord) -> OutcomeRecord:
+        """Writes the outcome of an attempt, unless its disk is full: the job can be given back all the same."""
+        try:
+            self._run.write_outcome(record)
+        except OSError as error:
+            log_line(f"the outcome of attempt {record.attempt} could not be written: {error}")
         return record
 
     def give_back(self, record: OutcomeRecord) -> bool:
@@ -154,13 +170,15 @@ class Batch:
 
     def _try_to_give_back(self) -> bool | None:
         """None: the controller does not answer."""
-        state, restarts = self._slurm.job_state(self._job_id)
+        seen = self._slurm.job_facts(self._job_id)
         # One that SLURM itself is putting back has its restarts counted already, in any state.
-        if state.startswith(QUEUED_STATES) or restarts > self._restarts:
+        if seen.state.startswith(QUEUED_STATES) or seen.restarts > self._restarts:
             return True
-        # One that ends while we are here was ended by a person: scancel. Its time was not over.
+        # One that ends while we are here, and has not been preempted, was ended by a person: scancel. Its time was not
+        # over. One that PreemptMode=CANCEL ends can be put back like any other.
         early = self._leave_at is None or time.time() < self._leave_at
-        if state.startswith(GONE_STATES) or (state == "COMPLETING" and early):
+        ending = seen.state.startswith(GONE_STATES) or (seen.state == "COMPLETING" and early)
+        if ending and not seen.preempted:
             self._signals.stop = self._signals.stop or SCANCEL
             return False
         requeued = self._slurm.requeue(self._job_id)
@@ -169,15 +187,30 @@ class Batch:
         return None if requeued is None else True
 
     def _submit_again(self) -> None:
-        number = self._run.submit(self._submission)
+        """Sends the same script as a new job, which is the run from now on: it goes on with what this one has done."""
+        number = self._record_next()
         folder = job_folder(self._run.url, log_folder())
         try:
             job_id = self._slurm.submit(newest_script(folder), dependency="singleton", known=(self._job_id,))
         except LaunchError as error:
-            self._run.withdraw(number)
+            if number is not None:
+                self._run.withdraw(number)
             # No UserError: from an owner that means that another job has the run, and no outcome would be written.
             raise LaunchError(f"the site neither requeues the job nor takes a new one: {error}") from error
-        self._run.accepted(number, job_id)
+        log_line(f"SLURM does not requeue job {self._job_id}: job {job_id} goes on with the run")
+        if number is not None:
+            self._run.accepted(number, job_id)
+
+    def _record_next(self) -> int | None:
+        """The number of the submission to come; None on a full disk, where the new job finds this one's."""
+        waiting = self._submission.model_copy(
+            update={"job_id": "", "submitted": time.time(), "continues": self._job_id}
+        )
+        try:
+            return self._run.submit(waiting)
+        except OSError as error:
+            log_line(f"the next submission could not be written down: {error}")
+            return None
 
 
 def newest_script(folder: str) -> str:
@@ -185,10 +218,14 @@ def newest_script(folder: str) -> str:
 
 
 def history(run: RunDir, job_id: str) -> list[AttemptSummary]:
-    """The attempts of this job before it was started again."""
+    """The attempts of this job before it was started again, and of those that it continues."""
+    before = {submission.job_id: submission.continues for submission in run.submissions()}
+    jobs = [job_id]
+    while earlier := before.get(jobs[-1]):
+        jobs.append(earlier)
     found = []
     for number in run.attempts():
-        if run.job(number).job_id != job_id:
+        if run.job(number).job_id not in jobs:
             continue
         record = run.outcome(number)
         progressed = any(event.get("event") == SAVED for event in run.events(number))

@@ -48,10 +48,10 @@ def test_a_job_from_the_queue_to_its_end(slurm: FakeSlurm, ours: Controller, scr
     seen = ours.ask(job)
     assert (seen.reason, seen.nodes) == ("", "node1")
     assert seen.start is not None and seen.end is not None and seen.end == ours.end_time(job)
-    assert ours.job_state(job) == ("RUNNING", 0)
+    assert ours.job_facts(job) == ("RUNNING", 0, False)
     ours.cancel(job)
     assert ours.wait_gone(job, seconds=20)
-    assert (ours.ask(job).scheduler_state, ours.job_state(job)[0]) == ("CANCELLED", "CANCELLED")
+    assert (ours.ask(job).scheduler_state, ours.job_facts(job).state) == ("CANCELLED", "CANCELLED")
     ours.cancel(job)  # what has ended is no error
 
 
@@ -74,7 +74,7 @@ def test_the_site_in_its_own_words(slurm: FakeSlurm, ours: Controller) -> None:
 
 def test_nothing_is_known_of_a_job_that_never_was(slurm: FakeSlurm, ours: Controller) -> None:
     assert ours.ask("7").state == "forgotten"
-    assert ours.job_state("7") == ("", 0)
+    assert ours.job_facts("7") == ("", 0, False)
     assert ours.end_time("7") is None
     assert not ours.requeue("7")
     ours.cancel("7")
@@ -131,7 +131,7 @@ def test_what_a_controller_that_is_away_did_not_do(slurm: FakeSlurm, ours: Contr
     slurm.controller_away()
     with pytest.raises(LaunchError, match=r"could not end job 7: .*Unable to contact slurm controller"):
         ours.cancel("7")
-    assert (ours.config(), ours.partitions(), ours.requeue("7"), ours.job_state("7")) == ({}, [], None, ("", 0))
+    assert (ours.config(), ours.partitions(), ours.requeue("7"), ours.job_facts("7")) == ({}, [], None, ("", 0, False))
 
 
 def test_a_submission_without_an_answer(

@@ -35,7 +35,7 @@ def test_from_a_node(slurm: FakeSlurm, place: Place) -> None:
 
 SITES: dict[str, tuple[Callable[[FakeSlurm], object], str, str, str]] = {
     "no requeue": (lambda s: s.configure(JobRequeue="0"), "requeue", "ok", "goes on as a new job"),
-    "cancels": (lambda s: s.partition("spot", PreemptMode="CANCEL"), "preemption", "warning", "cancelled, not"),
+    "cancels": (lambda s: s.partition("spot", PreemptMode="CANCEL"), "preemption", "warning", "SLURM cancels"),
     "down": (lambda s: s.partition("spot", State="DOWN"), "partition", "error", "DOWN"),
     "refuses": (lambda s: s.fail("sbatch", stderr="sbatch: error: Invalid qos specification"), "job", "error", "qos"),
     "silent job": (lambda s: s.fail("sbatch", stderr=""), "job", "error", ""),

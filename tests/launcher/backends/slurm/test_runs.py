@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -185,35 +183,6 @@ def test_a_word_beside_the_run(slurm: FakeSlurm, place: Place) -> None:
     place.ok("cancel", run.run_id)
 
 
-def test_where_the_site_requeues_nothing_it_goes_on_as_a_new_job(slurm: FakeSlurm, place: Place) -> None:
-    run = place.launch()
-    run.steps(3)
-    first = run.job
-    slurm.fail("scontrol requeue", stderr=f"Requested operation is presently disabled for job {first}")
-    notice(run)
-    run.wait(lambda: run.job != first)
-    run.steps(3, attempt=1)
-    assert started(run, 1) == reached(run, 0)
-    assert slurm.job(run.job)["dependency"] == "singleton", "not before the first has left"
-    assert slurm.job(first)["restarts"] == 0
-    place.ok("cancel", run.run_id)
-
-
-def test_a_site_that_refuses_both_leaves_a_run_to_resume(slurm: FakeSlurm, place: Place) -> None:
-    """The owner's word says what SLURM said, and no submission stays that nobody has taken."""
-    run = place.launch()
-    run.steps(3)
-    slurm.fail("scontrol requeue", stderr="Requested operation is presently disabled")
-    slurm.fail("sbatch", stderr="sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
-    notice(run)
-    record = run.outcome()
-    assert record.outcome == "failed"
-    assert "Job violates accounting/QOS policy" in record.message
-    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"]
-    run.wait(lambda: run.status()["resumable"])
-    assert "Job violates accounting/QOS policy" in run.why()
-
-
 def test_a_complete_run_that_is_started_again_stays_complete(slurm: FakeSlurm, place: Place) -> None:
     place.workers_do(steps=3)
     run = place.launch()
@@ -294,28 +263,6 @@ def test_where_there_is_no_sbatch_nothing_begins(
     told = place.ok("tiny.yaml", "--cluster", "site", "--run-url", str(place.runs / "run"), code=2)
     assert "sbatch is not found here" in told and "--dry-run" in told
     assert place.files() == before
-
-
-# -- the witnesses disagree ------------------------------------------------------------------------------------------
-def test_a_run_whose_owner_is_silent_is_no_running_one(slurm: FakeSlurm, place: Place) -> None:
-    """SLURM sees its process, and that hangs: nobody may take the run, and a person may end it."""
-    run = place.launch()
-    run.steps(3)
-    owner = run.run.job(0).pid
-    os.kill(owner, signal.SIGSTOP)
-    then = time.time() - 3600
-    os.utime(run.run.path("attempts/0000/heartbeat.json"), (then, then))
-    assert run.status()["state"] == "starting", "this start of the job is younger than the heartbeat"
-    with slurm.site.change() as state:
-        state["jobs"][run.job]["start"] = then - 1
-    seen = run.status()
-    assert (seen["state"], seen["alive"], seen["resumable"]) == ("unknown", True, False)
-    assert "SLURM says RUNNING, and its owner has not been heard of for 1h" in seen["queue"]
-    assert "attempt 0 is silent" in run.why() and "has not been heard of" in run.why()
-    assert "has not been heard of" in place.ok("resume", run.run_id, code=2)
-    os.kill(owner, signal.SIGCONT)
-    run.wait(lambda: run.status()["state"] == "running")
-    place.ok("cancel", run.run_id)
 
 
 # -- the controller is away ------------------------------------------------------------------------------------------

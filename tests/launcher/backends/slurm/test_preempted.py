@@ -1,0 +1,172 @@
+"""What sites do to a job besides a plain requeue: refuse it, cancel, suspend, fill the disk; and a silent owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launchyard.launcher.backends.slurm.owner import history
+from tests.launcher.backends.slurm.test_runs import notice, reached, started
+from tests.support.fake_slurm import OVER, FakeSlurm
+from tests.support.typed import Place
+
+
+def test_where_the_site_requeues_nothing_it_goes_on_as_a_new_job(slurm: FakeSlurm, place: Place) -> None:
+    """Which is the run while it still waits."""
+    run = place.launch()
+    run.steps(3)
+    first = run.job
+    slurm.hold("Priority")
+    slurm.fail("scontrol requeue", stderr=f"Requested operation is presently disabled for job {first}")
+    notice(run)
+    run.wait(lambda: slurm.job(first)["state"] in OVER)
+    state = run.status()
+    assert (state["state"], state["alive"], state["resumable"]) == ("pending", True, False)
+    assert state["job_id"] == run.job != first
+    assert f"waits in the queue as job {run.job}: other jobs have a higher priority" in run.why()
+    assert f"queued already: job {run.job} waits" in place.ok("resume", run.run_id, code=2)
+    slurm.start(run.job)
+    run.steps(3, attempt=1)
+    assert [one.attempt for one in history(run.run, run.job)] == [0, 1], "failures count over both jobs"
+    assert started(run, 1) == reached(run, 0)
+    assert slurm.job(run.job)["dependency"] == "singleton", "not before the first has left"
+    assert slurm.job(first)["restarts"] == 0
+    place.ok("cancel", run.run_id)
+
+
+@pytest.mark.slow
+def test_a_job_that_waits_in_place_of_another_can_be_cancelled(slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    first = run.job
+    slurm.hold("Priority")
+    slurm.fail("scontrol requeue", stderr="Requested operation is presently disabled")
+    notice(run)
+    run.wait(lambda: slurm.job(first)["state"] in OVER)
+    place.ok("cancel", run.run_id)
+    assert slurm.job(run.job)["state"] == "CANCELLED"
+    state = run.status()
+    assert (state["state"], state["resumable"], state["checkpoint"]) == ("stopped", True, reached(run, 0))
+
+
+def test_a_site_that_refuses_both_leaves_a_run_to_resume(slurm: FakeSlurm, place: Place) -> None:
+    """The owner's word says what SLURM said, and no submission stays that nobody has taken."""
+    run = place.launch()
+    run.steps(3)
+    slurm.fail("scontrol requeue", stderr="Requested operation is presently disabled")
+    slurm.fail("sbatch", stderr="sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
+    notice(run)
+    record = run.outcome()
+    assert record.outcome == "failed"
+    assert "Job violates accounting/QOS policy" in record.message
+    assert run.run.listdir("submissions") == ["0000.job.json", "0000.json"]
+    run.wait(lambda: run.status()["resumable"])
+    assert "Job violates accounting/QOS policy" in run.why()
+
+
+def test_a_preempted_run_is_put_back_where_slurm_cancels(slurm: FakeSlurm, place: Place) -> None:
+    """PreemptMode=CANCEL: SLURM is ending the job already, as for scancel, and nobody has asked for that."""
+    run = place.launch()
+    run.steps(3)
+    slurm.take_nodes(run.job, mode="CANCEL")
+    run.steps(3, attempt=1)
+    assert run.run.outcome(0).reason == "preempted"
+    assert (slurm.job(run.job)["restarts"], started(run, 1)) == (1, reached(run, 0))
+    place.ok("cancel", run.run_id)
+
+
+def test_a_notice_before_the_agents_can_hear_is_no_failure(slurm: FakeSlurm, place: Place) -> None:
+    """It kills them while they import: the job is put back, and no failure is counted."""
+    run = place.launch("resources.max_failures=0")
+    run.wait(lambda: slurm.job(run.job)["tasks"])
+    notice(run)
+    run.steps(3, attempt=1)
+    assert (run.run.outcome(0).outcome, run.run.outcome(0).reason) == ("stopped", "preempted")
+    assert slurm.job(run.job)["restarts"] == 1
+    place.ok("cancel", run.run_id)
+
+
+def test_a_suspended_run_is_neither_lost_nor_ended(slurm: FakeSlurm, place: Place) -> None:
+    run = place.launch()
+    run.steps(3)
+    subprocess.run(["scontrol", "suspend", run.job], check=True)
+    then = time.time() - 3600
+    os.utime(run.run.path("attempts/0000/heartbeat.json"), (then, then))
+    state = run.status()
+    assert (state["state"], state["alive"], state["resumable"]) == ("suspended", True, False)
+    assert "attempt 0 is suspended" in run.why() and "scontrol resume" in run.why()
+    assert "Now it is suspended" in place.ok("stop", run.run_id), "it is asked, and nobody waits for ever"
+    subprocess.run(["scontrol", "resume", run.job], check=True)
+    assert run.outcome().reason == "stop"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Shared by all nodes, with 8 MB."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("requeues", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["requeued", "a new job"])
+def test_a_preempted_run_is_put_back_with_its_disk_full(
+    requeues: bool, slurm: FakeSlurm, place: Place, small_disk: Path
+) -> None:
+    """It cannot save, nor say how it ended; when it starts again there is room, and it goes on from what it has."""
+    place.workers_do(save_every=2)
+    place.write_cluster(storage=str(small_disk))
+    place.runs = small_disk
+    run = place.launch()
+    run.steps(5)
+    first = run.job
+    if not requeues:
+        slurm.fail("scontrol requeue", stderr="Requested operation is presently disabled")
+    slurm.hold("BeginTime")
+    filler = small_disk / "filler"
+    subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], capture_output=True, check=False)
+    subprocess.run(["sbatch", "--partition=prod"], input="#!/bin/sh\n", text=True, check=True, capture_output=True)
+    ours = run.wait(lambda: next((one for one in slurm.jobs() if waits_again(slurm, one, first)), None))
+    assert run.run.outcome() is None
+    filler.unlink()
+    slurm.start(ours)
+    run.steps(3, attempt=1)
+    assert started(run, 1) >= 4
+    place.ok("cancel", run.run_id)
+
+
+def waits_again(slurm: FakeSlurm, job_id: str, first: str) -> bool:
+    """The first job, put back, or another one of the same run."""
+    job = slurm.job(job_id)
+    return job["name"] == slurm.job(first)["name"] and job["state"] == "PENDING" and job["batch"] is None
+
+
+# -- the witnesses disagree ------------------------------------------------------------------------------------------
+def test_a_run_whose_owner_is_silent_is_no_running_one(slurm: FakeSlurm, place: Place) -> None:
+    """SLURM sees its process, and that hangs: nobody may take the run, and a person may end it."""
+    run = place.launch()
+    run.steps(3)
+    owner = run.run.job(0).pid
+    os.kill(owner, signal.SIGSTOP)
+    then = time.time() - 3600
+    os.utime(run.run.path("attempts/0000/heartbeat.json"), (then, then))
+    assert run.status()["state"] == "starting", "this start of the job is younger than the heartbeat"
+    with slurm.site.change() as state:
+        state["jobs"][run.job]["start"] = then - 1
+    seen = run.status()
+    assert (seen["state"], seen["alive"], seen["resumable"]) == ("unknown", True, False)
+    assert "SLURM says RUNNING, and its owner has not been heard of for 1h" in seen["queue"]
+    assert "attempt 0 is silent" in run.why() and "has not been heard of" in run.why()
+    assert "has not been heard of" in place.ok("resume", run.run_id, code=2)
+    os.kill(owner, signal.SIGCONT)
+    run.wait(lambda: run.status()["state"] == "running")
+    place.ok("cancel", run.run_id)
