@@ -114,7 +114,7 @@ class RunDir:
         except ValueError as error:
             raise DamagedError(f"{path} is damaged: {damage.describe_fault(raw, error)}") from error
 
-    def _read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
+    def read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
         """As read_json, checked against a schema."""
         record = self.read_json(name)
         try:
@@ -165,7 +165,7 @@ class RunDir:
         return number
 
     def submission(self, number: int) -> Submission:
-        return self._read_model(layout.submission(number), Submission)
+        return self.read_model(layout.submission(number), Submission)
 
     def withdraw(self, number: int) -> None:
         """It was not accepted."""
@@ -252,7 +252,7 @@ class RunDir:
         Raises FileNotFoundError without a claim.
         """
         try:
-            return self._read_model(layout.job(attempt), Job)
+            return self.read_model(layout.job(attempt), Job)
         except DamagedError as error:
             damage.report_damage(str(error))
             return self._remains_of_job(attempt)
@@ -284,7 +284,7 @@ class RunDir:
         """Returns the outcome of an attempt (None: of the run); None while it has not ended."""
         name = layout.OUTCOME if attempt is None else layout.outcome(attempt)
         try:
-            return self._read_model(name, OutcomeRecord)
+            return self.read_model(name, OutcomeRecord)
         except FileNotFoundError:
             return None
         except DamagedError as error:
@@ -320,7 +320,7 @@ class RunDir:
         for name in self.listdir(folder):
             if layout.is_json(name):
                 try:
-                    found.append(self._read_model(f"{folder}/{name}", Target))
+                    found.append(self.read_model(f"{folder}/{name}", Target))
                 except FileNotFoundError:  # removed since it was listed
                     continue
                 except DamagedError as error:

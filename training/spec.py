@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import Adapter
-from launchyard.run.layout import PLAN
+from launchyard.run.layout import DATA_PLACE, PLAN
 from launchyard.run.rundir import RunDir
+from launchyard.storage.errors import DamagedError
 from launchyard.training.recipe import Section
 
 IGNORE_INDEX = -100
@@ -66,5 +67,21 @@ class Workload(BaseModel):
 
 
 def read_workload(run: RunDir) -> Workload:
-    """Reads the frozen workload of a run. FileNotFoundError without a plan, ValueError if it is damaged."""
+    """Reads the frozen workload of a run, with its data where a resume has last found it.
+
+    FileNotFoundError without a plan, ValueError if it is damaged.
+    """
+    workload = frozen_workload(run)
+    try:
+        data = run.read_model(DATA_PLACE, DataSpec)
+    except FileNotFoundError:
+        return workload
+    if data.digest != workload.data.digest:
+        what = f"{run.path(DATA_PLACE)} names other tokens than {PLAN}"
+        raise DamagedError(f"{what}; restore it, or name their place: launch resume RUN data.source=PLACE")
+    return workload.model_copy(update={"data": data})
+
+
+def frozen_workload(run: RunDir) -> Workload:
+    """The same, with its data where the launch found it."""
     return Workload.model_validate(run.read_json(PLAN))

@@ -5,11 +5,10 @@ A resume has the steps of a launch, for the next attempt: the run's own recipe a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_errors
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
@@ -21,19 +20,18 @@ from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.code import record_again, take_snapshot
+from launchyard.launcher.submit.run_data import PLACES, find_moved, record_moved, restore_data
 from launchyard.run import layout
 from launchyard.run.checkpoints import RunCheckpoints, forget_rollback, record_rollback
 from launchyard.run.frozen import check_frozen
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
 from launchyard.storage.options import StoreOptions
-from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
-from launchyard.training.spec import DataSpec, Workload, read_workload
+from launchyard.training.recipe import EITHER_OR, Recipe, overrides_of, stored_recipe
+from launchyard.training.spec import Workload, frozen_workload, read_workload
 
 # The identity of a run: another value would make another run.
 FIXED = ("name", "model", "data", "tokenizer", "train.seed", "train.global_batch_size", "train.precision")
-_LENGTHS = ("train.max_steps", "train.max_tokens", "train.max_epochs")
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class ReadyToResume:
     plan: Plan
     recipe: Recipe
     from_step: int | None = None  # to go back to, on purpose
+    moved: bool = False  # its data lies in another place
 
     def submit(self, *, report: Callable[[str], None]) -> Job:
         """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
@@ -54,6 +53,8 @@ class ReadyToResume:
         refuse_if_alive(self.run)  # before its record is touched
         if changed := record_again(self.run, take_snapshot(Path.cwd())):
             report(f"! {'code':<8} {changed}")
+        if self.moved:
+            record_moved(self.run, plan.data)
         if self.from_step is None:
             return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
         rollback = record_rollback(self.run, self.from_step)
@@ -71,21 +72,28 @@ def make_ready(run: RunDir, changes: dict[str, Any], *, from_step: int | None = 
     state = state_of(run)
     with user_errors():
         raw = stored_recipe(run)
-        workload = read_workload(run)
     given = overrides_of(run)
     source = run.path(layout.RECIPE)
     before = check_recipe(raw, given, source=source)
     asked = check_recipe(before.raw, changes, source=source)
     _refuse_another_run(before.recipe, asked.recipe)
-    overrides = accumulate(given, {key: value for key, value in changes.items() if not _is_fixed(key)})
+    moved = _places(changes, before.recipe, asked.recipe)
+    allowed = {key: value for key, value in changes.items() if not _is_fixed(key)}
+    overrides = accumulate(given, allowed | moved)
     after = check_recipe(raw, overrides, source=source)
+    with user_errors():
+        workload = _with_data(frozen_workload(run), after.recipe) if moved else read_workload(run)
     plan = _plan(run, after, workload)
     if from_step is None:
         _refuse_missing(run, state)
     else:
         state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
-    return ReadyToResume(run, state, overrides, plan, after.recipe, from_step)
+    return ReadyToResume(run, state, overrides, plan, after.recipe, from_step, moved=bool(moved))
+
+
+def _with_data(frozen: Workload, recipe: Recipe) -> Workload:
+    return frozen.model_copy(update={"data": find_moved(recipe, frozen.data)})
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
@@ -119,42 +127,12 @@ def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
     return replace(state, checkpoint=step or None, step=step)
 
 
-def restore_data(recipe: Recipe, data: DataSpec) -> None:
-    """Checks that the run's tokens are there. Prepares those gone from the cache again; UserError for the rest."""
-    from launchyard.launcher.data.progress import preparing_line
-    from launchyard.launcher.data.resolve import ensure_prepared, resolve
-    from launchyard.training.data.dataset_spec import check_unchanged
-    from launchyard.training.data.index import INDEX, Encoding
-
-    folders = _folders(data)
-    gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
-    if not gone:
-        with user_errors():
-            check_unchanged(data)
-        return
-    hint = "bring its data back to where it was; a run goes on only with the same tokens that it began with"
-    parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
-    cache = str(parents[2]) if len(parents) > 2 else None
-    encodings = get_args(Encoding)
-    ways = [resolve(recipe.data, recipe.tokenizer, cache=cache, encoding=encoding) for encoding in encodings]
-    found = next((way for way in ways if not way.prepared and _folders(way.spec) == folders), None)
-    if found is None:
-        raise UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
-    with user_errors():
-        spec = ensure_prepared(found, on_progress=preparing_line(sys.stderr)).spec
-    if spec.digest != data.digest:
-        raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=hint)
-
-
-def _folders(data: DataSpec) -> list[str]:
-    return [source.folder for source in (*data.train, *data.validation)]
-
-
 def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """All overrides of a run so far; a later one wins, and a new length replaces the old one."""
+    """All overrides of a run so far; a later one wins, and a new length or source replaces the old one."""
     replaced = set(changes)
-    if replaced & set(_LENGTHS):
-        replaced |= set(_LENGTHS)
+    for section, names in EITHER_OR.items():
+        alike = {f"{section}.{name}" for name in names}
+        replaced |= alike if replaced & alike else set()
     return {key: value for key, value in given.items() if key not in replaced} | changes
 
 
@@ -171,9 +149,25 @@ def _refuse_another_run(before: Recipe, after: Recipe) -> None:
         for key in dict.fromkeys([*old, *new])
         for fixed in FIXED
         if (key == fixed or key.startswith(f"{fixed}.")) and old.get(key) != new.get(key)
+        if not _is_place(key, old, new)
     ]
     if problems:
         raise RecipeErrors(problems, hint="make a new run; model.init_from=RUN lets it start from this run's weights")
+
+
+def _is_place(key: str, old: dict[str, object], new: dict[str, object]) -> bool:
+    """Does a key only name a place, before and after? A share of held-out text does not."""
+    if key in ("data.source", "data.mixture"):
+        return True
+    return key in PLACES and isinstance(new.get(key), str) and not isinstance(old.get(key), float)
+
+
+def _places(changes: dict[str, object], before: Recipe, after: Recipe) -> dict[str, object]:
+    """The keys that name a place of data anew, with full paths."""
+    old = _flat(before.model_dump(mode="json"))
+    new = _flat(after.model_dump(mode="json"))
+    named = {key: new[key] for key in PLACES if _is_place(key, old, new) and new.get(key) is not None}
+    return {key: value for key, value in named.items() if key in changes or value != old.get(key)}
 
 
 def _flat(value: Any, before: str = "") -> dict[str, Any]:

@@ -96,7 +96,8 @@ def check_unchanged(spec: DataSpec) -> None:
         if source.digest is not None and (found := source_digest(source.folder)) != source.digest:
             raise OtherTokensError(
                 f"{source.folder}: other tokens lie there now (digest {found[:12]}) than those of this run "
-                f"({source.digest[:12]}); a run goes on only with its own: bring them back, or make a new run"
+                f"({source.digest[:12]}); a run goes on only with its own: bring them back, name the place where they "
+                "lie now (launch resume RUN data.source=PLACE), or make a new run"
             )
 
 

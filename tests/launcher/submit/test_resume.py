@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launchyard.errors import LaunchError
+from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.submit.resume import make_ready
+from launchyard.launcher.submit.run_data import record_moved
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
+from launchyard.training.data.dataset_spec import open_dataset
 from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.spec import read_workload
 from tests.support.shell import Shell
 from tests.support.small_runs import final_weights, history
 
@@ -128,3 +131,32 @@ def test_there_must_be_a_checkpoint_to_go_back_to(trained: Shell, run: RunDir) -
     assert done.returncode == 2
     assert "no checkpoint of that step; allowed: 10, 20" in done.stderr
     assert not json.loads(trained("status", "./run", "--json").stdout).get("alive")
+
+
+def test_equal_data_in_another_place(run: RunDir, trained: Shell) -> None:
+    """It goes on from there, and so do all later attempts without a word."""
+    shutil.move(trained.here / "data", trained.here / "moved")
+    refused(run, "data/train: the tokens of this run are not there any more", "data.source=PLACE")
+    done = trained("resume", "./run", "data.source=moved", "train.max_steps=24")
+    assert done.returncode == 0, done.stderr
+    assert run.job(1).overrides == {"data.source": str(trained.here / "moved"), "train.max_steps": 24}
+    ready = make_ready(run, {"train.max_steps": 26})
+    assert ready.plan.data == read_workload(run).data
+    assert ready.plan.data.train[0].folder == str(trained.here / "moved/train")
+
+
+def test_other_data_in_another_place(run: RunDir, trained: Shell) -> None:
+    digests = [open_dataset(str(trained.here / name)).digest[:12] for name in ("data", "b")]
+    with pytest.raises(UserError) as error:
+        make_ready(run, {"train.max_steps": 24, "data.source": str(trained.here / "b")})
+    assert all(digest in str(error.value) for digest in digests)
+    assert not run.exists("data.json")
+
+
+def test_a_damaged_note_of_the_place(run: RunDir, trained: Shell) -> None:
+    """Naming the place again mends it."""
+    Path(run.path("data.json")).write_text("{")
+    refused(run, "data.json is damaged")
+    ready = make_ready(run, {"train.max_steps": 24, "data.source": str(trained.here / "data")})
+    record_moved(run, ready.plan.data)
+    assert not make_ready(run, {"train.max_steps": 24}).moved

@@ -1,0 +1,98 @@
+"""The tokens of a run at a resume: where they were, prepared again from their text, or in another place.
+
+They are always those that the run began with: a place that holds others is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+from launchyard.errors import UserError, user_errors
+from launchyard.run import layout
+from launchyard.run.rundir import RunDir
+from launchyard.storage import files
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec, TokenSource
+
+# Keys that name the place of data. Equal tokens may lie anywhere.
+PLACES = ("data.source", "data.mixture", "data.validation", "tokenizer")
+MOVED = "name its new place if it has moved: launch resume RUN data.source=PLACE; else bring it back"
+
+
+def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
+    """Returns the tokens that a changed recipe names, which are those of `data`; UserError if they are others."""
+    from launchyard.launcher.data.resolve import resolve
+    from launchyard.training.data.dataset_spec import check_unchanged
+
+    key = "data.source" if recipe.data.mixture is None else "data.mixture"
+    with user_errors():
+        found = resolve(recipe.data, recipe.tokenizer)
+    if not found.prepared:
+        if _folders(found.spec) == _folders(data):  # the same text: restore_data prepares it
+            return data
+        raise UserError(
+            f"{key}: the text there is not prepared, so its tokens cannot be compared with those of this run",
+            hint="prepare it with `launch prepare`, as it was prepared for this run, and name that folder",
+        )
+    if not _equal(found.spec, data):
+        raise UserError(
+            f"{key}: other tokens lie there (digest {found.spec.digest[:12]}) than those of this run "
+            f"({data.digest[:12]}): {', '.join(_folders(found.spec))}",
+            hint="a run goes on only with its own tokens; make a new run for others",
+        )
+    with user_errors():
+        check_unchanged(found.spec)
+    return found.spec
+
+
+def _equal(found: DataSpec, data: DataSpec) -> bool:
+    """Are the tokens the same, whatever their place? Plans of older versions have no digest for each source."""
+    if found.digest != data.digest or len(found.train) != len(data.train):
+        return False
+    sources = zip((*found.train, *found.validation), (*data.train, *data.validation), strict=False)
+    return len(found.validation) == len(data.validation) and all(_equal_source(one, like) for one, like in sources)
+
+
+def _equal_source(one: TokenSource, like: TokenSource) -> bool:
+    return (one.n_tokens, one.weight) == (like.n_tokens, like.weight) and like.digest in (None, one.digest)
+
+
+def record_moved(run: RunDir, data: DataSpec) -> None:
+    """Records the place where all later attempts find the tokens."""
+    run.write_json(layout.DATA_PLACE, data.model_dump(mode="json"), sync=True)
+
+
+def restore_data(recipe: Recipe, data: DataSpec) -> None:
+    """Checks that the run's tokens are there. Prepares those gone from the cache again; UserError for the rest."""
+    from launchyard.launcher.data.progress import preparing_line
+    from launchyard.launcher.data.resolve import ensure_prepared, resolve
+    from launchyard.training.data.dataset_spec import check_unchanged
+    from launchyard.training.data.index import INDEX, Encoding
+
+    folders = _folders(data)
+    gone = [folder for folder in folders if not files.exists(f"{folder}/{INDEX}")]
+    if not gone:
+        with user_errors():
+            check_unchanged(data)
+        return
+    missing = UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=MOVED)
+    parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
+    cache = str(parents[2]) if len(parents) > 2 else None
+    encodings = get_args(Encoding)
+    try:
+        ways = [resolve(recipe.data, recipe.tokenizer, cache=cache, encoding=encoding) for encoding in encodings]
+    except UserError as error:  # its text is gone too
+        raise missing from error
+    found = next((way for way in ways if not way.prepared and _folders(way.spec) == folders), None)
+    if found is None:
+        raise missing
+    with user_errors():
+        spec = ensure_prepared(found, on_progress=preparing_line(sys.stderr)).spec
+    if spec.digest != data.digest:
+        raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=MOVED)
+
+
+def _folders(data: DataSpec) -> list[str]:
+    return [source.folder for source in (*data.train, *data.validation)]
