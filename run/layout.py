@@ -296,8 +296,8 @@ ENTRIES = (
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
     Entry(ROLLBACKS, "`launch resume --from-step`, `--from-scratch`", "before that attempt is submitted",
           "Attempts that went back on purpose, each with the `step` from which it went on."),
-    Entry(DATA_PLACE, "`launch resume RUN data.source=…`", "before that attempt is submitted", "The place of the data since "
-          "then, in place of `data` in `plan.json`; the digests are equal."),
+    Entry(DATA_PLACE, "`launch resume RUN data.source=…`", "before that attempt is submitted", "The place of the data "
+          "since then, in place of `data` in `plan.json`; the digests are equal."),
     Entry(METRICS_CSV, "rank 0", "all along, if the recipe asks", "The rows of steps as a table, see "
           "[trackers](../guides/experiment-trackers.md)."),
     Entry(f"{TENSORBOARD}/", "rank 0", "all along, if the recipe asks", "Event files of TensorBoard."),

@@ -227,7 +227,7 @@ class RunDir:
 
     def _recorded_bad_nodes(self) -> list[BadNode]:
         try:
-            return self._read_model(BAD_NODES, BadNodes).nodes
+            return self.read_model(BAD_NODES, BadNodes).nodes
         except FileNotFoundError:
             return []
         except DamagedError as error:

@@ -231,6 +231,7 @@ def _print_end(state: RunState) -> None:
 @click.option("--gpus-per-node", type=click.IntRange(min=0), metavar="N", help="GPUs of each.")
 @click.option("--from-step", type=click.IntRange(min=1), metavar="N", help="Go back to the checkpoint of step N.")
 @click.option("--from-scratch", is_flag=True, help="Begin again at step 0.")
+@click.option("--dry-run", is_flag=True, help="Print what would happen; change and start nothing.")
 @click.option(
     "--detach/--follow", "detach", default=None, help="Return at once, or watch.  [default: watch local runs]"
 )
@@ -243,6 +244,7 @@ def resume(
     gpus_per_node: int | None,
     from_step: int | None,
     from_scratch: bool,
+    dry_run: bool,
     detach: bool | None,
     as_json: bool,
 ) -> int:
@@ -266,10 +268,14 @@ def resume(
 
     for line in _resume_lines(ready):
         report(line)
+    if dry_run:
+        report("dry run: nothing was changed or started")
+        if as_json:
+            click.echo(json.dumps({**ready.to_json(), "plan": ready.plan.model_dump(mode="json")}, indent=1))
+        return EXIT_DONE
     job = ready.submit(report=report)
     if as_json:
-        facts = {"run_id": ready.state.run_id, "run_url": found.url, "from_step": ready.state.checkpoint or 0}
-        click.echo(json.dumps({**facts, "overrides": ready.overrides, "job": job.model_dump(mode="json")}, indent=1))
+        click.echo(json.dumps({**ready.to_json(), "job": job.model_dump(mode="json")}, indent=1))
         return EXIT_DONE
     if detach or (detach is None and load_backend(ready.plan.scheduler).TRAITS.scheduled):
         click.echo("\n".join(next_commands(ready.state.run_id)))
@@ -288,8 +294,9 @@ def _resume_lines(ready: Any) -> list[str]:
         f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning (nothing was saved)"
     )
     lines = [f"✓ resume   {state.run_id} {saved} of {plan.max_steps}, on {workers}"]
-    if ready.overrides:
-        lines.append(f"✓ changed  {', '.join(f'{key}={value}' for key, value in ready.overrides.items())}")
+    lines += [f"✓ changed  {change}" for change in ready.changes]
+    if earlier := [key for key in ready.overrides if all(change.key != key for change in ready.changes)]:
+        lines.append(f"✓ earlier  {', '.join(f'{key}={ready.overrides[key]}' for key in earlier)}")
     return lines + [f"! note     {note}" for note in plan.notes]
 
 

@@ -1,4 +1,4 @@
-"""Resuming a run: allowed and refused changes, checked before anything starts.
+"""Resuming a run: checked before anything starts.
 
 A resume has the steps of a launch, for the next attempt: the run's own recipe and plan, with KEY=VALUE on top.
 """
@@ -6,7 +6,7 @@ A resume has the steps of a launch, for the next attempt: the run's own recipe a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,24 @@ from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
 from launchyard.launcher.runs.state import RunState, state_of
+from launchyard.launcher.submit.changes import (
+    Change,
+    accumulate,
+    changes_between,
+    is_fixed,
+    places,
+    refuse_another_run,
+)
 from launchyard.launcher.submit.code import record_again, take_snapshot
-from launchyard.launcher.submit.run_data import PLACES, find_moved, record_moved, restore_data
+from launchyard.launcher.submit.run_data import find_moved, record_moved, restore_data
 from launchyard.run import layout
 from launchyard.run.checkpoints import RunCheckpoints, forget_rollback, record_rollback
 from launchyard.run.frozen import check_frozen
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.options import StoreOptions
-from launchyard.training.recipe import EITHER_OR, Recipe, overrides_of, stored_recipe
+from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
 from launchyard.training.spec import Workload, frozen_workload, read_workload
-
-# The identity of a run: another value would make another run.
-FIXED = ("name", "model", "data", "tokenizer", "train.seed", "train.global_batch_size", "train.precision")
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,13 @@ class ReadyToResume:
     overrides: dict[str, Any]
     plan: Plan
     recipe: Recipe
+    changes: tuple[Change, ...]  # since the attempt before
     from_step: int | None = None  # to go back to, on purpose
     moved: bool = False  # its data lies in another place
+
+    def to_json(self) -> dict[str, Any]:
+        facts = {"run_id": self.state.run_id, "run_url": self.run.url, "from_step": self.state.checkpoint or 0}
+        return {**facts, "overrides": self.overrides, "changes": [asdict(change) for change in self.changes]}
 
     def submit(self, *, report: Callable[[str], None]) -> Job:
         """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
@@ -76,10 +86,9 @@ def make_ready(run: RunDir, changes: dict[str, Any], *, from_step: int | None = 
     source = run.path(layout.RECIPE)
     before = check_recipe(raw, given, source=source)
     asked = check_recipe(before.raw, changes, source=source)
-    _refuse_another_run(before.recipe, asked.recipe)
-    moved = _places(changes, before.recipe, asked.recipe)
-    allowed = {key: value for key, value in changes.items() if not _is_fixed(key)}
-    overrides = accumulate(given, allowed | moved)
+    refuse_another_run(before.recipe, asked.recipe)
+    moved = places(changes, before.recipe, asked.recipe)
+    overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
     after = check_recipe(raw, overrides, source=source)
     with user_errors():
         workload = _with_data(frozen_workload(run), after.recipe) if moved else read_workload(run)
@@ -89,7 +98,8 @@ def make_ready(run: RunDir, changes: dict[str, Any], *, from_step: int | None = 
     else:
         state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
-    return ReadyToResume(run, state, overrides, plan, after.recipe, from_step, moved=bool(moved))
+    changed = tuple(changes_between(before.recipe, after.recipe))
+    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, moved=bool(moved))
 
 
 def _with_data(frozen: Workload, recipe: Recipe) -> Workload:
@@ -125,57 +135,6 @@ def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
             hint=f"launch checkpoints {state.run_id}; --from-scratch begins again at step 0",
         )
     return replace(state, checkpoint=step or None, step=step)
-
-
-def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """All overrides of a run so far; a later one wins, and a new length or source replaces the old one."""
-    replaced = set(changes)
-    for section, names in EITHER_OR.items():
-        alike = {f"{section}.{name}" for name in names}
-        replaced |= alike if replaced & alike else set()
-    return {key: value for key, value in given.items() if key not in replaced} | changes
-
-
-def _is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
-
-
-def _refuse_another_run(before: Recipe, after: Recipe) -> None:
-    """RecipeErrors that name every change that would make another run of this one."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
-    problems = [
-        f"{key}: {new.get(key)} on the command line, but this run was made with {old.get(key)}; a run keeps its {fixed}"
-        for key in dict.fromkeys([*old, *new])
-        for fixed in FIXED
-        if (key == fixed or key.startswith(f"{fixed}.")) and old.get(key) != new.get(key)
-        if not _is_place(key, old, new)
-    ]
-    if problems:
-        raise RecipeErrors(problems, hint="make a new run; model.init_from=RUN lets it start from this run's weights")
-
-
-def _is_place(key: str, old: dict[str, object], new: dict[str, object]) -> bool:
-    """Does a key only name a place, before and after? A share of held-out text does not."""
-    if key in ("data.source", "data.mixture"):
-        return True
-    return key in PLACES and isinstance(new.get(key), str) and not isinstance(old.get(key), float)
-
-
-def _places(changes: dict[str, object], before: Recipe, after: Recipe) -> dict[str, object]:
-    """The keys that name a place of data anew, with full paths."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
-    named = {key: new[key] for key in PLACES if _is_place(key, old, new) and new.get(key) is not None}
-    return {key: value for key, value in named.items() if key in changes or value != old.get(key)}
-
-
-def _flat(value: Any, before: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {before: value}
-    return {
-        key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{before}.{name}".lstrip(".")).items()
-    }
 
 
 def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:

@@ -18,7 +18,7 @@ from launchyard.training.spec import DataSpec, TokenSource
 
 # Keys that name the place of data. Equal tokens may lie anywhere.
 PLACES = ("data.source", "data.mixture", "data.validation", "tokenizer")
-MOVED = "name its new place if it has moved: launch resume RUN data.source=PLACE; else bring it back"
+NEW_PLACE = "name its new place if it has moved: launch resume RUN data.source=PLACE; else bring it back"
 
 
 def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
@@ -77,7 +77,7 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
         with user_errors():
             check_unchanged(data)
         return
-    missing = UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=MOVED)
+    missing = UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=NEW_PLACE)
     parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
     cache = str(parents[2]) if len(parents) > 2 else None
     encodings = get_args(Encoding)
@@ -91,7 +91,7 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     with user_errors():
         spec = ensure_prepared(found, on_progress=preparing_line(sys.stderr)).spec
     if spec.digest != data.digest:
-        raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=MOVED)
+        raise UserError(f"{gone[0]}: has gone, and its text now makes other tokens", hint=NEW_PLACE)
 
 
 def _folders(data: DataSpec) -> list[str]:

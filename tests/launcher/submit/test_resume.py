@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, _flat, is_within
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.launcher.submit.run_data import record_moved
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.dataset_spec import open_dataset
 from launchyard.training.data.prepare.prepare import prepare
+from launchyard.training.recipe import Recipe
 from launchyard.training.spec import read_workload
 from tests.support.shell import Shell
 from tests.support.small_runs import final_weights, history
@@ -160,3 +162,28 @@ def test_a_damaged_note_of_the_place(run: RunDir, trained: Shell) -> None:
     ready = make_ready(run, {"train.max_steps": 24, "data.source": str(trained.here / "data")})
     record_moved(run, ready.plan.data)
     assert not make_ready(run, {"train.max_steps": 24}).moved
+
+
+def test_changes_are_listed_with_their_effect(run: RunDir) -> None:
+    """Old and new value of each key; nothing is recorded before it is submitted."""
+    wanted = {"optimizer.lr": 0.001, "train.max_steps": 24, "checkpoint.every_steps": 4}
+    ready = make_ready(run, wanted)
+    assert [str(change) for change in ready.changes] == [
+        "train.max_steps 20 → 24: stretches the schedule",
+        "optimizer.lr 0.0003 → 0.001: trains otherwise from here on",
+        "checkpoint.every_steps 10 → 4: leaves training as it is",
+    ]
+    assert ready.overrides == wanted
+    constant = make_ready(run, {"schedule.name": "constant", "train.max_steps": 24})
+    assert constant.changes[0].effect == "leaves training as it is"
+    assert run.attempts() == [0]
+
+
+def test_every_key_of_a_recipe_may_change_or_not() -> None:
+    """A new key has to be put in one of the two tables."""
+    recipe = {**RECIPE, "validation": {"sample": {"prompt": "x"}}}
+    for key in _flat(Recipe.model_validate(recipe).model_dump()):
+        allowed = [prefix for prefix in EFFECTS if is_within(key, prefix)]
+        fixed = [prefix for prefix in FIXED if is_within(key, prefix)]
+        assert allowed or fixed, key
+        assert not (allowed and fixed) or key in PLACES or key == "optimizer.name", key
