@@ -97,8 +97,10 @@ class ModelConfig(BaseModel):
         vocab = raw.get("vocab_size")
         if heads is not None:
             raw.setdefault("n_kv_heads", heads)
-        if isinstance(heads, int) and isinstance(dim, int) and heads > 0 and dim % heads == 0:
-            raw.setdefault("head_dim", dim // heads)
+        if isinstance(heads, int) and isinstance(dim, int) and heads > 0 and "head_dim" not in raw:
+            if dim % heads:
+                raise ValueError(f"dim: {dim} is not divisible by n_heads, {heads}; change one, or give head_dim")
+            raw["head_dim"] = dim // heads
         if isinstance(vocab, int):
             raw.setdefault("padded_vocab_size", -(-vocab // PAD_VOCAB_MULTIPLE) * PAD_VOCAB_MULTIPLE)
         return raw

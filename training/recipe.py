@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from launchyard.model.config import ModelConfig
 from launchyard.run import layout
@@ -159,6 +159,13 @@ class ScheduleConfig(Section):
         default=0, ge=0, description="Steps of linear warmup, or a share of all steps < 1."
     )
     min_lr: float = Field(default=0.0, ge=0, description="Learning rate at the end.")
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _whole_steps(cls, steps: float) -> float:
+        if steps > 1 and steps != int(steps):
+            raise ValueError(f"{steps} is neither a whole number of steps nor a share below 1")
+        return steps
 
 
 class ParallelConfig(Section):

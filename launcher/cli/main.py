@@ -53,6 +53,10 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Start a small real service here: s3, slurm, ray, monitoring.",
         ),
     },
+    "Help": {
+        "help": ("launchyard.launcher.cli.help", "show_help", "Explain a command, or a key of a recipe."),
+        "version": ("launchyard.launcher.cli.help", "version", "Show the version."),
+    },
     "Editors and shells": {
         "schema": ("launchyard.launcher.cli.schema", "schema", "Print the JSON Schema of recipes."),
         "completion": ("launchyard.launcher.cli.completion", "completion", "Print the completion script of a shell."),
@@ -128,9 +132,9 @@ class Commands(click.Group):
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from importlib.metadata import version
+    from launchyard.launcher.cli.help import version
 
-    click.echo(f"launchyard {version('launchyard')}")
+    ctx.invoke(version)
     ctx.exit()
 
 
@@ -180,6 +184,7 @@ def launch_recipe(
         click.echo((ctx.parent or ctx).get_help())
         return EXIT_USER
     from launchyard.launcher.backends.section import FIRST  # loads pydantic, and --help needs none
+    from launchyard.launcher.cli.typos import refuse_other_words
 
     if local and cluster not in (None, FIRST):
         raise click.UsageError(f"--local is --cluster local; it cannot go with --cluster {cluster}")
@@ -188,6 +193,8 @@ def launch_recipe(
     recipe, pairs = split_arguments(arguments)
     if recipe is None and not local:
         raise click.UsageError("which recipe? Name one, or use --local for the bundled quickstart")
+    if recipe is not None:
+        refuse_other_words(recipe, pairs, commands=COMMANDS)
     from launchyard.launcher.recipe.load import parse_overrides
     from launchyard.launcher.submit.launch import Request, launch
     from launchyard.launcher.watch.follow import follow
@@ -195,12 +202,7 @@ def launch_recipe(
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node, "name": name}
     overrides = parse_overrides(pairs) | {key: value for key, value in flags.items() if value is not None}
     request = Request(recipe or "quickstart", cluster or FIRST, overrides, run_url)
-    try:
-        return launch(request, dry_run=dry_run, detach=detach, as_json=as_json, follow=follow)
-    except UserError as error:
-        if recipe is not None and str(error).startswith(f"{recipe}: no such recipe"):
-            raise UserError(meant_command(recipe) or str(error)) from error
-        raise
+    return launch(request, dry_run=dry_run, detach=detach, as_json=as_json, follow=follow)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -212,14 +214,6 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, list(arguments)
 
 
-def meant_command(name: str) -> str | None:
-    """The message for a name that is not a recipe but nearly a command; None if it is neither."""
-    import difflib
-
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
-    return f"{name}: no such command or recipe; did you mean `launch {near[0]}`?" if near else None
-
-
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
@@ -229,6 +223,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="launch", standalone_mode=False)
         sys.stdout.flush()
+    except click.NoSuchOption as error:
+        from launchyard.launcher.cli.typos import explain_option
+
+        code = report(explain_option(error, arguments))
     except (LaunchError, click.ClickException, OSError, DamagedError) as error:
         if debug:
             raise
@@ -261,11 +259,23 @@ def report(error: Exception) -> int:
         sys.stdout = None
         return code
     problems = error.problems if isinstance(error, RecipeErrors) else [message(error)]
+    if not hint and _is_nowhere():
+        hint = "the working directory does not exist any more; go to another one with cd"
     for problem in problems:
         click.echo(f"{click.style('error:', fg='red', bold=True)} {problem}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
     return code
+
+
+def _is_nowhere() -> bool:
+    import os
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def message(error: Exception) -> str:

@@ -133,7 +133,7 @@ def models(name: str | None, as_json: bool) -> None:
 
 def find_model(model: str) -> str:
     """The place of MODEL: a path or URL as it is, else the run of that id or name."""
-    from launchyard.model.weights.source import find_source
+    from launchyard.model.weights.source import find_source, hub_advice
 
     if "://" in model or os.sep in model:
         return model
@@ -146,7 +146,11 @@ def find_model(model: str) -> str:
             return model
     from launchyard.launcher.runs.find import find
 
-    return find(model).url
+    try:
+        return find(model).url
+    except UserError as error:
+        advice = "" if "did you mean" in str(error) else hub_advice(model)
+        raise UserError(str(error), hint=advice or error.hint) from error
 
 
 def _echoed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:

@@ -95,6 +95,12 @@ def allowed(schema: Node, node: Node | None) -> str:
     return " or ".join(dict.fromkeys(kinds)) or "something else"
 
 
+def described(schema: Node, node: Node) -> str:
+    """The description of a key, or of the section that it holds; empty without one."""
+    found = [node, *_branches(schema, node)]
+    return next((" ".join(str(one["description"]).split()) for one in found if "description" in one), "")
+
+
 def shown(value: Any) -> str:
     """A wrong value as the user wrote it, short and without passwords."""
     text = redact(json.dumps(value, ensure_ascii=False, default=str))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from launchyard.errors import RecipeErrors, UserError, user_errors
 from launchyard.launcher.recipe.aliases import RECIPE_VOCABULARY
 from launchyard.launcher.recipe.bundled import bundled_recipes, recipe_folder
-from launchyard.launcher.recipe.hints import nearest
+from launchyard.launcher.recipe.hints import at, leaf_keys, nearest
 from launchyard.launcher.recipe.yaml import (
     MAX_BYTES,
     Document,
@@ -40,6 +42,8 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("tokenizer",),
     ("model", "init_from"),
 )
+_YAML = (".yaml", ".yml")
+_STDIN = "standard input"
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
@@ -83,8 +87,11 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """['train.max_steps=5'] -> {'train.max_steps': 5}; values are YAML, the last of two wins."""
     found: dict[str, Any] = {}
     problems = []
-    for pair in pairs:
+    for place, pair in enumerate(pairs):
         key, equals, value = pair.partition("=")
+        if not equals and (meant := key_of(pair)) is not None:
+            value = value_after(pairs[place + 1 :])
+            raise RecipeErrors([f"{pair} on the command line: a key of the recipe; write {meant}={redact(value)}"])
         if not equals or not _KEY.fullmatch(key):
             problems.append(f"{redact(pair)} on the command line: not KEY=VALUE, such as train.max_steps=500")
             continue
@@ -97,14 +104,33 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+def key_of(word: str) -> str | None:
+    """The one dotted key that a word means, if it does: a key, its last part alone, or another trainer's name."""
+    schema = Recipe.model_json_schema()
+    if at(schema, tuple(word.split("."))) is not None:
+        return word
+    if (ours := RECIPE_VOCABULARY.moved.get(word)) is not None:
+        return ours
+    same = [key for key in leaf_keys(schema) if key.rsplit(".", 1)[-1] == word]
+    return same[0] if len(same) == 1 else None
+
+
+def value_after(words: Sequence[str]) -> str:
+    """The value typed as a word of its own after a key, also after a lone =; the word VALUE if there is none."""
+    rest = next((word for word in words[:2] if word != "="), "")
+    return rest if rest and "=" not in rest and not rest.startswith("--") else "VALUE"
+
+
 # -- finding ---------------------------------------------------------------------------------------------------------
 def _read(source: str) -> tuple[str, str, bytes]:
     """Label for messages, folder for relative paths, and content."""
+    if source == "-":
+        return _STDIN, os.getcwd(), _bounded(sys.stdin.buffer.read(MAX_BYTES + 1), _STDIN)
     if "://" in source and not source.startswith("file://"):
         return redact(source), source.rsplit("/", 1)[0], _fetch(source)
     with user_errors():
         path = Path(typed_path(source))
-    if path.is_file():
+    if path.is_file() or path.is_fifo():
         label = str(path)
     elif (bundled := recipe_folder() / f"{source.removesuffix('.yaml')}.yaml").is_file() and not path.is_absolute():
         path = bundled
@@ -112,8 +138,9 @@ def _read(source: str) -> tuple[str, str, bytes]:
     else:
         raise UserError(_not_found(source, path))
     try:
+        base = os.getcwd() if path.is_fifo() else str(path.resolve().parent)  # <(…) lies beside nothing
         with path.open("rb") as file:
-            return label, str(path.resolve().parent), _bounded(file.read(MAX_BYTES + 1), label)
+            return label, base, _bounded(file.read(MAX_BYTES + 1), label)
     except OSError as error:
         raise UserError(f"{label}: cannot be read: {error.strerror}") from error
 
@@ -149,7 +176,8 @@ def _not_found(source: str, path: Path) -> str:
     else:
         what = f"{source}: no such recipe; it is neither a file nor the name of a bundled recipe"
     spelled = {name.rsplit("/", 1)[-1]: name for name in names} | {name: name for name in names}
-    near = spelled.get(nearest(source.removesuffix(".yaml"), list(spelled)) or "")
+    spelled |= {str(found.with_suffix("")): str(found) for found in path.parent.glob("*.y*ml")}
+    near = spelled.get(nearest(str(path.with_suffix("") if path.suffix in _YAML else path), list(spelled)) or "")
     return f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}"
 
 

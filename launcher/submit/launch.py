@@ -89,6 +89,7 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
     loaded = _with_found_weights(loaded)
     recipe = loaded.recipe
+    _check_name(loaded)
     if cluster.container is None:  # else the workers have another Python
         check_trackers(loaded)
     init = shape_of(loaded)
@@ -103,6 +104,15 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     data, known = _data(loaded, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
     plan = _plan(loaded, data=known, **parts)
     return Ready(loaded, cluster, host, data, init, after, plan, take_snapshot(Path.cwd()), run)
+
+
+def _check_name(loaded: LoadedRecipe) -> None:
+    from launchyard.launcher.runs.find import NEWEST
+
+    name = loaded.recipe.name
+    if name in NEWEST:
+        problem = f"{loaded.origin('name')}: name: {name} means the newest run wherever a run is named; choose another"
+        raise RecipeErrors([problem])
 
 
 def _data(
@@ -196,12 +206,13 @@ def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     if "://" in name or os.path.isabs(name):
         return _with_weights(loaded, name)
     from launchyard.launcher.runs.find import find
+    from launchyard.model.weights.source import hub_advice
 
     try:
         url = os.path.abspath(name) if os.path.exists(name) else find(name).url
     except UserError as error:
         what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
-        raise RecipeErrors([what], hint=error.hint) from error
+        raise RecipeErrors([what], hint=hub_advice(name) or error.hint) from error
     return _with_weights(loaded, url)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # gpt2, EleutherAI/pythia-160m
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,22 @@ def _first(*paths: str) -> str | None:
     return next((path for path in paths if exists(path)), None)
 
 
+def hub_advice(name: str) -> str:
+    """Returns a sentence for a name that could be one of the Hugging Face hub; empty if it cannot."""
+    if not _HUB_NAME.fullmatch(name):
+        return ""
+    folder = name.rpartition("/")[2]
+    return (
+        "names of the Hugging Face hub are not fetched; get the files first: "
+        f"hf download {name} --local-dir {folder}, then name ./{folder}"
+    )
+
+
 def _not_found(source: str, where: str) -> str:
     if "://" not in where and not os.path.isdir(where):
-        return f"{source}: no such folder. A model is an HF folder, a checkpoint or a run: a path or an fsspec URL"
+        advice = hub_advice(source)
+        what = f"{source}: no such folder. A model is an HF folder, a checkpoint or a run: a path or an fsspec URL"
+        return f"{what}; {advice}" if advice else what
     return (
         f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), {MANIFEST} (a checkpoint) and "
         f"{layout.CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"

@@ -87,7 +87,8 @@ def make_config(*, preset: str | None, fields: Mapping[str, object], hf: Mapping
     try:
         return ModelConfig.model_validate(raw)
     except ValidationError as error:
-        hint = "" if base is not None else "; a model needs a preset, weights to start from, or all of its knobs"
+        lacks = base is None and any(problem["type"] == "missing" for problem in error.errors())
+        hint = "; a model needs a preset, weights to start from, or all of its knobs" if lacks else ""
         raise ValueError(f"model: {_describe_errors(error)}{hint}") from error
 
 

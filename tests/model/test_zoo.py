@@ -215,7 +215,7 @@ def test_knobs_alone_make_a_config() -> None:
     [
         ({"preset": None, "fields": {"dim": 64}}, r"n_layers: Field required.*a model needs a preset"),
         ({"preset": "pythia-14m", "fields": {"dim": -4}}, r"model: dim: "),
-        ({"preset": "pythia-14m", "fields": {"dim": 130}}, r"head_dim: Field required"),
+        ({"preset": "pythia-14m", "fields": {"dim": 130}}, r"dim: 130 is not divisible by n_heads, 4"),
         ({"preset": "pythia-14m", "fields": {"qkv_bias": True}}, r"attention_bias one on q, k, v and o; set one"),
         ({"preset": "pythia-14m", "fields": {"width": 3}}, r"width: Extra inputs"),
         ({"preset": "pythia-14m", "fields": {"n_kv_heads": 3}}, r"must be a multiple of n_kv_heads \(3\)"),

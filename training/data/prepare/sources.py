@@ -277,7 +277,8 @@ def _decode(reading: Reading) -> Iterator[str]:
     except UnicodeDecodeError as error:
         where = f"near byte {done + error.start}"
         raise _NotUtf8Error(
-            f"{reading.source.name} is not UTF-8 {where}; convert it, for example: iconv -f LATIN1 -t UTF-8"
+            f"{reading.source.name} is not UTF-8 {where}; convert it, for example: "
+            "iconv -f LATIN1 -t UTF-8 FILE > NEWFILE"
         ) from error
 
 
