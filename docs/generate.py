@@ -182,6 +182,8 @@ def files_page() -> Iterator[str]:
     yield (
         "\nWhat SLURM needs for a job (`job-NNNN.sh`, `job-ID.log`, `code/`) lies in a local run's own folder; that of "
         "a remote run, in the user's folder for logs.\n\n"
+        "In an object store a record that is taken back (`stop.json`, `outcome.json`, a target, …) is overwritten with "
+        '`{"void": true}`, which readers take for none: a run there needs no right to delete.\n\n'
         "An object store cannot append, so there rows and events come in parts, `metrics/steps-NNNN-PPPPPP.jsonl`, and "
         f"logs in parts of {LOG_PART_BYTES >> 20} MiB: the first has the plain name, the second ends in `.0001`.\n"
     )

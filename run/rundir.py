@@ -35,6 +35,7 @@ from launchyard.storage.errors import DamagedError
 
 RecordModel = TypeVar("RecordModel", bound=BaseModel)
 BAD_NODE_SECONDS = 24 * 3600.0
+VOID = {"void": True}  # a record that was taken back: readers find none
 
 
 class RunDir:
@@ -110,9 +111,12 @@ class RunDir:
                 raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
             raise
         try:
-            return json.loads(raw)
+            record = json.loads(raw)
         except ValueError as error:
             raise DamagedError(f"{path} is damaged: {damage.describe_fault(raw, error)}") from error
+        if record == VOID:
+            raise FileNotFoundError(2, "No such file", path)
+        return record
 
     def read_model(self, name: str, schema: type[RecordModel]) -> RecordModel:
         """As read_json, checked against a schema."""
@@ -156,6 +160,21 @@ class RunDir:
         """Remove one file; nothing happens if it is gone already."""
         files.remove(self.path(name))
 
+    def clear(self, name: str) -> None:
+        """Takes a record back; nothing happens if there is none. In a store, where deleting is a right of its own and
+        may be missing, it is overwritten.
+        """
+        if self.local:
+            self.remove(name)
+            return
+        try:
+            self.read_json(name)
+        except FileNotFoundError:
+            return
+        except DamagedError:  # it would count as a record
+            pass
+        self.write_json(name, VOID)
+
     # -- submissions ---------------------------------------------------------------------------------------------
     def submit(self, submission: Submission) -> int:
         """Write down the next submission; its number."""
@@ -169,7 +188,7 @@ class RunDir:
 
     def withdraw(self, number: int) -> None:
         """It was not accepted."""
-        self.remove(layout.submission(number))
+        self.clear(layout.submission(number))
 
     def accepted(self, number: int, job_id: str) -> None:
         self.write_json(layout.accepted(number), {"job_id": job_id})
@@ -213,7 +232,7 @@ class RunDir:
         return str(record.get("reason")) if record.get("job_id") == job_id else None
 
     def clear_waiting(self) -> None:
-        self.remove(WAITING)
+        self.clear(WAITING)
 
     def record_bad_node(self, node: BadNode) -> None:
         """Records a node on which nothing of the run can be started."""
@@ -295,6 +314,10 @@ class RunDir:
         name = layout.OUTCOME if of_run else layout.outcome(record.attempt)
         self.write_json(name, record.model_dump(mode="json"), sync=True)
 
+    def clear_outcome(self) -> None:
+        """Of the run: it goes on."""
+        self.clear(layout.OUTCOME)
+
     def write_error(self, attempt: int, rank: int, record: JsonObject) -> None:
         """Writes the error that ended one worker: type, message, traceback, step, time, host, fatal, data if any."""
         self.write_json(layout.error(attempt, rank), record)
@@ -311,7 +334,7 @@ class RunDir:
 
     def remove_target(self, attempt: int, rank: int) -> None:
         """Nothing happens if it is gone already."""
-        self.remove(layout.target(attempt, rank))
+        self.clear(layout.target(attempt, rank))
 
     def targets(self, attempt: int) -> list[Target]:
         """Workers of an attempt that serve metrics, by rank. Those that were killed are among them."""
@@ -391,8 +414,14 @@ class RunDir:
 
     def stop_requested(self) -> JsonObject | None:
         """The request; without its reason if it is damaged, for somebody has made it."""
-        record = self.find_json(layout.STOP)
-        return {} if record is None and self.exists(layout.STOP) else record
+        try:
+            record = self.read_json(layout.STOP)
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            damage.report_damage(str(error))
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def give_notice(self, attempt: int, reason: str) -> None:
         """Tell the agents of an attempt that its nodes are about to be taken: agreed save, then leave."""
@@ -405,4 +434,4 @@ class RunDir:
         return str(record.get("reason"))
 
     def clear_stop(self) -> None:
-        self.remove(layout.STOP)
+        self.clear(layout.STOP)

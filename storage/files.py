@@ -162,7 +162,10 @@ def remove(path: str) -> None:
 
 
 def rename(old: str, new: str) -> None:
-    """Gives a file another name and replaces the file of that name. In a store: a copy that the store makes."""
+    """Gives a file another name and replaces the file of that name.
+
+    In a store: a copy that the store makes; the old one stays where deleting is not allowed.
+    """
     if is_remote(old):
         return _store(old).rename(old, new)
     os.replace(normal(old), normal(new))

@@ -23,7 +23,6 @@ from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attem
 from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
 from launchyard.run.checkpoints import newest_checkpoint
-from launchyard.run.layout import OUTCOME
 from launchyard.run.lease import Heartbeat
 from launchyard.run.own_code import what_differs
 from launchyard.run.records import Job, OutcomeRecord, Shape
@@ -187,7 +186,7 @@ class Owner:
         request = self.run.stop_requested()
         if request is not None and float(request.get("time", 0.0)) < self.since:
             self.run.clear_stop()
-        self.run.remove(OUTCOME)
+        self.run.clear_outcome()
 
 
 def serve(owner: Owner, *, where: str) -> int:

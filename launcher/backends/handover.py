@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
-from launchyard.run.layout import OUTCOME
 from launchyard.run.records import Job, OutcomeRecord, Submission
 from launchyard.run.rundir import RunDir
 
@@ -32,7 +31,7 @@ def hand_over(run: RunDir, waiting: Submission, send: Callable[[int], str], *, t
     run.accepted(number, job_id)
     last = run.outcome()
     if last is not None and last.attempt not in run.attempts():  # of a job that was taken back before it began
-        run.remove(OUTCOME)
+        run.clear_outcome()
     job = newest_job(run)
     assert job is not None
     return job

@@ -18,7 +18,7 @@ from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.zoo import config_from_hf, config_to_hf, rules
 from launchyard.model.zoo.rules import TensorLocation, check_keys, tensor_locations, their_shapes
 from launchyard.storage import files
-from launchyard.storage.errors import CorruptError
+from launchyard.storage.errors import CorruptError, DeniedError
 from launchyard.storage.files import exists, listdir, normal
 from launchyard.storage.safetensors import TensorFile, write_tensors
 
@@ -161,6 +161,8 @@ class _Writer:
             weight_map = {key: name for name, keys in zip(names, self._written, strict=True) for key in keys}
             index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
             files.write(f"{self._root}/{INDEX}", (json.dumps(index, indent=2) + "\n").encode())
+        elif files.exists(f"{self._root}/{INDEX}"):  # one that could not be removed: loaders would follow it
+            files.remove(f"{self._root}/{INDEX}")
         return self._dtype
 
     def _flush(self) -> None:
@@ -218,7 +220,14 @@ def _join(parts: list[Tensor], n_heads: int) -> Tensor:
 
 
 def _remove_old(root: str) -> None:
-    """config.json first: from then on there is no model here until the new one is whole."""
+    """config.json first: from then on there is no model here until the new one is whole.
+
+    Where a store lets nobody delete, it is emptied, which no loader takes for a model; other files wait to be replaced.
+    """
     for name in sorted(listdir(root), key=lambda name: name != HF_CONFIG):
         if name in (HF_CONFIG, INDEX) or (name.startswith("model") and name.endswith((".safetensors", ".part"))):
-            files.remove(f"{root}/{name}")
+            try:
+                files.remove(f"{root}/{name}")
+            except DeniedError:
+                if name == HF_CONFIG:
+                    files.write(f"{root}/{name}", b"{}\n")

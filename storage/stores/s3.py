@@ -18,6 +18,7 @@ from typing import Any
 
 from launchyard.host.packages import install_command
 from launchyard.host.priority import step_back
+from launchyard.storage.errors import DeniedError
 from launchyard.storage.options import StoreOptions, Writer
 from launchyard.storage.retry import Retrier, call_timeout, one_line
 from launchyard.storage.stores.fsspec import ScatterBuffer
@@ -239,10 +240,11 @@ class S3Store:
             self.attempt("remove", "delete_object", path)
 
     def rename(self, old: str, new: str) -> None:
-        """Copies one object of at most 5 GB, the limit of S3 for one request, and removes the old one."""
+        """Copies one object of at most 5 GB, the limit of S3 for one request; removes the old one if that is allowed."""
         bucket, key = split(old)
         self.attempt("copy", "copy_object", new, n_bytes=self.size(old), CopySource={"Bucket": bucket, "Key": key})
-        self.remove(old)
+        with contextlib.suppress(DeniedError):  # it costs room
+            self.remove(old)
 
     def open_write(self, path: str, *, size: int | None) -> Writer:
         return PartWriter(self, path, part_bytes=max(UPLOAD_PART_BYTES, math.ceil((size or 0) / MAX_PARTS)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launchyard.run.append import Appender
-from launchyard.run.records import Job
+from launchyard.run.records import Job, OutcomeRecord, Target
 from launchyard.run.rundir import RunDir
 
 
@@ -85,3 +85,32 @@ def test_files_are_replaced_as_a_whole(run: RunDir) -> None:
     run.remove("a/b.json")
     run.remove("a/b.json")
     assert not run.exists("a/b.json")
+
+
+def test_records_are_taken_back_without_a_right_to_delete(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a store; on a disk they are gone. Either way readers find none, and a new record counts."""
+    if not run.local:
+        monkeypatch.setattr(RunDir, "remove", lambda *_: pytest.fail("deleted"))
+    ended = OutcomeRecord(outcome="stopped", reason="stop", message="m", attempt=0, step=1, time=1.0)
+    target = Target(rank=0, url="http://h:1/metrics", node="h", time=1.0)
+    for _ in range(2):
+        run.clear_stop()
+        assert run.stop_requested() is None
+        run.request_stop("stop")
+        run.write_outcome(ended, of_run=True)
+        run.record_waiting("7", "for nodes")
+        run.register_target(0, target)
+        assert run.stop_requested() and run.outcome() == ended and run.waiting("7") and run.targets(0) == [target]
+        run.clear_stop()
+        run.clear_outcome()
+        run.clear_waiting()
+        run.remove_target(0, 0)
+        assert (run.stop_requested(), run.outcome(), run.waiting("7"), run.targets(0)) == (None, None, None, [])
+
+
+def test_a_stop_request_that_is_damaged_counts_until_it_is_taken_back(run: RunDir) -> None:
+    for raw in ("", "{", "[]", "{}"):
+        run.write_text("stop.json", raw)
+        assert run.stop_requested() == {}
+        run.clear_stop()
+        assert run.stop_requested() is None

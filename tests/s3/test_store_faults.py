@@ -114,6 +114,23 @@ def test_a_save_that_fails_for_good_is_said_and_a_later_one_works(remote: Remote
     remote.is_whole()
 
 
+def test_a_bucket_where_nobody_may_delete_or_list_uploads(remote: Remote, proxy: FaultProxy) -> None:
+    """Nothing that only cleans up is needed; that it is not done is said once in the attempt."""
+    proxy.fault(Answer(403, "AccessDenied"), lambda request: request.method == "GET" and "uploads" in request.query)
+    removals = proxy.fault(
+        Answer(403, "AccessDenied"), lambda request: request.method == "DELETE" and "uploadId" not in request.query
+    )
+    remote.set_retry_seconds(900)
+    began = time.monotonic()
+    remote.train(overrides={"checkpoint.keep": 1})
+    assert time.monotonic() - began < 60
+    remote.is_exact()
+    messages = {event["what"]: event["message"] for event in remote.events("cleanup failed")}
+    assert len(messages) == len(remote.events("cleanup failed")) == 2 and removals.hits == 1
+    assert "s3:ListBucketMultipartUploads" in messages["uploads that were cut short"]
+    assert "s3:DeleteObject" in messages["old checkpoints"]
+
+
 def test_a_final_save_that_cannot_be_made_loses_no_run(remote: Remote, proxy: FaultProxy) -> None:
     remote.set_retry_seconds(1.5)
     rule = proxy.fault(Answer(503), where(method="PUT", key=r"\.safetensors$"))
