@@ -14,8 +14,10 @@ class RefusedError(StoreError, PermissionError):
 class DeniedError(RefusedError):
     """A store knows its caller and does not let it do this, or cannot do it at all. Another try ends the same way.
 
-    The message names the cure.
+    The message ends with the cure, which is also by itself in `cure`.
     """
+
+    cure = ""
 
 
 class CorruptError(Exception):

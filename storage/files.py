@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from launchyard.storage import local
@@ -221,3 +222,11 @@ def open_write(path: str, *, size: int | None = None) -> Writer:
 def sweep_uploads(folder: str) -> int:
     """Aborts the uploads into a folder that were cut short; returns their number. Only while there are no writers."""
     return _store(folder).sweep_uploads(folder) if is_remote(folder) else 0
+
+
+def probes(folder: str) -> dict[str, Callable[[], str]]:
+    """Returns requests beyond those above that a run makes of the store of a folder, by name, to be tried there.
+
+    Each returns a problem in words, empty if there is none, or raises its error.
+    """
+    return _store(folder).probes(folder) if is_remote(folder) else {}

@@ -212,7 +212,10 @@ class Retrier:
         return budget if series.denied_after is None else min(budget, series.denied_after + DENIED_SECONDS)
 
     def _denied(self, series: _Series, message: str, error: Exception) -> DeniedError:
-        return DeniedError(f"{series.path}: could not {series.what}: {message}. {self._cure(error)}")
+        cure = self._cure(error)
+        made = DeniedError(f"{series.path}: could not {series.what}: {message}. {cure}")
+        made.cure = cure
+        return made
 
 
 def backoff(tries: int) -> float:

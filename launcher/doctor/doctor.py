@@ -16,6 +16,7 @@ from launchyard.errors import user_errors
 from launchyard.launcher.backends.base import load_doctor
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.findings import Finding, Level
+from launchyard.launcher.doctor.store import store_findings
 from launchyard.launcher.runs.find import of_cluster
 from launchyard.run.events import SAVED
 from launchyard.run.rundir import RunDir
@@ -53,13 +54,13 @@ def _save_seconds(run: RunDir) -> Iterator[float]:
 
 
 def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
-    """Tests that runs can be written there, and that a create-only file is not overwritten."""
+    """Tests that runs can be written there, that a create-only file is not overwritten, and the rights in a store."""
     shown = redact(_storage_url(cluster))
-    name = f"{folder}/once"
+    name = f"{folder}/file"
     began = time.perf_counter()
     try:
         with retry.retry_budget(10.0):
-            files.create(name, b"1")
+            files.write(name, b"1")
             seconds = time.perf_counter() - began
             read = files.read(name)
     except (OSError, ValueError) as error:
@@ -70,20 +71,31 @@ def storage_findings(cluster: Cluster, folder: str) -> Iterator[Finding]:
         yield Finding(what="storage", level="error", found=f"{shown}: reads other bytes than were written")
         return
     yield Finding(what="storage", level="ok", found=f"{shown} · written and read · {seconds * 1000:.0f} ms a file")
+    yield create_finding(f"{folder}/once")
+    if files.is_remote(folder):
+        yield from store_findings(folder)
+        return
+    free = shutil.disk_usage(folder).free
+    level: Level = "ok" if free > LOW_DISK_BYTES else "warning"
+    yield Finding(
+        what="room", level=level, found=f"{free / 1e9:.0f} GB free", fix="" if level == "ok" else "free some space"
+    )
+
+
+def create_finding(name: str) -> Finding:
+    """Tests that of two writers of a new file one is told so."""
+    fix = "use a store that honours If-None-Match (AWS, GCS, Azure, MinIO, SeaweedFS do)"
     try:
-        files.create(name, b"2")
+        with retry.retry_budget(10.0):
+            files.create(name, b"1")
+            files.create(name, b"2")
     except FileExistsError:
-        yield Finding(what="create-only", level="ok", found="a file that exists is not created again")
-    else:
-        yield Finding(
-            what="create-only",
-            level="warning",
-            found="the store lets two writers create one file: two launches of one run might not notice each other",
-            fix="use a store that honours If-None-Match (AWS, GCS, Azure, MinIO, SeaweedFS do)",
-        )
-    if not files.is_remote(folder):
-        free = shutil.disk_usage(folder).free
-        level: Level = "ok" if free > LOW_DISK_BYTES else "warning"
-        yield Finding(
-            what="room", level=level, found=f"{free / 1e9:.0f} GB free", fix="" if level == "ok" else "free some space"
-        )
+        return Finding(what="create-only", level="ok", found="a file that exists is not created again")
+    except OSError as error:
+        return Finding(what="create-only", level="error", found=f"a file cannot be created: {error}", fix=fix)
+    return Finding(
+        what="create-only",
+        level="warning",
+        found="the store lets two writers create one file: two launches of one run might not notice each other",
+        fix=fix,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from launchyard.host.packages import install_command
@@ -103,6 +103,9 @@ class FsspecStore:
 
     def sweep_uploads(self, folder: str) -> int:
         return 0  # these stores forget unfinished uploads by themselves
+
+    def probes(self, folder: str) -> dict[str, Callable[[], str]]:
+        return {}
 
 
 class ScatterBuffer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from launchyard.storage.options import StoreOptions, Writer
@@ -26,6 +27,7 @@ class Store(Protocol):
     def rename(self, old: str, new: str) -> None: ...
     def open_write(self, path: str, *, size: int | None) -> Writer: ...
     def sweep_uploads(self, folder: str) -> int: ...
+    def probes(self, folder: str) -> dict[str, Callable[[], str]]: ...
 
 
 _options = {"s3": StoreOptions()}

@@ -24,6 +24,7 @@ from launchyard.storage.retry import Retrier, call_timeout, one_line
 from launchyard.storage.stores.fsspec import ScatterBuffer
 from launchyard.storage.stores.private_calls import send_request
 from launchyard.storage.stores.s3_errors import NoRightError, classify_s3, cure_of, describe, status_of
+from launchyard.storage.stores.s3_probes import probes
 
 UPLOAD_PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -240,7 +241,7 @@ class S3Store:
             self.attempt("remove", "delete_object", path)
 
     def rename(self, old: str, new: str) -> None:
-        """Copies one object of at most 5 GB, the limit of S3 for one request; removes the old one if that is allowed."""
+        """Copies one object of at most 5 GB, the limit of S3 for one request; removes the old one where it may."""
         bucket, key = split(old)
         self.attempt("copy", "copy_object", new, n_bytes=self.size(old), CopySource={"Bucket": bucket, "Key": key})
         with contextlib.suppress(DeniedError):  # it costs room
@@ -260,6 +261,9 @@ class S3Store:
                     path = f"s3://{bucket}/{upload['Key']}"
                     self.attempt("abort", "abort_multipart_upload", path, UploadId=upload["UploadId"])
         return len(found)
+
+    def probes(self, folder: str) -> dict[str, Callable[[], str]]:
+        return probes(self.attempt, folder, f"{split(folder)[1]}/")
 
 
 class PartWriter:
