@@ -366,8 +366,9 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
         head = ["STEP", "KIND", "SIZE", "WORKERS", "AGE", *(["VERIFIED"] if verify_all else [])]
         click.echo("\n".join(table([entry.row(verified=verify_all) for entry in saved], head)))
     for entry in saved if not as_json else ():
-        if entry.late:
-            click.echo(f"{click.style('late:', fg='yellow', bold=True)} step {entry.step}: {entry.late}", err=True)
+        if reason := entry.foreign or entry.late:
+            label = click.style(f"{entry.label}:", fg="yellow", bold=True)
+            click.echo(f"{label} step {entry.step}: {reason}", err=True)
     faults = [fault for entry in saved for fault in entry.faults]
     for fault in faults if not as_json else ():
         click.echo(f"{click.style('damaged:', fg='red', bold=True)} {fault}", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from launchyard.run.checkpoints import RunCheckpoints
@@ -15,7 +15,8 @@ from launchyard.run.rundir import RunDir
 class Saved:
     """One checkpoint. `created`: seconds since the epoch; `verified` only if everything was read; `faults` as text.
 
-    `late`: the reason why it does not count and is never loaded as the newest; None if it counts.
+    `foreign`, `late`: the reason why it does not count and is never loaded as the newest: it is of another run, or a
+    later attempt went on from an earlier step. Both None if it counts.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Saved:
     world_size: int | None = None
     attempt: int | None = None
     created: float | None = None
+    foreign: str | None = None
     late: str | None = None
     verified: bool = False
     faults: list[str] = field(default_factory=list)
@@ -32,6 +34,8 @@ class Saved:
     @property
     def label(self) -> str:
         """Its kind, for people."""
+        if self.foreign:
+            return "foreign"
         return "late" if self.late else self.kind or "unreadable"
 
     def to_json(self) -> dict[str, Any]:
@@ -53,12 +57,14 @@ def list_saved(run: RunDir, *, verify_all: bool = False) -> list[Saved]:
     found: list[Saved] = []
     for step in checkpoints.steps():
         with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-            late = checkpoints.late(step) or None
-            found.append(_inspect(run.path(run.checkpoint_dir(step)), step, late, verify_all))
+            foreign = checkpoints.foreign(step) or None
+            late = None if foreign else checkpoints.late(step) or None
+            saved = _inspect(run.path(run.checkpoint_dir(step)), step, verify_all)
+            found.append(replace(saved, foreign=foreign, late=late))
     return found[::-1]
 
 
-def _inspect(folder: str, step: int, late: str | None, verify_all: bool) -> Saved:
+def _inspect(folder: str, step: int, verify_all: bool) -> Saved:
     from launchyard.storage.errors import CorruptError, StoreError
     from launchyard.storage.shards import read_manifest, verify
 
@@ -67,7 +73,7 @@ def _inspect(folder: str, step: int, late: str | None, verify_all: bool) -> Save
     except StoreError:  # its manifest is unknown, not damaged
         raise
     except (CorruptError, OSError) as error:
-        return Saved(step, folder, late=late, verified=verify_all, faults=[str(error)])
+        return Saved(step, folder, verified=verify_all, faults=[str(error)])
     return Saved(
         step=step,
         path=folder,
@@ -76,7 +82,6 @@ def _inspect(folder: str, step: int, late: str | None, verify_all: bool) -> Save
         world_size=manifest.world_size,
         attempt=manifest.attempt,
         created=manifest.created,
-        late=late,
         verified=verify_all,
         faults=list(verify(folder, manifest)) if verify_all else [],
     )

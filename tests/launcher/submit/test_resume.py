@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, _flat, is_within
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.launcher.submit.run_data import record_moved
@@ -87,6 +88,7 @@ def test_a_checkpoint_of_another_run(run: RunDir, trained: Shell) -> None:
     shutil.rmtree(newest)
     shutil.copytree(trained.here / "other/checkpoints/step-00000020", newest)
     assert newest_checkpoint(run) == 10
+    assert [one.label for one in list_saved(run)] == ["permanent", "foreign"]
     refused(run, f"{newest} is of another run, ", "--from-step 10")
 
 
