@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from launchyard.errors import EXIT_DONE, UserError
+from launchyard.launcher.cli.completion import complete_topic
 
 if TYPE_CHECKING:
     from launchyard.launcher.recipe.hints import Node
 
 
 @click.command("help")
-@click.argument("topic", nargs=-1, metavar="[COMMAND | KEY]")
+@click.argument("topic", nargs=-1, metavar="[COMMAND | KEY]", shell_complete=complete_topic)
 @click.pass_context
 def show_help(ctx: click.Context, topic: tuple[str, ...]) -> int:
     """Explain a command, or a section or key of a recipe: `launch help resume`, `launch help train.max_steps`."""

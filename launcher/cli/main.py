@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
-from launchyard.launcher.cli.completion import complete_cluster, complete_recipe
+from launchyard.launcher.cli.completion import COMPLETE, complete_cluster, complete_recipe, register_bash
 from launchyard.storage.errors import DamagedError
 
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
@@ -207,8 +208,6 @@ def launch_recipe(
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """RECIPE, if the first argument is one, and the KEY=VALUE arguments."""
-    import os
-
     if arguments and ("=" not in arguments[0] or os.path.isfile(arguments[0])):
         return arguments[0], list(arguments[1:])
     return None, list(arguments)
@@ -217,6 +216,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
+    if COMPLETE in os.environ:
+        register_bash()
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
@@ -269,8 +270,6 @@ def report(error: Exception) -> int:
 
 
 def _is_nowhere() -> bool:
-    import os
-
     try:
         os.getcwd()
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
+from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.format import table
 
@@ -26,7 +27,7 @@ MODEL_HELP = "MODEL is a Hugging Face folder, a checkpoint or a run: a path, a U
 
 
 @click.command(epilog=MODEL_HELP)
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=complete_run)
 @click.option("--prompt", required=True, metavar="TEXT", help="What the text starts with; '' for a new text.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1), metavar="N")
 @click.option("--temperature", default=0.8, show_default=True, metavar="T", help="0: always the likeliest token.")
@@ -69,7 +70,7 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
 
 
 @click.command(epilog=MODEL_HELP)
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=complete_run)
 @click.option("--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="Form of the export.")
 @click.option("--out", type=path_or_url, required=True, metavar="DIR", help="Folder or URL to write; new or empty.")
 @click.option(

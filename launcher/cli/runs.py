@@ -14,7 +14,7 @@ import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
 from launchyard.launcher.backends.base import load_backend
-from launchyard.launcher.cli.completion import complete_run
+from launchyard.launcher.cli.completion import complete_pair, complete_run
 from launchyard.launcher.format import count, duration, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
@@ -226,7 +226,7 @@ def _print_end(state: RunState) -> None:
 
 @click.command()
 @RUN
-@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete_pair)
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines; any number goes on exactly.")
 @click.option("--gpus-per-node", type=click.IntRange(min=0), metavar="N", help="GPUs of each.")
 @click.option("--from-step", type=click.IntRange(min=1), metavar="N", help="Go back to the checkpoint of step N.")

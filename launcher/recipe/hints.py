@@ -95,6 +95,15 @@ def allowed(schema: Node, node: Node | None) -> str:
     return " or ".join(dict.fromkeys(kinds)) or "something else"
 
 
+def choices(schema: Node, node: Node) -> list[str]:
+    """The values of a key as they are typed, if it takes only a few."""
+    found = list[str]()
+    for branch in _branches(schema, node):
+        values = ["true", "false"] if branch.get("type") == "boolean" else branch.get("enum", [branch.get("const")])
+        found += [str(value) for value in values if value is not None]
+    return found
+
+
 def described(schema: Node, node: Node) -> str:
     """The description of a key, or of the section that it holds; empty without one."""
     found = [node, *_branches(schema, node)]

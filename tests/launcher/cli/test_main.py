@@ -406,12 +406,15 @@ def test_completion_scripts(name: str, shell: Shell) -> None:
     done = shell("completion", name)
     assert done.returncode == 0
     assert "_LAUNCH_COMPLETE" in done.stdout
+    if name == "bash":
+        stub = 'launch() { printf \'plain,%s\\n\' "$COMP_LINE" max_steps=; }; env() { eval "$1"; launch; }; '
+        ask = 'compopt() { :; }; COMP_LINE=launching; COMP_POINT=6; _launch_completion launch; echo "${COMPREPLY[*]}"'
+        out = subprocess.run(["bash", "-c", f"{stub}{done.stdout}\n{ask}"], capture_output=True, text=True, check=True)
+        assert out.stdout == "launch max_steps=\n", out
 
 
 def complete(shell: Shell, *words: str) -> list[str]:
-    line = ["launch", *words]
-    env = {"_LAUNCH_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(line), "COMP_CWORD": str(len(line) - 1)}
-    out = shell(**env).stdout
+    out = shell(_LAUNCH_COMPLETE="bash_complete", COMP_LINE=" ".join(["launch", *words])).stdout
     return [entry.partition(",")[2] for entry in out.splitlines() if entry]
 
 
@@ -425,3 +428,6 @@ def test_completion(shell: Shell) -> None:
     assert "--dry-run" in complete(shell, "quickstart", "--d")
     assert complete(shell, "quickstart", "--cluster", "lo") == ["local"]
     assert complete(shell, "completion", "z") == ["zsh"]
+    assert complete(shell, "quickstart", "train.prec") == ["train.precision="]
+    assert complete(shell, "resume", "RUN", "train.precision=b") == ["bf16"], "bash replaces what follows the ="
+    assert complete(shell, "help", "train.prec") == ["train.precision"]
