@@ -5,6 +5,7 @@ Knows the schemas, the command tree and the tables of metrics, files and events;
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 import types
@@ -29,6 +30,8 @@ def type_words(annotation: Any) -> str:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in args)
+    if origin is typing.Annotated:
+        return type_words(args[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_words(arg) for arg in args if arg is not type(None)))
     if origin in (list, tuple):
@@ -260,12 +263,68 @@ def run_directory_page() -> Iterator[str]:
     )
 
 
+# -- JSON --------------------------------------------------------------------------------------------------------
+JSON_RULES = """# JSON of the commands
+
+With `--json` a command prints one JSON document on standard output, and its messages on standard error. Each object at
+the top holds `schema_version`, {version} today. Keys may be added to a version, so ignore those that you do not know; a
+key that goes away, or gets another meaning, makes the version greater. Times are seconds since the epoch, sizes bytes,
+durations seconds; null means not known.
+
+Three outputs belong to other formats, and hold no version: `launch metrics` prints the
+[rows](run-directory.md#steprow) of the run directory, `launch monitor` what Prometheus reads from an http_sd, and
+`launch sandbox env` names of variables.
+"""
+
+
+def value_table(value: type) -> Iterator[str]:
+    """The fields of a dataclass, as --json prints them."""
+    hints = typing.get_type_hints(value)
+    yield "\n| key | type |\n|---|---|\n"
+    for field in dataclasses.fields(value):
+        kind = hints[field.name]
+        null = " or null" if type(None) in typing.get_args(kind) else ""
+        yield f"| `{field.name}` | {cell(type_words(kind) + null)} |\n"
+
+
+def json_page() -> Iterator[str]:
+    from launchyard.launcher.format import JSON_VERSION
+    from launchyard.launcher.plan.plan import Plan
+    from launchyard.launcher.runs.checkpoints import Saved
+    from launchyard.launcher.runs.drill import Drill
+    from launchyard.launcher.runs.remove import Removal
+    from launchyard.launcher.runs.state import RunState
+    from launchyard.launcher.runs.why import Why
+
+    yield JSON_RULES.format(version=JSON_VERSION)
+    tables = (
+        ("`launch status`, `stop`, `cancel`", "One run as an object; several, or all, as a list.", RunState),
+        ("`launch why`", "An object.", Why),
+        ("`launch checkpoints`", "A list, oldest first.", Saved),
+        ("`launch rm`", "A list. Besides these, `removed`: false in a dry run.", Removal),
+        ("`launch drill`", "An object.", Drill),
+    )
+    for title, words, value in tables:
+        yield f"\n## {title}\n\n{words} {' '.join((value.__doc__ or '').split())}\n"
+        yield from value_table(value)
+    yield (
+        "\n## `launch RECIPE`\n\nAn object. A dry run: `source`, `recipe` (all its keys: [recipe](recipe.md)), `code` "
+        "(what `code.json` of the run would hold) and `plan`. A launch: `run_id`, `run_url`, `job` "
+        "([Job](run-directory.md#job)) and `plan`. The keys of `plan`, which are those of `plan.json`:\n"
+    )
+    yield "\n| key | type | meaning |\n|---|---|---|\n"
+    for key, field in Plan.model_fields.items():
+        null = " or null" if type(None) in typing.get_args(field.annotation) else ""
+        yield f"| `{key}` | {cell(type_words(field.annotation) + null)} | {cell(field.description)} |\n"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "recipe.md": recipe_page,
     "cluster.md": cluster_page,
     "cli.md": cli_page,
     "metrics.md": metrics_page,
     "files.md": files_page,
+    "json.md": json_page,
     "run-directory.md": run_directory_page,
 }
 

@@ -1,4 +1,4 @@
-"""Numbers, times and tables as people read them, one home for all commands. Knows no run and no stream.
+"""Numbers, times and tables as people read them, and facts as programs do. Knows no run and no stream.
 
 Light: a table here is plain text of any width, the same in a terminal, in a pipe and in a file.
 """
@@ -6,11 +6,23 @@ Light: a table here is plain text of any width, the same in a terminal, in a pip
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 # A number with or without a unit: 1,234  0.5  1e-05  12/400  30.2 GB  3m 05s ago. An address (10.0.0.1:80) is not.
 _NUMBER = re.compile(r"-?[\d.,]+(e[+-]?\d+)?[ %/\w]*|-|–|-?inf|nan")
+
+
+JSON_VERSION = 1  # of all that --json prints: greater when a key is removed, or means something else
+
+
+def json_text(facts: Mapping[str, object] | Sequence[Mapping[str, object]], *, indent: int | None = 1) -> str:
+    """Facts as the JSON of --json: each object at the top holds `schema_version`."""
+    import json
+
+    if isinstance(facts, Mapping):
+        return json.dumps({"schema_version": JSON_VERSION, **facts}, indent=indent)
+    return json.dumps([{"schema_version": JSON_VERSION, **one} for one in facts], indent=indent)
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,6 @@ Heavy modules are imported in a command's body.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import click
 from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.data.progress import preparing_line
-from launchyard.launcher.format import duration, size
+from launchyard.launcher.format import duration, json_text, size
 from launchyard.storage.files import exists, normal
 from launchyard.training.data.dataset_spec import is_prepared, open_dataset
 from launchyard.training.data.index import (
@@ -76,7 +75,7 @@ def prepare(
             raise LaunchError(str(error)) from error
         except OSError as error:
             raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
-        click.echo(made.model_dump_json(indent=1) if as_json else "\n".join(_described(normal(out), made)))
+        click.echo(json_text(made.model_dump(mode="json")) if as_json else "\n".join(_described(normal(out), made)))
         if not as_json:
             click.echo(f"next: launch RECIPE data.source={normal(out)}")
 
@@ -99,7 +98,7 @@ def inspect(data: str, as_json: bool, verify: bool, sample: int | None) -> None:
             facts["samples"] = {name: _sample(folder, name, sample) for name in facts["splits"]}
         if verify:
             facts["faults"] = [fault for name in facts["splits"] for fault in _faults(folder, name)]
-    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(_inspection_lines(folder, facts)))
+    click.echo(json_text(facts) if as_json else "\n".join(_inspection_lines(folder, facts)))
     if facts.get("faults"):
         raise LaunchError(
             f"{len(facts['faults'])} of the files of {folder} have changed since they were written",
@@ -223,7 +222,7 @@ def cache(clear: bool, cluster: str | None, as_json: bool) -> None:
             facts = {"freed": freed, "stayed": stayed}
             lines = [f"removed {size(freed)}"]
             lines += [f"  {name} is in use and stays" for name in stayed]
-    click.echo(json.dumps(facts, indent=1) if as_json else "\n".join(lines))
+    click.echo(json_text(facts) if as_json else "\n".join(lines))
 
 
 def _cache_lines(found: Cached) -> Iterator[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED
 from launchyard.launcher.backends.section import FIRST
+from launchyard.launcher.format import json_text
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
@@ -35,5 +34,5 @@ def doctor(cluster: str, *, no_job: bool, as_json: bool) -> int:
             if finding.fix:
                 click.echo(f"  {'':<20} fix: {finding.fix}")
     if as_json:
-        click.echo(json.dumps({"cluster": place.name, "findings": [one.to_json() for one in findings]}, indent=1))
+        click.echo(json_text({"cluster": place.name, "findings": [one.to_json() for one in findings]}))
     return EXIT_FAILED if any(one.level == "error" for one in findings) else EXIT_DONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
@@ -15,7 +14,7 @@ import click
 from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.cli.paths import path_or_url
-from launchyard.launcher.format import table
+from launchyard.launcher.format import json_text, table
 
 if TYPE_CHECKING:
     from launchyard.model.config import ModelConfig
@@ -61,7 +60,7 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
         "model": loaded.source.folder,
     }
     if as_json:
-        click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **facts}))
+        click.echo(json_text({"prompt": prompt, "text": "".join(pieces), **facts}))
     else:
         click.echo(
             "\n{n_new} tokens at {tokens_per_second}/s on {device}, ended by {ended}, seed {seed}".format(**facts),
@@ -100,7 +99,7 @@ def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) ->
         files = sorted(listdir(out))
     if as_json:
         facts = {"out": out, "form": form, "files": files, "n_params": n_params(config), "tokenizer": tokenizer}
-        click.echo(json.dumps(facts))
+        click.echo(json_text(facts))
         return
     click.echo(f"{out}: {n_params(config):,} parameters in {', '.join(files)}")
     if tokenizer is None:
@@ -117,7 +116,7 @@ def models(name: str | None, as_json: bool) -> None:
     if name is None:
         rows = [_row(each, config) for each, config in presets().items()]
         if as_json:
-            click.echo(json.dumps(rows))
+            click.echo(json_text(rows))
         else:
             cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
             click.echo("\n".join(table(cells, list(rows[0]))))
@@ -126,7 +125,7 @@ def models(name: str | None, as_json: bool) -> None:
         config = preset(name)
     facts = _row(name, config) | _costs(config) | {"config": config.model_dump(mode="json")}
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json_text(facts))
         return
     knobs = facts.pop("config")
     click.echo("\n".join(table([(key, _cell(key, value)) for key, value in {**facts, **knobs}.items()])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 
@@ -10,7 +9,7 @@ import click
 
 from launchyard.errors import EXIT_DONE, UserError
 from launchyard.launcher.cli.runs import JSON, SEVERAL
-from launchyard.launcher.format import size, table
+from launchyard.launcher.format import json_text, size, table
 from launchyard.launcher.runs.remove import Removal, plan_removal, remove_run
 from launchyard.storage.redact import redact
 
@@ -39,7 +38,7 @@ def rm(runs: tuple[str, ...], *, yes: bool, dry_run: bool, as_json: bool) -> int
         if not as_json:
             click.echo(f"removed {removal.run_id}")
     if as_json:
-        click.echo(json.dumps([{**asdict(removal), "removed": not dry_run} for removal in found], indent=1))
+        click.echo(json_text([{**asdict(removal), "removed": not dry_run} for removal in found]))
     elif dry_run:
         click.echo("dry run: nothing was removed")
     return EXIT_DONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -11,6 +10,7 @@ import click
 from launchyard.errors import EXIT_DONE, UserError
 from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.cli.paths import path_or_url
+from launchyard.launcher.format import json_text
 
 
 @click.command()
@@ -43,5 +43,5 @@ def report(run: str, *, out: str | None, as_json: bool) -> int:
     except OSError as error:
         raise UserError(f"--out {path}: {error.strerror or error}") from error
     facts = {"run_id": story.state.run_id, "file": os.path.abspath(path), "bytes": len(page.encode())}
-    click.echo(json.dumps(facts) if as_json else f"wrote {path} ({len(page.encode()) / 1e3:.0f} kB)")
+    click.echo(json_text(facts) if as_json else f"wrote {path} ({len(page.encode()) / 1e3:.0f} kB)")
     return EXIT_DONE

@@ -15,7 +15,7 @@ import click
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.cli.completion import complete_pair, complete_run
-from launchyard.launcher.format import count, duration, table
+from launchyard.launcher.format import count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
@@ -55,7 +55,7 @@ def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
         return watch_all(lambda: _status_lines(None)) if run is None else watch_one(find(run), as_json=as_json)
     if as_json:
         found = [state.to_json() for state in (map(state_of, map(find, runs)) if runs else overview())]
-        click.echo(json.dumps(found[0] if len(runs) == 1 else found, indent=1))
+        click.echo(json_text(found[0] if len(runs) == 1 else found))
     else:
         for name in runs or (None,):
             click.echo("\n".join(_status_lines(name)))
@@ -209,7 +209,7 @@ def _print_ends(states: list[RunState], as_json: bool) -> None:
     """One run as an object of JSON, several as a list."""
     if as_json:
         facts = [state.to_json() for state in states]
-        click.echo(json.dumps(facts[0] if len(facts) == 1 else facts, indent=1))
+        click.echo(json_text(facts[0] if len(facts) == 1 else facts))
         return
     for state in states:
         _print_end(state)
@@ -271,11 +271,11 @@ def resume(
     if dry_run:
         report("dry run: nothing was changed or started")
         if as_json:
-            click.echo(json.dumps({**ready.to_json(), "plan": ready.plan.model_dump(mode="json")}, indent=1))
+            click.echo(json_text({**ready.to_json(), "plan": ready.plan.model_dump(mode="json")}))
         return EXIT_DONE
     job = ready.submit(report=report)
     if as_json:
-        click.echo(json.dumps({**ready.to_json(), "job": job.model_dump(mode="json")}, indent=1))
+        click.echo(json_text({**ready.to_json(), "job": job.model_dump(mode="json")}))
         return EXIT_DONE
     if detach or (detach is None and load_backend(ready.plan.scheduler).TRAITS.scheduled):
         click.echo("\n".join(next_commands(ready.state.run_id)))
@@ -312,7 +312,7 @@ def why(run: str, *, as_json: bool) -> int:
 
     found = explain(find(run))
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        click.echo(json_text(found.to_json()))
     else:
         width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
         click.echo(textwrap.fill(found.text, width, break_long_words=False, break_on_hyphens=False))
@@ -359,7 +359,7 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
     found = find(run)
     saved = list_saved(found, verify_all=verify_all)
     if as_json:
-        click.echo(json.dumps([entry.to_json() for entry in saved], indent=1))
+        click.echo(json_text([entry.to_json() for entry in saved]))
     elif not saved:
         click.echo(f"{RunFacts(found).run_id} has no checkpoint yet")
     else:
@@ -391,7 +391,7 @@ def drill(kind: Any, run: str, *, as_json: bool) -> int:
     found = find(run)
     result = rehearse(found, kind, again=lambda: make_ready(found, {}).submit(report=lambda line: None))
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=1))
+        click.echo(json_text(result.to_json()))
     else:
         click.echo("\n".join(result.lines()))
     return EXIT_DONE

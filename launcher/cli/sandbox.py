@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED
+from launchyard.launcher.format import json_text
 from launchyard.launcher.sandbox import KINDS, Facts, load_sandbox
 
 KIND = click.argument("kind", type=click.Choice(KINDS), metavar="|".join(KINDS))
@@ -100,7 +101,7 @@ def down(kind: str, *, as_json: bool) -> int:
     """End it and all that runs in it. Its data stays for the next `up`."""
     was_running = load_sandbox(kind).down()
     if as_json:
-        click.echo(json.dumps({"name": kind, "was_running": was_running}))
+        click.echo(json_text({"name": kind, "was_running": was_running}))
     else:
         click.echo(f"{kind} is down" + ("" if was_running else " (it was not running)"))
     return EXIT_DONE
@@ -114,7 +115,7 @@ def status(kind: str | None, *, as_json: bool) -> int:
     found = [load_sandbox(name).status() for name in ([kind] if kind else KINDS)]
     if as_json:
         listed = [_as_json(facts) for facts in found]
-        click.echo(json.dumps(listed[0] if kind else listed, indent=1))
+        click.echo(json_text(listed[0] if kind else listed))
     else:
         for facts in found:
             _print_facts(facts, False)
@@ -145,7 +146,7 @@ def _as_json(facts: Facts) -> dict[str, Any]:
 
 def _print_facts(facts: Facts, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(_as_json(facts), indent=1))
+        click.echo(json_text(_as_json(facts)))
         return
     click.echo(f"{facts.name}: {click.style('up', fg='green') if facts.running else 'down'}")
     for key, value in {**facts.details, "folder": facts.folder}.items():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_host
+from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
@@ -421,7 +421,7 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
         return follow(ready.run, job=job)
     if as_json:
         facts = {"run_id": plan.run_id, "run_url": plan.run_url, "job": job.model_dump(mode="json")}
-        click.echo(json.dumps({**facts, "plan": ready.plan.model_dump(mode="json")}, indent=1))
+        click.echo(json_text({**facts, "plan": ready.plan.model_dump(mode="json")}))
     for line in next_commands(plan.run_id):
         report(line)
     return EXIT_DONE

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-from launchyard.launcher.format import count, size
+from launchyard.launcher.format import count, json_text, size
 from launchyard.launcher.plan.plan import Plan
 from launchyard.launcher.plan.warnings import source_names
 from launchyard.launcher.submit.code import CodeSnapshot
@@ -49,7 +48,7 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
 def as_json(plan: Plan, raw: dict[str, Any], code: CodeSnapshot, source: str) -> str:
     """The dry run as one JSON object: source, recipe, code, plan."""
     document = {"source": source, "recipe": raw, "code": code.model_dump(), "plan": plan.model_dump(mode="json")}
-    return json.dumps(document, indent=1)
+    return json_text(document)
 
 
 def recipe_text(raw: dict[str, Any]) -> str:

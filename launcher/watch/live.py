@@ -7,7 +7,6 @@ lines     Facts as text and bars, as wide as the terminal
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from launchyard.errors import EXIT_DONE
-from launchyard.launcher.format import can_draw, count, duration, plain
+from launchyard.launcher.format import can_draw, count, duration, json_text, plain
 from launchyard.launcher.report.terminal_chart import sparkline
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run import events as names
@@ -269,7 +268,7 @@ def watch(run: RunDir, *, as_json: bool = False, out: IO[str] | None = None) -> 
             else:
                 over = not facts.state.alive and facts.state.state not in ("pending", "unknown")
                 if as_json:
-                    print(json.dumps(facts.to_json()), file=out, flush=True)
+                    print(json_text(facts.to_json(), indent=None), file=out, flush=True)
                 else:
                     screen.show(lines(facts, width=screen.width, blocks=can_draw(out)), last=over)
                 if over:

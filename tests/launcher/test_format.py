@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from launchyard.launcher.format import count, duration, first_line, size, table
+from launchyard.launcher.format import JSON_VERSION, count, duration, first_line, json_text, size, table
+
+
+def test_json_of_commands_names_its_version_at_the_top() -> None:
+    assert json.loads(json_text({"a": {"b": 1}})) == {"schema_version": JSON_VERSION, "a": {"b": 1}}
+    assert json.loads(json_text([{"a": 1}], indent=None)) == [{"schema_version": JSON_VERSION, "a": 1}]
+    assert json_text([]) == "[]"
 
 
 def test_a_table_is_never_cut_or_wrapped() -> None:

@@ -254,7 +254,7 @@ def test_a_dry_run_creates_nothing_and_tells_all(shell: Shell, text: str) -> Non
     assert f"'{shell.here}/some where/run;1'" in done.stdout, "quoted as a shell would need it"
     facts = json.loads(shell(*words, "--json").stdout)
     assert shell.files() == before
-    assert set(facts) == {"source", "recipe", "code", "plan"}
+    assert set(facts) == {"schema_version", "source", "recipe", "code", "plan"}
     assert Recipe.model_validate(facts["recipe"]).name == facts["plan"]["name"] == "other"
     assert facts["plan"]["run_url"] == f"{shell.here}/some where/run;1"
     assert facts["plan"]["data_prepared"] is False
