@@ -5,6 +5,9 @@ Readers take rows as mappings: a row may be of an older version, and hold less.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.storage.damage import JsonObject
@@ -46,9 +49,45 @@ class ValidationRow(BaseModel):
     time: float = Field(description="Time of the end, in Unix seconds.")
 
 
+SPEED_ROWS = 20  # steps over which speed is averaged
+PACE_ROWS = 100  # and the time of a step, in which saves and validations come and go
 NUMBERS = ("step", "loss", "attempt", "time")
 
 
 def is_row(row: JsonObject) -> bool:
     """Returns True for a step or a validation of any version; False for a line that lost what readers rely on."""
     return isinstance(row.get("step"), int) and all(isinstance(row.get(name), int | float) for name in NUMBERS)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Speed of the last steps of one attempt, and wall time a step, each with all that lay between them."""
+
+    tokens_per_second: float
+    step_seconds: float
+
+    def seconds_to(self, max_steps: int, *, step: int) -> float:
+        return max(0, max_steps - step) * self.step_seconds
+
+
+def pace_of(rows: Sequence[JsonObject]) -> Pace | None:
+    """The pace at the last of these rows of steps, which are of one attempt, oldest first; None if they do not tell."""
+    if not rows or not all(rows[-1].get(name) for name in ("tokens_per_second", "step_seconds")):
+        return None
+    speed = float(rows[-1]["tokens_per_second"])
+    each = float(rows[-1]["step_seconds"])
+    seconds, steps, tokens = _between(rows[-SPEED_ROWS:])
+    if seconds > 0 and steps > 0 and tokens > 0:
+        speed = tokens / seconds
+    seconds, steps, _ = _between(rows[-PACE_ROWS:])
+    if seconds > 0 and steps > 0:
+        each = seconds / steps
+    return Pace(speed, each)
+
+
+def _between(rows: Sequence[JsonObject]) -> tuple[float, int, int]:
+    """Seconds, steps and tokens from the first to the last."""
+    first = rows[0]
+    last = rows[-1]
+    tokens = int(last.get("tokens_seen", 0)) - int(first.get("tokens_seen", 0))
+    return float(last["time"]) - float(first["time"]), int(last["step"]) - int(first["step"]), tokens

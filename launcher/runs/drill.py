@@ -21,7 +21,7 @@ from launchyard.host.processes import descendants, end_all, end_marked, marked, 
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.state import last_row
+from launchyard.launcher.runs.state import last_rows
 from launchyard.run import events
 from launchyard.run.layout import STEPS
 from launchyard.run.records import Job
@@ -98,7 +98,8 @@ def _measure(run: RunDir, kind: Kind, by: str, job: Job, *, began: float, ended:
     recorded = run.events(job.attempt)
     stopping = _time_of(recorded, events.STOPPING, began)
     started = next(event for event in run.events(following) if event["event"] == events.STARTED)
-    reached = (last_row(run, [job.attempt]) or {"step": 0})["step"]
+    rows = last_rows(run, [job.attempt])
+    reached = int(rows[-1]["step"]) if rows else 0
 
     def since(moment: float | None) -> float | None:
         return None if moment is None else round(moment - began, 3)

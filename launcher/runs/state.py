@@ -18,10 +18,10 @@ from launchyard.run import events, layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, OutcomeRecord
-from launchyard.run.rows import is_row
+from launchyard.run.rows import is_row, pace_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, retry
-from launchyard.storage.damage import parse_lines, report_damage, unreadable
+from launchyard.storage.damage import JsonObject, parse_lines, report_damage, unreadable
 
 State = Literal[
     "pending", "starting", "running", "saving", "suspended", "stopped", "completed", "failed", "lost", "unknown",
@@ -117,7 +117,9 @@ def state_of(run: RunDir) -> RunState:
         common["queue"] = verdict.reason or None
         if load_backend(job.backend).TRAITS.scheduled:
             common |= {"job_id": job.job_id, "start": seen.start if seen.state == "queued" else None}
-    row = last_row(run, attempts) or {}
+    rows = last_rows(run, attempts)
+    row = rows[-1] if rows else {}
+    pace = pace_of(rows)
     step = _step(row, job.attempt, ended, recorded, checkpoint)
     common |= {"alive": alive, "attempt": job.attempt, "host": job.host, "pid": job.pid, "checkpoint": checkpoint}
     common |= {"reason": ended.reason if ended else None, "message": ended.message if ended else ""}
@@ -129,8 +131,8 @@ def state_of(run: RunDir) -> RunState:
         step=step,
         max_steps=max_steps,
         loss=row.get("loss"),
-        tokens_per_second=row.get("tokens_per_second"),
-        eta_seconds=_eta(row, step, max_steps) if alive else None,
+        tokens_per_second=pace.tokens_per_second if pace else None,
+        eta_seconds=pace.seconds_to(max_steps, step=step or 0) if alive and pace and max_steps else None,
         since=_since(run, job, alive, ended, state),
     )
 
@@ -198,12 +200,6 @@ def _step(
     return started if started is not None else checkpoint
 
 
-def _eta(row: dict[str, Any], step: int | None, max_steps: int | None) -> float | None:
-    if step is None or max_steps is None or not row.get("step_seconds"):
-        return None
-    return max(0.0, (max_steps - step) * float(row["step_seconds"]))
-
-
 def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, state: State) -> float | None:
     if ended is not None:
         return ended.time
@@ -211,8 +207,8 @@ def _since(run: RunDir, job: Job, alive: bool, ended: OutcomeRecord | None, stat
     return (last_heartbeat(run, job.attempt) if gone and not alive else None) or job.created
 
 
-def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
-    """The newest row of the newest attempt that wrote one, without reading the whole history."""
+def last_rows(run: RunDir, attempts: list[int]) -> list[JsonObject]:
+    """The newest rows of the newest attempt that wrote some, oldest first, without reading the whole history."""
     names = run.listdir(layout.METRICS)
     for attempt in reversed(attempts):
         prefix = layout.rows_prefix(layout.STEPS, attempt)
@@ -228,8 +224,8 @@ def last_row(run: RunDir, attempts: list[int]) -> dict[str, Any] | None:
             if bad:
                 report_damage(f"{run.path(layout.METRICS)}/{name}: {len(bad)} of its last lines are no rows")
             if rows:
-                return rows[-1]
-    return None
+                return rows
+    return []
 
 
 def _tail(run: RunDir, name: str) -> bytes:

@@ -10,10 +10,10 @@ from typing import Any
 from launchyard.launcher.format import duration, progress_line
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run import events, layout
+from launchyard.run.rows import PACE_ROWS, pace_of
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import RowTail
 
-_WINDOW = 20  # steps over which speed is averaged
 _TICK = 0.001  # resolution of the time of rows
 
 
@@ -30,7 +30,7 @@ class Progress:
         self._phase_from = 0.0
         self._since = time.monotonic()
         self._row: dict[str, Any] | None = None
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW)  # time, step, tokens
+        self._recent: deque[dict[str, Any]] = deque(maxlen=PACE_ROWS)
         self._news: deque[str] = deque()
 
     def refresh(self) -> None:
@@ -56,32 +56,20 @@ class Progress:
         with self._lock:
             if self._row is None or self._phase != "training":
                 return f"{self._phase} ({duration(time.monotonic() - self._since)})"
-            speed, eta = self._speed(self._row)
+            pace = pace_of(list(self._recent))
+            step = int(self._row["step"])
             return progress_line(
-                step=self._row["step"],
+                step=step,
                 max_steps=self._max_steps,
                 loss=self._row["loss"],
-                tokens_per_second=speed,
-                eta_seconds=eta,
+                tokens_per_second=pace.tokens_per_second if pace else None,
+                eta_seconds=pace.seconds_to(self._max_steps, step=step) if pace and self._max_steps else None,
             )
 
     def share(self) -> float:
         """Share of the steps that is done."""
         with self._lock:
             return min(1.0, self._row["step"] / self._max_steps) if self._row and self._max_steps else 0.0
-
-    def _speed(self, row: dict[str, Any]) -> tuple[float, float | None]:
-        """Tokens per second, and seconds to the end, over the last steps with all that lay between them."""
-        (began, step0, tokens0) = self._recent[0]
-        (ended, step1, tokens1) = self._recent[-1]
-        left = max(0, self._max_steps - step1) if self._max_steps else None
-        if ended <= began or step1 <= step0:
-            speed = float(row["tokens_per_second"])
-            each = float(row["step_seconds"])
-        else:
-            speed = (tokens1 - tokens0) / (ended - began)
-            each = (ended - began) / (step1 - step0)
-        return speed, None if left is None else left * each
 
     def _refresh_attempt(self) -> None:
         attempts = self._run.attempts()
@@ -109,7 +97,7 @@ class Progress:
 
     def _on_row(self, row: dict[str, Any]) -> None:
         self._row = row
-        self._recent.append((float(row["time"]), int(row["step"]), int(row["tokens_seen"])))
+        self._recent.append(row)
         if float(row["time"]) > self._phase_from + _TICK:
             self._phase = "training"
 
