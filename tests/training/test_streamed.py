@@ -30,7 +30,7 @@ def set_storage(run: RunDir, storage: Storage) -> None:
 def test_tokens_out_of_a_store(tmp_path: Path, cache_bytes: int) -> None:
     data = write_data(tmp_path / "data")
     local = make_run(tmp_path / "local", data)
-    run_workers(local, 2)
+    run_workers(local, 1)
     streamed = make_run(tmp_path / "streamed", elsewhere(data))
     set_storage(streamed, Storage(cache=str(tmp_path / "cache"), cache_bytes=cache_bytes))
     run_workers(streamed, 2, {"train.max_steps": 11})

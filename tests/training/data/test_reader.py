@@ -101,15 +101,13 @@ def test_hash_of_a_step_does_not_depend_on_the_cut(folder: Path) -> None:
     whole = reader(folder)
     for step in (0, 7, 63, 64, 1000):
         every = whole.batch(step)
-        for workers in (1, 2, 3, 4, 6, 8):
-            share = 24 // workers
-            for micro in (m for m in (1, 2, 3, 4, 6, 8, 12, 24) if share % m == 0):
-                cut = reader(folder)
-                parts = [cut.batch(step, slot, micro) for slot in range(0, 24, micro)]
-                assert torch.equal(torch.cat([part.inputs for part in parts]), every.inputs)
-                assert torch.equal(torch.cat([part.labels for part in parts]), every.labels)
-                assert sum(part.n_valid for part in parts) == every.n_valid
-                assert int(torch.tensor([part.data_hash for part in parts]).sum()) == every.data_hash
+        for share in (1, 2, 3, 4, 6, 8, 12, 24):  # of a worker, or of one pass of it
+            cut = reader(folder)
+            parts = [cut.batch(step, slot, share) for slot in range(0, 24, share)]
+            assert torch.equal(torch.cat([part.inputs for part in parts]), every.inputs)
+            assert torch.equal(torch.cat([part.labels for part in parts]), every.labels)
+            assert sum(part.n_valid for part in parts) == every.n_valid
+            assert int(torch.tensor([part.data_hash for part in parts]).sum()) == every.data_hash
         assert -(2**63) <= every.data_hash < 2**63
         total = 0
         for inputs, labels in zip(every.inputs, every.labels, strict=True):

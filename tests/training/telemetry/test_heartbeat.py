@@ -301,6 +301,7 @@ def test_a_slow_rank_is_named_and_goes_on(harmed: Harmed) -> None:
     assert slow["ratio"] > 1.3 and slow["seconds"] > 0.05
 
 
+@pytest.mark.slow
 def test_without_a_watchdog_nobody_is_named(harmed: Harmed) -> None:
     harmed.start({"rank": 1, "kind": "loop", "step": 12}, **{"watchdog.enabled": False, "watchdog.step_seconds": 0.5})
     harmed.wait(lambda: len(list(harmed.run.rows("steps"))) >= 11)
