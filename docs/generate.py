@@ -238,6 +238,7 @@ def run_directory_page() -> Iterator[str]:
         records.Job,
         records.Submission,
         records.OutcomeRecord,
+        records.EnvironmentRecord,
         records.Target,
         records.BadNodes,
         records.BadNode,

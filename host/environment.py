@@ -19,7 +19,8 @@ SCRATCH = "LAUNCHYARD_SCRATCH"  # a private folder of this attempt
 AGENT_PID = "LAUNCHYARD_AGENT_PID"
 JOB_END = "LAUNCHYARD_JOB_END"  # Unix time at which the scheduler ends the job
 GRACE = "LAUNCHYARD_GRACE"  # seconds from a stop request until the agent ends the workers
-OF_A_RUN = frozenset({MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE})
+IMAGE = "LAUNCHYARD_IMAGE"  # the container image of the workers
+OF_A_RUN = frozenset({MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE})
 # Of the sandboxes.
 RAY_SITE = "LAUNCHYARD_RAY_SITE"
 DASHBOARDS = "LAUNCHYARD_DASHBOARDS"
@@ -95,3 +96,8 @@ def step_environment() -> dict[str, str]:
 def variable(name: str) -> str | None:
     """Returns one variable of this process; None if it is not set."""
     return os.environ.get(name)
+
+
+def variables(beginnings: tuple[str, ...]) -> dict[str, str]:
+    """Returns those of this process that begin so, sorted by name."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(beginnings)}

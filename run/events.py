@@ -13,6 +13,7 @@ from launchyard.storage.damage import JsonObject
 PROCESS_STARTED = "process started"
 STARTED = "started"
 NOT_SWEPT = "not swept"
+NOT_RECORDED = "not recorded"
 SAVED = "saved"
 SAVE_FAILED = "save failed"
 FELL_BACK = "fell back"
@@ -74,6 +75,9 @@ EVENTS = (
         "world_size": "Number of ranks.", "device": "Of rank 0.",
     }),
     Event(NOT_SWEPT, "training/worker.py", "Leftovers of earlier attempts stay for now.", {"message": _MESSAGE}),
+    Event(NOT_RECORDED, "training/telemetry/environment.py", "environment.json could not be written.", {
+        "message": _MESSAGE,
+    }),
     Event(SAVED, "training/checkpoint/checkpointer.py", "A checkpoint is committed.", {
         "step": _STEP, "kind": "`permanent` or `temporary`.", "seconds": "From the beginning of the save.",
         "stall_seconds": "For which it held up training.", "upload_seconds": "For writing the shards of rank 0.",

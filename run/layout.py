@@ -76,6 +76,10 @@ def nodes(attempt: int) -> str:
     return f"{attempt_folder(attempt)}/nodes.json"
 
 
+def environment(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/environment.json"
+
+
 def outcome(attempt: int) -> str:
     return f"{attempt_folder(attempt)}/{OUTCOME}"
 
@@ -266,6 +270,8 @@ ENTRIES = (
           "agents for an agreed save: `reason`, `time`."),
     Entry(f"{ATTEMPTS}/NNNN/nodes.json", "owner (Ray)", "when the nodes of the attempt are found", "The nodes of its "
           "agents, by node rank."),
+    Entry(f"{ATTEMPTS}/NNNN/environment.json", "rank 0", "before the first step", "What is installed there, to build "
+          "it anew: packages, modules, driver, system: [EnvironmentRecord](run-directory.md#environmentrecord)."),
     Entry(f"{ATTEMPTS}/NNNN/events.jsonl", "rank 0", "all along", "One [event](run-directory.md#events) "
           "per line."),
     Entry(f"{ATTEMPTS}/NNNN/errors/rank-NNNNN.json", "worker, agent", "when a worker fails or is found hung",

@@ -1,4 +1,4 @@
-"""The records of a run directory: owner of an attempt, submission, outcome, scrape target."""
+"""The records of a run directory: owner of an attempt, submission, outcome, environment, scrape target."""
 
 from __future__ import annotations
 
@@ -119,3 +119,30 @@ class BadNodes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     nodes: list[BadNode]
+
+
+class EnvironmentRecord(BaseModel):
+    """attempts/NNNN/environment.json: what is installed where rank 0 runs. No secrets; an empty value: not there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    python: str = Field(description="Implementation and version.")
+    executable: str = Field(description="The interpreter.")
+    packages: dict[str, str] = Field(description="Version of every Python package on its path.")
+    sources: dict[str, str] = Field(default={}, description="URL of packages from elsewhere than an index, and commit.")
+    conda: list[str] = Field(default=[], description="Packages of its conda environment as NAME-VERSION-BUILD.")
+    torch: str = Field(description="Version, and the commit it was built from.")
+    cuda: str = Field(default="", description="CUDA or ROCm that torch was built for.")
+    cudnn: str = Field(default="", description="Version of cuDNN.")
+    nccl: str = Field(default="", description="Version of NCCL.")
+    driver: str = Field(default="", description="NVIDIA's kernel driver.")
+    gpus: list[str] = Field(default=[], description="Models of the GPUs that rank 0 sees.")
+    system: str = Field(default="", description="Operating system.")
+    kernel: str = Field(default="", description="Release of its kernel.")
+    libc: str = Field(default="", description="C library that Python was built with.")
+    machine: str = Field(default="", description="Architecture, e.g. x86_64.")
+    cpu: str = Field(default="", description="Model of the processor.")
+    modules: list[str] = Field(default=[], description="Environment modules that were loaded, in order.")
+    module_files: list[str] = Field(default=[], description="Their files.")
+    image: str = Field(default="", description="Container image.")
+    variables: dict[str, str] = Field(default={}, description="Settings of CUDA, NCCL, torch, OpenMP and the like.")

@@ -238,7 +238,7 @@ NAMING = {
     "launcher/runs/why.py": {"ray"},  # reasons that stand in the outcome.json of runs: records.py
     "run/records.py": {"ray"},
     "run/layout.py": {"slurm", "ray"},  # who writes which file, in words
-    "host/environment.py": {"ray"},
+    "host/environment.py": {"slurm", "ray"},  # variables that are theirs, and do not reach our processes
     "training/recipe.py": {"slurm", "ray"},  # descriptions of keys that mean something in one place only
 }
 SERVICES = ("launcher/sandbox/", "launcher/cli/sandbox.py")  # starts real ones, and writes cluster files for them

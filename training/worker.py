@@ -31,6 +31,7 @@ from launchyard.training.distributed import World, read_world
 from launchyard.training.recipe import Recipe, recipe_of
 from launchyard.training.spec import Storage, read_workload
 from launchyard.training.stop import StopFlag
+from launchyard.training.telemetry.environment import record_environment
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.heartbeat import Limits, PulseWriter, dump_stacks_on_signal
@@ -175,6 +176,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     device = str(parts.context.device)
     on_event(events.STARTED, step=parts.learner.state.step, resumed=resumed, world_size=world.world_size, device=device)
     if world.is_main:
+        record_environment(run, world.attempt, on_event)
         parts.checkpointer.clean_aside(lambda: sweep(parts.checkpointer.cleaner, on_event))
     reason = train(parts)
     clock.enter("checkpoint_blocking")  # only writes remain

@@ -22,6 +22,7 @@ from launchyard.errors import EXIT_FAILED
 from launchyard.host.environment import (
     AGENT_PID,
     GRACE,
+    IMAGE,
     JOB_END,
     MARK_ATTEMPT,
     MARK_NODE,
@@ -115,6 +116,8 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
             GRACE: str(node.grace_seconds),
         }
     )
+    if image := variable(IMAGE):
+        env[IMAGE] = image
     if node.job_end is not None:
         env[JOB_END] = str(node.job_end)
     return env

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launchyard.host import environment
-from tests.host.foreign_environment import FOREIGN, OF_A_JOB, OF_COMMANDS, OF_TORCHRUN
+from tests.support.shell import FOREIGN, OF_A_JOB, OF_COMMANDS, OF_TORCHRUN
 
 KEPT = {
     "PATH": "/bin", "HOME": "/h", "LC_ALL": "de_DE.UTF-8", "LANG": "C", "HF_TOKEN": "t", "AWS_ACCESS_KEY_ID": "k",

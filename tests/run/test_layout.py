@@ -104,6 +104,7 @@ def test_every_name_is_described() -> None:
     logs = [f"{layout.logs_folder(3)}/{name}" for name in (layout.rank_log(2), layout.node_log(1))]
     names = [
         layout.job(3), layout.heartbeat(3), layout.notice(3), layout.nodes(3), layout.outcome(3), layout.error(3, 2),
+        layout.environment(3),
         layout.target(3, 2), layout.stall(3, 1), layout.submission(4), layout.accepted(4), layout.grown(stem),
         layout.grown(layout.rows(layout.VALIDATION, 3)), layout.grown(layout.events(3)), layout.manifest(70), mark,
         f"{layout.checkpoint_folder(70)}/{layout.shard_file(3, 2)}", layout.job_script(4), layout.job_output("123"),

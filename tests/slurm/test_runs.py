@@ -12,7 +12,7 @@ import pytest
 
 from launchyard.run.rundir import RunDir
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, same_training
-from tests.support.shell import clone_code, edit_worker
+from tests.support.shell import FOREIGN, OF_PYTHON_TOO, clone_code, edit_worker
 
 pytestmark = pytest.mark.slurm
 RIGHT_SECONDS = 5.0  # in which what is shown is what is
@@ -62,6 +62,25 @@ def test_the_copy_runs_whatever_becomes_of_the_folder_it_was_sent_from(place: Si
     assert run.outcome().outcome == "completed" and len(run.run.attempts()) == 2
     logs = [path.read_text() for path in Path(run.run.url).glob("attempts/*/logs/rank-*.log")]
     assert len(logs) == 4 and not any("EDITED" in log or "OTHER" in log for log in logs)
+
+
+def test_a_job_gets_what_the_plan_says_and_nothing_of_the_shell(place: Site) -> None:
+    place.env |= {name: value for name, value in FOREIGN.items() if name not in OF_PYTHON_TOO}
+    place.env |= {"LC_ALL": "C.UTF-8", "KEPT": "kept"}
+    place.write_cluster(environment={"OF_THE_PLAN": "1"})
+    run = place.launch("run", FOREVER)
+    run.steps()
+    job = run.cluster.job(run.job)
+    assert (job["Partition"], job["JobName"], job["Requeue"]) == ("spot", run.run_id, "1")
+    workers = [process.environ() for process in run.workers(0)]
+    assert len(workers) == 2
+    for rank, seen in enumerate(workers):
+        assert not {name for name, value in FOREIGN.items() if seen.get(name) == value}
+        assert (seen["RANK"], seen["WORLD_SIZE"], seen["OF_THE_PLAN"]) == (str(rank), "2", "1")
+        assert (seen["LC_ALL"], seen["KEPT"]) == ("C.UTF-8", "kept"), "those of the person, not of our queries"
+        assert seen["SLURM_JOB_ID"] == str(run.job)
+    place.ok("stop", run.run_id)
+    assert run.outcome().outcome == "stopped"
 
 
 def test_a_run_that_waits_says_why_and_can_be_taken_back(place: Site) -> None:

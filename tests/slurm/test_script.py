@@ -156,7 +156,7 @@ def test_containers_get_their_words_as_they_are() -> None:
     assert words[words.index("apptainer") :][:5] == ["apptainer", "exec", "--nv", "--bind=/a b:/c", "/i m.sqsh"]
     for words in (argv("pyxis"), argv("apptainer")):
         inside = words[words.index("env") :]
-        assert inside[1:9] == [
+        assert inside[1:10] == [
             "-u",
             "PYTHONHOME",
             "-u",
@@ -164,6 +164,7 @@ def test_containers_get_their_words_as_they_are() -> None:
             "-u",
             "PYTHONUSERBASE",
             "PYTHONPATH=/r/code",
+            "LAUNCHYARD_IMAGE=/i m.sqsh",
             "python3",
         ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.foreign_environment import FOREIGN, OF_PYTHON_TOO
 from tests.slurm.runs import FOREVER, OnSite, Site
+from tests.support.shell import FOREIGN, OF_PYTHON_TOO
 
 pytestmark = pytest.mark.slurm
 

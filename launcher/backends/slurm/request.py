@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from launchyard.errors import UserError
+from launchyard.host.environment import IMAGE
 from launchyard.host.folders import job_folder
 from launchyard.host.packages import install_packages
 from launchyard.host.processes import SAFE_PATH, python_argv
@@ -93,14 +94,14 @@ def _setup(commands: list[str]) -> list[str]:
     """
     if not commands:
         return []
-    message = f"{SETUP_ERROR}: setup of the cluster file ended with status $status at: $LAUNCHYARD_SETUP"
+    message = f"{SETUP_ERROR}: setup of the cluster file ended with status $status at: $setup_command"
     lines = [
         f"trap 'status=$?; echo \"{message}\" >&2; exit $((status ? status : 1))' EXIT",
-        'launchyard_check() { local status=$?; [ "$status" = 0 ] || exit "$status"; }',
+        'check_setup() { local status=$?; [ "$status" = 0 ] || exit "$status"; }',
     ]
     for command in commands:
-        lines += [f"LAUNCHYARD_SETUP={shlex.quote(command)}", 'eval "$LAUNCHYARD_SETUP"', "launchyard_check"]
-    return [*lines, "trap - EXIT", "unset LAUNCHYARD_SETUP launchyard_check"]
+        lines += [f"setup_command={shlex.quote(command)}", 'eval "$setup_command"', "check_setup"]
+    return [*lines, "trap - EXIT", "unset setup_command check_setup"]
 
 
 def options_of(cluster: Cluster) -> Slurm:
@@ -160,7 +161,7 @@ def agent_python(cluster: Cluster, here: str, *, code: str | None) -> list[str]:
     folders = [folder for folder in (code, cluster.environment.get("PYTHONPATH")) if folder]
     path = [f"PYTHONPATH={':'.join(folders)}"] if folders else []
     unset = [word for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE") for word in ("-u", name)]
-    return ["env", *unset, *path, *python_argv(worker_python(cluster, here))]
+    return ["env", *unset, *path, f"{IMAGE}={cluster.container.image}", *python_argv(worker_python(cluster, here))]
 
 
 def worker_python(cluster: Cluster, here: str) -> str:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from launchyard.launcher.cli.schema import schema_text
 from launchyard.launcher.recipe.bundled import recipe_folder
 from launchyard.launcher.submit.launch import NewFolder
 from launchyard.run.frozen import content_digest
+from launchyard.run.records import EnvironmentRecord
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
@@ -291,6 +293,8 @@ def test_a_launch_writes_what_it_planned_and_trains(shell: Shell, text: str) -> 
         raw = yaml.safe_load(run.read_text("recipe.yaml"))
         assert raw["data"]["source"] == str(shell.here / "text.txt"), "whole paths: the run may be resumed elsewhere"
         assert run.read_json("code.json")["launchyard"]
+        installed = EnvironmentRecord.model_validate(run.read_json("attempts/0000/environment.json"))
+        assert installed.packages["torch"] == metadata.version("torch") and installed.torch and installed.system
         assert [row["step"] for row in run.rows("steps")] == [1, 2, 3, 4]
         before = shell.files()
         again = shell(text, "--run-url", "runs/one")

@@ -21,16 +21,16 @@
 #SBATCH --time=24:00:00
 
 # setup
-trap 'status=$?; echo "SetupError: setup of the cluster file ended with status $status at: $LAUNCHYARD_SETUP" >&2; exit $((status ? status : 1))' EXIT
-launchyard_check() { local status=$?; [ "$status" = 0 ] || exit "$status"; }
-LAUNCHYARD_SETUP='module load cuda/13'
-eval "$LAUNCHYARD_SETUP"
-launchyard_check
-LAUNCHYARD_SETUP='export A="b c"'
-eval "$LAUNCHYARD_SETUP"
-launchyard_check
+trap 'status=$?; echo "SetupError: setup of the cluster file ended with status $status at: $setup_command" >&2; exit $((status ? status : 1))' EXIT
+check_setup() { local status=$?; [ "$status" = 0 ] || exit "$status"; }
+setup_command='module load cuda/13'
+eval "$setup_command"
+check_setup
+setup_command='export A="b c"'
+eval "$setup_command"
+check_setup
 trap - EXIT
-unset LAUNCHYARD_SETUP launchyard_check
+unset setup_command check_setup
 export PYTHONPATH=/runs/tiny-ab12/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1
 
