@@ -91,6 +91,12 @@ class Backend(Protocol):
     def remembered(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Returns keys of the cluster file that a stored plan holds, for when the file is not found any more."""
 
+    def node_cpus(self, cluster: Cluster, gpus: int) -> tuple[int | None, str]:
+        """Asks the scheduler for the CPUs of a node with so many GPUs, if the cluster file leaves them out.
+
+        Returns None where there is nothing to ask or no answer; and a note for people, or an empty text.
+        """
+
     def worker_python(self, cluster: Cluster, here: str) -> str:
         """Returns the interpreter of the workers. `here`: that of the launcher."""
 

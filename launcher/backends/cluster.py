@@ -43,7 +43,9 @@ class NodeShape(Part):
     """One machine. A key left out is counted on the machine itself (scheduler local) or left to the scheduler."""
 
     gpus: int | None = Field(default=None, ge=0, description="GPUs it has; 0: train on the CPU.")
-    cpus: int | None = Field(default=None, ge=1, description="CPU cores.")
+    cpus: int | None = Field(
+        default=None, ge=1, description="CPUs; left out, a scheduler that has to be told them is asked."
+    )
     memory: str | None = Field(default=None, pattern=SIZE, description="Memory, e.g. 64GB.")
 
 

@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.errors import LaunchError
 from launchyard.host.folders import log_folder
 from launchyard.launcher.agent.torchrun import installed_flags
+from launchyard.launcher.backends.base import load_backend
+
+if TYPE_CHECKING:
+    from launchyard.launcher.backends.cluster import Cluster
+    from launchyard.training.recipe import Recipe
 
 _DRIVER_MARKS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")
 # Asks the driver in a process of its own, so that the answer is the same as torch's: with
@@ -56,7 +62,19 @@ class HostFacts(BaseModel):
     python: str
     cpu_bf16: bool = False
     torchrun_flags: tuple[str, ...] = ()
+    node_cpus: int | None = Field(default=None, description="Of a node, by its scheduler.")
+    note: str = Field(default="", description="On that number, for people.")
     logs: str = Field(default="", description="Folder for jobs' own output where the run directory is remote.")
+
+
+def probe_hardware(recipe: Recipe, cluster: Cluster) -> HostFacts:
+    """Probes what a plan needs to know of the hardware: this machine, and the nodes of a scheduler."""
+    backend = load_backend(cluster.scheduler)
+    asked = recipe.resources.gpus_per_node
+    wanted = 0 if recipe.train.device == "cpu" else asked
+    host = probe_host(gpus=wanted != 0 and not backend.TRAITS.scheduled)
+    cpus, note = backend.node_cpus(cluster, (cluster.node.gpus or 0) if wanted is None else wanted)
+    return host.model_copy(update={"node_cpus": cpus, "note": note})
 
 
 def probe_host(*, gpus: bool = True) -> HostFacts:

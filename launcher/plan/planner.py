@@ -70,7 +70,8 @@ def make_plan(
     init: shape of the weights that model.init_from names.
     after: the scheduler's job of the run that recipe.after names; None if there is no such job.
     """
-    draft = _Draft()
+    draft = _Draft(notes=[host.note] if host.note else [])
+    cluster = _with_cpus(cluster, host)
     device, nproc = _workers(recipe, cluster, host, draft)
     nnodes = recipe.resources.nodes
     model = resolve_model(recipe, data.vocab_size, init, draft)
@@ -194,6 +195,12 @@ def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
         seq_len=recipe.data.seq_len,
         tokens_per_step=cut.global_batch_size * recipe.data.seq_len,
     )
+
+
+def _with_cpus(cluster: Cluster, host: HostFacts) -> Cluster:
+    """The cluster with the CPUs of its nodes, as far as they are known."""
+    cpus = cluster.node.cpus if host.node_cpus is None else host.node_cpus
+    return cluster.model_copy(update={"node": cluster.node.model_copy(update={"cpus": cpus})})
 
 
 def _sizes(recipe: Recipe, nproc: int, cluster: Cluster, draft: _Draft) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from launchyard.errors import (
 from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
-from launchyard.launcher.backends.hardware import HostFacts, probe_host
+from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
 from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
@@ -93,8 +93,7 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     if cluster.container is None:  # else the workers have another Python
         check_trackers(loaded)
     init = shape_of(loaded)
-    needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
-    host = probe_host(gpus=needs_gpus and not load_backend(cluster.scheduler).TRAITS.scheduled)
+    host = probe_hardware(recipe, cluster)
     after = _first(loaded, cluster)
     run_id = new_run_id(recipe.name)
     url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"

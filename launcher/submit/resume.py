@@ -13,7 +13,7 @@ from typing import Any
 from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_errors
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
-from launchyard.launcher.backends.hardware import probe_host
+from launchyard.launcher.backends.hardware import probe_hardware
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
@@ -142,7 +142,6 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
     frozen = run.read_json(layout.PLAN)
     cluster = _cluster(frozen)
     recipe = loaded.recipe
-    needs_gpus = recipe.train.device != "cpu" and recipe.resources.gpus_per_node != 0
     try:
         return make_plan(
             recipe,
@@ -150,7 +149,7 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
             run_id=workload.run_id,
             run_url=run.url,
             data=PlannedData(spec=workload.data, vocab_size=None),
-            host=probe_host(gpus=needs_gpus and not load_backend(cluster.scheduler).TRAITS.scheduled),
+            host=probe_hardware(recipe, cluster),
             init=None if recipe.model.preset else workload.model,
         )
     except PlanError as error:

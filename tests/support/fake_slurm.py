@@ -393,6 +393,8 @@ def scontrol(site: Site, words: list[str]) -> int:
             print(PARTITION.format(name=one, **state["partitions"][one]))
     elif what == "show hostnames":
         print("\n".join(hostnames(name)))
+    elif what == "show node":
+        print(f"NodeName={name} Arch=x86_64 CoresPerSocket=1\n   CPUAlloc=0 CPUEfctv=6 CPUTot=8 CPULoad=1.73\n")
     elif what == "show job":
         if name not in state["jobs"]:
             return complain(NO_JOB)
@@ -442,7 +444,12 @@ def srun(site: Site, words: list[str]) -> int:
 
 
 def sinfo(site: Site, words: list[str]) -> int:
-    print("\n".join(site.read()["partitions"]))
+    options, _ = split(words)
+    for name, facts in site.read()["partitions"].items():
+        star = "*" if facts["Default"] == "YES" else ""
+        values = {"%R": name, "%P": f"{name}{star}", "%c": "8", "%G": "gpu:2(S:0)", "%N": "node[1-4]"}
+        if options.get("partition", name) == name:
+            print(re.sub(r"%[A-Za-z]", lambda found: values[found[0]], options["format"]))  # noqa: B023
     return 0
 
 

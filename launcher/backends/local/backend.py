@@ -60,6 +60,11 @@ def first_process(cluster: Cluster, ask: Ask) -> Process:
     return Process(role="owner", node_rank=0, argv=owner_argv(ask.python, ask.run_url, ask.shape), env=ask.environment)
 
 
+def node_cpus(cluster: Cluster, gpus: int) -> tuple[int | None, str]:
+    """Nothing is asked: what the cluster file leaves out is counted here."""
+    return None, ""
+
+
 def worker_python(cluster: Cluster, here: str) -> str:
     return here
 

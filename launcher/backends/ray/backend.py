@@ -57,6 +57,11 @@ def first_process(cluster: Cluster, ask: Ask) -> Process:
     return Process(role="agent", node_rank=0, argv=ray_request.agent_argv(cluster, ask), env=ask.environment)
 
 
+def node_cpus(cluster: Cluster, gpus: int) -> tuple[int | None, str]:
+    """Nothing is asked: a job takes the CPUs that it names."""
+    return None, ""
+
+
 def remembered(plan: dict[str, Any]) -> dict[str, Any]:
     stored = stored_request(plan)
     names = (("cpus", "CPU"), ("gpus", "GPU"))

@@ -23,6 +23,7 @@ from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import hand_over, record_cancel
 from launchyard.launcher.backends.request import Ask, Process, Request
 from launchyard.launcher.backends.slurm.client import Controller
+from launchyard.launcher.backends.slurm.nodes import node_cpus as node_cpus
 from launchyard.launcher.backends.slurm.request import agent_argv, make_request, options_of
 from launchyard.launcher.backends.slurm.request import worker_python as worker_python
 from launchyard.launcher.format import seconds_of

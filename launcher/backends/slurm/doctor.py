@@ -18,6 +18,7 @@ from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.findings import Finding, node_findings
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.backends.slurm.client import Controller, refusal
+from launchyard.launcher.backends.slurm.nodes import node_cpus
 from launchyard.launcher.backends.slurm.request import (
     agent_python,
     options_of,
@@ -57,6 +58,12 @@ def doctor(cluster: Cluster, folder: str | None, saves: Sequence[float]) -> Iter
     yield from _limits(cluster, partition)
     yield from _preemption(cluster, config, partition)
     yield from _notice(cluster, config, partition, sorted(saves))
+    cpus, note = node_cpus(cluster, cluster.node.gpus or 0)
+    if note:
+        fix = f"node.cpus: {cpus or 'of a node: sinfo -o %c'} in the cluster file"
+        yield Finding(what="CPUs", level="warning", found=note, fix=fix)
+    if cpus is not None:
+        cluster = cluster.model_copy(update={"node": cluster.node.model_copy(update={"cpus": cpus})})
     yield from _submission(cluster, slurm)
     if folder is not None:
         yield from _nodes(cluster, slurm, folder)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from launchyard.launcher.backends.slurm.nodes import gpus_in
 from tests.support.fake_slurm import AWAY, FakeSlurm
 from tests.support.typed import Place
 
@@ -67,6 +68,36 @@ def test_a_partition_that_is_not_there(slurm: FakeSlurm, place: Place) -> None:
 def test_without_a_name_it_is_the_sites_default(slurm: FakeSlurm, place: Place) -> None:
     place.write_cluster(slurm={})
     assert place.findings("--no-job")["partition"]["found"].startswith("batch ·")
+
+
+# Keys of `node` -> CPUs that are asked for: of a node with 8 and 2 GPUs, 2 of whose CPUs the site keeps for itself.
+CPUS = {"all GPUs": ({"gpus": 2}, 6), "some GPUs": ({"gpus": 1}, 3), "no GPUs": ({}, 6), "told": ({"cpus": 2}, 2)}
+
+
+@pytest.mark.parametrize("node", CPUS)
+def test_cpus_are_those_of_the_nodes(node: str, slurm: FakeSlurm, place: Place) -> None:
+    """One task a node would get one core at most sites, for all its workers."""
+    keys, cpus = CPUS[node]
+    place.write_cluster(node=keys)
+    device = f"train.device={'cuda' if keys.get('gpus') else 'cpu'}"
+    said = place.ok("tiny.yaml", "--cluster", "site", "--dry-run", device)
+    assert f"--cpus-per-task={cpus}" in said
+    found = place.findings("--no-job")
+    assert (f"{cpus} are asked for, by what the nodes have" in said) == ("CPUs" in found) == ("cpus" not in keys)
+    assert "cpus" in keys or (found["CPUs"]["level"], found["CPUs"]["cure"][:12]) == ("warning", f"node.cpus: {cpus}")
+
+
+def test_a_plan_made_where_slurm_cannot_be_asked_warns(slurm: FakeSlurm, place: Place) -> None:
+    place.write_cluster(node={})
+    slurm.fail("sinfo", stderr=AWAY)
+    said = place.ok("tiny.yaml", "--cluster", "site", "--dry-run")
+    assert "--cpus-per-task" not in said
+    assert "most sites then give all workers of a node one core" in said
+
+
+def test_gpus_of_a_node() -> None:
+    shown = {"gpu:2": 2, "gpu:h100:8(S:0-1)": 8, "gpu:a:2,gpu:b:2,nvme:1": 4, "(null)": 0, "": 0, "mygpu:3": 0}
+    assert {gres: gpus_in(gres) for gres in shown} == shown
 
 
 def test_where_there_is_no_slurm(slurm: FakeSlurm, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
