@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,7 @@ class HostFacts(BaseModel):
     node_cpus: int | None = Field(default=None, description="Of a node, by its scheduler.")
     note: str = Field(default="", description="On that number, for people.")
     logs: str = Field(default="", description="Folder for jobs' own output where the run directory is remote.")
+    free_bytes: int | None = Field(default=None, description="Free where a local run directory goes; None: not known.")
 
 
 def probe_hardware(recipe: Recipe, cluster: Cluster) -> HostFacts:
@@ -88,6 +90,15 @@ def probe_host(*, gpus: bool = True) -> HostFacts:
         torchrun_flags=tuple(sorted(installed_flags())),
         logs=log_folder(),
     )
+
+
+def free_bytes(folder: str) -> int | None:
+    """Bytes that a user may still write into a folder that may not exist yet; None if that is not known."""
+    there = next((path for path in (Path(folder), *Path(folder).parents) if path.is_dir()), None)
+    try:
+        return None if there is None else shutil.disk_usage(there).free
+    except OSError:
+        return None
 
 
 def _count_cpus() -> int:

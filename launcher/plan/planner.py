@@ -112,7 +112,7 @@ def make_plan(
         **_started(cluster, ask, host),
         notes=draft.notes,
     )
-    return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe)]})
+    return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe, free_bytes=host.free_bytes)]})
 
 
 def _asked(recipe: Recipe, cluster: Cluster, host: HostFacts) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from launchyard.launcher.format import size
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_samples
 from launchyard.training.recipe import Recipe
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Muennighoff et al. 2023)
 
 
-def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
+def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> Iterator[str]:
+    """free_bytes: where a local run directory goes."""
     needed = plan.memory["total"]
     available = plan.memory_available
     if available is not None and needed > available:
@@ -29,10 +31,33 @@ def surprises(plan: Plan, recipe: Recipe) -> Iterator[str]:
     warmup = recipe.schedule.warmup_steps
     if warmup >= 1 and warmup > plan.max_steps:
         yield f"warmup_steps {warmup} is longer than the run of {plan.max_steps} steps: lr never reaches its peak"
+    if free_bytes is not None:
+        yield from _of_a_full_disk(plan, recipe, free_bytes)
     if plan.epochs:
         yield from _of_small_data(plan.data, recipe)
     if len(plan.data.train) > 1:
         yield from _of_a_mixture(plan, recipe)
+
+
+def checkpoints_at_once(recipe: Recipe, max_steps: int) -> int:
+    """The most checkpoints that lie in a run at a time, the one that is being written included."""
+    saves = recipe.checkpoint
+    if not saves.every_steps:
+        return 3 if saves.every_minutes else 1  # the newest, the one before it, and the next
+    permanent = max_steps // saves.every_steps
+    return min(permanent, saves.keep or permanent) + 2
+
+
+def _of_a_full_disk(plan: Plan, recipe: Recipe, free_bytes: int) -> Iterator[str]:
+    most = checkpoints_at_once(recipe, plan.max_steps)
+    needed = most * plan.checkpoint_bytes
+    if needed > free_bytes:
+        keep = free_bytes // plan.checkpoint_bytes - 2
+        fix = f"checkpoint.keep={keep} would fit" if recipe.checkpoint.every_steps and keep > 0 else "make room there"
+        yield (
+            f"up to {most} checkpoints of {size(plan.checkpoint_bytes)} lie in the run at a time, {size(needed)}, but "
+            f"only {size(free_bytes)} are free there; {fix}"
+        )
 
 
 def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:

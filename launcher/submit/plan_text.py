@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from launchyard.host.environment import MARK_NODE
+from launchyard.launcher.backends.request import Process
 from launchyard.launcher.format import count, json_text, size
 from launchyard.launcher.plan.plan import Plan
 from launchyard.launcher.plan.warnings import source_names
@@ -38,11 +41,25 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
     if plan.script is not None:
         lines += ["", "script", *_indent(plan.script)]
     lines += ["", "processes"]
-    for process in plan.processes:
-        lines.append(f"  {process.role} on node {process.node_rank}")
+    for process, nodes in _folded(plan.processes):
+        where = f"node {process.node_rank}"
+        if len(nodes) > 1:
+            where = f"each of {len(nodes)} nodes, {nodes[0]} to {nodes[-1]}; that of {where}:"
+        lines.append(f"  {process.role} on {where}")
         lines += [f"    {key}={shlex.quote(value)}" for key, value in process.env.items()]
         lines.append(f"    {shlex.join(process.argv)}")
     return [*lines, "", "dry run: nothing was created or started"]
+
+
+def _folded(processes: list[Process]) -> list[tuple[Process, list[int]]]:
+    """Processes that differ in the number of their node alone are one, the first, with the numbers of all nodes."""
+    found: dict[str, tuple[Process, list[int]]] = {}
+    for process in processes:
+        node = process.node_rank
+        argv = [word.replace(f"--node-rank={node}", "--node-rank=") for word in process.argv]
+        alike = json.dumps([process.role, argv, {**process.env, MARK_NODE: ""}])
+        found.setdefault(alike, (process, []))[1].append(node)
+    return list(found.values())
 
 
 def as_json(plan: Plan, raw: dict[str, Any], code: CodeSnapshot, source: str) -> str:

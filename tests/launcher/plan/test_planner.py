@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launchyard.errors import UserError
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.hardware import Gpu, HostFacts, probe_host
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
@@ -17,7 +18,8 @@ from launchyard.launcher.plan.planner import make_plan, seconds_of
 from launchyard.launcher.recipe.bundled import bundled_recipes
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.code import CodeSnapshot
-from launchyard.launcher.submit.plan_text import brief
+from launchyard.launcher.submit.launch import check_room
+from launchyard.launcher.submit.plan_text import brief, full
 from launchyard.model.zoo import preset
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, TokenSource, Workload
@@ -50,6 +52,42 @@ def problems_of(*args: Any, **changes: Any) -> dict[str, str]:
     with pytest.raises(PlanError) as caught:
         plan_of(*args, **changes)
     return dict(caught.value.problems)
+
+
+def test_a_disk_that_will_be_full_is_noted() -> None:
+    """Permanent checkpoints, the newest, and the one being written; `keep` bounds the first."""
+    one = plan_of().checkpoint_bytes
+
+    def note(room: float, **changes: Any) -> str:
+        host = CPU.model_copy(update={"free_bytes": int(room * one)})
+        return next(
+            (note for note in plan_of(host=host, train__max_steps=100, **changes).notes if "free there" in note), ""
+        )
+
+    assert not note(3, checkpoint__every_steps=None) and "up to 3 checkpoints" in note(
+        2.9, checkpoint__every_steps=None
+    )
+    assert not note(12, checkpoint__every_steps=10)
+    assert "checkpoint.keep=9 would fit" in note(11.5, checkpoint__every_steps=10)
+    assert not note(11.5, checkpoint__every_steps=10, checkpoint__keep=9)
+    assert "make room there" in note(2, checkpoint__every_steps=10)
+    with pytest.raises(UserError, match="one checkpoint takes"):
+        check_room(plan_of(), one - 1)
+    check_room(plan_of(), None)
+
+
+def test_processes_that_differ_in_their_node_alone_are_shown_once() -> None:
+    def text(nodes: int) -> list[str]:
+        cluster = Cluster(name="x", scheduler="slurm", storage="/runs")
+        plan = plan_of(cluster=cluster, resources__nodes=nodes, train__global_batch_size=2 * nodes)
+        assert len({process.node_rank for process in plan.processes}) == nodes
+        loaded = load_recipe(SMALL)
+        code = CodeSnapshot(folder="/x", launchyard="1", python="3", platform="p", packages={})
+        lines = full(plan, loaded.recipe, loaded.raw, code, "small.yaml")
+        return lines[lines.index("processes") :]
+
+    assert len(text(3)) == len(text(20))
+    assert "  worker on each of 20 nodes, 0 to 19; that of node 0:" in text(20)
 
 
 # -- golden ----------------------------------------------------------------------------------------------------------
