@@ -125,8 +125,8 @@ class RunDir:
             return schema.model_validate(record)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise DamagedError(f"{self.path(name)} is damaged: {key}: {first['msg'].lower()}") from error
+            key = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
+            raise DamagedError(f"{self.path(name)} is damaged: {key}{first['msg'].lower()}") from error
 
     def find_json(self, name: str) -> JsonObject | None:
         """The record in a file; None without it, or if it is damaged: that is reported."""

@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
         "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
         "rm": ("launchyard.launcher.cli.remove", "rm", "Remove runs that have ended, for good."),
+        "fsck": ("launchyard.launcher.cli.fsck", "fsck", "Check every file of a run, and say what repairs it."),
         "monitor": ("launchyard.launcher.cli.monitor", "monitor", "Show all live runs to Prometheus."),
         "doctor": (
             "launchyard.launcher.cli.doctor",

@@ -26,6 +26,7 @@ class Saved:
     world_size: int | None = None
     attempt: int | None = None
     created: float | None = None
+    data_digest: str | None = None
     foreign: str | None = None
     late: str | None = None
     verified: bool = False
@@ -82,6 +83,7 @@ def _inspect(folder: str, step: int, verify_all: bool) -> Saved:
         world_size=manifest.world_size,
         attempt=manifest.attempt,
         created=manifest.created,
+        data_digest=manifest.data_digest,
         verified=verify_all,
         faults=list(verify(folder, manifest)) if verify_all else [],
     )

@@ -1,0 +1,99 @@
+"""`launch fsck` finds what still reads well and is not what was written, and its repairs repair."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launchyard.launcher.runs.fsck import check_run
+from launchyard.run.frozen import content_digest
+from launchyard.run.rundir import RunDir
+from launchyard.training.data.dataset_spec import source_digest
+from tests.run.test_old_runs import FIXTURE, PLACE
+from tests.support.shell import Shell
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A place where `run` is intact, with all digests that a run has today."""
+    shell = Shell(tmp_path)
+    shutil.copytree(FIXTURE, shell.here, dirs_exist_ok=True)
+    for path in shell.here.rglob("*"):
+        if path.suffix in (".json", ".yaml") and path.name != "manifest.json":
+            path.write_text(path.read_text().replace(PLACE, str(shell.here)))
+    recipe = content_digest((shell.here / "run/recipe.yaml").read_bytes())
+    data = json.loads((shell.here / "run/plan.json").read_text())["data"]
+    for source in (*data["train"], *data["validation"]):
+        source["digest"] = source_digest(source["folder"])
+    change(shell, "plan.json", recipe_xxh3=recipe, data=data)
+    digest = content_digest((shell.here / "run/plan.json").read_bytes())
+    change(shell, "attempts/0000/job.json", plan_digest=digest, host="elsewhere", created=0.0)
+    return shell
+
+
+def change(shell: Shell, file: str, **values: object) -> None:
+    path = shell.here / "run" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def found(shell: Shell) -> list[str]:
+    return [str(problem) for problem in check_run(RunDir(str(shell.here / "run"))).problems]
+
+
+def test_an_intact_run(shell: Shell) -> None:
+    result = check_run(RunDir(str(shell.here / "run")))
+    assert (result.problems, result.not_recorded) == ([], [])
+    assert result.files > 12
+
+
+def test_a_run_of_an_older_version_has_less_on_record(shell: Shell) -> None:
+    change(shell, "attempts/0000/job.json", plan_digest="")
+    change(shell, "plan.json", recipe_xxh3="")
+    result = check_run(RunDir(str(shell.here / "run")))
+    assert result.problems == []
+    assert [link.partition(":")[0] for link in result.not_recorded] == ["plan.json", "recipe.yaml"]
+
+
+def test_each_link_of_the_chain(shell: Shell) -> None:
+    """All files below can be read, and each is named with the one that tells on it."""
+    recipe = shell.here / "run/recipe.yaml"
+    recipe.write_text(recipe.read_text() + "# changed\n")
+    assert [line.partition(":")[0] for line in found(shell)] == ["recipe.yaml was changed after the launch"]
+    change(shell, "plan.json", name="other")
+    tokenizer = shell.here / "run/tokenizer/tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    said = found(shell)
+    assert said[0].startswith("plan.json was changed after the launch: its digest is not that in job.json")
+    assert any(line.startswith("tokenizer/tokenizer.json is changed") for line in said)
+
+
+def test_a_lost_row_is_made_again(shell: Shell) -> None:
+    """The steps after the newest checkpoint before it are trained again, and nothing is wrong then."""
+    rows = shell.here / "run/metrics/steps-0000.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[:11] + lines[12:]))
+    repair = "launch resume old-mj9u --from-step 10"
+    assert found(shell) == [f"metrics has no rows of step 12; {repair}"]
+    done = shell("fsck", "./run", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["problems"] == [
+        {"file": "metrics", "what": "has no rows of step 12", "repair": repair}
+    ]
+
+
+def test_data_gone_and_replaced(shell: Shell) -> None:
+    shutil.rmtree(shell.here / "data/train")
+    shutil.copytree(shell.here / "data/validation", shell.here / "data/train")
+    shutil.rmtree(shell.here / "data/validation")
+    assert [line.partition(";")[0] for line in found(shell)] == [
+        f"{shell.here}/data/train holds other tokens than those of the plan",
+        f"{shell.here}/data/validation is gone",
+    ]
+
+
+def test_a_checkpoint_gone(shell: Shell) -> None:
+    shutil.rmtree(shell.here / "run/checkpoints/step-00000015")
+    assert found(shell) == ["checkpoints/step-00000015 was saved, and is gone; launch resume old-mj9u --from-step 10"]
