@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launchyard.host.environment import variable
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -48,12 +50,12 @@ def register_bash() -> None:
         source_template = _BASH
 
         def get_completion_args(self) -> tuple[list[str], str]:
-            line = os.environ["COMP_LINE"]
+            line = variable("COMP_LINE") or ""
             words = split_arg_string(line)
             while words and "=" in words[0]:  # NAME=VALUE before the command
                 del words[0]
             incomplete = "" if line.endswith(" ") or len(words) < 2 else words.pop()
-            breaks = [mark for mark in os.environ.get("COMP_WORDBREAKS", "=:") if mark in "=:"]
+            breaks = [mark for mark in (variable("COMP_WORDBREAKS") or "=:") if mark in "=:"]
             self._kept = max((incomplete.rfind(mark) for mark in breaks), default=-1) + 1  # bash completes what follows
             return words[1:], incomplete
 
@@ -67,9 +69,10 @@ def complete_recipe(ctx: click.Context, _param: click.Parameter | None, incomple
     """Bundled recipes, YAML files and the folders on the way to them; after a recipe its keys and their values."""
     from click.shell_completion import CompletionItem
 
+    from launchyard.launcher.backends.section import FIRST
     from launchyard.launcher.recipe.bundled import bundled_recipes
 
-    given = ctx.params.get("arguments") or ctx.params.get("local")
+    given = ctx.params.get("arguments") or ctx.params.get(FIRST)  # launch --local RECIPE
     if given or "=" in incomplete:
         return complete_pair(ctx, _param, incomplete)
     names = [name for name in bundled_recipes() if name.startswith(incomplete)]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
+from launchyard.host.environment import variable
 from launchyard.launcher.cli.completion import COMPLETE, complete_cluster, complete_recipe, register_bash
 from launchyard.storage.errors import DamagedError
 
@@ -30,8 +31,8 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         ),
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
         "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
-        "rm": ("launchyard.launcher.cli.remove", "rm", "Remove runs that have ended, for good."),
-        "fsck": ("launchyard.launcher.cli.fsck", "fsck", "Check every file of a run, and say what repairs it."),
+        "rm": ("launchyard.launcher.cli.run_files", "rm", "Remove runs that have ended, for good."),
+        "fsck": ("launchyard.launcher.cli.run_files", "fsck", "Check every file of a run, and say what repairs it."),
         "monitor": ("launchyard.launcher.cli.monitor", "monitor", "Show all live runs to Prometheus."),
         "doctor": (
             "launchyard.launcher.cli.doctor",
@@ -217,7 +218,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
-    if COMPLETE in os.environ:
+    if variable(COMPLETE) is not None:
         register_bash()
     debug = "--debug" in arguments
     if debug:

@@ -1,4 +1,4 @@
-"""`launch rm`: runs that have ended, removed for good after a question."""
+"""`launch fsck` and `launch rm`: the files of a run, all checked, or removed for good."""
 
 from __future__ import annotations
 
@@ -7,11 +7,41 @@ from dataclasses import asdict
 
 import click
 
-from launchyard.errors import EXIT_DONE, UserError
-from launchyard.launcher.cli.runs import JSON, SEVERAL
+from launchyard.errors import EXIT_DONE, EXIT_FAILED, UserError
+from launchyard.launcher.cli.runs import JSON, RUN, SEVERAL
 from launchyard.launcher.format import json_text, size, table
 from launchyard.launcher.runs.remove import Removal, plan_removal, remove_run
 from launchyard.storage.redact import redact
+
+
+@click.command()
+@RUN
+@JSON
+def fsck(run: str, *, as_json: bool) -> int:
+    """Check every file of a run, and say what repairs it; exit 1 if anything is wrong.
+
+    The chain: the recipe by the plan, the plan by the claims of the attempts, checkpoints by their manifests, rows by
+    the steps that were made, data by its lists. Checkpoints are read as a whole; launch inspect DATA --verify does that
+    with data. Changes nothing.
+    """
+    from launchyard.launcher.runs.find import find
+    from launchyard.launcher.runs.fsck import check_run
+
+    found = check_run(find(run))
+    code = EXIT_FAILED if found.problems else EXIT_DONE
+    if as_json:
+        click.echo(json_text(found.to_json()))
+        return code
+    for problem in found.problems:
+        click.echo(f"{click.style('damaged:', fg='red', bold=True)} {problem}")
+    for link in found.not_recorded:
+        click.echo(f"not recorded: {link}")
+    if found.alive:
+        click.echo("note: the run is alive; its files may have changed while they were read")
+    count = len(found.problems)
+    result = f"{count} problem{'s' * (count > 1)}" if count else "nothing is wrong"
+    click.echo(f"{found.run_id}: {result} in {found.files} files and checkpoints")
+    return code
 
 
 @click.command()
