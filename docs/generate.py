@@ -293,6 +293,7 @@ def json_page() -> Iterator[str]:
     from launchyard.launcher.plan.plan import Plan
     from launchyard.launcher.runs.checkpoints import Saved
     from launchyard.launcher.runs.drill import Drill
+    from launchyard.launcher.runs.fsck import RunCheck
     from launchyard.launcher.runs.remove import Removal
     from launchyard.launcher.runs.state import RunState
     from launchyard.launcher.runs.why import Why
@@ -302,6 +303,7 @@ def json_page() -> Iterator[str]:
         ("`launch status`, `stop`, `cancel`", "One run as an object; several, or all, as a list.", RunState),
         ("`launch why`", "An object.", Why),
         ("`launch checkpoints`", "A list, oldest first.", Saved),
+        ("`launch fsck`", "An object; `problems` are objects with `file`, `what` and `repair`.", RunCheck),
         ("`launch rm`", "A list. Besides these, `removed`: false in a dry run.", Removal),
         ("`launch drill`", "An object.", Drill),
     )

@@ -24,7 +24,7 @@ from launchyard.storage.retry import Retrier, call_timeout, one_line
 from launchyard.storage.stores.fsspec import ScatterBuffer
 from launchyard.storage.stores.private_calls import send_request
 from launchyard.storage.stores.s3_errors import NoRightError, classify_s3, cure_of, describe, status_of
-from launchyard.storage.stores.s3_probes import probes
+from launchyard.storage.stores.s3_probes import s3_probes
 
 UPLOAD_PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -263,7 +263,7 @@ class S3Store:
         return len(found)
 
     def probes(self, folder: str) -> dict[str, Callable[[], str]]:
-        return probes(self.attempt, folder, f"{split(folder)[1]}/")
+        return s3_probes(self.attempt, folder, f"{split(folder)[1]}/")
 
 
 class PartWriter:

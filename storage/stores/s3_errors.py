@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from concurrent.futures import CancelledError
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from launchyard.storage.retry import ErrorKind, classify_status, one_line
 
@@ -129,10 +128,10 @@ def cure_of(error: BaseException) -> str:
     return f"Let this identity have {right} there; docs/guides/object-storage.md has the least policy of a run"
 
 
-def _skew(error: Any) -> str:
+def _skew(error: BaseException | None) -> str:
     """By how much this machine's clock is wrong by the store's, as the beginning of a sentence."""
     try:
-        theirs = parsedate_to_datetime(error.response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        theirs = parsedate_to_datetime(vars(error)["response"]["ResponseMetadata"]["HTTPHeaders"]["date"])
     except (AttributeError, KeyError, TypeError, ValueError):
         return "The clock of this machine is wrong"
     ahead = (datetime.datetime.now(datetime.UTC) - theirs).total_seconds()
