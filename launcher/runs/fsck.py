@@ -212,12 +212,12 @@ class _Walk:
             self.read.add(name)
             for fault in one.faults:
                 file, _, what = fault.removeprefix(f"{self.run.url}/").partition(" ")
-                yield Problem(file, what, self._go_back(one.step))
+                yield Problem(file, what, self._without(one.step))
             if one.foreign:
-                yield Problem(name, one.foreign, self._go_back(one.step))
+                yield Problem(name, one.foreign, self._without(one.step))
             digest = self.workload.data.digest if self.workload else None
             if None not in (digest, one.data_digest) and one.data_digest != digest:
-                yield Problem(name, "was made of other tokens than those of the plan", self._go_back(one.step))
+                yield Problem(name, "was made of other tokens than those of the plan", self._without(one.step))
         missing = RunCheckpoints(self.run).missing()
         if missing is not None and all(one.step != missing for one in self.saved):
             yield Problem(layout.checkpoint_folder(missing), "was saved, and is gone", self._go_back(missing))
@@ -274,9 +274,18 @@ class _Walk:
     def _say(self, command: str) -> str:
         return command.format(run=self.run_id)
 
+    @property
+    def _intact(self) -> list[int]:
+        return [one.step for one in self.saved if not (one.faults or one.late or one.foreign)]
+
+    def _without(self, step: int) -> str:
+        """The command of a run that cannot use its checkpoint of a step, if it needs one."""
+        newer = [other for other in self._intact if other > step]
+        return f"nothing repairs it, and nothing needs it: step {newer[-1]} is intact" if newer else self._go_back(step)
+
     def _go_back(self, step: int) -> str:
         """The command that makes a step again, from the newest intact checkpoint before it."""
-        before = [one.step for one in self.saved if one.step < step and not (one.faults or one.late or one.foreign)]
+        before = [other for other in self._intact if other < step]
         way = f"--from-step {before[-1]}" if before else "--from-scratch"
         return f"launch resume {self.run_id} {way}"
 

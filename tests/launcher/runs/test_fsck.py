@@ -97,3 +97,11 @@ def test_data_gone_and_replaced(shell: Shell) -> None:
 def test_a_checkpoint_gone(shell: Shell) -> None:
     shutil.rmtree(shell.here / "run/checkpoints/step-00000015")
     assert found(shell) == ["checkpoints/step-00000015 was saved, and is gone; launch resume old-mj9u --from-step 10"]
+
+
+def test_a_damaged_checkpoint(shell: Shell) -> None:
+    """The newest costs the steps since the one before; an older one costs nothing."""
+    for step, repair in ((10, "step 15 is intact"), (15, "launch resume old-mj9u --from-scratch")):
+        path = shell.here / f"run/checkpoints/step-000000{step}/0000-rank-00000.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        assert any(f"step-000000{step}/" in line and "it is cut" in line and repair in line for line in found(shell))
