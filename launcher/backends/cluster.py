@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, cast
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from launchyard.errors import UserError, user_errors
 from launchyard.host.environment import OWN_PREFIX
@@ -99,6 +99,8 @@ class ClusterStorage(Part):
                     f"{key}: the URL holds a password or a key, which would be stored in plain text; put it into a "
                     "credentials file and name that: credentials_file, profile"
                 )
+        if self.cache is not None:
+            typed_path(self.cache)  # each node expands its own ~, but a variable is refused here
         return self
 
     @property
@@ -149,6 +151,16 @@ class Container(Part):
     image: str = Field(min_length=1, description="Image: a file, or docker://…")
     mounts: list[str] = Field(default=[], description="Folders as HOST:CONTAINER[:ro].")
     python: str = Field(default="python3", min_length=1, description="Its interpreter.")
+
+    @field_validator("image")
+    @classmethod
+    def _image_from_home(cls, image: str) -> str:
+        return typed_path(image)
+
+    @field_validator("mounts")
+    @classmethod
+    def _mounts_from_home(cls, mounts: list[str]) -> list[str]:
+        return [":".join([typed_path(host), *rest]) for host, *rest in (mount.split(":") for mount in mounts)]
 
 
 class Cluster(Part):

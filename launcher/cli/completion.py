@@ -42,8 +42,13 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
 
+def prepare_completion() -> None:
+    """Lets click complete bash's lines by our script, if a shell asks."""
+    if variable(COMPLETE) is not None:
+        register_bash()
+
+
 def register_bash() -> None:
-    """Lets click complete bash's lines by our script."""
     from click.shell_completion import BashComplete, add_completion_class, split_arg_string
 
     class LineComplete(BashComplete):
@@ -65,16 +70,20 @@ def register_bash() -> None:
     add_completion_class(LineComplete)
 
 
-def complete_recipe(ctx: click.Context, _param: click.Parameter | None, incomplete: str) -> Candidates:
-    """Bundled recipes, YAML files and the folders on the way to them; after a recipe its keys and their values."""
+def complete_recipe(ctx: click.Context, param: click.Parameter | None, incomplete: str) -> Candidates:
+    """Recipes; after one, or where none begins like that (--local needs none), keys and their values."""
+    found = [] if ctx.params.get("arguments") else recipe_names(incomplete)
+    return found or complete_pair(ctx, param, incomplete)
+
+
+def recipe_names(incomplete: str) -> Candidates:
+    """Bundled recipes, YAML files and the folders on the way to them."""
     from click.shell_completion import CompletionItem
 
-    from launchyard.launcher.backends.section import FIRST
     from launchyard.launcher.recipe.bundled import bundled_recipes
 
-    given = ctx.params.get("arguments") or ctx.params.get(FIRST)  # launch --local RECIPE
-    if given or "=" in incomplete:
-        return complete_pair(ctx, _param, incomplete)
+    if "=" in incomplete:
+        return []
     names = [name for name in bundled_recipes() if name.startswith(incomplete)]
     paths = sorted(glob.glob(f"{glob.escape(incomplete)}*"))
     files = [path for path in paths if path.endswith((".yaml", ".yml"))]

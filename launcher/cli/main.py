@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchError, RecipeErrors, UserError
-from launchyard.host.environment import variable
-from launchyard.launcher.cli.completion import COMPLETE, complete_cluster, complete_recipe, register_bash
+from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
 
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
@@ -129,7 +128,7 @@ class Commands(click.Group):
                 *launch_recipe.shell_complete(ctx, incomplete),
             ]
         names = [CompletionItem(name, help=place[2]) for name, place in COMMANDS.items() if name.startswith(incomplete)]
-        return [*names, *complete_recipe(ctx, None, incomplete)]
+        return [*names, *recipe_names(incomplete)]
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -218,8 +217,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: errors become `error:` and `hint:` on stderr and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if args is None else args)
-    if variable(COMPLETE) is not None:
-        register_bash()
+    prepare_completion()
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launchyard.errors import UserError
+from launchyard.errors import UserError, user_errors
 from launchyard.host import locks
 from launchyard.host.folders import log_folder
 from launchyard.host.processes import descendants, end_all, is_alive, started_at
@@ -28,7 +28,8 @@ class Spool:
 
     def __init__(self, folder: str | None) -> None:
         """None: the user's own queue."""
-        self.folder = Path(folder).expanduser() if folder else Path(log_folder()).with_name("example")
+        with user_errors("example.spool"):
+            self.folder = Path(files.typed_path(folder)) if folder else Path(log_folder()).with_name("example")
 
     # -- for the launcher ----------------------------------------------------------------------------------------------
     def submit(self, text: str, start: Callable[[str], subprocess.Popen[bytes]]) -> str:

@@ -168,7 +168,7 @@ class Dashboard:
         if self._headers_file is not None:
             headers.update(_read_headers(self._headers_file))
         if self._token_file is not None:
-            headers["Authorization"] = f"Bearer {_read_file('token_file', self._token_file).strip()}"
+            headers["Authorization"] = f"Bearer {read_file('token_file', self._token_file).strip()}"
         try:
             with contextlib.closing(self._connection(seconds)) as line:
                 line.request(method, self._prefix + path, body, headers)
@@ -208,7 +208,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _read_file(key: str, path: str) -> str:
+def read_file(key: str, path: str) -> str:
+    """Returns the text of a file that the section `ray` names by `key`."""
     try:
         return Path(typed_path(path)).read_text()
     except (OSError, ValueError) as error:
@@ -219,7 +220,7 @@ def _read_file(key: str, path: str) -> str:
 def _read_headers(path: str) -> dict[str, str]:
     """Headers in lines `Name: value`; empty lines and those that begin with # are left out."""
     found = {}
-    for number, line in enumerate(_read_file("headers_file", path).splitlines(), start=1):
+    for number, line in enumerate(read_file("headers_file", path).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, colon, value = line.partition(":")
@@ -233,7 +234,7 @@ def _trust(ca_file: str | None) -> ssl.SSLContext:
     if ca_file is None:
         return ssl.create_default_context()
     try:
-        return ssl.create_default_context(cadata=_read_file("ca_file", ca_file))
+        return ssl.create_default_context(cadata=read_file("ca_file", ca_file))
     except ssl.SSLError as error:
         raise UserError(f"ray.ca_file: {ca_file}: holds no certificate in PEM") from error
 

@@ -7,12 +7,21 @@ from pathlib import Path
 import pytest
 
 from launchyard.errors import UserError
-from launchyard.launcher.backends.cluster import ClusterStorage, load_cluster, recipe_defaults, store_environment
+from launchyard.launcher.backends.cluster import (
+    ClusterStorage,
+    Container,
+    load_cluster,
+    recipe_defaults,
+    store_environment,
+)
+from launchyard.launcher.backends.example.client import Spool
+from launchyard.launcher.backends.ray import client
 from launchyard.launcher.cli.schema import schema_text
 from launchyard.launcher.recipe.bundled import ROOT
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.resume import _cluster as cluster_of_plan
 from launchyard.storage.options import StoreOptions
+from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.spec import Storage
 
 
@@ -166,3 +175,28 @@ def test_a_resume_without_the_cluster_file_finds_the_store_again() -> None:
     frozen = {"cluster": "gone", "scheduler": "local", "store": store, "environment": environment}
     cluster = cluster_of_plan(frozen)
     assert cluster.storage.options == StoreOptions(**store) and cluster.environment == {"MINE": "1"}
+
+
+def test_paths_of_a_cluster_file_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text("secret\n")
+    assert Container(runtime="pyxis", image="~/x.sqsh", mounts=["~/data:/data:ro", "/a:/b"]).model_dump() == {
+        "runtime": "pyxis",
+        "image": f"{tmp_path}/x.sqsh",
+        "mounts": [f"{tmp_path}/data:/data:ro", "/a:/b"],
+        "python": "python3",
+    }
+    assert Container(runtime="apptainer", image="docker://me/x:1").image == "docker://me/x:1"
+    assert str(Spool("~/spool").folder) == f"{tmp_path}/spool"
+    assert ChunkCache("~/chunks").folder == f"{tmp_path}/chunks"
+    assert client.read_file("token_file", "~/token").strip() == "secret"
+    with pytest.raises(ValueError, match="variables are not expanded"):
+        Container(runtime="pyxis", image="$IMAGES/x.sqsh")
+    with pytest.raises(ValueError, match="variables are not expanded"):
+        ClusterStorage(url="/runs", cache="$TMPDIR/chunks")
+    for reading, key in (
+        (lambda: Spool("$X/spool"), "example.spool"),
+        (lambda: client.read_file("token_file", "$X"), "token_file"),
+    ):
+        with pytest.raises(UserError, match=f"{key}: .*variables are not expanded"):
+            reading()

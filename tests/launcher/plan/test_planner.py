@@ -60,13 +60,11 @@ def test_a_disk_that_will_be_full_is_noted() -> None:
 
     def note(room: float, **changes: Any) -> str:
         host = CPU.model_copy(update={"free_bytes": int(room * one)})
-        return next(
-            (note for note in plan_of(host=host, train__max_steps=100, **changes).notes if "free there" in note), ""
-        )
+        notes = plan_of(host=host, train__max_steps=100, **changes).notes
+        return next((note for note in notes if "free there" in note), "")
 
-    assert not note(3, checkpoint__every_steps=None) and "up to 3 checkpoints" in note(
-        2.9, checkpoint__every_steps=None
-    )
+    assert not note(3, checkpoint__every_steps=None)
+    assert "up to 3 checkpoints" in note(2.9, checkpoint__every_steps=None)
     assert not note(12, checkpoint__every_steps=10)
     assert "checkpoint.keep=9 would fit" in note(11.5, checkpoint__every_steps=10)
     assert not note(11.5, checkpoint__every_steps=10, checkpoint__keep=9)

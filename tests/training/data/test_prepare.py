@@ -95,6 +95,14 @@ def test_sections_join_to_the_text(tmp_path: Path, corpus: Path, tokenizer_file:
     assert made.splits["train"].tokens + made.splits["validation"].tokens == made.tokens
 
 
+def test_paths_may_begin_with_the_home(tmp_path: Path, tokenizer_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("A short text.")
+    (tmp_path / "tokenizer.json").write_bytes(Path(tokenizer_file).read_bytes())
+    prepare(["~/a.txt"], tokenizer="~/tokenizer.json", out="~/out", workers=1)
+    assert (tmp_path / "out/train").is_dir()
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_the_same_bytes_for_any_workers(
     tmp_path: Path, corpus: Path, tokenizer_file: str, workers: int, monkeypatch: pytest.MonkeyPatch

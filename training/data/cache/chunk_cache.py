@@ -28,6 +28,7 @@ import xxhash
 
 from launchyard.host.locks import is_file
 from launchyard.storage.errors import StoreError
+from launchyard.storage.files import typed_path
 from launchyard.training.data.cache import cache_files
 from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, map_file, put
 from launchyard.training.telemetry.buckets import Buckets
@@ -90,7 +91,7 @@ class ChunkCache:
         share: int = 1,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self.folder = os.path.abspath(os.path.expanduser(folder)) if folder else cache_files.default_folder()
+        self.folder = os.path.abspath(typed_path(folder)) if folder else cache_files.default_folder()
         self.share = share
         self.counters = Counters()
         self.durations = Buckets(REQUEST_BUCKETS)  # seconds of each request to a store, retries included

@@ -17,7 +17,7 @@ from typing import Unpack
 
 from launchyard.host.locks import LockedError, exclusive
 from launchyard.storage import files
-from launchyard.storage.files import normal
+from launchyard.storage.files import normal, typed_path
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.index import (
     DATASET,
@@ -85,8 +85,9 @@ def prepare(
         raise ValueError(f"workers is {workers}; at least 1 is needed")
     if options.seed < 0:
         raise ValueError(f"seed is {options.seed}; it must not be negative")
-    made = open_tokenizer(tokenizer, eos=options.eos, encoding=options.encoding)
-    job = PrepareJob(find_sources(sources), made, normal(out), options, on_progress, skip_invalid)
+    made = open_tokenizer(typed_path(tokenizer), eos=options.eos, encoding=options.encoding)
+    found = find_sources(list(map(typed_path, sources)))
+    job = PrepareJob(found, made, normal(typed_path(out)), options, on_progress, skip_invalid)
     check_chunk_tokens(options.chunk_tokens, made.dtype)
     _check_out(job)
     if (done := read_dataset(job.out)) is not None:
