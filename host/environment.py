@@ -21,6 +21,13 @@ JOB_END = "LAUNCHYARD_JOB_END"  # Unix time at which the scheduler ends the job
 GRACE = "LAUNCHYARD_GRACE"  # seconds from a stop request until the agent ends the workers
 IMAGE = "LAUNCHYARD_IMAGE"  # the container image of the workers
 OF_A_RUN = frozenset({MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE})
+# Options of S3 for which no tool has a variable, from the launcher to all processes of a run.
+S3_OPTIONS = {
+    "kms_key_id": "LAUNCHYARD_S3_KMS_KEY_ID",
+    "acl": "LAUNCHYARD_S3_ACL",
+    "requester_pays": "LAUNCHYARD_S3_REQUESTER_PAYS",
+    "anonymous": "LAUNCHYARD_S3_ANONYMOUS",
+}
 # Of the sandboxes.
 RAY_SITE = "LAUNCHYARD_RAY_SITE"
 DASHBOARDS = "LAUNCHYARD_DASHBOARDS"

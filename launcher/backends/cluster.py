@@ -20,7 +20,7 @@ from launchyard.launcher.recipe.bundled import cluster_files, own_clusters
 from launchyard.launcher.recipe.hints import nearest
 from launchyard.launcher.recipe.yaml import MAX_BYTES, Document, read_document, validate
 from launchyard.storage.files import set_store_options, typed_path
-from launchyard.storage.options import StoreOptions
+from launchyard.storage.options import Acl, StoreOptions
 from launchyard.storage.redact import redact
 from launchyard.training.spec import Storage
 
@@ -82,6 +82,19 @@ class ClusterStorage(Part):
     credentials_file: str | None = Field(
         default=None, pattern=r"^[~/]", description="S3: credentials file, the same on all nodes; it holds the secrets."
     )
+    kms_key_id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="S3: key of KMS with which files are encrypted (SSE-KMS); default: what the bucket does.",
+    )
+    acl: Acl | None = Field(
+        default=None,
+        description="S3: canned ACL of written files, e.g. bucket-owner-full-control in a bucket of another account.",
+    )
+    requester_pays: bool = Field(
+        default=False, description="S3: agree to pay for requests to a bucket whose owner does not."
+    )
+    anonymous: bool = Field(default=False, description="S3: send no credentials, to read public data.")
     retry_minutes: float = Field(
         default=15.0, ge=0, description="A run keeps trying that long when a store fails, then stops, resumable."
     )
@@ -101,6 +114,8 @@ class ClusterStorage(Part):
                 )
         if self.cache is not None:
             typed_path(self.cache)  # each node expands its own ~, but a variable is refused here
+        if self.anonymous and (self.profile or self.credentials_file):
+            raise ValueError("anonymous: means that no credentials are sent; leave out profile and credentials_file")
         return self
 
     @property
@@ -108,7 +123,8 @@ class ClusterStorage(Part):
         """The options of the store for our processes. A credentials file without a profile means its `default`."""
         file = self.credentials_file and typed_path(self.credentials_file)
         profile = self.profile or ("default" if file else None)
-        return StoreOptions(endpoint_url=self.endpoint_url, region=self.region, profile=profile, credentials_file=file)
+        given = self.model_dump(include=set(StoreOptions.model_fields) - {"profile", "credentials_file"})
+        return StoreOptions(**given, profile=profile, credentials_file=file)
 
     @property
     def in_training(self) -> Storage:
@@ -141,7 +157,7 @@ def store_environment(options: StoreOptions) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": options.credentials_file,
         **dict.fromkeys(_BLANKED, "" if options.profile else None),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None} | options.own_variables
 
 
 class Container(Part):

@@ -67,7 +67,7 @@ def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOp
     NothingRunsError if that is not possible: it is called before the run is started.
     """
     folder = registry_folder()
-    options = (store or storage_options.StoreOptions()).model_dump(exclude_none=True)
+    options = (store or storage_options.StoreOptions()).model_dump(exclude_defaults=True)
     entry = Registered(run_id, name, RunDir(url).url, time.time(), options)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from launchyard.storage.retry import Retrier, call_timeout, one_line
 from launchyard.storage.stores.fsspec import ScatterBuffer
 from launchyard.storage.stores.private_calls import send_request
 from launchyard.storage.stores.s3_errors import NoRightError, classify_s3, cure_of, describe, status_of
-from launchyard.storage.stores.s3_probes import s3_probes
+from launchyard.storage.stores.s3_probes import probes_of
 
 UPLOAD_PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
@@ -38,7 +38,7 @@ BLOCK_BYTES = 1 << 20
 
 class S3Store:
     def __init__(self, options: StoreOptions) -> None:
-        self._options = options
+        self._options = options.completed()
         self._fs = self._connect()
         self._connected = time.monotonic()
         self.retry = Retrier(classify_s3, self._renew, describe, cure_of).call
@@ -64,6 +64,9 @@ class S3Store:
                 "max_pool_connections": CONNECTIONS,
                 "retries": {"max_attempts": 0},
             },
+            s3_additional_kwargs=_request_options(self._options),
+            requester_pays=self._options.requester_pays,
+            anon=self._options.anonymous,
             skip_instance_cache=True,
             use_listings_cache=False,
         )
@@ -263,7 +266,7 @@ class S3Store:
         return len(found)
 
     def probes(self, folder: str) -> dict[str, Callable[[], str]]:
-        return s3_probes(self.attempt, folder, f"{split(folder)[1]}/")
+        return probes_of(self.attempt, folder, f"{split(folder)[1]}/")
 
 
 class PartWriter:
@@ -359,6 +362,14 @@ def split(path: str) -> tuple[str, str]:
     if not bucket:
         raise ValueError(f"{path}: a URL of S3 is s3://BUCKET/KEY")
     return bucket, key.rstrip("/")
+
+
+def _request_options(options: StoreOptions) -> dict[str, str]:
+    """Returns arguments of requests; s3fs leaves them out of those that do not know them."""
+    found = {"ACL": options.acl, "SSEKMSKeyId": options.kms_key_id}
+    if options.kms_key_id:
+        found["ServerSideEncryption"] = "aws:kms"
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _length_of(response: dict[str, Any]) -> int:

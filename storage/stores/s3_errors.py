@@ -123,6 +123,8 @@ def cure_of(error: BaseException) -> str:
     right = RIGHTS.get(operation, "the right to do so")
     if classify_s3(error) == "unsupported":
         return f"This store does not offer {operation or 'it'}: `launch doctor` tries all that a run needs"
+    if "kms:" in str(error):
+        return "Let this identity use the bucket's key: kms:GenerateDataKey and kms:Decrypt"
     if code == "InvalidPayer":
         return "Whoever reads this bucket pays for it: storage.requester_pays in the cluster file"
     return f"Let this identity have {right} there; docs/guides/object-storage.md has the least policy of a run"
@@ -131,8 +133,8 @@ def cure_of(error: BaseException) -> str:
 def _skew(error: BaseException | None) -> str:
     """By how much this machine's clock is wrong by the store's, as the beginning of a sentence."""
     try:
-        theirs = parsedate_to_datetime(vars(error)["response"]["ResponseMetadata"]["HTTPHeaders"]["date"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+        theirs = parsedate_to_datetime(getattr(error, "response", {})["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, TypeError, ValueError):
         return "The clock of this machine is wrong"
     ahead = (datetime.datetime.now(datetime.UTC) - theirs).total_seconds()
     if abs(ahead) < 1:

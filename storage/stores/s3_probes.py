@@ -8,12 +8,12 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
-Request = Callable[..., dict[str, Any]]  # one request to S3, retried, and its response
+SendRequest = Callable[..., dict[str, Any]]  # the response to one request
 MAX_SKEW_SECONDS = 60.0  # S3 refuses 15 minutes
 
 
-def s3_probes(attempt: Request, folder: str, prefix: str) -> dict[str, Callable[[], str]]:
-    """`attempt` makes one request, retried. `folder` is a URL, and `prefix` the keys in it."""
+def probes_of(attempt: SendRequest, folder: str, prefix: str) -> dict[str, Callable[[], str]]:
+    """`attempt` makes a request. `folder` is a URL, and `prefix` what the keys in it begin with."""
     return {
         "multipart": partial(_upload, attempt, f"{folder}/parts"),
         "abort": partial(_abort, attempt, f"{folder}/aborted"),
@@ -23,11 +23,11 @@ def s3_probes(attempt: Request, folder: str, prefix: str) -> dict[str, Callable[
     }
 
 
-def _begin(attempt: Request, path: str) -> str:
+def _begin(attempt: SendRequest, path: str) -> str:
     return str(attempt("begin to write", "create_multipart_upload", path)["UploadId"])
 
 
-def _upload(attempt: Request, path: str) -> str:
+def _upload(attempt: SendRequest, path: str) -> str:
     upload = _begin(attempt, path)
     part = attempt("write", "upload_part", path, UploadId=upload, PartNumber=1, Body=b"1")
     parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
@@ -35,17 +35,17 @@ def _upload(attempt: Request, path: str) -> str:
     return ""
 
 
-def _abort(attempt: Request, path: str) -> str:
+def _abort(attempt: SendRequest, path: str) -> str:
     attempt("abort", "abort_multipart_upload", path, UploadId=_begin(attempt, path))
     return ""
 
 
-def _list_uploads(attempt: Request, folder: str, prefix: str) -> str:
+def _list_uploads(attempt: SendRequest, folder: str, prefix: str) -> str:
     attempt("list uploads of", "list_multipart_uploads", folder, Prefix=prefix)
     return ""
 
 
-def _skew(attempt: Request, folder: str, prefix: str) -> str:
+def _skew(attempt: SendRequest, folder: str, prefix: str) -> str:
     response = attempt("list", "list_objects_v2", folder, Prefix=prefix, MaxKeys=1)
     theirs = response["ResponseMetadata"]["HTTPHeaders"].get("date")
     if theirs is None:
@@ -56,6 +56,6 @@ def _skew(attempt: Request, folder: str, prefix: str) -> str:
     return f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the store's"
 
 
-def _versioning(attempt: Request, folder: str) -> str:
+def _versioning(attempt: SendRequest, folder: str) -> str:
     state = attempt("ask for versioning of", "get_bucket_versioning", folder).get("Status")
     return "the bucket keeps every version of a file" if state == "Enabled" else ""

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from launchyard.storage import files, options, retry
-from launchyard.storage.errors import DeniedError, RefusedError, StoreError
+from launchyard.storage.errors import RefusedError, StoreError
 from launchyard.storage.retry import RetryEvent
 from launchyard.storage.stores import s3 as s3_store
 from launchyard.storage.stores import s3_errors
-from launchyard.storage.stores.fsspec import classify_fsspec
 from tests.support.faults import Answer, Flip, Reset, Slow, Stall, Truncate, lists, where
 
 if TYPE_CHECKING:
@@ -329,42 +328,6 @@ def test_what_refuses_from_the_first_on_is_an_error_soon(s3: Bucket, proxy: Faul
         assert files.read(f"{s3.url}/f") == b"x"
 
 
-DENIALS = {
-    "no right": (Answer(403, "AccessDenied"), "s3:PutObject"),
-    "not offered": (Answer(501, "NotImplemented"), "does not offer PutObject"),
-    "not allowed": (Answer(405, "MethodNotAllowed"), "does not offer PutObject"),
-    "clock": (Answer(403, "RequestTimeTooSkewed"), "The clock of this machine"),
-}
-
-
-@pytest.mark.s3
-@pytest.mark.parametrize(("fault", "cure"), DENIALS.values(), ids=DENIALS.keys())
-def test_what_is_denied_is_final_and_names_its_cure(fault: Answer, cure: str, s3: Bucket, proxy: FaultProxy) -> None:
-    """Also in the midst of a run, whose budget is minutes; expired credentials are not denied."""
-    files.write(f"{s3.url}/f", b"x")
-    proxy.fault(fault, where(method="PUT"))
-    began = time.monotonic()
-    with retry.retry_budget(900), pytest.raises(DeniedError) as caught:
-        files.write(f"{s3.url}/f", b"y")
-    assert time.monotonic() - began < 2 * retry.DENIED_SECONDS
-    assert_reads_well(str(caught.value), str(fault.code), cure)
-    with retry.retry_budget(0), pytest.raises(DeniedError):
-        files.create(f"{s3.url}/g", b"y")
-
-
-@pytest.mark.s3
-def test_a_refusal_without_a_reason_is_a_denial_if_the_credentials_are_good(s3: Bucket, proxy: FaultProxy) -> None:
-    """HEAD has no body: the listing that is asked next tells."""
-    files.write(f"{s3.url}/f", b"x")
-    proxy.fault(Answer(403), where(method="HEAD"))
-    with retry.retry_budget(0), pytest.raises(DeniedError, match="s3:GetObject"):
-        files.size(f"{s3.url}/f")
-    proxy.fault(Answer(403, "InvalidAccessKeyId"), lists)
-    with retry.retry_budget(0), pytest.raises(RefusedError) as caught:
-        files.size(f"{s3.url}/f")
-    assert not isinstance(caught.value, DeniedError)
-
-
 @pytest.mark.s3
 def test_no_bucket_is_not_no_file(s3: Bucket, proxy: FaultProxy) -> None:
     files.write(f"{s3.url}/f", b"x")
@@ -457,19 +420,6 @@ def test_a_flipped_bit_of_a_whole_object_is_found_on_the_way(s3: Bucket, proxy: 
     for at in (0.0, 0.5, 1.0):
         rule = proxy.fault(Flip(at), where(method="GET"), times=1)
         assert files.read(f"{s3.url}/f") == b"x" * 100 and rule.hits == 1
-
-
-def test_denials_of_other_stores() -> None:
-    class AzureError(Exception):
-        status_code = 403
-
-        def __init__(self, error_code: str) -> None:
-            self.error_code = error_code
-
-    assert classify_fsspec(AzureError("AuthorizationPermissionMismatch")) == "denied"
-    assert classify_fsspec(AzureError("AuthenticationFailed")) == "refused", "a token may be renewed"
-    assert classify_fsspec(OSError("Forbidden: bucket/f\nno permission")) == "denied"
-    assert classify_fsspec(OSError("connection reset")) == "transient"
 
 
 def assert_reads_well(text: str, *words: str) -> None:

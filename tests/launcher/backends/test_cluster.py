@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_storage_is_a_text_or_a_mapping(tmp_path: Path) -> None:
         f"{{url: s3://b, region: eu-west-1, credentials_file: {tmp_path}/keys, retry_minutes: 2, cache: /nvme, "
         "cache_size: 2TB}",
     )
-    assert full.options.model_dump(exclude_none=True) == {
+    assert full.options.model_dump(exclude_defaults=True) == {
         "region": "eu-west-1",
         "profile": "default",  # named, so that no exported key is taken for it
         "credentials_file": f"{tmp_path}/keys",
@@ -131,6 +132,8 @@ def test_storage_is_a_text_or_a_mapping(tmp_path: Path) -> None:
         ("{url: s3://b, endpoint: 'http://store'}", r"did you mean storage.endpoint_url\?"),
         ("{url: s3://b, credentials_file: /no/such/file}", "storage.credentials_file: /no/such/file: no such file"),
         ("{url: s3://b, cache_size: lots}", "storage.cache_size: must be text that matches"),
+        ("{url: s3://b/r, anonymous: true, profile: p}", "no credentials are sent"),
+        ("{url: s3://b/r, acl: mine}", "storage.acl"),
         ("7", "storage: must be text or a mapping with the keys url, endpoint_url"),
     ],
 )
@@ -169,8 +172,18 @@ def test_the_client_of_aws_obeys_a_cluster_whatever_is_exported(
     assert session.get_credentials().access_key == "of-the-lab"
 
 
+def test_options_of_s3_reach_processes_in_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ({"kms_key_id": "k"}, {"acl": "private"}, {"requester_pays": True}, {"anonymous": True}):
+        options = StoreOptions(**given)
+        with monkeypatch.context() as patch:
+            for name, value in store_environment(options).items():
+                patch.setenv(name, value)
+            assert StoreOptions().completed() == options
+
+
 def test_a_resume_without_the_cluster_file_finds_the_store_again() -> None:
-    store = {"endpoint_url": "http://s", "profile": "p", "credentials_file": "/c"}
+    store: dict[str, Any] = {"endpoint_url": "http://s", "profile": "p", "credentials_file": "/c"}
+    store |= {"kms_key_id": "k", "acl": "private", "requester_pays": True}
     environment = {**store_environment(StoreOptions(**store)), "MINE": "1"}
     frozen = {"cluster": "gone", "scheduler": "local", "store": store, "environment": environment}
     cluster = cluster_of_plan(frozen)
