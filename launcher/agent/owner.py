@@ -38,10 +38,11 @@ FAREWELL_SECONDS = 20.0  # retry budget for the last write of an owner that fail
 class Owner:
     """`run_nodes` runs all nodes of an attempt to its end. `judge`: finds out if an earlier owner lives.
 
-    `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be. Where there is
-    none, the next attempt follows here. `history`: attempts that this job has made already, or the job that it
-    `continues`. `acquire_resources`: waits for what an attempt needs while its argument returns True; the shape of
-    that attempt, or None if it gave up.
+    `give_back`: let the scheduler start this job again, elsewhere and later; False if it is not to be, None if it is
+    impossible and the nodes are still ours. Then, and where there is none, the next attempt follows here. `history`:
+    attempts that this job has made already, or the job that it `continues`. `patience`: seconds for an earlier owner
+    that only its heartbeat tells of. `acquire_resources`: waits for what an attempt needs while its argument returns
+    True; the shape of that attempt, or None if it gave up.
     """
 
     run: RunDir
@@ -52,9 +53,10 @@ class Owner:
     signals: Signals
     run_nodes: Callable[[Job, Callable[[], None]], OutcomeRecord]
     judge: Judge
-    give_back: Callable[[OutcomeRecord], bool] | None = None
+    give_back: Callable[[OutcomeRecord], bool | None] | None = None
     history: list[AttemptSummary] = field(default_factory=list)
     continues: str = ""
+    patience: float = 0.0
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
 
@@ -93,6 +95,7 @@ class Owner:
             overrides=self.overrides,
             judge=self.judge,
             continues=self.continues,
+            patience=self.patience,
         )
         end_marked(self.run.url)
         if not self.history:
@@ -122,9 +125,9 @@ class Owner:
             log_line(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
             if not again:
                 return self._end(record)
-            if moves:
-                assert self.give_back is not None
-                return record if self.give_back(record) else self._end(record)
+            given = self.give_back(record) if moves and self.give_back is not None else None
+            if given is not None:
+                return record if given else self._end(record)
             if not self.wait_for_resources(job):
                 return self._end(record)
             job = self.claim()

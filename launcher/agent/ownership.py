@@ -84,16 +84,20 @@ def claim_next(
     overrides: dict[str, Any],
     judge: Judge,
     continues: str = "",
+    patience: float = 0.0,
 ) -> Job:
     """Claim the next attempt for this process. UserError if a living job has the run or was faster.
 
-    continues: a job that has handed the run to this one, and may still be leaving.
+    continues: a job that has handed the run to this one, and may still be leaving. patience: seconds to wait for the
+    end of a lease, if the owner of the last attempt is known by its heartbeat alone.
     """
     # One listing decides both the owner to test and the next number: a claim made in between takes that number.
     attempts = run.attempts()
     before = run.job(attempts[-1]) if attempts else None
     ours = before is not None and before.backend == backend and before.job_id in (job_id, continues)
     if not ours:  # else we were started again
+        if before is not None and judge(run, before).by_lease:
+            wait_until(lambda: judge(run, before).free, seconds=patience, every=1.0)
         refuse_owner(run, before, judge)
     job = Job(
         attempt=attempts[-1] + 1 if attempts else 0,

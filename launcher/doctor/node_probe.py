@@ -1,4 +1,4 @@
-"""The probe of a node: prints one line of JSON. `launch doctor` runs it on the nodes, with the arguments STORAGE TOKEN.
+"""The probe of a node: prints one line of JSON. `launch doctor` runs it on the nodes: STORAGE TOKEN [PROGRAM]...
 
 Reads versions, addresses and ports, checks that the storage holds the file that the launcher has just written, and
 writes one beside it. Changes nothing else.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -20,11 +22,11 @@ from launchyard.storage import files
 
 
 def main(argv: list[str]) -> int:
-    print(json.dumps(probe(argv[1], argv[2])), flush=True)
+    print(json.dumps(probe(argv[1], argv[2], argv[3:])), flush=True)
     return 0
 
 
-def probe(storage: str, token: str) -> dict[str, Any]:
+def probe(storage: str, token: str, programs: Sequence[str] = ()) -> dict[str, Any]:
     name = socket.gethostname()
     return {
         "host": name,
@@ -36,6 +38,7 @@ def probe(storage: str, token: str) -> dict[str, Any]:
         "address": _address(name),
         "port": _port(),
         "storage": _storage(storage, token, name),
+        "missing": [program for program in programs if shutil.which(program) is None],
     }
 
 
@@ -47,9 +50,9 @@ def _version(package: str) -> str | None:
 
 
 def _address(name: str) -> str | None:
-    """The address of this node's name, seen from here; other nodes must be able to reach it."""
+    """The address of this node's name, seen from here, IPv4 or IPv6; other nodes must be able to reach it."""
     try:
-        return socket.gethostbyname(name)
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return None
 

@@ -31,6 +31,8 @@ from launchyard.storage import files
 
 JOB_SECONDS = 120.0
 LEAST_NOTICE = 60  # seconds
+PROBE = "launchyard.launcher.doctor.node_probe"
+ON_NODES = ("scontrol", "squeue", "sbatch")  # of SLURM's commands, besides srun: for the owner of a run
 ROUNDING = 30  # seconds
 
 
@@ -175,14 +177,7 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
     python = worker_python(cluster, sys.executable)
     env = {**cluster.environment, **store_environment(cluster.storage.options)}
     done = slurm.run(
-        [
-            *argv,
-            *agent_python(cluster, sys.executable, code=None),
-            "-m",
-            "launchyard.launcher.doctor.node_probe",
-            folder,
-            token,
-        ],
+        [*argv, *agent_python(cluster, sys.executable, code=None), "-m", PROBE, folder, token, *ON_NODES],
         seconds=JOB_SECONDS,
         env=env,
     )
@@ -194,4 +189,20 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
         fix = f"is {python} on the nodes, with launchyard in it? setup and container of the cluster file"
         yield Finding(what="node", level="error", found=detail[-500:], fix=fix)
         return
-    yield from node_findings(json.loads(answers[0]))
+    seen = json.loads(answers[0])
+    yield from node_findings(seen)
+    yield from _commands(seen["host"], seen["missing"])
+
+
+def _commands(host: str, missing: Sequence[str]) -> Iterator[Finding]:
+    """Compares SLURM's commands on a node with those that a run needs there to be started again."""
+    if not missing:
+        yield Finding(what="commands on a node", level="ok", found=f"{host} has {', '.join(ON_NODES)}")
+        return
+    found = f"{host} lacks {', '.join(missing)}"
+    if {"scontrol", "sbatch"} <= set(missing):
+        found += ": a run cannot put itself back; it waits for SLURM to do it, and ends at its time limit"
+    elif "scontrol" in missing:
+        found += ": a run goes on as a new job after each preemption"
+    fix = "have the nodes install SLURM's client commands, or put their folder on PATH in `setup` of the cluster file"
+    yield Finding(what="commands on a node", level="warning", found=found, fix=fix)

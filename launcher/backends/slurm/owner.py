@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.run import own_code
 from launchyard.run.events import SAVED
 from launchyard.run.layout import is_job_script
-from launchyard.run.lease import Heartbeat
+from launchyard.run.lease import LEASE_SECONDS, Heartbeat
 from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
 from launchyard.run.rundir import RunDir
 
@@ -58,6 +59,7 @@ class Batch:
         self._submission = submission
         self._signals = signals
         self._restarts = restarts
+        self._notice = notice
         self._slurm = Controller(submission.env)
         end = self._slurm.end_time(job_id)
         self._leave_at = None if end is None else end - notice
@@ -75,6 +77,7 @@ class Batch:
             judge_job,
             self.give_back,
             history=history(self._run, self._job_id),
+            patience=LEASE_SECONDS + GIVE_BACK_SECONDS,  # where squeue is not on the nodes
             continues=waiting.continues if waiting.job_id == self._job_id else "",
         )
 
@@ -148,16 +151,20 @@ class Batch:
             log_line(f"the outcome of attempt {record.attempt} could not be written: {error}")
         return record
 
-    def give_back(self, record: OutcomeRecord) -> bool:
+    def give_back(self, record: OutcomeRecord) -> bool | None:
         """Has this job started again; if the site does not requeue, submits the same script as a new job.
 
         While the controller does not answer it tries again, until a stop is requested: the run is saved, and time is
-        all that it costs. Returns False if the run ends here.
+        all that it costs. Returns False if the run ends here; None if nothing can be done here, and it goes on here.
         """
         heartbeat = Heartbeat(self._run, record.attempt)
         asked_at = float("-inf")
-        while True:
-            if time.monotonic() - asked_at >= GIVE_BACK_SECONDS:
+        alone = shutil.which("scontrol") is None and shutil.which("sbatch") is None
+        until = time.monotonic() + self._notice if alone else float("inf")
+        if alone:
+            log_line(f"{socket.gethostname()} has neither scontrol nor sbatch: SLURM itself may start the job again")
+        while time.monotonic() < until:
+            if not alone and time.monotonic() - asked_at >= GIVE_BACK_SECONDS:
                 given = self._try_to_give_back()
                 if given is not None:
                     return given
@@ -167,6 +174,8 @@ class Batch:
             if heartbeat.superseded or self._signals.stop or self._run.stop_requested() is not None:
                 return False
             time.sleep(POLL_SECONDS if self._run.local else 1.0)
+        log_line(f"the nodes are still ours after {self._notice} s: the run goes on here")
+        return None
 
     def _try_to_give_back(self) -> bool | None:
         """None: the controller does not answer."""

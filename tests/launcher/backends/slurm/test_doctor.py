@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from launchyard.launcher.backends.slurm.doctor import _commands
 from launchyard.launcher.backends.slurm.nodes import gpus_in
 from tests.support.fake_slurm import AWAY, FakeSlurm
 from tests.support.typed import Place
@@ -29,6 +30,7 @@ def test_from_a_node(slurm: FakeSlurm, place: Place) -> None:
     assert found["node"]["level"] == "ok", found["node"]
     assert found["storage from a node"]["level"] == "ok"
     assert found["ports"]["level"] == "ok"
+    assert found["commands on a node"]["level"] == "ok"
     (asked,) = slurm.asked("srun")
     assert {"--partition=spot", "--time=2", "--immediate=60"} < set(asked)
     assert place.files() - before <= {"runs"}
@@ -93,6 +95,14 @@ def test_a_plan_made_where_slurm_cannot_be_asked_warns(slurm: FakeSlurm, place: 
     said = place.ok("tiny.yaml", "--cluster", "site", "--dry-run")
     assert "--cpus-per-task" not in said
     assert "most sites then give all workers of a node one core" in said
+
+
+def test_commands_that_nodes_lack_are_named_beforehand() -> None:
+    (fine,) = _commands("node1", [])
+    (some,) = _commands("node1", ["scontrol"])
+    (none,) = _commands("node1", ["scontrol", "squeue", "sbatch"])
+    assert [one.level for one in (fine, some, none)] == ["ok", "warning", "warning"]
+    assert "as a new job" in some.found and "cannot put itself back" in none.found and none.fix
 
 
 def test_gpus_of_a_node() -> None:

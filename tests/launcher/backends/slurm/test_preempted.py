@@ -8,12 +8,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launchyard.errors import UserError
+from launchyard.launcher.agent.ownership import claim_next
+from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.slurm.owner import history
+from launchyard.run.records import Job, Shape
 from tests.launcher.backends.slurm.test_runs import notice, reached, started
 from tests.support.fake_slurm import OVER, FakeSlurm
+from tests.support.standin import make_run
 from tests.support.typed import Place
 
 
@@ -148,6 +154,44 @@ def waits_again(slurm: FakeSlurm, job_id: str, first: str) -> bool:
     """The first job, put back, or another one of the same run."""
     job = slurm.job(job_id)
     return job["name"] == slurm.job(first)["name"] and job["state"] == "PENDING" and job["batch"] is None
+
+
+@pytest.mark.slow
+def test_a_node_without_commands_waits_for_slurm_and_goes_on_where_it_is(
+    slurm: FakeSlurm, place: Place, tmp_path: Path
+) -> None:
+    """It can ask nobody to start the job again: a site that takes the nodes does, and with any other it keeps them."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "srun").symlink_to(slurm.programs / "srun")
+    place.write_cluster(setup=[f"export PATH={bare}"])
+    run = place.launch()
+    run.steps(3)
+    slurm.take_nodes(run.job)
+    run.steps(3, attempt=1)
+    assert (slurm.job(run.job)["restarts"], started(run, 1)) == (1, reached(run, 0))
+    notice(run)
+    run.steps(3, attempt=2)
+    assert (slurm.job(run.job)["restarts"], started(run, 2)) == (1, reached(run, 1))
+    assert "has neither scontrol nor sbatch" in run.looks()
+    place.ok("cancel", run.run_id)
+
+
+def test_a_resumed_job_on_such_a_node_waits_for_the_lease_of_the_last_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue is not there to say that it is dead, and its heart beat a moment ago."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("launchyard.launcher.agent.ownership.TAKEOVER_SECONDS", 0.1)
+    monkeypatch.setattr("launchyard.launcher.backends.base.LEASE_SECONDS", 1.0)
+    run = make_run(tmp_path, scheduler="slurm")
+    shape = Shape(nproc_per_node=1, device="cpu")
+    last = {"host": "node7", "pid": 1, "pid_started": 0.0, "created": 0.0, **shape.model_dump()}
+    run.claim_attempt(Job(attempt=0, backend="slurm", job_id="1", **last))
+    claim: dict[str, Any] = {"backend": "slurm", "job_id": "2", "shape": shape, "overrides": {}, "judge": judge_job}
+    with pytest.raises(UserError, match="process 1 on node7"):
+        claim_next(run, **claim)
+    assert claim_next(run, **claim, patience=5.0).attempt == 1
 
 
 # -- the witnesses disagree ------------------------------------------------------------------------------------------
