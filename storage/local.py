@@ -1,6 +1,7 @@
 """Atomic writes to a local file system: a reader sees the old bytes or the new ones, never half a file.
 
-The only such code of the product. Knows no URL; see storage/files.py for paths of either kind.
+The only such code of the product. Knows no URL; see storage/files.py for paths of either kind. A client of NFS repeats
+a request whose answer was lost: a link that was made is then refused, and a file that has its new name is not found.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ def replace_file(path: str | os.PathLike[str], raw: bytes, *, sync: bool = False
     `sync`: the file survives a power cut. `mode` as for open(2), before the umask; 0o600 is for its owner only.
     """
     with _temporary(path, raw, sync=sync, mode=mode) as temporary:
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            if not _holds(path, raw):
+                raise
     if sync:
         _sync_folder(os.path.dirname(path))
 
@@ -26,7 +31,11 @@ def replace_file(path: str | os.PathLike[str], raw: bytes, *, sync: bool = False
 def create_file(path: str | os.PathLike[str], raw: bytes) -> None:
     """Writes a file that must not exist yet, down to the disk. Raises FileExistsError if another was faster."""
     with _temporary(path, raw, sync=True, mode=0o666) as temporary:
-        os.link(temporary, path)  # fails if the name is taken
+        try:
+            os.link(temporary, path)  # fails if the name is taken
+        except FileExistsError:
+            if not os.path.samefile(temporary, path):
+                raise
     _sync_folder(os.path.dirname(path))
 
 
@@ -69,6 +78,14 @@ def _temporary(path: str | os.PathLike[str], raw: bytes, *, sync: bool, mode: in
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _holds(path: str | os.PathLike[str], raw: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read() == raw
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(path: str) -> None:

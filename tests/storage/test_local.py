@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,28 @@ def test_what_exists_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         local.create_file(tmp_path / "file", b"second")
     assert (tmp_path / "file").read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_request_that_nfs_repeats_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer was lost, and the second says what the first has done: the claim of an attempt is ours."""
+
+    def twice(action: Callable[[str, Path], None]) -> Callable[[str, Path], None]:
+        def repeated(source: str, target: Path) -> None:
+            action(source, target)
+            action(source, target)
+
+        return repeated
+
+    local.create_file(tmp_path / "taken", b"theirs")
+    monkeypatch.setattr(os, "link", twice(os.link))
+    monkeypatch.setattr(os, "replace", twice(os.replace))
+    local.create_file(tmp_path / "claim", b"ours")
+    local.replace_file(tmp_path / "record", b"ours")
+    with pytest.raises(FileExistsError):
+        local.create_file(tmp_path / "taken", b"ours")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "claim": b"ours", "record": b"ours", "taken": b"theirs",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
