@@ -1,4 +1,4 @@
-"""The probe of a node: prints one line of JSON. `launch doctor` runs it on the nodes: STORAGE TOKEN [PROGRAM]...
+"""The probe of a node: prints one line of JSON. `launch doctor` runs it on the nodes: STORAGE TOKEN [NEEDED]...
 
 Reads versions, addresses and ports, checks that the storage holds the file that the launcher has just written, and
 writes one beside it. Changes nothing else.
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def probe(storage: str, token: str, programs: Sequence[str] = ()) -> dict[str, Any]:
+def probe(storage: str, token: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """`needed`: programs, and absolute paths of folders."""
     name = socket.gethostname()
     return {
         "host": name,
@@ -38,7 +39,7 @@ def probe(storage: str, token: str, programs: Sequence[str] = ()) -> dict[str, A
         "address": _address(name),
         "port": _port(),
         "storage": _storage(storage, token, name),
-        "missing": [program for program in programs if shutil.which(program) is None],
+        "missing": [name for name in needed if shutil.which(name) is None and not os.path.isdir(name)],
     }
 
 

@@ -13,7 +13,9 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from launchyard.host.folders import log_folder
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.findings import Finding, node_findings
 from launchyard.launcher.backends.request import Ask
@@ -176,8 +178,12 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
     argv[1:1] = [f"--{key}={value}" for key, value in chosen.items() if value]
     python = worker_python(cluster, sys.executable)
     env = {**cluster.environment, **store_environment(cluster.storage.options)}
+    # Of a run in a store, the script, its output and the code lie in a folder of the user.
+    home = [log_folder()] if files.is_remote(folder) else []
+    for path in home:
+        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
     done = slurm.run(
-        [*argv, *agent_python(cluster, sys.executable, code=None), "-m", PROBE, folder, token, *ON_NODES],
+        [*argv, *agent_python(cluster, sys.executable, code=None), "-m", PROBE, folder, token, *ON_NODES, *home],
         seconds=JOB_SECONDS,
         env=env,
     )
@@ -191,7 +197,16 @@ def _nodes(cluster: Cluster, slurm: Controller, folder: str) -> Iterator[Finding
         return
     seen = json.loads(answers[0])
     yield from node_findings(seen)
-    yield from _commands(seen["host"], seen["missing"])
+    yield from _commands(seen["host"], [name for name in seen["missing"] if name in ON_NODES])
+    yield from _home(seen["host"], [path for path in seen["missing"] if path in home])
+
+
+def _home(host: str, missing: Sequence[str]) -> Iterator[Finding]:
+    """A job whose script's folder is not there ends before anything of it has begun, and leaves no word."""
+    for path in missing:
+        found = f"{host} does not see {path}, where the script, the code and the output of a run in a store lie"
+        fix = "XDG_STATE_HOME where you launch: a folder that all nodes see; or a folder of theirs as `storage`"
+        yield Finding(what="home from a node", level="error", found=found, fix=fix)
 
 
 def _commands(host: str, missing: Sequence[str]) -> Iterator[Finding]:

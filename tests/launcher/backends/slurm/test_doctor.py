@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from launchyard.launcher.backends.slurm.doctor import _commands
+from launchyard.launcher.backends.slurm.doctor import _commands, _home
 from launchyard.launcher.backends.slurm.nodes import gpus_in
+from launchyard.launcher.doctor.node_probe import probe
 from tests.support.fake_slurm import AWAY, FakeSlurm
 from tests.support.typed import Place
 
@@ -95,6 +97,17 @@ def test_a_plan_made_where_slurm_cannot_be_asked_warns(slurm: FakeSlurm, place: 
     said = place.ok("tiny.yaml", "--cluster", "site", "--dry-run")
     assert "--cpus-per-task" not in said
     assert "most sites then give all workers of a node one core" in said
+
+
+def test_a_home_that_nodes_do_not_share_is_named_beforehand(tmp_path: Path) -> None:
+    """As a node sees it: only what is there."""
+    (tmp_path / "token").write_text("token")
+    home = str(tmp_path / "home/state")
+    seen = probe(str(tmp_path), "token", ["sh", home])
+    assert (seen["missing"], seen["storage"]) == ([home], "")
+    (found,) = _home("node1", seen["missing"])
+    assert (found.level, home in found.found, "XDG_STATE_HOME" in found.fix) == ("error", True, True)
+    assert probe(str(tmp_path), "token", [str(tmp_path)])["missing"] == []
 
 
 def test_commands_that_nodes_lack_are_named_beforehand() -> None:
