@@ -6,6 +6,7 @@ Light: a table here is plain text of any width, the same in a terminal, in a pip
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
@@ -35,6 +36,11 @@ def duration(seconds: float) -> str:
     if total < 86400:
         return f"{total // 3600}h {total % 3600 // 60:02d}m"
     return f"{total // 86400}d {total % 86400 // 3600}h"
+
+
+def clock(when: float, *, seconds: bool = True) -> str:
+    """Seconds since the epoch as this machine's time, with its distance from UTC: 2026-03-01 12:30:05 +0100."""
+    return time.strftime(f"%Y-%m-%d %H:%M{':%S' * seconds} %z", time.localtime(when))
 
 
 def count(number: float) -> str:

@@ -68,14 +68,15 @@ class Lane:
     marks: Sequence[Mark] = ()
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between two bounds, about so many; one alone if the bounds are the same."""
+def ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
+    """Round numbers between two bounds, about so many; one alone if the bounds are the same. `whole`: no fractions."""
     span = high - low
     if not math.isfinite(span) or span < 1e-11:  # ticks are rounded to 12 places
         return [low]
     raw = span / max(1, count)
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.65)
+    step = max(1.0, step) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -88,10 +89,10 @@ def curve(
     height: float = 260.0,
     marks: Sequence[Mark] = (),
     form: Callable[[float], str] = lambda value: f"{value:g}",
-    x_form: Callable[[float], str] = lambda value: f"{value:g}",
+    x_form: Callable[[float], str] = lambda value: f"{value:,.0f}",
     from_zero: bool = False,
 ) -> str:
-    """Curves over one x axis; `label` describes it for screen readers. Empty without a finite point."""
+    """Curves over one x axis of steps; `label` describes it for screen readers. Empty without a finite point."""
     lines = [Line(thin(_finite(line.points)), line.colour, line.name, line.dots, line.faint) for line in lines]
     points = [point for line in lines for point in line.points]
     if not points:
@@ -174,7 +175,7 @@ class _Frame:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{form(value)}</text>')
-        for value in ticks(self.x0, self.x1, max(2, int(self.width // 100))):
+        for value in ticks(self.x0, self.x1, max(2, int(self.width // 100)), whole=True):
             x = self.x(value)
             anchor = "end" if x > self.width - RIGHT - 18 else "middle"
             attributes = f'x="{x:.1f}" y="{self.height - 8:.1f}" text-anchor="{anchor}"'

@@ -16,6 +16,7 @@ from typing import Any
 from launchyard.errors import UserError
 from launchyard.host.processes import started_at, wait_until
 from launchyard.launcher.agent.liveness import Verdict
+from launchyard.launcher.format import clock
 from launchyard.run.frozen import plan_digest
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import Job, Shape
@@ -58,7 +59,7 @@ def refuse_owner(run: RunDir, job: Job | None, judge: Judge) -> None:
         verdict = judge(run, job)
     if verdict.free and not (verdict.by_lease and _beats_again(run, job)):
         return
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created))
+    since = clock(job.created)
     where = f"attempt {job.attempt}, process {job.pid} on {job.host}" if job.host else f"job {job.job_id} waits"
     doubt = f" ({verdict.reason})" if verdict.state == "unknown" and verdict.reason else ""
     raise UserError(

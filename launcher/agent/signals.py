@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from launchyard.launcher.format import clock
 from launchyard.storage import retry
 
 CANCELLED = "cancelled"
@@ -47,4 +48,4 @@ class Signals:
 def log_line(text: str) -> None:
     """Prints a line with the time to this process's own log."""
     with contextlib.suppress(OSError):  # a full disk
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
+        print(f"{clock(time.time())} {text}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import click
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.cli.completion import complete_pair, complete_run
-from launchyard.launcher.format import count, duration, json_text, table
+from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
@@ -103,7 +103,7 @@ def _one_status(state: RunState) -> list[str]:
         ("progress", progress_text(state)),
         ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else state.queue),
-        ("starts", time.strftime("about %Y-%m-%d %H:%M", time.localtime(state.start)) if state.start else ""),
+        ("starts", f"about {clock(state.start, seconds=False)}" if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
         ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
         ("directory", state.url),

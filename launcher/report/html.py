@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launchyard.launcher.format import count, duration, first_line, size
+from launchyard.launcher.format import clock, count, duration, first_line, size
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.events import SAVED
@@ -64,7 +64,7 @@ def _values(story: Story) -> dict[str, Any]:
         "removed": _removed(story),
         "facts": _facts(story),
         "recipe": story.recipe.rstrip(),
-        "now": _clock(time.time()),
+        "now": clock(time.time()),
     }
 
 
@@ -232,7 +232,7 @@ def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
     last = one.rows[-1]["step"] if one.rows else None
     return (
         str(one.attempt),
-        _clock(one.job.created),
+        clock(one.job.created),
         duration(max(0.0, one.ended - one.job.created)),
         str(one.job.nnodes * one.job.nproc_per_node),
         "–" if one.started_from is None else f"{one.started_from:,}",
@@ -257,7 +257,7 @@ def _checkpoints(story: Story) -> list[tuple[str, ...]]:
             "–" if one.bytes is None else size(one.bytes),
             "–" if one.world_size is None else str(one.world_size),
             "–" if one.attempt is None else str(one.attempt),
-            "–" if one.created is None else _clock(one.created),
+            "–" if one.created is None else clock(one.created),
         )
         for one in story.saved
     ]
@@ -293,7 +293,3 @@ def _batch(plan: dict[str, Any]) -> str:
     if not batch:
         return ""
     return f"{batch['global_batch_size']} sequences of {batch['seq_len']} tokens, {batch['tokens_per_step']:,} a step"
-
-
-def _clock(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))

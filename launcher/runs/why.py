@@ -10,7 +10,7 @@ from launchyard.launcher.agent.conclusion import last_step
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
 from launchyard.launcher.agent.root_cause import Cause, find_cause, last_error_line
-from launchyard.launcher.format import duration, first_line
+from launchyard.launcher.format import clock, duration, first_line
 from launchyard.launcher.runs.logs import log_of
 from launchyard.launcher.runs.state import RunState, progress_text, state_of
 from launchyard.run import events
@@ -64,7 +64,7 @@ def _waiting(run: RunDir, state: RunState) -> Why:
     """Explains a run in the queue of a scheduler, for the first time or again."""
     text = f"{state.run_id} waits in the queue as job {state.job_id}: {state.queue or 'no reason is given'}."
     if state.start:
-        text += f" It is expected to start at {time.strftime('%Y-%m-%d %H:%M', time.localtime(state.start))}."
+        text += f" It is expected to start at {clock(state.start, seconds=False)}."
     text += _before(run, run.attempts())
     return Why(text, state.state, attempt=state.attempt, checkpoint=state.checkpoint)
 
@@ -143,7 +143,7 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
 
 def _sentence(run: RunDir, record: OutcomeRecord) -> str:
     """The end of one attempt, as a sentence."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
+    when = clock(record.time)
     start = f"attempt {record.attempt}"
     if record.outcome == "completed":
         return f"{start} completed all {record.step} steps at {when}."

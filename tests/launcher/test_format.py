@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
-from launchyard.launcher.format import JSON_VERSION, count, duration, first_line, json_text, size, table
+from launchyard.launcher.format import JSON_VERSION, clock, count, duration, first_line, json_text, size, table
 
 
 def test_json_of_commands_names_its_version_at_the_top() -> None:
     assert json.loads(json_text({"a": {"b": 1}})) == {"schema_version": JSON_VERSION, "a": {"b": 1}}
     assert json.loads(json_text([{"a": 1}], indent=None)) == [{"schema_version": JSON_VERSION, "a": 1}]
     assert json_text([]) == "[]"
+
+
+def test_a_time_names_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for zone, expected in (("UTC", "12:00:05 +0000"), ("Asia/Kolkata", "17:30:05 +0530")):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert clock(1_767_268_805) == f"2026-01-01 {expected}"
+    assert clock(1_767_268_805, seconds=False) == "2026-01-01 17:30 +0530"
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_a_table_is_never_cut_or_wrapped() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.run.svg import Point, loss_svg
+from launchyard.run.svg import Point, loss_svg, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -31,6 +31,15 @@ def test_ticks_are_round_numbers() -> None:
         digits = re.sub(r"^0+|0+$", "", f"{value:g}".replace(".", ""))
         assert len(digits) <= 2, f"{value} is not round"
     assert {4, 6, 8, 100, 200, 300, 400} <= set(found)
+
+
+@pytest.mark.parametrize("last", [3, 7, 40, 1_500_000])
+def test_steps_are_whole_and_written_out(last: int) -> None:
+    root = drawn([(1.0, 3.0), (float(last), 2.0)], [])
+    labels = [text.text or "" for text in root.iter(f"{SVG}text") if text.get("class") == "tick"]
+    steps = [label for label in labels if label not in {f"{value:g}" for value in ticks(1.9, 3.1, 6)}]
+    assert steps and all(re.fullmatch(r"[\d,]+", label) for label in steps), steps
+    assert len(set(steps)) == len(steps)
 
 
 def test_the_file_stands_alone() -> None:
