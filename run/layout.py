@@ -28,6 +28,7 @@ METRICS_CSV = "metrics.csv"
 TENSORBOARD = "tensorboard"
 ROLLBACKS = "rollbacks.json"
 DATA_PLACE = "data.json"
+PLACE = "place.json"
 RECIPE_DIGEST = "recipe_xxh3"  # a key of plan.json
 WANDB = "wandb"  # the name is W&B's own
 MLFLOW = "mlflow.db"
@@ -304,6 +305,8 @@ ENTRIES = (
           "Attempts that went back on purpose, each with the `step` from which it went on."),
     Entry(DATA_PLACE, "`launch resume RUN data.source=…`", "before that attempt is submitted", "The place of the data "
           "since then, in place of `data` in `plan.json`; the digests are equal."),
+    Entry(PLACE, "`launch resume --cluster`", "before that attempt is submitted", "The cluster since then: `cluster`, "
+          "`scheduler`, `store`, `storage`, `environment` and `request`, in place of those in `plan.json`."),
     Entry(METRICS_CSV, "rank 0", "all along, if the recipe asks", "The rows of steps as a table, see "
           "[trackers](../guides/experiment-trackers.md)."),
     Entry(f"{TENSORBOARD}/", "rank 0", "all along, if the recipe asks", "Event files of TensorBoard."),

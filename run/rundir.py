@@ -131,16 +131,26 @@ class RunDir:
     def find_json(self, name: str) -> JsonObject | None:
         """The record in a file; None without it, or if it is damaged: that is reported."""
         try:
-            record = self.read_json(name)
+            return self._read_object(name)
         except FileNotFoundError:
             return None
         except DamagedError as error:
             damage.report_damage(str(error))
             return None
-        if isinstance(record, dict):
-            return record
-        damage.report_damage(f"{self.path(name)} is damaged: it holds no JSON object")
-        return None
+
+    def read_plan(self) -> JsonObject:
+        """The frozen plan, with the place of the run since its last move. Raises as read_json does."""
+        plan = self._read_object(layout.PLAN)
+        try:
+            return {**plan, **self._read_object(layout.PLACE)}
+        except FileNotFoundError:
+            return plan
+
+    def _read_object(self, name: str) -> JsonObject:
+        record = self.read_json(name)
+        if not isinstance(record, dict):
+            raise DamagedError(f"{self.path(name)} is damaged: it holds no JSON object")
+        return record
 
     def write_text(self, name: str, text: str, *, sync: bool = False) -> None:
         """Replace a file as a whole: a reader sees the old text or the new, a crash leaves no half."""
@@ -278,7 +288,7 @@ class RunDir:
 
     def _remains_of_job(self, attempt: int) -> Job:
         """Without a process: its heartbeat alone tells whether its owner lives. DamagedError if the plan is damaged."""
-        plan = self.read_json(layout.PLAN)
+        plan = self.read_plan()
         beat = self.find_json(layout.heartbeat(attempt)) or {}
         started = next((event for event in self.events(attempt) if event["event"] == PROCESS_STARTED), {})
         return Job(

@@ -23,7 +23,7 @@ LONG_SIGNATURES = {
     "launcher/agent/torchrun.py torchrun_argv": 12,
     "launcher/cli/main.py launch_recipe": 11,  # one for each option that can be typed
     "launcher/cli/monitor.py monitor": 9,  # the same
-    "launcher/cli/runs.py resume": 9,  # the same
+    "launcher/cli/runs.py resume": 10,  # the same
     "training/step.py train_step": 10,
 }
 

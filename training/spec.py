@@ -67,21 +67,26 @@ class Workload(BaseModel):
 
 
 def read_workload(run: RunDir) -> Workload:
-    """Reads the frozen workload of a run, with its data where a resume has last found it.
+    """Reads the workload of a run, with its data and its storage where a resume has moved them.
 
     FileNotFoundError without a plan, ValueError if it is damaged.
     """
-    workload = frozen_workload(run)
-    try:
-        data = run.read_model(DATA_PLACE, DataSpec)
-    except FileNotFoundError:
-        return workload
-    if data.digest != workload.data.digest:
-        what = f"{run.path(DATA_PLACE)} names other tokens than {PLAN}"
-        raise DamagedError(f"{what}; restore it, or name their place: launch resume RUN data.source=PLACE")
-    return workload.model_copy(update={"data": data})
+    workload = Workload.model_validate(run.read_plan())
+    return workload.model_copy(update={"data": place_of_data(run, workload)})
 
 
 def frozen_workload(run: RunDir) -> Workload:
-    """The same, with its data where the launch found it."""
+    """The same as the launch has frozen it."""
     return Workload.model_validate(run.read_json(PLAN))
+
+
+def place_of_data(run: RunDir, frozen: Workload) -> DataSpec:
+    """The data of a run where it was last found. DamagedError if the record of that is none of this run."""
+    try:
+        data = run.read_model(DATA_PLACE, DataSpec)
+    except FileNotFoundError:
+        return frozen.data
+    if data.digest != frozen.data.digest:
+        what = f"{run.path(DATA_PLACE)} names other tokens than {PLAN}"
+        raise DamagedError(f"{what}; restore it, or name their place: launch resume RUN data.source=PLACE")
+    return data

@@ -164,7 +164,7 @@ def adopt_retry_budget(run: RunDir) -> None:
 
     retry.set_retry_budget(Storage().retry_seconds)
     with contextlib.suppress(FileNotFoundError, ValueError):
-        retry.set_retry_budget(Storage.model_validate(run.read_json(layout.PLAN).get("storage", {})).retry_seconds)
+        retry.set_retry_budget(Storage.model_validate(run.read_plan().get("storage", {})).retry_seconds)
 
 
 def main(argv: list[str]) -> int:

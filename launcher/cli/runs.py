@@ -14,7 +14,7 @@ import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
 from launchyard.launcher.backends.base import load_backend
-from launchyard.launcher.cli.completion import complete_pair, complete_run
+from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run
 from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
@@ -227,6 +227,7 @@ def _print_end(state: RunState) -> None:
 @click.command()
 @RUN
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete_pair)
+@click.option("--cluster", metavar="NAME|FILE", shell_complete=complete_cluster, help="Another place to go on in.")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Machines; any number goes on exactly.")
 @click.option("--gpus-per-node", type=click.IntRange(min=0), metavar="N", help="GPUs of each.")
 @click.option("--from-step", type=click.IntRange(min=1), metavar="N", help="Go back to the checkpoint of step N.")
@@ -240,6 +241,7 @@ def resume(
     run: str,
     *,
     pairs: tuple[str, ...],
+    cluster: str | None,
     nodes: int | None,
     gpus_per_node: int | None,
     from_step: int | None,
@@ -260,7 +262,7 @@ def resume(
     changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
     if from_scratch and from_step:
         raise click.UsageError("--from-scratch begins at step 0; it cannot go with --from-step")
-    ready = make_ready(found, changes, from_step=0 if from_scratch else from_step)
+    ready = make_ready(found, changes, from_step=0 if from_scratch else from_step, cluster=cluster)
 
     def report(line: str) -> None:
         if not as_json:
@@ -294,6 +296,10 @@ def _resume_lines(ready: Any) -> list[str]:
         f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning (nothing was saved)"
     )
     lines = [f"✓ resume   {state.run_id} {saved} of {plan.max_steps}, on {workers}"]
+    if ready.cluster is not None:
+        on_nodes = ready.run.local and load_backend(plan.scheduler).TRAITS.scheduled
+        sees = f"; its nodes must see {ready.run.url}" if on_nodes else ""
+        lines.append(f"✓ place    {plan.cluster} ({plan.scheduler}){sees}")
     lines += [f"✓ changed  {change}" for change in ready.changes]
     if earlier := [key for key in ready.overrides if all(change.key != key for change in ready.changes)]:
         lines.append(f"✓ earlier  {', '.join(f'{key}={ready.overrides[key]}' for key in earlier)}")

@@ -11,14 +11,15 @@ from launchyard.run.rundir import RunDir
 
 # -- facts ----------------------------------------------------------------------------------------------------------
 class RunFacts:
-    """The frozen plan of a run directory, read on first use, and the length as the newest attempt has it."""
+    """The plan of a run, in the place where it is now, read on first use; the length as the newest attempt has it."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        return self.run.find_json(layout.PLAN) or {}
+        plan = self.run.find_json(layout.PLAN)
+        return {} if plan is None else {**plan, **(self.run.find_json(layout.PLACE) or {})}
 
     @property
     def run_id(self) -> str:

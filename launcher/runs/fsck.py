@@ -26,7 +26,7 @@ from launchyard.storage import damage, files
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
 from launchyard.training.recipe import Recipe, stored_recipe
-from launchyard.training.spec import TokenSource, Workload, read_workload
+from launchyard.training.spec import TokenSource, Workload, place_of_data
 
 NO_REPAIR = "nothing repairs it: put back a copy"
 NOT_NEEDED = "nothing repairs it; a resume goes on without it"
@@ -150,6 +150,8 @@ class _Walk:
         yield from self._tokenizer()
         at_the_end = "the end of the next attempt writes it anew"
         yield from self._record(layout.OUTCOME, OutcomeRecord, at_the_end, optional=True)
+        moved = self._say("launch resume {run} --cluster NAME writes it anew")
+        yield from self._record(layout.PLACE, AnyRecord, moved, optional=True)
         yield from self._record(layout.STOP, AnyRecord, self._say("launch resume {run} removes it"), optional=True)
         yield from self._record(layout.LATEST, AnyRecord, "the next checkpoint writes it anew", optional=True)
         try:
@@ -246,9 +248,9 @@ class _Walk:
         repair = self._say("launch resume {run} data.source=PLACE, if the same tokens lie in another place")
         if self.workload is None:
             return
-        yield from self._record(layout.DATA_PLACE, AnyRecord, repair, optional=True)
         try:
-            data = read_workload(self.run).data
+            data = place_of_data(self.run, self.workload)
+            self.read.add(layout.DATA_PLACE)
         except ValueError as error:
             yield Problem(layout.DATA_PLACE, str(error).removeprefix(f"{self.run.path(layout.DATA_PLACE)} "), repair)
             return

@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,26 @@ def register(run_id: str, name: str, url: str, *, store: storage_options.StoreOp
     entry = Registered(run_id, name, RunDir(url).url, time.time(), options)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        local.replace_file(folder / f"{run_id}.json", json.dumps(asdict(entry)).encode(), mode=0o600)
+        _write(entry)
     except OSError as error:
         problem = (error.strerror or str(error)).lower()
         raise NothingRunsError(
             f"{folder}: this run cannot be recorded there: {problem}; nothing was started",
             hint="every run is recorded before it starts: make room there, or set XDG_STATE_HOME to another folder",
         ) from error
+
+
+def record_store(run_id: str, store: storage_options.StoreOptions) -> None:
+    """Records other store options for a run; nothing happens to one of another account, or if that is not possible."""
+    entry = next((entry for entry in registered() if entry.run_id == run_id), None)
+    if entry is not None:
+        with contextlib.suppress(OSError):
+            _write(replace(entry, store=store.model_dump(exclude_none=True)))
+
+
+def _write(entry: Registered) -> None:
+    content = json.dumps(asdict(entry)).encode()
+    local.replace_file(registry_folder() / f"{entry.run_id}.json", content, mode=0o600)
 
 
 def forget(run_id: str) -> None:

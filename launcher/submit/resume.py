@@ -6,6 +6,7 @@ A resume has the steps of a launch, for the next attempt: the run's own recipe a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from launchyard.launcher.submit.changes import (
     refuse_another_run,
 )
 from launchyard.launcher.submit.code import record_again, take_snapshot
+from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
 from launchyard.launcher.submit.run_data import find_moved, record_moved, restore_data
 from launchyard.run import layout
 from launchyard.run.checkpoints import RunCheckpoints, forget_rollback, record_rollback
@@ -36,7 +38,7 @@ from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.options import StoreOptions
 from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
-from launchyard.training.spec import Workload, frozen_workload, read_workload
+from launchyard.training.spec import Workload, frozen_workload, place_of_data
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ReadyToResume:
     changes: tuple[Change, ...]  # since the attempt before
     from_step: int | None = None  # to go back to, on purpose
     moved: bool = False  # its data lies in another place
+    cluster: Cluster | None = None  # another one than before
 
     def to_json(self) -> dict[str, Any]:
         facts = {"run_id": self.state.run_id, "run_url": self.run.url, "from_step": self.state.checkpoint or 0}
@@ -65,6 +68,11 @@ class ReadyToResume:
             report(f"! {'code':<8} {changed}")
         if self.moved:
             record_moved(self.run, plan.data)
+        with recorded_place(self.run, plan) if self.cluster else nullcontext():
+            return self._submit()
+
+    def _submit(self) -> Job:
+        plan = self.plan
         if self.from_step is None:
             return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
         rollback = record_rollback(self.run, self.from_step)
@@ -75,9 +83,18 @@ class ReadyToResume:
             raise
 
 
-def make_ready(run: RunDir, changes: dict[str, Any], *, from_step: int | None = None) -> ReadyToResume:
-    """Check a resume with these changed keys; UserError or RecipeErrors name all its problems."""
+def make_ready(
+    run: RunDir, changes: dict[str, Any], *, from_step: int | None = None, cluster: str | None = None
+) -> ReadyToResume:
+    """Check a resume with these changed keys; UserError or RecipeErrors name all its problems.
+
+    from_step: to go back to, 0 for the beginning. cluster: name or file of the place to go on in; None: where it was.
+    """
     refuse_if_alive(run)
+    place = load_cluster(cluster) if cluster else None
+    if place is not None:
+        reach_from(place, run)
+        changes = place_changes(place) | changes
     check_frozen(run)
     state = state_of(run)
     with user_errors():
@@ -91,19 +108,16 @@ def make_ready(run: RunDir, changes: dict[str, Any], *, from_step: int | None = 
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
     after = check_recipe(raw, overrides, source=source)
     with user_errors():
-        workload = _with_data(frozen_workload(run), after.recipe) if moved else read_workload(run)
-    plan = _plan(run, after, workload)
+        workload = frozen_workload(run)
+        data = find_moved(after.recipe, workload.data) if moved else place_of_data(run, workload)
+    plan = _plan(run, after, workload.model_copy(update={"data": data}), place or _cluster(run.read_plan()))
     if from_step is None:
         _refuse_missing(run, state)
     else:
         state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
     changed = tuple(changes_between(before.recipe, after.recipe))
-    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, moved=bool(moved))
-
-
-def _with_data(frozen: Workload, recipe: Recipe) -> Workload:
-    return frozen.model_copy(update={"data": find_moved(recipe, frozen.data)})
+    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, bool(moved), place)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
@@ -137,10 +151,8 @@ def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
     return replace(state, checkpoint=step or None, step=step)
 
 
-def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload) -> Plan:
+def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload, cluster: Cluster) -> Plan:
     """The plan of the next attempt: the frozen data and model, on the workers that are asked for now."""
-    frozen = run.read_json(layout.PLAN)
-    cluster = _cluster(frozen)
     recipe = loaded.recipe
     try:
         return make_plan(

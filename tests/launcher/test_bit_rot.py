@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import shutil
@@ -12,16 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.errors import LaunchError
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.submit.move import OF_PLACE
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.run.rundir import RunDir
 from launchyard.storage import damage
+from launchyard.storage.errors import DamagedError
 from tests.run.test_old_runs import FIXTURE, LONG_AGO, PLACE
 
 FILES = (
     "recipe.yaml",
     "plan.json",
     "code.json",
+    "data.json",
+    "place.json",
     "outcome.json",
     "attempts/0000/job.json",
     "attempts/0000/outcome.json",
@@ -72,7 +78,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "unreadable": lambda path: path.chmod(0),
 }
 # Files that need not be there: nothing tells that they were.
-OPTIONAL = ("outcome.json", "attempts/0000/outcome.json", "attempts/0000/heartbeat.json", "checkpoints/latest.json")
+OPTIONAL = (
+    *("outcome.json", "attempts/0000/outcome.json", "attempts/0000/heartbeat.json", "checkpoints/latest.json"),
+    *("data.json", "place.json"),
+)
 
 
 CAPABILITIES_3 = 0x20080522
@@ -104,6 +113,9 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in here.rglob("*"):
         if path.suffix in (".json", ".yaml") and path.name != "manifest.json":
             path.write_text(path.read_text().replace(PLACE, str(here)))
+    plan = json.loads((here / "run/plan.json").read_text())  # of a run that was moved and moved back
+    (here / "run/data.json").write_text(json.dumps(plan["data"]))
+    (here / "run/place.json").write_text(json.dumps({key: plan.get(key) for key in OF_PLACE}))
     return here
 
 
@@ -151,10 +163,11 @@ def test_damage_is_named(
 
 
 FROZEN = ("recipe.yaml", "plan.json")
+MOVED = ("data.json", "place.json")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "missing"])
-@pytest.mark.parametrize("name", [name for name in FILES if name not in FROZEN])
+@pytest.mark.parametrize("name", [name for name in FILES if name not in (*FROZEN, *MOVED)])
 def test_a_resume_gets_around_it(
     intact: Path, tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +180,26 @@ def test_a_resume_gets_around_it(
     ready = make_ready(RunDir("run"), {"train.max_steps": 41})
     assert ready.state.checkpoint == 15  # one that is damaged is found when it is loaded
     assert ready.overrides == {"train.max_steps": 41}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind not in ("missing", "folder", "unreadable")])
+def test_a_damaged_record_of_a_move(intact: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt goes to another place or to other tokens in silence; naming the place again is enough."""
+    shutil.copytree(intact, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    source = str(intact / "data")
+    again: dict[str, tuple[dict[str, object], str | None]] = {
+        "data.json": ({"data.source": source}, None),
+        "place.json": ({}, "local"),
+    }
+    age()
+    for name, (changes, cluster) in again.items():
+        kept = (Path("run") / name).read_bytes()
+        DAMAGE[kind](Path("run") / name)
+        with pytest.raises((LaunchError, DamagedError), match=name):
+            make_ready(RunDir("run"), {"train.max_steps": 41})
+        assert make_ready(RunDir("run"), {"train.max_steps": 41, **changes}, cluster=cluster).plan.cluster == "local"
+        (Path("run") / name).write_bytes(kept)
 
 
 def test_plan_and_claim_damaged_at_once(

@@ -185,7 +185,7 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     if not run.exists(name):
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
     last = run.read_json(name)[-1]
-    stored = stored_request(run.read_json(layout.PLAN))
+    stored = stored_request(run.read_plan())
     ray = of_run(run)
     printed = list[str]()
     node_id = str(last["node_id"])
