@@ -68,6 +68,14 @@ _PYTHON_KEPT = frozenset(  # where modules are, where compiled ones are written,
     {"PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"}
 )
 _SHELL_NAMES = frozenset({"SHELLOPTS", "BASHOPTS", "POSIXLY_CORRECT"})  # options of a bash, which its children take
+# Where git looks for a repository, as its hooks and `rebase --exec` set it (git rev-parse --local-env-vars).
+_GIT_NAMES = frozenset(
+    {
+        "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE", "GIT_NAMESPACE",
+        "GIT_INTERNAL_SUPER_PREFIX", "GIT_IMPLICIT_WORK_TREE", "GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE",
+    }
+)  # fmt: skip
 
 
 def own_environment() -> dict[str, str]:
@@ -79,7 +87,7 @@ def own_environment() -> dict[str, str]:
             (name.startswith(_SLURM) and name not in _SLURM_KEPT)
             or name.startswith("RAY_")
             or (name.startswith("PYTHON") and name not in _PYTHON_KEPT)
-            or name in _SHELL_NAMES
+            or name in _SHELL_NAMES | _GIT_NAMES
         )
     }
 

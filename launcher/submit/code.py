@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from launchyard.host.environment import own_environment
 from launchyard.run import own_code
 from launchyard.run.layout import CODE
 from launchyard.run.rundir import RunDir
@@ -157,6 +158,7 @@ def _git(folder: Path, *args: str) -> bytes | None:
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *args],
+            env=own_environment(),
             capture_output=True,
             stdin=subprocess.DEVNULL,
             timeout=10,

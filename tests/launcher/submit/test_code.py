@@ -63,6 +63,14 @@ def test_before_the_first_commit(tmp_path: Path) -> None:
     assert take_snapshot(tmp_path).git_sha is None
 
 
+def test_a_launch_from_a_hook_of_another_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = git(repository, "rev-parse", "HEAD")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, "/nonexistent")
+    code = take_snapshot(repository)
+    assert (code.git_sha, code.dirty) == (head, False)
+
+
 def test_outside_a_repository_and_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = take_snapshot(tmp_path)
     assert code.git_sha is None
