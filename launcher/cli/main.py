@@ -261,7 +261,9 @@ def report(error: Exception) -> int:
         return code
     problems = error.problems if isinstance(error, RecipeErrors) else [message(error)]
     if not hint and _is_nowhere():
-        hint = "the working directory does not exist any more; go to another one with cd"
+        hint = "go to another folder with cd: the working directory does not exist any more"
+        if isinstance(error, FileNotFoundError) and not error.filename:  # of os.getcwd
+            problems = ["the working directory does not exist any more"]
     for problem in problems:
         click.echo(f"{click.style('error:', fg='red', bold=True)} {problem}", err=True)
     if hint:
