@@ -96,9 +96,10 @@ def free_bytes(folder: str) -> int | None:
     """Bytes that a user may still write into a folder that may not exist yet; None if that is not known."""
     there = next((path for path in (Path(folder), *Path(folder).parents) if path.is_dir()), None)
     try:
-        return None if there is None else shutil.disk_usage(there).free
+        room = None if there is None else shutil.disk_usage(there)
     except OSError:
         return None
+    return room.free if room is not None and room.total else None  # /proc, and file systems that do not count
 
 
 def _count_cpus() -> int:
