@@ -214,7 +214,7 @@ def test_every_interpreter_is_started_by_python_argv() -> None:
                 continue
             words = [ast.unparse(element) for element in node.elts]
             starts = ("'-m'" in words[1:] or "sys.executable" in words) and "'-I'" not in words
-            named = any(word.startswith("*python_argv(") for word in words)
+            named = any(word.startswith(("*python_argv(", "*agent_python(")) for word in words)  # which calls it
             passed_on = words == ["sys.executable", "*argv"] and path.name == "node_actor.py"  # the plan's own words
             if (
                 starts

@@ -14,6 +14,7 @@ import pytest
 from launchyard.errors import LaunchError
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.ray import backend
+from launchyard.run import layout
 from launchyard.run.records import RAY_STOP
 from tests.support.fake_ray import FakeRay
 from tests.support.typed import Launched, Place
@@ -428,6 +429,10 @@ def test_a_run_whose_head_was_away_goes_on_by_itself(cluster: FakeRay, place: Pl
     assert lost.process is not None
     os.killpg(lost.process.pid, signal.SIGKILL)
     lost.process.wait()
+    watching.refresh()
+    assert lines == [], "Ray knows no such job, but its owner was heard of a moment ago"
+    heard = run.run.read_json(layout.heartbeat(0))
+    run.run.write_json(layout.heartbeat(0), {**heard, "time": heard["time"] - 3600})
     run.wait(lambda: watching.refresh() and lines)
     assert "resumed" in lines[0]
     run.wait(lambda: (record := run.run.outcome()) and record.outcome == "completed")
