@@ -21,7 +21,7 @@ from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
 from launchyard.run.checkpoints import committed_steps
-from launchyard.run.records import Job
+from launchyard.run.records import Job, OutcomeRecord
 from tests.s3.runs import STEPS, Remote, Spell, wait_for
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, where
@@ -207,6 +207,18 @@ def test_stopped_while_no_data_comes_and_resumed(owned: Owned, remote: Remote, p
     # A resume plans anew, here with more threads a worker, which add up in another order.
     assert history(remote.run, ("step", "data_hash")) == [(row[0], row[-1]) for row in remote.origin.rows]
     remote.is_whole()
+
+
+def test_a_resume_needs_no_right_to_delete(owned: Owned, remote: Remote, proxy: FaultProxy) -> None:
+    """The end and the stop request before it are taken back by overwriting them."""
+    ended = OutcomeRecord(outcome="stopped", reason="stop", message="m", attempt=0, step=1, time=time.time())
+    remote.run.write_outcome(ended, of_run=True)
+    remote.run.request_stop("stop")
+    remote.set_retry_seconds(900)
+    proxy.fault(Answer(403, "AccessDenied"), where(method="DELETE"))
+    owned.submit()
+    assert owned.outcome() == "completed"
+    remote.is_exact()
 
 
 def test_attempts_follow_until_the_last_save_is_made(owned: Owned, remote: Remote, proxy: FaultProxy) -> None:
