@@ -10,10 +10,12 @@ import pytest
 
 from launchyard.run.own_code import ROOT, digest
 from launchyard.run.rundir import RunDir
+from launchyard.storage.errors import DeniedError, RefusedError, StoreError
 from launchyard.training.compose import recipe_hash
 from launchyard.training.loop import SaveTimer
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.telemetry.telemetry import Meter
+from launchyard.training.worker import is_fatal
 from tests.support.small_runs import make_run, start_workers, write_data
 
 
@@ -27,6 +29,11 @@ def fail(run: RunDir) -> str:
             process.kill()
             process.wait()
     return run.read_text("attempts/0000/logs/rank-00000.log")
+
+
+def test_a_denial_ends_a_run_and_a_store_that_fails_does_not() -> None:
+    assert is_fatal(DeniedError("no right"))
+    assert not is_fatal(RefusedError("an expired token")) and not is_fatal(StoreError("503"))
 
 
 @pytest.fixture
