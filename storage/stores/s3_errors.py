@@ -122,7 +122,8 @@ def cure_of(error: BaseException) -> str:
     operation = getattr(error, "operation", None) or str(getattr(_answer(error), "operation_name", ""))
     right = RIGHTS.get(operation, "the right to do so")
     if classify_s3(error) == "unsupported":
-        return f"This store does not offer {operation or 'it'}: `launch doctor` tries all that a run needs"
+        how = " as a run needs it, with create-only files (If-None-Match)" if operation == "PutObject" else ""
+        return f"This store does not offer {operation or 'it'}{how}; `launch doctor` tries all that a run needs"
     if "kms:" in str(error):
         return "Let this identity use the bucket's key: kms:GenerateDataKey and kms:Decrypt"
     if code == "InvalidPayer":
