@@ -256,7 +256,7 @@ def run_directory_page() -> Iterator[str]:
     for row in (rows.StepRow, rows.ValidationRow):
         yield from record_table(row)
     yield from record_table(shards.Manifest)
-    for part in (shards.FileEntry, shards.TensorEntry, shards.TensorPiece):
+    for part in (shards.LogEntry, shards.FileEntry, shards.TensorEntry, shards.TensorPiece):
         yield from record_table(part, "###")
     yield (
         "\n### The seal\n\nA last entry `xxh3`, which is no field, seals the manifest: the xxh3_64 of the text "

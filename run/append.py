@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Any
 
+import xxhash
+
 from launchyard.run.layout import grown, grown_part
 from launchyard.run.rundir import RunDir
 
@@ -33,10 +35,20 @@ class Appender:
         self._part = 0
         self._text = ""
         self._thread: threading.Thread | None = None
+        self._count = 0
+        self._hash = xxhash.xxh3_64()
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its folder and .jsonl."""
+        return os.path.basename(self._stem)
 
     def add(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row) + "\n"
         with self._lock:
-            self._lines.append(json.dumps(row) + "\n")
+            self._lines.append(line)
+            self._count += 1
+            self._hash.update(line.encode())
         if self._run.local:
             if time.monotonic() - self._flushed >= self._every:
                 with contextlib.suppress(OSError):  # a full disk: no step is lost to it; reported when a save fails
@@ -44,6 +56,11 @@ class Appender:
         elif self._thread is None:
             self._thread = threading.Thread(target=self._flush_for_ever, name="rows", daemon=True)
             self._thread.start()
+
+    def digest(self) -> tuple[int, str]:
+        """Returns the number of all lines so far, written or not, and their xxh3_64."""
+        with self._lock:
+            return self._count, self._hash.hexdigest()
 
     def flush(self, *, sync: bool = False) -> None:
         """Write the waiting lines now. OSError if that fails; nothing is lost then, and the next flush retries."""

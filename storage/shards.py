@@ -61,6 +61,15 @@ class FileEntry(BaseModel):
     header_bytes: int = Field(description="Bytes that precede it.")
 
 
+class LogEntry(BaseModel):
+    """The beginning of a file of rows, as it was when the checkpoint was begun."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: int = Field(description="Number of its lines.")
+    xxh3: str = Field(description="xxh3_64 of them.")
+
+
 class Manifest(BaseModel):
     """manifest.json. Written last: a folder without it does not exist.
 
@@ -83,6 +92,9 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(description="Of the packages that wrote it.")
     frozen: tuple[str, ...] = Field(default=(), description="Parameters that do not train, and are not saved.")
     base: dict[str, Any] = Field(default={}, description="Their origin: init_from if any, and the seed.")
+    rows: dict[str, LogEntry] = Field(
+        default={}, description="Of this attempt and those it went on from, by `steps-NNNN` and `validation-NNNN`."
+    )
     files: dict[str, FileEntry] = Field(description="By name.")
     tensors: dict[str, TensorEntry] = Field(description="By key: `model.` weights, `optimizer.` moments.")
 

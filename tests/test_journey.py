@@ -126,6 +126,7 @@ def test_launch_look_and_write(place: Place) -> None:
     assert wanted | {"data_hash", "attempt", "time"} <= rows[0].keys()
     assert "rank" in place.ok("logs", "one")
     assert str(STEPS) in place.ok("checkpoints", "one", "--verify")
+    assert "nothing is wrong" in place.ok("fsck", "one")
     assert "completed" in place.ok("why", "one")
     written = {
         place.ok("generate", model, "--prompt", "It is", "--temperature", "0", "--max-new-tokens", "8")
@@ -182,6 +183,8 @@ def check_kills(place: Place, *, kills: int, nproc: int) -> None:
         assert "lost" in place.ok("status", "killed") or run.attempts()
         place.ok("resume", "killed", "--follow")
     assert_same_run(run, expected)
+    checked = json.loads(place.ok("fsck", "killed", "--json"))
+    assert (checked["problems"], checked["not_recorded"]) == ([], []), "rows of all attempts are as they were written"
 
 
 def is_over(run: RunDir) -> bool:

@@ -106,6 +106,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         background=recipe.checkpoint.async_save,
         on_event=SaveEvents(instruments.events, instruments.exporter),
         before_commit=before_commit,
+        rows=rows.entries,
     )
 
 

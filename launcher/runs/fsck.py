@@ -25,6 +25,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import damage, files
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
+from launchyard.storage.shards import read_manifest
 from launchyard.training.recipe import Recipe, stored_recipe
 from launchyard.training.spec import TokenSource, Workload, place_of_data
 
@@ -235,6 +236,30 @@ class _Walk:
         if lost:
             steps = f"step {lost[0]}" if len(lost) == 1 else f"{len(lost)} steps from {lost[0]} to {lost[-1]}"
             yield Problem(layout.METRICS, f"has no rows of {steps}", repair)
+
+        if not lost:
+            yield from self._changed_rows()
+
+    def _changed_rows(self) -> Iterator[Problem]:
+        """Files that do not begin with the rows which were there when the newest whole checkpoint was begun."""
+        whole = [one for one in self.saved if not (one.faults or one.foreign or one.late)]
+        if not whole:
+            return
+        newest = max(whole, key=lambda one: one.step)
+        recorded = read_manifest(newest.path).rows
+        if not recorded:
+            self.not_recorded.append(f"{layout.METRICS}: {layout.manifest(newest.step)} holds no digest of its files")
+        for name, entry in recorded.items():
+            lines = self._lines(name)[: entry.lines]
+            if (len(lines), content_digest(b"".join(lines))) != (entry.lines, entry.xxh3):
+                what = f"is changed: its first {entry.lines} rows are not those that step {newest.step} was saved with"
+                yield Problem(f"{layout.METRICS}/{layout.grown(name)}", what, f"{NO_REPAIR}; no weights depend on it")
+
+    def _lines(self, stem: str) -> list[bytes]:
+        """The lines of a file of rows, out of all its parts; one that a store took twice stands there once."""
+        names = [name for name in self.run.listdir(layout.METRICS) if layout.is_grown(name, stem)]
+        raw = b"".join(self._bytes(f"{layout.METRICS}/{name}") or b"" for name in names)
+        return list(dict.fromkeys(raw.splitlines(keepends=True)))
 
     def _lost_steps(self) -> list[int]:
         """Steps that were made by the records of the run, and have no row that counts."""

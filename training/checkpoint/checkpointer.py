@@ -26,7 +26,16 @@ from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.storage.shards import MANIFEST, FileEntry, Manifest, TensorEntry, read_head, read_manifest, sealed
+from launchyard.storage.shards import (
+    MANIFEST,
+    FileEntry,
+    LogEntry,
+    Manifest,
+    TensorEntry,
+    read_head,
+    read_manifest,
+    sealed,
+)
 from launchyard.training.checkpoint.cleaning import Cleaner
 from launchyard.training.checkpoint.commit import (
     CheckpointKind,
@@ -48,6 +57,7 @@ class Checkpointer:
     """Saves and loads the checkpoints of one run. At most one save is in flight.
 
     `on_event(name, **facts)` is called with each event; `before_commit()` runs on rank 0 before a manifest is written.
+    `rows()` returns the entries of this attempt's row files, for the manifest.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class Checkpointer:
         background: bool,
         on_event: OnEvent,
         before_commit: Callable[[], None] = lambda: None,
+        rows: Callable[[], dict[str, LogEntry]] = dict,
     ) -> None:
         self.run = run
         self._world = world
@@ -67,6 +78,8 @@ class Checkpointer:
         self._background = background
         self._on_event = on_event
         self._before_commit = before_commit
+        self._rows = rows
+        self._earlier_rows: dict[str, LogEntry] = {}  # of the attempts that this one went on from
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -94,7 +107,7 @@ class Checkpointer:
         began = time.perf_counter()
         self.wait()
         staged = self._stage(shards)
-        save = Save(step, kind, train_state, time.time(), time.perf_counter() - began)
+        save = Save(step, kind, train_state, time.time(), time.perf_counter() - began, self._rows())
         if self._background:
             self._thread = threading.Thread(
                 target=self._write_aside, args=(save, staged), name="checkpoint", daemon=True
@@ -220,6 +233,7 @@ class Checkpointer:
             versions=self._identity.versions,
             frozen=self._identity.frozen,
             base=self._identity.base,
+            rows=self._earlier_rows | save.rows,
             files=files,
             tensors=tensors,
         )
@@ -291,6 +305,7 @@ class Checkpointer:
                 self._on_event(events.FELL_BACK, step=step, message=str(error))
                 continue
             self.last_saved = step
+            self._earlier_rows = manifest.rows
             return manifest
         gone = from_rank_zero(RunCheckpoints(self.run).missing() if self._world.is_main else None)
         if gone is not None and not faults:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import LogEntry
 
 CheckpointKind = Literal["permanent", "temporary"]
 
@@ -40,6 +41,7 @@ class Save:
     train_state: dict[str, Any]
     began: float
     stall_seconds: float
+    rows: dict[str, LogEntry] = field(default_factory=dict)
 
 
 def check_owner(run: RunDir, attempt: int) -> None:

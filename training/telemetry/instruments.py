@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launchyard.run.append import Appender
 from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import LogEntry
 from launchyard.training.distributed import World
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.exporter import Exporter
@@ -31,6 +32,11 @@ class Rows:
     @property
     def appenders(self) -> list[Appender]:
         return [rows for rows in (self.steps, self.validations) if rows is not None]
+
+    def entries(self) -> dict[str, LogEntry]:
+        """Returns what the manifest of a checkpoint says of these files; those without a line are left out."""
+        digests = {rows.name: rows.digest() for rows in self.appenders}
+        return {name: LogEntry(lines=lines, xxh3=xxh3) for name, (lines, xxh3) in digests.items() if lines}
 
 
 def open_rows(run: RunDir, world: World) -> Rows:

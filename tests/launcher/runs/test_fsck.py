@@ -11,6 +11,7 @@ import pytest
 from launchyard.launcher.runs.fsck import check_run
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import LogEntry, read_manifest, sealed
 from launchyard.training.data.dataset_spec import source_digest
 from tests.run.test_old_runs import FIXTURE, PLACE
 from tests.support.shell import Shell
@@ -31,7 +32,17 @@ def shell(tmp_path: Path) -> Shell:
     change(shell, "plan.json", recipe_xxh3=recipe, data=data)
     digest = content_digest((shell.here / "run/plan.json").read_bytes())
     change(shell, "attempts/0000/job.json", plan_digest=digest, host="elsewhere", created=0.0)
+    record_rows(shell)
     return shell
+
+
+def record_rows(shell: Shell) -> None:
+    """As if its checkpoints had been saved by a version that writes down digests of rows."""
+    lines = (shell.here / "run/metrics/steps-0000.jsonl").read_bytes().splitlines(keepends=True)
+    for folder in (shell.here / "run/checkpoints").glob("step-*"):
+        manifest = read_manifest(str(folder))
+        entry = LogEntry(lines=manifest.step, xxh3=content_digest(b"".join(lines[: manifest.step])))
+        (folder / "manifest.json").write_text(sealed(manifest.model_copy(update={"rows": {"steps-0000": entry}})))
 
 
 def change(shell: Shell, file: str, **values: object) -> None:
@@ -68,6 +79,27 @@ def test_each_link_of_the_chain(shell: Shell) -> None:
     said = found(shell)
     assert said[0].startswith("plan.json was changed after the launch: its digest is not that in job.json")
     assert any(line.startswith("tokenizer/tokenizer.json is changed") for line in said)
+
+
+def test_a_number_that_became_another_number(shell: Shell) -> None:
+    """Its row can be read, has its step, and is valid."""
+    rows = shell.here / "run/metrics/steps-0000.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    row = json.loads(lines[3])
+    lines[3] = json.dumps({**row, "loss": row["loss"] + 0.25}) + "\n"
+    rows.write_text("".join(lines))
+    (said,) = found(shell)
+    first = "metrics/steps-0000.jsonl is changed: its first 15 rows are not those that step 15 was saved with"
+    assert said.startswith(first)
+
+
+def test_rows_of_an_older_version_are_not_recorded(shell: Shell) -> None:
+    for path in (shell.here / "run/checkpoints").glob("step-*/manifest.json"):
+        manifest = read_manifest(str(path.parent))
+        path.write_text(sealed(manifest.model_copy(update={"rows": {}})))
+    result = check_run(RunDir(str(shell.here / "run")))
+    assert result.problems == []
+    assert any(link.startswith("metrics: ") for link in result.not_recorded)
 
 
 def test_a_lost_row_is_made_again(shell: Shell) -> None:
