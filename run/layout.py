@@ -29,6 +29,7 @@ TENSORBOARD = "tensorboard"
 ROLLBACKS = "rollbacks.json"
 DATA_PLACE = "data.json"
 PLACE = "place.json"
+GONE_TO = "moved.json"
 RECIPE_DIGEST = "recipe_xxh3"  # a key of plan.json
 WANDB = "wandb"  # the name is W&B's own
 MLFLOW = "mlflow.db"
@@ -307,6 +308,8 @@ ENTRIES = (
           "since then, in place of `data` in `plan.json`; the digests are equal."),
     Entry(PLACE, "`launch resume --cluster`", "before that attempt is submitted", "The cluster since then: `cluster`, "
           "`scheduler`, `store`, `storage`, `environment` and `request`, in place of those in `plan.json`."),
+    Entry(GONE_TO, "`launch resume RUN --cluster NAME`", "when the run was copied elsewhere", "Where it goes on, "
+          "as `url`; here it does not."),
     Entry(METRICS_CSV, "rank 0", "all along, if the recipe asks", "The rows of steps as a table, see "
           "[trackers](../guides/experiment-trackers.md)."),
     Entry(f"{TENSORBOARD}/", "rank 0", "all along, if the recipe asks", "Event files of TensorBoard."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,24 @@ def test_it_goes_on_where_others_are_exported(shell: Shell, far: str) -> None:
     done = shell("resume", far, "train.max_steps=6", timeout=120, **other)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(ok(shell, "status", far, "--json"))["step"] == 6
+
+
+def test_a_run_of_this_machine_moves_into_it(shell: Shell) -> None:
+    """With its history and its newest checkpoint; the folder says where it went, and goes on no more."""
+    ok(shell, "quickstart", "--local", "--name", "mover", "--run-url", "mover", *TINY)
+    place = ("--cluster", "sandbox-s3", "train.max_steps=6")
+    dry = ok(shell, "resume", "mover", *place, "--dry-run")
+    assert "copied to s3://launchyard/runs/mover-" in dry and not (shell.here / "mover/moved.json").exists()
+    ok(shell, "resume", "mover", *place, "--follow")
+    state = json.loads(ok(shell, "status", "mover", "--json"))
+    assert (state["state"], state["step"], state["attempt"]) == ("completed", 6, 1)
+    assert state["url"].startswith("s3://launchyard/runs/mover-")
+    rows = [json.loads(line) for line in ok(shell, "metrics", "mover", "--jsonl").splitlines()]
+    assert [row["attempt"] for row in rows] == [0] * 4 + [1] * 2
+    assert "nothing is wrong" in ok(shell, "fsck", "mover")
+    again = shell("resume", "./mover", "train.max_steps=8", timeout=60)
+    assert again.returncode == 2 and f"this run goes on in {state['url']}" in again.stderr
+    shutil.rmtree(shell.here / "mover")
 
 
 def test_text_is_prepared_into_it(shell: Shell) -> None:

@@ -21,6 +21,8 @@ from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.files import is_remote
+from launchyard.storage.redact import redact
 
 STOP_RETRY_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
@@ -284,7 +286,7 @@ def resume(
         return EXIT_DONE
     from launchyard.launcher.watch.follow import follow
 
-    return follow(found, job=job)
+    return follow(ready.target, job=job)
 
 
 def _resume_lines(ready: Any) -> list[str]:
@@ -297,9 +299,13 @@ def _resume_lines(ready: Any) -> list[str]:
     )
     lines = [f"✓ resume   {state.run_id} {saved} of {plan.max_steps}, on {workers}"]
     if ready.cluster is not None:
-        on_nodes = ready.run.local and load_backend(plan.scheduler).TRAITS.scheduled
+        on_nodes = ready.target.local and load_backend(plan.scheduler).TRAITS.scheduled
         sees = f"; its nodes must see {ready.run.url}" if on_nodes else ""
+        sees = f"; copied to {redact(ready.copy_to.url)}" if ready.copy_to else sees
         lines.append(f"✓ place    {plan.cluster} ({plan.scheduler}){sees}")
+        local_data = [source.folder for source in plan.data.train if not is_remote(source.folder)]
+        if ready.copy_to and local_data:
+            lines.append(f"! note     its nodes must see its data, {local_data[0]}, or a copy: data.source=PLACE")
     lines += [f"✓ changed  {change}" for change in ready.changes]
     if earlier := [key for key in ready.overrides if all(change.key != key for change in ready.changes)]:
         lines.append(f"✓ earlier  {', '.join(f'{key}={ready.overrides[key]}' for key in earlier)}")

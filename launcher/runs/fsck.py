@@ -178,9 +178,8 @@ class _Walk:
         for name in self.run.listdir(layout.SUBMISSIONS):
             if layout.is_json(name):
                 numbered = layout.submission_number(name) is not None and not layout.is_accepted(name)
-                yield from self._record(
-                    f"{layout.SUBMISSIONS}/{name}", Submission if numbered else AnyRecord, NOT_NEEDED
-                )
+                kind = Submission if numbered else AnyRecord
+                yield from self._listed(f"{layout.SUBMISSIONS}/{name}", kind)
 
     def _attempt(self, attempt: int) -> Iterator[Problem]:
         folder = layout.attempt_folder(attempt)
@@ -192,11 +191,11 @@ class _Walk:
                 yield from self._log(path, is_event, NOT_NEEDED)
             elif layout.is_json(name) and path != layout.job(attempt):
                 outcome = path == layout.outcome(attempt)
-                yield from self._record(path, OutcomeRecord if outcome else AnyRecord, NOT_NEEDED)
+                yield from self._listed(path, OutcomeRecord if outcome else AnyRecord)
         for inner in (layout.errors_folder(attempt), layout.targets_folder(attempt), layout.stalls_folder(attempt)):
             target = inner == layout.targets_folder(attempt)
             for name in filter(layout.is_json, self.run.listdir(inner)):
-                yield from self._record(f"{inner}/{name}", Target if target else AnyRecord, NOT_NEEDED)
+                yield from self._listed(f"{inner}/{name}", Target if target else AnyRecord)
         yield from self._missing_logs(attempt)
 
     def _missing_logs(self, attempt: int) -> Iterator[Problem]:
@@ -325,6 +324,10 @@ class _Walk:
                 yield Problem(name, "is missing", repair)
         except DamagedError as error:
             yield Problem(name, str(error).removeprefix(f"{self.run.path(name)} "), repair)
+
+    def _listed(self, name: str, schema: type[BaseModel]) -> Iterator[Problem]:
+        """A record that stands in a list, and may have been taken back since, or in a store before."""
+        yield from self._record(name, schema, NOT_NEEDED, optional=True)
 
     def _log(self, name: str, is_valid: Callable[[JsonObject], bool], repair: str) -> Iterator[Problem]:
         raw = self._bytes(name)

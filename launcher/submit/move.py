@@ -1,4 +1,4 @@
-"""Moving a run to another cluster at a resume. Its directory stays where it is, and must be reached from there."""
+"""Moving a run to another cluster at a resume that reaches its directory; see copy_run.py for one that does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from launchyard.launcher.plan.plan import Plan
 from launchyard.launcher.runs.registry import record_store
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage import files
 from launchyard.storage.redact import redact
 
 # The keys of a plan that belong to its cluster.
@@ -21,12 +20,6 @@ OF_PLACE = ("cluster", "scheduler", "store", "storage", "environment", "request"
 def reach_from(cluster: Cluster, run: RunDir) -> None:
     """Sets the store options of another cluster for this process; UserError if the run is not reached with them."""
     where = redact(run.url)
-    if run.local and files.is_remote(cluster.storage.url):
-        raise UserError(
-            f"--cluster {cluster.name}: this run lies in {where}, and the runs of that cluster in "
-            f"{redact(cluster.storage.url)}, because its nodes do not see folders of this machine",
-            hint="a run moves only between places that reach its directory; begin it with --run-url in such a place",
-        )
     reach_storage(cluster)
     try:
         there = run.exists(layout.PLAN)

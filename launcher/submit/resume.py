@@ -19,6 +19,8 @@ from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
+from launchyard.launcher.runs.facts import RunFacts
+from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.changes import (
     Change,
@@ -29,6 +31,7 @@ from launchyard.launcher.submit.changes import (
     refuse_another_run,
 )
 from launchyard.launcher.submit.code import record_again, take_snapshot
+from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
 from launchyard.launcher.submit.run_data import find_moved, record_moved, restore_data
 from launchyard.run import layout
@@ -54,32 +57,46 @@ class ReadyToResume:
     from_step: int | None = None  # to go back to, on purpose
     moved: bool = False  # its data lies in another place
     cluster: Cluster | None = None  # another one than before
+    copy_to: RunDir | None = None  # where it goes on, if its nodes do not see where it is
+
+    @property
+    def target(self) -> RunDir:
+        """The run directory of the attempt."""
+        return self.copy_to or self.run
 
     def to_json(self) -> dict[str, Any]:
-        facts = {"run_id": self.state.run_id, "run_url": self.run.url, "from_step": self.state.checkpoint or 0}
+        facts = {"run_id": self.state.run_id, "run_url": self.target.url, "from_step": self.state.checkpoint or 0}
         return {**facts, "overrides": self.overrides, "changes": [asdict(change) for change in self.changes]}
 
     def submit(self, *, report: Callable[[str], None]) -> Job:
         """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
-        plan = self.plan
-        restore_data(self.recipe, plan.data)
+        restore_data(self.recipe, self.plan.data)
         refuse_if_alive(self.run)  # before its record is touched
-        if changed := record_again(self.run, take_snapshot(Path.cwd())):
+        if self.copy_to is None:
+            return self._record_and_submit(report)
+        with copied(self.run, self.copy_to, {self.state.checkpoint or 0}, report):
+            job = self._record_and_submit(report)
+            register(self.state.run_id, self.state.name, self.copy_to.url, store=self.plan.store)
+        return job
+
+    def _record_and_submit(self, report: Callable[[str], None]) -> Job:
+        if changed := record_again(self.target, take_snapshot(Path.cwd())):
             report(f"! {'code':<8} {changed}")
         if self.moved:
-            record_moved(self.run, plan.data)
-        with recorded_place(self.run, plan) if self.cluster else nullcontext():
+            record_moved(self.target, self.plan.data)
+        with recorded_place(self.target, self.plan) if self.cluster else nullcontext():
             return self._submit()
 
     def _submit(self) -> Job:
         plan = self.plan
+        run = self.target
         if self.from_step is None:
-            return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
-        rollback = record_rollback(self.run, self.from_step)
+            return load_backend(plan.scheduler).submit(run, plan, self.overrides)
+        rollback = record_rollback(run, self.from_step)
         try:
-            return load_backend(plan.scheduler).submit(self.run, plan, self.overrides)
+            return load_backend(plan.scheduler).submit(run, plan, self.overrides)
         except (UserError, NothingRunsError):
-            forget_rollback(self.run, rollback)
+            forget_rollback(run, rollback)
             raise
 
 
@@ -90,10 +107,13 @@ def make_ready(
 
     from_step: to go back to, 0 for the beginning. cluster: name or file of the place to go on in; None: where it was.
     """
+    refuse_moved(run)
     refuse_if_alive(run)
     place = load_cluster(cluster) if cluster else None
+    copy_to = destination(run, RunFacts(run).run_id, place) if place is not None else None
     if place is not None:
-        reach_from(place, run)
+        if copy_to is None:
+            reach_from(place, run)
         changes = place_changes(place) | changes
     check_frozen(run)
     state = state_of(run)
@@ -110,14 +130,15 @@ def make_ready(
     with user_errors():
         workload = frozen_workload(run)
         data = find_moved(after.recipe, workload.data) if moved else place_of_data(run, workload)
-    plan = _plan(run, after, workload.model_copy(update={"data": data}), place or _cluster(run.read_plan()))
+    workload = workload.model_copy(update={"data": data})
+    plan = _plan((copy_to or run).url, after, workload, place or _cluster(run.read_plan()))
     if from_step is None:
         _refuse_missing(run, state)
     else:
         state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
     changed = tuple(changes_between(before.recipe, after.recipe))
-    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, bool(moved), place)
+    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, bool(moved), place, copy_to)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
@@ -151,7 +172,7 @@ def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
     return replace(state, checkpoint=step or None, step=step)
 
 
-def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload, cluster: Cluster) -> Plan:
+def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Cluster) -> Plan:
     """The plan of the next attempt: the frozen data and model, on the workers that are asked for now."""
     recipe = loaded.recipe
     try:
@@ -159,7 +180,7 @@ def _plan(run: RunDir, loaded: LoadedRecipe, workload: Workload, cluster: Cluste
             recipe,
             cluster=cluster,
             run_id=workload.run_id,
-            run_url=run.url,
+            run_url=run_url,
             data=PlannedData(spec=workload.data, vocab_size=None),
             host=probe_hardware(recipe, cluster),
             init=None if recipe.model.preset else workload.model,

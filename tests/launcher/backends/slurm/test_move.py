@@ -9,6 +9,7 @@ import yaml
 
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.run.rundir import RunDir
+from launchyard.storage import files, retry
 from launchyard.training.spec import read_workload
 from tests.launcher.backends.slurm.test_runs import started
 from tests.support.fake_slurm import FakeSlurm
@@ -59,12 +60,24 @@ def test_a_refused_move_leaves_the_run_where_it_was(slurm: FakeSlurm, place: Pla
     assert make_ready(run.run, {}).plan.cluster == "site"
 
 
-def test_a_cluster_that_does_not_reach_the_run(slurm: FakeSlurm, place: Place) -> None:
+def test_a_storage_that_is_not_there(slurm: FakeSlurm, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     run = taken_back(place, slurm)
-    another(place, slurm, storage="s3://bucket/runs")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    another(place, slurm, storage={"url": "s3://bucket/runs", "endpoint_url": "http://127.0.0.1:9"})
+    retry.set_retry_budget(0)
     said = place.ok("resume", run.run_id, "--cluster", "other", code=2)
-    assert f"--cluster other: this run lies in {run.run.url}, and the runs of that cluster in s3://bucket/runs" in said
+    assert f"--cluster other: s3://bucket/runs/{run.run_id} is not reached with its storage" in said
     assert run.run.attempts() == []
+
+
+def test_a_copy_whose_job_is_refused_is_taken_back(slurm: FakeSlurm, place: Place) -> None:
+    run = taken_back(place, slurm)
+    another(place, slurm, storage="memory://elsewhere")
+    slurm.fail("sbatch", stderr="sbatch: error: Batch job submission failed: Job violates accounting/QOS policy")
+    assert "QOS" in place.ok("resume", run.run_id, "--cluster", "other", code=2)
+    assert files.listdir(f"memory://elsewhere/{run.run_id}") == []
+    assert not run.run.exists("moved.json")
+    assert make_ready(run.run, {}).plan.cluster == "site"
 
 
 @pytest.mark.slow  # its first attempt is real
