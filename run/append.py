@@ -13,8 +13,6 @@ import threading
 import time
 from typing import Any
 
-import xxhash
-
 from launchyard.run.layout import grown, grown_part
 from launchyard.run.rundir import RunDir
 
@@ -25,6 +23,8 @@ class Appender:
     """`stem` is the file's name without .jsonl. Lines wait for at most about `flush_seconds`."""
 
     def __init__(self, run: RunDir, stem: str, *, flush_seconds: float = 0.0) -> None:
+        import xxhash
+
         self._run = run
         self._stem = stem
         self._every = flush_seconds
