@@ -389,7 +389,7 @@ def test_launch_cache(
     assert facts["chunks"]["quota"] > 3 * SIZE
     assert [entry["in_use"] for entry in (*facts["chunks"]["sources"], *facts["texts"])] == [True, True]
     cleared = json.loads(told("--clear", "--json").output)
-    assert cleared == {"freed": 0, "stayed": [remote, str(text)]}
+    assert cleared == {"schema_version": 1, "freed": 0, "stayed": [remote, str(text)]}
     assert reading.read(0, 5).shape == (5,)
     del reading
     child.kill()

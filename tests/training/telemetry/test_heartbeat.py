@@ -289,6 +289,7 @@ def test_a_stopped_process(harmed: Harmed) -> None:
     harmed.check(1, r"its process is stopped \(SIGSTOP\)")
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_named_and_goes_on(harmed: Harmed) -> None:
     harmed.start(
         {"rank": 1, "kind": "slow", "step": 1, "until": 50, "seconds": 0.05},
