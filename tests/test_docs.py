@@ -212,7 +212,11 @@ def launches(line: str) -> bool:
     return generate.root_command().get_command(context, line.split()[1]) is None
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+# The README types the quickstart too.
+TYPED = [pytest.param(path, marks=[pytest.mark.slow] if path.name == "quickstart.md" else []) for path in PAGES]
+
+
+@pytest.mark.parametrize("path", TYPED, ids=name_of)
 def test_commands_work_as_typed(path: Path, place: Shell) -> None:
     """Every cheap one, in order; what would train is planned. Then the Python of the page."""
     for shown in lines_to_type(path):

@@ -103,6 +103,7 @@ def test_killed_at_a_few_instants(tmp_path: Path, data: DataSpec, nproc: int) ->
     check_kills(tmp_path, data, nproc, kills=2)
 
 
+@pytest.mark.slow
 def test_a_stop_loses_no_step(tmp_path: Path, data: DataSpec) -> None:
     expected = undisturbed(tmp_path / "undisturbed", data, 2, LONG)
     run = make_run(tmp_path / "stopped", data, LONG)

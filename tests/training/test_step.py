@@ -118,7 +118,9 @@ CASES = {
     "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
-SLOW = {"three ways to cut": pytest.mark.slow, "two workers": pytest.mark.slow}  # more, and less, than the others hold
+SLOW = dict.fromkeys(
+    ("three ways to cut", "two workers", "bf16"), pytest.mark.slow
+)  # more, and less, than the others hold
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])

@@ -48,6 +48,7 @@ def test_tokens_out_of_a_store(tmp_path: Path, cache_bytes: int) -> None:
     assert not list((tmp_path / "cache").glob("*/*.part"))
 
 
+@pytest.mark.slow
 def test_metrics_of_the_cache(tmp_path: Path) -> None:
     data = elsewhere(write_data(tmp_path / "data"))
     run = make_run(tmp_path / "run", data, {"train.max_steps": 100_000, "metrics.prometheus": True})

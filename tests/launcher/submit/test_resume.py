@@ -115,7 +115,9 @@ def test_an_attempt_that_nobody_watches_does_not_start_over_in_silence(run: RunD
     assert "step 20 of this run was saved" in outcome.message
 
 
-@pytest.mark.parametrize(("flags", "start"), [(["--from-step", "10"], 10), (["--from-scratch"], 0)])
+@pytest.mark.parametrize(
+    ("flags", "start"), [(["--from-step", "10"], 10), pytest.param(["--from-scratch"], 0, marks=pytest.mark.slow)]
+)
 def test_going_back_on_purpose(run: RunDir, trained: Shell, flags: list[str], start: int) -> None:
     """It is exact, and what comes after it counts again."""
     before = history(run)

@@ -122,6 +122,7 @@ def killed_and_resumed(folder: Path, tracker: str, **overrides: Any) -> RunDir:
     return run
 
 
+@pytest.mark.slow
 def test_csv_has_every_step_once(tmp_path: Path) -> None:
     run = killed_and_resumed(tmp_path, "csv")
     with open(run.path("metrics.csv"), newline="") as file:
