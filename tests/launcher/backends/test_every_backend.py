@@ -256,6 +256,7 @@ def test_a_run_waits_runs_and_completes(row: Row, make: MakeRun) -> None:
     first.nothing_left()
 
 
+@pytest.mark.slow
 @LIVE
 def test_a_stop_leaves_it_resumable(row: Row, make: MakeRun) -> None:
     run = make(row)
@@ -274,6 +275,7 @@ def test_a_stop_leaves_it_resumable(row: Row, make: MakeRun) -> None:
     run.nothing_left()
 
 
+@pytest.mark.slow
 @LIVE
 def test_a_notice_costs_an_attempt_and_no_step(row: Row, make: MakeRun) -> None:
     run = make(row)

@@ -118,6 +118,7 @@ def test_two_nodes_have_an_agent_each(cluster: FakeRay, place: Place) -> None:
     assert [node["rank"] for node in run.run.read_json("attempts/0000/nodes.json")] == [0, 1]
 
 
+@pytest.mark.slow
 def test_stop_saves_and_resume_goes_on(cluster: FakeRay, place: Place) -> None:
     run = place.launch()
     run.steps(3)
@@ -256,6 +257,7 @@ def test_an_actor_that_dies_alone_is_a_failure(cluster: FakeRay, place: Place) -
     place.ok("cancel", run.run_id)
 
 
+@pytest.mark.slow
 def test_an_error_that_comes_back_ends_the_run(cluster: FakeRay, place: Place) -> None:
     place.workers_do(faults={"0": {"error_at": 2}, "1": {"error_at": 2}})
     run = place.launch()

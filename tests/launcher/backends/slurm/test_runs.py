@@ -228,6 +228,7 @@ def test_a_failure_is_tried_again_inside_the_allocation(slurm: FakeSlurm, place:
     assert slurm.job(run.job)["restarts"] == 0
 
 
+@pytest.mark.slow
 def test_an_error_that_comes_back_ends_the_run(slurm: FakeSlurm, place: Place) -> None:
     place.workers_do(faults={"0": {"error_at": 2}, "1": {"error_at": 2}})
     run = place.launch()
