@@ -118,9 +118,8 @@ CASES = {
     "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
-SLOW = dict.fromkeys(
-    ("three ways to cut", "two workers", "bf16"), pytest.mark.slow
-)  # more, and less, than the others hold
+# These hold more than the others, less, or something else.
+SLOW = dict.fromkeys(("three ways to cut", "two workers", "bf16"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])
