@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -120,13 +121,14 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, *words: str) -> tuple[int, str, str]:
-    """Exit code, output, and all that was reported of damage."""
+    """Exit code, output without ages, which grow between two commands, and all that was reported of damage."""
     caplog.clear()
     damage._reported.clear()
     with pytest.raises(SystemExit) as ended:
         main(list(words))
     printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err + caplog.text
+    output = re.sub(r" +", " ", re.sub(r"\b\d+[dhms](?: \d+[hms])?\b", "AGE", printed.out))
+    return int(ended.value.code or 0), output, printed.err + caplog.text
 
 
 def age() -> None:
