@@ -18,7 +18,7 @@ SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address an
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -63,8 +63,10 @@ test-ray: setup-dev ## Run the tests that need a Ray of several nodes, which the
 test-ray-sample: setup-dev ## Run a fair sample of them
 	@$(TEST_ENV) $(BIN)/pytest -m 'ray and not slow' -k '$(SOME_RAY)' $(ARGS)
 
-test-ray-oldest: setup-dev ## Run some of them with the oldest Ray that is promised
+oldest-ray: setup-dev
 	@test -d .venv/ray-$(OLDEST_RAY)/ray || $(BIN)/pip install --quiet --no-deps --target .venv/ray-$(OLDEST_RAY) 'ray==$(OLDEST_RAY).*'
+
+test-ray-oldest: oldest-ray ## Run some of them with the oldest Ray that is promised
 	@$(TEST_ENV) PYTHONPATH=$$PWD/.venv/ray-$(OLDEST_RAY) $(BIN)/pytest -m 'ray and not slow' -k 'same_as_on_one and 2' $(ARGS)
 
 test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fetch themselves, and Chromium where it is
