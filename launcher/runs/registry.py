@@ -6,11 +6,12 @@ import contextlib
 import json
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launchyard.errors import NothingRunsError
+from launchyard.errors import NothingRunsError, UserError
 from launchyard.host.folders import user_state_folder
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run.layout import PLAN
@@ -86,6 +87,21 @@ def record_store(run_id: str, store: storage_options.StoreOptions) -> None:
     if entry is not None:
         with contextlib.suppress(OSError):
             _write(replace(entry, store=store.model_dump(exclude_none=True)))
+
+
+@contextlib.contextmanager
+def registered_at(run: RunDir, run_id: str, name: str, store: storage_options.StoreOptions) -> Iterator[None]:
+    """Records the new place of a run before its job is submitted inside; the old one again if that is refused."""
+    before = next((entry for entry in registered() if entry.run_id == run_id), None)
+    register(run_id, name, run.url, store=store)
+    try:
+        yield
+    except (UserError, NothingRunsError):
+        if before is None:
+            forget(run_id)
+        else:
+            _write(before)
+        raise
 
 
 def _write(entry: Registered) -> None:

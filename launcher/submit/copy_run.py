@@ -60,13 +60,22 @@ def copied(run: RunDir, to: RunDir, steps: set[int], report: Callable[[str], Non
     try:
         n_bytes = sum(_copy(run.path(name), to.path(name)) for name in _in_order(run, steps))
         _record_end(run, to)
-        report(f"✓ {'copied':<8} {size(n_bytes)} to {redact(to.url)}")
+    except OSError as error:
+        _discard(to)
+        raise UserError(f"{redact(to.url)}: the run could not be copied there: {error}") from error
+    report(f"✓ {'copied':<8} {size(n_bytes)} to {redact(to.url)}")
+    try:
         yield
-    except (UserError, NothingRunsError, OSError):
-        with contextlib.suppress(OSError):
-            files.remove_folder(to.url)
+    except (UserError, NothingRunsError):
+        _discard(to)
         raise
-    run.write_json(layout.GONE_TO, {"url": to.url}, sync=True)
+    with contextlib.suppress(OSError):  # its job is sent; the registry knows the new place
+        run.write_json(layout.GONE_TO, {"url": to.url}, sync=True)
+
+
+def _discard(copy: RunDir) -> None:
+    with contextlib.suppress(OSError):
+        files.remove_folder(copy.url)
 
 
 def _record_end(run: RunDir, to: RunDir) -> None:

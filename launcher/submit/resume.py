@@ -20,7 +20,7 @@ from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
 from launchyard.launcher.runs.facts import RunFacts
-from launchyard.launcher.runs.registry import register
+from launchyard.launcher.runs.registry import registered_at
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.changes import (
     Change,
@@ -74,10 +74,11 @@ class ReadyToResume:
         refuse_if_alive(self.run)  # before its record is touched
         if self.copy_to is None:
             return self._record_and_submit(report)
-        with copied(self.run, self.copy_to, {self.state.checkpoint or 0}, report):
-            job = self._record_and_submit(report)
-            register(self.state.run_id, self.state.name, self.copy_to.url, store=self.plan.store)
-        return job
+        with (
+            copied(self.run, self.copy_to, {self.state.checkpoint or 0}, report),
+            registered_at(self.copy_to, self.state.run_id, self.state.name, self.plan.store),
+        ):
+            return self._record_and_submit(report)
 
     def _record_and_submit(self, report: Callable[[str], None]) -> Job:
         if changed := record_again(self.target, take_snapshot(Path.cwd())):

@@ -77,6 +77,7 @@ def test_a_copy_whose_job_is_refused_is_taken_back(slurm: FakeSlurm, place: Plac
     assert "QOS" in place.ok("resume", run.run_id, "--cluster", "other", code=2)
     assert files.listdir(f"memory://elsewhere/{run.run_id}") == []
     assert not run.run.exists("moved.json")
+    assert run.status()["url"] == run.run.url, "and its id means the folder"
     assert make_ready(run.run, {}).plan.cluster == "site"
 
 
