@@ -8,8 +8,6 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 JOBS ?= 2
-# One thread a process: the tests start many at once. No hub is asked for anything.
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Tests that need something special have their own targets.
 SPECIAL := gpu or slurm or ray or s3 or browser or monitoring or chaos
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
@@ -37,52 +35,52 @@ run: setup ## Train the quickstart model here: launch --local
 	@$(BIN)/launch --local $(ARGS)
 
 test: setup-dev ## Run the tests (minutes)
-	@$(TEST_ENV) $(BIN)/pytest -m 'not (slow or $(SPECIAL))' -n $(JOBS) --dist worksteal $(ARGS)
+	@$(BIN)/pytest -m 'not (slow or $(SPECIAL))' -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: setup-dev ## Run the long suites as well (long)
-	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' $(ARGS)
+	@$(BIN)/pytest -m 'slow and not ($(SPECIAL))' $(ARGS)
 
 test-slow-sample: setup-dev ## Run a fair sample of the long suites
-	@$(TEST_ENV) $(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
+	@$(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
-	@$(TEST_ENV) $(BIN)/pytest -m 's3 and not slow' -n 3 --dist worksteal $(ARGS)
+	@$(BIN)/pytest -m 's3 and not slow' -n 3 --dist worksteal $(ARGS)
 
 test-s3-slow: setup-dev ## Run those that let a store fail for minutes (half an hour)
-	@$(TEST_ENV) $(BIN)/pytest -m 's3 and slow' -n $(JOBS) $(ARGS)
+	@$(BIN)/pytest -m 's3 and slow' -n $(JOBS) $(ARGS)
 
 test-slurm: setup-dev ## Run the tests that need SLURM, which they start themselves (Debian or Ubuntu, its packages)
-	@$(TEST_ENV) $(BIN)/pytest -m slurm $(ARGS)
+	@$(BIN)/pytest -m slurm $(ARGS)
 
 test-slurm-sample: setup-dev ## Run a fair sample of them
-	@$(TEST_ENV) $(BIN)/pytest -m 'slurm and not slow' -k '$(SOME_SLURM)' $(ARGS)
+	@$(BIN)/pytest -m 'slurm and not slow' -k '$(SOME_SLURM)' $(ARGS)
 
 test-ray: setup-dev ## Run the tests that need a Ray of several nodes, which they start themselves (Linux)
-	@$(TEST_ENV) $(BIN)/pytest -m ray $(ARGS)
+	@$(BIN)/pytest -m ray $(ARGS)
 
 test-ray-sample: setup-dev ## Run a fair sample of them
-	@$(TEST_ENV) $(BIN)/pytest -m 'ray and not slow' -k '$(SOME_RAY)' $(ARGS)
+	@$(BIN)/pytest -m 'ray and not slow' -k '$(SOME_RAY)' $(ARGS)
 
 oldest-ray: setup-dev
 	@test -d .venv/ray-$(OLDEST_RAY)/ray || $(BIN)/pip install --quiet --no-deps --target .venv/ray-$(OLDEST_RAY) 'ray==$(OLDEST_RAY).*'
 
 test-ray-oldest: oldest-ray ## Run some of them with the oldest Ray that is promised
-	@$(TEST_ENV) PYTHONPATH=$$PWD/.venv/ray-$(OLDEST_RAY) $(BIN)/pytest -m 'ray and not slow' -k 'same_as_on_one and 2' $(ARGS)
+	@PYTHONPATH=$$PWD/.venv/ray-$(OLDEST_RAY) $(BIN)/pytest -m 'ray and not slow' -k 'same_as_on_one and 2' $(ARGS)
 
 test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fetch themselves, and Chromium where it is
-	@$(TEST_ENV) $(BIN)/pytest -m 'monitoring or browser' $(ARGS)
+	@$(BIN)/pytest -m 'monitoring or browser' $(ARGS)
 
 test-monitoring-sample: setup-dev ## Run a fair sample of them
-	@$(TEST_ENV) $(BIN)/pytest -m 'monitoring or browser' -k 'not stopped_rank and not wrong_is_found and not made_whole' $(ARGS)
+	@$(BIN)/pytest -m 'monitoring or browser' -k 'not stopped_rank and not wrong_is_found and not made_whole' $(ARGS)
 
 test-chaos: setup-dev ## Kill and hinder runs some 500 times, at chosen instants (half an hour); SEEDS=7 or 0-3: only these
-	@$(TEST_ENV) $(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(if $(SEEDS),--seeds $(SEEDS),$(ALL_CHAOS)) $(ARGS)
+	@$(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(if $(SEEDS),--seeds $(SEEDS),$(ALL_CHAOS)) $(ARGS)
 
 test-chaos-sample: setup-dev ## Run a fair sample of that
-	@$(TEST_ENV) $(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(SOME_CHAOS) $(ARGS)
+	@$(BIN)/pytest tests/chaos -n $(JOBS) --dist worksteal $(SOME_CHAOS) $(ARGS)
 
 test-gpu: setup-dev ## Run the tests that need a GPU
-	@HF_HUB_OFFLINE=1 $(BIN)/pytest -m gpu $(ARGS)
+	@$(BIN)/pytest -m gpu $(ARGS)
 
 lint: setup-dev ## Check style, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tests.support.faultproxy import FaultProxy
     from tests.support.store import Bucket, S3Server
 
+# Before anything imports torch: one thread a process, for many run at once and several threads sum in another order.
+# No hub is asked for anything.
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 # A busy machine is no fault of a test. In CI, where a change waits for the answer, the same examples each time.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("thorough", settings.get_profile("ours"), max_examples=2000, derandomize=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,10 @@ def _enter(rank: int, world_size: int, port: int, function: Callable[..., None],
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     function(*args)
+    # As a worker ends: a late gloo thread has been seen to abort a normal exit, after all had passed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def run_ranks(world_size: int, function: Callable[..., None], *args: Any) -> None:
