@@ -7,10 +7,13 @@ a request whose answer was lost: a link that was made is then refused, and a fil
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from typing import IO
+
+_NO_LINKS = frozenset((errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP))  # FAT, exFAT and some of FUSE
 
 
 def replace_file(path: str | os.PathLike[str], raw: bytes, *, sync: bool = False, mode: int = 0o666) -> None:
@@ -29,13 +32,21 @@ def replace_file(path: str | os.PathLike[str], raw: bytes, *, sync: bool = False
 
 
 def create_file(path: str | os.PathLike[str], raw: bytes) -> None:
-    """Writes a file that must not exist yet, down to the disk. Raises FileExistsError if another was faster."""
+    """Writes a file that must not exist yet, down to the disk.
+
+    Raises FileExistsError if another was faster, and OSError where the file system has no hard links.
+    """
     with _temporary(path, raw, sync=True, mode=0o666) as temporary:
         try:
             os.link(temporary, path)  # fails if the name is taken
         except FileExistsError:
             if not os.path.samefile(temporary, path):
                 raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            why = f"cannot be created ({error.strerror}); choose a folder on a file system with hard links"
+            raise OSError(error.errno, why, os.fspath(path)) from error
     _sync_folder(os.path.dirname(path))
 
 

@@ -28,13 +28,14 @@ from launchyard.errors import (
 from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
-from launchyard.launcher.backends.hardware import HostFacts, free_bytes, probe_hardware
-from launchyard.launcher.format import json_text, size
+from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
+from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
+from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
 from launchyard.run import layout
 from launchyard.run.frozen import content_digest
@@ -93,14 +94,12 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     if cluster.container is None:  # else the workers have another Python
         check_trackers(loaded)
     init = shape_of(loaded)
-    host = probe_hardware(recipe, cluster)
     after = _first(loaded, cluster)
     run_id = new_run_id(recipe.name)
     url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
     with user_errors("--run-url" if request.run_url else f"storage.url of cluster {cluster.name}"):
         run = RunDir(typed_path(url))
-    if run.local:
-        host = host.model_copy(update={"free_bytes": free_bytes(run.url)})
+    host = with_room(probe_hardware(recipe, cluster), run)
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
     data, known = _data(loaded, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
     plan = _plan(loaded, data=known, **parts)
@@ -301,13 +300,6 @@ def check_free(run: RunDir) -> None:
         raise UserError(f"--run-url {where}: not empty, and not a run; it must be a new folder")
 
 
-def check_room(plan: Plan, free: int | None) -> None:
-    """UserError if not one checkpoint fits where the run goes. `free` in bytes; None: not known."""
-    if free is not None and free < plan.checkpoint_bytes:
-        what = f"{size(free)} are free there, and one checkpoint takes {size(plan.checkpoint_bytes)}"
-        raise UserError(f"--run-url {redact(plan.run_url)}: {what}; choose a place with more room")
-
-
 def _taken(run: RunDir, where: str) -> str:
     from launchyard.launcher.agent.ownership import newest_job
     from launchyard.launcher.backends.base import owner_alive
@@ -419,7 +411,7 @@ def launch(request: Request, *, dry_run: bool, detach: bool | None, as_json: boo
             click.echo(line)
 
     check_free(ready.run)
-    check_room(plan, ready.host.free_bytes)
+    check_room(plan, ready.run, where="--run-url")
     made = NewFolder(ready.run)
     for line in plan_text.brief(plan, loaded.recipe, ready.code):
         report(line)

@@ -33,6 +33,7 @@ from launchyard.launcher.submit.changes import (
 from launchyard.launcher.submit.code import record_again, take_snapshot
 from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
+from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.launcher.submit.run_data import find_moved, record_moved, restore_data
 from launchyard.run import layout
 from launchyard.run.checkpoints import RunCheckpoints, forget_rollback, record_rollback
@@ -72,6 +73,8 @@ class ReadyToResume:
         """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
         restore_data(self.recipe, self.plan.data)
         refuse_if_alive(self.run)  # before its record is touched
+        if (self.state.checkpoint or 0) < self.plan.max_steps:
+            check_room(self.plan, self.target)
         if self.copy_to is None:
             return self._record_and_submit(report)
         with (
@@ -183,7 +186,7 @@ def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Clust
             run_id=workload.run_id,
             run_url=run_url,
             data=PlannedData(spec=workload.data, vocab_size=None),
-            host=probe_hardware(recipe, cluster),
+            host=with_room(probe_hardware(recipe, cluster), RunDir(run_url)),
             init=None if recipe.model.preset else workload.model,
         )
     except PlanError as error:

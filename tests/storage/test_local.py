@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,16 @@ def test_what_exists_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         local.create_file(tmp_path / "file", b"second")
     assert (tmp_path / "file").read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", source, None, str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(PermissionError, match=r"hard links: '.*/claim'"):
+        local.create_file(tmp_path / "claim", b"ours")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_request_that_nfs_repeats_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.plan.warnings import checkpoints_at_once
 from launchyard.launcher.runs.checkpoints import list_saved
+from launchyard.launcher.submit import room
 from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, _flat, is_within
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.launcher.submit.run_data import record_moved
@@ -191,3 +193,22 @@ def test_every_key_of_a_recipe_may_change_or_not() -> None:
         fixed = [prefix for prefix in FIXED if is_within(key, prefix)]
         assert allowed or fixed, key
         assert not (allowed and fixed) or key in PLACES or key == "optimizer.name", key
+
+
+def test_room_for_one_more_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its checkpoints hold counts as its own, for they are replaced; one more must fit beside them."""
+    longer = {"train.max_steps": 40}
+    ready = make_ready(run, longer)
+    one = ready.plan.checkpoint_bytes
+    held = sum(path.stat().st_size for path in Path(run.path("checkpoints")).rglob("*") if path.is_file())
+    enough = checkpoints_at_once(ready.recipe, 40) * one - held
+
+    def is_noted(free: int) -> bool:
+        monkeypatch.setattr(room, "free_bytes", lambda folder: free)
+        return any("free there" in note for note in make_ready(run, longer).plan.notes)
+
+    assert held > one and not is_noted(enough) and is_noted(enough - 1)
+    monkeypatch.setattr(room, "free_bytes", lambda folder: one - 1)
+    with pytest.raises(UserError, match="one checkpoint takes"):
+        ready.submit(report=print)
+    assert run.attempts() == [0]
