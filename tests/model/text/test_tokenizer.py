@@ -78,21 +78,33 @@ def test_the_end_of_text_is_what_the_folder_says(tmp_path: Path) -> None:
     assert Tokenizer(str(path)).eos_id == Tokenizer(str(path)).raw.token_to_id("!")
 
 
-@pytest.mark.parametrize("configured", [None, "the", {"content": "the"}, "<not a token>"], ids=str)
+@pytest.mark.parametrize("configured", [None, "the", {"content": "the"}], ids=str)
 @pytest.mark.parametrize("token", [*END_OF_TEXT, "<of nobody>"])
 def test_a_model_stops_at_the_token_that_ends_its_documents(tmp_path: Path, token: str, configured: object) -> None:
     """What `launch prepare` puts after a text is what generation takes for its end."""
-    words = {word: number for number, word in enumerate(["<unk>", "the", token])}
-    path = tmp_path / "tokenizer.json"
-    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>")).save(str(path))
-    if configured is not None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": configured}))
+    path = _three_words(tmp_path, token, configured)
     try:
-        ends_documents: int | None = open_tokenizer(str(path), eos=None).eos_id
+        ends_documents: int | None = open_tokenizer(path, eos=None).eos_id
     except ValueError:
         ends_documents = None
-    known = configured not in (None, "<not a token>")
-    assert Tokenizer(str(path)).eos_id == ends_documents == (1 if known else 2 if token in END_OF_TEXT else None)
+    assert Tokenizer(path).eos_id == ends_documents == (1 if configured else 2 if token in END_OF_TEXT else None)
+
+
+def test_an_end_that_is_named_and_is_no_token(tmp_path: Path) -> None:
+    """Documents are not ended by another token in silence."""
+    path = _three_words(tmp_path, END_OF_TEXT[0], "<not a token>")
+    with pytest.raises(ValueError, match=r"names '<not a token>' as its eos_token, which is none of its tokens.*--eos"):
+        open_tokenizer(path, eos=None)
+    assert open_tokenizer(path, eos=END_OF_TEXT[0]).eos_id == 2
+
+
+def _three_words(folder: Path, token: str, configured: object) -> str:
+    words = {word: number for number, word in enumerate(["<unk>", "the", token])}
+    path = folder / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>")).save(str(path))
+    if configured is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": configured}))
+    return str(path)
 
 
 def test_load_takes_a_file_a_folder_and_a_checkpoint(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launchyard.model.text.tokenizer import END_OF_TEXT, end_of_text
+from launchyard.model.text.tokenizer import END_OF_TEXT, TOKENIZER_CONFIG, end_of_text, named_end
 from launchyard.storage import files
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.dataset_spec import tokenizer_vocab_size
@@ -59,6 +59,11 @@ def open_tokenizer(tokenizer: str, *, eos: str | None, encoding: Encoding = ENCO
     vocab_size = tokenizer_vocab_size(raw, name=path)
     engine = _engine(raw, path, encoding)
     chosen = eos if eos is not None else end_of_text(path, engine)
+    if eos is None and any(engine.token_to_id(named) is None for named in named_end(path)):
+        raise ValueError(
+            f"{TOKENIZER_CONFIG} beside {path} names {named_end(path)[0]!r} as its eos_token, which is none of its "
+            "tokens; mend it, or name the token that ends a document with --eos"
+        )
     if chosen is None:
         raise ValueError(
             f"{path} does not say which token ends a document: no eos_token of a tokenizer_config.json beside it and "
