@@ -91,8 +91,7 @@ class Harness:
         nproc = 1 if case.resized else case.jobs[0].nproc
         self.witness = Witness(self.run, references.get(case.size, nproc))
         self._stack = contextlib.ExitStack()
-        self._zombie: Started | None = None
-        self._zombies: set[int] = set()
+        self._zombie: Started | None = None  # frozen, and taken for dead
 
     def __enter__(self) -> Harness:
         self._stack.callback(self._end_everything)
@@ -115,9 +114,6 @@ class Harness:
         self._stack.close()
 
     def _end_everything(self) -> None:
-        if self._zombie is not None:
-            self._zombie.wake.set()
-            end_all([psutil.Process(one.pid) for one in self._zombie.workers if one.poll() is None])
         end_all(self._owners())
         for url in (self.run.url, self._mark_of_frozen()):
             end_marked(url)
@@ -130,7 +126,8 @@ class Harness:
             if self.is_completed():
                 break
             self._play_job(job)
-        self._end_zombie()
+        if self._zombie is not None:
+            self._end_zombie(self._zombie)
         assert self.is_completed(), "a run that was left in peace did not complete"
         self.witness.look()
         self.witness.conclude(exact=not self.case.resized)
@@ -155,13 +152,13 @@ class Harness:
         self._beacons.clear()
         self._settle()
         if started.frozen:
-            self._zombie = started
-            self._zombies.add(started.first)
+            self._stack.callback(self._end_workers, started)
         else:
             assert wait_until(lambda: not marked(self.run.url), seconds=GONE_SECONDS), self._still_there()
         if zombie is not None:
             self.witness.look()
-            self._end_zombie()
+            self._end_zombie(zombie)
+        self._zombie = started if started.frozen else None
         attempts = [number for number in self.run.attempts() if number >= started.first]
         self.tally.attempts += len(attempts)
         self.witness.look()
@@ -391,19 +388,24 @@ class Harness:
                 os.kill(worker.pid, signal.SIGCONT)
         zombie.wake.set()
 
-    def _end_zombie(self) -> None:
+    def _end_zombie(self, zombie: Started) -> None:
         """It must find out by itself that its run is somebody else's."""
-        zombie, self._zombie = self._zombie, None
-        if zombie is None:
-            return
         taken_over = len(self.run.attempts()) > zombie.first + 1
         self._wake(zombie)
         ended = wait_until(lambda: all(one.poll() is not None for one in zombie.workers), seconds=ZOMBIE_SECONDS)
-        end_all([psutil.Process(one.pid) for one in zombie.workers if one.poll() is None])
+        self._end_workers(zombie)
         assert ended, f"attempt {zombie.first} trains on although another has taken over"
         saved = [event for event in self.run.events(zombie.first) if event["event"] == "saved"]
         late = [event["step"] for event in saved if event["time"] > zombie.woken]
         assert len(late) <= 1 or not taken_over, f"attempt {zombie.first} was taken over, and saved steps {late}"
+
+    @staticmethod
+    def _end_workers(zombie: Started | None) -> None:
+        if zombie is not None:
+            zombie.wake.set()
+            end_all([psutil.Process(one.pid) for one in zombie.workers if one.poll() is None])
+            for worker in zombie.workers:
+                worker.wait(GONE_SECONDS)
 
 
 def _rank(process: psutil.Process) -> str | None:
