@@ -61,14 +61,15 @@ def compose(
     if world.is_main:
         check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
-    if needs_sharding(recipe.train, world.world_size):
+    sharded = needs_sharding(recipe.train, world.world_size)
+    if sharded:
         connect(world, context.device)
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
     rows = open_rows(run, world)
     checkpointer = open_checkpointer(run, context, instruments, rows)
     learner, resumed = load_learner(context, checkpointer, instruments.exporter)
     data = open_readers(context, instruments.events)
-    if context.device.type == "cpu":
+    if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
     return Parts(context, learner, data, checkpointer, telemetry, flag), resumed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from launchyard.training.loop import SaveTimer
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.telemetry.telemetry import Meter
 from launchyard.training.worker import is_fatal
-from tests.support.small_runs import make_run, start_workers, write_data
+from tests.support.small_runs import make_run, run_workers, start_workers, write_data
 
 
 def fail(run: RunDir) -> str:
@@ -29,6 +30,25 @@ def fail(run: RunDir) -> str:
             process.kill()
             process.wait()
     return run.read_text("attempts/0000/logs/rank-00000.log")
+
+
+IMPORTS = """
+import sys, threading
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "torch.distributed.fsdp" and threading.current_thread() is threading.main_thread():
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_one_worker_in_fp32_trains_without_fsdp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import takes as long as half of torch's. The thread of a save may import it, which no step waits for."""
+    (tmp_path / "sitecustomize.py").write_text(IMPORTS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    run_workers(make_run(tmp_path / "run", write_data(tmp_path / "data"), {"train.max_steps": 2}), 1)
 
 
 def test_a_denial_ends_a_run_and_a_store_that_fails_does_not() -> None:
