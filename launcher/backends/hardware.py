@@ -66,7 +66,9 @@ class HostFacts(BaseModel):
     node_cpus: int | None = Field(default=None, description="Of a node, by its scheduler.")
     note: str = Field(default="", description="On that number, for people.")
     logs: str = Field(default="", description="Folder for jobs' own output where the run directory is remote.")
-    free_bytes: int | None = Field(default=None, description="Free where a local run directory goes; None: not known.")
+    free_bytes: int | None = Field(
+        default=None, description="Room for checkpoints where a local run directory goes; None: not known."
+    )
 
 
 def probe_hardware(recipe: Recipe, cluster: Cluster) -> HostFacts:

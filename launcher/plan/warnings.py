@@ -20,7 +20,7 @@ MANY_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (Mu
 
 
 def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> Iterator[str]:
-    """free_bytes: where a local run directory goes."""
+    """free_bytes: that a local run directory may fill."""
     needed = plan.memory["total"]
     available = plan.memory_available
     if available is not None and needed > available:
@@ -56,7 +56,7 @@ def _of_a_full_disk(plan: Plan, recipe: Recipe, free_bytes: int) -> Iterator[str
         fix = f"checkpoint.keep={keep} would fit" if recipe.checkpoint.every_steps and keep > 0 else "make room there"
         yield (
             f"up to {most} checkpoints of {size(plan.checkpoint_bytes)} lie in the run at a time, {size(needed)}, but "
-            f"only {size(free_bytes)} are free there; {fix}"
+            f"there is room for {size(free_bytes)} of them; {fix}"
         )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from launchyard.errors import UserError
 from launchyard.launcher.backends.hardware import HostFacts, free_bytes
 from launchyard.launcher.format import size
 from launchyard.launcher.plan.plan import Plan
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
+from launchyard.storage import files
 from launchyard.storage.redact import redact
 
 
@@ -18,7 +17,8 @@ def with_room(host: HostFacts, run: RunDir) -> HostFacts:
     if not run.local:
         return host
     free = free_bytes(run.url)
-    return host.model_copy(update={"free_bytes": None if free is None else free + _held(run)})
+    held = files.usage(run.path(layout.CHECKPOINTS))[1]
+    return host.model_copy(update={"free_bytes": None if free is None else free + held})
 
 
 def check_room(plan: Plan, run: RunDir, *, where: str = "run directory") -> None:
@@ -27,14 +27,3 @@ def check_room(plan: Plan, run: RunDir, *, where: str = "run directory") -> None
     if free is not None and free < plan.checkpoint_bytes:
         what = f"{size(free)} are free there, and one checkpoint takes {size(plan.checkpoint_bytes)}"
         raise UserError(f"{where} {redact(plan.run_url)}: {what}; make room, or choose another place")
-
-
-def _held(run: RunDir) -> int:
-    found = 0
-    for folder, _, names in os.walk(run.path(layout.CHECKPOINTS)):
-        for name in names:
-            try:
-                found += os.stat(os.path.join(folder, name)).st_size
-            except FileNotFoundError:  # removed meanwhile
-                continue
-    return found

@@ -141,15 +141,16 @@ def end_of_text(path: str, raw: Any) -> str | None:
     The eos_token of a tokenizer_config.json beside it if that is one of its tokens, else the first of END_OF_TEXT that
     is; None if there is neither.
     """
-    return next((token for token in [*named_end(path), *END_OF_TEXT] if raw.token_to_id(token) is not None), None)
+    named = named_end(path)
+    return next((token for token in (named, *END_OF_TEXT) if token and raw.token_to_id(token) is not None), None)
 
 
-def named_end(path: str) -> list[str]:
+def named_end(path: str) -> str | None:
     """The eos_token of a tokenizer_config.json beside a tokenizer.json, which may be none of its tokens."""
     configured = _configured(path).get("eos_token")
     if isinstance(configured, dict):
         configured = configured.get("content")
-    return [configured] if isinstance(configured, str) else []
+    return configured if isinstance(configured, str) else None
 
 
 def save_tokenizer(tokenizer_file: str, folder: str, *, max_seq_len: int) -> None:

@@ -400,12 +400,11 @@ class Harness:
         assert len(late) <= 1 or not taken_over, f"attempt {zombie.first} was taken over, and saved steps {late}"
 
     @staticmethod
-    def _end_workers(zombie: Started | None) -> None:
-        if zombie is not None:
-            zombie.wake.set()
-            end_all([psutil.Process(one.pid) for one in zombie.workers if one.poll() is None])
-            for worker in zombie.workers:
-                worker.wait(GONE_SECONDS)
+    def _end_workers(zombie: Started) -> None:
+        zombie.wake.set()
+        end_all([psutil.Process(one.pid) for one in zombie.workers if one.poll() is None])
+        for worker in zombie.workers:
+            worker.wait(GONE_SECONDS)
 
 
 def _rank(process: psutil.Process) -> str | None:

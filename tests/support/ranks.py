@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import sys
@@ -21,8 +22,6 @@ def free_port() -> int:
 
 
 def _enter(rank: int, world_size: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    import os
-
     import torch
 
     torch.set_num_threads(1)

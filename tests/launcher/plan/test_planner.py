@@ -59,7 +59,7 @@ def test_a_disk_that_will_be_full_is_noted() -> None:
     def note(room: float, **changes: Any) -> str:
         host = CPU.model_copy(update={"free_bytes": int(room * one)})
         notes = plan_of(host=host, train__max_steps=100, **changes).notes
-        return next((note for note in notes if "free there" in note), "")
+        return next((note for note in notes if "there is room for" in note), "")
 
     assert not note(3, checkpoint__every_steps=None)
     assert "up to 3 checkpoints" in note(2.9, checkpoint__every_steps=None)

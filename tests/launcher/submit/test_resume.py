@@ -205,7 +205,7 @@ def test_room_for_one_more_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPat
 
     def is_noted(free: int) -> bool:
         monkeypatch.setattr(room, "free_bytes", lambda folder: free)
-        return any("free there" in note for note in make_ready(run, longer).plan.notes)
+        return any("there is room for" in note for note in make_ready(run, longer).plan.notes)
 
     assert held > one and not is_noted(enough) and is_noted(enough - 1)
     monkeypatch.setattr(room, "free_bytes", lambda folder: one - 1)

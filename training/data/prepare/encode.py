@@ -59,9 +59,9 @@ def open_tokenizer(tokenizer: str, *, eos: str | None, encoding: Encoding = ENCO
     vocab_size = tokenizer_vocab_size(raw, name=path)
     engine = _engine(raw, path, encoding)
     chosen = eos if eos is not None else end_of_text(path, engine)
-    if eos is None and any(engine.token_to_id(named) is None for named in named_end(path)):
+    if eos is None and (named := named_end(path)) is not None and engine.token_to_id(named) is None:
         raise ValueError(
-            f"{TOKENIZER_CONFIG} beside {path} names {named_end(path)[0]!r} as its eos_token, which is none of its "
+            f"{TOKENIZER_CONFIG} beside {path} names {named!r} as its eos_token, which is none of its "
             "tokens; mend it, or name the token that ends a document with --eos"
         )
     if chosen is None:
