@@ -33,21 +33,35 @@ def n_params_embedding(config: ModelConfig) -> int:
 
 
 def n_params_active_non_embedding(config: ModelConfig) -> int:
-    """Parameters that take part in each token's arithmetic: all but an embedding table that only serves lookups.
+    """Parameters that take part in each token's arithmetic: all but tables that only serve lookups, and idle experts.
 
     The head is a matrix product, so it counts; tied to the table, the table counts as the head.
     """
-    return n_params(config) - (0 if config.tie_embeddings else n_params_embedding(config))
+    total = 0
+    for name, shape in parameter_shapes(config).items():
+        if name == "positions.weight" or (name == "embed.weight" and not config.tie_embeddings):
+            continue
+        size = math.prod(shape)
+        if config.moe is not None and ".experts." in name:
+            size = size * config.moe.top_k // config.moe.n_experts
+        total += size
+    return total
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     """Operations of one training step for one token: 6 N + 12 L d s (PaLM, Chowdhery et al. 2022, appendix B).
 
-    N as in `n_params_active_non_embedding`, L layers, d = n_heads * head_dim, s = seq_len. Attention is counted
-    whole, as is usual; a causal kernel does half of it. Recomputed activations do not count.
+    N as in `n_params_active_non_embedding`, L layers, d = n_heads * head_dim, s = seq_len or the window of a layer.
+    Attention is counted whole, as is usual; a causal kernel does half of it. Recomputed activations do not count.
     """
-    attention = 12 * config.n_layers * config.n_heads * config.head_dim * seq_len
-    return 6 * n_params_active_non_embedding(config) + attention
+    latent = config.latent_attention
+    keys = config.head_dim if latent is None else latent.nope_dim + latent.rope_dim
+    values = config.head_dim if latent is None else latent.v_dim
+    seen = sum(
+        seq_len if config.sees(layer) == "full" else min(seq_len, config.window or seq_len)
+        for layer in range(config.n_layers)
+    )
+    return 6 * n_params_active_non_embedding(config) + 6 * config.n_heads * (keys + values) * seen
 
 
 def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None) -> int:
@@ -97,9 +111,9 @@ def training_memory(
     trained = math.ceil(n_params_trained(config, adapter) / shards)
     gathered = 0
     if shards > 1 or precision == "bf16":
-        block = sum(map(math.prod, block_shapes(config).values()))
-        outside = n_params(config) - config.n_layers * block
-        gathered = element * (outside + min(2, config.n_layers) * block)
+        blocks = [sum(map(math.prod, block_shapes(config, layer).values())) for layer in range(config.n_layers)]
+        outside = n_params(config) - sum(blocks)
+        gathered = element * (outside + min(2, config.n_layers) * max(blocks))
     tokens = micro_batch_size * seq_len
     stored_blocks = 1 if activation_checkpointing else config.n_layers
     inputs = config.n_layers * config.dim if activation_checkpointing else 0

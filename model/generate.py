@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Transformer
@@ -160,12 +159,12 @@ def _prefill(model: Transformer, rows: list[_Row]) -> tuple[Cache, Tensor]:
         device=weight.device,
     )
     last = torch.tensor(lengths, device=weight.device) - 1
+    cache.expect(lengths)
     logits = model(
         tokens.to(weight.device),
         cache=cache,
-        head=lambda hidden, head: F.linear(hidden[torch.arange(len(rows), device=last.device), last], head),
+        head=lambda hidden, head: head(hidden[torch.arange(len(rows), device=last.device), last]),
     )
-    cache.trim(lengths)
     return cache, logits
 
 

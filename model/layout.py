@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from launchyard.model.config import ModelConfig
+from launchyard.model.config import LatentAttention, ModelConfig, MoE
 
 TensorShape = tuple[int, ...]
 
@@ -44,7 +44,7 @@ def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str,
             names = ", ".join(list(shapes)[:4])
             raise ValueError(f"frozen: no parameter of this model matches {pattern}; its names are {names}, …")
     found = {
-        name: Parameter(shape, not any(fnmatchcase(name, pattern) for pattern in patterns))
+        name: Parameter(shape, _learns(name) and not any(fnmatchcase(name, pattern) for pattern in patterns))
         for name, shape in shapes.items()
     }
     if not any(parameter.trained for parameter in found.values()):
@@ -52,45 +52,124 @@ def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str,
     return found
 
 
+def _learns(name: str) -> bool:
+    """False for what no gradient reaches: a bias that counts for the choice of experts alone."""
+    return not name.endswith("choice_bias")
+
+
 def frozen_names(config: ModelConfig, adapter: Adapter | None) -> tuple[str, ...]:
     return tuple(name for name, parameter in parameters(config, adapter).items() if not parameter.trained)
+
+
+def is_norm(name: str) -> bool:
+    """True for the weight of a norm."""
+    return name.endswith("norm.weight")
+
+
+def is_vector(name: str) -> bool:
+    """True for a parameter that is no matrix of a product or table: it decays in no optimizer."""
+    return is_norm(name) or name.rpartition(".")[2] != "weight"
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """The names and shapes alone, for uses other than training."""
     shapes: dict[str, TensorShape] = {"embed.weight": (config.padded_vocab_size, config.dim)}
+    if config.positions == "learned":
+        shapes["positions.weight"] = (config.max_seq_len + config.learned_offset, config.dim)
+    if config.embed_norm:
+        shapes.update(_norm("embed_norm", config))
     for layer in range(config.n_layers):
-        shapes.update((f"blocks.{layer}.{name}", shape) for name, shape in block_shapes(config).items())
+        shapes.update((f"blocks.{layer}.{name}", shape) for name, shape in block_shapes(config, layer).items())
     shapes.update(_norm("norm", config))
     if not config.tie_embeddings:
         shapes["lm_head.weight"] = (config.padded_vocab_size, config.dim)
+    if config.head_bias:
+        shapes["lm_head.bias"] = (config.padded_vocab_size,)
     return shapes
 
 
-def block_shapes(config: ModelConfig) -> dict[str, TensorShape]:
+def block_shapes(config: ModelConfig, layer: int) -> dict[str, TensorShape]:
     """The same for one block, names without their `blocks.N.`."""
+    before = config.norm_place in ("pre", "sandwich")
+    behind = config.norm_place in ("post", "sandwich")
+    shapes: dict[str, TensorShape] = {}
+    if before:
+        shapes.update(_norm("attention_norm", config))
+    shapes.update((f"attention.{name}", shape) for name, shape in _attention(config, layer))
+    if behind:
+        shapes.update(_norm("attention_out_norm", config))
+    if before and not config.shared_norm:
+        shapes.update(_norm("mlp_norm", config))
+    inner = _experts(config, config.moe) if config.moe is not None and config.moe.is_in(layer) else _mlp(config)
+    shapes.update((f"mlp.{name}", shape) for name, shape in inner)
+    if behind:
+        shapes.update(_norm("mlp_out_norm", config))
+    return shapes
+
+
+def _attention(config: ModelConfig, layer: int) -> Iterator[tuple[str, TensorShape]]:
+    if config.latent_attention is not None:
+        yield from _latent_attention(config, config.latent_attention)
+        return
     heads = config.n_heads * config.head_dim
     kv = config.n_kv_heads * config.head_dim
     qkv_bias = config.attention_bias or config.qkv_bias
-    shapes = dict(_norm("attention_norm", config))
-    for name, rows, columns, bias in (
-        ("q_proj", heads, config.dim, qkv_bias),
-        ("k_proj", kv, config.dim, qkv_bias),
-        ("v_proj", kv, config.dim, qkv_bias),
-        ("o_proj", config.dim, heads, config.attention_bias),
-    ):
-        shapes.update(_linear(f"attention.{name}", rows, columns, bias=bias))
-    shapes.update(_norm("mlp_norm", config))
+    yield from _linear("q_proj", heads, config.dim, bias=qkv_bias)
+    yield from _linear("k_proj", kv, config.dim, bias=qkv_bias)
+    yield from _linear("v_proj", kv, config.dim, bias=qkv_bias)
+    yield from _linear("o_proj", config.dim, heads, bias=config.attention_bias)
+    if config.qk_norm not in (None, "unit") and config.norm_weight != "none":
+        size = config.head_dim
+        for name, count in (("q_norm", config.n_heads), ("k_norm", config.n_kv_heads)):
+            yield f"{name}.weight", {"head": (size,), "width": (count * size,), "each": (count, size)}[config.qk_norm]
+    if config.attention_sinks:
+        yield "sinks", (config.n_heads,)
+
+
+def _latent_attention(config: ModelConfig, sizes: LatentAttention) -> Iterator[tuple[str, TensorShape]]:
+    queries = config.n_heads * (sizes.nope_dim + sizes.rope_dim)
+    if sizes.q_rank is None:
+        yield "q_proj.weight", (queries, config.dim)
+    else:
+        yield from _linear("q_a_proj", sizes.q_rank, config.dim, bias=config.attention_bias)
+        yield "q_a_norm.weight", (sizes.q_rank,)
+        yield "q_b_proj.weight", (queries, sizes.q_rank)
+    yield from _linear("kv_a_proj", sizes.kv_rank + sizes.rope_dim, config.dim, bias=config.attention_bias)
+    yield "kv_a_norm.weight", (sizes.kv_rank,)
+    yield "kv_b_proj.weight", (config.n_heads * (sizes.nope_dim + sizes.v_dim), sizes.kv_rank)
+    yield from _linear("o_proj", config.dim, config.n_heads * sizes.v_dim, bias=config.attention_bias)
+
+
+def _mlp(config: ModelConfig) -> Iterator[tuple[str, TensorShape]]:
     if config.gated_mlp:
-        shapes.update(_linear("mlp.gate_proj", config.ffn_dim, config.dim, bias=config.mlp_bias))
-    shapes.update(_linear("mlp.up_proj", config.ffn_dim, config.dim, bias=config.mlp_bias))
-    shapes.update(_linear("mlp.down_proj", config.dim, config.ffn_dim, bias=config.mlp_bias))
-    return shapes
+        yield from _linear("gate_proj", config.ffn_dim, config.dim, bias=config.mlp_bias)
+    yield from _linear("up_proj", config.ffn_dim, config.dim, bias=config.mlp_bias)
+    yield from _linear("down_proj", config.dim, config.ffn_dim, bias=config.mlp_bias)
+
+
+def _experts(config: ModelConfig, moe: MoE) -> Iterator[tuple[str, TensorShape]]:
+    """Of all experts in one tensor; its first axis numbers them."""
+    yield from _linear("router", moe.n_experts, config.dim, bias=moe.bias)
+    if moe.choice_bias:
+        yield "choice_bias", (moe.n_experts,)
+    sizes = {"gate_proj": (moe.ffn_dim, config.dim), "up_proj": (moe.ffn_dim, config.dim)}
+    sizes["down_proj"] = (config.dim, moe.ffn_dim)
+    for name, (rows, columns) in sizes.items():
+        yield f"experts.{name}.weight", (moe.n_experts, rows, columns)
+        if moe.bias:
+            yield f"experts.{name}.bias", (moe.n_experts, rows)
+    if moe.shared_ffn_dim:
+        yield "shared.gate_proj.weight", (moe.shared_ffn_dim, config.dim)
+        yield "shared.up_proj.weight", (moe.shared_ffn_dim, config.dim)
+        yield "shared.down_proj.weight", (config.dim, moe.shared_ffn_dim)
+    if moe.shared_gate:
+        yield "shared_gate.weight", (1, config.dim)
 
 
 def _norm(name: str, config: ModelConfig) -> Iterator[tuple[str, TensorShape]]:
-    yield f"{name}.weight", (config.dim,)
-    if config.norm == "layernorm":
+    if config.norm_weight != "none":
+        yield f"{name}.weight", (config.dim,)
+    if config.norm_bias:
         yield f"{name}.bias", (config.dim,)
 
 

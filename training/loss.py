@@ -1,7 +1,7 @@
 """The loss: a linear layer and cross entropy in one, a slice of rows at a time.
 
 Whole logits of pythia-14m at 2,048 tokens take 412 MB and as much again for their gradient; slices stay in cache and
-their gradient is made where the logits were. Knows no model: hidden states, a weight and labels in, a sum out.
+their gradient is made where the logits were. Knows no model: hidden states, a projection and labels in, a sum out.
 """
 
 from __future__ import annotations
@@ -16,22 +16,37 @@ from launchyard.training.spec import IGNORE_INDEX
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """scale * sum over valid rows of -log softmax(hidden @ weight.T)[label]; gradients are made in the forward."""
+    """scale * sum over valid rows of -log softmax(logits)[label]; gradients are made in the forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: float, rows: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        labels: Tensor,
+        scale: float,
+        rows: int,
+    ) -> Tensor:
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             x = hidden[start : start + rows]
             y = labels[start : start + rows]
             valid = y != IGNORE_INDEX
             index = y.clamp(min=0).unsqueeze(1)
             factor = (valid * scale).unsqueeze(1)  # (rows, 1)
-            log_p = torch.log_softmax(_product(x, weight).float(), dim=-1)  # (rows, V)
+            logits, slope = _logits(x, weight, bias, softcap)
+            log_p = torch.log_softmax(logits, dim=-1)  # (rows, V)
             loss -= (log_p.gather(1, index) * factor).sum()
             grad = log_p.exp_().scatter_add_(1, index, torch.full_like(factor, -1, dtype=torch.float32))
+            if slope is not None:
+                grad = grad.mul_(slope)
+            if grad_bias is not None:
+                grad_bias += (grad * factor).sum(0)
             grad = grad.to(x.dtype)  # d loss / d logits, but for the factor, which is cheaper to apply to (rows, D)
             factor = factor.to(x.dtype)
             torch.mul(_product(grad, weight.t()), factor, out=grad_hidden[start : start + rows])
@@ -39,14 +54,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(grad.t(), x * factor)
             else:
                 grad_weight += grad.t() @ (x * factor)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(ctx.weight_dtype), None, None, None
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        of_bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.weight_dtype)
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(ctx.weight_dtype), of_bias, None, None, None, None
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits (rows, V), and their derivative by what the cap was put on; None without a cap."""
+    logits = _product(x, weight).float()
+    if bias is not None:
+        logits += bias.float()
+    if softcap is None:
+        return logits, None
+    bounded = torch.tanh_(logits.div_(softcap))
+    return bounded * softcap, bounded.square_().neg_().add_(1)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
@@ -57,18 +84,27 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight.t()
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, scale: float = 1.0) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> Tensor:
     """scale * summed cross entropy in nats, fp32 scalar.
 
-    hidden (…, D) float, weight (V, D), labels (…) int64 in [0, V) or IGNORE_INDEX; ignored positions add nothing.
+    hidden (…, D) float, weight (V, D), bias (V,), labels (…) int64 in [0, V) or IGNORE_INDEX; ignored positions add
+    nothing. softcap: bounds the logits by c tanh(x / c).
     """
     hidden = hidden.flatten(0, -2)
     labels = labels.flatten()
     rows = logit_rows(weight.shape[0], hidden.device.type)
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(hidden, weight, labels, scale, rows)
+        return _LinearCrossEntropy.apply(hidden, weight, bias, softcap, labels, scale, rows)
     total = hidden.new_zeros((), dtype=torch.float32)
     for x, y in zip(hidden.split(rows), labels.split(rows), strict=True):
-        logits = _product(x, weight).float()
+        logits, _ = _logits(x, weight, bias, softcap)
         total += torch.nn.functional.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="sum")
     return total * scale

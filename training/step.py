@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.network.transformer import Projection
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.loss import linear_cross_entropy
 from launchyard.training.optim.base import Optimizer
@@ -39,8 +40,8 @@ def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n
     return total
 
 
-def _loss(hidden: Tensor, weight: Tensor, *, labels: Tensor, scale: float) -> Tensor:
-    return linear_cross_entropy(hidden, weight, labels, scale=scale)
+def _loss(hidden: Tensor, head: Projection, *, labels: Tensor, scale: float) -> Tensor:
+    return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap, scale=scale)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from launchyard.model.network.transformer import Projection
 from launchyard.training.batching import BatchSizes
 from launchyard.training.data.reader import Reader
 from launchyard.training.distributed import World, sum_over_ranks
@@ -61,5 +62,5 @@ def _leave(model: nn.Module) -> None:
         model.reshard()
 
 
-def _summed(hidden: torch.Tensor, weight: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
-    return linear_cross_entropy(hidden, weight, labels)
+def _summed(hidden: torch.Tensor, head: Projection, *, labels: torch.Tensor) -> torch.Tensor:
+    return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap)

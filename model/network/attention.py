@@ -1,21 +1,65 @@
-"""Causal attention with grouped heads, rotary positions and an optional cache of keys and values."""
+"""Causal attention: grouped heads, positions, windows, and an optional cache of keys and values."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from launchyard.model.config import ModelConfig
+from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear
-from launchyard.model.network.rope import rotate
+from launchyard.model.network.norms import HeadNorm, make_norm
+from launchyard.model.network.rope import rotate, yarn_gain
+
+Turn = tuple[Tensor, Tensor]  # cosines and sines
+
+
+class Scores:
+    """What stands between queries and values: scale, soft cap, mask, sinks. Holds no parameter."""
+
+    def __init__(self, config: ModelConfig, *, scale: float | None) -> None:
+        self.scale = scale
+        self.softcap = config.attention_softcap
+        self.grouped = config.n_kv_heads != config.n_heads and config.latent_attention is None
+        self.per_head = config.positions == "alibi" or config.attention_sinks or self.softcap is not None
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, *, causal: bool
+    ) -> Tensor:
+        """q (B, H, T, D), k and v (B, H_kv, S, …) -> (B, H, T, D_v). mask: bool or added, broadcast to (B, H, T, S)."""
+        if self.softcap is not None:
+            return self._capped(q, k, v, mask, causal=causal)
+        if sinks is not None:
+            mask = _added(mask, q, k, causal=causal)
+            k, v, mask = _with_sinks(k, v, mask, sinks)
+            causal = False
+        one = q.shape[2] == 1 and q.shape[3] == v.shape[3]
+        if self.grouped and one and not self.per_head:  # a group as queries of one head: no key is repeated
+            together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
+            return sdpa(together, k, v, attn_mask=mask, scale=self.scale).reshape(q.shape)
+        causal = causal and mask is None
+        return sdpa(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped, scale=self.scale)
+
+    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+        assert self.softcap is not None
+        repeats = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale)
+        scores = self.softcap * torch.tanh(scores / self.softcap)
+        weights = torch.softmax((scores + _added(mask, q, k, causal=causal)).float(), dim=-1)
+        return weights.to(v.dtype) @ v
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.n_kv_heads != config.n_heads
+        self.clip = config.qkv_clip
+        self.qk_norm = config.qk_norm
         heads = config.n_heads * config.head_dim
         kv = config.n_kv_heads * config.head_dim
         qkv_bias = config.attention_bias or config.qkv_bias
@@ -23,25 +67,118 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.dim, kv, bias=qkv_bias)
         self.v_proj = Linear(config.dim, kv, bias=qkv_bias)
         self.o_proj = Linear(heads, config.dim, bias=config.attention_bias)
+        if config.qk_norm in ("head", "width", "each"):
+            self.q_norm = _qk_norm(config, config.n_heads)
+            self.k_norm = _qk_norm(config, config.n_kv_heads)
+        self.sinks = nn.Parameter(torch.empty(config.n_heads)) if config.attention_sinks else None
+        self.scores = Scores(config, scale=config.attention_scale)
+        self.norm_eps = config.norm_eps
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: BlockCache | None = None) -> Tensor:
-        heads = (-1, self.head_dim)
-        q = rotate(self.q_proj(x).unflatten(-1, heads), cos, sin).transpose(1, 2)  # (B, H, T, head_dim)
-        k = rotate(self.k_proj(x).unflatten(-1, heads), cos, sin).transpose(1, 2)  # (B, H_kv, T, head_dim)
-        v = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)
-        if cache is None:
-            out = sdpa(q, k, v, is_causal=True, enable_gqa=self.grouped)
-        else:
-            out = self._with_cache(q, k, v, cache)
+    def forward(
+        self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
+    ) -> Tensor:
+        """x (B, T, dim). turn: of a layer that rotates. far: (T, 1, 1), what queries of one that does not grow by."""
+        q, k, v = self._projected(x)
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+            if self.qk_norm == "unit":
+                size = (self.head_dim,)
+                q, k = F.rms_norm(q, size, eps=self.norm_eps), F.rms_norm(k, size, eps=self.norm_eps)
+        elif far is not None:
+            q = (q * far).to(q.dtype)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, head_dim)
+        causal = True
+        if cache is not None:
+            k, v, mask, causal = cache.update(k, v, mask)
+        out = self.scores(q, k, v, mask, self.sinks, causal=causal)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
-    def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: BlockCache) -> Tensor:
-        first = cache.shared.start == 0
-        all_k, all_v = cache.write(k, v)
-        if first:  # nothing but these tokens: as in training
-            return sdpa(q, k, v, is_causal=True, enable_gqa=self.grouped)
-        mask = cache.shared.mask
-        if self.grouped and q.shape[2] == 1:  # the heads of a group as queries of one head: no key is repeated
-            out = sdpa(q.reshape(q.shape[0], k.shape[1], -1, self.head_dim), all_k, all_v, attn_mask=mask)
-            return out.reshape(q.shape)
-        return sdpa(q, all_k, all_v, attn_mask=mask, enable_gqa=self.grouped)
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.clip is not None:
+            q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+        if self.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+        if self.qk_norm in ("head", "each"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+
+class LatentAttentionLayer(nn.Module):
+    """Keys and values out of a short vector a token (DeepSeek-V2, section 2.1)."""
+
+    def __init__(self, config: ModelConfig, sizes: LatentAttention) -> None:
+        super().__init__()
+        self.sizes = sizes
+        queries = config.n_heads * (sizes.nope_dim + sizes.rope_dim)
+        bias = config.attention_bias
+        if sizes.q_rank is None:
+            self.q_proj = Linear(config.dim, queries, bias=False)
+        else:
+            self.q_a_proj = Linear(config.dim, sizes.q_rank, bias=bias)
+            self.q_a_norm = nn.RMSNorm(sizes.q_rank, eps=LATENT_EPS)
+            self.q_b_proj = Linear(sizes.q_rank, queries, bias=False)
+        self.kv_a_proj = Linear(config.dim, sizes.kv_rank + sizes.rope_dim, bias=bias)
+        self.kv_a_norm = nn.RMSNorm(sizes.kv_rank, eps=LATENT_EPS)
+        self.kv_b_proj = Linear(sizes.kv_rank, config.n_heads * (sizes.nope_dim + sizes.v_dim), bias=False)
+        self.o_proj = Linear(config.n_heads * sizes.v_dim, config.dim, bias=bias)
+        self.scores = Scores(config, scale=latent_scale(config, sizes))
+
+    def forward(
+        self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
+    ) -> Tensor:
+        sizes = self.sizes
+        whole = self.q_proj(x) if sizes.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
+        whole = whole.unflatten(-1, (-1, sizes.nope_dim + sizes.rope_dim))
+        q_nope, q_rope = whole.split((sizes.nope_dim, sizes.rope_dim), dim=-1)
+        latent, k_rope = self.kv_a_proj(x).split((sizes.kv_rank, sizes.rope_dim), dim=-1)
+        made = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (-1, sizes.nope_dim + sizes.v_dim))
+        k_nope, v = made.split((sizes.nope_dim, sizes.v_dim), dim=-1)
+        k_rope = k_rope.unsqueeze(-2)
+        if turn is not None:
+            q_rope, k_rope = rotate(q_rope, *turn), rotate(k_rope, *turn)
+        q = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
+        k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), dim=-1).transpose(1, 2)
+        v = v.transpose(1, 2)
+        causal = True
+        if cache is not None:
+            k, v, mask, causal = cache.update(k, v, mask)
+        out = self.scores(q, k, v, mask, None, causal=causal)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+
+LATENT_EPS = 1e-6  # of the norms between its projections, in all releases
+
+
+def latent_scale(config: ModelConfig, sizes: LatentAttention) -> float:
+    """1 / sqrt(head), times yarn's gain squared where the config weighs it (`mscale_all_dim`)."""
+    scale = float((sizes.nope_dim + sizes.rope_dim) ** -0.5)
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.mscale_all_dim:
+        scale *= yarn_gain(scaling.factor, scaling.mscale_all_dim) ** 2
+    return scale
+
+
+def _qk_norm(config: ModelConfig, heads: int) -> nn.Module:
+    if config.qk_norm == "each":
+        return HeadNorm(heads, config)
+    return make_norm(config, config.head_dim * (heads if config.qk_norm == "width" else 1), bias=False)
+
+
+def _added(mask: Tensor | None, q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
+    """A mask as numbers to add, in the type of q."""
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        mask = mask.tril() if causal else mask
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+
+
+def _with_sinks(k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One more key of zeros, which the mask gives the score of its head's sink, and its value of zeros."""
+    heads = (*mask.shape[:-3], len(sinks), *mask.shape[-2:])
+    score = sinks.to(mask.dtype)[:, None, None].expand(*heads[:-1], 1)
+    return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), torch.cat((mask.expand(heads), score), dim=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import parameter_shapes
+from launchyard.model.layout import is_norm, is_vector, parameter_shapes
 
 STD = 0.02
 BLOCK_ELEMENTS = 1 << 18
@@ -27,14 +27,15 @@ def initial_rows(
 
     Matrices are normal with deviation 0.02; those that write to the residual stream (o_proj, down_proj) have it divided
     by sqrt(2 n_layers), so that the stream's variance does not grow with depth (GPT-2, Radford et al. 2019, section
-    2.3; Megatron-LM and GPT-NeoX do the same). Norm weights are one, biases zero. ValueError for an unknown key.
+    2.3; Megatron-LM and GPT-NeoX do the same). Norms multiply by one at first;
+    biases and sinks are zero. ValueError for an unknown key.
     """
     if parameter_shapes(config).get(key) != tuple(shape):
         raise ValueError(f"{key} with shape {tuple(shape)} is no parameter of this {config.family} model")
     stop = shape[0] if stop is None else stop
     rows = (max(0, stop - start), *shape[1:])
-    if len(shape) == 1:
-        return torch.zeros(rows) if key.endswith(".bias") else torch.ones(rows)
+    if is_vector(key):
+        return torch.ones(rows) if is_norm(key) and config.norm_weight == "plain" else torch.zeros(rows)
     return _normal_rows(key, shape, seed=seed, start=start, stop=stop).mul_(deviation(config, key))
 
 

@@ -6,32 +6,86 @@ import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.network.positions import causal_mask
+
+Seen = tuple[Tensor, Tensor, Tensor | None, bool]  # keys, values, mask, and whether they are causal without one
 
 
 class BlockCache:
     """Keys and values of one block, in memory that is allocated once. Their positions are those of Cache."""
 
     def __init__(self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (cache.batch_size, config.n_kv_heads, cache.length, config.head_dim)
-        self.shared = cache
+        heads, k_dim, v_dim = _sizes(config)
         # Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.k = torch.zeros(cache.batch_size, heads, cache.length, k_dim, dtype=dtype, device=device)
+        self.v = torch.zeros(cache.batch_size, heads, cache.length, v_dim, dtype=dtype, device=device)
+        self.shared = cache
 
-    def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the new positions behind the old ones; returns all of them. k, v (B, H_kv, T, head_dim)."""
+    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Seen:
+        """Puts the new positions behind the old ones; returns all that they see. k, v (B, H_kv, T, …)."""
         cache = self.shared
+        stop = cache.start + k.shape[2]
         if cache.even:
-            stop = cache.start + k.shape[2]
             self.k[:, :, cache.start : stop] = k
             self.v[:, :, cache.start : stop] = v
-            return self.k[:, :, :stop], self.v[:, :, :stop]
-        rows = cache.rows
-        positions = cache.positions
-        self.k[rows, :, positions] = k.transpose(1, 2)
-        self.v[rows, :, positions] = v.transpose(1, 2)
-        stop = cache.start + k.shape[2]
-        return self.k[:, :, :stop], self.v[:, :, :stop]
+        else:
+            self.k[cache.rows, :, cache.positions] = k.transpose(1, 2)
+            self.v[cache.rows, :, cache.positions] = v.transpose(1, 2)
+        if cache.start == 0:  # nothing but these tokens: as in training
+            return k, v, mask, True
+        return self.k[:, :, :stop], self.v[:, :, :stop], mask, False
+
+
+class WindowCache(BlockCache):
+    """Of a block whose queries see a window or a chunk: position p lies in slot p % window, and no more is kept."""
+
+    def __init__(
+        self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device, *, sees: str
+    ) -> None:
+        assert config.window is not None
+        self.config = config
+        self.sees = sees
+        self.window = config.window
+        heads, k_dim, v_dim = _sizes(config)
+        self.k = torch.zeros(cache.batch_size, heads, self.window, k_dim, dtype=dtype, device=device)
+        self.v = torch.zeros(cache.batch_size, heads, self.window, v_dim, dtype=dtype, device=device)
+        self.shared = cache
+
+    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Seen:
+        cache = self.shared
+        if cache.start == 0:
+            self._store(k, v)
+            return k, v, mask, True
+        if k.shape[2] == 1:
+            self._store(k, v)
+            return self.k, self.v, self._filled(), False
+        old = self._held_positions(cache.starts)
+        keys = torch.cat((old, cache.positions.expand(len(old), -1)), dim=-1)
+        seen = causal_mask(self.config, self.sees, cache.positions.expand(len(old), -1), keys, keys >= 0)
+        found = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2), seen[:, None], False
+        self._store(k, v)
+        return found
+
+    def _held_positions(self, lengths: Tensor) -> Tensor:
+        """The newest position below each row's length that belongs in each slot, (B or 1, window); below 0: none."""
+        slots = torch.arange(self.window, device=lengths.device)
+        newest = lengths[:, None] - 1
+        return newest - (newest - slots) % self.window
+
+    def _store(self, k: Tensor, v: Tensor) -> None:
+        cache = self.shared
+        place = self._held_positions(cache.starts + cache.arriving) - cache.starts[:, None]  # among the new ones
+        place = place.expand(k.shape[0], -1)[:, None, :, None]  # (B, 1, window, 1)
+        is_new = place >= 0
+        for kept, new in ((self.k, k), (self.v, v)):
+            index = place.clamp(min=0).expand(-1, new.shape[1], -1, new.shape[3])
+            kept.copy_(torch.where(is_new, new.gather(2, index), kept))
+
+    def _filled(self) -> Tensor:
+        """The slots that one more token sees: (B or 1, 1, 1, window)."""
+        cache = self.shared
+        last = cache.starts % self.window if self.sees == "chunk" else cache.starts
+        return (torch.arange(self.window, device=last.device) <= last[:, None])[:, None, None]
 
 
 class Cache:
@@ -44,42 +98,60 @@ class Cache:
     def __init__(
         self, config: ModelConfig, *, batch_size: int, length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.config = config
         self.batch_size = batch_size
         self.length = length
         self.device = device
         self.start = 0  # positions that the longest row has seen
         self.even = True  # all rows have seen as many
-        self.lengths: Tensor | None = None  # (B,) int64 when they have not
-        self.blocks = [BlockCache(self, config, dtype, device) for _ in range(config.n_layers)]
-        self.mask: Tensor | None = None
+        self.starts = torch.zeros(1, dtype=torch.int64, device=device)  # (B,) where they have not
+        self.blocks = [self._of_block(config, layer, dtype, device) for layer in range(config.n_layers)]
+        self._expected: list[int] | None = None
+
+    def _of_block(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> BlockCache:
+        sees = config.sees(layer)
+        if sees == "full" or (config.window or self.length) >= self.length:
+            return BlockCache(self, config, dtype, device)
+        return WindowCache(self, config, dtype, device, sees=sees)
+
+    def expect(self, lengths: list[int]) -> None:
+        """Of the next tokens only the first lengths[b] of row b are real, the rest is padding."""
+        self._expected = lengths
 
     def begin(self, n_new: int) -> None:
-        """Prepare for `n_new` tokens a row: their positions and masks."""
+        """Prepare for `n_new` tokens a row: their positions."""
         if self.start + n_new > self.length:
             raise ValueError(f"the cache holds {self.length} positions; {self.start} are taken, {n_new} do not fit")
-        if self.even:
-            self.mask = None
-            if self.start and n_new > 1:
-                new = torch.arange(self.start, self.start + n_new, device=self.device)
-                self.mask = torch.arange(self.start + n_new, device=self.device) <= new[:, None]  # (T, L)
-            return
-        assert self.lengths is not None
-        self.rows = torch.arange(self.batch_size, device=self.device)[:, None]
-        self.positions = self.lengths[:, None] + torch.arange(n_new, device=self.device)  # (B, T)
-        seen = torch.arange(self.start + n_new, device=self.device)
-        self.mask = (seen <= self.positions[..., None])[:, None]  # (B, 1, T, L)
+        lengths = [n_new] if self._expected is None else self._expected
+        self.arriving = torch.tensor(lengths, device=self.device)
+        new = torch.arange(n_new, device=self.device)
+        self.positions = self.start + new if self.even else self.starts[:, None] + new  # (T,) or (B, T)
+        if not self.even:
+            self.rows = torch.arange(self.batch_size, device=self.device)[:, None]
+
+    def mask(self, sees: str, n_new: int) -> Tensor | None:
+        """What the new tokens see of all positions up to them, after begin; None if that is everything."""
+        if self.even and n_new == 1 and sees == "full" and self.config.positions != "alibi":
+            return None
+        keys = torch.arange(self.start + n_new, device=self.device)
+        seen = causal_mask(self.config, sees, self.positions, keys)
+        if self.config.positions == "alibi" or self.even:
+            return seen
+        return seen[:, None]  # (B, 1, T, S): for all heads
 
     def end(self, n_new: int) -> None:
         """The tokens have gone through all blocks."""
-        self.start += n_new
-        if self.lengths is not None:
-            self.lengths = self.lengths + n_new
+        if self._expected is None:
+            self.start += n_new
+            self.starts = self.starts + n_new
+            return
+        self._set_lengths((self.starts + self.arriving).tolist())
+        self._expected = None
 
-    def trim(self, lengths: list[int]) -> None:
-        """Of row b only the first lengths[b] positions are real, the rest was padding."""
+    def _set_lengths(self, lengths: list[int]) -> None:
         self.start = max(lengths)
         self.even = min(lengths) == self.start
-        self.lengths = None if self.even else torch.tensor(lengths, device=self.device)
+        self.starts = torch.tensor([self.start] if self.even else lengths, device=self.device)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows of the batch only."""
@@ -88,5 +160,13 @@ class Cache:
         for block in self.blocks:
             block.k = block.k[index]
             block.v = block.v[index]
-        if self.lengths is not None:
-            self.trim(self.lengths[index].tolist())
+        if not self.even:
+            self._set_lengths(self.starts[index].tolist())
+
+
+def _sizes(config: ModelConfig) -> tuple[int, int, int]:
+    """Heads, and the elements of a key and of a value."""
+    latent = config.latent_attention
+    if latent is None:
+        return config.n_kv_heads, config.head_dim, config.head_dim
+    return config.n_heads, latent.nope_dim + latent.rope_dim, latent.v_dim

@@ -3,58 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.network.attention import Attention
+from launchyard.model.network.attention import Attention, LatentAttentionLayer, Turn
 from launchyard.model.network.kv_cache import BlockCache, Cache
 from launchyard.model.network.linear import Embedding, Linear
-from launchyard.model.network.rope import tables
+from launchyard.model.network.mlp import MLP, MixtureOfExperts
+from launchyard.model.network.norms import make_norm
+from launchyard.model.network.positions import Rotations, causal_mask, far_gain, needs_mask
 
-Head = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Projection:
+    """From hidden states to logits: weight (padded_vocab_size, dim), and what some families have besides."""
+
+    weight: Tensor
+    bias: Tensor | None = None  # (padded_vocab_size,)
+    softcap: float | None = None  # logits are bounded by c tanh(x / c)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = F.linear(hidden, self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class MLP(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.activation = config.activation
-        self.gated = config.gated_mlp
-        if config.gated_mlp:
-            self.gate_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
-        self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
-        self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
+Head = Callable[[Tensor, Projection], Tensor]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.gated:
-            return self.down_proj(self._activate(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(self._activate(self.up_proj(x)))
 
-    def _activate(self, x: Tensor) -> Tensor:
-        if self.activation == "silu":
-            return F.silu(x)
-        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+@dataclass(frozen=True)
+class Places:
+    """What one layer is told of where its tokens stand; see Attention.forward."""
+
+    turn: Turn | None
+    mask: Tensor | None
+    far: Tensor | None
 
 
 class Block(nn.Module):
     """(B, T, dim) in and out. Called with tensors only, so that it can be compiled, recomputed or sharded alone."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        before = config.norm_place in ("pre", "sandwich")
+        behind = config.norm_place in ("post", "sandwich")
         self.parallel_residual = config.parallel_residual
-        self.attention_norm = make_norm(config)
-        self.attention = Attention(config)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config)
+        self.residual_scale = config.residual_scale
+        self.attention_norm = make_norm(config) if before else None
+        latent = config.latent_attention
+        self.attention = Attention(config, layer) if latent is None else LatentAttentionLayer(config, latent)
+        self.attention_out_norm = make_norm(config) if behind else None
+        self.mlp_norm = make_norm(config) if before and not config.shared_norm else None
+        moe = config.moe if config.has_experts(layer) else None
+        self.mlp = MLP(config) if moe is None else MixtureOfExperts(config, moe)
+        self.mlp_out_norm = make_norm(config) if behind else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: BlockCache | None = None) -> Tensor:
-        attended = self.attention(self.attention_norm(x), cos, sin, cache)
+    def forward(
+        self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
+    ) -> Tensor:
+        normed = x if self.attention_norm is None else self.attention_norm(x)
+        attended = self.attention(normed, turn, mask, far, cache)
         if self.parallel_residual:
-            return x + attended + self.mlp(self.mlp_norm(x))
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x))
+            again = normed if self.mlp_norm is None else self.mlp_norm(x)
+            return x + self._scaled(attended) + self._scaled(self.mlp(again))
+        if self.attention_out_norm is not None:
+            attended = self.attention_out_norm(attended)
+        x = x + self._scaled(attended)
+        made = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
+        if self.mlp_out_norm is not None:
+            made = self.mlp_out_norm(made)
+        return x + self._scaled(made)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.residual_scale is None else x * self.residual_scale
 
 
 class Transformer(nn.Module):
@@ -64,52 +88,76 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.padded_vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        learned = config.positions == "learned"
+        self.positions = Embedding(config.max_seq_len + config.learned_offset, config.dim) if learned else None
+        self.embed_norm = make_norm(config) if config.embed_norm else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
-        self.lm_head = Linear(config.dim, config.padded_vocab_size, bias=False)
+        self.lm_head = Linear(config.dim, config.padded_vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._rotations = Rotations(config)
 
     def forward(self, tokens: Tensor, *, head: Head | None = None, cache: Cache | None = None) -> Tensor:
-        """tokens (B, T) int64 -> logits (B, T, padded_vocab_size), or the result of `head(hidden, lm_head.weight)`.
+        """tokens (B, T) int64 -> logits (B, T, padded_vocab_size), or the result of `head(hidden, projection)`.
 
-        `head` gets hidden (B, T, dim) and the weight (padded_vocab_size, dim) inside this forward, where a sharded
-        weight is whole; so a loss need not have all logits in memory. With a cache the tokens follow those in it.
+        `head` gets hidden (B, T, dim) inside this forward, where a sharded weight is whole; so a loss need not have all
+        logits in memory. With a cache the tokens follow those in it.
         ValueError if positions beyond max_seq_len are asked for: rotations that were never trained give noise.
         """
         n_new = tokens.shape[1]
         if cache is not None:
             cache.begin(n_new)
-        cos, sin = self._positions(n_new, cache, tokens.device)
-        x = self.embed(tokens)
+        positions = torch.arange(n_new, device=tokens.device) if cache is None else cache.positions
+        places = self.places(n_new, positions, cache)
+        x = self._embedded(tokens, positions)
         for number, block in enumerate(self.blocks):
-            x = block(x, cos, sin, None if cache is None else cache.blocks[number])
+            told = places[number]
+            x = block(x, told.turn, told.mask, told.far, None if cache is None else cache.blocks[number])
         if cache is not None:
             cache.end(n_new)
         x = self.norm(x)
-        return self.lm_head(x) if head is None else head(x, self.lm_head.weight)
+        if self.config.logit_scale is not None:  # the head is linear: the same as scaled logits
+            x = x * self.config.logit_scale
+        if head is not None:
+            return head(x, Projection(self.lm_head.weight, self.lm_head.bias, self.config.logit_softcap))
+        logits = self.lm_head(x)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _positions(self, n_new: int, cache: Cache | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the tokens' positions: (T, rope_dim / 2), with rows of unequal length (B, T, …)."""
-        start = 0 if cache is None else cache.start
-        stop = start + n_new
-        if stop > self.config.max_seq_len:
-            raise ValueError(f"{stop} positions are asked for; this model has max_seq_len {self.config.max_seq_len}")
-        if self._tables is None or len(self._tables[0]) < stop or self._tables[0].device != device:
-            self._tables = tables(self.config, min(self.config.max_seq_len, _grown(stop)), device)
-        cos, sin = self._tables
-        if cache is not None and not cache.even:
-            return cos[cache.positions], sin[cache.positions]
-        return cos[start:stop], sin[start:stop]
+    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        if self.config.embed_scale is not None:
+            x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype)  # rounded to its type, as Gemma does
+        if self.positions is not None:
+            x = x + self.positions(positions + self.config.learned_offset)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
+    def places(self, n_new: int, positions: Tensor | None = None, cache: Cache | None = None) -> list[Places]:
+        """What each layer is told of `n_new` tokens; layers of a kind share it. positions: default: the first ones."""
+        config = self.config
+        if positions is None:
+            positions = torch.arange(n_new, device=self.embed.weight.device)
+        stop = n_new if cache is None else cache.start + n_new
+        if stop > config.max_seq_len and (config.rotates_anywhere or config.positions == "learned"):
+            raise ValueError(f"{stop} positions are asked for; this model has max_seq_len {config.max_seq_len}")
+        kinds = [(config.sees(layer), config.rotates(layer)) for layer in range(config.n_layers)]
+        made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in set(kinds)}
+        return [made[kind] for kind in kinds]
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """Both kinds compute in fp32 whatever the weights are."""
-    kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
-    return kind(config.dim, eps=config.norm_eps)
-
-
-def _grown(length: int) -> int:
-    """The next power of two, so that generation does not make tables anew at each token."""
-    return 1 << max(0, length - 1).bit_length()
+    def _of_kind(
+        self, sees: str, rotates: bool, n_new: int, stop: int, positions: Tensor, cache: Cache | None
+    ) -> Places:
+        config = self.config
+        first = cache is None or cache.start == 0
+        turn = None
+        if rotates:
+            cos, sin = self._rotations.upto(stop, positions.device, windowed=sees != "full")
+            at = slice(stop - n_new, stop) if positions.ndim == 1 else positions
+            turn = cos[at], sin[at]
+        if first:
+            mask = causal_mask(config, sees, positions, positions) if needs_mask(config, sees, n_new) else None
+        else:
+            assert cache is not None
+            mask = cache.mask(sees, n_new)
+        return Places(turn, mask, far_gain(config, positions) if not rotates else None)

@@ -15,8 +15,9 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
+from launchyard.model.weights.transfer import to_ours, to_theirs
 from launchyard.model.zoo import config_from_hf, config_to_hf, rules
-from launchyard.model.zoo.rules import TensorLocation, check_keys, tensor_locations, their_shapes
+from launchyard.model.zoo.rules import Piece, check_keys, pieces, their_shapes
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, DeniedError
 from launchyard.storage.files import exists, listdir, normal
@@ -39,31 +40,32 @@ class HFWeights:
         self.folder = normal(folder)
         self.config = config_from_hf(read_hf_config(self.folder))
         family = rules(self.config)
-        self._locations = tensor_locations(family, self.config)
+        self._pieces: dict[str, list[Piece]] = {}
+        for piece in pieces(family, self.config):
+            self._pieces.setdefault(piece.ours, []).append(piece)
+        self._shapes = parameter_shapes(self.config)
         self._files = _open_files(self.folder)
         check_keys(family, self.config, self._files, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
             found = self._files[key].entries[key].shape
             if found != shape:
                 raise ValueError(f"{self.folder}: {key} has shape {list(found)}; config.json makes it {list(shape)}")
-        self._fused: tuple[str, Tensor] | None = None
+        self._newest: tuple[str, Tensor] | None = None
 
     def keys(self) -> list[str]:
-        return list(self._locations)
+        return list(self._shapes)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        location = self._locations[key]
-        rows, *rest = self._files[location.key].entries[location.key].shape
-        return rows // location.parts, *rest
+        return self._shapes[key]
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""
-        location = self._locations[key]
-        if location.parts == 1:
-            return self._files[location.key].get(location.key)
-        if self._fused is None or self._fused[0] != location.key:  # q, k and v are asked for one after the other
-            self._fused = location.key, self._files[location.key].get(location.key)
-        return _split(self._fused[1], location, self.config.n_heads)
+        return to_ours(self._pieces[key], self._shapes[key], self._read)
+
+    def _read(self, key: str) -> Tensor:
+        if self._newest is None or self._newest[0] != key:  # q, k and v are asked for one after the other
+            self._newest = key, self._files[key].get(key)
+        return self._newest[1]
 
 
 def _open_files(folder: str) -> dict[str, TensorFile]:
@@ -184,39 +186,25 @@ class _Writer:
 
 def _joined(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Their keys and tensors, each as soon as all of its parts have come."""
+    family = rules(config)
+    yield from to_theirs(pieces(family, config), their_shapes(family, config), _checked(items, config))
+
+
+def _checked(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Our parameters, each once; ValueError if one is missing, unknown or of another shape."""
     shapes = parameter_shapes(config)
-    locations = tensor_locations(rules(config), config)
-    waiting: dict[str, dict[int, Tensor]] = {}
-    missing = set(locations)
+    missing = set(shapes)
     for name, tensor in items:
         if config.tie_embeddings and name == "lm_head.weight":
             continue  # written once, as the table
         if name not in missing:
-            raise ValueError(f"{name} is {'given twice' if name in locations else 'no parameter of this model'}")
+            raise ValueError(f"{name} is {'given twice' if name in shapes else 'no parameter of this model'}")
         if tuple(tensor.shape) != shapes[name]:
             raise ValueError(f"{name} has shape {list(tensor.shape)}; the config makes it {list(shapes[name])}")
         missing.remove(name)
-        location = locations[name]
-        parts = waiting.setdefault(location.key, {})
-        parts[location.part] = tensor
-        if len(parts) == location.parts:
-            yield location.key, _join([parts[n] for n in range(location.parts)], config.n_heads)
-            del waiting[location.key]
+        yield name, tensor
     if missing:
         raise ValueError(f"{len(missing)} parameters are missing, among them {', '.join(sorted(missing)[:5])}")
-
-
-def _split(fused: Tensor, location: TensorLocation, n_heads: int) -> Tensor:
-    """(H * parts * head_dim, …) -> one part, (H * head_dim, …)."""
-    rest = fused.shape[1:]
-    return fused.view(n_heads, location.parts, -1, *rest)[:, location.part].reshape(-1, *rest)
-
-
-def _join(parts: list[Tensor], n_heads: int) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    rest = parts[0].shape[1:]
-    return torch.stack([part.reshape(n_heads, -1, *rest) for part in parts], dim=1).view(-1, *rest)
 
 
 def _remove_old(root: str) -> None:

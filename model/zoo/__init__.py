@@ -1,39 +1,24 @@
-"""A family a file: presets, Hugging Face config and key rules. Light: plain data and pure functions.
-
-To add a family: one file with MODEL_TYPE, PRESETS, RULES, config_from_hf and config_to_hf, and its name in FAMILIES.
-"""
+"""All families, and what is asked of them by the name of a preset or by a config. Light: plain data, pure functions."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.zoo import gpt_neox, llama, qwen2
+from launchyard.model.zoo.families import MODULES
+from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.rules import Rule
 
-
-class Family(Protocol):
-    """The interface of a family's file."""
-
-    MODEL_TYPE: str
-    PRESETS: dict[str, ModelConfig]
-    RULES: tuple[Rule, ...]
-
-    def config_from_hf(self, hf: Mapping[str, Any]) -> ModelConfig: ...
-
-    def config_to_hf(self, config: ModelConfig) -> dict[str, Any]: ...
-
-
-FAMILIES: dict[str, Family] = {family.MODEL_TYPE: family for family in (gpt_neox, llama, qwen2)}
+FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
 
 
 def presets() -> dict[str, ModelConfig]:
     """Every preset by its name, a family after the other, small to large."""
-    return {name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()}
+    return {name: config for family in FAMILIES.values() for name, config in family.presets.items()}
 
 
 def preset(name: str) -> ModelConfig:
@@ -48,7 +33,7 @@ def preset(name: str) -> ModelConfig:
 
 def rules(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules that map the keys of this config's family to ours."""
-    return FAMILIES[config.family].RULES
+    return FAMILIES[config.family].rules
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
@@ -57,14 +42,16 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     if kind not in FAMILIES:
         raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join(FAMILIES)}")
     try:
-        return FAMILIES[kind].config_from_hf(hf)
+        family = FAMILIES[kind]
+        return family.read({**family.defaults, **hf})
     except ValidationError as error:
         raise ValueError(f"config.json: {_describe_errors(error)}") from error
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
-    written = FAMILIES[config.family].config_to_hf(config)
+    family = FAMILIES[config.family]
+    written = {"architectures": [family.hf_class], "model_type": family.model_type, **family.write(config)}
     read = config_from_hf(written)
     unrepresentable = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
                        for key, value in config if getattr(read, key) != value]  # fmt: skip
@@ -73,6 +60,19 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
             f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(unrepresentable)}"
         )
     return written
+
+
+def gguf_family(arch: object, metadata: Mapping[str, Any]) -> Family:
+    """The family of a GGUF file's architecture; ValueError if we do not have it."""
+    found = [family for family in FAMILIES.values() if family.gguf is not None and family.gguf.arch == arch]
+    if not found:
+        known = sorted({family.gguf.arch for family in FAMILIES.values() if family.gguf is not None})
+        raise ValueError(f"general.architecture is {arch!r}; supported are {', '.join(known)}")
+    has_experts = bool(metadata.get(f"{arch}.expert_count"))
+    fits = [
+        family for family in found if family.gguf is not None and ("expert_count" in family.gguf.keys) == has_experts
+    ]
+    return (fits or found)[0]
 
 
 def make_config(*, preset: str | None, fields: Mapping[str, object], hf: Mapping[str, Any] | None) -> ModelConfig:

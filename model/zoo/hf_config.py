@@ -1,14 +1,16 @@
-"""Reading Hugging Face's config.json, whichever version of transformers wrote it. Light; knows no family."""
+"""Reading and writing config.json, whichever version of transformers wrote it. Light; knows no family."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from launchyard.model.config import ModelConfig, RopeScaling
 
-Activation = Literal["gelu", "gelu_tanh", "silu"]
-# Their names of activations that we have. The four tanh forms differ only in how they are computed.
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
+Sees = Literal["full", "window", "chunk"]
+Kind = TypeVar("Kind")
+# Their names of activations that we have. The tanh forms differ only in how they are computed.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -16,10 +18,35 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu2",
 }
-HF_ACTIVATIONS: dict[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
+HF_ACTIVATIONS: dict[str, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "silu": "silu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+SEES: dict[str, Sees] = {"full_attention": "full", "sliding_attention": "window", "chunked_attention": "chunk"}
+HF_SEES = {ours: theirs for theirs, ours in SEES.items()}
 # Our key for the number of real rows of the vocabulary; transformers keeps the key and ignores it.
 UNPADDED = "unpadded_vocab_size"
+# Their keys of a stretch, and ours.
+_SCALING_KEYS = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_seq_len",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "truncate": "truncate",
+    "attention_factor": "attention_factor",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "short_factor": "short_factor",
+    "long_factor": "long_factor",
+}
 
 
 def need(hf: Mapping[str, Any], key: str) -> Any:
@@ -29,18 +56,24 @@ def need(hf: Mapping[str, Any], key: str) -> Any:
     return hf[key]
 
 
-def read_activation(hf: Mapping[str, Any]) -> Activation:
-    name = need(hf, "hidden_act")
+def refuse(hf: Mapping[str, Any], key: str, *allowed: object, why: str = "not supported") -> None:
+    """ValueError if a key has another value than these; one that is missing is fine."""
+    if hf.get(key) is not None and hf[key] not in allowed:
+        shown = " or ".join(repr(value) for value in allowed if value is not None) or "null"
+        raise ValueError(f"config.json: {key} is {hf[key]!r}, which is {why}; supported is {shown}")
+
+
+def read_activation(hf: Mapping[str, Any], key: str = "hidden_act") -> Activation:
+    name = need(hf, key)
     if name not in ACTIVATIONS:
-        raise ValueError(f"config.json: hidden_act is {name!r}; supported are {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"config.json: {key} is {name!r}; supported are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None, **knobs: str | bool) -> ModelConfig:
+def read_llama_keys(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
     """The model behind the keys that Llama introduced and later families keep; `knobs` are those of the family.
 
-    `n_kv_heads` is the family's default where the key is missing; None: as many as heads. ValueError names a key that
-    is missing or has a value that is not supported.
+    ValueError names a key that is missing or has a value that is not supported.
     """
     dim = int(need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
@@ -48,21 +81,23 @@ def read_llama_keys(hf: Mapping[str, Any], *, n_kv_heads: int | None = None, **k
         "dim": dim,
         "n_layers": need(hf, "num_hidden_layers"),
         "n_heads": heads,
-        "n_kv_heads": hf.get("num_key_value_heads", n_kv_heads) or heads,
+        "n_kv_heads": hf.get("num_key_value_heads") or heads,
         "head_dim": hf.get("head_dim") or dim // heads,
         "ffn_dim": need(hf, "intermediate_size"),
         "max_seq_len": need(hf, "max_position_embeddings"),
-        "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "activation": read_activation(hf),
         "tie_embeddings": hf.get("tie_word_embeddings", False),
         **read_vocab(hf),
-        **read_rope(hf, theta_key="rope_theta", fraction_key="partial_rotary_factor", fraction=1.0),
-        **knobs,
     }
-    return ModelConfig(**found)
+    if "norm_eps" not in knobs:
+        found["norm_eps"] = hf.get("rms_norm_eps", 1e-6)
+    if "activation" not in knobs:
+        found["activation"] = read_activation(hf)
+    if knobs.get("positions", "rope") == "rope":
+        found |= read_rope(hf)
+    return ModelConfig.model_validate({**found, **knobs})
 
 
-def write_llama_keys(config: ModelConfig) -> dict[str, object]:
+def write_llama_keys(config: ModelConfig) -> dict[str, Any]:
     """The inverse of `read_llama_keys`."""
     return {
         "hidden_size": config.dim,
@@ -72,11 +107,10 @@ def write_llama_keys(config: ModelConfig) -> dict[str, object]:
         "head_dim": config.head_dim,
         "intermediate_size": config.ffn_dim,
         "max_position_embeddings": config.max_seq_len,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": write_scaling(config),
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": HF_ACTIVATIONS[config.activation],
+        "hidden_act": HF_ACTIVATIONS.get(config.activation, config.activation),
         "tie_word_embeddings": config.tie_embeddings,
+        **write_rope(config),
         **write_vocab(config),
     }
 
@@ -92,40 +126,124 @@ def write_vocab(config: ModelConfig) -> dict[str, int]:
     return written if config.vocab_size == config.padded_vocab_size else written | {UNPADDED: config.vocab_size}
 
 
-def read_rope(hf: Mapping[str, Any], *, theta_key: str, fraction_key: str, fraction: float) -> dict[str, Any]:
-    """The rotary knobs. transformers 5 writes `rope_parameters`; 4 wrote `rope_scaling` and keys of the family."""
-    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+def read_layers(hf: Mapping[str, Any], derived: Sequence[Sees]) -> tuple[Sees, ...]:
+    """What each layer sees, as its shortest pattern: `layer_types`, else `derived` from the family's older keys."""
+    types = hf.get("layer_types")
+    if types is None:
+        return shortest_pattern(derived)
+    unknown = sorted({kind for kind in types if kind not in SEES})
+    if unknown:
+        raise ValueError(f"config.json: layer_types has {', '.join(unknown)}; supported are {', '.join(SEES)}")
+    if len(types) != int(need(hf, "num_hidden_layers")):
+        raise ValueError(f"config.json: layer_types has {len(types)} entries for {hf['num_hidden_layers']} layers")
+    return shortest_pattern([SEES[kind] for kind in types])
+
+
+def write_layers(config: ModelConfig) -> list[str]:
+    """`layer_types`, one for each layer."""
+    return [HF_SEES[config.sees(layer)] for layer in range(config.n_layers)]
+
+
+def shortest_pattern(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+    """The shortest beginning that gives the whole when it is repeated."""
+    for length in range(1, len(kinds) + 1):
+        if all(kind == kinds[n % length] for n, kind in enumerate(kinds)):
+            return tuple(kinds[:length])
+    return tuple(kinds)
+
+
+def read_rope(
+    hf: Mapping[str, Any],
+    *,
+    theta_key: str = "rope_theta",
+    fraction_key: str = "partial_rotary_factor",
+    fraction: float = 1.0,
+) -> dict[str, Any]:
+    """The rotary knobs. transformers 5 writes `rope_parameters`; 4 wrote `rope_scaling` and keys of the family.
+
+    `fraction` is the family's, where no key says it.
+    """
+    given = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    local = given.get("sliding_attention")
+    rope = dict(given.get("full_attention") or {}) if "full_attention" in given else given
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"config.json: rope_type is {kind!r}; supported are default and llama3")
     theta = rope.get("rope_theta", hf.get(theta_key, hf.get("rope_theta")))
     share = rope.get("partial_rotary_factor", hf.get(fraction_key))
     return {
         "rope_theta": 10_000.0 if theta is None else theta,
         "rope_fraction": fraction if share is None else share,
-        "rope_scaling": _read_scaling(rope, hf) if kind == "llama3" else None,
+        "rope_scaling": None if kind in ("default", None) else _read_scaling(kind, rope, hf),
+        **_window_theta(local, hf, rope),
     }
 
 
-def write_scaling(config: ModelConfig) -> dict[str, object] | None:
+def write_rope(
+    config: ModelConfig, *, theta_key: str = "rope_theta", fraction_key: str | None = None
+) -> dict[str, Any]:
+    """The rotary keys in the form that transformers 4 and 5 both read. fraction_key: of a family that has one."""
+    written: dict[str, Any] = {theta_key: config.rope_theta, "rope_scaling": write_scaling(config)}
+    if fraction_key is not None:
+        written[fraction_key] = config.rope_fraction
+    if config.window_rope_theta is not None:
+        scaling = written["rope_scaling"] or {"rope_type": "default"}
+        written["rope_local_base_freq"] = config.window_rope_theta
+        written["rope_parameters"] = {
+            "full_attention": {**scaling, "rope_theta": config.rope_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.window_rope_theta},
+        }
+    return written
+
+
+def write_scaling(config: ModelConfig) -> dict[str, Any] | None:
     """`rope_scaling` in the form that transformers 4 and 5 both read."""
     scaling = config.rope_scaling
     if scaling is None:
         return None
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_seq_len,
-    }
+    defaults = {key: field.default for key, field in RopeScaling.model_fields.items()}
+    written: dict[str, Any] = {"rope_type": scaling.kind}
+    for theirs, ours in _SCALING_KEYS.items():
+        value = getattr(scaling, ours)
+        if value != defaults[ours] or ours == "factor":
+            written[theirs] = list(value) if isinstance(value, tuple) else value
+    return written
 
 
-def _read_scaling(rope: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
-    original = rope.get("original_max_position_embeddings", hf.get("max_position_embeddings"))
-    return RopeScaling(
-        factor=need(rope, "factor"),
-        low_freq_factor=need(rope, "low_freq_factor"),
-        high_freq_factor=need(rope, "high_freq_factor"),
-        original_max_seq_len=need({"original_max_position_embeddings": original}, "original_max_position_embeddings"),
-    )
+def _window_theta(local: object, hf: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(local, dict):
+        if local.get("rope_type", "default") != "default":
+            if {**local} == {**rope}:
+                return {}
+            raise ValueError(
+                f"config.json: rope_parameters stretches sliding_attention by {local['rope_type']!r}, which is not "
+                "supported; supported is default"
+            )
+        return {"window_rope_theta": local.get("rope_theta", 10_000.0)}
+    theta = hf.get("rope_local_base_freq")
+    return {} if theta is None else {"window_rope_theta": theta}
+
+
+def _read_scaling(kind: str, rope: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
+    supported = ("linear", "dynamic", "llama3", "yarn", "longrope", "su")
+    if kind not in supported:
+        raise ValueError(f"config.json: rope_type is {kind!r}; supported are default, {', '.join(supported[:-1])}")
+    kind = "longrope" if kind == "su" else kind  # its first name, in Phi-3
+    found = {ours: rope[theirs] for theirs, ours in _SCALING_KEYS.items() if rope.get(theirs) is not None}
+    longest = need(hf, "max_position_embeddings")
+    original = rope.get("original_max_position_embeddings") or hf.get("original_max_position_embeddings")
+    if kind != "linear":
+        found["original_max_seq_len"] = longest if original is None else original
+    if kind == "longrope" and "factor" not in found:
+        found["factor"] = longest / found["original_max_seq_len"]
+    for key in ("factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor"):
+        if key in _NEEDED[kind]:
+            need(rope, key)
+    return RopeScaling.model_validate({"kind": kind, **found})
+
+
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}

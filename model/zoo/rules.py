@@ -1,7 +1,9 @@
 """Rules that map a family's keys to ours, as data that is read in both directions. Light; touches no tensor.
 
-A key holds `{i}` where the number of the layer stands. A rule counts only where the config has the parameter it names,
-so that one list serves configs with and without biases.
+A rule says which elements of one of their tensors are which elements of ours, as two views of equal shape: an import
+copies from theirs to ours, an export from ours to theirs, so that one is the inverse of the other. A key holds `{i}`
+where the number of the layer stands, and `{e}` where that of the expert does. A rule counts only where the config has
+the parameters it names, so that one list serves configs with and without biases.
 """
 
 from __future__ import annotations
@@ -9,25 +11,35 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape, parameter_shapes
+from launchyard.model.zoo.views import View, whole
+
+# How the rows of several of ours lie in one of theirs: one after the other; head by head; group by group of query
+# heads with their key and value; in turns, row by row.
+Layout = Literal["blocks", "heads", "groups", "turns"]
 
 
 @dataclass(frozen=True)
 class Rename:
-    """One of theirs is one of ours."""
+    """One of theirs is one of ours, or several of ours, fused.
+
+    transposed: theirs is (in, out). in_pairs: the rotated rows of each head are those of its pairs (0, 1), (2, 3) …,
+    where ours are (0, n / 2), (1, n / 2 + 1) … plus: ours = theirs + plus.
+    """
 
     theirs: str
-    ours: str
+    ours: str | tuple[str, ...]
+    layout: Layout = "blocks"
+    transposed: bool = False
+    in_pairs: bool = False
+    plus: float = 0.0
 
-
-@dataclass(frozen=True)
-class Fused:
-    """One of theirs holds several of ours, their rows interleaved head by head: (n_heads, parts, head_dim, …)."""
-
-    theirs: str
-    ours: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
 @dataclass(frozen=True)
@@ -37,39 +49,40 @@ class Drop:
     theirs: str
 
 
-Rule = Rename | Fused | Drop
+Rule = Rename | Drop
 
 
 @dataclass(frozen=True)
-class TensorLocation:
-    """The location of one of our parameters in their files: part `part` of `parts` of the tensor `key`."""
+class Piece:
+    """Elements that one of their tensors and one of ours have in common: views of equal shape, ours = theirs + plus."""
 
-    key: str
-    part: int = 0
-    parts: int = 1
+    ours: str
+    ours_view: View
+    theirs: str
+    theirs_view: View
+    plus: float = 0.0
 
 
-def tensor_locations(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, TensorLocation]:
-    """Our name -> its location among theirs, for every parameter of the config."""
+def pieces(rules: tuple[Rule, ...], config: ModelConfig) -> list[Piece]:
+    """Everything that is the same in their files and in a model of ours; in the order of our parameters."""
     shapes = parameter_shapes(config)
-    found = {ours: location for ours, location in _all_locations(rules, config) if ours in shapes}
-    assert found.keys() == shapes.keys(), f"no rule for {sorted(shapes.keys() - found.keys())}"
-    return found
+    found: dict[str, list[Piece]] = {name: [] for name in shapes}
+    for piece, _ in _all_pieces(rules, config, shapes):
+        found[piece.ours].append(piece)
+    lacking = [name for name, of_name in found.items() if not of_name]
+    assert not lacking, f"no rule for {lacking}"
+    return [piece for of_name in found.values() for piece in of_name]
 
 
 def their_shapes(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, TensorShape]:
     """Their key -> its whole shape."""
-    shapes = parameter_shapes(config)
-    return {
-        location.key: (shapes[ours][0] * location.parts, *shapes[ours][1:])
-        for ours, location in tensor_locations(rules, config).items()
-    }
+    return {piece.theirs: shape for piece, shape in _all_pieces(rules, config, parameter_shapes(config))}
 
 
 def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str], *, where: str) -> None:
     """ValueError that names the keys which are missing or which no rule knows."""
     present = set(keys)
-    expected = {location.key for location in tensor_locations(rules, config).values()}
+    expected = set(their_shapes(rules, config))
     droppable = [_pattern(rule.theirs) for rule in rules if isinstance(rule, Drop)]
     if config.tie_embeddings:  # many tied models carry a copy of the table as their head
         droppable += [_pattern(rule.theirs) for rule in rules if isinstance(rule, Rename) and _is_head(rule)]
@@ -86,15 +99,119 @@ def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str]
         )
 
 
-def _all_locations(rules: tuple[Rule, ...], config: ModelConfig) -> Iterator[tuple[str, TensorLocation]]:
+def _all_pieces(
+    rules: tuple[Rule, ...], config: ModelConfig, shapes: dict[str, TensorShape]
+) -> Iterator[tuple[Piece, TensorShape]]:
+    """Each with the whole shape of their tensor."""
     for rule in rules:
         if isinstance(rule, Drop):
             continue
-        ours = (rule.ours,) if isinstance(rule, Rename) else rule.ours
         for layer in range(config.n_layers) if "{i}" in rule.theirs else (0,):
+            names = tuple(name.replace("{i}", str(layer)) for name in rule.names)
+            if names[0] not in shapes:
+                continue
+            assert all(name in shapes for name in names), f"{rule} counts for some of its names only"
             key = rule.theirs.replace("{i}", str(layer))
-            for part, name in enumerate(ours):
-                yield name.replace("{i}", str(layer)), TensorLocation(key, part, len(ours))
+            experts = range(shapes[names[0]][0]) if "{e}" in key else (None,)
+            for expert in experts:
+                yield from _pieces_of(rule, config, key, names, shapes, expert)
+
+
+def _pieces_of(
+    rule: Rename,
+    config: ModelConfig,
+    key: str,
+    names: tuple[str, ...],
+    shapes: dict[str, TensorShape],
+    expert: int | None,
+) -> Iterator[tuple[Piece, TensorShape]]:
+    views = [whole(shapes[name]) if expert is None else whole(shapes[name]).at(0, expert) for name in names]
+    axis = _row_axis(names[0], views[0].shape)
+    rows = [view.shape[axis] for view in views]
+    canonical = [*views[0].shape]
+    canonical[axis] = sum(rows)
+    shape = tuple(canonical)
+    if rule.transposed and len(shape) > 1 and _is_matrix(names[0]):
+        shape = (*shape[:-2], shape[-1], shape[-2])
+        theirs = whole(shape).swap(len(shape) - 2, len(shape) - 1)
+    else:
+        theirs = whole(shape)
+    their_key = key if expert is None else key.replace("{e}", str(expert))
+    parts = _parts(rule.layout, config, theirs, views, axis, rows)
+    for name, (our_part, their_part) in zip(names, parts, strict=True):
+        pairs = _in_pairs(config, name, our_part, their_part, axis) if rule.in_pairs else [(our_part, their_part)]
+        for our_view, their_view in pairs:
+            assert our_view.shape == their_view.shape, f"{rule}: {our_view.shape} is not {their_view.shape}"
+            yield Piece(name, our_view, their_key, their_view, rule.plus), shape
+
+
+def _parts(
+    layout: Layout, config: ModelConfig, theirs: View, views: list[View], axis: int, rows: list[int]
+) -> Iterator[tuple[View, View]]:
+    """Of each of ours: its view, and that of its rows among theirs, of equal shape."""
+    if layout == "blocks" or len(views) == 1:
+        start = 0
+        for view, count in zip(views, rows, strict=True):
+            yield view, theirs.cut(axis, start, count)
+            start += count
+    elif layout == "heads":
+        by_head = theirs.split(axis, (config.n_heads, len(views), config.head_dim))
+        for number, view in enumerate(views):
+            yield view.split(axis, (config.n_heads, config.head_dim)), by_head.at(axis + 1, number)
+    elif layout == "turns":
+        by_turn = theirs.split(axis, (rows[0], len(views)))
+        for number, view in enumerate(views):
+            yield view, by_turn.at(axis + 1, number)
+    else:
+        queries, keys, values = views
+        groups, share = config.n_kv_heads, config.n_heads // config.n_kv_heads
+        by_group = theirs.split(axis, (groups, share + 2, config.head_dim))
+        yield queries.split(axis, (groups, share, config.head_dim)), by_group.cut(axis + 1, 0, share)
+        for number, view in enumerate((keys, values)):
+            yield view.split(axis, (groups, config.head_dim)), by_group.at(axis + 1, share + number)
+
+
+def _in_pairs(config: ModelConfig, name: str, ours: View, theirs: View, axis: int) -> Iterator[tuple[View, View]]:
+    """The same elements, but for the rotated rows of each head, which theirs has pair by pair."""
+    head, start, length = _rotated_rows(config, name)
+    if not length:
+        yield ours, theirs
+        return
+    if ours.shape[axis] != head:  # rows of several heads
+        heads = ours.shape[axis] // head
+        ours, theirs = ours.split(axis, (heads, head)), theirs.split(axis, (heads, head))
+        axis += 1
+    for before in ((0, start), (start + length, head - start - length)):
+        if before[1]:
+            yield ours.cut(axis, *before), theirs.cut(axis, *before)
+    half = length // 2
+    yield (
+        ours.cut(axis, start, length).split(axis, (2, half)),
+        theirs.cut(axis, start, length).split(axis, (half, 2)).swap(axis, axis + 1),
+    )
+
+
+def _rotated_rows(config: ModelConfig, name: str) -> tuple[int, int, int]:
+    """Rows of a head, and the first and the number of those that rotate; none of a tensor that does not."""
+    part = name.split(".")[-2]
+    latent = config.latent_attention
+    if latent is None:
+        return config.head_dim, 0, config.rope_dim if part in ("q_proj", "k_proj", "q_norm", "k_norm") else 0
+    if part in ("q_proj", "q_b_proj"):
+        return latent.nope_dim + latent.rope_dim, latent.nope_dim, latent.rope_dim
+    if part == "kv_a_proj":
+        return latent.kv_rank + latent.rope_dim, latent.kv_rank, latent.rope_dim
+    return 1, 0, 0
+
+
+def _row_axis(name: str, shape: TensorShape) -> int:
+    """The axis of a matrix's outputs; of a vector, or one for each head or expert, its last."""
+    return len(shape) - (2 if _is_matrix(name) and len(shape) > 1 else 1)
+
+
+def _is_matrix(name: str) -> bool:
+    module, _, kind = name.rpartition(".")
+    return kind == "weight" and not module.endswith("norm")
 
 
 def _is_head(rule: Rename) -> bool:
@@ -102,7 +219,7 @@ def _is_head(rule: Rename) -> bool:
 
 
 def _pattern(theirs: str) -> re.Pattern[str]:
-    return re.compile(re.escape(theirs).replace(r"\{i\}", r"\d+"))
+    return re.compile(re.escape(theirs).replace(r"\{i\}", r"\d+").replace(r"\{e\}", r"\d+"))
 
 
 def _some(keys: set[str], limit: int = 5) -> str:

@@ -70,12 +70,12 @@ def kept_bytes(model: Transformer, tokens: Tensor) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    cos, sin = model._positions(tokens.shape[1], None, tokens.device)
-    ours |= {cos.untyped_storage().data_ptr(), sin.untyped_storage().data_ptr()}
+    told = model.places(tokens.shape[1])
+    ours |= {table.untyped_storage().data_ptr() for places in told for table in places.turn or ()}
     x = model.embed(tokens)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        for block in model.blocks:
-            x = block(x, cos, sin)
+        for block, places in zip(model.blocks, told, strict=True):
+            x = block(x, places.turn, places.mask, places.far)
     return sum(found.values())
 
 

@@ -43,8 +43,8 @@ def test_rows_of_unequal_length_have_the_logits_they_have_alone(config: ModelCon
     model, lengths = random_model(config), [9, 1, 4, 15]
     tokens = random_tokens(config, 4, 30)
     cache = new_cache(config, batch_size=4, length=30)
+    cache.expect(lengths)
     model(tokens[:, : max(lengths)], cache=cache)  # padded on the right with tokens that mean something
-    cache.trim(lengths)
     for step in range(6):
         new = torch.stack([tokens[row, length + step] for row, length in enumerate(lengths)])[:, None]
         together = model(new, cache=cache)

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from launchyard.model.layout import is_vector
+from launchyard.training.parallel import clean_name
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -36,9 +39,13 @@ class Optimizer(Protocol):
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
     """Those that train: matrices decay; vectors (biases, norms) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [(clean_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        ParameterGroup(tuple(p for p in trained if p.ndim >= 2), weight_decay),
-        ParameterGroup(tuple(p for p in trained if p.ndim < 2), 0.0),
+        ParameterGroup(tuple(p for name, p in trained if not _is_spared(name, p)), weight_decay),
+        ParameterGroup(tuple(p for name, p in trained if _is_spared(name, p)), 0.0),
     ]
     return [group for group in groups if group.parameters]
+
+
+def _is_spared(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim < 2 or is_vector(name)

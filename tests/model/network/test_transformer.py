@@ -43,7 +43,7 @@ def test_built_on_meta_and_filled_it_is_the_same(config: ModelConfig) -> None:
 def test_a_head_gets_the_hidden_states_and_the_weight() -> None:
     model, tokens = random_model(neox()), random_tokens(neox(), 2, 24)
     with torch.no_grad():
-        logits = model(tokens, head=lambda hidden, weight: hidden @ weight.t())
+        logits = model(tokens, head=lambda hidden, head: hidden @ head.weight.t())
         torch.testing.assert_close(logits, model(tokens))
 
 
@@ -86,8 +86,8 @@ def test_bf16_weights_leave_norms_and_rotations_in_fp32(config: ModelConfig) -> 
     assert low.dtype == torch.bfloat16
     error = (low.double() - high).norm() / high.norm()
     assert error < 0.02
-    cos, sin = rounded._positions(60, None, tokens.device)
-    assert cos.dtype == sin.dtype == torch.float32
+    turn = rounded.places(60)[0].turn
+    assert turn is not None and {table.dtype for table in turn} == {torch.float32}
 
 
 def test_positions_beyond_the_longest_are_an_error() -> None:

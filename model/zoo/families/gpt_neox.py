@@ -6,28 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
     need,
     read_activation,
     read_rope,
     read_vocab,
-    write_scaling,
+    write_rope,
     write_vocab,
 )
-from launchyard.model.zoo.rules import Drop, Fused, Rename, Rule
+from launchyard.model.zoo.rules import Drop, Rename, Rule
 
-MODEL_TYPE = "gpt_neox"
 _LAYER = "gpt_neox.layers.{i}"
 _QKV = "attention.query_key_value"
-RULES: tuple[Rule, ...] = (
+_RULES: tuple[Rule, ...] = (
     Rename("gpt_neox.embed_in.weight", "embed.weight"),
     *(
         rule
         for kind in ("weight", "bias")
         for rule in (
             Rename(f"{_LAYER}.input_layernorm.{kind}", f"blocks.{{i}}.attention_norm.{kind}"),
-            Fused(f"{_LAYER}.{_QKV}.{kind}", tuple(f"blocks.{{i}}.attention.{p}_proj.{kind}" for p in "qkv")),
+            Rename(f"{_LAYER}.{_QKV}.{kind}", tuple(f"blocks.{{i}}.attention.{p}_proj.{kind}" for p in "qkv"), "heads"),
             Rename(f"{_LAYER}.attention.dense.{kind}", f"blocks.{{i}}.attention.o_proj.{kind}"),
             Rename(f"{_LAYER}.post_attention_layernorm.{kind}", f"blocks.{{i}}.mlp_norm.{kind}"),
             Rename(f"{_LAYER}.mlp.dense_h_to_4h.{kind}", f"blocks.{{i}}.mlp.up_proj.{kind}"),
@@ -65,7 +65,7 @@ def _pythia(dim: int, n_layers: int, n_heads: int, *, padded_vocab_size: int = 5
 
 
 # Table 1 of the Pythia paper; 14m and 31m were added to the suite later. The padding followed the tensor parallelism.
-PRESETS: dict[str, ModelConfig] = {
+_PRESETS = {
     "pythia-14m": _pythia(128, 6, 4),
     "pythia-31m": _pythia(256, 6, 8),
     "pythia-70m": _pythia(512, 6, 8),
@@ -79,8 +79,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-    """ValueError names the key that is missing or has a value we do not support."""
+def _read(hf: Mapping[str, Any]) -> ModelConfig:
     dim = int(need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
     return ModelConfig(
@@ -105,19 +104,14 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """A knob that the format has no place for is left out; the zoo finds and refuses it."""
+def _write(config: ModelConfig) -> dict[str, Any]:
     return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": MODEL_TYPE,
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
         "intermediate_size": config.ffn_dim,
         "max_position_embeddings": config.max_seq_len,
-        "rotary_emb_base": config.rope_theta,
-        "rotary_pct": config.rope_fraction,
-        "rope_scaling": write_scaling(config),
+        **write_rope(config, theta_key="rotary_emb_base", fraction_key="rotary_pct"),
         "layer_norm_eps": config.norm_eps,
         "hidden_act": HF_ACTIVATIONS[config.activation],
         "use_parallel_residual": config.parallel_residual,
@@ -125,3 +119,6 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         **write_vocab(config),
     }
+
+
+FAMILIES = (Family("gpt_neox", "GPTNeoXForCausalLM", _RULES, _read, _write, presets=_PRESETS),)

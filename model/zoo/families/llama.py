@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from launchyard.model.config import ModelConfig, RopeScaling
+from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
-MODEL_TYPE = "llama"
 _LAYER = "model.layers.{i}"
 RULES: tuple[Rule, ...] = (
     Rename("model.embed_tokens.weight", "embed.weight"),
@@ -49,28 +50,31 @@ def _llama3(dim: int, n_layers: int, *, head_dim: int, ffn_dim: int, factor: flo
     )
 
 
-PRESETS: dict[str, ModelConfig] = {
+_PRESETS = {
     "llama-3.2-1b": _llama3(2048, 16, head_dim=64, ffn_dim=8192, factor=32.0, tied=True),
     "llama-3.1-8b": _llama3(4096, 32, head_dim=128, ffn_dim=14336, factor=8.0, tied=False),
 }
 
 
-def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-    """ValueError names the key that is missing or has a value we do not support."""
+def _read(hf: Mapping[str, Any]) -> ModelConfig:
     return read_llama_keys(
-        hf,
-        family="llama",
-        attention_bias=hf.get("attention_bias", False),
-        mlp_bias=hf.get("mlp_bias", False),
+        hf, family="llama", attention_bias=hf.get("attention_bias", False), mlp_bias=hf.get("mlp_bias", False)
     )
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """A knob that the format has no place for is left out; the zoo finds and refuses it."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": MODEL_TYPE,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        **write_llama_keys(config),
-    }
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, **write_llama_keys(config)}
+
+
+FAMILIES = (
+    Family(
+        "llama",
+        "LlamaForCausalLM",
+        RULES,
+        _read,
+        _write,
+        {"hidden_act": "silu"},
+        _PRESETS,
+        Gguf("llama", in_pairs=True),
+    ),
+)

@@ -1,0 +1,146 @@
+"""The part of a block that works on each token alone: an MLP, or a few experts out of many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from launchyard.model.config import ModelConfig, MoE
+from launchyard.model.network.linear import Linear
+
+CLAMP = 7.0  # of gpt-oss
+SWISH = 1.702  # the sigmoid that is nearest to GELU's, as gpt-oss has it
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gated = config.gated_mlp
+        if config.gated_mlp:
+            self.gate_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gated:
+            return self.down_proj(gate(self.activation, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(activate(self.activation, self.up_proj(x)))
+
+
+class SharedExpert(nn.Module):
+    """The expert that every token goes through."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate_proj = Linear(config.dim, width, bias=False)
+        self.up_proj = Linear(config.dim, width, bias=False)
+        self.down_proj = Linear(width, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(gate(self.activation, self.gate_proj(x), self.up_proj(x)))
+
+
+class ExpertProjection(nn.Module):
+    """A projection of every expert: weight (E, out, in), bias (E, out)."""
+
+    def __init__(self, moe: MoE, inner: int, outer: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(moe.n_experts, outer, inner))
+        self.bias = nn.Parameter(torch.empty(moe.n_experts, outer)) if moe.bias else None
+
+    def forward(self, x: Tensor, ends: Tensor, experts: Tensor) -> Tensor:
+        """x (N, in), sorted by expert; ends (E,) int32, where each expert's rows end; experts (N,) of each row."""
+        weight = self.weight.to(x.dtype).transpose(-2, -1)
+        out = F.grouped_mm(x, weight, offs=ends)
+        return out if self.bias is None else out + self.bias.to(x.dtype)[experts]
+
+
+class Experts(nn.Module):
+    def __init__(self, config: ModelConfig, moe: MoE) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate_proj = ExpertProjection(moe, config.dim, moe.ffn_dim)
+        self.up_proj = ExpertProjection(moe, config.dim, moe.ffn_dim)
+        self.down_proj = ExpertProjection(moe, moe.ffn_dim, config.dim)
+
+    def forward(self, x: Tensor, ends: Tensor, experts: Tensor) -> Tensor:
+        gated, up = self.gate_proj(x, ends, experts), self.up_proj(x, ends, experts)
+        return self.down_proj(gate(self.activation, gated, up), ends, experts)
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes through its top_k experts: rows are sorted by expert, and each projection is one product."""
+
+    def __init__(self, config: ModelConfig, moe: MoE) -> None:
+        super().__init__()
+        self.moe = moe
+        self.router = Linear(config.dim, moe.n_experts, bias=moe.bias)
+        self.choice_bias = nn.Parameter(torch.empty(moe.n_experts), requires_grad=False) if moe.choice_bias else None
+        self.experts = Experts(config, moe)
+        self.shared = SharedExpert(config, moe.shared_ffn_dim) if moe.shared_ffn_dim else None
+        self.shared_gate = Linear(config.dim, 1, bias=False) if moe.shared_gate else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)  # (N, dim)
+        scores, chosen = self.route(rows)
+        order = chosen.flatten().argsort(stable=True)
+        experts = chosen.flatten()[order]
+        ends = torch.bincount(experts, minlength=self.moe.n_experts).cumsum(0).to(torch.int32)
+        weights = scores.flatten()[order, None].to(x.dtype)
+        taken = rows[order // self.moe.top_k]
+        if self.moe.scale_input:
+            out = self.experts(taken * weights, ends, experts)
+        else:
+            out = self.experts(taken, ends, experts) * weights
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        mixed = out[back].unflatten(0, (-1, self.moe.top_k)).sum(1).view_as(x)
+        if self.shared is None:
+            return mixed
+        always = self.shared(x)
+        return mixed + (always if self.shared_gate is None else always * self.shared_gate(x).sigmoid())
+
+    def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """rows (N, dim) -> scores and numbers of the chosen experts, each (N, top_k); the scores are fp32."""
+        moe = self.moe
+        logits = self.router(rows).float()
+        if moe.score_after_choice:
+            top, chosen = logits.topk(moe.top_k, dim=-1)
+            return torch.softmax(top, dim=-1) * moe.scale, chosen
+        scores = torch.softmax(logits, dim=-1) if moe.score == "softmax" else logits.sigmoid()
+        ranked = scores if self.choice_bias is None else scores + self.choice_bias.float()
+        chosen = self._among_groups(ranked).topk(moe.top_k, dim=-1).indices
+        picked = scores.gather(-1, chosen)
+        if moe.normalize:
+            picked = picked / (picked.sum(-1, keepdim=True) + 1e-20)
+        return picked * moe.scale, chosen
+
+    def _among_groups(self, ranked: Tensor) -> Tensor:
+        """Scores (N, E) with those of the groups that are not chosen left out."""
+        moe = self.moe
+        if moe.top_groups == moe.n_groups:
+            return ranked
+        groups = ranked.unflatten(-1, (moe.n_groups, -1))
+        best = groups.amax(-1) if moe.group_score == "max" else groups.topk(2, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(moe.top_groups, dim=-1).indices, True)
+        return groups.masked_fill(~kept[..., None], 0.0 if moe.group_score == "max" else -torch.inf).flatten(-2)
+
+
+def activate(kind: str, x: Tensor) -> Tensor:
+    if kind == "silu":
+        return F.silu(x)
+    if kind == "relu":
+        return F.relu(x)
+    if kind == "relu2":
+        return F.relu(x).square()
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def gate(kind: str, gated: Tensor, up: Tensor) -> Tensor:
+    """The activation of one projection times another."""
+    if kind == "clamped_swish":
+        low = gated.clamp(max=CLAMP)
+        return (up.clamp(-CLAMP, CLAMP) + 1) * (low * torch.sigmoid(SWISH * low))
+    return activate(kind, gated) * up

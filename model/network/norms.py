@@ -1,0 +1,59 @@
+"""The norms of all families. Both kinds compute in fp32 whatever their weights are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from launchyard.model.config import ModelConfig
+
+
+class ScaledNorm(nn.Module):
+    """A norm whose weight is 1 + w (Gemma, Nemotron), or that has none (OLMo)."""
+
+    def __init__(self, size: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.size = size
+        self.eps = config.norm_eps
+        self.centred = config.norm == "layernorm"
+        self.weight = nn.Parameter(torch.empty(size)) if config.norm_weight == "plus_one" else None
+        self.bias = nn.Parameter(torch.empty(size)) if config.norm_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else 1 + _wide(self.weight)
+        wide = _wide(x)
+        if self.centred:
+            bias = None if self.bias is None else _wide(self.bias)
+            return F.layer_norm(wide, (self.size,), weight, bias, self.eps).to(x.dtype)
+        return F.rms_norm(wide, (self.size,), weight, self.eps).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """A norm of each head with a weight of its own: x (…, heads, head_dim)."""
+
+    def __init__(self, heads: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.centred = config.norm == "layernorm"
+        self.weight = nn.Parameter(torch.empty(heads, config.head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (x.shape[-1],)
+        wide = _wide(x)
+        normal = F.layer_norm(wide, size, eps=self.eps) if self.centred else F.rms_norm(wide, size, eps=self.eps)
+        return (normal * _wide(self.weight)).to(x.dtype)
+
+
+def make_norm(config: ModelConfig, size: int | None = None, *, bias: bool = True) -> nn.Module:
+    """size: of what is normed; default: the residual stream's. bias: as the config says, or none."""
+    width = config.dim if size is None else size
+    if config.norm_weight != "plain":
+        return ScaledNorm(width, config)
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=bias and config.norm_bias)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,99 @@
+"""What the layers of a model are told of where tokens stand: rotations, masks, distances. Knows no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.network.rope import is_long, tables
+
+
+class Rotations:
+    """Cosines and sines of a model, made once for as many positions as have been asked for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._made: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._longest: int | None = None
+
+    def upto(self, stop: int, device: torch.device, *, windowed: bool) -> tuple[Tensor, Tensor]:
+        """Those of positions 0 … at least stop - 1, each (length, rope_dim / 2)."""
+        config = self._config
+        longest = self._regime(stop)
+        if longest != self._longest:
+            self._longest = longest
+            self._made.clear()
+        found = self._made.get(windowed)
+        if found is None or len(found[0]) < stop or found[0].device != device:
+            length = max(stop, min(config.max_seq_len, _grown(stop)))
+            found = tables(config, length, device, windowed=windowed, longest=longest)
+            self._made[windowed] = found
+        return found
+
+    def _regime(self, stop: int) -> int | None:
+        """The length that the frequencies depend on; None if they depend on none."""
+        scaling = self._config.rope_scaling
+        if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+            return None
+        if not is_long(self._config, stop):
+            return 1
+        return stop if scaling.kind == "dynamic" else self._config.max_seq_len
+
+
+def causal_mask(config: ModelConfig, sees: str, queries: Tensor, keys: Tensor, present: Tensor | None = None) -> Tensor:
+    """What each query may see: bool, or with ALiBi numbers to add; (…, T, S) and with ALiBi (…, H, T, S).
+
+    queries (…, T) and keys (…, S): positions. present (…, S): keys that are there at all.
+    """
+    distance = queries[..., :, None] - keys[..., None, :]
+    seen = distance >= 0
+    if sees == "window":
+        assert config.window is not None
+        seen &= distance < config.window
+    elif sees == "chunk":
+        assert config.window is not None
+        seen &= (queries // config.window)[..., :, None] == (keys // config.window)[..., None, :]
+    if present is not None:
+        seen &= present[..., None, :]
+    if config.positions != "alibi":
+        return seen
+    slopes = alibi_slopes(config).to(queries.device)
+    bias = -slopes[:, None, None] * distance[..., None, :, :]
+    return bias.masked_fill(~seen[..., None, :, :], -torch.inf)
+
+
+def needs_mask(config: ModelConfig, sees: str, length: int) -> bool:
+    """False for `length` tokens with nothing before them whose attention is causal and nothing else."""
+    if config.positions == "alibi":
+        return True
+    return sees != "full" and config.window is not None and length > config.window
+
+
+def alibi_slopes(config: ModelConfig) -> Tensor:
+    """(H,) fp32: a geometric sequence, with every other one of the next longer for a number that is no power of two.
+
+    Press et al. 2022, section 3.
+    """
+    heads = config.n_heads
+    power = 1 << (heads.bit_length() - 1)
+
+    def slopes(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * (n + 1) / count) for n in range(count)]
+
+    found = slopes(power) + slopes(2 * power)[::2][: heads - power]
+    scale = 1.0 if config.alibi_scale is None else config.alibi_scale
+    return torch.tensor(found, dtype=torch.float32, device="cpu") * scale
+
+
+def far_gain(config: ModelConfig, positions: Tensor) -> Tensor | None:
+    """(T or B, T; 1, 1) fp32: what queries of layers without rotation grow by; None if by nothing."""
+    if config.far_scale is None:
+        return None
+    steps = torch.floor((positions.float() + 1) / config.far_step)
+    return (torch.log1p(steps) * config.far_scale + 1.0)[..., None, None]
+
+
+def _grown(length: int) -> int:
+    """The next power of two, so that generation does not make tables anew at each token."""
+    return 1 << max(0, length - 1).bit_length()
