@@ -17,7 +17,7 @@ from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.weights.transfer import to_ours, to_theirs
 from launchyard.model.zoo import config_from_hf, config_to_hf, rules
-from launchyard.model.zoo.rules import Piece, check_keys, pieces, their_shapes
+from launchyard.model.zoo.rules import Piece, check_keys, pieces, rule_keys, their_shapes
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, DeniedError
 from launchyard.storage.files import exists, listdir, normal
@@ -44,12 +44,14 @@ class HFWeights:
         for piece in pieces(family, self.config):
             self._pieces.setdefault(piece.ours, []).append(piece)
         self._shapes = parameter_shapes(self.config)
-        self._files = _open_files(self.folder)
+        opened = _open_files(self.folder)
+        self._files = {key: (opened[name], name) for key, name in rule_keys(family, opened).items()}
         check_keys(family, self.config, self._files, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
-            found = self._files[key].entries[key].shape
+            file, name = self._files[key]
+            found = file.entries[name].shape
             if found != shape:
-                raise ValueError(f"{self.folder}: {key} has shape {list(found)}; config.json makes it {list(shape)}")
+                raise ValueError(f"{self.folder}: {name} has shape {list(found)}; config.json makes it {list(shape)}")
         self._newest: tuple[str, Tensor] | None = None
 
     def keys(self) -> list[str]:
@@ -64,7 +66,8 @@ class HFWeights:
 
     def _read(self, key: str) -> Tensor:
         if self._newest is None or self._newest[0] != key:  # q, k and v are asked for one after the other
-            self._newest = key, self._files[key].get(key)
+            file, name = self._files[key]
+            self._newest = key, file.get(name)
         return self._newest[1]
 
 

@@ -97,8 +97,14 @@ def read_llama_keys(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
     return ModelConfig.model_validate({**found, **knobs})
 
 
-def write_llama_keys(config: ModelConfig) -> dict[str, Any]:
-    """The inverse of `read_llama_keys`."""
+def write_llama_keys(
+    config: ModelConfig,
+    *,
+    eps_key: str = "rms_norm_eps",
+    activation_key: str = "hidden_act",
+    fraction_key: str | None = None,
+) -> dict[str, Any]:
+    """The inverse of `read_llama_keys`; fraction_key: as in `write_rope`."""
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
@@ -107,10 +113,10 @@ def write_llama_keys(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "intermediate_size": config.ffn_dim,
         "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": HF_ACTIVATIONS.get(config.activation, config.activation),
+        eps_key: config.norm_eps,
+        activation_key: HF_ACTIVATIONS.get(config.activation, config.activation),
         "tie_word_embeddings": config.tie_embeddings,
-        **write_rope(config),
+        **write_rope(config, fraction_key=fraction_key),
         **write_vocab(config),
     }
 

@@ -9,7 +9,7 @@ the parameters it names, so that one list serves configs with and without biases
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,8 @@ class Rename:
     """One of theirs is one of ours, or several of ours, fused.
 
     transposed: theirs is (in, out). in_pairs: the rotated rows of each head are those of its pairs (0, 1), (2, 3) …,
-    where ours are (0, n / 2), (1, n / 2 + 1) … plus: ours = theirs + plus.
+    where ours are (0, n / 2), (1, n / 2 + 1) … plus: ours = theirs + plus. when: the configs that it counts for, of a
+    family whose keys have several names.
     """
 
     theirs: str
@@ -36,6 +37,7 @@ class Rename:
     transposed: bool = False
     in_pairs: bool = False
     plus: float = 0.0
+    when: Callable[[ModelConfig], bool] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,6 +81,20 @@ def their_shapes(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, Tens
     return {piece.theirs: shape for piece, shape in _all_pieces(rules, config, parameter_shapes(config))}
 
 
+def rule_keys(rules: tuple[Rule, ...], keys: Iterable[str]) -> dict[str, str]:
+    """Key as the rules have it -> as a file has it.
+
+    They differ where the file is that of the bare model, without its head: all of its keys lack their first part.
+    """
+    found = list(keys)
+    of_head = {rule.theirs for rule in rules if isinstance(rule, Rename) and rule.names[0].startswith("lm_head.")}
+    firsts = {rule.theirs.partition(".")[0] for rule in rules if rule.theirs not in of_head}
+    first = f"{firsts.pop()}." if len(firsts) == 1 else ""
+    if any(key.startswith(first) for key in found):
+        return {key: key for key in found}
+    return {key if key in of_head else first + key: key for key in found}
+
+
 def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str], *, where: str) -> None:
     """ValueError that names the keys which are missing or which no rule knows."""
     present = set(keys)
@@ -104,7 +120,7 @@ def _all_pieces(
 ) -> Iterator[tuple[Piece, TensorShape]]:
     """Each with the whole shape of their tensor."""
     for rule in rules:
-        if isinstance(rule, Drop):
+        if isinstance(rule, Drop) or (rule.when is not None and not rule.when(config)):
             continue
         for layer in range(config.n_layers) if "{i}" in rule.theirs else (0,):
             names = tuple(name.replace("{i}", str(layer)) for name in rule.names)
