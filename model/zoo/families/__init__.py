@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from launchyard.model.zoo.families import gemma, gpt_neox, llama, mistral, qwen2, qwen3
+from launchyard.model.zoo.families import cohere, gemma, gpt_neox, llama, mistral, olmo, qwen2, qwen3
 
-MODULES = (gpt_neox, llama, gemma, mistral, qwen2, qwen3)
+MODULES = (gpt_neox, llama, gemma, mistral, qwen2, qwen3, olmo, cohere)

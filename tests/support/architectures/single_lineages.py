@@ -30,6 +30,27 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3-capped": {
         **_GEMMA3, "final_logit_softcapping": 3.0, "num_hidden_layers": 7,
     },
+    "olmo": {**LLAMA, "model_type": "olmo", "clip_qkv": 0.8, "attention_bias": True, "head_dim": 20},
+    "olmo-tied": {**LLAMA, "model_type": "olmo", "tie_word_embeddings": True, "num_key_value_heads": 4},
+    "olmo2": {**LLAMA, "model_type": "olmo2", "attention_bias": True, "rope_parameters": LLAMA3},
+    "olmo3": {
+        **LLAMA, "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
+        "rope_parameters": {"full_attention": YARN, "sliding_attention": LOCAL},
+    },
+    "olmo3-unstretched": {**LLAMA, "model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 8},
+    "olmoe": {
+        **LLAMA, "model_type": "olmoe", "clip_qkv": 0.8, "attention_bias": True, "num_experts": 6,
+        "num_experts_per_tok": 2, "norm_topk_prob": True, "intermediate_size": 24,
+    },
+    "olmoe-plain": {
+        **LLAMA, "model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3, "tie_word_embeddings": True,
+    },
+    "cohere": {**LLAMA, "model_type": "cohere", "use_qk_norm": True, "attention_bias": True, "head_dim": 20},
+    "cohere-untied": {**LLAMA, "model_type": "cohere", "logit_scale": 1.0, "tie_word_embeddings": False},
+    "cohere2": {
+        **LLAMA, "model_type": "cohere2", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
+        "logit_scale": 0.25, "rope_parameters": LLAMA3,
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
@@ -43,4 +64,13 @@ PARAMETERS: dict[str, int] = {
     "gemma-3-4b": 3_880_263_168,
     "gemma-3-12b": 11_766_034_176,
     "gemma-3-27b": 27_009_346_304,
+    "olmo-1b": 1_176_764_416,
+    "olmo-7b": 6_888_095_744,
+    "olmo-2-1b": 1_484_916_736,
+    "olmo-2-7b": 7_298_617_344,
+    "olmo-2-13b": 13_716_198_400,
+    "olmo-3-7b": 7_298_011_136,
+    "olmoe-1b-7b": 6_919_161_856,
+    "command-r": 34_980_831_232,
+    "command-r7b": 8_028_033_024,
 }
