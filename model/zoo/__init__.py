@@ -51,7 +51,9 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
     family = FAMILIES[config.family]
-    written = {"architectures": [family.hf_class], "model_type": family.model_type, **family.write(config)}
+    # Some classes of transformers have a pad_token_id of their own, which the table may not even have a row for.
+    kind = {"architectures": [family.hf_class], "model_type": family.model_type, "pad_token_id": None}
+    written = {**kind, **family.write(config)}
     read = config_from_hf(written)
     unrepresentable = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
                        for key, value in config if getattr(read, key) != value]  # fmt: skip
