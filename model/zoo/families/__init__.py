@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
-from launchyard.model.zoo.families import cohere, gemma, gpt_neox, llama, mistral, olmo, qwen2, qwen3
+from launchyard.model.zoo.families import (
+    arcee,
+    cohere,
+    exaone4,
+    gemma,
+    gpt_neox,
+    llama,
+    mistral,
+    nemotron,
+    olmo,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+)
 
-MODULES = (gpt_neox, llama, gemma, mistral, qwen2, qwen3, olmo, cohere)
+MODULES = (
+    gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
+    seed_oss, arcee,
+)  # fmt: skip

@@ -29,6 +29,12 @@ RULES: tuple[Rule, ...] = (
     Rename("lm_head.weight", "lm_head.weight"),
     Drop(f"{_LAYER}.self_attn.rotary_emb.inv_freq"),  # in files of transformers before 4.31
 )
+# Of families of its shape whose norms have biases.
+NORM_BIAS_RULES: tuple[Rule, ...] = (
+    Rename(f"{_LAYER}.input_layernorm.bias", "blocks.{i}.attention_norm.bias"),
+    Rename(f"{_LAYER}.post_attention_layernorm.bias", "blocks.{i}.mlp_norm.bias"),
+    Rename("model.norm.bias", "norm.bias"),
+)
 
 
 def _llama3(dim: int, n_layers: int, *, head_dim: int, ffn_dim: int, factor: float, tied: bool) -> ModelConfig:

@@ -51,6 +51,48 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **LLAMA, "model_type": "cohere2", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
         "logit_scale": 0.25, "rope_parameters": LLAMA3,
     },
+    "smollm3": {
+        **LLAMA, "model_type": "smollm3", "num_hidden_layers": 5, "attention_bias": True, "mlp_bias": True,
+        "head_dim": 20,
+    },
+    "smollm3-window": {
+        **LLAMA, "model_type": "smollm3", "no_rope_layers": [1, 0, 0], "use_sliding_window": True, "sliding_window": 8,
+        "tie_word_embeddings": False,
+    },
+    "exaone4": {**LLAMA, "model_type": "exaone4", "num_hidden_layers": 5, "sliding_window": 8, "head_dim": 20},
+    "exaone4-full": {
+        **LLAMA, "model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 3,
+        "tie_word_embeddings": True, "rope_parameters": LLAMA3,
+    },
+    "nemotron": {**LLAMA, "model_type": "nemotron", "attention_bias": True, "mlp_bias": True, "head_dim": 20},
+    "nemotron-plain": {**LLAMA, "model_type": "nemotron", "rope_parameters": {
+        "rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0,
+    }},
+    "qwen2-moe": {
+        **LLAMA, "model_type": "qwen2_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "tie_word_embeddings": True,
+    },
+    "qwen2-moe-window": {
+        **LLAMA, "model_type": "qwen2_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2, "norm_topk_prob": True, "qkv_bias": False,
+        "use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 4, "max_window_layers": 2,
+    },
+    "stablelm": {**LLAMA, "model_type": "stablelm", "use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "stablelm-parallel": {
+        **LLAMA, "model_type": "stablelm", "hidden_size": 64, "use_parallel_residual": True, "qk_layernorm": True,
+    },
+    "stablelm-serial-heads": {
+        **LLAMA, "model_type": "stablelm", "hidden_size": 64, "qk_layernorm": True, "tie_word_embeddings": True,
+    },
+    "seed-oss": {**LLAMA, "model_type": "seed_oss", "head_dim": 20, "mlp_bias": True},
+    "seed-oss-biased": {**LLAMA, "model_type": "seed_oss", "head_dim": 12, "attention_out_bias": True},
+    "seed-oss-plain": {
+        **LLAMA, "model_type": "seed_oss", "head_dim": 12, "attention_bias": False, "tie_word_embeddings": True,
+    },
+    "arcee": {
+        **LLAMA, "model_type": "arcee", "attention_bias": True, "mlp_bias": True, "head_dim": 20,
+        "rope_parameters": YARN,
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
@@ -69,8 +111,21 @@ PARAMETERS: dict[str, int] = {
     "olmo-2-1b": 1_484_916_736,
     "olmo-2-7b": 7_298_617_344,
     "olmo-2-13b": 13_716_198_400,
+    "olmo-2-32b": 32_234_279_936,
     "olmo-3-7b": 7_298_011_136,
     "olmoe-1b-7b": 6_919_161_856,
     "command-r": 34_980_831_232,
     "command-r7b": 8_028_033_024,
+    "smollm3-3b": 3_075_098_624,
+    "exaone-4-1.2b": 1_279_391_488,
+    "exaone-4-32b": 32_003_216_384,
+    "nemotron-mini-4b": 4_190_509_056,
+    "minitron-8b": 8_271_699_968,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "qwen2-57b-a14b": 57_408_658_944,
+    "stablelm-3b": 2_795_443_200,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "stablelm-2-12b": 12_143_185_920,
+    "seed-oss-36b": 36_151_104_512,
+    "afm-4.5b": 4_619_184_640,
 }
