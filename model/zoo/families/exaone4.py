@@ -52,7 +52,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _derived(hf: Mapping[str, Any]) -> list[Sees]:
-    """Of a number: every how manieth layer sees everything. Of letters: L for a window, G for all; the last sees all."""
+    """Of a number n: every n-th layer sees everything. Of letters: those of an L see a window; never the last one."""
     pattern = need(hf, "sliding_window_pattern")
     n_layers = int(need(hf, "num_hidden_layers"))
     if isinstance(pattern, int):

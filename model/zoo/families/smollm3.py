@@ -1,4 +1,4 @@
-"""SmolLM3 (Bakouch et al. 2025): Llama, but that every fourth layer does not turn. Presets, config, key rules. Light."""
+"""SmolLM3 (Bakouch et al. 2025): Llama whose every fourth layer does not turn. Presets, config, key rules. Light."""
 
 from __future__ import annotations
 
