@@ -16,8 +16,9 @@ from launchyard.model.layout import parameter_shapes
 from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.weights.transfer import to_ours, to_theirs
-from launchyard.model.zoo import config_from_hf, config_to_hf, rules
+from launchyard.model.zoo import config_from_hf, config_to_hf, is_of_images, rules
 from launchyard.model.zoo.rules import Piece, check_keys, pieces, rule_keys, their_shapes
+from launchyard.model.zoo.text_part import text_keys
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, DeniedError
 from launchyard.storage.files import exists, listdir, normal
@@ -38,14 +39,16 @@ class HFWeights:
 
     def __init__(self, folder: str) -> None:
         self.folder = normal(folder)
-        self.config = config_from_hf(read_hf_config(self.folder))
+        hf = read_hf_config(self.folder)
+        self.config = config_from_hf(hf)
         family = rules(self.config)
         self._pieces: dict[str, list[Piece]] = {}
         for piece in pieces(family, self.config):
             self._pieces.setdefault(piece.ours, []).append(piece)
         self._shapes = parameter_shapes(self.config)
         opened = _open_files(self.folder)
-        self._files = {key: (opened[name], name) for key, name in rule_keys(family, opened).items()}
+        names = text_keys(opened) if is_of_images(hf) else {key: key for key in opened}
+        self._files = {key: (opened[names[name]], names[name]) for key, name in rule_keys(family, names).items()}
         check_keys(family, self.config, self._files, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
             file, name = self._files[key]

@@ -12,8 +12,11 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import MODULES
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.rules import Rule
+from launchyard.model.zoo.text_part import text_config
 
 FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
+
+_OF_IMAGES: dict[str, Family] = {kind: family for family in FAMILIES.values() for kind in family.inside}
 
 
 def presets() -> dict[str, ModelConfig]:
@@ -37,15 +40,28 @@ def rules(config: ModelConfig) -> tuple[Rule, ...]:
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-    """ModelConfig of a Hugging Face config.json; ValueError if we do not have that kind of model."""
+    """ModelConfig of a Hugging Face config.json; ValueError if we do not have that kind of model.
+
+    Of a model of images and text it is that of the language model in it.
+    """
     kind = hf.get("model_type")
+    if is_of_images(hf):
+        return config_from_hf(text_config(hf, _OF_IMAGES[hf["model_type"]].model_type))
     if kind not in FAMILIES:
-        raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join(FAMILIES)}")
+        raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join((*FAMILIES, *_OF_IMAGES))}")
+    if hf.get("quantization_config"):
+        method = hf["quantization_config"].get("quant_method")
+        raise ValueError(f"config.json: its weights are quantized by {method!r}; supported are those of 16 and 32 bits")
     try:
         family = FAMILIES[kind]
         return family.read({**family.defaults, **hf})
     except ValidationError as error:
         raise ValueError(f"config.json: {_describe_errors(error)}") from error
+
+
+def is_of_images(hf: Mapping[str, Any]) -> bool:
+    """True for the config.json of a model of images and text; see model/zoo/text_part.py."""
+    return hf.get("model_type") in _OF_IMAGES
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

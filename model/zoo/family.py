@@ -27,3 +27,4 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of transformers' class, where they matter
     presets: Mapping[str, ModelConfig] = field(default_factory=dict)  # small to large
     gguf: Gguf | None = None  # its form in llama.cpp's files, if it has one
+    inside: tuple[str, ...] = ()  # model_types of models of images and text that it is the language model of

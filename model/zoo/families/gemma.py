@@ -121,7 +121,7 @@ def _read_3(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _read_newer(hf: Mapping[str, Any], *, pattern: int, **knobs: Any) -> ModelConfig:
-    """pattern: every how manieth layer sees everything, where `layer_types` does not say it."""
+    """Every layer whose number is a multiple of `pattern` sees everything, where `layer_types` does not say it."""
     refuse(hf, "use_bidirectional_attention", False, why="of an encoder")
     derived: list[Sees] = ["window" if (n + 1) % pattern else "full" for n in range(need(hf, "num_hidden_layers"))]
     scalar = need(hf, "query_pre_attn_scalar")
@@ -164,5 +164,14 @@ def _read_common(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
 FAMILIES = (
     Family("gemma", "GemmaForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),
     Family("gemma2", "Gemma2ForCausalLM", _RULES_2, _read_2, _write_newer, _DEFAULTS_2, _PRESETS_2),
-    Family("gemma3_text", "Gemma3ForCausalLM", _RULES_3, _read_3, _write_newer, _DEFAULTS_3, _PRESETS_3),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        _RULES_3,
+        _read_3,
+        _write_newer,
+        _DEFAULTS_3,
+        _PRESETS_3,
+        inside=("gemma3",),
+    ),
 )

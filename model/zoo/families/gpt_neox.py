@@ -18,6 +18,7 @@ from launchyard.model.zoo.hf_config import (
 )
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
+_DEFAULTS = {"hidden_act": "gelu"}
 _LAYER = "gpt_neox.layers.{i}"
 _QKV = "attention.query_key_value"
 _RULES: tuple[Rule, ...] = (
@@ -121,4 +122,4 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILIES = (Family("gpt_neox", "GPTNeoXForCausalLM", _RULES, _read, _write, presets=_PRESETS),)
+FAMILIES = (Family("gpt_neox", "GPTNeoXForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)

@@ -10,7 +10,10 @@ from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import Sees, need, read_layers, read_llama_keys, write_layers, write_llama_keys
 
-_DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
+_DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28,
+    "hidden_act": "silu",
+}  # fmt: skip
 
 
 def _qwen25(

@@ -1,4 +1,4 @@
-"""Gemma, OLMo, Cohere and other lineages of one laboratory: tiny configurations, and published numbers of parameters."""
+"""Gemma, OLMo, Cohere and others: tiny configurations, published numbers of parameters, and released configs."""
 
 from __future__ import annotations
 
@@ -129,3 +129,96 @@ PARAMETERS: dict[str, int] = {
     "seed-oss-36b": 36_151_104_512,
     "afm-4.5b": 4_619_184_640,
 }
+
+# Keys of config.json as they were released, of transformers 4; without those that no model depends on.
+_WIDE_GEMMA2 = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 10000.0}
+_LLAMA3_16 = {
+    "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}  # fmt: skip
+RELEASES: dict[str, dict[str, Any]] = {
+    "gemma-2b": {
+        "model_type": "gemma", "hidden_act": "gelu", "hidden_size": 2048, "intermediate_size": 16384, "head_dim": 256,
+        "num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 256000,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0,
+    },
+    "gemma-2-27b": {
+        **_WIDE_GEMMA2, "model_type": "gemma2", "hidden_size": 4608, "intermediate_size": 36864, "head_dim": 128,
+        "num_hidden_layers": 46, "num_attention_heads": 32, "num_key_value_heads": 16, "vocab_size": 256000,
+        "query_pre_attn_scalar": 144, "sliding_window": 4096, "cache_implementation": "hybrid",
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
+    "gemma-3-1b": {
+        "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "head_dim": 256,
+        "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1,
+        "vocab_size": 262144, "max_position_embeddings": 32768, "query_pre_attn_scalar": 256, "sliding_window": 512,
+        "sliding_window_pattern": 6, "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None, "rms_norm_eps": 1e-6,
+    },
+    "gemma-3-4b": {
+        "model_type": "gemma3", "mm_tokens_per_image": 256, "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+    },
+    "olmo-3-7b": {
+        "model_type": "olmo3", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100278, "max_position_embeddings": 65536,
+        "rms_norm_eps": 1e-6, "rope_theta": 500000, "sliding_window": 4096, "rope_scaling": {
+            "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0,
+            "original_max_position_embeddings": 8192, "rope_type": "yarn",
+        },
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8,
+    },
+    "command-r7b": {
+        "model_type": "cohere2", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 256000, "max_position_embeddings": 132096,
+        "layer_norm_eps": 1e-5, "logit_scale": 0.25, "rope_theta": 50000, "rotary_pct": 1.0, "sliding_window": 4096,
+        "sliding_window_pattern": 4, "order_of_interleaved_layers": "local_first",
+    },
+    "smollm3-3b": {
+        "model_type": "smollm3", "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128256, "max_position_embeddings": 65536,
+        "rope_theta": 5000000.0, "rope_scaling": None, "no_rope_layers": [1, 1, 1, 0] * 9, "rms_norm_eps": 1e-6,
+        "use_sliding_window": False, "layer_types": ["full_attention"] * 36,
+    },
+    "exaone-4-1.2b": {
+        "model_type": "exaone4", "hidden_size": 2048, "intermediate_size": 4096, "num_hidden_layers": 30,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 102400,
+        "max_position_embeddings": 65536, "rope_theta": 1000000, "rope_scaling": _LLAMA3_16, "rms_norm_eps": 1e-5,
+        "sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 30,
+        "tie_word_embeddings": True,
+    },
+    "exaone-4-32b": {
+        "model_type": "exaone4", "hidden_size": 5120, "intermediate_size": 27392, "num_hidden_layers": 64,
+        "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 102400,
+        "max_position_embeddings": 131072, "rope_theta": 1000000, "rope_scaling": _LLAMA3_16, "rms_norm_eps": 1e-5,
+        "sliding_window": 4096, "sliding_window_pattern": "LLLG",
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 16,
+    },
+    "minitron-8b": {
+        "model_type": "nemotron", "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32,
+        "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 256000,
+        "max_position_embeddings": 4096, "norm_eps": 1e-5, "partial_rotary_factor": 0.5, "rope_theta": 10000,
+    },
+    "stablelm-2-1.6b": {
+        "model_type": "stablelm", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100352, "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "rope_theta": 10000, "use_qkv_bias": True,
+    },
+    "qwen1.5-moe-a2.7b": {
+        "model_type": "qwen2_moe", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 151936, "max_position_embeddings": 8192,
+        "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "decoder_sparse_step": 1, "max_window_layers": 21,
+        "moe_intermediate_size": 1408, "norm_topk_prob": False, "num_experts": 60, "num_experts_per_tok": 4,
+        "shared_expert_intermediate_size": 5632, "sliding_window": 32768, "use_sliding_window": False,
+    },
+    "afm-4.5b": {
+        "model_type": "arcee", "hidden_size": 2560, "intermediate_size": 18432, "num_hidden_layers": 36,
+        "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 128004,
+        "max_position_embeddings": 65536, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "mscale": 1.0,
+            "original_max_position_embeddings": 4096, "rope_type": "yarn", "type": "yarn",
+        },
+    },
+}  # fmt: skip

@@ -1,0 +1,67 @@
+"""The config.json of every family: keys that are absent, those of both generations of transformers, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from launchyard.model.zoo import FAMILIES, config_from_hf, preset
+from tests.support.architectures.single_lineages import RELEASES
+
+# What no class has a default for that a model of any use keeps.
+SIZES = {
+    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_positions", "d_model", "n_layers", "n_heads",
+    "max_seq_len", "ffn_dim",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_that_is_absent_has_the_value_of_transformers(name: str) -> None:
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model(name).to_dict()
+    bare = {key: value for key, value in whole.items() if key in SIZES}
+    assert config_from_hf(bare) == config_from_hf(whole)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_is_its_preset_whichever_transformers_wrote_it(name: str) -> None:
+    from transformers import AutoConfig
+
+    released = RELEASES[name]
+    expected = preset(name).model_copy(update={"vocab_size": preset(name).padded_vocab_size})
+    assert config_from_hf(released) == expected
+    assert config_from_hf(AutoConfig.for_model(**released).to_dict()) == expected
+
+
+GEMMA3: dict[str, Any] = {"model_type": "gemma3_text"}
+EXAONE = {
+    "model_type": "exaone4", "hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 99,
+}  # fmt: skip
+
+
+def test_letters_tell_which_layers_of_exaone_see_a_window() -> None:
+    """The last one sees everything, whatever its letter is."""
+    config = config_from_hf(EXAONE | {"sliding_window_pattern": "LLGL"})
+    seen = [config.sees(layer) for layer in range(8)]
+    assert seen == ["window", "window", "full", "window", "window", "window", "full", "full"]
+    assert [config.rotates(layer) for layer in range(8)] == [sees == "window" for sees in seen]
+
+
+@pytest.mark.parametrize(
+    ("hf", "said"),
+    [
+        (GEMMA3 | {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50.0, which is ignored .* null"),
+        (GEMMA3 | {"use_bidirectional_attention": True}, r"use_bidirectional_attention is True, which is of an enc"),
+        (GEMMA3 | {"quantization_config": {"quant_method": "gptq"}}, r"quantized by 'gptq'"),
+        (EXAONE | {"model_type": "seed_oss", "attention_bias": False, "attention_out_bias": True}, r"of the output al"),
+        (EXAONE | {"model_type": "smollm3", "no_rope_layers": [1, 0]}, r"no_rope_layers has 2 entries for 8 layers"),
+        (EXAONE | {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 8}, r"use_sliding_window is false"),
+    ],
+)
+def test_what_is_not_supported_is_named(hf: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config_from_hf(hf)
