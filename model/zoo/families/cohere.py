@@ -71,16 +71,13 @@ def _read_2(hf: Mapping[str, Any]) -> ModelConfig:
         hf,
         family="cohere2",
         layers=layers,
-        window=need(hf, "sliding_window"),
+        window=hf["sliding_window"],
         rope_layers=tuple(sees == "window" for sees in layers),
     )
 
 
 def _write_2(config: ModelConfig) -> dict[str, Any]:
-    """Its class of transformers derives head_dim, whatever config.json says."""
-    written = _write_common(config)
-    del written["head_dim"]
-    return {**written, "layer_types": write_layers(config), "sliding_window": config.window}
+    return {**_write_common(config), "layer_types": write_layers(config), "sliding_window": config.window}
 
 
 def _read_common(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:

@@ -130,7 +130,7 @@ def _read_newer(hf: Mapping[str, Any], *, pattern: int, **knobs: Any) -> ModelCo
         activation=read_activation(hf, "hidden_activation"),
         norm_place="sandwich",
         layers=read_layers(hf, derived),
-        window=need(hf, "sliding_window"),
+        window=hf["sliding_window"],
         attention_scale=None if scalar == need(hf, "head_dim") else scalar**-0.5,
         attention_softcap=hf["attn_logit_softcapping"],
         logit_softcap=hf["final_logit_softcapping"],

@@ -102,7 +102,7 @@ def _read_3(hf: Mapping[str, Any]) -> ModelConfig:
         norm_place="post",
         qk_norm="width",
         layers=read_layers(hf, derived),
-        window=need(hf, "sliding_window"),
+        window=hf["sliding_window"],
     )
 
 

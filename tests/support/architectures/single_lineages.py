@@ -32,10 +32,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "olmo": {**LLAMA, "model_type": "olmo", "clip_qkv": 0.8, "attention_bias": True, "head_dim": 20},
     "olmo-tied": {**LLAMA, "model_type": "olmo", "tie_word_embeddings": True, "num_key_value_heads": 4},
-    "olmo2": {**LLAMA, "model_type": "olmo2", "attention_bias": True, "rope_parameters": LLAMA3},
+    "olmo2": {**LLAMA, "model_type": "olmo2", "attention_bias": True, "head_dim": 20, "rope_parameters": LLAMA3},
     "olmo3": {
         **LLAMA, "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
-        "rope_parameters": {"full_attention": YARN, "sliding_attention": LOCAL},
+        "head_dim": 20, "rope_parameters": {"full_attention": YARN, "sliding_attention": LOCAL},
     },
     "olmo3-unstretched": {**LLAMA, "model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 8},
     "olmoe": {
@@ -49,7 +49,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cohere-untied": {**LLAMA, "model_type": "cohere", "logit_scale": 1.0, "tie_word_embeddings": False},
     "cohere2": {
         **LLAMA, "model_type": "cohere2", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
-        "logit_scale": 0.25, "rope_parameters": LLAMA3,
+        "logit_scale": 0.25, "rope_parameters": LLAMA3, "head_dim": 20,
     },
     "smollm3": {
         **LLAMA, "model_type": "smollm3", "num_hidden_layers": 5, "attention_bias": True, "mlp_bias": True,
@@ -75,7 +75,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2-moe-window": {
         **LLAMA, "model_type": "qwen2_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
         "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2, "norm_topk_prob": True, "qkv_bias": False,
-        "use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 4, "max_window_layers": 2,
+        "use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 4, "max_window_layers": 2, "head_dim": 20,
     },
     "stablelm": {**LLAMA, "model_type": "stablelm", "use_qkv_bias": True, "partial_rotary_factor": 0.5},
     "stablelm-parallel": {
