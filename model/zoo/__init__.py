@@ -49,9 +49,6 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         return config_from_hf(text_config(hf, _OF_IMAGES[hf["model_type"]].model_type))
     if kind not in FAMILIES:
         raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join((*FAMILIES, *_OF_IMAGES))}")
-    if hf.get("quantization_config"):
-        method = hf["quantization_config"].get("quant_method")
-        raise ValueError(f"config.json: its weights are quantized by {method!r}; supported are those of 16 and 32 bits")
     try:
         family = FAMILIES[kind]
         return family.read({**family.defaults, **hf})

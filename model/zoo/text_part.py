@@ -12,7 +12,7 @@ _OTHER_PARTS = ("vision_tower.", "vision_model.", "multi_modal_projector.")
 
 def text_config(hf: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     """Its config.json. Of the tie of head and table the outer one knows, since it holds the head."""
-    outer = {key: hf[key] for key in ("tie_word_embeddings", "quantization_config") if hf.get(key) is not None}
+    outer = {} if hf.get("tie_word_embeddings") is None else {"tie_word_embeddings": hf["tie_word_embeddings"]}
     return {**(hf.get("text_config") or {}), **outer, "model_type": model_type}
 
 

@@ -56,7 +56,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "head_dim": 20,
     },
     "smollm3-window": {
-        **LLAMA, "model_type": "smollm3", "no_rope_layers": [1, 0, 0], "use_sliding_window": True, "sliding_window": 8,
+        **LLAMA, "model_type": "smollm3", "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8,
         "tie_word_embeddings": False,
     },
     "exaone4": {**LLAMA, "model_type": "exaone4", "num_hidden_layers": 5, "sliding_window": 8, "head_dim": 20},
