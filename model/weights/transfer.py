@@ -14,13 +14,13 @@ from launchyard.model.zoo.views import View
 
 
 def to_ours(pieces: Sequence[Piece], shape: TensorShape, read: Callable[[str], Tensor]) -> Tensor:
-    """One of our parameters out of theirs. A view of theirs where the elements lie as ours do, else a copy.
+    """One of our parameters out of theirs, contiguous: a view of theirs where the elements lie so, else a copy.
 
     read: gives one of their tensors whole.
     """
     first = pieces[0]
     if len(pieces) == 1 and first.ours_view.is_whole(shape):
-        found = _view(read(first.theirs), first.theirs_view).reshape(shape)
+        found = _view(read(first.theirs), first.theirs_view).reshape(shape).contiguous()
         return found if not first.plus else found + first.plus
     made: Tensor | None = None
     for piece in pieces:
