@@ -46,9 +46,19 @@ class Rename:
 
 @dataclass(frozen=True)
 class Drop:
-    """One of theirs is no parameter: a table or a mask that follows from the config."""
+    """One of theirs is no parameter: a table or a mask that follows from the config.
+
+    behind_last: all whose key begins so, of layers behind the last one; they predict several tokens at once.
+    """
 
     theirs: str
+    behind_last: bool = False
+
+    def matches(self, key: str, n_layers: int) -> bool:
+        if not self.behind_last:
+            return _pattern(self.theirs).fullmatch(key) is not None
+        found = re.match(re.escape(self.theirs).replace(r"\{i\}", r"(\d+)"), key)
+        return found is not None and int(found[1]) >= n_layers
 
 
 Rule = Rename | Drop
@@ -99,10 +109,10 @@ def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str]
     """ValueError that names the keys which are missing or which no rule knows."""
     present = set(keys)
     expected = set(their_shapes(rules, config))
-    droppable = [_pattern(rule.theirs) for rule in rules if isinstance(rule, Drop)]
+    droppable = [rule for rule in rules if isinstance(rule, Drop)]
     if config.tie_embeddings:  # many tied models carry a copy of the table as their head
-        droppable += [_pattern(rule.theirs) for rule in rules if isinstance(rule, Rename) and _is_head(rule)]
-    unmatched = {key for key in present - expected if not any(pattern.fullmatch(key) for pattern in droppable)}
+        droppable += [Drop(rule.theirs) for rule in rules if isinstance(rule, Rename) and _is_head(rule)]
+    unmatched = {key for key in present - expected if not any(drop.matches(key, config.n_layers) for drop in droppable)}
     problems = []
     if missing := expected - present:
         problems.append(f"missing {_some(missing)}")
