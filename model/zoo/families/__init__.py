@@ -5,10 +5,15 @@ from __future__ import annotations
 from launchyard.model.zoo.families import (
     arcee,
     cohere,
+    deepseek,
     exaone4,
     gemma,
+    glm,
     gpt_neox,
+    gpt_oss,
+    granite,
     llama,
+    llama4,
     mistral,
     nemotron,
     olmo,
@@ -22,5 +27,5 @@ from launchyard.model.zoo.families import (
 
 MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
-    seed_oss, arcee,
+    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4,
 )  # fmt: skip
