@@ -1,0 +1,41 @@
+"""config.json against transformers' own classes: their defaults, and what they make of what we write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.zoo import config_from_hf, config_to_hf, preset
+from tests.support.architectures import ARCHITECTURES, PARAMETERS
+
+
+def as_transformers_writes(keys: dict[str, Any]) -> dict[str, Any]:
+    """The same config with every key of the class, in its newest spelling."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**keys).to_dict()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_key_that_is_absent_has_the_default_of_transformers(name: str) -> None:
+    keys = ARCHITECTURES[name]
+    assert config_from_hf(keys) == config_from_hf(as_transformers_writes(keys))
+    for absent in keys.keys() - {"model_type"}:
+        fewer = {key: value for key, value in keys.items() if key != absent}
+        assert read(fewer) in (None, read(fewer, whole=True)), absent
+
+
+def read(keys: dict[str, Any], *, whole: bool = False) -> ModelConfig | None:
+    """None if the keys do not fit each other, or one is missing. whole: with what transformers adds to them."""
+    try:
+        return config_from_hf(as_transformers_writes(keys) if whole else keys)
+    except (ValueError, StrictDataclassError):
+        return None
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_transformers_keeps_all_that_we_write(name: str) -> None:
+    assert config_from_hf(as_transformers_writes(config_to_hf(preset(name)))) == preset(name)
