@@ -307,6 +307,11 @@ class ModelConfig(BaseModel):
             raise ValueError(f"layers that see {' and '.join(sorted({*self.layers} - {'full'}))} need a window")
         if self.shared_norm and not self.parallel_residual:
             raise ValueError("shared_norm is for a parallel residual; set parallel_residual too")
+        if self.moe is not None and (self.dim % 8 or self.moe.ffn_dim % 8):
+            raise ValueError(
+                f"with experts dim ({self.dim}) and moe.ffn_dim ({self.moe.ffn_dim}) must be multiples of 8: torch's "
+                "grouped product reads 16 bytes at once"
+            )
         if self.parallel_residual and self.norm_place != "pre":
             raise ValueError(f"a parallel residual has its norms before it; norm_place is {self.norm_place}")
         return self

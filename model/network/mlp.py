@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler: a second of every start
 from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig, MoE
@@ -43,6 +44,12 @@ class SharedExpert(nn.Module):
         return self.down_proj(gate(self.activation, self.gate_proj(x), self.up_proj(x)))
 
 
+@_disable_dynamo
+def _uncompiled_grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
+    """torch's compiler has this product for bf16 only; a graph ends before it and goes on behind it."""
+    return F.grouped_mm(x, weight, offs=offs)
+
+
 class ExpertProjection(nn.Module):
     """A projection of every expert: weight (E, out, in), bias (E, out)."""
 
@@ -54,7 +61,8 @@ class ExpertProjection(nn.Module):
     def forward(self, x: Tensor, ends: Tensor, experts: Tensor) -> Tensor:
         """x (N, in), sorted by expert; ends (E,) int32, where each expert's rows end; experts (N,) of each row."""
         weight = self.weight.to(x.dtype).transpose(-2, -1)
-        out = F.grouped_mm(x, weight, offs=ends)
+        product = F.grouped_mm if x.dtype == torch.bfloat16 else _uncompiled_grouped_mm
+        out = product(x, weight, offs=ends)
         return out if self.bias is None else out + self.bias.to(x.dtype)[experts]
 
 
@@ -88,7 +96,8 @@ class MixtureOfExperts(nn.Module):
         scores, chosen = self.route(rows)
         order = chosen.flatten().argsort(stable=True)
         experts = chosen.flatten()[order]
-        ends = torch.bincount(experts, minlength=self.moe.n_experts).cumsum(0).to(torch.int32)
+        numbers = torch.arange(self.moe.n_experts, device=x.device)
+        ends = torch.searchsorted(experts, numbers, right=True, out_int32=True)  # bincount would wait for the device
         weights = scores.flatten()[order, None].to(x.dtype)
         taken = rows[order // self.moe.top_k]
         if self.moe.scale_input:
