@@ -13,6 +13,7 @@ from launchyard.model.zoo.families import MODULES
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.rules import Rule
 from launchyard.model.zoo.text_part import text_config
+from launchyard.model.zoo.unsupported import refuse_unsupported
 
 FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
 
@@ -44,6 +45,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 
     Of a model of images and text it is that of the language model in it.
     """
+    refuse_unsupported(hf)
     kind = hf.get("model_type")
     if is_of_images(hf):
         return config_from_hf(text_config(hf, _OF_IMAGES[hf["model_type"]].model_type))

@@ -1,0 +1,41 @@
+"""Kinds of model that we know of and do not have: what part is missing, by model_type. Light: plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_PARTS: dict[str, tuple[str, ...]] = {
+    "layers of gated delta nets (linear attention)": (
+        "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe", "kimi_linear", "olmo_hybrid",
+    ),
+    "embeddings of each layer, and keys and values that layers share": (
+        "gemma3n_text", "gemma3n", "gemma4_text", "gemma4",
+    ),
+    "layers of short convolutions": ("lfm2", "lfm2_moe"),
+    "layers of Mamba (state spaces)": (
+        "mamba", "mamba2", "falcon_mamba", "falcon_h1", "bamba", "jamba", "zamba2", "nemotron_h", "granitemoehybrid",
+    ),
+    "layers of linear recurrence": ("rwkv", "recurrent_gemma", "xlstm", "minimax"),
+    "sparse attention, whose keys an indexer chooses": ("deepseek_v32", "deepseek_v4", "glm_moe_dsa"),
+    "an encoder": ("t5", "t5gemma", "bart", "bert", "roberta", "modernbert"),
+    "a part that sees images (a folder of the text model alone is read, if its own model_type is supported)": (
+        "llama4", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v",
+    ),
+}  # fmt: skip
+MISSING: Mapping[str, str] = {kind: part for part, kinds in _PARTS.items() for kind in kinds}
+
+
+def refuse_unsupported(hf: Mapping[str, Any]) -> None:
+    """ValueError that names what of a config.json we do not have: a part of the network, or packed weights."""
+    kind = hf.get("model_type")
+    missing = MISSING.get(str(kind))
+    if missing is not None:
+        raise ValueError(f"config.json: model_type is {kind!r}, which is not supported: it has {missing}")
+    packed = hf.get("quantization_config")
+    if packed:
+        method = packed.get("quant_method") if isinstance(packed, Mapping) else packed
+        raise ValueError(
+            f"config.json: quantization_config is {method!r}; quantised weights are not supported. Open the model with "
+            "transformers, dequantise it there and save it in bfloat16"
+        )
