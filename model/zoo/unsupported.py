@@ -20,7 +20,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "sparse attention, whose keys an indexer chooses": ("deepseek_v32", "deepseek_v4", "glm_moe_dsa"),
     "an encoder": ("t5", "t5gemma", "bart", "bert", "roberta", "modernbert"),
     "a part that sees images (a folder of the text model alone is read, if its own model_type is supported)": (
-        "llama4", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v",
+        "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v",
     ),
 }  # fmt: skip
 MISSING: Mapping[str, str] = {kind: part for part, kinds in _PARTS.items() for kind in kinds}

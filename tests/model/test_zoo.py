@@ -127,7 +127,7 @@ def test_the_oldest_spelling_of_scaling_and_a_missing_head_count() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "mamba"}, r"model_type is 'mamba'; supported are gpt_neox, llama"),
+        ({"model_type": "nonsense"}, r"model_type is 'nonsense'; supported are gpt_neox, llama"),
         ({"model_type": None}, r"supported are gpt_neox, llama"),
         ({"hidden_size": None}, r"hidden_size is missing"),
         ({"hidden_act": "mish"}, r"hidden_act is 'mish'; supported are gelu"),

@@ -29,7 +29,7 @@ _V3_DEFAULTS = {
     "norm_topk_prob": True, "moe_intermediate_size": 2048,
 }  # fmt: skip
 _LAYER = "model.layers.{i}"
-EXPERT_RULES: tuple[Rule, ...] = (
+SHARED_EXPERT_RULES: tuple[Rule, ...] = (
     Rename(f"{_LAYER}.mlp.gate.weight", "blocks.{i}.mlp.router.weight"),
     Rename(f"{_LAYER}.mlp.gate.e_score_correction_bias", "blocks.{i}.mlp.choice_bias"),
     *(
@@ -56,7 +56,7 @@ _LATENT: tuple[Rule, ...] = tuple(
 _RULES: tuple[Rule, ...] = (
     *(rule for rule in llama.RULES if "_proj" not in rule.theirs or ".mlp." in rule.theirs),
     *_LATENT,
-    *EXPERT_RULES,
+    *SHARED_EXPERT_RULES,
 )
 
 

@@ -56,7 +56,7 @@ _GLM4: tuple[Rule, ...] = (
 )
 _MOE: tuple[Rule, ...] = (
     *llama.RULES,
-    *deepseek.EXPERT_RULES,
+    *deepseek.SHARED_EXPERT_RULES,
     Rename(f"{_LAYER}.self_attn.q_norm.weight", "blocks.{i}.attention.q_norm.weight"),
     Rename(f"{_LAYER}.self_attn.k_norm.weight", "blocks.{i}.attention.k_norm.weight"),
 )

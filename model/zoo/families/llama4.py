@@ -124,4 +124,4 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILIES = (Family("llama4_text", "Llama4ForCausalLM", _RULES, _read, _write, _DEFAULTS),)
+FAMILIES = (Family("llama4_text", "Llama4ForCausalLM", _RULES, _read, _write, _DEFAULTS, inside=("llama4",)),)

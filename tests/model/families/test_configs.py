@@ -36,6 +36,20 @@ def read(keys: dict[str, Any], *, whole: bool = False) -> ModelConfig | None:
         return None
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_transformers_4_spelt_rotations_otherwise(name: str) -> None:
+    """One set for all layers, as `rope_scaling` and keys beside it."""
+    keys = as_transformers_writes(ARCHITECTURES[name])
+    rope = keys.pop("rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        pytest.skip("a set for each kind of layer")
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            keys[key] = rope.pop(key)
+    keys["rope_scaling"] = {"type": rope.pop("rope_type", "default"), **rope}
+    assert config_from_hf(keys) == config_from_hf(ARCHITECTURES[name])
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_transformers_keeps_all_that_we_write(name: str) -> None:
     assert config_from_hf(as_transformers_writes(config_to_hf(preset(name)))) == preset(name)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launchyard.model.zoo import config_from_hf, preset
-from tests.support.architectures.single_lineages import RELEASES
+from tests.support.architectures import RELEASES
 
 
 @pytest.mark.parametrize("name", RELEASES)

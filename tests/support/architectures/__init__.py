@@ -14,3 +14,5 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     name: keys for module in _MODULES for name, keys in module.ARCHITECTURES.items()
 }
 PARAMETERS: dict[str, int] = {name: count for module in _MODULES for name, count in module.PARAMETERS.items()}
+# config.json of the models that presets are named after.
+RELEASES: dict[str, dict[str, Any]] = {**single_lineages.RELEASES, **experts.RELEASES}
