@@ -79,6 +79,9 @@ class MoE(BaseModel):
     score: Literal["softmax", "sigmoid"] = Field(
         default="softmax", description="Function that makes a router's outputs scores; default: softmax."
     )
+    wide_router: bool = Field(
+        default=False, description="The router computes in fp32, whatever the type of its weights; default: false."
+    )
     score_after_choice: bool = Field(
         default=False, description="Softmax over the chosen experts rather than over all; default: false."
     )

@@ -114,7 +114,7 @@ class MixtureOfExperts(nn.Module):
     def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """rows (N, dim) -> scores and numbers of the chosen experts, each (N, top_k); the scores are fp32."""
         moe = self.moe
-        logits = self.router(rows).float()
+        logits = self._logits(rows)
         if moe.score_after_choice:
             top, chosen = logits.topk(moe.top_k, dim=-1)
             return torch.softmax(top, dim=-1) * moe.scale, chosen
@@ -125,6 +125,12 @@ class MixtureOfExperts(nn.Module):
         if moe.normalize:
             picked = picked / (picked.sum(-1, keepdim=True) + 1e-20)
         return picked * moe.scale, chosen
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        if not self.moe.wide_router:
+            return self.router(rows).float()
+        bias = self.router.bias
+        return F.linear(rows.float(), self.router.weight.float(), None if bias is None else bias.float())
 
     def _among_groups(self, ranked: Tensor) -> Tensor:
         """Scores (N, E) with those of the groups that are not chosen left out."""

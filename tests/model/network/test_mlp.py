@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from launchyard.model.config import MoE
 from launchyard.model.network.mlp import ExpertProjection, MixtureOfExperts, gate
@@ -18,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "after-choice": {"score_after_choice": True, "bias": True, "scale": 1.5},
     "groups": {"score": "sigmoid", "choice_bias": True, "n_groups": 3, "top_groups": 2, "group_score": "top2"},
     "one-of-many": {"top_k": 1, "score": "sigmoid", "scale_input": True, "shared_ffn_dim": 20},
+    "wide": {"wide_router": True},
     "gated": {"shared_ffn_dim": 20, "shared_gate": True},
 }
 each = pytest.mark.parametrize("kind", KINDS)
@@ -84,6 +86,14 @@ def test_compiled_they_do_the_same(dtype: torch.dtype) -> None:
     expected = module(x)
     module.compile(backend="eager", fullgraph=dtype == torch.bfloat16)
     torch.testing.assert_close(module(x), expected)
+
+
+def test_a_wide_router_does_not_round_its_scores() -> None:
+    module, x = made("wide"), torch.randn(50, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    module.router.bfloat16()
+    expected = torch.softmax(F.linear(x.float(), module.router.weight.float()), dim=-1).topk(2, dim=-1)
+    scores, chosen = module.route(x)
+    assert torch.equal(chosen, expected.indices) and torch.equal(scores, expected.values)
 
 
 def test_widths_that_the_product_cannot_read_are_refused() -> None:
