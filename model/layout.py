@@ -57,6 +57,11 @@ def _learns(name: str) -> bool:
     return not name.endswith("choice_bias")
 
 
+def stays_fp32(name: str) -> bool:
+    """True for what has so many digits that bf16 would change what it is for, whatever type the other weights have."""
+    return name.endswith("choice_bias")
+
+
 def frozen_names(config: ModelConfig, adapter: Adapter | None) -> tuple[str, ...]:
     return tuple(name for name, parameter in parameters(config, adapter).items() if not parameter.trained)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.layout import stays_fp32
 from launchyard.training.recipe import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     compute = torch.bfloat16 if precision == "bf16" else torch.float32
     # Activations have the right type from the table on; casting inputs would round the rotary tables, which are fp32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    whole = {parameter for name, parameter in model.named_parameters() if stays_fp32(name)}  # few, and none is trained
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import parameter_shapes
+from launchyard.model.layout import parameter_shapes, stays_fp32
 from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.weights.transfer import to_ours, to_theirs
@@ -130,8 +130,8 @@ def save_hf(
     _remove_old(root)
     items = tensors.items() if isinstance(tensors, Mapping) else tensors
     writer = _Writer(root, max_file_bytes)
-    for key, tensor in _joined(items, config):
-        writer.add(key, tensor.detach().to(device="cpu", dtype=dtype))
+    for key, tensor in _joined(items, config, dtype):
+        writer.add(key, tensor)
     stored = writer.finish()
     if tokenizer_file is not None:
         save_tokenizer(tokenizer_file, root, max_seq_len=config.max_seq_len)
@@ -190,10 +190,15 @@ class _Writer:
         return f"{self._root}/model-{number + 1:05d}.part"
 
 
-def _joined(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Their keys and tensors, each as soon as all of its parts have come."""
+def _joined(
+    items: Iterable[tuple[str, Tensor]], config: ModelConfig, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Their keys and tensors on the CPU, each as soon as all of its parts have come. `dtype`: default: theirs."""
     family = rules(config)
-    yield from to_theirs(pieces(family, config), their_shapes(family, config), _checked(items, config))
+    all_pieces = pieces(family, config)
+    fp32 = {piece.theirs for piece in all_pieces if stays_fp32(piece.ours)}
+    for key, tensor in to_theirs(all_pieces, their_shapes(family, config), _checked(items, config)):
+        yield key, tensor.detach().to(device="cpu", dtype=torch.float32 if key in fp32 else dtype)
 
 
 def _checked(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
-from launchyard.model.layout import parameter_shapes
+from launchyard.model.layout import parameter_shapes, stays_fp32
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
@@ -102,7 +102,7 @@ def build(config: ModelConfig, weights: Weights, *, device: torch.device, dtype:
         transformer = Transformer(config)
     for key in weights.keys():  # noqa: SIM118
         path, _, name = key.rpartition(".")
-        tensor = weights.get(key).to(device=device, dtype=dtype)
+        tensor = weights.get(key).to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))
     if config.tie_embeddings:
         transformer.lm_head.weight = transformer.embed.weight

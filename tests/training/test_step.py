@@ -28,6 +28,13 @@ LLAMA = {
     "max_seq_len": 64, "tie_embeddings": True,
 }  # fmt: skip
 
+EXPERTS = {
+    **LLAMA, "dim": 32, "moe": {
+        "n_experts": 4, "top_k": 2, "ffn_dim": 24, "score": "sigmoid", "normalize": True, "choice_bias": True,
+        "shared_ffn_dim": 16, "wide_router": True,
+    },
+}  # fmt: skip
+
 
 def global_batch(step: int) -> tuple[Tensor, Tensor]:
     """Sequences of unequal length, one with nothing to learn at all, some tokens masked."""
@@ -116,10 +123,11 @@ CASES = {
     "two workers, accumulated": (2, LLAMA, {}, 1, False),
     "two replicas": (2, MODEL, {"dp_replicate": 2, "dp_shard": 1}, 2, False),
     "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
+    "experts": (2, EXPERTS, {}, 2, False),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
 # These hold more than the others, less, or something else.
-SLOW = dict.fromkeys(("three ways to cut", "two workers", "bf16"), pytest.mark.slow)
+SLOW = dict.fromkeys(("three ways to cut", "two workers", "bf16", "experts"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])
@@ -127,6 +135,19 @@ def test_workers_make_one_step(tmp_path: Path, case: str) -> None:
     world_size, model, options, micro, loose = CASES[case]
     torch.save(reference(model), tmp_path / "reference.pt")
     run_ranks(world_size, _compare, str(tmp_path), model, options, micro, loose)
+
+
+def test_a_bias_of_the_choice_of_experts_is_not_rounded() -> None:
+    connect(read_world(), torch.device("cpu"))
+    try:
+        recipe = recipe_of(EXPERTS, precision="bf16")
+        model = build_model(ModelConfig.model_validate(EXPERTS), recipe, world_size=1, device=torch.device("cpu"))
+        moe, seen = model.blocks[0].mlp, []
+        moe.register_forward_pre_hook(lambda *_: seen.append((moe.router.weight.dtype, moe.choice_bias.dtype)))
+        model(global_batch(0)[0][:1])
+        assert seen == [(torch.bfloat16, torch.float32)]
+    finally:
+        disconnect()
 
 
 class _Reductions(TorchDispatchMode):

@@ -97,3 +97,14 @@ def test_the_cache_changes_nothing(name: str, tmp_path: Path) -> None:
         together = model(new, cache=cache)
         for row, length in enumerate(lengths):
             torch.testing.assert_close(together[row, -1], whole[row, length + step], atol=1e-4, rtol=1e-4)
+
+
+def test_a_bias_of_the_choice_of_experts_keeps_its_digits(tmp_path: Path) -> None:
+    theirs_of("deepseek-v3", tmp_path / "theirs")
+    config, weights = open_weights(str(tmp_path / "theirs"))
+    name = "blocks.1.mlp.choice_bias"
+    assert torch.equal(build(config, weights, device=CPU, dtype=torch.bfloat16).get_parameter(name), weights.get(name))
+    all_of_them = ((key, weights.get(key)) for key in parameter_shapes(config))
+    save_hf(all_of_them, config, str(tmp_path / "ours"), dtype=torch.bfloat16)
+    again = open_weights(str(tmp_path / "ours"))[1]
+    assert again.get("embed.weight").dtype == torch.bfloat16 and torch.equal(again.get(name), weights.get(name))
