@@ -25,14 +25,15 @@ def test_a_key_that_is_absent_has_the_default_of_transformers(name: str) -> None
     assert config_from_hf(keys) == config_from_hf(as_transformers_writes(keys))
     for absent in keys.keys() - {"model_type"}:
         fewer = {key: value for key, value in keys.items() if key != absent}
-        assert read(fewer) in (None, read(fewer, whole=True)), absent
+        expected = read(fewer, whole=True)
+        assert expected is None or read(fewer) in (None, expected), absent
 
 
 def read(keys: dict[str, Any], *, whole: bool = False) -> ModelConfig | None:
     """None if the keys do not fit each other, or one is missing. whole: with what transformers adds to them."""
     try:
         return config_from_hf(as_transformers_writes(keys) if whole else keys)
-    except (ValueError, StrictDataclassError):
+    except (ValueError, ZeroDivisionError, StrictDataclassError):
         return None
 
 
