@@ -53,4 +53,9 @@ def test_transformers_4_spelt_rotations_otherwise(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_transformers_keeps_all_that_we_write(name: str) -> None:
-    assert config_from_hf(as_transformers_writes(config_to_hf(preset(name)))) == preset(name)
+    from transformers import CONFIG_MAPPING
+
+    config = preset(name)
+    if config.family not in CONFIG_MAPPING:
+        pytest.skip("a family that transformers does not have")
+    assert config_from_hf(as_transformers_writes(config_to_hf(config))) == config
