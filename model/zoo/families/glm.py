@@ -87,12 +87,10 @@ def _read_glm4(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    """The class pads with an id of GLM's own tokenizer, where config.json does not say otherwise."""
     return {
         **write_llama_keys(config),
         "attention_bias": config.qkv_bias,
         "partial_rotary_factor": config.rope_fraction,
-        "pad_token_id": None,
     }
 
 
