@@ -145,6 +145,14 @@ def read_layers(hf: Mapping[str, Any], derived: Sequence[Sees]) -> tuple[Sees, .
     return shortest_pattern([SEES[kind] for kind in types])
 
 
+def read_window(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Every layer sees the window of `sliding_window`, if it hides anything."""
+    window = hf.get("sliding_window")
+    if window is None or window >= need(hf, "max_position_embeddings"):
+        return {}
+    return {"layers": ("window",), "window": window}
+
+
 def write_layers(config: ModelConfig) -> list[str]:
     """`layer_types`, one for each layer."""
     return [HF_SEES[config.sees(layer)] for layer in range(config.n_layers)]

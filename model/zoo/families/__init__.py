@@ -9,6 +9,7 @@ from launchyard.model.zoo.families import (
     exaone4,
     gemma,
     glm,
+    gpt2,
     gpt_neox,
     gpt_oss,
     granite,
@@ -23,9 +24,10 @@ from launchyard.model.zoo.families import (
     seed_oss,
     smollm3,
     stablelm,
+    starcoder,
 )
 
 MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
-    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4,
+    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder,
 )  # fmt: skip

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.architectures import experts, llama_like, single_lineages
+from tests.support.architectures import experts, gpt_like, llama_like, single_lineages
 
-_MODULES = (llama_like, single_lineages, experts)
+_MODULES = (llama_like, single_lineages, experts, gpt_like)
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     name: keys for module in _MODULES for name, keys in module.ARCHITECTURES.items()
 }

@@ -1,0 +1,110 @@
+"""SantaCoder and StarCoder (Li et al. 2023): GPT-2 with one key head; StarCoder2 (Lozhkov et al. 2024): Llama's keys.
+
+Light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.zoo.families import llama
+from launchyard.model.zoo.families.gpt2 import gpt2_rules, read_gpt2_keys, write_gpt2_keys
+from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.hf_config import need, read_llama_keys, read_window, write_llama_keys
+from launchyard.model.zoo.rules import Rename, Rule
+
+_FIRST_DEFAULTS = {
+    "n_positions": 1024, "activation_function": "gelu_pytorch_tanh", "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True, "multi_query": True, "tie_word_embeddings": True,
+}  # fmt: skip
+_DEFAULTS = {
+    "num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5, "sliding_window": None,
+    "max_position_embeddings": 4096, "use_bias": True, "tie_word_embeddings": True,
+}  # fmt: skip
+_LAYER = "model.layers.{i}"
+_RULES: tuple[Rule, ...] = (
+    *(rule for rule in llama.RULES if ".mlp." not in rule.theirs),
+    Rename(f"{_LAYER}.input_layernorm.bias", "blocks.{i}.attention_norm.bias"),
+    Rename(f"{_LAYER}.post_attention_layernorm.bias", "blocks.{i}.mlp_norm.bias"),
+    *(
+        Rename(f"{_LAYER}.mlp.{theirs}.{kind}", f"blocks.{{i}}.mlp.{ours}.{kind}")
+        for theirs, ours in (("c_fc", "up_proj"), ("c_proj", "down_proj"))
+        for kind in ("weight", "bias")
+    ),
+    Rename("model.norm.bias", "norm.bias"),
+)
+
+
+def _starcoder2(dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim: int, theta: float) -> ModelConfig:
+    return ModelConfig(
+        family="starcoder2",
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=dim // n_heads,
+        ffn_dim=ffn_dim,
+        vocab_size=49152,
+        padded_vocab_size=49152,
+        max_seq_len=16384,
+        layers=("window",),
+        window=4096,
+        rope_theta=theta,
+        norm="layernorm",
+        activation="gelu_tanh",
+        gated_mlp=False,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_embeddings=True,
+    )
+
+
+_PRESETS = {
+    "starcoder2-3b": _starcoder2(3072, 30, 24, 2, 12288, 999_999.442),
+    "starcoder2-7b": _starcoder2(4608, 32, 36, 4, 18432, 1_000_000.0),
+    "starcoder2-15b": _starcoder2(6144, 40, 48, 4, 24576, 100_000.0),
+}
+
+
+def _read_first(hf: Mapping[str, Any]) -> ModelConfig:
+    return read_gpt2_keys(hf, family="gpt_bigcode", n_kv_heads=1 if hf["multi_query"] else None)
+
+
+def _write_first(config: ModelConfig) -> dict[str, Any]:
+    return {"multi_query": config.n_kv_heads == 1, **write_gpt2_keys(config)}
+
+
+def _read(hf: Mapping[str, Any]) -> ModelConfig:
+    return read_llama_keys(
+        hf,
+        family="starcoder2",
+        norm="layernorm",
+        norm_eps=need(hf, "norm_epsilon"),
+        gated_mlp=False,
+        attention_bias=hf["use_bias"],
+        mlp_bias=hf["use_bias"],
+        **read_window(hf),
+    )
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "sliding_window": config.window,
+        "use_bias": config.attention_bias,
+        **write_llama_keys(config, eps_key="norm_epsilon"),
+    }
+
+
+FAMILIES = (
+    Family(
+        "gpt_bigcode",
+        "GPTBigCodeForCausalLM",
+        gpt2_rules(transposed=False, layout="groups"),
+        _read_first,
+        _write_first,
+        _FIRST_DEFAULTS,
+    ),
+    Family("starcoder2", "Starcoder2ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),
+)

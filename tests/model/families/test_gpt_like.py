@@ -1,0 +1,47 @@
+"""Files and configs of the families in gpt_like as they are found: bare models, masks, old keys, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from launchyard.model.weights.load import build, open_weights
+from launchyard.model.zoo import config_from_hf
+from tests.model.families.test_architectures import CPU, theirs_of
+from tests.support.architectures.gpt_like import ARCHITECTURES
+from tests.support.tiny_models import random_tokens
+
+
+@pytest.mark.parametrize("name", ["gpt2"])
+@torch.no_grad()
+def test_files_of_a_bare_model_lack_the_first_part_of_all_keys(name: str, tmp_path: Path) -> None:
+    theirs = theirs_of(name, tmp_path)
+    theirs.base_model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    prefix = f"{theirs.base_model_prefix}."
+    assert not any(key.startswith(prefix) for key in tensors)
+    if name == "gpt2":  # as in the first files
+        tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in range(3)}
+    save_file(tensors, path)
+    config, weights = open_weights(str(tmp_path))
+    tokens = random_tokens(config, 1, 12)
+    ours = build(config, weights, device=CPU, dtype=None)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx is True.*supported is F"),
+        ("gpt2", {"add_cross_attention": True}, r"add_cross_attention is True"),
+        ("gpt2", {"n_embd": None}, r"n_embd is missing"),
+    ],
+)
+def test_what_is_not_supported_is_named(name: str, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config_from_hf({**ARCHITECTURES[name], **change})
