@@ -76,8 +76,13 @@ class MoE(BaseModel):
     n_experts: int = Field(gt=0, description="Experts of a layer.")
     top_k: int = Field(gt=0, description="Experts that each token is sent to.")
     ffn_dim: int = Field(gt=0, description="Inner width of an expert, in elements.")
-    score: Literal["softmax", "sigmoid"] = Field(
-        default="softmax", description="Function that makes a router's outputs scores; default: softmax."
+    score: Literal["softmax", "sigmoid", "near_softmax"] = Field(
+        default="softmax",
+        description="Function that makes a router's outputs scores; near_softmax: of each expert in turn, among those "
+        "of the rest that are near it (SparseMixer); default: softmax.",
+    )
+    nearness: float = Field(
+        default=0.01, gt=0, description="near_softmax: half the distance, as a share, up to which outputs are near."
     )
     wide_router: bool = Field(
         default=False, description="The router computes in fp32, whatever the type of its weights; default: false."

@@ -115,6 +115,8 @@ class MixtureOfExperts(nn.Module):
         """rows (N, dim) -> scores and numbers of the chosen experts, each (N, top_k); the scores are fp32."""
         moe = self.moe
         logits = self._logits(rows)
+        if moe.score == "near_softmax":
+            return self._one_by_one(logits)
         if moe.score_after_choice:
             top, chosen = logits.topk(moe.top_k, dim=-1)
             return torch.softmax(top, dim=-1) * moe.scale, chosen
@@ -131,6 +133,18 @@ class MixtureOfExperts(nn.Module):
             return self.router(rows).float()
         bias = self.router.bias
         return F.linear(rows.float(), self.router.weight.float(), None if bias is None else bias.float())
+
+    def _one_by_one(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """SparseMixer (Liu et al. 2023) without its sampling: the best expert, then the best of the rest …"""
+        scores, chosen = [], []
+        left = logits
+        for _ in range(self.moe.top_k):
+            best, number = left.max(-1, keepdim=True)
+            far = (best - logits) / torch.maximum(logits.abs(), best) > 2 * self.moe.nearness
+            scores.append(torch.softmax(left.masked_fill(far, -torch.inf), dim=-1).gather(-1, number))
+            chosen.append(number)
+            left = left.scatter(-1, number, -torch.inf)
+        return torch.cat(scores, dim=-1) * self.moe.scale, torch.cat(chosen, dim=-1)
 
     def _among_groups(self, ranked: Tensor) -> Tensor:
         """Scores (N, E) with those of the groups that are not chosen left out."""
