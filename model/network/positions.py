@@ -17,10 +17,15 @@ class Rotations:
         self._made: dict[bool, tuple[Tensor, Tensor]] = {}
         self._longest: int | None = None
 
-    def upto(self, stop: int, device: torch.device, *, windowed: bool) -> tuple[Tensor, Tensor]:
-        """Those of positions 0 … at least stop - 1, each (length, rope_dim / 2)."""
+    def upto(
+        self, stop: int, device: torch.device, *, windowed: bool, longest: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Those of positions 0 … at least stop - 1, each (length, rope_dim / 2).
+
+        longest: tokens that the sequence may come to; default: stop.
+        """
         config = self._config
-        longest = self._regime(stop)
+        longest = self._regime(longest or stop)
         if longest != self._longest:
             self._longest = longest
             self._made.clear()
