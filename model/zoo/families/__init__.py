@@ -18,6 +18,7 @@ from launchyard.model.zoo.families import (
     mistral,
     nemotron,
     olmo,
+    phi,
     qwen2,
     qwen2_moe,
     qwen3,
@@ -29,5 +30,5 @@ from launchyard.model.zoo.families import (
 
 MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
-    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder,
+    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi,
 )  # fmt: skip

@@ -17,7 +17,7 @@ _MOE_DEFAULTS = {
     "hidden_act": "silu", "rope_theta": 1e6,
 }  # fmt: skip
 _EXPERT = "model.layers.{i}.block_sparse_moe.experts.{e}"
-_MOE_RULES: tuple[Rule, ...] = (
+MOE_RULES: tuple[Rule, ...] = (
     *llama.RULES,
     Rename("model.layers.{i}.block_sparse_moe.gate.weight", "blocks.{i}.mlp.router.weight"),
     Rename(f"{_EXPERT}.w1.weight", "blocks.{i}.mlp.experts.gate_proj.weight"),
@@ -75,5 +75,5 @@ def _write_moe(config: ModelConfig) -> dict[str, Any]:
 
 FAMILIES = (
     Family("mistral", "MistralForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),
-    Family("mixtral", "MixtralForCausalLM", _MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS),
+    Family("mixtral", "MixtralForCausalLM", MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS),
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from launchyard.model.weights.load import build, open_weights
 from launchyard.model.zoo import config_from_hf
 from tests.model.families.test_architectures import CPU, theirs_of
-from tests.support.architectures.gpt_like import ARCHITECTURES
+from tests.support.architectures.gpt_like import ARCHITECTURES, LONG
 from tests.support.tiny_models import random_tokens
 
 
@@ -40,8 +40,36 @@ def test_files_of_a_bare_model_lack_the_first_part_of_all_keys(name: str, tmp_pa
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx is True.*supported is F"),
         ("gpt2", {"add_cross_attention": True}, r"add_cross_attention is True"),
         ("gpt2", {"n_embd": None}, r"n_embd is missing"),
+        ("phi", {"qk_layernorm": True}, r"qk_layernorm is True"),
+        ("phimoe", {"num_experts_per_tok": 3}, r"num_experts_per_tok is 3.*supported is 2"),
+        ("phimoe-long", {"rope_parameters": {**LONG, "short_mscale": 1.2, "long_mscale": 1.3}}, r"long_mscale is 1\.3"),
+        ("phimoe-long", {"rope_parameters": LONG}, r"short_mscale is missing"),
     ],
 )
 def test_what_is_not_supported_is_named(name: str, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         config_from_hf({**ARCHITECTURES[name], **change})
+
+
+FACTORS = {key: LONG[key] for key in ("short_factor", "long_factor")}
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("phi-grouped", {"rope_theta": 500.0, "partial_rotary_factor": 0.4,
+                         "rope_scaling": {"type": "linear", "factor": 2.0}}),
+        ("phi3-long", {"rope_theta": 5000.0, "rope_scaling": {"type": "su", **FACTORS}}),
+        ("phi3-long", {"rope_theta": 5000.0, "rope_scaling": {"type": "yarn", **FACTORS}}),
+        ("phi3-partial", {"rope_theta": 5000.0, "partial_rotary_factor": 0.75,
+                          "rope_scaling": {"type": "longrope", **FACTORS}}),
+        ("phimoe-long", {"rope_theta": 5000.0, "original_max_position_embeddings": 48, "rope_scaling": {
+            "type": "longrope", **FACTORS, "short_mscale": 1.3, "long_mscale": 1.3}}),
+    ],
+)  # fmt: skip
+def test_keys_of_transformers_4_mean_the_same(name: str, old: dict[str, Any]) -> None:
+    new = ARCHITECTURES[name]
+    assert config_from_hf({key: value for key, value in new.items() if key not in NEW} | old) == config_from_hf(new)
+
+
+NEW = {"rope_parameters"}

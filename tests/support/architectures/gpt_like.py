@@ -8,6 +8,10 @@ from tests.support.architectures.llama_like import COMMON, LLAMA
 
 IDS = {"vocab_size": 99, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
 GPT2 = {**IDS, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 5000.0, "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
+    "long_factor": [1.0, 1.4, 2.0, 3.0, 5.0, 8.0],
+}  # fmt: skip
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {**GPT2, "model_type": "gpt2", "n_inner": 80, "layer_norm_epsilon": 1e-3},
@@ -19,6 +23,32 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt-bigcode-multi-head": {**GPT2, "model_type": "gpt_bigcode", "multi_query": False, "scale_attn_weights": False},
     "starcoder2": {**LLAMA, "model_type": "starcoder2", "sliding_window": 8, "norm_epsilon": 1e-3},
     "starcoder2-plain": {**LLAMA, "model_type": "starcoder2", "use_bias": False, "tie_word_embeddings": False},
+    "phi": {
+        **COMMON, "model_type": "phi", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    },
+    "phi-grouped": {
+        **LLAMA, "model_type": "phi", "head_dim": 20, "layer_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.4},
+    },
+    "phi3": {**LLAMA, "model_type": "phi3", "sliding_window": 8, "rms_norm_eps": 1e-3},
+    "phi3-partial": {
+        **LLAMA, "model_type": "phi3", "hidden_size": 64, "tie_word_embeddings": True,
+        "rope_parameters": {**LONG, "partial_rotary_factor": 0.75}, "original_max_position_embeddings": 48,
+    },
+    "phi3-long": {
+        **LLAMA, "model_type": "phi3", "rope_parameters": LONG, "original_max_position_embeddings": 16,
+    },
+    "phimoe": {
+        **LLAMA, "model_type": "phimoe", "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True,
+        "router_jitter_noise": 0.2, "sliding_window": 8,
+    },
+    "phimoe-long": {  # transformers 5 takes short_factor at every length, so this is no longer than it
+        **LLAMA, "model_type": "phimoe", "num_local_experts": 5, "rms_norm_eps": 1e-3,
+        "rope_parameters": {
+            **LONG, "short_mscale": 1.3, "long_mscale": 1.3, "original_max_position_embeddings": 48,
+        },
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
@@ -26,6 +56,12 @@ PARAMETERS: dict[str, int] = {
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "phi-1.5": 1_418_270_720,
+    "phi-2": 2_779_683_840,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4-mini": 3_836_021_760,
+    "phi-4": 14_659_507_200,
+    "phi-3.5-moe": 41_873_153_344,
     "starcoder2-3b": 3_030_371_328,
     "starcoder2-7b": 7_173_923_840,
     "starcoder2-15b": 15_655_899_136,
