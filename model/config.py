@@ -178,6 +178,9 @@ class ModelConfig(BaseModel):
         default=0, ge=0, description="Rows of the table of positions before the first position; default: 0."
     )
     alibi_scale: float | None = Field(default=None, gt=0, description="Multiplies ALiBi's distances; default: 1.")
+    alibi_bf16: bool = Field(
+        default=False, description="ALiBi's slopes, positions and products are rounded to bf16; default: false."
+    )
     rope_layers: tuple[bool, ...] = Field(
         default=(True,), min_length=1, description="Layers that rotate, repeated over the depth; default: true, all."
     )

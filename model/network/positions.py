@@ -63,8 +63,12 @@ def causal_mask(config: ModelConfig, sees: str, queries: Tensor, keys: Tensor, p
         seen &= present[..., None, :]
     if config.positions != "alibi":
         return seen
-    slopes = alibi_slopes(config).to(queries.device)
-    bias = -slopes[:, None, None] * distance[..., None, :, :]
+    slopes = alibi_slopes(config).to(queries.device)[:, None, None]
+    if config.alibi_bf16:  # from the first position instead of from the query: a softmax sees no difference
+        bias = (slopes.bfloat16() * keys[..., None, None, :].bfloat16()).float()
+    else:
+        bias = -slopes * distance[..., None, :, :]
+    bias = bias if config.alibi_scale is None else bias * config.alibi_scale
     return bias.masked_fill(~seen[..., None, :, :], -torch.inf)
 
 
@@ -87,8 +91,7 @@ def alibi_slopes(config: ModelConfig) -> Tensor:
         return [2.0 ** (-8.0 * (n + 1) / count) for n in range(count)]
 
     found = slopes(power) + slopes(2 * power)[::2][: heads - power]
-    scale = 1.0 if config.alibi_scale is None else config.alibi_scale
-    return torch.tensor(found, dtype=torch.float32, device="cpu") * scale
+    return torch.tensor(found, dtype=torch.float32, device="cpu")
 
 
 def far_gain(config: ModelConfig, positions: Tensor) -> Tensor | None:
