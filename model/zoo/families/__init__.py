@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from launchyard.model.zoo.families import (
     arcee,
+    bloom,
     cohere,
     deepseek,
     exaone4,
+    falcon,
     gemma,
     glm,
     gpt2,
@@ -16,8 +18,10 @@ from launchyard.model.zoo.families import (
     llama,
     llama4,
     mistral,
+    mpt,
     nemotron,
     olmo,
+    opt,
     phi,
     qwen2,
     qwen2_moe,
@@ -30,5 +34,5 @@ from launchyard.model.zoo.families import (
 
 MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
-    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi,
+    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi, opt, bloom, mpt, falcon,
 )  # fmt: skip

@@ -44,8 +44,10 @@ def open_theirs(folder: Path) -> Any:
     """transformers' model of a folder; nothing may be missing or left over."""
     from transformers import AutoModelForCausalLM
 
+    # transformers 5 adds Falcon's distances twice in its eager attention.
+    kernel = "sdpa" if json.loads((folder / "config.json").read_text()).get("alibi") else "eager"
     model, said = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, dtype="auto", attn_implementation="eager"
+        folder, output_loading_info=True, dtype="auto", attn_implementation=kernel
     )
     assert not any(said.values()), said
     return model.eval()

@@ -16,7 +16,7 @@ from tests.support.architectures.gpt_like import ARCHITECTURES, LONG
 from tests.support.tiny_models import random_tokens
 
 
-@pytest.mark.parametrize("name", ["gpt2"])
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "opt"])
 @torch.no_grad()
 def test_files_of_a_bare_model_lack_the_first_part_of_all_keys(name: str, tmp_path: Path) -> None:
     theirs = theirs_of(name, tmp_path)
@@ -40,6 +40,14 @@ def test_files_of_a_bare_model_lack_the_first_part_of_all_keys(name: str, tmp_pa
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx is True.*supported is F"),
         ("gpt2", {"add_cross_attention": True}, r"add_cross_attention is True"),
         ("gpt2", {"n_embd": None}, r"n_embd is missing"),
+        ("opt", {"word_embed_proj_dim": 24}, r"word_embed_proj_dim is 24.*supported is 48"),
+        ("opt", {"do_layer_norm_before": False}, r"do_layer_norm_before is False"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, r"apply_residual_connection_post_layernorm is T"),
+        ("mpt", {"attn_config": {"alibi": False}}, r"alibi is False.*supported is True"),
+        ("mpt", {"no_bias": False}, r"no_bias is False"),
+        ("mpt", {"logit_scale": "inv_sqrt_d_model"}, r"logit_scale is 'inv_sqrt_d_model'.*supported is null"),
+        ("falcon-40b", {"parallel_attn": False}, r"parallel_attn is False"),
+        ("falcon", {"num_ln_in_parallel_attn": 2}, r"num_ln_in_parallel_attn is 2.*supported is 1"),
         ("phi", {"qk_layernorm": True}, r"qk_layernorm is True"),
         ("phimoe", {"num_experts_per_tok": 3}, r"num_experts_per_tok is 3.*supported is 2"),
         ("phimoe-long", {"rope_parameters": {**LONG, "short_mscale": 1.2, "long_mscale": 1.3}}, r"long_mscale is 1\.3"),
@@ -63,6 +71,9 @@ FACTORS = {key: LONG[key] for key in ("short_factor", "long_factor")}
         ("phi3-long", {"rope_theta": 5000.0, "rope_scaling": {"type": "yarn", **FACTORS}}),
         ("phi3-partial", {"rope_theta": 5000.0, "partial_rotary_factor": 0.75,
                           "rope_scaling": {"type": "longrope", **FACTORS}}),
+        ("falcon", {"rope_theta": 500.0, "hidden_size": None, "n_embed": 48}),
+        ("bloom", {"hidden_size": None, "n_embed": 48, "n_layer": None, "num_hidden_layers": 3, "n_head": None,
+                   "num_attention_heads": 4}),
         ("phimoe-long", {"rope_theta": 5000.0, "original_max_position_embeddings": 48, "rope_scaling": {
             "type": "longrope", **FACTORS, "short_mscale": 1.3, "long_mscale": 1.3}}),
     ],

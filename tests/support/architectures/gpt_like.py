@@ -8,6 +8,15 @@ from tests.support.architectures.llama_like import COMMON, LLAMA
 
 IDS = {"vocab_size": 99, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
 GPT2 = {**IDS, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
+OPT = {
+    **COMMON, "hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "word_embed_proj_dim": 48,
+}  # fmt: skip
+BLOOM = {**IDS, "model_type": "bloom", "hidden_size": 48, "n_layer": 3, "n_head": 4, "seq_length": 64}
+MPT = {**IDS, "model_type": "mpt", "d_model": 48, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}
+FALCON = {
+    **COMMON, "model_type": "falcon", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+}  # fmt: skip
 LONG = {
     "rope_type": "longrope", "rope_theta": 5000.0, "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
     "long_factor": [1.0, 1.4, 2.0, 3.0, 5.0, 8.0],
@@ -49,6 +58,25 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             **LONG, "short_mscale": 1.3, "long_mscale": 1.3, "original_max_position_embeddings": 48,
         },
     },
+    "opt": {**OPT, "model_type": "opt"},
+    "opt-plain": {
+        **OPT, "model_type": "opt", "enable_bias": False, "layer_norm_elementwise_affine": False,
+        "tie_word_embeddings": False, "activation_function": "gelu",
+    },
+    "bloom": {**BLOOM, "layer_norm_epsilon": 1e-3},
+    "bloom-six-heads": {**BLOOM, "n_head": 6, "tie_word_embeddings": False},
+    "mpt": {**MPT, "attn_config": {"clip_qkv": 1.5, "softmax_scale": 0.3}, "layer_norm_epsilon": 1e-3},
+    "mpt-six-heads": {**MPT, "n_heads": 6, "tie_word_embeddings": False},
+    "falcon": {**FALCON, "layer_norm_epsilon": 1e-3, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    "falcon-multi-head": {**FALCON, "multi_query": False, "bias": True, "tie_word_embeddings": False},
+    "falcon-rw": {  # so many heads that bf16 rounds
+        **FALCON, "multi_query": False, "bias": True, "alibi": True, "parallel_attn": False, "num_attention_heads": 24,
+    },
+    "falcon-40b": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 80},
+    "falcon-11b": {
+        **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1,
+        "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
@@ -62,6 +90,12 @@ PARAMETERS: dict[str, int] = {
     "phi-4-mini": 3_836_021_760,
     "phi-4": 14_659_507_200,
     "phi-3.5-moe": 41_873_153_344,
+    "opt-125m": 125_239_296,
+    "opt-1.3b": 1_315_758_080,
+    "bloom-560m": 559_214_592,
+    "mpt-7b": 6_649_286_656,
+    "falcon-7b": 6_921_720_704,
+    "falcon-40b": 41_303_293_952,
     "starcoder2-3b": 3_030_371_328,
     "starcoder2-7b": 7_173_923_840,
     "starcoder2-15b": 15_655_899_136,
