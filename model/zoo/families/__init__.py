@@ -20,6 +20,7 @@ from launchyard.model.zoo.families import (
     mistral,
     mpt,
     nemotron,
+    nope_gpt,
     olmo,
     opt,
     phi,
@@ -34,5 +35,5 @@ from launchyard.model.zoo.families import (
 
 MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
-    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi, opt, bloom, mpt, falcon,
+    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi, opt, bloom, mpt, falcon, nope_gpt,
 )  # fmt: skip
