@@ -145,7 +145,7 @@ def read_layers(hf: Mapping[str, Any], derived: Sequence[Sees]) -> tuple[Sees, .
     return shortest_pattern([SEES[kind] for kind in types])
 
 
-def read_window(hf: Mapping[str, Any]) -> dict[str, Any]:
+def read_sliding_window(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Every layer sees the window of `sliding_window`, if it hides anything."""
     window = hf.get("sliding_window")
     if window is None or window >= need(hf, "max_position_embeddings"):

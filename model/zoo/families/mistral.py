@@ -8,7 +8,7 @@ from typing import Any
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, read_window, write_llama_keys
+from launchyard.model.zoo.hf_config import need, read_llama_keys, read_sliding_window, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096, "hidden_act": "silu"}
@@ -46,7 +46,7 @@ _MOE_PRESETS = {
 
 
 def _read(hf: Mapping[str, Any]) -> ModelConfig:
-    return read_llama_keys(hf, family="mistral", **read_window(hf))
+    return read_llama_keys(hf, family="mistral", **read_sliding_window(hf))
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
         ffn_dim=need(hf, "intermediate_size"),
         normalize=True,
     )
-    return read_llama_keys(hf, family="mixtral", moe=moe, **read_window(hf))
+    return read_llama_keys(hf, family="mixtral", moe=moe, **read_sliding_window(hf))
 
 
 def _write_moe(config: ModelConfig) -> dict[str, Any]:

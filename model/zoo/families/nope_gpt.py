@@ -22,6 +22,8 @@ def _nope(vocab_size: int, dim: int, n_heads: int, n_layers: int) -> ModelConfig
         dim=dim,
         n_layers=n_layers,
         n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=dim // n_heads,
         ffn_dim=4 * dim,  # 1 and 2 times are common too
         vocab_size=vocab_size,
         padded_vocab_size=vocab_size,

@@ -11,7 +11,7 @@ from typing import Any
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama, mistral
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, read_window, refuse, write_llama_keys
+from launchyard.model.zoo.hf_config import need, read_llama_keys, read_sliding_window, refuse, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 _FIRST_DEFAULTS = {
@@ -125,7 +125,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
         rope["rope_type"] = "longrope"
     if rope:  # the key outside counts, as in transformers
         rope["original_max_position_embeddings"] = hf["original_max_position_embeddings"]
-    return read_llama_keys({**hf, "rope_parameters": rope}, family="phi3", **read_window(hf))
+    return read_llama_keys({**hf, "rope_parameters": rope}, family="phi3", **read_sliding_window(hf))
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     )
     knobs = {**_MOE_KNOBS, "attention_bias": hf["attention_bias"], "head_bias": hf["lm_head_bias"], "moe": moe}
     return read_llama_keys(
-        {**hf, "rope_parameters": rope}, norm_eps=need(hf, "rms_norm_eps"), **knobs, **read_window(hf)
+        {**hf, "rope_parameters": rope}, norm_eps=need(hf, "rms_norm_eps"), **knobs, **read_sliding_window(hf)
     )
 
 

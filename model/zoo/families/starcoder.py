@@ -12,7 +12,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.gpt2 import gpt2_rules, read_gpt2_keys, write_gpt2_keys
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, read_window, write_llama_keys
+from launchyard.model.zoo.hf_config import need, read_llama_keys, read_sliding_window, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _FIRST_DEFAULTS = {
@@ -85,7 +85,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
         gated_mlp=False,
         attention_bias=hf["use_bias"],
         mlp_bias=hf["use_bias"],
-        **read_window(hf),
+        **read_sliding_window(hf),
     )
 
 
