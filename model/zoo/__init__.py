@@ -56,6 +56,8 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         return family.read({**family.defaults, **hf})
     except ValidationError as error:
         raise ValueError(f"config.json: {_describe_errors(error)}") from error
+    except ZeroDivisionError as error:
+        raise ValueError("config.json: the number of heads is 0") from error
 
 
 def is_of_images(hf: Mapping[str, Any]) -> bool:

@@ -117,7 +117,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=hf["bias"],
         tie_embeddings=need(hf, "tie_word_embeddings"),
         **_read_form(hf, heads),
-        **_read_positions(hf, dim // heads),
+        **_read_positions(hf, dim / heads),
         **read_vocab(hf),
     )
 
@@ -141,9 +141,9 @@ def _read_form(hf: Mapping[str, Any], heads: int) -> dict[str, Any]:
     }
 
 
-def _read_positions(hf: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+def _read_positions(hf: Mapping[str, Any], head_size: float) -> dict[str, Any]:
     if hf["alibi"]:  # they are added to the products before these are scaled
-        return {"positions": "alibi", "alibi_scale": head_dim**-0.5, "alibi_bf16": True}
+        return {"positions": "alibi", "alibi_scale": head_size**-0.5, "alibi_bf16": True}
     return read_rope(hf)
 
 

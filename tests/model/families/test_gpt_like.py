@@ -40,6 +40,8 @@ def test_files_of_a_bare_model_lack_the_first_part_of_all_keys(name: str, tmp_pa
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx is True.*supported is F"),
         ("gpt2", {"add_cross_attention": True}, r"add_cross_attention is True"),
         ("gpt2", {"n_embd": None}, r"n_embd is missing"),
+        ("gpt2", {"n_head": 0}, r"the number of heads is 0"),
+        ("falcon-rw", {"num_attention_heads": 71}, r"head_dim"),  # more than hidden_size
         ("opt", {"word_embed_proj_dim": 24}, r"word_embed_proj_dim is 24.*supported is 48"),
         ("opt", {"do_layer_norm_before": False}, r"do_layer_norm_before is False"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, r"apply_residual_connection_post_layernorm is T"),
