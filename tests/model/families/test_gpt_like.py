@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launchyard.model.weights.load import build, open_weights
-from launchyard.model.zoo import config_from_hf
+from launchyard.model.zoo import config_from_hf, preset
 from tests.model.families.test_architectures import CPU, theirs_of
 from tests.support.architectures.gpt_like import ARCHITECTURES, LONG
 from tests.support.tiny_models import random_tokens
@@ -86,3 +86,57 @@ def test_keys_of_transformers_4_mean_the_same(name: str, old: dict[str, Any]) ->
 
 
 NEW = {"rope_parameters"}
+
+
+RELEASES: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-05, "n_ctx": 1024,
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257,
+    },
+    "bloom-560m": {
+        "model_type": "bloom", "apply_residual_connection_post_layernorm": False, "layer_norm_epsilon": 1e-05,
+        "n_embed": 1024, "n_inner": None, "n_layer": 24, "num_attention_heads": 16, "offset_alibi": 100,
+        "seq_length": 2048, "vocab_size": 250880,
+    },
+    "opt-125m": {
+        "model_type": "opt", "_remove_final_layer_norm": False, "activation_function": "relu",
+        "do_layer_norm_before": True, "ffn_dim": 3072, "hidden_size": 768, "max_position_embeddings": 2048,
+        "num_attention_heads": 12, "num_hidden_layers": 12, "prefix": "</s>", "vocab_size": 50272,
+        "word_embed_proj_dim": 768,
+    },
+    "mpt-7b": {
+        "model_type": "mpt", "attn_config": {
+            "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0, "clip_qkv": None,
+            "attn_type": "multihead_attention", "attn_uses_sequence_id": False, "prefix_lm": False, "qk_ln": False,
+            "softmax_scale": None,
+        },
+        "d_model": 4096, "embedding_fraction": 1.0, "expansion_ratio": 4, "learned_pos_emb": True, "logit_scale": None,
+        "max_seq_len": 2048, "n_heads": 32, "n_layers": 32, "no_bias": True, "norm_type": "low_precision_layernorm",
+        "vocab_size": 50432,
+    },
+    "falcon-40b": {
+        "model_type": "falcon", "alibi": False, "apply_residual_connection_post_layernorm": False, "bias": False,
+        "hidden_size": 8192, "layer_norm_epsilon": 1e-05, "multi_query": True, "new_decoder_architecture": True,
+        "num_attention_heads": 128, "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True,
+        "vocab_size": 65024,
+    },
+    "phi-2": {
+        "model_type": "phi", "hidden_act": "gelu_new", "hidden_size": 2560, "intermediate_size": 10240,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 32, "partial_rotary_factor": 0.4, "qk_layernorm": False, "rope_scaling": None,
+        "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 51200,
+    },
+    "phi-3-mini": {
+        "model_type": "phi3", "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192,
+        "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
+        "sliding_window": 2047, "tie_word_embeddings": False, "vocab_size": 32064,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_preset_is_what_was_released(name: str) -> None:
+    """But for the ids of its tokenizer, which config.json does not count."""
+    config = preset(name)
+    assert config_from_hf(RELEASES[name]) == config.model_copy(update={"vocab_size": config.padded_vocab_size})
