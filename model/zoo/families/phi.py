@@ -59,9 +59,7 @@ _RULES: tuple[Rule, ...] = (
 )
 _MOE_RULES: tuple[Rule, ...] = (
     *mistral.MOE_RULES,
-    Rename(f"{_LAYER}.input_layernorm.bias", "blocks.{i}.attention_norm.bias"),
-    Rename(f"{_LAYER}.post_attention_layernorm.bias", "blocks.{i}.mlp_norm.bias"),
-    Rename("model.norm.bias", "norm.bias"),
+    *llama.NORM_BIAS_RULES,
     Rename("lm_head.bias", "lm_head.bias"),
 )
 _FIRST_KNOBS: dict[str, Any] = {
@@ -134,7 +132,6 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         **write_llama_keys(config, fraction_key="partial_rotary_factor"),
         "original_max_position_embeddings": (scaling and scaling.original_max_seq_len) or config.max_seq_len,
         "sliding_window": config.window,
-        "pad_token_id": None,  # the class has one that small vocabularies lack
     }
 
 

@@ -26,14 +26,12 @@ _DEFAULTS = {
 _LAYER = "model.layers.{i}"
 _RULES: tuple[Rule, ...] = (
     *(rule for rule in llama.RULES if ".mlp." not in rule.theirs),
-    Rename(f"{_LAYER}.input_layernorm.bias", "blocks.{i}.attention_norm.bias"),
-    Rename(f"{_LAYER}.post_attention_layernorm.bias", "blocks.{i}.mlp_norm.bias"),
+    *llama.NORM_BIAS_RULES,
     *(
         Rename(f"{_LAYER}.mlp.{theirs}.{kind}", f"blocks.{{i}}.mlp.{ours}.{kind}")
         for theirs, ours in (("c_fc", "up_proj"), ("c_proj", "down_proj"))
         for kind in ("weight", "bias")
     ),
-    Rename("model.norm.bias", "norm.bias"),
 )
 
 
