@@ -40,7 +40,7 @@ LIGHT_FILES = (
     "model/config.py",
     "model/cost.py",
     "model/layout.py",
-    "model/zoo/*.py",
+    "model/zoo/**/*.py",
 )
 LIGHT = sorted(
     path

@@ -47,7 +47,8 @@ class Scores:
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         assert self.softcap is not None
         repeats = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        k = k.repeat_interleave(repeats, 1)
+        v = v.repeat_interleave(repeats, 1)
         scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale)
         scores = self.softcap * torch.tanh(scores / self.softcap)
         weights = torch.softmax((scores + _added(mask, q, k, causal=causal)).float(), dim=-1)
@@ -80,13 +81,17 @@ class Attention(nn.Module):
         """x (B, T, dim). turn: of a layer that rotates. far: (T, 1, 1), what queries of one that does not grow by."""
         q, k, v = self._projected(x)
         if turn is not None:
-            q, k = rotate(q, *turn), rotate(k, *turn)
+            q = rotate(q, *turn)
+            k = rotate(k, *turn)
             if self.qk_norm == "unit":
                 size = (self.head_dim,)
-                q, k = F.rms_norm(q, size, eps=self.norm_eps), F.rms_norm(k, size, eps=self.norm_eps)
+                q = F.rms_norm(q, size, eps=self.norm_eps)
+                k = F.rms_norm(k, size, eps=self.norm_eps)
         elif far is not None:
             q = (q * far).to(q.dtype)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, head_dim)
+        q = q.transpose(1, 2)  # (B, H, T, head_dim)
+        k = k.transpose(1, 2)
+        v = v.transpose(1, 2)
         causal = True
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
@@ -95,12 +100,16 @@ class Attention(nn.Module):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q = self.q_proj(x)
+        k = self.k_proj(x)
+        v = self.v_proj(x)
         if self.qk_norm == "width":
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
+            k = self.k_norm(k)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
         if self.qk_norm in ("head", "each"):
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
+            k = self.k_norm(k)
         if self.clip is not None:
             q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
         return q, k, v
@@ -138,7 +147,8 @@ class LatentAttentionLayer(nn.Module):
         k_nope, v = made.split((sizes.nope_dim, sizes.v_dim), dim=-1)
         k_rope = k_rope.unsqueeze(-2)
         if turn is not None:
-            q_rope, k_rope = rotate(q_rope, *turn), rotate(k_rope, *turn)
+            q_rope = rotate(q_rope, *turn)
+            k_rope = rotate(k_rope, *turn)
         q = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
         k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), dim=-1).transpose(1, 2)
         v = v.transpose(1, 2)

@@ -8,7 +8,7 @@ from torch import Tensor
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.positions import causal_mask
 
-Seen = tuple[Tensor, Tensor, Tensor | None, bool]  # keys, values, mask, and whether they are causal without one
+_Seen = tuple[Tensor, Tensor, Tensor | None, bool]  # keys, values, mask, and whether they are causal without one
 
 
 class BlockCache:
@@ -21,7 +21,7 @@ class BlockCache:
         self.v = torch.zeros(cache.batch_size, heads, cache.length, v_dim, dtype=dtype, device=device)
         self.shared = cache
 
-    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Seen:
+    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> _Seen:
         """Puts the new positions behind the old ones; returns all that they see. k, v (B, H_kv, T, …)."""
         cache = self.shared
         stop = cache.start + k.shape[2]
@@ -51,7 +51,7 @@ class WindowCache(BlockCache):
         self.v = torch.zeros(cache.batch_size, heads, self.window, v_dim, dtype=dtype, device=device)
         self.shared = cache
 
-    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> Seen:
+    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> _Seen:
         cache = self.shared
         if cache.start == 0:
             self._store(k, v)

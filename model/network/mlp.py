@@ -75,7 +75,8 @@ class Experts(nn.Module):
         self.down_proj = ExpertProjection(moe, moe.ffn_dim, config.dim)
 
     def forward(self, x: Tensor, ends: Tensor, experts: Tensor) -> Tensor:
-        gated, up = self.gate_proj(x, ends, experts), self.up_proj(x, ends, experts)
+        gated = self.gate_proj(x, ends, experts)
+        up = self.up_proj(x, ends, experts)
         return self.down_proj(gate(self.activation, gated, up), ends, experts)
 
 
@@ -136,7 +137,8 @@ class MixtureOfExperts(nn.Module):
 
     def _one_by_one(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """SparseMixer (Liu et al. 2023) without its sampling: the best expert, then the best of the rest …"""
-        scores, chosen = [], []
+        scores = []
+        chosen = []
         left = logits
         for _ in range(self.moe.top_k):
             best, number = left.max(-1, keepdim=True)

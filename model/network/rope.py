@@ -122,8 +122,10 @@ def _yarn(config: ModelConfig, scaling: RopeScaling, plain: Tensor) -> Tensor:
     low = dimension(scaling.beta_fast)
     high = dimension(scaling.beta_slow)
     if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, dim - 1)
     places = torch.arange(dim // 2, dtype=torch.float32, device="cpu")
     stretch = ((places - low) / (high - low if high != low else 0.001)).clamp(0, 1)
     return plain / scaling.factor * stretch + plain * (1 - stretch)

@@ -16,7 +16,7 @@ from launchyard.model.layout import parameter_shapes
 from launchyard.model.weights.transfer import to_ours
 from launchyard.model.zoo import config_from_hf, gguf_family
 from launchyard.model.zoo.gguf import gguf_rules, hf_keys
-from launchyard.model.zoo.rules import Piece, check_keys, pieces, their_shapes
+from launchyard.model.zoo.rules import Overlap, check_keys, overlaps, their_shapes
 from launchyard.storage.errors import CorruptError
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -86,9 +86,9 @@ class GGUFWeights:
         assert family.gguf is not None
         rules = gguf_rules(self.config, family.gguf)
         self._shapes = parameter_shapes(self.config)
-        self._pieces: dict[str, list[Piece]] = {}
-        for piece in pieces(rules, self.config):
-            self._pieces.setdefault(piece.ours, []).append(piece)
+        self._overlaps: dict[str, list[Overlap]] = {}
+        for overlap in overlaps(rules, self.config):
+            self._overlaps.setdefault(overlap.ours, []).append(overlap)
         present = [name for name in self.file.names() if name != FREQUENCY_FACTORS]
         check_keys(rules, self.config, present, where=path)
         for key, shape in their_shapes(rules, self.config).items():
@@ -104,7 +104,7 @@ class GGUFWeights:
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU: as it is stored, a quantised one in fp32."""
-        return to_ours(self._pieces[key], self._shapes[key], self.file.get)
+        return to_ours(self._overlaps[key], self._shapes[key], self.file.get)
 
 
 def read_gguf_config(file: GgufFile) -> ModelConfig:

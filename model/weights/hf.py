@@ -17,7 +17,7 @@ from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.weights.transfer import to_ours, to_theirs
 from launchyard.model.zoo import config_from_hf, config_to_hf, is_of_images, rules
-from launchyard.model.zoo.rules import Piece, check_keys, pieces, rule_keys, their_shapes
+from launchyard.model.zoo.rules import Overlap, check_keys, overlaps, rule_keys, their_shapes
 from launchyard.model.zoo.text_part import text_keys
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, DeniedError
@@ -42,9 +42,9 @@ class HFWeights:
         hf = read_hf_config(self.folder)
         self.config = config_from_hf(hf)
         family = rules(self.config)
-        self._pieces: dict[str, list[Piece]] = {}
-        for piece in pieces(family, self.config):
-            self._pieces.setdefault(piece.ours, []).append(piece)
+        self._overlaps: dict[str, list[Overlap]] = {}
+        for overlap in overlaps(family, self.config):
+            self._overlaps.setdefault(overlap.ours, []).append(overlap)
         self._shapes = parameter_shapes(self.config)
         opened = _open_files(self.folder)
         names = text_keys(opened) if is_of_images(hf) else {key: key for key in opened}
@@ -65,7 +65,7 @@ class HFWeights:
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""
-        return to_ours(self._pieces[key], self._shapes[key], self._read)
+        return to_ours(self._overlaps[key], self._shapes[key], self._read)
 
     def _read(self, key: str) -> Tensor:
         if self._newest is None or self._newest[0] != key:  # q, k and v are asked for one after the other
@@ -195,8 +195,8 @@ def _joined(
 ) -> Iterator[tuple[str, Tensor]]:
     """Their keys and tensors on the CPU, each as soon as all of its parts have come. `dtype`: default: theirs."""
     family = rules(config)
-    all_pieces = pieces(family, config)
-    fp32 = {piece.theirs for piece in all_pieces if stays_fp32(piece.ours)}
+    all_pieces = overlaps(family, config)
+    fp32 = {overlap.theirs for overlap in all_pieces if stays_fp32(overlap.ours)}
     for key, tensor in to_theirs(all_pieces, their_shapes(family, config), _checked(items, config)):
         yield key, tensor.detach().to(device="cpu", dtype=torch.float32 if key in fp32 else dtype)
 

@@ -1,4 +1,4 @@
-"""Tensors from a file's layout to ours and back, by the pieces that the rules of a family name."""
+"""Tensors from a file's layout to ours and back, by the overlaps that the rules of a family name."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ import torch
 from torch import Tensor
 
 from launchyard.model.layout import TensorShape
-from launchyard.model.zoo.rules import Piece
+from launchyard.model.zoo.rules import Overlap
 from launchyard.model.zoo.views import View
 
 
-def to_ours(pieces: Sequence[Piece], shape: TensorShape, read: Callable[[str], Tensor]) -> Tensor:
+def to_ours(overlaps: Sequence[Overlap], shape: TensorShape, read: Callable[[str], Tensor]) -> Tensor:
     """One of our parameters out of theirs, contiguous: a view of theirs where the elements lie so, else a copy.
 
     read: gives one of their tensors whole.
     """
-    first = pieces[0]
-    if len(pieces) == 1 and first.ours_view.is_whole(shape):
+    first = overlaps[0]
+    if len(overlaps) == 1 and first.ours_view.is_whole(shape):
         found = _view(read(first.theirs), first.theirs_view).reshape(shape).contiguous()
         return found if not first.plus else found + first.plus
     made: Tensor | None = None
-    for piece in pieces:
-        part = _view(read(piece.theirs), piece.theirs_view)
+    for overlap in overlaps:
+        part = _view(read(overlap.theirs), overlap.theirs_view)
         if made is None:
             made = torch.empty(shape, dtype=part.dtype)
-        _view(made, piece.ours_view).copy_(part if not piece.plus else part + piece.plus)
+        _view(made, overlap.ours_view).copy_(part if not overlap.plus else part + overlap.plus)
     assert made is not None
     return made
 
 
 def to_theirs(
-    pieces: Iterable[Piece], shapes: dict[str, TensorShape], tensors: Iterable[tuple[str, Tensor]]
+    overlaps: Iterable[Overlap], shapes: dict[str, TensorShape], tensors: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     """Their tensors, each as soon as all of ours have come that it holds; the inverse of to_ours."""
-    by_name: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        by_name.setdefault(piece.ours, []).append(piece)
+    by_name: dict[str, list[Overlap]] = {}
+    for overlap in overlaps:
+        by_name.setdefault(overlap.ours, []).append(overlap)
     waiting: dict[str, tuple[Tensor, int]] = {}
     for name, tensor in tensors:
         whole = tensor.contiguous()
-        for piece in by_name[name]:
-            shape = shapes[piece.theirs]
-            part = _view(whole, piece.ours_view)
-            part = part if not piece.plus else part - piece.plus
-            if piece.theirs_view.is_whole(shape):
-                yield piece.theirs, part.reshape(shape)
+        for overlap in by_name[name]:
+            shape = shapes[overlap.theirs]
+            part = _view(whole, overlap.ours_view)
+            part = part if not overlap.plus else part - overlap.plus
+            if overlap.theirs_view.is_whole(shape):
+                yield overlap.theirs, part.reshape(shape)
                 continue
-            made, lacking = waiting.pop(piece.theirs, (None, math.prod(shape)))
+            made, lacking = waiting.pop(overlap.theirs, (None, math.prod(shape)))
             made = torch.empty(shape, dtype=tensor.dtype) if made is None else made
-            _view(made, piece.theirs_view).copy_(part)
-            lacking -= piece.theirs_view.size
+            _view(made, overlap.theirs_view).copy_(part)
+            lacking -= overlap.theirs_view.size
             if lacking:
-                waiting[piece.theirs] = made, lacking
+                waiting[overlap.theirs] = made, lacking
             else:
-                yield piece.theirs, made
+                yield overlap.theirs, made
     assert not waiting, f"no rule fills all of {sorted(waiting)}"
 
 

@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidationError
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.zoo.families import MODULES
+from launchyard.model.zoo.families import (
+    arcee,
+    bloom,
+    cohere,
+    deepseek,
+    exaone4,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    llama,
+    llama4,
+    mistral,
+    mpt,
+    nemotron,
+    nope_gpt,
+    olmo,
+    opt,
+    phi,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+    starcoder,
+)
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.hf_config import HFKeys, Written
 from launchyard.model.zoo.rules import Rule
 from launchyard.model.zoo.text_part import text_config
 from launchyard.model.zoo.unsupported import refuse_unsupported
 
-FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
+_MODULES = (
+    gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
+    seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi, opt, bloom, mpt, falcon, nope_gpt,
+)  # fmt: skip
+BY_TYPE: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 
-_OF_IMAGES: dict[str, Family] = {kind: family for family in FAMILIES.values() for kind in family.inside}
+_OF_IMAGES: dict[str, Family] = {kind: family for family in BY_TYPE.values() for kind in family.inside}
 
 
 def presets() -> dict[str, ModelConfig]:
     """Every preset by its name, a family after the other, small to large."""
-    return {name: config for family in FAMILIES.values() for name, config in family.presets.items()}
+    return {name: config for family in BY_TYPE.values() for name, config in family.presets.items()}
 
 
 def preset(name: str) -> ModelConfig:
@@ -37,10 +70,10 @@ def preset(name: str) -> ModelConfig:
 
 def rules(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules that map the keys of this config's family to ours."""
-    return FAMILIES[config.family].rules
+    return BY_TYPE[config.family].rules
 
 
-def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+def config_from_hf(hf: HFKeys) -> ModelConfig:
     """ModelConfig of a Hugging Face config.json; ValueError if we do not have that kind of model.
 
     Of a model of images and text it is that of the language model in it.
@@ -49,10 +82,10 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     kind = hf.get("model_type")
     if is_of_images(hf):
         return config_from_hf(text_config(hf, _OF_IMAGES[hf["model_type"]].model_type))
-    if kind not in FAMILIES:
-        raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join((*FAMILIES, *_OF_IMAGES))}")
+    if kind not in BY_TYPE:
+        raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join((*BY_TYPE, *_OF_IMAGES))}")
     try:
-        family = FAMILIES[kind]
+        family = BY_TYPE[kind]
         return family.read({**family.defaults, **hf})
     except ValidationError as error:
         raise ValueError(f"config.json: {_describe_errors(error)}") from error
@@ -60,14 +93,14 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         raise ValueError("config.json: the number of heads is 0") from error
 
 
-def is_of_images(hf: Mapping[str, Any]) -> bool:
+def is_of_images(hf: HFKeys) -> bool:
     """True for the config.json of a model of images and text; see model/zoo/text_part.py."""
     return hf.get("model_type") in _OF_IMAGES
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+def config_to_hf(config: ModelConfig) -> Written:
     """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
-    family = FAMILIES[config.family]
+    family = BY_TYPE[config.family]
     # Some classes of transformers have a pad_token_id of their own, which the table may not even have a row for.
     kind = {"architectures": [family.hf_class], "model_type": family.model_type, "pad_token_id": None}
     written = {**kind, **family.write(config)}
@@ -81,11 +114,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return written
 
 
-def gguf_family(arch: object, metadata: Mapping[str, Any]) -> Family:
+def gguf_family(arch: object, metadata: HFKeys) -> Family:
     """The family of a GGUF file's architecture; ValueError if we do not have it."""
-    found = [family for family in FAMILIES.values() if family.gguf is not None and family.gguf.arch == arch]
+    found = [family for family in BY_TYPE.values() if family.gguf is not None and family.gguf.arch == arch]
     if not found:
-        known = sorted({family.gguf.arch for family in FAMILIES.values() if family.gguf is not None})
+        known = sorted({family.gguf.arch for family in BY_TYPE.values() if family.gguf is not None})
         raise ValueError(f"general.architecture is {arch!r}; supported are {', '.join(known)}")
     has_experts = bool(metadata.get(f"{arch}.expert_count"))
     fits = [
@@ -94,7 +127,7 @@ def gguf_family(arch: object, metadata: Mapping[str, Any]) -> Family:
     return (fits or found)[0]
 
 
-def make_config(*, preset: str | None, fields: Mapping[str, object], hf: Mapping[str, Any] | None) -> ModelConfig:
+def make_config(*, preset: str | None, fields: Mapping[str, object], hf: HFKeys | None) -> ModelConfig:
     """The config of a recipe: `fields` over the preset, or over the weights' own config, or alone.
 
     Values that the base derived from its own sizes (head_dim from dim and n_heads, padded_vocab_size from vocab_size …)
@@ -111,13 +144,13 @@ def make_config(*, preset: str | None, fields: Mapping[str, object], hf: Mapping
         raise ValueError(f"model: {_describe_errors(error)}{hint}") from error
 
 
-def _base(name: str | None, hf: Mapping[str, Any] | None) -> ModelConfig | None:
+def _base(name: str | None, hf: HFKeys | None) -> ModelConfig | None:
     if name is not None:
         return preset(name)
     return None if hf is None else config_from_hf(hf)
 
 
-def _base_knobs(base: ModelConfig, overrides: Mapping[str, object]) -> dict[str, Any]:
+def _base_knobs(base: ModelConfig, overrides: Mapping[str, object]) -> Written:
     """The base's knobs, without those that followed from one that is now given."""
     raw = base.model_dump()
     changed = {key for key, value in overrides.items() if key in raw and value != raw[key]}

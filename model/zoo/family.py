@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.gguf import Gguf
+from launchyard.model.zoo.hf_config import HFKeys, Written
 from launchyard.model.zoo.rules import Rule
 
 
@@ -22,9 +22,9 @@ class Family:
     model_type: str
     hf_class: str  # transformers' name of it
     rules: tuple[Rule, ...]
-    read: Callable[[Mapping[str, Any]], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of transformers' class, where they matter
+    read: Callable[[HFKeys], ModelConfig]
+    write: Callable[[ModelConfig], Written]
+    defaults: HFKeys = field(default_factory=dict)  # of transformers' class, where they matter
     presets: Mapping[str, ModelConfig] = field(default_factory=dict)  # small to large
     gguf: Gguf | None = None  # its form in llama.cpp's files, if it has one
     inside: tuple[str, ...] = ()  # model_types of models of images and text that it is the language model of

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import block_shapes
-from launchyard.model.zoo.hf_config import need
+from launchyard.model.zoo.hf_config import HFKeys, Written, need
 from launchyard.model.zoo.rules import Rename, Rule
 
-# Keys after the architecture's name -> those of config.json, as Llama's kin have them.
+# HFKeys after the architecture's name -> those of config.json, as Llama's kin have them.
 LLAMA_KEYS: Mapping[str, str] = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -81,7 +80,7 @@ class Gguf:
     fused_gate: bool = False  # ffn_up holds gate and up
     parts: Mapping[str, str] = field(default_factory=dict)  # other names of parts
     keys: Mapping[str, str] = field(default_factory=lambda: LLAMA_KEYS)
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # of config.json, where no key of the file says it
+    fixed: HFKeys = field(default_factory=dict)  # of config.json, where no key of the file says it
 
 
 def gguf_rules(config: ModelConfig, facts: Gguf) -> tuple[Rule, ...]:
@@ -118,9 +117,9 @@ def _plus(facts: Gguf, name: str) -> float:
     return -1.0 if facts.plus_one and name.endswith("norm.weight") else 0.0
 
 
-def hf_keys(metadata: Mapping[str, Any], facts: Gguf, *, tied: bool) -> dict[str, Any]:
+def hf_keys(metadata: HFKeys, facts: Gguf, *, tied: bool) -> Written:
     """The keys of config.json behind those of a file; ValueError names one that is missing or not supported."""
-    found: dict[str, Any] = {**facts.fixed, "tie_word_embeddings": tied}
+    found: Written = {**facts.fixed, "tie_word_embeddings": tied}
     for theirs, ours in facts.keys.items():
         value = metadata.get(f"{facts.arch}.{theirs}")
         if value is not None:
@@ -140,9 +139,9 @@ def _alike(key: str, value: object) -> object:
     return value[0]
 
 
-def _rope(metadata: Mapping[str, Any], facts: Gguf, found: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(metadata: HFKeys, facts: Gguf, found: HFKeys) -> Written:
     """The keys of rotation that config.json has in another form."""
-    keys: dict[str, Any] = {}
+    keys: Written = {}
     turned = metadata.get(f"{facts.arch}.rope.dimension_count")
     if turned is not None:
         head = found.get("head_dim") or need(found, "hidden_size") // need(found, "num_attention_heads")

@@ -10,6 +10,8 @@ from launchyard.model.config import ModelConfig, RopeScaling
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
 Sees = Literal["full", "window", "chunk"]
 Kind = TypeVar("Kind")
+HFKeys = Mapping[str, Any]  # of a config.json
+Written = dict[str, Any]  # some of them
 # Their names of activations that we have. The tanh forms differ only in how they are computed.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -49,28 +51,28 @@ _SCALING_KEYS = {
 }
 
 
-def need(hf: Mapping[str, Any], key: str) -> Any:
+def need(hf: HFKeys, key: str) -> Any:
     """A value that must be there; ValueError names the key."""
     if hf.get(key) is None:
         raise ValueError(f"config.json: {key} is missing")
     return hf[key]
 
 
-def refuse(hf: Mapping[str, Any], key: str, *allowed: object, why: str = "not supported") -> None:
+def refuse(hf: HFKeys, key: str, *allowed: object, why: str = "not supported") -> None:
     """ValueError if a key has another value than these; one that is missing is fine."""
     if hf.get(key) is not None and hf[key] not in allowed:
         shown = " or ".join(repr(value) for value in allowed if value is not None) or "null"
         raise ValueError(f"config.json: {key} is {hf[key]!r}, which is {why}; supported is {shown}")
 
 
-def read_activation(hf: Mapping[str, Any], key: str = "hidden_act") -> Activation:
+def read_activation(hf: HFKeys, key: str = "hidden_act") -> Activation:
     name = need(hf, key)
     if name not in ACTIVATIONS:
         raise ValueError(f"config.json: {key} is {name!r}; supported are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def read_llama_keys(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
+def read_llama_keys(hf: HFKeys, **knobs: object) -> ModelConfig:
     """The model behind the keys that Llama introduced and later families keep; `knobs` are those of the family.
 
     ValueError names a key that is missing or has a value that is not supported.
@@ -103,7 +105,7 @@ def write_llama_keys(
     eps_key: str = "rms_norm_eps",
     activation_key: str = "hidden_act",
     fraction_key: str | None = None,
-) -> dict[str, Any]:
+) -> Written:
     """The inverse of `read_llama_keys`; fraction_key: as in `write_rope`."""
     return {
         "hidden_size": config.dim,
@@ -121,7 +123,7 @@ def write_llama_keys(
     }
 
 
-def read_vocab(hf: Mapping[str, Any]) -> dict[str, int]:
+def read_vocab(hf: HFKeys) -> dict[str, int]:
     """Their vocab_size counts the rows that the table has."""
     rows = int(need(hf, "vocab_size"))
     return {"vocab_size": int(hf.get(UNPADDED) or rows), "padded_vocab_size": rows}
@@ -132,7 +134,7 @@ def write_vocab(config: ModelConfig) -> dict[str, int]:
     return written if config.vocab_size == config.padded_vocab_size else written | {UNPADDED: config.vocab_size}
 
 
-def read_layers(hf: Mapping[str, Any], derived: Sequence[Sees]) -> tuple[Sees, ...]:
+def read_layers(hf: HFKeys, derived: Sequence[Sees]) -> tuple[Sees, ...]:
     """What each layer sees, as its shortest pattern: `layer_types`, else `derived` from the family's older keys."""
     types = hf.get("layer_types")
     if types is None:
@@ -145,7 +147,7 @@ def read_layers(hf: Mapping[str, Any], derived: Sequence[Sees]) -> tuple[Sees, .
     return shortest_pattern([SEES[kind] for kind in types])
 
 
-def read_sliding_window(hf: Mapping[str, Any]) -> dict[str, Any]:
+def read_sliding_window(hf: HFKeys) -> Written:
     """Every layer sees the window of `sliding_window`, if it hides anything."""
     window = hf.get("sliding_window")
     if window is None or window >= need(hf, "max_position_embeddings"):
@@ -167,12 +169,12 @@ def shortest_pattern(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
 
 
 def read_rope(
-    hf: Mapping[str, Any],
+    hf: HFKeys,
     *,
     theta_key: str = "rope_theta",
     fraction_key: str = "partial_rotary_factor",
     fraction: float = 1.0,
-) -> dict[str, Any]:
+) -> Written:
     """The rotary knobs. transformers 5 writes `rope_parameters`; 4 wrote `rope_scaling` and keys of the family.
 
     `fraction` is the family's, where no key says it.
@@ -191,11 +193,9 @@ def read_rope(
     }
 
 
-def write_rope(
-    config: ModelConfig, *, theta_key: str = "rope_theta", fraction_key: str | None = None
-) -> dict[str, Any]:
+def write_rope(config: ModelConfig, *, theta_key: str = "rope_theta", fraction_key: str | None = None) -> Written:
     """The rotary keys in the form that transformers 4 and 5 both read. fraction_key: of a family that has one."""
-    written: dict[str, Any] = {theta_key: config.rope_theta, "rope_scaling": write_scaling(config)}
+    written: Written = {theta_key: config.rope_theta, "rope_scaling": write_scaling(config)}
     if fraction_key is not None:
         written[fraction_key] = config.rope_fraction
     if config.window_rope_theta is not None:
@@ -208,13 +208,13 @@ def write_rope(
     return written
 
 
-def write_scaling(config: ModelConfig) -> dict[str, Any] | None:
+def write_scaling(config: ModelConfig) -> Written | None:
     """`rope_scaling` in the form that transformers 4 and 5 both read."""
     scaling = config.rope_scaling
     if scaling is None:
         return None
     defaults = {key: field.default for key, field in RopeScaling.model_fields.items()}
-    written: dict[str, Any] = {"rope_type": scaling.kind}
+    written: Written = {"rope_type": scaling.kind}
     for theirs, ours in _SCALING_KEYS.items():
         value = getattr(scaling, ours)
         if value != defaults[ours] or ours == "factor":
@@ -222,7 +222,7 @@ def write_scaling(config: ModelConfig) -> dict[str, Any] | None:
     return written
 
 
-def _window_theta(local: object, hf: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+def _window_theta(local: object, hf: HFKeys, rope: HFKeys) -> Written:
     if isinstance(local, dict):
         if local.get("rope_type", "default") != "default":
             if {**local} == {**rope}:
@@ -236,7 +236,7 @@ def _window_theta(local: object, hf: Mapping[str, Any], rope: Mapping[str, Any])
     return {} if theta is None else {"window_rope_theta": theta}
 
 
-def _read_scaling(kind: str, rope: Mapping[str, Any], hf: Mapping[str, Any]) -> RopeScaling:
+def _read_scaling(kind: str, rope: HFKeys, hf: HFKeys) -> RopeScaling:
     supported = ("linear", "dynamic", "llama3", "yarn", "longrope", "su")
     if kind not in supported:
         raise ValueError(f"config.json: rope_type is {kind!r}; supported are default, {', '.join(supported[:-1])}")

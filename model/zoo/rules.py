@@ -65,7 +65,7 @@ Rule = Rename | Drop
 
 
 @dataclass(frozen=True)
-class Piece:
+class Overlap:
     """Elements that one of their tensors and one of ours have in common: views of equal shape, ours = theirs + plus."""
 
     ours: str
@@ -75,20 +75,20 @@ class Piece:
     plus: float = 0.0
 
 
-def pieces(rules: tuple[Rule, ...], config: ModelConfig) -> list[Piece]:
+def overlaps(rules: tuple[Rule, ...], config: ModelConfig) -> list[Overlap]:
     """Everything that is the same in their files and in a model of ours; in the order of our parameters."""
     shapes = parameter_shapes(config)
-    found: dict[str, list[Piece]] = {name: [] for name in shapes}
-    for piece, _ in _all_pieces(rules, config, shapes):
-        found[piece.ours].append(piece)
+    found: dict[str, list[Overlap]] = {name: [] for name in shapes}
+    for overlap, _ in _all_overlaps(rules, config, shapes):
+        found[overlap.ours].append(overlap)
     lacking = [name for name, of_name in found.items() if not of_name]
     assert not lacking, f"no rule for {lacking}"
-    return [piece for of_name in found.values() for piece in of_name]
+    return [overlap for of_name in found.values() for overlap in of_name]
 
 
 def their_shapes(rules: tuple[Rule, ...], config: ModelConfig) -> dict[str, TensorShape]:
     """Their key -> its whole shape."""
-    return {piece.theirs: shape for piece, shape in _all_pieces(rules, config, parameter_shapes(config))}
+    return {overlap.theirs: shape for overlap, shape in _all_overlaps(rules, config, parameter_shapes(config))}
 
 
 def rule_keys(rules: tuple[Rule, ...], keys: Iterable[str]) -> dict[str, str]:
@@ -125,9 +125,9 @@ def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str]
         )
 
 
-def _all_pieces(
+def _all_overlaps(
     rules: tuple[Rule, ...], config: ModelConfig, shapes: dict[str, TensorShape]
-) -> Iterator[tuple[Piece, TensorShape]]:
+) -> Iterator[tuple[Overlap, TensorShape]]:
     """Each with the whole shape of their tensor."""
     for rule in rules:
         if isinstance(rule, Drop) or (rule.when is not None and not rule.when(config)):
@@ -140,17 +140,17 @@ def _all_pieces(
             key = rule.theirs.replace("{i}", str(layer))
             experts = range(shapes[names[0]][0]) if "{e}" in key else (None,)
             for expert in experts:
-                yield from _pieces_of(rule, config, key, names, shapes, expert)
+                yield from _overlaps_of(rule, config, key, names, shapes, expert)
 
 
-def _pieces_of(
+def _overlaps_of(
     rule: Rename,
     config: ModelConfig,
     key: str,
     names: tuple[str, ...],
     shapes: dict[str, TensorShape],
     expert: int | None,
-) -> Iterator[tuple[Piece, TensorShape]]:
+) -> Iterator[tuple[Overlap, TensorShape]]:
     views = [whole(shapes[name]) if expert is None else whole(shapes[name]).at(0, expert) for name in names]
     axis = _row_axis(names[0], views[0].shape)
     rows = [view.shape[axis] for view in views]
@@ -168,7 +168,7 @@ def _pieces_of(
         pairs = _in_pairs(config, name, our_part, their_part, axis) if rule.in_pairs else [(our_part, their_part)]
         for our_view, their_view in pairs:
             assert our_view.shape == their_view.shape, f"{rule}: {our_view.shape} is not {their_view.shape}"
-            yield Piece(name, our_view, their_key, their_view, rule.plus), shape
+            yield Overlap(name, our_view, their_key, their_view, rule.plus), shape
 
 
 def _parts(
@@ -190,7 +190,8 @@ def _parts(
             yield view, by_turn.at(axis + 1, number)
     else:
         queries, keys, values = views
-        groups, share = config.n_kv_heads, config.n_heads // config.n_kv_heads
+        groups = config.n_kv_heads
+        share = config.n_heads // groups
         by_group = theirs.split(axis, (groups, share + 2, config.head_dim))
         yield queries.split(axis, (groups, share, config.head_dim)), by_group.cut(axis + 1, 0, share)
         for number, view in enumerate((keys, values)):
@@ -205,7 +206,8 @@ def _in_pairs(config: ModelConfig, name: str, ours: View, theirs: View, axis: in
         return
     if ours.shape[axis] != head:  # rows of several heads
         heads = ours.shape[axis] // head
-        ours, theirs = ours.split(axis, (heads, head)), theirs.split(axis, (heads, head))
+        ours = ours.split(axis, (heads, head))
+        theirs = theirs.split(axis, (heads, head))
         axis += 1
     for before in ((0, start), (start + length, head - start - length)):
         if before[1]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from launchyard.model.zoo.hf_config import HFKeys
 
 _PARTS: dict[str, tuple[str, ...]] = {
     "layers of gated delta nets (linear attention)": (
@@ -26,7 +27,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
 MISSING: Mapping[str, str] = {kind: part for part, kinds in _PARTS.items() for kind in kinds}
 
 
-def refuse_unsupported(hf: Mapping[str, Any]) -> None:
+def refuse_unsupported(hf: HFKeys) -> None:
     """ValueError that names what of a config.json we do not have: a part of the network, or packed weights."""
     kind = hf.get("model_type")
     missing = MISSING.get(str(kind))

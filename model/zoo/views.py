@@ -9,15 +9,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-Shape = tuple[int, ...]
+from launchyard.model.layout import TensorShape
 
 
 @dataclass(frozen=True)
 class View:
     """Elements of a tensor that lies in memory row by row; all in units of elements."""
 
-    shape: Shape
-    strides: Shape
+    shape: TensorShape
+    strides: TensorShape
     offset: int = 0
 
     @property
@@ -25,7 +25,7 @@ class View:
         """Number of elements."""
         return math.prod(self.shape)
 
-    def split(self, axis: int, sizes: Shape) -> View:
+    def split(self, axis: int, sizes: TensorShape) -> View:
         """Makes several axes of one; ValueError if its length is not the product of `sizes`."""
         axis %= len(self.shape)
         if math.prod(sizes) != self.shape[axis]:
@@ -56,10 +56,11 @@ class View:
     def swap(self, first: int, second: int) -> View:
         """Two axes in each other's place."""
         order = list(range(len(self.shape)))
-        order[first], order[second] = order[second], order[first]
+        order[first] = second
+        order[second] = first
         return View(tuple(self.shape[n] for n in order), tuple(self.strides[n] for n in order), self.offset)
 
-    def is_whole(self, shape: Shape) -> bool:
+    def is_whole(self, shape: TensorShape) -> bool:
         """True if these are all elements of a tensor of this shape, in its own order."""
         return self.offset == 0 and self.size == math.prod(shape) and self.is_contiguous()
 
@@ -104,6 +105,6 @@ class View:
             yield from self._pieces(axis + 1, offset + index * self.strides[axis], low, high)
 
 
-def whole(shape: Shape) -> View:
+def whole(shape: TensorShape) -> View:
     """All elements of a tensor."""
     return View(shape, tuple(math.prod(shape[n + 1 :]) for n in range(len(shape))))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 
 _DEFAULTS = {
     "hidden_act": "relu2", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "attention_bias": False,
@@ -33,13 +30,13 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(
         hf, family="arcee", gated_mlp=False, attention_bias=hf["attention_bias"], mlp_bias=hf["mlp_bias"]
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, **write_llama_keys(config)}
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_vocab, refuse, write_vocab
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_vocab, refuse, write_vocab
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {"layer_norm_epsilon": 1e-5, "seq_length": 2048, "tie_word_embeddings": True}
@@ -34,7 +31,7 @@ _RULES: tuple[Rule, ...] = (
     ),
     Rename("lm_head.weight", "lm_head.weight"),
 )
-_KNOBS: dict[str, Any] = {
+_KNOBS: Written = {
     "family": "bloom", "positions": "alibi", "norm": "layernorm", "embed_norm": True, "activation": "gelu_tanh",
     "gated_mlp": False, "attention_bias": True, "mlp_bias": True,
 }  # fmt: skip
@@ -55,7 +52,7 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     """The length is that of the training, a key that transformers keeps and ignores."""
     refuse(hf, "apply_residual_connection_post_layernorm", False)
     dim = int(hf.get("n_embed") or need(hf, "hidden_size"))
@@ -75,7 +72,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "hidden_size": config.dim,
         "n_layer": config.n_layers,

@@ -6,14 +6,21 @@ Presets, config, key rules. Light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import Sees, need, read_layers, read_llama_keys, write_layers, write_llama_keys
+from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Sees,
+    Written,
+    need,
+    read_layers,
+    read_llama_keys,
+    write_layers,
+    write_llama_keys,
+)
 from launchyard.model.zoo.rules import Rename, Rule
 
 _COMMON = {
@@ -37,8 +44,8 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def _cohere(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: Any) -> ModelConfig:
-    base: dict[str, Any] = {
+def _cohere(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: object) -> ModelConfig:
+    base: Written = {
         "family": "cohere", "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "ffn_dim": ffn_dim,
         "vocab_size": 256000, "padded_vocab_size": 256000, "max_seq_len": 131072, "norm": "layernorm",
         "norm_bias": False, "parallel_residual": True, "shared_norm": True, "tie_embeddings": True,
@@ -55,15 +62,15 @@ _PRESETS_2 = {
 }  # fmt: skip
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return _read_common(hf, family="cohere", qk_norm="each" if hf["use_qk_norm"] else None)
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"use_qk_norm": config.qk_norm == "each", **_write_common(config)}
 
 
-def _read_2(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_2(hf: HFKeys) -> ModelConfig:
     pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 4
     derived: list[Sees] = ["window" if (n + 1) % pattern else "full" for n in range(need(hf, "num_hidden_layers"))]
     layers = read_layers(hf, derived)
@@ -76,11 +83,11 @@ def _read_2(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write_2(config: ModelConfig) -> dict[str, Any]:
+def _write_2(config: ModelConfig) -> Written:
     return {**_write_common(config), "layer_types": write_layers(config), "sliding_window": config.window}
 
 
-def _read_common(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
+def _read_common(hf: HFKeys, **knobs: object) -> ModelConfig:
     scale = hf["logit_scale"]
     return read_llama_keys(
         hf,
@@ -95,7 +102,7 @@ def _read_common(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
     )
 
 
-def _write_common(config: ModelConfig) -> dict[str, Any]:
+def _write_common(config: ModelConfig) -> Written:
     return {
         "attention_bias": config.attention_bias,
         "logit_scale": 1.0 if config.logit_scale is None else config.logit_scale,

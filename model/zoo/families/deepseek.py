@@ -6,13 +6,10 @@ tokens at once, are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import LatentAttention, ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, refuse, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, refuse, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 _COMMON_DEFAULTS = {
@@ -60,7 +57,7 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def _deepseek(family: str, mscale: float, sizes: LatentAttention, moe: MoE, **knobs: Any) -> ModelConfig:
+def _deepseek(family: str, mscale: float, sizes: LatentAttention, moe: MoE, **knobs: object) -> ModelConfig:
     base = {
         "family": family, "max_seq_len": 163_840, "norm_eps": 1e-6, "latent_attention": sizes, "moe": moe,
         "head_dim": sizes.nope_dim + sizes.rope_dim,
@@ -111,7 +108,7 @@ _V3 = _deepseek(
 )
 
 
-def _read_v2(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_v2(hf: HFKeys) -> ModelConfig:
     refuse(hf, "scoring_func", "softmax")
     refuse(hf, "topk_method", "greedy", "group_limited_greedy")
     refuse(hf, "norm_topk_prob", False, why="ignored by transformers")
@@ -119,12 +116,12 @@ def _read_v2(hf: Mapping[str, Any]) -> ModelConfig:
     return _read(hf, "deepseek_v2", _moe(hf, limited=hf["topk_method"] == "group_limited_greedy"))
 
 
-def _read_v3(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_v3(hf: HFKeys) -> ModelConfig:
     refuse(hf, "rope_interleave", True)
     return _read(hf, "deepseek_v3", read_biased_experts(hf))
 
 
-def _read(hf: Mapping[str, Any], family: str, moe: MoE) -> ModelConfig:
+def _read(hf: HFKeys, family: str, moe: MoE) -> ModelConfig:
     sizes = LatentAttention(
         q_rank=hf["q_lora_rank"],
         kv_rank=need(hf, "kv_lora_rank"),
@@ -143,7 +140,7 @@ def _read(hf: Mapping[str, Any], family: str, moe: MoE) -> ModelConfig:
     )
 
 
-def read_biased_experts(hf: Mapping[str, Any]) -> MoE:
+def read_biased_experts(hf: HFKeys) -> MoE:
     """Experts chosen by sigmoid scores and a bias."""
     refuse(hf, "scoring_func", "sigmoid")
     refuse(hf, "topk_method", "noaux_tc")
@@ -152,7 +149,7 @@ def read_biased_experts(hf: Mapping[str, Any]) -> MoE:
     )
 
 
-def _moe(hf: Mapping[str, Any], *, limited: bool, **knobs: Any) -> MoE:
+def _moe(hf: HFKeys, *, limited: bool, **knobs: object) -> MoE:
     """limited: to the experts of a few groups."""
     refuse(hf, "moe_layer_freq", 1)
     width = int(need(hf, "moe_intermediate_size"))
@@ -170,7 +167,7 @@ def _moe(hf: Mapping[str, Any], *, limited: bool, **knobs: Any) -> MoE:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     """`head_dim` is that of the rotated part in transformers, which derives its rotations from it."""
     sizes = config.latent_attention
     assert sizes is not None and config.moe is not None
@@ -187,14 +184,14 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _write_v2(config: ModelConfig) -> dict[str, Any]:
+def _write_v2(config: ModelConfig) -> Written:
     assert config.moe is not None
     limited = config.moe.n_groups > 1
     method = "group_limited_greedy" if limited else "greedy"
     return {**_write(config), "topk_method": method, "scoring_func": "softmax"}
 
 
-def write_experts(config: ModelConfig) -> dict[str, Any]:
+def write_experts(config: ModelConfig) -> Written:
     """The keys of experts, with none of the layers behind the last."""
     moe = config.moe
     assert moe is not None

@@ -4,13 +4,19 @@ those turn. Presets, config, key rules. Light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.families.olmo import RULES_2
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import Sees, need, read_layers, read_llama_keys, write_layers, write_llama_keys
+from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Sees,
+    Written,
+    need,
+    read_layers,
+    read_llama_keys,
+    write_layers,
+    write_llama_keys,
+)
 
 _DEFAULTS = {
     "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
@@ -18,9 +24,9 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def _exaone(dim: int, n_layers: int, n_heads: int, ffn_dim: int, max_seq_len: int, **knobs: Any) -> ModelConfig:
+def _exaone(dim: int, n_layers: int, n_heads: int, ffn_dim: int, max_seq_len: int, **knobs: object) -> ModelConfig:
     scaling = RopeScaling(factor=16.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
-    base: dict[str, Any] = {
+    base: Written = {
         "family": "exaone4", "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": 8, "ffn_dim": ffn_dim,
         "vocab_size": 102400, "padded_vocab_size": 102400, "max_seq_len": max_seq_len, "norm_place": "post",
         "norm_eps": 1e-5, "qk_norm": "head", "rope_theta": 1e6, "rope_scaling": scaling,
@@ -37,7 +43,7 @@ _PRESETS = {
 }  # fmt: skip
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     window = hf["sliding_window"]
     layers: tuple[Sees, ...] = ("full",) if window is None else read_layers(hf, _derived(hf))
     return read_llama_keys(
@@ -51,7 +57,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _derived(hf: Mapping[str, Any]) -> list[Sees]:
+def _derived(hf: HFKeys) -> list[Sees]:
     """Of a number n: every n-th layer sees everything. Of letters: those of an L see a window; never the last one."""
     pattern = need(hf, "sliding_window_pattern")
     n_layers = int(need(hf, "num_hidden_layers"))
@@ -61,7 +67,7 @@ def _derived(hf: Mapping[str, Any]) -> list[Sees]:
     return ["window" if one else "full" for one in local]
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"layer_types": write_layers(config), "sliding_window": config.window, **write_llama_keys(config)}
 
 

@@ -6,13 +6,14 @@ one after the other, with biases and distances (ALiBi) in bf16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
+    HFKeys,
+    Written,
     need,
     read_activation,
     read_rope,
@@ -98,7 +99,7 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     dim = int(hf.get("n_embed") or need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
     return ModelConfig(
@@ -122,7 +123,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _read_form(hf: Mapping[str, Any], heads: int) -> dict[str, Any]:
+def _read_form(hf: HFKeys, heads: int) -> Written:
     """Key heads and norms; some keys count in one form alone."""
     if hf["new_decoder_architecture"]:
         refuse(hf, "parallel_attn", True)
@@ -141,15 +142,15 @@ def _read_form(hf: Mapping[str, Any], heads: int) -> dict[str, Any]:
     }
 
 
-def _read_positions(hf: Mapping[str, Any], head_size: float) -> dict[str, Any]:
+def _read_positions(hf: HFKeys, head_size: float) -> Written:
     if hf["alibi"]:  # they are added to the products before these are scaled
         return {"positions": "alibi", "alibi_scale": head_size**-0.5, "alibi_bf16": True}
     return read_rope(hf)
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     new = _has_two_parallel_norms(config) or config.n_kv_heads not in (1, config.n_heads)
-    form: dict[str, Any] = {"num_kv_heads": config.n_kv_heads, "multi_query": config.n_kv_heads == 1}
+    form: Written = {"num_kv_heads": config.n_kv_heads, "multi_query": config.n_kv_heads == 1}
     if new:
         form["num_ln_in_parallel_attn"] = 1 if config.shared_norm else 2
     return {

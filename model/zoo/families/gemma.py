@@ -7,14 +7,14 @@ and keys and turns the layers of a window by a base of their own. Presets, confi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
+    HFKeys,
     Sees,
+    Written,
     need,
     read_activation,
     read_layers,
@@ -55,7 +55,7 @@ _RULES_3: tuple[Rule, ...] = (
 
 
 def _gemma(
-    dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim: int, *, vocab_size: int = 256000, **knobs: Any
+    dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim: int, *, vocab_size: int = 256000, **knobs: object
 ) -> ModelConfig:
     base = {
         "family": "gemma", "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads,
@@ -66,16 +66,16 @@ def _gemma(
     return ModelConfig.model_validate({**base, **knobs})
 
 
-def _gemma2(*sizes: int, **knobs: Any) -> ModelConfig:
-    base: dict[str, Any] = {
+def _gemma2(*sizes: int, **knobs: object) -> ModelConfig:
+    base: Written = {
         "family": "gemma2", "norm_place": "sandwich", "layers": ("window", "full"), "window": 4096,
         "attention_softcap": 50.0, "logit_softcap": 30.0,
     }  # fmt: skip
     return _gemma(*sizes, **{**base, **knobs})
 
 
-def _gemma3(*sizes: int, **knobs: Any) -> ModelConfig:
-    base: dict[str, Any] = {
+def _gemma3(*sizes: int, **knobs: object) -> ModelConfig:
+    base: Written = {
         "family": "gemma3_text", "norm_place": "sandwich", "layers": (*("window",) * 5, "full"), "window": 1024,
         "qk_norm": "head", "vocab_size": 262208, "max_seq_len": 131072, "rope_theta": 1e6, "window_rope_theta": 1e4,
     }  # fmt: skip
@@ -99,28 +99,28 @@ _PRESETS_3 = {  # from 4b on, the part for text
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     """Of two keys of the activation the newer counts; "gelu" means its tanh form here."""
     refuse(hf, "use_bidirectional_attention", False, why="of an encoder")
     found = read_activation({"act": hf.get("hidden_activation") or need(hf, "hidden_act")}, "act")
     return _read_common(hf, family="gemma", activation="gelu_tanh" if found == "gelu" else found)
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, **write_llama_keys(config)}
 
 
-def _read_2(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_2(hf: HFKeys) -> ModelConfig:
     return _read_newer(hf, family="gemma2", pattern=2)
 
 
-def _read_3(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_3(hf: HFKeys) -> ModelConfig:
     refuse(hf, "attn_logit_softcapping", why="ignored by transformers in Gemma 3")
     pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
     return _read_newer(hf, family="gemma3_text", pattern=pattern, qk_norm="head")
 
 
-def _read_newer(hf: Mapping[str, Any], *, pattern: int, **knobs: Any) -> ModelConfig:
+def _read_newer(hf: HFKeys, *, pattern: int, **knobs: object) -> ModelConfig:
     """Every layer whose number is a multiple of `pattern` sees everything, where `layer_types` does not say it."""
     refuse(hf, "use_bidirectional_attention", False, why="of an encoder")
     derived: list[Sees] = ["window" if (n + 1) % pattern else "full" for n in range(need(hf, "num_hidden_layers"))]
@@ -138,7 +138,7 @@ def _read_newer(hf: Mapping[str, Any], *, pattern: int, **knobs: Any) -> ModelCo
     )
 
 
-def _write_newer(config: ModelConfig) -> dict[str, Any]:
+def _write_newer(config: ModelConfig) -> Written:
     scale = config.attention_scale
     return {
         **write_llama_keys(config, activation_key="hidden_activation"),
@@ -151,7 +151,7 @@ def _write_newer(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_common(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
+def _read_common(hf: HFKeys, **knobs: object) -> ModelConfig:
     return read_llama_keys(
         hf,
         norm_weight="plus_one",

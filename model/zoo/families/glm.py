@@ -6,13 +6,10 @@ router.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import deepseek, llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 _DEFAULTS = {
@@ -78,15 +75,15 @@ _GLM4_9B = ModelConfig(
 )
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(hf, family="glm", qkv_bias=hf["attention_bias"])
 
 
-def _read_glm4(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_glm4(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(hf, family="glm4", qkv_bias=hf["attention_bias"], norm_place="sandwich")
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         **write_llama_keys(config),
         "attention_bias": config.qkv_bias,
@@ -94,7 +91,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_moe(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(
         hf,
         family="glm4_moe",
@@ -104,7 +101,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
+def _write_moe(config: ModelConfig) -> Written:
     return {**_write(config), "use_qk_norm": config.qk_norm is not None, **deepseek.write_experts(config)}
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import HF_ACTIVATIONS, need, read_activation, read_vocab, refuse, write_vocab
+from launchyard.model.zoo.hf_config import (
+    HF_ACTIVATIONS,
+    HFKeys,
+    Written,
+    need,
+    read_activation,
+    read_vocab,
+    refuse,
+    write_vocab,
+)
 from launchyard.model.zoo.rules import Drop, Layout, Rename, Rule
 
 _DEFAULTS = {
@@ -60,7 +66,7 @@ def _gpt2(dim: int, n_layers: int, n_heads: int) -> ModelConfig:
     )
 
 
-_KNOBS: dict[str, Any] = {
+_KNOBS: Written = {
     "positions": "learned", "norm": "layernorm", "gated_mlp": False, "attention_bias": True, "mlp_bias": True,
 }  # fmt: skip
 _PRESETS = {
@@ -71,7 +77,7 @@ _PRESETS = {
 }
 
 
-def read_gpt2_keys(hf: Mapping[str, Any], *, family: str, n_kv_heads: int | None = None) -> ModelConfig:
+def read_gpt2_keys(hf: HFKeys, *, family: str, n_kv_heads: int | None = None) -> ModelConfig:
     """The model behind GPT-2's keys; n_kv_heads: default: as many as heads."""
     refuse(hf, "scale_attn_by_inverse_layer_idx", False)
     refuse(hf, "add_cross_attention", False)
@@ -95,7 +101,7 @@ def read_gpt2_keys(hf: Mapping[str, Any], *, family: str, n_kv_heads: int | None
     )
 
 
-def write_gpt2_keys(config: ModelConfig) -> dict[str, Any]:
+def write_gpt2_keys(config: ModelConfig) -> Written:
     """The inverse of `read_gpt2_keys`."""
     return {
         "n_embd": config.dim,
@@ -112,7 +118,7 @@ def write_gpt2_keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_gpt2_keys(hf, family="gpt2")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
+    HFKeys,
+    Written,
     need,
     read_activation,
     read_rope,
@@ -80,7 +79,7 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     dim = int(need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
     return ModelConfig(
@@ -105,7 +104,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Written,
     need,
     read_layers,
     read_llama_keys,
@@ -81,12 +80,12 @@ def _experts(count: int, top_k: int, width: int) -> MoE:
 _PRESETS = {"gpt-oss-20b": _gpt_oss(24, 32), "gpt-oss-120b": _gpt_oss(36, 128)}
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     refuse(hf, "swiglu_alpha", 1.702)
     refuse(hf, "swiglu_limit", 7.0)
     n_layers = int(need(hf, "num_hidden_layers"))
     layers = read_layers(hf, ["full" if layer % 2 else "window" for layer in range(n_layers)])
-    sees: dict[str, Any] = {}
+    sees: Written = {}
     if set(layers) != {"full"} and need(hf, "sliding_window") < need(hf, "max_position_embeddings"):
         sees = {"layers": layers, "window": hf["sliding_window"]}
     if not (hf.get("rope_parameters") or hf.get("rope_scaling")):
@@ -102,7 +101,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     """The rotation is written as transformers 5 has it too: a stretch of null is yarn there."""
     assert config.moe is not None
     scaling = write_scaling(config) or {"rope_type": "default"}

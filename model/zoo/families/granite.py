@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {
@@ -56,13 +53,13 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(
         hf, family="granite", attention_bias=hf["attention_bias"], mlp_bias=hf["mlp_bias"], **_read_multipliers(hf)
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         **write_llama_keys(config),
         "attention_bias": config.attention_bias,
@@ -74,7 +71,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_multipliers(hf: Mapping[str, Any]) -> dict[str, float | None]:
+def _read_multipliers(hf: HFKeys) -> dict[str, float | None]:
     """One is no multiplier, but for that of the attention, whose default is another in every other family."""
     logits = float(hf["logits_scaling"])
     return {
@@ -89,7 +86,7 @@ def _unless_one(value: float) -> float | None:
     return None if value == 1.0 else float(value)
 
 
-def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_moe(hf: HFKeys) -> ModelConfig:
     moe = MoE(
         n_experts=need(hf, "num_local_experts"),
         top_k=need(hf, "num_experts_per_tok"),
@@ -101,7 +98,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
+def _write_moe(config: ModelConfig) -> Written:
     assert config.moe is not None
     return {
         **_write(config),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.gguf import Gguf
-from launchyard.model.zoo.hf_config import read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 _LAYER = "model.layers.{i}"
@@ -40,7 +37,7 @@ NORM_BIAS_RULES: tuple[Rule, ...] = (
 _DEFAULTS = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
 
-def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: Any) -> ModelConfig:
+def _llama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: object) -> ModelConfig:
     base = {
         "family": "llama", "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "head_dim": dim // n_heads,
         "ffn_dim": ffn_dim, "vocab_size": 32_000, "padded_vocab_size": knobs.get("vocab_size", 32_000),
@@ -62,12 +59,14 @@ def _codellama(dim: int, n_layers: int, n_heads: int, ffn_dim: int, vocab_size: 
     return _llama(dim, n_layers, n_heads, ffn_dim, **more)
 
 
-def _llama3(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: Any) -> ModelConfig:
+def _llama3(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: object) -> ModelConfig:
     more = {"vocab_size": 128_256, "n_kv_heads": 8, "max_seq_len": 8192, "rope_theta": 500_000.0, **knobs}
     return _llama(dim, n_layers, n_heads, ffn_dim, **more)
 
 
-def _llama31(dim: int, n_layers: int, n_heads: int, ffn_dim: int, *, factor: float = 8.0, **knobs: Any) -> ModelConfig:
+def _llama31(
+    dim: int, n_layers: int, n_heads: int, ffn_dim: int, *, factor: float = 8.0, **knobs: object
+) -> ModelConfig:
     stretch = RopeScaling(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
     return _llama3(dim, n_layers, n_heads, ffn_dim, max_seq_len=131_072, rope_scaling=stretch, **knobs)
 
@@ -101,11 +100,11 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(hf, family="llama", attention_bias=hf["attention_bias"], mlp_bias=hf["mlp_bias"])
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, **write_llama_keys(config)}
 
 

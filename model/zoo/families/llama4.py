@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
+    HFKeys,
     Sees,
+    Written,
     need,
     read_layers,
     read_llama_keys,
@@ -54,7 +53,7 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     n_layers = int(need(hf, "num_hidden_layers"))
     rotates = _rotating(hf, n_layers)
     derived: list[Sees] = ["chunk" if turns else "full" for turns in rotates]
@@ -84,7 +83,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _rotating(hf: Mapping[str, Any], n_layers: int) -> list[bool]:
+def _rotating(hf: HFKeys, n_layers: int) -> list[bool]:
     """A one in `no_rope_layers` is a layer that does rotate."""
     given = hf.get("no_rope_layers")
     if given:
@@ -93,7 +92,7 @@ def _rotating(hf: Mapping[str, Any], n_layers: int) -> list[bool]:
     return [(layer + 1) % interval != 0 for layer in range(n_layers)]
 
 
-def _expert_layers(hf: Mapping[str, Any], n_layers: int) -> dict[str, Any]:
+def _expert_layers(hf: HFKeys, n_layers: int) -> Written:
     """Layers of experts, as every n-th or, where they are listed otherwise, as those that are not."""
     every = int(need(hf, "interleave_moe_layer_step"))
     given = hf.get("moe_layers")
@@ -102,7 +101,7 @@ def _expert_layers(hf: Mapping[str, Any], n_layers: int) -> dict[str, Any]:
     return {"dense_layers": tuple(layer for layer in range(n_layers) if layer not in given)}
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     moe = config.moe
     assert moe is not None
     return {

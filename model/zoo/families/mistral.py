@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, read_sliding_window, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, read_sliding_window, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096, "hidden_act": "silu"}
@@ -26,7 +23,7 @@ MOE_RULES: tuple[Rule, ...] = (
 )
 
 
-def _mistral(vocab_size: int, **knobs: Any) -> ModelConfig:
+def _mistral(vocab_size: int, **knobs: object) -> ModelConfig:
     base = {
         "family": "mistral", "dim": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "head_dim": 128,
         "ffn_dim": 14336, "vocab_size": vocab_size, "padded_vocab_size": vocab_size, "max_seq_len": 32768,
@@ -45,15 +42,15 @@ _MOE_PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(hf, family="mistral", **read_sliding_window(hf))
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"sliding_window": config.window, **write_llama_keys(config)}
 
 
-def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_moe(hf: HFKeys) -> ModelConfig:
     moe = MoE(
         n_experts=need(hf, "num_local_experts"),
         top_k=need(hf, "num_experts_per_tok"),
@@ -63,7 +60,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     return read_llama_keys(hf, family="mixtral", moe=moe, **read_sliding_window(hf))
 
 
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
+def _write_moe(config: ModelConfig) -> Written:
     assert config.moe is not None
     return {
         **_write(config),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_vocab, refuse, write_vocab
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_vocab, refuse, write_vocab
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {"max_seq_len": 2048, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
@@ -23,7 +20,7 @@ _RULES: tuple[Rule, ...] = (
     Rename("transformer.norm_f.weight", "norm.weight"),
     Rename("lm_head.weight", "lm_head.weight"),
 )
-_KNOBS: dict[str, Any] = {
+_KNOBS: Written = {
     "family": "mpt", "positions": "alibi", "norm": "layernorm", "norm_bias": False, "activation": "gelu",
     "gated_mlp": False,
 }  # fmt: skip
@@ -44,9 +41,9 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     """Refused is what transformers' class ignores in silence: it has one kind of model, whatever these keys say."""
-    attention: Mapping[str, Any] = hf.get("attn_config") or {}
+    attention: HFKeys = hf.get("attn_config") or {}
     refuse(hf, "expansion_ratio", 4)
     refuse(hf, "no_bias", True)
     refuse(hf, "logit_scale", None)
@@ -75,7 +72,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "d_model": config.dim,
         "n_layers": config.n_layers,

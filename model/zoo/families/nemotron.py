@@ -4,13 +4,10 @@ and add a bias, half of each head turns. Presets, config, key rules. Light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 
 _DEFAULTS = {
     "hidden_act": "relu2", "max_position_embeddings": 4096, "norm_eps": 1e-5, "partial_rotary_factor": 0.5,
@@ -42,7 +39,7 @@ def _nemotron(dim: int, n_heads: int, ffn_dim: int) -> ModelConfig:
 _PRESETS = {"nemotron-mini-4b": _nemotron(3072, 24, 9216), "minitron-8b": _nemotron(4096, 48, 16384)}
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(
         hf,
         family="nemotron",
@@ -56,7 +53,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,

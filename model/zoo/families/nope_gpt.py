@@ -5,13 +5,10 @@ transformers has no class of it: the keys of its config.json and of its tensors 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import HF_ACTIVATIONS, read_llama_keys, refuse, write_vocab
+from launchyard.model.zoo.hf_config import HF_ACTIVATIONS, HFKeys, Written, read_llama_keys, refuse, write_vocab
 
 _DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
 
@@ -45,12 +42,12 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     refuse(hf, "num_key_value_heads", hf.get("num_attention_heads"))
     return read_llama_keys(hf, family="nope_gpt", positions="none", gated_mlp=False)
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,

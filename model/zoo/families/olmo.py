@@ -7,14 +7,20 @@ Presets, config, key rules. Light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen3 import EXPERT_RULES
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import Sees, need, read_layers, read_llama_keys, write_layers, write_llama_keys
+from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Sees,
+    Written,
+    need,
+    read_layers,
+    read_llama_keys,
+    write_layers,
+    write_llama_keys,
+)
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {"hidden_act": "silu", "attention_bias": False, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
@@ -38,8 +44,8 @@ RULES_2: tuple[Rule, ...] = (
 )
 
 
-def _olmo(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: Any) -> ModelConfig:
-    base: dict[str, Any] = {
+def _olmo(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: object) -> ModelConfig:
+    base: Written = {
         "family": "olmo", "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "ffn_dim": ffn_dim,
         "vocab_size": 50304, "padded_vocab_size": 50304, "max_seq_len": 2048, "norm": "layernorm",
         "norm_weight": "none", "norm_eps": _EPS,
@@ -47,8 +53,8 @@ def _olmo(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: Any) -> 
     return ModelConfig.model_validate({**base, **knobs})
 
 
-def _olmo2(*sizes: int, vocab_size: int = 100352, **knobs: Any) -> ModelConfig:
-    base: dict[str, Any] = {
+def _olmo2(*sizes: int, vocab_size: int = 100352, **knobs: object) -> ModelConfig:
+    base: Written = {
         "family": "olmo2", "vocab_size": vocab_size, "padded_vocab_size": vocab_size, "max_seq_len": 4096,
         "norm": "rmsnorm", "norm_weight": "plain", "norm_place": "post", "norm_eps": 1e-6, "qk_norm": "width",
         "rope_theta": 500_000.0,
@@ -80,19 +86,19 @@ _PRESETS_MOE = {
 }  # fmt: skip
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return _read_common(hf, family="olmo", norm="layernorm", norm_weight="none", norm_eps=_EPS, qkv_clip=hf["clip_qkv"])
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"clip_qkv": config.qkv_clip, **_write_common(config)}
 
 
-def _read_2(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_2(hf: HFKeys) -> ModelConfig:
     return _read_common(hf, family="olmo2", norm_place="post", qk_norm="width")
 
 
-def _read_3(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_3(hf: HFKeys) -> ModelConfig:
     """In files of transformers 4 one base counts for all layers, and a stretch for those that see everything."""
     derived: list[Sees] = ["window" if (n + 1) % 4 else "full" for n in range(need(hf, "num_hidden_layers"))]
     local = {} if "full_attention" in (hf.get("rope_parameters") or {}) else {"rope_local_base_freq": hf["rope_theta"]}
@@ -106,11 +112,11 @@ def _read_3(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write_3(config: ModelConfig) -> dict[str, Any]:
+def _write_3(config: ModelConfig) -> Written:
     return {**_write_common(config), "layer_types": write_layers(config), "sliding_window": config.window}
 
 
-def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_moe(hf: HFKeys) -> ModelConfig:
     moe = MoE(
         n_experts=need(hf, "num_experts"),
         top_k=need(hf, "num_experts_per_tok"),
@@ -120,7 +126,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     return _read_common(hf, family="olmoe", qk_norm="width", qkv_clip=hf["clip_qkv"], moe=moe)
 
 
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
+def _write_moe(config: ModelConfig) -> Written:
     """transformers 5 has norms of hidden_size elements, whatever head_dim is: it is not written, so it must follow."""
     assert config.moe is not None
     written = _write(config)
@@ -134,11 +140,11 @@ def _write_moe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_common(hf: Mapping[str, Any], **knobs: Any) -> ModelConfig:
+def _read_common(hf: HFKeys, **knobs: object) -> ModelConfig:
     return read_llama_keys(hf, attention_bias=hf["attention_bias"], **knobs)
 
 
-def _write_common(config: ModelConfig) -> dict[str, Any]:
+def _write_common(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, **write_llama_keys(config)}
 
 

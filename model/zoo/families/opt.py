@@ -5,12 +5,18 @@ The 350m model, with norms behind its sublayers and a narrow table, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import HF_ACTIVATIONS, need, read_activation, read_vocab, refuse, write_vocab
+from launchyard.model.zoo.hf_config import (
+    HF_ACTIVATIONS,
+    HFKeys,
+    Written,
+    need,
+    read_activation,
+    read_vocab,
+    refuse,
+    write_vocab,
+)
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {
@@ -38,7 +44,7 @@ _RULES: tuple[Rule, ...] = (
     Rename(f"{_DECODER}.final_layer_norm.bias", "norm.bias"),
     Rename("lm_head.weight", "lm_head.weight"),
 )
-_KNOBS: dict[str, Any] = {
+_KNOBS: Written = {
     "family": "opt", "positions": "learned", "learned_offset": 2, "norm": "layernorm", "norm_eps": 1e-5,
     "gated_mlp": False,
 }  # fmt: skip
@@ -66,7 +72,7 @@ def _opt(dim: int, n_layers: int, n_heads: int) -> ModelConfig:
 _PRESETS = {"opt-125m": _opt(768, 12, 12), "opt-1.3b": _opt(2048, 24, 32)}
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     dim = int(need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
     refuse(hf, "do_layer_norm_before", True)
@@ -92,7 +98,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "hidden_size": config.dim,
         "word_embed_proj_dim": config.dim,

@@ -5,13 +5,18 @@ Phi-3 fuses q, k, v and gate, up. The MoE has LayerNorms, biases, and a router t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama, mistral
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, read_sliding_window, refuse, write_llama_keys
+from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Written,
+    need,
+    read_llama_keys,
+    read_sliding_window,
+    refuse,
+    write_llama_keys,
+)
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
 _FIRST_DEFAULTS = {
@@ -47,7 +52,8 @@ _FIRST_RULES: tuple[Rule, ...] = (
     ),
     Drop(f"{_LAYER}.self_attn.rotary_emb.inv_freq"),
 )
-_ATTENTION, _MLP = "blocks.{i}.attention", "blocks.{i}.mlp"
+_ATTENTION = "blocks.{i}.attention"
+_MLP = "blocks.{i}.mlp"
 _RULES: tuple[Rule, ...] = (
     *(
         rule
@@ -62,14 +68,14 @@ _MOE_RULES: tuple[Rule, ...] = (
     *llama.NORM_BIAS_RULES,
     Rename("lm_head.bias", "lm_head.bias"),
 )
-_FIRST_KNOBS: dict[str, Any] = {
+_FIRST_KNOBS: Written = {
     "family": "phi", "norm": "layernorm", "parallel_residual": True, "shared_norm": True, "gated_mlp": False,
     "attention_bias": True, "mlp_bias": True, "head_bias": True,
 }  # fmt: skip
-_MOE_KNOBS: dict[str, Any] = {"family": "phimoe", "norm": "layernorm"}
+_MOE_KNOBS: Written = {"family": "phimoe", "norm": "layernorm"}
 
 
-def _phi(dim: int, n_layers: int, n_heads: int, ffn_dim: int, rows: int, **knobs: Any) -> ModelConfig:
+def _phi(dim: int, n_layers: int, n_heads: int, ffn_dim: int, rows: int, **knobs: object) -> ModelConfig:
     base = {
         "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "ffn_dim": ffn_dim,
         "vocab_size": rows, "padded_vocab_size": rows,
@@ -77,7 +83,7 @@ def _phi(dim: int, n_layers: int, n_heads: int, ffn_dim: int, rows: int, **knobs
     return ModelConfig.model_validate({**base, **knobs})
 
 
-_FIRST: dict[str, Any] = {**_FIRST_KNOBS, "vocab_size": 50295, "max_seq_len": 2048, "activation": "gelu_tanh"}
+_FIRST: Written = {**_FIRST_KNOBS, "vocab_size": 50295, "max_seq_len": 2048, "activation": "gelu_tanh"}
 _FIRST_PRESETS = {
     "phi-1.5": _phi(2048, 24, 32, 8192, 51200, **_FIRST, rope_fraction=0.5),
     "phi-2": _phi(2560, 32, 32, 10240, 51200, **_FIRST, rope_fraction=0.4),
@@ -108,16 +114,16 @@ _MOE_PRESETS = {
 }  # fmt: skip
 
 
-def _read_first(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_first(hf: HFKeys) -> ModelConfig:
     refuse(hf, "qk_layernorm", False)
     return read_llama_keys(hf, norm_eps=need(hf, "layer_norm_eps"), **_FIRST_KNOBS)
 
 
-def _write_first(config: ModelConfig) -> dict[str, Any]:
+def _write_first(config: ModelConfig) -> Written:
     return write_llama_keys(config, eps_key="layer_norm_eps", fraction_key="partial_rotary_factor")
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     rope = _rope(hf)
     if rope.get("rope_type", rope.get("type")) == "yarn":  # an old name of it, here alone
         rope["rope_type"] = "longrope"
@@ -126,7 +132,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     return read_llama_keys({**hf, "rope_parameters": rope}, family="phi3", **read_sliding_window(hf))
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     scaling = config.rope_scaling
     return {
         **write_llama_keys(config, fraction_key="partial_rotary_factor"),
@@ -135,7 +141,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_moe(hf: HFKeys) -> ModelConfig:
     """The stretch multiplies cosines by a number of the config rather than by longrope's own."""
     refuse(hf, "num_experts_per_tok", 2)
     rope = _rope(hf)
@@ -155,7 +161,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
+def _write_moe(config: ModelConfig) -> Written:
     assert config.moe is not None
     written = write_llama_keys(config)
     if config.rope_scaling is not None:
@@ -173,7 +179,7 @@ def _write_moe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _rope(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(hf: HFKeys) -> Written:
     return dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
 
 

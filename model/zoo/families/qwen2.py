@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import Sees, need, read_layers, read_llama_keys, write_layers, write_llama_keys
+from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Sees,
+    Written,
+    need,
+    read_layers,
+    read_llama_keys,
+    write_layers,
+    write_llama_keys,
+)
 
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: Written = {
     "num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28,
     "hidden_act": "silu",
 }  # fmt: skip
@@ -57,16 +63,16 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     # Every model has the bias on q, k and v, without a key for it.
     return read_llama_keys(hf, family="qwen2", qkv_bias=True, **read_window(hf))
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {**write_window(config), **write_llama_keys(config)}
 
 
-def read_window(hf: Mapping[str, Any]) -> dict[str, Any]:
+def read_window(hf: HFKeys) -> Written:
     """The window of the layers from `max_window_layers` on, if it is in use and hides anything."""
     window = hf.get("sliding_window") if hf.get("use_sliding_window") else None
     n_layers = int(need(hf, "num_hidden_layers"))
@@ -79,7 +85,7 @@ def read_window(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {"layers": layers, "window": window}
 
 
-def write_window(config: ModelConfig) -> dict[str, Any]:
+def write_window(config: ModelConfig) -> Written:
     if config.window is None:
         return {"use_sliding_window": False}
     types = write_layers(config)

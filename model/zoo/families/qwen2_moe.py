@@ -4,14 +4,20 @@ behind a gate of its own. Presets, config, key rules. Light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen3 import EXPERT_RULES
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import Sees, need, read_layers, read_llama_keys, write_layers, write_llama_keys
+from launchyard.model.zoo.hf_config import (
+    HFKeys,
+    Sees,
+    Written,
+    need,
+    read_layers,
+    read_llama_keys,
+    write_layers,
+    write_llama_keys,
+)
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {
@@ -61,7 +67,7 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     moe = MoE(
         n_experts=hf.get("num_local_experts") or need(hf, "num_experts"),
         top_k=need(hf, "num_experts_per_tok"),
@@ -75,7 +81,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     return read_llama_keys(hf, family="qwen2_moe", qkv_bias=hf["qkv_bias"], moe=moe, **_read_window(hf))
 
 
-def _read_window(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _read_window(hf: HFKeys) -> Written:
     """Unlike in Qwen2 every other layer below `max_window_layers` sees the window, where `layer_types` is silent."""
     window = hf.get("sliding_window") if hf["use_sliding_window"] else None
     first_full = hf["max_window_layers"]
@@ -88,7 +94,7 @@ def _read_window(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {"layers": layers, "window": window}
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     assert config.moe is not None
     windows = {"sliding_window": config.window, "layer_types": write_layers(config)} if config.window else {}
     return {

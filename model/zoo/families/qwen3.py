@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen2 import read_window, write_window
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {
@@ -76,15 +73,15 @@ _MOE_PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(hf, family="qwen3", qk_norm="head", attention_bias=hf["attention_bias"], **read_window(hf))
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, **write_window(config), **write_llama_keys(config)}
 
 
-def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_moe(hf: HFKeys) -> ModelConfig:
     """transformers 5 writes the number of experts under Mixtral's key."""
     experts = hf.get("num_local_experts") or need(hf, "num_experts")
     moe = MoE(
@@ -100,7 +97,7 @@ def _read_moe(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write_moe(config: ModelConfig) -> dict[str, Any]:
+def _write_moe(config: ModelConfig) -> Written:
     assert config.moe is not None
     return {
         **_write(config),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 
 _DEFAULTS = {
     "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu", "max_position_embeddings": 524288,
@@ -33,8 +30,9 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
-    before, behind = hf["attention_bias"], hf["attention_out_bias"]
+def _read(hf: HFKeys) -> ModelConfig:
+    before = hf["attention_bias"]
+    behind = hf["attention_out_bias"]
     if behind and not before:
         raise ValueError(
             "config.json: attention_out_bias is true and attention_bias false; a bias of the output alone is not "
@@ -45,7 +43,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "attention_bias": config.attention_bias or config.qkv_bias,
         "attention_out_bias": config.attention_bias,

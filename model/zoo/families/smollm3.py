@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import (
+    HFKeys,
     Sees,
+    Written,
     need,
     read_layers,
     read_llama_keys,
@@ -43,7 +42,7 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     """A 1 in `no_rope_layers` is a layer that does turn. Those that do not see a window, if one is in use."""
     n_layers = int(need(hf, "num_hidden_layers"))
     interval = need(hf, "no_rope_layer_interval")
@@ -67,7 +66,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,

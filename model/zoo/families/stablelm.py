@@ -4,13 +4,10 @@ attention and MLP side by side, and one for each head. Presets, config, key rule
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _DEFAULTS = {
@@ -28,8 +25,8 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def _stablelm(dim: int, n_layers: int, ffn_dim: int, vocab_size: int, **knobs: Any) -> ModelConfig:
-    base: dict[str, Any] = {
+def _stablelm(dim: int, n_layers: int, ffn_dim: int, vocab_size: int, **knobs: object) -> ModelConfig:
+    base: Written = {
         "family": "stablelm", "dim": dim, "n_layers": n_layers, "n_heads": 32, "ffn_dim": ffn_dim,
         "vocab_size": vocab_size, "padded_vocab_size": vocab_size, "max_seq_len": 4096, "rope_fraction": 0.25,
         "norm": "layernorm",
@@ -46,7 +43,7 @@ _PRESETS = {
 }
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     parallel = hf["use_parallel_residual"]
     return read_llama_keys(
         hf,
@@ -60,7 +57,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     """Its class of transformers derives head_dim, whatever config.json says."""
     written = write_llama_keys(config, eps_key="layer_norm_eps", fraction_key="partial_rotary_factor")
     del written["head_dim"]

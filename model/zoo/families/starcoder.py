@@ -5,14 +5,11 @@ Light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.gpt2 import gpt2_rules, read_gpt2_keys, write_gpt2_keys
 from launchyard.model.zoo.family import Family
-from launchyard.model.zoo.hf_config import need, read_llama_keys, read_sliding_window, write_llama_keys
+from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, read_sliding_window, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
 _FIRST_DEFAULTS = {
@@ -66,15 +63,15 @@ _PRESETS = {
 }
 
 
-def _read_first(hf: Mapping[str, Any]) -> ModelConfig:
+def _read_first(hf: HFKeys) -> ModelConfig:
     return read_gpt2_keys(hf, family="gpt_bigcode", n_kv_heads=1 if hf["multi_query"] else None)
 
 
-def _write_first(config: ModelConfig) -> dict[str, Any]:
+def _write_first(config: ModelConfig) -> Written:
     return {"multi_query": config.n_kv_heads == 1, **write_gpt2_keys(config)}
 
 
-def _read(hf: Mapping[str, Any]) -> ModelConfig:
+def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(
         hf,
         family="starcoder2",
@@ -87,7 +84,7 @@ def _read(hf: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> Written:
     return {
         "sliding_window": config.window,
         "use_bias": config.attention_bias,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launchyard.model.zoo import FAMILIES, config_from_hf, rules
+from launchyard.model.zoo import BY_TYPE, config_from_hf, rules
 from launchyard.model.zoo.rules import check_keys, their_shapes
 from launchyard.model.zoo.unsupported import MISSING
 from tests.support.architectures import ARCHITECTURES
@@ -35,7 +35,7 @@ def test_what_is_missing_is_named(name: str, change: dict[str, Any], said: str) 
 
 
 def test_no_family_is_called_unsupported() -> None:
-    assert not MISSING.keys() & FAMILIES.keys()
+    assert not MISSING.keys() & BY_TYPE.keys()
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "glm4-moe"])
