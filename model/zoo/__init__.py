@@ -137,11 +137,16 @@ def make_config(*, preset: str | None, fields: Mapping[str, object], hf: HFKeys 
     base = _base(preset, hf)
     raw = overrides if base is None else {**_base_knobs(base, overrides), **overrides}
     try:
-        return ModelConfig.model_validate(raw)
+        config = ModelConfig.model_validate(raw)
     except ValidationError as error:
         lacks = base is None and any(problem["type"] == "missing" for problem in error.errors())
         hint = "; a model needs a preset, weights to start from, or all of its knobs" if lacks else ""
         raise ValueError(f"model: {_describe_errors(error)}{hint}") from error
+    if config.family not in BY_TYPE:
+        near = difflib.get_close_matches(config.family, BY_TYPE, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"model: family: unknown {config.family!r}; {meant}There are {', '.join(BY_TYPE)}")
+    return config
 
 
 def _base(name: str | None, hf: HFKeys | None) -> ModelConfig | None:

@@ -147,6 +147,11 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
         preset("pythia-160")
 
 
+def test_an_unknown_family_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"family: unknown 'lama'; did you mean llama"):
+        make_config(preset="llama-3.2-1b", fields={"family": "lama"}, hf=None)
+
+
 # -- the config of a recipe ------------------------------------------------------------------------------------------
 def test_fields_over_a_preset_derive_anew_what_followed_from_them() -> None:
     config = make_config(preset="pythia-160m", fields={"dim": 96, "n_heads": 3, "vocab_size": 1000}, hf=None)
