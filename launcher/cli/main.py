@@ -46,7 +46,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
         "models": ("launchyard.launcher.cli.model", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.model", "generate", "Write text with a model."),
-        "export": ("launchyard.launcher.cli.model", "export", "Write the weights of a run as a Hugging Face folder."),
+        "export": ("launchyard.launcher.cli.export", "export", "Write the weights of a run as a Hugging Face folder."),
     },
     "This machine": {
         "sandbox": (

@@ -1,4 +1,4 @@
-"""The verbs that touch weights: `launch generate`, `export` and `models`. torch is imported in a body only."""
+"""The verbs that touch weights: `launch generate` and `models`. torch is imported in a body only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.cli.completion import complete_run
-from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.format import json_text, table
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
     seed = secrets.randbits(31) if seed is None else seed
     stop = list(options.pop("stop"))
     top_k = options.pop("top_k") or None
-    with _weights_errors():
+    with weights_errors():
         from launchyard.model.weights.load import load
 
         loaded = load(find_model(model), device=device)
@@ -66,44 +65,6 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
             "\n{n_new} tokens at {tokens_per_second}/s on {device}, ended by {ended}, seed {seed}".format(**facts),
             err=True,
         )
-
-
-@click.command(epilog=MODEL_HELP)
-@click.argument("model", metavar="MODEL", shell_complete=complete_run)
-@click.option("--to", "form", type=click.Choice(["hf"]), default="hf", show_default=True, help="Form of the export.")
-@click.option("--out", type=path_or_url, required=True, metavar="DIR", help="Folder or URL to write; new or empty.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Element type of the tensors; default: as they are.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) -> None:
-    """Write weights as a Hugging Face folder: safetensors, config.json and tokenizer."""
-    with _weights_errors():
-        import torch
-
-        from launchyard.model.cost import n_params
-        from launchyard.model.weights.hf import save_hf
-        from launchyard.model.weights.load import open_weights
-        from launchyard.model.weights.source import find_source
-        from launchyard.storage.files import listdir
-
-        source = find_model(model)
-        tokenizer = find_source(source).tokenizer
-        config, weights = open_weights(source)
-        if listdir(out):
-            raise UserError(f"--out {out} is not empty; name a new folder, so that nothing is overwritten")
-        tensors = ((key, weights.get(key)) for key in weights.keys())  # noqa: SIM118
-        save_hf(tensors, config, out, tokenizer_file=tokenizer, dtype=getattr(torch, dtype) if dtype else None)
-        files = sorted(listdir(out))
-    if as_json:
-        facts = {"out": out, "form": form, "files": files, "n_params": n_params(config), "tokenizer": tokenizer}
-        click.echo(json_text(facts))
-        return
-    click.echo(f"{out}: {n_params(config):,} parameters in {', '.join(files)}")
-    if tokenizer is None:
-        click.echo("there was no tokenizer beside the weights; add a tokenizer.json before text is wanted", err=True)
 
 
 @click.command()
@@ -163,7 +124,7 @@ def _echoed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _weights_errors() -> Iterator[None]:
+def weights_errors() -> Iterator[None]:
     """Turns errors of weights into errors without a traceback."""
     try:
         with user_errors():
