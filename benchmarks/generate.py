@@ -24,7 +24,7 @@ import torch
 from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.init import initial_rows
-from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import load
 from launchyard.model.zoo import preset
 

@@ -33,7 +33,7 @@ def draw_curve(run: RunDir, name: str) -> None:
 
 def export_weights(run: RunDir, workload: Workload) -> None:
     """The newest checkpoint's weights as an HF directory, a tensor at a time."""
-    from launchyard.model.weights.hf import save_hf
+    from launchyard.model.weights.hf_export import save_hf
     from launchyard.model.weights.load import CheckpointWeights
 
     weights = CheckpointWeights(_newest(run))

@@ -27,7 +27,7 @@ def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) ->
         import torch
 
         from launchyard.model.cost import n_params
-        from launchyard.model.weights.hf import save_hf
+        from launchyard.model.weights.hf_export import save_hf
         from launchyard.model.weights.load import open_weights
         from launchyard.model.weights.source import find_source
         from launchyard.storage.files import listdir

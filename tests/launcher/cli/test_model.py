@@ -12,7 +12,7 @@ import pytest
 
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs.registry import register
-from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import presets
 from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of, write_checkpoint
 

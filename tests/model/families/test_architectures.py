@@ -14,7 +14,7 @@ from torch import Tensor
 from launchyard.model.cost import n_params
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.kv_cache import Cache
-from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
 from launchyard.model.zoo import config_from_hf, config_to_hf
 from tests.support.architectures import ARCHITECTURES

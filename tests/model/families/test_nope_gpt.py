@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from launchyard.model.network.kv_cache import Cache
-from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
 from launchyard.model.zoo import config_from_hf, config_to_hf
 from tests.support.tiny_models import random_model, random_tokens, weights_of

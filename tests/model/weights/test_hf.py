@@ -14,7 +14,8 @@ from torch import Tensor
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
-from launchyard.model.weights.hf import HFWeights, save_hf
+from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
 from launchyard.model.zoo import config_from_hf, config_to_hf
 from launchyard.storage.errors import CorruptError

@@ -10,7 +10,7 @@ import torch
 
 from launchyard import load
 from launchyard.model.config import ModelConfig
-from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import CheckpointWeights, LoadedModel, pick_device
 from launchyard.model.weights.source import find_source, read_config
 from launchyard.storage.errors import CorruptError
