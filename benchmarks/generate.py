@@ -47,7 +47,7 @@ def main() -> None:
 
 def measure(folder: str, options: argparse.Namespace) -> dict[str, object]:
     config = preset(options.preset)
-    weights = ((key, initial_rows(config, key, shape, seed=0)) for key, shape in parameter_shapes(config).items())
+    weights = {key: initial_rows(config, key, shape, seed=0) for key, shape in parameter_shapes(config).items()}
     save_hf(weights, config, folder, dtype=getattr(torch, options.dtype))
     prompt = torch.randint(config.vocab_size, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     clock = time.process_time if options.device == "cpu" else time.perf_counter

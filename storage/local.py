@@ -60,8 +60,11 @@ class LocalWriter:
 
     def write(self, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
-        while len(view):
-            view = view[self._file.write(view) :]
+        try:
+            while len(view):
+                view = view[self._file.write(view) :]
+        except OSError as error:  # a full disk, most often; the system does not say of which file
+            raise OSError(error.errno, error.strerror, self._path) from error
 
     def close(self) -> None:
         """Syncs to the disk, so that no later file that names this one can outlive it."""

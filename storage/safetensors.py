@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from launchyard.storage import files, options
 from launchyard.storage.errors import CorruptError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # safetensors' names of element types, with their size in bytes and torch's names.
@@ -68,7 +69,7 @@ class TensorFile:
         import torch
 
         entry = self.entries[name]
-        dtype = getattr(torch, TORCH_DTYPES[entry.dtype])
+        dtype = torch_dtype(entry.dtype)
         if not entry.length:
             return torch.empty(entry.shape, dtype=dtype)
         if files.is_remote(self.path):
@@ -84,6 +85,15 @@ class TensorFile:
             with open(self.path, "rb") as file:  # copy on write: a tensor may be changed, the file never is
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._map
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """Returns torch's element type of safetensors' name of it."""
+    import torch
+
+    found = getattr(torch, TORCH_DTYPES[code])
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def dtype_code(dtype: object) -> str:
@@ -106,16 +116,27 @@ def safetensors_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(file: IO[bytes] | options.Writer, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file of CPU tensors, the widest numbers first so that all of them lie aligned."""
+def write_tensors(
+    file: IO[bytes] | options.Writer, entries: Mapping[str, tuple[str, tuple[int, ...]]], get: Callable[[str], Tensor]
+) -> None:
+    """Writes a safetensors file of tensors (name -> dtype, shape), each asked for when its turn has come.
+
+    The widest numbers come first, so that all of them lie aligned. `get` gives a tensor on the CPU.
+    """
+    ordered = dict(sorted(entries.items(), key=lambda entry: -DTYPE_BYTES[entry[1][0]]))
+    file.write(safetensors_header(ordered, metadata={"format": "pt"}))
+    for name, entry in ordered.items():
+        tensor = get(name)
+        assert (dtype_code(tensor.dtype), tuple(tensor.shape)) == entry, f"{name} is not as its header says: {entry}"
+        if tensor.numel():
+            file.write(_bytes_of(tensor))
+        del tensor  # before the next one is made
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
     import torch
 
-    ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    entries = {name: (dtype_code(tensors[name].dtype), tuple(tensors[name].shape)) for name in ordered}
-    file.write(safetensors_header(entries, metadata={"format": "pt"}))
-    for name in ordered:
-        if tensors[name].numel():
-            file.write(memoryview(tensors[name].contiguous().view(-1).view(torch.uint8).numpy()))
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def _entry(facts: Mapping[str, Any], data_start: int) -> TensorRange:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError, StoreError
-from launchyard.storage.safetensors import TORCH_DTYPES
+from launchyard.storage.safetensors import torch_dtype
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -263,7 +263,7 @@ def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
     import torch
 
     entry = manifest.tensors[key]
-    tensor = torch.empty(entry.shape, dtype=getattr(torch, TORCH_DTYPES[entry.dtype]))
+    tensor = torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
     for piece in entry.pieces:
         raw = read_piece(folder, key, piece)
         part = torch.frombuffer(raw, dtype=tensor.dtype).view(piece.sizes)

@@ -37,9 +37,8 @@ def export_weights(run: RunDir, workload: Workload) -> None:
     from launchyard.model.weights.load import CheckpointWeights
 
     weights = CheckpointWeights(_newest(run))
-    tensors = ((key, weights.get(key)) for key in sorted(weights.keys()))
     tokenizer = run.path(TOKENIZER) if run.exists(TOKENIZER) else None
-    save_hf(tensors, workload.model, run.path(WEIGHTS), tokenizer_file=tokenizer)
+    save_hf(weights, workload.model, run.path(WEIGHTS), tokenizer_file=tokenizer)
 
 
 def write_sample(run: RunDir, recipe: Recipe) -> str:

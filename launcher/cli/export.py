@@ -37,8 +37,7 @@ def export(model: str, form: str, out: str, dtype: str | None, as_json: bool) ->
         config, weights = open_weights(source)
         if listdir(out):
             raise UserError(f"--out {out} is not empty; name a new folder, so that nothing is overwritten")
-        tensors = ((key, weights.get(key)) for key in weights.keys())  # noqa: SIM118
-        save_hf(tensors, config, out, tokenizer_file=tokenizer, dtype=getattr(torch, dtype) if dtype else None)
+        save_hf(weights, config, out, tokenizer_file=tokenizer, dtype=getattr(torch, dtype) if dtype else None)
         files = sorted(listdir(out))
     if as_json:
         facts = {"out": out, "form": form, "files": files, "n_params": n_params(config), "tokenizer": tokenizer}

@@ -102,6 +102,10 @@ class GGUFWeights:
     def shape(self, key: str) -> tuple[int, ...]:
         return self._shapes[key]
 
+    def dtype(self, key: str) -> torch.dtype:
+        """Of what `get` returns. Reads no tensor."""
+        return _PLAIN.get(self.file.kind(self._overlaps[key][0].theirs), torch.float32)
+
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU: as it is stored, a quantised one in fp32."""
         return to_ours(self._overlaps[key], self._shapes[key], self.file.get)

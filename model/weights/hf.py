@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+import torch
 from torch import Tensor
 
 from launchyard.model.layout import parameter_shapes
@@ -18,7 +19,7 @@ from launchyard.model.zoo.text_part import text_keys
 from launchyard.storage import files
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists, listdir, normal
-from launchyard.storage.safetensors import TensorFile
+from launchyard.storage.safetensors import TensorFile, torch_dtype
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -56,6 +57,11 @@ class HFWeights:
 
     def shape(self, key: str) -> tuple[int, ...]:
         return self._shapes[key]
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of what `get` returns. Reads no tensor."""
+        file, name = self._files[self._overlaps[key][0].theirs]
+        return torch_dtype(file.entries[name].dtype)
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""

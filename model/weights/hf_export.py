@@ -1,135 +1,166 @@
-"""Writes weights as a Hugging Face folder: safetensors, config.json, tokenizer; by the rules that hf.py reads by."""
+"""Writes weights as a Hugging Face folder: safetensors, config.json, tokenizer; by the rules that hf.py reads by.
+
+The files are planned before any tensor is read: their names, headers and sizes follow from the config.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import parameter_shapes, stays_fp32
+from launchyard.model.layout import TensorShape
 from launchyard.model.text.tokenizer import save_tokenizer, special_ids
 from launchyard.model.weights.hf import INDEX, SINGLE
+from launchyard.model.weights.load import Weights
 from launchyard.model.weights.source import HF_CONFIG
-from launchyard.model.weights.transfer import to_theirs
+from launchyard.model.weights.theirs import TheirTensors
 from launchyard.model.zoo import config_to_hf, rules
-from launchyard.model.zoo.rules import overlaps, their_shapes
 from launchyard.storage import files
 from launchyard.storage.errors import DeniedError
 from launchyard.storage.files import listdir, normal
-from launchyard.storage.safetensors import write_tensors
+from launchyard.storage.safetensors import DTYPE_BYTES, dtype_code, safetensors_header, write_tensors
 
 MAX_FILE_BYTES = 5_000_000_000
 
 
+# Called with the bytes of tensors that are written, and with those of all.
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _File:
+    """One safetensors file to be written: name -> dtype and shape of its tensors."""
+
+    name: str
+    entries: dict[str, tuple[str, TensorShape]]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the whole file."""
+        return len(safetensors_header(self.entries, metadata={"format": "pt"})) + self.data_bytes
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(_n_bytes(entry) for entry in self.entries.values())
+
+
 def save_hf(
-    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    weights: Weights | Mapping[str, Tensor],
     config: ModelConfig,
     folder: str,
     *,
     tokenizer_file: str | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     dtype: torch.dtype | None = None,
+    on_progress: OnProgress | None = None,
 ) -> None:
-    """Write a folder that transformers opens: tensors by our names, in any order, each once, into safetensors files.
+    """Write a folder that transformers opens, of tensors by our names, into safetensors files.
 
-    Holds about one file in memory. `folder` is local or any fsspec URL; a model that lies there is replaced.
-    config.json is written last, so that a folder that has one is whole. ValueError if a parameter is missing, unknown
-    or of another shape, or if the family's format has no place for one of the config's knobs.
+    Holds one tensor of theirs in memory, and those of ours that it is made of. `folder` is local or any fsspec URL; a
+    model that lies there is replaced. dtype: by default as the weights have it. config.json is written last, so that a
+    folder that has one is whole; after an error nothing of the export is left. ValueError if a parameter is missing,
+    unknown or of another shape, or if the family's format has no place for one of the config's knobs; OSError if the
+    disk is full.
     """
     hf = config_to_hf(config)
     root = normal(folder)
+    tensors = TheirTensors(weights, config, rules(config), dtype=dtype)
+    planned = _planned(tensors, max_file_bytes)
     _remove_old(root)
-    items = tensors.items() if isinstance(tensors, Mapping) else tensors
-    writer = _Writer(root, max_file_bytes)
-    for key, tensor in _joined(items, config, dtype):
-        writer.add(key, tensor)
-    stored = writer.finish()
-    if tokenizer_file is not None:
-        save_tokenizer(tokenizer_file, root, max_seq_len=config.max_seq_len)
-        hf |= special_ids(tokenizer_file)
-    hf["torch_dtype"] = str(stored).removeprefix("torch.")
-    files.write(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
+    _check_space(root, sum(file.n_bytes for file in planned))
+    try:
+        _write_files(root, planned, tensors, on_progress)
+        if tokenizer_file is not None:
+            save_tokenizer(tokenizer_file, root, max_seq_len=config.max_seq_len)
+            hf |= special_ids(tokenizer_file)
+        hf["torch_dtype"] = str(_main_dtype(tensors)).removeprefix("torch.")
+        files.write(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error counts
+            _remove_old(root)
+        raise
 
 
-class _Writer:
-    """Fills one safetensors file after the other. Their number is known only at the end, so they are named then."""
+def _planned(tensors: TheirTensors, max_file_bytes: int) -> list[_File]:
+    """The files, each filled until the next tensor would make it too large; one tensor may be larger than that."""
+    entries = {key: (dtype_code(tensors.dtype(key)), shape) for key, shape in tensors.shapes.items()}
+    contents: list[dict[str, tuple[str, TensorShape]]] = [{}]
+    filled = 0
+    for key, entry in entries.items():
+        if contents[-1] and filled + _n_bytes(entry) > max_file_bytes:
+            contents.append({})
+            filled = 0
+        contents[-1][key] = entry
+        filled += _n_bytes(entry)
+    count = len(contents)
+    names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)] if count > 1 else [SINGLE]
+    return [_File(name, content) for name, content in zip(names, contents, strict=True)]
 
-    def __init__(self, root: str, max_file_bytes: int) -> None:
-        self._root = root
-        self._max = max_file_bytes
-        self._open: dict[str, Tensor] = {}
-        self._bytes = self._total = 0
-        self._written: list[list[str]] = []
-        self._dtype: torch.dtype | None = None
 
-    def add(self, key: str, tensor: Tensor) -> None:
-        if self._open and self._bytes + tensor.nbytes > self._max:
-            self._flush()
-        self._open[key] = tensor
-        self._bytes += tensor.nbytes
-        self._dtype = self._dtype or tensor.dtype
+def _write_files(root: str, planned: list[_File], tensors: TheirTensors, on_progress: OnProgress | None) -> None:
+    """The files and, of several, their index."""
+    report = on_progress or (lambda done, total: None)
+    total = sum(file.data_bytes for file in planned)
+    done = 0
 
-    def finish(self) -> torch.dtype | None:
-        """Name the files, write the index if there are several. Returns the element type of the first tensor."""
-        self._flush()
-        count = len(self._written)
-        names = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)] if count > 1 else [SINGLE]
-        for number, name in enumerate(names):
-            files.rename(self._temporary(number), f"{self._root}/{name}")
-        if count > 1:
-            weight_map = {key: name for name, keys in zip(names, self._written, strict=True) for key in keys}
-            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-            files.write(f"{self._root}/{INDEX}", (json.dumps(index, indent=2) + "\n").encode())
-        elif files.exists(f"{self._root}/{INDEX}"):  # one that could not be removed: loaders would follow it
-            files.remove(f"{self._root}/{INDEX}")
-        return self._dtype
+    def get(key: str) -> Tensor:
+        nonlocal done
+        report(done, total)
+        tensor = tensors.get(key)
+        done += tensor.nbytes
+        return tensor
 
-    def _flush(self) -> None:
-        file = files.open_write(self._temporary(len(self._written)), size=self._bytes)
+    for file in planned:
+        writer = files.open_write(f"{root}/{file.name}", size=file.n_bytes)
         try:
-            write_tensors(file, self._open)
-            file.close()
+            write_tensors(writer, file.entries, get)
+            writer.close()
         except BaseException:
-            file.discard()
+            writer.discard()
             raise
-        self._written.append(list(self._open))
-        self._total += self._bytes
-        self._open = {}
-        self._bytes = 0
-
-    def _temporary(self, number: int) -> str:
-        return f"{self._root}/model-{number + 1:05d}.part"
-
-
-def _joined(
-    items: Iterable[tuple[str, Tensor]], config: ModelConfig, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Tensor]]:
-    """Their keys and tensors on the CPU, each as soon as all of its parts have come. `dtype`: default: theirs."""
-    family = rules(config)
-    all_pieces = overlaps(family, config)
-    fp32 = {overlap.theirs for overlap in all_pieces if stays_fp32(overlap.ours)}
-    for key, tensor in to_theirs(all_pieces, their_shapes(family, config), _checked(items, config)):
-        yield key, tensor.detach().to(device="cpu", dtype=torch.float32 if key in fp32 else dtype)
+    report(done, total)
+    if len(planned) == 1:
+        if files.exists(f"{root}/{INDEX}"):  # one that could not be removed: loaders would follow it
+            files.remove(f"{root}/{INDEX}")
+    else:
+        weight_map = {key: file.name for file in planned for key in file.entries}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        files.write(f"{root}/{INDEX}", (json.dumps(index, indent=2) + "\n").encode())
 
 
-def _checked(items: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Our parameters, each once; ValueError if one is missing, unknown or of another shape."""
-    shapes = parameter_shapes(config)
-    missing = set(shapes)
-    for name, tensor in items:
-        if config.tie_embeddings and name == "lm_head.weight":
-            continue  # written once, as the table
-        if name not in missing:
-            raise ValueError(f"{name} is {'given twice' if name in shapes else 'no parameter of this model'}")
-        if tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; the config makes it {list(shapes[name])}")
-        missing.remove(name)
-        yield name, tensor
-    if missing:
-        raise ValueError(f"{len(missing)} parameters are missing, among them {', '.join(sorted(missing)[:5])}")
+def _n_bytes(entry: tuple[str, TensorShape]) -> int:
+    code, shape = entry
+    return DTYPE_BYTES[code] * math.prod(shape)
+
+
+def _main_dtype(tensors: TheirTensors) -> torch.dtype:
+    """The element type of most numbers."""
+    counts: Counter[torch.dtype] = Counter()
+    for key, shape in tensors.shapes.items():
+        counts[tensors.dtype(key)] += math.prod(shape)
+    return counts.most_common(1)[0][0]
+
+
+def _check_space(root: str, n_bytes: int) -> None:
+    """OSError if the disk of a local folder has fewer bytes free; of a store nobody knows."""
+    if files.is_remote(root):
+        return
+    there = next(folder for folder in (Path(root), *Path(root).absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < n_bytes:
+        why = f"No space left on device: the model takes {n_bytes:,} bytes, and {free:,} are free"
+        raise OSError(errno.ENOSPC, why, root)
 
 
 def _remove_old(root: str) -> None:
@@ -138,7 +169,7 @@ def _remove_old(root: str) -> None:
     Where a store lets nobody delete, it is emptied, which no loader takes for a model; other files wait to be replaced.
     """
     for name in sorted(listdir(root), key=lambda name: name != HF_CONFIG):
-        if name in (HF_CONFIG, INDEX) or (name.startswith("model") and name.endswith((".safetensors", ".part"))):
+        if name in (HF_CONFIG, INDEX) or (name.startswith("model") and name.endswith(".safetensors")):
             try:
                 files.remove(f"{root}/{name}")
             except DeniedError:

@@ -19,6 +19,7 @@ from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.source import HF_CONFIG, TOKENIZER, Source, find_source, read_json
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists
+from launchyard.storage.safetensors import torch_dtype
 from launchyard.storage.shards import read_manifest, read_tensor
 
 PREFIX = "model."  # of parameters among the tensors of a checkpoint
@@ -30,6 +31,10 @@ class Weights(Protocol):
     """Whole tensors on the CPU by our names."""
 
     def keys(self) -> list[str]: ...
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of what `get` returns. Reads no tensor."""
+        ...
 
     def get(self, key: str) -> Tensor: ...
 
@@ -55,6 +60,9 @@ class CheckpointWeights:
 
     def keys(self) -> list[str]:
         return list(parameter_shapes(self.config))
+
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.float32 if key in self._frozen else torch_dtype(self._manifest.tensors[PREFIX + key].dtype)
 
     def get(self, key: str) -> Tensor:
         if key in self._frozen:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,34 +29,6 @@ def to_ours(overlaps: Sequence[Overlap], shape: TensorShape, read: Callable[[str
         _view(made, overlap.ours_view).copy_(part if not overlap.plus else part + overlap.plus)
     assert made is not None
     return made
-
-
-def to_theirs(
-    overlaps: Iterable[Overlap], shapes: dict[str, TensorShape], tensors: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
-    """Their tensors, each as soon as all of ours have come that it holds; the inverse of to_ours."""
-    by_name: dict[str, list[Overlap]] = {}
-    for overlap in overlaps:
-        by_name.setdefault(overlap.ours, []).append(overlap)
-    waiting: dict[str, tuple[Tensor, int]] = {}
-    for name, tensor in tensors:
-        whole = tensor.contiguous()
-        for overlap in by_name[name]:
-            shape = shapes[overlap.theirs]
-            part = _view(whole, overlap.ours_view)
-            part = part if not overlap.plus else part - overlap.plus
-            if overlap.theirs_view.is_whole(shape):
-                yield overlap.theirs, part.reshape(shape)
-                continue
-            made, lacking = waiting.pop(overlap.theirs, (None, math.prod(shape)))
-            made = torch.empty(shape, dtype=tensor.dtype) if made is None else made
-            _view(made, overlap.theirs_view).copy_(part)
-            lacking -= overlap.theirs_view.size
-            if lacking:
-                waiting[overlap.theirs] = made, lacking
-            else:
-                yield overlap.theirs, made
-    assert not waiting, f"no rule fills all of {sorted(waiting)}"
 
 
 def _view(tensor: Tensor, view: View) -> Tensor:

@@ -38,7 +38,7 @@ from torch.futures import Future
 from launchyard.host.priority import step_back
 from launchyard.storage import files, options
 from launchyard.storage.errors import CorruptError
-from launchyard.storage.safetensors import DTYPE_BYTES, TORCH_DTYPES, dtype_code, safetensors_header
+from launchyard.storage.safetensors import DTYPE_BYTES, dtype_code, safetensors_header, torch_dtype
 from launchyard.storage.shards import FileEntry, Manifest, TensorEntry, TensorPiece, check_header, read_pieces
 from launchyard.training.checkpoint.state import Shard
 
@@ -258,7 +258,7 @@ class ShardReader(StorageReader):
         return Metadata(
             {
                 key: TensorStorageMetadata(
-                    TensorProperties(dtype=getattr(torch, TORCH_DTYPES[entry.dtype])),
+                    TensorProperties(dtype=torch_dtype(entry.dtype)),
                     torch.Size(entry.shape),
                     [ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes)) for p in entry.pieces],
                 )

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from launchyard.model.cost import n_params
-from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
@@ -68,7 +67,7 @@ def test_logits_are_those_of_transformers_there_and_back(name: str, tmp_path: Pa
     torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=1e-4)
     assert config_from_hf(config_to_hf(config)) == config
     assert n_params(config) == sum({id(p): p.numel() for p in ours.parameters()}.values())
-    save_hf(((key, weights.get(key)) for key in parameter_shapes(config)), config, str(tmp_path / "ours"))
+    save_hf(weights, config, str(tmp_path / "ours"))
     first, second = tensors(tmp_path / "theirs"), tensors(tmp_path / "ours")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -106,7 +105,6 @@ def test_a_bias_of_the_choice_of_experts_keeps_its_digits(tmp_path: Path) -> Non
     config, weights = open_weights(str(tmp_path / "theirs"))
     name = "blocks.1.mlp.choice_bias"
     assert torch.equal(build(config, weights, device=CPU, dtype=torch.bfloat16).get_parameter(name), weights.get(name))
-    all_of_them = ((key, weights.get(key)) for key in parameter_shapes(config))
-    save_hf(all_of_them, config, str(tmp_path / "ours"), dtype=torch.bfloat16)
+    save_hf(weights, config, str(tmp_path / "ours"), dtype=torch.bfloat16)
     again = open_weights(str(tmp_path / "ours"))[1]
     assert again.get("embed.weight").dtype == torch.bfloat16 and torch.equal(again.get(name), weights.get(name))
