@@ -106,10 +106,3 @@ def test_a_request_that_nfs_repeats_is_done_once(tmp_path: Path, monkeypatch: py
 def test_the_name_of_a_url_holds_no_secret_and_stays(url: str, name: str) -> None:
     assert without_credentials(url) == name
     assert without_credentials(name) == name == redact(name)
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
-def test_a_disk_that_is_full_is_said_with_the_file() -> None:
-    with pytest.raises(OSError, match="No space left") as caught:
-        local.LocalWriter("/dev/full").write(b"x")
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -105,3 +106,17 @@ def test_a_disk_without_room_for_it_is_named_before_a_tensor_is_read(
         save_hf(weights, config, str(tmp_path / "out"))
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "out"))
     assert not weights.asked and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_cannot_grow_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    """As on a disk that fills up on the way: the system refuses a write, and does not say of which file."""
+    config = llama()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_hf(weights_of(random_model(config)), config, str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
