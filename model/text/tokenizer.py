@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from launchyard.model.weights.source import TOKENIZER, find_source, read_json
+from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG
+from launchyard.model.weights.source import find_source, read_json
 from launchyard.storage import files
 from launchyard.storage.files import exists, normal
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # Ids before new ones that a stream decodes with them.
 CONTEXT = 8
 # Spellings of the token that ends a text, for families without a tokenizer_config.json.

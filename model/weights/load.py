@@ -14,9 +14,10 @@ from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes, stays_fp32
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
+from launchyard.model.text.companions import TOKENIZER
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.hf import HFWeights
-from launchyard.model.weights.source import HF_CONFIG, TOKENIZER, Source, find_source, read_json
+from launchyard.model.weights.source import HF_CONFIG, Source, find_source, read_json
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.files import exists
 from launchyard.storage.safetensors import torch_dtype

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.text.companions import TOKENIZER, read_companions
 from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
@@ -18,7 +19,6 @@ from launchyard.storage.files import exists, normal, read, typed_path
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # gpt2, EleutherAI/pythia-160m
 
 
@@ -29,6 +29,12 @@ class Source:
     kind: Literal["hf", "checkpoint"]
     folder: str
     tokenizer: str | None
+
+    def companions(self) -> dict[str, bytes]:
+        """What stands beside the weights, by file name; of a checkpoint that is in tokenizer/ of its run."""
+        if self.kind == "hf":
+            return read_companions(self.folder)
+        return read_companions(posixpath.dirname(self.tokenizer)) if self.tokenizer else {}
 
 
 def find_source(source: str) -> Source:

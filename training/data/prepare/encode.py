@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launchyard.model.text.tokenizer import END_OF_TEXT, TOKENIZER_CONFIG, end_of_text, named_end
+from launchyard.model.text.companions import TOKENIZER_CONFIG
+from launchyard.model.text.tokenizer import END_OF_TEXT, end_of_text, named_end
 from launchyard.storage import files
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.dataset_spec import tokenizer_vocab_size
