@@ -163,7 +163,7 @@ def make_run(folder: Path, steps: int) -> Path:
     sys.path.insert(0, str(Path(__file__).parent))
     from chunks import write_chunks
 
-    tokens = np.random.default_rng(0).integers(0, 50254, BATCH * SEQ_LEN * steps + 1, dtype=np.uint16)
+    tokens = np.random.default_rng(0).integers(0, 50277, BATCH * SEQ_LEN * steps + 1, dtype=np.uint16)
     write_chunks(folder / "data", tokens)
     data = DataSpec(
         train=(TokenSource(folder=str(folder / "data"), n_tokens=len(tokens)),),

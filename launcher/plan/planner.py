@@ -299,18 +299,31 @@ def resolve_model(
     if model is None:
         return None
     if data_vocab is not None and data_vocab > model.vocab_size:
-        source = init_from or preset or "the recipe"
-        draft.wrong(
-            "model.vocab_size",
-            f"the data's vocabulary has {data_vocab:,} tokens, but the model's ({source}) only {model.vocab_size:,}; "
-            f"use model.vocab_size={data_vocab}, or data made with the model's tokenizer",
-        )
+        model = _with_ids_of_data(model, data_vocab, recipe, init_from or preset or "the recipe", draft)
     if recipe.checkpoint.export:  # now, and not when the run has ended
         draft.attempt("checkpoint.export", lambda: zoo.config_to_hf(model))
     if recipe.data.seq_len > model.max_seq_len:
         draft.wrong(
             "data.seq_len", f"{recipe.data.seq_len} is longer than the model's max_seq_len of {model.max_seq_len}"
         )
+    return model
+
+
+def _with_ids_of_data(
+    model: ModelConfig, data_vocab: int, recipe: Recipe, source: str, draft: _Draft
+) -> ModelConfig:
+    """The model with the data's ids, if its tables have a row for each and the recipe does not say fewer."""
+    if recipe.model.vocab_size is None and data_vocab <= model.padded_vocab_size:
+        rows = f"{model.padded_vocab_size:,} rows"
+        draft.notes.append(f"model.vocab_size: {data_vocab:,}, as many as the data has, of {rows} ({source})")
+        return model.model_copy(update={"vocab_size": data_vocab})
+    has = f"ids for {model.vocab_size:,}" if recipe.model.vocab_size is not None else f"{model.padded_vocab_size:,} rows"
+    more = f"model.vocab_size={data_vocab}"
+    draft.wrong(
+        "model.vocab_size",
+        f"the data's vocabulary has {data_vocab:,} ids, but the model ({source}) has {has}; use data made with the "
+        f"model's tokenizer" + (f", or {more}" if recipe.model.init_from is None else ""),
+    )
     return model
 
 

@@ -47,15 +47,15 @@ RULES_2: tuple[Rule, ...] = (
 def _olmo(dim: int, n_layers: int, n_heads: int, ffn_dim: int, **knobs: object) -> ModelConfig:
     base: Written = {
         "family": "olmo", "dim": dim, "n_layers": n_layers, "n_heads": n_heads, "ffn_dim": ffn_dim,
-        "vocab_size": 50304, "padded_vocab_size": 50304, "max_seq_len": 2048, "norm": "layernorm",
+        "vocab_size": 50280, "padded_vocab_size": 50304, "max_seq_len": 2048, "norm": "layernorm",
         "norm_weight": "none", "norm_eps": _EPS,
     }  # fmt: skip
     return ModelConfig.model_validate({**base, **knobs})
 
 
-def _olmo2(*sizes: int, vocab_size: int = 100352, **knobs: object) -> ModelConfig:
+def _olmo2(*sizes: int, rows: int = 100352, **knobs: object) -> ModelConfig:
     base: Written = {
-        "family": "olmo2", "vocab_size": vocab_size, "padded_vocab_size": vocab_size, "max_seq_len": 4096,
+        "family": "olmo2", "vocab_size": 100278, "padded_vocab_size": rows, "max_seq_len": 4096,
         "norm": "rmsnorm", "norm_weight": "plain", "norm_place": "post", "norm_eps": 1e-6, "qk_norm": "width",
         "rope_theta": 500_000.0,
     }  # fmt: skip
@@ -71,7 +71,7 @@ _PRESETS_2 = {
 }
 _PRESETS_3 = {
     "olmo-3-7b": _olmo2(
-        4096, 32, 32, 11008, family="olmo3", vocab_size=100278, max_seq_len=65536, window=4096,
+        4096, 32, 32, 11008, family="olmo3", rows=100278, max_seq_len=65536, window=4096,
         layers=(*("window",) * 3, "full"), window_rope_theta=500_000.0,
         rope_scaling=RopeScaling(
             kind="yarn", factor=8.0, original_max_seq_len=8192, attention_factor=1.2079441541679836

@@ -35,7 +35,7 @@ def _stablelm(dim: int, n_layers: int, ffn_dim: int, vocab_size: int, **knobs: o
 
 
 _PRESETS = {
-    "stablelm-3b": _stablelm(2560, 32, 6912, 50304),
+    "stablelm-3b": _stablelm(2560, 32, 6912, 50277, padded_vocab_size=50304),  # ids of the tokenizer
     "stablelm-2-1.6b": _stablelm(2048, 24, 5632, 100352, qkv_bias=True),
     "stablelm-2-12b": _stablelm(
         5120, 40, 13824, 100352, n_kv_heads=8, qk_norm="each", parallel_residual=True, shared_norm=True

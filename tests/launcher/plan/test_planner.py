@@ -285,10 +285,24 @@ def test_all_mistakes_at_once() -> None:
 def test_a_vocabulary_larger_than_the_models() -> None:
     data = PlannedData(spec=DATA, vocab_size=60_000)
     found = problems_of(model__preset="pythia-14m", data=data)["model.vocab_size"]
-    assert "60,000 tokens" in found
-    assert "(pythia-14m) only 50,254" in found
+    assert "60,000 ids, but the model (pythia-14m) has 50,304 rows" in found
+    assert found.endswith("or model.vocab_size=60000")
+    weights = problems_of(model__init_from="/weights", init=preset("pythia-70m"), data=data)["model.vocab_size"]
+    assert weights.endswith("use data made with the model's tokenizer"), "weights have the rows that they have"
+    said = problems_of(model__preset="pythia-14m", model__vocab_size=50_000, data=data)["model.vocab_size"]
+    assert "(pythia-14m) has ids for 50,000" in said
     assert plan_of(data=data).model.vocab_size == 60_000, "a vocabulary that nothing names follows the data"
     assert plan_of(model__preset="pythia-14m").model == preset("pythia-14m")
+
+
+@pytest.mark.parametrize(("name", "rows"), [("pythia-14m", 50_304), ("pythia-6.9b", 50_432), ("pythia-12b", 50_688)])
+def test_data_with_more_ids_than_the_model_but_not_than_its_rows(name: str, rows: int) -> None:
+    """Rows stay as they were published; the data's ids are all that may be written."""
+    plan = plan_of(model__preset=name, data=PlannedData(spec=DATA, vocab_size=50_300))
+    assert (plan.model.vocab_size, plan.model.padded_vocab_size) == (50_300, rows)
+    assert any("model.vocab_size: 50,300" in note for note in plan.notes)
+    own = plan_of(model__preset=name, data=PlannedData(spec=DATA, vocab_size=50_277))
+    assert own.model == preset(name)
 
 
 def test_models_that_cannot_be_made() -> None:
