@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launchyard.model.config import ModelConfig, RopeScaling
-from launchyard.model.cost import n_params
+from launchyard.model.cost import n_params, n_params_embedding
 from launchyard.model.zoo import config_from_hf, config_to_hf, make_config, preset, presets, rules
 from launchyard.model.zoo.rules import their_shapes
 from tests.support.architectures import PARAMETERS
@@ -54,6 +54,17 @@ QWEN2_5 = {key: value for key, value in QWEN2_4.items() if key != "rope_theta"} 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert n_params(preset(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"), [("starcoder2-15b", 15_957_889_024), ("falcon-7b", 7_217_189_760)]
+)  # fmt: skip
+def test_files_that_hold_a_head_beside_the_table_count_it_twice(name: str, stored: int) -> None:
+    """These two are published with lm_head.weight: one table more than their class, which ties them, has."""
+    config = preset(name)
+    assert config.tie_embeddings
+    assert n_params(config) + n_params_embedding(config) == stored
+    assert n_params(config.model_copy(update={"tie_embeddings": False})) == stored
 
 
 def test_every_preset_is_counted_and_has_a_place_for_every_key() -> None:

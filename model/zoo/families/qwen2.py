@@ -61,6 +61,10 @@ _PRESETS = {
     "qwen2.5-32b": _qwen25(5120, 64, 40, 8, 27648, norm_eps=1e-5),
     "qwen2.5-72b": _qwen25(8192, 80, 64, 8, 29568, norm_eps=1e-5),
 }
+# Made from Qwen2.5-Math-1.5B, whose frequencies it has, with a head of its own.
+_PRESETS["r1-distill-qwen-1.5b"] = _PRESETS["qwen2.5-1.5b"].model_copy(
+    update={"tie_embeddings": False, "rope_theta": 10_000.0}
+)
 
 
 def _read(hf: HFKeys) -> ModelConfig:
