@@ -9,14 +9,14 @@ BIN := .venv/bin
 ARGS ?=
 JOBS ?= 2
 # Tests that need something special have their own targets.
-SPECIAL := gpu or slurm or ray or s3 or browser or monitoring or chaos
+SPECIAL := gpu or slurm or ray or s3 or browser or monitoring or chaos or families
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel or guide_as_typed or nothing_of_the_shell
 SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -36,6 +36,9 @@ run: setup ## Train the quickstart model here: launch --local
 
 test: setup-dev ## Run the tests (minutes)
 	@$(BIN)/pytest -m 'not (slow or $(SPECIAL))' -n $(JOBS) --dist worksteal $(ARGS)
+
+test-families: setup-dev ## Run the tests of every architecture, of which `make test` has a sample (minutes)
+	@$(BIN)/pytest tests -m families -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: setup-dev ## Run the long suites as well (long)
 	@$(BIN)/pytest -m 'slow and not ($(SPECIAL))' $(ARGS)

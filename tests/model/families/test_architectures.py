@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,10 +15,9 @@ from launchyard.model.network.kv_cache import Cache
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
 from launchyard.model.zoo import config_from_hf, config_to_hf
-from tests.support.architectures import ARCHITECTURES
+from tests.support.architectures import ARCHITECTURES, each_architecture
 from tests.support.tiny_models import random_tokens
 
-each = pytest.mark.parametrize("name", ARCHITECTURES)
 CPU = torch.device("cpu")
 LENGTH = 40  # past every window
 
@@ -56,7 +54,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return {key: value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
 
 
-@each
+@each_architecture
 @torch.no_grad()
 def test_logits_are_those_of_transformers_there_and_back(name: str, tmp_path: Path) -> None:
     theirs = theirs_of(name, tmp_path / "theirs")
@@ -76,7 +74,7 @@ def test_logits_are_those_of_transformers_there_and_back(name: str, tmp_path: Pa
     assert json.loads((tmp_path / "ours/config.json").read_text())["architectures"] == [type(theirs).__name__]
 
 
-@each
+@each_architecture
 @torch.no_grad()
 def test_the_cache_changes_nothing(name: str, tmp_path: Path) -> None:
     """However the tokens are cut into pieces, and for rows of unequal length."""

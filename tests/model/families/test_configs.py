@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo import config_from_hf, config_to_hf, preset
-from tests.support.architectures import ARCHITECTURES, PARAMETERS
+from tests.support.architectures import ARCHITECTURES, PARAMETERS, each_architecture
 
 
 def as_transformers_writes(keys: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def as_transformers_writes(keys: dict[str, Any]) -> dict[str, Any]:
     return AutoConfig.for_model(**keys).to_dict()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each_architecture
 def test_a_key_that_is_absent_has_the_default_of_transformers(name: str) -> None:
     keys = ARCHITECTURES[name]
     assert config_from_hf(keys) == config_from_hf(as_transformers_writes(keys))
@@ -37,7 +37,7 @@ def read(keys: dict[str, Any], *, whole: bool = False) -> ModelConfig | None:
         return None
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@each_architecture
 def test_transformers_4_spelt_rotations_otherwise(name: str) -> None:
     """One set for all layers, as `rope_scaling` and keys beside it."""
     keys = as_transformers_writes(ARCHITECTURES[name])
