@@ -139,7 +139,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "wrong type": (["quickstart", "train.max_steps=many"], "must be a whole number"),
     "not KEY=VALUE": (["quickstart", "again"], "not KEY=VALUE"),
     "indivisible batch": (["quickstart", "train.global_batch_size=7", "resources.nproc_per_node=2"], "multiple of 2"),
-    "vocabulary": (["quickstart", "model.vocab_size=100"], "the data's vocabulary has 2,048 tokens"),
+    "vocabulary": (["quickstart", "model.vocab_size=100"], "the data's vocabulary has 2,048 ids"),
     "missing data": (["pretrain/pythia-14m"], "launch prepare"),
     "missing weights": (["quickstart", "model.init_from=nowhere"], "model.init_from"),
     "unwritable": (["quickstart", "--run-url", "/proc/none/run"], "cannot be written"),
