@@ -123,6 +123,9 @@ def plain(text: str, out: IO[str]) -> str:
     return text.encode("ascii", "replace").decode()
 
 
+SIZE = r"^\d+ ?[KMGT]i?B$"  # what bytes_of takes
+
+
 def bytes_of(size: str) -> int:
     """64GB -> 64 * 10**9, 64GiB -> 64 * 2**30."""
     found = re.fullmatch(r"(\d+) ?([KMGT])(i?)B", size)

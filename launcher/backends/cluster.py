@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, create_model, field_validator, mode
 from launchyard.errors import UserError, user_errors
 from launchyard.host.environment import OWN_PREFIX
 from launchyard.launcher.backends.section import FIRST, Part, known_backends
-from launchyard.launcher.format import bytes_of
+from launchyard.launcher.format import SIZE, bytes_of
 from launchyard.launcher.recipe.aliases import CLUSTER_VOCABULARY
 from launchyard.launcher.recipe.bundled import cluster_files, own_clusters
 from launchyard.launcher.recipe.hints import nearest
@@ -28,7 +28,6 @@ _SECRET_NAME = re.compile(
     r"(^|_)(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE
 )
 _RESERVED = (OWN_PREFIX, "TORCHELASTIC_")
-SIZE = r"^\d+ ?[KMGT]i?B$"
 # Exported identities that win over a profile: keys, and the role that a pod of Kubernetes is given.
 _BLANKED = (
     "AWS_ACCESS_KEY_ID",
