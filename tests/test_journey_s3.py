@@ -61,22 +61,6 @@ def test_the_quickstart_in_the_sandbox(shell: Shell, far: str) -> None:
     assert list(shell.here.iterdir()) == [shell.here / "exported"], "and nothing else came to lie here"
 
 
-def test_an_export_into_it_is_the_one_of_this_machine(shell: Shell, far: str) -> None:
-    place = f"s3://launchyard/exported-{far}"
-    asked = ("--dtype", "bfloat16", "--shard-size", "10KB", "--json")
-    for out in (place, "again"):
-        said = json.loads(ok(shell, "export", place if out == "again" else far, "--out", out, *asked))
-    assert [name.partition("-of-")[0] for name in said["files"] if name.startswith("model-")][:2] == [
-        "model-00001", "model-00002",
-    ]  # fmt: skip
-    texts = [
-        json.loads(ok(shell, "generate", name, "--prompt", "The ", "--max-new-tokens", "4", "--seed", "1", "--json"))
-        for name in (place, "./again")
-    ]
-    assert texts[0]["text"] == texts[1]["text"]
-    assert shell("export", far, "--out", place).returncode == 2, "it is not empty"
-
-
 def test_it_goes_on_where_others_are_exported(shell: Shell, far: str) -> None:
     """Keys of another account in the shell: what the cluster file says wins, for all processes."""
     other = {"AWS_ACCESS_KEY_ID": "AKIAOTHER", "AWS_SECRET_ACCESS_KEY": "other", "AWS_PROFILE": "nobody"}

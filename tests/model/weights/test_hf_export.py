@@ -20,7 +20,9 @@ from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import config_from_hf, rules
 from launchyard.model.zoo.rules import overlaps
+from launchyard.storage.files import listdir, read
 from tests.support.architectures import ARCHITECTURES
+from tests.support.store import Bucket
 from tests.support.tiny_models import llama, neox, random_model, weights_of
 
 
@@ -120,3 +122,22 @@ def test_a_file_that_cannot_grow_is_named_and_nothing_is_left(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.s3
+def test_an_export_into_a_store_is_the_one_into_a_folder(s3: Bucket, tmp_path: Path) -> None:
+    config = config_from_hf(ARCHITECTURES["qwen3-moe"])
+    went = weights_of(random_model(config))
+    for place in (f"{s3.url}/out", str(tmp_path)):
+        save_hf(went, config, place, max_file_bytes=20_000, dtype=torch.bfloat16)
+    names = listdir(str(tmp_path))
+    assert listdir(f"{s3.url}/out") == names and len(names) > 4
+    assert all(read(f"{s3.url}/out/{name}") == (tmp_path / name).read_bytes() for name in names)
+    with pytest.raises(KeyboardInterrupt):
+        save_hf(went, config, f"{s3.url}/out", on_progress=_interrupt)
+    assert not listdir(f"{s3.url}/out")
+
+
+def _interrupt(done: int, total: int) -> None:
+    if done > total // 2:
+        raise KeyboardInterrupt
