@@ -13,6 +13,7 @@ from launchyard.model.zoo.families import (
     bloom,
     cohere,
     deepseek,
+    ernie4_5,
     exaone4,
     falcon,
     gemma,
@@ -20,7 +21,9 @@ from launchyard.model.zoo.families import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    gptj,
     granite,
+    internlm3,
     llama,
     llama4,
     mistral,
@@ -47,6 +50,7 @@ from launchyard.model.zoo.unsupported import refuse_unsupported
 _MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
     seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi, opt, bloom, mpt, falcon, nope_gpt,
+    ernie4_5, gptj, internlm3,
 )  # fmt: skip
 BY_TYPE: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 

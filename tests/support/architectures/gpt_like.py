@@ -28,6 +28,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **GPT2, "model_type": "gpt2", "scale_attn_weights": False, "tie_word_embeddings": False,
         "activation_function": "relu",
     },
+    "gptj": {**GPT2, "model_type": "gptj", "n_inner": 80, "rotary_dim": 8, "layer_norm_epsilon": 1e-3},
+    "gptj-tied": {
+        **GPT2, "model_type": "gptj", "rotary_dim": 12, "activation_function": "relu", "tie_word_embeddings": True,
+    },
     "gpt-bigcode": {**GPT2, "model_type": "gpt_bigcode", "n_inner": 80},
     "gpt-bigcode-multi-head": {**GPT2, "model_type": "gpt_bigcode", "multi_query": False, "scale_attn_weights": False},
     "starcoder2": {**LLAMA, "model_type": "starcoder2", "sliding_window": 8, "norm_epsilon": 1e-3},
@@ -80,6 +84,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
+    "gpt-j-6b": 6_050_882_784,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,

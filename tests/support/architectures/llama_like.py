@@ -29,6 +29,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **LLAMA, "model_type": "qwen3_moe", "head_dim": 20, "num_experts": 6, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [1],
     },
+    "ernie4-5": {**LLAMA, "model_type": "ernie4_5", "head_dim": 20, "use_bias": True, "rms_norm_eps": 1e-3},
+    "ernie4-5-untied": {**LLAMA, "model_type": "ernie4_5", "head_dim": None, "tie_word_embeddings": False},
+    "internlm3": {
+        **LLAMA, "model_type": "internlm3", "head_dim": 20, "qkv_bias": True, "bias": True,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0},
+    },
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
@@ -82,4 +88,6 @@ PARAMETERS: dict[str, int] = {
     "qwen3-32b": 32_762_123_264,
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
+    "ernie-4.5-0.3b": 360_748_032,
+    "internlm3-8b": 8_804_241_408,
 }
