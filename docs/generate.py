@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,11 +321,73 @@ def json_page() -> Iterator[str]:
         yield f"| `{key}` | {cell(type_words(field.annotation) + null)} | {cell(field.description)} |\n"
 
 
+# -- models ------------------------------------------------------------------------------------------------------------
+MODEL_RULES = """# Models
+
+What is read, trained and written, one row a `model_type` of `config.json`: a Hugging Face folder of it is read by the
+rules of its family, and `launch export` writes one that transformers opens by the class named here. Presets are shapes
+that a recipe names with `model.preset=NAME`; `launch models NAME` describes one. A trait that not all presets of a row
+have says so by "some". How a family is added: [Add a family](../guides/add-a-family.md).
+
+"""
+
+
+def models_page() -> Iterator[str]:
+    from launchyard.model.zoo import BY_TYPE
+    from launchyard.model.zoo.unsupported import MISSING
+
+    yield MODEL_RULES
+    yield f"## {len(BY_TYPE)} families\n\n| model_type | class of transformers | presets | GGUF |\n|---|---|---|---|\n"
+    for name, family in BY_TYPE.items():
+        kinds = ", ".join(f"`{kind}`" for kind in (name, *family.inside))
+        arch = "–" if family.gguf is None else f"`{family.gguf.arch}`"
+        yield f"| {kinds} | {family.hf_class} | {preset_words(family.presets) or '–'} | {arch} |\n"
+    yield (
+        "\nA second model_type in a row is a model of images and text, of which the language model is read.\n\n"
+        "## How they differ\n\nNorms stand before or behind attention and MLP. Derived from the presets and the key "
+        "rules; of a family without presets, marked *, from tiny configurations of the tests with every option on.\n\n"
+    )
+    head = ("model_type", *describe_all(next(iter(BY_TYPE.values()))))
+    yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n"
+    for name, family in BY_TYPE.items():
+        cells = (cell(words) or "–" for words in describe_all(family).values())
+        yield f"| `{name}`{'' if family.presets else ' *'} | {' | '.join(cells)} |\n"
+    yield "\n## Refused by name\n\n| what they have, and we do not | model_type |\n|---|---|\n"
+    for part in dict.fromkeys(MISSING.values()):
+        yield f"| {part} | {', '.join(f'`{kind}`' for kind, lacks in MISSING.items() if lacks == part)} |\n"
+    yield "\nAny other model_type is refused, too, with the list of those that are read.\n"
+
+
+def preset_words(presets: Mapping[str, Any]) -> str:
+    from launchyard.model.cost import n_params
+
+    return ", ".join(f"`{name}` {n_params(config):,}" for name, config in presets.items())
+
+
+def describe_all(family: Any) -> dict[str, str]:
+    """What the presets of a family have in common, then what only some of them have."""
+    from launchyard.model.zoo import config_from_hf
+    from launchyard.model.zoo.describe import describe, describe_files
+    from tests.support.architectures import ARCHITECTURES
+
+    rows = [keys for keys in ARCHITECTURES.values() if keys["model_type"] == family.model_type]
+    configs = [*family.presets.values()] or [config_from_hf(keys) for keys in rows]
+    told = [describe(config) for config in configs]
+    found = {}
+    for part in told[0]:
+        words = dict.fromkeys(phrase for one in told for phrase in one[part])
+        common = [phrase for phrase in words if all(phrase in one[part] for one in told)]
+        some = [phrase for phrase in words if phrase not in common]
+        found[part] = ", ".join([*common, *([f"some: {'; '.join(some)}"] if some else [])])
+    return found | {"files": ", ".join(describe_files(family.rules))}
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "recipe.md": recipe_page,
     "cluster.md": cluster_page,
     "cli.md": cli_page,
     "metrics.md": metrics_page,
+    "models.md": models_page,
     "files.md": files_page,
     "json.md": json_page,
     "run-directory.md": run_directory_page,
