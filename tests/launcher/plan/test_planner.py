@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from launchyard.launcher.recipe.bundled import bundled_recipes
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.launcher.submit.plan_text import brief, full
-from launchyard.model.zoo import preset
+from launchyard.model.zoo import BY_TYPE, preset, presets
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, TokenSource, Workload
 
@@ -367,3 +368,19 @@ def test_this_machine_can_be_asked() -> None:
     assert host.cpus >= 1
     assert host.memory > 10**8
     assert set(host.torchrun_flags) <= set(FLAGS)
+
+
+@pytest.mark.parametrize("number", range(3), ids=["local", "slurm", "ray"])
+def test_every_preset_plans_without_torch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest of each family on all three; of the others each third."""
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it is an error
+    scheduler = ("local", "slurm", "ray")[number]
+    node = {} if scheduler == "local" else {"storage": "/runs", "node": {"gpus": 8}}
+    cluster = Cluster.model_validate({"name": "here", "scheduler": scheduler, **node})
+    recipe = load_recipe("pretrain/pythia-160m", {"data.seq_len": 512}).recipe
+    smallest = {next(iter(family.presets)) for family in BY_TYPE.values() if family.presets}
+    for index, (name, config) in enumerate(presets().items()):
+        if name in smallest or index % 3 == number:
+            model = recipe.model.model_copy(update={"preset": name})
+            plan = plan_of(recipe.model_copy(update={"model": model}), GPUS, cluster=cluster)
+            assert plan.model == config, name
