@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import (
@@ -42,8 +43,10 @@ from launchyard.model.zoo.families import (
     starcoder,
 )
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf, gguf_rules
+from launchyard.model.zoo.gguf_keys import gguf_keys, hf_keys, stretch_tensors
 from launchyard.model.zoo.hf_config import HFKeys, Written
-from launchyard.model.zoo.rules import Rule
+from launchyard.model.zoo.rules import Rule, their_shapes
 from launchyard.model.zoo.text_part import text_config
 from launchyard.model.zoo.unsupported import refuse_unsupported
 
@@ -124,11 +127,54 @@ def gguf_family(arch: object, metadata: HFKeys) -> Family:
     if not found:
         known = sorted({family.gguf.arch for family in BY_TYPE.values() if family.gguf is not None})
         raise ValueError(f"general.architecture is {arch!r}; supported are {', '.join(known)}")
-    has_experts = bool(metadata.get(f"{arch}.expert_count"))
-    fits = [
-        family for family in found if family.gguf is not None and ("expert_count" in family.gguf.keys) == has_experts
-    ]
+    fits = [family for family in found if family.gguf is not None and family.gguf.fits(metadata)]
     return (fits or found)[0]
+
+
+def check_gguf(config: ModelConfig) -> Gguf:
+    """How the model of a config lies in a GGUF file; ValueError if llama.cpp has no such model."""
+    facts = BY_TYPE[config.family].gguf
+    if facts is None:
+        known = ", ".join(kind for kind, family in BY_TYPE.items() if family.gguf is not None)
+        raise ValueError(f"{config.family} models have no GGUF form: llama.cpp does not know them; it knows {known}")
+    problems = [f"{key} is {getattr(config, key)!r}, it can only be {value!r}"
+                for key, value in facts.only.items() if getattr(config, key) != value]  # fmt: skip
+    stretch = config.rope_scaling
+    if stretch is not None and stretch.kind not in facts.stretches:
+        problems.append(f"rope_scaling is of kind {stretch.kind}, it can only be {' or '.join(facts.stretches)}")
+    if not problems:
+        read = _read_gguf_keys(config, facts)
+        problems = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
+                    for key, value in config if key != "family" and not _same_in_fp32(getattr(read, key), value)]  # fmt: skip
+    if problems:
+        raise ValueError(f"a {config.family} model with these knobs has no GGUF form: {'; '.join(problems)}")
+    return facts
+
+
+def _read_gguf_keys(config: ModelConfig, facts: Gguf) -> ModelConfig:
+    """What a file of this config would be read as."""
+    metadata = gguf_keys(config, facts)
+    stretches = stretch_tensors(config)
+    names = frozenset(their_shapes(gguf_rules(config, facts), config)) | stretches.keys()
+    family = gguf_family(facts.arch, metadata)
+    assert family.gguf is not None
+    keys = hf_keys(metadata, family.gguf, names, stretches.__getitem__)
+    try:
+        return config_from_hf({"model_type": family.model_type, **keys})
+    except ValueError as error:
+        reason = str(error).removeprefix("config.json: ")
+        raise ValueError(f"a {config.family} model with these knobs has no GGUF form: {reason}") from error
+
+
+def _same_in_fp32(one: object, other: object) -> bool:
+    """Equality of knobs whose numbers a file keeps in fp32."""
+    if isinstance(one, float) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=2e-7)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same_in_fp32, one, other))
+    if isinstance(one, BaseModel) and type(one) is type(other):
+        return all(_same_in_fp32(value, getattr(other, key)) for key, value in one)
+    return one == other
 
 
 def make_config(*, preset: str | None, fields: Mapping[str, object], hf: HFKeys | None) -> ModelConfig:

@@ -1,32 +1,18 @@
-"""llama.cpp's names for the tensors and sizes of a model, for all families alike. Light; reads no file.
+"""llama.cpp's names for the tensors and sizes of a model, for all families alike. Light; reads and writes no file.
 
 A family says in a `Gguf` where its files differ from ours: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import block_shapes
-from launchyard.model.zoo.hf_config import HFKeys, Written, need
-from launchyard.model.zoo.rules import Rename, Rule
+from launchyard.model.zoo.hf_config import HFKeys, Written
+from launchyard.model.zoo.rules import LatentHeads, Rename, Rule
 
-# HFKeys after the architecture's name -> those of config.json, as Llama's kin have them.
-LLAMA_KEYS: Mapping[str, str] = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
 _OUTSIDE = {
     "embed.weight": "token_embd.weight",
     "positions.weight": "position_embd.weight",
@@ -67,91 +53,71 @@ _PARTS = {
     "mlp.shared_gate": "ffn_gate_inp_shexp",
 }
 _WHOLE_NAMES = {"attention.sinks": "attn_sinks.weight", "mlp.choice_bias": "exp_probs_b.bias"}
+_FUSED = {
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj"): "attn_qkv",
+    ("mlp.gate_proj", "mlp.up_proj"): "ffn_up",
+}
 
 
 @dataclass(frozen=True)
 class Gguf:
-    """Where a family's files differ from the names and the layout that are common to all."""
+    """Where a family's files differ from the names and the layout that are common to all.
+
+    fits: of the keys of a file, if it is one of this family, where several have the architecture.
+    settle: of the keys of config.json that a file gives, more of them, or others in their place. only: knobs that have
+    one value in llama.cpp's code. reads_window: it hides what lies before a window, of the layers that the file names.
+    """
 
     arch: str
     in_pairs: bool = False  # the rotated rows of q and k lie pair by pair
     plus_one: bool = False  # norms are stored as what they multiply by, 1 + weight
     fused_qkv: bool = False
     fused_gate: bool = False  # ffn_up holds gate and up
+    rms_eps: bool = False  # the key of the norm's epsilon is that of RMSNorm, whatever the norm
+    reads_window: bool = False
+    stretches: tuple[str, ...] = ("linear", "yarn")  # kinds of rope_scaling that it has
     parts: Mapping[str, str] = field(default_factory=dict)  # other names of parts
-    keys: Mapping[str, str] = field(default_factory=lambda: LLAMA_KEYS)
-    fixed: HFKeys = field(default_factory=dict)  # of config.json, where no key of the file says it
+    two_norm_parts: Mapping[str, str] = field(default_factory=dict)  # of a parallel residual with two norms
+    fits: Callable[[HFKeys], bool] = lambda metadata: True
+    settle: Callable[[HFKeys], Written] = lambda found: {}
+    more_keys: Callable[[ModelConfig], Written] = lambda config: {}  # of the file, without the arch
+    only: Mapping[str, object] = field(default_factory=dict)
 
 
-def gguf_rules(config: ModelConfig, facts: Gguf) -> tuple[Rule, ...]:
-    """The rules between the tensors of such a file and ours; as those of Hugging Face, both ways."""
-    names = {**_PARTS, **facts.parts}
+def gguf_rules(config: ModelConfig, facts: Gguf, names: frozenset[str] | None = None) -> tuple[Rule, ...]:
+    """The rules between the tensors of such a file and ours; as those of Hugging Face, both ways.
+
+    names: those of a file, for what was stored in another way once; default: as files are written now.
+    """
+    parts = {**_PARTS, **facts.parts}
+    if config.parallel_residual and not config.shared_norm:
+        parts |= facts.two_norm_parts
     rules: list[Rule] = [Rename(theirs, ours, plus=_plus(facts, ours)) for ours, theirs in _OUTSIDE.items()]
     known = dict.fromkeys(name for layer in range(config.n_layers) for name in block_shapes(config, layer))
-    fused = {name: group for group in _fused(facts) for name in group}
+    fused = {name: group for group in _fused(facts, names) for name in group}
     for name in known:
         part, _, kind = name.rpartition(".")
         group = fused.get(part)
         if group is not None:
-            if part == group[0]:
+            if part == group[-1]:  # a layer without gate_proj has ffn_up all the same
                 ours = tuple(f"blocks.{{i}}.{one}.{kind}" for one in group)
                 rules.append(Rename(f"blk.{{i}}.{_FUSED[group]}.{kind}", ours))
-            continue
-        theirs = _WHOLE_NAMES.get(name) or f"{names[part]}.{kind}"
-        ours_name = f"blocks.{{i}}.{name}"
-        in_pairs = facts.in_pairs and not part.endswith("norm")
-        rules.append(Rename(f"blk.{{i}}.{theirs}", ours_name, in_pairs=in_pairs, plus=_plus(facts, name)))
+        elif part == "attention.kv_b_proj" and not (names and "blk.0.attn_kv_b.weight" in names):
+            rules += [LatentHeads(f"blk.{{i}}.attn_{kv}_b.weight", f"blocks.{{i}}.{name}", kv) for kv in ("k", "v")]
+        else:
+            theirs = _WHOLE_NAMES.get(name) or f"{parts[part]}.{kind}"
+            rules.append(
+                Rename(f"blk.{{i}}.{theirs}", f"blocks.{{i}}.{name}", in_pairs=facts.in_pairs, plus=_plus(facts, name))
+            )
     return tuple(rules)
 
 
-_QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_FUSED = {_QKV: "attn_qkv", _GATE_UP: "ffn_up"}
-
-
-def _fused(facts: Gguf) -> list[tuple[str, ...]]:
-    return [*([_QKV] if facts.fused_qkv else []), *([_GATE_UP] if facts.fused_gate else [])]
+def _fused(facts: Gguf, names: frozenset[str] | None) -> list[tuple[str, ...]]:
+    """Groups of ours that are one of theirs; q, k and v of any family may be, or not, as a file has it."""
+    qkv, gate_up = _FUSED
+    has_qkv = facts.fused_qkv if names is None else "blk.0.attn_qkv.weight" in names
+    return [*([qkv] if has_qkv else []), *([gate_up] if facts.fused_gate else [])]
 
 
 def _plus(facts: Gguf, name: str) -> float:
     return -1.0 if facts.plus_one and name.endswith("norm.weight") else 0.0
-
-
-def hf_keys(metadata: HFKeys, facts: Gguf, *, tied: bool) -> Written:
-    """The keys of config.json behind those of a file; ValueError names one that is missing or not supported."""
-    found: Written = {**facts.fixed, "tie_word_embeddings": tied}
-    for theirs, ours in facts.keys.items():
-        value = metadata.get(f"{facts.arch}.{theirs}")
-        if value is not None:
-            found[ours] = _alike(f"{facts.arch}.{theirs}", value)
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if "vocab_size" not in found and tokens is not None:
-        found["vocab_size"] = len(tokens)
-    return {**found, **_rope(metadata, facts, found)}
-
-
-def _alike(key: str, value: object) -> object:
-    """A number that a file may give layer by layer; ValueError if the layers differ."""
-    if not isinstance(value, list):
-        return value
-    if len(set(value)) != 1:
-        raise ValueError(f"{key} differs from layer to layer ({value[:4]} …), which is not supported")
-    return value[0]
-
-
-def _rope(metadata: HFKeys, facts: Gguf, found: HFKeys) -> Written:
-    """The keys of rotation that config.json has in another form."""
-    keys: Written = {}
-    turned = metadata.get(f"{facts.arch}.rope.dimension_count")
-    if turned is not None:
-        head = found.get("head_dim") or need(found, "hidden_size") // need(found, "num_attention_heads")
-        if turned != head:
-            keys["partial_rotary_factor"] = turned / head
-    kind = metadata.get(f"{facts.arch}.rope.scaling.type")
-    if kind not in (None, "none"):
-        scaling = {"rope_type": kind, "factor": metadata.get(f"{facts.arch}.rope.scaling.factor")}
-        original = metadata.get(f"{facts.arch}.rope.scaling.original_context_length")
-        if original is not None:
-            scaling["original_max_position_embeddings"] = original
-        keys["rope_scaling"] = scaling
-    return keys

@@ -61,7 +61,23 @@ class Drop:
         return found is not None and int(found[1]) >= n_layers
 
 
-Rule = Rename | Drop
+@dataclass(frozen=True)
+class LatentHeads:
+    """The keys' or the values' share of each head's rows of a latent attention's kv_b_proj, as one of theirs.
+
+    Theirs is (heads, rows, rank); that of the keys is (heads, rank, rows).
+    """
+
+    theirs: str
+    ours: str
+    part: Literal["k", "v"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.ours,)
+
+
+Rule = Rename | Drop | LatentHeads
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ def _all_overlaps(
 ) -> Iterator[tuple[Overlap, TensorShape]]:
     """Each with the whole shape of their tensor."""
     for rule in rules:
-        if isinstance(rule, Drop) or (rule.when is not None and not rule.when(config)):
+        if isinstance(rule, Drop) or (isinstance(rule, Rename) and rule.when is not None and not rule.when(config)):
             continue
         for layer in range(config.n_layers) if "{i}" in rule.theirs else (0,):
             names = tuple(name.replace("{i}", str(layer)) for name in rule.names)
@@ -138,6 +154,9 @@ def _all_overlaps(
                 continue
             assert all(name in shapes for name in names), f"{rule} counts for some of its names only"
             key = rule.theirs.replace("{i}", str(layer))
+            if isinstance(rule, LatentHeads):
+                yield _of_heads(rule, config, key, names[0], shapes[names[0]])
+                continue
             experts = range(shapes[names[0]][0]) if "{e}" in key else (None,)
             for expert in experts:
                 yield from _overlaps_of(rule, config, key, names, shapes, expert)
@@ -169,6 +188,18 @@ def _overlaps_of(
         for our_view, their_view in pairs:
             assert our_view.shape == their_view.shape, f"{rule}: {our_view.shape} is not {their_view.shape}"
             yield Overlap(name, our_view, their_key, their_view, rule.plus), shape
+
+
+def _of_heads(
+    rule: LatentHeads, config: ModelConfig, key: str, name: str, ours: TensorShape
+) -> tuple[Overlap, TensorShape]:
+    sizes = config.latent_attention
+    assert sizes is not None, f"{rule} is for a latent attention"
+    start, length = (0, sizes.nope_dim) if rule.part == "k" else (sizes.nope_dim, sizes.v_dim)
+    view = whole(ours).split(0, (config.n_heads, sizes.nope_dim + sizes.v_dim)).cut(1, start, length)
+    if rule.part == "k":
+        view = view.swap(1, 2)
+    return Overlap(name, view, key, whole(view.shape)), view.shape
 
 
 def _parts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 
 _DEFAULTS = {
@@ -40,4 +41,7 @@ def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, **write_llama_keys(config)}
 
 
-FAMILIES = (Family("arcee", "ArceeForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),)
+_GGUF = Gguf(
+    "arcee", in_pairs=True, stretches=("linear", "yarn", "llama3"), only={"attention_bias": False, "mlp_bias": False}
+)
+FAMILIES = (Family("arcee", "ArceeForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_vocab, refuse, write_vocab
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -84,4 +85,6 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("bloom", "BloomForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+FAMILIES = (
+    Family("bloom", "BloomForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("bloom", fused_qkv=True)),
+)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -110,7 +111,14 @@ def _write_common(config: ModelConfig) -> Written:
     }
 
 
+def _more_keys(config: ModelConfig) -> Written:
+    return {"logit_scale": 1.0 if config.logit_scale is None else config.logit_scale, "rope.scaling.type": "none"}
+
+
+_ONLY = {"attention_bias": False, "tie_embeddings": True, "rope_scaling": None}
+_GGUF = Gguf("command-r", in_pairs=True, more_keys=_more_keys, only=_ONLY)
+_GGUF_2 = Gguf("cohere2", in_pairs=True, reads_window=True, more_keys=_more_keys, only=_ONLY)
 FAMILIES = (
-    Family("cohere", "CohereForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),
-    Family("cohere2", "Cohere2ForCausalLM", _RULES, _read_2, _write_2, _DEFAULTS_2, _PRESETS_2),
+    Family("cohere", "CohereForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
+    Family("cohere2", "Cohere2ForCausalLM", _RULES, _read_2, _write_2, _DEFAULTS_2, _PRESETS_2, _GGUF_2),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from launchyard.model.config import LatentAttention, ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, refuse, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
@@ -209,6 +210,26 @@ def write_experts(config: ModelConfig) -> Written:
     }
 
 
+def _is_v2(metadata: HFKeys) -> bool:
+    return metadata.get("deepseek2.expert_gating_func") != 2  # a sigmoid
+
+
+def _settle_v2(found: HFKeys) -> Written:
+    limited = (found.get("n_group") or 1) > 1
+    return {"norm_topk_prob": False, "topk_method": "group_limited_greedy" if limited else "greedy"}
+
+
+def _settle_v3(found: HFKeys) -> Written:
+    return {
+        "n_group": found.get("n_group", 1),
+        "topk_group": found.get("topk_group", 1),
+        "norm_topk_prob": bool(found.get("norm_topk_prob")),
+    }
+
+
+_ONLY = {"attention_bias": False}
+_GGUF_V2 = Gguf("deepseek2", in_pairs=True, settle=_settle_v2, only=_ONLY, fits=_is_v2)
+_GGUF_V3 = Gguf("deepseek2", in_pairs=True, settle=_settle_v3, only=_ONLY)
 FAMILIES = (
     Family(
         "deepseek_v2",
@@ -218,6 +239,9 @@ FAMILIES = (
         _write_v2,
         _V2_DEFAULTS,
         {"deepseek-v2-lite": _V2_LITE},
+        _GGUF_V2,
     ),
-    Family("deepseek_v3", "DeepseekV3ForCausalLM", _RULES, _read_v3, _write, _V3_DEFAULTS, {"deepseek-v3": _V3}),
+    Family(
+        "deepseek_v3", "DeepseekV3ForCausalLM", _RULES, _read_v3, _write, _V3_DEFAULTS, {"deepseek-v3": _V3}, _GGUF_V3
+    ),
 )

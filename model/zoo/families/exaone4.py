@@ -7,6 +7,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.families.olmo import RULES_2
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -71,4 +72,9 @@ def _write(config: ModelConfig) -> Written:
     return {"layer_types": write_layers(config), "sliding_window": config.window, **write_llama_keys(config)}
 
 
-FAMILIES = (Family("exaone4", "Exaone4ForCausalLM", RULES_2, _read, _write, _DEFAULTS, _PRESETS),)
+def _settle(found: HFKeys) -> Written:
+    return {"sliding_window": found.get("sliding_window")}
+
+
+_GGUF = Gguf("exaone4", reads_window=True, stretches=("linear", "yarn", "llama3"), settle=_settle)
+FAMILIES = (Family("exaone4", "Exaone4ForCausalLM", RULES_2, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

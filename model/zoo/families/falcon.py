@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
     HFKeys,
@@ -172,4 +173,28 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("falcon", "FalconForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+def _settle(found: HFKeys) -> Written:
+    """The newer form has key heads of any number; with two norms its own tensor for one of them."""
+    heads = need(found, "num_attention_heads")
+    keys = found.get("num_kv_heads") or heads
+    two_norms = found["two_norms"]
+    return {
+        "multi_query": keys == 1,
+        "new_decoder_architecture": two_norms or keys not in (1, heads),
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+    }
+
+
+def _more_keys(config: ModelConfig) -> Written:
+    return {"tensor_data_layout": "jploski"}  # q, k and v one after the other
+
+
+_GGUF = Gguf(
+    "falcon",
+    fused_qkv=True,
+    two_norm_parts={"attention_norm": "attn_norm_2", "mlp_norm": "attn_norm"},
+    settle=_settle,
+    more_keys=_more_keys,
+    only={"positions": "rope", "parallel_residual": True, "attention_bias": False},
+)
+FAMILIES = (Family("falcon", "FalconForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -7,10 +7,12 @@ and keys and turns the layers of a window by a base of their own. Presets, confi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from launchyard.model.config import ModelConfig, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -161,9 +163,32 @@ def _read_common(hf: HFKeys, **knobs: object) -> ModelConfig:
     )
 
 
+def _settle(layers_of_27b: int) -> Callable[[HFKeys], Written]:
+    """llama.cpp tells the 27B, whose queries are scaled in another way, by its number of layers."""
+
+    def settle(found: HFKeys) -> Written:
+        of_27b = need(found, "num_hidden_layers") == layers_of_27b
+        width = need(found, "hidden_size") // need(found, "num_attention_heads")
+        return {"query_pre_attn_scalar": width if of_27b else need(found, "head_dim")}
+
+    return settle
+
+
+_ONLY = {"attention_bias": False, "tie_embeddings": True}
+_GGUF_2 = Gguf("gemma2", plus_one=True, reads_window=True, settle=_settle(46), only=_ONLY)
+_GGUF_3 = Gguf("gemma3", plus_one=True, reads_window=True, settle=_settle(62), only={"attention_bias": False})
 FAMILIES = (
-    Family("gemma", "GemmaForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),
-    Family("gemma2", "Gemma2ForCausalLM", _RULES_2, _read_2, _write_newer, _DEFAULTS_2, _PRESETS_2),
+    Family(
+        "gemma",
+        "GemmaForCausalLM",
+        llama.RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("gemma", plus_one=True, only=_ONLY),
+    ),
+    Family("gemma2", "Gemma2ForCausalLM", _RULES_2, _read_2, _write_newer, _DEFAULTS_2, _PRESETS_2, _GGUF_2),
     Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
@@ -172,6 +197,7 @@ FAMILIES = (
         _write_newer,
         _DEFAULTS_3,
         _PRESETS_3,
+        _GGUF_3,
         inside=("gemma3",),
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import deepseek, llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Drop, Rename, Rule
 
@@ -105,8 +106,13 @@ def _write_moe(config: ModelConfig) -> Written:
     return {**_write(config), "use_qk_norm": config.qk_norm is not None, **deepseek.write_experts(config)}
 
 
+def _gguf(arch: str) -> Gguf:
+    return Gguf(arch, in_pairs=True, fused_gate=True)
+
+
+_GGUF_MOE = Gguf("glm4moe", in_pairs=False, parts={"mlp_norm": "post_attention_norm"})
 FAMILIES = (
-    Family("glm", "GlmForCausalLM", _COMMON, _read, _write, _DEFAULTS, {"glm-4-9b": _GLM4_9B}),
-    Family("glm4", "Glm4ForCausalLM", _GLM4, _read_glm4, _write, _DEFAULTS),
-    Family("glm4_moe", "Glm4MoeForCausalLM", _MOE, _read_moe, _write_moe, _MOE_DEFAULTS),
+    Family("glm", "GlmForCausalLM", _COMMON, _read, _write, _DEFAULTS, {"glm-4-9b": _GLM4_9B}, _gguf("chatglm")),
+    Family("glm4", "Glm4ForCausalLM", _GLM4, _read_glm4, _write, _DEFAULTS, gguf=_gguf("glm4")),
+    Family("glm4_moe", "Glm4MoeForCausalLM", _MOE, _read_moe, _write_moe, _MOE_DEFAULTS, gguf=_GGUF_MOE),
 )

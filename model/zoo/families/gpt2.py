@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
     HFKeys,
@@ -123,4 +124,8 @@ def _read(hf: HFKeys) -> ModelConfig:
 
 
 _RULES = gpt2_rules(transposed=True, layout="blocks")
-FAMILIES = (Family("gpt2", "GPT2LMHeadModel", _RULES, _read, write_gpt2_keys, _DEFAULTS, _PRESETS),)
+FAMILIES = (
+    Family(
+        "gpt2", "GPT2LMHeadModel", _RULES, _read, write_gpt2_keys, _DEFAULTS, _PRESETS, Gguf("gpt2", fused_qkv=True)
+    ),
+)

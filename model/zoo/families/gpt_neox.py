@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HF_ACTIVATIONS,
     HFKeys,
@@ -121,4 +122,19 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("gpt_neox", "GPTNeoXForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+def _more_keys(config: ModelConfig) -> Written:
+    return {"use_parallel_residual": config.parallel_residual}
+
+
+FAMILIES = (
+    Family(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        _RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("gptneox", fused_qkv=True, more_keys=_more_keys),
+    ),
+)

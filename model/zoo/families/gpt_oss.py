@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Written,
@@ -119,4 +120,16 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("gpt_oss", "GptOssForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+def _settle(found: HFKeys) -> Written:
+    rope = {"rope_type": "default", **(found.get("rope_parameters") or {})}
+    return {"rope_parameters": {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope}
+
+
+_GGUF = Gguf(
+    "gpt-oss",
+    reads_window=True,
+    parts={"mlp_norm": "post_attention_norm"},
+    settle=_settle,
+    only={"attention_bias": True, "tie_embeddings": False},
+)
+FAMILIES = (Family("gpt_oss", "GptOssForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -108,7 +109,34 @@ def _write_moe(config: ModelConfig) -> Written:
     }
 
 
+def _settle(found: HFKeys) -> Written:
+    return {"logits_scaling": found.get("logit_scale", 1.0)}
+
+
+def _more_keys(config: ModelConfig) -> Written:
+    written = _write(config)
+    return {
+        "attention.scale": written["attention_multiplier"],
+        "embedding_scale": written["embedding_multiplier"],
+        "residual_scale": written["residual_multiplier"],
+        "logit_scale": written["logits_scaling"],
+    }
+
+
+def _gguf(arch: str) -> Gguf:
+    stretches = ("linear", "yarn", "llama3", "longrope")
+    return Gguf(arch, in_pairs=True, stretches=stretches, settle=_settle, more_keys=_more_keys)
+
+
 FAMILIES = (
-    Family("granite", "GraniteForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),
-    Family("granitemoe", "GraniteMoeForCausalLM", _MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS),
+    Family("granite", "GraniteForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _gguf("granite")),
+    Family(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        _MOE_RULES,
+        _read_moe,
+        _write_moe,
+        _MOE_DEFAULTS,
+        gguf=_gguf("granitemoe"),
+    ),
 )

@@ -99,6 +99,14 @@ _PRESETS = {
     "smollm2-1.7b": _smollm2(2048, 24, 32, 8192, 32, 130_000.0),
 }
 
+# Its code also runs Mistral and Mixtral.
+GGUF = Gguf(
+    "llama",
+    in_pairs=True,
+    stretches=("linear", "yarn", "llama3", "longrope"),
+    fits=lambda metadata: not (metadata.get("llama.expert_count") or metadata.get("llama.attention.sliding_window")),
+)
+
 
 def _read(hf: HFKeys) -> ModelConfig:
     return read_llama_keys(hf, family="llama", attention_bias=hf["attention_bias"], mlp_bias=hf["mlp_bias"])
@@ -108,6 +116,4 @@ def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, **write_llama_keys(config)}
 
 
-FAMILIES = (
-    Family("llama", "LlamaForCausalLM", RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("llama", in_pairs=True)),
-)
+FAMILIES = (Family("llama", "LlamaForCausalLM", RULES, _read, _write, _DEFAULTS, _PRESETS, GGUF),)

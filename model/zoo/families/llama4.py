@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -123,4 +124,26 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("llama4_text", "Llama4ForCausalLM", _RULES, _read, _write, _DEFAULTS, inside=("llama4",)),)
+def _settle(found: HFKeys) -> Written:
+    return {
+        "intermediate_size": found.get("moe_intermediate_size"),
+        "intermediate_size_mlp": found.get("intermediate_size"),
+    }
+
+
+def _more_keys(config: ModelConfig) -> Written:
+    assert config.moe is not None
+    return {"interleave_moe_layer_step": config.moe.every}
+
+
+_GGUF = Gguf(
+    "llama4",
+    in_pairs=True,
+    stretches=("linear", "yarn", "llama3"),
+    settle=_settle,
+    more_keys=_more_keys,
+    only={"attention_bias": False, "qk_norm": "unit"},
+)
+FAMILIES = (
+    Family("llama4_text", "Llama4ForCausalLM", _RULES, _read, _write, _DEFAULTS, gguf=_GGUF, inside=("llama4",)),
+)

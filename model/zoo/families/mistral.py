@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
@@ -70,7 +72,9 @@ def _write_moe(config: ModelConfig) -> Written:
     }
 
 
+_GGUF = replace(llama.GGUF, fits=lambda metadata: not metadata.get("llama.expert_count"))
+_GGUF_MOE = replace(llama.GGUF, fits=lambda metadata: bool(metadata.get("llama.expert_count")))
 FAMILIES = (
-    Family("mistral", "MistralForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),
-    Family("mixtral", "MixtralForCausalLM", MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS),
+    Family("mistral", "MistralForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
+    Family("mixtral", "MixtralForCausalLM", MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS, _GGUF_MOE),
 )

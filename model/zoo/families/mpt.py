@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_vocab, refuse, write_vocab
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -88,4 +89,23 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("mpt", "MptForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+def _settle(found: HFKeys) -> Written:
+    return {"attn_config": {"clip_qkv": found.get("clip_qkv")}}
+
+
+def _more_keys(config: ModelConfig) -> Written:
+    return {"attention.max_alibi_bias": 8.0}
+
+
+FAMILIES = (
+    Family(
+        "mpt",
+        "MptForCausalLM",
+        _RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("mpt", fused_qkv=True, settle=_settle, more_keys=_more_keys),
+    ),
+)

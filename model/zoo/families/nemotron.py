@@ -7,6 +7,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 
 _DEFAULTS = {
@@ -62,4 +63,8 @@ def _write(config: ModelConfig) -> Written:
 
 
 _RULES = (*llama.RULES, *llama.NORM_BIAS_RULES)
-FAMILIES = (Family("nemotron", "NemotronForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+FAMILIES = (
+    Family(
+        "nemotron", "NemotronForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("nemotron", plus_one=True)
+    ),
+)

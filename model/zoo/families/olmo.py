@@ -11,6 +11,7 @@ from launchyard.model.config import ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen3 import EXPERT_RULES
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -148,10 +149,22 @@ def _write_common(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, **write_llama_keys(config)}
 
 
+_ONLY = {"attention_bias": False}
+_GGUF_2 = Gguf("olmo2", fits=lambda metadata: not metadata.get("olmo2.attention.sliding_window"), only=_ONLY)
+_GGUF_3 = Gguf("olmo2", reads_window=True, only=_ONLY)
 FAMILIES = (
-    Family("olmo", "OlmoForCausalLM", llama.RULES, _read, _write, _DEFAULTS_1, _PRESETS),
-    Family("olmo2", "Olmo2ForCausalLM", RULES_2, _read_2, _write_common, _DEFAULTS, _PRESETS_2),
-    Family("olmo3", "Olmo3ForCausalLM", RULES_2, _read_3, _write_3, _DEFAULTS_3, _PRESETS_3),
+    Family(
+        "olmo",
+        "OlmoForCausalLM",
+        llama.RULES,
+        _read,
+        _write,
+        _DEFAULTS_1,
+        _PRESETS,
+        Gguf("olmo", in_pairs=True, only=_ONLY),
+    ),
+    Family("olmo2", "Olmo2ForCausalLM", RULES_2, _read_2, _write_common, _DEFAULTS, _PRESETS_2, _GGUF_2),
+    Family("olmo3", "Olmo3ForCausalLM", RULES_2, _read_3, _write_3, _DEFAULTS_3, _PRESETS_3, _GGUF_3),
     Family(
         "olmoe",
         "OlmoeForCausalLM",
@@ -160,5 +173,6 @@ FAMILIES = (
         _write_moe,
         _DEFAULTS_MOE,
         _PRESETS_MOE,
+        Gguf("olmoe", only={**_ONLY, "qkv_clip": None}),
     ),
 )

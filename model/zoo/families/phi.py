@@ -8,6 +8,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama, mistral
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Written,
@@ -183,8 +184,21 @@ def _rope(hf: HFKeys) -> Written:
     return dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
 
 
+def _settle_moe(found: HFKeys) -> Written:
+    rope = dict(found.get("rope_parameters") or {})
+    gain = rope.get("attention_factor", 1.0)
+    return {"rope_parameters": {**rope, "short_mscale": gain, "long_mscale": gain}}
+
+
+_LONG = ("longrope",)
+_GGUF = Gguf("phi3", fused_qkv=True, fused_gate=True, stretches=_LONG)
+_GGUF_MOE = Gguf(
+    "phimoe", rms_eps=True, stretches=_LONG, settle=_settle_moe, only={"attention_bias": True, "head_bias": True}
+)
 FAMILIES = (
-    Family("phi", "PhiForCausalLM", _FIRST_RULES, _read_first, _write_first, _FIRST_DEFAULTS, _FIRST_PRESETS),
-    Family("phi3", "Phi3ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),
-    Family("phimoe", "PhimoeForCausalLM", _MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS),
+    Family(
+        "phi", "PhiForCausalLM", _FIRST_RULES, _read_first, _write_first, _FIRST_DEFAULTS, _FIRST_PRESETS, Gguf("phi2")
+    ),
+    Family("phi3", "Phi3ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
+    Family("phimoe", "PhimoeForCausalLM", _MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS, _GGUF_MOE),
 )

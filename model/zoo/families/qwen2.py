@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -102,4 +103,4 @@ def write_window(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("qwen2", "Qwen2ForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),)
+FAMILIES = (Family("qwen2", "Qwen2ForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("qwen2")),)

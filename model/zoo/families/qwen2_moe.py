@@ -8,6 +8,7 @@ from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen3 import EXPERT_RULES
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -112,4 +113,9 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("qwen2_moe", "Qwen2MoeForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+def _settle(found: HFKeys) -> Written:
+    return {"norm_topk_prob": False}  # as llama.cpp has it for all
+
+
+_GGUF = Gguf("qwen2moe", settle=_settle)
+FAMILIES = (Family("qwen2_moe", "Qwen2MoeForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -6,6 +6,7 @@ from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen2 import read_window, write_window
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -110,9 +111,30 @@ def _write_moe(config: ModelConfig) -> Written:
     }
 
 
+def _settle(found: HFKeys) -> Written:
+    return {"norm_topk_prob": True}  # as llama.cpp has it for all
+
+
+_GGUF_MOE = Gguf("qwen3moe", settle=_settle, only={"attention_bias": False})
 FAMILIES = (
-    Family("qwen3", "Qwen3ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),
     Family(
-        "qwen3_moe", "Qwen3MoeForCausalLM", (*_RULES, *EXPERT_RULES), _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS
+        "qwen3",
+        "Qwen3ForCausalLM",
+        _RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("qwen3", only={"attention_bias": False}),
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        (*_RULES, *EXPERT_RULES),
+        _read_moe,
+        _write_moe,
+        _MOE_DEFAULTS,
+        _MOE_PRESETS,
+        _GGUF_MOE,
     ),
 )

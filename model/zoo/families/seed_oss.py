@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 
 _DEFAULTS = {
@@ -52,4 +53,5 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("seed_oss", "SeedOssForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),)
+_GGUF = Gguf("seed_oss", parts={"mlp_norm": "post_attention_norm"}, only={"attention_bias": False, "mlp_bias": False})
+FAMILIES = (Family("seed_oss", "SeedOssForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

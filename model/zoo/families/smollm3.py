@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import (
     HFKeys,
     Sees,
@@ -78,4 +79,5 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("smollm3", "SmolLM3ForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),)
+_GGUF = Gguf("smollm3", in_pairs=True, only={"attention_bias": False, "mlp_bias": False})
+FAMILIES = (Family("smollm3", "SmolLM3ForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -69,4 +70,24 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("stablelm", "StableLmForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+def _settle(found: HFKeys) -> Written:
+    """llama.cpp tells one norm of a layer from two by the tensors; so does the key that goes with it."""
+    return {"use_parallel_residual": bool(found.get("use_parallel_residual"))}
+
+
+def _more_keys(config: ModelConfig) -> Written:
+    return {"use_parallel_residual": config.parallel_residual}
+
+
+FAMILIES = (
+    Family(
+        "stablelm",
+        "StableLmForCausalLM",
+        _RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("stablelm", settle=_settle, more_keys=_more_keys),
+    ),
+)

@@ -9,6 +9,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.gpt2 import gpt2_rules, read_gpt2_keys, write_gpt2_keys
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, need, read_llama_keys, read_sliding_window, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -92,6 +93,10 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
+def _settle(found: HFKeys) -> Written:
+    return {"multi_query": found.get("num_key_value_heads") == 1}
+
+
 FAMILIES = (
     Family(
         "gpt_bigcode",
@@ -100,6 +105,7 @@ FAMILIES = (
         _read_first,
         _write_first,
         _FIRST_DEFAULTS,
+        gguf=Gguf("starcoder", fused_qkv=True, settle=_settle),
     ),
-    Family("starcoder2", "Starcoder2ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),
+    Family("starcoder2", "Starcoder2ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("starcoder2")),
 )
