@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from functools import cached_property
 from typing import Any
@@ -15,12 +14,12 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.weights.transfer import to_ours
 from launchyard.model.zoo import config_from_hf, gguf_family
-from launchyard.model.zoo.gguf import gguf_rules, hf_keys
+from launchyard.model.zoo.gguf import Gguf, gguf_rules
+from launchyard.model.zoo.gguf_keys import STRETCH_TENSORS, hf_keys
 from launchyard.model.zoo.rules import Overlap, check_keys, overlaps, their_shapes
 from launchyard.storage.errors import CorruptError
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-FREQUENCY_FACTORS = "rope_freqs.weight"  # llama3's stretch, pair by pair
 
 
 class GgufFile:
@@ -57,6 +56,10 @@ class GgufFile:
         """The element type, by ggml's name of it."""
         return str(self._tensors[name].tensor_type.name)
 
+    def numbers(self, name: str) -> list[float]:
+        """A small tensor's, those of fp32 as their shortest decimals."""
+        return [_plain_number(value) for value in self.get(name).tolist()]
+
     def get(self, name: str) -> Tensor:
         """A whole tensor: as it is stored, a quantised one in fp32."""
         from gguf.quants import dequantize
@@ -82,17 +85,23 @@ class GGUFWeights:
     def __init__(self, path: str) -> None:
         self.file = GgufFile(path)
         self.config = read_gguf_config(self.file)
-        family = gguf_family(self.file.metadata["general.architecture"], self.file.metadata)
-        assert family.gguf is not None
-        rules = gguf_rules(self.config, family.gguf)
+        facts = _facts(self.file)
+        names = frozenset(self.file.names())
+        rules = gguf_rules(self.config, facts, names)
         self._shapes = parameter_shapes(self.config)
         self._overlaps: dict[str, list[Overlap]] = {}
         for overlap in overlaps(rules, self.config):
             self._overlaps.setdefault(overlap.ours, []).append(overlap)
-        present = [name for name in self.file.names() if name != FREQUENCY_FACTORS]
-        check_keys(rules, self.config, present, where=path)
-        for key, shape in their_shapes(rules, self.config).items():
-            if self.file.shape(key) != shape:
+        check_keys(
+            rules,
+            self.config,
+            names.difference(STRETCH_TENSORS),
+            where=path,
+            hint="Are its keys those of another model?",
+        )
+        self._their_shapes = their_shapes(rules, self.config)
+        for key, shape in self._their_shapes.items():
+            if plain_shape(self.file.shape(key)) != plain_shape(shape):
                 found = list(self.file.shape(key))
                 raise ValueError(f"{path}: {key} has shape {found}; the sizes of the file make it {list(shape)}")
 
@@ -108,39 +117,38 @@ class GGUFWeights:
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU: as it is stored, a quantised one in fp32."""
-        return to_ours(self._overlaps[key], self._shapes[key], self.file.get)
+        return to_ours(self._overlaps[key], self._shapes[key], self._whole)
+
+    def _whole(self, key: str) -> Tensor:
+        return self.file.get(key).view(self._their_shapes[key])
+
+
+def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without first axes of 1, as llama.cpp's files have it."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _facts(file: GgufFile) -> Gguf:
+    facts = gguf_family(file.metadata.get("general.architecture"), file.metadata).gguf
+    assert facts is not None
+    return facts
 
 
 def read_gguf_config(file: GgufFile) -> ModelConfig:
     """ValueError if we do not have that kind of model, or for a size that is missing or not supported."""
-    metadata = file.metadata
-    arch = metadata.get("general.architecture")
     try:
-        family = gguf_family(arch, metadata)
-        assert family.gguf is not None
-        keys = hf_keys(metadata, family.gguf, tied="output.weight" not in file.names())
-        if FREQUENCY_FACTORS in file.names() and "rope_scaling" not in keys:
-            keys["rope_scaling"] = _llama3_scaling(file.get(FREQUENCY_FACTORS).tolist(), keys)
+        family = gguf_family(file.metadata.get("general.architecture"), file.metadata)
+        keys = hf_keys(file.metadata, _facts(file), frozenset(file.names()), file.numbers)
         return config_from_hf({"model_type": family.model_type, **keys})
     except ValueError as error:
         raise ValueError(f"{file.path}: {str(error).removeprefix('config.json: ')}") from error
 
 
-def _llama3_scaling(factors: list[float], keys: dict[str, Any]) -> dict[str, Any] | None:
-    """The stretch behind the divisors of the frequencies, which are all that a file has of it."""
-    if max(factors) <= 1:
-        return None
-    guess = {"factor": round(max(factors), 4), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    original = 8192  # of every release
-    for number, factor in enumerate(factors):
-        wavelength = 2 * math.pi * keys["rope_theta"] ** (number / len(factors))
-        keep = min(1.0, max(0.0, (original / wavelength - 1.0) / 3.0))
-        if abs(1 / (keep + (1 - keep) / guess["factor"]) - factor) > 1e-3 * factor:
-            raise ValueError(f"{FREQUENCY_FACTORS} are not those of Llama 3's stretch, which alone is supported")
-    return {"rope_type": "llama3", "original_max_position_embeddings": original, **guess}
-
-
 def _plain_value(value: object) -> object:
-    if isinstance(value, float):
-        return float(str(numpy.float32(value)))
-    return value
+    return _plain_number(value) if isinstance(value, float) else value
+
+
+def _plain_number(value: float) -> float:
+    return float(str(numpy.float32(value)))

@@ -110,7 +110,7 @@ def _made_of(
     made: Tensor | None = None
     for overlap in overlaps:
         part = _part(get(overlap.ours), overlap.ours_view)
-        part = part if not overlap.plus else part - overlap.plus
+        part = part if not overlap.plus else part.to(dtype) - overlap.plus
         if overlap.theirs_view.is_whole(shape):
             return part.reshape(shape).to(dtype).contiguous()
         made = torch.empty(shape, dtype=dtype) if made is None else made

@@ -144,8 +144,7 @@ def check_gguf(config: ModelConfig) -> Gguf:
         problems.append(f"rope_scaling is of kind {stretch.kind}, it can only be {' or '.join(facts.stretches)}")
     if not problems:
         read = _read_gguf_keys(config, facts)
-        problems = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
-                    for key, value in config if key != "family" and not _same_in_fp32(getattr(read, key), value)]  # fmt: skip
+        problems = _differences(read.model_copy(update={"family": config.family}), _without_idle_knobs(config))
     if problems:
         raise ValueError(f"a {config.family} model with these knobs has no GGUF form: {'; '.join(problems)}")
     return facts
@@ -166,14 +165,32 @@ def _read_gguf_keys(config: ModelConfig, facts: Gguf) -> ModelConfig:
         raise ValueError(f"a {config.family} model with these knobs has no GGUF form: {reason}") from error
 
 
+def _without_idle_knobs(config: ModelConfig) -> ModelConfig:
+    """Without the half of yarn's two weights that counts only beside the other one."""
+    stretch = config.rope_scaling
+    if stretch is None or stretch.mscale is None or stretch.mscale_all_dim is not None:
+        return config
+    return config.model_copy(update={"rope_scaling": stretch.model_copy(update={"mscale": None})})
+
+
+def _differences(read: BaseModel, config: BaseModel, prefix: str = "") -> list[str]:
+    """The knobs that differ, with what they can only be; those of a group by the name of the group and theirs."""
+    found = []
+    for key, value in config:
+        other = getattr(read, key)
+        if isinstance(value, BaseModel) and isinstance(other, BaseModel):
+            found += _differences(other, value, f"{prefix}{key}.")
+        elif not _same_in_fp32(value, other):
+            found.append(f"{prefix}{key} is {value!r}, it can only be {other!r}")
+    return found
+
+
 def _same_in_fp32(one: object, other: object) -> bool:
     """Equality of knobs whose numbers a file keeps in fp32."""
     if isinstance(one, float) and isinstance(other, (int, float)):
         return math.isclose(one, other, rel_tol=2e-7)
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same_in_fp32, one, other))
-    if isinstance(one, BaseModel) and type(one) is type(other):
-        return all(_same_in_fp32(value, getattr(other, key)) for key, value in one)
     return one == other
 
 

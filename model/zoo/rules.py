@@ -121,8 +121,15 @@ def rule_keys(rules: tuple[Rule, ...], keys: Iterable[str]) -> dict[str, str]:
     return {key if key in of_head else first + key: key for key in found}
 
 
-def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str], *, where: str) -> None:
-    """ValueError that names the keys which are missing or which no rule knows."""
+def check_keys(
+    rules: tuple[Rule, ...],
+    config: ModelConfig,
+    keys: Iterable[str],
+    *,
+    where: str,
+    hint: str = "Is config.json that of these files?",
+) -> None:
+    """ValueError that names the keys which are missing or which no rule knows, and ends with `hint`."""
     present = set(keys)
     expected = set(their_shapes(rules, config))
     droppable = [rule for rule in rules if isinstance(rule, Drop)]
@@ -137,7 +144,7 @@ def check_keys(rules: tuple[Rule, ...], config: ModelConfig, keys: Iterable[str]
     if problems:
         raise ValueError(
             f"{where}: the tensors do not fit a {config.family} model with {config.n_layers} layers: "
-            f"{'; '.join(problems)}. Is config.json that of these files?"
+            f"{'; '.join(problems)}. {hint}"
         )
 
 

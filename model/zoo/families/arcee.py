@@ -42,6 +42,9 @@ def _write(config: ModelConfig) -> Written:
 
 
 _GGUF = Gguf(
-    "arcee", in_pairs=True, stretches=("linear", "yarn", "llama3"), only={"attention_bias": False, "mlp_bias": False}
+    "arcee",
+    in_pairs=True,
+    stretches=("linear", "yarn", "llama3"),
+    only={"attention_bias": False, "mlp_bias": False},
 )
 FAMILIES = (Family("arcee", "ArceeForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -126,6 +126,7 @@ def _write(config: ModelConfig) -> Written:
 
 def _settle(found: HFKeys) -> Written:
     return {
+        "use_qk_norm": True,
         "intermediate_size": found.get("moe_intermediate_size"),
         "intermediate_size_mlp": found.get("intermediate_size"),
     }
