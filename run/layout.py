@@ -16,6 +16,7 @@ PLAN = "plan.json"
 CODE = "code.json"
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER = f"{TOKENIZER_FOLDER}/tokenizer.json"
+TEMPLATES_FOLDER = f"{TOKENIZER_FOLDER}/additional_chat_templates"
 
 # -- of the whole run ------------------------------------------------------------------------------------------------
 OUTCOME = "outcome.json"
@@ -257,6 +258,10 @@ ENTRIES = (
           "packages; `source`, a digest of launchyard's own files that every worker compares with its own; `earlier`, "
           "the same in short for the code before a resume."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
+    Entry(f"{TOKENIZER_FOLDER}/NAME", "launcher", "at the launch", "The other files of the tokenizer, as they lay "
+          "beside it or beside the weights that the run starts from: `tokenizer_config.json`, "
+          "`special_tokens_map.json`, `added_tokens.json`, `chat_template.jinja`, `additional_chat_templates/`, the "
+          "licence, and `generation_config.json`, whose `eos_token_id` also holds the end of the data's documents."),
     Entry(f"{SUBMISSIONS}/NNNN.json", "launcher", "before a job is sent to a scheduler", "With what that job will "
           "claim its attempts: [Submission](run-directory.md#submission)."),
     Entry(f"{SUBMISSIONS}/NNNN.job.json", "launcher", "when the scheduler has accepted it", "The id of the job, as "

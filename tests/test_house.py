@@ -40,6 +40,10 @@ LIGHT_FILES = (
     "model/config.py",
     "model/cost.py",
     "model/layout.py",
+    "model/text/companions.py",
+    "model/text/special_tokens.py",
+    "model/text/templates.py",
+    "model/weights/source.py",
     "model/zoo/**/*.py",
 )
 LIGHT = sorted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.events import EXPORTED, SAMPLED
-from launchyard.run.layout import LOSS_CURVE, SAMPLE, STEPS, TOKENIZER, VALIDATION, WEIGHTS
+from launchyard.run.layout import LOSS_CURVE, SAMPLE, STEPS, TOKENIZER_FOLDER, VALIDATION, WEIGHTS
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import loss_svg
 from launchyard.training.recipe import Recipe
@@ -33,12 +33,12 @@ def draw_curve(run: RunDir, name: str) -> None:
 
 def export_weights(run: RunDir, workload: Workload) -> None:
     """The newest checkpoint's weights as an HF directory, a tensor at a time."""
+    from launchyard.model.text.companions import read_companions
     from launchyard.model.weights.hf_export import save_hf
     from launchyard.model.weights.load import CheckpointWeights
 
     weights = CheckpointWeights(_newest(run))
-    tokenizer = run.path(TOKENIZER) if run.exists(TOKENIZER) else None
-    save_hf(weights, workload.model, run.path(WEIGHTS), tokenizer_file=tokenizer)
+    save_hf(weights, workload.model, run.path(WEIGHTS), companions=read_companions(run.path(TOKENIZER_FOLDER)))
 
 
 def write_sample(run: RunDir, recipe: Recipe) -> str:

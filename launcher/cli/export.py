@@ -45,7 +45,7 @@ def export_hf(asked: Export, on_progress: OnBytes) -> None:
         asked.weights,
         asked.config,
         asked.out,
-        tokenizer_file=asked.source.tokenizer,
+        companions=asked.source.companions(),
         max_file_bytes=asked.shard_bytes or MAX_FILE_BYTES,
         dtype=getattr(torch, asked.dtype) if asked.dtype else None,
         on_progress=on_progress,
@@ -92,7 +92,7 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
         from launchyard.model.cost import n_params
         from launchyard.model.weights.load import open_weights
         from launchyard.model.weights.source import find_source
-        from launchyard.storage.files import listdir, size
+        from launchyard.storage.files import listdir, usage
 
         place = find_model(model)
         source = find_source(place)
@@ -101,12 +101,13 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
             raise UserError(f"--out {out} is not empty; name a new folder, so that nothing is overwritten")
         with transfer_bar(f"export to {out}", sys.stderr) as on_progress:
             FORMS[form](Export(source, config, weights, out, dtype, shard_size), on_progress)
-        files = {name: size(f"{out}/{name}") for name in sorted(listdir(out))}
+        files = sorted(listdir(out))
+        n_bytes = usage(out)[1]
     facts = {
         "out": out,
         "form": form,
-        "files": list(files),
-        "bytes": sum(files.values()),
+        "files": files,
+        "bytes": n_bytes,
         "n_params": n_params(config),
         "tokenizer": source.tokenizer,
     }

@@ -101,15 +101,15 @@ def resolve(
     user's cache folder; `encoding` is that of text.
     """
     with _key("tokenizer"):
-        tokenizer = tokenizer and _locate(tokenizer, base)
+        tokenizer = tokenizer and locate(tokenizer, base)
     parts = []
     for key, given, weight in _named(data):
         with _key(key):
-            sources = [_locate(source, base) for source in given]
+            sources = [locate(source, base) for source in given]
         part = _part(key, sources, tokenizer, data.validation, TextCache(cache, encoding))
         parts.append(replace(part, weight=weight))
     with _key("data.validation"):
-        validation = _locate(data.validation, base) if isinstance(data.validation, str) else data.validation
+        validation = locate(data.validation, base) if isinstance(data.validation, str) else data.validation
     return _joined(parts, validation)
 
 
@@ -161,7 +161,7 @@ def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
     return Resolved(tuple(parts), validation, spec)
 
 
-def _locate(path: str, base: str | None) -> str:
+def locate(path: str, base: str | None) -> str:
     """A path as the recipe means it: beside the recipe if it is there, else from the working directory."""
     path = files.typed_path(path)
     if "://" in path or os.path.isabs(path):

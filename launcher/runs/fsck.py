@@ -31,6 +31,7 @@ from launchyard.training.spec import TokenSource, Workload, place_of_data
 
 NO_REPAIR = "nothing repairs it: put back a copy"
 NOT_NEEDED = "nothing repairs it; a resume goes on without it"
+COPY_BESIDE = "copy it from beside the tokenizer of the data or the weights that the run started from"
 ANEW = "launch resume {run} writes it anew"
 
 
@@ -149,6 +150,7 @@ class _Walk:
         """The other files of the whole run."""
         yield from self._record(layout.CODE, AnyRecord, self._say(ANEW))
         yield from self._tokenizer()
+        yield from self._beside_tokenizer()
         at_the_end = "the end of the next attempt writes it anew"
         yield from self._record(layout.OUTCOME, OutcomeRecord, at_the_end, optional=True)
         moved = self._say("launch resume {run} --cluster NAME writes it anew")
@@ -160,6 +162,18 @@ class _Walk:
         except DamagedError:
             what = "remove it, and the checkpoints that were given up count again"
             yield Problem(layout.ROLLBACKS, "is damaged", f"put back a copy, or {what}")
+
+    def _beside_tokenizer(self) -> Iterator[Problem]:
+        """The files that a run keeps beside its tokenizer; those of older versions have none."""
+        for folder in (layout.TOKENIZER_FOLDER, layout.TEMPLATES_FOLDER):
+            for name in self.run.listdir(folder):
+                path = f"{folder}/{name}"
+                if path in (layout.TOKENIZER, layout.TEMPLATES_FOLDER):
+                    continue
+                if layout.is_json(name):
+                    yield from self._record(path, AnyRecord, COPY_BESIDE, optional=True)
+                elif self._bytes(path) is None:
+                    yield self._lost(path, COPY_BESIDE)
 
     def _tokenizer(self) -> Iterator[Problem]:
         data = self.workload.data if self.workload else None

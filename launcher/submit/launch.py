@@ -34,9 +34,11 @@ from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
 from launchyard.launcher.submit import plan_text
+from launchyard.launcher.submit.beside import beside_run, remove_beside
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
+from launchyard.model.text.companions import write_companions
 from launchyard.run import layout
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
@@ -310,8 +312,8 @@ def _taken(run: RunDir, where: str) -> str:
     return f"--run-url {where}: holds a run already; go on with it: launch resume {where}, or choose another place"
 
 
-# All that a launch itself writes into a run directory.
-WRITTEN = (layout.CODE, layout.RECIPE, layout.TOKENIZER, layout.PLAN, layout.JOB_LOG)
+# All that a launch itself writes into a run directory, but for tokenizer/.
+WRITTEN = (layout.CODE, layout.RECIPE, layout.PLAN, layout.JOB_LOG)
 DISCARD_SECONDS = 2.0  # retry budget of a store that has failed before
 
 
@@ -343,9 +345,12 @@ class NewFolder:
         for name in WRITTEN if self.ours else ():
             with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
                 self._run.remove(name)
-        if self._run.local:
+        if self.ours:
+            with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
+                remove_beside(self._run)
+        for name in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER) if self._run.local else ():
             with contextlib.suppress(OSError):
-                os.rmdir(self._run.path(layout.TOKENIZER_FOLDER))
+                os.rmdir(self._run.path(name))
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
                 path.rmdir()
@@ -356,6 +361,8 @@ def write_run(ready: Ready, made: NewFolder) -> None:
     """Freezes the run: code.json first, create-only; plan.json last, which makes it a run."""
     run = ready.run
     plan = ready.plan
+    with user_errors():
+        companions = beside_run(ready.loaded.recipe, plan.data, base=ready.loaded.base)
     with _write_errors(run):
         try:
             run.create_json(layout.CODE, ready.code.model_dump())
@@ -364,8 +371,7 @@ def write_run(ready: Ready, made: NewFolder) -> None:
             raise UserError(f"--run-url {redact(run.url)}: another launch is writing there right now") from error
         recipe = f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}"
         run.write_text(layout.RECIPE, recipe)
-        if plan.data.tokenizer is not None:
-            run.write_text(layout.TOKENIZER, _read_tokenizer(plan.data.tokenizer))
+        write_companions(companions, run.path(layout.TOKENIZER_FOLDER))
         facts = {**plan.model_dump(mode="json"), layout.RECIPE_DIGEST: content_digest(recipe.encode())}
         run.write_json(layout.PLAN, facts, sync=True)
 
@@ -386,11 +392,6 @@ def _kind_of(error: Exception) -> type[LaunchError]:
     from launchyard.storage.errors import RefusedError, StoreError
 
     return LaunchError if isinstance(error, StoreError) and not isinstance(error, RefusedError) else UserError
-
-
-def _read_tokenizer(path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    return RunDir(folder or ".").read_text(name)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

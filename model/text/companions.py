@@ -49,6 +49,12 @@ def read_companions(folder: str) -> dict[str, bytes]:
     return {name: files.read(f"{where}/{name}") for name in names if is_companion(name)}
 
 
+def companions_beside(tokenizer: str) -> dict[str, bytes]:
+    """A tokenizer.json, whatever its own name, and the companions in its folder. FileNotFoundError without it."""
+    raw = files.read(tokenizer)
+    return {**read_companions(tokenizer.rpartition("/")[0] or "."), TOKENIZER: raw}
+
+
 def write_companions(companions: Companions, folder: str, *, sync: bool = False) -> None:
     """Each into a local folder or fsspec URL; files of these names are replaced, tokenizer.json last.
 

@@ -7,22 +7,33 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG
-from launchyard.model.weights.source import find_source, read_json
-from launchyard.storage import files
+from launchyard.model.text.companions import (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Companions,
+    companions_beside,
+    json_companion,
+)
+from launchyard.model.text.special_tokens import END_OF_TEXT, SpecialTokens, named_end
+from launchyard.model.text.templates import read_templates, with_templates
+from launchyard.model.weights.source import find_source
 from launchyard.storage.files import exists, normal
 
 # Ids before new ones that a stream decodes with them.
 CONTEXT = 8
-# Spellings of the token that ends a text, for families without a tokenizer_config.json.
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>")
 
 
 class Tokenizer:
-    """`path` is the path or fsspec URL of a tokenizer.json."""
+    """`path` is the path or fsspec URL of a tokenizer.json, or of the file that `companions` came from."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, companions: Companions | None = None) -> None:
         self.path = path
+        self._given = companions
+
+    @cached_property
+    def companions(self) -> Companions:
+        """The tokenizer.json and what lies beside it."""
+        return companions_beside(self.path) if self._given is None else self._given
 
     @classmethod
     def load(cls, source: str) -> Tokenizer:
@@ -46,7 +57,7 @@ class Tokenizer:
         import tokenizers
 
         try:
-            return tokenizers.Tokenizer.from_str(files.read(self.path).decode())
+            return tokenizers.Tokenizer.from_str(self.companions[TOKENIZER].decode())
         except FileNotFoundError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -55,7 +66,7 @@ class Tokenizer:
     @cached_property
     def eos_id(self) -> int | None:
         """The id that ends a text; None if neither tokenizer_config.json nor the vocabulary names it."""
-        token = end_of_text(self.path, self.raw)
+        token = end_of_text(self.companions, self.raw)
         return None if token is None else int(self.raw.token_to_id(token))
 
     @property
@@ -135,50 +146,32 @@ class StopStrings:
         return sure
 
 
-def end_of_text(path: str, raw: Any) -> str | None:
-    """The token of a tokenizer.json (`raw`: as `tokenizers` reads it) that ends a text, for training and generation.
+def end_of_text(companions: Companions, raw: Any) -> str | None:
+    """The token of a tokenizer (`raw`: as `tokenizers` reads it) that ends a document.
 
-    The eos_token of a tokenizer_config.json beside it if that is one of its tokens, else the first of END_OF_TEXT that
-    is; None if there is neither.
+    The eos_token that a file beside it names if that is one of its tokens, else the first of END_OF_TEXT that is; None
+    if there is neither.
     """
-    named = named_end(path)
+    named = named_end(companions)
     return next((token for token in (named, *END_OF_TEXT) if token and raw.token_to_id(token) is not None), None)
 
 
-def named_end(path: str) -> str | None:
-    """The eos_token of a tokenizer_config.json beside a tokenizer.json, which may be none of its tokens."""
-    configured = _configured(path).get("eos_token")
-    if isinstance(configured, dict):
-        configured = configured.get("content")
-    return configured if isinstance(configured, str) else None
-
-
-def save_tokenizer(tokenizer_file: str, folder: str, *, max_seq_len: int) -> None:
-    """tokenizer.json and a tokenizer_config.json beside it, into a folder or URL.
+def exported(companions: Companions, *, max_seq_len: int) -> dict[str, bytes]:
+    """The files of a Hugging Face folder: all that was there, with a tokenizer_config.json that opens it.
 
     The class is PreTrainedTokenizerFast whatever it was: it takes the file as it is, where the classes of a model
     rebuild the pipeline in their own way (transformers 5 loses the splitting of digits with GPT2Tokenizer).
     """
-    settings = {key: value for key, value in _configured(tokenizer_file).items() if key != "auto_map"}
-    tokenizer = Tokenizer(tokenizer_file)
-    if "eos_token" not in settings and tokenizer.eos_id is not None:
-        settings["eos_token"] = tokenizer.raw.id_to_token(tokenizer.eos_id)
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if TOKENIZER not in companions:
+        return dict(companions)
+    settings = {key: value for key, value in json_companion(companions, TOKENIZER_CONFIG).items() if key != "auto_map"}
+    tokens = SpecialTokens(companions)
+    if named_end(companions) is None and (ends := list(tokens.ends())):
+        settings["eos_token"] = tokens.token_of(ends[0])
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.setdefault("model_max_length", max_seq_len)
-    files.write(f"{folder}/{TOKENIZER}", files.read(tokenizer_file))
-    files.write(f"{folder}/{TOKENIZER_CONFIG}", (json.dumps(settings, indent=2) + "\n").encode())
-
-
-def special_ids(tokenizer_file: str) -> dict[str, int]:
-    """Returns the keys of config.json that follow from the tokenizer."""
-    end = Tokenizer(tokenizer_file).eos_id
-    return {} if end is None else {"eos_token_id": end}
-
-
-def _configured(path: str) -> dict[str, Any]:
-    """tokenizer_config.json beside a tokenizer.json; empty if there is none."""
-    beside = f"{path.rpartition('/')[0] or '.'}/{TOKENIZER_CONFIG}"
-    return read_json(beside) if exists(beside) else {}
+    raw = (json.dumps(settings, indent=2) + "\n").encode()
+    return with_templates({**companions, TOKENIZER_CONFIG: raw}, read_templates(companions))
 
 
 def _of_model(where: str) -> str | None:

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape
-from launchyard.model.text.tokenizer import save_tokenizer, special_ids
+from launchyard.model.text.companions import Companions, write_companions
+from launchyard.model.text.special_tokens import special_ids
+from launchyard.model.text.tokenizer import exported
 from launchyard.model.weights.hf import INDEX, SINGLE
 from launchyard.model.weights.load import Weights
 from launchyard.model.weights.source import HF_CONFIG
@@ -60,7 +62,7 @@ def save_hf(
     config: ModelConfig,
     folder: str,
     *,
-    tokenizer_file: str | None = None,
+    companions: Companions | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     dtype: torch.dtype | None = None,
     on_progress: OnProgress | None = None,
@@ -81,9 +83,9 @@ def save_hf(
     _check_space(root, sum(file.n_bytes for file in planned))
     try:
         _write_files(root, planned, tensors, on_progress)
-        if tokenizer_file is not None:
-            save_tokenizer(tokenizer_file, root, max_seq_len=config.max_seq_len)
-            hf |= special_ids(tokenizer_file)
+        if companions:
+            write_companions(exported(companions, max_seq_len=config.max_seq_len), root)
+            hf |= special_ids(companions, rows=config.padded_vocab_size)
         hf["torch_dtype"] = str(_main_dtype(tensors)).removeprefix("torch.")
         files.write(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
     except BaseException:

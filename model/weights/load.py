@@ -14,12 +14,12 @@ from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes, stays_fp32
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
-from launchyard.model.text.companions import TOKENIZER
+from launchyard.model.text.companions import TOKENIZER, Companions
+from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.hf import HFWeights
-from launchyard.model.weights.source import HF_CONFIG, Source, find_source, read_json
+from launchyard.model.weights.source import Source, find_source
 from launchyard.storage.errors import CorruptError
-from launchyard.storage.files import exists
 from launchyard.storage.safetensors import torch_dtype
 from launchyard.storage.shards import read_manifest, read_tensor
 
@@ -144,21 +144,22 @@ class LoadedModel:
         return self.transformer.embed.weight.device
 
     @cached_property
+    def companions(self) -> Companions:
+        """What stands beside the weights, by file name."""
+        return self.source.companions()
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """FileNotFoundError if the model came without one."""
-        if self.source.tokenizer is None:
+        if TOKENIZER not in self.companions:
             also = " and in tokenizer/ of its run" if self.source.kind == "checkpoint" else ""
             raise FileNotFoundError(f"no tokenizer: looked for {TOKENIZER} in {self.source.folder}{also}")
-        return Tokenizer(self.source.tokenizer)
+        return Tokenizer(self.source.tokenizer or self.source.folder, self.companions)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end a text: those of config.json and generation_config.json, else of the tokenizer."""
-        ids: set[int] = set()
-        if self.source.kind == "hf":
-            for path in (f"{self.source.folder}/{name}" for name in (HF_CONFIG, "generation_config.json")):
-                ids |= _ids(read_json(path).get("eos_token_id") if exists(path) else None)
-        return frozenset(ids or _ids(self.tokenizer.eos_id))
+        """Ids that end a text: all that generation_config.json, config.json or the tokenizer's own files name."""
+        return frozenset(SpecialTokens(self.companions).ends())
 
     @overload
     def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
@@ -235,7 +236,3 @@ class Writing:
         if self._stops.found or self.n_new < min(self._max_new_tokens, self._free_positions):
             return "stop"
         return "length" if self.n_new == self._max_new_tokens else "context"
-
-
-def _ids(value: int | list[int] | None) -> set[int]:
-    return set() if value is None else set(value) if isinstance(value, list) else {value}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import TOKENIZER, read_companions
+from launchyard.model.text.special_tokens import with_ids
 from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
@@ -31,9 +32,12 @@ class Source:
     tokenizer: str | None
 
     def companions(self) -> dict[str, bytes]:
-        """What stands beside the weights, by file name; of a checkpoint that is in tokenizer/ of its run."""
+        """What stands beside the weights, by file name; of a checkpoint that is in tokenizer/ of its run.
+
+        Special ids that config.json alone holds stand in generation_config.json.
+        """
         if self.kind == "hf":
-            return read_companions(self.folder)
+            return with_ids(read_companions(self.folder), read_hf_config(self.folder))
         return read_companions(posixpath.dirname(self.tokenizer)) if self.tokenizer else {}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 
+from launchyard.model.text.special_tokens import read_vocabulary
 from launchyard.storage.files import exists, normal
 from launchyard.training.data.index import (
     DATASET,
@@ -153,10 +154,4 @@ def vocab_size_of(source: str) -> int | None:
 
 def tokenizer_vocab_size(raw: bytes, *, name: str) -> int:
     """One more than the largest id of a tokenizer.json, read without the tokenizers package."""
-    try:
-        content = json.loads(raw)
-        vocab = content["model"]["vocab"]
-        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-        return 1 + int(max(ids + [token["id"] for token in content.get("added_tokens") or []]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} is no tokenizer.json of Hugging Face tokenizers") from error
+    return 1 + max(read_vocabulary(raw, name=name).values())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
+from launchyard.model.text.companions import companions_beside
 from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
@@ -155,7 +156,8 @@ def test_a_model_that_is_there_is_replaced(tmp_path: Path) -> None:
 def test_a_url_serves_as_well_as_a_folder(tmp_path: Path) -> None:
     config, url = neox(), f"memory://hf-{tmp_path.name}"
     went = weights_of(random_model(config))
-    save_hf(went, config, url, max_file_bytes=20_000, tokenizer_file=byte_tokenizer(tmp_path / "tokenizer.json"))
+    companions = companions_beside(byte_tokenizer(tmp_path / "tokenizer.json"))
+    save_hf(went, config, url, max_file_bytes=20_000, companions=companions)
     found, weights = open_weights(url)
     assert found == config
     assert all(torch.equal(weights.get(key), tensor) for key, tensor in went.items())
@@ -184,7 +186,7 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
 
     path = byte_tokenizer(tmp_path / "t/tokenizer.json")
     (tmp_path / "t/tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "chat_template": "x"}')
-    save_hf(weights_of(random_model(neox())), neox(), str(tmp_path / "m"), tokenizer_file=path)
+    save_hf(weights_of(random_model(neox())), neox(), str(tmp_path / "m"), companions=companions_beside(path))
     written = json.loads((tmp_path / "m/tokenizer_config.json").read_text())
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert written["chat_template"] == "x"

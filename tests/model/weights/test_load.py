@@ -10,6 +10,7 @@ import torch
 
 from launchyard import load
 from launchyard.model.config import ModelConfig
+from launchyard.model.text.companions import companions_beside
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import CheckpointWeights, LoadedModel, pick_device
 from launchyard.model.weights.source import find_source, read_config
@@ -32,7 +33,7 @@ CONFIG = neox(vocab_size=300, padded_vocab_size=384)
 @pytest.fixture
 def hf_folder(tmp_path: Path) -> Path:
     path = byte_tokenizer(tmp_path / "t/tokenizer.json")
-    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(tmp_path / "hf"), tokenizer_file=path)
+    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(tmp_path / "hf"), companions=companions_beside(path))
     return tmp_path / "hf"
 
 
@@ -86,7 +87,7 @@ def test_a_checkpoint_of_a_relative_path_finds_the_tokenizer_of_its_run(
 
 def test_all_forms_write_the_same_text(run: Path, tmp_path: Path) -> None:
     loaded = load(str(run))
-    save_hf(weights_of(loaded.transformer), CONFIG, str(tmp_path / "out"), tokenizer_file=loaded.tokenizer.path)
+    save_hf(weights_of(loaded.transformer), CONFIG, str(tmp_path / "out"), companions=loaded.companions)
     again = load(str(tmp_path / "out"))
     assert again.config == CONFIG
     assert again.generate("the cat", seed=3, max_new_tokens=30) == loaded.generate("the cat", seed=3, max_new_tokens=30)
@@ -208,11 +209,11 @@ def test_a_full_context_is_said(hf_folder: Path) -> None:
     assert stream.n_prompt + stream.n_new <= 64
 
 
-def test_the_end_of_text_comes_from_the_folder_else_from_the_tokenizer(hf_folder: Path, run: Path) -> None:
+def test_the_end_of_text_is_all_that_the_files_name(hf_folder: Path, run: Path) -> None:
     assert load(str(hf_folder)).stop_ids == load(str(run)).stop_ids == {0}
     edit_json(hf_folder / "config.json", eos_token_id=[3, 4])
     (hf_folder / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert load(str(hf_folder)).stop_ids == {3, 4, 5}
+    assert load(str(hf_folder)).stop_ids == {0, 3, 4, 5}, "all that any file of the folder names"
 
 
 def test_an_empty_prompt_begins_a_new_text(hf_folder: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_is_missing(tmp_path: Path) -> None:
 def test_vocabulary_of_tokenizer_files(tokenizer_file: str, big_vocabulary: str) -> None:
     for path, size in [(tokenizer_file, 2048), (big_vocabulary, 200_000)]:
         assert tokenizer_vocab_size(Path(path).read_bytes(), name=path) == size
-    unigram = {"model": {"vocab": [["a", 0.0], ["b", 0.0]]}, "added_tokens": [{"id": 7}]}
+    unigram = {"model": {"vocab": [["a", 0.0], ["b", 0.0]]}, "added_tokens": [{"id": 7, "content": "</s>"}]}
     assert tokenizer_vocab_size(json.dumps(unigram).encode(), name="x") == 8
     for raw in (b"{}", b"[]", b"no", b'{"model": {"vocab": {}}}'):
         with pytest.raises(ValueError, match=r"x is no tokenizer\.json"):

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launchyard.model.text.companions import TOKENIZER_CONFIG
-from launchyard.model.text.tokenizer import END_OF_TEXT, end_of_text, named_end
-from launchyard.storage import files
+from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions, companions_beside
+from launchyard.model.text.special_tokens import END_OF_TEXT, named_end
+from launchyard.model.text.tokenizer import end_of_text
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.dataset_spec import tokenizer_vocab_size
 from launchyard.training.data.index import ENCODING, Encoding, find_tokenizer
@@ -37,9 +37,9 @@ class PrepareError(RuntimeError):
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer.json and facts derived from it."""
+    """A tokenizer.json, what lay beside it, and facts derived from it."""
 
-    raw: bytes
+    companions: Companions
     sha256: str
     eos: str
     eos_id: int
@@ -49,6 +49,10 @@ class TokenizerFile:
     bos_id: int | None = None
 
     @property
+    def raw(self) -> bytes:
+        return self.companions[TOKENIZER]
+
+    @property
     def dtype(self) -> Literal["uint16", "int32"]:
         return "uint16" if self.vocab_size <= 2**16 else "int32"
 
@@ -56,11 +60,12 @@ class TokenizerFile:
 def open_tokenizer(tokenizer: str, *, eos: str | None, encoding: Encoding = ENCODING) -> TokenizerFile:
     """ValueError if it cannot be read, or if no file names the token that ends a document."""
     path = find_tokenizer(tokenizer)
-    raw = files.read(path)
+    companions = companions_beside(path)
+    raw = companions[TOKENIZER]
     vocab_size = tokenizer_vocab_size(raw, name=path)
     engine = _engine(raw, path, encoding)
-    chosen = eos if eos is not None else end_of_text(path, engine)
-    if eos is None and (named := named_end(path)) is not None and engine.token_to_id(named) is None:
+    chosen = eos if eos is not None else end_of_text(companions, engine)
+    if eos is None and (named := named_end(companions)) is not None and engine.token_to_id(named) is None:
         raise ValueError(
             f"{TOKENIZER_CONFIG} beside {path} names {named!r} as its eos_token, which is none of its "
             "tokens; mend it, or name the token that ends a document with --eos"
@@ -73,7 +78,7 @@ def open_tokenizer(tokenizer: str, *, eos: str | None, encoding: Encoding = ENCO
     eos_id = engine.token_to_id(chosen)
     if eos_id is None:
         raise ValueError(f"--eos {chosen!r} is no token of {path}; name one of its tokens, such as <|endoftext|>")
-    made = TokenizerFile(raw, hashlib.sha256(raw).hexdigest(), chosen, int(eos_id), vocab_size, encoding)
+    made = TokenizerFile(companions, hashlib.sha256(raw).hexdigest(), chosen, int(eos_id), vocab_size, encoding)
     plain = engine.encode("a", add_special_tokens=False).ids
     whole = engine.encode("a", add_special_tokens=True).ids  # as its own post-processor has it
     bos_id = next(iter(whole), made.eos_id)

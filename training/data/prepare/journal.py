@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from launchyard.model.text.companions import MORE_TEMPLATES
 from launchyard.storage import files
 from launchyard.storage.files import exists
 from launchyard.training.data.index import REJECTS, HoldOut, Options
@@ -25,7 +26,8 @@ JOURNAL_SECONDS = 20.0
 MAX_MARKS = 1024  # then every second one goes
 CHUNKS = re.compile(r"chunk-0-\d+\.bin|(index|digests)\.json")
 NOTES = re.compile(r"state\.json|(train|validation)-\d+\.tail")
-HALF = re.compile(rf"({CHUNKS.pattern}|{NOTES.pattern}|rejects\.jsonl|(dataset|tokenizer)\.json)\.[0-9a-f]{{8}}\.tmp")
+HALF = re.compile(rf"({CHUNKS.pattern}|{NOTES.pattern}|rejects\.jsonl|dataset\.json)\.[0-9a-f]{{8}}\.tmp")
+HALF_COMPANION = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ class FinishedWork:
         """Goes on after the files that have not changed; from the start, in a clean folder, if there are none."""
         out = self._job.out
         path = f"{out}/{JOURNAL}/state.json"
-        for folder in ("", "/tokenizer", "/train", "/validation", f"/{JOURNAL}"):
+        for folder in ("", "/train", "/validation", f"/{JOURNAL}"):
             _remove(f"{out}{folder}", HALF)
+        for folder in ("tokenizer", f"tokenizer/{MORE_TEMPLATES}"):
+            _remove(f"{out}/{folder}", HALF_COMPANION)
         if exists(path):
             fault = self._restore(path)
             if not fault:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Unpack
 
 from launchyard.host.locks import LockedError, exclusive
+from launchyard.model.text.companions import write_companions
 from launchyard.storage import files
 from launchyard.storage.files import normal, typed_path
 from launchyard.training.data.chunks import Array
@@ -284,7 +285,7 @@ def _finish(job: PrepareJob, holdout: HoldOut, writers: dict[str, SplitWriter]) 
         splits=entries,
     )
     _write_rejects(f"{job.out}/{REJECTS}", rejects)
-    files.write(f"{job.out}/{TOKENIZER}", made.raw, sync=True)
+    write_companions(made.companions, f"{job.out}/{TOKENIZER}".rpartition("/")[0], sync=True)
     files.write(f"{job.out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
     remove_journal(job.out)
     job.report(dataset.tokens)

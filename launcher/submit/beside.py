@@ -1,0 +1,81 @@
+"""What a new run keeps beside its recipe for generation and export: see model/text/companions.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launchyard.launcher.data.resolve import locate
+from launchyard.model.text.companions import (
+    OF_TOKENIZER,
+    TOKENIZER,
+    Companions,
+    companions_beside,
+    is_companion,
+    is_licence,
+)
+from launchyard.model.text.special_tokens import SpecialTokens, with_ends, with_ids_of
+from launchyard.model.text.templates import read_templates, template_files
+from launchyard.run import layout
+from launchyard.run.rundir import RunDir
+from launchyard.training.data.index import find_tokenizer, read_dataset
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import DataSpec
+
+
+def remove_beside(run: RunDir) -> None:
+    """Takes back the files of `write_beside`; others stay."""
+    for folder in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER):
+        for name in run.listdir(folder):
+            path = f"{folder}/{name}"
+            if is_companion(path.removeprefix(f"{layout.TOKENIZER_FOLDER}/")):
+                run.remove(path)
+
+
+def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> dict[str, bytes]:
+    """The tokenizer of the data, and what it lacks from the model that the run starts from.
+
+    The end ids are those of both, and the one that ends the documents. Looked up in this order: the recipe's
+    `tokenizer` (relative to `base`), the data's own, model.init_from. None for tokens that came without a tokenizer.
+    ValueError names a file that cannot be read.
+    """
+    if data.tokenizer is None:
+        return {}
+    found = companions_beside(data.tokenizer)
+    if recipe.tokenizer is not None:
+        found |= companions_beside(find_tokenizer(locate(recipe.tokenizer, base)))
+    ends = list(_document_ends(data))
+    if recipe.model.init_from is not None:
+        origin = _of_model(recipe.model.init_from, found)
+        ends = [*SpecialTokens(found).ends(), *SpecialTokens({**origin, TOKENIZER: found[TOKENIZER]}).ends(), *ends]
+        found = _added(origin, found) | found
+    return with_ends(found, ends)
+
+
+def _of_model(source: str, found: Companions) -> dict[str, bytes]:
+    """What stands beside the weights of a model, with the ids that its special tokens have in the tokenizer found."""
+    from launchyard.model.weights.source import find_source
+
+    companions = find_source(source).companions()
+    return with_ids_of(with_ends(companions, SpecialTokens(companions).ends()), found)
+
+
+def _added(origin: Companions, found: Companions) -> dict[str, bytes]:
+    """The files of the first model that may stand beside a tokenizer with the files of `found`."""
+    added = {name: raw for name, raw in origin.items() if name not in OF_TOKENIZER}
+    if origin.get(TOKENIZER) == found[TOKENIZER]:
+        added = dict(origin)
+    if read_templates(found):
+        added = {name: raw for name, raw in added.items() if not name.endswith(".jinja")}
+    else:
+        added |= template_files(read_templates(origin))
+    if any(map(is_licence, found)):
+        added = {name: raw for name, raw in added.items() if not is_licence(name)}
+    return added
+
+
+def _document_ends(data: DataSpec) -> Iterator[int]:
+    """The ids that `launch prepare` put behind documents; none for tokens that were made elsewhere."""
+    for source in data.train:
+        dataset = read_dataset(source.folder.rpartition("/")[0])
+        if dataset is not None:
+            yield dataset.tokenizer.eos_id
