@@ -101,8 +101,16 @@ def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None)
     """
     found = find_source(source)
     config, weights = _open(found)
+    companions = found.companions()
+    config = _without_padding_ids(config, companions)
     transformer = build(config, weights, device=pick_device(device), dtype=dtype)
-    return LoadedModel(transformer, config, found)
+    return LoadedModel(transformer, config, found, companions)
+
+
+def _without_padding_ids(config: ModelConfig, companions: Companions) -> ModelConfig:
+    """The config with the ids that the tokenizer can give: config.json counts rows, and some are there as padding."""
+    n_ids = SpecialTokens(companions).n_ids
+    return config if n_ids is None else config.model_copy(update={"vocab_size": min(config.vocab_size, n_ids)})
 
 
 def build(config: ModelConfig, weights: Weights, *, device: torch.device, dtype: torch.dtype | None) -> Transformer:
@@ -132,21 +140,17 @@ def pick_device(name: str) -> torch.device:
 
 
 class LoadedModel:
-    """A transformer with its tokenizer. To work on ids use `transformer` and launchyard.model.generate."""
+    """A transformer with what stands beside its weights. For work on ids: `transformer` and model/generate.py."""
 
-    def __init__(self, transformer: Transformer, config: ModelConfig, source: Source) -> None:
+    def __init__(self, transformer: Transformer, config: ModelConfig, source: Source, companions: Companions) -> None:
         self.transformer = transformer
         self.config = config
         self.source = source
+        self.companions = companions
 
     @property
     def device(self) -> torch.device:
         return self.transformer.embed.weight.device
-
-    @cached_property
-    def companions(self) -> Companions:
-        """What stands beside the weights, by file name."""
-        return self.source.companions()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
