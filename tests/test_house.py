@@ -43,7 +43,9 @@ LIGHT_FILES = (
     "model/text/companions.py",
     "model/text/special_tokens.py",
     "model/text/templates.py",
+    "model/weights/headers.py",
     "model/weights/source.py",
+    "model/weights/tie.py",
     "model/zoo/**/*.py",
 )
 LIGHT = sorted(

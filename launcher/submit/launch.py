@@ -230,10 +230,11 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
     if source is None:
         return None
     from launchyard.model.weights.source import read_config
+    from launchyard.storage.errors import CorruptError
 
     try:
         return read_config(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CorruptError) as error:
         where = loaded.origin("model.init_from")
         raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
 

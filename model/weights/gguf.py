@@ -19,6 +19,8 @@ from launchyard.model.zoo.gguf_keys import STRETCH_TENSORS, hf_keys
 from launchyard.model.zoo.rules import Overlap, check_keys, overlaps, their_shapes
 from launchyard.storage.errors import CorruptError
 
+TABLE = "token_embd.weight"
+HEAD = "output.weight"
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -55,6 +57,14 @@ class GgufFile:
     def kind(self, name: str) -> str:
         """The element type, by ggml's name of it."""
         return str(self._tensors[name].tensor_type.name)
+
+    def same(self, name: str, other: str) -> bool:
+        """Do both have the same type, shape and bytes? All rows are compared only where the first ones are equal."""
+        if self.kind(name) != self.kind(other) or self.shape(name) != self.shape(other):
+            return False
+        rows = self._tensors[name].data
+        other_rows = self._tensors[other].data
+        return bool((rows[:64] == other_rows[:64]).all()) and bool((rows == other_rows).all())
 
     def numbers(self, name: str) -> list[float]:
         """A small tensor's, those of fp32 as their shortest decimals."""
@@ -136,11 +146,17 @@ def _facts(file: GgufFile) -> Gguf:
     return facts
 
 
+def _needed_names(file: GgufFile) -> list[str]:
+    """The tensors, without a head that is the table once more: both are one."""
+    copied = HEAD in file.names() and file.same(TABLE, HEAD)
+    return [name for name in file.names() if not (copied and name == HEAD)]
+
+
 def read_gguf_config(file: GgufFile) -> ModelConfig:
     """ValueError if we do not have that kind of model, or for a size that is missing or not supported."""
     try:
         family = gguf_family(file.metadata.get("general.architecture"), file.metadata)
-        keys = hf_keys(file.metadata, _facts(file), frozenset(file.names()), file.numbers)
+        keys = hf_keys(file.metadata, _facts(file), frozenset(_needed_names(file)), file.numbers)
         return config_from_hf({"model_type": family.model_type, **keys})
     except ValueError as error:
         raise ValueError(f"{file.path}: {str(error).removeprefix('config.json: ')}") from error

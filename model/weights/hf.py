@@ -5,24 +5,23 @@ Strict on keys and shapes. Pickle files are refused: opening one can run code.
 
 from __future__ import annotations
 
-import json
+import logging
 
 import torch
 from torch import Tensor
 
 from launchyard.model.layout import parameter_shapes
+from launchyard.model.weights.headers import INDEX, SINGLE, open_headers
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
+from launchyard.model.weights.tie import settled, with_table
 from launchyard.model.weights.transfer import to_ours
 from launchyard.model.zoo import config_from_hf, is_of_images, rules
 from launchyard.model.zoo.rules import Overlap, check_keys, overlaps, rule_keys, their_shapes
 from launchyard.model.zoo.text_part import text_keys
-from launchyard.storage import files
-from launchyard.storage.errors import CorruptError
-from launchyard.storage.files import exists, listdir, normal
+from launchyard.storage.files import listdir, normal
 from launchyard.storage.safetensors import TensorFile, torch_dtype
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_LOG = logging.getLogger(__name__)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -35,7 +34,12 @@ class HFWeights:
     def __init__(self, folder: str) -> None:
         self.folder = normal(folder)
         hf = read_hf_config(self.folder)
-        self.config = config_from_hf(hf)
+        said = config_from_hf(hf)
+        self.config = settled(said, hf, self.folder)
+        if self.config != said:
+            _LOG.warning(
+                "%s: %s ties head and table, but the files hold two that differ; both are kept", folder, HF_CONFIG
+            )
         family = rules(self.config)
         self._overlaps: dict[str, list[Overlap]] = {}
         for overlap in overlaps(family, self.config):
@@ -43,7 +47,8 @@ class HFWeights:
         self._shapes = parameter_shapes(self.config)
         opened = _open_files(self.folder)
         names = text_keys(opened) if is_of_images(hf) else {key: key for key in opened}
-        self._files = {key: (opened[names[name]], names[name]) for key, name in rule_keys(family, names).items()}
+        stored = {key: (opened[names[name]], names[name]) for key, name in rule_keys(family, names).items()}
+        self._files = with_table(self.config, stored)
         check_keys(family, self.config, self._files, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
             file, name = self._files[key]
@@ -76,11 +81,8 @@ class HFWeights:
 
 def _open_files(folder: str) -> dict[str, TensorFile]:
     """Their key -> the file that holds it."""
-    if exists(f"{folder}/{INDEX}"):
-        return _open_indexed(folder)
-    if exists(f"{folder}/{SINGLE}"):
-        file = TensorFile(f"{folder}/{SINGLE}")
-        return dict.fromkeys(file.entries, file)
+    if opened := open_headers(folder):
+        return opened
     pickles = sorted(name for name in listdir(folder) if name.endswith(PICKLES))
     if pickles:
         raise ValueError(
@@ -88,23 +90,3 @@ def _open_files(folder: str) -> dict[str, TensorFile]:
             "so it is not read; save the model again with transformers' save_pretrained(safe_serialization=True)"
         )
     raise FileNotFoundError(f"{folder} has a {HF_CONFIG} but no weights: looked for {SINGLE} and {INDEX}")
-
-
-def _open_indexed(folder: str) -> dict[str, TensorFile]:
-    path = f"{folder}/{INDEX}"
-    try:
-        weight_map = dict(json.loads(files.read(path))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{path} is no readable index: {error}") from error
-    opened = {}
-    for name in sorted(set(weight_map.values())):
-        if "/" in name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} names {name!r}; only safetensors files beside it are read")
-        try:
-            opened[name] = TensorFile(f"{folder}/{name}")
-        except FileNotFoundError as error:
-            raise CorruptError(f"{folder}/{name} is missing; {INDEX} names it") from error
-    for key, name in weight_map.items():
-        if key not in opened[name].entries:
-            raise CorruptError(f"{folder}/{name} does not hold {key}, as {INDEX} says")
-    return {key: opened[name] for key, name in weight_map.items()}

@@ -23,7 +23,7 @@ from launchyard.model.layout import TensorShape
 from launchyard.model.text.companions import Companions, write_companions
 from launchyard.model.text.special_tokens import special_ids
 from launchyard.model.text.tokenizer import exported
-from launchyard.model.weights.hf import INDEX, SINGLE
+from launchyard.model.weights.headers import INDEX, SINGLE
 from launchyard.model.weights.load import Weights
 from launchyard.model.weights.source import HF_CONFIG
 from launchyard.model.weights.theirs import TheirTensors

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import TOKENIZER, read_companions
 from launchyard.model.text.special_tokens import with_ids
+from launchyard.model.weights.tie import settled
 from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
@@ -64,7 +65,8 @@ def read_config(source: str) -> ModelConfig:
     found = find_source(source)
     if found.kind == "checkpoint":
         return ModelConfig.model_validate(read_manifest(found.folder).model)
-    return config_from_hf(read_hf_config(found.folder))
+    hf = read_hf_config(found.folder)
+    return settled(config_from_hf(hf), hf, found.folder)
 
 
 def read_hf_config(folder: str) -> dict[str, Any]:
