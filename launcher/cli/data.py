@@ -1,4 +1,4 @@
-"""The verbs that touch data: `launch prepare`, `launch inspect` and `launch cache`.
+"""The verbs that touch data: `launch prepare` and `launch cache`, and the half of `launch inspect` that is of data.
 
 Heavy modules are imported in a command's body.
 """
@@ -80,15 +80,8 @@ def prepare(
             click.echo(f"next: launch RECIPE data.source={normal(out)}")
 
 
-@click.command()
-@click.argument("data", type=path_or_url)
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-@click.option("--verify", is_flag=True, help="Read every chunk and check its hash; exit code 1 if any is wrong.")
-@click.option(
-    "--sample", type=click.IntRange(min=1), metavar="N", help="Print the first N tokens of each split as text."
-)
-def inspect(data: str, as_json: bool, verify: bool, sample: int | None) -> None:
-    """Describe a folder or URL of tokens."""
+def inspect_data(data: str, *, as_json: bool, verify: bool, sample: int | None) -> None:
+    """Describes a folder or URL of tokens; LaunchError if some have changed since."""
     with user_errors():
         folder = normal(data)
         if not is_prepared(folder):

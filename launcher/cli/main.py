@@ -42,7 +42,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Models and data": {
         "prepare": ("launchyard.launcher.cli.data", "prepare", "Turn text into tokens."),
-        "inspect": ("launchyard.launcher.cli.data", "inspect", "Describe or verify prepared tokens."),
+        "inspect": ("launchyard.launcher.cli.inspect", "inspect", "Describe a model, or tokens."),
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
         "models": ("launchyard.launcher.cli.model", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.model", "generate", "Write text with a model."),

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from launchyard.errors import LaunchError, UserError
-from launchyard.launcher.cli.data import inspect, prepare
+from launchyard.launcher.cli.data import prepare
+from launchyard.launcher.cli.inspect import inspect
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.training.data.prepare.journal import PrepareProgress
 from tests.support.litdata_reader import write_chunks
