@@ -46,7 +46,8 @@ def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> di
     ends = list(_document_ends(data))
     if recipe.model.init_from is not None:
         origin = _of_model(recipe.model.init_from, found)
-        ends = [*SpecialTokens(found).ends(), *SpecialTokens({**origin, TOKENIZER: found[TOKENIZER]}).ends(), *ends]
+        theirs = SpecialTokens({**origin, TOKENIZER: found[TOKENIZER]}).named_ends()
+        ends = [*SpecialTokens(found).named_ends(), *theirs, *ends]
         found = _added(origin, found) | found
     return with_ends(found, ends)
 

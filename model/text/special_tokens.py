@@ -48,14 +48,18 @@ class SpecialTokens:
             found[name] = [self.vocabulary[token]] if token is not None and token in self.vocabulary else []
         return {name: ids for name, ids in found.items() if ids}
 
-    def ends(self) -> dict[int, list[str]]:
-        """Every id that ends a text -> the files that say so. Only where none does, the usual name of such a token."""
+    def named_ends(self) -> dict[int, list[str]]:
+        """Every id that a file says ends a text -> those files."""
         ends: dict[int, list[str]] = {}
         for name, ids in self.said("eos").items():
             for end in ids:
                 ends.setdefault(end, []).append(name)
+        return ends
+
+    def ends(self) -> dict[int, list[str]]:
+        """The same; where no file says one, the usual name of such a token."""
         guess = next((self.vocabulary[token] for token in END_OF_TEXT if token in self.vocabulary), None)
-        return ends if ends or guess is None else {guess: [GUESSED]}
+        return self.named_ends() or ({} if guess is None else {guess: [GUESSED]})
 
     def id_of(self, role: str) -> int | None:
         """The one id of `role`, of the first file that says one."""
