@@ -23,7 +23,7 @@ from launchyard.training.spec import DataSpec
 
 
 def remove_beside(run: RunDir) -> None:
-    """Takes back the files of `write_beside`; others stay."""
+    """Removes the companions of a run's tokenizer/; other files stay."""
     for folder in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER):
         for name in run.listdir(folder):
             path = f"{folder}/{name}"
@@ -35,29 +35,27 @@ def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> di
     """The tokenizer of the data, and what it lacks from the model that the run starts from.
 
     The end ids are those of both, and the one that ends the documents. Looked up in this order: the recipe's
-    `tokenizer` (relative to `base`), the data's own, model.init_from. None for tokens that came without a tokenizer.
-    ValueError names a file that cannot be read.
+    `tokenizer` (relative to `base`), the data's own, model.init_from. ValueError names a file that cannot be read.
     """
-    if data.tokenizer is None:
-        return {}
+    if data.tokenizer is None:  # tokens of another tool: by the tokenizer of the model, if it starts from one
+        return _beside_model(recipe.model.init_from) if recipe.model.init_from else {}
     found = companions_beside(data.tokenizer)
     if recipe.tokenizer is not None:
         found |= companions_beside(find_tokenizer(locate(recipe.tokenizer, base)))
     ends = list(_document_ends(data))
     if recipe.model.init_from is not None:
-        origin = _of_model(recipe.model.init_from, found)
+        origin = with_ids_of(_beside_model(recipe.model.init_from), found)
         theirs = SpecialTokens({**origin, TOKENIZER: found[TOKENIZER]}).named_ends()
         ends = [*SpecialTokens(found).named_ends(), *theirs, *ends]
         found = _added(origin, found) | found
     return with_ends(found, ends)
 
 
-def _of_model(source: str, found: Companions) -> dict[str, bytes]:
-    """What stands beside the weights of a model, with the ids that its special tokens have in the tokenizer found."""
+def _beside_model(source: str) -> dict[str, bytes]:
     from launchyard.model.weights.source import find_source
 
     companions = find_source(source).companions()
-    return with_ids_of(with_ends(companions, SpecialTokens(companions).ends()), found)
+    return with_ends(companions, SpecialTokens(companions).ends())
 
 
 def _added(origin: Companions, found: Companions) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.data.dataset_spec import open_dataset
 from launchyard.training.data.prepare.prepare import prepare
 from launchyard.training.recipe import Recipe, apply_overrides
-from launchyard.training.spec import DataSpec
+from launchyard.training.spec import DataSpec, TokenSource
 from tests.support.small_runs import RECIPE
 from tests.support.tiny_models import llama, random_model, weights_of, write_checkpoint
 
@@ -129,6 +129,13 @@ def test_data_keep_what_stands_beside_their_tokenizer(chat_model: Path, tmp_path
     shutil.rmtree(chat_model)
     kept = beside_run(recipe_of(), open_dataset(str(tmp_path / "data")))
     assert ends(kept) == {"<|im_end|>", "<s>"}
+
+
+def test_tokens_of_another_tool_are_taken_for_those_of_the_model(chat_model: Path) -> None:
+    data = DataSpec(train=(TokenSource(folder="/data", n_tokens=9),), validation=(), tokenizer=None, digest="d")
+    assert beside_run(recipe_of(), data) == {}
+    kept = beside_run(recipe_of(init_from=str(chat_model)), data)
+    assert kept == read_companions(str(chat_model))
 
 
 def test_a_run_takes_back_what_it_wrote_and_no_more(tmp_path: Path) -> None:
