@@ -43,6 +43,7 @@ LIGHT_FILES = (
     "model/text/companions.py",
     "model/text/special_tokens.py",
     "model/text/templates.py",
+    "model/weights/facts.py",
     "model/weights/headers.py",
     "model/weights/source.py",
     "model/weights/tie.py",

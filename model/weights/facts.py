@@ -39,7 +39,7 @@ _NO_LIMIT = 1e9  # transformers writes a model_max_length of 1e30 where there is
 
 
 @dataclass(frozen=True)
-class Stored:
+class HeaderEntry:
     """A tensor as a header has it."""
 
     dtype: str
@@ -158,17 +158,17 @@ class _Reading:
         return SpecialTokens(self.companions, self.hf)
 
     @cached_property
-    def tensors(self) -> dict[str, Stored]:
+    def tensors(self) -> dict[str, HeaderEntry]:
         """All that is stored, by the names of the files; of a checkpoint the parameters alone."""
         if self.source.kind == "hf":
             headers = open_headers(self.source.folder)
             entries = ((key, file.entries[key]) for key, file in headers.items())
-            return {key: Stored(entry.dtype, entry.shape, entry.length) for key, entry in entries}
+            return {key: HeaderEntry(entry.dtype, entry.shape, entry.length) for key, entry in entries}
         found = {}
         for name, tensor in read_manifest(self.source.folder).tensors.items():
             if name.startswith("model."):
                 n_bytes = 4 if tensor.dtype == "F32" else 2
-                found[name] = Stored(tensor.dtype, tensor.shape, math.prod(tensor.shape) * n_bytes)
+                found[name] = HeaderEntry(tensor.dtype, tensor.shape, math.prod(tensor.shape) * n_bytes)
         return found
 
     @cached_property

@@ -102,8 +102,8 @@ def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None)
     found = find_source(source)
     config, weights = _open(found)
     companions = found.companions()
-    config = _without_padding_ids(config, companions)
-    transformer = build(config, weights, device=pick_device(device), dtype=dtype)
+    drawn = _without_padding_ids(config, companions)
+    transformer = build(drawn, weights, device=pick_device(device), dtype=dtype)
     return LoadedModel(transformer, config, found, companions)
 
 

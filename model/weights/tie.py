@@ -50,7 +50,8 @@ def table_keys(config: ModelConfig) -> tuple[str, str]:
 
 def same_tensor(one: tuple[TensorFile, str], other: tuple[TensorFile, str]) -> bool:
     """Do both have the same type, shape and bytes? Reads no further than to the first piece that differs."""
-    (file, name), (other_file, other_name) = one, other
+    file, name = one
+    other_file, other_name = other
     entry = file.entries[name]
     other_entry = other_file.entries[other_name]
     if (entry.dtype, entry.shape) != (other_entry.dtype, other_entry.shape):

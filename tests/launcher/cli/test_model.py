@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs.registry import register
+from launchyard.model.text.companions import read_companions, write_companions
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import presets
 from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of, write_checkpoint
@@ -158,3 +160,40 @@ def test_text_is_printed_while_it_is_made(run: Path) -> None:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_an_export_of_an_export_keeps_what_stands_beside_the_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = {
+        "generation_config.json": b'{"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 2, "temperature": 0.2}',
+        "chat_template.jinja": b"{{ messages }}",
+        "additional_chat_templates/rag.jinja": b"{{ documents }}",
+        "LICENSE": b"free",
+    }
+    write_companions(beside, str(run / "tokenizer"))
+    places = [str(run), str(tmp_path / "once"), str(tmp_path / "twice")]
+    for source, out in itertools.pairwise(places):
+        assert launch(capsys, "export", source, "--out", out)[0] == 0
+    once, twice = (read_companions(place) for place in places[1:])
+    assert once == twice
+    assert {name: once[name] for name in beside} == beside
+    config = json.loads((tmp_path / "twice/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, [2, 0], 2)
+    facts = [json.loads(launch(capsys, "inspect", place, "--json")[1]) for place in places]
+    assert [sorted(found["ends"]) for found in facts] == [["0", "2"]] * 3
+    assert [found["contradictions"] for found in facts] == [[]] * 3
+
+
+def test_inspect_tells_a_model_from_tokens(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register("tale-abcd", "tale", str(run))
+    for place in (str(run), f"file://{run}", "tale"):
+        code, out, _ = launch(capsys, "inspect", place)
+        assert code == 0
+        assert "gpt_neox (GPTNeoXForCausalLM)" in out
+        assert "ends at     0 <|endoftext|>" in out
+    code, _, err = launch(capsys, "inspect", str(run), "--verify")
+    assert code == 2
+    assert "launch checkpoints RUN --verify" in err
+    assert "holds no tokens" in launch(capsys, "inspect", str(tmp_path))[2]
+    assert "no run" in launch(capsys, "inspect", "nothing-of-this-name")[2]
