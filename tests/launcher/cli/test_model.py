@@ -196,4 +196,4 @@ def test_inspect_tells_a_model_from_tokens(run: Path, tmp_path: Path, capsys: py
     assert code == 2
     assert "launch checkpoints RUN --verify" in err
     assert "holds no tokens" in launch(capsys, "inspect", str(tmp_path))[2]
-    assert "no run" in launch(capsys, "inspect", "nothing-of-this-name")[2]
+    assert "no such run" in launch(capsys, "inspect", "nothing-of-this-name")[2]
