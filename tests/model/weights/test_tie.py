@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from launchyard.model.config import ModelConfig
+from launchyard.model.weights.gguf import GGUFWeights
+from launchyard.model.weights.gguf_export import save_gguf
 from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, load
@@ -38,7 +41,7 @@ def tied_folder(name: str, folder: Path, head: str, *, max_file_bytes: int = 10*
     return {**weights, "lm_head.weight": other}
 
 
-def untied(name: str) -> object:
+def untied(name: str) -> ModelConfig:
     return CONFIGS[name].model_copy(update={"tie_embeddings": False})
 
 
@@ -87,3 +90,14 @@ def test_logits_are_those_of_transformers(name: str, head: str, tmp_path: Path) 
     with torch.no_grad():
         expected = theirs(tokens).logits
         assert torch.allclose(load(str(tmp_path)).transformer(tokens), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["other", "late", "same"])
+def test_a_gguf_file_with_its_table_twice_is_tied(head: str, tmp_path: Path) -> None:
+    stored = tied_folder("llama-one-kv-tied", tmp_path / "hf", head)
+    save_hf(stored, untied("llama-one-kv-tied"), str(tmp_path / "untied"))
+    source = HFWeights(str(tmp_path / "untied"))
+    save_gguf(source, source.config, str(tmp_path / "m.gguf"), dtype="F32")
+    found = GGUFWeights(str(tmp_path / "m.gguf"))
+    assert found.config.tie_embeddings == (head == "same")
+    assert all(torch.equal(found.get(key), stored[key]) for key in found.keys())  # noqa: SIM118
