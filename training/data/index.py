@@ -2,6 +2,7 @@
 
     OUT/  dataset.json                      content and sources; written last: without it there is no dataset
           tokenizer/tokenizer.json          the tokenizer that made the tokens
+          tokenizer/…                       what lay beside it: see model/text/companions.py
           rejects.jsonl                     invalid documents that were left out on request: file, line, reason
           train/{index.json, chunk-0-0.bin …, digests.json}    litdata's format, and the hash of each chunk
           validation/…                      the same for the held-out part; absent when there is none

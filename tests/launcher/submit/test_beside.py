@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 
 from launchyard.launcher.runs.fsck import check_run
 from launchyard.launcher.submit.beside import beside_run, remove_beside
+from launchyard.launcher.submit.copy_run import copied
 from launchyard.model.text.companions import companions_beside, read_companions, write_companions
 from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.templates import read_templates
@@ -145,6 +146,16 @@ def test_a_run_takes_back_what_it_wrote_and_no_more(tmp_path: Path) -> None:
     run.write_text(f"{layout.TOKENIZER_FOLDER}/notes.txt", "mine")
     remove_beside(run)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+
+
+def test_a_run_that_is_copied_takes_them_along(tmp_path: Path) -> None:
+    run = RunDir(str(tmp_path / "here"))
+    write_companions(BESIDE, run.path(layout.TOKENIZER_FOLDER))
+    run.write_json(layout.PLAN, {})
+    there = RunDir(str(tmp_path / "there"))
+    with copied(run, there, set(), lambda line: None):
+        pass
+    assert read_companions(there.path(layout.TOKENIZER_FOLDER)) == BESIDE
 
 
 @pytest.mark.parametrize("name", [name for name in BESIDE if name.endswith(".json")])
