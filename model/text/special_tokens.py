@@ -23,9 +23,18 @@ _ROLES = ("eos", "bos", "pad")
 
 
 class SpecialTokens:
-    """The special ids of a model by its companions, and by its config.json where it has one."""
+    """The special ids of a model by its companions, and by its config.json where it has one.
 
-    def __init__(self, companions: Companions, config: Mapping[str, object] | None = None) -> None:
+    `vocabulary`: that of the tokenizer, from those who have read it already: reading it takes most of the time.
+    """
+
+    def __init__(
+        self,
+        companions: Companions,
+        config: Mapping[str, object] | None = None,
+        vocabulary: dict[str, int] | None = None,
+    ) -> None:
+        self._vocabulary = vocabulary
         self._companions = companions
         self._id_files = {GENERATION: json_companion(companions, GENERATION), CONFIG: config or {}}
         self._name_files = {name: json_companion(companions, name) for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS)}
@@ -33,6 +42,8 @@ class SpecialTokens:
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """Token -> id; empty without a tokenizer.json. ValueError if that is none."""
+        if self._vocabulary is not None:
+            return self._vocabulary
         return read_vocabulary(self._companions[TOKENIZER]) if TOKENIZER in self._companions else {}
 
     @property

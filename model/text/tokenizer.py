@@ -69,6 +69,11 @@ class Tokenizer:
         token = end_of_text(self.companions, self.raw)
         return None if token is None else int(self.raw.token_to_id(token))
 
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, special ones included."""
+        return dict(self.raw.get_vocab(with_added_tokens=True))
+
     @property
     def vocab_size(self) -> int:
         """Ids that the tokenizer can give, special ones included."""

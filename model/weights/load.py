@@ -102,14 +102,18 @@ def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None)
     found = find_source(source)
     config, weights = _open(found)
     companions = found.companions()
-    drawn = _without_padding_ids(config, companions)
+    tokenizer = Tokenizer(found.tokenizer or found.folder, companions) if TOKENIZER in companions else None
+    drawn = _without_padding_ids(config, _special_tokens(companions, tokenizer).n_ids)
     transformer = build(drawn, weights, device=pick_device(device), dtype=dtype)
-    return LoadedModel(transformer, config, found, companions)
+    return LoadedModel(transformer, config, found, companions, tokenizer)
 
 
-def _without_padding_ids(config: ModelConfig, companions: Companions) -> ModelConfig:
+def _special_tokens(companions: Companions, tokenizer: Tokenizer | None) -> SpecialTokens:
+    return SpecialTokens(companions, vocabulary=tokenizer.vocabulary if tokenizer else None)
+
+
+def _without_padding_ids(config: ModelConfig, n_ids: int | None) -> ModelConfig:
     """The config with the ids that the tokenizer can give: config.json counts rows, and some are there as padding."""
-    n_ids = SpecialTokens(companions).n_ids
     return config if n_ids is None else config.model_copy(update={"vocab_size": min(config.vocab_size, n_ids)})
 
 
@@ -142,28 +146,36 @@ def pick_device(name: str) -> torch.device:
 class LoadedModel:
     """A transformer with what stands beside its weights. For work on ids: `transformer` and model/generate.py."""
 
-    def __init__(self, transformer: Transformer, config: ModelConfig, source: Source, companions: Companions) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        config: ModelConfig,
+        source: Source,
+        companions: Companions,
+        tokenizer: Tokenizer | None,
+    ) -> None:
         self.transformer = transformer
         self.config = config
         self.source = source
         self.companions = companions
+        self._tokenizer = tokenizer
 
     @property
     def device(self) -> torch.device:
         return self.transformer.embed.weight.device
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """FileNotFoundError if the model came without one."""
-        if TOKENIZER not in self.companions:
+        if self._tokenizer is None:
             also = " and in tokenizer/ of its run" if self.source.kind == "checkpoint" else ""
             raise FileNotFoundError(f"no tokenizer: looked for {TOKENIZER} in {self.source.folder}{also}")
-        return Tokenizer(self.source.tokenizer or self.source.folder, self.companions)
+        return self._tokenizer
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a text: all that generation_config.json, config.json or the tokenizer's own files name."""
-        return frozenset(SpecialTokens(self.companions).ends())
+        return frozenset(_special_tokens(self.companions, self._tokenizer).ends())
 
     @overload
     def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
