@@ -1,0 +1,139 @@
+"""Finds the tokenizer in a folder or file, whatever its format, as the files of a Hugging Face folder.
+
+tokenizer.json is taken as it is; sentencepiece and tiktoken files and vocab.json with merges.txt become one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+
+from launchyard.model.text.companions import (
+    ADDED_TOKENS,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Companions,
+    json_companion,
+    read_companions,
+)
+from launchyard.model.text.sentencepiece_file import is_sentencepiece, of_sentencepiece
+from launchyard.model.text.splits import SPLITS, Splits
+from launchyard.model.text.tiktoken_file import of_tiktoken
+from launchyard.model.text.tokenizer_json import AddedToken, Ends, byte_level
+from launchyard.storage import files
+from launchyard.storage.files import exists, listdir, normal
+
+VOCAB = "vocab.json"
+MERGES = "merges.txt"
+# Patterns of file names in the order of preference, after tokenizer.json.
+CARRIERS = (VOCAB, "tokenizer.model", "*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "*.model")
+_PRES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "None": "gpt-2"}  # tokenizer_class -> its regex
+
+
+def find_tokenizer_files(place: str) -> dict[str, bytes] | None:
+    """tokenizer.json and what lies beside it, of a folder or file, local or URL; None if there is no tokenizer.
+
+    ValueError names the file that cannot be read or turned into a tokenizer.json.
+    """
+    path = find_carrier(place)
+    return None if path is None else read_tokenizer_files(path)
+
+
+def find_carrier(place: str) -> str | None:
+    """The file of a tokenizer that a file or folder means: a tokenizer.json first, of any name if it is the place."""
+    where = normal(place)
+    name = where.rpartition("/")[2]
+    if name.endswith(".json") or any(fnmatch(name, pattern) for pattern in CARRIERS):
+        return where if exists(where) else None
+    if exists(f"{where}/{TOKENIZER}"):
+        return f"{where}/{TOKENIZER}"
+    names = sorted(listdir(where))
+    found = (name for pattern in CARRIERS for name in names if fnmatch(name, pattern))
+    usable = (name for name in found if name != VOCAB or MERGES in names)
+    return next((f"{where}/{name}" for name in usable), None)
+
+
+def read_tokenizer_files(path: str) -> dict[str, bytes]:
+    """As find_tokenizer_files, of the very file that holds the vocabulary. FileNotFoundError if it is not there."""
+    folder, _, name = path.rpartition("/")
+    beside = read_companions(folder or ".")
+    raw = files.read(path)
+    convert = _converter(name)
+    if convert is None:
+        return {**beside, TOKENIZER: raw}
+    beside.pop(TOKENIZER, None)  # of another vocabulary, perhaps
+    try:
+        return convert(raw, beside, folder or ".")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _converter(name: str) -> Callable[[bytes, Companions, str], dict[str, bytes]] | None:
+    if name == VOCAB:
+        return _of_vocab_and_merges
+    return None if name.endswith(".json") else _of_model_file
+
+
+def _of_model_file(raw: bytes, beside: Companions, folder: str) -> dict[str, bytes]:
+    """`tokenizer.model` is sentencepiece's or, of Llama 3, tiktoken's."""
+    added = added_beside(beside)
+    if is_sentencepiece(raw):
+        return {**beside, TOKENIZER: of_sentencepiece(raw, json_companion(beside, TOKENIZER_CONFIG), added)}
+    content, encoding = of_tiktoken(raw, added)
+    named = {"eos_token": encoding.eos, **({"bos_token": encoding.bos} if encoding.bos else {})}
+    return _configured({**beside, TOKENIZER: content}, named)
+
+
+def _of_vocab_and_merges(raw: bytes, beside: Companions, folder: str) -> dict[str, bytes]:
+    """GPT-2's two files; which regex cuts text follows from tokenizer_class."""
+    settings = json_companion(beside, TOKENIZER_CONFIG)
+    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if kind not in _PRES or settings.get("add_prefix_space"):
+        what = "add_prefix_space" if kind in _PRES else f"tokenizer_class {kind}"
+        raise ValueError(f"{MERGES} of {what} is not supported ({', '.join(_PRES)}); give a tokenizer.json")
+    vocab = json.loads(raw)
+    lines = files.read(f"{folder}/{MERGES}").decode().splitlines()
+    merges = [_merge(line) for line in lines if line and not line.startswith("#version")]
+    added = added_beside(beside) | _special_in(vocab, beside)
+    plain = {token: number for token, number in vocab.items() if token not in added}
+    return _configured({**beside, TOKENIZER: byte_level(plain, merges, list(added.values()), _splits(kind), Ends())}, {})
+
+
+def added_beside(beside: Companions) -> dict[str, AddedToken]:
+    """Tokens with their ids that tokenizer_config.json or added_tokens.json add to a vocabulary, by text."""
+    listed = {text: AddedToken(text, int(number)) for text, number in _ids(beside).items()}
+    decoder = json_companion(beside, TOKENIZER_CONFIG).get("added_tokens_decoder")
+    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
+        listed[token["content"]] = AddedToken(token["content"], int(number), special=bool(token.get("special")))
+    return listed
+
+
+def _ids(beside: Companions) -> dict[str, int]:
+    return {text: number for text, number in json_companion(beside, ADDED_TOKENS).items() if isinstance(number, int)}
+
+
+def _special_in(vocab: Mapping[str, int], beside: Companions) -> dict[str, AddedToken]:
+    """Tokens of the vocabulary itself that a file beside it calls special, and GPT-2's end of text."""
+    named: list[object] = ["<|endoftext|>"]
+    for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
+        content = json_companion(beside, name)
+        named += [content.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad")]
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return {text: AddedToken(text, vocab[text]) for text in texts if isinstance(text, str) and text in vocab}
+
+
+def _configured(companions: Companions, defaults: Mapping[str, object]) -> dict[str, bytes]:
+    """With a tokenizer_config.json of a class that takes tokenizer.json as it is."""
+    settings = {**defaults, **json_companion(companions, TOKENIZER_CONFIG), "tokenizer_class": "PreTrainedTokenizerFast"}
+    return {**companions, TOKENIZER_CONFIG: (json.dumps(settings, indent=2) + "\n").encode()}
+
+
+def _splits(kind: str) -> Splits:
+    return SPLITS[_PRES[kind]]
+
+
+def _merge(line: str) -> tuple[str, str]:
+    left, _, right = line.partition(" ")
+    return left, right
