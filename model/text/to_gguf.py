@@ -121,8 +121,10 @@ def _unigram_keys(content: Mapping[str, Any], n_rows: int) -> dict[str, GgufValu
     tokens = _tokens(content, n_rows, unknown=None if unknown is None else vocab[unknown][0])
     scores = [float(score) for _, score in vocab]
     charsmap = next((b64decode(step["precompiled_charsmap"]) for step in steps if step["type"] == "Precompiled"), b"")
-    squeeze = any(step["type"] in ("Strip", "Replace") for step in steps)
-    squeeze = squeeze or any(step["type"] == "WhitespaceSplit" for step in spaces)
+    replaced = [step["pattern"] for step in steps if step["type"] == "Replace"]
+    if any(pattern != {"Regex": " {2,}"} for pattern in replaced):
+        raise ValueError(f"the normalizer of {TOKENIZER} replaces {replaced[0]}, which llama.cpp cannot do")
+    squeeze = bool(replaced) or any(step["type"] == "WhitespaceSplit" for step in spaces)
     prefix = any(step.get("prepend_scheme", "always") != "never" for step in spaces if step["type"] == "Metaspace")
     keys = {
         f"{PREFIX}model": GgufValue("STRING", "t5"),
