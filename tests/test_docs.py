@@ -136,6 +136,15 @@ def test_commands_exist(path: Path) -> None:
         assert not unknown, f"{name_of(path)} shows launch {' '.join(words)}: no option {unknown}"
 
 
+def test_the_family_of_the_guide_is_the_one_in_the_zoo() -> None:
+    """A block whose first line is a path shows lines of that file."""
+    guide = (ROOT / "docs/guides/add-a-family.md").read_text()
+    shown = re.findall(r"```\n# ([\w./]+\.py)\n(.*?)```", guide, re.DOTALL)
+    assert len(shown) > 5
+    for path, lines in shown:
+        assert lines in (ROOT / path).read_text(), f"{path} has no {lines}"
+
+
 def test_exit_codes_are_told() -> None:
     text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
