@@ -159,9 +159,9 @@ def _check_space(root: str, n_bytes: int) -> None:
     if files.is_remote(root):
         return
     there = next(folder for folder in (Path(root), *Path(root).absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if free < n_bytes:
-        why = f"No space left on device: the model takes {n_bytes:,} bytes, and {free:,} are free"
+    disk = shutil.disk_usage(there)
+    if disk.free < n_bytes and disk.total:  # some file systems do not say how large they are
+        why = f"No space left on device: the model takes {n_bytes:,} bytes, and {disk.free:,} are free"
         raise OSError(errno.ENOSPC, why, root)
 
 

@@ -46,8 +46,13 @@ class TheirTensors:
         return self._dtypes[key]
 
     def get(self, key: str) -> Tensor:
-        """A whole tensor on the CPU, once. What of ours is of no further use is let go."""
+        """A whole tensor on the CPU, once. What of ours is of no further use is let go.
+
+        ValueError if a number is too large for float16.
+        """
         made = _made_of(self._overlaps[key], self.shapes[key], self._dtypes[key], self._ours)
+        if made.dtype == torch.float16 and made.isinf().any():
+            raise ValueError(f"{key} has numbers beyond 65,504, the largest of float16; use bfloat16 or float32")
         for ours in {overlap.ours for overlap in self._overlaps[key]}:
             self._users[ours].discard(key)
             if not self._users[ours]:

@@ -98,12 +98,21 @@ def test_every_tensor_keeps_its_type_unless_one_is_asked_for(tmp_path: Path) -> 
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float32"
 
 
+def test_numbers_that_float16_does_not_have_are_not_made_infinite(tmp_path: Path) -> None:
+    config = llama()
+    went = weights_of(random_model(config)) | {"norm.weight": torch.full((48,), 70_000.0)}
+    save_hf(went, config, str(tmp_path / "wide"), dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has numbers beyond 65,504"):
+        save_hf(went, config, str(tmp_path / "narrow"), dtype=torch.float16)
+    assert not list((tmp_path / "narrow").iterdir())
+
+
 def test_a_disk_without_room_for_it_is_named_before_a_tensor_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = llama()
     weights = Counted(config)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000, "total": 10**9}))
     with pytest.raises(OSError, match=r"the model takes [0-9,]+ bytes, and 1,000 are free") as caught:
         save_hf(weights, config, str(tmp_path / "out"))
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "out"))
