@@ -74,6 +74,9 @@ _GLM4_9B = ModelConfig(
     norm_eps=1.5625e-7,
     qkv_bias=True,
 )
+_GLM4_9B_0414 = _GLM4_9B.model_copy(
+    update={"family": "glm4", "norm_place": "sandwich", "max_seq_len": 32_768, "norm_eps": 1e-5}
+)
 
 
 def _read(hf: HFKeys) -> ModelConfig:
@@ -113,6 +116,15 @@ def _gguf(arch: str) -> Gguf:
 _GGUF_MOE = Gguf("glm4moe", in_pairs=False, parts={"mlp_norm": "post_attention_norm"})
 FAMILIES = (
     Family("glm", "GlmForCausalLM", _COMMON, _read, _write, _DEFAULTS, {"glm-4-9b": _GLM4_9B}, _gguf("chatglm")),
-    Family("glm4", "Glm4ForCausalLM", _GLM4, _read_glm4, _write, _DEFAULTS, gguf=_gguf("glm4")),
+    Family(
+        "glm4",
+        "Glm4ForCausalLM",
+        _GLM4,
+        _read_glm4,
+        _write,
+        _DEFAULTS,
+        {"glm-4-9b-0414": _GLM4_9B_0414},
+        _gguf("glm4"),
+    ),
     Family("glm4_moe", "Glm4MoeForCausalLM", _MOE, _read_moe, _write_moe, _MOE_DEFAULTS, gguf=_GGUF_MOE),
 )

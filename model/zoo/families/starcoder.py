@@ -33,6 +33,28 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
+def _starcoder(dim: int, n_layers: int, n_heads: int) -> ModelConfig:
+    return ModelConfig(
+        family="gpt_bigcode",
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=1,
+        head_dim=dim // n_heads,
+        ffn_dim=4 * dim,
+        vocab_size=49152,
+        padded_vocab_size=49152,
+        max_seq_len=8192,
+        positions="learned",
+        norm="layernorm",
+        activation="gelu_tanh",
+        gated_mlp=False,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_embeddings=True,
+    )
+
+
 def _starcoder2(dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim: int, theta: float) -> ModelConfig:
     return ModelConfig(
         family="starcoder2",
@@ -57,6 +79,10 @@ def _starcoder2(dim: int, n_layers: int, n_heads: int, n_kv_heads: int, ffn_dim:
     )
 
 
+_FIRST_PRESETS = {
+    "starcoderbase-1b": _starcoder(2048, 24, 16),
+    "starcoder-15b": _starcoder(6144, 40, 48),
+}
 _PRESETS = {
     "starcoder2-3b": _starcoder2(3072, 30, 24, 2, 12288, 999_999.442),
     "starcoder2-7b": _starcoder2(4608, 32, 36, 4, 18432, 1_000_000.0),
@@ -105,7 +131,8 @@ FAMILIES = (
         _read_first,
         _write_first,
         _FIRST_DEFAULTS,
-        gguf=Gguf("starcoder", fused_qkv=True, settle=_settle),
+        _FIRST_PRESETS,
+        Gguf("starcoder", fused_qkv=True, settle=_settle),
     ),
     Family("starcoder2", "Starcoder2ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("starcoder2")),
 )

@@ -71,6 +71,7 @@ PARAMETERS: dict[str, int] = {
     "granite-3.3-2b": 2_533_539_840,
     "granite-3.3-8b": 8_170_864_640,
     "glm-4-9b": 9_399_951_360,
+    "glm-4-9b-0414": 9_400_279_040,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352 + 58 * 256,  # and a bias of each expert for its choice
 }

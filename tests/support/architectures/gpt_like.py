@@ -107,6 +107,8 @@ PARAMETERS: dict[str, int] = {
     "nope-gpt-xl": 13_296_156_672,
     "nope-gpt-xxl": 53_179_203_584,
     "nope-gpt-xxxl": 104_719_859_712,
+    "starcoderbase-1b": 1_137_207_296,
+    "starcoder-15b": 15_517_456_384,
     "starcoder2-3b": 3_030_371_328,
     "starcoder2-7b": 7_173_923_840,
     "starcoder2-15b": 15_655_899_136,
