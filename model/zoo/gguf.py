@@ -75,6 +75,7 @@ class Gguf:
     fused_gate: bool = False  # ffn_up holds gate and up
     rms_eps: bool = False  # the key of the norm's epsilon is that of RMSNorm, whatever the norm
     reads_window: bool = False
+    head_dim_follows: bool = False  # it must be dim / n_heads
     stretches: tuple[str, ...] = ("linear", "yarn")  # kinds of rope_scaling that it has
     parts: Mapping[str, str] = field(default_factory=dict)  # other names of parts
     two_norm_parts: Mapping[str, str] = field(default_factory=dict)  # of a parallel residual with two norms

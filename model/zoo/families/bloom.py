@@ -85,6 +85,5 @@ def _write(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (
-    Family("bloom", "BloomForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("bloom", fused_qkv=True)),
-)
+_GGUF = Gguf("bloom", fused_qkv=True)
+FAMILIES = (Family("bloom", "BloomForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

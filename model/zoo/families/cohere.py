@@ -116,8 +116,8 @@ def _more_keys(config: ModelConfig) -> Written:
 
 
 _ONLY = {"attention_bias": False, "tie_embeddings": True, "rope_scaling": None}
-_GGUF = Gguf("command-r", in_pairs=True, more_keys=_more_keys, only=_ONLY)
-_GGUF_2 = Gguf("cohere2", in_pairs=True, reads_window=True, more_keys=_more_keys, only=_ONLY)
+_GGUF = Gguf("command-r", in_pairs=True, head_dim_follows=True, more_keys=_more_keys, only=_ONLY)
+_GGUF_2 = Gguf("cohere2", in_pairs=True, reads_window=True, head_dim_follows=True, more_keys=_more_keys, only=_ONLY)
 FAMILIES = (
     Family("cohere", "CohereForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
     Family("cohere2", "Cohere2ForCausalLM", _RULES, _read_2, _write_2, _DEFAULTS_2, _PRESETS_2, _GGUF_2),

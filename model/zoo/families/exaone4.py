@@ -76,5 +76,7 @@ def _settle(found: HFKeys) -> Written:
     return {"sliding_window": found.get("sliding_window")}
 
 
-_GGUF = Gguf("exaone4", reads_window=True, stretches=("linear", "yarn", "llama3"), settle=_settle)
+_GGUF = Gguf(
+    "exaone4", reads_window=True, head_dim_follows=True, stretches=("linear", "yarn", "llama3"), settle=_settle
+)
 FAMILIES = (Family("exaone4", "Exaone4ForCausalLM", RULES_2, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

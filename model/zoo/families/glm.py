@@ -110,7 +110,7 @@ def _write_moe(config: ModelConfig) -> Written:
 
 
 def _gguf(arch: str) -> Gguf:
-    return Gguf(arch, in_pairs=True, fused_gate=True)
+    return Gguf(arch, in_pairs=True, fused_gate=True, head_dim_follows=arch == "chatglm")
 
 
 _GGUF_MOE = Gguf("glm4moe", in_pairs=False, parts={"mlp_norm": "post_attention_norm"})

@@ -124,8 +124,5 @@ def _read(hf: HFKeys) -> ModelConfig:
 
 
 _RULES = gpt2_rules(transposed=True, layout="blocks")
-FAMILIES = (
-    Family(
-        "gpt2", "GPT2LMHeadModel", _RULES, _read, write_gpt2_keys, _DEFAULTS, _PRESETS, Gguf("gpt2", fused_qkv=True)
-    ),
-)
+_GGUF = Gguf("gpt2", fused_qkv=True)
+FAMILIES = (Family("gpt2", "GPT2LMHeadModel", _RULES, _read, write_gpt2_keys, _DEFAULTS, _PRESETS, _GGUF),)

@@ -126,15 +126,5 @@ def _more_keys(config: ModelConfig) -> Written:
     return {"use_parallel_residual": config.parallel_residual}
 
 
-FAMILIES = (
-    Family(
-        "gpt_neox",
-        "GPTNeoXForCausalLM",
-        _RULES,
-        _read,
-        _write,
-        _DEFAULTS,
-        _PRESETS,
-        Gguf("gptneox", fused_qkv=True, more_keys=_more_keys),
-    ),
-)
+_GGUF = Gguf("gptneox", fused_qkv=True, more_keys=_more_keys, only={"attention_bias": True, "tie_embeddings": False})
+FAMILIES = (Family("gpt_neox", "GPTNeoXForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -125,11 +125,16 @@ def _settle(found: HFKeys) -> Written:
     return {"rope_parameters": {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope}
 
 
+def _more_keys(config: ModelConfig) -> Written:
+    return {"attention.sliding_window": config.window or config.max_seq_len}  # the reader needs one
+
+
 _GGUF = Gguf(
     "gpt-oss",
     reads_window=True,
     parts={"mlp_norm": "post_attention_norm"},
     settle=_settle,
+    more_keys=_more_keys,
     only={"attention_bias": True, "tie_embeddings": False},
 )
 FAMILIES = (Family("gpt_oss", "GptOssForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

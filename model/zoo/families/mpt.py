@@ -97,15 +97,5 @@ def _more_keys(config: ModelConfig) -> Written:
     return {"attention.max_alibi_bias": 8.0}
 
 
-FAMILIES = (
-    Family(
-        "mpt",
-        "MptForCausalLM",
-        _RULES,
-        _read,
-        _write,
-        _DEFAULTS,
-        _PRESETS,
-        Gguf("mpt", fused_qkv=True, settle=_settle, more_keys=_more_keys),
-    ),
-)
+_GGUF = Gguf("mpt", fused_qkv=True, settle=_settle, more_keys=_more_keys)
+FAMILIES = (Family("mpt", "MptForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -63,8 +63,5 @@ def _write(config: ModelConfig) -> Written:
 
 
 _RULES = (*llama.RULES, *llama.NORM_BIAS_RULES)
-FAMILIES = (
-    Family(
-        "nemotron", "NemotronForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("nemotron", plus_one=True)
-    ),
-)
+_GGUF = Gguf("nemotron", plus_one=True, head_dim_follows=True, only={"tie_embeddings": False})
+FAMILIES = (Family("nemotron", "NemotronForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

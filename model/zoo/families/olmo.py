@@ -7,6 +7,8 @@ Presets, config, key rules. Light.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from launchyard.model.config import ModelConfig, MoE, RopeScaling
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.families.qwen3 import EXPERT_RULES
@@ -150,8 +152,9 @@ def _write_common(config: ModelConfig) -> Written:
 
 
 _ONLY = {"attention_bias": False}
-_GGUF_2 = Gguf("olmo2", fits=lambda metadata: not metadata.get("olmo2.attention.sliding_window"), only=_ONLY)
-_GGUF_3 = Gguf("olmo2", reads_window=True, only=_ONLY)
+_ONLY_2 = {**_ONLY, "tie_embeddings": False}
+_GGUF_3 = Gguf("olmo2", reads_window=True, head_dim_follows=True, only=_ONLY_2)
+_GGUF_2 = replace(_GGUF_3, fits=lambda metadata: not metadata.get("olmo2.attention.sliding_window"))
 FAMILIES = (
     Family(
         "olmo",
@@ -161,7 +164,7 @@ FAMILIES = (
         _write,
         _DEFAULTS_1,
         _PRESETS,
-        Gguf("olmo", in_pairs=True, only=_ONLY),
+        Gguf("olmo", in_pairs=True, head_dim_follows=True, only=_ONLY),
     ),
     Family("olmo2", "Olmo2ForCausalLM", RULES_2, _read_2, _write_common, _DEFAULTS, _PRESETS_2, _GGUF_2),
     Family("olmo3", "Olmo3ForCausalLM", RULES_2, _read_3, _write_3, _DEFAULTS_3, _PRESETS_3, _GGUF_3),
@@ -173,6 +176,6 @@ FAMILIES = (
         _write_moe,
         _DEFAULTS_MOE,
         _PRESETS_MOE,
-        Gguf("olmoe", only={**_ONLY, "qkv_clip": None}),
+        Gguf("olmoe", head_dim_follows=True, only={**_ONLY_2, "qkv_clip": None}),
     ),
 )

@@ -191,13 +191,25 @@ def _settle_moe(found: HFKeys) -> Written:
 
 
 _LONG = ("longrope",)
-_GGUF = Gguf("phi3", fused_qkv=True, fused_gate=True, stretches=_LONG)
+_GGUF = Gguf("phi3", fused_qkv=True, fused_gate=True, head_dim_follows=True, stretches=_LONG)
 _GGUF_MOE = Gguf(
-    "phimoe", rms_eps=True, stretches=_LONG, settle=_settle_moe, only={"attention_bias": True, "head_bias": True}
+    "phimoe",
+    rms_eps=True,
+    head_dim_follows=True,
+    stretches=_LONG,
+    settle=_settle_moe,
+    only={"attention_bias": True, "head_bias": True, "tie_embeddings": False},
 )
 FAMILIES = (
     Family(
-        "phi", "PhiForCausalLM", _FIRST_RULES, _read_first, _write_first, _FIRST_DEFAULTS, _FIRST_PRESETS, Gguf("phi2")
+        "phi",
+        "PhiForCausalLM",
+        _FIRST_RULES,
+        _read_first,
+        _write_first,
+        _FIRST_DEFAULTS,
+        _FIRST_PRESETS,
+        Gguf("phi2", head_dim_follows=True, only={"tie_embeddings": False}),
     ),
     Family("phi3", "Phi3ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
     Family("phimoe", "PhimoeForCausalLM", _MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS, _GGUF_MOE),

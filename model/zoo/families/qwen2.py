@@ -103,4 +103,15 @@ def write_window(config: ModelConfig) -> Written:
     }
 
 
-FAMILIES = (Family("qwen2", "Qwen2ForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("qwen2")),)
+FAMILIES = (
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        llama.RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("qwen2", head_dim_follows=True),
+    ),
+)

@@ -117,5 +117,5 @@ def _settle(found: HFKeys) -> Written:
     return {"norm_topk_prob": False}  # as llama.cpp has it for all
 
 
-_GGUF = Gguf("qwen2moe", settle=_settle)
+_GGUF = Gguf("qwen2moe", head_dim_follows=True, settle=_settle, only={"tie_embeddings": False})
 FAMILIES = (Family("qwen2_moe", "Qwen2MoeForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

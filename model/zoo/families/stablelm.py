@@ -79,15 +79,5 @@ def _more_keys(config: ModelConfig) -> Written:
     return {"use_parallel_residual": config.parallel_residual}
 
 
-FAMILIES = (
-    Family(
-        "stablelm",
-        "StableLmForCausalLM",
-        _RULES,
-        _read,
-        _write,
-        _DEFAULTS,
-        _PRESETS,
-        Gguf("stablelm", settle=_settle, more_keys=_more_keys),
-    ),
-)
+_GGUF = Gguf("stablelm", settle=_settle, more_keys=_more_keys, only={"tie_embeddings": False})
+FAMILIES = (Family("stablelm", "StableLmForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

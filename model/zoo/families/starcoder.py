@@ -134,5 +134,14 @@ FAMILIES = (
         _FIRST_PRESETS,
         Gguf("starcoder", fused_qkv=True, settle=_settle),
     ),
-    Family("starcoder2", "Starcoder2ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, Gguf("starcoder2")),
+    Family(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        _RULES,
+        _read,
+        _write,
+        _DEFAULTS,
+        _PRESETS,
+        Gguf("starcoder2", head_dim_follows=True, only={"attention_bias": True}),
+    ),
 )
