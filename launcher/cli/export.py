@@ -35,8 +35,8 @@ class Export:
     shard_bytes: int | None
 
 
-def export_hf(asked: Export, on_progress: OnBytes) -> None:
-    """A folder that transformers opens."""
+def export_hf(asked: Export, on_progress: OnBytes) -> list[str]:
+    """A folder that transformers opens. Returns notes for the user, as all forms do."""
     import torch
 
     from launchyard.model.weights.hf_export import MAX_FILE_BYTES, save_hf
@@ -50,11 +50,29 @@ def export_hf(asked: Export, on_progress: OnBytes) -> None:
         dtype=getattr(torch, asked.dtype) if asked.dtype else None,
         on_progress=on_progress,
     )
+    return []
 
 
-FORMS: dict[str, Callable[[Export, OnBytes], None]] = {"hf": export_hf}
-# The element types of each form, by the names that --dtype takes.
-DTYPES: dict[str, tuple[str, ...]] = {"hf": ("float32", "bfloat16", "float16")}
+def export_gguf(asked: Export, on_progress: OnBytes) -> list[str]:
+    """One file that llama.cpp runs, with the tokenizer inside."""
+    from launchyard.model.text.to_gguf import gguf_tokenizer_keys
+    from launchyard.model.weights.gguf_export import save_gguf
+
+    if asked.shard_bytes is not None:
+        raise UserError("--shard-size is for --to hf; a GGUF export is one file")
+    tokenizer = gguf_tokenizer_keys(asked.source.companions(), asked.config.padded_vocab_size)
+    path = asked.out if asked.out.endswith(GGUF) else f"{asked.out}/model{GGUF}"
+    keys = {"general.name": asked.source.name, **tokenizer}
+    return save_gguf(asked.weights, asked.config, path, dtype=asked.dtype, more_keys=keys, on_progress=on_progress)
+
+
+GGUF = ".gguf"
+FORMS: dict[str, Callable[[Export, OnBytes], list[str]]] = {"hf": export_hf, "gguf": export_gguf}
+# The element types of each form, by the names that --dtype takes. K quants are made by llama.cpp's llama-quantize.
+DTYPES: dict[str, tuple[str, ...]] = {
+    "hf": ("float32", "bfloat16", "float16"),
+    "gguf": ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
+}
 
 
 class FileSize(click.ParamType[int]):
@@ -73,36 +91,50 @@ class FileSize(click.ParamType[int]):
 @click.command(epilog=MODEL_HELP)
 @click.argument("model", metavar="MODEL", shell_complete=complete_run)
 @click.option("--to", "form", type=click.Choice(list(FORMS)), default="hf", show_default=True, help="Form of it.")
-@click.option("--out", type=path_or_url, required=True, metavar="DIR", help="Folder or URL to write; new or empty.")
+@click.option(
+    "--out",
+    type=path_or_url,
+    required=True,
+    metavar="DIR",
+    help="Folder or URL to write, new or empty; of gguf, or its file.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(list(dict.fromkeys(name for names in DTYPES.values() for name in names))),
-    help="Element type of the tensors; default: as they are.",
+    metavar="NAME",
+    help="Element type of the tensors: "
+    + "; ".join(f"of {form} {', '.join(names)}" for form, names in DTYPES.items())
+    + ". Default: as they are.",
 )
 @click.option("--shard-size", type=FileSize(), metavar="SIZE", help="Largest size of a file, default 5GB.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(model: str, form: str, out: str, dtype: str | None, shard_size: int | None, as_json: bool) -> None:
-    """Write weights as a Hugging Face folder: safetensors, config.json and tokenizer.
+    """Write weights as a Hugging Face folder (safetensors, config.json, tokenizer) or as a GGUF file for llama.cpp.
 
-    Holds one tensor in memory at a time. config.json is written last: a folder without it is no model yet.
+    Holds one tensor in memory at a time. config.json is written last: a folder without it is no model yet. A GGUF file
+    has its name once it is whole.
     """
     if dtype is not None and dtype not in DTYPES[form]:
         raise UserError(f"--dtype {dtype} is no element type of --to {form}; it has {', '.join(DTYPES[form])}")
     with weights_errors():
         from launchyard.model.cost import n_params
+        from launchyard.model.text.companions import TOKENIZER
         from launchyard.model.weights.load import open_weights
         from launchyard.model.weights.source import find_source
-        from launchyard.storage.files import listdir, usage
+        from launchyard.storage.files import exists, listdir, size, usage
 
         place = find_model(model)
         source = find_source(place)
         config, weights = open_weights(place)
-        if listdir(out):
+        is_file = form == "gguf" and out.endswith(GGUF)
+        if is_file and exists(out):
+            raise UserError(f"--out {out} is there already; name a new file, so that nothing is overwritten")
+        if not is_file and listdir(out):
             raise UserError(f"--out {out} is not empty; name a new folder, so that nothing is overwritten")
         with transfer_bar(f"export to {out}", sys.stderr) as on_progress:
-            FORMS[form](Export(source, config, weights, out, dtype, shard_size), on_progress)
-        files = sorted(listdir(out))
-        n_bytes = usage(out)[1]
+            notes = FORMS[form](Export(source, config, weights, out, dtype, shard_size), on_progress)
+        files = [] if is_file else sorted(listdir(out))
+        n_bytes = size(out) if is_file else usage(out)[1]
     facts = {
         "out": out,
         "form": form,
@@ -110,10 +142,14 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
         "bytes": n_bytes,
         "n_params": n_params(config),
         "tokenizer": source.tokenizer,
+        "notes": notes,
     }
     if as_json:
         click.echo(json_text(facts))
         return
-    click.echo(f"{out}: {n_params(config):,} parameters in {', '.join(files)}")
-    if source.tokenizer is None:
+    for note in notes:
+        click.echo(note, err=True)
+    listed = f" in {', '.join(files)}" if files else ""
+    click.echo(f"{out}: {n_params(config):,} parameters{listed}")
+    if TOKENIZER not in source.companions():
         click.echo("there was no tokenizer beside the weights; add a tokenizer.json before text is wanted", err=True)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape
-from launchyard.model.weights.gguf import plain_shape
+from launchyard.model.text.to_gguf import GgufValue
 from launchyard.model.weights.load import Weights
 from launchyard.model.weights.theirs import TheirTensors
 from launchyard.model.zoo import check_gguf
-from launchyard.model.zoo.gguf import Gguf, gguf_rules
+from launchyard.model.zoo.gguf import Gguf, gguf_rules, plain_shape
 from launchyard.model.zoo.gguf_keys import gguf_keys, stretch_tensors
 from launchyard.storage import files
 
@@ -156,7 +156,11 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         float: GGUFValueType.FLOAT32,
         str: GGUFValueType.STRING,
     }
-    if isinstance(value, list):
+    if isinstance(value, GgufValue):
+        kind = GGUFValueType[value.kind.rpartition(" ")[2]]
+        is_list = isinstance(value.value, list)
+        writer.add_key_value(key, value.value, GGUFValueType.ARRAY if is_list else kind, kind if is_list else None)
+    elif isinstance(value, list):
         in_list = {**kinds, int: GGUFValueType.INT32}
         writer.add_key_value(key, value, GGUFValueType.ARRAY, in_list.get(type(value[0])) if value else kinds[str])
     else:

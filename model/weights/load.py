@@ -17,6 +17,7 @@ from launchyard.model.network.transformer import Transformer
 from launchyard.model.text.companions import TOKENIZER, Companions
 from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
+from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.source import Source, find_source
 from launchyard.storage.errors import CorruptError
@@ -88,7 +89,8 @@ def open_weights(source: str) -> tuple[ModelConfig, Weights]:
 
 
 def _open(found: Source) -> tuple[ModelConfig, Weights]:
-    weights = HFWeights(found.folder) if found.kind == "hf" else CheckpointWeights(found.folder)
+    kinds = {"hf": HFWeights, "gguf": GGUFWeights, "checkpoint": CheckpointWeights}
+    weights = kinds[found.kind](found.folder)
     return weights.config, weights
 
 
@@ -104,6 +106,8 @@ def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None)
     companions = found.companions()
     tokenizer = Tokenizer(found.tokenizer or found.folder, companions) if TOKENIZER in companions else None
     drawn = _without_padding_ids(config, _special_tokens(companions, tokenizer).n_ids)
+    if found.kind == "gguf" and dtype is None:  # which keeps norms in fp32 beside matrices of any type
+        dtype = weights.dtype("embed.weight")
     transformer = build(drawn, weights, device=pick_device(device), dtype=dtype)
     return LoadedModel(transformer, config, found, companions, tokenizer)
 

@@ -1,4 +1,4 @@
-"""Resolves a MODEL (a Hugging Face folder, a checkpoint or a run) to its files. Light; reads no tensor."""
+"""Resolves a MODEL (a Hugging Face folder, a GGUF file, a checkpoint or a run) to its files. Light; reads no tensor."""
 
 from __future__ import annotations
 
@@ -17,20 +17,30 @@ from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
-from launchyard.storage.files import exists, normal, read, typed_path
+from launchyard.storage.files import exists, listdir, normal, read, typed_path
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
+GGUF = ".gguf"
+_PART_OF = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # gpt2, EleutherAI/pythia-160m
 
 
 @dataclass(frozen=True)
 class Source:
-    """`kind` is the format of the weights in `folder`; `tokenizer` is the path or URL of a tokenizer.json."""
+    """`kind` is the format of the weights in `folder`, which is the file itself if it is gguf.
 
-    kind: Literal["hf", "checkpoint"]
+    `tokenizer` is the path or URL of a tokenizer.json; a GGUF file has its own inside.
+    """
+
+    kind: Literal["hf", "checkpoint", "gguf"]
     folder: str
     tokenizer: str | None
+
+    @property
+    def name(self) -> str:
+        """Of the folder or file, without its ending."""
+        return posixpath.basename(self.folder).removesuffix(GGUF)
 
     def companions(self) -> dict[str, bytes]:
         """What stands beside the weights, by file name; of a checkpoint that is in tokenizer/ of its run.
@@ -39,15 +49,23 @@ class Source:
         """
         if self.kind == "hf":
             return with_ids(read_companions(self.folder), read_hf_config(self.folder))
+        if self.kind == "gguf":
+            from launchyard.model.weights.gguf_header import gguf_companions
+
+            return gguf_companions(self.folder)
         return read_companions(posixpath.dirname(self.tokenizer)) if self.tokenizer else {}
 
 
 def find_source(source: str) -> Source:
     """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, the newest that counts.
 
+    Or a GGUF file, or a folder that holds one and no other model. ValueError if there are several.
+
     FileNotFoundError names the files and folders that were searched.
     """
     where = normal(typed_path(source))
+    if where.endswith(GGUF) and exists(where):
+        return Source("gguf", where, None)
     if exists(f"{where}/{MANIFEST}"):
         return Source("checkpoint", where, _first(f"{where}/{TOKENIZER}", _run_tokenizer(where)))
     if exists(f"{where}/{HF_CONFIG}"):
@@ -57,7 +75,19 @@ def find_source(source: str) -> Source:
     if newest is not None:
         folder = run.path(run.checkpoint_dir(newest))
         return Source("checkpoint", folder, _first(_run_tokenizer(folder)))
+    file = _gguf_in(where)
+    if file is not None:
+        return Source("gguf", file, None)
     raise FileNotFoundError(_not_found(source, where))
+
+
+def _gguf_in(folder: str) -> str | None:
+    """The only GGUF file of a folder, or the first part of the only one; the file of an image reader is no model."""
+    names = sorted(name for name in listdir(folder) if name.endswith(GGUF) and not name.startswith("mmproj"))
+    wholes = {_PART_OF.sub("", name): name for name in reversed(names)}
+    if len(wholes) > 1:
+        raise ValueError(f"{folder} holds {len(wholes)} GGUF files, {', '.join(names[:4])}; name the one that is meant")
+    return f"{folder}/{names[0]}" if names else None
 
 
 def read_config(source: str) -> ModelConfig:
@@ -65,6 +95,10 @@ def read_config(source: str) -> ModelConfig:
     found = find_source(source)
     if found.kind == "checkpoint":
         return ModelConfig.model_validate(read_manifest(found.folder).model)
+    if found.kind == "gguf":
+        from launchyard.model.weights.gguf_header import GgufHeader, gguf_config
+
+        return gguf_config(GgufHeader(found.folder))
     hf = read_hf_config(found.folder)
     return settled(config_from_hf(hf), hf, found.folder)
 
@@ -109,9 +143,12 @@ def hub_advice(name: str) -> str:
 def _not_found(source: str, where: str) -> str:
     if "://" not in where and not os.path.isdir(where):
         advice = hub_advice(source)
-        what = f"{source}: no such folder. A model is an HF folder, a checkpoint or a run: a path or an fsspec URL"
+        what = (
+            f"{source}: no such folder or file. A model is an HF folder, a GGUF file, a checkpoint or a run: a path or "
+            "an fsspec URL"
+        )
         return f"{what}; {advice}" if advice else what
     return (
-        f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), {MANIFEST} (a checkpoint) and "
+        f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), *{GGUF}, {MANIFEST} (a checkpoint) and "
         f"{layout.CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import block_shapes
+from launchyard.model.layout import TensorShape, block_shapes
 from launchyard.model.zoo.hf_config import HFKeys, Written
 from launchyard.model.zoo.rules import LatentHeads, Rename, Rule
 
@@ -118,6 +118,13 @@ def _fused(facts: Gguf, names: frozenset[str] | None) -> list[tuple[str, ...]]:
     qkv, gate_up = _FUSED
     has_qkv = facts.fused_qkv if names is None else "blk.0.attn_qkv.weight" in names
     return [*([qkv] if has_qkv else []), *([gate_up] if facts.fused_gate else [])]
+
+
+def plain_shape(shape: TensorShape) -> TensorShape:
+    """Without first axes of 1, as llama.cpp's files have it."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _plus(facts: Gguf, name: str) -> float:

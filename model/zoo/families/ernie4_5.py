@@ -7,6 +7,7 @@ from dataclasses import replace
 from launchyard.model.config import ModelConfig
 from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
+from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.hf_config import HFKeys, Written, read_llama_keys, write_llama_keys
 from launchyard.model.zoo.rules import Rename, Rule
 
@@ -44,4 +45,5 @@ def _write(config: ModelConfig) -> Written:
     return {**write_llama_keys(config), "use_bias": config.attention_bias}
 
 
-FAMILIES = (Family("ernie4_5", "Ernie4_5ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS),)
+_GGUF = Gguf("ernie4_5", in_pairs=True, only={"attention_bias": False, "mlp_bias": False})
+FAMILIES = (Family("ernie4_5", "Ernie4_5ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),)

@@ -175,19 +175,11 @@ def _settle(layers_of_27b: int) -> Callable[[HFKeys], Written]:
 
 
 _ONLY = {"attention_bias": False, "tie_embeddings": True}
+_GGUF = Gguf("gemma", plus_one=True, only=_ONLY)
 _GGUF_2 = Gguf("gemma2", plus_one=True, reads_window=True, settle=_settle(46), only=_ONLY)
 _GGUF_3 = Gguf("gemma3", plus_one=True, reads_window=True, settle=_settle(62), only={"attention_bias": False})
 FAMILIES = (
-    Family(
-        "gemma",
-        "GemmaForCausalLM",
-        llama.RULES,
-        _read,
-        _write,
-        _DEFAULTS,
-        _PRESETS,
-        Gguf("gemma", plus_one=True, only=_ONLY),
-    ),
+    Family("gemma", "GemmaForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
     Family("gemma2", "Gemma2ForCausalLM", _RULES_2, _read_2, _write_newer, _DEFAULTS_2, _PRESETS_2, _GGUF_2),
     Family(
         "gemma3_text",

@@ -152,20 +152,12 @@ def _write_common(config: ModelConfig) -> Written:
 
 
 _ONLY = {"attention_bias": False}
+_GGUF = Gguf("olmo", in_pairs=True, head_dim_follows=True, only=_ONLY)
 _ONLY_2 = {**_ONLY, "tie_embeddings": False}
 _GGUF_3 = Gguf("olmo2", reads_window=True, head_dim_follows=True, only=_ONLY_2)
 _GGUF_2 = replace(_GGUF_3, fits=lambda metadata: not metadata.get("olmo2.attention.sliding_window"))
 FAMILIES = (
-    Family(
-        "olmo",
-        "OlmoForCausalLM",
-        llama.RULES,
-        _read,
-        _write,
-        _DEFAULTS_1,
-        _PRESETS,
-        Gguf("olmo", in_pairs=True, head_dim_follows=True, only=_ONLY),
-    ),
+    Family("olmo", "OlmoForCausalLM", llama.RULES, _read, _write, _DEFAULTS_1, _PRESETS, _GGUF),
     Family("olmo2", "Olmo2ForCausalLM", RULES_2, _read_2, _write_common, _DEFAULTS, _PRESETS_2, _GGUF_2),
     Family("olmo3", "Olmo3ForCausalLM", RULES_2, _read_3, _write_3, _DEFAULTS_3, _PRESETS_3, _GGUF_3),
     Family(

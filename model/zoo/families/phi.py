@@ -191,6 +191,7 @@ def _settle_moe(found: HFKeys) -> Written:
 
 
 _LONG = ("longrope",)
+_GGUF_FIRST = Gguf("phi2", head_dim_follows=True, only={"tie_embeddings": False})
 _GGUF = Gguf("phi3", fused_qkv=True, fused_gate=True, head_dim_follows=True, stretches=_LONG)
 _GGUF_MOE = Gguf(
     "phimoe",
@@ -209,7 +210,7 @@ FAMILIES = (
         _write_first,
         _FIRST_DEFAULTS,
         _FIRST_PRESETS,
-        Gguf("phi2", head_dim_follows=True, only={"tie_embeddings": False}),
+        _GGUF_FIRST,
     ),
     Family("phi3", "Phi3ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
     Family("phimoe", "PhimoeForCausalLM", _MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS, _GGUF_MOE),

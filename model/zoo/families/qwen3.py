@@ -115,18 +115,10 @@ def _settle(found: HFKeys) -> Written:
     return {"norm_topk_prob": True}  # as llama.cpp has it for all
 
 
+_GGUF = Gguf("qwen3", only={"attention_bias": False})
 _GGUF_MOE = Gguf("qwen3moe", settle=_settle, only={"attention_bias": False})
 FAMILIES = (
-    Family(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        _RULES,
-        _read,
-        _write,
-        _DEFAULTS,
-        _PRESETS,
-        Gguf("qwen3", only={"attention_bias": False}),
-    ),
+    Family("qwen3", "Qwen3ForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
     Family(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
