@@ -61,12 +61,12 @@ def export_gguf(asked: Export, on_progress: OnBytes) -> list[str]:
     if asked.shard_bytes is not None:
         raise UserError("--shard-size is for --to hf; a GGUF export is one file")
     tokenizer = gguf_tokenizer_keys(asked.source.companions(), asked.config.padded_vocab_size)
-    path = asked.out if asked.out.endswith(GGUF) else f"{asked.out}/model{GGUF}"
+    path = asked.out if asked.out.endswith(_GGUF) else f"{asked.out}/model{_GGUF}"
     keys = {"general.name": asked.source.name, **tokenizer}
     return save_gguf(asked.weights, asked.config, path, dtype=asked.dtype, more_keys=keys, on_progress=on_progress)
 
 
-GGUF = ".gguf"
+_GGUF = ".gguf"
 FORMS: dict[str, Callable[[Export, OnBytes], list[str]]] = {"hf": export_hf, "gguf": export_gguf}
 # The element types of each form, by the names that --dtype takes. K quants are made by llama.cpp's llama-quantize.
 DTYPES: dict[str, tuple[str, ...]] = {
@@ -126,7 +126,7 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
         place = find_model(model)
         source = find_source(place)
         config, weights = open_weights(place)
-        is_file = form == "gguf" and out.endswith(GGUF)
+        is_file = form == "gguf" and out.endswith(_GGUF)
         if is_file and exists(out):
             raise UserError(f"--out {out} is there already; name a new file, so that nothing is overwritten")
         if not is_file and listdir(out):

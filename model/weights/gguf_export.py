@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape
 from launchyard.model.text.to_gguf import GgufValue
+from launchyard.model.weights.hf_export import OnProgress
 from launchyard.model.weights.load import Weights
 from launchyard.model.weights.theirs import TheirTensors
 from launchyard.model.zoo import check_gguf
@@ -35,7 +36,6 @@ _OF_TORCH = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _ALIGNMENT = 32
 # Matrices that llama.cpp keeps in fp32, as it does all vectors.
 _ALWAYS_FP32 = ("norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
-OnProgress = Callable[[int, int], None]
 
 
 def save_gguf(
@@ -101,7 +101,7 @@ class _Tensors:
             raise ValueError(f"{key} has numbers beyond the range of F16; write BF16 or F32")
         if kind == "BF16":
             return _bytes_of(tensor.bfloat16())
-        return memoryview(quantize(tensor.view(self.shapes[key]).numpy(), self.types[key])).cast("B")
+        return _bytes_of(torch.from_numpy(quantize(tensor.view(self.shapes[key]).numpy(), self.types[key])))
 
     def notes(self) -> Iterator[str]:
         if self._indivisible:
@@ -144,7 +144,7 @@ def _header(arch: str, keys: Mapping[str, object], tensors: _Tensors) -> bytes:
     return raw + bytes(-len(raw) % _ALIGNMENT)
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+def _add(writer: GGUFWriter, key: str, value: object) -> None:
     """Whole numbers are UINT32, as readers want them, and INT32 in a list; the others FLOAT32."""
     from gguf import GGUFValueType
 

@@ -14,7 +14,7 @@ from launchyard.model.zoo.gguf_keys import hf_keys
 from launchyard.storage.errors import CorruptError
 
 if TYPE_CHECKING:
-    from gguf import ReaderTensor
+    from gguf import GGUFReader, ReaderTensor
 
 TABLE = "token_embd.weight"
 HEAD = "output.weight"
@@ -101,7 +101,7 @@ def gguf_companions(path: str) -> dict[str, bytes]:
     return companions_of_gguf(GgufHeader(path).metadata)
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> GGUFReader:
     from gguf import GGUFReader
 
     try:

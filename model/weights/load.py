@@ -89,6 +89,7 @@ def open_weights(source: str) -> tuple[ModelConfig, Weights]:
 
 
 def _open(found: Source) -> tuple[ModelConfig, Weights]:
+    kinds: dict[str, type[HFWeights] | type[GGUFWeights] | type[CheckpointWeights]]
     kinds = {"hf": HFWeights, "gguf": GGUFWeights, "checkpoint": CheckpointWeights}
     weights = kinds[found.kind](found.folder)
     return weights.config, weights

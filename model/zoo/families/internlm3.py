@@ -47,4 +47,4 @@ def _write(config: ModelConfig) -> Written:
     return {**write_llama_keys(config), "qkv_bias": config.attention_bias, "bias": config.mlp_bias}
 
 
-FAMILIES = (Family("internlm3", "LlamaForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, llama.GGUF),)
+FAMILIES = (Family("internlm3", "LlamaForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, llama.GGUF_FACTS),)

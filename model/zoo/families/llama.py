@@ -100,7 +100,7 @@ _PRESETS = {
 }
 
 # Its code also runs Mistral and Mixtral.
-GGUF = Gguf(
+GGUF_FACTS = Gguf(
     "llama",
     in_pairs=True,
     stretches=("linear", "yarn", "llama3", "longrope"),
@@ -116,4 +116,4 @@ def _write(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias, **write_llama_keys(config)}
 
 
-FAMILIES = (Family("llama", "LlamaForCausalLM", RULES, _read, _write, _DEFAULTS, _PRESETS, GGUF),)
+FAMILIES = (Family("llama", "LlamaForCausalLM", RULES, _read, _write, _DEFAULTS, _PRESETS, GGUF_FACTS),)

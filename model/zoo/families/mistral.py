@@ -72,8 +72,8 @@ def _write_moe(config: ModelConfig) -> Written:
     }
 
 
-_GGUF = replace(llama.GGUF, fits=lambda metadata: not metadata.get("llama.expert_count"))
-_GGUF_MOE = replace(llama.GGUF, fits=lambda metadata: bool(metadata.get("llama.expert_count")))
+_GGUF = replace(llama.GGUF_FACTS, fits=lambda metadata: not metadata.get("llama.expert_count"))
+_GGUF_MOE = replace(llama.GGUF_FACTS, fits=lambda metadata: bool(metadata.get("llama.expert_count")))
 FAMILIES = (
     Family("mistral", "MistralForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),
     Family("mixtral", "MixtralForCausalLM", MOE_RULES, _read_moe, _write_moe, _MOE_DEFAULTS, _MOE_PRESETS, _GGUF_MOE),
