@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from launchyard.model.text.from_gguf import companions_of_gguf
 from launchyard.model.text.splits import SPLITS
 from launchyard.model.text.to_gguf import gguf_tokenizer_keys
-from launchyard.model.weights.gguf import GgufFile
+from launchyard.model.weights.gguf_header import GgufHeader
 
 CORPUS = ["the cat sat on the mat, and the other cats weren't there in 1984 or 2024.\n\n  def cat(s): return s + 'é我' "] * 9
 ROWS = 400
@@ -148,7 +148,7 @@ def test_ids_of_published_vocabularies() -> None:
     if folder is None:
         pytest.skip("set GGUF_VOCABULARIES to a folder of GGUF vocabularies with .inp and .out files")
     for expected in sorted(Path(folder).glob("ggml-vocab-*.gguf.out")):
-        metadata = GgufFile(str(expected.with_suffix(""))).metadata
+        metadata = GgufHeader(str(expected.with_suffix(""))).metadata
         if metadata["tokenizer.ggml.model"] == "bert":
             continue
         engine = engine_of(companions_of_gguf(metadata))
