@@ -164,6 +164,14 @@ class _Reading:
             headers = open_headers(self.source.folder)
             entries = ((key, file.entries[key]) for key, file in headers.items())
             return {key: HeaderEntry(entry.dtype, entry.shape, entry.length) for key, entry in entries}
+        if self.source.kind == "gguf":
+            from launchyard.model.weights.gguf_header import GgufHeader
+
+            file = GgufHeader(self.source.folder)
+            return {
+                name: HeaderEntry(file.kind(name), file.shape(name), int(file.tensors[name].n_bytes))
+                for name in file.names()
+            }
         found = {}
         for name, tensor in read_manifest(self.source.folder).tensors.items():
             if name.startswith("model."):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from launchyard.model.cost import n_params
 from launchyard.model.text.companions import companions_beside
 from launchyard.model.weights.facts import model_facts, parameters_by_part
+from launchyard.model.weights.gguf_export import save_gguf
+from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import presets
 from tests.support.tiny_models import byte_tokenizer, edit_json, llama, random_model, weights_of, write_checkpoint
@@ -141,3 +143,14 @@ def test_quantised_weights_are_named_and_not_compared(folder: Path) -> None:
         assert "gptq" in str(error)
     else:
         assert (facts.quantisation, facts.contradictions) == ("gptq", [])
+
+
+def test_facts_of_a_gguf_file(folder: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "m.gguf")
+    save_gguf(HFWeights(str(folder)), HFWeights(str(folder)).config, path, dtype="Q8_0")
+    facts = model_facts(path)
+    expected = model_facts(str(folder))
+    assert (facts.kind, facts.model, facts.contradictions) == ("gguf", path, [])
+    assert (facts.family, facts.parameters, facts.rows) == (expected.family, expected.parameters, expected.rows)
+    assert facts.dtypes.keys() >= {"F32"}
+    assert facts.n_bytes <= expected.n_bytes
