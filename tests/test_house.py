@@ -71,6 +71,7 @@ HEAVY = (
     "tokenizers",
     "safetensors",
     "pyarrow",
+    "huggingface_hub",
 )
 
 ENVIRONMENT_READERS = {"training/distributed.py", "host/environment.py"}

@@ -136,6 +136,17 @@ def complete_run(_ctx: click.Context, _param: click.Parameter, incomplete: str) 
     return ids or [CompletionItem(incomplete, type="file")]
 
 
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> Candidates:
+    """Runs, models of the hub in the local cache, and paths where none begins like that."""
+    from click.shell_completion import CompletionItem
+
+    from launchyard.storage.hub_cache import downloaded_models
+
+    runs = complete_run(ctx, param, incomplete)
+    models = [CompletionItem(name) for name in downloaded_models() if incomplete and name.startswith(incomplete)]
+    return [*(item for item in runs if item.type == "plain"), *models] if models else runs
+
+
 def complete_topic(ctx: click.Context, param: click.Parameter, incomplete: str) -> Candidates:
     """Commands, and keys of a recipe."""
     from click.shell_completion import CompletionItem

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launchyard.errors import UserError
-from launchyard.launcher.cli.completion import complete_run
+from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.model import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.format import SIZE, bytes_of, json_text
@@ -89,7 +89,7 @@ class FileSize(click.ParamType[int]):
 
 
 @click.command(epilog=MODEL_HELP)
-@click.argument("model", metavar="MODEL", shell_complete=complete_run)
+@click.argument("model", metavar="MODEL", shell_complete=complete_model)
 @click.option("--to", "form", type=click.Choice(list(FORMS)), default="hf", show_default=True, help="Form of it.")
 @click.option(
     "--out",

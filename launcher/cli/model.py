@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
-from launchyard.launcher.cli.completion import complete_run
+from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.format import json_text, table
 
 if TYPE_CHECKING:
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 # Facts that are printed with commas.
 LARGE = ("n_params", "n_params_active_non_embedding", "flops_per_token_at_2048", "checkpoint_bytes")
-MODEL_HELP = "MODEL is a Hugging Face folder, a checkpoint or a run: a path, a URL, or the id or name of a run."
+MODEL_HELP = (
+    "MODEL is a Hugging Face folder, a checkpoint or a run: a path, a URL, the id or name of a run, or a model of the "
+    "Hugging Face hub that `launch download` got: ORG/NAME[@REVISION]."
+)
 
 
 @click.command(epilog=MODEL_HELP)
-@click.argument("model", metavar="MODEL", shell_complete=complete_run)
+@click.argument("model", metavar="MODEL", shell_complete=complete_model)
 @click.option("--prompt", required=True, metavar="TEXT", help="What the text starts with; '' for a new text.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1), metavar="N")
 @click.option("--temperature", default=0.8, show_default=True, metavar="T", help="0: always the likeliest token.")
@@ -93,11 +96,12 @@ def models(name: str | None, as_json: bool) -> None:
 
 
 def find_model(model: str) -> str:
-    """The place of MODEL: a path or URL as it is, else the run of that id or name."""
-    from launchyard.model.weights.source import find_source, hub_advice
+    """The place of MODEL: a path or URL as it is, else the run of that id or name, else the model of the hub."""
+    from launchyard.model.weights.source import find_source
+    from launchyard.storage.hub_cache import find_downloaded, hub_advice
 
     if "://" in model or os.sep in model:
-        return model
+        return model  # find_source knows names of the hub
     if os.path.isdir(model):
         try:
             find_source(model)
@@ -110,6 +114,8 @@ def find_model(model: str) -> str:
     try:
         return find(model).url
     except UserError as error:
+        if (downloaded := find_downloaded(model)) is not None:
+            return downloaded
         advice = "" if "did you mean" in str(error) else hub_advice(model)
         raise UserError(str(error), hint=advice or error.hint) from error
 

@@ -101,7 +101,9 @@ def resolve(
     user's cache folder; `encoding` is that of text.
     """
     with _key("tokenizer"):
-        tokenizer = tokenizer and locate(tokenizer, base)
+        located = tokenizer and locate(tokenizer, base)
+        if located and ("://" in located or os.path.exists(located)):
+            tokenizer = located  # else it may be a model of the hub
     parts = []
     for key, given, weight in _named(data):
         with _key(key):

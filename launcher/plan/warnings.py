@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.format import size
+from launchyard.storage.hub_cache import origin_in_cache
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_samples
 from launchyard.training.recipe import Recipe
@@ -28,6 +30,8 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
             "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
         )
+    if load_backend(plan.scheduler).TRAITS.scheduled:
+        yield from _of_a_cache_here(recipe)
     warmup = recipe.schedule.warmup_steps
     if warmup >= 1 and warmup > plan.max_steps:
         yield f"warmup_steps {warmup} is longer than the run of {plan.max_steps} steps: lr never reaches its peak"
@@ -37,6 +41,18 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
         yield from _of_small_data(plan.data, recipe)
     if len(plan.data.train) > 1:
         yield from _of_a_mixture(plan, recipe)
+
+
+def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:
+    """Weights are read by the workers; a tokenizer is copied into the run before."""
+    source = recipe.model.init_from
+    origin = source and origin_in_cache(source)
+    if source and origin and "://" not in source:
+        yield (
+            f"model.init_from: {origin.repo} lies in the hub's cache at {source}: every node must see that path. If "
+            "the cache is on a disk of this machine only, name a shared folder in HF_HOME, or get the model with "
+            f"`launch download {origin.repo} --revision {origin.revision} --out SHARED_FOLDER`"
+        )
 
 
 def checkpoints_at_once(recipe: Recipe, max_steps: int) -> int:

@@ -44,6 +44,7 @@ from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.files import typed_path
+from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.redact import redact
 from launchyard.training.spec import DataSpec, TokenSource
 
@@ -90,7 +91,7 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     cluster = load_cluster(request.cluster)
     reach_storage(cluster)
     loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
-    loaded = _with_found_weights(loaded)
+    loaded = _with_found_tokenizer(_with_found_weights(loaded))
     recipe = loaded.recipe
     _check_name(loaded)
     if cluster.container is None:  # else the workers have another Python
@@ -196,7 +197,10 @@ def planned(data: Resolved) -> PlannedData:
 
 
 def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
-    """model.init_from may be the id or name of a run; the run's own copy of the recipe holds its URL."""
+    """model.init_from may be a run or a model of the hub; the run's own copy of the recipe holds its place.
+
+    That of a model of the hub holds its commit: a run that is resumed reads the same files.
+    """
     name = loaded.recipe.model.init_from
     if not name:
         return loaded
@@ -208,11 +212,13 @@ def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     if "://" in name or os.path.isabs(name):
         return _with_weights(loaded, name)
     from launchyard.launcher.runs.find import find
-    from launchyard.model.weights.source import hub_advice
 
     try:
         url = os.path.abspath(name) if os.path.exists(name) else find(name).url
     except UserError as error:
+        with user_errors(f"{loaded.origin('model.init_from')}: model.init_from"):
+            if (downloaded := find_downloaded(name)) is not None:
+                return _with_weights(loaded, downloaded)
         what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
         raise RecipeErrors([what], hint=hub_advice(name) or error.hint) from error
     return _with_weights(loaded, url)
@@ -222,6 +228,19 @@ def _with_weights(loaded: LoadedRecipe, url: str) -> LoadedRecipe:
     model = loaded.recipe.model.model_copy(update={"init_from": url})
     raw = {**loaded.raw, "model": {**loaded.raw["model"], "init_from": url}}
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}), raw=raw)
+
+
+def _with_found_tokenizer(loaded: LoadedRecipe) -> LoadedRecipe:
+    """The same for `tokenizer`, as far as it is a model of the hub."""
+    name = loaded.recipe.tokenizer
+    if not name or "://" in name or os.path.exists(name):
+        return loaded
+    with user_errors(f"{loaded.origin('tokenizer')}: tokenizer"):
+        folder = find_downloaded(name)
+    if folder is None:
+        return loaded
+    recipe = loaded.recipe.model_copy(update={"tokenizer": folder})
+    return replace(loaded, recipe=recipe, raw={**loaded.raw, "tokenizer": folder})
 
 
 def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:

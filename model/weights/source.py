@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +17,12 @@ from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
 from launchyard.storage.files import exists, listdir, normal, read, typed_path
+from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
 GGUF = ".gguf"
 _PART_OF = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # gpt2, EleutherAI/pythia-160m
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,13 @@ class Source:
 def find_source(source: str) -> Source:
     """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, the newest that counts.
 
-    Or a GGUF file, or a folder that holds one and no other model. ValueError if there are several.
-
-    FileNotFoundError names the files and folders that were searched.
+    Or a GGUF file, or a folder that holds one and no other model; ValueError if there are several. A name of the
+    Hugging Face hub means its files in the local cache, unless a local path has that name. FileNotFoundError names the
+    files and folders that were searched.
     """
     where = normal(typed_path(source))
+    if "://" not in where and not os.path.exists(where):
+        where = find_downloaded(source) or where
     if where.endswith(GGUF) and exists(where):
         return Source("gguf", where, None)
     if exists(f"{where}/{MANIFEST}"):
@@ -127,17 +128,6 @@ def _run_tokenizer(checkpoint: str) -> str:
 
 def _first(*paths: str) -> str | None:
     return next((path for path in paths if exists(path)), None)
-
-
-def hub_advice(name: str) -> str:
-    """Returns a sentence for a name that could be one of the Hugging Face hub; empty if it cannot."""
-    if not _HUB_NAME.fullmatch(name):
-        return ""
-    folder = name.rpartition("/")[2]
-    return (
-        "names of the Hugging Face hub are not fetched; get the files first: "
-        f"hf download {name} --local-dir {folder}, then name ./{folder}"
-    )
 
 
 def _not_found(source: str, where: str) -> str:

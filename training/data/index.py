@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launchyard.storage import files
 from launchyard.storage.files import exists, normal
+from launchyard.storage.hub_cache import find_downloaded, hub_advice
 
 FORMAT = 1
 # How text becomes ids. 1: control tokens written in documents become control ids; nothing is put before a document.
@@ -228,11 +229,16 @@ def read_dataset(source: str) -> Dataset | None:
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------
 def find_tokenizer(tokenizer: str) -> str:
-    """The tokenizer.json that a file, folder or URL means. ValueError if there is none."""
+    """The tokenizer.json that a file, folder, URL or downloaded model of the hub means. ValueError if there is none."""
     path = normal(tokenizer)
+    there = "://" in path or os.path.exists(path)
+    if not there:
+        path = find_downloaded(tokenizer) or path
     if path.endswith(".json"):
         if exists(path):
             return path
     elif exists(f"{path}/tokenizer.json"):
         return f"{path}/tokenizer.json"
-    raise ValueError(f"no tokenizer at {path}: give a tokenizer.json (of Hugging Face tokenizers) or a folder with one")
+    advice = "" if there or path.endswith(".json") else hub_advice(tokenizer, " --tokenizer-only")
+    what = f"no tokenizer at {path}: give a tokenizer.json (of Hugging Face tokenizers) or a folder with one"
+    raise ValueError(f"{what}; {advice}" if advice else what)

@@ -16,7 +16,8 @@ from launchyard.launcher.cli import typos
 from launchyard.launcher.cli.main import COMMANDS, LAUNCH, main
 from launchyard.launcher.cli.model import find_model
 from launchyard.launcher.recipe.bundled import recipe_folder
-from launchyard.model.weights.source import find_source, hub_advice
+from launchyard.model.weights.source import find_source
+from launchyard.storage.hub_cache import hub_advice
 
 Said = Callable[..., tuple[int, str]]
 QUICKSTART = recipe_folder() / "quickstart.yaml"
@@ -77,7 +78,7 @@ MISTAKES = {
     "quickstart name=latest --dry-run": "means the newest run",
     "quickstart schedule.warmup_steps=1.5 --dry-run": "neither a whole number of steps nor a share",
     "quickstart model.dim=130 --dry-run": "is not divisible by n_heads",
-    "quickstart model.init_from=gpt2 --dry-run": "hf download gpt2 --local-dir gpt2",
+    "quickstart model.init_from=gpt2 --dry-run": "launch download gpt2",
     "pythja.yaml": "did you mean pythia.yaml?",
     "deep/mien": "did you mean deep/mine.yml?",
 }
@@ -92,12 +93,12 @@ def test_a_mistake_is_answered_with_the_right_words(typed: str, said: Said) -> N
     assert code == 2 and MISTAKES[typed] in text, text
 
 
-def test_a_name_of_the_hub_is_not_fetched(said: Said) -> None:
-    with pytest.raises(FileNotFoundError, match="hf download org/gpt2 --local-dir gpt2"):
+def test_a_name_of_the_hub_is_not_fetched_unasked(said: Said) -> None:
+    with pytest.raises(FileNotFoundError, match="launch download org/gpt2"):
         find_source("org/gpt2")
     with pytest.raises(UserError) as caught:
         find_model("gpt2")
-    assert "hf download gpt2 --local-dir gpt2" in str(caught.value.hint)
+    assert "launch download gpt2" in str(caught.value.hint)
     assert not hub_advice("/scratch/gpt2") and not hub_advice("a/b/c")
 
 

@@ -1,0 +1,1 @@
+"""The verbs for weights: one file a verb, or a few that share their options."""

@@ -1,0 +1,124 @@
+"""`launch download`: a model of the Hugging Face hub onto this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from launchyard.errors import UserError, user_errors
+from launchyard.host.environment import variable
+from launchyard.launcher.cli.completion import complete_model
+from launchyard.launcher.cli.paths import path_or_url
+from launchyard.launcher.format import json_text, size, table
+
+if TYPE_CHECKING:
+    from launchyard.launcher.hub.download import Download
+    from launchyard.storage.hub_cache import HubName
+
+
+@click.command(
+    epilog="A token for gated and private models comes from HF_TOKEN, or from `hf auth login`. HF_ENDPOINT names "
+    "another hub or a mirror; HF_HOME or HF_HUB_CACHE another cache."
+)
+@click.argument("name", metavar="ORG/NAME[@REVISION][:FILE]", shell_complete=complete_model)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
+@click.option("--file", metavar="FILE", help="Only this file; of a GGUF file a part of its name will do: Q4_K_M.")
+@click.option("--tokenizer-only", is_flag=True, help="Tokenizer, template and config.json, no weights.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="These files instead of those that we read.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these files.")
+@click.option("--out", type=path_or_url, metavar="DIR", help="A plain folder.  [default: the hub's cache]")
+@click.option("--dry-run", is_flag=True, help="List the files and their bytes; fetch and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was fetched as JSON.")
+def download(
+    name: str,
+    revision: str | None,
+    file: str | None,
+    out: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: bool | tuple[str, ...],
+) -> None:
+    """Get a model from the Hugging Face hub.
+
+    Takes the files that are read here, each kind of weights once. Its name then works wherever a MODEL does. Prints the
+    folder.
+    """
+    from launchyard.launcher.hub.client import HubClient
+    from launchyard.launcher.hub.download import perform, plan_download
+    from launchyard.launcher.hub.progress import download_line
+    from launchyard.launcher.hub.selection import Choice
+
+    with user_errors():
+        parsed = _parsed(name, revision=revision, file=file)
+        _check_online(name)
+        if out is not None and "://" in out:
+            raise UserError(f"--out {out}: a download goes into a folder of this machine")
+        client = HubClient()
+        choice = Choice(file=parsed.file, **options)  # type: ignore[arg-type]
+        found = plan_download(client, parsed.repo, revision=parsed.revision or "main", choice=choice, out=out)
+        if not dry_run:
+            if not as_json:
+                click.echo(_summary(found), err=True)
+            try:
+                perform(client, found, on_progress=download_line(sys.stderr))
+            except KeyboardInterrupt:
+                click.echo("\nwhat came stays; the same command goes on from there", err=True)
+                raise
+    if as_json:
+        click.echo(json_text(_facts(found, dry_run=dry_run)))
+    elif dry_run:
+        rows = [[file.path, f"{file.size:,}", "missing" if file in found.missing else "here"] for file in found.chosen]
+        click.echo("\n".join(table(rows, ("file", "bytes", "state"))))
+        click.echo(_summary(found), err=True)
+    else:
+        click.echo(found.destination.folder)
+
+
+def _parsed(name: str, *, revision: str | None, file: str | None) -> HubName:
+    """The name together with --revision and --file, which must not contradict it."""
+    from launchyard.storage.hub_cache import HubName, parse_hub_name
+
+    parsed = parse_hub_name(name.removeprefix("https://huggingface.co/").rstrip("/"))
+    if parsed is None:
+        raise UserError(f"{name} is no name of the hub; write ORG/NAME, such as HuggingFaceTB/SmolLM2-135M")
+    for option, value, named in (("--revision", revision, parsed.revision), ("--file", file, parsed.file)):
+        if value and named not in (None, value):
+            raise UserError(f"{name} and {option} {value} name two different things; leave one out")
+    return HubName(parsed.repo, parsed.revision or revision, parsed.file or file)
+
+
+def _check_online(name: str) -> None:
+    """UserError where the user's variables forbid to ask a hub."""
+    from launchyard.storage.hub_cache import find_downloaded
+
+    for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if (variable(key) or "").upper() in ("1", "ON", "YES", "TRUE"):
+            here = find_downloaded(name)
+            there = f"; it is here from an earlier download: {here}" if here else ""
+            raise UserError(f"{key} is set, so no hub is asked for {name}{there}", hint=f"unset {key} to download")
+
+
+def _summary(found: Download) -> str:
+    commit = found.model.commit[:12]
+    total = sum(file.size for file in found.chosen)
+    if not found.missing:
+        return f"{found.model.repo}@{commit}: all {len(found.chosen)} files are here, {size(total)}"
+    what = f"{len(found.missing)} of {len(found.chosen)} files, {size(found.left())} of {size(total)} to fetch"
+    return f"{found.model.repo}@{commit}: {what}"
+
+
+def _facts(found: Download, *, dry_run: bool) -> dict[str, object]:
+    done = "missing" if dry_run else "fetched"
+    return {
+        "model": found.model.repo,
+        "revision": found.revision,
+        "commit": found.model.commit,
+        "folder": found.destination.folder,
+        "bytes": sum(file.size for file in found.chosen),
+        "files": [
+            {"path": file.path, "bytes": file.size, "state": done if file in found.missing else "here"}
+            for file in found.chosen
+        ],
+    }
