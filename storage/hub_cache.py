@@ -19,7 +19,7 @@ _REPO = r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?"  # gpt2, EleutherAI/pythia
 _NAME = re.compile(rf"(?P<repo>{_REPO})(?:@(?P<revision>[\w.][\w./-]*))?(?::(?P<file>[\w.][\w./ +-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _SPLIT = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")
-_IN_CACHE = re.compile(r"(?:^|/)models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?:/|$)")
+_IN_CACHE = re.compile(r"\bmodels--(?P<repo>[^/\s]+)/snapshots/(?P<commit>[0-9a-f]{40})(?![0-9a-f])")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _snapshot(folder: str, revision: str) -> str | None:
 
 
 def origin_in_cache(path: str) -> HubName | None:
-    """Returns repository and commit of a path in a cache of the hub, wherever that lies; None for another path."""
+    """Returns repository and commit of a path in a cache of the hub, or of a text with one; None without one."""
     found = _IN_CACHE.search(path)
     return None if found is None else HubName(found["repo"].replace("--", "/", 1), found["commit"])
 

@@ -141,6 +141,13 @@ def weights_errors() -> Iterator[None]:
         raise LaunchError(
             str(error), hint="`launch checkpoints RUN --verify` shows which checkpoints are intact"
         ) from error
+    except UserError as error:
+        from launchyard.storage.hub_cache import origin_in_cache
+
+        if error.hint is None and (origin := origin_in_cache(str(error))):  # of another program, or the tokenizer only
+            got = f"`launch download {origin.repo} --revision {origin.revision}`"
+            raise UserError(str(error), hint=f"{got} gets what is missing") from error
+        raise
 
 
 def _cell(key: str, value: Any) -> str:

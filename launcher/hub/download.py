@@ -38,9 +38,6 @@ class DownloadProgress:
     seconds: float
 
 
-OnProgress = Callable[[DownloadProgress], None]
-
-
 class Destination(Protocol):
     """Where files go. `folder` is the one that a reader opens."""
 
@@ -143,7 +140,9 @@ def plan_download(client: HubClient, repo: str, *, revision: str, choice: Choice
     return Download(model, revision, destination, chosen, missing)
 
 
-def perform(client: HubClient, download: Download, *, on_progress: OnProgress = lambda _: None) -> None:
+def perform(
+    client: HubClient, download: Download, *, on_progress: Callable[[DownloadProgress], None] = lambda _: None
+) -> None:
     """Fetches what is missing. UserError without room for it; LaunchError for bytes that are not those of the hub."""
     where = download.destination
     free = free_bytes(where.folder)
@@ -188,7 +187,7 @@ def hash_of(file: HubFile, path: str | None = None) -> hashlib._Hash:
 class _Counter:
     """Bytes so far, over all files."""
 
-    def __init__(self, total: int, report: OnProgress) -> None:
+    def __init__(self, total: int, report: Callable[[DownloadProgress], None]) -> None:
         self._total = total
         self._report = report
         self._before = 0  # bytes of the files that are done

@@ -11,7 +11,7 @@ import pytest
 from launchyard import load
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.main import cli, main
-from launchyard.model.weights.hf import save_hf
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.training.data.index import find_tokenizer
 from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of
 
@@ -26,7 +26,7 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hf/hub/models--org--tiny"
     snapshot = folder / "snapshots" / COMMIT
     tokenizer = byte_tokenizer(tmp_path / "tokenizer.json", vocab_size=300)
-    save_hf(iter(weights_of(random_model(CONFIG)).items()), CONFIG, str(snapshot), tokenizer_file=tokenizer)
+    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(snapshot), tokenizer_file=tokenizer)
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text(COMMIT)
     (tmp_path / "work").mkdir()
@@ -73,6 +73,12 @@ def test_one_that_is_not_there_names_the_command(snapshot: Path, capsys: pytest.
     ):
         code, _, err = launch(capsys, *words)
         assert code == 2 and "`launch download org/none --tokenizer-only`" in err, err
+
+
+def test_a_model_without_weights_names_the_command(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (snapshot / "model.safetensors").unlink()
+    code, _, err = launch(capsys, "generate", "org/tiny", "--prompt", "a")
+    assert code == 2 and f"`launch download org/tiny --revision {COMMIT}`" in err, err
 
 
 def test_a_run_keeps_the_commit_that_it_began_with(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:
