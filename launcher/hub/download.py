@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from launchyard.errors import LaunchError, UserError
@@ -24,6 +27,7 @@ from launchyard.launcher.hub.selection import Choice, choose
 from launchyard.storage import files
 from launchyard.storage.hub_cache import hub_cache, repo_folder
 
+FILES_AT_ONCE = 4
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -153,11 +157,11 @@ def perform(
             hint="make room, name another folder with --out, or move the cache with HF_HOME",
         )
     counter = _Counter(sum(file.size for file in download.missing), on_progress)
-    for file in download.missing:
-        with exclusive(where.lock(file)):
-            if not where.whole(file):  # another process may have fetched it while this one waited
-                _fetch(client, download.model, file, where, counter)
-            counter.end(file)
+    try:
+        _at_once([partial(_bring, client, download, file, counter) for file in download.missing])
+    except BaseException:
+        counter.stop()
+        raise
     for file in download.chosen:
         where.publish(file)
     if isinstance(where, CacheDestination):
@@ -184,32 +188,78 @@ def hash_of(file: HubFile, path: str | None = None) -> hashlib._Hash:
 
 
 # -- one file --------------------------------------------------------------------------------------------------------
+class _StoppedError(Exception):
+    """Another file failed, or the user has ended it all."""
+
+
 class _Counter:
-    """Bytes so far, over all files."""
+    """Bytes so far, over all files; called from the thread of each."""
 
     def __init__(self, total: int, report: Callable[[DownloadProgress], None]) -> None:
         self._total = total
         self._report = report
-        self._before = 0  # bytes of the files that are done
+        self._places: dict[str, int] = {}  # bytes of each file that are there
         self._fetched = 0
         self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._stopped = False
 
     def add(self, file: HubFile, at: int, fetched: int) -> None:
-        self._fetched += fetched
-        seconds = time.monotonic() - self._began
-        self._report(DownloadProgress(file.path, self._before + at, self._total, self._fetched, seconds))
+        with self._lock:
+            if self._stopped:
+                raise _StoppedError(file.path)
+            self._fetched += fetched
+            self._places[file.path] = at
+            seconds = time.monotonic() - self._began
+            done = sum(self._places.values())
+            self._report(DownloadProgress(file.path, done, self._total, self._fetched, seconds))
 
-    def end(self, file: HubFile) -> None:
-        self.add(file, file.size, 0)
-        self._before += file.size
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+
+
+def _at_once(tasks: Sequence[Callable[[], None]]) -> None:
+    """Does them in a few threads, and raises the first error. Ctrl-C waits for none: one may wait for the network."""
+    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                task = waiting.get_nowait()
+                try:
+                    task()
+                except BaseException as error:  # raised again below
+                    ended.put(error)
+                else:
+                    ended.put(None)
+
+    for _ in range(min(FILES_AT_ONCE, len(tasks))):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in tasks:
+        error = ended.get()
+        if error is not None:
+            raise error
+
+
+def _bring(client: HubClient, download: Download, file: HubFile, counter: _Counter) -> None:
+    where = download.destination
+    with exclusive(where.lock(file)):
+        if not where.whole(file):  # another process may have fetched it while this one waited
+            _fetch(client, download.model, file, where, counter)
+        counter.add(file, file.size, 0)
 
 
 def _fetch(client: HubClient, model: HubModel, file: HubFile, where: Destination, counter: _Counter) -> None:
-    partial = partial_of(where, file)
-    os.makedirs(os.path.dirname(partial), exist_ok=True)
-    resumed = _has_bytes(partial, file.size)
-    if not _bytes_match(client, model, file, partial, counter) and not (
-        resumed and _bytes_match(client, model, file, partial, counter)  # what lay there may have been of another file
+    unfinished = partial_of(where, file)
+    os.makedirs(os.path.dirname(unfinished), exist_ok=True)
+    resumed = _has_bytes(unfinished, file.size)
+    if not _bytes_match(client, model, file, unfinished, counter) and not (
+        resumed
+        and _bytes_match(client, model, file, unfinished, counter)  # what lay there may have been of another file
     ):
         kind = "SHA-256" if len(file.etag) == 64 else "git hash"
         raise LaunchError(
@@ -217,14 +267,14 @@ def _fetch(client: HubClient, model: HubModel, file: HubFile, where: Destination
             "It was removed",
             hint=f"try again; is {client.endpoint} a mirror that is up to date, or a proxy that changes files?",
         )
-    os.replace(partial, where.content(file))
+    os.replace(unfinished, where.content(file))
 
 
-def _bytes_match(client: HubClient, model: HubModel, file: HubFile, partial: str, counter: _Counter) -> bool:
+def _bytes_match(client: HubClient, model: HubModel, file: HubFile, unfinished: str, counter: _Counter) -> bool:
     """Fetches what a partial file lacks. Returns False, without the file, if the whole has another hash."""
-    start = os.path.getsize(partial) if _has_bytes(partial, file.size) else 0
-    found = hash_of(file, partial if start else None)
-    with open(partial, "r+b" if start else "wb") as stream:
+    start = os.path.getsize(unfinished) if _has_bytes(unfinished, file.size) else 0
+    found = hash_of(file, unfinished if start else None)
+    with open(unfinished, "r+b" if start else "wb") as stream:
         stream.seek(start)
         for at, piece in client.fetch(model, file, start):
             if at == 0 and stream.tell():  # the server has begun anew
@@ -240,7 +290,7 @@ def _bytes_match(client: HubClient, model: HubModel, file: HubFile, partial: str
         os.fsync(stream.fileno())
     if found.hexdigest() == file.etag:
         return True
-    os.unlink(partial)
+    os.unlink(unfinished)
     return False
 
 

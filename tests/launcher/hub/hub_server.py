@@ -24,6 +24,8 @@ class SmallHub:
     models: dict[str, dict[str, bytes]]
     failures: list[int] = field(default_factory=list)
     cut_after: int | None = None
+    stall_after: int | None = None  # bytes of the next file, then none until `goes_on`
+    goes_on: threading.Event = field(default_factory=threading.Event)
     spoiled: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
     token: str = "hf_right"
@@ -59,6 +61,7 @@ def small_hub(models: dict[str, dict[str, bytes]]) -> Iterator[SmallHub]:
     try:
         yield hub
     finally:
+        hub.goes_on.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -156,6 +159,14 @@ class _Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = self.hub.cut_after
+        stall = self.hub.stall_after
+        if stall is not None and status in (200, 206) and stall < len(body):
+            self.hub.stall_after = None
+            self.wfile.write(body[:stall])
+            self.wfile.flush()
+            self.hub.goes_on.wait(60)
+            self.close_connection = True
+            return
         if cut is not None and status in (200, 206) and cut < len(body):
             self.hub.cut_after = None
             self.wfile.write(body[:cut])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,6 +247,21 @@ def test_a_hub_does_not_choose_places_here(hub: SmallHub, capsys: pytest.Capture
     hub.models[REPO] = {path: b"x"}
     code, _, err = launch(capsys, REPO, "--include", "*")
     assert code != 0 and "evil" in err and hub.fetched() == []
+
+
+def test_ctrl_c_ends_a_download_that_waits_for_the_network(hub: SmallHub) -> None:
+    hub.stall_after = 70_000
+    partial = Path(os.environ["HF_HOME"], "hub/models--org--tiny/blobs", f"{etag_of(WEIGHTS, 'x.bin')}.incomplete")
+    command = [sys.executable, "-P", "-m", "launchyard", "download", REPO]
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not (partial.exists() and partial.stat().st_size > 60_000) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and "goes on from there" in err, err
+    assert partial.stat().st_size > 60_000
 
 
 def test_the_command_in_a_process_of_its_own(hub: SmallHub, tmp_path: Path) -> None:
