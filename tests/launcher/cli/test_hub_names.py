@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,7 @@ def test_a_downloaded_model_is_a_model(snapshot: Path, capsys: pytest.CaptureFix
 
 
 def test_a_local_folder_of_that_name_wins(snapshot: Path) -> None:
-    os.makedirs("org")
-    os.rename(snapshot, "org/tiny")
+    shutil.copytree(snapshot, "org/tiny")
     assert load("org/tiny").source.folder == "org/tiny"
 
 
