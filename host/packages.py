@@ -17,7 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "s3": ("s3fs>=2024.9", "aiobotocore>=2.15"),
     "gcs": ("gcsfs>=2024.9",),
     "azure": ("adlfs>=2024.7",),
-    "hub": ("huggingface_hub>=2.0", "httpx2>=2"),
+    "hub": ("huggingface_hub>=2.4", "httpx2>=2"),
     "tensorboard": ("tensorboard>=2.17",),
     "wandb": ("wandb>=0.18",),
     "mlflow": ("mlflow-skinny>=2.16", "sqlalchemy>=2", "alembic>=1.13"),

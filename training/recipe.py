@@ -53,7 +53,9 @@ class ResourcesConfig(Section):
 class _ModelSource(Section):
     preset: str | None = Field(default=None, description="A named shape, see `launch models`.")
     init_from: str | None = Field(
-        default=None, description="Weights to start from: an HF directory, a checkpoint or a run, anywhere."
+        default=None,
+        description="Weights to start from: an HF directory, a checkpoint or a run, anywhere; or a model of the hub "
+        "that `launch download` got.",
     )
 
 
@@ -259,7 +261,9 @@ class Recipe(Section):
     )
     resources: ResourcesConfig = ResourcesConfig()
     model: ModelSection
-    tokenizer: str | None = Field(default=None, description="tokenizer.json or a folder with one; local or URL.")
+    tokenizer: str | None = Field(
+        default=None, description="tokenizer.json or a folder with one; local, URL or a downloaded model of the hub."
+    )
     data: DataConfig
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("sources", type=path_or_url, metavar="SOURCE…", nargs=-1, required=True)
 @click.option(
-    "--tokenizer", type=path_or_url, required=True, metavar="T", help="tokenizer.json, or a folder or URL with one."
+    "--tokenizer",
+    type=path_or_url,
+    required=True,
+    metavar="T",
+    help="tokenizer.json, a folder or URL with one, or ORG/NAME.",
 )
 @click.option(
     "--out", type=path_or_url, required=True, metavar="URL", help="Folder or URL to write; new, or unfinished before."
