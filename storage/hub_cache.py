@@ -88,7 +88,7 @@ def match_gguf(paths: Sequence[str], wanted: str | None) -> list[str]:
 
     Of a model in several files, the first stands for all.
     """
-    whole = [path for path in paths if path.endswith(GGUF_SUFFIX) and _number(path) == 1]
+    whole = [path for path in paths if path.endswith(GGUF_SUFFIX) and _number(path) == 1 and not _reads_images(path)]
     if wanted is None or wanted in paths:
         return whole if wanted is None else [wanted]
     return [path for path in whole if wanted.lower() in os.path.basename(path).lower()]
@@ -101,6 +101,11 @@ def parts_of_gguf(paths: Sequence[str], first: str) -> list[str]:
         return [first]
     total = first[found.end(1) :]  # -of-00003.gguf
     return [path for path in paths if path.startswith(first[: found.start()]) and path.endswith(total)]
+
+
+def _reads_images(path: str) -> bool:
+    """The part that llama.cpp keeps apart from the language model."""
+    return os.path.basename(path).startswith("mmproj")
 
 
 def _number(path: str) -> int:

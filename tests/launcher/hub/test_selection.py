@@ -17,7 +17,7 @@ WEIGHTS = {
     "one file": (["model.safetensors", "model.fp16.safetensors", "m.gguf"], ["model.safetensors"]),
     "another name": (["adapter_model.safetensors"], ["adapter_model.safetensors"]),
     "pickle only": (["pytorch_model.bin"], ["pytorch_model.bin"]),
-    "one gguf": (["m-Q4_K_M.gguf"], ["m-Q4_K_M.gguf"]),
+    "one gguf": (["m-Q4_K_M.gguf", "mmproj-m-F16.gguf"], ["m-Q4_K_M.gguf"]),
     "one gguf in parts": (GGUFS[:2], GGUFS[:2]),
 }
 
