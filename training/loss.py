@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launchyard.model.cost import logit_rows
+from launchyard.model.memory import logit_rows
 from launchyard.training.spec import IGNORE_INDEX
 
 
@@ -54,6 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(grad.t(), x * factor)
             else:
                 grad_weight += grad.t() @ (x * factor)
+            del logits, slope, log_p, grad  # the next slice is made where this one was
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return loss

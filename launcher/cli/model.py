@@ -170,7 +170,8 @@ def _row(name: str, config: ModelConfig) -> dict[str, Any]:
 
 
 def _costs(config: ModelConfig) -> dict[str, int]:
-    from launchyard.model.cost import checkpoint_bytes, flops_per_token, n_params_active_non_embedding
+    from launchyard.model.cost import flops_per_token, n_params_active_non_embedding
+    from launchyard.model.memory import checkpoint_bytes
 
     return {
         "n_params_active_non_embedding": n_params_active_non_embedding(config),

@@ -17,7 +17,7 @@ from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
-from launchyard.model import cost, zoo
+from launchyard.model import cost, memory, zoo
 from launchyard.model.config import ModelConfig
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
@@ -107,7 +107,7 @@ def make_plan(
         flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
         memory=_memory(recipe, model, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
-        checkpoint_bytes=cost.checkpoint_bytes(model),
+        checkpoint_bytes=memory.checkpoint_bytes(model),
         environment=environment,
         **_started(cluster, ask, host),
         notes=draft.notes,
@@ -235,7 +235,7 @@ def _gpus(recipe: Recipe, cluster: Cluster) -> int:
 def _memory(
     recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh, device: Literal["cpu", "cuda"]
 ) -> dict[str, int]:
-    found = cost.training_memory(
+    found = memory.training_memory(
         model,
         micro_batch_size=batch.micro_batch_size,
         seq_len=batch.seq_len,
@@ -243,6 +243,7 @@ def _memory(
         precision=recipe.train.precision,
         activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
         device=device,
+        grad_accum_steps=batch.grad_accum_steps,
     )
     return {key: int(value) for key, value in found.items()}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.cost import LOGIT_CHUNK_BYTES, training_memory
+from launchyard.model.memory import LOGIT_CHUNK_BYTES, training_memory
 from launchyard.training import loss
 from launchyard.training.spec import IGNORE_INDEX
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.cost import checkpoint_bytes, training_memory
 from launchyard.model.layout import Adapter, frozen_names, parameters
+from launchyard.model.memory import checkpoint_bytes, training_memory
 from launchyard.model.network.init import initial_rows
 from launchyard.model.weights.load import open_weights
 from launchyard.run.checkpoints import committed_steps

@@ -1,0 +1,214 @@
+"""Bytes of a model, in training and in use: closed forms of the config, held against measured peaks. Light.
+
+What is counted: storages of tensors. Not counted: the runtime (about 0.3 GB, more with CUDA), scratch inside a kernel,
+buffers of communication, fragmentation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from launchyard.model.config import LatentAttention, ModelConfig
+from launchyard.model.cost import n_params, n_params_trained
+from launchyard.model.layout import Adapter, block_shapes
+
+FP32_BYTES = 4
+BF16_BYTES = 2
+# Bytes of fp32 logits that the loss makes at once. On a CPU: as much as its caches hold (softmax over 128 rows of
+# 50,304 takes a third of the time per row that it takes over 256); on a GPU: enough rows to fill it.
+LOGIT_CHUNK_BYTES = {"cpu": 26 << 20, "cuda": 512 << 20}
+_CHUNK_ROWS = 64  # chunks are multiples of this where they can be
+# Bytes of a weight; int8 and int4 with a scale of 16 bits for each block of 32, as Q8_0 and Q4_0 of GGUF.
+SERVED_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0 + 2 / 32, "int4": 0.5 + 2 / 32}
+
+
+def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None) -> int:
+    """Size of a checkpoint: the trained parameters and their two AdamW moments, in fp32."""
+    return 3 * FP32_BYTES * n_params_trained(config, adapter)
+
+
+def logit_rows(vocab_size: int, device: str) -> int:
+    """Tokens whose logits the loss makes at once; the estimate of memory counts the same."""
+    budget = LOGIT_CHUNK_BYTES.get(device, LOGIT_CHUNK_BYTES["cpu"])
+    rows = max(16, budget // (FP32_BYTES * vocab_size))
+    return rows // _CHUNK_ROWS * _CHUNK_ROWS or rows
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+Precision = Literal["fp32", "bf16"]
+Device = Literal["cpu", "cuda"]
+
+
+def training_memory(
+    config: ModelConfig,
+    *,
+    micro_batch_size: int,
+    seq_len: int,
+    shards: int,
+    precision: Precision,
+    activation_checkpointing: bool,
+    device: Device,
+    grad_accum_steps: int = 1,
+    adapter: Adapter | None = None,
+) -> dict[str, int]:
+    """Bytes per worker: weights, gradients, optimizer, activations, and `total`, the peak of a step.
+
+    Weights, gradients and moments are fp32 and cut over `shards`, the last two only of trained parameters;
+    parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights.
+    Activations are those at the peak of one micro-batch, the loss included. Gradients come as activations go, so the
+    total is below the sum of the four; with grad_accum_steps above 1 those of the first micro-batch stay throughout.
+    """
+    element = BF16_BYTES if precision == "bf16" else FP32_BYTES
+    gradients = FP32_BYTES * math.ceil(n_params_trained(config, adapter) / shards)
+    weights = FP32_BYTES * math.ceil(n_params(config) / shards)
+    if shards > 1 or precision == "bf16":
+        weights += element * _gathered(config)
+    tokens = micro_batch_size * seq_len
+    each = element * tokens
+    kept = [
+        each * activation_elements(config, layer, seq_len, precision=precision, device=device)
+        + element * _mask_elements(config, layer, seq_len)
+        for layer in range(config.n_layers)
+    ]
+    activations = _shared_masks(config, seq_len) + _activation_peak(
+        config, tokens, kept, element, precision=precision, device=device, checkpointing=activation_checkpointing
+    )
+    table = FP32_BYTES * config.padded_vocab_size * config.dim  # the head's gradient is made whole, before all others
+    if grad_accum_steps > 1:
+        peak = gradients + max(activations + table, 2 * table * config.tie_embeddings)
+    else:
+        first_block = FP32_BYTES * sum(map(math.prod, block_shapes(config, 0).values())) // shards
+        later = gradients - first_block - (0 if config.tie_embeddings else table // shards)
+        at_end = kept[0] + each * _backward_elements(config) + max(0, later)
+        peak = max(activations + table, at_end, gradients + table * config.tie_embeddings)
+    memory = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients, "activations": activations}
+    return memory | {"total": weights + 2 * gradients + peak}
+
+
+def _activation_peak(
+    config: ModelConfig,
+    tokens: int,
+    kept: list[int],
+    element: int,
+    *,
+    precision: Precision,
+    device: Device,
+    checkpointing: bool,
+) -> int:
+    """The most that the forward has kept: at the loss, or with checkpointing when the last block has run once more."""
+    each = element * tokens
+    stored = each * config.n_layers * config.dim if checkpointing else sum(kept)
+    again = max(kept) if checkpointing else 0
+    at_loss = (
+        stored + each * _final_elements(config, precision, device) + _logit_bytes(config, tokens, precision, device)
+    )
+    return max(at_loss, stored + again + each * _backward_elements(config))
+
+
+def _gathered(config: ModelConfig) -> int:
+    """Parameters that are there in full during a step: all outside the blocks, and those of two blocks."""
+    blocks = [sum(map(math.prod, block_shapes(config, layer).values())) for layer in range(config.n_layers)]
+    return n_params(config) - sum(blocks) + min(2, config.n_layers) * max(blocks)
+
+
+def activation_elements(
+    config: ModelConfig, layer: int, seq_len: int, *, precision: Precision = "fp32", device: Device = "cpu"
+) -> int:
+    """Numbers of the compute type that a block keeps for its backward, a token."""
+    norms = _kept_by_norms(config, precision, device)
+    return norms + _kept_by_attention(config, seq_len, precision, device) + _kept_by_mlp(config, layer)
+
+
+def _inside_norm(config: ModelConfig, precision: Precision, device: Device) -> tuple[int, bool]:
+    """Numbers that a norm keeps for each of its input's besides its output, and whether that is its input itself.
+
+    Off a GPU rmsnorm has no fused kernel: it keeps the normalised value before the weight; in bf16 that and a copy of
+    its input are fp32.
+    """
+    wide = 2 if precision == "bf16" else 1
+    fused = device == "cuda" or config.norm == "layernorm"
+    copies = wide > 1 and (not fused or config.norm_weight != "plain")
+    inside = 0 if fused or config.norm_weight == "none" else wide
+    return inside + (wide if copies else 0), not copies
+
+
+def _kept_by_norms(config: ModelConfig, precision: Precision, device: Device) -> int:
+    """What the norms of a block keep, and the inputs of its two halves."""
+    inside, keeps_input = _inside_norm(config, precision, device)
+    before = config.norm_place != "post"
+    n_before = (1 if config.shared_norm else 2) if before else 0
+    n_behind = 0 if config.norm_place == "pre" else 2
+    inputs = (1 if config.parallel_residual else 2) if keeps_input or not before else 0
+    return config.dim * (inputs + n_before * (1 + inside) + n_behind * (inside + keeps_input))
+
+
+def _kept_by_attention(config: ModelConfig, seq_len: int, precision: Precision, device: Device) -> int:
+    wide = 2 if precision == "bf16" else 1
+    inside, keeps_input = _inside_norm(config, precision, device)
+    if config.latent_attention is not None:
+        return _kept_by_latent_attention(config, config.latent_attention, seq_len, 1 + inside + keeps_input)
+    heads = config.n_heads * config.head_dim
+    kv = config.n_kv_heads * config.head_dim
+    kept = 2 * heads  # queries and the output
+    if config.attention_softcap is not None:  # keys and values of every head, scores and weights
+        kept += 2 * heads + (2 if wide == 1 else 4) * config.n_heads * seq_len
+    elif config.positions == "alibi" or config.attention_sinks:  # no fused kernel: the weights
+        kept += 2 * heads + config.n_heads * seq_len
+    else:  # the sums of the softmax
+        kept += 2 * kv + wide * config.n_heads
+    if config.qk_norm is not None:
+        kept += (inside + keeps_input if config.norm == "rmsnorm" else 2 * wide) * (heads + kv)
+    if config.qkv_clip is not None:
+        kept += heads + 2 * kv
+    return kept
+
+
+def _kept_by_latent_attention(config: ModelConfig, sizes: LatentAttention, seq_len: int, each: int) -> int:
+    """Its values are narrower than its keys, which no fused kernel takes: the weights are kept. each: of a norm."""
+    latent = each * ((sizes.q_rank or 0) + sizes.kv_rank) + sizes.rope_dim
+    heads = 2 * (sizes.nope_dim + sizes.rope_dim) + 2 * sizes.v_dim
+    return latent + config.n_heads * (heads + seq_len)
+
+
+def _kept_by_mlp(config: ModelConfig, layer: int) -> int:
+    moe = config.moe
+    if moe is None or not moe.is_in(layer):
+        kept = {"relu": 1, "relu2": 2, "silu": 2, "gelu": 2, "gelu_tanh": 2, "clamped_swish": 6}[config.activation]
+        return (kept + 2 * config.gated_mlp) * config.ffn_dim
+    each = 7 if config.activation == "clamped_swish" else 4
+    routed = moe.top_k * (2 * config.dim + each * moe.ffn_dim)
+    shared = 4 * moe.shared_ffn_dim + (config.dim if moe.shared_gate else 0)
+    return routed + 2 * moe.n_experts + shared
+
+
+def _backward_elements(config: ModelConfig) -> int:
+    """Gradients inside a block while its backward runs, where they are most: in its MLP."""
+    return 2 * config.dim + 2 * config.ffn_dim
+
+
+def _final_elements(config: ModelConfig, precision: Precision, device: Device) -> int:
+    """Around the final norm and the loss: what the norm keeps, the hidden states and their gradient."""
+    inside, _ = _inside_norm(config, precision, device)
+    return config.dim * (3 + inside)
+
+
+def _logit_bytes(config: ModelConfig, tokens: int, precision: Precision, device: Device) -> int:
+    """Of a slice of tokens: logits and their logarithms, with a soft cap its slope too, in bf16 a rounded copy."""
+    rows = min(tokens, logit_rows(config.padded_vocab_size, device))
+    copies = 2.0 + (config.logit_softcap is not None) + (0.5 if precision == "bf16" else 0)
+    return int(copies * FP32_BYTES * rows * config.padded_vocab_size)
+
+
+def _mask_elements(config: ModelConfig, layer: int, seq_len: int) -> int:
+    """Of a layer whose window hides something: attention keeps the mask as numbers, once for the batch."""
+    hides = config.sees(layer) != "full" and seq_len > (config.window or seq_len)
+    own = config.attention_softcap is not None or config.attention_sinks or config.positions == "alibi"
+    return seq_len**2 if hides and not own else 0
+
+
+def _shared_masks(config: ModelConfig, seq_len: int) -> int:
+    """Of all layers together: ALiBi's distances for each head, a byte for each pair of a window."""
+    if config.positions == "alibi":
+        return FP32_BYTES * config.n_heads * seq_len**2
+    return seq_len**2 if any(_mask_elements(config, layer, seq_len) for layer in range(config.n_layers)) else 0

@@ -1,0 +1,85 @@
+"""Bytes of the storages that are alive while a piece of code runs, and the most there were."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.network.transformer import Transformer
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.parallel import checkpoint_activations
+from launchyard.training.recipe import OptimizerConfig
+from launchyard.training.step import train_step
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts every storage that an operation returns until nothing refers to it; sees no scratch inside a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._drop, key, storage.nbytes())
+
+    def _drop(self, key: int, n_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= n_bytes
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+def trained_peak(
+    config: ModelConfig,
+    *,
+    micro_batch_size: int,
+    seq_len: int,
+    activation_checkpointing: bool,
+    n_micro_batches: int = 1,
+) -> int:
+    """The most bytes of live storages in two fp32 steps of training on the CPU, weights and AdamW's state included."""
+    with LiveBytes() as live:
+        model = Transformer(config)
+        _fill(model)
+        if activation_checkpointing:
+            checkpoint_activations(model.blocks)
+        optimizer = make_optimizer(model, OptimizerConfig())
+        for number in (1, 2):
+            size = (2, micro_batch_size, seq_len)
+            pairs = [torch.randint(config.vocab_size, size).unbind() for _ in range(n_micro_batches)]
+            n_valid = micro_batch_size * seq_len * n_micro_batches
+            batches = [(inputs, labels) for inputs, labels in pairs]
+            train_step(model, optimizer, batches, n_valid=n_valid, number=number, lr=1e-3, max_grad_norm=1.0)
+    return live.peak
+
+
+@torch.no_grad()
+def _fill(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.normal_(std=0.02)
