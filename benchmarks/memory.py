@@ -1,10 +1,10 @@
 """The estimate of training memory beside the peak of a process: two families in three sizes, and experts.
 
-    python benchmarks/memory.py [--only NAME] [--steps 2]
+    python benchmarks/memory.py [--only NAME]
 
-Each trains in a process of its own, in fp32 on one CPU thread. The peak is that of the resident set (ru_maxrss) above
-what it was after the imports and the threads' first product; so it holds scratch of kernels and slack of malloc too,
-which the estimate leaves out (malloc is told to keep none). tests/model/test_memory.py counts live tensors instead.
+Each trains two steps in a process of its own, in fp32 on one CPU thread. `live` is the most bytes of storages of
+tensors that were alive at once, what the estimate is of; `process` is the peak of the resident set above what a small
+model left behind, with scratch of kernels and what malloc keeps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.memory import training_memory
@@ -49,56 +50,38 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def train(name: str, *, checkpointing: bool, steps: int) -> int:
-    """Peak bytes of this process above those before the model was made."""
+def train(name: str, *, checkpointing: bool) -> tuple[int, int]:
+    """Peak bytes of live tensors, and of the process above those that a small model of the same kind left behind."""
     import torch
 
-    from launchyard.model.network.transformer import Transformer
-    from launchyard.training.optim.optimizers import make_optimizer
-    from launchyard.training.parallel import checkpoint_activations
-    from launchyard.training.recipe import OptimizerConfig
-    from launchyard.training.step import train_step
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.support.live_bytes import trained_peak
 
     torch.set_num_threads(1)
-    (torch.randn(64, 64, requires_grad=True) @ torch.randn(64, 64)).sum().backward()
     config = CASES[name]
+    warm = config.model_copy(update={"n_layers": 1, "vocab_size": 128, "padded_vocab_size": 128})
+    trained_peak(warm, micro_batch_size=1, seq_len=8, activation_checkpointing=checkpointing)
     before = _resident()
-    model = Transformer(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.02)
-    if checkpointing:
-        checkpoint_activations(model.blocks)
-    optimizer = make_optimizer(model, OptimizerConfig())
-    for number in range(1, steps + 1):
-        tokens = torch.randint(config.vocab_size, (2, MICRO_BATCH_SIZE, SEQ_LEN))
-        train_step(
-            model,
-            optimizer,
-            [(tokens[0], tokens[1])],
-            n_valid=tokens[0].numel(),
-            number=number,
-            lr=1e-4,
-            max_grad_norm=1.0,
-        )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    live = trained_peak(
+        config, micro_batch_size=MICRO_BATCH_SIZE, seq_len=SEQ_LEN, activation_checkpointing=checkpointing
+    )
+    return live, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CASES)
-    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--child", metavar="JSON", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        print(train(**json.loads(given.child), steps=given.steps))
+        print(json.dumps(train(**json.loads(given.child))))
         return
     for name in [given.only] if given.only else CASES:
         for checkpointing in (False, True):
             child = json.dumps({"name": name, "checkpointing": checkpointing})
-            words = [sys.executable, __file__, "--steps", str(given.steps), "--child", child]
+            words = [sys.executable, __file__, "--child", child]
             done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, **UNPOOLED})
-            peak = int(done.stdout)
+            live, resident = json.loads(done.stdout)
             estimate = training_memory(
                 CASES[name],
                 micro_batch_size=MICRO_BATCH_SIZE,
@@ -109,11 +92,8 @@ def main() -> None:
                 device="cpu",
             )["total"]
             how = "checkpointed" if checkpointing else "plain"
-            ratio = estimate / peak
-            print(
-                f"{name:30} {how:12} peak {peak / 1e6:7.0f} MB  estimate {estimate / 1e6:7.0f} MB  {ratio:.3f}",
-                flush=True,
-            )
+            sizes = f"estimate {estimate / 1e6:6.0f} MB  live {live / 1e6:6.0f} MB  process {resident / 1e6:6.0f} MB"
+            print(f"{name:30} {how:12} {sizes}  {estimate / live:.3f}", flush=True)
 
 
 if __name__ == "__main__":
