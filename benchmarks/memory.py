@@ -55,7 +55,7 @@ def train(name: str, *, checkpointing: bool) -> tuple[int, int]:
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.support.live_bytes import trained_peak
+    from tests.model.live_bytes import trained_peak
 
     torch.set_num_threads(1)
     config = CASES[name]

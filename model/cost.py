@@ -46,6 +46,28 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     N as in `n_params_active_non_embedding`, L layers, d = n_heads * head_dim, s = seq_len or the window of a layer.
     Attention is counted whole, as is usual; a causal kernel does half of it. Recomputed activations do not count.
     """
+    return 6 * n_params_active_non_embedding(config) + 3 * _attention_flops(config, seq_len)
+
+
+def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:
+    """Operations of the forward for one token, by part: two for each element of a matrix that the token goes through.
+
+    `scores` are the products of queries, keys and values, counted whole. Norms, biases and activations do not count.
+    The backward takes twice as many, but of tied or frozen tables.
+    """
+    found = {"attention": 0, "scores": _attention_flops(config, seq_len), "mlp": 0, "head": 0}
+    for name, shape in parameter_shapes(config).items():
+        part = "head" if name == "embed.weight" and config.tie_embeddings else part_of(name)
+        if len(shape) == 1 or part in ("embedding", "norms"):
+            continue
+        size = math.prod(shape)
+        if part == "experts" and config.moe is not None:
+            size = math.prod(shape[1:]) * config.moe.top_k if name.endswith("weight") else 0
+        found["mlp" if part == "experts" else part] += 2 * size
+    return found
+
+
+def _attention_flops(config: ModelConfig, seq_len: int) -> int:
     latent = config.latent_attention
     keys = config.head_dim if latent is None else latent.nope_dim + latent.rope_dim
     values = config.head_dim if latent is None else latent.v_dim
@@ -53,4 +75,46 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
         seq_len if config.sees(layer) == "full" else min(seq_len, config.window or seq_len)
         for layer in range(config.n_layers)
     )
-    return 6 * n_params_active_non_embedding(config) + 6 * config.n_heads * (keys + values) * seen
+    return 2 * config.n_heads * (keys + values) * seen
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a parameter belongs to: embedding, attention, mlp, experts, norms or head."""
+    if name in ("embed.weight", "positions.weight"):
+        return "embedding"
+    if name.startswith("lm_head."):
+        return "head"
+    if name.split(".")[-2].endswith("norm"):
+        return "norms"
+    if ".attention." in name:
+        return "attention"
+    return "experts" if ".experts." in name else "mlp"
+
+
+def params_by_part(config: ModelConfig) -> dict[str, int]:
+    """Parameters of each part. The head is 0 where it is the table; a router and a shared expert are of the mlp."""
+    found = dict.fromkeys(("embedding", "attention", "mlp", "experts", "norms", "head"), 0)
+    for name, shape in parameter_shapes(config).items():
+        found[part_of(name)] += math.prod(shape)
+    return found
+
+
+def n_params_active(config: ModelConfig) -> int:
+    """Parameters that a token meets: all but the experts that it is not sent to."""
+    experts = params_by_part(config)["experts"]
+    if config.moe is None:
+        return n_params(config)
+    return n_params(config) - experts + experts * config.moe.top_k // config.moe.n_experts
+
+
+CHINCHILLA = 20  # tokens for each parameter, of Hoffmann et al. 2022
+
+
+def chinchilla_tokens(config: ModelConfig) -> int:
+    """Tokens at which a model of this size is the best for its compute (Hoffmann et al. 2022): 20 a parameter."""
+    return CHINCHILLA * n_params(config)
+
+
+def training_seconds(flops: float, *, peak: float, mfu: float, n_devices: int) -> float:
+    """Of so many operations on devices of a peak each, at a model FLOPs utilisation."""
+    return flops / (peak * mfu * n_devices)

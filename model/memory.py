@@ -212,3 +212,35 @@ def _shared_masks(config: ModelConfig, seq_len: int) -> int:
     if config.positions == "alibi":
         return FP32_BYTES * config.n_heads * seq_len**2
     return seq_len**2 if any(_mask_elements(config, layer, seq_len) for layer in range(config.n_layers)) else 0
+
+
+# -- use ---------------------------------------------------------------------------------------------------------------
+def serving_memory(config: ModelConfig, dtype: str, *, length: int) -> dict[str, int]:
+    """Bytes of the weights in a type of SERVED_BYTES, and of the cache of one sequence of `length` tokens.
+
+    `cache_per_token` is what one more token takes while no window is full. The cache is fp32 beside fp32 weights, else
+    bf16.
+    """
+    element = FP32_BYTES if dtype == "fp32" else BF16_BYTES
+    weights = int(SERVED_BYTES[dtype] * n_params(config))
+    cache = element * cache_elements(config, length)
+    one = element * cache_elements(config, 1)
+    return {"weights": weights, "cache_per_token": one, "cache": cache, "total": weights + cache}
+
+
+def cache_elements(config: ModelConfig, length: int) -> int:
+    """Numbers that the cache of a sequence holds; a layer that sees a window holds no more than that."""
+    heads, keys, values = cache_sizes(config)
+    held = sum(
+        length if config.sees(layer) == "full" else min(length, config.window or length)
+        for layer in range(config.n_layers)
+    )
+    return heads * (keys + values) * held
+
+
+def cache_sizes(config: ModelConfig) -> tuple[int, int, int]:
+    """Heads of the cache, and the elements of a key and of a value. Latent attention keeps them unfolded."""
+    latent = config.latent_attention
+    if latent is None:
+        return config.n_kv_heads, config.head_dim, config.head_dim
+    return config.n_heads, latent.nope_dim + latent.rope_dim, latent.v_dim

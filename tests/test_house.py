@@ -39,6 +39,7 @@ LIGHT_FILES = (
     "training/data/dataset_spec.py",
     "model/config.py",
     "model/cost.py",
+    "model/devices.py",
     "model/memory.py",
     "model/layout.py",
     "model/text/companions.py",

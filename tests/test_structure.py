@@ -24,6 +24,7 @@ LONG_SIGNATURES = {
     "launcher/cli/main.py launch_recipe": 11,  # one for each option that can be typed
     "launcher/cli/monitor.py monitor": 9,  # the same
     "launcher/cli/runs.py resume": 10,  # the same
+    "model/memory.py training_memory": 9,  # each changes the answer
     "training/step.py train_step": 10,
 }
 

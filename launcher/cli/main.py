@@ -45,7 +45,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "inspect": ("launchyard.launcher.cli.inspect", "inspect", "Describe a model, or tokens."),
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
         "download": ("launchyard.launcher.cli.weights.download", "download", "Get a model from the Hugging Face hub."),
-        "models": ("launchyard.launcher.cli.model", "models", "List the model shapes that recipes can name."),
+        "models": ("launchyard.launcher.cli.models", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.model", "generate", "Write text with a model."),
         "export": ("launchyard.launcher.cli.export", "export", "Write the weights of a run as a Hugging Face folder."),
     },

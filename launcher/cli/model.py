@@ -1,4 +1,4 @@
-"""The verbs that touch weights: `launch generate` and `models`. torch is imported in a body only."""
+"""The verbs that touch weights: `launch generate`, and where MODEL is. torch is imported in a body only."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.cli.completion import complete_model
-from launchyard.launcher.format import json_text, table
+from launchyard.launcher.format import json_text
 
-if TYPE_CHECKING:
-    from launchyard.model.config import ModelConfig
-
-
-# Facts that are printed with commas.
-LARGE = ("n_params", "n_params_active_non_embedding", "flops_per_token_at_2048", "checkpoint_bytes")
 MODEL_HELP = (
-    "MODEL is a Hugging Face folder, a checkpoint or a run: a path, a URL, the id or name of a run, or a model of the "
-    "Hugging Face hub that `launch download` got: ORG/NAME[@REVISION]."
+    "MODEL is a Hugging Face folder, a GGUF file, a checkpoint or a run: a path, a URL, the id or name of a run, or a "
+    "model of the Hugging Face hub that `launch download` got: ORG/NAME[@REVISION]."
 )
 
 
@@ -68,31 +62,6 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
             "\n{n_new} tokens at {tokens_per_second}/s on {device}, ended by {ended}, seed {seed}".format(**facts),
             err=True,
         )
-
-
-@click.command()
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
-def models(name: str | None, as_json: bool) -> None:
-    """List the model shapes that recipes can name, or describe one."""
-    from launchyard.model.zoo import preset, presets
-
-    if name is None:
-        rows = [_row(each, config) for each, config in presets().items()]
-        if as_json:
-            click.echo(json_text(rows))
-        else:
-            cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
-            click.echo("\n".join(table(cells, list(rows[0]))))
-        return
-    with user_errors():
-        config = preset(name)
-    facts = _row(name, config) | _costs(config) | {"config": config.model_dump(mode="json")}
-    if as_json:
-        click.echo(json_text(facts))
-        return
-    knobs = facts.pop("config")
-    click.echo("\n".join(table([(key, _cell(key, value)) for key, value in {**facts, **knobs}.items()])))
 
 
 def find_model(model: str) -> str:
@@ -148,33 +117,3 @@ def weights_errors() -> Iterator[None]:
             got = f"`launch download {origin.repo} --revision {origin.revision}`"
             raise UserError(str(error), hint=f"{got} gets what is missing") from error
         raise
-
-
-def _cell(key: str, value: Any) -> str:
-    return f"{value:,}" if key in LARGE else str(value)
-
-
-def _row(name: str, config: ModelConfig) -> dict[str, Any]:
-    from launchyard.model.cost import n_params
-
-    return {
-        "name": name,
-        "family": config.family,
-        "n_params": n_params(config),
-        "n_layers": config.n_layers,
-        "dim": config.dim,
-        "n_heads": config.n_heads,
-        "max_seq_len": config.max_seq_len,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def _costs(config: ModelConfig) -> dict[str, int]:
-    from launchyard.model.cost import flops_per_token, n_params_active_non_embedding
-    from launchyard.model.memory import checkpoint_bytes
-
-    return {
-        "n_params_active_non_embedding": n_params_active_non_embedding(config),
-        "flops_per_token_at_2048": flops_per_token(config, 2048),
-        "checkpoint_bytes": checkpoint_bytes(config),
-    }

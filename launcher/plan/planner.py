@@ -312,11 +312,11 @@ def resolve_model(
 
 def _with_ids_of_data(model: ModelConfig, data_vocab: int, recipe: Recipe, source: str, draft: _Draft) -> ModelConfig:
     """The model with the data's ids, if its tables have a row for each and the recipe does not say fewer."""
-    if recipe.model.vocab_size is None and data_vocab <= model.padded_vocab_size:
+    said = recipe.model.model_dump()["vocab_size"] is not None
+    if not said and data_vocab <= model.padded_vocab_size:
         rows = f"{model.padded_vocab_size:,} rows"
         draft.notes.append(f"model.vocab_size: {data_vocab:,}, as many as the data has, of {rows} ({source})")
         return model.model_copy(update={"vocab_size": data_vocab})
-    said = recipe.model.vocab_size is not None
     has = f"ids for {model.vocab_size:,}" if said else f"{model.padded_vocab_size:,} rows"
     more = f", or model.vocab_size={data_vocab}" if recipe.model.init_from is None else ""
     draft.wrong(

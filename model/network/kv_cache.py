@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.memory import cache_sizes
 from launchyard.model.network.positions import causal_mask
 
 _Seen = tuple[Tensor, Tensor, Tensor | None, bool]  # keys, values, mask, and whether they are causal without one
@@ -15,7 +16,7 @@ class BlockCache:
     """Keys and values of one block, in memory that is allocated once. Their positions are those of Cache."""
 
     def __init__(self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        heads, k_dim, v_dim = _sizes(config)
+        heads, k_dim, v_dim = cache_sizes(config)
         # Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.
         self.k = torch.zeros(cache.batch_size, heads, cache.length, k_dim, dtype=dtype, device=device)
         self.v = torch.zeros(cache.batch_size, heads, cache.length, v_dim, dtype=dtype, device=device)
@@ -46,7 +47,7 @@ class WindowCache(BlockCache):
         self.config = config
         self.sees = sees
         self.window = config.window
-        heads, k_dim, v_dim = _sizes(config)
+        heads, k_dim, v_dim = cache_sizes(config)
         self.k = torch.zeros(cache.batch_size, heads, self.window, k_dim, dtype=dtype, device=device)
         self.v = torch.zeros(cache.batch_size, heads, self.window, v_dim, dtype=dtype, device=device)
         self.shared = cache
@@ -162,11 +163,3 @@ class Cache:
             block.v = block.v[index]
         if not self.even:
             self._set_lengths(self.starts[index].tolist())
-
-
-def _sizes(config: ModelConfig) -> tuple[int, int, int]:
-    """Heads, and the elements of a key and of a value."""
-    latent = config.latent_attention
-    if latent is None:
-        return config.n_kv_heads, config.head_dim, config.head_dim
-    return config.n_heads, latent.nope_dim + latent.rope_dim, latent.v_dim

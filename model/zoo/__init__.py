@@ -71,7 +71,7 @@ def preset(name: str) -> ModelConfig:
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown preset {name!r}; {meant}There are {', '.join(known)}")
+        raise ValueError(f"unknown preset {name!r}; {meant}`launch models` lists all {len(known)}")
     return known[name]
 
 

@@ -12,15 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from launchyard.model.config import ModelConfig
 from launchyard.model.cost import (
     flops_per_token,
+    forward_flops,
     n_params,
+    n_params_active,
     n_params_active_non_embedding,
     n_params_embedding,
     n_params_trained,
+    params_by_part,
 )
 from launchyard.model.layout import Adapter, frozen_names, parameter_shapes, parameters
 from launchyard.model.memory import checkpoint_bytes
 from launchyard.model.network.transformer import Transformer
-from launchyard.model.zoo import preset
+from launchyard.model.zoo import preset, presets
 from tests.support.tiny_models import CONFIGS, llama, random_model, random_tokens
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -46,6 +49,7 @@ def test_flops_are_those_of_the_matrix_products(config: ModelConfig) -> None:
     counted = 3 * counter.get_total_flops() / seq_len
     vectors = sum(shape[0] for shape in parameter_shapes(config).values() if len(shape) == 1)
     assert flops_per_token(config, seq_len) - 6 * vectors == counted
+    assert 3 * sum(forward_flops(config, seq_len).values()) == counted
 
 
 def test_the_head_counts_and_a_table_that_is_looked_up_does_not() -> None:
@@ -72,3 +76,20 @@ def test_a_pattern_must_match_and_something_must_train() -> None:
         parameters(llama(), Adapter(frozen=("block.0.*",)))
     with pytest.raises(ValueError, match="leave no parameter that trains"):
         parameters(llama(), Adapter(frozen=("*",)))
+
+
+@pytest.mark.parametrize("name", presets())
+def test_two_estimates_agree_for_every_preset(name: str) -> None:
+    """The products one by one, and PaLM's closed form; parts are the whole."""
+    config = preset(name)
+    products = 3 * sum(forward_flops(config, 2048).values())
+    assert products == pytest.approx(flops_per_token(config, 2048), rel=0.1)
+    assert sum(params_by_part(config).values()) == n_params(config)
+    assert n_params_active(config) <= n_params(config)
+
+
+def test_experts_that_a_token_is_not_sent_to_do_not_count() -> None:
+    config = preset("qwen3-30b-a3b")
+    parts = params_by_part(config)
+    assert n_params_active(config) == n_params(config) - parts["experts"] * 120 // 128
+    assert n_params_active(config) == pytest.approx(3.3e9, rel=0.02), "A3B"

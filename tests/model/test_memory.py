@@ -8,10 +8,11 @@ from torch import Tensor
 
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
 from launchyard.model.cost import n_params
-from launchyard.model.memory import LOGIT_CHUNK_BYTES, activation_elements, training_memory
+from launchyard.model.memory import LOGIT_CHUNK_BYTES, activation_elements, serving_memory, training_memory
+from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.zoo import preset
-from tests.support.live_bytes import trained_peak
+from tests.model.live_bytes import trained_peak
 from tests.support.tiny_models import llama, neox, random_model, random_tokens
 
 SMALL: dict[str, object] = {
@@ -83,6 +84,15 @@ def test_norms_keep_what_is_counted(config: ModelConfig) -> None:
     model, tokens = random_model(config), random_tokens(config, 2, 32)
     estimate = 4 * tokens.numel() * config.n_layers * activation_elements(config, 0, 32)
     assert estimate / kept_bytes(model.train(), tokens) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_cache_takes_what_is_counted(name: str) -> None:
+    """Windows shorter and longer than the sequence, and keys and values out of a latent vector."""
+    for length in (16, 64):
+        cache = Cache(SHAPES[name], batch_size=1, length=length, dtype=torch.float32, device=torch.device("cpu"))
+        held = sum(block.k.nbytes + block.v.nbytes for block in cache.blocks)
+        assert serving_memory(SHAPES[name], "fp32", length=length)["cache"] == held
 
 
 def memory(**changes: object) -> dict[str, int]:

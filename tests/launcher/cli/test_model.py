@@ -1,4 +1,4 @@
-"""`launch generate`, `export` and `models` as people type them."""
+"""`launch generate` and `export` as people type them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs.registry import register
 from launchyard.model.text.companions import read_companions, write_companions
 from launchyard.model.weights.hf_export import save_hf
-from launchyard.model.zoo import presets
 from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of, write_checkpoint
 
 CONFIG = neox(vocab_size=300, padded_vocab_size=384)
@@ -98,7 +97,6 @@ def test_another_element_type_halves_the_file(run: Path, tmp_path: Path, capsys:
         (("generate", "{run}", "--prompt", "x " * 99), "this model has max_seq_len 64"),
         (("export", "{run}", "--out", "{run}"), "is not empty"),
         (("export", "{run}", "--out", "{tmp}/o", "--to", "gguf"), "'gguf' is not 'hf'"),
-        (("models", "pythia-160"), "did you mean pythia-160m"),
     ],
 )
 def test_a_mistake_is_one_clear_error(
@@ -129,16 +127,6 @@ def test_a_model_without_tokenizer_is_exported_and_said(tmp_path: Path, capsys: 
     assert code == 0
     assert "no tokenizer" in err
     assert launch(capsys, "generate", str(tmp_path / "out"), "--prompt", "x")[0] == 2
-
-
-def test_models_lists_and_describes(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = launch(capsys, "models")
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["name", *presets()]
-    assert json.loads(launch(capsys, "models", "--json")[1])[3]["n_params"] == 162_322_944
-    facts = json.loads(launch(capsys, "models", "pythia-160m", "--json")[1])
-    assert facts["config"] == presets()["pythia-160m"].model_dump(mode="json")
-    assert "162,322,944" in launch(capsys, "models", "pythia-160m")[1]
 
 
 def test_text_is_printed_while_it_is_made(run: Path) -> None:

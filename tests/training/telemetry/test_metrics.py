@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launchyard.model.devices import peak_flops
 from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.buckets import Buckets
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.metric_table import METRICS
-from launchyard.training.telemetry.peak_flops import peak_flops
 from launchyard.training.telemetry.phases import PHASES, PhaseClock
 from launchyard.training.telemetry.spikes import SpikeFinder
 from launchyard.training.telemetry.stragglers import IN_A_ROW, Stragglers
