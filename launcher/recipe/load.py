@@ -74,6 +74,7 @@ def load_recipe(
     if "extends" in document.value:
         document = _extend(document, base)
     document = _override(merge(defaults, document) if defaults else document, overrides or {})
+    document = _in_our_keys(document)
     return LoadedRecipe(validate(Recipe, document, RECIPE_VOCABULARY), document.value, label, base, document)
 
 
@@ -199,6 +200,22 @@ def _extend(document: Document, base: str) -> Document:
             [f"{origin}: extends: {name} extends {below.value['extends']} itself ({deep}); one level only"]
         )
     return _without_extends(merge(_drop_replaced(below, document.value), document))
+
+
+def _in_our_keys(document: Document) -> Document:
+    """A model in the keys of LitGPT's YAML becomes one in ours."""
+    from launchyard.launcher.recipe.litgpt import LitGPTKeyError, from_litgpt, is_litgpt
+
+    section = document.value.get("model")
+    if not is_litgpt(section):
+        return document
+    try:
+        config = from_litgpt(section)
+    except (ValueError, TypeError) as error:
+        key = f"model.{error.key}" if isinstance(error, LitGPTKeyError) else "model"
+        raise RecipeErrors([f"{document.origin(tuple(key.split('.')))}: {key}: {error} (LitGPT's keys)"]) from error
+    model = config.model_dump(mode="json", exclude_defaults=True)
+    return Document({**document.value, "model": model}, document.label, document.origins)
 
 
 def _sibling(name: str, base: str) -> str:

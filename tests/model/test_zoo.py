@@ -158,6 +158,13 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
         preset("pythia-160")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "olmoe", "granitemoe"])
+def test_a_family_of_experts_without_them_has_no_form(name: str) -> None:
+    config = preset("llama-3.2-1b").model_copy(update={"family": name, "rope_scaling": None})
+    with pytest.raises(ValueError, match=f"a {name} model has experts; give moe"):
+        config_to_hf(config)
+
+
 def test_an_unknown_family_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"family: unknown 'lama'; did you mean llama"):
         make_config(preset="llama-3.2-1b", fields={"family": "lama"}, hf=None)

@@ -186,7 +186,8 @@ def _write(config: ModelConfig) -> Written:
 
 
 def _write_v2(config: ModelConfig) -> Written:
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     limited = config.moe.n_groups > 1
     method = "group_limited_greedy" if limited else "greedy"
     return {**_write(config), "topk_method": method, "scoring_func": "softmax"}

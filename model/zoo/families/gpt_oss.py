@@ -104,7 +104,8 @@ def _read(hf: HFKeys) -> ModelConfig:
 
 def _write(config: ModelConfig) -> Written:
     """The rotation is written as transformers 5 has it too: a stretch of null is yarn there."""
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     scaling = write_scaling(config) or {"rope_type": "default"}
     return {
         **write_llama_keys(config),

@@ -100,7 +100,8 @@ def _read_moe(hf: HFKeys) -> ModelConfig:
 
 
 def _write_moe(config: ModelConfig) -> Written:
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     return {
         **_write(config),
         "num_local_experts": config.moe.n_experts,

@@ -133,7 +133,8 @@ def _settle(found: HFKeys) -> Written:
 
 
 def _more_keys(config: ModelConfig) -> Written:
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     return {"interleave_moe_layer_step": config.moe.every}
 
 

@@ -131,7 +131,8 @@ def _read_moe(hf: HFKeys) -> ModelConfig:
 
 def _write_moe(config: ModelConfig) -> Written:
     """transformers 5 has norms of hidden_size elements, whatever head_dim is: it is not written, so it must follow."""
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     written = _write(config)
     del written["head_dim"]
     return {

@@ -163,7 +163,8 @@ def _read_moe(hf: HFKeys) -> ModelConfig:
 
 
 def _write_moe(config: ModelConfig) -> Written:
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     written = write_llama_keys(config)
     if config.rope_scaling is not None:
         gain = config.rope_scaling.attention_factor

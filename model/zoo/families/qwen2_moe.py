@@ -96,7 +96,8 @@ def _read_window(hf: HFKeys) -> Written:
 
 
 def _write(config: ModelConfig) -> Written:
-    assert config.moe is not None
+    if config.moe is None:
+        raise ValueError(f"a {config.family} model has experts; give moe")
     windows = {"sliding_window": config.window, "layer_types": write_layers(config)} if config.window else {}
     return {
         **write_llama_keys(config),
