@@ -75,13 +75,14 @@ def training_memory(
         config, tokens, kept, element, precision=precision, device=device, checkpointing=activation_checkpointing
     )
     table = FP32_BYTES * config.padded_vocab_size * config.dim  # the head's gradient is made whole, before all others
+    # A tied table's two gradients are there beside their sum, which becomes its gradient or is added to it.
     if grad_accum_steps > 1:
-        peak = gradients + max(activations + table, 2 * table * config.tie_embeddings)
+        peak = gradients + max(activations + table, 3 * table * config.tie_embeddings)
     else:
         first_block = FP32_BYTES * sum(map(math.prod, block_shapes(config, 0).values())) // shards
         later = gradients - first_block - (0 if config.tie_embeddings else table // shards)
         at_end = kept[0] + each * _backward_elements(config) + max(0, later)
-        peak = max(activations + table, at_end, gradients + table * config.tie_embeddings)
+        peak = max(activations + table, at_end, gradients + 2 * table * config.tie_embeddings)
     memory = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients, "activations": activations}
     return memory | {"total": weights + 2 * gradients + peak}
 

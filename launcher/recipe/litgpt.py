@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from launchyard.model import zoo
 from launchyard.model.config import ModelConfig
 
-Keys = Mapping[str, Any]
+_Keys = Mapping[str, Any]
+_Value = TypeVar("_Value")
 # A section with n_embd and one of these is LitGPT's; GPT-2 and its children share n_embd, n_layer and n_head.
 OWN = {
     "block_size", "padding_multiple", "norm_class_name", "mlp_class_name", "rotary_percentage", "n_query_groups",
     "parallel_residual", "shared_attention_norm", "rope_condense_ratio", "head_size", "lm_head_bias",
 }  # fmt: skip
-_DEFAULTS: Keys = {
+_DEFAULTS: _Keys = {
     "name": "", "hf_config": {}, "block_size": 4096, "n_layer": 16, "n_embd": 4096, "vocab_size": 50254,
     "padding_multiple": 512, "padded_vocab_size": None, "norm_class_name": "LayerNorm", "norm_eps": 1e-5,
     "norm_qk": False, "norm_qk_type": "default", "post_attention_norm": False, "post_mlp_norm": False,
@@ -27,6 +28,7 @@ _DEFAULTS: Keys = {
     "scale_embeddings": False, "lm_head_bias": False, "final_logit_softcapping": None, "norm_1": True, "norm_2": True,
     "rope_local_base_freq": None, "rope_indices": None,
 }  # fmt: skip
+_NORM_KEYS = ("norm_1", "norm_2", "post_attention_norm", "post_mlp_norm")
 _NEOX_WORDS = 50254  # what LitGPT says of a tokenizer that has 23 ids more, runs of spaces
 _NEOX_IDS = 50277
 # Whose files have a place for the knobs; the first that fits.
@@ -44,12 +46,12 @@ class LitGPTKeyError(ValueError):
         self.key = key
 
 
-def is_litgpt(section: object) -> bool:
+def is_litgpt(section: _Keys) -> bool:
     """True for the model of a recipe that is in LitGPT's keys."""
-    return isinstance(section, dict) and "n_embd" in section and not OWN.isdisjoint(section)
+    return "n_embd" in section and not OWN.isdisjoint(section)
 
 
-def from_litgpt(section: Keys) -> ModelConfig:
+def from_litgpt(section: _Keys) -> ModelConfig:
     """The model of LitGPT's keys, with its defaults for those that are absent; LitGPTKeyError, or ValueError."""
     for key in section:
         if key not in _DEFAULTS:
@@ -69,7 +71,7 @@ def from_litgpt(section: Keys) -> ModelConfig:
     return ModelConfig.model_validate({**knobs, "family": first})
 
 
-def _sizes(keys: Keys) -> dict[str, object]:
+def _sizes(keys: _Keys) -> dict[str, object]:
     multiple = keys["padding_multiple"]
     ids = keys["vocab_size"]
     rows = keys["padded_vocab_size"] or -(-ids // multiple) * multiple
@@ -89,19 +91,19 @@ def _sizes(keys: Keys) -> dict[str, object]:
     }
 
 
-def _norms(keys: Keys) -> dict[str, object]:
+def _norms(keys: _Keys) -> dict[str, object]:
     kind = _one_of(keys, "norm_class_name", {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"})
     weight = "plain"
     if kind == "rmsnorm" and "Gemma" in keys["name"]:
         weight = "plus_one"
     elif kind == "layernorm" and "OLMo" in keys["name"]:
         weight = "none"
-    places = {
+    places: dict[tuple[bool, ...], str] = {
         (True, True, False, False): "pre",
         (True, True, True, True): "sandwich",
         (False, False, True, True): "post",
     }
-    place = places.get(tuple(bool(keys[key]) for key in ("norm_1", "norm_2", "post_attention_norm", "post_mlp_norm")))
+    place = places.get(tuple(bool(keys[key]) for key in _NORM_KEYS))
     if place is None:
         raise LitGPTKeyError("post_attention_norm", "norms before, behind or around both halves of a block, not of one")
     parallel = bool(keys["parallel_residual"])
@@ -117,7 +119,7 @@ def _norms(keys: Keys) -> dict[str, object]:
     }
 
 
-def _attention(keys: Keys) -> dict[str, object]:
+def _attention(keys: _Keys) -> dict[str, object]:
     scalar = keys["attention_scores_scalar"]
     head = keys["head_size"] or keys["n_embd"] / keys["n_head"]
     shape = _one_of(keys, "norm_qk_type", {"default": "head", "olmo2": "width"})
@@ -136,7 +138,7 @@ def _attention(keys: Keys) -> dict[str, object]:
     }
 
 
-def _positions(keys: Keys) -> dict[str, object]:
+def _positions(keys: _Keys) -> dict[str, object]:
     stretch: dict[str, object] | None = None
     if keys["rope_condense_ratio"] != 1:
         stretch = {"kind": "linear", "factor": keys["rope_condense_ratio"]}
@@ -155,7 +157,7 @@ def _positions(keys: Keys) -> dict[str, object]:
     return {**found, "rope_fraction": keys["rotary_percentage"]}
 
 
-def _mlp(keys: Keys) -> dict[str, object]:
+def _mlp(keys: _Keys) -> dict[str, object]:
     tanh = _one_of(keys, "gelu_approximate", {"none": "gelu", "tanh": "gelu_tanh"})
     gelu: Callable[[bool], dict[str, object]] = lambda gated: {"activation": tanh, "gated_mlp": gated}  # noqa: E731
     silu = {"activation": "silu", "gated_mlp": True}
@@ -183,7 +185,7 @@ def _shortest(layers: list[str]) -> tuple[str, ...]:
     return tuple(layers)
 
 
-def _one_of(keys: Keys, key: str, values: Mapping[str, Any]) -> Any:
+def _one_of(keys: _Keys, key: str, values: Mapping[str, _Value]) -> _Value:
     if keys[key] not in values:
         raise LitGPTKeyError(key, f"{keys[key]!r} is not one of {', '.join(values)}")
     return values[keys[key]]

@@ -207,7 +207,7 @@ def _in_our_keys(document: Document) -> Document:
     from launchyard.launcher.recipe.litgpt import LitGPTKeyError, from_litgpt, is_litgpt
 
     section = document.value.get("model")
-    if not is_litgpt(section):
+    if not isinstance(section, dict) or not is_litgpt(section):
         return document
     try:
         config = from_litgpt(section)

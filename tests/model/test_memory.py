@@ -31,6 +31,7 @@ def small(name: str, **knobs: object) -> ModelConfig:
 SHAPES = {
     "pythia": small("pythia-70m", n_kv_heads=2, head_dim=32),
     "smollm2": small("smollm2-135m"),
+    "smollm2-wide-table": small("smollm2-135m", vocab_size=20_000, padded_vocab_size=20_000, n_layers=1),
     "qwen3-moe": small("qwen3-30b-a3b", moe=EXPERTS),
     "gemma-3": small("gemma-3-1b", window=32),
     "gemma-2": small("gemma-2-2b", window=32),
