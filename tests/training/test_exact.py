@@ -15,10 +15,21 @@ from typing import Any
 import pytest
 import torch
 
+from launchyard.model.zoo import config_from_hf
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.dataset_spec import mix
 from launchyard.training.spec import DataSpec
+from tests.support.architectures import ARCHITECTURES
 from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "head_dim": 8}
+
+
+def family(name: str) -> dict[str, Any]:
+    """What a recipe has in place of the usual small model: experts, windows, sinks, latents; recomputed."""
+    shape = config_from_hf({**ARCHITECTURES[name], **SMALL}).model_dump(mode="json", exclude_none=True)
+    return {"model": shape, "parallel.activation_checkpointing": "full"}
+
 
 LONG = {"train.max_steps": 120, "checkpoint.every_steps": 7, "validation.every_steps": 50}
 
@@ -77,9 +88,10 @@ def list_validation(run: RunDir) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in run.rows("validation")]
 
 
-def check_kills(tmp_path: Path, data: DataSpec, nproc: int, kills: int) -> None:
-    expected = undisturbed(tmp_path / "undisturbed", data, nproc, LONG)
-    run, rng = make_run(tmp_path / "killed", data, LONG), random.Random(nproc)
+def check_kills(tmp_path: Path, data: DataSpec, nproc: int, kills: int, *, model: dict[str, Any]) -> None:
+    overrides = {**LONG, **model}
+    expected = undisturbed(tmp_path / "undisturbed", data, nproc, overrides)
+    run, rng = make_run(tmp_path / "killed", data, overrides), random.Random(nproc)
     resumed: set[int | None] = set()
     for _ in range(kills):
         if run.attempts() and run.outcome(run.attempts()[-1]):
@@ -95,12 +107,19 @@ def check_kills(tmp_path: Path, data: DataSpec, nproc: int, kills: int) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_killed_at_25_instants(tmp_path: Path, data: DataSpec, nproc: int) -> None:
-    check_kills(tmp_path, data, nproc, kills=25)
+    check_kills(tmp_path, data, nproc, kills=25, model={})
 
 
-@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_killed_at_a_few_instants(tmp_path: Path, data: DataSpec, nproc: int) -> None:
-    check_kills(tmp_path, data, nproc, kills=2)
+@pytest.mark.parametrize(
+    ("name", "nproc"),
+    [
+        ("gpt-oss", 2),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("gpt-neox", "deepseek-v3", "gemma2")),
+        pytest.param("gpt-neox", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_a_few_instants(tmp_path: Path, data: DataSpec, name: str, nproc: int) -> None:
+    check_kills(tmp_path, data, nproc, kills=2, model={} if name == "gpt-neox" else family(name))
 
 
 @pytest.mark.slow
@@ -149,10 +168,11 @@ def events_of(run: RunDir) -> list[tuple[str, int | None]]:
     return [(event["event"], event.get("step")) for event in run.events(run.attempts()[-1])]
 
 
-def check_resizing(tmp_path: Path, data: DataSpec, worlds: list[int]) -> None:
+def check_resizing(tmp_path: Path, data: DataSpec, worlds: list[int], *, model: dict[str, Any]) -> None:
     """Each world trains to a later step, the way a preemption resumes elsewhere."""
-    expected = undisturbed(tmp_path / "undisturbed", data, 1, {"train.max_steps": 50})
-    run = make_run(tmp_path / "resized", data, {"train.max_steps": 50})
+    overrides = {"train.max_steps": 50, **model}
+    expected = undisturbed(tmp_path / "undisturbed", data, 1, overrides)
+    run = make_run(tmp_path / "resized", data, overrides)
     share = 50 // len(worlds)
     for number, nproc in enumerate(worlds, start=1):
         last = 50 if number == len(worlds) else number * share
@@ -180,17 +200,18 @@ def run_workers_until(run: RunDir, nproc: int, last: int) -> None:
 
 
 @pytest.mark.slow
-def test_resized_from_1_to_2_to_3(tmp_path: Path, data: DataSpec) -> None:
-    check_resizing(tmp_path, data, [1, 2, 3])
+@pytest.mark.parametrize("name", ["gpt-neox", "deepseek-v3"])
+def test_resized_from_1_to_2_to_3(tmp_path: Path, data: DataSpec, name: str) -> None:
+    check_resizing(tmp_path, data, [1, 2, 3], model={} if name == "gpt-neox" else family(name))
 
 
 def test_a_mixture_resized_from_2_to_3_to_1(tmp_path: Path, data: DataSpec) -> None:
     """Sources of different sizes and weights; the small one has some epochs in this run."""
     small = write_data(tmp_path / "small", n_tokens=421, n_validation_tokens=90, seed=5)
-    check_resizing(tmp_path, mix([data, small], [0.7, 0.3]), [2, 3, 1])
+    check_resizing(tmp_path, mix([data, small], [0.7, 0.3]), [2, 3, 1], model={})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_resized_1_2_3_4_6_and_back(tmp_path: Path, data: DataSpec) -> None:
-    check_resizing(tmp_path, data, [1, 2, 3, 4, 6, 4, 3, 2, 1])
+    check_resizing(tmp_path, data, [1, 2, 3, 4, 6, 4, 3, 2, 1], model={})
