@@ -106,7 +106,10 @@ class Attention(nn.Module):
         if self.qk_norm == "width":
             q = self.q_norm(q)
             k = self.k_norm(k)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+        heads = (-1, self.head_dim)
+        q = q.unflatten(-1, heads)
+        k = k.unflatten(-1, heads)
+        v = v.unflatten(-1, heads)
         if self.qk_norm in ("head", "each"):
             q = self.q_norm(q)
             k = self.k_norm(k)

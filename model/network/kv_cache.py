@@ -105,9 +105,10 @@ class Cache:
         self.device = device
         self.start = 0  # positions that the longest row has seen
         self.even = True  # all rows have seen as many
-        self.starts = torch.zeros(1, dtype=torch.int64, device=device)  # (B,) where they have not
+        self.starts = torch.zeros(1, dtype=torch.int64, device=device)  # of each row, (B,), where they have not
         self.blocks = [self._of_block(config, layer, dtype, device) for layer in range(config.n_layers)]
         self._expected: list[int] | None = None
+        self._has_windows = any(isinstance(block, WindowCache) for block in self.blocks)
 
     def _of_block(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> BlockCache:
         sees = config.sees(layer)
@@ -123,12 +124,14 @@ class Cache:
         """Prepare for `n_new` tokens a row: their positions."""
         if self.start + n_new > self.length:
             raise ValueError(f"the cache holds {self.length} positions; {self.start} are taken, {n_new} do not fit")
-        lengths = [n_new] if self._expected is None else self._expected
-        self.arriving = torch.tensor(lengths, device=self.device)
-        new = torch.arange(n_new, device=self.device)
-        self.positions = self.start + new if self.even else self.starts[:, None] + new  # (T,) or (B, T)
-        if not self.even:
+        if self.even:
+            self.positions = torch.arange(self.start, self.start + n_new, device=self.device)  # (T,)
+        else:
+            self.positions = self.starts[:, None] + torch.arange(n_new, device=self.device)  # (B, T)
             self.rows = torch.arange(self.batch_size, device=self.device)[:, None]
+        if self._has_windows or self._expected is not None:  # at each token of the other models it would be felt
+            self.starts = torch.full((1,), self.start, device=self.device) if self.even else self.starts
+            self.arriving = torch.tensor([n_new] if self._expected is None else self._expected, device=self.device)
 
     def mask(self, sees: str, n_new: int) -> Tensor | None:
         """What the new tokens see of all positions up to them, after begin; None if that is everything."""
@@ -144,7 +147,8 @@ class Cache:
         """The tokens have gone through all blocks."""
         if self._expected is None:
             self.start += n_new
-            self.starts = self.starts + n_new
+            if not self.even:
+                self.starts = self.starts + n_new
             return
         self._set_lengths((self.starts + self.arriving).tolist())
         self._expected = None

@@ -96,6 +96,7 @@ class Transformer(nn.Module):
         self.lm_head = Linear(config.dim, config.padded_vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
+        self._kinds = [(config.sees(layer), config.rotates(layer)) for layer in range(config.n_layers)]
         self._rotations = Rotations(config)
 
     def forward(self, tokens: Tensor, *, head: Head | None = None, cache: Cache | None = None) -> Tensor:
@@ -111,9 +112,9 @@ class Transformer(nn.Module):
         positions = torch.arange(n_new, device=tokens.device) if cache is None else cache.positions
         places = self.places(n_new, positions, cache)
         x = self._embedded(tokens, positions)
-        for number, block in enumerate(self.blocks):
-            told = places[number]
-            x = block(x, told.turn, told.mask, told.far, None if cache is None else cache.blocks[number])
+        caches = [None] * len(places) if cache is None else cache.blocks
+        for block, told, own in zip(self.blocks, places, caches, strict=True):
+            x = block(x, told.turn, told.mask, told.far, own)
         if cache is not None:
             cache.end(n_new)
         x = self.norm(x)
@@ -141,9 +142,8 @@ class Transformer(nn.Module):
         stop = n_new if cache is None else cache.start + n_new
         if stop > config.max_seq_len and (config.rotates_anywhere or config.positions == "learned"):
             raise ValueError(f"{stop} positions are asked for; this model has max_seq_len {config.max_seq_len}")
-        kinds = [(config.sees(layer), config.rotates(layer)) for layer in range(config.n_layers)]
-        made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in set(kinds)}
-        return [made[kind] for kind in kinds]
+        made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in set(self._kinds)}
+        return [made[kind] for kind in self._kinds]
 
     def _of_kind(
         self, sees: str, rotates: bool, n_new: int, stop: int, positions: Tensor, cache: Cache | None
