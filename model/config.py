@@ -162,7 +162,10 @@ class ModelConfig(BaseModel):
         gt=0,
         description="Rows of the embedding table and the head; default: vocab_size rounded up to a multiple of 128.",
     )
-    max_seq_len: int = Field(gt=0, description="Longest sequence, in tokens; more is refused.")
+    max_seq_len: int = Field(
+        gt=0,
+        description="Longest sequence, in tokens; more is refused where positions are rotated or learned.",
+    )
     layers: tuple[Literal["full", "window", "chunk"], ...] = Field(
         default=("full",),
         min_length=1,
@@ -338,6 +341,16 @@ class ModelConfig(BaseModel):
     def rotates_anywhere(self) -> bool:
         """True if a layer rotates its queries and keys."""
         return self.positions == "rope" and any(self.rope_layers)
+
+    @property
+    def rotates_over_all(self) -> bool:
+        """True if a layer that rotates sees all that is before it, so that distances grow with the sequence."""
+        return any(self.rotates(layer) and self.sees(layer) == "full" for layer in range(self.n_layers))
+
+    @property
+    def position_limit(self) -> int | None:
+        """Positions that there are; None where nothing tells a token its position, or only distances do."""
+        return self.max_seq_len if self.rotates_anywhere or self.positions == "learned" else None
 
     def sees(self, layer: int) -> Literal["full", "window", "chunk"]:
         """What the attention of a layer sees."""

@@ -73,8 +73,8 @@ def generate_batch(
 ) -> Iterator[list[int | None]]:
     """A step at a time, the next token of every prompt; None for the rows that have ended.
 
-    Prompts may differ in length. A row ends after `max_new_tokens`, before a token of `stop_ids`, and where it is
-    max_seq_len long. Row r draws with seed + r, so that alone with that seed it becomes the same. The arguments are
+    Prompts may differ in length. A row ends after `max_new_tokens`, before a token of `stop_ids`, and at the model's
+    position_limit. Row r draws with seed + r, so that alone with that seed it becomes the same. The arguments are
     checked now, not at the first step: ValueError for an empty or too long prompt, or an id the model does not have.
     """
     sampling = Sampling(temperature, top_k, top_p)
@@ -83,9 +83,14 @@ def generate_batch(
     for prompt in prompts:
         _check_prompt(model, prompt)
     first_seed = secrets.randbits(62) if seed is None else seed
-    context = model.config.max_seq_len
+    limit = model.config.position_limit
     rows = [
-        _Row(n, list(prompt), min(max_new_tokens, context - len(prompt)), torch.Generator().manual_seed(first_seed + n))
+        _Row(
+            n,
+            list(prompt),
+            max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)),
+            torch.Generator().manual_seed(first_seed + n),
+        )
         for n, prompt in enumerate(prompts)
     ]
     return _steps(model, rows, sampling, frozenset(stop_ids))
@@ -95,7 +100,7 @@ def _check_prompt(model: Transformer, prompt: Sequence[int]) -> None:
     config = model.config
     if not prompt:
         raise ValueError("the prompt is empty; a model needs at least one token to go on from")
-    if len(prompt) > config.max_seq_len:
+    if config.position_limit is not None and len(prompt) > config.position_limit:
         raise ValueError(f"the prompt has {len(prompt)} tokens; this model has max_seq_len {config.max_seq_len}")
     strange = [token for token in prompt if not 0 <= token < config.padded_vocab_size]
     if strange:

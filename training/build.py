@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.initial import check_start
 from launchyard.model.layout import Adapter, parameters
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
@@ -69,14 +70,12 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_
 
 
 def open_initial_weights(source: str, config: ModelConfig) -> Weights:
-    """Weights to start from; ValueError if they are of another shape than the model."""
-    from launchyard.model.weights.load import open_weights
+    """Weights to start from, with the model's vocabulary; ValueError if the model cannot start from them."""
+    from launchyard.model.weights.load import open_weights, resized
 
     found, weights = open_weights(source)
-    ours = config.model_dump(exclude={"max_seq_len", "vocab_size"})
-    theirs = found.model_dump(exclude={"max_seq_len", "vocab_size"})
-    differing = sorted(key for key in ours if ours[key] != theirs[key])
-    if differing:
-        listed = ", ".join(f"{key} is {theirs[key]} there and {ours[key]} here" for key in differing)
-        raise ValueError(f"model.init_from: {source} holds another model: {listed}")
-    return weights
+    try:
+        check_start(config, found, source)
+    except ValueError as error:
+        raise ValueError(f"model.init_from: {error}") from error
+    return resized(weights, found, config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from launchyard.launcher.backends.base import Traits, load_backend
@@ -19,6 +20,7 @@ from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
 from launchyard.model.config import ModelConfig
+from launchyard.model.initial import check_start, over_weights
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_samples, count_steps, cut_batch
@@ -290,7 +292,7 @@ def resolve_model(
         draft.wrong("model", "empty; give a preset (see `launch models`), init_from, or family, dim, n_layers …")
         return None
     if init is not None and preset is None:
-        fields = {**init.model_dump(), **fields}
+        fields = over_weights(init, fields)
     elif preset is None and "vocab_size" not in fields:
         if data_vocab is None:
             draft.wrong("model.vocab_size", "missing, and the size of the data's vocabulary is unknown")
@@ -299,11 +301,13 @@ def resolve_model(
     model: ModelConfig | None = draft.attempt("model", lambda: zoo.make_config(preset=preset, fields=fields, hf=None))
     if model is None:
         return None
+    if init is not None and init_from is not None:
+        draft.attempt("model.init_from", partial(check_start, model, init, init_from))
     if data_vocab is not None and data_vocab > model.vocab_size:
         model = _with_ids_of_data(model, data_vocab, recipe, init_from or preset or "the recipe", draft)
     if recipe.checkpoint.export:  # now, and not when the run has ended
         draft.attempt("checkpoint.export", lambda: zoo.config_to_hf(model))
-    if recipe.data.seq_len > model.max_seq_len:
+    if model.position_limit is not None and recipe.data.seq_len > model.position_limit:
         draft.wrong(
             "data.seq_len", f"{recipe.data.seq_len} is longer than the model's max_seq_len of {model.max_seq_len}"
         )
@@ -318,11 +322,11 @@ def _with_ids_of_data(model: ModelConfig, data_vocab: int, recipe: Recipe, sourc
         draft.notes.append(f"model.vocab_size: {data_vocab:,}, as many as the data has, of {rows} ({source})")
         return model.model_copy(update={"vocab_size": data_vocab})
     has = f"ids for {model.vocab_size:,}" if said else f"{model.padded_vocab_size:,} rows"
-    more = f", or model.vocab_size={data_vocab}" if recipe.model.init_from is None else ""
+    more = ", and its tables grow" if recipe.model.init_from else ""
     draft.wrong(
         "model.vocab_size",
         f"the data's vocabulary has {data_vocab:,} ids, but the model ({source}) has {has}; use data made with the "
-        f"model's tokenizer{more}",
+        f"model's tokenizer, or model.vocab_size={data_vocab}{more}",
     )
     return model
 

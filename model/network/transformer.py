@@ -104,7 +104,7 @@ class Transformer(nn.Module):
 
         `head` gets hidden (B, T, dim) inside this forward, where a sharded weight is whole; so a loss need not have all
         logits in memory. With a cache the tokens follow those in it.
-        ValueError if positions beyond max_seq_len are asked for: rotations that were never trained give noise.
+        ValueError for positions beyond position_limit: rotations that were never trained give noise.
         """
         n_new = tokens.shape[1]
         if cache is not None:
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(n_new, device=self.embed.weight.device)
         stop = n_new if cache is None else cache.start + n_new
-        if stop > config.max_seq_len and (config.rotates_anywhere or config.positions == "learned"):
+        if config.position_limit is not None and stop > config.position_limit:
             raise ValueError(f"{stop} positions are asked for; this model has max_seq_len {config.max_seq_len}")
         made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in set(self._kinds)}
         return [made[kind] for kind in self._kinds]

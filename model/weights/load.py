@@ -19,6 +19,7 @@ from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.resize import is_of_vocabulary, mean_row
 from launchyard.model.weights.source import Source, find_source
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.safetensors import torch_dtype
@@ -80,7 +81,40 @@ class CheckpointWeights:
     @cached_property
     def _base(self) -> Weights | None:
         source = self._manifest.base.get("init_from")
-        return open_weights(source)[1] if source else None
+        if not source:
+            return None
+        theirs, weights = open_weights(source)
+        return resized(weights, theirs, self.config)
+
+
+def resized(weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> Weights:
+    """The weights of `theirs` with the vocabulary of `ours`; as they are where it has as many rows."""
+    same = theirs.padded_vocab_size == ours.padded_vocab_size
+    return weights if same else _Resized(weights, n_tokens=theirs.vocab_size, n_rows=ours.padded_vocab_size)
+
+
+class _Resized:
+    """Old rows as they are, up to as many as there are to be; behind them the mean of those of tokens."""
+
+    def __init__(self, weights: Weights, *, n_tokens: int, n_rows: int) -> None:
+        self._weights = weights
+        self._n_tokens = n_tokens
+        self._n_rows = n_rows
+
+    def keys(self) -> list[str]:
+        return self._weights.keys()
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._weights.dtype(key)
+
+    def get(self, key: str) -> Tensor:
+        found = self._weights.get(key)
+        if not is_of_vocabulary(key):
+            return found
+        new = self._n_rows - len(found)
+        if new <= 0:
+            return found[: self._n_rows]
+        return torch.cat((found, mean_row(found, self._n_tokens).expand(new, *found.shape[1:])))
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:
@@ -239,7 +273,8 @@ class Writing:
         self._stops = StopStrings(stops)
         self._stream = model.tokenizer.stream(prompt)
         self._max_new_tokens = max_new_tokens
-        self._free_positions = model.config.max_seq_len - len(prompt)
+        limit = model.config.position_limit
+        self._most = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt))
 
     def __iter__(self) -> Iterator[str]:
         for token in self._tokens:
@@ -254,6 +289,6 @@ class Writing:
         self.ended = self._why()
 
     def _why(self) -> Ended:
-        if self._stops.found or self.n_new < min(self._max_new_tokens, self._free_positions):
+        if self._stops.found or self.n_new < self._most:
             return "stop"
         return "length" if self.n_new == self._max_new_tokens else "context"

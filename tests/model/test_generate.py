@@ -53,6 +53,22 @@ def test_rows_of_unequal_length_have_the_logits_they_have_alone(config: ModelCon
             torch.testing.assert_close(together[row, -1], alone[0, -1], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["none", "alibi"])
+@torch.no_grad()
+def test_what_has_no_numbers_of_positions_writes_on_past_max_seq_len(positions: str) -> None:
+    config = llama(positions=positions, max_seq_len=16)
+    model = random_model(config)
+    prompt = random_tokens(config, 1, 20)[0].tolist()
+    new = list(generate(model, prompt, max_new_tokens=12, temperature=0.0))
+    assert len(new) == 12
+    whole = model(torch.tensor([prompt + new]))[0, len(prompt) - 1 : -1, : config.vocab_size]
+    assert whole.argmax(-1).tolist() == new
+    rotated = random_model(llama(max_seq_len=16))
+    with pytest.raises(ValueError, match="the prompt has 20 tokens; this model has max_seq_len 16"):
+        generate(rotated, prompt, max_new_tokens=1)
+    assert len(list(generate(rotated, prompt[:10], max_new_tokens=12, temperature=0.0))) == 6
+
+
 def test_a_full_cache_is_an_error() -> None:
     cache = new_cache(neox(), batch_size=1, length=8)
     with pytest.raises(ValueError, match="the cache holds 8 positions; 0 are taken, 9 do not fit"):

@@ -289,7 +289,9 @@ def test_a_vocabulary_larger_than_the_models() -> None:
     assert "60,000 ids, but the model (pythia-14m) has 50,304 rows" in found
     assert found.endswith("or model.vocab_size=60000")
     weights = problems_of(model__init_from="/weights", init=preset("pythia-70m"), data=data)["model.vocab_size"]
-    assert weights.endswith("use data made with the model's tokenizer"), "weights have the rows that they have"
+    assert weights.endswith("or model.vocab_size=60000, and its tables grow")
+    grown = plan_of(model__init_from="/weights", init=preset("pythia-70m"), data=data, model__vocab_size=60_000).model
+    assert (grown.vocab_size, grown.padded_vocab_size) == (60_000, 60_032)
     said = problems_of(model__preset="pythia-14m", model__vocab_size=50_000, data=data)["model.vocab_size"]
     assert "(pythia-14m) has ids for 50,000" in said
     assert plan_of(data=data).model.vocab_size == 60_000, "a vocabulary that nothing names follows the data"
@@ -316,6 +318,17 @@ def test_models_that_cannot_be_made() -> None:
 
 def _without_knobs() -> dict[str, None]:
     return {f"model__{key}": None for key in load_recipe(SMALL).raw["model"]}
+
+
+def test_weights_do_not_start_another_model_nor_a_longer_context_without_a_rule() -> None:
+    init = preset("pythia-70m")
+    assert "another model: dim" in problems_of(model__init_from="/weights", init=init, model__dim=64)["model.init_from"]
+    said = problems_of(model__init_from="/weights", init=init, model__max_seq_len=4096)["model.init_from"]
+    assert "model.rope_scaling" in said and "keep model.max_seq_len=2048" in said
+
+
+def test_a_model_without_positions_takes_any_length() -> None:
+    assert plan_of(model__preset="nope-gpt-small", data__seq_len=2048).model.max_seq_len == 1024
 
 
 def test_weights_to_start_from_bring_their_shape() -> None:

@@ -119,7 +119,7 @@ def test_other_frozen_parameters_are_refused(tmp_path: Path, data: DataSpec) -> 
 
 
 def test_frozen_parameters_come_from_init_from(tmp_path: Path, data: DataSpec) -> None:
-    base = make_run(tmp_path / "base", data, {"train.max_steps": 5})
+    base = make_run(tmp_path / "base", data, {"train.max_steps": 5, "model.vocab_size": 130})  # with more rows
     run_workers(base, 1)
     run = frozen_run(tmp_path / "run", data)
     start = {"model.init_from": newest(base), "checkpoint.export": True}
@@ -127,5 +127,6 @@ def test_frozen_parameters_come_from_init_from(tmp_path: Path, data: DataSpec) -
     run_workers(run, 1, start)
     theirs, mine, exported = (open_weights(where)[1] for where in (newest(base), newest(run), run.path("weights")))
     for name in parameters(CONFIG):
-        assert torch.equal(mine.get(name), theirs.get(name)) == (name in FROZEN), name
+        same_rows = theirs.get(name)[: len(mine.get(name))]
+        assert torch.equal(mine.get(name), same_rows) == (name in FROZEN), name
         assert torch.equal(mine.get(name), exported.get(name)), name
