@@ -27,7 +27,7 @@ from launchyard.model.weights.headers import INDEX, SINGLE
 from launchyard.model.weights.load import Weights
 from launchyard.model.weights.source import HF_CONFIG
 from launchyard.model.weights.theirs import TheirTensors
-from launchyard.model.zoo import config_to_hf, rules
+from launchyard.model.zoo import BY_TYPE, config_to_hf, rules
 from launchyard.storage import files
 from launchyard.storage.errors import DeniedError
 from launchyard.storage.files import listdir, normal
@@ -86,6 +86,9 @@ def save_hf(
         if companions:
             write_companions(exported(companions, max_seq_len=config.max_seq_len), root)
             hf |= special_ids(companions, rows=config.padded_vocab_size)
+        code = BY_TYPE[config.family].hf_code
+        if code is not None:
+            files.write(f"{root}/{code}", (Path(__file__).parent / "hf_code" / code).read_bytes())
         hf["torch_dtype"] = str(_main_dtype(tensors)).removeprefix("torch.")
         files.write(f"{root}/{HF_CONFIG}", (json.dumps(hf, indent=2) + "\n").encode())
     except BaseException:

@@ -27,4 +27,5 @@ class Family:
     defaults: HFKeys = field(default_factory=dict)  # of transformers' class, where they matter
     presets: Mapping[str, ModelConfig] = field(default_factory=dict)  # small to large
     gguf: Gguf | None = None  # its form in llama.cpp's files, if it has one
+    hf_code: str | None = None  # file of model/weights/hf_code that goes into its folders
     inside: tuple[str, ...] = ()  # model_types of models of images and text that it is the language model of

@@ -1,6 +1,7 @@
 """LightGPT's NoPE GPT: no positions at all (Kazemnejad et al. 2023), no biases, an MLP without a gate. Light.
 
-transformers has no class of it: the keys of its config.json and of its tensors are ours, in the style of Llama's.
+transformers has no class of it: the keys of its config.json and of its tensors are ours, in the style of Llama's, and
+an exported folder carries the class, for those who trust_remote_code.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from launchyard.model.zoo.families import llama
 from launchyard.model.zoo.family import Family
 from launchyard.model.zoo.hf_config import HF_ACTIVATIONS, HFKeys, Written, read_llama_keys, refuse, write_vocab
 
+_CLASS = "NoPEGPTForCausalLM"
+_CODE = "modeling_nope_gpt"
 _DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
 
 
@@ -58,7 +61,19 @@ def _write(config: ModelConfig) -> Written:
         "hidden_act": HF_ACTIVATIONS.get(config.activation, config.activation),
         "tie_word_embeddings": config.tie_embeddings,
         **write_vocab(config),
+        "auto_map": {"AutoConfig": f"{_CODE}.NoPEGPTConfig", "AutoModelForCausalLM": f"{_CODE}.{_CLASS}"},
     }
 
 
-FAMILIES = (Family("nope_gpt", "NoPEGPTForCausalLM", llama.RULES, _read, _write, _DEFAULTS, _PRESETS),)
+FAMILIES = (
+    Family(
+        "nope_gpt",
+        _CLASS,
+        llama.RULES,
+        _read,
+        _write,
+        defaults=_DEFAULTS,
+        presets=_PRESETS,
+        hf_code=f"{_CODE}.py",
+    ),
+)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from launchyard.model.generate import generate
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
@@ -60,3 +63,32 @@ def test_logits_are_those_of_the_reference_whole_and_with_a_cache(tmp_path: Path
     cache = Cache(config, batch_size=2, length=80, dtype=torch.float32, device=torch.device("cpu"))
     cached = torch.cat([ours(piece, cache=cache) for piece in tokens.split([31, 1, 1, 47], dim=1)], dim=1)
     torch.testing.assert_close(cached, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_transformers_runs_the_file_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the length of the training, padded, and in pieces behind its cache; and back."""
+    from transformers import AutoModelForCausalLM, dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = config_from_hf(HF)
+    model = random_model(config)
+    save_hf(weights_of(model), config, str(tmp_path / "ours"))
+    theirs, said = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", trust_remote_code=True, output_loading_info=True, dtype="auto"
+    )
+    assert not any(said.values()), said
+    tokens = random_tokens(config, 2, 80)
+    expected = model(tokens)
+    torch.testing.assert_close(theirs(tokens).logits, expected, atol=1e-4, rtol=1e-4)
+    padded = torch.cat((torch.zeros(2, 5, dtype=torch.int64), tokens), dim=1)
+    mask = (torch.arange(85) >= 5).long().expand(2, -1)
+    torch.testing.assert_close(theirs(padded, attention_mask=mask).logits[:, 5:], expected, atol=1e-4, rtol=1e-4)
+    prompt = tokens[0].tolist()
+    new = theirs.generate(tokens[:1], attention_mask=mask[:1, 5:], max_new_tokens=7, do_sample=False, eos_token_id=None)
+    assert new[0, 80:].tolist() == list(generate(model, prompt, max_new_tokens=7, temperature=0.0))
+    theirs.save_pretrained(tmp_path / "theirs")
+    found, weights = open_weights(str(tmp_path / "theirs"))
+    assert found == config
+    assert all(torch.equal(weights.get(key), tensor) for key, tensor in weights_of(model).items())
