@@ -15,6 +15,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start
 from launchyard.model.layout import Adapter, parameters
 from launchyard.model.network.init import initial_rows
+from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
 from launchyard.training.parallel import clean_name, local, needs_sharding, parallelize, shard_extent
 from launchyard.training.recipe import Recipe
@@ -44,9 +45,20 @@ def build_model(
         model.to_empty(device=device)
         if config.tie_embeddings:  # to_empty gives each name its own storage
             model.lm_head.weight = model.embed.weight
+    balance_experts(model, recipe)
     if fill:
         fill_weights(model, config, recipe)
     return model
+
+
+def balance_experts(model: nn.Module, recipe: Recipe) -> None:
+    """Weigh the imbalance of experts: the recipe's coefficient times its mean over layers and sequences.
+
+    Of each sequence alone, so that accumulation and any number of workers give the gradients of one big batch.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    for layer in layers:
+        layer.balance_weight = recipe.train.load_balancing_loss / (len(layers) * recipe.train.global_batch_size)
 
 
 @torch.no_grad()

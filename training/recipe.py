@@ -124,6 +124,12 @@ class TrainConfig(Section):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of dropout.")
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the global gradient norm to this.")
+    load_balancing_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Experts: weight of the load balancing loss, which is taken of each sequence and trained for but "
+        "not part of the loss that is shown; such as 0.01; default: 0, none.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPUs asked for, else the CPU."
     )

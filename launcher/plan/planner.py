@@ -303,6 +303,8 @@ def resolve_model(
         return None
     if init is not None and init_from is not None:
         draft.attempt("model.init_from", partial(check_start, model, init, init_from))
+    if recipe.train.load_balancing_loss and model.moe is None:
+        draft.wrong("train.load_balancing_loss", "this model has no experts; leave it out")
     if data_vocab is not None and data_vocab > model.vocab_size:
         model = _with_ids_of_data(model, data_vocab, recipe, init_from or preset or "the recipe", draft)
     if recipe.checkpoint.export:  # now, and not when the run has ended

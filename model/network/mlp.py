@@ -80,12 +80,36 @@ class Experts(nn.Module):
         return self.down_proj(gate(self.activation, gated, up), ends, experts)
 
 
+class _WithLoss(torch.autograd.Function):
+    """x as it is; the backward goes through `loss` too, as if it had been added to what the model is trained for."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, loss: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.ones((), dtype=torch.float32, device=grad.device)
+
+
+def imbalance(shares: Tensor, chosen: Tensor) -> Tensor:
+    """Summed over sequences: n_experts * sum over experts of (choices of it a token) * (its mean share). fp32 scalar.
+
+    shares (B, T, E): of each expert in a token's scores, with sum 1; chosen (B, T, top_k). As even as can be, that is
+    top_k a sequence (Fedus et al. 2022, section 2.2; for each sequence alone: DeepSeek-V3, section 2.1.2).
+    """
+    counts = torch.zeros(shares.shape[0], shares.shape[2], device=shares.device)
+    counts.scatter_add_(1, chosen.flatten(1), torch.ones((), device=shares.device).expand_as(chosen.flatten(1)))
+    return (counts / shares.shape[1] * shares.mean(1)).sum() * shares.shape[2]
+
+
 class MixtureOfExperts(nn.Module):
     """Each token goes through its top_k experts: rows are sorted by expert, and each projection is one product."""
 
     def __init__(self, config: ModelConfig, moe: MoE) -> None:
         super().__init__()
         self.moe = moe
+        self.balance_weight = 0.0  # of `imbalance`, in what the model is trained for
         self.router = Linear(config.dim, moe.n_experts, bias=moe.bias)
         self.choice_bias = nn.Parameter(torch.empty(moe.n_experts), requires_grad=False) if moe.choice_bias else None
         self.experts = Experts(config, moe)
@@ -94,7 +118,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)  # (N, dim)
-        scores, chosen = self.route(rows)
+        logits = self._logits(rows)
+        scores, chosen = self._choose(logits)
         order = chosen.flatten().argsort(stable=True)
         experts = chosen.flatten()[order]
         numbers = torch.arange(self.moe.n_experts, device=x.device)
@@ -107,6 +132,9 @@ class MixtureOfExperts(nn.Module):
             out = self.experts(taken, ends, experts) * weights
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         mixed = out[back].unflatten(0, (-1, self.moe.top_k)).sum(1).view_as(x)
+        if self.balance_weight and torch.is_grad_enabled():
+            uneven = imbalance(self._shares(logits).view(*x.shape[:-1], -1), chosen.view(*x.shape[:-1], -1))
+            mixed = _WithLoss.apply(mixed, uneven * self.balance_weight)
         if self.shared is None:
             return mixed
         always = self.shared(x)
@@ -114,8 +142,10 @@ class MixtureOfExperts(nn.Module):
 
     def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """rows (N, dim) -> scores and numbers of the chosen experts, each (N, top_k); the scores are fp32."""
+        return self._choose(self._logits(rows))
+
+    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         moe = self.moe
-        logits = self._logits(rows)
         if moe.score == "near_softmax":
             return self._one_by_one(logits)
         if moe.score_after_choice:
@@ -128,6 +158,13 @@ class MixtureOfExperts(nn.Module):
         if moe.normalize:
             picked = picked / (picked.sum(-1, keepdim=True) + 1e-20)
         return picked * moe.scale, chosen
+
+    def _shares(self, logits: Tensor) -> Tensor:
+        """Scores (N, E) of all experts, chosen or not, with sum 1."""
+        if self.moe.score != "sigmoid":
+            return torch.softmax(logits, dim=-1)
+        scores = logits.sigmoid()
+        return scores / scores.sum(-1, keepdim=True)
 
     def _logits(self, rows: Tensor) -> Tensor:
         if not self.moe.wide_router:

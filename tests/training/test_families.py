@@ -43,7 +43,8 @@ def gradients(config: ModelConfig, world_size: int, rank: int, **options: Any) -
     recipe = Recipe.model_validate(
         {
             "name": "x", "model": config.model_dump(exclude_none=True), "data": {"source": "x"}, "parallel": options,
-            "train": {"max_steps": 1, "global_batch_size": BATCH, "device": "cpu", "precision": precision},
+            "train": {"max_steps": 1, "global_batch_size": BATCH, "device": "cpu", "precision": precision,
+                      "load_balancing_loss": 0.5},
         }
     )  # fmt: skip
     model = build_model(config, recipe, world_size=world_size, device=CPU, fill=False)

@@ -49,8 +49,8 @@ def global_batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def recipe_of(model: dict[str, Any], **parallel: Any) -> Recipe:
-    precision = parallel.pop("precision", "fp32")
-    train = {"max_steps": STEPS, "global_batch_size": GLOBAL, "device": "cpu", "precision": precision}
+    train = {"max_steps": STEPS, "global_batch_size": GLOBAL, "device": "cpu"}
+    train |= {key: parallel.pop(key) for key in ("precision", "load_balancing_loss") if key in parallel}
     return Recipe.model_validate(
         {"name": "x", "model": model, "data": {"source": "x"}, "train": train, "parallel": parallel}
     )
@@ -94,6 +94,16 @@ def test_accumulation_is_one_big_batch(micro_batch_size: int) -> None:
     assert accumulated == [(pytest.approx(loss, rel=1e-6), pytest.approx(norm, rel=1e-5)) for loss, norm in numbers]
     for key, shard in parts.items():
         torch.testing.assert_close(shard.tensor, whole[key], rtol=1e-3, atol=1e-5)
+
+
+def test_a_balance_of_experts_is_one_of_each_sequence() -> None:
+    """So that it is the same however the sequences are cut into micro batches; and it is trained for."""
+    balanced = recipe_of(EXPERTS, load_balancing_loss=0.5)
+    (numbers, whole), (accumulated, parts) = train(balanced, GLOBAL), train(balanced, 2)
+    assert accumulated == [(pytest.approx(loss, rel=1e-6), pytest.approx(norm, rel=1e-5)) for loss, norm in numbers]
+    assert numbers[0][0] == reference(EXPERTS)[0][0][0] and numbers[0][1] != reference(EXPERTS)[0][0][1]
+    for key, shard in parts.items():
+        torch.testing.assert_close(shard.tensor, whole[key].tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_recomputed_activations_give_the_same_bits() -> None:

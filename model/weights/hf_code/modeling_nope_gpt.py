@@ -12,37 +12,29 @@ from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig,
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+DEFAULTS = {
+    "vocab_size": 50257,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 1024,  # of the training; nothing ends there
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "use_cache": True,
+}
+
 
 class NoPEGPTConfig(PretrainedConfig):
     model_type = "nope_gpt"
 
-    def __init__(
-        self,
-        vocab_size: int = 50257,
-        hidden_size: int = 1024,
-        num_hidden_layers: int = 24,
-        num_attention_heads: int = 16,
-        intermediate_size: int = 4096,
-        max_position_embeddings: int = 1024,
-        rms_norm_eps: float = 1e-6,
-        hidden_act: str = "silu",
-        tie_word_embeddings: bool = True,
-        use_cache: bool = True,
-        **others: object,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.max_position_embeddings = max_position_embeddings  # of the training; nothing ends there
-        self.rms_norm_eps = rms_norm_eps
-        self.hidden_act = hidden_act
-        self.use_cache = use_cache
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **others)
+    def __init__(self, **keys: object) -> None:
+        for key, default in DEFAULTS.items():
+            setattr(self, key, keys.pop(key, default))
+        super().__init__(**{"tie_word_embeddings": True, **keys})
 
 
-class Attention(nn.Module):
+class NoPEGPTAttention(nn.Module):
     def __init__(self, config: NoPEGPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -63,7 +55,7 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
 
-class MLP(nn.Module):
+class NoPEGPTMLP(nn.Module):
     def __init__(self, config: NoPEGPTConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -74,24 +66,24 @@ class MLP(nn.Module):
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
-class Block(nn.Module):
+class NoPEGPTBlock(nn.Module):
     def __init__(self, config: NoPEGPTConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = NoPEGPTAttention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = NoPEGPTMLP(config)
 
     def forward(self, x: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Decoder(nn.Module):
+class NoPEGPTDecoder(nn.Module):
     def __init__(self, config: NoPEGPTConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(NoPEGPTBlock(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
@@ -104,12 +96,12 @@ class NoPEGPTForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = NoPEGPTConfig
     base_model_prefix = "model"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("NoPEGPTBlock",)
     _supports_sdpa = True
 
     def __init__(self, config: NoPEGPTConfig) -> None:
         super().__init__(config)
-        self.model = Decoder(config)
+        self.model = NoPEGPTDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

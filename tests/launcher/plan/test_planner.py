@@ -327,6 +327,10 @@ def test_weights_do_not_start_another_model_nor_a_longer_context_without_a_rule(
     assert "model.rope_scaling" in said and "keep model.max_seq_len=2048" in said
 
 
+def test_what_has_no_experts_has_none_to_balance() -> None:
+    assert "no experts" in problems_of(train__load_balancing_loss=0.01)["train.load_balancing_loss"]
+
+
 def test_a_model_without_positions_takes_any_length() -> None:
     assert plan_of(model__preset="nope-gpt-small", data__seq_len=2048).model.max_seq_len == 1024
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from launchyard.model.config import MoE
-from launchyard.model.network.mlp import ExpertProjection, MixtureOfExperts, gate
+from launchyard.model.network.mlp import ExpertProjection, MixtureOfExperts, gate, imbalance
 from tests.support.tiny_models import llama
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -86,6 +86,32 @@ def test_compiled_they_do_the_same(dtype: torch.dtype) -> None:
     expected = module(x)
     module.compile(backend="eager", fullgraph=dtype == torch.bfloat16)
     torch.testing.assert_close(module(x), expected)
+
+
+def test_the_balance_of_a_sequence_is_that_of_transformers() -> None:
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    logits = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
+    shares = torch.softmax(logits, dim=-1)
+    chosen = shares.topk(2, dim=-1).indices
+    each = [load_balancing_loss_func((sequence,), num_experts=6, top_k=2) for sequence in logits]
+    torch.testing.assert_close(imbalance(shares, chosen), torch.stack(each).sum())
+
+
+@each
+def test_balance_changes_no_value_but_trains_the_router(kind: str) -> None:
+    module, x = made(kind), torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(3))
+    plain = module(x)
+    (before,) = torch.autograd.grad(plain.sum(), [module.router.weight])
+    module.balance_weight = 0.25
+    (after,) = torch.autograd.grad(module(x).sum(), [module.router.weight])
+    logits = module._logits(x.flatten(0, 1))
+    scores = logits.sigmoid() if module.moe.score == "sigmoid" else logits.softmax(-1)
+    shares = (scores / scores.sum(-1, keepdim=True)).view(2, 9, -1)
+    uneven = imbalance(shares, module.route(x.flatten(0, 1))[1].view(2, 9, -1))
+    (added,) = torch.autograd.grad(0.25 * uneven, [module.router.weight])
+    assert torch.equal(module(x), plain) and added.abs().max() > 0
+    torch.testing.assert_close(after, before + added, atol=1e-5, rtol=1e-4)
 
 
 def test_a_wide_router_does_not_round_its_scores() -> None:
