@@ -37,8 +37,8 @@ class Scores:
             mask = _added(mask, q, k, causal=causal)
             k, v, mask = _with_sinks(k, v, mask, sinks)
             causal = False
-        one = q.shape[2] == 1 and q.shape[3] == v.shape[3]
-        if self.grouped and one and not self.per_head:  # a group as queries of one head: no key is repeated
+        # A group as queries of one head: no key is repeated.
+        if self.grouped and not self.per_head and q.shape[2] == 1 and q.shape[3] == v.shape[3]:
             together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
             return sdpa(together, k, v, attn_mask=mask, scale=self.scale).reshape(q.shape)
         causal = causal and mask is None

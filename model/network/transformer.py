@@ -64,15 +64,18 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
     ) -> Tensor:
-        normed = x if self.attention_norm is None else self.attention_norm(x)
+        norm = self.attention_norm  # a module looks such a name up in three places, at each token of each layer
+        normed = x if norm is None else norm(x)
         attended = self.attention(normed, turn, mask, far, cache)
         if self.parallel_residual:
-            again = normed if self.mlp_norm is None else self.mlp_norm(x)
+            norm = self.mlp_norm
+            again = normed if norm is None else norm(x)
             return x + self._scaled(attended) + self._scaled(self.mlp(again))
         if self.attention_out_norm is not None:
             attended = self.attention_out_norm(attended)
         x = x + self._scaled(attended)
-        made = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
+        norm = self.mlp_norm
+        made = self.mlp(x if norm is None else norm(x))
         if self.mlp_out_norm is not None:
             made = self.mlp_out_norm(made)
         return x + self._scaled(made)
