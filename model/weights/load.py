@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Protocol, overload
 
@@ -115,6 +115,11 @@ class _Resized:
         if new <= 0:
             return found[: self._n_rows]
         return torch.cat((found, mean_row(found, self._n_tokens).expand(new, *found.shape[1:])))
+
+    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
+        """These places of the first axis of these tensors. Reads each tensor as a whole."""
+        for key, places in wanted.items():
+            yield key, self.get(key)[places.start : places.stop]
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:
