@@ -93,6 +93,11 @@ RELEASES: dict[str, dict[str, Any]] = {
         "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-05, "n_ctx": 1024,
         "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257,
     },
+    "gpt-j-6b": {
+        "model_type": "gptj", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-05, "n_embd": 4096,
+        "n_head": 16, "n_inner": None, "n_layer": 28, "n_positions": 2048, "rotary": True, "rotary_dim": 64,
+        "scale_attn_weights": True, "tie_word_embeddings": False, "vocab_size": 50400,
+    },
     "bloom-560m": {
         "model_type": "bloom", "apply_residual_connection_post_layernorm": False, "layer_norm_epsilon": 1e-05,
         "n_embed": 1024, "n_inner": None, "n_layer": 24, "num_attention_heads": 16, "offset_alibi": 100,

@@ -137,6 +137,18 @@ _LLAMA3_16 = {
     "rope_type": "llama3",
 }  # fmt: skip
 RELEASES: dict[str, dict[str, Any]] = {
+    "ernie-4.5-0.3b": {
+        "model_type": "ernie4_5", "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128,
+        "num_hidden_layers": 18, "num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 103424,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "rope_scaling": None,
+        "tie_word_embeddings": True, "use_bias": False,
+    },
+    "internlm3-8b": {
+        "model_type": "internlm3", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 10240,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "bias": False,
+        "qkv_bias": False, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 50000000,
+        "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"}, "tie_word_embeddings": False, "vocab_size": 128512,
+    },
     "gemma-2b": {
         "model_type": "gemma", "hidden_act": "gelu", "hidden_size": 2048, "intermediate_size": 16384, "head_dim": 256,
         "num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 256000,
