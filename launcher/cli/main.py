@@ -42,12 +42,12 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Models and data": {
         "prepare": ("launchyard.launcher.cli.data", "prepare", "Turn text into tokens."),
-        "inspect": ("launchyard.launcher.cli.inspect", "inspect", "Describe a model, or tokens."),
+        "inspect": ("launchyard.launcher.cli.weights.inspect", "inspect", "Describe a model, or tokens."),
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
         "download": ("launchyard.launcher.cli.weights.download", "download", "Get a model from the Hugging Face hub."),
-        "models": ("launchyard.launcher.cli.models", "models", "List the model shapes that recipes can name."),
-        "generate": ("launchyard.launcher.cli.model", "generate", "Write text with a model."),
-        "export": ("launchyard.launcher.cli.export", "export", "Write the weights of a run as a Hugging Face folder."),
+        "models": ("launchyard.launcher.cli.weights.models", "models", "List the model shapes that recipes can name."),
+        "generate": ("launchyard.launcher.cli.weights.generate", "generate", "Write text with a model."),
+        "export": ("launchyard.launcher.cli.weights.export", "export", "Write the weights of a run as a Hugging Face folder."),
     },
     "This machine": {
         "sandbox": (

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.cli.data import prepare
-from launchyard.launcher.cli.inspect import inspect
+from launchyard.launcher.cli.weights.inspect import inspect
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.training.data.prepare.journal import PrepareProgress
 from tests.support.litdata_reader import write_chunks
