@@ -47,7 +47,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "download": ("launchyard.launcher.cli.weights.download", "download", "Get a model from the Hugging Face hub."),
         "models": ("launchyard.launcher.cli.weights.models", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.weights.generate", "generate", "Write text with a model."),
-        "export": ("launchyard.launcher.cli.weights.export", "export", "Write the weights of a run as a Hugging Face folder."),
+        "export": (
+            "launchyard.launcher.cli.weights.export",
+            "export",
+            "Write weights for other programs.",
+        ),
     },
     "This machine": {
         "sandbox": (

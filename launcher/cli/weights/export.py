@@ -12,8 +12,8 @@ import click
 
 from launchyard.errors import UserError
 from launchyard.launcher.cli.completion import complete_model
-from launchyard.launcher.cli.weights.generate import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.cli.paths import path_or_url
+from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.format import SIZE, bytes_of, json_text
 from launchyard.launcher.watch.transfer import OnBytes, transfer_bar
 

@@ -11,7 +11,7 @@ import click
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.cli.completion import complete_run
 from launchyard.launcher.cli.data import inspect_data
-from launchyard.launcher.cli.weights.generate import find_model, weights_errors
+from launchyard.launcher.cli.weights.find import find_model, weights_errors
 from launchyard.launcher.format import json_text, size
 from launchyard.storage.files import exists, normal, typed_path
 from launchyard.training.data.dataset_spec import is_prepared

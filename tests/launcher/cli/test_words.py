@@ -14,7 +14,7 @@ import pytest
 from launchyard.errors import UserError
 from launchyard.launcher.cli import typos
 from launchyard.launcher.cli.main import COMMANDS, LAUNCH, main
-from launchyard.launcher.cli.weights.generate import find_model
+from launchyard.launcher.cli.weights.find import find_model
 from launchyard.launcher.recipe.bundled import recipe_folder
 from launchyard.model.weights.source import find_source
 from launchyard.storage.hub_cache import hub_advice
