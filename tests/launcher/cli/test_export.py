@@ -10,6 +10,7 @@ import pytest
 
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.watch.transfer import transfer_bar
+from launchyard.model.text.companions import companions_beside
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.storage.files import usage
 from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of
@@ -20,7 +21,7 @@ CONFIG = neox(vocab_size=300, padded_vocab_size=384)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tokenizer = byte_tokenizer(tmp_path / "tokenizer.json")
-    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(tmp_path / "model"), tokenizer_file=tokenizer)
+    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(tmp_path / "model"), companions=companions_beside(tokenizer))
     return tmp_path / "model"
 
 
@@ -45,13 +46,14 @@ def test_files_have_the_size_and_the_type_that_are_asked_for(
     assert facts["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float16"
     code, out, err = launch(capsys, "export", tmp_path / "out", "--out", tmp_path / "one", "--json")
-    assert json.loads(out)["files"] == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    beside = ["generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert json.loads(out)["files"] == ["config.json", *beside]
 
 
 def test_a_url_is_a_place_like_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"memory://export-{tmp_path.name}"
     code, out, err = launch(capsys, "export", folder, "--out", url, "--json")
-    assert (code, json.loads(out)["bytes"]) == (0, usage(str(folder))[1]), err
+    assert (code, json.loads(out)["bytes"]) == (0, usage(url)[1]), err
     code, _, err = launch(capsys, "export", url, "--out", tmp_path / "back")
     assert (
         code == 0 and (tmp_path / "back/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

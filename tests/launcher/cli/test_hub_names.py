@@ -12,6 +12,7 @@ import pytest
 from launchyard import load
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.main import cli, main
+from launchyard.model.text.companions import companions_beside
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.training.data.index import find_tokenizer
 from tests.support.tiny_models import byte_tokenizer, neox, random_model, weights_of
@@ -27,7 +28,7 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hf/hub/models--org--tiny"
     snapshot = folder / "snapshots" / COMMIT
     tokenizer = byte_tokenizer(tmp_path / "tokenizer.json", vocab_size=300)
-    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(snapshot), tokenizer_file=tokenizer)
+    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(snapshot), companions=companions_beside(tokenizer))
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text(COMMIT)
     (tmp_path / "work").mkdir()

@@ -96,7 +96,9 @@ def test_another_element_type_halves_the_file(run: Path, tmp_path: Path, capsys:
         (("generate", "{run}", "--prompt", "x", "--device", "tpu9"), "use auto, cpu, cuda"),
         (("generate", "{run}", "--prompt", "x " * 99), "this model has max_seq_len 64"),
         (("export", "{run}", "--out", "{run}"), "is not empty"),
-        (("export", "{run}", "--out", "{tmp}/o", "--to", "gguf"), "'gguf' is not 'hf'"),
+        (("export", "{run}", "--out", "{tmp}/o", "--to", "onnx"), "'onnx' is not one of 'hf', 'gguf'"),
+        (("export", "{run}", "--out", "{tmp}/o", "--dtype", "Q8_0"), "float32, bfloat16, float16"),
+        (("export", "{run}", "--out", "{tmp}/o", "--to", "gguf", "--dtype", "Q4_K"), "Q8_0"),
     ],
 )
 def test_a_mistake_is_one_clear_error(

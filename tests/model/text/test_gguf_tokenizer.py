@@ -19,19 +19,28 @@ from launchyard.model.text.splits import SPLITS
 from launchyard.model.text.to_gguf import gguf_tokenizer_keys
 from launchyard.model.weights.gguf_header import GgufHeader
 
-CORPUS = ["the cat sat on the mat, and the other cats weren't there in 1984 or 2024.\n\n  def cat(s): return s + 'é我' "] * 9
+CORPUS = [
+    "the cat sat on the mat, and the other cats weren't there in 1984 or 2024.\n\n  def cat(s): return s + 'é我' "
+] * 9
 ROWS = 400
 SPECIAL = ["<s>", "</s>", "<|im_end|>"]
-TEXTS = st.text(alphabet=st.sampled_from("theca tsn,'\n 19é我\t🎉") | st.characters(exclude_categories=["Cs"]), max_size=40)
+TEXTS = st.text(
+    alphabet=st.sampled_from("theca tsn,'\n 19é我\t🎉") | st.characters(exclude_categories=["Cs"]), max_size=40
+)
 
 
 def byte_level(pre: str) -> Tokenizer:
     """Trained with the split of a `tokenizer.ggml.pre`."""
-    bare = {"version": "1.0", "pre_tokenizer": SPLITS[pre].pre_tokenizer, "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    bare = {
+        "version": "1.0",
+        "pre_tokenizer": SPLITS[pre].pre_tokenizer,
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+    }
     engine = Tokenizer.from_str(json.dumps(bare))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     engine.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
     engine.add_tokens([AddedToken("  ", normalized=False), AddedToken("<tool>", normalized=False)])
     engine.decoder = decoders.ByteLevel()
@@ -114,7 +123,9 @@ def unigram() -> Tokenizer:
     engine.decoder = decoders.Metaspace()
     engine.train_from_iterator(
         CORPUS,
-        trainers.UnigramTrainer(vocab_size=60, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False),
+        trainers.UnigramTrainer(
+            vocab_size=60, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+        ),
     )
     return engine
 
