@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.weights.gguf_format import GgufFile, read_gguf
 from launchyard.model.zoo import config_from_hf, gguf_family
 from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.gguf_keys import hf_keys
 from launchyard.storage.errors import CorruptError
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor
 
 TABLE = "token_embd.weight"
 HEAD = "output.weight"
@@ -31,20 +28,20 @@ class GgufHeader:
         self.path = path
         if "://" in path:
             raise ValueError(f"{path}: GGUF files are read from this machine's disks only; copy it here first")
-        readers = [_open(part) for part in part_paths(path)]
-        self._first = readers[0]
-        self.tensors: dict[str, ReaderTensor] = {one.name: one for reader in readers for one in reader.tensors}
+        files = [_open(part) for part in part_paths(path)]
+        self._first = files[0]
+        self.tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """Key -> value: numbers, strings and lists of them; numbers of fp32 as their shortest decimals."""
-        return {key: _plain_value(field.contents()) for key, field in self._first.fields.items()}
+        return {key: _plain_value(value) for key, value in self._first.metadata.items()}
 
     def names(self) -> list[str]:
         return list(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(int(size) for size in reversed(self.tensors[name].shape))
+        return self.tensors[name].shape
 
     def kind(self, name: str) -> str:
         """The element type, by ggml's name of it."""
@@ -101,20 +98,11 @@ def gguf_companions(path: str) -> dict[str, bytes]:
     return companions_of_gguf(GgufHeader(path).metadata)
 
 
-def _open(path: str) -> GGUFReader:
-    from gguf import GGUFReader
-
+def _open(path: str) -> GgufFile:
     try:
-        reader = GGUFReader(path)
+        return read_gguf(path)
     except FileNotFoundError as error:
         raise CorruptError(f"{path} is missing; the other parts of its model need it") from error
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{path} is no GGUF file, or it is cut or damaged: {error}") from error
-    size = os.path.getsize(path)
-    for tensor in reader.tensors:
-        if tensor.data_offset + tensor.n_bytes > size:
-            raise CorruptError(f"{path} is cut: it has {size} bytes, {tensor.name} ends after them")
-    return reader
 
 
 def _plain_value(value: object) -> object:

@@ -21,11 +21,11 @@ def find_model(model: str) -> str:
 
     if "://" in model or os.sep in model:
         return model  # find_source knows names of the hub
-    if os.path.isdir(model):
+    if os.path.exists(model):
         try:
             find_source(model)
         except FileNotFoundError:
-            pass  # a folder that happens to be named like a run
+            pass  # something that happens to be named like a run
         else:
             return model
     from launchyard.launcher.runs.find import find
