@@ -367,12 +367,12 @@ def preset_words(presets: Mapping[str, Any]) -> str:
 def describe_all(family: Any) -> dict[str, str]:
     """What the presets of a family have in common, then what only some of them have."""
     from launchyard.model.zoo import config_from_hf
-    from launchyard.model.zoo.describe import describe, describe_files
+    from launchyard.model.zoo.describe import describe_config, describe_files
     from tests.support.architectures import ARCHITECTURES
 
     rows = [keys for keys in ARCHITECTURES.values() if keys["model_type"] == family.model_type]
     configs = [*family.presets.values()] or [config_from_hf(keys) for keys in rows]
-    told = [describe(config) for config in configs]
+    told = [describe_config(config) for config in configs]
     found = {}
     for part in told[0]:
         words = dict.fromkeys(phrase for one in told for phrase in one[part])

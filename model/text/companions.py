@@ -14,6 +14,7 @@ from launchyard.storage.files import listdir, normal
 
 # Name of a file as in a Hugging Face folder -> its content.
 Companions = Mapping[str, bytes]
+Json = dict[str, object]
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -66,7 +67,7 @@ def write_companions(companions: Companions, folder: str, *, sync: bool = False)
         files.write(f"{normal(folder)}/{name}", companions[name], sync=sync)
 
 
-def json_companion(companions: Companions, name: str) -> dict[str, object]:
+def json_companion(companions: Companions, name: str) -> Json:
     """The content of a JSON file among them; empty without it. ValueError if it holds no JSON object."""
     if name not in companions:
         return {}

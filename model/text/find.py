@@ -19,7 +19,7 @@ from launchyard.model.text.companions import (
     read_companions,
 )
 from launchyard.model.text.sentencepiece_file import is_sentencepiece, of_sentencepiece
-from launchyard.model.text.splits import SPLITS, Splits
+from launchyard.model.text.splits import WORD_SPLITS
 from launchyard.model.text.tiktoken_file import of_tiktoken
 from launchyard.model.text.tokenizer_json import AddedToken, Ends, byte_level
 from launchyard.storage import files
@@ -98,7 +98,8 @@ def _of_vocab_and_merges(raw: bytes, beside: Companions, folder: str) -> dict[st
     merges = [_merge(line) for line in lines if line and not line.startswith("#version")]
     added = added_beside(beside) | _special_in(vocab, beside)
     plain = {token: number for token, number in vocab.items() if token not in added}
-    return _configured({**beside, TOKENIZER: byte_level(plain, merges, list(added.values()), _splits(kind), Ends())}, {})
+    splits = WORD_SPLITS[_PRES[kind]]
+    return _configured({**beside, TOKENIZER: byte_level(plain, merges, list(added.values()), splits, Ends())}, {})
 
 
 def added_beside(beside: Companions) -> dict[str, AddedToken]:
@@ -126,12 +127,9 @@ def _special_in(vocab: Mapping[str, int], beside: Companions) -> dict[str, Added
 
 def _configured(companions: Companions, defaults: Mapping[str, object]) -> dict[str, bytes]:
     """With a tokenizer_config.json of a class that takes tokenizer.json as it is."""
-    settings = {**defaults, **json_companion(companions, TOKENIZER_CONFIG), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {**defaults, **json_companion(companions, TOKENIZER_CONFIG)}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     return {**companions, TOKENIZER_CONFIG: (json.dumps(settings, indent=2) + "\n").encode()}
-
-
-def _splits(kind: str) -> Splits:
-    return SPLITS[_PRES[kind]]
 
 
 def _merge(line: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from launchyard.model.text.companions import GENERATION, TOKENIZER, TOKENIZER_CONFIG
 from launchyard.model.text.splits import splits_of
@@ -24,7 +24,7 @@ from launchyard.model.text.tokenizer_json import (
     unigram,
 )
 
-PREFIX = "tokenizer.ggml."
+TOKENIZER_KEYS = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 MODELS = {"gpt2": "byte-level BPE", "llama": "sentencepiece BPE", "gemma4": "sentencepiece BPE", "t5": "unigram"}
 SENTENCEPIECE_PRES = ("gemma4", "sarvam-moe")  # of the model gpt2, which cut as sentencepiece does
@@ -32,16 +32,18 @@ _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep":
 _ENDS = ("eos", "eot", "eom")  # of a text, of a turn, of a message
 
 
-def companions_of_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+def companions_of_gguf(metadata: Mapping[str, object]) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and generation_config.json, and a file for each chat template.
 
     Empty if the file has no tokenizer. ValueError names the key that is missing or not supported.
     """
-    model = metadata.get(f"{PREFIX}model")
+    model = metadata.get(f"{TOKENIZER_KEYS}model")
     if model in (None, "none", "no_vocab"):
         return {}
     if model not in MODELS:
-        raise ValueError(f"{PREFIX}model is {model!r}; supported: {', '.join(f'{n} ({w})' for n, w in MODELS.items())}")
+        raise ValueError(
+            f"{TOKENIZER_KEYS}model is {model!r}; supported: {', '.join(f'{n} ({w})' for n, w in MODELS.items())}"
+        )
     vocabulary = _Vocabulary(metadata)
     templates = _templates(metadata)
     settings = vocabulary.settings()
@@ -57,14 +59,14 @@ def companions_of_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 class _Vocabulary:
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, metadata: Mapping[str, object]) -> None:
         self._metadata = metadata
-        tokens: Sequence[str] | None = self._get("tokens")
+        tokens = self._strings("tokens")
         if not tokens:
-            raise ValueError(f"{PREFIX}tokens is missing: the file has no vocabulary")
-        types = self._get("token_type") or [NORMAL] * len(tokens)
+            raise ValueError(f"{TOKENIZER_KEYS}tokens is missing: the file has no vocabulary")
+        types = cast("Sequence[int]", self._list("token_type")) or [NORMAL] * len(tokens)
         if len(types) != len(tokens):
-            raise ValueError(f"{PREFIX}token_type has {len(types)} values for {len(tokens)} tokens")
+            raise ValueError(f"{TOKENIZER_KEYS}token_type has {len(types)} values for {len(tokens)} tokens")
         self.real = [number for number, token in enumerate(tokens) if token != f"[PAD{number}]"]
         self.tokens = tokens
         self.types = list(types)
@@ -78,7 +80,7 @@ class _Vocabulary:
             return unigram(self._pieces(), self._ends(add_eos=True))
         if model == "llama":
             return sentencepiece_bpe(self._pieces(), self._ends(add_bos=True), self._merges() or None)
-        pre = self._get("pre") or ("gemma4" if model == "gemma4" else "default")
+        pre = str(self._get("pre") or ("gemma4" if model == "gemma4" else "default"))
         if pre in SENTENCEPIECE_PRES:
             return sentencepiece_bpe(self._pieces(prefix_space=False), self._ends(), self._needed_merges())
         splits = splits_of(pre)
@@ -101,22 +103,32 @@ class _Vocabulary:
     def generation(self) -> dict[str, object]:
         ends = [number for name in _ENDS if (number := self._id(name)) is not None]
         ends = list(dict.fromkeys(ends))
-        rules = {f"{role}_token_id": self._id(role) for role in ("bos", "pad")}
+        rules: dict[str, object] = {f"{role}_token_id": self._id(role) for role in ("bos", "pad")}
         if ends:
             rules["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         return {key: value for key, value in rules.items() if value is not None}
 
-    def _get(self, key: str) -> Any:
-        return self._metadata.get(f"{PREFIX}{key}")
+    def _get(self, key: str) -> object:
+        return self._metadata.get(f"{TOKENIZER_KEYS}{key}")
+
+    def _list(self, key: str) -> list[object]:
+        """Empty if there is no such key."""
+        value = self._get(key)
+        if value is not None and not isinstance(value, list):
+            raise ValueError(f"{TOKENIZER_KEYS}{key} is {value!r}, not a list")
+        return value or []
+
+    def _strings(self, key: str) -> Sequence[str]:
+        return cast("Sequence[str]", self._list(key))
 
     def _id(self, role: str) -> int | None:
         key = f"{_ROLES.get(role, role)}_token_id"
         number = self._get(key)
-        if number is None or number < 0 or number == 2**32 - 1:  # both say that there is none
+        if not isinstance(number, int) or number < 0 or number == 2**32 - 1:  # both say that there is none
             return None
         if number >= len(self.tokens):
-            raise ValueError(f"{PREFIX}{key} is {number}, of {len(self.tokens)} tokens")
-        return int(number)
+            raise ValueError(f"{TOKENIZER_KEYS}{key} is {number}, of {len(self.tokens)} tokens")
+        return number
 
     def _token(self, role: str) -> str | None:
         number = self._id(role)
@@ -138,7 +150,7 @@ class _Vocabulary:
     def _merges(self) -> list[Merge]:
         """Written as "a b"; a space that belongs to a token is none of its first character."""
         merges = []
-        for merge in self._get("merges") or []:
+        for merge in self._strings("merges"):
             cut = merge.index(" ", 1)
             merges.append((merge[:cut], merge[cut + 1 :]))
         return merges
@@ -146,12 +158,12 @@ class _Vocabulary:
     def _needed_merges(self) -> list[Merge]:
         merges = self._merges()
         if not merges and len(self.real) > 257:
-            raise ValueError(f"{PREFIX}merges is missing: the file does not say which tokens join to others")
+            raise ValueError(f"{TOKENIZER_KEYS}merges is missing: the file does not say which tokens join to others")
         return merges
 
     def _pieces(self, *, prefix_space: bool = True) -> Pieces:
         n = 1 + max(self.real)
-        scores = self._get("scores") or [0.0] * len(self.tokens)
+        scores = cast("Sequence[float]", self._list("scores")) or [0.0] * len(self.tokens)
         types = self.types[:n]
         unknown = self._id("unk")
         if unknown is None:
@@ -165,7 +177,7 @@ class _Vocabulary:
             scores=scores[:n],
             prefix_space=prefix_space if said is None else bool(said),
             squeeze_spaces=bool(self._get("remove_extra_whitespaces")),
-            charsmap=bytes(self._get("precompiled_charsmap") or b""),
+            charsmap=bytes(cast("Sequence[int]", self._list("precompiled_charsmap"))),
         )
 
     def _checked(self, number: int, kind: int, unknown: int | None) -> int:
@@ -175,12 +187,11 @@ class _Vocabulary:
         return BYTE if re.fullmatch("<0x[0-9A-F]{2}>", self.tokens[number]) else kind
 
 
-def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+def _templates(metadata: Mapping[str, object]) -> dict[str, str]:
     """Name -> chat template; `default` is the one of no name."""
-    found = {"default": metadata[TEMPLATE]} if TEMPLATE in metadata else {}
-    return found | {
-        key.removeprefix(f"{TEMPLATE}."): value for key, value in metadata.items() if key.startswith(f"{TEMPLATE}.")
-    }
+    more = f"{TEMPLATE}."
+    found = {key.removeprefix(more): str(value) for key, value in metadata.items() if key.startswith(more)}
+    return {"default": str(metadata[TEMPLATE]), **found} if TEMPLATE in metadata else found
 
 
 def _encoded(content: Mapping[str, object]) -> bytes:

@@ -17,11 +17,21 @@ from launchyard.model.text.tokenizer_json import (
 )
 
 # Numbers of fields and values in sentencepiece_model.proto.
-_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
-_UNIGRAM, _BPE = 1, 2
-_MODEL_TYPE, _BOS_ID, _EOS_ID = 3, 41, 42
-_CHARSMAP, _PREFIX_SPACE, _SQUEEZE_SPACES = 2, 3, 4
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_PIECES = 1
+_TRAINER = 2
+_NORMALIZER = 3
+_UNIGRAM = 1
+_BPE = 2
+_MODEL_TYPE = 3
+_BOS_ID = 41
+_EOS_ID = 42
+_CHARSMAP = 2
+_PREFIX_SPACE = 3
+_SQUEEZE_SPACES = 4
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 # Classes of transformers that put bos before, or eos after, every text when tokenizer_config.json does not say.
 _ADD_BOS = ("LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast", "CodeLlamaTokenizer")
 _ADD_EOS = ("T5Tokenizer", "T5TokenizerFast")
@@ -35,7 +45,7 @@ def is_sentencepiece(raw: bytes) -> bool:
 
 
 def of_sentencepiece(raw: bytes, settings: Mapping[str, object], added: Mapping[str, AddedToken]) -> bytes:
-    """`settings`: tokenizer_config.json; `added`: tokens named beside the file, by text. ValueError if it is damaged."""
+    """`settings`: tokenizer_config.json; `added`: tokens named beside the file, by text. ValueError if damaged."""
     try:
         fields = list(_fields(raw))
         pieces = [_piece(value) for number, value in fields if number == _PIECES and isinstance(value, bytes)]
@@ -48,19 +58,20 @@ def of_sentencepiece(raw: bytes, settings: Mapping[str, object], added: Mapping[
         if token.id > len(pieces):
             raise ValueError(f"added token {token.content!r} has id {token.id}, the vocabulary {len(pieces)} ids")
         pieces[token.id : token.id + 1] = [(token.content, 0.0, kind)]
+    charsmap = normalizer.get(_CHARSMAP)
     vocabulary = Pieces(
         tokens=[text.replace(SPACE, " ") if kind == USER_DEFINED else text for text, _, kind in pieces],
         types=[kind for *_, kind in pieces],
         scores=[score for _, score, _ in pieces],
         prefix_space=bool(normalizer.get(_PREFIX_SPACE, True)),
         squeeze_spaces=bool(normalizer.get(_SQUEEZE_SPACES, True)),
-        charsmap=bytes(normalizer.get(_CHARSMAP, b"")),  # type: ignore[arg-type]
+        charsmap=charsmap if isinstance(charsmap, bytes) else b"",
     )
     ends = _ends(vocabulary, trainer, settings)
-    kind = trainer.get(_MODEL_TYPE, _UNIGRAM)
-    if kind not in (_UNIGRAM, _BPE):
+    algorithm = trainer.get(_MODEL_TYPE, _UNIGRAM)
+    if algorithm not in (_UNIGRAM, _BPE):
         raise ValueError("the sentencepiece file holds whole words or characters; BPE and unigram are supported")
-    return sentencepiece_bpe(vocabulary, ends) if kind == _BPE else unigram(vocabulary, ends)
+    return sentencepiece_bpe(vocabulary, ends) if algorithm == _BPE else unigram(vocabulary, ends)
 
 
 def _ends(pieces: Pieces, trainer: Mapping[int, int | bytes], settings: Mapping[str, object]) -> Ends:
@@ -77,11 +88,11 @@ def _ends(pieces: Pieces, trainer: Mapping[int, int | bytes], settings: Mapping[
     return Ends(**found)
 
 
-
 def _piece(raw: bytes) -> tuple[str, float, int]:
     """(text, score, type); type 1, a normal piece, is not written."""
     fields = dict(_fields(raw))
-    text, score = fields.get(1, b""), fields.get(2, b"\0\0\0\0")
+    text = fields.get(1, b"")
+    score = fields.get(2, b"\0\0\0\0")
     assert isinstance(text, bytes) and isinstance(score, bytes)
     return text.decode(), struct.unpack("<f", score)[0], int(fields.get(3, 1))
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from launchyard.model.text.companions import Json
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
-
-    from launchyard.model.text.tokenizer_json import Json
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # can't, we'LL
@@ -40,9 +40,7 @@ _CASED = _by_case(_LEAD, _UPPER, _LOWER, f"{_SHORT}?")
 O200K = rf"{_CASED}|\p{{N}}{{1,3}}|{_SYMBOLS_AND_SLASH}|{_SPACES}"
 _HAN = r"&&[^\p{Han}]]"
 _KIMI_WORDS = _by_case(_LEAD, _UPPER[:-1] + _HAN, _LOWER[:-1] + _HAN, f"{_SHORT}?")
-_PUNCTUATED = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"
-)
+_PUNCTUATED = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _CJK_AND_MORE = "[一-龥ࠀ-一가-퟿]+"
 _ASIAN = (
@@ -68,7 +66,7 @@ BYTES: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 _GPT2_BYTES: Json = {**BYTES, "use_regex": True}
 
 
-def split(regex: str) -> Json:
+def split_step(regex: str) -> Json:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
@@ -90,14 +88,14 @@ class Splits:
 
 
 def _regexes(*regexes: str, ignore_merges: bool = False, add_bos: bool = False) -> Splits:
-    return Splits((*map(split, regexes), BYTES), ignore_merges=ignore_merges, add_bos=add_bos)
+    return Splits((*map(split_step, regexes), BYTES), ignore_merges=ignore_merges, add_bos=add_bos)
 
 
 # Names, those first that an export writes, with what they mean.
 _TABLE: tuple[tuple[str, Splits], ...] = (
     (
-        "gpt-2 mpt olmo exaone4 phi-2 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe gigachat "
-        "a.x-4.0 mellum modern-bert jais trillion granite-docling",
+        "gpt-2 mpt olmo exaone4 phi-2 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe "
+        "gigachat a.x-4.0 mellum modern-bert jais trillion granite-docling",
         Splits((_GPT2_BYTES,)),
     ),
     (
@@ -114,7 +112,13 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
         "qwen2 stablelm2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open grok-2",
         _regexes(QWEN2),
     ),
-    ("qwen35", _regexes(rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}")),
+    (
+        "qwen35",
+        _regexes(
+            rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+            rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+        ),
+    ),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", _regexes(O200K)),
     (
         "tekken",
@@ -132,7 +136,12 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
     (
         "deepseek-llm",
         _regexes(
-            r"[\r\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK_AND_MORE, r"\p{N}+"
+            r"[\r\n]",
+            rf"\s?[{_DEEPSEEK_LETTERS}]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            _CJK_AND_MORE,
+            r"\p{N}+",
         ),
     ),
     ("deepseek-coder", _regexes(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_AND_MORE, r"\p{N}")),
@@ -143,7 +152,7 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
                 {"type": "Punctuation", "behavior": "Contiguous"},
                 _GPT2_BYTES,
                 _digits(one_by_one=False),
-                split("[0-9][0-9][0-9]"),
+                split_step("[0-9][0-9][0-9]"),
             )
         ),
     ),
@@ -161,7 +170,7 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
     (
         "bailingmoe bailingmoe2 llada-moe",
         _regexes(
-            rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*"
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
             r"|\s*[\r\n]|\s+(?!\S)|\s+"
         ),
     ),
@@ -177,9 +186,7 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
     ("laguna", _regexes(r"[^\n]+|[\n]+", QWEN2)),
     (
         "minicpm5",
-        _regexes(
-            r"\p{N}{1,3}", rf"{_SHORT}|{_WORDS}|\p{{N}}+|{_SYMBOLS}|{_SPACES}", ignore_merges=True
-        ),
+        _regexes(r"\p{N}{1,3}", rf"{_SHORT}|{_WORDS}|\p{{N}}+|{_SYMBOLS}|{_SPACES}", ignore_merges=True),
     ),
     (
         "jais-2",
@@ -196,8 +203,8 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
         "chameleon",
         Splits(
             (
-                *map(split, (r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )")),
-                *map(split, (r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]")),
+                *map(split_step, (r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )")),
+                *map(split_step, (r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]")),
                 _GPT2_BYTES,
             ),
             add_bos=True,
@@ -205,17 +212,17 @@ _TABLE: tuple[tuple[str, Splits], ...] = (
     ),
     ("default", _regexes(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 )
-SPLITS = {name: splits for names, splits in _TABLE for name in names.split()}
+WORD_SPLITS = {name: splits for names, splits in _TABLE for name in names.split()}
 
 
 def splits_of(pre: str) -> Splits:
     """What a `tokenizer.ggml.pre` means; ValueError that names one that is unknown."""
-    if pre not in SPLITS:
+    if pre not in WORD_SPLITS:
         raise ValueError(
             f"tokenizer.ggml.pre is {pre!r}, whose way to cut text is not known here; another would give other ids in "
-            f"silence. Known: {' '.join(sorted(SPLITS))}. Give the model's own tokenizer.json instead"
+            f"silence. Known: {' '.join(sorted(WORD_SPLITS))}. Give the model's own tokenizer.json instead"
         )
-    return SPLITS[pre]
+    return WORD_SPLITS[pre]
 
 
 def pre_of(engine: Engine, *, ignore_merges: bool, all_reachable: Callable[[], bool]) -> str:
@@ -257,8 +264,8 @@ def _cut(engine: Engine, text: str) -> object:
 def _probes() -> Iterator[str]:
     """Texts that tell the ways apart: runs of each kind of character, and short mixtures of all kinds."""
     kinds = ["a", "B", "é", "Ω", "ǅ", "ʰ", "\u0301", "我", "あ", "가", "ㄅ", "ก", "1", "23", "٣", "²", "Ⅷ"]
-    kinds += [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", ".", ",", "(", "|", "'", "$", "+", "`", "/", "_", "¿", "…"]
-    kinds += ["€", "🎉", "'s", "'LL", "'ſ", "؟", "。", "\u200d", "=", "-", "<", "K", "<sentinel:3>", "IMGIMGABZ"]
+    kinds += [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", ".", ",", "(", "|", "'", "$", "+", "`", "/", "_", "¿"]
+    kinds += ["…", "€", "🎉", "'s", "'LL", "'ſ", "؟", "。", "\u200d", "=", "-", "<", "K", "<sentinel:3>", "IMGIMGABZ"]
     yield from (kind * n for kind in kinds for n in (1, 2, 3, 4, 5, 7, 8, 20))
     draw = random.Random(0)
     for _ in range(1500):

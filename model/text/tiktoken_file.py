@@ -10,7 +10,7 @@ from binascii import Error as Base64Error
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from launchyard.model.text.splits import SPLITS
+from launchyard.model.text.splits import WORD_SPLITS
 from launchyard.model.text.tokenizer_json import AddedToken, Ends, Merge, byte_level, byte_token
 
 END = "<|endoftext|>"
@@ -24,11 +24,12 @@ _LLAMA3 = (
     "<|eot_id|>",
     *(f"<|reserved_special_token_{n}|>" for n in range(5, 251)),
 )
+_QWEN = (END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205)))
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """`n_ranks` tells it from the others; `pre`: the name of its regex among SPLITS."""
+class TiktokenEncoding:
+    """`n_ranks` tells it from the others; `pre`: the name of its regex among WORD_SPLITS."""
 
     name: str
     n_ranks: int
@@ -40,11 +41,11 @@ class Encoding:
 
 _CL100K = {END: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
 ENCODINGS = (
-    Encoding("r50k_base", 50256, "gpt-2", {END: 50256}),
-    Encoding("p50k_base", 50280, "gpt-2", {END: 50256}),
-    Encoding("cl100k_base", 100256, "smaug-bpe", {**_CL100K, "<|endofprompt|>": 100276}),
-    Encoding("o200k_base", 199998, "gpt-4o", {END: 199999, "<|endofprompt|>": 200018}),
-    Encoding(
+    TiktokenEncoding("r50k_base", 50256, "gpt-2", {END: 50256}),
+    TiktokenEncoding("p50k_base", 50280, "gpt-2", {END: 50256}),
+    TiktokenEncoding("cl100k_base", 100256, "smaug-bpe", {**_CL100K, "<|endofprompt|>": 100276}),
+    TiktokenEncoding("o200k_base", 199998, "gpt-4o", {END: 199999, "<|endofprompt|>": 200018}),
+    TiktokenEncoding(
         "llama3",
         128000,
         "llama-bpe",
@@ -52,16 +53,16 @@ ENCODINGS = (
         "<|end_of_text|>",
         "<|begin_of_text|>",
     ),
-    Encoding(
+    TiktokenEncoding(
         "qwen",
         151643,
         "qwen2",
-        {token: 151643 + n for n, token in enumerate((END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205))))},
+        {token: 151643 + number for number, token in enumerate(_QWEN)},
     ),
 )
 
 
-def of_tiktoken(raw: bytes, added: Mapping[str, AddedToken]) -> tuple[bytes, Encoding]:
+def of_tiktoken(raw: bytes, added: Mapping[str, AddedToken]) -> tuple[bytes, TiktokenEncoding]:
     """tokenizer.json and the encoding. `added`: tokens named beside the file; in their place the encoding's own.
 
     ValueError if the ranks are those of no known encoding.
@@ -75,7 +76,7 @@ def of_tiktoken(raw: bytes, added: Mapping[str, AddedToken]) -> tuple[bytes, Enc
             "tokens stand in no file; give a tokenizer.json"
         )
     special = {text: AddedToken(text, number) for text, number in encoding.special.items()} | dict(added)
-    splits = replace(SPLITS[encoding.pre], ignore_merges=True)  # as tiktoken: first the word as a whole
+    splits = replace(WORD_SPLITS[encoding.pre], ignore_merges=True)  # as tiktoken: first the word as a whole
     ends = Ends(bos=special.get(encoding.bos) if encoding.bos else None)
     vocab = {byte_token(token): rank for token, rank in ranks.items()}
     return byte_level(vocab, merges_of_ranks(ranks), list(special.values()), splits, ends), encoding

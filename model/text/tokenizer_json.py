@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
+from launchyard.model.text.companions import Json
 from launchyard.model.text.splits import BYTES, Splits
 
-Json = dict[str, object]
 Merge = tuple[str, str]
 # Types of a token, as sentencepiece and GGUF number them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from typing import Any
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.weights.gguf_format import GgufFile, read_gguf
@@ -33,7 +32,7 @@ class GgufHeader:
         self.tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
 
     @cached_property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """Key -> value: numbers, strings and lists of them; numbers of fp32 as their shortest decimals."""
         return {key: _plain_value(value) for key, value in self._first.metadata.items()}
 

@@ -14,7 +14,7 @@ _QK_NORMS = {
 _PLACES = {"pre": "before", "post": "behind", "sandwich": "before and behind"}
 
 
-def describe(config: ModelConfig) -> dict[str, list[str]]:
+def describe_config(config: ModelConfig) -> dict[str, list[str]]:
     """Norm, positions, attention, MLP and the two ends of a network, each as a list of short phrases."""
     return {
         "norm": _norm(config),

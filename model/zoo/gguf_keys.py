@@ -202,7 +202,9 @@ def llama3_factors(config: ModelConfig) -> list[float]:
     """The divisors of the frequencies of such a stretch."""
     scaling = config.rope_scaling
     assert scaling is not None
-    low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_seq_len
+    low = scaling.low_freq_factor
+    high = scaling.high_freq_factor
+    original = scaling.original_max_seq_len
     assert low is not None and high is not None and original is not None
     return _llama3(config.rope_theta, config.rope_dim // 2, scaling.factor, original, low=low, high=high)
 

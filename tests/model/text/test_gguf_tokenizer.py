@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from launchyard.model.text.from_gguf import companions_of_gguf
-from launchyard.model.text.splits import SPLITS
+from launchyard.model.text.splits import WORD_SPLITS
 from launchyard.model.text.to_gguf import gguf_tokenizer_keys
 from launchyard.model.weights.gguf_header import GgufHeader
 
@@ -33,7 +33,7 @@ def byte_level(pre: str) -> Tokenizer:
     """Trained with the split of a `tokenizer.ggml.pre`."""
     bare = {
         "version": "1.0",
-        "pre_tokenizer": SPLITS[pre].pre_tokenizer,
+        "pre_tokenizer": WORD_SPLITS[pre].pre_tokenizer,
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
     engine = Tokenizer.from_str(json.dumps(bare))
