@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,15 +21,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # safetensors' names of element types, with their size in bytes and torch's names.
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I64": 8, "I32": 4, "I16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 _CODES = {f"torch.{name}": code for code, name in TORCH_DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
 # The data begin at a multiple of a cache line: generation from a mapped file is several percent faster for it.
 ALIGNMENT = 64
+# Of ranged reads from a store: what lies between two stretches is read too if it is shorter than a request is worth.
+GAP_BYTES = 64 * 1024
+REQUEST_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,17 @@ class TensorFile:
         size = files.size(path)
         raw = files.read(path, 0, 8)
         header_bytes = int.from_bytes(raw, "little")
+        if raw == b"version ":
+            raise CorruptError(f"{path} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull")
         if len(raw) < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
             raise CorruptError(f"{path} is no safetensors file, or it is cut: it has {size} bytes")
         try:
             header = json.loads(files.read(path, 8, header_bytes))
             self.entries = {
-                name: _entry(facts, 8 + header_bytes) for name, facts in header.items() if name != "__metadata__"
+                name: _entry(name, facts, 8 + header_bytes) for name, facts in header.items() if name != "__metadata__"
             }
+        except UnknownTypeError as error:
+            raise ValueError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(f"{path}: the header is damaged: {error}") from error
         end = max((entry.start + entry.length for entry in self.entries.values()), default=0)
@@ -72,13 +83,38 @@ class TensorFile:
         dtype = torch_dtype(entry.dtype)
         if not entry.length:
             return torch.empty(entry.shape, dtype=dtype)
-        if files.is_remote(self.path):
-            raw = bytearray(entry.length)
-            if files.read_into(self.path, entry.start, memoryview(raw)) != entry.length:
-                raise CorruptError(f"{self.path} is cut: {name} ends at byte {entry.start + entry.length}")
-            return torch.frombuffer(raw, dtype=dtype).view(entry.shape)
         count = math.prod(entry.shape)
+        if files.is_remote(self.path):
+            return self.get_parts(name, [(0, count)])
         return torch.frombuffer(self._mapped(), dtype=dtype, count=count, offset=entry.start).view(entry.shape)
+
+    def get_parts(self, name: str, parts: Iterable[tuple[int, int]]) -> Tensor:
+        """Returns a tensor of the whole shape, of which the elements in `parts` are read, and others may be anything.
+
+        A part is the offset of its first element and their number. Memory is taken for what is read.
+        """
+        import torch
+
+        if not files.is_remote(self.path):
+            return self.get(name)
+        entry = self.entries[name]
+        whole = torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))  # pages come when written
+        raw = memoryview(whole.view(-1).view(torch.uint8).numpy())
+        width = DTYPE_BYTES[entry.dtype]
+        for first, last in _requests((offset * width, (offset + count) * width) for offset, count in parts):
+            if files.read_into(self.path, entry.start + first, raw[first:last]) != last - first:
+                raise CorruptError(f"{self.path} is cut: {name} ends at byte {entry.start + entry.length}")
+        return whole
+
+    def release(self, name: str) -> None:
+        """Gives back the memory of a mapped tensor. It stays valid, and what was not changed is read again."""
+        entry = self.entries[name]
+        if self._map is None:
+            return
+        first = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that it shares with others stay
+        length = (entry.start + entry.length) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)
 
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
@@ -139,12 +175,35 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
 
 
-def _entry(facts: Mapping[str, Any], data_start: int) -> TensorRange:
+def _requests(stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """First and last + 1 byte of each request that reads all of these, which may overlap, in any order."""
+    first = last = -1
+    for start, stop in sorted(stretches):
+        if first >= 0 and start <= last + GAP_BYTES:
+            last = max(last, stop)
+            continue
+        yield from _split(first, last)
+        first, last = start, stop
+    yield from _split(first, last)
+
+
+def _split(first: int, last: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, last, REQUEST_BYTES):
+        yield start, min(last, start + REQUEST_BYTES)
+
+
+class UnknownTypeError(ValueError):
+    """The element type of a tensor is none that we know."""
+
+
+def _entry(name: str, facts: Mapping[str, Any], data_start: int) -> TensorRange:
     dtype = str(facts["dtype"])
     shape = tuple(int(size) for size in facts["shape"])
     if dtype not in DTYPE_BYTES:
-        raise ValueError(f"element type {dtype} is not supported; supported are {', '.join(DTYPE_BYTES)}")
+        raise UnknownTypeError(
+            f"{name} is of the element type {dtype}, which is not supported; supported are {', '.join(DTYPE_BYTES)}"
+        )
     first, last = facts["data_offsets"]
     if first < 0 or min(shape, default=0) < 0 or last - first != DTYPE_BYTES[dtype] * math.prod(shape):
-        raise ValueError(f"shape {list(shape)} of {dtype} does not take the bytes {first} to {last}")
+        raise ValueError(f"{name}: shape {list(shape)} of {dtype} does not take the bytes {first} to {last}")
     return TensorRange(dtype, shape, data_start + first, last - first)

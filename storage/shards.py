@@ -258,15 +258,26 @@ def _verify_pieces(folder: str, name: str, manifest: Manifest) -> Iterator[str]:
                     yield str(error)
 
 
-def read_tensor(folder: str, manifest: Manifest, key: str) -> Any:
-    """Returns one whole tensor, assembled from its verified pieces: a torch.Tensor on the CPU."""
+def read_tensor(folder: str, manifest: Manifest, key: str, rows: range | None = None) -> Any:
+    """Returns one tensor, or some places of its first axis, from its verified pieces: a torch.Tensor on the CPU.
+
+    A piece is read whole, as its hash is that of all its bytes; those without any of these rows are not read.
+    """
     import torch
 
     entry = manifest.tensors[key]
-    tensor = torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
+    rows = range(entry.shape[0] if entry.shape else 1) if rows is None else rows
+    shape = (len(rows), *entry.shape[1:]) if entry.shape else ()
+    tensor = torch.empty(shape, dtype=torch_dtype(entry.dtype))
     for piece in entry.pieces:
-        raw = read_piece(folder, key, piece)
-        part = torch.frombuffer(raw, dtype=tensor.dtype).view(piece.sizes)
-        extent = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
-        tensor[extent] = part
+        if not entry.shape:
+            return torch.frombuffer(read_piece(folder, key, piece), dtype=tensor.dtype).view(())
+        first = max(rows.start, piece.offsets[0])
+        last = min(rows.stop, piece.offsets[0] + piece.sizes[0])
+        if first >= last:
+            continue
+        part = torch.frombuffer(read_piece(folder, key, piece), dtype=tensor.dtype).view(piece.sizes)
+        across = tuple(slice(at, at + size) for at, size in zip(piece.offsets[1:], piece.sizes[1:], strict=True))
+        inside = part[first - piece.offsets[0] : last - piece.offsets[0]]
+        tensor[(slice(first - rows.start, last - rows.start), *across)] = inside
     return tensor

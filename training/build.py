@@ -6,14 +6,15 @@ depend on the number of workers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start
-from launchyard.model.layout import Adapter, parameters
+from launchyard.model.layout import Adapter, parameter_shapes, parameters
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
@@ -67,18 +68,24 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_
     to_fill = [(name, p) for name, p in model.named_parameters() if not (only_frozen and p.requires_grad)]
     if not to_fill:
         return
-    source = open_initial_weights(recipe.model.init_from, config) if recipe.model.init_from else None
+    wanted: dict[str, range] = {}
+    parts: dict[str, Tensor] = {}
     for raw_name, parameter in to_fill:
-        name = clean_name(raw_name)
-        (offsets, sizes) = shard_extent(parameter)
-        rows = slice(offsets[0], offsets[0] + sizes[0])
-        if source is not None:
-            part = source.get(name)[rows]
-        else:
-            part = initial_rows(
-                config, name, tuple(parameter.shape), seed=recipe.train.seed, start=rows.start, stop=rows.stop
-            )
-        local(parameter).copy_(part)
+        offsets, sizes = shard_extent(parameter)
+        wanted[clean_name(raw_name)] = range(offsets[0], offsets[0] + sizes[0])
+        parts[clean_name(raw_name)] = local(parameter)
+    for name, rows in _first_rows(config, recipe, wanted):
+        parts[name].copy_(rows)
+
+
+def _first_rows(config: ModelConfig, recipe: Recipe, wanted: dict[str, range]) -> Iterator[tuple[str, Tensor]]:
+    """These rows of the weights to start from, or of random ones."""
+    if recipe.model.init_from:
+        yield from open_initial_weights(recipe.model.init_from, config).rows(wanted)
+        return
+    shapes = parameter_shapes(config)
+    for name, rows in wanted.items():
+        yield name, initial_rows(config, name, shapes[name], seed=recipe.train.seed, start=rows.start, stop=rows.stop)
 
 
 def open_initial_weights(source: str, config: ModelConfig) -> Weights:

@@ -21,12 +21,13 @@ from launchyard.model.text.companions import (
 )
 from launchyard.model.text.special_tokens import GUESSED, SpecialTokens
 from launchyard.model.text.templates import DEFAULT, configured_templates, read_templates
-from launchyard.model.weights.headers import open_headers
+from launchyard.model.weights.headers import bins_of, open_headers
 from launchyard.model.weights.source import HF_CONFIG, Source, find_source, read_config, read_hf_config
 from launchyard.model.weights.tie import table_keys
 from launchyard.model.zoo import BY_TYPE, config_from_hf, is_of_images, rules
 from launchyard.model.zoo.rules import check_keys, rule_keys, their_shapes
 from launchyard.model.zoo.text_part import text_keys
+from launchyard.storage.safetensors import dtype_code
 from launchyard.storage.shards import read_manifest
 
 # Tokens that end an assistant's turn in public chat templates.
@@ -163,7 +164,8 @@ class _Reading:
         if self.source.kind == "hf":
             headers = open_headers(self.source.folder)
             entries = ((key, file.entries[key]) for key, file in headers.items())
-            return {key: HeaderEntry(entry.dtype, entry.shape, entry.length) for key, entry in entries}
+            found = {key: HeaderEntry(entry.dtype, entry.shape, entry.length) for key, entry in entries}
+            return found or _of_bins(self.source.folder)
         if self.source.kind == "gguf":
             from launchyard.model.weights.gguf_header import GgufHeader
 
@@ -264,6 +266,16 @@ class _Reading:
         limit = json_companion(self.companions, TOKENIZER_CONFIG).get("model_max_length")
         if isinstance(limit, int | float) and length < limit < _NO_LIMIT:
             yield f"{TOKENIZER_CONFIG}: model_max_length is {int(limit):,}, the context length is {length:,}"
+
+
+def _of_bins(folder: str) -> dict[str, HeaderEntry]:
+    """Of a folder whose weights are .bin files; empty of one without."""
+    if not bins_of(folder):
+        return {}
+    from launchyard.model.weights.stored.pickled import open_bins
+
+    tensors = {key: tensor for key, (_, tensor) in open_bins(folder).items()}
+    return {key: HeaderEntry(dtype_code(one.dtype), tuple(one.shape), one.nbytes) for key, one in tensors.items()}
 
 
 def _disagreement(role: str, said: Mapping[str, list[int]]) -> Iterator[str]:

@@ -1,28 +1,30 @@
 """The weights of a Hugging Face folder, by the rules of its family; hf_export.py writes one.
 
-Strict on keys and shapes. Pickle files are refused: opening one can run code.
+Strict on keys and shapes. No code in a pickle is ever run.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from launchyard.model.layout import parameter_shapes
-from launchyard.model.weights.headers import INDEX, SINGLE, open_headers
+from launchyard.model.layout import TensorShape, parameter_shapes
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
+from launchyard.model.weights.stored.quantised import dequantise
+from launchyard.model.weights.stored.tensors import StoredTensor, open_stored
 from launchyard.model.weights.tie import settled, with_table
-from launchyard.model.weights.transfer import to_ours
+from launchyard.model.weights.transfer import Importer
 from launchyard.model.zoo import config_from_hf, is_of_images, rules
-from launchyard.model.zoo.rules import Overlap, check_keys, overlaps, rule_keys, their_shapes
+from launchyard.model.zoo.rules import check_keys, overlaps, rule_keys, their_shapes
 from launchyard.model.zoo.text_part import text_keys
-from launchyard.storage.files import listdir, normal
-from launchyard.storage.safetensors import TensorFile, torch_dtype
+from launchyard.storage.files import is_remote, normal
 
 _LOG = logging.getLogger(__name__)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+IMPORT_THREADS = 8  # threads that read from a store
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class HFWeights:
@@ -31,7 +33,8 @@ class HFWeights:
     ValueError if the keys or shapes are not those of the config; CorruptError names a damaged file.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, dequantised: torch.dtype = torch.bfloat16) -> None:
+        """`dequantised`: the type of quantised weights, which are given by their values."""
         self.folder = normal(folder)
         hf = read_hf_config(self.folder)
         said = config_from_hf(hf)
@@ -41,21 +44,22 @@ class HFWeights:
                 "%s: %s ties head and table, but the files hold two that differ; both are kept", folder, HF_CONFIG
             )
         family = rules(self.config)
-        self._overlaps: dict[str, list[Overlap]] = {}
-        for overlap in overlaps(family, self.config):
-            self._overlaps.setdefault(overlap.ours, []).append(overlap)
         self._shapes = parameter_shapes(self.config)
-        opened = _open_files(self.folder)
+        opened = open_stored(self.folder)
+        if hf.get("quantization_config"):
+            opened = dequantise(opened, hf["quantization_config"], dequantised)
         names = text_keys(opened) if is_of_images(hf) else {key: key for key in opened}
-        stored = {key: (opened[names[name]], names[name]) for key, name in rule_keys(family, names).items()}
-        self._files = with_table(self.config, stored)
-        check_keys(family, self.config, self._files, where=self.folder)
+        found = {key: (names[name], opened[names[name]]) for key, name in rule_keys(family, names).items()}
+        stored = with_table(self.config, found)
+        check_keys(family, self.config, stored, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
-            file, name = self._files[key]
-            found = file.entries[name].shape
-            if found != shape:
-                raise ValueError(f"{self.folder}: {name} has shape {list(found)}; config.json makes it {list(shape)}")
-        self._newest: tuple[str, Tensor] | None = None
+            _check_tensor(*stored[key], shape)
+        self._importer = Importer(
+            overlaps(family, self.config),
+            self._shapes,
+            {key: tensor for key, (_, tensor) in stored.items()},
+            threads=IMPORT_THREADS if is_remote(self.folder) else 0,
+        )
 
     def keys(self) -> list[str]:
         return list(self._shapes)
@@ -64,29 +68,23 @@ class HFWeights:
         return self._shapes[key]
 
     def dtype(self, key: str) -> torch.dtype:
-        """Of what `get` returns. Reads no tensor."""
-        file, name = self._files[self._overlaps[key][0].theirs]
-        return torch_dtype(file.entries[name].dtype)
+        """Of what `get` returns: that of the file, or `dequantised`. Reads no tensor."""
+        return self._importer.dtype(key)
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""
-        return to_ours(self._overlaps[key], self._shapes[key], self._read)
+        return self._importer.get(key)
 
-    def _read(self, key: str) -> Tensor:
-        if self._newest is None or self._newest[0] != key:  # q, k and v are asked for one after the other
-            file, name = self._files[key]
-            self._newest = key, file.get(name)
-        return self._newest[1]
+    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
+        """These rows of these tensors, each as `get` gives it; reads what they need and nothing twice."""
+        return self._importer.rows(wanted)
 
 
-def _open_files(folder: str) -> dict[str, TensorFile]:
-    """Their key -> the file that holds it."""
-    if opened := open_headers(folder):
-        return opened
-    pickles = sorted(name for name in listdir(folder) if name.endswith(PICKLES))
-    if pickles:
+def _check_tensor(name: str, stored: StoredTensor, shape: TensorShape) -> None:
+    if stored.shape != shape:
+        raise ValueError(f"{stored.path}: {name} has shape {list(stored.shape)}; config.json makes it {list(shape)}")
+    if stored.dtype not in WEIGHT_DTYPES:
         raise ValueError(
-            f"{folder} holds its weights only as pickle ({', '.join(pickles[:3])}). Opening one can run any code, "
-            "so it is not read; save the model again with transformers' save_pretrained(safe_serialization=True)"
+            f"{stored.path}: {name} is of {str(stored.dtype).removeprefix('torch.')}, and config.json says nothing of "
+            "quantised weights; its quantization_config is missing"
         )
-    raise FileNotFoundError(f"{folder} has a {HF_CONFIG} but no weights: looked for {SINGLE} and {INDEX}")

@@ -31,7 +31,7 @@ Ended = Literal["stop", "length", "context"]
 
 
 class Weights(Protocol):
-    """Whole tensors on the CPU by our names."""
+    """Tensors on the CPU by our names, or some rows of them."""
 
     def keys(self) -> list[str]: ...
 
@@ -40,6 +40,10 @@ class Weights(Protocol):
         ...
 
     def get(self, key: str) -> Tensor: ...
+
+    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
+        """These places of the first axis of these tensors, each tensor once; reads no more than they need."""
+        ...
 
 
 class CheckpointWeights:
@@ -72,11 +76,26 @@ class CheckpointWeights:
             return self._first_value(key).float()
         return read_tensor(self.folder, self._manifest, PREFIX + key)
 
+    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
+        """The rows of these tensors, each as `get` gives it."""
+        for key, rows in wanted.items():
+            if key not in self._frozen:
+                yield key, read_tensor(self.folder, self._manifest, PREFIX + key, rows)
+        frozen = {key: rows for key, rows in wanted.items() if key in self._frozen}
+        for key, tensor in self._first_rows(frozen):
+            yield key, tensor.float()
+
     def _first_value(self, key: str) -> Tensor:
+        return next(self._first_rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
+
+    def _first_rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
         if self._base is not None:
-            return self._base.get(key)
-        shape = parameter_shapes(self.config)[key]
-        return initial_rows(self.config, key, shape, seed=self._manifest.base["seed"])
+            yield from self._base.rows(wanted)
+            return
+        shapes = parameter_shapes(self.config)
+        seed = self._manifest.base["seed"] if wanted else 0
+        for key, rows in wanted.items():
+            yield key, initial_rows(self.config, key, shapes[key], seed=seed, start=rows.start, stop=rows.stop)
 
     @cached_property
     def _base(self) -> Weights | None:
@@ -90,16 +109,16 @@ class CheckpointWeights:
 def resized(weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> Weights:
     """The weights of `theirs` with the vocabulary of `ours`; as they are where it has as many rows."""
     same = theirs.padded_vocab_size == ours.padded_vocab_size
-    return weights if same else _Resized(weights, n_tokens=theirs.vocab_size, n_rows=ours.padded_vocab_size)
+    return weights if same else _Resized(weights, theirs, ours)
 
 
 class _Resized:
     """Old rows as they are, up to as many as there are to be; behind them the mean of those of tokens."""
 
-    def __init__(self, weights: Weights, *, n_tokens: int, n_rows: int) -> None:
+    def __init__(self, weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> None:
         self._weights = weights
-        self._n_tokens = n_tokens
-        self._n_rows = n_rows
+        self._theirs = theirs
+        self._n_rows = ours.padded_vocab_size
 
     def keys(self) -> list[str]:
         return self._weights.keys()
@@ -114,12 +133,15 @@ class _Resized:
         new = self._n_rows - len(found)
         if new <= 0:
             return found[: self._n_rows]
-        return torch.cat((found, mean_row(found, self._n_tokens).expand(new, *found.shape[1:])))
+        return torch.cat((found, mean_row(found, self._theirs.vocab_size).expand(new, *found.shape[1:])))
 
     def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
-        """These places of the first axis of these tensors. Reads each tensor as a whole."""
-        for key, places in wanted.items():
-            yield key, self.get(key)[places.start : places.stop]
+        """These places of the first axis of these tensors. Reads a whole table only where new rows are wanted."""
+        n_old = self._theirs.padded_vocab_size
+        with_new = {key: rows for key, rows in wanted.items() if is_of_vocabulary(key) and rows.stop > n_old}
+        yield from self._weights.rows({key: rows for key, rows in wanted.items() if key not in with_new})
+        for key, rows in with_new.items():
+            yield key, self.get(key)[rows.start : rows.stop]
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:
@@ -165,9 +187,10 @@ def build(config: ModelConfig, weights: Weights, *, device: torch.device, dtype:
     """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed."""
     with torch.device("meta"):
         transformer = Transformer(config)
-    for key in weights.keys():  # noqa: SIM118
+    shapes = parameter_shapes(config)
+    for key, stored in weights.rows({key: range(shape[0]) for key, shape in shapes.items()}):
         path, _, name = key.rpartition(".")
-        tensor = weights.get(key).to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
+        tensor = stored.to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))
     if config.tie_embeddings:
         transformer.lm_head.weight = transformer.embed.weight

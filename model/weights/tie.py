@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.weights.headers import open_holding, stored_in
+from launchyard.model.weights.headers import bins_of, open_holding, stored_in
 from launchyard.model.zoo import is_of_images, rules
 from launchyard.model.zoo.hf_config import HFKeys
 from launchyard.model.zoo.rules import Rename, rule_keys
@@ -13,25 +14,44 @@ from launchyard.model.zoo.text_part import text_keys
 from launchyard.storage import files
 from launchyard.storage.safetensors import TensorFile
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _PIECE_BYTES = 16 << 20
 Stored = TypeVar("Stored")
 
 
 def settled(config: ModelConfig, hf: HFKeys, folder: str) -> ModelConfig:
-    """The config, untied if the folder's safetensors files hold a table and another head, as transformers 5 does it.
+    """The config, untied if the folder's files hold a table and another head, as transformers 5 does it.
 
     Fine-tunes leave such folders, whose config.json still says that both are one.
     """
     if not config.tie_embeddings:
         return config
-    stored = stored_in(folder)
+    stored = stored_in(folder) or _bins(folder)
     names = text_keys(stored) if is_of_images(hf) else {key: key for key in stored}
     found = {key: names[name] for key, name in rule_keys(rules(config), names).items()}
     both = [found[key] for key in table_keys(config) if key in found]
-    if len(both) < 2:
+    if len(both) < 2 or _same_values(folder, stored, *both):
         return config
-    table, head = ((open_holding(folder, stored[name], name), name) for name in both)
-    return config if same_tensor(table, head) else config.model_copy(update={"tie_embeddings": False})
+    return config.model_copy(update={"tie_embeddings": False})
+
+
+def _bins(folder: str) -> dict[str, Tensor]:
+    """The tensors of .bin files, mapped; torch is imported only for a folder that has some."""
+    if not bins_of(folder):
+        return {}
+    from launchyard.model.weights.stored.pickled import open_bins
+
+    return {key: tensor for key, (_, tensor) in open_bins(folder).items()}
+
+
+def _same_values(folder: str, stored: Mapping[str, str | Tensor], table: str, head: str) -> bool:
+    one, other = stored[table], stored[head]
+    if isinstance(one, str) and isinstance(other, str):
+        return same_tensor((open_holding(folder, one, table), table), (open_holding(folder, other, head), head))
+    assert not isinstance(one, str) and not isinstance(other, str)
+    return one.dtype == other.dtype and one.equal(other)
 
 
 def with_table(config: ModelConfig, stored: dict[str, Stored]) -> dict[str, Stored]:

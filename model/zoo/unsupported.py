@@ -28,15 +28,34 @@ MISSING: Mapping[str, str] = {kind: part for part, kinds in _PARTS.items() for k
 
 
 def refuse_unsupported(hf: HFKeys) -> None:
-    """ValueError that names what of a config.json we do not have: a part of the network, or packed weights."""
+    """ValueError that names what of a config.json we do not have: a part of the network, or a way to pack weights."""
     kind = hf.get("model_type")
     missing = MISSING.get(str(kind))
     if missing is not None:
         raise ValueError(f"config.json: model_type is {kind!r}, which is not supported: it has {missing}")
-    packed = hf.get("quantization_config")
-    if packed:
-        method = packed.get("quant_method") if isinstance(packed, Mapping) else packed
-        raise ValueError(
-            f"config.json: quantization_config is {method!r}; quantised weights are not supported. Open the model with "
-            "transformers, dequantise it there and save it in bfloat16"
-        )
+    facts = hf.get("quantization_config")
+    if facts:
+        _refuse_packed(facts)
+
+
+# Ways to pack weights that are read, by their values: quant_method, and its formats if it has several.
+_READ: Mapping[str, tuple[str, ...]] = {
+    "fp8": (),
+    "fbgemm_fp8": (),
+    "mxfp4": (),
+    "compressed-tensors": ("float-quantized", "naive-quantized", "int-quantized"),
+}
+
+
+def _refuse_packed(facts: object) -> None:
+    method = facts.get("quant_method") if isinstance(facts, Mapping) else facts
+    formats = _READ.get(str(method))
+    packing = facts.get("format") if isinstance(facts, Mapping) else None
+    if formats is not None and (not formats or packing in formats):
+        return
+    named = f"{method!r}" if not formats else f"{method!r} in the format {packing!r}"
+    raise ValueError(
+        f"config.json: quantization_config is {named}, which is not read; read are {', '.join(_READ)}. Take the "
+        "folder of the weights that were not quantised, or open this one with transformers, call "
+        "model.dequantize() and save_pretrained()"
+    )

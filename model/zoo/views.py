@@ -5,6 +5,7 @@ Pure arithmetic, as torch's views and numpy's do it. Light; touches no tensor.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,36 +74,51 @@ class View:
             expected *= length
         return True
 
-    def runs(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """Offset and length of the stretches of memory that hold elements [start, stop), counted in this view's order.
+    def stretches(self, gap: int) -> Iterator[tuple[int, int]]:
+        """Offset and length of stretches of memory, in their order, that hold all elements.
 
-        Stretches that touch are one.
+        They hold others as well where these lie in gaps no longer than `gap`.
         """
-        stop = self.size if stop is None else stop
-        held: tuple[int, int] | None = None
-        for offset, length in self._pieces(0, self.offset, start, stop):
-            if held is not None and held[0] + held[1] == offset:
-                held = held[0], held[1] + length
-                continue
-            if held is not None:
-                yield held
-            held = offset, length
-        if held is not None:
-            yield held
+        axes = sorted(zip(self.strides, self.shape, strict=True), reverse=True)
+        length = 1
+        while axes and axes[-1][0] - length <= gap:
+            stride, count = axes.pop()
+            length += (count - 1) * stride
+        for place in itertools.product(*(range(count) for _, count in axes)):
+            yield self.offset + sum(n * stride for n, (stride, _) in zip(place, axes, strict=True)), length
 
-    def _pieces(self, axis: int, offset: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        if start >= stop:
-            return
-        rest = View(self.shape[axis:], self.strides[axis:])
-        if rest.is_contiguous():
-            yield offset + start, stop - start
-            return
-        inner = math.prod(self.shape[axis + 1 :])
-        for index in range(start // inner, -(-stop // inner)):
-            begin = index * inner
-            low = max(start, begin) - begin
-            high = min(stop, begin + inner) - begin
-            yield from self._pieces(axis + 1, offset + index * self.strides[axis], low, high)
+    def end(self, axis: int = 0) -> int:
+        """One more than the largest offset of an element that is the first along all axes before `axis`."""
+        return (
+            self.offset
+            + 1
+            + sum((n - 1) * stride for n, stride in zip(self.shape[axis:], self.strides[axis:], strict=True))
+        )
+
+
+def within(view: View, other: View, start: int, stop: int, axis: int = 0) -> Iterator[tuple[View, View]]:
+    """The elements of a view whose offsets lie in [start, stop), box by box, each with the same part of `other`.
+
+    The two have equal shapes.
+    """
+    if not view.size or view.offset >= stop or view.end() <= start:
+        return
+    if view.offset >= start and view.end() <= stop:
+        yield view, other
+        return
+    stride = view.strides[axis]
+    reach = view.end(axis + 1) - view.offset  # of the elements at one place of this axis
+    first = max(0, -(-(start - view.offset) // stride))  # the first place that lies inside with all of its elements
+    last = min(view.shape[axis], (stop - view.offset - reach) // stride + 1)
+    first, last = (first, last) if first < last else (first, first)
+    partly_before = range(max(0, (start - view.offset - reach) // stride + 1), min(first, view.shape[axis]))
+    partly_behind = range(max(last, 0), min(view.shape[axis], -(-(stop - view.offset) // stride)))
+    for place in partly_before:
+        yield from within(view.cut(axis, place, 1), other.cut(axis, place, 1), start, stop, axis + 1)
+    if first < last:
+        yield view.cut(axis, first, last - first), other.cut(axis, first, last - first)
+    for place in partly_behind:
+        yield from within(view.cut(axis, place, 1), other.cut(axis, place, 1), start, stop, axis + 1)
 
 
 def whole(shape: TensorShape) -> View:

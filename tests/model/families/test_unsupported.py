@@ -17,7 +17,7 @@ from tests.support.architectures import ARCHITECTURES
     [
         ("llama", {"model_type": "qwen3_next"}, "'qwen3_next', which is not supported: it has layers of gated delta"),
         ("llama", {"model_type": "qwen2_vl"}, "it has a part that sees images"),
-        ("gpt-oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config is 'mxfp4'"),
+        ("gpt-oss", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config is 'gptq'"),
         ("gpt-oss", {"swiglu_limit": 10.0}, r"swiglu_limit is 10\.0, .*supported is 7\.0"),
         ("gpt-oss", {"swiglu_alpha": 1.0}, "swiglu_alpha"),
         ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob is True, which is ignored by transformers"),

@@ -238,13 +238,6 @@ def test_another_shape_is_named(tmp_path: Path) -> None:
         HFWeights(str(tmp_path))
 
 
-def test_pickle_is_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path, llama())
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pickle \(pytorch_model\.bin\).*safe_serialization"):
-        HFWeights(str(tmp_path))
-
-
 def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, llama(), max_file_bytes=20_000)
     path = folder / "model.safetensors.index.json"

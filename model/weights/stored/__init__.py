@@ -1,0 +1,1 @@
+"""The tensors of a Hugging Face folder by their names, whatever kind of file holds them."""
