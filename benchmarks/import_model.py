@@ -176,7 +176,9 @@ def import_to_train(folder: str) -> dict[str, float]:
     from launchyard.training.recipe import Recipe
 
     config = read_config(folder)
-    recipe = Recipe.model_validate({"model": {"init_from": folder}, "name": "import", "data": {}, "train": {"max_steps": 1}})
+    recipe = Recipe.model_validate(
+        {"model": {"init_from": folder}, "name": "import", "data": {}, "train": {"max_steps": 1}}
+    )
     before = peak_bytes()
     model = build_model(config, recipe, world_size=1, device=torch.device("cpu"))
     weights = sum({id(p): p.nbytes for p in model.parameters()}.values())

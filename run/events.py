@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from launchyard.storage.damage import JsonObject
 
 PROCESS_STARTED = "process started"
+READING_WEIGHTS = "reading weights"
 STARTED = "started"
 NOT_SWEPT = "not swept"
 NOT_RECORDED = "not recorded"
@@ -69,6 +70,9 @@ EVENTS = (
     Event(PROCESS_STARTED, "training/worker.py", "The process of rank 0 has read its recipe.", {
         "rank": "Always 0.", "host": "Name of its machine.", "pid": "Its process.", "born": "Start of that process, "
         "in Unix seconds.",
+    }),
+    Event(READING_WEIGHTS, _FILE, "Rank 0 is reading the weights to start from; now and then.", {
+        "bytes": "That it has read.", "total_bytes": "Of all that it reads: its own rows.",
     }),
     Event(STARTED, "training/worker.py", "Model, data and state are ready; the first step follows.", {
         "step": "From which training goes on; 0 at the beginning.", "resumed": "From a checkpoint of this run?",

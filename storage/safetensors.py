@@ -177,19 +177,15 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _requests(stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """First and last + 1 byte of each request that reads all of these, which may overlap, in any order."""
-    first = last = -1
+    merged: list[tuple[int, int]] = []
     for start, stop in sorted(stretches):
-        if first >= 0 and start <= last + GAP_BYTES:
-            last = max(last, stop)
-            continue
-        yield from _split(first, last)
-        first, last = start, stop
-    yield from _split(first, last)
-
-
-def _split(first: int, last: int) -> Iterator[tuple[int, int]]:
-    for start in range(first, last, REQUEST_BYTES):
-        yield start, min(last, start + REQUEST_BYTES)
+        if merged and start <= merged[-1][1] + GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    for first, last in merged:
+        for start in range(first, last, REQUEST_BYTES):
+            yield start, min(last, start + REQUEST_BYTES)
 
 
 class UnknownTypeError(ValueError):

@@ -22,7 +22,7 @@ from launchyard.training.parallel import clean_name, local, needs_sharding, para
 from launchyard.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from launchyard.model.weights.load import Weights
+    from launchyard.model.weights.load import OnProgress, Weights
 
 
 def build_model(
@@ -63,8 +63,18 @@ def balance_experts(model: nn.Module, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_frozen: bool = False) -> None:
-    """The first weights. `only_frozen`: of parameters that do not train, which no checkpoint holds."""
+def fill_weights(
+    model: nn.Module,
+    config: ModelConfig,
+    recipe: Recipe,
+    *,
+    only_frozen: bool = False,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """The first weights: each rank reads or makes its own rows, one tensor after the other.
+
+    `only_frozen`: of parameters that do not train, which no checkpoint holds.
+    """
     to_fill = [(name, p) for name, p in model.named_parameters() if not (only_frozen and p.requires_grad)]
     if not to_fill:
         return
@@ -74,14 +84,18 @@ def fill_weights(model: nn.Module, config: ModelConfig, recipe: Recipe, *, only_
         offsets, sizes = shard_extent(parameter)
         wanted[clean_name(raw_name)] = range(offsets[0], offsets[0] + sizes[0])
         parts[clean_name(raw_name)] = local(parameter)
-    for name, rows in _first_rows(config, recipe, wanted):
+    for name, rows in _first_rows(config, recipe, wanted, on_progress):
         parts[name].copy_(rows)
 
 
-def _first_rows(config: ModelConfig, recipe: Recipe, wanted: dict[str, range]) -> Iterator[tuple[str, Tensor]]:
+def _first_rows(
+    config: ModelConfig, recipe: Recipe, wanted: dict[str, range], on_progress: OnProgress | None
+) -> Iterator[tuple[str, Tensor]]:
     """These rows of the weights to start from, or of random ones."""
     if recipe.model.init_from:
-        yield from open_initial_weights(recipe.model.init_from, config).rows(wanted)
+        from launchyard.model.weights.load import read_rows
+
+        yield from read_rows(open_initial_weights(recipe.model.init_from, config), wanted, on_progress)
         return
     shapes = parameter_shapes(config)
     for name, rows in wanted.items():

@@ -17,8 +17,7 @@ from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
-from launchyard.training.telemetry.events import OnEvent, SaveEvents, StoreEvents
-from launchyard.training.telemetry.exporter import Exporter
+from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
 from launchyard.training.telemetry.instruments import Instruments, Rows, open_rows
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def compose(
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
     rows = open_rows(run, world)
     checkpointer = open_checkpointer(run, context, instruments, rows)
-    learner, resumed = load_learner(context, checkpointer, instruments.exporter)
+    learner, resumed = load_learner(context, checkpointer, instruments)
     data = open_readers(context, instruments.events)
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
@@ -127,7 +126,7 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
     return torch.device("cpu")
 
 
-def load_learner(context: Context, checkpointer: Checkpointer, exporter: Exporter) -> tuple[Learner, bool]:
+def load_learner(context: Context, checkpointer: Checkpointer, instruments: Instruments) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
@@ -142,12 +141,13 @@ def load_learner(context: Context, checkpointer: Checkpointer, exporter: Exporte
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
     optimizer = make_optimizer(model, recipe.optimizer)
+    reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
-        fill_weights(model, config, recipe)
+        fill_weights(model, config, recipe, on_progress=reading)
         return Learner(model, optimizer, TrainState()), False
-    fill_weights(model, config, recipe, only_frozen=True)
-    exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
+    fill_weights(model, config, recipe, only_frozen=True, on_progress=reading)
+    instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Any
 
-from launchyard.launcher.format import duration, progress_line
+from launchyard.launcher.format import duration, progress_line, size
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run import events, layout
 from launchyard.run.rows import PACE_ROWS, pace_of
@@ -109,6 +109,9 @@ class Progress:
         match event.get("event"):
             case events.PROCESS_STARTED:
                 self._enter("building the model", at)
+            case events.READING_WEIGHTS:
+                self._phase = f"reading weights {size(event['bytes'])} of {size(event['total_bytes'])}"
+                self._phase_from = at
             case events.STARTED:
                 self._enter(f"resuming from step {step}" if step else "first step", at)
                 return [f"✓ resumed from step {step}"] if step else []

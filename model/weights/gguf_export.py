@@ -17,8 +17,7 @@ from torch import Tensor
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape
 from launchyard.model.text.to_gguf import GgufValue
-from launchyard.model.weights.hf_export import OnProgress
-from launchyard.model.weights.load import Weights
+from launchyard.model.weights.load import OnProgress, Weights
 from launchyard.model.weights.theirs import TheirTensors
 from launchyard.model.zoo import check_gguf
 from launchyard.model.zoo.gguf import Gguf, gguf_rules, plain_shape

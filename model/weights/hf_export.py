@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from launchyard.model.text.companions import Companions, write_companions
 from launchyard.model.text.special_tokens import special_ids
 from launchyard.model.text.tokenizer import exported
 from launchyard.model.weights.headers import INDEX, SINGLE
-from launchyard.model.weights.load import Weights
+from launchyard.model.weights.load import OnProgress, Weights
 from launchyard.model.weights.source import HF_CONFIG
 from launchyard.model.weights.theirs import TheirTensors
 from launchyard.model.zoo import BY_TYPE, config_to_hf, rules
@@ -34,10 +34,6 @@ from launchyard.storage.files import listdir, normal
 from launchyard.storage.safetensors import DTYPE_BYTES, dtype_code, safetensors_header, write_tensors
 
 MAX_FILE_BYTES = 5_000_000_000
-
-
-# Called with the bytes of tensors that are written, and with those of all.
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Protocol, overload
 
@@ -28,10 +29,15 @@ from launchyard.storage.shards import read_manifest, read_tensor
 PREFIX = "model."  # of parameters among the tensors of a checkpoint
 # The end of a text: at the end of text or a stop string, at max_new_tokens, or because the context is full.
 Ended = Literal["stop", "length", "context"]
+# Called while weights are read or written, with the bytes that went and those of all.
+OnProgress = Callable[[int, int], None]
 
 
 class Weights(Protocol):
     """Tensors on the CPU by our names, or some rows of them."""
+
+    @property
+    def config(self) -> ModelConfig: ...
 
     def keys(self) -> list[str]: ...
 
@@ -116,6 +122,7 @@ class _Resized:
     """Old rows as they are, up to as many as there are to be; behind them the mean of those of tokens."""
 
     def __init__(self, weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> None:
+        self.config = ours
         self._weights = weights
         self._theirs = theirs
         self._n_rows = ours.padded_vocab_size
@@ -144,6 +151,20 @@ class _Resized:
             yield key, self.get(key)[rows.start : rows.stop]
 
 
+def read_rows(
+    weights: Weights, wanted: Mapping[str, range], on_progress: OnProgress | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights.rows, with a word on how far it is after each tensor."""
+    shapes = parameter_shapes(weights.config)
+    sizes = {key: len(rows) * math.prod(shapes[key][1:]) * weights.dtype(key).itemsize for key, rows in wanted.items()}
+    done = 0
+    for key, tensor in weights.rows(wanted):
+        yield key, tensor
+        done += sizes[key]
+        if on_progress is not None:
+            on_progress(done, sum(sizes.values()))
+
+
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:
     """Config and weights of any MODEL. FileNotFoundError names the files and the folders that were searched."""
     return _open(find_source(source))
@@ -156,7 +177,9 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
     return weights.config, weights
 
 
-def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
+def load(
+    source: str, *, device: str = "auto", dtype: torch.dtype | None = None, on_progress: OnProgress | None = None
+) -> LoadedModel:
     """A model from a local path or fsspec URL.
 
     `device`: auto is a GPU if there is one, else the CPU. `dtype`: as stored by default. Weights of a local HF folder
@@ -170,7 +193,7 @@ def load(source: str, *, device: str = "auto", dtype: torch.dtype | None = None)
     drawn = _without_padding_ids(config, _special_tokens(companions, tokenizer).n_ids)
     if found.kind == "gguf" and dtype is None:  # which keeps norms in fp32 beside matrices of any type
         dtype = weights.dtype("embed.weight")
-    transformer = build(drawn, weights, device=pick_device(device), dtype=dtype)
+    transformer = build(drawn, weights, device=pick_device(device), dtype=dtype, on_progress=on_progress)
     return LoadedModel(transformer, config, found, companions, tokenizer)
 
 
@@ -183,12 +206,19 @@ def _without_padding_ids(config: ModelConfig, n_ids: int | None) -> ModelConfig:
     return config if n_ids is None else config.model_copy(update={"vocab_size": min(config.vocab_size, n_ids)})
 
 
-def build(config: ModelConfig, weights: Weights, *, device: torch.device, dtype: torch.dtype | None) -> Transformer:
+def build(
+    config: ModelConfig,
+    weights: Weights,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    on_progress: OnProgress | None = None,
+) -> Transformer:
     """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed."""
     with torch.device("meta"):
         transformer = Transformer(config)
-    shapes = parameter_shapes(config)
-    for key, stored in weights.rows({key: range(shape[0]) for key, shape in shapes.items()}):
+    wanted = {key: range(shape[0]) for key, shape in parameter_shapes(config).items()}
+    for key, stored in read_rows(weights, wanted, on_progress):
         path, _, name = key.rpartition(".")
         tensor = stored.to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))

@@ -16,6 +16,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.retry import RetryEvent
 from launchyard.training.distributed import World
 from launchyard.training.telemetry.exporter import Exporter
+from launchyard.training.telemetry.phases import PhaseClock
 
 REPEAT_SECONDS = 30.0  # between two events about the same trouble
 REPORT_SECONDS = 2.0  # stores stumble all the time
@@ -43,6 +44,23 @@ class Events:
     def flush(self, *, sync: bool = False) -> None:
         if self._rows is not None:
             self._rows.flush(sync=sync)
+
+
+class ReadingEvents:
+    """Tells now and then how much of the weights has been read; each tensor is a sign of life."""
+
+    def __init__(self, on_event: OnEvent, clock: PhaseClock) -> None:
+        self._on_event = on_event
+        self._clock = clock
+        self._told_at = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` bytes."""
+        self._clock.beat()
+        now = time.monotonic()
+        if now - self._told_at >= REPORT_SECONDS:
+            self._told_at = now
+            self._on_event(events.READING_WEIGHTS, bytes=done, total_bytes=total)
 
 
 class SaveEvents:

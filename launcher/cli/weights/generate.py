@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.format import json_text
+from launchyard.launcher.watch.transfer import transfer_bar
 
 
 @click.command(epilog=MODEL_HELP)
@@ -33,7 +35,8 @@ def generate(model: str, prompt: str, seed: int | None, device: str, as_json: bo
     with weights_errors():
         from launchyard.model.weights.load import load
 
-        loaded = load(find_model(model), device=device)
+        with transfer_bar(f"read {model}", sys.stderr) as on_progress:
+            loaded = load(find_model(model), device=device, on_progress=on_progress)
         writing = loaded.generate(prompt, stop=stop, top_k=top_k, seed=seed, stream=True, **options)
         began = time.perf_counter()
         pieces = list(writing) if as_json else list(_echoed(prompt, writing))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import pickle
 import re
 import zipfile
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def open_pickle(path: str) -> dict[str, Tensor]:
     _check_archive(path)
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found_global = _GLOBAL.search(str(error))
         named = f"it asks for {found_global[1]}" if found_global else "its pickle is not one of tensors alone"
         raise ValueError(f"{path} holds code beside its tensors, and none of it was run: {named}; {_ADVICE}") from error

@@ -173,3 +173,14 @@ def test_ctrl_c_while_the_store_is_silent(tmp_path: Path, s3: Bucket) -> None:
     assert not failures, out.getvalue()
     assert code == EXIT_STOPPED
     assert run.stop_requested() == {"reason": "stop", "time": pytest.approx(time.time(), abs=60)}
+
+
+def test_reading_weights_is_told_with_bytes(run: RunDir) -> None:
+    worker = Worker(run)
+    progress = Progress(run)
+    worker.event("process started")
+    assert looked(progress).startswith("building the model")
+    worker.event("reading weights", bytes=3_100_000_000, total_bytes=15_200_000_000)
+    assert looked(progress).startswith("reading weights 3.1 GB of 15.2 GB")
+    worker.event("started", step=0)
+    assert looked(progress).startswith("first step")
