@@ -232,7 +232,7 @@ def pickles(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save")
 
 
-OF_OTHERS = "model/weights/pickled.py"  # reads .bin files that are given to us
+OF_OTHERS = "model/weights/stored/pickled.py"  # reads .bin files that are given to us
 
 
 def runs_no_code(node: ast.AST) -> bool:

@@ -47,7 +47,8 @@ def _bins(folder: str) -> dict[str, Tensor]:
 
 
 def _same_values(folder: str, stored: Mapping[str, str | Tensor], table: str, head: str) -> bool:
-    one, other = stored[table], stored[head]
+    one = stored[table]
+    other = stored[head]
     if isinstance(one, str) and isinstance(other, str):
         return same_tensor((open_holding(folder, one, table), table), (open_holding(folder, other, head), head))
     assert not isinstance(one, str) and not isinstance(other, str)

@@ -117,6 +117,7 @@ class Importer:
     def _boxes(self, key: str, rows: range) -> Iterator[tuple[View, View, Overlap]]:
         """The parts of the overlaps that lie in some rows of ours; ours counted from the first of them."""
         width = math.prod(self._shapes[key][1:])
+        assert 0 <= rows.start <= rows.stop <= self._shapes[key][0], f"{key} has no rows {rows}"
         first = rows.start * width
         for overlap in self._overlaps[key]:
             for ours, theirs in within(overlap.ours_view, overlap.theirs_view, first, rows.stop * width):

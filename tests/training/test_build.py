@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.weights.hf import HFWeights, save_hf
+from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import config_from_hf
 from launchyard.training.recipe import Recipe
 from tests.support.architectures import ARCHITECTURES

@@ -101,7 +101,9 @@ def test_a_model_comes_back_as_it_went(name: str, tmp_path: Path) -> None:
     read = GGUFWeights(str(tmp_path / "m.gguf"))
     assert read.config.model_copy(update={"family": config.family}) == config
     assert set(read.keys()) == set(tensors)
+    rows = dict(read.rows({key: range(len(tensor) // 2, len(tensor)) for key, tensor in tensors.items()}))
     for key, tensor in tensors.items():
+        assert torch.equal(rows[key], read.get(key)[len(tensor) // 2 :]), key
         if config.norm_weight == "plus_one" and key.endswith("norm.weight"):  # stored as 1 + it
             torch.testing.assert_close(read.get(key), tensor, rtol=0, atol=3e-7)
         else:
@@ -146,6 +148,7 @@ def test_a_quantised_file_is_within_its_rounding(dtype: str, bits: int, tmp_path
     for key, tensor in tensors.items():
         found = read.get(key)
         assert found.dtype == torch.float32
+        assert torch.equal(dict(read.rows({key: range(3, 9)}))[key], found[3:9]), key
         if tensor.dim() == 1:
             assert torch.equal(found, tensor), f"{key}: vectors stay fp32"
             continue

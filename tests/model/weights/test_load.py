@@ -152,6 +152,12 @@ def test_a_damaged_checkpoint_is_never_loaded(damage: str, run: Path) -> None:
         load(str(run))
 
 
+def test_rows_of_a_checkpoint_are_those_of_its_tensors(run: Path) -> None:
+    weights = CheckpointWeights(str(run / "checkpoints/step-00000010"))
+    found = dict(weights.rows({key: range(5, 7) for key in weights.keys()}))  # noqa: SIM118
+    assert all(torch.equal(found[key], weights.get(key)[5:7]) for key in weights.keys())  # noqa: SIM118
+
+
 def test_a_checkpoint_that_lacks_a_parameter_is_named(run: Path) -> None:
     folder = run / "checkpoints/step-00000010"
     manifest = read_manifest(str(folder))

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from launchyard.model.weights.hf import HFWeights, save_hf
+from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.storage.errors import CorruptError
 from tests.support.tiny_models import llama, random_model, weights_of
 

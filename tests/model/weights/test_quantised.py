@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from launchyard.model.weights.hf import HFWeights, save_hf
+from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import config_from_hf
 from tests.support.architectures import ARCHITECTURES
 from tests.support.tiny_models import edit_json, llama, random_model, weights_of

@@ -33,6 +33,8 @@ def test_old_rows_stay_and_new_ones_are_their_mean(tmp_path: Path, n_rows: int, 
         found, old = new.get(key), weights.get(key)
         assert found.shape == shape and found.dtype == new.dtype(key)
         kept = min(len(found), len(old))
+        for rows in (range(3, len(found) - 1), range(len(found) - 1, len(found)), range(3, 3)):
+            assert torch.equal(dict(new.rows({key: rows}))[key], found[rows.start : rows.stop])
         assert torch.equal(found[:kept], old[:kept])
         if len(found) > len(old):
             assert key in TABLES

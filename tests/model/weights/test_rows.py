@@ -11,7 +11,8 @@ import torch
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
-from launchyard.model.weights.hf import HFWeights, save_hf
+from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.zoo import config_from_hf
 from launchyard.storage import files
 from launchyard.storage.safetensors import GAP_BYTES

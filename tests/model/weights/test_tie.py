@@ -59,6 +59,16 @@ def test_a_head_that_differs_from_the_table_is_kept(
     assert all(torch.equal(weights.get(key), stored[key]) for key in weights.keys())  # noqa: SIM118
 
 
+@pytest.mark.parametrize("head", ["other", "late", "same"])
+def test_tables_and_heads_of_bin_files_are_compared_too(head: str, tmp_path: Path) -> None:
+    stored = tied_folder(TIED[0], tmp_path, head)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    weights = HFWeights(str(tmp_path))
+    assert weights.config == read_config(str(tmp_path)) == (CONFIGS[TIED[0]] if head == "same" else untied(TIED[0]))
+    assert all(torch.equal(weights.get(key), stored[key]) for key in weights.keys())  # noqa: SIM118
+
+
 @pytest.mark.parametrize("name", TIED)
 def test_a_head_alone_is_the_table(name: str, tmp_path: Path) -> None:
     stored = tied_folder(name, tmp_path, "alone")
