@@ -9,13 +9,13 @@ import math
 import struct
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launchyard.storage.errors import CorruptError
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
-    from numpy import number
+    from numpy import generic
     from numpy.typing import NDArray
 
 GgufScalar = bool | int | float | str
@@ -32,7 +32,7 @@ _MAX_AXES = 8
 
 
 @dataclass(frozen=True)
-class GgufTensor:
+class GgufEntry:
     """One tensor of a file: `shape` slowest axis first; `offset` and `n_bytes` of its bytes in the file."""
 
     path: str
@@ -43,7 +43,7 @@ class GgufTensor:
     n_bytes: int
 
     @property
-    def data(self) -> NDArray[number[Any]]:
+    def data(self) -> NDArray[generic]:
         """Its numbers, or of a packed type the bytes of each row; a view of the mapped file."""
         import numpy
 
@@ -57,7 +57,7 @@ class GgufTensor:
 @dataclass(frozen=True)
 class GgufFile:
     metadata: dict[str, GgufData]
-    tensors: dict[str, GgufTensor]
+    tensors: dict[str, GgufEntry]
 
 
 def read_gguf(path: str) -> GgufFile:
@@ -107,7 +107,7 @@ class _Reader:
         shape = tuple(reversed([self._number("Q") for _ in range(n_axes)]))
         return name, (shape, self._number("I"), self._number("Q"))
 
-    def _placed(self, name: str, shape: tuple[int, ...], kind: int, offset: int, *, start: int) -> GgufTensor:
+    def _placed(self, name: str, shape: tuple[int, ...], kind: int, offset: int, *, start: int) -> GgufEntry:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         try:
@@ -122,7 +122,7 @@ class _Reader:
         n_bytes = math.prod(shape) // block * block_bytes
         if start + offset + n_bytes > self._size:
             raise CorruptError(f"{self._path} is cut: it has {self._size} bytes, {name} ends after them")
-        return GgufTensor(self._path, name, shape, tensor_type, start + offset, n_bytes)
+        return GgufEntry(self._path, name, shape, tensor_type, start + offset, n_bytes)
 
     def _number(self, code: str) -> int:
         (value,) = self._numbers(code, 1)
