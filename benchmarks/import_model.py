@@ -1,6 +1,7 @@
 """Import and first token against transformers: random Hugging Face folders in bf16, a fresh process each, in turn.
 
-    python benchmarks/import_model.py [--shapes qwen2.5-0.5b llama-0.5b] [--runs 7] [--only memory|speed]
+    python benchmarks/import_model.py [--shapes qwen2.5-0.5b llama-0.5b] [--runs 7] [--files "one file" sharded]
+                                     [--only memory|speed]
 
 Speed: wall seconds from the start of the process to the first token (with the text of the prompt, so the tokenizer
 counts), with the files in the page cache; pairs of runs, one after the other. Memory: the peak resident set of the
@@ -13,13 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ SHARD_BYTES = {"one file": 10**12, "sharded": 300_000_000}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["qwen2.5-0.5b", "llama-0.5b"], choices=SHAPES)
+    parser.add_argument("--files", nargs="+", default=list(SHARD_BYTES), choices=SHARD_BYTES)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--only", choices=["memory", "speed"])
     parser.add_argument("--child", nargs=2, metavar=("WORK", "FOLDER"), help=argparse.SUPPRESS)
@@ -50,9 +50,9 @@ def main() -> None:
         print(json.dumps(CHILDREN[options.child[0]](options.child[1])))
         return
     for shape in options.shapes:
-        for form, max_file_bytes in SHARD_BYTES.items():
+        for form in options.files:
             with tempfile.TemporaryDirectory() as folder:
-                make_folder(Path(folder), SHAPES[shape], max_file_bytes)
+                make_folder(Path(folder), SHAPES[shape], SHARD_BYTES[form])
                 facts: dict[str, object] = {"model": shape, "files": form}
                 if options.only != "memory":
                     facts |= speed(folder, options.runs)
@@ -66,17 +66,14 @@ def make_folder(folder: Path, shape: dict[str, Any], max_file_bytes: int) -> Non
     import torch
 
     from launchyard.model.layout import parameter_shapes
-    from launchyard.model.weights.hf import save_hf
+    from launchyard.model.weights.hf_export import save_hf
     from launchyard.model.zoo import make_config
 
     fields = {key: value for key, value in shape.items() if key != "preset"}
     config = make_config(preset=shape.get("preset"), fields=fields, hf=None)
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for key, size in parameter_shapes(config).items():
-            yield key, (torch.randn(size) * 0.02).bfloat16()
-
-    save_hf(tensors(), config, str(folder), max_file_bytes=max_file_bytes)
+    tensors = {key: (torch.randn(size) * 0.02).bfloat16() for key, size in parameter_shapes(config).items()}
+    save_hf(tensors, config, str(folder), max_file_bytes=max_file_bytes)
     write_tokenizer(folder, config.vocab_size)
 
 
@@ -195,7 +192,9 @@ CHILDREN = {
 
 
 def peak_bytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    """Of this program alone; getrusage's would be that of the process it was started from, if that was larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024.0
 
 
 if __name__ == "__main__":
