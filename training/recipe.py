@@ -268,7 +268,8 @@ class Recipe(Section):
     resources: ResourcesConfig = ResourcesConfig()
     model: ModelSection
     tokenizer: str | None = Field(
-        default=None, description="tokenizer.json or a folder with one; local, URL or a downloaded model of the hub."
+        default=None,
+        description="Tokenizer file (see `launch prepare`) or a folder with one; local, URL or of the hub.",
     )
     data: DataConfig
     train: TrainConfig

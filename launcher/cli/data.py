@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=path_or_url,
     required=True,
     metavar="T",
-    help="tokenizer.json, a folder or URL with one, or ORG/NAME.",
+    help="tokenizer.json, tokenizer.model, *.tiktoken, *.gguf, a folder or URL with one, or ORG/NAME.",
 )
 @click.option(
     "--out", type=path_or_url, required=True, metavar="URL", help="Folder or URL to write; new, or unfinished before."

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from launchyard.errors import LaunchError, MissingDataError, UserError
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive
+from launchyard.model.text.companions import TOKENIZER as TOKENIZER_JSON
+from launchyard.model.text.find import TAKEN, read_tokenizer_files
 from launchyard.storage import files
 from launchyard.training.data.dataset_spec import (
     is_prepared,
@@ -191,7 +193,10 @@ def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
 def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str:
     with _key("tokenizer"):
         path = find_tokenizer(tokenizer)
-    if dataset is not None and hashlib.sha256(files.read(path)).hexdigest() != dataset.tokenizer.sha256:
+    if (
+        dataset is not None
+        and hashlib.sha256(read_tokenizer_files(path)[TOKENIZER_JSON]).hexdigest() != dataset.tokenizer.sha256
+    ):
         raise UserError(
             f"tokenizer: {path} is not the one that made the tokens of {source}",
             hint="leave `tokenizer` out: the folder has its own; or prepare the text again",
@@ -224,7 +229,7 @@ def _text(key: str, given: list[str], tokenizer: str | None, validation: float |
     if tokenizer is None:
         raise UserError(
             f"tokenizer is missing: {key} is text ({given[0]}), which needs one",
-            hint="tokenizer: a tokenizer.json, or a folder with one",
+            hint=f"tokenizer: {TAKEN}",
         )
     if isinstance(validation, str):
         raise UserError(
@@ -233,7 +238,7 @@ def _text(key: str, given: list[str], tokenizer: str | None, validation: float |
         )
     with _key("tokenizer"):
         path = find_tokenizer(tokenizer)
-        raw = files.read(path)
+        raw = read_tokenizer_files(path)[TOKENIZER_JSON]
         vocab_size = tokenizer_vocab_size(raw, name=path)
     share = float(validation or 0.0)
     digest = _digest(sources, hashlib.sha256(raw).hexdigest(), share, cache.encoding)

@@ -9,10 +9,10 @@ from launchyard.model.text.companions import (
     OF_TOKENIZER,
     TOKENIZER,
     Companions,
-    companions_beside,
     is_companion,
     is_licence,
 )
+from launchyard.model.text.find import read_tokenizer_files
 from launchyard.model.text.special_tokens import SpecialTokens, with_ends, with_ids_of
 from launchyard.model.text.templates import read_templates, template_files
 from launchyard.run import layout
@@ -39,9 +39,9 @@ def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> di
     """
     if data.tokenizer is None:  # tokens of another tool: by the tokenizer of the model, if it starts from one
         return _beside_model(recipe.model.init_from) if recipe.model.init_from else {}
-    found = companions_beside(data.tokenizer)
+    found = read_tokenizer_files(data.tokenizer)
     if recipe.tokenizer is not None:
-        found |= companions_beside(find_tokenizer(locate(recipe.tokenizer, base)))
+        found |= read_tokenizer_files(find_tokenizer(locate(recipe.tokenizer, base)))
     ends = list(_document_ends(data))
     if recipe.model.init_from is not None:
         origin = with_ids_of(_beside_model(recipe.model.init_from), found)

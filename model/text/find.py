@@ -1,12 +1,14 @@
 """Finds the tokenizer in a folder or file, whatever its format, as the files of a Hugging Face folder.
 
-tokenizer.json is taken as it is; sentencepiece and tiktoken files and vocab.json with merges.txt become one.
+tokenizer.json is taken as it is; one is made of sentencepiece, tiktoken and GGUF files, and of vocab.json with
+merges.txt. Light.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from fnmatch import fnmatch
 
 from launchyard.model.text.companions import (
@@ -15,6 +17,7 @@ from launchyard.model.text.companions import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     Companions,
+    companions_beside,
     json_companion,
     read_companions,
 )
@@ -27,53 +30,61 @@ from launchyard.storage.files import exists, listdir, normal
 
 VOCAB = "vocab.json"
 MERGES = "merges.txt"
+GGUF = ".gguf"
+# What a message says is taken.
+TAKEN = f"a {TOKENIZER}, tokenizer.model, *.tiktoken or *{GGUF} file, or a folder with one or with {VOCAB} and {MERGES}"
 # Patterns of file names in the order of preference, after tokenizer.json.
 CARRIERS = (VOCAB, "tokenizer.model", "*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "*.model")
 _PRES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "None": "gpt-2"}  # tokenizer_class -> its regex
 
 
-def find_tokenizer_files(place: str) -> dict[str, bytes] | None:
-    """tokenizer.json and what lies beside it, of a folder or file, local or URL; None if there is no tokenizer.
-
-    ValueError names the file that cannot be read or turned into a tokenizer.json.
-    """
-    path = find_carrier(place)
-    return None if path is None else read_tokenizer_files(path)
-
-
 def find_carrier(place: str) -> str | None:
-    """The file of a tokenizer that a file or folder means: a tokenizer.json first, of any name if it is the place."""
+    """The file of a vocabulary that a file or folder, local or URL, means; a tokenizer.json may have any name."""
     where = normal(place)
     name = where.rpartition("/")[2]
-    if name.endswith(".json") or any(fnmatch(name, pattern) for pattern in CARRIERS):
-        return where if exists(where) else None
-    if exists(f"{where}/{TOKENIZER}"):
-        return f"{where}/{TOKENIZER}"
-    names = sorted(listdir(where))
-    found = (name for pattern in CARRIERS for name in names if fnmatch(name, pattern))
+    is_carrier = name.endswith((".json", GGUF)) or any(fnmatch(name, pattern) for pattern in CARRIERS)
+    return carrier_in(where) or (where if is_carrier and _is_file(where) else None)
+
+
+def _is_file(path: str) -> bool:
+    return exists(path) and not os.path.isdir(path) and not listdir(path)
+
+
+def carrier_in(folder: str) -> str | None:
+    """The file of the vocabulary in a folder, a tokenizer.json before others; None without one."""
+    names = listdir(folder)
+    found = (name for pattern in (TOKENIZER, *CARRIERS) for name in names if fnmatch(name, pattern))
     usable = (name for name in found if name != VOCAB or MERGES in names)
-    return next((f"{where}/{name}" for name in usable), None)
+    return next((f"{folder}/{name}" for name in usable), None)
 
 
 def read_tokenizer_files(path: str) -> dict[str, bytes]:
-    """As find_tokenizer_files, of the very file that holds the vocabulary. FileNotFoundError if it is not there."""
+    """tokenizer.json and what lies beside it, of the file that holds the vocabulary. FileNotFoundError without it.
+
+    ValueError names the file if it cannot be read or turned into a tokenizer.json.
+    """
     folder, _, name = path.rpartition("/")
+    if name.endswith(GGUF):
+        return _of_gguf(path)
+    if name.endswith(".json") and name != VOCAB:
+        return companions_beside(path)
+    convert = _of_vocab_and_merges if name == VOCAB else _of_model_file
     beside = read_companions(folder or ".")
-    raw = files.read(path)
-    convert = _converter(name)
-    if convert is None:
-        return {**beside, TOKENIZER: raw}
     beside.pop(TOKENIZER, None)  # of another vocabulary, perhaps
+    raw = files.read(path)
     try:
         return convert(raw, beside, folder or ".")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _converter(name: str) -> Callable[[bytes, Companions, str], dict[str, bytes]] | None:
-    if name == VOCAB:
-        return _of_vocab_and_merges
-    return None if name.endswith(".json") else _of_model_file
+def _of_gguf(path: str) -> dict[str, bytes]:
+    from launchyard.model.weights.gguf_header import gguf_companions
+
+    found = gguf_companions(path)
+    if TOKENIZER not in found:
+        raise ValueError(f"{path} has no tokenizer inside")
+    return found
 
 
 def _of_model_file(raw: bytes, beside: Companions, folder: str) -> dict[str, bytes]:
@@ -99,7 +110,13 @@ def _of_vocab_and_merges(raw: bytes, beside: Companions, folder: str) -> dict[st
     added = added_beside(beside) | _special_in(vocab, beside)
     plain = {token: number for token, number in vocab.items() if token not in added}
     splits = WORD_SPLITS[_PRES[kind]]
-    return _configured({**beside, TOKENIZER: byte_level(plain, merges, list(added.values()), splits, Ends())}, {})
+    ends = Ends(bos=_begin(settings, added))
+    return _configured({**beside, TOKENIZER: byte_level(plain, merges, list(added.values()), splits, ends)}, {})
+
+
+def _begin(settings: Mapping[str, object], added: Mapping[str, AddedToken]) -> AddedToken | None:
+    """The bos_token where add_bos_token says that it begins every text."""
+    return added.get(_text_of(settings.get("bos_token"))) if settings.get("add_bos_token") else None
 
 
 def added_beside(beside: Companions) -> dict[str, AddedToken]:
@@ -121,8 +138,12 @@ def _special_in(vocab: Mapping[str, int], beside: Companions) -> dict[str, Added
     for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
         content = json_companion(beside, name)
         named += [content.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad")]
-    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
-    return {text: AddedToken(text, vocab[text]) for text in texts if isinstance(text, str) and text in vocab}
+    return {text: AddedToken(text, vocab[text]) for text in map(_text_of, named) if text in vocab}
+
+
+def _text_of(token: object) -> str:
+    """Of a token that is written as its text or with options; empty for none."""
+    return str((token.get("content") if isinstance(token, dict) else token) or "")
 
 
 def _configured(companions: Companions, defaults: Mapping[str, object]) -> dict[str, bytes]:

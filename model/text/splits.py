@@ -1,6 +1,7 @@
 """How a byte-level BPE cuts text before it merges: the regexes behind each `tokenizer.ggml.pre` of a GGUF file.
 
 The name is all that a GGUF file has of them. They are written as the tokenizer.json files of those models have them.
+Light: only the inverse needs the tokenizers package.
 """
 
 from __future__ import annotations

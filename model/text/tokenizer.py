@@ -7,24 +7,19 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from launchyard.model.text.companions import (
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    Companions,
-    companions_beside,
-    json_companion,
-)
+from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions, json_companion
+from launchyard.model.text.find import TAKEN, find_carrier, read_tokenizer_files
 from launchyard.model.text.special_tokens import END_OF_TEXT, SpecialTokens, named_end
 from launchyard.model.text.templates import read_templates, with_templates
 from launchyard.model.weights.source import find_source
-from launchyard.storage.files import exists, normal
+from launchyard.storage.files import normal
 
 # Ids before new ones that a stream decodes with them.
 CONTEXT = 8
 
 
 class Tokenizer:
-    """`path` is the path or fsspec URL of a tokenizer.json, or of the file that `companions` came from."""
+    """`path` is the path or fsspec URL of the file with the vocabulary, or of what `companions` came from."""
 
     def __init__(self, path: str, companions: Companions | None = None) -> None:
         self.path = path
@@ -33,22 +28,15 @@ class Tokenizer:
     @cached_property
     def companions(self) -> Companions:
         """The tokenizer.json and what lies beside it."""
-        return companions_beside(self.path) if self._given is None else self._given
+        return read_tokenizer_files(self.path) if self._given is None else self._given
 
     @classmethod
     def load(cls, source: str) -> Tokenizer:
-        """From a tokenizer.json, a folder with one, a checkpoint or a run; FileNotFoundError names the folders."""
+        """From a file with a vocabulary, a folder with one, or a model; FileNotFoundError says what is taken."""
         where = normal(source)
-        if where.endswith(".json"):
-            found = where if exists(where) else None
-        elif exists(f"{where}/{TOKENIZER}"):
-            found = f"{where}/{TOKENIZER}"
-        else:
-            found = _of_model(where)
+        found = find_carrier(where) or _of_model(where)
         if found is None:
-            raise FileNotFoundError(
-                f"{source}: no tokenizer; looked for {TOKENIZER} there, and in tokenizer/ of its run"
-            )
+            raise FileNotFoundError(f"{source}: no tokenizer there, nor in tokenizer/ of its run; give {TAKEN}")
         return cls(found)
 
     @cached_property

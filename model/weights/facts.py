@@ -17,7 +17,6 @@ from launchyard.model.text.companions import (
     is_licence,
     is_template,
     json_companion,
-    read_companions,
 )
 from launchyard.model.text.special_tokens import GUESSED, SpecialTokens
 from launchyard.model.text.templates import DEFAULT, configured_templates, read_templates
@@ -147,7 +146,7 @@ class _Reading:
     @cached_property
     def companions(self) -> dict[str, bytes]:
         """As they lie there."""
-        return read_companions(self.source.folder) if self.source.kind == "hf" else self.source.companions()
+        return self.source.stored_companions()
 
     @cached_property
     def hf(self) -> dict[str, object]:

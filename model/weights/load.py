@@ -16,6 +16,7 @@ from launchyard.model.layout import parameter_shapes, stays_fp32
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.text.companions import TOKENIZER, Companions
+from launchyard.model.text.find import TAKEN
 from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.gguf import GGUFWeights
@@ -189,7 +190,7 @@ def load(
     found = find_source(source)
     config, weights = _open(found)
     companions = found.companions()
-    tokenizer = Tokenizer(found.tokenizer or found.folder, companions) if TOKENIZER in companions else None
+    tokenizer = Tokenizer(found.tokenizer, companions) if found.tokenizer and TOKENIZER in companions else None
     drawn = _without_padding_ids(config, _special_tokens(companions, tokenizer).n_ids)
     if found.kind == "gguf" and dtype is None:  # which keeps norms in fp32 beside matrices of any type
         dtype = weights.dtype("embed.weight")
@@ -265,8 +266,8 @@ class LoadedModel:
     def tokenizer(self) -> Tokenizer:
         """FileNotFoundError if the model came without one."""
         if self._tokenizer is None:
-            also = " and in tokenizer/ of its run" if self.source.kind == "checkpoint" else ""
-            raise FileNotFoundError(f"no tokenizer: looked for {TOKENIZER} in {self.source.folder}{also}")
+            also = ", nor in tokenizer/ of its run" if self.source.kind == "checkpoint" else ""
+            raise FileNotFoundError(f"no tokenizer in {self.source.folder}{also}; give {TAKEN}")
         return self._tokenizer
 
     @cached_property

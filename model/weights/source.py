@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import TOKENIZER, read_companions
+from launchyard.model.text.find import GGUF, carrier_in, read_tokenizer_files
 from launchyard.model.text.special_tokens import with_ids
 from launchyard.model.weights.tie import settled
 from launchyard.model.zoo import config_from_hf
@@ -22,7 +23,6 @@ from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 HF_CONFIG = "config.json"
-GGUF = ".gguf"
 _PART_OF = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 
@@ -30,7 +30,8 @@ _PART_OF = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 class Source:
     """`kind` is the format of the weights in `folder`, which is the file itself if it is gguf.
 
-    `tokenizer` is the path or URL of a tokenizer.json; a GGUF file has its own inside.
+    `tokenizer` is the path or URL of the file with the vocabulary: of a folder whatever model/text/find.py reads, else
+    a tokenizer.json; a GGUF file has its own inside, and is that file.
     """
 
     kind: Literal["hf", "checkpoint", "gguf"]
@@ -47,13 +48,18 @@ class Source:
 
         Special ids that config.json alone holds stand in generation_config.json.
         """
-        if self.kind == "hf":
-            return with_ids(read_companions(self.folder), read_hf_config(self.folder))
+        found = self.stored_companions()
+        return with_ids(found, read_hf_config(self.folder)) if self.kind == "hf" else found
+
+    def stored_companions(self) -> dict[str, bytes]:
+        """The same without those ids. ValueError names a vocabulary that cannot be turned into a tokenizer.json."""
         if self.kind == "gguf":
             from launchyard.model.weights.gguf_header import gguf_companions
 
             return gguf_companions(self.folder)
-        return read_companions(posixpath.dirname(self.tokenizer)) if self.tokenizer else {}
+        if self.tokenizer is not None:
+            return read_tokenizer_files(self.tokenizer)
+        return read_companions(self.folder) if self.kind == "hf" else {}
 
 
 def find_source(source: str) -> Source:
@@ -67,11 +73,11 @@ def find_source(source: str) -> Source:
     if "://" not in where and not os.path.exists(where):
         where = find_downloaded(source) or where
     if where.endswith(GGUF) and exists(where):
-        return Source("gguf", where, None)
+        return Source("gguf", where, where)
     if exists(f"{where}/{MANIFEST}"):
         return Source("checkpoint", where, _first(f"{where}/{TOKENIZER}", _run_tokenizer(where)))
     if exists(f"{where}/{HF_CONFIG}"):
-        return Source("hf", where, _first(f"{where}/{TOKENIZER}"))
+        return Source("hf", where, carrier_in(where))
     run = RunDir(where)
     newest = newest_checkpoint(run)
     if newest is not None:
@@ -79,7 +85,7 @@ def find_source(source: str) -> Source:
         return Source("checkpoint", folder, _first(_run_tokenizer(folder)))
     file = _gguf_in(where)
     if file is not None:
-        return Source("gguf", file, None)
+        return Source("gguf", file, file)
     raise FileNotFoundError(_not_found(source, where))
 
 

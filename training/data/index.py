@@ -18,6 +18,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launchyard.model.text.find import TAKEN, find_carrier
 from launchyard.storage import files
 from launchyard.storage.files import exists, normal
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
@@ -229,16 +230,17 @@ def read_dataset(source: str) -> Dataset | None:
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------
 def find_tokenizer(tokenizer: str) -> str:
-    """The tokenizer.json that a file, folder, URL or downloaded model of the hub means. ValueError if there is none."""
+    """The file with the vocabulary that a file, folder, URL or downloaded model of the hub means; see find_carrier.
+
+    ValueError if there is none.
+    """
     path = normal(tokenizer)
     there = "://" in path or os.path.exists(path)
     if not there:
         path = find_downloaded(tokenizer) or path
-    if path.endswith(".json"):
-        if exists(path):
-            return path
-    elif exists(f"{path}/tokenizer.json"):
-        return f"{path}/tokenizer.json"
+    found = find_carrier(path)
+    if found is not None:
+        return found
     advice = "" if there or path.endswith(".json") else hub_advice(tokenizer, " --tokenizer-only")
-    what = f"no tokenizer at {path}: give a tokenizer.json (of Hugging Face tokenizers) or a folder with one"
+    what = f"no tokenizer at {path}: give {TAKEN}"
     raise ValueError(f"{what}; {advice}" if advice else what)

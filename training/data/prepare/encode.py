@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions, companions_beside
+from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions
+from launchyard.model.text.find import read_tokenizer_files
 from launchyard.model.text.special_tokens import END_OF_TEXT, named_end
 from launchyard.model.text.tokenizer import end_of_text
 from launchyard.training.data.chunks import Array
@@ -60,7 +61,7 @@ class TokenizerFile:
 def open_tokenizer(tokenizer: str, *, eos: str | None, encoding: Encoding = ENCODING) -> TokenizerFile:
     """ValueError if it cannot be read, or if no file names the token that ends a document."""
     path = find_tokenizer(tokenizer)
-    companions = companions_beside(path)
+    companions = read_tokenizer_files(path)
     raw = companions[TOKENIZER]
     vocab_size = tokenizer_vocab_size(raw, name=path)
     engine = _engine(raw, path, encoding)
