@@ -32,7 +32,10 @@ VOCAB = "vocab.json"
 MERGES = "merges.txt"
 GGUF = ".gguf"
 # What a message says is taken.
-TAKEN = f"a {TOKENIZER}, tokenizer.model, *.tiktoken or *{GGUF} file, or a folder with one or with {VOCAB} and {MERGES}"
+TAKEN = (
+    f"a {TOKENIZER}, tokenizer.model or *.tiktoken file or a folder with one, a folder with {VOCAB} and {MERGES}, or a "
+    f"*{GGUF} file"
+)
 # Patterns of file names in the order of preference, after tokenizer.json.
 CARRIERS = (VOCAB, "tokenizer.model", "*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "*.model")
 _PRES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "None": "gpt-2"}  # tokenizer_class -> its regex
