@@ -269,7 +269,8 @@ class Recipe(Section):
     model: ModelSection
     tokenizer: str | None = Field(
         default=None,
-        description="Tokenizer file (see `launch prepare`) or a folder with one; local, URL or of the hub.",
+        description="Tokenizer file (see `launch prepare`) or a folder with one; local, URL or of the hub. Default for "
+        "text: that of model.init_from.",
     )
     data: DataConfig
     train: TrainConfig

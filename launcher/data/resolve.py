@@ -1,6 +1,6 @@
 """From a recipe's `data` section to tokens: those prepared already, the place of the rest, and preparing it.
 
-Light: the readers of text and numpy are imported only when text is prepared. Knows no model and no run.
+Light: readers of text and numpy are imported only when text is prepared. Knows no run, and of a model its tokenizer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive
 from launchyard.model.text.companions import TOKENIZER as TOKENIZER_JSON
 from launchyard.model.text.find import TAKEN, read_tokenizer_files
+from launchyard.model.weights.source import find_source
 from launchyard.storage import files
 from launchyard.training.data.dataset_spec import (
     is_prepared,
@@ -93,14 +94,16 @@ def resolve(
     data: DataConfig,
     tokenizer: str | None,
     *,
+    init_from: str | None = None,
     base: str | None = None,
     cache: str | None = None,
     encoding: Encoding = ENCODING,
 ) -> Resolved:
     """Find the tokens of a recipe without preparing or writing anything. UserError names the key to fix.
 
-    Relative paths are looked for beside the recipe (`base`), then in the working directory. `cache` replaces the
-    user's cache folder; `encoding` is that of text.
+    Text for which no `tokenizer` is named takes that of the weights to start from (`init_from`). Relative paths are
+    looked for beside the recipe (`base`), then in the working directory. `cache` replaces the user's cache folder;
+    `encoding` is that of text.
     """
     with _key("tokenizer"):
         located = tokenizer and locate(tokenizer, base)
@@ -110,7 +113,9 @@ def resolve(
     for key, given, weight in _named(data):
         with _key(key):
             sources = [locate(source, base) for source in given]
-        part = _part(key, sources, tokenizer, data.validation, TextCache(cache, encoding))
+        is_text = not any(map(is_prepared, sources))
+        wanted = _tokenizer_of(init_from) if is_text and init_from and not tokenizer else tokenizer
+        part = _part(key, sources, wanted, data.validation, TextCache(cache, encoding))
         parts.append(replace(part, weight=weight))
     with _key("data.validation"):
         validation = locate(data.validation, base) if isinstance(data.validation, str) else data.validation
@@ -188,6 +193,11 @@ def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
     if tokenizer is not None:
         spec = spec.model_copy(update={"tokenizer": _same_tokenizer(tokenizer, source, dataset)})
     return Part(key, spec, dataset.vocab_size if dataset else None)
+
+
+def _tokenizer_of(model: str) -> str | None:
+    with _key("model.init_from"):
+        return find_source(model).tokenizer
 
 
 def _same_tokenizer(tokenizer: str, source: str, dataset: Dataset | None) -> str:

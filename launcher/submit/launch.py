@@ -126,7 +126,8 @@ def _data(
 
     try:
         with user_errors():
-            data = resolve(loaded.recipe.data, loaded.recipe.tokenizer, base=loaded.base)
+            recipe = loaded.recipe
+            data = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, base=loaded.base)
     except UserError as error:
         problems = all_problems(error)
         if not dry_run or not isinstance(error, MissingDataError) or len(problems.problems) > 1:

@@ -6,6 +6,7 @@ They are always those that the run began with: a place that holds others is refu
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +29,7 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
 
     key = "data.source" if recipe.data.mixture is None else "data.mixture"
     with user_errors():
-        found = resolve(recipe.data, recipe.tokenizer)
+        found = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from)
     if not found.prepared:
         if _folders(found.spec) == _folders(data):  # the same text: restore_data prepares it
             return data
@@ -82,7 +83,8 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     cache = str(parents[2]) if len(parents) > 2 else None
     encodings = get_args(Encoding)
     try:
-        ways = [resolve(recipe.data, recipe.tokenizer, cache=cache, encoding=encoding) for encoding in encodings]
+        there = partial(resolve, recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, cache=cache)
+        ways = [there(encoding=encoding) for encoding in encodings]
     except UserError as error:  # its text is gone too
         raise missing from error
     found = next((way for way in ways if not way.prepared and _folders(way.spec) == folders), None)

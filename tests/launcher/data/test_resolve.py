@@ -195,3 +195,22 @@ def test_two_launches_at_once(place: Path) -> None:
             process.join(30)
             process.kill()
     assert len([path for path in (place / "cache" / "data").iterdir() if path.is_dir()]) == 1
+
+
+def test_text_without_a_tokenizer_takes_that_of_the_weights(place: Path) -> None:
+    """Prepared tokens have their own, and one that is named wins."""
+    model = place / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "tokenizer.json").write_bytes((place / "recipe/tokenizer.json").read_bytes())
+    section = DataConfig(source="text/*.txt", validation=0.1)
+    where = {"base": str(place / "recipe"), "cache": str(place / "cache")}
+    made = ensure_prepared(resolve(section, None, init_from=str(model), **where))
+    assert made.spec == ensure_prepared(resolve(section, "tokenizer.json", **where)).spec
+    (model / "tokenizer.json").write_text("{}")
+    assert resolve(section, "tokenizer.json", init_from=str(model), **where).prepared
+    folder = DataConfig(source=str(Path(made.spec.train[0].folder).parent))
+    assert resolve(folder, None, init_from=str(model), **where).prepared
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer is missing"):
+        resolve(section, None, init_from=str(model), **where)
