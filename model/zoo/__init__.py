@@ -141,6 +141,8 @@ def check_gguf(config: ModelConfig) -> Gguf:
                 for key, value in facts.only.items() if getattr(config, key) != value]  # fmt: skip
     if facts.head_dim_follows and config.head_dim * config.n_heads != config.dim:
         problems.append(f"head_dim is {config.head_dim}, it can only be dim / n_heads")
+    if lack := facts.lack(config):
+        problems.append(lack)
     stretch = config.rope_scaling
     if stretch is not None and stretch.kind not in facts.stretches:
         problems.append(f"rope_scaling is of kind {stretch.kind}, it can only be {' or '.join(facts.stretches)}")

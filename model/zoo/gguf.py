@@ -65,7 +65,8 @@ class Gguf:
 
     fits: of the keys of a file, if it is one of this family, where several have the architecture.
     settle: of the keys of config.json that a file gives, more of them, or others in their place. only: knobs that have
-    one value in llama.cpp's code. reads_window: it hides what lies before a window, of the layers that the file names.
+    one value in llama.cpp's code. lack: why that code does not open a model, None if it does. reads_window: it hides
+    what lies before a window, of the layers that the file names.
     """
 
     arch: str
@@ -83,6 +84,7 @@ class Gguf:
     settle: Callable[[HFKeys], Written] = lambda found: {}
     more_keys: Callable[[ModelConfig], Written] = lambda config: {}  # of the file, without the arch
     only: Mapping[str, object] = field(default_factory=dict)
+    lack: Callable[[ModelConfig], str | None] = lambda config: None
 
 
 def gguf_rules(config: ModelConfig, facts: Gguf, names: frozenset[str] | None = None) -> tuple[Rule, ...]:

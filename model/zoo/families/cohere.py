@@ -115,8 +115,16 @@ def _more_keys(config: ModelConfig) -> Written:
     return {"logit_scale": 1.0 if config.logit_scale is None else config.logit_scale, "rope.scaling.type": "none"}
 
 
+def _lack_of_norms(config: ModelConfig) -> str | None:
+    """llama.cpp tells by the number of layers whether queries and keys have norms."""
+    if (config.qk_norm is not None) == (config.n_layers >= _LAYERS_WITH_NORMS):
+        return None
+    return f"qk_norm is {config.qk_norm!r}; with it a model has {_LAYERS_WITH_NORMS} layers or more, without it fewer"
+
+
+_LAYERS_WITH_NORMS = 64
 _ONLY = {"attention_bias": False, "tie_embeddings": True, "rope_scaling": None}
-_GGUF = Gguf("command-r", in_pairs=True, head_dim_follows=True, more_keys=_more_keys, only=_ONLY)
+_GGUF = Gguf("command-r", in_pairs=True, head_dim_follows=True, more_keys=_more_keys, only=_ONLY, lack=_lack_of_norms)
 _GGUF_2 = Gguf("cohere2", in_pairs=True, reads_window=True, head_dim_follows=True, more_keys=_more_keys, only=_ONLY)
 FAMILIES = (
     Family("cohere", "CohereForCausalLM", _RULES, _read, _write, _DEFAULTS, _PRESETS, _GGUF),

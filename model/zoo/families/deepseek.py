@@ -228,9 +228,22 @@ def _settle_v3(found: HFKeys) -> Written:
     }
 
 
+def _lack_of_queries(config: ModelConfig) -> str | None:
+    """llama.cpp tells by the number of layers whether queries have a narrow projection before the wide one."""
+    assert config.latent_attention is not None
+    lite = config.n_layers in _LAYERS_OF_LITE
+    if (config.latent_attention.q_rank is None) == lite:
+        return None
+    layers = " or ".join(map(str, _LAYERS_OF_LITE))
+    return (
+        f"latent_attention.q_rank is {config.latent_attention.q_rank}; models of {layers} layers have none, others one"
+    )
+
+
+_LAYERS_OF_LITE = (26, 27)
 _ONLY = {"attention_bias": False}
-_GGUF_V2 = Gguf("deepseek2", in_pairs=True, settle=_settle_v2, only=_ONLY, fits=_is_v2)
-_GGUF_V3 = Gguf("deepseek2", in_pairs=True, settle=_settle_v3, only=_ONLY)
+_GGUF_V2 = Gguf("deepseek2", in_pairs=True, settle=_settle_v2, only=_ONLY, fits=_is_v2, lack=_lack_of_queries)
+_GGUF_V3 = Gguf("deepseek2", in_pairs=True, settle=_settle_v3, only=_ONLY, lack=_lack_of_queries)
 FAMILIES = (
     Family(
         "deepseek_v2",

@@ -152,6 +152,12 @@ def _write_common(config: ModelConfig) -> Written:
     return {"attention_bias": config.attention_bias, **write_llama_keys(config)}
 
 
+def _lack_of_groups(config: ModelConfig) -> str | None:
+    if config.n_kv_heads == config.n_heads:
+        return None
+    return f"n_kv_heads is {config.n_kv_heads}, it can only be n_heads"
+
+
 _ONLY = {"attention_bias": False}
 _GGUF = Gguf("olmo", in_pairs=True, head_dim_follows=True, only=_ONLY)
 _ONLY_2 = {**_ONLY, "tie_embeddings": False}
@@ -169,6 +175,6 @@ FAMILIES = (
         _write_moe,
         _DEFAULTS_MOE,
         _PRESETS_MOE,
-        Gguf("olmoe", head_dim_follows=True, only={**_ONLY_2, "qkv_clip": None}),
+        Gguf("olmoe", head_dim_follows=True, only={**_ONLY_2, "qkv_clip": None}, lack=_lack_of_groups),
     ),
 )

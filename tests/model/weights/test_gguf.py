@@ -33,8 +33,8 @@ _WITHOUT = {
     "olmo": {"attention_bias": False, "head_dim": 12},
     "olmo2": {"attention_bias": False, "head_dim": 12, "rope_parameters": None},
     "olmo3": {"attention_bias": False, "head_dim": 12},
-    "olmoe": {"attention_bias": False, "clip_qkv": None},
-    "cohere": {"attention_bias": False, "head_dim": 12},
+    "olmoe": {"attention_bias": False, "clip_qkv": None, "num_key_value_heads": 4},
+    "cohere": {"attention_bias": False, "head_dim": 12, "use_qk_norm": False},
     "cohere2": {"attention_bias": False, "head_dim": 12, "rope_parameters": None},
     "smollm3": {"attention_bias": False, "mlp_bias": False},
     "exaone4": {"head_dim": 12},
@@ -43,6 +43,7 @@ _WITHOUT = {
     "seed-oss": {"mlp_bias": False},
     "arcee": {"attention_bias": False, "mlp_bias": False},
     "glm": {"head_dim": 12},
+    "deepseek-v2-lite": {"q_lora_rank": 24},
     "deepseek-v3": {"attention_bias": False},
     "llama4": {"attention_bias": False, "attention_chunk_size": 8192, "attn_scale": 0.1, "floor_scale": 8192},
     "phimoe": {"router_jitter_noise": 0.01},
@@ -51,13 +52,14 @@ _WITHOUT = {
 }  # fmt: skip
 
 
-def _config(name: str) -> ModelConfig:
-    return config_from_hf({**ARCHITECTURES[name], **_WITHOUT.get(name, {})})
+def gguf_shaped(name: str, **keys: object) -> ModelConfig:
+    """A tiny model of an architecture, without what llama.cpp does not compute."""
+    return config_from_hf({**ARCHITECTURES[name], **_WITHOUT.get(name, {}), **keys})
 
 
 def _has_form(name: str) -> bool:
     try:
-        check_gguf(_config(name))
+        check_gguf(gguf_shaped(name))
     except ValueError:
         return False
     return True
@@ -66,7 +68,9 @@ def _has_form(name: str) -> bool:
 NAMES = [name for name in ARCHITECTURES if _has_form(name)]
 
 
-class _Weights:
+class MadeWeights:
+    """Tensors in memory as weights."""
+
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
 
@@ -82,21 +86,21 @@ class _Weights:
 
 def _write(path: Path | str, config: ModelConfig, *, dtype: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
     tensors = weights_of(random_model(config))
-    return tensors, save_gguf(_Weights(tensors), config, str(path), dtype=dtype)
+    return tensors, save_gguf(MadeWeights(tensors), config, str(path), dtype=dtype)
 
 
 # -- every family ----------------------------------------------------------------------------------------------------
 def test_every_family_has_a_form_but_those_llama_cpp_does_not_know() -> None:
     without = {kind for kind, family in BY_TYPE.items() if family.gguf is None}
     assert without == {"opt", "nope_gpt", "gptj"}
-    assert {_config(name).family for name in NAMES} == ({_config(name).family for name in ARCHITECTURES} - without) - {
-        "internlm3"
-    }
+    assert {gguf_shaped(name).family for name in NAMES} == (
+        {gguf_shaped(name).family for name in ARCHITECTURES} - without
+    ) - {"internlm3"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_comes_back_as_it_went(name: str, tmp_path: Path) -> None:
-    config = _config(name)
+    config = gguf_shaped(name)
     tensors, _ = _write(tmp_path / "m.gguf", config, dtype="F32")
     read = GGUFWeights(str(tmp_path / "m.gguf"))
     assert read.config.model_copy(update={"family": config.family}) == config
@@ -112,7 +116,7 @@ def test_a_model_comes_back_as_it_went(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tensors_of_a_file_do_not_share_or_lack_elements(name: str) -> None:
-    config = _config(name)
+    config = gguf_shaped(name)
     facts = check_gguf(config)
     theirs = TheirTensors(weights_of(random_model(config)), config, gguf_rules(config, facts))
     ours = weights_of(random_model(config))
@@ -131,7 +135,7 @@ def test_every_preset_has_a_form_but_those_of_other_families() -> None:
 
 def test_what_has_no_form_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="opt models have no GGUF form"):
-        check_gguf(_config("opt"))
+        check_gguf(gguf_shaped("opt"))
     with pytest.raises(ValueError, match=r"attention_bias is True, it can only be False"):
         check_gguf(config_from_hf(ARCHITECTURES["gemma2"]))
     with pytest.raises(ValueError, match=r"moe\.dense_layers is \(1,\), it can only be \(\)"):
@@ -169,7 +173,7 @@ def test_numbers_beyond_f16_are_refused_by_name(tmp_path: Path) -> None:
     tensors = weights_of(random_model(config))
     tensors["blocks.1.mlp.up_proj.weight"][0, 0] = 1e6
     with pytest.raises(ValueError, match=r"blk\.1\.ffn_up\.weight has numbers beyond the range of F16"):
-        save_gguf(_Weights(tensors), config, str(tmp_path / "m.gguf"), dtype="F16")
+        save_gguf(MadeWeights(tensors), config, str(tmp_path / "m.gguf"), dtype="F16")
     assert not list(tmp_path.iterdir()), "nothing is left of an export that failed"
 
 
@@ -179,8 +183,8 @@ def test_a_type_that_is_not_written_is_refused_with_the_list(tmp_path: Path) -> 
 
 
 def test_a_window_that_llama_cpp_does_not_apply_is_said(tmp_path: Path) -> None:
-    assert "the window of this one" in _write(tmp_path / "m.gguf", _config("mistral"))[1][0]
-    assert _write(tmp_path / "n.gguf", _config("gemma2"))[1] == []
+    assert "the window of this one" in _write(tmp_path / "m.gguf", gguf_shaped("mistral"))[1][0]
+    assert _write(tmp_path / "n.gguf", gguf_shaped("gemma2"))[1] == []
 
 
 # -- a file as a MODEL -----------------------------------------------------------------------------------------------
