@@ -9,14 +9,14 @@ BIN := .venv/bin
 ARGS ?=
 JOBS ?= 2
 # Tests that need something special have their own targets.
-SPECIAL := gpu or slurm or ray or s3 or browser or monitoring or chaos or families
+SPECIAL := gpu or llamacpp or slurm or ray or s3 or browser or monitoring or chaos or families
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel or guide_as_typed or nothing_of_the_shell
 SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -69,6 +69,12 @@ oldest-ray: setup-dev
 
 test-ray-oldest: oldest-ray ## Run some of them with the oldest Ray that is promised
 	@PYTHONPATH=$$PWD/.venv/ray-$(OLDEST_RAY) $(BIN)/pytest -m 'ray and not slow' -k 'same_as_on_one and 2' $(ARGS)
+
+llama-cpp: setup-dev
+	@test -d .venv/llama-cpp/xllamacpp || $(BIN)/pip install --quiet --no-deps --target .venv/llama-cpp 'xllamacpp>=2026.10.11549'
+
+test-llama-cpp: llama-cpp ## Let llama.cpp read the GGUF files of every family (fetches xllamacpp, 30 MB)
+	@PYTHONPATH=$$PWD/.venv/llama-cpp $(BIN)/pytest -m llamacpp -n $(JOBS) $(ARGS)
 
 test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fetch themselves, and Chromium where it is
 	@$(BIN)/pytest -m 'monitoring or browser' $(ARGS)
