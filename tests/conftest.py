@@ -75,15 +75,16 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A fresh bucket; the usual AWS variables of this process, and of those that it starts, lead to its server."""
-    from tests.support.store import make_bucket
+    from tests.support.store import make_bucket, remove_bucket
 
     bucket = make_bucket(s3_server, f"test-{secrets.token_hex(6)}")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
-    return bucket
+    yield bucket
+    remove_bucket(bucket)
 
 
 @pytest.fixture

@@ -140,6 +140,16 @@ def running_server(folder: Path) -> Iterator[S3Server]:
         weed.clear_sockets(server.ports)
 
 
+def remove_bucket(bucket: Bucket) -> None:
+    """With all that is in it: a server has one volume a GiB of free disk, and each bucket takes one."""
+    bucket.server.start()
+    client = bucket.server.client()
+    try:
+        client.delete_bucket(Bucket=bucket.name)
+    finally:
+        client.close()
+
+
 def make_bucket(server: S3Server, name: str) -> Bucket:
     server.start()
     client = server.client()
