@@ -216,9 +216,10 @@ class ModelConfig(BaseModel):
     norm_eps: float = Field(
         default=1e-5, gt=0, description="Added to the variance under the root of each norm; default: 1e-5."
     )
-    norm_place: Literal["pre", "post", "sandwich"] = Field(
+    norm_place: Literal["pre", "post", "sandwich", "sum"] = Field(
         default="pre",
-        description="Norms before attention and MLP, behind them (before the sum), or both; default: pre.",
+        description="Norms before attention and MLP; post: behind them, before the sum; sandwich: both; sum: behind "
+        "the sum, and none before the head; default: pre.",
     )
     qk_norm: Literal["head", "width", "each", "unit"] | None = Field(
         default=None,
@@ -277,6 +278,12 @@ class ModelConfig(BaseModel):
     logit_softcap: float | None = Field(
         default=None, gt=0, description="Bounds the logits by c tanh(x / c); default: none."
     )
+    embed_proj_dim: int | None = Field(
+        default=None,
+        gt=0,
+        description="Width of the table of embeddings and of the head, with a projection from it to dim and one back; "
+        "default: dim, and no projections.",
+    )
     head_bias: bool = Field(default=False, description="A bias of the head; default: false.")
     tie_embeddings: bool = Field(default=False, description="Use the embedding table as the head; default: false.")
 
@@ -329,6 +336,16 @@ class ModelConfig(BaseModel):
         if self.parallel_residual and self.norm_place != "pre":
             raise ValueError(f"a parallel residual has its norms before it; norm_place is {self.norm_place}")
         return self
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the table of embeddings and of the head."""
+        return self.embed_proj_dim or self.dim
+
+    @property
+    def has_final_norm(self) -> bool:
+        """False where the last block ends with one."""
+        return self.norm_place != "sum"
 
     @property
     def rope_dim(self) -> int:

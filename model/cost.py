@@ -21,7 +21,7 @@ def n_params_trained(config: ModelConfig, adapter: Adapter | None = None) -> int
 
 def n_params_embedding(config: ModelConfig) -> int:
     """Parameters of the input table, its padding included."""
-    return config.padded_vocab_size * config.dim
+    return config.padded_vocab_size * config.embed_dim
 
 
 def n_params_active_non_embedding(config: ModelConfig) -> int:
@@ -82,13 +82,13 @@ def part_of(name: str) -> str:
     """The part of a model that a parameter belongs to: embedding, attention, mlp, experts, norms or head."""
     if name in ("embed.weight", "positions.weight"):
         return "embedding"
-    if name.startswith("lm_head."):
+    if name.startswith(("lm_head.", "head_proj.")):
         return "head"
     if name.split(".")[-2].endswith("norm"):
         return "norms"
     if ".attention." in name:
         return "attention"
-    return "experts" if ".experts." in name else "mlp"
+    return "experts" if ".experts." in name else "mlp" if ".mlp." in name else "head"
 
 
 def params_by_part(config: ModelConfig) -> dict[str, int]:

@@ -78,16 +78,21 @@ def is_vector(name: str) -> bool:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """The names and shapes alone, for uses other than training."""
-    shapes: dict[str, TensorShape] = {"embed.weight": (config.padded_vocab_size, config.dim)}
+    shapes: dict[str, TensorShape] = {"embed.weight": (config.padded_vocab_size, config.embed_dim)}
+    if config.embed_proj_dim is not None:
+        shapes["embed_proj.weight"] = (config.dim, config.embed_proj_dim)
     if config.positions == "learned":
         shapes["positions.weight"] = (config.max_seq_len + config.learned_offset, config.dim)
     if config.embed_norm:
         shapes.update(_norm("embed_norm", config))
     for layer in range(config.n_layers):
         shapes.update((f"blocks.{layer}.{name}", shape) for name, shape in block_shapes(config, layer).items())
-    shapes.update(_norm("norm", config))
+    if config.has_final_norm:
+        shapes.update(_norm("norm", config))
+    if config.embed_proj_dim is not None:
+        shapes["head_proj.weight"] = (config.embed_proj_dim, config.dim)
     if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.padded_vocab_size, config.dim)
+        shapes["lm_head.weight"] = (config.padded_vocab_size, config.embed_dim)
     if config.head_bias:
         shapes["lm_head.bias"] = (config.padded_vocab_size,)
     return shapes
@@ -96,7 +101,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:
 def block_shapes(config: ModelConfig, layer: int) -> dict[str, TensorShape]:
     """The same for one block, names without their `blocks.N.`."""
     before = config.norm_place in ("pre", "sandwich")
-    behind = config.norm_place in ("post", "sandwich")
+    behind = config.norm_place != "pre"
     shapes: dict[str, TensorShape] = {}
     if before:
         shapes.update(_norm("attention_norm", config))

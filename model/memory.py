@@ -74,7 +74,9 @@ def training_memory(
     activations = _shared_masks(config, seq_len) + _activation_peak(
         config, tokens, kept, element, precision=precision, device=device, checkpointing=activation_checkpointing
     )
-    table = FP32_BYTES * config.padded_vocab_size * config.dim  # the head's gradient is made whole, before all others
+    table = (
+        FP32_BYTES * config.padded_vocab_size * config.embed_dim
+    )  # the head's gradient is made whole, before all others
     # A tied table's two gradients are there beside their sum, which becomes its gradient or is added to it.
     if grad_accum_steps > 1:
         peak = gradients + max(activations + table, 3 * table * config.tie_embeddings)
@@ -137,7 +139,7 @@ def _inside_norm(config: ModelConfig, precision: Precision, device: Device) -> t
 def _kept_by_norms(config: ModelConfig, precision: Precision, device: Device) -> int:
     """What the norms of a block keep, and the inputs of its two halves."""
     inside, keeps_input = _inside_norm(config, precision, device)
-    before = config.norm_place != "post"
+    before = config.norm_place in ("pre", "sandwich")
     n_before = (1 if config.shared_norm else 2) if before else 0
     n_behind = 0 if config.norm_place == "pre" else 2
     inputs = (1 if config.parallel_residual else 2) if keeps_input or not before else 0

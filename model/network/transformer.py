@@ -49,7 +49,8 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         before = config.norm_place in ("pre", "sandwich")
-        behind = config.norm_place in ("post", "sandwich")
+        behind = config.norm_place != "pre"
+        self.norms_sum = config.norm_place == "sum"
         self.parallel_residual = config.parallel_residual
         self.residual_scale = config.residual_scale
         self.attention_norm = make_norm(config) if before else None
@@ -71,14 +72,14 @@ class Block(nn.Module):
             norm = self.mlp_norm
             again = normed if norm is None else norm(x)
             return x + self._scaled(attended) + self._scaled(self.mlp(again))
-        if self.attention_out_norm is not None:
-            attended = self.attention_out_norm(attended)
-        x = x + self._scaled(attended)
+        x = self._added(x, attended, self.attention_out_norm)
         norm = self.mlp_norm
-        made = self.mlp(x if norm is None else norm(x))
-        if self.mlp_out_norm is not None:
-            made = self.mlp_out_norm(made)
-        return x + self._scaled(made)
+        return self._added(x, self.mlp(x if norm is None else norm(x)), self.mlp_out_norm)
+
+    def _added(self, x: Tensor, made: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is None:
+            return x + self._scaled(made)
+        return norm(x + self._scaled(made)) if self.norms_sum else x + self._scaled(norm(made))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.residual_scale is None else x * self.residual_scale
@@ -90,13 +91,16 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = Embedding(config.padded_vocab_size, config.dim)
+        self.embed = Embedding(config.padded_vocab_size, config.embed_dim)
+        narrow = config.embed_proj_dim
+        self.embed_proj = None if narrow is None else Linear(narrow, config.dim, bias=False)
         learned = config.positions == "learned"
         self.positions = Embedding(config.max_seq_len + config.learned_offset, config.dim) if learned else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = make_norm(config)
-        self.lm_head = Linear(config.dim, config.padded_vocab_size, bias=config.head_bias)
+        self.norm = make_norm(config) if config.has_final_norm else None
+        self.head_proj = None if narrow is None else Linear(config.dim, narrow, bias=False)
+        self.lm_head = Linear(config.embed_dim, config.padded_vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
         self._kinds = [(config.sees(layer), config.rotates(layer)) for layer in range(config.n_layers)]
@@ -120,7 +124,8 @@ class Transformer(nn.Module):
             x = block(x, told.turn, told.mask, told.far, own)
         if cache is not None:
             cache.end(n_new)
-        x = self.norm(x)
+        x = x if self.norm is None else self.norm(x)
+        x = x if self.head_proj is None else self.head_proj(x)
         if self.config.logit_scale is not None:  # the head is linear: the same as scaled logits
             x = x * self.config.logit_scale
         if head is not None:
@@ -133,6 +138,8 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         if self.config.embed_scale is not None:
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype)  # rounded to its type, as Gemma does
+        if self.embed_proj is not None:
+            x = self.embed_proj(x)
         if self.positions is not None:
             x = x + self.positions(positions + self.config.learned_offset)
         return x if self.embed_norm is None else self.embed_norm(x)

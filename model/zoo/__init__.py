@@ -29,6 +29,7 @@ from launchyard.model.zoo.families import (
     llama4,
     mistral,
     mpt,
+    nanochat,
     nemotron,
     nope_gpt,
     olmo,
@@ -53,7 +54,7 @@ from launchyard.model.zoo.unsupported import refuse_unsupported
 _MODULES = (
     gpt_neox, llama, mistral, qwen2, qwen2_moe, qwen3, gemma, olmo, cohere, smollm3, exaone4, nemotron, stablelm,
     seed_oss, arcee, gpt_oss, granite, glm, deepseek, llama4, gpt2, starcoder, phi, opt, bloom, mpt, falcon, nope_gpt,
-    ernie4_5, gptj, internlm3,
+    ernie4_5, gptj, internlm3, nanochat,
 )  # fmt: skip
 BY_TYPE: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
 

@@ -11,7 +11,7 @@ _QK_NORMS = {
     "each": "norm of each q and k head, each with its weight",
     "unit": "weightless norm of rotated q and k heads",
 }
-_PLACES = {"pre": "before", "post": "behind", "sandwich": "before and behind"}
+_PLACES = {"pre": "before", "post": "behind", "sandwich": "before and behind", "sum": "behind the sums"}
 
 
 def describe_config(config: ModelConfig) -> dict[str, list[str]]:
@@ -115,6 +115,7 @@ def _ends(config: ModelConfig) -> list[str]:
         "logits scaled": config.logit_scale is not None,
         "logits soft-capped": config.logit_softcap is not None,
         "bias of the head": config.head_bias,
+        "a narrow table, with projections": config.embed_proj_dim is not None,
     }
     return [name for name, has in told.items() if has]
 
@@ -130,6 +131,7 @@ def describe_files(rules: tuple[Rule, ...]) -> list[str]:
     found = [f"fused {_fused(rule)}" for rule in renames if len(rule.names) > 1 and rule.names[0].endswith("weight")]
     told = {
         "neighbours rotate": any(rule.in_pairs for rule in renames),
+        "heads rotate backwards": any(rule.backwards for rule in renames),
         "matrices are (in, out)": any(rule.transposed for rule in renames),
         "a tensor for each expert": any("{e}" in rule.theirs and ".experts." in rule.names[0] for rule in renames),
     }

@@ -27,7 +27,8 @@ class Rename:
     """One of theirs is one of ours, or several of ours, fused.
 
     transposed: theirs is (in, out). in_pairs: the rotated rows of each head are those of its pairs (0, 1), (2, 3) …,
-    where ours are (0, n / 2), (1, n / 2 + 1) … plus: ours = theirs + plus. when: the configs that it counts for, of a
+    where ours are (0, n / 2), (1, n / 2 + 1) … backwards: they turn the other way round, so that the two halves of the
+    rotated rows stand in each other's place. plus: ours = theirs + plus. when: the configs that it counts for, of a
     family whose keys have several names.
     """
 
@@ -36,6 +37,7 @@ class Rename:
     layout: Layout = "blocks"
     transposed: bool = False
     in_pairs: bool = False
+    backwards: bool = False
     plus: float = 0.0
     when: Callable[[ModelConfig], bool] | None = None
 
@@ -191,7 +193,9 @@ def _overlaps_of(
     their_key = key if expert is None else key.replace("{e}", str(expert))
     parts = _parts(rule.layout, config, theirs, views, axis, rows)
     for name, (our_part, their_part) in zip(names, parts, strict=True):
-        pairs = _in_pairs(config, name, our_part, their_part, axis) if rule.in_pairs else [(our_part, their_part)]
+        pairs = [(our_part, their_part)]
+        if rule.in_pairs or rule.backwards:
+            pairs = list(_turned(config, name, our_part, their_part, axis, backwards=rule.backwards))
         for our_view, their_view in pairs:
             assert our_view.shape == their_view.shape, f"{rule}: {our_view.shape} is not {their_view.shape}"
             yield Overlap(name, our_view, their_key, their_view, rule.plus), shape
@@ -236,8 +240,10 @@ def _parts(
             yield view.split(axis, (groups, config.head_dim)), by_group.at(axis + 1, share + number)
 
 
-def _in_pairs(config: ModelConfig, name: str, ours: View, theirs: View, axis: int) -> Iterator[tuple[View, View]]:
-    """The same elements, but for the rotated rows of each head, which theirs has pair by pair."""
+def _turned(
+    config: ModelConfig, name: str, ours: View, theirs: View, axis: int, *, backwards: bool
+) -> Iterator[tuple[View, View]]:
+    """The same elements, but for the rotated rows of each head: theirs has them pair by pair, or its halves swapped."""
     head, start, length = _rotated_rows(config, name)
     if not length:
         yield ours, theirs
@@ -251,6 +257,10 @@ def _in_pairs(config: ModelConfig, name: str, ours: View, theirs: View, axis: in
         if before[1]:
             yield ours.cut(axis, *before), theirs.cut(axis, *before)
     half = length // 2
+    if backwards:
+        for mine, yours in ((start, start + half), (start + half, start)):
+            yield ours.cut(axis, mine, half), theirs.cut(axis, yours, half)
+        return
     yield (
         ours.cut(axis, start, length).split(axis, (2, half)),
         theirs.cut(axis, start, length).split(axis, (half, 2)).swap(axis, axis + 1),

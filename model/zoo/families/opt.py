@@ -1,6 +1,6 @@
 """OPT (Zhang et al. 2022): GPT-2's shape with ReLU and a table of positions that begins with two rows of no use. Light.
 
-The 350m model, with norms behind its sublayers and a narrow table, is refused.
+The 350m model has its norms behind the sums, and a narrow table.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _LAYER = f"{_DECODER}.layers.{{i}}"
 _RULES: tuple[Rule, ...] = (
     Rename(f"{_DECODER}.embed_tokens.weight", "embed.weight"),
     Rename(f"{_DECODER}.embed_positions.weight", "positions.weight"),
+    Rename(f"{_DECODER}.project_in.weight", "embed_proj.weight"),
+    Rename(f"{_DECODER}.project_out.weight", "head_proj.weight"),
     *(
         Rename(f"{_LAYER}.{theirs}.{kind}", f"blocks.{{i}}.{ours}.{kind}")
         for kind in ("weight", "bias")
@@ -35,7 +37,9 @@ _RULES: tuple[Rule, ...] = (
             ("self_attn_layer_norm", "attention_norm"),
             *((f"self_attn.{part}_proj", f"attention.{part}_proj") for part in "qkv"),
             ("self_attn.out_proj", "attention.o_proj"),
+            ("self_attn_layer_norm", "attention_out_norm"),
             ("final_layer_norm", "mlp_norm"),
+            ("final_layer_norm", "mlp_out_norm"),
             ("fc1", "mlp.up_proj"),
             ("fc2", "mlp.down_proj"),
         )
@@ -50,7 +54,7 @@ _KNOBS: Written = {
 }  # fmt: skip
 
 
-def _opt(dim: int, n_layers: int, n_heads: int) -> ModelConfig:
+def _opt(dim: int, n_layers: int, n_heads: int, **knobs: object) -> ModelConfig:
     return ModelConfig(
         dim=dim,
         n_layers=n_layers,
@@ -66,18 +70,22 @@ def _opt(dim: int, n_layers: int, n_heads: int) -> ModelConfig:
         mlp_bias=True,
         tie_embeddings=True,
         **_KNOBS,
+        **knobs,
     )
 
 
-_PRESETS = {"opt-125m": _opt(768, 12, 12), "opt-1.3b": _opt(2048, 24, 32)}
+_PRESETS = {
+    "opt-125m": _opt(768, 12, 12),
+    "opt-350m": _opt(1024, 24, 16, norm_place="sum", embed_proj_dim=512),
+    "opt-1.3b": _opt(2048, 24, 32),
+}
 
 
 def _read(hf: HFKeys) -> ModelConfig:
     dim = int(need(hf, "hidden_size"))
     heads = int(need(hf, "num_attention_heads"))
-    refuse(hf, "do_layer_norm_before", True)
-    refuse(hf, "word_embed_proj_dim", dim)
     refuse(hf, "_remove_final_layer_norm", False)
+    narrow = hf.get("word_embed_proj_dim") or dim
     affine = bool(hf["layer_norm_elementwise_affine"])
     return ModelConfig(
         dim=dim,
@@ -87,6 +95,8 @@ def _read(hf: HFKeys) -> ModelConfig:
         head_dim=dim // heads,
         ffn_dim=need(hf, "ffn_dim"),
         max_seq_len=need(hf, "max_position_embeddings"),
+        norm_place="pre" if hf["do_layer_norm_before"] else "sum",
+        embed_proj_dim=None if narrow == dim else narrow,
         norm_weight="plain" if affine else "none",
         norm_bias=affine,
         activation=read_activation(hf, "activation_function"),
@@ -101,13 +111,13 @@ def _read(hf: HFKeys) -> ModelConfig:
 def _write(config: ModelConfig) -> Written:
     return {
         "hidden_size": config.dim,
-        "word_embed_proj_dim": config.dim,
+        "word_embed_proj_dim": config.embed_dim,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
         "ffn_dim": config.ffn_dim,
         "max_position_embeddings": config.max_seq_len,
         "activation_function": HF_ACTIVATIONS.get(config.activation, config.activation),
-        "do_layer_norm_before": True,
+        "do_layer_norm_before": config.norm_place == "pre",
         "enable_bias": config.attention_bias,
         "layer_norm_elementwise_affine": config.norm_weight != "none",
         "tie_word_embeddings": config.tie_embeddings,

@@ -42,8 +42,7 @@ def test_files_of_a_bare_model_lack_the_first_part_of_all_keys(name: str, tmp_pa
         ("gpt2", {"n_embd": None}, r"n_embd is missing"),
         ("gpt2", {"n_head": 0}, r"the number of heads is 0"),
         ("falcon-rw", {"num_attention_heads": 71}, r"head_dim"),  # more than hidden_size
-        ("opt", {"word_embed_proj_dim": 24}, r"word_embed_proj_dim is 24.*supported is 48"),
-        ("opt", {"do_layer_norm_before": False}, r"do_layer_norm_before is False"),
+        ("opt", {"_remove_final_layer_norm": True}, r"_remove_final_layer_norm is True.*supported is False"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, r"apply_residual_connection_post_layernorm is T"),
         ("mpt", {"attn_config": {"alibi": False}}, r"alibi is False.*supported is True"),
         ("mpt", {"no_bias": False}, r"no_bias is False"),

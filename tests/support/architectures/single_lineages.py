@@ -37,6 +37,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **LLAMA, "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
         "head_dim": 20, "rope_parameters": {"full_attention": YARN, "sliding_attention": LOCAL},
     },
+    "nanochat": {**LLAMA, "model_type": "nanochat", "attention_bias": True, "head_dim": 20, "final_logit_softcapping": 3.0},
+    "nanochat-uncapped": {
+        **LLAMA, "model_type": "nanochat", "final_logit_softcapping": None, "rope_parameters": LLAMA3,
+        "tie_word_embeddings": True, "num_key_value_heads": 4,
+    },
     "olmo3-unstretched": {**LLAMA, "model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 8},
     "olmoe": {
         **LLAMA, "model_type": "olmoe", "clip_qkv": 0.8, "attention_bias": True, "num_experts": 6,
@@ -96,6 +101,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
+    "nanochat-d20": 560_988_160,
+    "nanochat-d32": 1_879_048_192,
     "gemma-2b": 2_506_172_416,
     "gemma-7b": 8_537_680_896,
     "gemma-2-2b": 2_614_341_888,
