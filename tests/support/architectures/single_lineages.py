@@ -37,7 +37,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **LLAMA, "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 8, "attention_bias": True,
         "head_dim": 20, "rope_parameters": {"full_attention": YARN, "sliding_attention": LOCAL},
     },
-    "nanochat": {**LLAMA, "model_type": "nanochat", "attention_bias": True, "head_dim": 20, "final_logit_softcapping": 3.0},
+    "nanochat": {
+        **LLAMA, "model_type": "nanochat", "attention_bias": True, "head_dim": 20, "final_logit_softcapping": 3.0,
+    },
     "nanochat-uncapped": {
         **LLAMA, "model_type": "nanochat", "final_logit_softcapping": None, "rope_parameters": LLAMA3,
         "tie_word_embeddings": True, "num_key_value_heads": 4,
