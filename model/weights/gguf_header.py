@@ -7,7 +7,7 @@ from functools import cached_property
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.weights.gguf_format import GgufFile, read_gguf
-from launchyard.model.zoo import config_from_hf, gguf_family
+from launchyard.model.zoo import gguf_family, read_keys
 from launchyard.model.zoo.gguf import Gguf
 from launchyard.model.zoo.gguf_keys import hf_keys
 from launchyard.storage.errors import CorruptError
@@ -85,7 +85,7 @@ def gguf_config(header: GgufHeader) -> ModelConfig:
     try:
         family = gguf_family(header.metadata.get("general.architecture"), header.metadata)
         keys = hf_keys(header.metadata, header.facts, frozenset(_needed_names(header)), header.numbers)
-        return config_from_hf({"model_type": family.model_type, **keys})
+        return read_keys(family, keys)
     except ValueError as error:
         raise ValueError(f"{header.path}: {str(error).removeprefix('config.json: ')}") from error
 

@@ -92,8 +92,17 @@ def config_from_hf(hf: HFKeys) -> ModelConfig:
         return config_from_hf(text_config(hf, _OF_IMAGES[hf["model_type"]].model_type))
     if kind not in BY_TYPE:
         raise ValueError(f"config.json: model_type is {kind!r}; supported are {', '.join((*BY_TYPE, *_OF_IMAGES))}")
+    family = BY_TYPE[kind]
+    config = read_keys(family, hf)
+    # A class that lacks a key ignores it, so the file contradicts itself; such as partial rotation in Llama's.
+    if unread := _unrepresentable(config, read_keys(family, _keys(family, config))):
+        raise ValueError(f"config.json: {'; '.join(unread)}, as {family.hf_class} has no key for it; take it out")
+    return config
+
+
+def read_keys(family: Family, hf: HFKeys) -> ModelConfig:
+    """The model of a family behind these keys, also with knobs that its class of transformers has no key for."""
     try:
-        family = BY_TYPE[kind]
         return family.read({**family.defaults, **hf})
     except ValidationError as error:
         raise ValueError(f"config.json: {_describe_errors(error)}") from error
@@ -109,17 +118,25 @@ def is_of_images(hf: HFKeys) -> bool:
 def config_to_hf(config: ModelConfig) -> Written:
     """The inverse of config_from_hf; ValueError if the format has no place for one of the knobs."""
     family = BY_TYPE[config.family]
-    # Some classes of transformers have a pad_token_id of their own, which the table may not even have a row for.
-    kind = {"architectures": [family.hf_class], "model_type": family.model_type, "pad_token_id": None}
-    written = {**kind, **family.write(config)}
-    read = config_from_hf(written)
-    unrepresentable = [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
-                       for key, value in config if getattr(read, key) != value]  # fmt: skip
+    written = _keys(family, config)
+    unrepresentable = _unrepresentable(config, read_keys(family, written))
     if unrepresentable:
         raise ValueError(
             f"a {config.family} model with these knobs has no Hugging Face form: {'; '.join(unrepresentable)}"
         )
     return written
+
+
+def _keys(family: Family, config: ModelConfig) -> Written:
+    # Some classes of transformers have a pad_token_id of their own, which the table may not even have a row for.
+    kind = {"architectures": [family.hf_class], "model_type": family.model_type, "pad_token_id": None}
+    return {**kind, **family.write(config)}
+
+
+def _unrepresentable(config: ModelConfig, read: ModelConfig) -> list[str]:
+    """The knobs that have another value in the other config, with both."""
+    return [f"{key} is {value!r}, it can only be {getattr(read, key)!r}"
+            for key, value in config if getattr(read, key) != value]  # fmt: skip
 
 
 def gguf_family(arch: object, metadata: HFKeys) -> Family:
@@ -164,7 +181,7 @@ def _read_gguf_keys(config: ModelConfig, facts: Gguf) -> ModelConfig:
     assert family.gguf is not None
     keys = hf_keys(metadata, family.gguf, names, stretches.__getitem__)
     try:
-        return config_from_hf({"model_type": family.model_type, **keys})
+        return read_keys(family, keys)
     except ValueError as error:
         reason = str(error).removeprefix("config.json: ")
         raise ValueError(f"a {config.family} model with these knobs has no GGUF form: {reason}") from error

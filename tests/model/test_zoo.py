@@ -67,6 +67,15 @@ def test_files_that_hold_a_head_beside_the_table_count_it_twice(name: str, store
     assert n_params(config.model_copy(update={"tie_embeddings": False})) == stored
 
 
+@pytest.mark.parametrize("given", [{"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}])
+@pytest.mark.parametrize("theirs", [LLAMA_4, QWEN2_4])
+def test_a_key_that_their_class_ignores_is_refused(theirs: dict[str, Any], given: dict[str, Any]) -> None:
+    """Their classes turn whole heads and so would give other logits than a model that heeds it."""
+    without = {key: value for key, value in theirs.items() if key != "rope_scaling"}
+    with pytest.raises(ValueError, match=r"rope_fraction is 0\.5, it can only be 1\.0, as \w+ForCausalLM has no key"):
+        config_from_hf({**without, **given})
+
+
 def test_every_preset_is_counted_and_has_a_place_for_every_key() -> None:
     assert presets().keys() == PARAMETERS.keys()
     for config in presets().values():
