@@ -74,6 +74,18 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "gguf": ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
 }
 
+# One type by the names of both forms, and as it is often typed.
+_SAME = ({"float32", "f32", "fp32"}, {"bfloat16", "bf16"}, {"float16", "f16", "fp16"})
+
+
+def dtype_of(form: str, typed: str) -> str:
+    """The form's own name of an element type, in any case; UserError if it has no such type."""
+    names = next((names for names in _SAME if typed.lower() in names), {typed.lower()})
+    for own in DTYPES[form]:
+        if own.lower() in names:
+            return own
+    raise UserError(f"--dtype {typed} is no element type of --to {form}; it has {', '.join(DTYPES[form])}")
+
 
 class FileSize(click.ParamType[int]):
     """A number of bytes with its unit: 5GB, 500MB, 2GiB."""
@@ -100,7 +112,6 @@ class FileSize(click.ParamType[int]):
 )
 @click.option(
     "--dtype",
-    type=click.Choice(list(dict.fromkeys(name for names in DTYPES.values() for name in names))),
     metavar="NAME",
     help="Element type of the tensors: "
     + "; ".join(f"of {form} {', '.join(names)}" for form, names in DTYPES.items())
@@ -114,8 +125,7 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
     Holds one tensor in memory at a time. config.json is written last: a folder without it is no model yet. A GGUF file
     has its name once it is whole.
     """
-    if dtype is not None and dtype not in DTYPES[form]:
-        raise UserError(f"--dtype {dtype} is no element type of --to {form}; it has {', '.join(DTYPES[form])}")
+    dtype = dtype and dtype_of(form, dtype)
     with weights_errors():
         from launchyard.model.cost import n_params
         from launchyard.model.text.companions import TOKENIZER

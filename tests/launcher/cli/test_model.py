@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.cli.weights.export import dtype_of
 from launchyard.launcher.runs.registry import register
 from launchyard.model.text.companions import read_companions, write_companions
 from launchyard.model.weights.hf_export import save_hf
@@ -79,9 +80,9 @@ def test_stop_and_greedy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_another_element_type_halves_the_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bf16"):
         assert launch(capsys, "export", str(run), "--out", str(tmp_path / dtype), "--dtype", dtype)[0] == 0
-    sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float32", "bfloat16")]
+    sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float32", "bf16")]
     assert 1.9 < sizes[0] / sizes[1] < 2.1
 
 
@@ -187,3 +188,10 @@ def test_inspect_tells_a_model_from_tokens(run: Path, tmp_path: Path, capsys: py
     assert "launch checkpoints RUN --verify" in err
     assert "holds no tokens" in launch(capsys, "inspect", str(tmp_path))[2]
     assert "no such run" in launch(capsys, "inspect", "nothing-of-this-name")[2]
+
+
+@pytest.mark.parametrize(
+    ("form", "typed", "own"), [("gguf", "q8_0", "Q8_0"), ("gguf", "bfloat16", "BF16"), ("hf", "F16", "float16")]
+)
+def test_each_form_knows_a_type_by_the_names_of_both(form: str, typed: str, own: str) -> None:
+    assert dtype_of(form, typed) == own
