@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from launchyard.model.layout import TensorShape, parameter_shapes
 from launchyard.model.weights.gguf_header import GgufHeader, gguf_config
-from launchyard.model.weights.transfer import Importer, first_axis
+from launchyard.model.weights.transfer import ImportedWeights, Importer, first_axis
 from launchyard.model.zoo.gguf import gguf_rules, plain_shape
 from launchyard.model.zoo.gguf_keys import STRETCH_TENSORS
 from launchyard.model.zoo.rules import check_keys, overlaps, their_shapes
@@ -58,8 +58,8 @@ class GgufTensor:
         """Of a file of one map for all, which the system takes back by itself."""
 
 
-class GGUFWeights:
-    """The weights of a file, by our names. Nothing is read before it is asked for.
+class GGUFWeights(ImportedWeights):
+    """The weights of a file: `get` gives them as they are stored, quantised ones in fp32.
 
     ValueError if the tensors are not those of the file's own sizes; CorruptError names a damaged file.
     """
@@ -69,7 +69,6 @@ class GGUFWeights:
         self.config = gguf_config(self.file)
         names = frozenset(self.file.names())
         rules = gguf_rules(self.config, self.file.facts, names)
-        self._shapes = parameter_shapes(self.config)
         present = names.difference(STRETCH_TENSORS)
         check_keys(rules, self.config, present, where=path, hint="Are its keys those of another model?")
         shapes = their_shapes(rules, self.config)
@@ -78,22 +77,4 @@ class GGUFWeights:
                 found = list(self.file.shape(key))
                 raise ValueError(f"{path}: {key} has shape {found}; the sizes of the file make it {list(shape)}")
         stored = {key: GgufTensor(self.file, key, shape) for key, shape in shapes.items()}
-        self._importer = Importer(overlaps(rules, self.config), self._shapes, stored)
-
-    def keys(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._shapes[key]
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Of what `get` returns. Reads no tensor."""
-        return self._importer.dtype(key)
-
-    def get(self, key: str) -> Tensor:
-        """A whole tensor on the CPU: as it is stored, a quantised one in fp32."""
-        return self._importer.get(key)
-
-    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
-        """These rows of these tensors, each as `get` gives it; reads no more than they need."""
-        return self._importer.rows(wanted)
+        super().__init__(Importer(overlaps(rules, self.config), parameter_shapes(self.config), stored))

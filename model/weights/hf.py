@@ -6,17 +6,15 @@ Strict on keys and shapes. No code in a pickle is ever run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
 
 from launchyard.model.layout import TensorShape, parameter_shapes
 from launchyard.model.weights.source import HF_CONFIG, read_hf_config
 from launchyard.model.weights.stored.quantised import dequantise
 from launchyard.model.weights.stored.tensors import StoredTensor, open_stored
 from launchyard.model.weights.tie import settled, with_table
-from launchyard.model.weights.transfer import Importer
+from launchyard.model.weights.transfer import ImportedWeights, Importer
 from launchyard.model.zoo import config_from_hf, is_of_images, rules
 from launchyard.model.zoo.rules import check_keys, overlaps, rule_keys, their_shapes
 from launchyard.model.zoo.text_part import text_keys
@@ -27,8 +25,8 @@ IMPORT_THREADS = 8  # threads that read from a store
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class HFWeights:
-    """The weights of a folder, local or any fsspec URL, by our names. Nothing is read before it is asked for.
+class HFWeights(ImportedWeights):
+    """The weights of a folder, local or any fsspec URL: `get` gives a local one as a view of the mapped file.
 
     ValueError if the keys or shapes are not those of the config; CorruptError names a damaged file.
     """
@@ -44,7 +42,6 @@ class HFWeights:
                 "%s: %s ties head and table, but the files hold two that differ; both are kept", folder, HF_CONFIG
             )
         family = rules(self.config)
-        self._shapes = parameter_shapes(self.config)
         opened = open_stored(self.folder)
         if hf.get("quantization_config"):
             opened = dequantise(opened, hf["quantization_config"], dequantised)
@@ -54,30 +51,11 @@ class HFWeights:
         check_keys(family, self.config, stored, where=self.folder)
         for key, shape in their_shapes(family, self.config).items():
             _check_tensor(*stored[key], shape)
-        self._importer = Importer(
-            overlaps(family, self.config),
-            self._shapes,
-            {key: tensor for key, (_, tensor) in stored.items()},
-            threads=IMPORT_THREADS if is_remote(self.folder) else 0,
+        tensors = {key: tensor for key, (_, tensor) in stored.items()}
+        threads = IMPORT_THREADS if is_remote(self.folder) else 0
+        super().__init__(
+            Importer(overlaps(family, self.config), parameter_shapes(self.config), tensors, threads=threads)
         )
-
-    def keys(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._shapes[key]
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Of what `get` returns: that of the file, or `dequantised`. Reads no tensor."""
-        return self._importer.dtype(key)
-
-    def get(self, key: str) -> Tensor:
-        """A whole tensor on the CPU in the type it is stored in; a local one is a view of the mapped file."""
-        return self._importer.get(key)
-
-    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
-        """These rows of these tensors, each as `get` gives it; reads what they need and nothing twice."""
-        return self._importer.rows(wanted)
 
 
 def _check_tensor(name: str, stored: StoredTensor, shape: TensorShape) -> None:

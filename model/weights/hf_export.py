@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from launchyard.model.text.companions import Companions, write_companions
 from launchyard.model.text.special_tokens import special_ids
 from launchyard.model.text.tokenizer import exported
 from launchyard.model.weights.headers import INDEX, SINGLE
+from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.load import OnProgress, Weights
 from launchyard.model.weights.source import HF_CONFIG
 from launchyard.model.weights.theirs import TheirTensors
@@ -68,11 +70,15 @@ def save_hf(
     Holds one tensor of theirs in memory, and those of ours that it is made of. `folder` is local or any fsspec URL; a
     model that lies there is replaced. dtype: by default as the weights have it. config.json is written last, so that a
     folder that has one is whole; after an error nothing of the export is left. ValueError if a parameter is missing,
-    unknown or of another shape, or if the family's format has no place for one of the config's knobs; OSError if the
-    disk is full.
+    unknown or of another shape, if the family's format has no place for one of the config's knobs, or if the weights
+    lie in that folder; OSError if the disk is full.
     """
     hf = config_to_hf(config)
     root = normal(folder)
+    if isinstance(weights, HFWeights) and _same(weights.folder, root):
+        raise ValueError(
+            f"{folder} holds the weights that are to be written, and is emptied first; name another"
+        )
     tensors = TheirTensors(weights, config, rules(config), dtype=dtype)
     planned = _planned(tensors, max_file_bytes)
     _remove_old(root)
@@ -91,6 +97,12 @@ def save_hf(
         with contextlib.suppress(OSError):  # the first error counts
             _remove_old(root)
         raise
+
+
+def _same(one: str, other: str) -> bool:
+    if files.is_remote(one) or files.is_remote(other):
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _planned(tensors: TheirTensors, max_file_bytes: int) -> list[_File]:

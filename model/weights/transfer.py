@@ -46,13 +46,13 @@ class Importer:
         for overlap in overlaps:
             self._overlaps.setdefault(overlap.ours, []).append(overlap)
             self._ours_in.setdefault(overlap.theirs, []).append(overlap.ours)
-        self._shapes = shapes
+        self.shapes = shapes
         self._stored = stored
         self._threads = threads
 
     def get(self, key: str) -> Tensor:
         """A whole tensor on the CPU, contiguous: a view of theirs where the elements lie so, else a copy."""
-        return self._read_group({key: range(self._shapes[key][0])})[key]
+        return self._read_group({key: range(self.shapes[key][0])})[key]
 
     def dtype(self, key: str) -> torch.dtype:
         """The type that `get` gives."""
@@ -103,7 +103,7 @@ class Importer:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _size(self, group: Mapping[str, range]) -> int:
-        return sum(len(rows) * math.prod(self._shapes[key][1:]) for key, rows in group.items())
+        return sum(len(rows) * math.prod(self.shapes[key][1:]) for key, rows in group.items())
 
     def _read_group(self, group: Mapping[str, range]) -> dict[str, Tensor]:
         boxes = {key: list(self._boxes(key, rows)) for key, rows in group.items()}
@@ -116,8 +116,8 @@ class Importer:
 
     def _boxes(self, key: str, rows: range) -> Iterator[tuple[View, View, Overlap]]:
         """The parts of the overlaps that lie in some rows of ours; ours counted from the first of them."""
-        width = math.prod(self._shapes[key][1:])
-        assert 0 <= rows.start <= rows.stop <= self._shapes[key][0], f"{key} has no rows {rows}"
+        width = math.prod(self.shapes[key][1:])
+        assert 0 <= rows.start <= rows.stop <= self.shapes[key][0], f"{key} has no rows {rows}"
         first = rows.start * width
         for overlap in self._overlaps[key]:
             for ours, theirs in within(overlap.ours_view, overlap.theirs_view, first, rows.stop * width):
@@ -126,7 +126,7 @@ class Importer:
     def _assemble(
         self, key: str, rows: range, boxes: Sequence[tuple[View, View, Overlap]], read: Mapping[str, Tensor]
     ) -> Tensor:
-        shape = (len(rows), *self._shapes[key][1:])
+        shape = (len(rows), *self.shapes[key][1:])
         if len(boxes) == 1 and boxes[0][0].is_whole(shape):
             _, theirs, overlap = boxes[0]
             found = _view(read[overlap.theirs], theirs).reshape(shape).contiguous()
@@ -136,6 +136,31 @@ class Importer:
             part = _view(read[overlap.theirs], theirs)
             _view(made, ours).copy_(part if not overlap.plus else part + overlap.plus)
         return made
+
+
+class ImportedWeights:
+    """Our parameters as the files of another program hold them. Nothing is read before it is asked for."""
+
+    def __init__(self, importer: Importer) -> None:
+        self._importer = importer
+
+    def keys(self) -> list[str]:
+        return list(self._importer.shapes)
+
+    def shape(self, key: str) -> TensorShape:
+        return self._importer.shapes[key]
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of what `get` returns. Reads no tensor."""
+        return self._importer.dtype(key)
+
+    def get(self, key: str) -> Tensor:
+        """A whole tensor on the CPU, contiguous."""
+        return self._importer.get(key)
+
+    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
+        """These rows of these tensors, each as `get` gives it; reads what they need and nothing twice."""
+        return self._importer.rows(wanted)
 
 
 def first_axis(views: Sequence[View], shape: TensorShape) -> tuple[int, int]:

@@ -150,3 +150,14 @@ def test_an_export_into_a_store_is_the_one_into_a_folder(s3: Bucket, tmp_path: P
 def _interrupt(done: int, total: int) -> None:
     if done > total // 2:
         raise KeyboardInterrupt
+
+
+def test_weights_are_not_written_over_themselves(tmp_path: Path) -> None:
+    """Their folder would have been emptied before the first of them was read."""
+    config = llama()
+    save_hf(weights_of(random_model(config)), config, str(tmp_path))
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = {name: read(f"{tmp_path}/{name}") for name in listdir(str(tmp_path)) if name != "link"}
+    with pytest.raises(ValueError, match="holds the weights that are to be written"):
+        save_hf(HFWeights(str(tmp_path)), config, str(tmp_path / "link"))
+    assert {name: read(f"{tmp_path}/{name}") for name in before} == before
