@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import Adapter, parameter_shapes, parameters
+from launchyard.model.layout import parameter_shapes, parameters
 
 
 def n_params(config: ModelConfig) -> int:

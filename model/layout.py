@@ -9,19 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
 
 TensorShape = tuple[int, ...]
-
-
-class Adapter(BaseModel):
-    """Changes to a model before it trains; for now, the set of its frozen parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    frozen: tuple[str, ...] = Field(default=(), description="Patterns of names, such as blocks.0.*; * matches dots.")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.cost import n_params, n_params_trained
-from launchyard.model.layout import Adapter, block_shapes
+from launchyard.model.layout import block_shapes
 
 FP32_BYTES = 4
 BF16_BYTES = 2

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start
-from launchyard.model.layout import Adapter, parameter_shapes, parameters
+from launchyard.model.layout import parameter_shapes, parameters
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import Adapter
 from launchyard.run.layout import DATA_PLACE, PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import DamagedError

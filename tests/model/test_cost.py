@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.cost import (
     flops_per_token,
@@ -20,7 +21,7 @@ from launchyard.model.cost import (
     n_params_trained,
     params_by_part,
 )
-from launchyard.model.layout import Adapter, frozen_names, parameter_shapes, parameters
+from launchyard.model.layout import frozen_names, parameter_shapes, parameters
 from launchyard.model.memory import checkpoint_bytes
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.zoo import preset, presets

@@ -43,6 +43,7 @@ class Batch:
     labels: torch.Tensor  # (n, T) int64
     n_valid: int  # labels that are not IGNORE_INDEX
     data_hash: int  # signed 64 bits; the sum with wraparound over all slots of a step does not depend on the cut
+    documents: tuple[tuple[int, ...], ...] | None = None  # lengths of each slot's documents; None: each is one
 
 
 class Reader(Protocol):

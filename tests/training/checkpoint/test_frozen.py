@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import Adapter, frozen_names, parameters
+from launchyard.model.layout import frozen_names, parameters
 from launchyard.model.memory import checkpoint_bytes, training_memory
 from launchyard.model.network.init import initial_rows
 from launchyard.model.weights.load import open_weights

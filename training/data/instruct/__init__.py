@@ -1,0 +1,1 @@
+"""Instruction data: from files of any usual shape to rows of tokens, of which some are trained for."""
