@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from launchyard.model.adapt.targets import updates
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
 
@@ -24,22 +25,62 @@ class Parameter:
 
 
 def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str, Parameter]:
-    """State-dict name -> shape, and whether it trains, of every parameter.
+    """State-dict name -> shape, and whether it trains, of every parameter; those of an adapter behind the model's.
 
     A tied head is left out: it is `embed.weight`. ValueError for a pattern that no name matches, and if none is left.
     """
-    patterns = adapter.frozen if adapter is not None else ()
+    adapter = adapter or Adapter()
     shapes = parameter_shapes(config)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in shapes):
-            names = ", ".join(list(shapes)[:4])
-            raise ValueError(f"frozen: no parameter of this model matches {pattern}; its names are {names}, …")
-    found = {
-        name: Parameter(shape, _learns(name) and not any(fnmatchcase(name, pattern) for pattern in patterns))
-        for name, shape in shapes.items()
-    }
+    added = adapter_shapes(config, adapter)
+    frozen = (*adapter.frozen, *_first_layers(config, adapter))
+    for key, patterns in (("frozen", frozen), ("trained", adapter.trained)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in shapes):
+                names = ", ".join(list(shapes)[:4])
+                raise ValueError(f"{key}: no parameter of this model matches {pattern}; its names are {names}, …")
+
+    def trains(name: str) -> bool:
+        asked = _by_kind(name, adapter) or any(fnmatchcase(name, pattern) for pattern in adapter.trained)
+        return asked and _learns(name) and not any(fnmatchcase(name, pattern) for pattern in frozen)
+
+    found = {name: Parameter(shape, trains(name)) for name, shape in shapes.items()}
+    found |= {name: Parameter(shape) for name, shape in added.items()}
     if not any(parameter.trained for parameter in found.values()):
-        raise ValueError(f"frozen: {', '.join(patterns)} leave no parameter that trains; freeze fewer")
+        why = f"frozen: {', '.join(frozen)} leave" if frozen else f"adapter.kind: {adapter.kind} leaves"
+        raise ValueError(f"{why} no parameter that trains; freeze fewer" if frozen else f"{why} none that trains")
+    return found
+
+
+def _by_kind(name: str, adapter: Adapter) -> bool:
+    """True for a parameter of the model that trains with a kind of adapter."""
+    if adapter.kind == "none":
+        return True
+    if adapter.kind == "bitfit":
+        return name.endswith("bias")
+    return adapter.kind == "adapter_v2" and name.split(".")[-2].endswith("norm")
+
+
+def _first_layers(config: ModelConfig, adapter: Adapter) -> tuple[str, ...]:
+    """Patterns of the table and of the blocks that do not train."""
+    if not adapter.frozen_layers:
+        return ()
+    if adapter.frozen_layers > config.n_layers:
+        raise ValueError(f"frozen_layers: {adapter.frozen_layers}, and the model has {config.n_layers}")
+    return ("embed.weight", *(f"blocks.{layer}.*" for layer in range(adapter.frozen_layers)))
+
+
+def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorShape]:
+    """Name -> shape of what an adapter adds to a model."""
+    shapes = parameter_shapes(config)
+    found: dict[str, TensorShape] = {}
+    for name, update in updates(shapes, adapter).items():
+        rows, columns = shapes.get(f"{name}.weight") or shapes["embed.weight"]
+        if name == "embed":  # a lookup: A is what the ids choose from
+            rows, columns = columns, rows
+        found[f"{name}.lora_a"] = (update.rank, columns)
+        found[f"{name}.lora_b"] = (rows, update.rank)
+        if adapter.kind == "dora":
+            found[f"{name}.magnitude"] = (rows,)
     return found
 
 
@@ -64,7 +105,7 @@ def is_norm(name: str) -> bool:
 
 def is_vector(name: str) -> bool:
     """True for a parameter that is no matrix of a product or table: it decays in no optimizer."""
-    return is_norm(name) or name.rpartition(".")[2] != "weight"
+    return is_norm(name) or name.rpartition(".")[2] not in ("weight", "lora_a", "lora_b")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:

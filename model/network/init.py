@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy
 import torch
@@ -36,7 +37,22 @@ def initial_rows(
     rows = (max(0, stop - start), *shape[1:])
     if is_vector(key):
         return torch.ones(rows) if is_norm(key) and config.norm_weight == "plain" else torch.zeros(rows)
-    return _normal_rows(key, shape, seed=seed, start=start, stop=stop).mul_(deviation(config, key))
+    return _rows(key, shape, seed=seed, start=start, stop=stop, draw=_normal).mul_(deviation(config, key))
+
+
+def adapter_rows(key: str, shape: tuple[int, ...], *, seed: int, start: int = 0, stop: int | None = None) -> Tensor:
+    """Rows [start, stop) of the first value of an adapter's parameter: fp32, on the CPU, so that it changes nothing.
+
+    A of a projection is uniform within 1/sqrt(in), and B of a table normal, as in Hu et al. 2021 and PEFT; the other
+    of the two is zero.
+    """
+    stop = shape[0] if stop is None else stop
+    of_table = key.startswith("embed.")
+    if key.endswith("lora_a" if of_table else "lora_b"):
+        return torch.zeros(max(0, stop - start), *shape[1:])
+    if of_table:
+        return _rows(key, shape, seed=seed, start=start, stop=stop, draw=_normal)
+    return _rows(key, shape, seed=seed, start=start, stop=stop, draw=_uniform).div_(math.sqrt(shape[1]))
 
 
 def deviation(config: ModelConfig, key: str) -> float:
@@ -45,15 +61,28 @@ def deviation(config: ModelConfig, key: str) -> float:
     return STD / math.sqrt(2 * config.n_layers) if writes_residual else STD
 
 
-def _normal_rows(key: str, shape: tuple[int, ...], *, seed: int, start: int, stop: int) -> Tensor:
-    """Standard normal; each block of rows has its own generator, so a cut changes nothing."""
+Floats = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float32]]
+Draw = Callable[[numpy.random.Generator, tuple[int, int]], Floats]
+
+
+def _normal(generator: numpy.random.Generator, shape: tuple[int, int]) -> Floats:
+    return generator.standard_normal(shape, dtype=numpy.float32)
+
+
+def _uniform(generator: numpy.random.Generator, shape: tuple[int, int]) -> Floats:
+    """In [-1, 1)."""
+    return generator.random(shape, dtype=numpy.float32) * 2 - 1
+
+
+def _rows(key: str, shape: tuple[int, ...], *, seed: int, start: int, stop: int, draw: Draw) -> Tensor:
+    """Random rows; each block of them has its own generator, so a cut changes nothing."""
     columns = math.prod(shape[1:])
     height = max(1, BLOCK_ELEMENTS // columns)
     result = numpy.empty((max(0, stop - start), columns), dtype=numpy.float32)
     for block in range(start // height, -(-stop // height)):
         first = block * height
         last = min((block + 1) * height, shape[0])
-        values = _generator(seed, key, block).standard_normal((last - first, columns), dtype=numpy.float32)
+        values = draw(_generator(seed, key, block), (last - first, columns))
         low = max(first, start)
         high = min(last, stop)
         result[low - start : high - start] = values[low - first : high - first]

@@ -27,6 +27,10 @@ class Linear(nn.Linear):
             return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
         return F.linear(input, self.weight, self.bias)
 
+    def whole_weight(self) -> Tensor:
+        """(out, in): the matrix that the layer multiplies by."""
+        return self.weight
+
     def _streams(self, input: Tensor) -> bool:
         weight = self.weight
         return (

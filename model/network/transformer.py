@@ -129,7 +129,7 @@ class Transformer(nn.Module):
         if self.config.logit_scale is not None:  # the head is linear: the same as scaled logits
             x = x * self.config.logit_scale
         if head is not None:
-            return head(x, Projection(self.lm_head.weight, self.lm_head.bias, self.config.logit_softcap))
+            return head(x, Projection(self.lm_head.whole_weight(), self.lm_head.bias, self.config.logit_softcap))
         logits = self.lm_head(x)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

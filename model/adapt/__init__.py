@@ -1,0 +1,1 @@
+"""Changes to a built model before it trains: low-rank updates, prompts, scales. The schema is model/adapter.py."""
