@@ -24,6 +24,7 @@ from launchyard.model.cost import flops_per_token
 from launchyard.model.zoo import preset
 from launchyard.run.rundir import RunDir
 from launchyard.training.build import build_model
+from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import World
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
@@ -106,7 +107,7 @@ class Training:
             train_step(
                 self._model,
                 self._optimizer,
-                [(self._tokens[0], self._tokens[1])],
+                [MicroBatch(self._tokens[0], self._tokens[1])],
                 n_valid=SEQ_LEN * SEQUENCES,
                 number=self._number,
                 lr=1e-5,

@@ -34,6 +34,7 @@ from launchyard.host.ports import free_port
 from launchyard.model.zoo import preset
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
+from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
 from launchyard.training.step import train_step
@@ -79,7 +80,7 @@ class Training:
     def step(self) -> float:
         began = time.perf_counter()
         self._number += 1
-        batch = (self._tokens[0], self._tokens[1])
+        batch = MicroBatch(self._tokens[0], self._tokens[1])
         train_step(
             self._model, self._optimizer, [batch], n_valid=SEQ_LEN, number=self._number, lr=1e-5, max_grad_norm=1.0
         )

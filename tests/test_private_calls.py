@@ -28,7 +28,7 @@ USES = {
     ): "ray._private.state.available_resources_per_node",
     ("launcher/backends/ray/placement.py", "state"): "ray._private.state.state.get_draining_nodes",
     ("model/network/linear.py", "_linear_pointwise"): "torch.ops.mkldnn._linear_pointwise",
-    ("model/network/mlp.py", "_disable_dynamo"): "torch._compile._disable_dynamo",
+    ("model/network/uncompiled.py", "_disable_dynamo"): "torch._compile._disable_dynamo",
     ("storage/stores/private_calls.py", "_call_s3"): "s3fs.S3FileSystem._call_s3",
     ("training/loss.py", "_linear_pointwise"): "torch.ops.mkldnn._linear_pointwise",
     ("training/optim/adamw.py", "_fused_adamw_"): "torch._fused_adamw_",

@@ -18,6 +18,7 @@ from launchyard.training.batching import Context
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import CheckpointKind
 from launchyard.training.checkpoint.state import TrainState, shards
+from launchyard.training.data.micro_batch import micro_batches
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.optim.base import Optimizer
@@ -169,13 +170,14 @@ def agree(telemetry: Telemetry, flag: StopFlag, step: int, batch: Batch | None, 
 def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
     context = parts.context
     learner = parts.learner
-    inputs = batch.inputs.to(context.device, non_blocking=True).split(context.sizes.micro_batch_size)
-    labels = batch.labels.to(context.device, non_blocking=True).split(context.sizes.micro_batch_size)
+    if n_valid < 1:
+        named = named_samples(context, parts.data, number - 1)
+        raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     return train_step(
         learner.model,
         learner.optimizer,
-        list(zip(inputs, labels, strict=True)),
+        micro_batches(batch, context.sizes.micro_batch_size, context.device),
         n_valid=n_valid,
         number=number,
         lr=lr,

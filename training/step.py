@@ -14,26 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.network.transformer import Projection
+from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.loss import linear_cross_entropy
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import local
 from launchyard.training.telemetry.phases import PhaseClock
 
-MicroBatch = tuple[Tensor, Tensor]  # inputs (B, T), labels (B, T); int64
-
 
 def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n_valid: int) -> Tensor:
     """Accumulate gradients of the mean loss over `n_valid` tokens. This rank's part of that loss, fp32 scalar.
 
-    Gradients are reduced over ranks with the last micro batch only.
+    Gradients are reduced over ranks with the last micro batch only. ValueError if there is no valid token.
     """
+    if n_valid < 1:
+        raise ValueError("no token of this step has a label; every step must have one")
     total: Tensor | None = None
-    scale = 1.0 / max(1, n_valid)
-    for number, (inputs, labels) in enumerate(micro_batches, start=1):
+    scale = 1.0 / n_valid
+    for number, batch in enumerate(micro_batches, start=1):
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
-        loss = model(inputs, head=partial(_loss, labels=labels, scale=scale))
+        head = partial(_loss, labels=batch.labels, scale=scale)
+        loss = model(batch.inputs, head=head, documents=batch.documents, at=batch.at)
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None

@@ -11,6 +11,7 @@ from torch import nn
 
 from launchyard.model.network.transformer import Projection
 from launchyard.training.batching import BatchSizes
+from launchyard.training.data.micro_batch import micro_batches
 from launchyard.training.data.reader import Reader
 from launchyard.training.distributed import World, sum_over_ranks
 from launchyard.training.loss import linear_cross_entropy
@@ -48,11 +49,14 @@ def validation_loss(
             remaining = reader.n_samples - (number * sizes.global_batch_size + slot)
             labels[max(0, remaining) :] = IGNORE_INDEX
             sums[1] += int((labels != IGNORE_INDEX).sum())
-            head = partial(_summed, labels=labels.to(device))
-            sums[0] += model(samples.inputs.to(device), head=head).double()
+            (batch,) = micro_batches(samples, sizes.micro_batch_size, device)
+            head = partial(_summed, labels=batch.labels)
+            sums[0] += model(batch.inputs, head=head, documents=batch.documents, at=batch.at).double()
     _leave(model)
     total, tokens = sum_over_ranks(sums).tolist()
-    return float(total / max(1.0, tokens))
+    if not tokens:
+        raise ValueError("no token of the validation data that is read has a label; so it has no loss")
+    return float(total / tokens)
 
 
 def _leave(model: nn.Module) -> None:

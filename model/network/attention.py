@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from launchyard.model.config import LatentAttention, ModelConfig
+from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear
 from launchyard.model.network.norms import HeadNorm, make_norm
 from launchyard.model.network.rope import rotate, yarn_gain
+from launchyard.model.network.uncompiled import uncompiled
 
-Turn = tuple[Tensor, Tensor]  # cosines and sines
+Rotation = tuple[Tensor, Tensor]  # cosines and sines
 
 
 class Scores:
@@ -43,6 +45,48 @@ class Scores:
             return sdpa(together, k, v, attn_mask=mask, scale=self.scale).reshape(q.shape)
         causal = causal and mask is None
         return sdpa(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped, scale=self.scale)
+
+    def by_document(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
+    ) -> Tensor:
+        """The same of each document alone. mask: of the longest."""
+        if mask is None and sinks is None and self._has_kernel(q, v):
+            return self._varlen(q, k, v, documents)
+        return self._one_by_one(q, k, v, mask, sinks, documents)
+
+    @uncompiled  # a graph would be compiled for each set of lengths
+    def _one_by_one(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
+    ) -> Tensor:
+        parts = []
+        wholes = (whole.split(documents.lengths, dim=2) for whole in (q, k, v))
+        for own_q, own_k, own_v in zip(*wholes, strict=True):
+            length = own_q.shape[2]
+            seen = None if mask is None else mask[..., :length, :length]
+            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True).transpose(1, 2))
+        return torch.cat(parts, dim=1).transpose(1, 2)  # the layout that o_proj reads
+
+    def _has_kernel(self, q: Tensor, v: Tensor) -> bool:
+        """True where one kernel of the GPU does all documents: FlashAttention, on Ampere and newer."""
+        head = q.shape[-1]
+        if self.per_head or q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
+            return False
+        if head != v.shape[-1] or head % 8 or head > 256:
+            return False
+        return torch.cuda.get_device_capability(q.device)[0] >= 8
+
+    def _varlen(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        bounds = documents.bounds(q.device)
+        longest = documents.longest
+        q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # (N, H, D)
+        out = varlen_attn(
+            q, k, v, bounds, bounds, longest, longest,
+            scale=self.scale, window_size=(-1, 0), enable_gqa=self.grouped,
+        )  # fmt: skip
+        assert isinstance(out, Tensor)
+        return out.transpose(0, 1)[None]
 
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         assert self.softcap is not None
@@ -76,7 +120,13 @@ class Attention(nn.Module):
         self.norm_eps = config.norm_eps
 
     def forward(
-        self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
+        self,
+        x: Tensor,
+        turn: Rotation | None,
+        mask: Tensor | None,
+        far: Tensor | None,
+        cache: BlockCache | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """x (B, T, dim). turn: of a layer that rotates. far: (T, 1, 1), what queries of one that does not grow by."""
         q, k, v = self._projected(x)
@@ -95,7 +145,10 @@ class Attention(nn.Module):
         causal = True
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
-        out = self.scores(q, k, v, mask, self.sinks, causal=causal)
+        if documents is None:
+            out = self.scores(q, k, v, mask, self.sinks, causal=causal)
+        else:
+            out = self.scores.by_document(q, k, v, mask, self.sinks, documents)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +192,13 @@ class LatentAttentionLayer(nn.Module):
         self.scores = Scores(config, scale=latent_scale(config, sizes))
 
     def forward(
-        self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
+        self,
+        x: Tensor,
+        turn: Rotation | None,
+        mask: Tensor | None,
+        far: Tensor | None,
+        cache: BlockCache | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         sizes = self.sizes
         whole = self.q_proj(x) if sizes.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
@@ -158,7 +217,10 @@ class LatentAttentionLayer(nn.Module):
         causal = True
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
-        out = self.scores(q, k, v, mask, None, causal=causal)
+        if documents is None:
+            out = self.scores(q, k, v, mask, None, causal=causal)
+        else:
+            out = self.scores.by_document(q, k, v, mask, None, documents)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler: a second of every start
 from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig, MoE
+from launchyard.model.network.documents import Documents
 from launchyard.model.network.linear import Linear
+from launchyard.model.network.uncompiled import uncompiled
 
 CLAMP = 7.0  # of gpt-oss
 SWISH = 1.702  # the sigmoid that is nearest to GELU's, as gpt-oss has it
@@ -24,7 +25,7 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         if self.gated:
             return self.down_proj(gate(self.activation, self.gate_proj(x), self.up_proj(x)))
         return self.down_proj(activate(self.activation, self.up_proj(x)))
@@ -44,7 +45,7 @@ class SharedExpert(nn.Module):
         return self.down_proj(gate(self.activation, self.gate_proj(x), self.up_proj(x)))
 
 
-@_disable_dynamo
+@uncompiled
 def _uncompiled_grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
     """torch's compiler has this product for bf16 only; a graph ends before it and goes on behind it."""
     return F.grouped_mm(x, weight, offs=offs)
@@ -103,6 +104,21 @@ def imbalance(shares: Tensor, chosen: Tensor) -> Tensor:
     return (counts / shares.shape[1] * shares.mean(1)).sum() * shares.shape[2]
 
 
+def imbalance_of_documents(shares: Tensor, chosen: Tensor, documents: Documents) -> Tensor:
+    """`imbalance` of each document alone, weighed by its part of a row. shares (N, E); chosen (N, top_k).
+
+    So it does not depend on the rows that documents are packed in, or on their neighbours.
+    """
+    lengths = torch.tensor(documents.lengths, dtype=torch.float32).to(shares.device)[:, None]
+    numbers = documents.numbers(shares.device)
+    empty = shares.new_zeros(len(documents.lengths), shares.shape[1])
+    means = empty.index_add(0, numbers, shares) / lengths
+    ones = torch.ones((), device=shares.device, dtype=shares.dtype)
+    places = (numbers[:, None] * shares.shape[1] + chosen).flatten()
+    counts = empty.flatten().index_add(0, places, ones.expand_as(places)).view_as(empty) / lengths
+    return (counts * means * lengths).sum() * shares.shape[1] / documents.row_length
+
+
 class MixtureOfExperts(nn.Module):
     """Each token goes through its top_k experts: rows are sorted by expert, and each projection is one product."""
 
@@ -116,7 +132,7 @@ class MixtureOfExperts(nn.Module):
         self.shared = SharedExpert(config, moe.shared_ffn_dim) if moe.shared_ffn_dim else None
         self.shared_gate = Linear(config.dim, 1, bias=False) if moe.shared_gate else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         rows = x.flatten(0, -2)  # (N, dim)
         logits = self._logits(rows)
         scores, chosen = self._choose(logits)
@@ -132,8 +148,12 @@ class MixtureOfExperts(nn.Module):
             out = self.experts(taken, ends, experts) * weights
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         mixed = out[back].unflatten(0, (-1, self.moe.top_k)).sum(1).view_as(x)
-        if self.balance_weight and torch.is_grad_enabled():
-            uneven = imbalance(self._shares(logits).view(*x.shape[:-1], -1), chosen.view(*x.shape[:-1], -1))
+        if self.balance_weight and torch.is_grad_enabled() and not (documents and documents.is_padding):
+            shares = self._shares(logits)
+            if documents is None:
+                uneven = imbalance(shares.view(*x.shape[:-1], -1), chosen.view(*x.shape[:-1], -1))
+            else:
+                uneven = imbalance_of_documents(shares, chosen, documents)
             mixed = _WithLoss.apply(mixed, uneven * self.balance_weight)
         if self.shared is None:
             return mixed

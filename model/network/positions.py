@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.network.documents import Documents
 from launchyard.model.network.rope import is_long, tables
 
 
@@ -35,6 +36,11 @@ class Rotations:
             found = tables(config, length, device, windowed=windowed, longest=longest)
             self._made[windowed] = found
         return found
+
+    def of_documents(self, documents: Documents, device: torch.device, *, windowed: bool) -> tuple[Tensor, Tensor]:
+        """Those of each document by its own length, end to end: (N, rope_dim / 2) each."""
+        found = [(n, *self.upto(n, device, windowed=windowed)) for n in documents.lengths]
+        return torch.cat([cos[:n] for n, cos, _ in found]), torch.cat([sin[:n] for n, _, sin in found])
 
     def _regime(self, stop: int) -> int | None:
         """The length that the frequencies depend on; None if they depend on none."""

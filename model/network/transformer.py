@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.network.attention import Attention, LatentAttentionLayer, Turn
+from launchyard.model.network.attention import Attention, LatentAttentionLayer, Rotation
+from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache, Cache
 from launchyard.model.network.linear import Embedding, Linear
 from launchyard.model.network.mlp import MLP, MixtureOfExperts
@@ -38,13 +39,13 @@ Head = Callable[[Tensor, Projection], Tensor]
 class Places:
     """What one layer is told of where its tokens stand; see Attention.forward."""
 
-    turn: Turn | None
+    turn: Rotation | None
     mask: Tensor | None
     far: Tensor | None
 
 
 class Block(nn.Module):
-    """(B, T, dim) in and out. Called with tensors only, so that it can be compiled, recomputed or sharded alone."""
+    """(B, T, dim) in and out. Knows no other block, so that it can be compiled, recomputed or sharded alone."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -63,18 +64,24 @@ class Block(nn.Module):
         self.mlp_out_norm = make_norm(config) if behind else None
 
     def forward(
-        self, x: Tensor, turn: Turn | None, mask: Tensor | None, far: Tensor | None, cache: BlockCache | None = None
+        self,
+        x: Tensor,
+        turn: Rotation | None,
+        mask: Tensor | None,
+        far: Tensor | None,
+        cache: BlockCache | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         norm = self.attention_norm  # a module looks such a name up in three places, at each token of each layer
         normed = x if norm is None else norm(x)
-        attended = self.attention(normed, turn, mask, far, cache)
+        attended = self.attention(normed, turn, mask, far, cache, documents)
         if self.parallel_residual:
             norm = self.mlp_norm
             again = normed if norm is None else norm(x)
-            return x + self._scaled(attended) + self._scaled(self.mlp(again))
+            return x + self._scaled(attended) + self._scaled(self.mlp(again, documents))
         x = self._added(x, attended, self.attention_out_norm)
         norm = self.mlp_norm
-        return self._added(x, self.mlp(x if norm is None else norm(x)), self.mlp_out_norm)
+        return self._added(x, self.mlp(x if norm is None else norm(x), documents), self.mlp_out_norm)
 
     def _added(self, x: Tensor, made: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is None:
@@ -106,24 +113,39 @@ class Transformer(nn.Module):
         self._kinds = [(config.sees(layer), config.rotates(layer)) for layer in range(config.n_layers)]
         self._rotations = Rotations(config)
 
-    def forward(self, tokens: Tensor, *, head: Head | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        head: Head | None = None,
+        cache: Cache | None = None,
+        documents: Documents | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         """tokens (B, T) int64 -> logits (B, T, padded_vocab_size), or the result of `head(hidden, projection)`.
 
         `head` gets hidden (B, T, dim) inside this forward, where a sharded weight is whole; so a loss need not have all
-        logits in memory. With a cache the tokens follow those in it.
+        logits in memory. With a cache the tokens follow those in it. documents: of the one row that tokens then are.
+        at (K,) int64: places in the flat tokens; what comes behind the blocks is computed there alone, (K, …).
         ValueError for positions beyond position_limit: rotations that were never trained give noise.
         """
         n_new = tokens.shape[1]
+        if documents is not None and tokens.shape != (1, documents.n_tokens):
+            raise ValueError(f"tokens are {tuple(tokens.shape)}; documents of {documents.n_tokens} tokens are one row")
         if cache is not None:
             cache.begin(n_new)
-        positions = torch.arange(n_new, device=tokens.device) if cache is None else cache.positions
-        places = self.places(n_new, positions, cache)
+        if documents is not None:
+            positions = documents.positions(tokens.device)
+        else:
+            positions = torch.arange(n_new, device=tokens.device) if cache is None else cache.positions
+        places = self.places(n_new, positions, cache, documents)
         x = self._embedded(tokens, positions)
         caches = [None] * len(places) if cache is None else cache.blocks
         for block, told, own in zip(self.blocks, places, caches, strict=True):
-            x = block(x, told.turn, told.mask, told.far, own)
+            x = block(x, told.turn, told.mask, told.far, own, documents)
         if cache is not None:
             cache.end(n_new)
+        x = x if at is None else x.flatten(0, 1).index_select(0, at)
         x = x if self.norm is None else self.norm(x)
         x = x if self.head_proj is None else self.head_proj(x)
         if self.config.logit_scale is not None:  # the head is linear: the same as scaled logits
@@ -144,16 +166,38 @@ class Transformer(nn.Module):
             x = x + self.positions(positions + self.config.learned_offset)
         return x if self.embed_norm is None else self.embed_norm(x)
 
-    def places(self, n_new: int, positions: Tensor | None = None, cache: Cache | None = None) -> list[Places]:
-        """What each layer is told of `n_new` tokens; layers of a kind share it. positions: default: the first ones."""
+    def places(
+        self,
+        n_new: int,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        documents: Documents | None = None,
+    ) -> list[Places]:
+        """What each layer is told of `n_new` tokens; layers of a kind share it. positions: default: the first ones.
+
+        With documents the mask is of the longest: that of another is its upper left corner.
+        """
         config = self.config
         if positions is None:
             positions = torch.arange(n_new, device=self.embed.weight.device)
         stop = n_new if cache is None else cache.start + n_new
+        stop = stop if documents is None else documents.longest
         if config.position_limit is not None and stop > config.position_limit:
             raise ValueError(f"{stop} positions are asked for; this model has max_seq_len {config.max_seq_len}")
-        made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in set(self._kinds)}
+        kinds = set(self._kinds)
+        if documents is not None:
+            made = {kind: self._of_documents(*kind, documents, positions) for kind in kinds}
+        else:
+            made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in kinds}
         return [made[kind] for kind in self._kinds]
+
+    def _of_documents(self, sees: str, rotates: bool, documents: Documents, positions: Tensor) -> Places:
+        turn = self._rotations.of_documents(documents, positions.device, windowed=sees != "full") if rotates else None
+        mask = None
+        if needs_mask(self.config, sees, documents.longest):
+            first = torch.arange(documents.longest, device=positions.device)
+            mask = causal_mask(self.config, sees, first, first)
+        return Places(turn, mask, far_gain(self.config, positions) if not rotates else None)
 
     def _of_kind(
         self, sees: str, rotates: bool, n_new: int, stop: int, positions: Tensor, cache: Cache | None

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.transformer import Transformer
+from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import checkpoint_activations
 from launchyard.training.recipe import OptimizerConfig
@@ -74,7 +75,7 @@ def trained_peak(
             size = (2, micro_batch_size, seq_len)
             pairs = [torch.randint(config.vocab_size, size).unbind() for _ in range(n_micro_batches)]
             n_valid = micro_batch_size * seq_len * n_micro_batches
-            batches = [(inputs, labels) for inputs, labels in pairs]
+            batches = [MicroBatch(inputs, labels) for inputs, labels in pairs]
             train_step(model, optimizer, batches, n_valid=n_valid, number=number, lr=1e-3, max_grad_norm=1.0)
     return live.peak
 

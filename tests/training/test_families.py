@@ -15,6 +15,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.layout import is_norm
 from launchyard.model.zoo import config_from_hf
 from launchyard.training.build import build_model
+from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.parallel import clean_name, local, shard_extent
 from launchyard.training.recipe import Recipe
@@ -54,7 +55,8 @@ def gradients(config: ModelConfig, world_size: int, rank: int, **options: Any) -
     tokens = random_tokens(config, BATCH, LENGTH + 1)
     inputs, labels = tokens[:, :-1], tokens[:, 1:].clone()
     labels[0, 11:] = IGNORE_INDEX
-    micro_batches = list(zip(inputs[mine].split(share // 2), labels[mine].split(share // 2), strict=True))
+    pairs = zip(inputs[mine].split(share // 2), labels[mine].split(share // 2), strict=True)
+    micro_batches = [MicroBatch(*pair) for pair in pairs]
     loss = forward_backward(model, micro_batches, n_valid=int((labels != IGNORE_INDEX).sum()))
     assert loss.isfinite()
     learned = [(clean_name(name), p) for name, p in model.named_parameters() if p.requires_grad]

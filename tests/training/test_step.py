@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from launchyard.model.config import ModelConfig
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
+from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import mesh_shape
@@ -71,7 +72,7 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
         loss, norm = train_step(
             model,
             optimizer,
-            list(pairs),
+            [MicroBatch(*pair) for pair in pairs],
             n_valid=int((labels != IGNORE_INDEX).sum()),
             number=step + 1,
             lr=1e-2,
@@ -177,7 +178,9 @@ def _count_reductions() -> None:
     inputs, labels = global_batch(0)
     share = GLOBAL // world.world_size
     for micro in (1, 4, 1):  # each step finds the switch as the one before has left it
-        pairs = list(zip(inputs[:share].split(micro), labels[:share].split(micro), strict=True))
+        pairs = [
+            MicroBatch(*pair) for pair in zip(inputs[:share].split(micro), labels[:share].split(micro), strict=True)
+        ]
         with _Reductions() as reductions:
             forward_backward(model, pairs, n_valid=1)
         assert reductions.count == config.n_layers + 1, "one for each block, and one for what is left"

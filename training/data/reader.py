@@ -14,7 +14,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -289,4 +289,4 @@ class Prefetcher:
 
 
 def _pinned(batch: Batch) -> Batch:
-    return Batch(batch.inputs.pin_memory(), batch.labels.pin_memory(), batch.n_valid, batch.data_hash)
+    return replace(batch, inputs=batch.inputs.pin_memory(), labels=batch.labels.pin_memory())

@@ -1,0 +1,53 @@
+"""The parts of a batch that a model takes at once: documents end to end, without padding, and the places of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from launchyard.model.network.documents import Documents
+from launchyard.training.data.reader import Batch
+from launchyard.training.spec import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that are one document each; or documents end to end in one row, with the labels that count alone."""
+
+    inputs: Tensor  # (B, T) int64, or (1, N)
+    labels: Tensor  # (B, T) int64, or (K,)
+    documents: Documents | None = None
+    at: Tensor | None = None  # (K,) int64: the places of the labels in the row
+
+    def to(self, device: torch.device) -> MicroBatch:
+        if device.type == "cpu":
+            return self
+        at = None if self.at is None else self.at.to(device, non_blocking=True)
+        inputs = self.inputs.to(device, non_blocking=True)
+        return MicroBatch(inputs, self.labels.to(device, non_blocking=True), self.documents, at)
+
+
+def micro_batches(batch: Batch, size: int, device: torch.device) -> list[MicroBatch]:
+    """The slots of a batch, `size` at a time, on the device."""
+    inputs = batch.inputs.split(size)
+    labels = batch.labels.split(size)
+    if batch.documents is None:
+        return [MicroBatch(*pair).to(device) for pair in zip(inputs, labels, strict=True)]
+    documents = [batch.documents[start : start + size] for start in range(0, len(batch.documents), size)]
+    return [_end_to_end(*part).to(device) for part in zip(inputs, labels, documents, strict=True)]
+
+
+def _end_to_end(inputs: Tensor, labels: Tensor, documents: Sequence[Sequence[int]]) -> MicroBatch:
+    """Rows of documents as one row. Where all rows are empty it has one token: each rank takes part in each step."""
+    ends = [sum(lengths) for lengths in documents]
+    kept = [row[:end] for row, end in zip(inputs, ends, strict=True)]
+    wanted = torch.cat([row[:end] for row, end in zip(labels, ends, strict=True)])
+    at = (wanted != IGNORE_INDEX).nonzero()[:, 0]
+    row_length = inputs.shape[1]
+    if not any(ends):
+        return MicroBatch(inputs.new_zeros(1, 1), wanted, Documents((1,), row_length, is_padding=True), at)
+    apart = Documents(tuple(length for lengths in documents for length in lengths), row_length)
+    return MicroBatch(torch.cat(kept)[None], wanted[at], apart, at)
