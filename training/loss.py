@@ -31,8 +31,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        _, learns_weight, learns_bias, *_ = ctx.needs_input_grad
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and learns_bias else None
         for start in range(0, len(hidden), rows):
             x = hidden[start : start + rows]
             y = labels[start : start + rows]
@@ -50,7 +51,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = grad.to(x.dtype)  # d loss / d logits, but for the factor, which is cheaper to apply to (rows, D)
             factor = factor.to(x.dtype)
             torch.mul(_product(grad, weight.t()), factor, out=grad_hidden[start : start + rows])
-            if weight.dtype == torch.float32:
+            if grad_weight is None:
+                pass  # a frozen head
+            elif weight.dtype == torch.float32:
                 grad_weight.addmm_(grad.t(), x * factor)
             else:
                 grad_weight += grad.t() @ (x * factor)
@@ -62,8 +65,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        of_weight = None if grad_weight is None else grad_weight.mul_(grad).to(ctx.weight_dtype)
         of_bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.weight_dtype)
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(ctx.weight_dtype), of_bias, None, None, None, None
+        return grad_hidden.mul_(grad), of_weight, of_bias, None, None, None, None
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:

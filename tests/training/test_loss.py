@@ -99,3 +99,23 @@ def activations(tokens: int, *, vocab: int) -> int:
         activation_checkpointing=False,
         device="cpu",
     )["activations"]
+
+
+def test_a_frozen_head_has_no_gradient_and_takes_no_memory_for_one() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(30, 8, requires_grad=True)
+    weight, bias = torch.randn(50, 8), torch.randn(50)
+    labels = torch.randint(0, 50, (30,))
+    got = loss.linear_cross_entropy(hidden, weight, labels, bias=bias)
+    assert got.grad_fn is not None
+    assert [kept.shape for kept in got.grad_fn.saved_tensors if kept is not None] == [hidden.shape]
+    want = cross_entropy(hidden @ weight.t() + bias, labels, reduction="sum")
+    for mine, theirs in zip(torch.autograd.grad(got, hidden), torch.autograd.grad(want, hidden), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_no_row_at_all_adds_nothing() -> None:
+    hidden = torch.randn(0, 8, requires_grad=True)
+    got = loss.linear_cross_entropy(hidden, torch.randn(5, 8), torch.zeros(0, dtype=torch.int64))
+    got.backward()
+    assert got.item() == 0.0 and hidden.grad is not None and hidden.grad.shape == (0, 8)
