@@ -37,6 +37,7 @@ LIGHT_FILES = (
     "training/telemetry/trackers/*.py",
     "training/data/index.py",
     "training/data/dataset_spec.py",
+    "model/adapt/forms.py",
     "model/config.py",
     "model/cost.py",
     "model/devices.py",

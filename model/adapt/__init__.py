@@ -1,1 +1,1 @@
-"""Changes to a built model before it trains: low-rank updates, prompts, scales. The schema is model/adapter.py."""
+"""Changes to a built model before it trains: what a frozen base is stored as, and what is added to it."""
