@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from launchyard.model.adapt.forms import form_of, has_form, packed_bytes, scales_bytes, scales_name
 from launchyard.model.adapt.targets import updates
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
@@ -22,6 +23,7 @@ class Parameter:
 
     shape: TensorShape
     trained: bool = True
+    is_bytes: bool = False  # codes or scales of a frozen matrix, see model/adapt/forms.py
 
 
 def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str, Parameter]:
@@ -48,6 +50,20 @@ def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str,
     if not any(parameter.trained for parameter in found.values()):
         why = f"frozen: {', '.join(frozen)} leave" if frozen else f"adapter.kind: {adapter.kind} leaves"
         raise ValueError(f"{why} no parameter that trains; freeze fewer" if frozen else f"{why} none that trains")
+    return _coded(found, adapter)
+
+
+def _coded(plain: dict[str, Parameter], adapter: Adapter | None) -> dict[str, Parameter]:
+    """The same with codes and scales in the place of each frozen matrix that the adapter quantises."""
+    form = form_of(adapter)
+    found: dict[str, Parameter] = {}
+    for name, parameter in plain.items():
+        if form is None or parameter.trained or not has_form(name):
+            found[name] = parameter
+            continue
+        *lead, columns = parameter.shape
+        found[name] = Parameter((*lead, packed_bytes(form, columns)), trained=False, is_bytes=True)
+        found[scales_name(name)] = Parameter((*lead, scales_bytes(form, columns)), trained=False, is_bytes=True)
     return found
 
 

@@ -7,12 +7,13 @@ buffers of communication, fragmentation.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.cost import n_params, n_params_trained
-from launchyard.model.layout import block_shapes
+from launchyard.model.layout import Parameter, block_shapes, parameter_shapes, parameters
 
 FP32_BYTES = 4
 BF16_BYTES = 2
@@ -56,15 +57,18 @@ def training_memory(
     """Bytes per worker: weights, gradients, optimizer, activations, and `total`, the peak of a step.
 
     Weights, gradients and moments are fp32 and cut over `shards`, the last two only of trained parameters;
-    parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights.
+    parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights, and
+    so does the buffer in which quantised matrices are made plain.
     Activations are those at the peak of one micro-batch, the loss included. Gradients come as activations go, so the
     total is below the sum of the four; with grad_accum_steps above 1 those of the first micro-batch stay throughout.
     """
     element = BF16_BYTES if precision == "bf16" else FP32_BYTES
     gradients = FP32_BYTES * math.ceil(n_params_trained(config, adapter) / shards)
-    weights = FP32_BYTES * math.ceil(n_params(config) / shards)
+    layout = parameters(config, adapter)
+    weights = math.ceil(sum(_bytes_of(parameter, FP32_BYTES) for parameter in layout.values()) / shards)
     if shards > 1 or precision == "bf16":
-        weights += element * _gathered(config)
+        weights += _gathered(config, layout, element)
+    weights += element * _largest_coded(config, layout)
     tokens = micro_batch_size * seq_len
     each = element * tokens
     kept = [
@@ -110,10 +114,26 @@ def _activation_peak(
     return max(at_loss, stored + again + each * _backward_elements(config))
 
 
-def _gathered(config: ModelConfig) -> int:
-    """Parameters that are there in full during a step: all outside the blocks, and those of two blocks."""
-    blocks = [sum(map(math.prod, block_shapes(config, layer).values())) for layer in range(config.n_layers)]
-    return n_params(config) - sum(blocks) + min(2, config.n_layers) * max(blocks)
+def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int) -> int:
+    """Bytes of parameters that are there in full during a step: all outside the blocks, and those of two blocks."""
+    blocks = [0] * config.n_layers
+    rest = 0
+    for name, parameter in layout.items():
+        if name.startswith("blocks."):
+            blocks[int(name.split(".")[1])] += _bytes_of(parameter, element)
+        else:
+            rest += _bytes_of(parameter, element)
+    return rest + min(2, config.n_layers) * max(blocks)
+
+
+def _bytes_of(parameter: Parameter, element: int) -> int:
+    return math.prod(parameter.shape) * (1 if parameter.is_bytes else element)
+
+
+def _largest_coded(config: ModelConfig, layout: Mapping[str, Parameter]) -> int:
+    """Numbers of the largest matrix that is made plain for its products."""
+    sizes = (math.prod(shape) for name, shape in parameter_shapes(config).items() if layout[name].is_bytes)
+    return max(sizes, default=0)
 
 
 def activation_elements(

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapt.codes import encode
+from launchyard.model.adapt.forms import SCALES, form_of, scales_name
+from launchyard.model.adapt.quantized import quantise
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start
@@ -36,20 +39,23 @@ def build_model(
     adapter: Adapter | None = None,
 ) -> nn.Module:
     """The sharded model on `device`. `fill=False` leaves the weights as they lie in memory, for a load to follow."""
-    sharded = needs_sharding(recipe.train, world_size)
-    with torch.device("meta" if sharded else device):  # whole weights take memory only where they stay whole
-        model: nn.Module = Transformer(config)
     layout = parameters(config, adapter)
+    form = form_of(adapter)
+    later = form is not None or needs_sharding(recipe.train, world_size)
+    with torch.device("meta" if later else device):  # whole weights take memory only where they stay whole
+        model: nn.Module = Transformer(config)
+    if form is not None:
+        quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
     parallelize(model, parallel=recipe.parallel, train=recipe.train, world_size=world_size, device=device)
-    if sharded:
+    if later:
         model.to_empty(device=device)
         if config.tie_embeddings:  # to_empty gives each name its own storage
             model.lm_head.weight = model.embed.weight
     balance_experts(model, recipe)
     if fill:
-        fill_weights(model, config, recipe)
+        fill_weights(model, config, recipe, adapter=adapter)
     return model
 
 
@@ -69,10 +75,12 @@ def fill_weights(
     config: ModelConfig,
     recipe: Recipe,
     *,
+    adapter: Adapter | None = None,
     only_frozen: bool = False,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """The first weights: each rank reads or makes its own rows, one tensor after the other.
+    """The first weights: each rank reads or makes its own rows, one tensor after the other, and codes those that the
+    adapter quantises.
 
     `only_frozen`: of parameters that do not train, which no checkpoint holds.
     """
@@ -83,10 +91,17 @@ def fill_weights(
     parts: dict[str, Tensor] = {}
     for raw_name, parameter in to_fill:
         offsets, sizes = shard_extent(parameter)
-        wanted[clean_name(raw_name)] = range(offsets[0], offsets[0] + sizes[0])
         parts[clean_name(raw_name)] = local(parameter)
+        if not raw_name.endswith(SCALES):  # which come with their codes
+            wanted[clean_name(raw_name)] = range(offsets[0], offsets[0] + sizes[0])
+    form = form_of(adapter)
     for name, rows in _first_rows(config, recipe, wanted, on_progress):
-        parts[name].copy_(rows)
+        if form is not None and scales_name(name) in parts:
+            coded = encode(rows.to(parts[name].device), form)
+            parts[name].copy_(coded.codes)
+            parts[scales_name(name)].copy_(coded.scales)
+        else:
+            parts[name].copy_(rows)
 
 
 def _first_rows(

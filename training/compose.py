@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from launchyard.model.adapt.forms import form_of
 from launchyard.model.layout import frozen_names
 from launchyard.run import events
 from launchyard.run.rundir import RunDir
@@ -96,7 +97,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         versions={"torch": torch.__version__, "python": sys.version.split()[0]},
         frozen=frozen,
         run_id=workload.run_id,
-        base={"init_from": recipe.model.init_from, "seed": recipe.train.seed} if frozen else {},
+        base=base_of(recipe, workload) if frozen else {},
     )
     return Checkpointer(
         run,
@@ -108,6 +109,13 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         before_commit=before_commit,
         rows=rows.entries,
     )
+
+
+def base_of(recipe: Recipe, workload: Workload) -> dict[str, str | int | None]:
+    """Where the parameters that do not train come from, and the form that they have."""
+    base: dict[str, str | int | None] = {"init_from": recipe.model.init_from, "seed": recipe.train.seed}
+    form = form_of(workload.adapter)
+    return base if form is None else base | {"quantize": form}
 
 
 def choose_device(recipe: Recipe, world: World) -> torch.device:
@@ -144,9 +152,9 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
-        fill_weights(model, config, recipe, on_progress=reading)
+        fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
         return Learner(model, optimizer, TrainState()), False
-    fill_weights(model, config, recipe, only_frozen=True, on_progress=reading)
+    fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, overload
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapt.codes import rounded
+from launchyard.model.adapt.forms import scales_name
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes, stays_fp32
@@ -56,7 +58,7 @@ class Weights(Protocol):
 class CheckpointWeights:
     """The parameters of a checkpoint. Every byte that is given was checked against its hash; else CorruptError.
 
-    Those that did not train are not in it: they come from where its run began.
+    Those that did not train are not in it: they come from where its run began, rounded as they were in training.
     """
 
     def __init__(self, folder: str) -> None:
@@ -80,7 +82,7 @@ class CheckpointWeights:
 
     def get(self, key: str) -> Tensor:
         if key in self._frozen:
-            return self._first_value(key).float()
+            return next(self.rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
         return read_tensor(self.folder, self._manifest, PREFIX + key)
 
     def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
@@ -89,11 +91,10 @@ class CheckpointWeights:
             if key not in self._frozen:
                 yield key, read_tensor(self.folder, self._manifest, PREFIX + key, rows)
         frozen = {key: rows for key, rows in wanted.items() if key in self._frozen}
+        form = self._manifest.base.get("quantize")
         for key, tensor in self._first_rows(frozen):
-            yield key, tensor.float()
-
-    def _first_value(self, key: str) -> Tensor:
-        return next(self._first_rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
+            coded = form is not None and scales_name(key) in self._frozen
+            yield key, rounded(tensor.float(), form) if coded else tensor.float()
 
     def _first_rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
         if self._base is not None:

@@ -1,0 +1,177 @@
+"""A frozen base in few bits: trained over, cut over ranks, filled a tensor at a time, resumed, foreseen in bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launchyard.model.adapt.codes import encode, rounded
+from launchyard.model.adapt.forms import FORMS, Form, scales_name
+from launchyard.model.adapter import Adapter
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import Parameter, parameter_shapes, parameters
+from launchyard.model.memory import training_memory
+from launchyard.model.network.init import initial_rows
+from launchyard.model.weights.load import open_weights
+from launchyard.model.zoo import config_from_hf
+from launchyard.run.checkpoints import committed_steps
+from launchyard.training.build import build_model
+from launchyard.training.recipe import Recipe
+from launchyard.training.step import forward_backward
+from tests.support.architectures import ARCHITECTURES
+from tests.support.ranks import run_ranks
+from tests.support.small_runs import MODEL, RECIPE, final_weights, history, make_run, run_workers, write_data
+from tests.support.tiny_models import llama, neox, random_tokens
+
+CPU = torch.device("cpu")
+EXPERTS = config_from_hf(ARCHITECTURES["gpt-oss"])  # matrices of three axes, with biases
+
+
+def adapter_of(form: Form) -> Adapter:
+    return Adapter(kind="lora", quantize=form, frozen=("blocks.*_proj.weight",))
+
+
+def recipe_of(precision: str = "fp32") -> Recipe:
+    return Recipe.model_validate({**RECIPE, "train": {"max_steps": 1, "device": "cpu", "precision": precision}})
+
+
+def coded_names(layout: dict[str, Parameter], config: ModelConfig) -> list[str]:
+    return [name for name in parameter_shapes(config) if layout[name].is_bytes]
+
+
+def plain_model(config: ModelConfig, form: Form) -> nn.Module:
+    """The first weights, with projections of the values that their codes have."""
+    adapter = adapter_of(form)
+    model = build_model(config, recipe_of(), world_size=1, device=CPU)
+    layout = parameters(config, adapter)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(layout[name].trained)
+        if layout[name].is_bytes:
+            parameter.data = rounded(parameter.data, form)
+    return model
+
+
+def coded_model(config: ModelConfig, form: Form, *, world_size: int = 1, precision: str = "fp32") -> nn.Module:
+    return build_model(config, recipe_of(precision), world_size=world_size, device=CPU, adapter=adapter_of(form))
+
+
+def gradients(model: nn.Module, config: ModelConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    tokens = random_tokens(config, 2, 16)
+    loss = forward_backward(model, [(tokens, tokens)], n_valid=32)
+    return loss, {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def whole(tensor: Any) -> Tensor:
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+@pytest.mark.parametrize("config", [llama(), neox(), EXPERTS], ids=lambda config: config.family)
+@pytest.mark.parametrize("form", FORMS)
+def test_coded_is_the_plain_base_of_the_same_values(form: Form, config: ModelConfig) -> None:
+    loss, expected = gradients(plain_model(config, form), config)
+    coded_loss, found = gradients(coded_model(config, form), config)
+    torch.testing.assert_close(coded_loss, loss)
+    assert len(found) == sum(parameter.trained for parameter in parameters(config, adapter_of(form)).values())
+    torch.testing.assert_close(found, expected)
+
+
+def test_tables_norms_and_routers_are_not_coded() -> None:
+    adapter = Adapter(kind="qlora", frozen=("embed.weight", "blocks.*"))
+    names = coded_names(parameters(EXPERTS, adapter), EXPERTS)
+    assert names and all(name.endswith("_proj.weight") and name.startswith("blocks.") for name in names)
+
+
+# -- ranks and precision -----------------------------------------------------------------------------------------------
+def cut(form: Form, precision: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    for config in (llama(), EXPERTS):
+        model = coded_model(config, form, world_size=dist.get_world_size(), precision=precision)
+        layout = parameters(config, adapter_of(form))
+        stored = dict(model.named_parameters())
+        for name in coded_names(layout, config):
+            coded = encode(initial_rows(config, name, parameter_shapes(config)[name], seed=0), form)
+            assert torch.equal(whole(stored[name]), coded.codes), name
+            assert torch.equal(whole(stored[scales_name(name)]), coded.scales), name
+        if precision == "fp32":
+            loss, expected = gradients(plain_model(config, form), config)
+        else:  # both through FSDP, whose master weights are fp32
+            loss, expected = bf16_gradients(config, form)
+        mine, found = gradients(model, config)
+        n_ranks = dist.get_world_size()
+        torch.testing.assert_close(mine, loss)
+        torch.testing.assert_close({name: grad / n_ranks for name, grad in found.items()}, expected)
+
+
+def bf16_gradients(config: ModelConfig, form: Form) -> tuple[Tensor, dict[str, Tensor]]:
+    from launchyard.training.parallel import parallelize
+
+    model = plain_model(config, form)
+    recipe = recipe_of("bf16")
+    parallelize(model, parallel=recipe.parallel, train=recipe.train, world_size=2, device=CPU)
+    loss, found = gradients(model, config)
+    return loss, {name: grad / 2 for name, grad in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_ranks_have_the_codes_between_them(form: Form, precision: str) -> None:
+    run_ranks(2, cut, form, precision)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("form", FORMS)
+def test_the_bytes_of_the_weights_are_foreseen(form: Form) -> None:
+    config = llama()
+    options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1, "activation_checkpointing": False}
+    foreseen = training_memory(config, **options, precision="fp32", device="cpu", adapter=adapter_of(form))
+    held = sum(parameter.nbytes for parameter in coded_model(config, form).parameters())
+    largest = max(config.ffn_dim, config.dim) * config.dim
+    assert foreseen["weights"] == held + 4 * largest
+
+
+def test_no_plain_projection_is_there_beside_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base of 8B in fp32 is never whole: the rows of one matrix at a time are."""
+    from launchyard.training import build
+
+    config = llama(dim=128, ffn_dim=512)
+    alive: list[int] = []
+
+    def counted(rows: Tensor, form: Form) -> Any:
+        alive.append(rows.numel())
+        return encode(rows, form)
+
+    monkeypatch.setattr(build, "encode", counted)
+    model = coded_model(config, "nf4")
+    assert max(alive) == 512 * 128 and len(alive) == 7 * config.n_layers
+    assert not any(p.is_floating_point() for name, p in model.named_parameters() if name.endswith("_proj.weight"))
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_resumed_run_over_a_coded_base_is_the_run_that_was_not(tmp_path: Path, nproc: int) -> None:
+    data = write_data(tmp_path / "data")
+    runs = [make_run(tmp_path / name, data, {"schedule.name": "constant"}) for name in ("undisturbed", "resumed")]
+    for run in runs:
+        adapter = adapter_of("nf4-dq").model_dump(mode="json")
+        run.write_json("plan.json", {**run.read_json("plan.json"), "adapter": adapter})
+    expected, run = runs
+    run_workers(expected, nproc)
+    run_workers(run, nproc, {"train.max_steps": 9})
+    run_workers(run, nproc)
+    assert history(run) == history(expected)
+    mine, theirs = final_weights(run), final_weights(expected)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    _, weights = open_weights(run.path(run.checkpoint_dir(committed_steps(run)[-1])))
+    config = ModelConfig.model_validate(MODEL)
+    for name in coded_names(parameters(config, adapter_of("nf4-dq")), config):  # what it was trained on
+        first = initial_rows(config, name, parameter_shapes(config)[name], seed=1)
+        assert torch.equal(weights.get(name), rounded(first, "nf4-dq")), name
