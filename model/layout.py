@@ -15,6 +15,7 @@ from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
 
 TensorShape = tuple[int, ...]
+MAGNITUDE = ".magnitude"  # instead of `.weight`, the name of the lengths of its rows in DoRA
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorSha
         found[f"{name}.lora_a"] = (update.rank, columns)
         found[f"{name}.lora_b"] = (rows, update.rank)
         if adapter.kind == "dora":
-            found[f"{name}.magnitude"] = (rows,)
+            found[f"{name}{MAGNITUDE}"] = (rows,)
     return found
 
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from launchyard.model.adapt.codes import encode
-from launchyard.model.adapt.forms import SCALES, form_of, scales_name
+from launchyard.model.adapt.attach import attach
+from launchyard.model.adapt.codes import encode, rounded
+from launchyard.model.adapt.forms import SCALES, Form, form_of, scales_name
 from launchyard.model.adapt.quantized import quantise
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start
-from launchyard.model.layout import parameter_shapes, parameters
-from launchyard.model.network.init import initial_rows
+from launchyard.model.layout import MAGNITUDE, adapter_shapes, parameter_shapes, parameters, stays_fp32
+from launchyard.model.network.init import adapter_rows, initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
-from launchyard.training.parallel import clean_name, local, needs_sharding, parallelize, shard_extent
+from launchyard.training.parallel import clean_name, local, make_mesh, needs_sharding, parallelize, shard_extent
 from launchyard.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,15 +41,22 @@ def build_model(
 ) -> nn.Module:
     """The sharded model on `device`. `fill=False` leaves the weights as they lie in memory, for a load to follow."""
     layout = parameters(config, adapter)
+    adapter = adapter or Adapter()
     form = form_of(adapter)
-    later = form is not None or needs_sharding(recipe.train, world_size)
+    sharded = needs_sharding(recipe.train, world_size, adapter)
+    compute = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    later = form is not None or sharded or (compute != torch.float32 and adapter.kind != "none")
     with torch.device("meta" if later else device):  # whole weights take memory only where they stay whole
         model: nn.Module = Transformer(config)
-    if form is not None:
-        quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
+        if form is not None:
+            quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
+        attach(model, config, adapter)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
-    parallelize(model, parallel=recipe.parallel, train=recipe.train, world_size=world_size, device=device)
+        if not (layout[name].trained or layout[name].is_bytes or stays_fp32(name)) and later:
+            parameter.data = parameter.data.to(compute)  # it never changes, so this is what it is computed with anyway
+    mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
+    parallelize(model, parallel=recipe.parallel, precision=recipe.train.precision, mesh=mesh)
     if later:
         model.to_empty(device=device)
         if config.tie_embeddings:  # to_empty gives each name its own storage
@@ -84,30 +92,50 @@ def fill_weights(
 
     `only_frozen`: of parameters that do not train, which no checkpoint holds.
     """
-    to_fill = [(name, p) for name, p in model.named_parameters() if not (only_frozen and p.requires_grad)]
-    if not to_fill:
-        return
-    wanted: dict[str, range] = {}
-    parts: dict[str, Tensor] = {}
-    for raw_name, parameter in to_fill:
-        offsets, sizes = shard_extent(parameter)
-        parts[clean_name(raw_name)] = local(parameter)
-        if not raw_name.endswith(SCALES):  # which come with their codes
-            wanted[clean_name(raw_name)] = range(offsets[0], offsets[0] + sizes[0])
+    adapter = adapter or Adapter()
     form = form_of(adapter)
+    of_adapter = adapter_shapes(config, adapter)
+    wanted: dict[str, range] = {}
+    added: dict[str, range] = {}
+    parts: dict[str, Tensor] = {}
+    for raw_name, parameter in model.named_parameters():
+        if only_frozen and parameter.requires_grad:
+            continue
+        name = clean_name(raw_name)
+        offsets, sizes = shard_extent(parameter)
+        parts[name] = local(parameter)
+        if not name.endswith(SCALES):  # which come with their codes
+            (added if name in of_adapter else wanted)[name] = range(offsets[0], offsets[0] + sizes[0])
     for name, rows in _first_rows(config, recipe, wanted, on_progress):
-        if form is not None and scales_name(name) in parts:
-            coded = encode(rows.to(parts[name].device), form)
-            parts[name].copy_(coded.codes)
-            parts[scales_name(name)].copy_(coded.scales)
-        else:
-            parts[name].copy_(rows)
+        _place(parts, name, rows, form)
+    for name, place in added.items():
+        if not name.endswith(MAGNITUDE):  # which come with their matrices
+            start, stop = place.start, place.stop
+            parts[name].copy_(adapter_rows(name, of_adapter[name], seed=recipe.train.seed, start=start, stop=stop))
+
+
+def _place(parts: dict[str, Tensor], name: str, rows: Tensor, form: Form | None) -> None:
+    """Put rows of the base where they belong, coded where they are to be, and their norms where they are magnitudes."""
+    magnitude = parts.get(name.removesuffix(".weight") + MAGNITUDE)
+    scales = parts.get(scales_name(name))
+    if form is None or scales is None:
+        parts[name].copy_(rows)
+        if magnitude is not None:
+            magnitude.copy_(parts[name].float().norm(dim=1))
+        return
+    coded = encode(rows.to(parts[name].device), form)
+    parts[name].copy_(coded.codes)
+    scales.copy_(coded.scales)
+    if magnitude is not None:
+        magnitude.copy_(rounded(rows.float(), form).norm(dim=1))
 
 
 def _first_rows(
     config: ModelConfig, recipe: Recipe, wanted: dict[str, range], on_progress: OnProgress | None
 ) -> Iterator[tuple[str, Tensor]]:
     """These rows of the weights to start from, or of random ones."""
+    if not wanted:
+        return
     if recipe.model.init_from:
         from launchyard.model.weights.load import read_rows
 

@@ -61,7 +61,7 @@ def compose(
     if world.is_main:
         check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
-    sharded = needs_sharding(recipe.train, world.world_size)
+    sharded = needs_sharding(recipe.train, world.world_size, workload.adapter)
     if sharded:
         connect(world, context.device)
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.layout import stays_fp32
 from launchyard.training.recipe import ParallelConfig, TrainConfig
 
@@ -19,9 +20,16 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def needs_sharding(train: TrainConfig, world_size: int) -> bool:
-    """One worker in fp32 needs no FSDP; bf16 does even alone, for its fp32 master weights."""
-    return world_size > 1 or train.precision == "bf16"
+def needs_sharding(train: TrainConfig, world_size: int, adapter: Adapter | None = None) -> bool:
+    """One worker in fp32 needs no FSDP. bf16 does even alone, for fp32 master weights, unless an adapter trains alone:
+    it is fp32 and casts itself."""
+    alone = world_size == 1 and (train.precision == "fp32" or trains_alone(adapter))
+    return not alone
+
+
+def trains_alone(adapter: Adapter | None) -> bool:
+    """True if no parameter of the model itself trains."""
+    return adapter is not None and adapter.kind in (*LOW_RANK, "adapter") and not adapter.trained
 
 
 def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
@@ -76,16 +84,14 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
-def parallelize(
-    model: nn.Module, *, parallel: ParallelConfig, train: TrainConfig, world_size: int, device: torch.device
-) -> None:
-    """Apply the recipe's parallelism to a model on the meta device."""
+def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: str, mesh: DeviceMesh | None) -> None:
+    """Apply the recipe's parallelism to a model on the meta device; without a mesh it stays whole."""
     if parallel.activation_checkpointing == "full":
         checkpoint_activations(model.blocks)
     if parallel.compile:
         compile_blocks(model.blocks)
-    if needs_sharding(train, world_size):
-        shard(model, make_mesh(parallel, world_size, device), train.precision)
+    if mesh is not None:
+        shard(model, mesh, precision)
 
 
 def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManager[None]]) -> None:

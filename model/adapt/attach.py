@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from launchyard.model.adapt.lora import LowRankEmbedding, LowRankLinear
+from launchyard.model.adapt.lora import LowRankEmbedding, add_update
 from launchyard.model.adapt.noise import Moment, Noise
 from launchyard.model.adapt.targets import updates
 from launchyard.model.adapter import Adapter
@@ -22,8 +22,6 @@ def attach(model: nn.Module, config: ModelConfig, adapter: Adapter) -> Moment:
         if name == "embed":
             setattr(parent, leaf, LowRankEmbedding(base, update))
             continue
-        layer = LowRankLinear(base, update, magnitude=adapter.kind == "dora")
-        if adapter.dropout:
-            layer.noise = Noise(name, adapter.dropout, moment)
-        setattr(parent, leaf, layer)
+        noise = Noise(name, adapter.dropout, moment) if adapter.dropout else None
+        add_update(base, update, magnitude=adapter.kind == "dora", noise=noise)
     return moment

@@ -11,49 +11,80 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.adapt.noise import Noise
+from launchyard.model.adapt.quantized import QuantizedLinear
 from launchyard.model.adapt.targets import Update
 from launchyard.model.network.linear import Embedding, Linear
 
 
-class LowRankLinear(Linear):
-    """A projection with an update; base weight and bias are those of `base`, not copies."""
+class _LowRank(nn.Module):
+    """What an update adds to a projection of any kind; `super()` is that kind."""
 
-    def __init__(self, base: Linear, update: Update, *, magnitude: bool) -> None:
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        self.weight = base.weight
-        self.bias = base.bias
-        self.scale = update.scale
-        self.lora_a = nn.Parameter(torch.empty(update.rank, base.in_features))
-        self.lora_b = nn.Parameter(torch.empty(base.out_features, update.rank))
-        self.magnitude = nn.Parameter(torch.empty(base.out_features)) if magnitude else None
-        self.noise: Noise | None = None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    magnitude: nn.Parameter | None
+    in_features: int
+    out_features: int
+    scale: float
+    noise: Noise | None
 
     def forward(self, input: Tensor) -> Tensor:
         noisy = input if self.noise is None else self.noise.dropped(input)
         update = F.linear(F.linear(noisy, self.lora_a.to(input.dtype)), self.lora_b.to(input.dtype)) * self.scale
-        out = super().forward(input)
+        out: Tensor = super().forward(input)
         if self.magnitude is None:
             return out + update
         gain = (self.magnitude / self.norms()).to(input.dtype)
-        # Of what is not dropped the base stays as it is, so that without an update nothing changes but by its gain.
-        base = F.linear(noisy, self.weight) if noisy is not input else out if self.bias is None else out - self.bias
+        # The base goes through the same dropout as the update, as in PEFT.
+        base = out if noisy is input else super().forward(noisy)
+        base = base if self.bias is None else base - self.bias
         return out + (gain - 1) * base + gain * update
 
     def norms(self) -> Tensor:
-        """(out,) fp32: of the rows of the updated weight. A constant for the gradient (Liu et al. 2024, section 4.3)."""
+        """(out,) fp32: of the rows of the updated weight; a constant for gradients (Liu et al. 2024, section 4.3)."""
         with torch.no_grad():
-            return (self.weight.float() + self.change()).norm(dim=1)
+            return (self.base_weight().float() + self.change()).norm(dim=1)
 
     def change(self) -> Tensor:
         """(out, in) fp32: the update as a matrix, without a magnitude."""
         return (self.lora_b.float() @ self.lora_a.float()) * self.scale
 
     def whole_weight(self) -> Tensor:
-        """The weight that stands for both, in the type of the base."""
-        whole = self.weight.float() + self.change()
+        """(out, in): the weight that stands for both, in the type of the base."""
+        base = self.base_weight()
+        whole = base.float() + self.change()
         if self.magnitude is not None:
             whole = whole * (self.magnitude / self.norms())[:, None]
-        return whole.to(self.weight.dtype)
+        return whole.to(base.dtype)
+
+    def base_weight(self) -> Tensor:
+        return self.weight
+
+
+class LowRankLinear(_LowRank, Linear):
+    """A projection with an update."""
+
+
+class LowRankQuantizedLinear(_LowRank, QuantizedLinear):
+    """A projection whose base is codes, with an update."""
+
+    def base_weight(self) -> Tensor:
+        return self.decoder(self.weight, self.scales, torch.float32).clone()
+
+
+_WITH_UPDATE: dict[type[nn.Module], type[_LowRank]] = {Linear: LowRankLinear, QuantizedLinear: LowRankQuantizedLinear}
+
+
+def add_update(base: nn.Module, update: Update, *, magnitude: bool, noise: Noise | None) -> None:
+    """Make a projection one with an update, unfilled, on the default device. Its own parameters stay as they are."""
+    base.__class__ = _WITH_UPDATE[type(base)]
+    assert isinstance(base, _LowRank)
+    base.scale = update.scale
+    base.noise = noise
+    base.lora_a = nn.Parameter(torch.empty(update.rank, base.in_features))
+    base.lora_b = nn.Parameter(torch.empty(base.out_features, update.rank))
+    base.magnitude = nn.Parameter(torch.empty(base.out_features)) if magnitude else None
 
 
 class LowRankEmbedding(Embedding):

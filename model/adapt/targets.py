@@ -104,7 +104,9 @@ def _named(linear: list[str], name: str) -> set[str]:
 def _in_layers(chosen: set[str], layers: Iterable[int]) -> set[str]:
     there = {int(name.split(".")[1]) for name in chosen if name.startswith("blocks.")}
     if missing := sorted(set(layers) - there):
-        raise ValueError(f"adapter.layers: no target lies in block {missing[0]}; there are {min(there)} to {max(there)}")
+        raise ValueError(
+            f"adapter.layers: no target lies in block {missing[0]}; some do in {min(there)} to {max(there)}"
+        )
     return {name for name in chosen if name.startswith("blocks.") and int(name.split(".")[1]) in set(layers)}
 
 
