@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from launchyard.model.adapt.forms import (
-    BLOCK,
+    NF4_BLOCK,
     SCALES_BLOCK,
     Form,
     n_blocks,
@@ -66,7 +66,7 @@ def encode(rows: Tensor, form: Form) -> Coded:
     """
     if not torch.isfinite(rows).all():
         raise ValueError(f"a weight that is infinite or no number has no {form}; take a base without")
-    lead, columns = rows.shape[:-1], rows.shape[-1]
+    *lead, columns = rows.shape
     codes = torch.empty((*lead, packed_bytes(form, columns)), dtype=torch.uint8, device=rows.device)
     scales = torch.empty((*lead, scales_bytes(form, columns)), dtype=torch.uint8, device=rows.device)
     if not rows.numel():
@@ -87,7 +87,7 @@ def decode(coded: Coded, form: Form, columns: int, *, out: Tensor) -> Tensor:
     scales = coded.scales.reshape(-1, coded.scales.shape[-1])
     if form in ("nf4", "nf4-dq"):
         blocks = _block_scales(scales, form, columns)
-        made = _from_nf4(codes, blocks, out[: blocks.numel() * BLOCK].view(*blocks.shape, BLOCK))
+        made = _from_nf4(codes, blocks, out[: blocks.numel() * NF4_BLOCK].view(*blocks.shape, NF4_BLOCK))
         return made.view(*lead, -1)[..., :columns]
     made = out[: codes.numel()].view(codes.shape)
     for part, factor, target in _chunks(codes, scales.contiguous().view(torch.float32), made):
@@ -98,7 +98,7 @@ def decode(coded: Coded, form: Form, columns: int, *, out: Tensor) -> Tensor:
 
 def decoded_size(n_rows: int, form: Form, columns: int) -> int:
     """Numbers that `decode` writes for so many rows."""
-    return n_rows * (n_blocks(columns) * BLOCK if form in ("nf4", "nf4-dq") else columns)
+    return n_rows * (n_blocks(columns) * NF4_BLOCK if form in ("nf4", "nf4-dq") else columns)
 
 
 def rounded(rows: Tensor, form: Form) -> Tensor:
@@ -123,7 +123,7 @@ def _encode(rows: Tensor, form: Form) -> Coded:
 
 def _to_nf4(rows: Tensor, form: Form) -> Coded:
     columns = rows.shape[-1]
-    blocks = F.pad(rows, (0, n_blocks(columns) * BLOCK - columns)).unflatten(-1, (-1, BLOCK))
+    blocks = F.pad(rows, (0, n_blocks(columns) * NF4_BLOCK - columns)).unflatten(-1, (-1, NF4_BLOCK))
     largest = blocks.abs().amax(-1)
     scaled = blocks * (1 / torch.where(largest == 0, 1.0, largest))[..., None]
     pairs = _nearest(scaled).flatten(1).unflatten(-1, (-1, 2))
@@ -176,10 +176,10 @@ def _block_scales(stored: Tensor, form: Form, columns: int) -> Tensor:
 
 
 def _from_nf4(codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
-    """codes (N, bytes), scales (N, blocks) fp32 -> out (N, blocks, BLOCK)."""
+    """codes (N, bytes), scales (N, blocks) fp32 -> out (N, blocks, NF4_BLOCK)."""
     if out.numel() and _has_bitsandbytes(out.device):
         kernel = torch.ops.bitsandbytes.dequantize_4bit
-        return out.copy_(kernel(codes.contiguous(), scales.flatten(), BLOCK, "nf4", out.shape, out.dtype))
+        return out.copy_(kernel(codes.contiguous(), scales.flatten(), NF4_BLOCK, "nf4", out.shape, out.dtype))
     pairs = _pairs(out.device)
     for part, factor, target in _chunks(codes, scales, out):
         numbers = pairs.index_select(0, part.reshape(-1).int()).view(torch.float32).view(target.shape)
@@ -210,15 +210,15 @@ def _has_bitsandbytes(device: torch.device) -> bool:
     if importlib.util.find_spec("bitsandbytes") is None:
         return False
     codes = torch.arange(256, dtype=torch.uint8, device=device)
-    scales = torch.linspace(0.5, 2, 512 // BLOCK, device=device)
+    scales = torch.linspace(0.5, 2, 512 // NF4_BLOCK, device=device)
     try:
         import bitsandbytes  # noqa: F401  # registers the kernel
 
-        made = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, BLOCK, "nf4", (1, 512), torch.float32)
+        made = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, NF4_BLOCK, "nf4", (1, 512), torch.float32)
     except (ImportError, NotImplementedError, RuntimeError, OSError):
         return False
-    expected = _pairs(device).view(torch.float32).view(-1, BLOCK) * scales[:, None]
-    return torch.equal(made.view(-1, BLOCK), expected)
+    expected = _pairs(device).view(torch.float32).view(-1, NF4_BLOCK) * scales[:, None]
+    return torch.equal(made.view(-1, NF4_BLOCK), expected)
 
 
 def _chunks(codes: Tensor, scales: Tensor, out: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

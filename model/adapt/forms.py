@@ -10,8 +10,8 @@ from typing import Literal, get_args
 from launchyard.model.adapter import Adapter
 
 Form = Literal["nf4", "nf4-dq", "int8", "fp8"]
-FORMS: tuple[Form, ...] = get_args(Form)
-BLOCK = 64  # numbers of a row that share a scale in nf4 (Dettmers et al. 2023, section 3)
+CODED_FORMS: tuple[Form, ...] = get_args(Form)
+NF4_BLOCK = 64  # numbers of a row that share a scale in nf4 (Dettmers et al. 2023, section 3)
 SCALES_BLOCK = 256  # scales that are coded together in nf4-dq
 SCALES = ".scales"  # instead of `.weight`, the name of the scales of a coded matrix
 _WORD = 4  # bytes of a scale in fp32
@@ -39,7 +39,7 @@ def scales_name(name: str) -> str:
 
 def packed_bytes(form: Form, columns: int) -> int:
     """Bytes of the codes of a row. In nf4 a row is filled up to whole blocks."""
-    return n_blocks(columns) * BLOCK // 2 if form in ("nf4", "nf4-dq") else columns
+    return n_blocks(columns) * NF4_BLOCK // 2 if form in ("nf4", "nf4-dq") else columns
 
 
 def scales_bytes(form: Form, columns: int) -> int:
@@ -52,7 +52,7 @@ def scales_bytes(form: Form, columns: int) -> int:
 
 
 def n_blocks(columns: int) -> int:
-    return -(-columns // BLOCK)
+    return -(-columns // NF4_BLOCK)
 
 
 def n_groups(columns: int) -> int:

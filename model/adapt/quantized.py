@@ -6,7 +6,7 @@ Matrices are given row by row by `Weights`; see training/build.py. Knows no file
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,22 @@ class Decoder:
         return decode(Coded(codes, scales), self.form, self.columns, out=out)
 
 
+class _Context(Protocol):
+    """What a product keeps for its backward: codes, never a plain matrix."""
+
+    saved_tensors: tuple[Tensor, Tensor, Tensor | None]
+    decoder: Decoder
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
 class _Product(torch.autograd.Function):
     """x @ matrix.T, and in the backward the gradient of x alone. ends: of the rows of each expert's matrix."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, decoder: Decoder, ends: Tensor | None) -> Tensor:
+    def forward(
+        ctx: _Context, x: Tensor, codes: Tensor, scales: Tensor, decoder: Decoder, ends: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(codes, scales, ends)
         ctx.decoder = decoder
         matrix = decoder(codes, scales, x.dtype)
@@ -61,7 +72,7 @@ class _Product(torch.autograd.Function):
         return F.grouped_mm(x, matrix.transpose(-2, -1), offs=ends)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         codes, scales, ends = ctx.saved_tensors
         matrix = ctx.decoder(codes, scales, grad.dtype)
         made = grad @ matrix if ends is None else F.grouped_mm(grad, matrix, offs=ends)

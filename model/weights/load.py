@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.codes import rounded
-from launchyard.model.adapt.forms import scales_name
+from launchyard.model.adapt.forms import Form, scales_name
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes, stays_fp32
@@ -91,10 +91,12 @@ class CheckpointWeights:
             if key not in self._frozen:
                 yield key, read_tensor(self.folder, self._manifest, PREFIX + key, rows)
         frozen = {key: rows for key, rows in wanted.items() if key in self._frozen}
-        form = self._manifest.base.get("quantize")
+        form: Form | None = self._manifest.base.get("quantize")
         for key, tensor in self._first_rows(frozen):
-            coded = form is not None and scales_name(key) in self._frozen
-            yield key, rounded(tensor.float(), form) if coded else tensor.float()
+            if form is None or scales_name(key) not in self._frozen:
+                yield key, tensor.float()
+            else:
+                yield key, rounded(tensor.float(), form)
 
     def _first_rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
         if self._base is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.codes import encode, rounded
-from launchyard.model.adapt.forms import FORMS, Form, scales_name
+from launchyard.model.adapt.forms import CODED_FORMS, Form, scales_name
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import Parameter, parameter_shapes, parameters
@@ -71,7 +71,7 @@ def whole(tensor: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("config", [llama(), neox(), EXPERTS], ids=lambda config: config.family)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_coded_is_the_plain_base_of_the_same_values(form: Form, config: ModelConfig) -> None:
     loss, expected = gradients(plain_model(config, form), config)
     coded_loss, found = gradients(coded_model(config, form), config)
@@ -121,13 +121,13 @@ def bf16_gradients(config: ModelConfig, form: Form) -> tuple[Tensor, dict[str, T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_ranks_have_the_codes_between_them(form: Form, precision: str) -> None:
     run_ranks(2, cut, form, precision)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_the_bytes_of_the_weights_are_foreseen(form: Form) -> None:
     config = llama()
     options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1, "activation_checkpointing": False}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.adapt.codes import NF4, Coded, decode, decoded_size, encode, rounded
-from launchyard.model.adapt.forms import FORMS, Form, packed_bytes, scales_bytes
+from launchyard.model.adapt.forms import CODED_FORMS, Form, packed_bytes, scales_bytes
 
 # Relative errors of a normal matrix. The least that 16 values at best places leave is 0.097 of blocks of any scale.
 ERRORS: dict[Form, float] = {"nf4": 0.093, "nf4-dq": 0.0931, "int8": 0.009, "fp8": 0.027}
@@ -17,7 +17,7 @@ def matrix(rows: int = 96, columns: int = 512) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_the_error_is_bounded(form: Form) -> None:
     plain = matrix()
     made = rounded(plain, form)
@@ -27,18 +27,18 @@ def test_the_error_is_bounded(form: Form) -> None:
     assert ((made - plain).abs().view(*largest.shape[:2], -1) <= gap * largest.view(*largest.shape[:2], -1)).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_it_takes_the_bytes_that_are_foreseen(form: Form) -> None:
     for columns in (64, 100, 16_448):
         coded = encode(matrix(2, columns), form)
         assert coded.codes.shape == (2, packed_bytes(form, columns))
         assert coded.scales.shape == (2, scales_bytes(form, columns))
-    bits = {form: (packed_bytes(form, 4096) + scales_bytes(form, 4096)) * 8 / 4096 for form in FORMS}
+    bits = {form: (packed_bytes(form, 4096) + scales_bytes(form, 4096)) * 8 / 4096 for form in CODED_FORMS}
     assert bits == {"nf4": 4.5, "nf4-dq": 4.140625, "int8": 8.0078125, "fp8": 8.0078125}
 
 
 @pytest.mark.parametrize("columns", [64, 100, 16_448])  # 16,448: more scales than are coded together
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_a_row_is_coded_alone(form: Form, columns: int) -> None:
     """So a rank codes the rows that it holds, and no number of ranks changes a value."""
     plain = matrix(6, columns)
@@ -52,13 +52,13 @@ def test_a_row_is_coded_alone(form: Form, columns: int) -> None:
     assert torch.equal(rounded(plain.view(2, 3, columns), form), made.view(2, 3, columns))  # of experts
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_a_matrix_of_many_chunks_is_its_rows(form: Form) -> None:
     plain = matrix(2100, 128)
     assert torch.equal(rounded(plain, form)[-3:], rounded(plain[-3:], form))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 def test_bf16_is_the_fp32_value_rounded_once(form: Form) -> None:
     plain = matrix()
     out = torch.empty(decoded_size(len(plain), form, 512), dtype=torch.bfloat16)
@@ -80,7 +80,7 @@ def test_values_that_were_coded_stay_as_they_are() -> None:
         torch.testing.assert_close(rounded(once, form), once, rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CODED_FORMS)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_no_number_has_no_code(form: Form, value: float) -> None:
     plain = matrix(2, 64)
