@@ -6,7 +6,7 @@ import math
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import parameter_shapes, parameters
+from launchyard.model.layout import TensorShape, adapter_shapes, parameter_shapes, parameters
 
 
 def n_params(config: ModelConfig) -> int:
@@ -30,24 +30,28 @@ def n_params_active_non_embedding(config: ModelConfig) -> int:
 
     The head is a matrix product, so it counts; tied to the table, the table counts as the head.
     """
-    total = 0
-    for name, shape in parameter_shapes(config).items():
-        if name == "positions.weight" or (name == "embed.weight" and not config.tie_embeddings):
-            continue
-        size = math.prod(shape)
-        if config.moe is not None and ".experts." in name:
-            size = size * config.moe.top_k // config.moe.n_experts
-        total += size
-    return total
+    return sum(_active(config, name, shape) for name, shape in parameter_shapes(config).items())
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> int:
+def _active(config: ModelConfig, name: str, shape: TensorShape) -> int:
+    """Elements of a parameter that a token's arithmetic goes through."""
+    if name == "positions.weight" or (name == "embed.weight" and not config.tie_embeddings):
+        return 0
+    size = math.prod(shape)
+    return size * config.moe.top_k // config.moe.n_experts if config.moe is not None and ".experts." in name else size
+
+
+def flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None = None) -> int:
     """Operations of one training step for one token: 6 N + 12 L d s (PaLM, Chowdhery et al. 2022, appendix B).
 
-    N as in `n_params_active_non_embedding`, L layers, d = n_heads * head_dim, s = seq_len or the window of a layer.
-    Attention is counted whole, as is usual; a causal kernel does half of it. Recomputed activations do not count.
+    N as in `n_params_active_non_embedding`, L layers, d = n_heads * head_dim, s = seq_len or the window of a layer;
+    of frozen parameters 4 N, as no gradient of them is made. Attention is counted whole, as is usual; a causal kernel
+    does half of it. Recomputed activations do not count.
     """
-    return 6 * n_params_active_non_embedding(config) + 3 * _attention_flops(config, seq_len)
+    passed = 4 * n_params_active_non_embedding(config)
+    passed += 4 * sum(map(math.prod, adapter_shapes(config, adapter or Adapter()).values()))
+    trained = 2 * sum(_active(config, name, p.shape) for name, p in parameters(config, adapter).items() if p.trained)
+    return passed + trained + 3 * _attention_flops(config, seq_len)
 
 
 def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from launchyard.model.adapt.forms import form_of
+from launchyard.model.adapter import Adapter
 from launchyard.model.layout import frozen_names
 from launchyard.run import events
 from launchyard.run.rundir import RunDir
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
 def recipe_hash(recipe: Recipe) -> str:
     """Changes with the keys that decide the weights, and not with the device or the micro batch size."""
-    deciding = recipe.model_dump(mode="json", include={"model", "data", "train", "optimizer", "schedule"})
+    deciding = recipe.model_dump(mode="json", include={"model", "adapter", "data", "train", "optimizer", "schedule"})
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
+    if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
+        deciding.pop("adapter")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.run import layout
 from launchyard.run.layout import RECIPE
@@ -267,6 +268,7 @@ class Recipe(Section):
     )
     resources: ResourcesConfig = ResourcesConfig()
     model: ModelSection
+    adapter: Adapter = Adapter()
     tokenizer: str | None = Field(
         default=None,
         description="Tokenizer file (see `launch prepare`) or a folder with one; local, URL or of the hub. Default for "

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
 from launchyard.launcher.backends.request import Frozen, Process, Request
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.run.records import Shape
 from launchyard.storage.options import StoreOptions
@@ -50,6 +51,7 @@ class Plan(Frozen):
     nproc_per_node: int
     world_size: int
     model: ModelConfig
+    adapter: Adapter | None = Field(default=None, description="None: every parameter trains.")
     data: DataSpec
     data_prepared: bool
     batch: PlannedBatch
@@ -59,6 +61,7 @@ class Plan(Frozen):
     total_tokens: int
     epochs: list[float] = Field(description="Passes over each source; none while the data is not there.")
     n_params: int
+    n_params_trained: int
     flops_per_token: float
     memory: dict[str, int] = Field(description="Bytes per worker, estimated.")
     memory_available: int | None = Field(description="Bytes that a worker could have.")
@@ -77,10 +80,11 @@ class Plan(Frozen):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves the request out where there is no scheduler."""
+        """Leaves out the request where there is no scheduler, and the adapter where there is none."""
         fields: dict[str, Any] = handler(self)
-        if fields.get("request") is None:
-            fields.pop("request", None)
+        for name in ("request", "adapter"):
+            if fields.get(name) is None:
+                fields.pop(name, None)
         return fields
 
     @property

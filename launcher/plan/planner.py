@@ -19,8 +19,10 @@ from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, P
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
+from launchyard.model.layout import parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_samples, count_steps, cut_batch
@@ -77,6 +79,7 @@ def make_plan(
     device, nproc = _workers(recipe, cluster, host, draft)
     nnodes = recipe.resources.nodes
     model = resolve_model(recipe, data.vocab_size, init, draft)
+    adapter = _adapter(recipe, model, draft)
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
@@ -97,6 +100,7 @@ def make_plan(
         **ask.shape.model_dump(),
         world_size=ask.shape.world_size,
         model=model,
+        adapter=adapter,
         data=data.spec,
         data_prepared=data.prepared,
         batch=batch,
@@ -106,10 +110,11 @@ def make_plan(
         total_tokens=max_steps * batch.tokens_per_step,
         epochs=[] if data.missing else _epochs(data.spec, recipe, max_steps),
         n_params=cost.n_params(model),
-        flops_per_token=cost.flops_per_token(model, recipe.data.seq_len),
-        memory=_memory(recipe, model, batch, mesh, device),
+        n_params_trained=cost.n_params_trained(model, adapter),
+        flops_per_token=cost.flops_per_token(model, recipe.data.seq_len, adapter),
+        memory=_memory(recipe, model, adapter, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
-        checkpoint_bytes=memory.checkpoint_bytes(model),
+        checkpoint_bytes=memory.checkpoint_bytes(model, adapter),
         environment=environment,
         **_started(cluster, ask, host),
         notes=draft.notes,
@@ -186,6 +191,17 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     return Mesh(dp_replicate=replicate, dp_shard=shard)
 
 
+def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
+    """The recipe's adapter, None if it changes nothing; problems where it does not fit the model."""
+    adapter = recipe.adapter
+    if adapter == Adapter() or model is None:
+        return None
+    draft.attempt("adapter", lambda: parameters(model, adapter))
+    if adapter.kind != "none" and recipe.model.init_from is None:
+        draft.notes.append(f"adapter.kind is {adapter.kind}, over random weights: model.init_from names no others")
+    return adapter
+
+
 def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
     cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
     if cut is None:
@@ -235,7 +251,12 @@ def _gpus(recipe: Recipe, cluster: Cluster) -> int:
 
 
 def _memory(
-    recipe: Recipe, model: ModelConfig, batch: PlannedBatch, mesh: Mesh, device: Literal["cpu", "cuda"]
+    recipe: Recipe,
+    model: ModelConfig,
+    adapter: Adapter | None,
+    batch: PlannedBatch,
+    mesh: Mesh,
+    device: Literal["cpu", "cuda"],
 ) -> dict[str, int]:
     found = memory.training_memory(
         model,
@@ -246,6 +267,7 @@ def _memory(
         activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
         device=device,
         grad_accum_steps=batch.grad_accum_steps,
+        adapter=adapter,
     )
     return {key: int(value) for key, value in found.items()}
 

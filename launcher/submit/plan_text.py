@@ -22,7 +22,7 @@ from launchyard.training.recipe import Recipe
 def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
     """One line each for recipe, code, plan and data, then the notes."""
     rows = [
-        ("recipe", [plan.name, f"{count(plan.n_params)} parameters", f"{count(plan.total_tokens)} tokens"]),
+        ("recipe", [plan.name, _parameters(plan), f"{count(plan.total_tokens)} tokens"]),
         ("code", [code.summary()]),
         ("plan", _plan_parts(plan, recipe)),
         ("data", _data_parts(plan)),
@@ -30,6 +30,14 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
     lines = [f"✓ {label:<8} {' · '.join(parts)}" for label, parts in rows]
     lines += [f"  {'':<8} {' · '.join(parts)}" for parts in _source_parts(plan, recipe)]
     return lines + [f"! {'note':<8} {note}" for note in plan.notes]
+
+
+def _parameters(plan: Plan) -> str:
+    text = f"{count(plan.n_params)} parameters"
+    if plan.adapter is None:
+        return text
+    method = "" if plan.adapter.kind == "none" else f" by {plan.adapter.kind}"
+    return f"{text}, {count(plan.n_params_trained)} of them trained{method}"
 
 
 def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, source: str) -> list[str]:
@@ -132,6 +140,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
     epochs = f", {plan.epochs[0]:g} epochs" if len(plan.epochs) == 1 else ""
     yield "length", f"{plan.max_steps:,} steps, {plan.total_tokens:,} tokens{epochs}"
     yield "parameters", f"{plan.n_params:,}"
+    if plan.adapter is not None:
+        yield "trained", f"{plan.n_params_trained:,}"
+        changed = plan.adapter.model_dump(exclude_defaults=True)
+        yield "adapter", ", ".join(f"{key} {value}" for key, value in changed.items())
     yield (
         "compute",
         f"{count(plan.flops_per_token)}FLOP/token, {plan.flops_per_token * plan.total_tokens:.3g} FLOP in all",

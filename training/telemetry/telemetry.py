@@ -194,7 +194,7 @@ def open_telemetry(
             run, recipe, workload.run_id, attempt=world.attempt, start_step=start_step, on_event=instruments.events
         )
     flops = Flops(
-        flops_per_token(workload.model, recipe.data.seq_len),
+        flops_per_token(workload.model, recipe.data.seq_len, workload.adapter),
         peak_of(context.device, recipe.metrics.peak_flops, world.world_size),
     )
     recorder = Recorder(
