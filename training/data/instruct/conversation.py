@@ -15,13 +15,17 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. `trained`: the model learns to write it, and its end."""
+    """What one side says. `trained`: the model learns to write it, and its end.
+
+    input: what an Alpaca row gives beside its instruction. It follows the content, or has its place in a prompt style.
+    """
 
     role: Role
     content: str
     trained: bool = False
     name: str | None = None
     tool_calls: tuple[JsonObject, ...] = ()
+    input: str = ""
 
 
 @dataclass(frozen=True)
