@@ -45,11 +45,14 @@ class Tokenizer:
         import tokenizers
 
         try:
-            return tokenizers.Tokenizer.from_str(self.companions[TOKENIZER].decode())
+            raw = tokenizers.Tokenizer.from_str(self.companions[TOKENIZER].decode())
         except FileNotFoundError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{self.path} is no tokenizer.json that can be read: {error}") from error
+        raw.no_truncation()  # either, if the file asks for it, would silently change the text
+        raw.no_padding()
+        return raw
 
     @cached_property
     def eos_id(self) -> int | None:
@@ -70,6 +73,10 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """`special`: with the tokens that the tokenizer adds, such as Llama's begin-of-text."""
         return list(self.raw.encode(text, add_special_tokens=special).ids)
+
+    def encode_each(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Ids of several texts, each for itself, on all threads that the tokenizers package may use."""
+        return [list(one.ids) for one in self.raw.encode_batch_fast(list(texts), add_special_tokens=special)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return str(self.raw.decode(list(ids), skip_special_tokens=skip_special))
