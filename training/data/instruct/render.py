@@ -1,0 +1,207 @@
+"""Makes rows of tokens of conversations: which tokens there are, and which of them are trained for.
+
+Where an answer lies is told by rendering the conversation turn by turn and by lengths, never by the values of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+
+from launchyard.model.text.chat import Chat, ChatText
+from launchyard.model.text.chat_template import Message
+from launchyard.model.text.tokenizer import Tokenizer
+from launchyard.storage.damage import JsonObject
+from launchyard.training.data.instruct.conversation import Conversation, Row, Turn
+
+TooLong = Literal["drop", "cut-prompt", "cut-answer"]
+FIRST_ROWS = 100  # of which one at least must have a token to train for
+
+# Reasons of `dropped`.
+NO_ANSWER = "no turn to train for"
+NO_LABELS = "no token to train for"
+TOO_LONG = "too long"
+REFUSED = "refused by the chat template"
+# Keys of `counts`.
+CUT_PROMPT = "prompts cut"
+CUT_ANSWER = "answers cut, without an end token"
+UNCLEAR = "answers that the template does not let be told apart, not trained for"
+OPENED_OTHERWISE = "answers that begin in another way than a prompt for generation ends"
+MERGED = "answers whose first token holds the end of the prompt, too"
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Tokens of an answer, [start, end)."""
+
+    start: int
+    end: int
+
+
+class Renderer:
+    """Rows of at most `max_tokens` tokens, of a chat template or prompt style (see Chat).
+
+    too_long: rows above that are dropped, lose the beginning of their prompt (but for a begin token), or the end of
+    their answer. dropped: conversations that gave no row, by reason. counts: what else happened to rows and answers.
+    first_refusal: where and what the template said of the first that it refused.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        style: str | None = None,
+        template: str | None = None,
+        max_tokens: int | None = None,
+        too_long: TooLong = "drop",
+        now: datetime | None = None,
+    ) -> None:
+        self.chat = Chat(tokenizer, style=style, template=template, now=now or datetime.now())
+        self._joins_input = style is None
+        self._max_tokens = max_tokens
+        self._too_long = too_long
+        self._bos = tokenizer.raw.token_to_id(bos) if (bos := self.chat.tokens.get("bos_token")) else None
+        self.dropped: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.first_refusal: str | None = None
+
+    def rows(self, conversations: Iterable[Conversation]) -> Iterator[Row]:
+        """Those of conversations that give one. ValueError if none of the first FIRST_ROWS does, or none at all."""
+        seen = 0
+        made = 0
+        for conversation in conversations:
+            row = self.row(conversation)
+            seen += 1
+            if row is not None:
+                made += 1
+                yield row
+            elif not made and seen == FIRST_ROWS:
+                break
+        if seen and not made:
+            raise ValueError(self._nothing_to_train(seen))
+
+    def _nothing_to_train(self, seen: int) -> str:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in self.dropped.most_common())
+        said = f"; the first refusal: {self.first_refusal}" if self.first_refusal else ""
+        return (
+            f"none of the first {seen} conversations has a token to train for: {reasons}{said}. Look at the columns, "
+            "at the roles of the turns, at seq_len and at too_long (drop, cut-prompt, cut-answer)"
+        )
+
+    def row(self, conversation: Conversation) -> Row | None:
+        """None if it has no token to train for, is too long or is refused, counted in `dropped`."""
+        last = max((place for place, turn in enumerate(conversation.turns) if turn.trained), default=None)
+        if last is None:
+            return self._drop(NO_ANSWER)
+        turns = conversation.turns[: last + 1]
+        try:
+            shown = self.chat.chat_text(self._messages(turns), tools=conversation.tools)
+        except ValueError as error:
+            self.first_refusal = self.first_refusal or f"{conversation.where}: {error}"
+            return self._drop(REFUSED)
+        ids, spans = self._spans(shown, turns)
+        return self._fitted(Row(np.array(ids, dtype=np.int64), _labels(len(ids), spans), conversation.where), spans)
+
+    def ids_for_generation(self, turns: Sequence[Turn], *, tools: Sequence[JsonObject] = ()) -> list[int]:
+        """Ids before the next answer: those that a row has before that answer. ValueError if the template refuses."""
+        return self.chat.ids_for_generation(self._messages(turns), tools=tools)
+
+    def _messages(self, turns: Sequence[Turn]) -> list[Message]:
+        return [message_of(turn, join_input=self._joins_input) for turn in turns]
+
+    def _spans(self, shown: ChatText, turns: Sequence[Turn]) -> tuple[list[int], list[_Span]]:
+        """Ids of the text, and the tokens of each answer that is trained for."""
+        answers = [answer for answer in shown.answers if turns[answer.turn].trained and answer.end > answer.start]
+        edges = [edge for answer in answers for edge in (answer.start, answer.end)]
+        ids, *before = self.chat.encode(shown.text, *(shown.text[:edge] for edge in edges))
+        lengths = [_shared(beginning, ids) for beginning in before]
+        self._count(UNCLEAR, sum(turns[turn].trained for turn in shown.unclear))
+        self._count(OPENED_OTHERWISE, sum(answer.opened_otherwise for answer in answers))
+        self._count(MERGED, sum(n < len(b) for n, b in zip(lengths[::2], before[::2], strict=True)))
+        spans = [_Span(start, end) for start, end in zip(lengths[::2], lengths[1::2], strict=True)]
+        return ids, spans
+
+    def _fitted(self, row: Row, spans: Sequence[_Span]) -> Row | None:
+        if not row.trained.any():
+            return self._drop(NO_LABELS)
+        if self._max_tokens is None or len(row.ids) <= self._max_tokens:
+            return row
+        if self._too_long == "drop":
+            return self._drop(TOO_LONG)
+        cut = self._without_beginning if self._too_long == "cut-prompt" else self._without_end
+        fitted = cut(row, spans, self._max_tokens)
+        if not fitted.trained.any():
+            return self._drop(TOO_LONG)
+        self._count(CUT_PROMPT if self._too_long == "cut-prompt" else CUT_ANSWER, 1)
+        return fitted
+
+    def _without_beginning(self, row: Row, spans: Sequence[_Span], limit: int) -> Row:
+        """The last tokens, after the begin token if there is one; answers that lose their beginning are prompt."""
+        kept_begin = 1 if self._bos is not None and row.ids[0] == self._bos else 0
+        cut = len(row.ids) - limit + kept_begin
+        kept = [span for span in spans if span.start > cut]
+        trained = _labels(len(row.ids), kept)
+        return replace(
+            row,
+            ids=np.concatenate((row.ids[:kept_begin], row.ids[cut:])),
+            trained=np.concatenate((trained[:kept_begin], trained[cut:])),
+        )
+
+    def _without_end(self, row: Row, spans: Sequence[_Span], limit: int) -> Row:
+        return replace(row, ids=row.ids[:limit], trained=row.trained[:limit])
+
+    def _drop(self, reason: str) -> Row | None:
+        self.dropped[reason] += 1
+        return None
+
+    def _count(self, what: str, n: int) -> None:
+        if n:
+            self.counts[what] += n
+
+
+def message_of(turn: Turn, *, join_input: bool = True) -> Message:
+    """A turn as chat templates have it; `join_input`: with its input after its content, else under a key."""
+    content = f"{turn.content}\n\n{turn.input}" if turn.input and join_input else turn.content
+    message: dict[str, object] = {"role": turn.role, "content": content}
+    if turn.input and not join_input:
+        message["input"] = turn.input
+    if turn.name is not None:
+        message["name"] = turn.name
+    if turn.tool_calls:
+        message["tool_calls"] = [_with_arguments(call) for call in turn.tool_calls]
+    return message
+
+
+def _with_arguments(call: JsonObject) -> JsonObject:
+    """A call of a tool with its arguments as an object, which templates write as JSON; OpenAI's are JSON already."""
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments, str):
+        return call
+    try:
+        read = json.loads(arguments)
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": read}} if isinstance(read, dict) else call
+
+
+def _labels(n: int, spans: Sequence[_Span]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    trained = np.zeros(n, dtype=np.bool_)
+    for span in spans:
+        trained[span.start : span.end] = True
+    trained[:1] = False  # nothing comes before it
+    return trained
+
+
+def _shared(beginning: Sequence[int], ids: Sequence[int]) -> int:
+    """How many ids both begin with: fewer than `beginning` has where a token crosses its end."""
+    n = len(beginning)
+    if list(ids[:n]) == list(beginning):
+        return n
+    return next(place for place, (one, other) in enumerate(zip(beginning, [*ids, -1], strict=False)) if one != other)
