@@ -6,10 +6,12 @@ What training learns from and what generation asks with come from here, so that 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 from launchyard.model.text.chat_template import ChatTemplate, Message, chosen_template, named_tokens
 from launchyard.model.text.companions import Json
@@ -33,6 +35,18 @@ class AnswerSpan:
     start: int
     end: int
     opened_otherwise: bool = False
+
+
+@dataclass(frozen=True)
+class ChatIds:
+    """Ids of a chat; of each of its answers the place of its first token, and that after its last.
+
+    joined: answers whose first token holds the end of the prompt, too.
+    """
+
+    ids: list[int]
+    spans: tuple[tuple[int, int], ...]
+    joined: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,10 +138,45 @@ class Chat:
         """Ids of texts that a template made: it has written every special token itself."""
         return self._tokenizer.encode_each(texts, special=False)
 
+    def encode_chat(self, shown: ChatText) -> ChatIds:
+        """Ids of a whole text, and where in them its answers lie.
+
+        An answer begins with a token of its own even where the tokenizer would join its first characters to the end of
+        the prompt, so that the ids before it are those of the prompt alone; unless a cut there changes the text.
+        """
+        edges = [edge for answer in shown.answers for edge in (answer.start, answer.end)]
+        ids, *before = self.encode(shown.text, *(shown.text[:edge] for edge in edges))
+        lengths = [_shared(beginning, ids) for beginning in before]
+        joined = [
+            answer.start
+            for answer, length, beginning in zip(shown.answers, lengths[::2], before[::2], strict=True)
+            if length < len(beginning) and not answer.opened_otherwise
+        ]
+        if joined and (apart := self._encode_apart(shown.text, joined, edges, ids)):
+            ids, lengths = apart
+            joined = []
+        return ChatIds(ids, tuple(zip(lengths[::2], lengths[1::2], strict=True)), joined=len(joined))
+
+    def _encode_apart(
+        self, text: str, cuts: Sequence[int], edges: Sequence[int], whole: Sequence[int]
+    ) -> tuple[list[int], list[int]] | None:
+        """Ids of a text cut at some places, and how many come before each edge; None if they are another text's.
+
+        A sentencepiece tokenizer begins each text with a space, which none can take back.
+        """
+        bounds = [0, *cuts, len(text)]
+        parts = self.encode(*(text[start:end] for start, end in pairwise(bounds)))
+        ids = [number for part in parts for number in part]
+        if self._tokenizer.decode(ids, skip_special=False) != self._tokenizer.decode(whole, skip_special=False):
+            return None
+        places = [bisect_right(cuts, edge) for edge in edges]  # which part an edge lies in
+        before = self.encode(*(text[bounds[place] : edge] for place, edge in zip(places, edges, strict=True)))
+        first = [0, *accumulate(len(part) for part in parts)]
+        return ids, [first[k] + _shared(some, parts[k]) for k, some in zip(places, before, strict=True)]
+
     def ids_for_generation(self, messages: Sequence[Message], *, tools: Sequence[Json] = ()) -> list[int]:
         """Ids of the messages and of the beginning of the next answer. ValueError as of ChatTemplate.render."""
-        view = _View(self, messages, tools, generation_prompt=True)
-        return self.encode(self._closed(view).text)[0]
+        return self.encode_chat(self._closed(_View(self, messages, tools, generation_prompt=True))).ids
 
     def chat_text(self, messages: Sequence[Message], *, tools: Sequence[Json] = ()) -> ChatText:
         """The messages as the model sees them. ValueError as of ChatTemplate.render."""
@@ -279,6 +328,15 @@ class _View:
 
 
 def _common_beginning(*texts: str) -> str:
-    low, high = min(texts), max(texts)
+    low = min(texts)
+    high = max(texts)
     differ = (place for place, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
     return low[: next(differ, len(low))]
+
+
+def _shared(beginning: Sequence[int], ids: Sequence[int]) -> int:
+    """How many ids both begin with: fewer than `beginning` has where a token crosses its end."""
+    n = len(beginning)
+    if list(ids[:n]) == list(beginning):
+        return n
+    return next(place for place, (one, other) in enumerate(zip(beginning, [*ids, -1], strict=False)) if one != other)

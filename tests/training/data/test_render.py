@@ -16,6 +16,7 @@ from launchyard.training.data.instruct.render import (
     CUT_ANSWER,
     CUT_PROMPT,
     FIRST_ROWS,
+    JOINED,
     NO_ANSWER,
     OPENED_OTHERWISE,
     REFUSED,
@@ -36,6 +37,10 @@ WITH_BOS = "{{ bos_token }}" + CHATML
 OPEN = (
     "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} ASSISTANT:{% else %} {{ m.content }}\n"
     "{% endif %}{% endfor %}"
+)
+# Asks with a space at the end, as Llama 2 does.
+SPACED = (
+    "{% for m in messages %}{{ 'Q: ' ~ m.content ~ ' A: ' if m.role == 'user' else m.content ~ eos_token }}{% endfor %}"
 )
 # Closes the last answer only.
 LAST_CLOSED = OPEN.removesuffix("{% endfor %}") + "{% if loop.last and m.role != 'user' %}</s>{% endif %}{% endfor %}"
@@ -178,6 +183,35 @@ def test_a_row_begins_with_the_ids_of_its_prompt(name: str, tmp_path: Path) -> N
         assert row.ids[: len(prompt)].tolist() == prompt
         assert row.trained[len(prompt) :][0]
         assert not row.trained[len(prompt) - 1]
+
+
+@pytest.mark.parametrize(("template", "said"), [(SPACED, "Hello cat"), (CHATML, "\n\nfar below")])
+def test_an_answer_begins_with_a_token_of_its_own(template: str, said: str, tmp_path: Path) -> None:
+    """A tokenizer joins the end of a prompt and the beginning of an answer; generation begins after the prompt's."""
+    tokenizer = tokenizer_with(tmp_path, template)
+    renderer = Renderer(tokenizer)
+    turns = (ASKED, Turn("assistant", said, trained=True)) * 2
+    row = renderer.row(conversation(turns))
+    assert row is not None
+    assert row.ids.tolist() != judged(tokenizer, turns)
+    assert answers_in(tokenizer, row) == [f"{said}{END}"] * 2
+    assert renderer.ids_for_generation(turns[:1]) == judged(tokenizer, turns[:1], prompt=True)
+    for asked in (turns[:1], turns[:3]):
+        prompt = renderer.ids_for_generation(asked)
+        assert row.ids[: len(prompt)].tolist() == prompt
+        assert row.trained[len(prompt)]
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_is_never_cut(tmp_path: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = tokenizer_with(tmp_path, SPACED)
+    tokenizer.raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    renderer = Renderer(tokenizer)
+    row = renderer.row(conversation([Turn("user", "Hi"), Turn("assistant", "Hello", trained=True)]))
+    assert row is not None
+    assert tokenizer.decode(row.ids.tolist(), skip_special=False) == f" Q: Hi A: Hello{END}"
+    assert renderer.counts == {JOINED: 1}
 
 
 @pytest.mark.parametrize("name", ["thinking", "system last"])

@@ -33,7 +33,7 @@ CUT_PROMPT = "prompts cut"
 CUT_ANSWER = "answers cut, without an end token"
 UNCLEAR = "answers that the template does not let be told apart, not trained for"
 OPENED_OTHERWISE = "answers that begin in another way than a prompt for generation ends"
-MERGED = "answers whose first token holds the end of the prompt, too"
+JOINED = "answers whose first token holds the end of the prompt, too"
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,12 @@ class Renderer:
 
     def _spans(self, shown: ChatText, turns: Sequence[Turn]) -> tuple[list[int], list[_Span]]:
         """Ids of the text, and the tokens of each answer that is trained for."""
-        answers = [answer for answer in shown.answers if turns[answer.turn].trained and answer.end > answer.start]
-        edges = [edge for answer in answers for edge in (answer.start, answer.end)]
-        ids, *before = self.chat.encode(shown.text, *(shown.text[:edge] for edge in edges))
-        lengths = [_shared(beginning, ids) for beginning in before]
+        chat = self.chat.encode_chat(shown)
+        trained = [place for place, answer in enumerate(shown.answers) if turns[answer.turn].trained]
         self._count(UNCLEAR, sum(turns[turn].trained for turn in shown.unclear))
-        self._count(OPENED_OTHERWISE, sum(answer.opened_otherwise for answer in answers))
-        self._count(MERGED, sum(n < len(b) for n, b in zip(lengths[::2], before[::2], strict=True)))
-        spans = [_Span(start, end) for start, end in zip(lengths[::2], lengths[1::2], strict=True)]
-        return ids, spans
+        self._count(OPENED_OTHERWISE, sum(shown.answers[place].opened_otherwise for place in trained))
+        self._count(JOINED, chat.joined)
+        return chat.ids, [_Span(*chat.spans[place]) for place in trained]
 
     def _fitted(self, row: Row, spans: Sequence[_Span]) -> Row | None:
         if not row.trained.any():
@@ -197,11 +194,3 @@ def _labels(n: int, spans: Sequence[_Span]) -> np.ndarray[tuple[int], np.dtype[n
         trained[span.start : span.end] = True
     trained[:1] = False  # nothing comes before it
     return trained
-
-
-def _shared(beginning: Sequence[int], ids: Sequence[int]) -> int:
-    """How many ids both begin with: fewer than `beginning` has where a token crosses its end."""
-    n = len(beginning)
-    if list(ids[:n]) == list(beginning):
-        return n
-    return next(place for place, (one, other) in enumerate(zip(beginning, [*ids, -1], strict=False)) if one != other)
