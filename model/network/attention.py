@@ -13,6 +13,7 @@ from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear
+from launchyard.model.network.low_rank import together
 from launchyard.model.network.norms import HeadNorm, make_norm
 from launchyard.model.network.rope import rotate, yarn_gain
 from launchyard.model.network.uncompiled import uncompiled
@@ -153,9 +154,11 @@ class Attention(nn.Module):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
-        q = self.q_proj(x)
-        k = self.k_proj(x)
-        v = self.v_proj(x)
+        q_proj = self.q_proj
+        if type(q_proj) is Linear:
+            q, k, v = q_proj(x), self.k_proj(x), self.v_proj(x)
+        else:
+            q, k, v = together(x, q_proj, self.k_proj, self.v_proj)
         if self.qk_norm == "width":
             q = self.q_norm(q)
             k = self.k_norm(k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.linear import Linear
+from launchyard.model.network.low_rank import together
 from launchyard.model.network.uncompiled import uncompiled
 
 CLAMP = 7.0  # of gpt-oss
@@ -27,7 +30,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         if self.gated:
-            return self.down_proj(gate(self.activation, self.gate_proj(x), self.up_proj(x)))
+            gate_proj = self.gate_proj
+            if type(gate_proj) is Linear:
+                return self.down_proj(gate(self.activation, gate_proj(x), self.up_proj(x)))
+            again = x.device.type == "cpu"
+            return self.down_proj(gate(self.activation, *together(x, gate_proj, self.up_proj), again=again))
         return self.down_proj(activate(self.activation, self.up_proj(x)))
 
 
@@ -226,8 +233,32 @@ def activate(kind: str, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
-def gate(kind: str, gated: Tensor, up: Tensor) -> Tensor:
-    """The activation of one projection times another."""
+class _Context(Protocol):
+    saved_tensors: tuple[Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _GateAgain(torch.autograd.Function):
+    """silu(gated) * up; the activation is made again in the backward instead of kept."""
+
+    @staticmethod
+    def forward(ctx: _Context, gated: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gated, up)
+        return F.silu(gated).mul_(up)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gated, up = ctx.saved_tensors
+        of_up = F.silu(gated).mul_(grad)
+        return torch.ops.aten.silu_backward(up * grad, gated), of_up
+
+
+def gate(kind: str, gated: Tensor, up: Tensor, *, again: bool = False) -> Tensor:
+    """The activation of one projection times another. again: keep less for a longer backward."""
+    if again and kind == "silu" and torch.is_grad_enabled():
+        out: Tensor = _GateAgain.apply(gated, up)
+        return out
     if kind == "clamped_swish":
         low = gated.clamp(max=CLAMP)
         return (up.clamp(-CLAMP, CLAMP) + 1) * (low * torch.sigmoid(SWISH * low))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,42 @@ class ScaledNorm(nn.Module):
         return F.rms_norm(wide, (self.size,), weight, self.eps).to(x.dtype)
 
 
+class _Context(Protocol):
+    saved_tensors: tuple[Tensor, Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _FrozenRMSNorm(torch.autograd.Function):
+    """The steps that torch takes on a CPU, but of what they make a number for each vector is kept."""
+
+    @staticmethod
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = _wide(x)
+        factor = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, factor)
+        return (wide * factor).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, factor = ctx.saved_tensors
+        normal = _wide(x) * factor
+        own = _wide(grad) * weight
+        own -= normal.mul_((own * normal).mean(-1, keepdim=True))
+        return own.mul_(factor).to(x.dtype), None, None
+
+
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm, which off a GPU keeps three copies of its input for the backward where one will do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        learns = torch.is_grad_enabled() and x.requires_grad
+        if learns and not self.weight.requires_grad and x.device.type == "cpu":
+            out: Tensor = _FrozenRMSNorm.apply(x, self.weight, self.eps)
+            return out
+        return super().forward(x)
+
+
 class HeadNorm(nn.Module):
     """A norm of each head with a weight of its own: x (…, heads, head_dim)."""
 
@@ -51,7 +89,7 @@ def make_norm(config: ModelConfig, size: int | None = None, *, bias: bool = True
     if config.norm_weight != "plain":
         return ScaledNorm(width, config)
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=bias and config.norm_bias)
 
 

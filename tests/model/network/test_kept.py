@@ -1,0 +1,58 @@
+"""What finetuning makes again instead of keeping: the same bits in the forward, the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launchyard.model.network.mlp import gate
+from launchyard.model.network.norms import make_norm
+from tests.support.tiny_models import llama
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def gradients(made: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, list[Tensor], int]:
+    """Output, gradients, and the bytes that were kept, weights of 64 numbers and inputs left out."""
+    kept: dict[int, int] = {}
+    given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.numel() > 64 and tensor.untyped_storage().data_ptr() not in given:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = made()
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return out.detach(), list(torch.autograd.grad((out * weight).float().sum(), inputs)), sum(kept.values())
+
+
+def compare(found: tuple[Tensor, list[Tensor], int], plain: tuple[Tensor, list[Tensor], int]) -> None:
+    assert torch.equal(found[0], plain[0])
+    for mine, theirs in zip(found[1], plain[1], strict=True):
+        tolerance = 1e-6 if mine.dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    assert found[2] < plain[2] / 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_frozen_norm_keeps_its_input_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = make_norm(llama(dim=64)).to(dtype)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(3, 50, 64, dtype=dtype, requires_grad=True)
+    plain = gradients(lambda: norm(x), x)
+    norm.requires_grad_(False)
+    compare(gradients(lambda: norm(x), x), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gate_keeps_its_inputs_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gated, up = (torch.randn(3, 50, 64, dtype=dtype, requires_grad=True) for _ in range(2))
+    plain = gradients(lambda: gate("silu", gated, up), gated, up)
+    compare(gradients(lambda: gate("silu", gated, up, again=True), gated, up), plain)
