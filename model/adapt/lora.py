@@ -14,6 +14,7 @@ from launchyard.model.adapt.noise import Noise
 from launchyard.model.adapt.quantized import QuantizedLinear
 from launchyard.model.adapt.targets import Update
 from launchyard.model.network.linear import Embedding, Linear
+from launchyard.model.network.low_rank import Factors, add_updates
 
 
 class _LowRank(nn.Module):
@@ -29,15 +30,28 @@ class _LowRank(nn.Module):
     scale: float
     noise: Noise | None
 
+    def factors(self) -> Factors | None:
+        """Those of the update where it is nothing else."""
+        if self.magnitude is not None or self.noise is not None:
+            return None
+        return Factors(self.lora_a, self.lora_b, self.scale)
+
+    def plain(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        return out
+
     def forward(self, input: Tensor) -> Tensor:
+        factors = self.factors()
+        if factors is not None:
+            return add_updates(input, [self.plain(input)], [factors])[0]
         noisy = input if self.noise is None else self.noise.dropped(input)
         update = F.linear(F.linear(noisy, self.lora_a.to(input.dtype)), self.lora_b.to(input.dtype)) * self.scale
-        out: Tensor = super().forward(input)
+        out = self.plain(input)
         if self.magnitude is None:
             return out + update
         gain = (self.magnitude / self.norms()).to(input.dtype)
         # The base goes through the same dropout as the update, as in PEFT.
-        base = out if noisy is input else super().forward(noisy)
+        base = out if noisy is input else self.plain(noisy)
         base = base if self.bias is None else base - self.bias
         return out + (gain - 1) * base + gain * update
 

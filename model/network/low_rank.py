@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Update:
+class Factors:
     """scale * (x A^T) B^T"""
 
     a: Tensor  # (r, in)
@@ -31,14 +31,14 @@ class Adapted(Protocol):
         """The output of its base alone."""
         ...
 
-    def update(self) -> Update | None:
+    def factors(self) -> Factors | None:
         """None where it is not of this form, as with dropout in training: then the module itself is called."""
         ...
 
 
 def together(x: Tensor, *projections: nn.Module) -> tuple[Tensor, ...]:
     """The outputs of projections of one input, in order."""
-    updates = [projection.update() if isinstance(projection, Adapted) else None for projection in projections]
+    updates = [projection.factors() if isinstance(projection, Adapted) else None for projection in projections]
     outputs = [
         projection.plain(x) if update is not None and isinstance(projection, Adapted) else projection(x)
         for projection, update in zip(projections, updates, strict=True)
@@ -50,7 +50,7 @@ def together(x: Tensor, *projections: nn.Module) -> tuple[Tensor, ...]:
     return tuple(outputs)
 
 
-def add_updates(x: Tensor, outputs: Sequence[Tensor], updates: Sequence[Update]) -> tuple[Tensor, ...]:
+def add_updates(x: Tensor, outputs: Sequence[Tensor], updates: Sequence[Factors]) -> tuple[Tensor, ...]:
     """outputs[i] + updates[i] of x. x (…, in); outputs (…, out). Of all that, x and r numbers a token are kept."""
     if not updates:
         return ()

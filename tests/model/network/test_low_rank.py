@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launchyard.model.network.low_rank import Update, add_updates, together
+from launchyard.model.network.low_rank import Factors, add_updates, together
 
 
 class Projection(nn.Module):
@@ -24,8 +24,8 @@ class Projection(nn.Module):
         out: Tensor = self.base(x)
         return out
 
-    def update(self) -> Update | None:
-        return Update(self.a, self.b, self.scale)
+    def factors(self) -> Factors | None:
+        return Factors(self.a, self.b, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         low = F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
@@ -65,5 +65,5 @@ def test_the_input_is_kept_once_and_no_output() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        add_updates(x, [torch.randn(50, 40) for _ in factors], [Update(a, b, 2.0) for a, b in factors])
+        add_updates(x, [torch.randn(50, 40) for _ in factors], [Factors(a, b, 2.0) for a, b in factors])
     assert sorted(kept.values()) == [4 * 50 * 3 * 3, 4 * 50 * 12]
