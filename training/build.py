@@ -50,7 +50,8 @@ def build_model(
         model: nn.Module = Transformer(config)
         if form is not None:
             quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
-        attach(model, config, adapter)
+        model.moment = attach(model, config, adapter)
+        model.moment.seed = recipe.train.seed
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
         if not (layout[name].trained or layout[name].is_bytes or stays_fp32(name)) and later:

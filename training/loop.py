@@ -173,11 +173,12 @@ def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -
     if n_valid < 1:
         named = named_samples(context, parts.data, number - 1)
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
+    first_slot = context.world.rank * context.share
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     return train_step(
         learner.model,
         learner.optimizer,
-        micro_batches(batch, context.sizes.micro_batch_size, context.device),
+        micro_batches(batch, context.sizes.micro_batch_size, context.device, first_slot=first_slot),
         n_valid=n_valid,
         number=number,
         lr=lr,

@@ -6,13 +6,14 @@ accumulation and any number of workers give the result of one big batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapt.noise import Moment
 from launchyard.model.network.transformer import Projection
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import sum_over_ranks
@@ -34,12 +35,32 @@ def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n
     for number, batch in enumerate(micro_batches, start=1):
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
+        _stand_for(model, batch)
         head = partial(_loss, labels=batch.labels, scale=scale)
         loss = model(batch.inputs, head=head, documents=batch.documents, at=batch.at)
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return total
+
+
+def _stand_for(model: nn.Module, batch: MicroBatch) -> None:
+    """Tell the dropout of an adapter which slots it sees."""
+    moment: Moment | None = getattr(model, "moment", None)
+    if moment is not None:
+        moment.first_slot = batch.first_slot
+        moment.tokens = batch.tokens
+
+
+@contextmanager
+def _during(model: nn.Module, step: int) -> Iterator[None]:
+    """With the dropout of an adapter, which there is in a step alone."""
+    moment: Moment | None = getattr(model, "moment", None)
+    if moment is not None:
+        moment.step = step
+    yield
+    if moment is not None:
+        moment.step = None
 
 
 def _loss(hidden: Tensor, head: Projection, *, labels: Tensor, scale: float) -> Tensor:
@@ -93,7 +114,8 @@ def train_step(
     """
     clock = clock or PhaseClock()
     clock.enter("forward_backward")
-    loss = forward_backward(model, micro_batches, n_valid=n_valid)
+    with _during(model, number):
+        loss = forward_backward(model, micro_batches, n_valid=n_valid)
     clock.enter("optimizer")
     mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
     if device_time is not None:

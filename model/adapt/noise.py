@@ -15,11 +15,12 @@ from torch import Tensor
 
 @dataclass
 class Moment:
-    """The part of a run that a forward stands for; the step sets it before each micro-batch. None: no dropout."""
+    """The part of a run that a forward stands for; the step sets it before each micro-batch. No step: no dropout."""
 
     seed: int = 0
     step: int | None = None
     first_slot: int = 0
+    tokens: tuple[int, ...] | None = None  # of each slot, where all lie end to end in one row
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,19 @@ class Noise:
     moment: Moment
 
     def dropped(self, x: Tensor) -> Tensor:
-        """x (B, T, C), some of its elements zero and the others 1 / (1 - p) times as large; x itself outside a step."""
+        """x (B, T, C), some of its elements zero and the others 1 / (1 - p) times as large; x itself outside a step.
+
+        Also (1, N, C), of all slots end to end.
+        """
         if self.moment.step is None:
             return x
-        kept = torch.stack([self._kept(x[row], self.moment.first_slot + row) for row in range(len(x))])
+        lengths = self.moment.tokens or (x.shape[1],) * len(x)
+        slots = enumerate(lengths, start=self.moment.first_slot)
+        kept = torch.cat([self._kept(n, x.shape[2], slot, x.device) for slot, n in slots]).view_as(x)
         return x * kept.to(x.dtype) / (1 - self.p)
 
-    def _kept(self, row: Tensor, slot: int) -> Tensor:
+    def _kept(self, n: int, width: int, slot: int, device: torch.device) -> Tensor:
         key = f"{self.moment.seed}/{self.moment.step}/{slot}/{self.name}"
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
-        generator = torch.Generator(row.device).manual_seed(number)
-        return torch.rand(row.shape, generator=generator, device=row.device) >= self.p
+        generator = torch.Generator(device).manual_seed(number)
+        return torch.rand(n, width, generator=generator, device=device) >= self.p

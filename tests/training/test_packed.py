@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.training.batching import BatchSizes
 from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch, micro_batches
 from launchyard.training.data.reader import Batch
 from launchyard.training.distributed import connect, disconnect, read_world
+from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import clean_name, local, shard_extent
+from launchyard.training.recipe import OptimizerConfig
 from launchyard.training.spec import IGNORE_INDEX
-from launchyard.training.step import forward_backward
+from launchyard.training.step import forward_backward, train_step
 from launchyard.training.validate import validation_loss
 from tests.support.ranks import run_ranks
 from tests.training.test_families import fill
@@ -158,3 +161,28 @@ def test_validation_sees_each_row_once_in_any_cut() -> None:
         reader: Any = _Packs()
         loss = validation_loss(model, reader, sizes=sizes, world=read_world(), device=CPU, max_batches=None)
         assert loss == pytest.approx(expected, rel=1e-6)
+
+
+DROPPED = Adapter(kind="lora", r=4, dropout=0.3)
+
+
+def test_dropout_is_of_the_slot_and_the_step() -> None:
+    """In any cut of a step, and other in the next; a validation has none."""
+    batch = packed(PACKS)
+
+    def after_a_step(size: int, number: int = 1) -> dict[str, Tensor]:
+        model = build_model(ModelConfig.model_validate(LLAMA), recipe_of(LLAMA), world_size=1, device=CPU,
+                            adapter=DROPPED)  # fmt: skip
+        fill(model)
+        optimizer = make_optimizer(model, OptimizerConfig(eps=1e-3))
+        train_step(model, optimizer, micro_batches(batch, size, CPU), n_valid=batch.n_valid, number=number, lr=0.1,
+                   max_grad_norm=None)  # fmt: skip
+        dropped = any(getattr(module, "noise", None) for module in model.modules())
+        assert dropped and torch.equal(model(batch.inputs), model(batch.inputs))
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    whole = after_a_step(8)
+    for size in (1, 2):
+        for name, part in after_a_step(size).items():
+            torch.testing.assert_close(part, whole[name], rtol=0, atol=1e-5, msg=name)
+    assert any(not torch.equal(part, whole[name]) for name, part in after_a_step(8, number=2).items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,23 +21,30 @@ class MicroBatch:
     labels: Tensor  # (B, T) int64, or (K,)
     documents: Documents | None = None
     at: Tensor | None = None  # (K,) int64: the places of the labels in the row
+    first_slot: int = 0  # of the global batch
+    tokens: tuple[int, ...] | None = None  # of each slot, where they lie end to end
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
         at = None if self.at is None else self.at.to(device, non_blocking=True)
         inputs = self.inputs.to(device, non_blocking=True)
-        return MicroBatch(inputs, self.labels.to(device, non_blocking=True), self.documents, at)
+        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True), at=at)
 
 
-def micro_batches(batch: Batch, size: int, device: torch.device) -> list[MicroBatch]:
-    """The slots of a batch, `size` at a time, on the device."""
+def micro_batches(batch: Batch, size: int, device: torch.device, *, first_slot: int = 0) -> list[MicroBatch]:
+    """The slots of a batch, `size` at a time, on the device. first_slot: of the batch in the global batch."""
+    found = [replace(part, first_slot=first_slot + number * size) for number, part in enumerate(_cut(batch, size))]
+    return [part.to(device) for part in found]
+
+
+def _cut(batch: Batch, size: int) -> list[MicroBatch]:
     inputs = batch.inputs.split(size)
     labels = batch.labels.split(size)
     if batch.documents is None:
-        return [MicroBatch(*pair).to(device) for pair in zip(inputs, labels, strict=True)]
+        return [MicroBatch(*pair) for pair in zip(inputs, labels, strict=True)]
     documents = [batch.documents[start : start + size] for start in range(0, len(batch.documents), size)]
-    return [_end_to_end(*part).to(device) for part in zip(inputs, labels, documents, strict=True)]
+    return [_end_to_end(*part) for part in zip(inputs, labels, documents, strict=True)]
 
 
 def _end_to_end(inputs: Tensor, labels: Tensor, documents: Sequence[Sequence[int]]) -> MicroBatch:
@@ -48,6 +55,7 @@ def _end_to_end(inputs: Tensor, labels: Tensor, documents: Sequence[Sequence[int
     at = (wanted != IGNORE_INDEX).nonzero()[:, 0]
     row_length = inputs.shape[1]
     if not any(ends):
-        return MicroBatch(inputs.new_zeros(1, 1), wanted, Documents((1,), row_length, is_padding=True), at)
+        padding = Documents((1,), row_length, is_padding=True)
+        return MicroBatch(inputs.new_zeros(1, 1), wanted, padding, at, tokens=(1,))
     apart = Documents(tuple(length for lengths in documents for length in lengths), row_length)
-    return MicroBatch(torch.cat(kept)[None], wanted[at], apart, at)
+    return MicroBatch(torch.cat(kept)[None], wanted[at], apart, at, tokens=tuple(ends))
