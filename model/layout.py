@@ -65,6 +65,8 @@ def _coded(plain: dict[str, Parameter], adapter: Adapter | None) -> dict[str, Pa
         *lead, columns = parameter.shape
         found[name] = Parameter((*lead, packed_bytes(form, columns)), trained=False, is_bytes=True)
         found[scales_name(name)] = Parameter((*lead, scales_bytes(form, columns)), trained=False, is_bytes=True)
+    if form is not None and found.keys() == plain.keys():
+        raise ValueError(f"quantize: {form} is for frozen projections, and no projection is frozen; leave quantize out")
     return found
 
 

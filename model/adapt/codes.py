@@ -106,7 +106,7 @@ def rounded(rows: Tensor, form: Form) -> Tensor:
     columns = rows.shape[-1]
     n_rows = rows.numel() // columns
     out = torch.empty(decoded_size(n_rows, form, columns), device=rows.device)
-    return decode(encode(rows, form), form, columns, out=out)
+    return decode(encode(rows, form), form, columns, out=out).contiguous()
 
 
 # -- 4 bits -----------------------------------------------------------------------------------------------------------

@@ -119,3 +119,13 @@ def test_the_kernel_of_bitsandbytes_gives_our_values(monkeypatch: pytest.MonkeyP
 
 def plain_of(coded: Coded, form: Form, dtype: torch.dtype) -> Tensor:
     return decode(coded, form, 192, out=torch.empty(decoded_size(16, form, 192), dtype=dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", CODED_FORMS)
+def test_a_gpu_makes_the_same_codes_and_values(form: Form) -> None:
+    plain = matrix(96, 576)
+    here = encode(plain, form)
+    there = encode(plain.cuda(), form)
+    assert torch.equal(there.codes.cpu(), here.codes) and torch.equal(there.scales.cpu(), here.scales)
+    assert torch.equal(rounded(plain.cuda(), form).cpu(), rounded(plain, form))
