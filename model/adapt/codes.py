@@ -81,7 +81,7 @@ def encode(rows: Tensor, form: Form) -> Coded:
 
 
 def decode(coded: Coded, form: Form, columns: int, *, out: Tensor) -> Tensor:
-    """The plain rows (…, columns) in the type of `out`, a flat scratch tensor of `decoded_size`: a view of it."""
+    """The plain rows (…, columns) in the type of `out`: a flat scratch tensor of `decoded_size`, often their place."""
     lead = coded.codes.shape[:-1]
     codes = coded.codes.reshape(-1, coded.codes.shape[-1])
     scales = coded.scales.reshape(-1, coded.scales.shape[-1])
@@ -176,10 +176,10 @@ def _block_scales(stored: Tensor, form: Form, columns: int) -> Tensor:
 
 
 def _from_nf4(codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
-    """codes (N, bytes), scales (N, blocks) fp32 -> out (N, blocks, NF4_BLOCK)."""
+    """codes (N, bytes), scales (N, blocks) fp32 -> (N, blocks, NF4_BLOCK), in `out` or of its shape and type."""
     if out.numel() and _has_bitsandbytes(out.device):
-        kernel = torch.ops.bitsandbytes.dequantize_4bit
-        return out.copy_(kernel(codes.contiguous(), scales.flatten(), NF4_BLOCK, "nf4", out.shape, out.dtype))
+        kernel = torch.ops.bitsandbytes.dequantize_4bit  # into memory of its own: a copy would cost as much again
+        return kernel(codes.contiguous(), scales.flatten(), NF4_BLOCK, "nf4", out.shape, out.dtype)
     pairs = _pairs(out.device)
     for part, factor, target in _chunks(codes, scales, out):
         numbers = pairs.index_select(0, part.reshape(-1).int()).view(torch.float32).view(target.shape)

@@ -89,7 +89,7 @@ def test_tables_norms_and_routers_are_not_coded() -> None:
 def test_a_form_that_no_matrix_has_is_refused() -> None:
     """Else the base would stay plain in silence, and memory with it."""
     for frozen in (("embed.weight",), ("embed.weight", "blocks.*norm.weight")):
-        with pytest.raises(ValueError, match="quantize: nf4 .* no projection is frozen"):
+        with pytest.raises(ValueError, match=r"quantize: nf4 .* no projection is frozen"):
             parameters(llama(), Adapter(kind="lora", quantize="nf4", frozen=frozen))
 
 
