@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
@@ -114,11 +114,14 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
     )
 
 
-def base_of(recipe: Recipe, workload: Workload) -> dict[str, str | int | None]:
+def base_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
     """Where the parameters that do not train come from, and the form that they have."""
-    base: dict[str, str | int | None] = {"init_from": recipe.model.init_from, "seed": recipe.train.seed}
+    base: dict[str, Any] = {"init_from": recipe.model.init_from, "seed": recipe.train.seed}
+    if workload.adapter is None:
+        return base
     form = form_of(workload.adapter)
-    return base if form is None else base | {"quantize": form}
+    adapter = workload.adapter.model_dump(mode="json", exclude_defaults=True)
+    return base | {"adapter": adapter} | ({} if form is None else {"quantize": form})
 
 
 def choose_device(recipe: Recipe, world: World) -> torch.device:

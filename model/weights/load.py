@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapt.codes import rounded
 from launchyard.model.adapt.forms import Form, scales_name
+from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes, stays_fp32
@@ -23,6 +24,7 @@ from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
+from launchyard.model.weights.merged import MergedWeights
 from launchyard.model.weights.resize import is_of_vocabulary, mean_row
 from launchyard.model.weights.source import Source, find_source
 from launchyard.storage.errors import CorruptError
@@ -65,6 +67,7 @@ class CheckpointWeights:
         self.folder = folder
         self._manifest = read_manifest(folder)
         self.config = ModelConfig.model_validate(self._manifest.model)
+        self.adapter = Adapter.model_validate(self._manifest.base.get("adapter", {}))
         self._frozen = frozenset(self._manifest.frozen)
         for key, shape in parameter_shapes(self.config).items():
             if key in self._frozen:
@@ -76,6 +79,10 @@ class CheckpointWeights:
 
     def keys(self) -> list[str]:
         return list(parameter_shapes(self.config))
+
+    def added(self, name: str) -> Tensor:
+        """A parameter of the adapter."""
+        return read_tensor(self.folder, self._manifest, PREFIX + name)
 
     def dtype(self, key: str) -> torch.dtype:
         return torch.float32 if key in self._frozen else torch_dtype(self._manifest.tensors[PREFIX + key].dtype)
@@ -177,7 +184,9 @@ def open_weights(source: str) -> tuple[ModelConfig, Weights]:
 def _open(found: Source) -> tuple[ModelConfig, Weights]:
     kinds: dict[str, type[HFWeights] | type[GGUFWeights] | type[CheckpointWeights]]
     kinds = {"hf": HFWeights, "gguf": GGUFWeights, "checkpoint": CheckpointWeights}
-    weights = kinds[found.kind](found.folder)
+    weights: Weights = kinds[found.kind](found.folder)
+    if isinstance(weights, CheckpointWeights) and weights.adapter.kind in LOW_RANK:
+        weights = MergedWeights(weights, weights.adapter, weights.added)
     return weights.config, weights
 
 

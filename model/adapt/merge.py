@@ -1,0 +1,35 @@
+"""An adapter's updates in the weights that they are over: plain arithmetic on rows, in fp32. Knows no module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from launchyard.model.adapt.targets import Update
+
+Added = Callable[[str], Tensor]  # a parameter of the adapter by our name, whole, on the CPU
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The update of one projection or table. name: without `.weight`."""
+
+    name: str
+    update: Update
+    magnitude: bool
+
+    def rows(self, base: Tensor, rows: range, added: Added) -> Tensor:
+        """base (n, in): those rows of the weight. fp32, with the update in them."""
+        a = added(f"{self.name}.lora_a").float()
+        b = added(f"{self.name}.lora_b").float()
+        mine = slice(rows.start, rows.stop)
+        if self.name == "embed":  # lora_a (rank, ids), lora_b (dim, rank)
+            return base.float() + (a[:, mine].t() @ b.t()) * self.update.scale
+        whole = base.float() + (b[mine] @ a) * self.update.scale
+        if not self.magnitude:
+            return whole
+        gain = added(f"{self.name}.magnitude").float()[mine] / torch.linalg.vector_norm(whole, dim=1)
+        return whole * gain[:, None]
