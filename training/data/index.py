@@ -5,6 +5,7 @@
           tokenizer/…                       what lay beside it: see model/text/companions.py
           rejects.jsonl                     invalid documents that were left out on request: file, line, reason
           train/{index.json, chunk-0-0.bin …, digests.json}    litdata's format, and the hash of each chunk
+          train/rows.npy                    of instructions: the tokens of each row
           validation/…                      the same for the held-out part; absent when there is none
 
 Knows nothing of making or reading tokens.
@@ -32,6 +33,7 @@ DATASET = "dataset.json"
 REJECTS = "rejects.jsonl"
 INDEX = "index.json"
 DIGESTS = "digests.json"
+ROWS = "rows.npy"
 TOKENIZER = "tokenizer/tokenizer.json"
 # litdata numbers element types differently for its two raw serializers; only those that can hold token ids.
 ELEMENT_TYPES = {
@@ -39,6 +41,7 @@ ELEMENT_TYPES = {
     "no_header_tensor": {15: "int32", 16: "int32", 17: "int64", 18: "int64", 20: "uint16"},
 }
 ITEM_BYTES = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}
+DataKind = Literal["tokens", "instruct"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -95,15 +98,23 @@ class ChunkDigest(FrozenModel):
     xxh3: str = Field(description="xxh3_64 of the whole file, in hex.")
 
 
+class RowsDigest(FrozenModel):
+    rows: int
+    xxh3: str = Field(description="xxh3_64 of rows.npy, in hex.")
+
+
 class Digests(FrozenModel):
-    """digests.json: the digest of every chunk, by file name."""
+    """digests.json: the digest of every chunk, by file name, and of rows.npy where there is one."""
 
     format: Literal[1] = 1
     chunks: dict[str, ChunkDigest]
+    rows: RowsDigest | None = None
 
     @property
     def digest(self) -> str:
         lines = [f"{name} {chunk.bytes} {chunk.tokens} {chunk.xxh3}" for name, chunk in self.chunks.items()]
+        if self.rows is not None:
+            lines.append(f"{ROWS} {self.rows.rows} {self.rows.xxh3}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -159,16 +170,19 @@ class SplitEntry(FrozenModel):
     documents: int = Field(description="Document ends, so also the ends of parts of a document cut by the hold-out.")
     chunks: int
     digest: str
+    labels: int | None = Field(None, description="Of instructions: tokens that are trained for.")
+    longest: int | None = Field(None, description="Of instructions: tokens of the longest row.")
 
 
 class Dataset(FrozenModel):
     """dataset.json: the whole story of a prepared folder."""
 
     format: Literal[1] = 1
+    kind: DataKind = "tokens"
     digest: str = Field(description="Of all chunks and the tokenizer.")
     tokenizer: TokenizerEntry
     vocab_size: int = Field(description="Every token id is below it.")
-    dtype: Literal["uint16", "int32"]
+    dtype: Literal["uint16", "int32", "uint32"]
     documents: int
     empty_documents: int = Field(description="Documents without a character; they are left out.")
     rejected_documents: int = Field(0, description="Invalid documents, left out by --skip-invalid; see rejects.jsonl.")

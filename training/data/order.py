@@ -175,6 +175,11 @@ def permute(index: Ids, size: Ids, key: Words) -> Ids:
     return result.astype(np.int64).reshape(shape)
 
 
+def permutation(size: int, seed: int, *parts: int) -> Ids:
+    """The numbers 0 … size - 1 in an order that depends on seed and parts alone, whatever the version of numpy."""
+    return permute(np.arange(size), np.full(size, size), _key(seed, *parts)) if size else np.empty(0, np.int64)
+
+
 def _feistel(position: Words, rows: Words, columns: Words, key: Words) -> Words:
     left = position // columns  # < rows
     right = position % columns  # < columns

@@ -168,8 +168,7 @@ class TokenReader:
             if valid < length:
                 inputs[number, valid:] = 0
                 labels[number, valid:] = IGNORE_INDEX
-        total %= 2**64
-        return Batch(inputs, labels, sum(lengths), total - 2**64 if total >= 2**63 else total)
+        return Batch(inputs, labels, sum(lengths), signed(total))
 
     def _fill(self, row: Array, store: TokenStore, sample: int) -> int:
         """Write a sample and its number of labels into a row (T + 2,); returns that number."""
@@ -178,6 +177,11 @@ class TokenReader:
         row[: valid + 1] = store.read(start, valid + 1)
         row[valid + 1] = valid
         return valid
+
+
+def signed(total: int) -> int:
+    """A sum of 64-bit hashes with wraparound, as signed 64 bits."""
+    return (total + 2**63) % 2**64 - 2**63
 
 
 def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> list[ChunkUse]:

@@ -24,10 +24,11 @@ from launchyard.storage.files import exists, is_remote, normal
 from launchyard.training.data.cache.chunk_cache import ChunkCache, OpenChunk
 from launchyard.training.data.chunks import Array, Chunk, fetch_chunk, open_chunk, put, tokens_of
 from launchyard.training.data.dataset_spec import vocab_size_of
-from launchyard.training.data.index import DIGESTS, INDEX, ChunkDigest, Digests, read_index, read_model
+from launchyard.training.data.index import DIGESTS, INDEX, Digests, read_index, read_model
 
 MAX_OPEN_CHUNKS = 256  # maps; each keeps a file open, and a process often may have no more than 1,024
 MAX_VOCAB_SIZE = 2**31 - 1  # ids are hashed as int32
+ID_BITS = 2**31 - 1  # of a token of instructions; the bit above them marks what is trained for
 
 
 class TokenStore:
@@ -50,7 +51,7 @@ class TokenStore:
                 items=entry.chunk_size,
                 tokens=entry.dim or 0,
                 dtype=self.dtype,
-                xxh3=None if digests is None else digests[entry.filename].xxh3,
+                xxh3=None if digests is None else digests.chunks[entry.filename].xxh3,
                 compression=index.config.compression,
             )
             for entry in index.chunks
@@ -58,6 +59,7 @@ class TokenStore:
         self.starts = list(accumulate((chunk.tokens for chunk in self.chunks), initial=0))
         self.n_tokens = self.starts[-1]
         self.vocab_size = vocab_size if vocab_size is not None else vocab_size_of(os.path.dirname(self.folder))
+        self._has_rows = digests is not None and digests.rows is not None
         self.cache: ChunkCache | None = None
         if not is_remote(self.folder):  # others see that it is in use
             weakref.finalize(self, os.close, open_shared(f"{self.folder}/{INDEX}"))
@@ -70,12 +72,12 @@ class TokenStore:
         self._lock = threading.Lock()
         self._brought = dict[int, threading.Lock]()
 
-    def _read_digests(self, listed: dict[str, int | None]) -> dict[str, ChunkDigest] | None:
+    def _read_digests(self, listed: dict[str, int | None]) -> Digests | None:
         path = f"{self.folder}/{DIGESTS}"
         if not exists(path):
             return None
-        digests = read_model(path, Digests).chunks
-        if listed != {name: chunk.tokens for name, chunk in digests.items()}:
+        digests = read_model(path, Digests)
+        if listed != {name: chunk.tokens for name, chunk in digests.chunks.items()}:
             raise CorruptError(f"{path} and the index.json beside it list different chunks")
         return digests
 
@@ -171,6 +173,8 @@ class TokenStore:
         if verified or not len(tokens):
             return
         size = MAX_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+        if self._has_rows:
+            tokens = tokens & np.uint32(ID_BITS)
         low = int(tokens.min())
         high = int(tokens.max())
         if low < 0 or high >= size:

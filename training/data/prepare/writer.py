@@ -10,9 +10,18 @@ from pydantic import BaseModel, ConfigDict
 
 from launchyard.storage import files
 from launchyard.training.data.chunks import MAX_BYTES, Array, pack_chunk
-from launchyard.training.data.index import DIGESTS, INDEX, ITEM_BYTES, ChunkDigest, ChunkEntry, Digests, SplitEntry
+from launchyard.training.data.index import (
+    DIGESTS,
+    INDEX,
+    ITEM_BYTES,
+    ChunkDigest,
+    ChunkEntry,
+    Digests,
+    RowsDigest,
+    SplitEntry,
+)
 
-DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}
+DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2", "uint32": "no_header_numpy:6"}
 LEAF = json.dumps([1, {"type": None, "context": None, "children_spec": []}])  # litdata's tree of one array an item
 
 
@@ -55,18 +64,19 @@ class SplitWriter:
     def add(self, ids: Array) -> None:
         """Go on with the current document, or begin one."""
         if not self.unfinished and self.bos_id is not None:
-            self._append(np.array([self.bos_id], dtype=self._buffer.dtype))
+            self.append(np.array([self.bos_id], dtype=self._buffer.dtype))
         self.unfinished = True
-        self._append(ids)
+        self.append(ids)
 
     def end_document(self) -> None:
         """End the current document, if there is one."""
         if self.unfinished:
-            self._append(np.array([self.eos_id], dtype=self._buffer.dtype))
+            self.append(np.array([self.eos_id], dtype=self._buffer.dtype))
             self.documents += 1
             self.unfinished = False
 
-    def _append(self, ids: Array) -> None:
+    def append(self, ids: Array) -> None:
+        """These tokens as they are, with no token before or after them."""
         while len(ids):
             part = ids[: len(self._buffer) - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
@@ -83,12 +93,13 @@ class SplitWriter:
         self._digests[name] = ChunkDigest(bytes=len(raw), tokens=self._filled, xxh3=xxhash.xxh3_64_hexdigest(raw))
         self._filled = 0
 
-    def finish(self) -> SplitEntry:
+    def finish(self, rows: RowsDigest | None = None) -> SplitEntry:
         """Write the last chunk, then digests.json and index.json."""
         if self._filled:
             self._write_chunk()
-        digests = Digests(chunks=self._digests)
-        files.write(f"{self.folder}/{DIGESTS}", digests.model_dump_json(indent=1).encode() + b"\n", sync=True)
+        digests = Digests(chunks=self._digests, rows=rows)
+        text = digests.model_dump_json(indent=1, exclude_none=True)
+        files.write(f"{self.folder}/{DIGESTS}", text.encode() + b"\n", sync=True)
         files.write(f"{self.folder}/{INDEX}", json.dumps(self._index()).encode(), sync=True)
         return SplitEntry(
             tokens=self.n_tokens, documents=self.documents, chunks=len(self._chunks), digest=digests.digest

@@ -1,0 +1,107 @@
+"""Several readers as one: mixed by weights, each with epochs of its own, or end to end. Knows no kind of data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.cache.prefetch import ChunkUse
+from launchyard.training.data.mixture import Ids, Mixture
+from launchyard.training.data.reader import Batch, Reader, signed
+from launchyard.training.spec import IGNORE_INDEX
+
+
+class MixedReader:
+    """One sample of one of `readers` in each slot; they have a global batch of one sample each, and one source.
+
+    With `weights` each position takes the next sample of one of them; without, all of the first, then all of the
+    second … and again from the first. A sample without documents is one document.
+    """
+
+    def __init__(
+        self, readers: Sequence[Reader], *, global_batch_size: int, weights: Sequence[float] | None, seed: int = 0
+    ) -> None:
+        if any(reader.global_batch_size != 1 for reader in readers):
+            raise ValueError("a reader in a mixture has a global batch of one sample")
+        self.readers = tuple(readers)
+        self.global_batch_size = global_batch_size
+        self.n_samples = sum(reader.n_samples for reader in readers)
+        self._mixture = Mixture(weights, seed=seed, n_streams=1) if weights is not None else None
+        self._starts = np.cumsum([0, *(reader.n_samples for reader in readers)])
+
+    @property
+    def cache(self) -> ChunkCache | None:
+        return next((reader.cache for reader in self.readers if reader.cache is not None), None)
+
+    def _ranks(self, positions: Ids) -> tuple[Ids, Ids]:
+        """The reader of each position of the run, and how many positions before it that reader had."""
+        if self._mixture is not None:
+            return self._mixture.at(np.zeros_like(positions), positions)
+        turn, offset = np.divmod(positions, self.n_samples)
+        source: Ids = np.searchsorted(self._starts, offset, side="right") - 1
+        sizes = np.diff(self._starts)
+        return source, turn * sizes[source] + offset - self._starts[source]
+
+    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
+        """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
+        size = self.global_batch_size
+        n = size - first_slot if n is None else n
+        if step < 0 or first_slot < 0 or n < 1 or first_slot + n > size:
+            raise IndexError(f"slots {first_slot} to {first_slot + n} of step {step}; a global batch has {size}")
+        sources, ranks = self._ranks(step * size + first_slot + np.arange(n))
+        pairs = zip(sources.tolist(), ranks.tolist(), strict=True)
+        return _joined([self.readers[source].batch(rank) for source, rank in pairs])
+
+    def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
+        sources, ranks = self._ranks(self._positions(step, first_slot, n, steps))
+        samples = np.empty_like(ranks)
+        for number, reader in enumerate(self.readers):
+            of_it = sources == number
+            if of_it.any():
+                low = int(ranks[of_it].min())
+                _, own = reader.plan(low, 0, 1, int(ranks[of_it].max()) - low + 1)
+                samples[of_it] = own[ranks[of_it] - low, 0]
+        return sources, samples
+
+    def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]:
+        positions = self._positions(step, first_slot, n, steps)
+        sources, ranks = self._ranks(positions)
+        found: list[ChunkUse] = []
+        for number, reader in enumerate(self.readers):
+            if reader.cache is not None and (sources == number).any():
+                found += self._uses(reader, ranks[sources == number], positions[sources == number])
+        return sorted(found, key=lambda use: use.first)
+
+    def _uses(self, reader: Reader, ranks: Ids, positions: Ids) -> list[ChunkUse]:
+        """Chunks of one reader's samples, by the steps of the mixture that read them."""
+        order = np.argsort(ranks)
+        ranks = ranks[order]
+        steps = positions[order] // self.global_batch_size
+        low = int(ranks[0])
+        uses = reader.chunks(low, 0, 1, int(ranks[-1]) - low + 1)
+        first = [int(steps[int(np.searchsorted(ranks, use.first))]) for use in uses]
+        last = [int(steps[int(np.searchsorted(ranks, use.last, side="right")) - 1]) for use in uses]
+        return [ChunkUse(use.store, use.number, *when) for use, *when in zip(uses, first, last, strict=True)]
+
+    def _positions(self, step: int, first_slot: int, n: int, steps: int) -> Ids:
+        return (step + np.arange(steps))[:, None] * self.global_batch_size + first_slot + np.arange(n)
+
+
+def _joined(samples: Sequence[Batch]) -> Batch:
+    documents = tuple(one for sample in samples for one in _documents(sample))
+    return Batch(
+        inputs=torch.cat([sample.inputs for sample in samples]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        n_valid=sum(sample.n_valid for sample in samples),
+        data_hash=signed(sum(sample.data_hash for sample in samples)),
+        documents=documents,
+    )
+
+
+def _documents(sample: Batch) -> tuple[tuple[int, ...], ...]:
+    if sample.documents is not None:
+        return sample.documents
+    return tuple((int((labels != IGNORE_INDEX).sum()),) for labels in sample.labels)
