@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from launchyard.training.distributed import World
-    from launchyard.training.spec import Workload
+    from launchyard.training.spec import DataSpec, TokenSource, Workload
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,15 @@ def count_samples(n_tokens: int, seq_len: int) -> int:
     return max(0, math.ceil((n_tokens - 1) / seq_len))
 
 
-def count_steps(recipe: Recipe, n_tokens: int) -> int:
-    """Optimizer steps of the whole run."""
+def samples_of(source: TokenSource, seq_len: int) -> int:
+    """Sequences in an epoch of a source, of its first one if their number differs."""
+    if source.instruct is None:
+        return count_samples(source.n_tokens, seq_len)
+    return source.instruct.packs[0]
+
+
+def count_steps(recipe: Recipe, data: DataSpec) -> int:
+    """Optimizer steps of the whole run. ValueError for more epochs of instructions than the plan has counted."""
     train = recipe.train
     per_step = recipe.train.global_batch_size
     if train.max_steps is not None:
@@ -59,7 +66,20 @@ def count_steps(recipe: Recipe, n_tokens: int) -> int:
     if train.max_tokens is not None:
         return math.ceil(train.max_tokens / (per_step * recipe.data.seq_len))
     assert train.max_epochs is not None
-    return max(1, math.ceil(train.max_epochs * count_samples(n_tokens, recipe.data.seq_len) / per_step))
+    rows = [source.instruct for source in data.train if source.instruct is not None]
+    if not rows:
+        return max(1, math.ceil(train.max_epochs * count_samples(data.n_tokens, recipe.data.seq_len) / per_step))
+    return max(1, math.ceil(_packs_in(rows[0].packs, train.max_epochs) / per_step))
+
+
+def _packs_in(packs: tuple[int, ...], epochs: float) -> int:
+    whole = math.floor(epochs)
+    if math.ceil(epochs) > len(packs):
+        raise ValueError(
+            f"train.max_epochs: {epochs:g}; the plan of this run has counted the sequences of {len(packs)} epochs: "
+            "give its new length as train.max_steps"
+        )
+    return sum(packs[:whole]) + (math.ceil((epochs - whole) * packs[whole]) if epochs > whole else 0)
 
 
 @dataclass(frozen=True)

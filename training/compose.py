@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from launchyard.model.adapt.forms import form_of
@@ -58,7 +59,7 @@ def compose(
         recipe=recipe,
         workload=workload,
         sizes=cut_batch(recipe.train, world.world_size),
-        max_steps=count_steps(recipe, workload.data.n_tokens),
+        max_steps=count_steps(recipe, workload.data),
         device=choose_device(recipe, world),
     )
     if world.is_main:
@@ -166,43 +167,20 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
 
 
 def open_readers(context: Context, on_event: OnEvent) -> Data:
-    """Readers of the data's kind: of the training data, and of the held-out data."""
+    """Readers of the data's kinds: of the training data, and of the held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
-    from launchyard.training.data.reader import TokenReader
-    from launchyard.training.data.token_store import TokenStore
+    from launchyard.training.data.open_reader import open_reader
     from launchyard.training.loop import Data
 
-    settings = context.recipe.data
     workload = context.workload
-    size = context.sizes.global_batch_size
-    train = workload.data.train
-    validation = workload.data.validation
     cache = ChunkCache(
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=context.world.local_world_size,
         warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
     )
-    stores = [TokenStore(source.folder, cache=cache) for source in train]
-    for found in stores:
-        if not found.verifiable:
-            text = f"{found.folder} has no digests.json: only the sizes and headers of its chunks can be verified"
-            on_event(events.DATA_TROUBLE, message=text)
-    reader = TokenReader(
-        stores,
-        seq_len=settings.seq_len,
-        global_batch_size=size,
-        weights=[source.weight for source in train],
-        seed=settings.seed,
-        shuffle=settings.shuffle,
-    )
-    if not validation:
-        return Data(reader, None)
-    held_out = TokenReader(
-        [TokenStore(source.folder, cache=cache) for source in validation],
-        seq_len=settings.seq_len,
-        global_batch_size=size,
-        seed=settings.seed,
-        shuffle=False,
-    )
-    return Data(reader, held_out)
+    size = context.sizes.global_batch_size
+    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
+    reader = opened(workload.data.train, training=True, warn=lambda text: on_event(events.DATA_TROUBLE, message=text))
+    validation = workload.data.validation
+    return Data(reader, opened(validation, training=False) if validation else None)

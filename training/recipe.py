@@ -76,13 +76,18 @@ class MixedSource(Section):
     """One source of a mixture."""
 
     source: str | list[str] = Field(description="As `data.source`: prepared folder or URL, or text.")
+    kind: Literal["tokens", "instruct"] | None = Field(default=None, description="Default: data.kind.")
     weight: float = Field(gt=0, description="Frequency relative to the others; weights may have any sum.")
 
 
 class DataConfig(Section):
     """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
 
-    kind: Literal["tokens"] = Field(default="tokens", description="tokens: next-token prediction on a stream of text.")
+    kind: Literal["tokens", "instruct"] = Field(
+        default="tokens",
+        description="tokens: next-token prediction on a stream of text; instruct: rows of instructions or "
+        "conversations, of which the answers are trained for.",
+    )
     source: str | list[str] | None = Field(
         default=None, description="Prepared folder or URL; or text files, folders, globs."
     )
@@ -94,6 +99,23 @@ class DataConfig(Section):
     shuffle: bool = Field(default=True, description="Read in a seeded random order, or as the tokens lie.")
     validation: float | str | None = Field(
         default=None, description="Share of documents held out when text is prepared (0.05), or a prepared folder."
+    )
+    packing: bool = Field(
+        default=True, description="instruct: a sequence holds as many rows as fit, kept apart; false: one row."
+    )
+    too_long: Literal["drop", "cut-prompt", "cut-answer"] = Field(
+        default="drop",
+        description="instruct: what happens to rows of more than seq_len + 1 tokens. cut-prompt: the prompt loses its "
+        "beginning; cut-answer: the answer loses its end, and then does not end.",
+    )
+    style: str | None = Field(
+        default=None, description="instruct: a prompt style by name; default: the chat template of the tokenizer."
+    )
+    template: str | None = Field(
+        default=None, description="instruct: a chat template by its name in the tokenizer; default: its first."
+    )
+    columns: dict[str, str] | None = Field(
+        default=None, description="instruct: what a column is, such as {query: prompt, reply: completion}."
     )
 
     @model_validator(mode="after")

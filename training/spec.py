@@ -14,6 +14,17 @@ from launchyard.training.recipe import Section
 IGNORE_INDEX = -100
 
 
+class RowFacts(Section):
+    """The rows of a source of instructions."""
+
+    rows: int = Field(ge=1)
+    labels: int = Field(ge=1, description="Tokens that are trained for.")
+    longest: int = Field(ge=2, description="Tokens of the longest row.")
+    packs: tuple[int, ...] = Field(
+        default=(), description="Sequences in each epoch that train.max_epochs begins, in the first otherwise."
+    )
+
+
 class TokenSource(Section):
     """Tokens in one place."""
 
@@ -21,6 +32,7 @@ class TokenSource(Section):
     n_tokens: int = Field(ge=1)
     weight: float = Field(default=1.0, gt=0, description="Frequency relative to the others in training.")
     digest: str | None = Field(default=None, description="Of these tokens alone; none in plans of older versions.")
+    instruct: RowFacts | None = Field(default=None, description="Of instructions; none of a stream of text.")
 
 
 class DataSpec(Section):

@@ -29,7 +29,15 @@ from launchyard.training.data.dataset_spec import (
     vocab_size_of,
     with_validation,
 )
-from launchyard.training.data.index import ENCODING, TOKENIZER, Dataset, Encoding, find_tokenizer, read_dataset
+from launchyard.training.data.index import (
+    ENCODING,
+    TOKENIZER,
+    DataKind,
+    Dataset,
+    Encoding,
+    find_tokenizer,
+    read_dataset,
+)
 from launchyard.training.recipe import DataConfig
 from launchyard.training.spec import DataSpec, TokenSource
 
@@ -96,39 +104,40 @@ def resolve(
     *,
     init_from: str | None = None,
     base: str | None = None,
+    epochs: float | None = None,
     cache: str | None = None,
     encoding: Encoding = ENCODING,
 ) -> Resolved:
     """Find the tokens of a recipe without preparing or writing anything. UserError names the key to fix.
 
     Text for which no `tokenizer` is named takes that of the weights to start from (`init_from`). Relative paths are
-    looked for beside the recipe (`base`), then in the working directory. `cache` replaces the user's cache folder;
-    `encoding` is that of text.
+    looked for beside the recipe (`base`), then in the working directory. `epochs` of instructions are put into packs,
+    and counted. `cache` replaces the user's cache folder; `encoding` is that of text.
     """
     with _key("tokenizer"):
         located = tokenizer and locate(tokenizer, base)
         if located and ("://" in located or os.path.exists(located)):
             tokenizer = located  # else it may be a model of the hub
     parts = []
-    for key, given, weight in _named(data):
+    for key, given, weight, kind in _named(data):
         with _key(key):
             sources = [locate(source, base) for source in given]
         is_text = not any(map(is_prepared, sources))
         wanted = _tokenizer_of(init_from) if is_text and init_from and not tokenizer else tokenizer
         part = _part(key, sources, wanted, data.validation, TextCache(cache, encoding))
-        parts.append(replace(part, weight=weight))
+        parts.append(replace(part, weight=weight, spec=_counted(part, data, epochs, kind)))
     with _key("data.validation"):
         validation = locate(data.validation, base) if isinstance(data.validation, str) else data.validation
     return _joined(parts, validation)
 
 
-def _named(data: DataConfig) -> Iterator[tuple[str, list[str], float]]:
-    """Key, paths and weight of every source."""
+def _named(data: DataConfig) -> Iterator[tuple[str, list[str], float, DataKind]]:
+    """Key, paths, weight and kind of every source."""
     if data.mixture is not None:
         for number, one in enumerate(data.mixture):
-            yield f"data.mixture.{number}.source", _listed(one.source), one.weight
+            yield f"data.mixture.{number}.source", _listed(one.source), one.weight, one.kind or data.kind
     elif given := _listed(data.source):
-        yield "data.source", given, 1.0
+        yield "data.source", given, 1.0, data.kind
     else:
         raise UserError("data.source is missing", hint="name a folder made by `launch prepare`, or text files")
 
@@ -193,6 +202,35 @@ def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
     if tokenizer is not None:
         spec = spec.model_copy(update={"tokenizer": _same_tokenizer(tokenizer, source, dataset)})
     return Part(key, spec, dataset.vocab_size if dataset else None)
+
+
+def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind) -> DataSpec:
+    """The same with the sequences in each epoch of instructions. UserError for another kind of data than asked for."""
+    if part.preparation is not None:
+        return part.spec
+    (source,) = part.spec.train
+    found: DataKind = "tokens" if source.instruct is None else "instruct"
+    if found != kind:
+        where = part.key.replace("source", "kind")
+        raise UserError(f"{part.key}: {source.folder} holds {found}, and its kind is {kind}", hint=f"{where}={found}")
+    if source.instruct is None:
+        return part.spec
+    from launchyard.training.data.packs import count_packs
+    from launchyard.training.data.row_store import read_lengths
+
+    facts = [one.instruct for one in (source, *part.spec.validation) if one.instruct is not None]
+    if (longest := max(one.longest for one in facts)) > data.seq_len + 1:
+        raise UserError(
+            f"data.seq_len: {data.seq_len} is too short for {source.folder}, whose longest row has {longest} tokens",
+            hint=f"data.seq_len={longest - 1}, or prepare the data again for shorter rows",
+        )
+    with _key(part.key):
+        lengths = read_lengths(source.folder) - 1
+    packs = count_packs(
+        lengths, epochs=epochs or 1, capacity=data.seq_len, seed=data.seed, shuffle=data.shuffle, packing=data.packing
+    )
+    counted = source.instruct.model_copy(update={"packs": packs})
+    return part.spec.model_copy(update={"train": (source.model_copy(update={"instruct": counted}),)})
 
 
 def _tokenizer_of(model: str) -> str | None:

@@ -25,7 +25,7 @@ from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_samples, count_steps, cut_batch
+from launchyard.training.batching import count_steps, cut_batch, samples_of
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec
 
@@ -87,7 +87,7 @@ def make_plan(
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
-    max_steps = count_steps(recipe, data.spec.n_tokens)
+    max_steps = count_steps(recipe, data.spec)
     shape = Shape(nnodes=nnodes, nproc_per_node=nproc, device=device)
     environment = _environment(cluster, host, nproc, device)
     asked = {"environment": environment, "after": after, **_asked(recipe, cluster, host)}
@@ -408,7 +408,9 @@ def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
     """Passes over each source."""
     read = max_steps * recipe.train.global_batch_size
     length = recipe.data.seq_len
+    if recipe.train.max_epochs is not None and spec.train[0].instruct is not None:
+        return [recipe.train.max_epochs]  # packs of the last step may be missing
     return [
-        round(read * share / max(1, count_samples(source.n_tokens, length)), 4)
+        round(read * share / max(1, samples_of(source, length)), 4)
         for source, share in zip(spec.train, spec.shares, strict=True)
     ]

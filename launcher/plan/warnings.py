@@ -10,7 +10,7 @@ from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.format import size
 from launchyard.storage.hub_cache import origin_in_cache
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_samples
+from launchyard.training.batching import samples_of
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec
 
@@ -87,7 +87,7 @@ def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:
 
 def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
     for name, source, share in zip(source_names(spec, recipe), spec.train, spec.shares, strict=True):
-        count = count_samples(source.n_tokens, recipe.data.seq_len)
+        count = samples_of(source, recipe.data.seq_len)
         if count < share * recipe.train.global_batch_size:
             alone = len(spec.train) == 1
             what = "the data" if alone else name

@@ -40,6 +40,6 @@ class RunFacts:
         from launchyard.training.spec import read_workload
 
         try:
-            return count_steps(recipe_of(self.run, attempts[-1]), read_workload(self.run).data.n_tokens)
+            return count_steps(recipe_of(self.run, attempts[-1]), read_workload(self.run).data)
         except (FileNotFoundError, ValueError):
             return None

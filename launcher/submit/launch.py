@@ -127,7 +127,13 @@ def _data(
     try:
         with user_errors():
             recipe = loaded.recipe
-            data = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, base=loaded.base)
+            data = resolve(
+                recipe.data,
+                recipe.tokenizer,
+                init_from=recipe.model.init_from,
+                base=loaded.base,
+                epochs=recipe.train.max_epochs,
+            )
     except UserError as error:
         problems = all_problems(error)
         if not dry_run or not isinstance(error, MissingDataError) or len(problems.problems) > 1:

@@ -108,6 +108,10 @@ def _data_parts(plan: Plan) -> list[str]:
         return ["not there yet"]
     about = "" if plan.data_prepared else "about "
     parts = [f"{about}{count(plan.data.n_tokens)} tokens"]
+    if rows := [source.instruct for source in plan.data.train if source.instruct is not None]:
+        labels = sum(one.labels for one in rows)
+        tokens = sum(source.n_tokens for source in plan.data.train if source.instruct is not None)
+        parts.append(f"{about}{count(sum(one.rows for one in rows))} rows, {labels / tokens:.1%} trained for")
     if len(plan.data.train) > 1:
         parts.append(f"{len(plan.data.train)} sources")
     if plan.data.validation:

@@ -29,7 +29,7 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
 
     key = "data.source" if recipe.data.mixture is None else "data.mixture"
     with user_errors():
-        found = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from)
+        found = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, epochs=recipe.train.max_epochs)
     if not found.prepared:
         if _folders(found.spec) == _folders(data):  # the same text: restore_data prepares it
             return data

@@ -21,7 +21,7 @@ from launchyard.training.data.index import (
     read_index,
     read_model,
 )
-from launchyard.training.spec import DataSpec, TokenSource
+from launchyard.training.spec import DataSpec, RowFacts, TokenSource
 
 
 class OtherTokensError(ValueError):
@@ -67,7 +67,11 @@ def _prepared(folder: str, dataset: Dataset) -> DataSpec:
 
 
 def _split(folder: str, name: str, entry: SplitEntry) -> TokenSource:
-    return TokenSource(folder=f"{folder}/{name}", n_tokens=entry.tokens, digest=entry.digest)
+    source = TokenSource(folder=f"{folder}/{name}", n_tokens=entry.tokens, digest=entry.digest)
+    if entry.labels is None or entry.longest is None:
+        return source
+    rows = RowFacts(rows=entry.documents, labels=entry.labels, longest=entry.longest)
+    return source.model_copy(update={"instruct": rows})
 
 
 def _bare(folder: str) -> DataSpec:

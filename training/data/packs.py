@@ -7,7 +7,9 @@ one pack of an epoch. Knows no tokens, no files, no steps and no ranks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -55,10 +57,12 @@ def pack_rows(
     return Packs(order[by_pack], np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def count_packs(lengths: Ids, *, epochs: float, capacity: int, seed: int, packing: bool = True) -> tuple[int, ...]:
+def count_packs(
+    lengths: Ids, *, epochs: float, capacity: int, seed: int, shuffle: bool = True, packing: bool = True
+) -> tuple[int, ...]:
     """The packs of each epoch that is begun in so many."""
-    whole = range(int(np.ceil(epochs)))
-    return tuple(len(pack_rows(lengths, capacity=capacity, seed=seed, epoch=one, packing=packing)) for one in whole)
+    pack = partial(pack_rows, lengths, capacity=capacity, seed=seed, shuffle=shuffle, packing=packing)
+    return tuple(len(pack(epoch=epoch)) for epoch in range(math.ceil(epochs)))
 
 
 def _best_fit(lengths: Ids, capacity: int) -> Ids:

@@ -5,7 +5,7 @@ files, no ranks and no model.
 
 To add a kind of data: a class with the interface of Reader, in a file beside this one; its section of the recipe
 with its `kind` (training/recipe.py); its part of a frozen plan (training/spec.py); and the line that opens it in
-`open_readers` (training/compose.py). The loop, validation and the prefetcher know only Reader.
+`open_reader` (open_reader.py). The loop, validation and the prefetcher know only Reader.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""The reader of a run's sources: of a stream of tokens, of rows of instructions, or of both. Knows no ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from launchyard.training.data.cache.chunk_cache import ChunkCache
+from launchyard.training.data.mixed_reader import MixedReader
+from launchyard.training.data.reader import Reader, TokenReader
+from launchyard.training.data.row_reader import RowReader
+from launchyard.training.data.row_store import RowStore
+from launchyard.training.data.token_store import TokenStore
+from launchyard.training.recipe import Recipe
+from launchyard.training.spec import TokenSource
+
+
+def open_reader(
+    sources: Sequence[TokenSource],
+    *,
+    recipe: Recipe,
+    global_batch_size: int,
+    cache: ChunkCache,
+    training: bool,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Reader:
+    """In training sources are mixed by weight and shuffled; else read once, end to end, as they lie.
+
+    warn: gets a text for each source whose bytes cannot be verified.
+    """
+    settings = recipe.data
+    stores = [(RowStore if source.instruct else TokenStore)(source.folder, cache=cache) for source in sources]
+    for store in stores:
+        if not store.verifiable:
+            warn(f"{store.folder} has no digests.json: only the sizes and headers of its chunks can be verified")
+    weights = [source.weight for source in sources] if training else None
+    shuffle = training and settings.shuffle
+
+    def of_tokens(some: Sequence[TokenStore], size: int, weights: Sequence[float] | None = None) -> TokenReader:
+        length = settings.seq_len
+        seed = settings.seed
+        return TokenReader(some, seq_len=length, global_batch_size=size, weights=weights, seed=seed, shuffle=shuffle)
+
+    def of_rows(store: RowStore, size: int, epochs: float | None = None) -> RowReader:
+        return RowReader(
+            store,
+            seq_len=settings.seq_len,
+            global_batch_size=size,
+            seed=settings.seed,
+            shuffle=shuffle,
+            packing=settings.packing,
+            epochs=epochs,
+        )
+
+    if not any(isinstance(store, RowStore) for store in stores):
+        return of_tokens(stores, global_batch_size, weights)
+    if len(stores) == 1 and isinstance(stores[0], RowStore):
+        return of_rows(stores[0], global_batch_size, recipe.train.max_epochs if training else None)
+    each = [of_rows(store, 1) if isinstance(store, RowStore) else of_tokens([store], 1) for store in stores]
+    return MixedReader(each, global_batch_size=global_batch_size, weights=weights, seed=settings.seed)
