@@ -112,7 +112,8 @@ class DataConfig(Section):
         default=None, description="instruct: a prompt style by name; default: the chat template of the tokenizer."
     )
     template: str | None = Field(
-        default=None, description="instruct: a chat template by its name in the tokenizer; default: its first."
+        default=None,
+        description="instruct: a Jinja chat template, as text or a .jinja file; default: the tokenizer's.",
     )
     columns: dict[str, str] | None = Field(
         default=None, description="instruct: what a column is, such as {query: prompt, reply: completion}."

@@ -9,6 +9,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,17 +36,19 @@ from launchyard.training.data.index import (
     DataKind,
     Dataset,
     Encoding,
+    RowOptions,
     find_tokenizer,
     read_dataset,
 )
 from launchyard.training.recipe import DataConfig
-from launchyard.training.spec import DataSpec, TokenSource
+from launchyard.training.spec import DataSpec, RowFacts, TokenSource
 
 if TYPE_CHECKING:
     from launchyard.training.data.prepare.journal import PrepareProgress
     from launchyard.training.data.prepare.sources import TextSource
 
 
+ROW_TOKENS = 200  # of instructions; only for the estimate before they are prepared
 BYTES_PER_TOKEN = 4  # English text under a usual vocabulary; only for the estimate before text is prepared
 HASHED_BYTES = 64 << 20  # text up to this is known by its content, more of it by names, sizes and times
 
@@ -67,6 +70,16 @@ class Preparation:
     out: str
     validation: float
     encoding: Encoding
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How conversations become rows, and which of their epochs are counted."""
+
+    options: RowOptions
+    data: DataConfig
+    epochs: float | None
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,13 @@ def resolve(
             sources = [locate(source, base) for source in given]
         is_text = not any(map(is_prepared, sources))
         wanted = _tokenizer_of(init_from) if is_text and init_from and not tokenizer else tokenizer
-        part = _part(key, sources, wanted, data.validation, TextCache(cache, encoding))
+        place = TextCache(cache, encoding)
+        if kind == "instruct" and is_text:
+            with _key("data.template"):
+                rows = Rows(_row_options(data, base), data, epochs)
+            part = _conversations(key, sources, wanted, rows, place)
+        else:
+            part = _part(key, sources, wanted, data.validation, place)
         parts.append(replace(part, weight=weight, spec=_counted(part, data, epochs, kind)))
     with _key("data.validation"):
         validation = locate(data.validation, base) if isinstance(data.validation, str) else data.validation
@@ -309,6 +328,53 @@ def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
     )
 
 
+# -- conversations ---------------------------------------------------------------------------------------------------
+def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows, cache: TextCache) -> Part:
+    from launchyard.training.data.prepare.encode import open_tokenizer
+    from launchyard.training.data.prepare.instruct import general_options, rows_digest
+    from launchyard.training.data.prepare.sources import every_file
+
+    if tokenizer is None:
+        raise UserError(
+            f"tokenizer is missing: {key} is conversations ({given[0]}), which need one", hint=f"tokenizer: {TAKEN}"
+        )
+    validation = rows.data.validation
+    if isinstance(validation, str):
+        raise UserError(
+            f"data.validation: {validation} is a path, but {key} is not prepared yet",
+            hint="give a share such as 0.05, or prepare the conversations with `launch prepare --instruct`",
+        )
+    with _key("tokenizer"):
+        path = find_tokenizer(tokenizer)
+        made = open_tokenizer(path, eos=None)
+    with _key(key):
+        read = every_file(given)
+    share = float(validation or 0.0)
+    digest = rows_digest(read, made, rows.options, general_options(share))
+    out = os.path.join(cache.folder or user_cache_folder(), "data", digest[:32])
+    if is_prepared(out):
+        return Part(key, open_dataset(out), vocab_size_of(out))
+    spec = _estimate(out, sum(size for _, size, _ in read), share, digest)
+    spec = _estimated_rows(spec, rows.data.seq_len, rows.epochs)
+    later = Preparation(tuple(given), path, out, share, cache.encoding, rows)
+    return Part(key, spec, made.vocab_size, preparation=later)
+
+
+def _row_options(data: DataConfig, base: str | None) -> RowOptions:
+    keys = {name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template")}
+    if data.template is not None and data.template.endswith(".jinja"):
+        keys["template"] = files.read(locate(data.template, base)).decode()
+    return RowOptions(**keys)
+
+
+def _estimated_rows(spec: DataSpec, seq_len: int, epochs: float | None) -> DataSpec:
+    (source,) = spec.train
+    rows = max(1, source.n_tokens // ROW_TOKENS)
+    packs = (max(1, source.n_tokens // seq_len),) * math.ceil(epochs or 1)
+    facts = RowFacts(rows=rows, labels=max(1, source.n_tokens // 4), longest=2, packs=packs)
+    return spec.model_copy(update={"train": (source.model_copy(update={"instruct": facts}),)})
+
+
 def _digest(sources: list[TextSource], tokenizer_sha256: str, share: float, encoding: Encoding) -> str:
     """Changes with the text, the tokenizer, share and encoding; not with where the text lies, if it is small."""
     from launchyard.training.data.prepare.sources import digest_of
@@ -333,6 +399,8 @@ def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | N
     made = part.preparation
     if made is None:
         return part
+    if made.rows is not None:
+        return _rows_now(part, made, made.rows)
     from launchyard.training.data.prepare.encode import PrepareError
     from launchyard.training.data.prepare.journal import remove_unfinished
     from launchyard.training.data.prepare.prepare import KeptWorkError, prepare
@@ -355,6 +423,22 @@ def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | N
                 except PrepareError as error:
                     raise LaunchError(f"preparing the text failed: {error}") from error
         return replace(part, spec=open_dataset(made.out), preparation=None)
+
+
+def _rows_now(part: Part, made: Preparation, rows: Rows) -> Part:
+    from launchyard.training.data.prepare.instruct import prepare_instruct
+
+    with exclusive(f"{made.out}.lock"), _key(part.key):
+        if not is_prepared(made.out):
+            prepare_instruct(
+                list(made.sources),
+                tokenizer=made.tokenizer,
+                out=made.out,
+                options=rows.options,
+                validation=made.validation,
+            )
+        exact = replace(part, spec=open_dataset(made.out), preparation=None)
+    return replace(exact, spec=_counted(exact, rows.data, rows.epochs, "instruct"))
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ class SourceEntry(FrozenModel):
 
     name: str
     bytes: int
-    documents: int
+    documents: int | None = Field(description="None in data of instructions: they are counted all together.")
     xxh3: str
 
 
@@ -158,10 +158,28 @@ class Options(FrozenModel):
     encoding: Encoding = 1  # of data sets that do not say: they are older than the key
 
 
+class RowOptions(FrozenModel):
+    """How conversations become rows; with the options, the sources and the tokenizer these decide every byte."""
+
+    seq_len: int = Field(ge=1, description="A row has at most one token more.")
+    too_long: Literal["drop", "cut-prompt", "cut-answer"] = "drop"
+    style: str | None = None
+    template: str | None = None
+    columns: dict[str, str] | None = None
+
+
+class RowsMade(RowOptions):
+    """What became of the conversations."""
+
+    made_from: str = Field(description="Digest of sources, tokenizer, templates and options.")
+    dropped: dict[str, int] = Field(default={}, description="Conversations left out, by reason.")
+    counts: dict[str, int] = Field(default={}, description="What else happened to them.")
+
+
 class HoldOut(FrozenModel):
     """The rule by which the held-out part was chosen, see training/data/prepare/split.py."""
 
-    unit: Literal["nothing", "documents", "sections"]
+    unit: Literal["nothing", "documents", "sections", "rows"]
     section_chars: int | None = None
 
 
@@ -191,6 +209,7 @@ class Dataset(FrozenModel):
     holdout: HoldOut
     options: Options
     sources: list[SourceEntry]
+    instruct: RowsMade | None = None
     splits: dict[str, SplitEntry]
 
 

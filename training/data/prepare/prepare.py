@@ -90,11 +90,11 @@ def prepare(
     found = find_sources(list(map(typed_path, sources)))
     job = PrepareJob(found, made, normal(typed_path(out)), options, on_progress, skip_invalid)
     check_chunk_tokens(options.chunk_tokens, made.dtype)
-    _check_out(job)
+    check_out(job.out)
     if (done := read_dataset(job.out)) is not None:
         return _same(job, done)
     existed = os.path.exists(job.out)
-    with _lock(job.out):
+    with lock_out(job.out):
         try:
             return _prepare(job, workers or len(os.sched_getaffinity(0)))
         except KeptWorkError:
@@ -105,15 +105,15 @@ def prepare(
 
 
 # -- before ----------------------------------------------------------------------------------------------------------
-def _check_out(job: PrepareJob) -> None:
+def check_out(out: str) -> None:
     """`out` must be new, empty, or ours. ValueError otherwise."""
-    if "://" in job.out or not os.path.exists(job.out):
+    if "://" in out or not os.path.exists(out):
         return
-    if not os.path.isdir(job.out):
-        raise ValueError(f"{job.out} is a file; --out names a folder")
-    names = set(os.listdir(job.out))
+    if not os.path.isdir(out):
+        raise ValueError(f"{out} is a file; --out names a folder")
+    names = set(os.listdir(out))
     if names and not names & {DATASET, JOURNAL}:
-        raise ValueError(f"{job.out} is not empty and holds no data set of ours; choose another --out")
+        raise ValueError(f"{out} is not empty and holds no data set of ours; choose another --out")
 
 
 def _same(job: PrepareJob, done: Dataset) -> Dataset:
@@ -142,7 +142,7 @@ def _same(job: PrepareJob, done: Dataset) -> Dataset:
 
 
 @contextlib.contextmanager
-def _lock(out: str) -> Iterator[None]:
+def lock_out(out: str) -> Iterator[None]:
     """One at a time on this machine's folders; the lock goes with its process."""
     if "://" in out:
         yield

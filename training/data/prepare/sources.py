@@ -103,6 +103,30 @@ def find_sources(items: list[str]) -> list[TextSource]:
     return list(found.values())
 
 
+def every_file(items: list[str]) -> list[tuple[str, int, str]]:
+    """All files that paths, folders, globs and URLs mean, of whatever kind: path, bytes and xxh3_64 of each.
+
+    ValueError for a source that does not exist.
+    """
+    found: dict[str, tuple[str, int, str]] = {}
+    for item in items:
+        fs, path, prefix = _filesystem(item)
+        below = fs.find(path) if fs.isdir(path) else []
+        names = sorted(below or ([path] if fs.exists(path) else fs.glob(path)))
+        inside = [name for name in names if not os.path.basename(name).startswith(".") and not fs.isdir(name)]
+        if not inside:
+            raise ValueError(f"{item} does not exist, or holds no file")
+        for name in inside:
+            hashed = _xxh3()
+            size = 0
+            with _open_path(f"{prefix}{name}") as file:
+                while block := file.read(BLOCK):
+                    hashed.update(block)
+                    size += len(block)
+            found[f"{prefix}{name}"] = f"{prefix}{name}", size, str(hashed.hexdigest())
+    return list(found.values())
+
+
 def _expand(item: str) -> list[TextSource]:
     fs, path, prefix = _filesystem(item)
     if _is_glob(path) and not fs.exists(path):
@@ -190,11 +214,15 @@ def digest_of(source: TextSource) -> str:
 
 
 def _open(source: TextSource) -> Any:
-    if "://" not in source.path:
-        return open(source.path, "rb")
+    return _open_path(source.path)
+
+
+def _open_path(path: str) -> Any:
+    if "://" not in path:
+        return open(path, "rb")
     import fsspec
 
-    return fsspec.open(source.path, "rb")
+    return fsspec.open(path, "rb")
 
 
 def _blocks(reading: Reading) -> Iterator[bytes]:
