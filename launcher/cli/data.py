@@ -15,8 +15,9 @@ import click
 from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.data.progress import preparing_line
+from launchyard.launcher.data.rows_shown import facts_of_rows, lengths_of, sample_rows
 from launchyard.launcher.format import duration, json_text, size
-from launchyard.storage.files import exists, normal
+from launchyard.storage.files import exists, normal, read
 from launchyard.training.data.dataset_spec import is_prepared, open_dataset
 from launchyard.training.data.index import (
     DATASET,
@@ -25,14 +26,22 @@ from launchyard.training.data.index import (
     TOKENIZER,
     Dataset,
     Digests,
+    RowOptions,
     find_tokenizer,
     read_dataset,
     read_index,
     read_model,
 )
+from launchyard.training.recipe import DataConfig
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.caches import Cached
+
+TOO_LONG = ("drop", "cut-prompt", "cut-answer")
+# Options of `launch prepare` for one kind of data, by their names in Python.
+OF_TEXT = ("text_key", "workers", "eos", "skip_invalid")
+OF_ROWS = ("seq_len", "too_long", "style", "template", "columns")
+DEFAULTS = {"text_key": "text"}
 
 
 @click.command()
@@ -54,34 +63,81 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default: one a core.")
 @click.option("--eos", metavar="TOKEN", help="Token that ends a document; default: what the tokenizer says.")
 @click.option("--skip-invalid", is_flag=True, help="Leave invalid documents out, and list them in OUT/rejects.jsonl.")
+@click.option("--instruct", is_flag=True, help="SOURCE holds conversations: make rows of which the answers train.")
+@click.option(
+    "--seq-len", type=click.IntRange(min=1), metavar="N", help="--instruct: at most N + 1 tokens a row; 1024."
+)
+@click.option("--too-long", type=click.Choice(TOO_LONG), help="--instruct: what becomes of longer rows.")
+@click.option("--style", metavar="NAME", help="--instruct: a prompt style; default: the tokenizer's chat template.")
+@click.option("--template", type=path_or_url, metavar="FILE", help="--instruct: another chat template, in Jinja.")
+@click.option("--column", "columns", multiple=True, metavar="NAME=PART", help="--instruct: what a column is.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
-def prepare(
-    sources: tuple[str, ...], tokenizer: str, out: str, chunk_tokens: int | None, as_json: bool, **options: Any
-) -> None:
-    """Turn text into chunks of tokens.
+def prepare(sources: tuple[str, ...], tokenizer: str, out: str, instruct: bool, as_json: bool, **options: Any) -> None:
+    """Turn text into chunks of tokens, or conversations into rows of them.
 
     SOURCE is .txt, .md, .jsonl or .parquet, also .gz or .zst; or a folder, a glob or an fsspec URL of such. An
     interrupted preparation goes on when the same command is run again, and so does one that met invalid text after that
     was mended.
     """
     with user_errors():
-        from launchyard.training.data.prepare.encode import PrepareError
-        from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
-        from launchyard.training.data.prepare.prepare import prepare as run
-
-        report = preparing_line(sys.stderr)
-        try:
-            size = CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
-            made = run(list(sources), tokenizer=tokenizer, out=out, chunk_tokens=size, on_progress=report, **options)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except PrepareError as error:
-            raise LaunchError(str(error)) from error
-        except OSError as error:
-            raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
+        _check_options(instruct, options)
+        given = {key: value for key, value in options.items() if key not in (OF_TEXT if instruct else OF_ROWS)}
+        made = (_prepare_rows if instruct else _prepare_text)(list(sources), tokenizer, out, **given)
         click.echo(json_text(made.model_dump(mode="json")) if as_json else "\n".join(_described(normal(out), made)))
         if not as_json:
-            click.echo(f"next: launch RECIPE data.source={normal(out)}")
+            kind = " data.kind=instruct" if instruct else ""
+            click.echo(f"next: launch RECIPE data.source={normal(out)}{kind}")
+
+
+def _check_options(instruct: bool, options: dict[str, Any]) -> None:
+    """UserError for options of the other kind of data."""
+    others = OF_TEXT if instruct else OF_ROWS
+    given = [name for name in others if options[name] not in (None, (), False, DEFAULTS.get(name))]
+    if given:
+        flags = ", ".join(f"--{'column' if name == 'columns' else name.replace('_', '-')}" for name in given)
+        raise UserError(f"{flags}: only for {'text' if instruct else 'conversations, with --instruct'}")
+
+
+def _prepare_text(sources: list[str], tokenizer: str, out: str, *, chunk_tokens: int | None, **options: Any) -> Dataset:
+    from launchyard.training.data.prepare.encode import PrepareError
+    from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
+    from launchyard.training.data.prepare.prepare import prepare as run
+
+    report = preparing_line(sys.stderr)
+    size = CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+    try:
+        return run(sources, tokenizer=tokenizer, out=out, chunk_tokens=size, on_progress=report, **options)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except PrepareError as error:
+        raise LaunchError(str(error)) from error
+    except OSError as error:
+        raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
+
+
+def _prepare_rows(sources: list[str], tokenizer: str, out: str, **given: Any) -> Dataset:
+    from launchyard.training.data.prepare.instruct import CHUNK_TOKENS, prepare_instruct
+
+    pairs = [column.partition("=") for column in given["columns"]]
+    if bad := [name for name, _, part in pairs if not name or not part]:
+        raise UserError(f"--column {bad[0]}: write NAME=PART, such as question=prompt")
+    options = RowOptions(
+        seq_len=given["seq_len"] or DataConfig().seq_len,
+        too_long=given["too_long"] or "drop",
+        style=given["style"],
+        template=None if given["template"] is None else read(given["template"]).decode(),
+        columns={name: part for name, _, part in pairs} or None,
+    )
+    return prepare_instruct(
+        sources,
+        tokenizer=tokenizer,
+        out=out,
+        options=options,
+        validation=given["validation"],
+        seed=given["seed"],
+        chunk_tokens=given["chunk_tokens"] or CHUNK_TOKENS,
+        on_progress=lambda n: click.echo(f"{n:,} rows", err=True) if n % 100_000 == 0 else None,
+    )
 
 
 def inspect_data(data: str, *, as_json: bool, verify: bool, sample: int | None) -> None:
@@ -119,6 +175,10 @@ def _facts(folder: str) -> dict[str, Any]:
 
 
 def _described(folder: str, made: Dataset) -> Iterator[str]:
+    if made.kind == "instruct":
+        yield f"{folder}: {made.tokens:,} tokens, {made.documents:,} rows of instructions"
+        yield from facts_of_rows(made)
+        return
     yield f"{folder}: {made.tokens:,} tokens, {made.documents:,} documents"
     begin = f"begin with {made.tokenizer.bos} and " if made.tokenizer.bos else ""
     yield f"  {made.dtype}, vocabulary {made.vocab_size:,}, documents {begin}end with {made.tokenizer.eos}"
@@ -139,9 +199,11 @@ def _inspection_lines(folder: str, facts: dict[str, Any]) -> Iterator[str]:
     dataset = read_dataset(folder)
     if dataset is not None:
         yield from _described(folder, dataset)
-        yield from (
-            f"  from {entry.name}: {entry.documents:,} documents, xxh3 {entry.xxh3}" for entry in dataset.sources
-        )
+        for entry in dataset.sources:
+            documents = "" if entry.documents is None else f"{entry.documents:,} documents, "
+            yield f"  from {entry.name}: {documents}xxh3 {entry.xxh3}"
+        if dataset.kind == "instruct":
+            yield from (f"  lengths of {name}: {lengths_of(f'{folder}/{name}')}" for name in dataset.splits)
     else:
         chunks = facts["splits"]["train"]["chunks"]
         yield f"{folder}: {facts['tokens']:,} tokens in {chunks} chunks, {facts['dtype']}; litdata, vocabulary unknown"
@@ -186,17 +248,18 @@ def _sample(folder: str, split: str, n: int) -> str:
 
     if not exists(f"{folder}/{TOKENIZER}"):
         raise UserError(f"{folder} has no {TOKENIZER}: its tokens cannot be shown as text", hint="leave --sample out")
-    from tokenizers import Tokenizer
+    from launchyard.model.text.tokenizer import Tokenizer
 
-    from launchyard.storage import files
-
-    tokenizer = Tokenizer.from_str(files.read(find_tokenizer(f"{folder}/{TOKENIZER}")).decode())
+    tokenizer = Tokenizer(find_tokenizer(f"{folder}/{TOKENIZER}"))
+    dataset = read_dataset(folder)
     try:
+        if dataset is not None and dataset.kind == "instruct":
+            return sample_rows(_split_folder(folder, split), n, tokenizer)
         store = TokenStore(_split_folder(folder, split))
         ids = store.read(0, min(n, store.n_tokens)).tolist()
     except CorruptError as error:
         raise LaunchError(str(error), hint=f"launch inspect {folder} --verify") from error
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
+    return tokenizer.decode(ids, skip_special=False)
 
 
 @click.command()
