@@ -5,9 +5,10 @@ Heavy modules are imported in a command's body.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,11 +38,11 @@ from launchyard.training.recipe import DataConfig
 if TYPE_CHECKING:
     from launchyard.launcher.data.caches import Cached
 
-TOO_LONG = ("drop", "cut-prompt", "cut-answer")
+LONG_ROWS = ("drop", "cut-prompt", "cut-answer")
 # Options of `launch prepare` for one kind of data, by their names in Python.
 OF_TEXT = ("text_key", "workers", "eos", "skip_invalid")
 OF_ROWS = ("seq_len", "too_long", "style", "template", "columns")
-DEFAULTS = {"text_key": "text"}
+TEXT_KEY = "text"
 
 
 @click.command()
@@ -59,7 +60,7 @@ DEFAULTS = {"text_key": "text"}
 @click.option("--validation", default=0.0, show_default=True, metavar="SHARE", help="Share of the text to hold out.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the hold-out.")
 @click.option("--chunk-tokens", type=int, metavar="N", help="Tokens a chunk; default: 33,554,432.")
-@click.option("--text-key", default="text", show_default=True, metavar="KEY", help="Key or column with the text.")
+@click.option("--text-key", default=TEXT_KEY, show_default=True, metavar="KEY", help="Key or column with the text.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default: one a core.")
 @click.option("--eos", metavar="TOKEN", help="Token that ends a document; default: what the tokenizer says.")
 @click.option("--skip-invalid", is_flag=True, help="Leave invalid documents out, and list them in OUT/rejects.jsonl.")
@@ -67,7 +68,7 @@ DEFAULTS = {"text_key": "text"}
 @click.option(
     "--seq-len", type=click.IntRange(min=1), metavar="N", help="--instruct: at most N + 1 tokens a row; 1024."
 )
-@click.option("--too-long", type=click.Choice(TOO_LONG), help="--instruct: what becomes of longer rows.")
+@click.option("--too-long", type=click.Choice(LONG_ROWS), help="--instruct: what becomes of longer rows.")
 @click.option("--style", metavar="NAME", help="--instruct: a prompt style; default: the tokenizer's chat template.")
 @click.option("--template", type=path_or_url, metavar="FILE", help="--instruct: another chat template, in Jinja.")
 @click.option("--column", "columns", multiple=True, metavar="NAME=PART", help="--instruct: what a column is.")
@@ -79,34 +80,41 @@ def prepare(sources: tuple[str, ...], tokenizer: str, out: str, instruct: bool, 
     interrupted preparation goes on when the same command is run again, and so does one that met invalid text after that
     was mended.
     """
-    with user_errors():
+    with user_errors(), _prepare_errors():
         _check_options(instruct, options)
-        given = {key: value for key, value in options.items() if key not in (OF_TEXT if instruct else OF_ROWS)}
-        made = (_prepare_rows if instruct else _prepare_text)(list(sources), tokenizer, out, **given)
+        of_rows = {name: options.pop(name) for name in OF_ROWS}
+        size = {} if options["chunk_tokens"] is None else {"chunk_tokens": options["chunk_tokens"]}
+        if instruct:
+            from launchyard.training.data.prepare.instruct import prepare_instruct
+
+            split = {name: options[name] for name in ("validation", "seed")}
+            rows = _row_options(**of_rows)
+            made = prepare_instruct(list(sources), tokenizer=tokenizer, out=out, options=rows, **split, **size)
+        else:
+            from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
+            from launchyard.training.data.prepare.prepare import prepare as run
+
+            given = {**options, "chunk_tokens": CHUNK_TOKENS, **size}
+            made = run(list(sources), tokenizer=tokenizer, out=out, on_progress=preparing_line(sys.stderr), **given)
         click.echo(json_text(made.model_dump(mode="json")) if as_json else "\n".join(_described(normal(out), made)))
         if not as_json:
-            kind = " data.kind=instruct" if instruct else ""
-            click.echo(f"next: launch RECIPE data.source={normal(out)}{kind}")
+            click.echo(f"next: launch RECIPE data.source={normal(out)}{' data.kind=instruct' if instruct else ''}")
 
 
-def _check_options(instruct: bool, options: dict[str, Any]) -> None:
+def _check_options(instruct: bool, options: Mapping[str, object]) -> None:
     """UserError for options of the other kind of data."""
-    others = OF_TEXT if instruct else OF_ROWS
-    given = [name for name in others if options[name] not in (None, (), False, DEFAULTS.get(name))]
+    given = [name for name in (OF_TEXT if instruct else OF_ROWS) if options[name] not in (None, (), False, TEXT_KEY)]
     if given:
         flags = ", ".join(f"--{'column' if name == 'columns' else name.replace('_', '-')}" for name in given)
         raise UserError(f"{flags}: only for {'text' if instruct else 'conversations, with --instruct'}")
 
 
-def _prepare_text(sources: list[str], tokenizer: str, out: str, *, chunk_tokens: int | None, **options: Any) -> Dataset:
+@contextlib.contextmanager
+def _prepare_errors() -> Iterator[None]:
     from launchyard.training.data.prepare.encode import PrepareError
-    from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
-    from launchyard.training.data.prepare.prepare import prepare as run
 
-    report = preparing_line(sys.stderr)
-    size = CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
     try:
-        return run(sources, tokenizer=tokenizer, out=out, chunk_tokens=size, on_progress=report, **options)
+        yield
     except (FileNotFoundError, PermissionError):
         raise
     except PrepareError as error:
@@ -115,29 +123,34 @@ def _prepare_text(sources: list[str], tokenizer: str, out: str, *, chunk_tokens:
         raise LaunchError(str(error), hint="the same command goes on where this one ended") from error
 
 
-def _prepare_rows(sources: list[str], tokenizer: str, out: str, **given: Any) -> Dataset:
-    from launchyard.training.data.prepare.instruct import CHUNK_TOKENS, prepare_instruct
+def _row_options(
+    seq_len: int | None, too_long: str | None, style: str | None, template: str | None, columns: tuple[str, ...]
+) -> RowOptions:
+    pairs = [column.partition("=") for column in columns]
+    for name, _, part in pairs:
+        if not name or not part:
+            raise UserError(f"--column {name}: write NAME=PART, such as question=prompt")
+    given = {
+        "too_long": too_long,
+        "style": style,
+        "template": None if template is None else read(template).decode(),
+        "columns": {name: part for name, _, part in pairs} or None,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return RowOptions.model_validate({"seq_len": seq_len or DataConfig().seq_len, **chosen})
 
-    pairs = [column.partition("=") for column in given["columns"]]
-    if bad := [name for name, _, part in pairs if not name or not part]:
-        raise UserError(f"--column {bad[0]}: write NAME=PART, such as question=prompt")
-    options = RowOptions(
-        seq_len=given["seq_len"] or DataConfig().seq_len,
-        too_long=given["too_long"] or "drop",
-        style=given["style"],
-        template=None if given["template"] is None else read(given["template"]).decode(),
-        columns={name: part for name, _, part in pairs} or None,
-    )
-    return prepare_instruct(
-        sources,
-        tokenizer=tokenizer,
-        out=out,
-        options=options,
-        validation=given["validation"],
-        seed=given["seed"],
-        chunk_tokens=given["chunk_tokens"] or CHUNK_TOKENS,
-        on_progress=lambda n: click.echo(f"{n:,} rows", err=True) if n % 100_000 == 0 else None,
-    )
+
+def data_of_recipe(place: str) -> list[str]:
+    """The prepared folders of a recipe's sources. Prepares those that are not yet."""
+    from launchyard.launcher.data.resolve import ensure_prepared, resolve
+    from launchyard.launcher.recipe.load import load_recipe
+
+    with user_errors():
+        loaded = load_recipe(place)
+        recipe = loaded.recipe
+        found = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, base=loaded.base)
+        spec = ensure_prepared(found, on_progress=preparing_line(sys.stderr)).spec
+        return [source.folder.removesuffix("/train") for source in spec.train]
 
 
 def inspect_data(data: str, *, as_json: bool, verify: bool, sample: int | None) -> None:

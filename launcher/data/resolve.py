@@ -70,11 +70,11 @@ class Preparation:
     out: str
     validation: float
     encoding: Encoding
-    rows: Rows | None = None
+    rows: RowsWanted | None = None
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowsWanted:
     """How conversations become rows, and which of their epochs are counted."""
 
     options: RowOptions
@@ -140,7 +140,7 @@ def resolve(
         place = TextCache(cache, encoding)
         if kind == "instruct" and is_text:
             with _key("data.template"):
-                rows = Rows(_row_options(data, base), data, epochs)
+                rows = RowsWanted(_row_options(data, base), data, epochs)
             part = _conversations(key, sources, wanted, rows, place)
         else:
             part = _part(key, sources, wanted, data.validation, place)
@@ -329,7 +329,7 @@ def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
 
 
 # -- conversations ---------------------------------------------------------------------------------------------------
-def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows, cache: TextCache) -> Part:
+def _conversations(key: str, given: list[str], tokenizer: str | None, rows: RowsWanted, cache: TextCache) -> Part:
     from launchyard.training.data.prepare.encode import open_tokenizer
     from launchyard.training.data.prepare.instruct import general_options, rows_digest
     from launchyard.training.data.prepare.sources import every_file
@@ -425,7 +425,7 @@ def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | N
         return replace(part, spec=open_dataset(made.out), preparation=None)
 
 
-def _rows_now(part: Part, made: Preparation, rows: Rows) -> Part:
+def _rows_now(part: Part, made: Preparation, rows: RowsWanted) -> Part:
     from launchyard.training.data.prepare.instruct import prepare_instruct
 
     with exclusive(f"{made.out}.lock"), _key(part.key):

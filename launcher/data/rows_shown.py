@@ -47,7 +47,7 @@ def lengths_of(folder: str) -> str:
     return ", ".join(f"{mark:.0%} {length:,.0f}" for mark, length in zip(marks, found, strict=True))
 
 
-def shown(row: Row, tokenizer: Tokenizer) -> str:
+def shown_row(row: Row, tokenizer: Tokenizer) -> str:
     """The text of a row: what is trained for in marks, the rest dimmed."""
     parts = []
     start = 0
@@ -68,4 +68,4 @@ def sample_rows(folder: str, n: int, tokenizer: Tokenizer) -> str:
     titles = [
         f"row {number}, {len(row.ids)} tokens, {int(row.trained.sum())} trained for" for number, row in enumerate(rows)
     ]
-    return "\n".join(f"--- {title}\n{shown(row, tokenizer)}" for title, row in zip(titles, rows, strict=True))
+    return "\n".join(f"--- {title}\n{shown_row(row, tokenizer)}" for title, row in zip(titles, rows, strict=True))

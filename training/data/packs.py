@@ -16,7 +16,7 @@ import numpy as np
 from launchyard.training.data.mixture import Ids
 from launchyard.training.data.order import permutation
 
-WINDOW = 512  # rows; a window of 4,096 fills packs of 1,024 to 99.2 % and keeps less of the epoch's order
+PACK_WINDOW = 512  # rows; a window of 4,096 fills packs of 1,024 to 99.2 % and keeps less of the epoch's order
 ROWS_STREAM = 6  # keys of permutations: of the rows of an epoch, and of its packs
 PACKS_STREAM = 7
 
@@ -69,8 +69,8 @@ def _best_fit(lengths: Ids, capacity: int) -> Ids:
     """The pack of each row. Packs are numbered from 0 on and hold rows of one window."""
     pack_of = np.empty(len(lengths), np.int64)
     n_packs = 0
-    for start in range(0, len(lengths), WINDOW):
-        window = lengths[start : start + WINDOW]
+    for start in range(0, len(lengths), PACK_WINDOW):
+        window = lengths[start : start + PACK_WINDOW]
         longest_first = np.argsort(-window, kind="stable")
         chosen, n_packs = _fill_packs(window[longest_first].tolist(), capacity, n_packs)
         pack_of[start + longest_first] = chosen

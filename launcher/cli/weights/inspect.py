@@ -10,7 +10,7 @@ import click
 
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.cli.completion import complete_run
-from launchyard.launcher.cli.data import inspect_data
+from launchyard.launcher.cli.data import data_of_recipe, inspect_data
 from launchyard.launcher.cli.weights.find import find_model, weights_errors
 from launchyard.launcher.format import json_text, size
 from launchyard.storage.files import exists, normal, typed_path
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
 @click.argument("place", shell_complete=complete_run)
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 @click.option("--verify", is_flag=True, help="Data: read every chunk, check its hash; exit code 1 if any is wrong.")
-@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Data: print the first N tokens of each split.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Data: print the first N tokens, or rows, of each split."
+)
 def inspect(place: str, as_json: bool, verify: bool, sample: int | None) -> None:
     """Describe a folder or URL of tokens, or a model.
 
-    PLACE is a folder or URL of tokens, a Hugging Face folder, a checkpoint or a run: a path, a URL, or the id or name
-    of a run. Of a model nothing but the headers of its files is read. Contradictions between its files are listed.
+    PLACE is a folder or URL of tokens, a recipe (its data is described, and prepared first if need be), a Hugging Face
+    folder, a checkpoint or a run: a path, a URL, or the id or name of a run. Of a model nothing but the headers of its
+    files is read. Contradictions between its files are listed.
     """
+    if place.endswith((".yaml", ".yml")):
+        for folder in data_of_recipe(place):
+            inspect_data(folder, as_json=as_json, verify=verify, sample=sample)
+        return
     with user_errors():
         place = typed_path(place)
         model = None if is_prepared(normal(place)) else _model_at(place)

@@ -35,7 +35,7 @@ from launchyard.training.data.prepare.prepare import check_out, lock_out
 from launchyard.training.data.prepare.rows import write_rows
 from launchyard.training.data.prepare.sources import every_file
 
-CHUNK_TOKENS = 2**24  # 64 MiB of uint32
+ROWS_CHUNK_TOKENS = 2**24  # 64 MiB of uint32
 ROWS_A_REPORT = 1000
 
 
@@ -47,7 +47,7 @@ def prepare_instruct(
     options: RowOptions,
     validation: float = 0.0,
     seed: int = 0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = ROWS_CHUNK_TOKENS,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
     """Makes rows of all conversations of files, folders, globs and URLs. Returns the description of `out`.
@@ -101,7 +101,7 @@ def prepare_instruct(
     return dataset
 
 
-def general_options(validation: float, *, seed: int = 0, chunk_tokens: int = CHUNK_TOKENS) -> Options:
+def general_options(validation: float, *, seed: int = 0, chunk_tokens: int = ROWS_CHUNK_TOKENS) -> Options:
     return Options(validation=validation, seed=seed, chunk_tokens=chunk_tokens, encoding=ENCODING)
 
 

@@ -119,7 +119,7 @@ def every_file(items: list[str]) -> list[tuple[str, int, str]]:
         for name in inside:
             hashed = _xxh3()
             size = 0
-            with _open_path(f"{prefix}{name}") as file:
+            with _open(f"{prefix}{name}") as file:
                 while block := file.read(BLOCK):
                     hashed.update(block)
                     size += len(block)
@@ -196,7 +196,7 @@ def _source(fs: Any, path: str, prefix: str) -> TextSource:
 def raw_blocks(reading: Reading) -> Iterator[bytes]:
     """The bytes of a file as they lie; ValueError if it changed since it was found."""
     source = reading.source
-    with _open(source) as file:
+    with _open(source.path) as file:
         while block := file.read(BLOCK):
             reading.hash.update(block)
             reading.bytes += len(block)
@@ -213,11 +213,7 @@ def digest_of(source: TextSource) -> str:
     return reading.digest
 
 
-def _open(source: TextSource) -> Any:
-    return _open_path(source.path)
-
-
-def _open_path(path: str) -> Any:
+def _open(path: str) -> Any:
     if "://" not in path:
         return open(path, "rb")
     import fsspec
