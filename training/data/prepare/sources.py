@@ -367,7 +367,7 @@ def _parquet(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
         raise ValueError(f"{name} needs the package pyarrow: {install_command('data')}") from error
     for _ in raw_blocks(reading):  # hash it; parquet is read in leaps
         pass
-    with _open(reading.source) as file:
+    with _open(reading.source.path) as file:
         try:
             table = pyarrow.parquet.ParquetFile(file)
         except pyarrow.ArrowException as error:
