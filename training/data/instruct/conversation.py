@@ -44,3 +44,12 @@ class Row:
     ids: Array  # (T,) int64
     trained: np.ndarray[tuple[int], np.dtype[np.bool_]]  # (T,)
     where: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one question, the better first. What both begin with is not trained for."""
+
+    chosen: Conversation
+    rejected: Conversation
+    where: str

@@ -1,0 +1,212 @@
+"""From files of any usual carrier to records: JSON, JSON lines, parquet, and what `save_to_disk` of `datasets` writes.
+
+A record is a mapping whose keys with null are left out, as arrow writes null for every key that a row lacks. Light:
+packages of a format are imported when it is met. Knows no conversation.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launchyard.host.packages import install_command
+from launchyard.storage import files
+from launchyard.storage.damage import JsonObject
+from launchyard.storage.redact import without_credentials
+from launchyard.training.data.prepare.sources import every_file
+
+Split = Literal["train", "validation", "test"]
+KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
+ALLOWED = f"allowed are {' '.join(KINDS)} and folders of them; .gz or .zst of the first three"
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "eval": "validation", "test": "test",
+}  # fmt: skip
+_BESIDE = {"dataset_info.json", "state.json", "dataset_dict.json"}  # of save_to_disk, beside its arrow files
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row. where: FILE:LINE, or FILE, row N."""
+
+    value: JsonObject
+    where: str
+
+
+class FaultyRowError(ValueError):
+    """One row that is no record; the rest of its file can be read."""
+
+
+def find_files(sources: Sequence[str], split: Split = "train") -> list[str]:
+    """The files of a split, in order. Those of a folder whose names tell of no split are all of `train`.
+
+    ValueError for a source that does not exist or holds no file of a known kind.
+    """
+    found: list[str] = []
+    for source in sources:
+        every = [path for path, _, _ in every_file([source])]
+        known = [path for path in every if _kind(path) and path.rpartition("/")[2] not in _BESIDE]
+        if not known:
+            raise ValueError(f"{without_credentials(source)} holds no rows among its {len(every)} files; {ALLOWED}")
+        place = source if "://" in source else os.path.abspath(source)
+        root = None if place in every else place.rstrip("/")
+        splits = {path: split_of(path, root) for path in known}
+        if root is None or not any(splits.values()):
+            found += known if split == "train" else []
+        else:
+            found += [path for path in known if (splits[path] or "train") == split]
+    return found
+
+
+def split_of(path: str, root: str | None) -> Split | None:
+    """The split that a file's name or one of its folders below `root` tells; None if none does."""
+    below = path[path.find(root) + len(root) :] if root and root in path else path.rpartition("/")[2]
+    *folders, name = below.strip("/").split("/")
+    for part in (name, *reversed(folders)):
+        word = re.split(r"[-_.]", part.lower())[0]
+        if word in _SPLIT_NAMES:
+            return _SPLIT_NAMES[word]
+    return None
+
+
+def read_records(path: str) -> Iterator[Record | FaultyRowError]:
+    """The rows of one file; a row that is no record as the error that says why. ValueError for a damaged file."""
+    kind, compression = _kind(path) or ("", None)
+    name = without_credentials(path)
+    try:
+        raw = _plain(files.read(path), compression, name)
+        if kind == ".parquet":
+            yield from _of_table(_parquet(raw), name)
+        elif kind == ".arrow":
+            yield from _of_table(_arrow(raw), name)
+        elif kind == ".json" and not _is_lines(raw):
+            yield from _of_list(raw, name)
+        else:
+            yield from _of_lines(raw, name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 near byte {error.start}; convert it with iconv") from error
+
+
+def _kind(path: str) -> tuple[str, str | None] | None:
+    stem = path.lower()
+    compression = next((last for last in (".gz", ".zst") if stem.endswith(last)), None)
+    stem = stem.removesuffix(compression or "")
+    kind = next((kind for kind in KINDS if stem.endswith(kind)), None)
+    return None if kind is None or (compression and kind in (".parquet", ".arrow")) else (kind, compression)
+
+
+def _plain(raw: bytes, compression: str | None, name: str) -> bytes:
+    try:
+        if compression == ".gz":
+            return gzip.decompress(raw)
+        if compression == ".zst":
+            import zstandard
+
+            with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw), read_across_frames=True) as reader:
+                return reader.read()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name} needs the package zstandard: {install_command('data')}") from error
+    except Exception as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+    return raw
+
+
+def _is_lines(raw: bytes) -> bool:
+    """True for JSON lines under the name .json, as many hubs have them."""
+    text = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not text.startswith(b"{"):
+        return False
+    first, _, rest = text.partition(b"\n")
+    try:
+        json.loads(first)
+    except ValueError:
+        return False
+    return bool(rest.strip())
+
+
+def _of_lines(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError:
+            yield FaultyRowError(f"{where}: is not UTF-8")
+        except ValueError as error:
+            yield FaultyRowError(f"{where}: is not JSON: {error}")
+        else:
+            yield to_record(value, where)
+
+
+def _of_list(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
+    """A list of rows, or one list of them under a key such as `data`."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    if isinstance(value, dict):
+        lists = [key for key, inner in value.items() if isinstance(inner, list) and _is_row(next(iter(inner), None))]
+        chosen = next((key for key in ("train", "data", "rows", "examples", "instances") if key in lists), None)
+        if chosen is None and (len(lists) != 1 or {"messages", "conversations"} & value.keys()):
+            value = [value]
+        else:
+            value = value[chosen or lists[0]]
+    if not isinstance(value, list):
+        raise ValueError(f"{name} holds {_named(value)}; it must be a list of objects, or lines of them")
+    for number, one in enumerate(value, start=1):
+        yield to_record(one, f"{name}, row {number}")
+
+
+def _parquet(raw: bytes) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches(batch_size=1024)
+
+
+def _arrow(raw: bytes) -> Any:
+    """Batches of a stream, as save_to_disk writes them, or of a file."""
+    import pyarrow.ipc
+
+    if raw.startswith(b"ARROW1"):
+        file = pyarrow.ipc.open_file(raw)
+        return (file.get_batch(number) for number in range(file.num_record_batches))
+    return pyarrow.ipc.open_stream(raw)
+
+
+def _of_table(batches: Any, name: str) -> Iterator[Record | FaultyRowError]:
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield to_record(value, f"{name}, row {number}")
+
+
+def to_record(value: object, where: str) -> Record | FaultyRowError:
+    """A row without what is null, at any depth."""
+    if not isinstance(value, dict):
+        return FaultyRowError(f"{where}: is {_named(value)}; a row is an object")
+    return Record(_without_null(value), where)
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _named(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "a number")
