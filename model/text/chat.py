@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 from launchyard.model.text.chat_template import ChatTemplate, Message, chosen_template, named_tokens
 from launchyard.model.text.companions import Json
@@ -145,7 +145,15 @@ class Chat:
         the prompt, so that the ids before it are those of the prompt alone; unless a cut there changes the text.
         """
         edges = [edge for answer in shown.answers for edge in (answer.start, answer.end)]
-        ids, *before = self.encode(shown.text, *(shown.text[:edge] for edge in edges))
+        whole, *parts = self.encode(shown.text, *(shown.text[a:b] for a, b in pairwise([0, *edges, len(shown.text)])))
+        if whole == list(chain.from_iterable(parts)):  # no token crosses an edge
+            lengths = list(accumulate(map(len, parts[:-1])))
+            return ChatIds(whole, tuple(zip(lengths[::2], lengths[1::2], strict=True)))
+        return self._encode_joined(shown, edges, whole)
+
+    def _encode_joined(self, shown: ChatText, edges: Sequence[int], ids: list[int]) -> ChatIds:
+        """The same where the parts of a text have other ids than the whole."""
+        before = self.encode(*(shown.text[:edge] for edge in edges))
         lengths = [_shared(beginning, ids) for beginning in before]
         joined = [
             answer.start
