@@ -5,6 +5,7 @@ What training learns from and what generation asks with come from here, so that 
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
 from launchyard.model.text.chat_template import ChatTemplate, Message, chosen_template, named_tokens
-from launchyard.model.text.companions import Json
+from launchyard.model.text.companions import TOKENIZER_CONFIG, Companions, Json, is_template, json_companion
 from launchyard.model.text.prompt_styles import STYLES, style_template
 from launchyard.model.text.special_tokens import SpecialTokens
+from launchyard.model.text.templates import DEFAULT, with_templates
 from launchyard.model.text.tokenizer import Tokenizer
 
 # In place of a message to see where its text goes; two, of which a message holds only one as its last character.
@@ -114,7 +116,7 @@ class Chat:
 
     def _text_of_template(self, tools: bool) -> str:
         if self._style is not None:
-            return style_template(self._style, bos=self._bos)
+            return style_template(self._style, bos=self.bos)
         text = self._given if self._given is not None else chosen_template(self._tokenizer.companions, tools=tools)
         if text is None:
             raise ValueError(
@@ -123,8 +125,8 @@ class Chat:
             )
         return text
 
-    @property
-    def _bos(self) -> str:
+    @cached_property
+    def bos(self) -> str:
         """The token that the tokenizer puts before a text by itself; empty without one."""
         first = self._tokenizer.encode("", special=True)[:1]
         return str(self._tokenizer.raw.id_to_token(first[0])) if first and first[0] not in self._end_ids else ""
@@ -189,6 +191,23 @@ class Chat:
     def chat_text(self, messages: Sequence[Message], *, tools: Sequence[Json] = ()) -> ChatText:
         """The messages as the model sees them. ValueError as of ChatTemplate.render."""
         return self._closed(_View(self, messages, tools))
+
+    def plain_text(self, text: str) -> ChatText:
+        """A text that answers nothing, as without a template: all of it is learnt, and that it ends."""
+        whole = f"{self.bos}{text}{self.end_token}"
+        return ChatText(whole, (AnswerSpan(0, len(self.bos), len(whole)),))
+
+    @property
+    def companions(self) -> Companions:
+        """The files of the tokenizer with the template by which this renders, for those that read a chat from them."""
+        files = self._tokenizer.companions
+        if self._style is None and self._given is None:
+            return files
+        settings = json_companion(files, TOKENIZER_CONFIG)
+        settings.setdefault("eos_token", self.end_token)
+        raw = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+        others = {name: content for name, content in files.items() if not is_template(name)}
+        return with_templates({**others, TOKENIZER_CONFIG: raw}, {DEFAULT: self.template(tools=False).text})
 
     def _closed(self, view: _View) -> ChatText:
         """The text of a view with an end token after each answer."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launchyard.model.text.chat import Chat
+from launchyard.model.text.companions import write_companions
 from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.training.data.instruct.conversation import Conversation, Row, Turn
 from launchyard.training.data.instruct.render import (
@@ -233,6 +234,25 @@ def test_a_style_has_one_begin_token_and_ends_every_answer(style: str, tmp_path:
     assert row is not None
     assert row.ids.tolist().count(engine.token_to_id("<s>")) == 1
     assert answers_in(tokenizer, row) == [f"Hello <b>you</b>.{END}", f"Nöthing \u2603.{END}"]
+
+
+def test_a_text_alone_is_learnt_whole(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, CHATML)
+    row = Renderer(tokenizer).row(conversation([Turn("assistant", "The cat.", trained=True)]))
+    assert row is not None
+    assert tokenizer.decode(row.ids.tolist(), skip_special=False) == f"The cat.{END}"
+    assert row.trained.tolist() == [False] + [True] * (len(row.ids) - 1)
+
+
+@pytest.mark.parametrize("style", ["alpaca", "smollm2"])
+def test_transformers_asks_by_the_style_that_was_trained_with(style: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, CHATML)
+    renderer = Renderer(tokenizer, style=style)
+    write_companions(renderer.chat.companions, str(tmp_path / "exported"))
+    exported = Tokenizer.load(str(tmp_path / "exported"))
+    for turns in (CHATS["one"][:1], CHATS["two"][:4]):
+        assert judged(exported, turns, prompt=True) == renderer.ids_for_generation(turns)
+        assert Renderer(exported).ids_for_generation(turns) == renderer.ids_for_generation(turns)
 
 
 def test_an_input_has_its_place_in_alpaca_and_follows_elsewhere(tmp_path: Path) -> None:

@@ -101,12 +101,18 @@ class Renderer:
             return self._drop(NO_ANSWER)
         turns = conversation.turns[: last + 1]
         try:
-            shown = self.chat.chat_text(self._messages(turns), tools=conversation.tools)
+            shown = self._shown(turns, conversation.tools)
         except ValueError as error:
             self.first_refusal = self.first_refusal or f"{conversation.where}: {error}"
             return self._drop(REFUSED)
         ids, spans = self._spans(shown, turns)
         return self._fitted(Row(np.array(ids, dtype=np.int64), _labels(len(ids), spans), conversation.where), spans)
+
+    def _shown(self, turns: Sequence[Turn], tools: Sequence[JsonObject]) -> ChatText:
+        """The text of turns; an answer to nothing is a text of no chat."""
+        if len(turns) == 1 and not tools and not turns[0].tool_calls:
+            return self.chat.plain_text(turns[0].content)
+        return self.chat.chat_text(self._messages(turns), tools=tools)
 
     def ids_for_generation(self, turns: Sequence[Turn], *, tools: Sequence[JsonObject] = ()) -> list[int]:
         """Ids before the next answer: those that a row has before that answer. ValueError if the template refuses."""
