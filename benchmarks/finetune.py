@@ -1,6 +1,6 @@
 """LoRA on one CPU thread beside peft: the same rows in the same order, the same first adapter, a fresh process each.
 
-    python benchmarks/finetune.py MODEL --evals WHEEL [--steps 12] [--runs 3] [--precision fp32 bf16]
+    python benchmarks/finetune.py MODEL --evals WHEEL [--steps 12] [--runs 3] [--precision fp32 bf16] [--sides peft]
 
 MODEL is a folder of Hugging Face's with a chat template, such as SmolLM2-135M-Instruct written by `launch export`;
 WHEEL is the wheel of the PyPI package evals, whose questions with their answers are the rows. Four rows a step, rank 8
@@ -33,14 +33,17 @@ Row = tuple[list[int], int]  # tokens, and how many of them are the prompt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--evals", required=True)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--evals")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--sides", nargs="+", default=["launchyard", "peft"], choices=SIDES)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.model or not options.evals:
+        print("give MODEL and --evals WHEEL, see --help; nothing is measured without them")
+        return
     if options.child:
         side, rows, precision = options.child
         print(json.dumps(measured(SIDES[side], options.model, json.loads(Path(rows).read_text()), precision)))
