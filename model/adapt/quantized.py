@@ -10,11 +10,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
 from launchyard.model.adapt.codes import Coded, decode, decoded_size
 from launchyard.model.adapt.forms import Form, packed_bytes, scales_bytes
+from launchyard.model.network.uncompiled import uncompiled
 
 
 @dataclass
@@ -79,7 +79,7 @@ class _Product(torch.autograd.Function):
         return made, None, None, None, None
 
 
-@_disable_dynamo
+@uncompiled
 def _product(x: Tensor, codes: Tensor, scales: Tensor, decoder: Decoder, ends: Tensor | None = None) -> Tensor:
     return _Product.apply(x, codes, scales, decoder, ends)
 

@@ -156,7 +156,9 @@ class Attention(nn.Module):
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
         q_proj = self.q_proj
         if type(q_proj) is Linear:
-            q, k, v = q_proj(x), self.k_proj(x), self.v_proj(x)
+            q = q_proj(x)
+            k = self.k_proj(x)
+            v = self.v_proj(x)
         else:
             q, k, v = together(x, q_proj, self.k_proj, self.v_proj)
         if self.qk_norm == "width":
