@@ -184,11 +184,11 @@ def signed(total: int) -> int:
     return (total + 2**63) % 2**64 - 2**63
 
 
-def chunks_read(store: TokenStore, starts: Ids, steps: Ids, seq_len: int) -> list[ChunkUse]:
-    """The chunks that hold tokens start … start + seq_len of samples, each with the first and the last of `steps`."""
+def chunks_read(store: TokenStore, starts: Ids, steps: Ids, lengths: int | Ids) -> list[ChunkUse]:
+    """The chunks that hold tokens start … start + length of samples, each with the first and the last of `steps`."""
     bounds = np.asarray(store.starts[1:-1])
     first = np.searchsorted(bounds, starts, side="right")
-    last = np.searchsorted(bounds, np.minimum(starts + seq_len, store.n_tokens - 1), side="right")
+    last = np.searchsorted(bounds, np.minimum(starts + lengths, store.n_tokens - 1), side="right")
     spread = range(int((last - first).max(initial=0)) + 1)
     number = np.concatenate([np.minimum(first + further, last) for further in spread])
     at = np.concatenate([steps for _ in spread])

@@ -145,5 +145,5 @@ class RowReader:
             return []
         of_slot = np.repeat(np.arange(step, step + steps), n)
         at = np.repeat(of_slot, [len(rows) for rows in packs])
-        uses = chunks_read(self.store, self.store.row_starts[rows], at, int(self._positions.max()))
+        uses = chunks_read(self.store, self.store.row_starts[rows], at, self._positions[rows])
         return sorted(uses, key=lambda use: use.first)

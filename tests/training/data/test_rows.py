@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+from launchyard.launcher.data.rows_shown import shown_row
+from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.storage.errors import CorruptError
+from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.instruct.conversation import Row
 from launchyard.training.data.mixed_reader import MixedReader
 from launchyard.training.data.packs import pack_rows
@@ -16,6 +20,7 @@ from launchyard.training.data.prepare.rows import held_out, write_rows
 from launchyard.training.data.row_reader import RowReader
 from launchyard.training.data.row_store import RowStore
 from launchyard.training.spec import IGNORE_INDEX
+from tests.support.tiny_models import byte_tokenizer
 
 SEQ_LEN = 32
 
@@ -166,3 +171,34 @@ def test_a_mixture_reads_each_source_in_its_own_order_by_weight(folder: str) -> 
     end_to_end = MixedReader([alone(), alone()], global_batch_size=4, weights=None)
     assert end_to_end.n_samples == 120
     assert end_to_end.plan(15, 0, 1, 1)[0].tolist() == [[1]]
+
+
+def test_the_chunks_of_a_step_are_those_that_its_rows_lie_in(tmp_path: Path) -> None:
+    write_rows(some_rows(), "memory://rows", chunk_tokens=200)
+    store = RowStore("memory://rows/train", cache=ChunkCache(str(tmp_path)))
+    one = RowReader(store, seq_len=SEQ_LEN, global_batch_size=3, seed=3)
+    bounds = np.array(store.starts[1:])
+    expected: dict[int, set[int]] = {}
+    for step in range(2, 6):
+        for position in range(step * 3 + 1, step * 3 + 3):
+            for row in one.rows(position):
+                first = int(store.row_starts[row])
+                last = first + int(store.lengths[row]) - 1
+                begin, end = np.searchsorted(bounds, [first, last], side="right").tolist()
+                for number in range(begin, end + 1):
+                    expected.setdefault(number, set()).add(step)
+    uses = {use.number: (use.first, use.last) for use in one.chunks(2, 1, 2, 4)}
+    assert uses == {number: (min(steps), max(steps)) for number, steps in expected.items()}
+    single = RowReader(store, seq_len=SEQ_LEN, global_batch_size=1, seed=3)
+    mixed = MixedReader([single, single], global_batch_size=3, weights=[1, 1])
+    whole = {use.number for use in mixed.chunks(0, 0, 3, 60)}
+    assert whole == set(range(len(store.chunks)))
+
+
+def test_a_shown_row_holds_its_text_and_marks_what_is_trained_for(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(byte_tokenizer(tmp_path / "tokenizer.json"))
+    ids = np.array(tokenizer.encode("the cat and the dog"))
+    end = len(tokenizer.encode("the cat"))
+    text = shown_row(Row(ids, np.arange(len(ids)) >= end, ""), tokenizer)
+    assert text.startswith("\x1b[2m")
+    assert click.unstyle(text) == "the cat⟦ and the dog⟧"
