@@ -236,6 +236,15 @@ def test_a_style_has_one_begin_token_and_ends_every_answer(style: str, tmp_path:
     assert answers_in(tokenizer, row) == [f"Hello <b>you</b>.{END}", f"Nöthing \u2603.{END}"]
 
 
+def test_a_token_before_the_end_token_stays_there(tmp_path: Path) -> None:
+    """Also where the text up to an answer goes on with the next header, which the whole has not."""
+    tokenizer = tokenizer_with(tmp_path, ALWAYS_ASKS.replace("<|im_end|>\n{% endfor", "</s><|im_end|>\n{% endfor"))
+    row = Renderer(tokenizer).row(conversation(CHATS["two"]))
+    assert row is not None
+    assert row.ids.tolist() == judged(tokenizer, CHATS["two"])
+    assert answers_in(tokenizer, row) == [f"Hello <b>you</b>.</s>{END}", f"Nöthing \u2603.</s>{END}"]
+
+
 def test_a_text_alone_is_learnt_whole(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, CHATML)
     row = Renderer(tokenizer).row(conversation([Turn("assistant", "The cat.", trained=True)]))
