@@ -56,7 +56,8 @@ def training_memory(
 ) -> dict[str, int]:
     """Bytes per worker: weights, gradients, optimizer, activations, and `total`, the peak of a step.
 
-    Weights, gradients and moments are fp32 and cut over `shards`, the last two only of trained parameters;
+    Weights, gradients and moments are cut over `shards`, the last two only of trained parameters, and fp32 but for
+    frozen weights in a bf16 run;
     parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights, and
     so does the buffer in which quantised matrices are made plain.
     Activations are those at the peak of one micro-batch, the loss included. Gradients come as activations go, so the
@@ -65,8 +66,10 @@ def training_memory(
     element = BF16_BYTES if precision == "bf16" else FP32_BYTES
     gradients = FP32_BYTES * math.ceil(n_params_trained(config, adapter) / shards)
     layout = parameters(config, adapter)
-    weights = math.ceil(sum(_bytes_of(parameter, FP32_BYTES) for parameter in layout.values()) / shards)
-    if shards > 1 or precision == "bf16":
+    stored = sum(_bytes_of(each, FP32_BYTES if each.trained else element) for each in layout.values())
+    weights = math.ceil(stored / shards)
+    base_trains = any(layout[name].trained for name in parameter_shapes(config))
+    if shards > 1 or (precision == "bf16" and base_trains):  # an adapter that trains alone is not cut for one worker
         weights += _gathered(config, layout, element)
     weights += element * _largest_coded(config, layout)
     tokens = micro_batch_size * seq_len

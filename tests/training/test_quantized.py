@@ -134,6 +134,18 @@ def test_the_bytes_of_the_weights_are_foreseen(form: Form) -> None:
     assert foreseen["weights"] == held + 4 * largest
 
 
+@pytest.mark.parametrize("form", [None, "int8"])
+def test_the_bytes_of_a_base_in_bf16_are_foreseen(form: Form | None) -> None:
+    """Frozen weights are bf16 where an adapter trains alone, and no rank gathers what it has."""
+    config = llama()
+    adapter = Adapter(kind="lora", quantize=form)
+    options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1, "activation_checkpointing": False}
+    foreseen = training_memory(config, **options, precision="bf16", device="cpu", adapter=adapter)
+    model = build_model(config, recipe_of("bf16"), world_size=1, device=CPU, adapter=adapter)
+    buffer = 0 if form is None else 2 * max(config.ffn_dim, config.dim) * config.dim
+    assert foreseen["weights"] == sum(parameter.nbytes for parameter in model.parameters()) + buffer
+
+
 def test_no_plain_projection_is_there_beside_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base of 8B in fp32 is never whole: the rows of one matrix at a time are."""
     from launchyard.training import build
