@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from launchyard.model.network.documents import Documents
 from tests.support.small_runs import RECIPE, history, make_run, run_workers, write_data
+from tests.support.tiny_models import llama, random_model, random_tokens
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,3 +53,20 @@ def test_a_resume_on_the_gpu_goes_on_where_it_was(tmp_path: Path) -> None:
     run_workers(parts, 1, {"train.max_steps": 24}, device="cuda")
     assert [row[0] for row in history(parts)] == list(range(1, 25))
     assert [row[-1] for row in history(parts)] == [row[-1] for row in history(whole)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 8, "layers": ("window",)}, {"attention_softcap": 20.0}],
+    ids=["plain", "window", "capped"],
+)
+@torch.no_grad()
+def test_documents_are_apart_on_the_gpu(options: dict[str, Any]) -> None:
+    """By one kernel where there is one, else one after the other; in bf16, beside the CPU in fp32."""
+    config = llama(dim=64, n_heads=4, head_dim=16, **options)
+    model = random_model(config, std=0.1)
+    documents = Documents((3, 1, 24, 9), 64)
+    tokens = random_tokens(config, 1, documents.n_tokens)
+    expected = model(tokens, documents=documents)
+    found = model.to("cuda", torch.bfloat16)(tokens.cuda(), documents=documents).float().cpu()
+    assert float((found - expected).abs().max()) < 5e-2 * float(expected.abs().max())
