@@ -116,7 +116,7 @@ class DataConfig(Section):
         description="instruct: a Jinja chat template, as text or a .jinja file; default: the tokenizer's.",
     )
     columns: dict[str, str] | None = Field(
-        default=None, description="instruct: what a column is, such as {query: prompt, reply: completion}."
+        default=None, description="instruct: our name of a column to its own, such as {prompt: query}."
     )
 
     @model_validator(mode="after")

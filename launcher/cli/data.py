@@ -71,7 +71,7 @@ TEXT_KEY = "text"
 @click.option("--too-long", type=click.Choice(LONG_ROWS), help="--instruct: what becomes of longer rows.")
 @click.option("--style", metavar="NAME", help="--instruct: a prompt style; default: the tokenizer's chat template.")
 @click.option("--template", type=path_or_url, metavar="FILE", help="--instruct: another chat template, in Jinja.")
-@click.option("--column", "columns", multiple=True, metavar="NAME=PART", help="--instruct: what a column is.")
+@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="--instruct: a column by another name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def prepare(sources: tuple[str, ...], tokenizer: str, out: str, instruct: bool, as_json: bool, **options: Any) -> None:
     """Turn text into chunks of tokens, or conversations into rows of them.
@@ -127,14 +127,14 @@ def _row_options(
     seq_len: int | None, too_long: str | None, style: str | None, template: str | None, columns: tuple[str, ...]
 ) -> RowOptions:
     pairs = [column.partition("=") for column in columns]
-    for name, _, part in pairs:
-        if not name or not part:
-            raise UserError(f"--column {name}: write NAME=PART, such as question=prompt")
+    for ours, _, theirs in pairs:
+        if not ours or not theirs:
+            raise UserError(f"--column {ours}: write OURS=THEIRS, such as prompt=question")
     given = {
         "too_long": too_long,
         "style": style,
         "template": None if template is None else read(template).decode(),
-        "columns": {name: part for name, _, part in pairs} or None,
+        "columns": {ours: theirs for ours, _, theirs in pairs} or None,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     return RowOptions.model_validate({"seq_len": seq_len or DataConfig().seq_len, **chosen})

@@ -1,0 +1,56 @@
+"""From JSON lines of conversations to a prepared folder, with a tokenizer that is trained here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launchyard.model.text.tokenizer import Tokenizer
+from launchyard.training.data.index import RowOptions
+from launchyard.training.data.instruct.render import Renderer
+from launchyard.training.data.instruct.shapes import read_conversations
+from launchyard.training.data.prepare.instruct import prepare_instruct
+from launchyard.training.data.row_store import RowStore
+from tests.support.tiny_models import byte_tokenizer
+
+ROWS: list[dict[str, object]] = [
+    {"instruction": "the cat", "input": None, "output": "and the dog"},
+    {"messages": [{"role": "user", "content": "the end"}, {"role": "assistant", "content": "of the tale"}]},
+    {"prompt": "the", "completion": "tale"},
+    {"prompt": "the " * 2000, "completion": "end"},
+]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("\ufeff" + "\r\n\r\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_rows_are_those_of_the_renderer_and_the_same_request_makes_nothing_again(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(tmp_path / "tokenizer.json")
+    source = write(tmp_path / "a.jsonl", ROWS)
+    out = str(tmp_path / "out")
+    options = RowOptions(seq_len=400, style="alpaca")
+    made = prepare_instruct([source], tokenizer=tokenizer, out=out, options=options)
+    assert made.instruct is not None
+    assert made.instruct.dropped == {"too long": 1}
+    renderer = Renderer(Tokenizer(tokenizer), style="alpaca", max_tokens=401)
+    store = RowStore(f"{out}/train")
+    rows = [row for row in map(renderer.row, read_conversations([source])) if row is not None]
+    assert len(rows) == len(store.lengths) == 3
+    for number, row in enumerate(rows):
+        found = store.row(number)
+        assert (found.ids.tolist(), found.trained.tolist()) == (row.ids.tolist(), row.trained.tolist())
+        assert found.trained[-1] and found.ids[-1] == made.tokenizer.eos_id
+    assert prepare_instruct([source], tokenizer=tokenizer, out=out, options=options) == made
+    with pytest.raises(ValueError, match="another data set"):
+        prepare_instruct([source], tokenizer=tokenizer, out=out, options=RowOptions(seq_len=99, style="alpaca"))
+
+
+def test_all_faulty_rows_are_told_by_line(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [*ROWS, {"text": "a"}, {"prompt": 3, "completion": "b"}])
+    with pytest.raises(ValueError, match="2 of 6 rows") as caught:
+        list(read_conversations([source]))
+    assert all(f"a.jsonl:{line}: " in str(caught.value) for line in (9, 11))
