@@ -330,6 +330,7 @@ def _estimate(out: str, n_bytes: int, share: float, digest: str) -> DataSpec:
 
 # -- conversations ---------------------------------------------------------------------------------------------------
 def _conversations(key: str, given: list[str], tokenizer: str | None, rows: RowsWanted, cache: TextCache) -> Part:
+    from launchyard.training.data.instruct.carriers import find_files
     from launchyard.training.data.prepare.encode import open_tokenizer
     from launchyard.training.data.prepare.instruct import general_options, rows_digest
     from launchyard.training.data.prepare.sources import every_file
@@ -356,6 +357,8 @@ def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows
         return Part(key, open_dataset(out), vocab_size_of(out))
     spec = _estimate(out, sum(size for _, size, _ in read), share, digest)
     spec = _estimated_rows(spec, rows.data.seq_len, rows.epochs)
+    if not share and find_files(given, "validation"):
+        spec = spec.model_copy(update={"validation": (TokenSource(folder=f"{out}/validation", n_tokens=ROW_TOKENS),)})
     later = Preparation(tuple(given), path, out, share, cache.encoding, rows)
     return Part(key, spec, made.vocab_size, preparation=later)
 

@@ -54,3 +54,15 @@ def test_all_faulty_rows_are_told_by_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 of 6 rows") as caught:
         list(read_conversations([source]))
     assert all(f"a.jsonl:{line}: " in str(caught.value) for line in (9, 11))
+
+
+def test_the_validation_part_of_a_folder_is_the_held_out_part(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(tmp_path / "tokenizer.json")
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    write(folder / "train.jsonl", ROWS[:2])
+    write(folder / "validation.jsonl", ROWS[2:3])
+    out = str(tmp_path / "out")
+    options = RowOptions(seq_len=400, style="alpaca")
+    made = prepare_instruct([str(folder)], tokenizer=tokenizer, out=out, options=options)
+    assert {name: split.documents for name, split in made.splits.items()} == {"train": 2, "validation": 1}

@@ -54,6 +54,7 @@ def prepare_instruct(
 
     on_progress: gets the number of rows so far. ValueError for faulty conversations, and if `out` holds other data.
     """
+    from launchyard.training.data.instruct.carriers import find_files
     from launchyard.training.data.instruct.render import Renderer
     from launchyard.training.data.instruct.shapes import read_conversations
 
@@ -74,9 +75,19 @@ def prepare_instruct(
         max_tokens=options.seq_len + 1,
         too_long=options.too_long,
     )
-    rows = _reported(renderer.rows(read_conversations(sources, columns=options.columns)), on_progress)
+    columns = options.columns
+    rows = _reported(renderer.rows(read_conversations(sources, columns=columns)), on_progress)
+    apart = find_files(sources, "validation") if not validation else []
+    held = read_conversations(sources, columns=columns, split="validation")
     with lock_out(out):
-        splits = write_rows(rows, out, chunk_tokens=chunk_tokens, validation=validation, seed=seed)
+        splits = write_rows(
+            rows,
+            out,
+            chunk_tokens=chunk_tokens,
+            validation=validation,
+            seed=seed,
+            validation_rows=renderer.rows(held) if apart else (),
+        )
     facts = RowsMade(
         **options.model_dump(), made_from=made_from, dropped=dict(renderer.dropped), counts=dict(renderer.counts)
     )
@@ -89,7 +100,7 @@ def prepare_instruct(
         documents=sum(entry.documents for entry in splits.values()),
         empty_documents=0,
         tokens=sum(entry.tokens for entry in splits.values()),
-        holdout=HoldOut(unit="rows" if validation else "nothing"),
+        holdout=HoldOut(unit="rows" if "validation" in splits else "nothing"),
         options=general,
         sources=_entries(read),
         instruct=facts,

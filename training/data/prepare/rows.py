@@ -82,14 +82,25 @@ def _draw(row: Row, seed: int) -> float:
 
 
 def write_rows(
-    rows: Iterable[Row], folder: str, *, chunk_tokens: int, validation: float = 0.0, seed: int = 0
+    rows: Iterable[Row],
+    folder: str,
+    *,
+    chunk_tokens: int,
+    validation: float = 0.0,
+    seed: int = 0,
+    validation_rows: Iterable[Row] = (),
 ) -> dict[str, SplitEntry]:
-    """Writes the splits of a data set into a folder or URL. ValueError if one of them would be empty."""
+    """Writes the splits of a data set into a folder or URL. ValueError if one of them would be empty.
+
+    validation_rows: of a source that has such a part itself, beside the share of `rows` that is held out.
+    """
     train = RowWriter(f"{folder}/train", chunk_tokens=chunk_tokens)
     validated = RowWriter(f"{folder}/validation", chunk_tokens=chunk_tokens)
     for row, out in held_out(rows, share=validation, seed=seed):
         (validated if out else train).add(row)
-    writers = {"train": train, **({"validation": validated} if validation else {})}
+    for row in validation_rows:
+        validated.add(row)
+    writers = {"train": train, **({"validation": validated} if validation or validated.n_rows else {})}
     for name, writer in writers.items():
         if not writer.n_rows:
             total = train.n_rows + validated.n_rows
