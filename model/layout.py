@@ -94,6 +94,8 @@ def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorSha
     found: dict[str, TensorShape] = {}
     for name, update in updates(shapes, adapter).items():
         rows, columns = shapes.get(f"{name}.weight") or shapes["embed.weight"]
+        if name == "embed" and adapter.kind == "dora":
+            raise ValueError("adapter.targets: a table has no magnitudes; leave embed out, or use kind lora")
         if name == "embed":  # a lookup: A is what the ids choose from
             rows, columns = columns, rows
         found[f"{name}.lora_a"] = (update.rank, columns)

@@ -18,7 +18,7 @@ def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bo
     if not completed:
         return
     if recipe.checkpoint.export:
-        export_weights(run, workload)
+        export_weights(run)
         on_event(EXPORTED, folder=WEIGHTS)
     if recipe.validation.sample is not None:
         run.write_text(SAMPLE, write_sample(run, recipe))
@@ -31,14 +31,14 @@ def draw_curve(run: RunDir, name: str) -> None:
     run.write_text(LOSS_CURVE, loss_svg(train, validation, title=f"{name}: loss, nats per token"))
 
 
-def export_weights(run: RunDir, workload: Workload) -> None:
+def export_weights(run: RunDir) -> None:
     """The newest checkpoint's weights as an HF directory, a tensor at a time."""
     from launchyard.model.text.companions import read_companions
     from launchyard.model.weights.hf_export import save_hf
-    from launchyard.model.weights.load import CheckpointWeights
+    from launchyard.model.weights.load import open_weights
 
-    weights = CheckpointWeights(_newest(run))
-    save_hf(weights, workload.model, run.path(WEIGHTS), companions=read_companions(run.path(TOKENIZER_FOLDER)))
+    config, weights = open_weights(_newest(run))
+    save_hf(weights, config, run.path(WEIGHTS), companions=read_companions(run.path(TOKENIZER_FOLDER)))
 
 
 def write_sample(run: RunDir, recipe: Recipe) -> str:

@@ -118,6 +118,8 @@ def fill_weights(
 def _place(parts: dict[str, Tensor], name: str, rows: Tensor, form: Form | None) -> None:
     """Put rows of the base where they belong, coded where they are to be, and their norms where they are magnitudes."""
     magnitude = parts.get(name.removesuffix(".weight") + MAGNITUDE)
+    if name == "embed.weight":
+        magnitude = parts.get("lm_head" + MAGNITUDE)  # of a tied head; one of its own comes behind the table
     scales = parts.get(scales_name(name))
     if form is None or scales is None:
         parts[name].copy_(rows)
