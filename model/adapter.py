@@ -10,18 +10,18 @@ LOW_RANK = ("lora", "qlora", "dora")
 
 
 class Adapter(BaseModel):
-    """The change to a model before it trains: low-rank updates, prompts, or some parameters alone.
+    """The change to a model before it trains: low-rank updates, or some parameters alone.
 
     Patterns are of our names, such as blocks.0.*; * matches dots.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["none", "lora", "qlora", "dora", "bitfit", "adapter", "adapter_v2"] = Field(
+    kind: Literal["none", "lora", "qlora", "dora", "bitfit"] = Field(
         default="none",
         description="none: every parameter trains; lora: low-rank updates (Hu et al. 2021); qlora: those over a base "
         "in nf4 (Dettmers et al. 2023); dora: with magnitudes (Liu et al. 2024); bitfit: biases alone (Ben Zaken et "
-        "al. 2022); adapter, adapter_v2: LLaMA-Adapter (Zhang et al. 2023, Gao et al. 2023).",
+        "al. 2022).",
     )
     r: int = Field(default=8, ge=1, description="Rank of low-rank updates.")
     alpha: float = Field(default=16.0, gt=0, description="Weight of the updates, see scaling.")
@@ -44,8 +44,6 @@ class Adapter(BaseModel):
     quantize: Literal["nf4", "nf4-dq", "int8", "fp8"] | None = Field(
         default=None, description="Form of the frozen matrices; -dq: scales quantised too. Default: nf4-dq for qlora."
     )
-    prompt_length: int = Field(default=10, ge=1, description="adapter: learned positions before each text.")
-    first_layer: int = Field(default=2, ge=0, description="adapter: first block with learned positions.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

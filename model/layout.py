@@ -74,9 +74,7 @@ def _by_kind(name: str, adapter: Adapter) -> bool:
     """True for a parameter of the model that trains with a kind of adapter."""
     if adapter.kind == "none":
         return True
-    if adapter.kind == "bitfit":
-        return name.endswith("bias")
-    return adapter.kind == "adapter_v2" and name.split(".")[-2].endswith("norm")
+    return adapter.kind == "bitfit" and name.endswith("bias")
 
 
 def _first_layers(config: ModelConfig, adapter: Adapter) -> tuple[str, ...]:
