@@ -94,10 +94,9 @@ def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorSha
         rows, columns = shapes.get(f"{name}.weight") or shapes["embed.weight"]
         if name == "embed" and adapter.kind == "dora":
             raise ValueError("adapter.targets: a table has no magnitudes; leave embed out, or use kind lora")
-        if name == "embed":  # a lookup: A is what the ids choose from
-            rows, columns = columns, rows
-        found[f"{name}.lora_a"] = (update.rank, columns)
-        found[f"{name}.lora_b"] = (rows, update.rank)
+        is_table = name == "embed"  # a lookup: A is what the ids choose from
+        found[f"{name}.lora_a"] = (update.rank, rows if is_table else columns)
+        found[f"{name}.lora_b"] = (columns if is_table else rows, update.rank)
         if adapter.kind == "dora":
             found[f"{name}{MAGNITUDE}"] = (rows,)
     return found

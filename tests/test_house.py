@@ -38,6 +38,7 @@ LIGHT_FILES = (
     "training/data/index.py",
     "training/data/dataset_spec.py",
     "model/adapt/forms.py",
+    "model/adapt/targets.py",
     "model/adapter.py",
     "model/config.py",
     "model/cost.py",

@@ -111,8 +111,9 @@ def fill_weights(
         _place(parts, name, rows, form)
     for name, place in added.items():
         if not name.endswith(MAGNITUDE):  # which come with their matrices
-            start, stop = place.start, place.stop
-            parts[name].copy_(adapter_rows(name, of_adapter[name], seed=recipe.train.seed, start=start, stop=stop))
+            seed = recipe.train.seed
+            rows = adapter_rows(name, of_adapter[name], seed=seed, start=place.start, stop=place.stop)
+            parts[name].copy_(rows)
 
 
 def _place(parts: dict[str, Tensor], name: str, rows: Tensor, form: Form | None) -> None:
