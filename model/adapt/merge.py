@@ -14,7 +14,7 @@ Added = Callable[[str], Tensor]  # a parameter of the adapter by our name, whole
 
 
 @dataclass(frozen=True)
-class Merge:
+class MatrixMerge:
     """The update of one projection or table. name: without `.weight`."""
 
     name: str

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from launchyard.model.adapt.codes import rounded
 from launchyard.model.adapt.forms import Form, scales_name
+from launchyard.model.adapt.merge import Added, MatrixMerge
+from launchyard.model.adapt.targets import updates
 from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
@@ -24,7 +26,6 @@ from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
 from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
-from launchyard.model.weights.merged import MergedWeights
 from launchyard.model.weights.resize import is_of_vocabulary, mean_row
 from launchyard.model.weights.source import Source, find_source
 from launchyard.storage.errors import CorruptError
@@ -32,6 +33,8 @@ from launchyard.storage.safetensors import torch_dtype
 from launchyard.storage.shards import read_manifest, read_tensor
 
 PREFIX = "model."  # of parameters among the tensors of a checkpoint
+_TABLE = "embed.weight"
+_HEAD = "lm_head.weight"
 # The end of a text: at the end of text or a stop string, at max_new_tokens, or because the context is full.
 Ended = Literal["stop", "length", "context"]
 # Called while weights are read or written, with the bytes that went and those of all.
@@ -121,6 +124,51 @@ class CheckpointWeights:
             return None
         theirs, weights = open_weights(source)
         return resized(weights, theirs, self.config)
+
+
+class MergedWeights:
+    """Tensors of `base`, those with an update in fp32. A tied head is one of its own where one of both has an update.
+
+    ValueError for a kind whose changes are none of weights.
+    """
+
+    def __init__(self, base: Weights, adapter: Adapter, added: Added, *, untied: bool = False) -> None:
+        """untied: the table was trained, and the tied head was not, or the other way round."""
+        if adapter.kind not in LOW_RANK:
+            raise ValueError(f"an adapter of kind {adapter.kind} adds to what a model computes, not to its weights")
+        self._base = base
+        self._added = added
+        self._tied = base.config.tie_embeddings
+        self._merges = {
+            f"{name}.weight": MatrixMerge(name, update, adapter.kind == "dora")
+            for name, update in updates(parameter_shapes(base.config), adapter).items()
+        }
+        tied = self._tied and not (untied or _TABLE in self._merges or _HEAD in self._merges)
+        self.config: ModelConfig = base.config.model_copy(update={"tie_embeddings": tied})
+
+    def keys(self) -> list[str]:
+        return list(parameter_shapes(self.config))
+
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.float32 if key in self._merges else self._base.dtype(self._source(key))
+
+    def get(self, key: str) -> Tensor:
+        return next(self.rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
+
+    def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
+        own = {key: rows for key, rows in wanted.items() if self._source(key) == key}
+        for key, found in self._base.rows(own):
+            yield key, self._merged(key, found, own[key])
+        for key in wanted.keys() - own.keys():  # a head that was tied
+            _, found = next(self._base.rows({_TABLE: wanted[key]}))
+            yield key, self._merged(key, found, wanted[key])
+
+    def _source(self, key: str) -> str:
+        return _TABLE if key == _HEAD and self._tied else key
+
+    def _merged(self, key: str, found: Tensor, rows: range) -> Tensor:
+        merge = self._merges.get(key)
+        return found if merge is None else merge.rows(found, rows, self._added)
 
 
 def resized(weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> Weights:

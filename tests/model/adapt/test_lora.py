@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
-from launchyard.model.weights.load import build
-from launchyard.model.weights.merged import MergedWeights
+from launchyard.model.weights.load import MergedWeights, build
 from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
