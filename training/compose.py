@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
@@ -15,6 +15,7 @@ from launchyard.model.layout import frozen_names
 from launchyard.run import events
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import count_steps, cut_batch
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
@@ -115,9 +116,9 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
     )
 
 
-def base_of(recipe: Recipe, workload: Workload) -> dict[str, Any]:
+def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
     """Where the parameters that do not train come from, and the form that they have."""
-    base: dict[str, Any] = {"init_from": recipe.model.init_from, "seed": recipe.train.seed}
+    base: JsonObject = {"init_from": recipe.model.init_from, "seed": recipe.train.seed}
     if workload.adapter is None:
         return base
     form = form_of(workload.adapter)

@@ -109,17 +109,23 @@ def make_plan(
         max_steps=max_steps,
         total_tokens=max_steps * batch.tokens_per_step,
         epochs=[] if data.missing else _epochs(data.spec, recipe, max_steps),
-        n_params=cost.n_params(model),
-        n_params_trained=cost.n_params_trained(model, adapter),
-        flops_per_token=cost.flops_per_token(model, recipe.data.seq_len, adapter),
+        **_costs(recipe, model, adapter),
         memory=_memory(recipe, model, adapter, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
-        checkpoint_bytes=memory.checkpoint_bytes(model, adapter),
         environment=environment,
         **_started(cluster, ask, host),
         notes=draft.notes,
     )
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe, free_bytes=host.free_bytes)]})
+
+
+def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[str, Any]:
+    return {
+        "n_params": cost.n_params(model),
+        "n_params_trained": cost.n_params_trained(model, adapter),
+        "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
+        "checkpoint_bytes": memory.checkpoint_bytes(model, adapter),
+    }
 
 
 def _asked(recipe: Recipe, cluster: Cluster, host: HostFacts) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from launchyard.host.packages import install_command
 from launchyard.storage import files
@@ -23,7 +23,7 @@ from launchyard.training.data.prepare.sources import every_file
 
 Split = Literal["train", "validation", "test"]
 KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
-ALLOWED = f"allowed are {' '.join(KINDS)} and folders of them; .gz or .zst of the first three"
+_ALLOWED = f"allowed are {' '.join(KINDS)} and folders of them; .gz or .zst of the first three"
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "eval": "validation", "test": "test",
@@ -53,7 +53,7 @@ def find_files(sources: Sequence[str], split: Split = "train") -> list[str]:
         every = [path for path, _, _ in every_file([source])]
         known = [path for path in every if _kind(path) and path.rpartition("/")[2] not in _BESIDE]
         if not known:
-            raise ValueError(f"{without_credentials(source)} holds no rows among its {len(every)} files; {ALLOWED}")
+            raise ValueError(f"{without_credentials(source)} holds no rows among its {len(every)} files; {_ALLOWED}")
         place = source if "://" in source else os.path.abspath(source)
         root = None if place in every else place.rstrip("/")
         splits = {path: split_of(path, root) for path in known}
@@ -166,28 +166,29 @@ def _of_list(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
         yield to_record(one, f"{name}, row {number}")
 
 
-def _parquet(raw: bytes) -> Any:
+def _parquet(raw: bytes) -> Iterator[object]:
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches(batch_size=1024)
+    for batch in pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches(batch_size=1024):
+        yield from batch.to_pylist()
 
 
-def _arrow(raw: bytes) -> Any:
-    """Batches of a stream, as save_to_disk writes them, or of a file."""
+def _arrow(raw: bytes) -> Iterator[object]:
+    """Rows of a stream, as save_to_disk writes it, or of a file."""
     import pyarrow.ipc
 
     if raw.startswith(b"ARROW1"):
         file = pyarrow.ipc.open_file(raw)
-        return (file.get_batch(number) for number in range(file.num_record_batches))
-    return pyarrow.ipc.open_stream(raw)
-
-
-def _of_table(batches: Any, name: str) -> Iterator[Record | FaultyRowError]:
-    number = 0
+        batches = (file.get_batch(number) for number in range(file.num_record_batches))
+    else:
+        batches = pyarrow.ipc.open_stream(raw)
     for batch in batches:
-        for value in batch.to_pylist():
-            number += 1
-            yield to_record(value, f"{name}, row {number}")
+        yield from batch.to_pylist()
+
+
+def _of_table(rows: Iterator[object], name: str) -> Iterator[Record | FaultyRowError]:
+    for number, value in enumerate(rows, start=1):
+        yield to_record(value, f"{name}, row {number}")
 
 
 def to_record(value: object, where: str) -> Record | FaultyRowError:
@@ -197,10 +198,14 @@ def to_record(value: object, where: str) -> Record | FaultyRowError:
     return Record(_without_null(value), where)
 
 
-def _without_null(value: Any) -> Any:
+def _without_null(value: JsonObject) -> JsonObject:
+    return {key: _cleaned(inner) for key, inner in value.items() if inner is not None}
+
+
+def _cleaned(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
-    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+        return _without_null(value)
+    return [_cleaned(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _is_row(value: object) -> bool:

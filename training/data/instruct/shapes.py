@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from launchyard.storage.damage import JsonObject
 from launchyard.training.data.instruct.carriers import FaultyRowError, Record, Split, find_files, read_records
@@ -40,8 +40,10 @@ ASKED = (
     ("inputs", "targets", "context"),
 )
 # The names that `columns` maps from.
-OURS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "tools",
-        "chosen", "rejected")  # fmt: skip
+COLUMN_NAMES = (
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "tools", "chosen",
+    "rejected",
+)  # fmt: skip
 Columns = Mapping[str, str]
 Made = TypeVar("Made")
 
@@ -99,8 +101,8 @@ def conversation_of(record: Record, columns: Columns | None = None) -> Conversat
 def _renamed(row: JsonObject, columns: Columns | None) -> JsonObject:
     found = dict(row)
     for ours, theirs in (columns or {}).items():
-        if ours not in OURS:
-            raise ValueError(f"data.columns: {ours} is none of {', '.join(OURS)}")
+        if ours not in COLUMN_NAMES:
+            raise ValueError(f"data.columns: {ours} is none of {', '.join(COLUMN_NAMES)}")
         if theirs in row:
             found[ours] = row[theirs]
     if columns and not any(theirs in row for theirs in columns.values()):
@@ -125,7 +127,7 @@ def _turns(row: JsonObject) -> list[Turn]:
     )
 
 
-def _asked(question: Any, answer: Any, about: Any, keys: tuple[str, str, str]) -> list[Turn]:
+def _asked(question: object, answer: object, about: object, keys: tuple[str, str, str]) -> list[Turn]:
     before = _messages(question, keys[0], trained=False) if isinstance(question, list) else None
     after = _messages(answer, keys[1]) if isinstance(answer, list) else None
     if before is None:
@@ -133,7 +135,7 @@ def _asked(question: Any, answer: Any, about: Any, keys: tuple[str, str, str]) -
     return [*before, *(after or [Turn("assistant", _text(answer, keys[1]), trained=True)])]
 
 
-def _messages(value: Any, key: str, *, trained: bool = True) -> list[Turn]:
+def _messages(value: object, key: str, *, trained: bool = True) -> list[Turn]:
     if isinstance(value, str):
         value = _json(value, key)
     if not isinstance(value, list):
@@ -141,7 +143,7 @@ def _messages(value: Any, key: str, *, trained: bool = True) -> list[Turn]:
     return [_message(one, f"{key}[{number}]", trained) for number, one in enumerate(value)]
 
 
-def _message(value: Any, where: str, trained: bool) -> Turn:
+def _message(value: object, where: str, trained: bool) -> Turn:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is no message with a role and a content")
     said = value.get("role", value.get("from"))
@@ -151,7 +153,8 @@ def _message(value: Any, where: str, trained: bool) -> Turn:
     content = _text(value.get("content", value.get("value", "")), where)
     calls = _calls(value.get("tool_calls", ()), where)
     if said in _CALLS:
-        calls, content = (_call(_json(content, where), where),), ""
+        calls = (_call(_json(content, where), where),)
+        content = ""
     elif role == "assistant" and not content and not calls and "content" not in value and "value" not in value:
         raise ValueError(f"{where} says nothing: it has neither content nor tool_calls")
     learns = trained and role == "assistant" and _weight(value, where) > 0
@@ -167,7 +170,7 @@ def _weight(value: JsonObject, where: str) -> float:
     return float(given)
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: object, where: str) -> str:
     """A text, or the texts of a list of parts."""
     if isinstance(value, str):
         return value
@@ -176,7 +179,7 @@ def _text(value: Any, where: str) -> str:
     raise ValueError(f"{where} is {json.dumps(value)[:40]}, which is no text")
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
@@ -185,16 +188,18 @@ def _part(part: Any, where: str) -> str:
     return str(part["text"])
 
 
-def _calls(value: Any, where: str) -> tuple[JsonObject, ...]:
+def _calls(value: object, where: str) -> tuple[JsonObject, ...]:
     found = _json(value, where) if isinstance(value, str) else value
     if not isinstance(found, (list, tuple)):
         raise ValueError(f"{where}: tool_calls is no list")
     return tuple(_call(one, where) for one in found)
 
 
-def _call(value: Any, where: str) -> JsonObject:
+def _call(value: object, where: str) -> JsonObject:
     """A call as templates want it: {type, function: {name, arguments}}, arguments as an object where they are JSON."""
-    function = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a tool call is no object")
+    function = value.get("function", value)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: a tool call has no name")
     arguments = function.get("arguments", function.get("parameters", {}))
@@ -220,7 +225,7 @@ def _with_system(turns: list[Turn], row: JsonObject) -> tuple[Turn, ...]:
     return (Turn("system", _text(said, "system")), *turns)
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
@@ -253,11 +258,11 @@ def pair_of(record: Record, columns: Columns | None = None) -> Pair:
     return Pair(made[0], made[1], record.where)
 
 
-def _before(value: Any, key: str) -> list[Turn]:
+def _before(value: object, key: str) -> list[Turn]:
     return _messages(value, key, trained=False) if isinstance(value, list) else [Turn("user", _text(value, key))]
 
 
-def _side(value: Any, key: str, before: list[Turn]) -> list[Turn]:
+def _side(value: object, key: str, before: list[Turn]) -> list[Turn]:
     if not isinstance(value, list):
         return [*before, Turn("assistant", _text(value, key), trained=True)]
     turns = _messages(value, key)

@@ -24,6 +24,7 @@ from launchyard.training.data.index import (
     RowOptions,
     RowsMade,
     SourceEntry,
+    SplitEntry,
     TokenizerEntry,
     dataset_digest,
     read_dataset,
@@ -91,7 +92,22 @@ def prepare_instruct(
     facts = RowsMade(
         **options.model_dump(), made_from=made_from, dropped=dict(renderer.dropped), counts=dict(renderer.counts)
     )
-    dataset = Dataset(
+    dataset = _described(made, splits, facts, general, read)
+    # With the template that the rows were made with, so that a model of them is asked as it was trained.
+    write_companions(renderer.chat.companions, f"{out}/{TOKENIZER}".rpartition("/")[0], sync=True)
+    files.write(f"{out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
+    remove_journal(out)
+    return dataset
+
+
+def _described(
+    made: TokenizerFile,
+    splits: dict[str, SplitEntry],
+    facts: RowsMade,
+    general: Options,
+    read: list[tuple[str, int, str]],
+) -> Dataset:
+    return Dataset(
         kind="instruct",
         digest=dataset_digest({name: entry.digest for name, entry in splits.items()}, made.sha256),
         tokenizer=TokenizerEntry(file=TOKENIZER, sha256=made.sha256, eos=made.eos, eos_id=made.eos_id),
@@ -106,10 +122,6 @@ def prepare_instruct(
         instruct=facts,
         splits=splits,
     )
-    write_companions(made.companions, f"{out}/{TOKENIZER}".rpartition("/")[0], sync=True)
-    files.write(f"{out}/{DATASET}", dataset.model_dump_json(indent=1).encode() + b"\n", sync=True)
-    remove_journal(out)
-    return dataset
 
 
 def general_options(validation: float, *, seed: int = 0, chunk_tokens: int = ROWS_CHUNK_TOKENS) -> Options:
