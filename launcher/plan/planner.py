@@ -119,7 +119,7 @@ def make_plan(
     return plan.model_copy(update={"notes": [*plan.notes, *surprises(plan, recipe, free_bytes=host.free_bytes)]})
 
 
-def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[str, Any]:
+def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[str, int]:
     return {
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
