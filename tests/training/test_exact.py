@@ -205,6 +205,7 @@ def test_resized_from_1_to_2_to_3(tmp_path: Path, data: DataSpec, name: str) -> 
     check_resizing(tmp_path, data, [1, 2, 3], model={} if name == "gpt-neox" else family(name))
 
 
+@pytest.mark.slow
 def test_a_mixture_resized_from_2_to_3_to_1(tmp_path: Path, data: DataSpec) -> None:
     """Sources of different sizes and weights; the small one has some epochs in this run."""
     small = write_data(tmp_path / "small", n_tokens=421, n_validation_tokens=90, seed=5)

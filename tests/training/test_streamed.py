@@ -26,7 +26,8 @@ def set_storage(run: RunDir, storage: Storage) -> None:
     run.write_json("plan.json", {**run.read_json("plan.json"), "storage": storage.model_dump(mode="json")})
 
 
-@pytest.mark.parametrize("cache_bytes", [pytest.param(1, marks=pytest.mark.slow), 2**30])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache_bytes", [1, 2**30])
 def test_tokens_out_of_a_store(tmp_path: Path, cache_bytes: int) -> None:
     data = write_data(tmp_path / "data")
     local = make_run(tmp_path / "local", data)

@@ -441,7 +441,7 @@ def test_to_an_object_store(tmp_path: Path, corpus: Path, tokenizer_file: str) -
 
 
 def test_one_at_a_time(tmp_path: Path, corpus: Path, tokenizer_file: str) -> None:
-    with room._lock(str(tmp_path / "out")), pytest.raises(PrepareError, match="another `launch prepare` is writing"):
+    with room.lock_out(str(tmp_path / "out")), pytest.raises(PrepareError, match="another `launch prepare` is writing"):
         prepare([str(corpus)], tokenizer=tokenizer_file, out=str(tmp_path / "out"))
 
 
