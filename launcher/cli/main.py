@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "drill": ("launchyard.launcher.cli.runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
     },
     "Models and data": {
+        "finetune": ("launchyard.launcher.cli.finetune", "command", "Finetune a model on rows of instructions."),
         "prepare": ("launchyard.launcher.cli.data", "prepare", "Turn text into tokens."),
         "inspect": ("launchyard.launcher.cli.weights.inspect", "inspect", "Describe a model, or tokens."),
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
@@ -74,6 +75,7 @@ LAUNCH = "launch RECIPE"  # the default command: a name that cannot be typed as 
 EXAMPLES = (
     ("launch --local", "train the bundled quickstart on this machine"),
     ("launch pretrain/pythia-160m --dry-run data.source=DIR", "see the plan, start nothing"),
+    ("launch finetune MODEL --data rows.jsonl", "LoRA on rows of instructions"),
     ("launch my.yaml --gpus-per-node 4 train.max_steps=5000", "a recipe of your own, changed"),
     ("launch resume RUN", "go on with a run that stopped"),
 )

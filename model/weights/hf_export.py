@@ -76,9 +76,7 @@ def save_hf(
     hf = config_to_hf(config)
     root = normal(folder)
     if isinstance(weights, HFWeights) and _same(weights.folder, root):
-        raise ValueError(
-            f"{folder} holds the weights that are to be written, and is emptied first; name another"
-        )
+        raise ValueError(f"{folder} holds the weights that are to be written, and is emptied first; name another")
     tensors = TheirTensors(weights, config, rules(config), dtype=dtype)
     planned = _planned(tensors, max_file_bytes)
     _remove_old(root)

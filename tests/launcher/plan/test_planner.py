@@ -21,7 +21,7 @@ from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.launcher.submit.plan_text import brief, full
 from launchyard.model.zoo import BY_TYPE, preset, presets
 from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec, TokenSource, Workload
+from launchyard.training.spec import DataSpec, RowFacts, TokenSource, Workload
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = str(GOLDEN / "small.yaml")  # not the quickstart, whose numbers are tuned
@@ -36,6 +36,15 @@ DATA = DataSpec(
     tokenizer="/data/tokenizer/tokenizer.json",
     digest="d",
 )
+
+_FACTS = RowFacts(rows=4000, labels=100_000, longest=500, packs=(900, 900, 900))
+ROWS = DATA.model_copy(update={"train": (DATA.train[0].model_copy(update={"instruct": _FACTS}),)})
+# The shapes of the weights that bundled recipes start from.
+SHAPES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2-135m",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
+}
 
 
 def plan_of(recipe: Recipe | str = SMALL, host: HostFacts = CPU, **changes: Any) -> Plan:
@@ -373,7 +382,13 @@ def test_time_limits(text: str, seconds: int | None) -> None:
 @pytest.mark.parametrize("name", bundled_recipes())
 @pytest.mark.parametrize("host", [CPU, GPUS], ids=["cpu", "8 gpus"])
 def test_every_bundled_recipe_plans(name: str, host: HostFacts) -> None:
-    plan = plan_of(name, host)
+    recipe = load_recipe(name).recipe
+    parts: dict[str, Any] = {}
+    if recipe.model.init_from is not None:
+        parts["init"] = preset(SHAPES[recipe.model.init_from])
+    if recipe.data.kind == "instruct":
+        parts["data"] = PlannedData(spec=ROWS, vocab_size=2048)
+    plan = plan_of(recipe, host, **parts)
     assert plan.n_params > 1_000_000
     if plan.device == "cuda":
         assert plan.memory["total"] < H100.memory

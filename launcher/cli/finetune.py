@@ -1,0 +1,95 @@
+"""`launch finetune`: the short way to a finetuning recipe. Makes a launch of it, and shows the recipe that it made."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from launchyard.launcher.cli.completion import complete_model
+from launchyard.launcher.cli.main import launch_recipe
+from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model
+from launchyard.storage.damage import JsonObject
+
+RECIPE = "finetune/lora"
+# What each method changes in that recipe.
+METHODS: dict[str, JsonObject] = {
+    "lora": {},
+    "qlora": {"name": "qlora", "adapter.kind": "qlora"},
+    "dora": {"name": "dora", "adapter.kind": "dora"},
+    "full": {"name": "full", "adapter.kind": "none", "optimizer.lr": 2e-5},
+}
+
+
+def finetune(
+    model: str, data: tuple[str, ...], method: str, pairs: tuple[str, ...], **options: str | int | bool | None
+) -> int:
+    """Finetune MODEL on rows of instructions: the recipe finetune/lora with this model and data.
+
+    Rows are JSON lines, JSON, parquet or a folder of them, with instruction and output, prompt and completion, messages
+    or conversations. KEY=VALUE changes a key of the recipe.
+    """
+    from launchyard.launcher.recipe.load import parse_overrides
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.UsageError(f"{pair} is no KEY=VALUE; rows are named with --data")
+    sources = [_absolute(source) for source in data]
+    keys = {
+        **METHODS[method],
+        "model.init_from": _absolute(find_model(model)),
+        "data.source": sources[0] if len(sources) == 1 else sources,
+        **parse_overrides(list(pairs)),
+    }
+    if not options.get("as_json"):
+        _show(keys)
+    words = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+    code = click.get_current_context().invoke(launch_recipe, arguments=(RECIPE, *words), **options)
+    assert isinstance(code, int)
+    return code
+
+
+def _absolute(path: str) -> str:
+    typed = os.path.expanduser(path)
+    return os.path.abspath(typed) if "://" not in path and os.path.exists(typed) else path
+
+
+def _show(keys: JsonObject) -> None:
+    """The recipe as a file of one's own has it."""
+    import yaml
+
+    made: JsonObject = {"extends": RECIPE}
+    for key, value in keys.items():
+        *sections, last = key.split(".")
+        place = made
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    click.echo("this recipe, which a file of your own can hold:", err=True)
+    for line in yaml.safe_dump(made, sort_keys=False, allow_unicode=True).splitlines():
+        click.echo(f"  {line}", err=True)
+    click.echo(err=True)
+
+
+command = click.Command(
+    "finetune",
+    callback=finetune,
+    help=finetune.__doc__,
+    epilog=MODEL_HELP,
+    params=[
+        click.Argument(["model"], metavar="MODEL", shell_complete=complete_model),
+        click.Argument(["pairs"], nargs=-1, metavar="[KEY=VALUE]..."),
+        click.Option(
+            ["--data"],
+            multiple=True,
+            required=True,
+            metavar="FILE",
+            help="Rows: file, folder, glob or URL; repeatable.",
+        ),
+        click.Option(
+            ["--method"], type=click.Choice(list(METHODS)), default="lora", show_default=True, help="What trains."
+        ),
+        *(param for param in launch_recipe.params if isinstance(param, click.Option) and param.name != "help"),
+    ],
+)

@@ -1,0 +1,84 @@
+"""`launch finetune`: the recipe that it makes, shown as a file of one's own can hold it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launchyard.launcher.cli.finetune import METHODS
+from launchyard.launcher.cli.main import main
+from launchyard.model.weights.hf_export import save_hf
+from tests.support.tiny_models import byte_tokenizer, llama, random_model, weights_of
+
+CONFIG = llama(vocab_size=300, padded_vocab_size=300, max_seq_len=1024)
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    save_hf(weights_of(random_model(CONFIG)), CONFIG, str(folder))
+    byte_tokenizer(folder / "tokenizer.json")
+    settings = {"eos_token": "<|endoftext|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    content = [{"instruction": f"say {n}", "output": f"{n}, as you said"} for n in range(40)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, content)))
+    return "rows.jsonl"
+
+
+def finetune(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", *words])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_shown_is_a_recipe_of_the_same_plan(
+    method: str, model: str, rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (model, "--data", rows, "--method", method, "train.max_epochs=1")
+    code, out, err = finetune(capsys, *words, "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)["plan"]
+    assert plan.get("adapter", {}).get("kind", "none") == {"full": "none"}.get(method, method)
+    _, _, err = finetune(capsys, *words, "--dry-run")
+    shown = err[err.index("  extends:") :]
+    lines = [line[2:] for line in shown.splitlines() if line.startswith("  ")]
+    Path("mine.yaml").write_text("\n".join(lines))
+    assert yaml.safe_load("\n".join(lines))["extends"] == "finetune/lora"
+    with pytest.raises(SystemExit):
+        main(["mine.yaml", "--dry-run", "--json"])
+    again = json.loads(capsys.readouterr().out)["plan"]
+    for key in ("name", "model", "data", "max_steps", "memory", "n_params_trained"):
+        assert again[key] == plan[key], key
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("{model}",), "--data"),
+        (("{model}", "rows.jsonl", "--data", "rows.jsonl"), "rows.jsonl is no KEY=VALUE; rows are named with --data"),
+        (("{model}", "--data", "none.jsonl", "--dry-run"), "none.jsonl does not exist"),
+        (
+            ("{model}", "--data", "rows.jsonl", "adapter.targets=[c_proj]", "--dry-run"),
+            "no projection c_proj; there are",
+        ),
+        (("nowhere", "--data", "rows.jsonl"), "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(
+    words: tuple[str, ...], said: str, model: str, rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = finetune(capsys, *(word.format(model=model) for word in words))
+    assert (code, said in err) == (2, True), err
