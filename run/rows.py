@@ -19,10 +19,13 @@ class StepRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int = Field(ge=1, description="Finished optimizer steps.")
-    loss: float = Field(description="Mean over all tokens of the global batch, in nats per token.")
+    loss: float = Field(description="Mean over all labels of the global batch, in nats per token.")
     grad_norm: float = Field(description="Global norm of the gradient, before clipping.")
     lr: float = Field(description="Learning rate of this step.")
-    tokens_seen: int = Field(description="Tokens since the first step, over all attempts.")
+    tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
+    labels: int | None = Field(
+        default=None, description="Tokens of this step that have a label; fewer than all where prompts have none."
+    )
     tokens_per_second: float = Field(description="Of this step, over all workers.")
     step_seconds: float = Field(description="Wall time since the step before, without a save or a validation between.")
     data_wait_seconds: float = Field(description="Seconds of it that waited for data.")

@@ -68,6 +68,7 @@ class Agreement:
     """Facts that all ranks know before a step."""
 
     n_valid: int
+    n_tokens: int
     data_hash: int
     save: bool
     reason: str | None
@@ -119,7 +120,7 @@ def train(parts: Parts) -> str | None:
             lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
             loss, norm = run_step(parts, batch, agreement.n_valid, step + 1, lr)
             state.step = step + 1
-            state.tokens_seen = state.tokens_seen + agreement.n_valid
+            state.tokens_seen = state.tokens_seen + agreement.n_tokens
             finish(parts, pending)
             pending = Pending(step, loss, norm, lr, waited, agreement, state.tokens_seen)
             if not lag:
@@ -153,18 +154,19 @@ def await_batch(feed: Prefetcher, flag: StopFlag, beat: Callable[[], None]) -> B
 
 
 def agree(telemetry: Telemetry, flag: StopFlag, step: int, batch: Batch | None, *, save: bool) -> Agreement:
-    """One all-reduce on the host: tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop.
+    """One all-reduce on the host: labels, tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop.
 
     Now and then also how long each rank has computed.
     """
-    data = [0, 0] if batch is None else [batch.n_valid, batch.data_hash]
+    data = [0, 0, 0] if batch is None else [batch.n_valid, batch.n_tokens, batch.data_hash]
     mine = [*data, int(save), *flag.votes(), *telemetry.recorder.compute_votes(step)]
     telemetry.clock.enter("collective_wait")
     summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
     telemetry.clock.enter("other")
-    votes = 3 + len(REASONS)
+    votes = 4 + len(REASONS)
     telemetry.recorder.ranks_computed(step, summed[votes:])
-    return Agreement(summed[0], summed[1] % 2**64, bool(summed[2]), agreed_reason(summed[3:votes]))
+    n_valid, n_tokens, data_hash, save = summed[:4]
+    return Agreement(n_valid, n_tokens, data_hash % 2**64, bool(save), agreed_reason(summed[4:votes]))
 
 
 def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +210,8 @@ def finish(parts: Parts, pending: Pending | None) -> None:
         loss=loss,
         grad_norm=norm,
         lr=pending.lr,
-        tokens=agreement.n_valid,
+        tokens=agreement.n_tokens,
+        labels=agreement.n_valid,
         tokens_seen=pending.tokens_seen,
         waited=pending.waited,
         data_hash=agreement.data_hash,

@@ -45,6 +45,11 @@ class Batch:
     data_hash: int  # signed 64 bits; the sum with wraparound over all slots of a step does not depend on the cut
     documents: tuple[tuple[int, ...], ...] | None = None  # lengths of each slot's documents; None: each is one
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that go through the model, padding apart: of all documents, with a label or without."""
+        return self.n_valid if self.documents is None else sum(map(sum, self.documents))
+
 
 class Reader(Protocol):
     """Batches by step and slot, of any kind of data. The samples of a step depend on its number and nothing else."""

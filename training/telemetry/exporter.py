@@ -112,6 +112,7 @@ class Exporter:
         ):
             values[name][()] = row[key]
         values["trainer_tokens_total"][()] += tokens
+        values["trainer_labels_total"][()] += row["labels"]
         values["trainer_model_flops_total"][()] += flops
         if mfu is not None:
             values["trainer_mfu_ratio"][()] = mfu

@@ -77,11 +77,12 @@ class Telemetry:
         grad_norm: float,
         lr: float,
         tokens: int,
+        labels: int,
         tokens_seen: int,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done. `tokens` count labels of this step, over all ranks; `waited` seconds for its data."""
+        """Step 1, 2, 3 … is done. `tokens` and `labels` of this step, over all ranks; `waited` seconds for its data."""
         seconds = self.meter.lap()
         row = {
             "step": number,
@@ -89,6 +90,7 @@ class Telemetry:
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens_seen": tokens_seen,
+            "labels": labels,
             "tokens_per_second": round(tokens / seconds, 1),
             "step_seconds": round(seconds, 6),
             "data_wait_seconds": round(waited, 6),

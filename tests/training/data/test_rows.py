@@ -130,6 +130,17 @@ def test_any_cut_of_a_step_and_any_start_give_the_same_rows_and_hash(folder: str
         assert named[0].tolist() == [int(whole.rows(step * 6 + slot)[0]) for slot in range(6)]
 
 
+def test_tokens_of_a_step_are_those_of_its_documents_whatever_the_cut(folder: str) -> None:
+    rows = reader(folder)
+    mixed = MixedReader([reader(folder, size=1)], weights=[1.0], global_batch_size=6, seed=3)
+    for step in range(3):
+        whole = rows.batch(step)
+        parts = [rows.batch(step, first, 2) for first in (0, 2, 4)]
+        assert whole.documents is not None and whole.n_tokens == sum(sum(lengths) for lengths in whole.documents)
+        assert whole.n_tokens == sum(part.n_tokens for part in parts) > whole.n_valid
+        assert mixed.batch(step).n_tokens == whole.n_tokens
+
+
 def test_the_hash_tells_what_is_trained_for(tmp_path: Path) -> None:
     rows = some_rows(4)
     other = [Row(rows[0].ids, np.arange(len(rows[0].ids)) > 0, ""), *rows[1:]]
