@@ -20,16 +20,17 @@ class MatrixMerge:
     name: str
     update: Update
     magnitude: bool
+    added: Added
 
-    def rows(self, base: Tensor, rows: range, added: Added) -> Tensor:
+    def rows(self, base: Tensor, rows: range) -> Tensor:
         """base (n, in): those rows of the weight. fp32, with the update in them."""
-        a = added(f"{self.name}.lora_a").float()
-        b = added(f"{self.name}.lora_b").float()
+        a = self.added(f"{self.name}.lora_a").float()
+        b = self.added(f"{self.name}.lora_b").float()
         mine = slice(rows.start, rows.stop)
         if self.name == "embed":  # lora_a (rank, ids), lora_b (dim, rank)
             return base.float() + (a[:, mine].t() @ b.t()) * self.update.scale
         whole = base.float() + (b[mine] @ a) * self.update.scale
         if not self.magnitude:
             return whole
-        gain = added(f"{self.name}.magnitude").float()[mine] / torch.linalg.vector_norm(whole, dim=1)
+        gain = self.added(f"{self.name}.magnitude").float()[mine] / torch.linalg.vector_norm(whole, dim=1)
         return whole * gain[:, None]

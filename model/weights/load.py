@@ -24,6 +24,7 @@ from launchyard.model.text.companions import TOKENIZER, Companions
 from launchyard.model.text.find import TAKEN
 from launchyard.model.text.special_tokens import SpecialTokens
 from launchyard.model.text.tokenizer import StopStrings, Tokenizer
+from launchyard.model.weights.adapters.peft import peft_merges
 from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.resize import is_of_vocabulary, mean_row
@@ -126,41 +127,39 @@ class CheckpointWeights:
         return resized(weights, theirs, self.config)
 
 
+class RowMerge(Protocol):
+    """What an adapter makes of one tensor."""
+
+    def rows(self, base: Tensor, rows: range) -> Tensor:
+        """base: those rows of the tensor. fp32."""
+        ...
+
+
 class MergedWeights:
-    """Tensors of `base`, those with an update in fp32. A tied head is one of its own where one of both has an update.
+    """Tensors of `base`, those with a merge in fp32."""
 
-    ValueError for a kind whose changes are none of weights.
-    """
-
-    def __init__(self, base: Weights, adapter: Adapter, added: Added, *, untied: bool = False) -> None:
-        """untied: the table was trained, and the tied head was not, or the other way round."""
-        if adapter.kind not in LOW_RANK:
-            raise ValueError(f"an adapter of kind {adapter.kind} adds to what a model computes, not to its weights")
-        self._base = base
-        self._added = added
+    def __init__(self, base: Weights, merges: Mapping[str, RowMerge], *, untied: bool) -> None:
+        """untied: a tied head is one of its own, since table and head are no longer the same."""
+        self.base = base
         self._tied = base.config.tie_embeddings
-        self._merges = {
-            f"{name}.weight": MatrixMerge(name, update, adapter.kind == "dora")
-            for name, update in updates(parameter_shapes(base.config), adapter).items()
-        }
-        tied = self._tied and not (untied or _TABLE in self._merges or _HEAD in self._merges)
-        self.config: ModelConfig = base.config.model_copy(update={"tie_embeddings": tied})
+        self._merges = merges
+        self.config: ModelConfig = base.config.model_copy(update={"tie_embeddings": self._tied and not untied})
 
     def keys(self) -> list[str]:
         return list(parameter_shapes(self.config))
 
     def dtype(self, key: str) -> torch.dtype:
-        return torch.float32 if key in self._merges else self._base.dtype(self._source(key))
+        return torch.float32 if key in self._merges else self.base.dtype(self._source(key))
 
     def get(self, key: str) -> Tensor:
         return next(self.rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
 
     def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
         own = {key: rows for key, rows in wanted.items() if self._source(key) == key}
-        for key, found in self._base.rows(own):
+        for key, found in self.base.rows(own):
             yield key, self._merged(key, found, own[key])
         for key in wanted.keys() - own.keys():  # a head that was tied
-            _, found = next(self._base.rows({_TABLE: wanted[key]}))
+            _, found = next(self.base.rows({_TABLE: wanted[key]}))
             yield key, self._merged(key, found, wanted[key])
 
     def _source(self, key: str) -> str:
@@ -168,7 +167,21 @@ class MergedWeights:
 
     def _merged(self, key: str, found: Tensor, rows: range) -> Tensor:
         merge = self._merges.get(key)
-        return found if merge is None else merge.rows(found, rows, self._added)
+        return found if merge is None else merge.rows(found, rows)
+
+
+def low_rank_merged(base: Weights, adapter: Adapter, added: Added) -> MergedWeights:
+    """A tied head is one of its own where one of both has an update.
+
+    ValueError for a kind whose changes are none of weights.
+    """
+    if adapter.kind not in LOW_RANK:
+        raise ValueError(f"an adapter of kind {adapter.kind} adds to what a model computes, not to its weights")
+    merges = {
+        f"{name}.weight": MatrixMerge(name, update, adapter.kind == "dora", added)
+        for name, update in updates(parameter_shapes(base.config), adapter).items()
+    }
+    return MergedWeights(base, merges, untied=_TABLE in merges or _HEAD in merges)
 
 
 def resized(weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> Weights:
@@ -234,7 +247,10 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
     kinds = {"hf": HFWeights, "gguf": GGUFWeights, "checkpoint": CheckpointWeights}
     weights: Weights = kinds[found.kind](found.folder)
     if isinstance(weights, CheckpointWeights) and weights.adapter.kind in LOW_RANK:
-        weights = MergedWeights(weights, weights.adapter, weights.added)
+        weights = low_rank_merged(weights, weights.adapter, weights.added)
+    if found.adapter is not None:
+        merges, untied = peft_merges(weights.config, found.adapter)
+        weights = MergedWeights(weights, merges, untied=untied)
     return weights.config, weights
 
 
@@ -254,6 +270,8 @@ def load(
     drawn = _without_padding_ids(config, _special_tokens(companions, tokenizer).n_ids)
     if found.kind == "gguf" and dtype is None:  # which keeps norms in fp32 beside matrices of any type
         dtype = weights.dtype("embed.weight")
+    if isinstance(weights, MergedWeights) and dtype is None:  # which merges in fp32
+        dtype = weights.base.dtype("embed.weight")
     transformer = build(drawn, weights, device=pick_device(device), dtype=dtype, on_progress=on_progress)
     return LoadedModel(transformer, config, found, companions, tokenizer)
 

@@ -6,13 +6,16 @@ import json
 import os
 import posixpath
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import TOKENIZER, read_companions
 from launchyard.model.text.find import GGUF, carrier_in, read_tokenizer_files
 from launchyard.model.text.special_tokens import with_ids
+from launchyard.model.weights.adapters.peft_config import ADAPTER_CONFIG, is_peft, read_peft_config
+from launchyard.model.weights.adapters.peft_keys import adapted_config
+from launchyard.model.weights.headers import bins_of, stored_in
 from launchyard.model.weights.tie import settled
 from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
@@ -31,17 +34,19 @@ class Source:
     """`kind` is the format of the weights in `folder`, which is the file itself if it is gguf.
 
     `tokenizer` is the path or URL of the file with the vocabulary: of a folder whatever model/text/find.py reads, else
-    a tokenizer.json; a GGUF file has its own inside, and is that file.
+    a tokenizer.json; a GGUF file has its own inside, and is that file. `adapter`: a PEFT folder over the weights.
     """
 
     kind: Literal["hf", "checkpoint", "gguf"]
     folder: str
     tokenizer: str | None
+    adapter: str | None = None
+    base_tokenizer: str | None = None  # that of the weights, where the adapter has one of its own
 
     @property
     def name(self) -> str:
-        """Of the folder or file, without its ending."""
-        return posixpath.basename(self.folder).removesuffix(GGUF)
+        """Of the adapter, or of the folder or file without its ending."""
+        return posixpath.basename(self.adapter or self.folder).removesuffix(GGUF)
 
     def companions(self) -> dict[str, bytes]:
         """What stands beside the weights, by file name; of a checkpoint that is in tokenizer/ of its run.
@@ -53,6 +58,10 @@ class Source:
 
     def stored_companions(self) -> dict[str, bytes]:
         """The same without those ids. ValueError names a vocabulary that cannot be turned into a tokenizer.json."""
+        if self.adapter is not None:
+            of_base = replace(self, adapter=None, tokenizer=self.base_tokenizer).stored_companions()
+            of_adapter = carrier_in(self.adapter)
+            return of_base | (read_tokenizer_files(of_adapter) if of_adapter else {})
         if self.kind == "gguf":
             from launchyard.model.weights.gguf_header import gguf_companions
 
@@ -66,10 +75,15 @@ def find_source(source: str) -> Source:
     """Local path or fsspec URL of an HF folder, a checkpoint folder or a run; of a run, the newest that counts.
 
     Or a GGUF file, or a folder that holds one and no other model; ValueError if there are several. A name of the
-    Hugging Face hub means its files in the local cache, unless a local path has that name. FileNotFoundError names the
-    files and folders that were searched.
+    Hugging Face hub means its files in the local cache, unless a local path has that name. A PEFT folder is over the
+    base that it names, and BASE+ADAPTER is one over another. FileNotFoundError names the files and folders that were
+    searched.
     """
     where = normal(typed_path(source))
+    if (parts := base_and_adapter(source)) is not None:
+        return _with_adapter(find_source(parts[0]), normal(typed_path(parts[1])))
+    if is_peft(where) and not (stored_in(where) or bins_of(where)):
+        return _with_adapter(_base_of(where), where)
     if "://" not in where and not os.path.exists(where):
         where = find_downloaded(source) or where
     if where.endswith(GGUF) and exists(where):
@@ -89,6 +103,34 @@ def find_source(source: str) -> Source:
     raise FileNotFoundError(_not_found(source, where))
 
 
+def base_and_adapter(source: str) -> tuple[str, str] | None:
+    """The parts of BASE+ADAPTER; None of a name without +, and of a place that has one in its name."""
+    base, _, adapter = source.rpartition("+")
+    if not base or not adapter or os.path.exists(typed_path(source)):
+        return None
+    return (base, adapter) if is_peft(normal(typed_path(adapter))) or "://" not in source else None
+
+
+def _with_adapter(base: Source, adapter: str) -> Source:
+    if not is_peft(adapter):
+        raise FileNotFoundError(f"{adapter} is no adapter: it has no {ADAPTER_CONFIG}")
+    if base.adapter is not None:
+        raise ValueError(f"{adapter} is over {base.adapter}, an adapter too; merge that one with `launch merge` first")
+    tokenizer = carrier_in(adapter) or base.tokenizer
+    return replace(base, adapter=adapter, tokenizer=tokenizer, base_tokenizer=base.tokenizer)
+
+
+def _base_of(adapter: str) -> Source:
+    named = read_peft_config(adapter).base
+    advice = f"name it: BASE+{adapter}, or --base of `launch merge`"
+    if not named:
+        raise ValueError(f"{adapter}/{ADAPTER_CONFIG} names no base (base_model_name_or_path); {advice}")
+    try:
+        return find_source(named)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the base of {adapter} is not there: {error}; {advice}") from error
+
+
 def _gguf_in(folder: str) -> str | None:
     """The only GGUF file of a folder, or the first part of the only one; the file of an image reader is no model."""
     names = sorted(name for name in listdir(folder) if name.endswith(GGUF) and not name.startswith("mmproj"))
@@ -101,6 +143,11 @@ def _gguf_in(folder: str) -> str | None:
 def read_config(source: str) -> ModelConfig:
     """The config of any MODEL, without its weights."""
     found = find_source(source)
+    config = _config_of(found)
+    return config if found.adapter is None else adapted_config(config, found.adapter)
+
+
+def _config_of(found: Source) -> ModelConfig:
     if found.kind == "checkpoint":
         return ModelConfig.model_validate(read_manifest(found.folder).model)
     if found.kind == "gguf":
@@ -146,6 +193,6 @@ def _not_found(source: str, where: str) -> str:
         )
         return f"{what}; {advice}" if advice else what
     return (
-        f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), *{GGUF}, {MANIFEST} (a checkpoint) and "
-        f"{layout.CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"
+        f"{source} holds no model: looked for {HF_CONFIG} (an HF folder), {ADAPTER_CONFIG} (of PEFT), *{GGUF}, "
+        f"{MANIFEST} (a checkpoint) and {layout.CHECKPOINTS}/*/{MANIFEST} (a run that has saved) in {where}"
     )

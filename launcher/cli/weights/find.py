@@ -10,15 +10,20 @@ from launchyard.errors import LaunchError, UserError, user_errors
 
 MODEL_HELP = (
     "MODEL is a Hugging Face folder, a GGUF file, a checkpoint or a run: a path, a URL, the id or name of a run, or a "
-    "model of the Hugging Face hub that `launch download` got: ORG/NAME[@REVISION]."
+    "model of the Hugging Face hub that `launch download` got: ORG/NAME[@REVISION]. With an adapter of PEFT it is "
+    "BASE+ADAPTER, or the adapter's folder alone, where its base still lies where it says."
 )
 
 
 def find_model(model: str) -> str:
     """The place of MODEL: a path or URL as it is, else the run of that id or name, else the model of the hub."""
-    from launchyard.model.weights.source import find_source
+    from launchyard.model.weights.source import base_and_adapter, find_source
     from launchyard.storage.hub_cache import find_downloaded, hub_advice
 
+    with user_errors():
+        parts = base_and_adapter(model)
+    if parts is not None:
+        return f"{find_model(parts[0])}+{parts[1]}"
     if "://" in model or os.sep in model:
         return model  # find_source knows names of the hub
     if os.path.exists(model):

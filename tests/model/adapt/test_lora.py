@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
-from launchyard.model.weights.load import MergedWeights, build
+from launchyard.model.weights.load import build, low_rank_merged
 from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
@@ -91,7 +91,7 @@ def test_it_begins_as_its_base(config: ModelConfig, adapter: Adapter) -> None:
 def test_merged_is_base_and_adapter(config: ModelConfig, adapter: Adapter) -> None:
     model, base = adapted(config, adapter)
     held = dict(model.named_parameters())
-    weights = MergedWeights(base, adapter, lambda name: held[name].detach())
+    weights = low_rank_merged(base, adapter, lambda name: held[name].detach())
     tokens = random_tokens(config, 2, 16)
     with torch.no_grad():
         expected = model(tokens)

@@ -1,0 +1,112 @@
+"""The tensors of a PEFT folder by the module that they change. Light but for a .bin file, which torch opens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from launchyard.model.config import ModelConfig
+from launchyard.model.weights.adapters.peft_config import PeftConfig, read_peft_config
+from launchyard.model.weights.tie import table_keys
+from launchyard.model.zoo import rules
+from launchyard.model.zoo.rules import rule_keys
+from launchyard.storage.files import exists, listdir
+
+if TYPE_CHECKING:
+    from launchyard.model.weights.stored.tensors import StoredTensor
+
+SAFETENSORS = "adapter_model.safetensors"
+BIN = "adapter_model.bin"
+PREFIX = "base_model.model."
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(?:\.weight)?"
+)
+
+
+@dataclass
+class PeftKeys:
+    """module -> part (lora_A, lora_B …) -> key of the file; and tensors that replace one of the base, by its key."""
+
+    updates: dict[str, dict[str, str]] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
+
+
+def open_peft(folder: str) -> Mapping[str, StoredTensor]:
+    """Every tensor by its key in the file. FileNotFoundError without one; no code in a pickle is run."""
+    from launchyard.model.weights.stored.pickled import open_pickle
+    from launchyard.model.weights.stored.tensors import BinTensor, FileTensor
+    from launchyard.storage.safetensors import TensorFile
+
+    if exists(f"{folder}/{SAFETENSORS}"):
+        file = TensorFile(f"{folder}/{SAFETENSORS}")
+        return {name: FileTensor(file, name) for name in file.entries}
+    if exists(f"{folder}/{BIN}"):
+        return {name: BinTensor(f"{folder}/{BIN}", tensor) for name, tensor in open_pickle(f"{folder}/{BIN}").items()}
+    found = ", ".join(sorted(listdir(folder))[:6])
+    raise FileNotFoundError(f"{folder}: neither {SAFETENSORS} nor {BIN} beside the adapter's config; there is {found}")
+
+
+def names_in(folder: str) -> list[str]:
+    """The keys alone."""
+    from launchyard.storage.safetensors import TensorFile
+
+    if exists(f"{folder}/{SAFETENSORS}"):
+        return list(TensorFile(f"{folder}/{SAFETENSORS}").entries)
+    return list(open_peft(folder))
+
+
+def peft_keys(base: ModelConfig, peft: PeftConfig, names: Iterable[str]) -> PeftKeys:
+    """The keys of an adapter over a base, modules as the family's rules have them.
+
+    Where the adapter keeps a tied head with its table, what is of the head is of the table. ValueError for a key of
+    tokens that train alone, or of none that PEFT writes for LoRA.
+    """
+    found = PeftKeys()
+    stripped = {name: _stripped(name, peft.folder) for name in names if ".original_module." not in name}
+    ruled = {theirs: ours for ours, theirs in rule_keys(rules(base), list(stripped.values())).items()}
+    for name, key in stripped.items():
+        match = _PART.fullmatch(ruled[key])
+        if match is None:
+            whole = re.sub(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.)", "", ruled[key])
+            found.whole[whole] = name
+        else:
+            found.updates.setdefault(match["module"], {})[match["part"] + (match["bias"] or "")] = name
+    if not stripped:
+        raise ValueError(f"{peft.folder} holds no tensor")
+    if base.tie_embeddings and peft.ensure_weight_tying:
+        _join_head(found, *table_keys(base))
+    return found
+
+
+def untied_by(base: ModelConfig, peft: PeftConfig, keys: PeftKeys) -> bool:
+    """Whether an adapter changes the table or the head of a tied base alone, so that they are two from then on."""
+    changed = {*keys.whole, *(f"{module}.weight" for module in keys.updates)}
+    return base.tie_embeddings and not peft.ensure_weight_tying and not changed.isdisjoint(table_keys(base))
+
+
+def adapted_config(base: ModelConfig, folder: str) -> ModelConfig:
+    """The config of a base with an adapter in its weights. Reads no tensor of safetensors files."""
+    peft = read_peft_config(folder)
+    untied = untied_by(base, peft, peft_keys(base, peft, names_in(folder)))
+    return base.model_copy(update={"tie_embeddings": base.tie_embeddings and not untied})
+
+
+def _stripped(name: str, where: str) -> str:
+    if not name.startswith(PREFIX):
+        raise ValueError(f"{where}: key {name} does not begin with {PREFIX}, as PEFT writes it")
+    if ".token_adapter." in name or "trainable_tokens" in name:
+        raise ValueError(f"{where}: {name}: tokens that train alone are not supported; merge them with peft")
+    return name.removeprefix(PREFIX)
+
+
+def _join_head(keys: PeftKeys, table: str, head: str) -> None:
+    """The table has what the head has: both are one."""
+    of_head = keys.updates.pop(head.removesuffix(".weight"), None)
+    if of_head is not None:
+        keys.updates.setdefault(table.removesuffix(".weight"), of_head)
+    whole = keys.whole.pop(head, None)
+    if whole is not None:
+        keys.whole.setdefault(table, whole)
