@@ -53,6 +53,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "export",
             "Write weights for other programs.",
         ),
+        "merge": ("launchyard.launcher.cli.weights.merge", "merge", "Write an adapter and its base as one model."),
     },
     "This machine": {
         "sandbox": (

@@ -72,9 +72,9 @@ class CheckpointWeights:
         self._manifest = read_manifest(folder)
         self.config = ModelConfig.model_validate(self._manifest.model)
         self.adapter = Adapter.model_validate(self._manifest.base.get("adapter", {}))
-        self._frozen = frozenset(self._manifest.frozen)
+        self.frozen = frozenset(self._manifest.frozen)
         for key, shape in parameter_shapes(self.config).items():
-            if key in self._frozen:
+            if key in self.frozen:
                 continue
             entry = self._manifest.tensors.get(PREFIX + key)
             if entry is None or entry.shape != shape:
@@ -84,27 +84,37 @@ class CheckpointWeights:
     def keys(self) -> list[str]:
         return list(parameter_shapes(self.config))
 
+    @property
+    def form(self) -> Form | None:
+        """Of the matrices of the base that the run trained over; None: plain."""
+        return self._manifest.base.get("quantize")
+
+    @property
+    def init_from(self) -> str | None:
+        """Where the run began; None: random weights."""
+        return self._manifest.base.get("init_from")
+
     def added(self, name: str) -> Tensor:
         """A parameter of the adapter."""
         return read_tensor(self.folder, self._manifest, PREFIX + name)
 
     def dtype(self, key: str) -> torch.dtype:
-        return torch.float32 if key in self._frozen else torch_dtype(self._manifest.tensors[PREFIX + key].dtype)
+        return torch.float32 if key in self.frozen else torch_dtype(self._manifest.tensors[PREFIX + key].dtype)
 
     def get(self, key: str) -> Tensor:
-        if key in self._frozen:
+        if key in self.frozen:
             return next(self.rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
         return read_tensor(self.folder, self._manifest, PREFIX + key)
 
     def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
         """The rows of these tensors, each as `get` gives it."""
         for key, rows in wanted.items():
-            if key not in self._frozen:
+            if key not in self.frozen:
                 yield key, read_tensor(self.folder, self._manifest, PREFIX + key, rows)
-        frozen = {key: rows for key, rows in wanted.items() if key in self._frozen}
-        form: Form | None = self._manifest.base.get("quantize")
+        frozen = {key: rows for key, rows in wanted.items() if key in self.frozen}
+        form = self.form
         for key, tensor in self._first_rows(frozen):
-            if form is None or scales_name(key) not in self._frozen:
+            if form is None or scales_name(key) not in self.frozen:
                 yield key, tensor.float()
             else:
                 yield key, rounded(tensor.float(), form)
@@ -120,7 +130,7 @@ class CheckpointWeights:
 
     @cached_property
     def _base(self) -> Weights | None:
-        source = self._manifest.base.get("init_from")
+        source = self.init_from
         if not source:
             return None
         theirs, weights = open_weights(source)

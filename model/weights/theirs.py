@@ -50,7 +50,7 @@ class TheirTensors:
 
         ValueError if a number is too large for float16.
         """
-        made = _made_of(self._overlaps[key], self.shapes[key], self._dtypes[key], self._ours)
+        made = made_of(self._overlaps[key], self.shapes[key], self._dtypes[key], self._ours)
         if made.dtype == torch.float16 and made.isinf().any():
             raise ValueError(f"{key} has numbers beyond 65,504, the largest of float16; use bfloat16 or float32")
         for ours in {overlap.ours for overlap in self._overlaps[key]}:
@@ -105,7 +105,7 @@ def _check_names(found: list[str], shapes: Mapping[str, TensorShape], *, tied: b
         raise ValueError(f"{len(missing)} parameters are missing, among them {', '.join(sorted(missing)[:5])}")
 
 
-def _made_of(
+def made_of(
     overlaps: Sequence[Overlap], shape: TensorShape, dtype: torch.dtype, get: Callable[[str], Tensor]
 ) -> Tensor:
     """One of theirs out of ours, contiguous; the inverse of to_ours.

@@ -66,11 +66,28 @@ def export_gguf(asked: Export, on_progress: OnBytes) -> list[str]:
     return save_gguf(asked.weights, asked.config, path, dtype=asked.dtype, more_keys=keys, on_progress=on_progress)
 
 
+def export_peft(asked: Export, on_progress: OnBytes) -> list[str]:
+    """The adapter of a run as PEFT reads it, without its base."""
+    from launchyard.model.text.companions import write_companions
+    from launchyard.model.weights.adapters.peft_export import save_peft
+    from launchyard.model.weights.load import CheckpointWeights, MergedWeights
+
+    run = asked.weights.base if isinstance(asked.weights, MergedWeights) else None
+    if not isinstance(run, CheckpointWeights):
+        raise UserError(f"--to peft is for runs with low-rank updates, and {asked.source.folder} has none")
+    if asked.shard_bytes is not None:
+        raise UserError("--shard-size is for --to hf; an adapter is one file")
+    notes = save_peft(run, asked.out)
+    write_companions(asked.source.companions(), asked.out)
+    return notes
+
+
 _GGUF = ".gguf"
-FORMS: dict[str, Callable[[Export, OnBytes], list[str]]] = {"hf": export_hf, "gguf": export_gguf}
+FORMS: dict[str, Callable[[Export, OnBytes], list[str]]] = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft}
 # The element types of each form, by the names that --dtype takes. K quants are made by llama.cpp's llama-quantize.
 DTYPES: dict[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
+    "peft": ("float32",),
     "gguf": ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
 }
 
@@ -120,10 +137,10 @@ class FileSize(click.ParamType[int]):
 @click.option("--shard-size", type=FileSize(), metavar="SIZE", help="Largest size of a file, default 5GB.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(model: str, form: str, out: str, dtype: str | None, shard_size: int | None, as_json: bool) -> None:
-    """Write weights as a Hugging Face folder (safetensors, config.json, tokenizer) or as a GGUF file for llama.cpp.
+    """Write weights as a Hugging Face folder, as a GGUF file for llama.cpp, or the adapter of a run for PEFT.
 
-    Holds one tensor in memory at a time. config.json is written last: a folder without it is no model yet. A GGUF file
-    has its name once it is whole.
+    Adapters are merged but for --to peft. Holds one tensor in memory at a time. config.json is written last: a folder
+    without it is no model yet. A GGUF file has its name once it is whole.
     """
     dtype = dtype and dtype_of(form, dtype)
     with weights_errors():

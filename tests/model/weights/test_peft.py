@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
+from launchyard.model.layout import adapter_shapes
+from launchyard.model.weights.adapters.merge import Rounded, open_adapted
+from launchyard.model.weights.adapters.peft_export import save_peft
 from launchyard.model.weights.hf_export import save_hf
-from launchyard.model.weights.load import load
+from launchyard.model.weights.load import build, load, low_rank_merged, open_weights
 from launchyard.model.weights.source import read_config
 from launchyard.model.zoo.families.gpt2 import FAMILIES as GPT2
 from tests.support.tiny_models import llama, neox, random_model, random_tokens, weights_of
@@ -163,3 +168,91 @@ def test_another_base_is_refused_by_a_shape(adapter: Path, tmp_path: Path) -> No
     fewer = write_base(llama(n_layers=2), tmp_path / "fewer")
     with pytest.raises(ValueError, match="2 layers, has none"):
         load(f"{fewer}+{adapter}", device="cpu")
+
+
+# -- out -------------------------------------------------------------------------------------------------------------
+@dataclass
+class Trained:
+    """What CheckpointWeights gives of a run over `base`."""
+
+    base: str
+    adapter: Adapter
+    form: str | None = None
+
+    def __post_init__(self) -> None:
+        self.init_from = self.base
+        self.config, self._weights = open_weights(self.base)
+        generator = torch.Generator().manual_seed(2)
+        shapes = adapter_shapes(self.config, self.adapter)
+        self._added = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+
+    def keys(self) -> list[str]:
+        return self._weights.keys()
+
+    def added(self, name: str) -> Tensor:
+        return self._added[name]
+
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.float32
+
+    def get(self, key: str) -> Tensor:
+        found = self._weights.get(key)
+        return found + 1 if key in self.adapter.trained else found
+
+    def rows(self, wanted: Any) -> Any:
+        for key, rows in wanted.items():
+            yield key, self.get(key)[rows.start : rows.stop]
+
+
+RUNS: dict[str, tuple[ModelConfig, Adapter]] = {
+    "llama": (llama(), Adapter(kind="lora", r=3)),
+    "ranks": (
+        llama(),
+        Adapter(kind="lora", r=3, ranks={r"1\..*q_proj": 5}, alphas={"v_proj": 2.0}, scaling="alpha/sqrt(r)"),
+    ),
+    "dora": (llama(), Adapter(kind="dora", r=3, targets=("q_proj", "mlp.up_proj"))),
+    "tied head": (TIED, Adapter(kind="lora", r=3, targets=("lm_head", "q_proj"))),
+    "table": (llama(), Adapter(kind="lora", r=3, targets=("embed", "q_proj"))),
+    "whole norms": (llama(), Adapter(kind="lora", r=3, trained=("norm.weight", "blocks.1.mlp_norm.weight"))),
+    "gpt2": (GPT2_TINY, Adapter(kind="lora", r=3, targets=("q_proj", "v_proj", "up_proj"), alphas={"v_proj": 2.0})),
+    "gpt2, dora": (GPT2_TINY, Adapter(kind="dora", r=3, targets=("q_proj", "v_proj"))),
+    "neox": (neox(), Adapter(kind="lora", r=3, ranks={"k_proj": 2})),
+    "neox, dora": (neox(), Adapter(kind="dora", r=3, targets=("k_proj", "down_proj"))),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_peft_makes_the_same_of_an_exported_adapter(tmp_path: Path, name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config, adapter = RUNS[name]
+    base = write_base(config, tmp_path / "base")
+    run = Trained(str(base), adapter)
+    save_peft(run, str(tmp_path / "out"))
+    merged = low_rank_merged(run, adapter, run.added)
+    ours = build(merged.config, merged, device=torch.device("cpu"), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(model, tmp_path / "out").eval()
+    tokens = random_tokens(config, 2, 20)
+    torch.testing.assert_close(logits(theirs, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
+    back = load(str(tmp_path / "out"), device="cpu")
+    torch.testing.assert_close(logits(back.transformer, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_merge_is_base_and_adapter_rounded_once(adapter: Path, tmp_path: Path) -> None:
+    """And a merge of the same again is the same: nothing is added twice."""
+    half = tmp_path / "half"
+    save_hf(weights_of(random_model(llama(), std=0.2)), llama(), str(half), dtype=torch.bfloat16)
+    merged = []
+    for name in ("once", "again"):
+        _, weights = open_adapted(str(adapter), str(half))
+        rounded = Rounded(weights, torch.bfloat16)
+        save_hf(rounded, weights.config, str(tmp_path / name), dtype=torch.bfloat16)
+        merged.append((tmp_path / name / "model.safetensors").read_bytes())
+        _, written = open_weights(str(tmp_path / name))
+        exact = weights.get("blocks.0.attention.q_proj.weight")
+        assert torch.equal(written.get("blocks.0.attention.q_proj.weight"), exact.bfloat16())
+        assert 0 < rounded.largest_difference < 0.02
+    assert merged[0] == merged[1]
+    with pytest.raises(ValueError, match="holds no adapter"):
+        open_adapted(str(tmp_path / "once"), None)

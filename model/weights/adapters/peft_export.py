@@ -1,0 +1,196 @@
+"""Writes the adapter of a run as a PEFT folder. Projections that files hold fused have one update."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from launchyard.model.adapt.targets import Update, updates
+from launchyard.model.adapter import Adapter
+from launchyard.model.config import ModelConfig
+from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
+from launchyard.model.weights.adapters.peft_config import ADAPTER_CONFIG
+from launchyard.model.weights.adapters.peft_keys import PREFIX, SAFETENSORS
+from launchyard.model.weights.theirs import made_of
+from launchyard.model.zoo import rules
+from launchyard.model.zoo.rules import Overlap, overlaps, their_shapes
+from launchyard.storage import files
+
+
+class AdaptedRun(Protocol):
+    """A base with what was trained of it; see CheckpointWeights of model/weights/load.py."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def adapter(self) -> Adapter: ...
+
+    @property
+    def form(self) -> str | None: ...
+
+    @property
+    def init_from(self) -> str | None: ...
+
+    def added(self, name: str) -> Tensor: ...
+
+    def get(self, key: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _Module:
+    """The update of one of their modules. scale: the factor of B A."""
+
+    tensors: dict[str, Tensor]
+    rank: int
+    scale: float
+    transposed: bool
+
+
+def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
+    """Notes on what a reader must know. ValueError for a parameter that trained and has no place in the format."""
+    from safetensors.torch import save
+
+    writer = _Writer(weights)
+    modules = {name: writer.module(name) for name in writer.modules}
+    whole = writer.whole()
+    tensors = {
+        f"{PREFIX}{name}.{part}": held for name, module in modules.items() for part, held in module.tensors.items()
+    }
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in whole.items()}
+    said = _config(weights, modules, sorted({name.rpartition(".")[0] for name in whole}))
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    files.write(f"{folder}/{SAFETENSORS}", data)
+    files.write(f"{folder}/{ADAPTER_CONFIG}", (json.dumps(said, indent=2) + "\n").encode())
+    return _notes(weights, said)
+
+
+class _Writer:
+    def __init__(self, weights: AdaptedRun) -> None:
+        self._weights = weights
+        adapter = weights.adapter
+        config = weights.config
+        self._updates = updates(parameter_shapes(config), adapter)
+        if config.tie_embeddings and "lm_head" in self._updates:
+            config = config.model_copy(update={"tie_embeddings": False})
+        self._config: ModelConfig = config
+        self._shapes = their_shapes(rules(config), config)
+        self._parts: dict[str, list[Overlap]] = {}
+        for overlap in overlaps(rules(config), config):
+            self._parts.setdefault(overlap.theirs, []).append(overlap)
+        self.modules = [
+            key.removesuffix(".weight")
+            for key, parts in self._parts.items()
+            if any(part.ours.removesuffix(".weight") in self._updates for part in parts)
+        ]
+
+    def module(self, name: str) -> _Module:
+        key = f"{name}.weight"
+        ours = list(dict.fromkeys(part.ours.removesuffix(".weight") for part in self._parts[key]))
+        if ours == ["embed"]:
+            update = self._updates["embed"]
+            made = {"lora_embedding_A": self._added("embed.lora_a"), "lora_embedding_B": self._added("embed.lora_b")}
+            return _Module(made, update.rank, update.scale, transposed=False)
+        adapted = {one: self._updates[one] for one in ours if one in self._updates}
+        scale = next(iter(adapted.values())).scale
+        transposed = self._parts[key][0].theirs_view.strides[-1] != 1
+        order = self._order(key, ours, transposed=transposed)
+        made = {
+            "lora_A.weight": torch.cat([self._added(f"{one}.lora_a") for one in adapted]),
+            "lora_B.weight": self._b(ours, adapted, scale)[order],
+        }
+        if self._weights.adapter.kind == "dora":
+            made["lora_magnitude_vector"] = torch.cat([self._magnitude(one) for one in ours])[order]
+        return _Module(made, sum(update.rank for update in adapted.values()), scale, transposed)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Their tensors that trained whole, or in a part."""
+        adapter = self._weights.adapter
+        added = adapter_shapes(self._weights.config, adapter)
+        trained = {name for name, one in parameters(self._weights.config, adapter).items() if one.trained} - set(added)
+        keys = [key for key, parts in self._parts.items() if any(part.ours in trained for part in parts)]
+        for key in keys:
+            if key.removesuffix(".weight") in self.modules or not key.endswith(".weight"):
+                raise ValueError(f"{key} trained whole, and PEFT has no place for it beside an update; export --to hf")
+        return {key: made_of(self._parts[key], self._shapes[key], torch.float32, self._float) for key in keys}
+
+    def _b(self, ours: list[str], adapted: Mapping[str, Update], scale: float) -> Tensor:
+        """(rows of all, ranks of all): each has its own columns, of one scale."""
+        blocks: list[Tensor] = []
+        for one in ours:
+            update = adapted.get(one)
+            if update is None:
+                blocks.append(torch.zeros(self._rows(one), 0))
+            else:
+                blocks.append(self._added(f"{one}.lora_b") * (update.scale / scale))
+        return torch.block_diag(*blocks)
+
+    def _order(self, key: str, ours: list[str], *, transposed: bool) -> Tensor:
+        """For each row of theirs the row among those of ours, one after the other."""
+        firsts = dict(zip(ours, torch.tensor([0, *map(self._rows, ours)]).cumsum(0).tolist(), strict=False))
+
+        def numbers(name: str) -> Tensor:
+            rows, columns = self._matrix(name)
+            first = firsts[name.removesuffix(".weight")]
+            return torch.arange(first, first + rows)[:, None].expand(rows, columns).contiguous()
+
+        made = made_of(self._parts[key], self._shapes[key], torch.int64, numbers)
+        return made[0] if transposed else made[:, 0]
+
+    def _magnitude(self, name: str) -> Tensor:
+        if name in self._updates:
+            return self._added(f"{name}.magnitude")
+        return torch.linalg.vector_norm(self._float(f"{name}.weight"), dim=1)
+
+    def _rows(self, name: str) -> int:
+        return self._matrix(f"{name}.weight")[0]
+
+    def _matrix(self, name: str) -> tuple[int, int]:
+        rows, columns = parameter_shapes(self._config)[name]
+        return rows, columns
+
+    def _added(self, name: str) -> Tensor:
+        return self._weights.added(name).float()
+
+    def _float(self, name: str) -> Tensor:
+        return self._weights.get(name).float().contiguous()
+
+
+def _config(weights: AdaptedRun, modules: Mapping[str, _Module], whole: list[str]) -> dict[str, object]:
+    alphas = {name: module.scale * module.rank for name, module in modules.items()}
+    rank = Counter(module.rank for module in modules.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": weights.init_from,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": weights.adapter.dropout,
+        "rank_pattern": {name: module.rank for name, module in modules.items() if module.rank != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "target_modules": list(modules),
+        "modules_to_save": whole or None,
+        "fan_in_fan_out": any(module.transposed for module in modules.values()),
+        "use_dora": weights.adapter.kind == "dora",
+        "use_rslora": False,
+        "bias": "none",
+    }
+
+
+def _notes(weights: AdaptedRun, said: Mapping[str, object]) -> list[str]:
+    notes = []
+    if weights.form is not None:
+        notes.append(f"it was trained over a base in {weights.form}: over a plain one its numbers differ a little")
+    if said["base_model_name_or_path"] is None:
+        notes.append("the run began with random weights, so the adapter names no base")
+    if said["modules_to_save"] or said["use_dora"]:
+        notes.append("some servers take plain LoRA alone; `launch merge` writes a model that all of them take")
+    return notes
