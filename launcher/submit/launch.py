@@ -39,6 +39,7 @@ from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import write_companions
+from launchyard.model.weights.source import base_and_adapter
 from launchyard.run import layout
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
@@ -216,6 +217,10 @@ def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
             name = typed_path(name)
     except UserError as error:
         raise RecipeErrors([f"{loaded.origin('model.init_from')}: {error}"]) from error
+    if (parts := base_and_adapter(name)) is not None:
+        base = _with_found_weights(_with_weights(loaded, parts[0])).recipe.model.init_from
+        adapter = parts[1] if "://" in parts[1] else os.path.abspath(typed_path(parts[1]))
+        return _with_weights(loaded, f"{base}+{adapter}")
     if "://" in name or os.path.isabs(name):
         return _with_weights(loaded, name)
     from launchyard.launcher.runs.find import find

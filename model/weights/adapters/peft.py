@@ -15,12 +15,15 @@ from torch import Tensor
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape, parameter_shapes
 from launchyard.model.weights.adapters.peft_config import PeftConfig, read_peft_config
-from launchyard.model.weights.adapters.peft_keys import PeftKeys, open_peft, peft_keys, untied_by
-from launchyard.model.weights.stored.tensors import StoredTensor
+from launchyard.model.weights.adapters.peft_keys import BIN, SAFETENSORS, PeftKeys, names_in, peft_keys, untied_by
+from launchyard.model.weights.stored.pickled import open_pickle
+from launchyard.model.weights.stored.tensors import BinTensor, FileTensor, StoredTensor
 from launchyard.model.weights.transfer import Importer
 from launchyard.model.zoo import rules
 from launchyard.model.zoo.rules import Overlap, overlaps, their_shapes
 from launchyard.model.zoo.views import View, whole
+from launchyard.storage.files import exists
+from launchyard.storage.safetensors import TensorFile
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,15 @@ def peft_merges(base: ModelConfig, folder: str) -> tuple[dict[str, PeftMerge], b
     untied = untied_by(base, peft, keys)
     config = base.model_copy(update={"tie_embeddings": base.tie_embeddings and not untied})
     return _Reader(config, peft, stored, keys).merges(), untied
+
+
+def open_peft(folder: str) -> dict[str, StoredTensor]:
+    """Every tensor by its key in the file. FileNotFoundError without one; no code in a pickle is run."""
+    names = names_in(folder)
+    if exists(f"{folder}/{SAFETENSORS}"):
+        file = TensorFile(f"{folder}/{SAFETENSORS}")
+        return {name: FileTensor(file, name) for name in names}
+    return {name: BinTensor(f"{folder}/{BIN}", tensor) for name, tensor in open_pickle(f"{folder}/{BIN}").items()}
 
 
 class _Reader:

@@ -16,7 +16,7 @@ from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
 from launchyard.model.weights.adapters.peft_config import ADAPTER_CONFIG
-from launchyard.model.weights.adapters.peft_keys import PREFIX, SAFETENSORS
+from launchyard.model.weights.adapters.peft_keys import PEFT_PREFIX, SAFETENSORS
 from launchyard.model.weights.theirs import made_of
 from launchyard.model.zoo import rules
 from launchyard.model.zoo.rules import Overlap, overlaps, their_shapes
@@ -61,9 +61,9 @@ def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
     modules = {name: writer.module(name) for name in writer.modules}
     whole = writer.whole()
     tensors = {
-        f"{PREFIX}{name}.{part}": held for name, module in modules.items() for part, held in module.tensors.items()
+        f"{PEFT_PREFIX}{name}.{part}": held for name, module in modules.items() for part, held in module.tensors.items()
     }
-    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in whole.items()}
+    tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in whole.items()}
     said = _config(weights, modules, sorted({name.rpartition(".")[0] for name in whole}))
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     files.write(f"{folder}/{SAFETENSORS}", data)

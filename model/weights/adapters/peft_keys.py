@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.weights.adapters.peft_config import PeftConfig, read_peft_config
@@ -14,12 +13,9 @@ from launchyard.model.zoo import rules
 from launchyard.model.zoo.rules import rule_keys
 from launchyard.storage.files import exists, listdir
 
-if TYPE_CHECKING:
-    from launchyard.model.weights.stored.tensors import StoredTensor
-
 SAFETENSORS = "adapter_model.safetensors"
 BIN = "adapter_model.bin"
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(?:\.weight)?"
@@ -34,28 +30,18 @@ class PeftKeys:
     whole: dict[str, str] = field(default_factory=dict)
 
 
-def open_peft(folder: str) -> Mapping[str, StoredTensor]:
-    """Every tensor by its key in the file. FileNotFoundError without one; no code in a pickle is run."""
-    from launchyard.model.weights.stored.pickled import open_pickle
-    from launchyard.model.weights.stored.tensors import BinTensor, FileTensor
-    from launchyard.storage.safetensors import TensorFile
-
-    if exists(f"{folder}/{SAFETENSORS}"):
-        file = TensorFile(f"{folder}/{SAFETENSORS}")
-        return {name: FileTensor(file, name) for name in file.entries}
-    if exists(f"{folder}/{BIN}"):
-        return {name: BinTensor(f"{folder}/{BIN}", tensor) for name, tensor in open_pickle(f"{folder}/{BIN}").items()}
-    found = ", ".join(sorted(listdir(folder))[:6])
-    raise FileNotFoundError(f"{folder}: neither {SAFETENSORS} nor {BIN} beside the adapter's config; there is {found}")
-
-
 def names_in(folder: str) -> list[str]:
-    """The keys alone."""
+    """The keys of an adapter's file. FileNotFoundError without one."""
     from launchyard.storage.safetensors import TensorFile
 
     if exists(f"{folder}/{SAFETENSORS}"):
         return list(TensorFile(f"{folder}/{SAFETENSORS}").entries)
-    return list(open_peft(folder))
+    if exists(f"{folder}/{BIN}"):
+        from launchyard.model.weights.stored.pickled import open_pickle
+
+        return list(open_pickle(f"{folder}/{BIN}"))
+    found = ", ".join(sorted(listdir(folder))[:6])
+    raise FileNotFoundError(f"{folder}: neither {SAFETENSORS} nor {BIN} beside the adapter's config; there is {found}")
 
 
 def peft_keys(base: ModelConfig, peft: PeftConfig, names: Iterable[str]) -> PeftKeys:
@@ -95,11 +81,11 @@ def adapted_config(base: ModelConfig, folder: str) -> ModelConfig:
 
 
 def _stripped(name: str, where: str) -> str:
-    if not name.startswith(PREFIX):
-        raise ValueError(f"{where}: key {name} does not begin with {PREFIX}, as PEFT writes it")
+    if not name.startswith(PEFT_PREFIX):
+        raise ValueError(f"{where}: key {name} does not begin with {PEFT_PREFIX}, as PEFT writes it")
     if ".token_adapter." in name or "trainable_tokens" in name:
         raise ValueError(f"{where}: {name}: tokens that train alone are not supported; merge them with peft")
-    return name.removeprefix(PREFIX)
+    return name.removeprefix(PEFT_PREFIX)
 
 
 def _join_head(keys: PeftKeys, table: str, head: str) -> None:
