@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from launchyard.model.memory import logit_rows
 from launchyard.training.spec import IGNORE_INDEX
@@ -113,3 +114,23 @@ def linear_cross_entropy(
         logits, _ = _logits(x, weight, bias, softcap)
         total += torch.nn.functional.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="sum")
     return total * scale
+
+
+def label_log_probs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Log-probability of each label in nats, (K,) fp32. hidden (K, D), weight (V, D), bias (V,), labels (K,) in [0, V).
+
+    Logits are made a slice of rows at a time, and again in the backward.
+    """
+    rows = logit_rows(weight.shape[0], hidden.device.type)
+    pieces = zip(hidden.split(rows), labels.split(rows), strict=True)
+    made = [checkpoint(_log_probs, x, weight, bias, softcap, y, use_reentrant=False) for x, y in pieces]
+    return torch.cat(made)
+
+
+def _log_probs(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, labels: Tensor) -> Tensor:
+    logits = torch.nn.functional.linear(x, weight, bias).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return -torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -1,32 +1,34 @@
 """One optimizer step, usable by itself: micro batches in, loss and gradient norm out.
 
-The loss is divided by the number of valid tokens of the whole global batch, over all micro batches and all ranks, so
-accumulation and any number of workers give the result of one big batch.
+The loss is divided by the number of valid tokens (or pairs) of the whole global batch, over all micro batches and all
+ranks, so accumulation and any number of workers give the result of one big batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.noise import Moment
-from launchyard.model.network.transformer import Projection
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import sum_over_ranks
-from launchyard.training.loss import linear_cross_entropy
+from launchyard.training.objectives.next_token import next_token
+from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import local
 from launchyard.training.telemetry.phases import PhaseClock
 
 
-def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n_valid: int) -> Tensor:
+def forward_backward(
+    model: nn.Module, micro_batches: Sequence[MicroBatch], *, n_valid: int, objective: Objective = next_token
+) -> Tensor:
     """Accumulate gradients of the mean loss over `n_valid` tokens. This rank's part of that loss, fp32 scalar.
 
-    Gradients are reduced over ranks with the last micro batch only. ValueError if there is no valid token.
+    Of an objective over pairs, `n_valid` is their number. Gradients are reduced over ranks with the last micro batch
+    only. ValueError if there is none.
     """
     if n_valid < 1:
         raise ValueError("no token of this step has a label; every step must have one")
@@ -36,8 +38,7 @@ def forward_backward(model: nn.Module, micro_batches: Sequence[MicroBatch], *, n
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
         _stand_for(model, batch)
-        head = partial(_loss, labels=batch.labels, scale=scale)
-        loss = model(batch.inputs, head=head, documents=batch.documents, at=batch.at)
+        loss = objective(model, batch, scale)
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
@@ -61,10 +62,6 @@ def _during(model: nn.Module, step: int) -> Iterator[None]:
     yield
     if moment is not None:
         moment.step = None
-
-
-def _loss(hidden: Tensor, head: Projection, *, labels: Tensor, scale: float) -> Tensor:
-    return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap, scale=scale)
 
 
 @torch.no_grad()
@@ -105,6 +102,7 @@ def train_step(
     lr: float,
     max_grad_norm: float | None,
     copies: int = 1,
+    objective: Objective = next_token,
     clock: PhaseClock | None = None,
     device_time: tuple[torch.cuda.Event, torch.cuda.Event] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +113,7 @@ def train_step(
     clock = clock or PhaseClock()
     clock.enter("forward_backward")
     with _during(model, number):
-        loss = forward_backward(model, micro_batches, n_valid=n_valid)
+        loss = forward_backward(model, micro_batches, n_valid=n_valid, objective=objective)
     clock.enter("optimizer")
     mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
     if device_time is not None:

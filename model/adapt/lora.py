@@ -6,6 +6,9 @@ a table scale * (B A)^T. They are cast to the type of what goes through: fp32 be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,10 +32,11 @@ class _LowRank(nn.Module):
     out_features: int
     scale: float
     noise: Noise | None
+    off = False  # see without_updates
 
     def factors(self) -> Factors | None:
         """Those of the update where it is nothing else."""
-        if self.magnitude is not None or self.noise is not None:
+        if self.off or self.magnitude is not None or self.noise is not None:
             return None
         return Factors(self.lora_a, self.lora_b, self.scale)
 
@@ -41,6 +45,8 @@ class _LowRank(nn.Module):
         return out
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.off:
+            return self.plain(input)
         factors = self.factors()
         if factors is not None:
             return add_updates(input, [self.plain(input)], [factors])[0]
@@ -67,6 +73,8 @@ class _LowRank(nn.Module):
     def whole_weight(self) -> Tensor:
         """(out, in): the weight that stands for both, in the type of the base."""
         base = self.base_weight()
+        if self.off:
+            return base
         whole = base.float() + self.change()
         if self.magnitude is not None:
             whole = whole * (self.magnitude / self.norms())[:, None]
@@ -87,6 +95,7 @@ class LowRankQuantizedLinear(_LowRank, QuantizedLinear):
         return self.decoder(self.weight, self.scales, torch.float32).clone()
 
 
+_PARAMETERS = ("lora_a", "lora_b", "magnitude")
 _WITH_UPDATE: dict[type[nn.Module], type[_LowRank]] = {Linear: LowRankLinear, QuantizedLinear: LowRankQuantizedLinear}
 
 
@@ -104,6 +113,8 @@ def add_update(base: nn.Module, update: Update, *, magnitude: bool, noise: Noise
 class LowRankEmbedding(Embedding):
     """A table (ids, dim) with an update: lora_a (rank, ids), lora_b (dim, rank)."""
 
+    off = False
+
     def __init__(self, base: Embedding, update: Update) -> None:
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
         self.weight = base.weight
@@ -113,5 +124,25 @@ class LowRankEmbedding(Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         out = super().forward(input)
+        if self.off:
+            return out
         chosen = F.embedding(input, self.lora_a.t()).to(out.dtype)  # (…, rank)
         return out + F.linear(chosen, self.lora_b.to(out.dtype)) * self.scale
+
+
+@contextmanager
+def without_updates(model: nn.Module) -> Iterator[None]:
+    """The base alone, as before any step: no update and no magnitude. ValueError where other parameters train, too."""
+    changed = [module for module in model.modules() if isinstance(module, (_LowRank, LowRankEmbedding))]
+    own = {id(p) for module in changed for name, p in module.named_parameters(recurse=False) if name in _PARAMETERS}
+    others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    if others:
+        what = f"{others[0]} and {len(others) - 1} more" if len(others) > 1 else others[0]
+        raise ValueError(f"{what} train themselves, so the model as it began is not kept; train low-rank updates alone")
+    for module in changed:
+        module.off = True
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.off = False

@@ -35,6 +35,7 @@ class RowReader:
 
     A sample is a pack of at most `seq_len` positions, without `packing` one row. After `epochs` slots are empty;
     without it epochs go on for ever. The rows of a pack are its documents, see Batch.
+    together: so many rows, one after the other, are packed as one, such as the two answers of a pair.
     """
 
     def __init__(
@@ -47,12 +48,17 @@ class RowReader:
         shuffle: bool = True,
         packing: bool = True,
         epochs: float | None = None,
+        together: int = 1,
     ) -> None:
         self.store = store
         self.seq_len = seq_len
         self.global_batch_size = global_batch_size
         self._positions = store.lengths - 1
-        self._pack = partial(pack_rows, self._positions, capacity=seq_len, seed=seed, shuffle=shuffle, packing=packing)
+        if len(self._positions) % together:
+            raise ValueError(f"{store.folder} has {len(self._positions)} rows, which are no groups of {together}")
+        self._together = together
+        sums = self._positions.reshape(-1, together).sum(axis=1)
+        self._pack = partial(pack_rows, sums, capacity=seq_len, seed=seed, shuffle=shuffle, packing=packing)
         self._lock = threading.Lock()
         self._ends: list[int] = []  # packs up to the end of each epoch
         self._epochs: OrderedDict[int, Packs] = OrderedDict()
@@ -64,7 +70,7 @@ class RowReader:
         return self.store.cache
 
     def packs(self, epoch: int) -> Packs:
-        """The packs of epoch 0, 1, 2 …"""
+        """The packs of epoch 0, 1, 2 …, of groups of `together` rows."""
         with self._lock:
             while len(self._ends) < epoch:  # their numbers are needed to tell where this one begins
                 self._make(len(self._ends))
@@ -94,7 +100,8 @@ class RowReader:
             self.packs(len(self._ends))
         epoch = bisect_right(self._ends, position)
         begin = self._ends[epoch - 1] if epoch else 0
-        return self.packs(epoch)[position - begin]
+        groups = self.packs(epoch)[position - begin]
+        return (groups[:, None] * self._together + np.arange(self._together)).reshape(-1)
 
     def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
         """Slots first_slot … first_slot + n - 1 of a step (0, 1, 2 …); by default all of the global batch."""
