@@ -12,11 +12,12 @@ import pytest
 from launchyard.model.text.chat import Chat
 from launchyard.model.text.companions import write_companions
 from launchyard.model.text.tokenizer import Tokenizer
-from launchyard.training.data.instruct.conversation import Conversation, Row, Turn
+from launchyard.training.data.instruct.conversation import Conversation, Pair, Row, Turn
 from launchyard.training.data.instruct.render import (
     CUT_ANSWER,
     CUT_PROMPT,
     FIRST_ROWS,
+    HALF,
     JOINED,
     NO_ANSWER,
     OPENED_OTHERWISE,
@@ -348,3 +349,28 @@ def test_all_texts_of_a_renderer_have_one_time(tmp_path: Path) -> None:
 def test_without_template_the_styles_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no chat template beside .*alpaca"):
         Chat(tokenizer_with(tmp_path, None))
+
+
+def test_the_rows_of_a_pair_differ_in_what_is_trained_for_and_fit_together(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, CHATML)
+    question = Turn("user", "why?")
+    sides = [
+        conversation([question, Turn("assistant", said, trained=True)]) for said in ("because", "who knows, no one")
+    ]
+    pairs = [Pair(sides[0], sides[1], "here")]
+    ((chosen, rejected),) = Renderer(tokenizer).pair_rows(pairs)
+    prompts = [row.ids[~row.trained].tolist() for row in (chosen, rejected)]
+    assert prompts[0][: chosen.trained.argmax()] == prompts[1][: rejected.trained.argmax()]
+    assert [answers_in(tokenizer, row) for row in (chosen, rejected)] == [
+        answers_in(tokenizer, row) for row in Renderer(tokenizer).rows(sides)
+    ]
+    positions = len(chosen.ids) + len(rejected.ids) - 2
+    assert list(Renderer(tokenizer, max_tokens=positions + 1).pair_rows(pairs))
+    short = Renderer(tokenizer, max_tokens=positions)
+    with pytest.raises(ValueError, match=f"{TOO_LONG} \\(2\\)"):
+        list(short.pair_rows(pairs))
+    half = Renderer(tokenizer, max_tokens=len(chosen.ids))
+    with pytest.raises(ValueError, match=HALF):
+        list(half.pair_rows(pairs))
+    with pytest.raises(ValueError, match="cut-prompt would cut"):
+        list(Renderer(tokenizer, too_long="cut-prompt").pair_rows(pairs))

@@ -18,7 +18,7 @@ from launchyard.model.text.chat import Chat, ChatText
 from launchyard.model.text.chat_template import Message
 from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.storage.damage import JsonObject
-from launchyard.training.data.instruct.conversation import Conversation, Row, Turn
+from launchyard.training.data.instruct.conversation import Conversation, Pair, Row, Turn
 
 TooLong = Literal["drop", "cut-prompt", "cut-answer"]
 FIRST_ROWS = 100  # of which one at least must have a token to train for
@@ -27,6 +27,7 @@ FIRST_ROWS = 100  # of which one at least must have a token to train for
 NO_ANSWER = "no turn to train for"
 NO_LABELS = "no token to train for"
 TOO_LONG = "too long"
+HALF = "the other answer of a pair that lost one"
 REFUSED = "refused by the chat template"
 # Keys of `counts`.
 CUT_PROMPT = "prompts cut"
@@ -85,6 +86,35 @@ class Renderer:
                 break
         if seen and not made:
             raise ValueError(self._nothing_to_train(seen))
+
+    def pair_rows(self, pairs: Iterable[Pair]) -> Iterator[tuple[Row, Row]]:
+        """The rows of pairs, the better answer first, which together fit into max_tokens + 1: a token of each is label
+        alone. None of a pair that lost one. ValueError as by `rows`, and where rows are to be cut."""
+        if self._too_long != "drop":
+            raise ValueError(f"too_long: {self._too_long} would cut the answers of a pair at unlike places; use drop")
+        seen = 0
+        made = 0
+        for pair in pairs:
+            found = self._pair(pair)
+            seen += 1
+            if found is not None:
+                made += 1
+                yield found
+            elif not made and seen == FIRST_ROWS:
+                break
+        if seen and not made:
+            raise ValueError(self._nothing_to_train(seen))
+
+    def _pair(self, pair: Pair) -> tuple[Row, Row] | None:
+        chosen, rejected = self.row(pair.chosen), self.row(pair.rejected)
+        if chosen is None or rejected is None:
+            if chosen is not None or rejected is not None:
+                self._drop(HALF)
+            return None
+        if self._max_tokens is not None and len(chosen.ids) + len(rejected.ids) > self._max_tokens + 1:
+            self.dropped[TOO_LONG] += 2
+            return None
+        return chosen, rejected
 
     def _nothing_to_train(self, seen: int) -> str:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in self.dropped.most_common())
