@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-import launchyard
 from launchyard.host.ports import free_port
+from launchyard.run.own_code import PACKAGE
 from launchyard.storage import files
 
 
@@ -35,7 +35,7 @@ def probe(storage: str, token: str, needed: Sequence[str] = ()) -> dict[str, Any
         "executable": sys.executable,
         "launchyard": _version("launchyard"),
         "torch": _version("torch"),
-        "code": os.path.dirname(launchyard.__file__),
+        "code": str(PACKAGE),
         "address": _address(name),
         "port": _port(),
         "storage": _storage(storage, token, name),

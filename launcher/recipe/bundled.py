@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import launchyard
 from launchyard.host.folders import user_config_folder
+from launchyard.run.own_code import PACKAGE
 
-ROOT = Path(launchyard.__file__).parent  # of a wheel, of a copy of the code, or by links of the repository
+ROOT = PACKAGE  # of a wheel, of a copy of the code, or by links of the repository
 
 
 def recipe_folder() -> Path:
