@@ -151,10 +151,14 @@ def test_exit_codes_are_told() -> None:
     assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("before", ["", "import launchyard.model.weights.load"])
+@pytest.mark.parametrize(
+    "before", ["", "import launchyard.model.weights.load", "import launchyard.launcher.watch.finetune"]
+)
 def test_the_python_door_opens(before: str) -> None:
     """`from launchyard import load`, as the docs show it, gives the function whatever was imported before."""
-    done = run_python("-c", f"{before}\nfrom launchyard import load\nassert callable(load), load")
+    done = run_python(
+        "-c", f"{before}\nfrom launchyard import finetune, load\nassert callable(load) and callable(finetune)"
+    )
     assert done.returncode == 0, done.stderr
 
 

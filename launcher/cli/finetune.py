@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.main import launch_recipe
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model
+from launchyard.launcher.submit.finetune import METHODS, RECIPE, finetune_keys
 from launchyard.storage.damage import JsonObject
-
-RECIPE = "finetune/lora"
-# What each method changes in that recipe.
-METHODS: dict[str, JsonObject] = {
-    "lora": {},
-    "qlora": {"name": "qlora", "adapter.kind": "qlora"},
-    "dora": {"name": "dora", "adapter.kind": "dora"},
-    "full": {"name": "full", "adapter.kind": "none", "optimizer.lr": 2e-5},
-}
 
 
 def finetune(
@@ -35,24 +26,13 @@ def finetune(
     for pair in pairs:
         if "=" not in pair:
             raise click.UsageError(f"{pair} is no KEY=VALUE; rows are named with --data")
-    sources = [_absolute(source) for source in data]
-    keys = {
-        **METHODS[method],
-        "model.init_from": _absolute(find_model(model)),
-        "data.source": sources[0] if len(sources) == 1 else sources,
-        **parse_overrides(list(pairs)),
-    }
+    keys = finetune_keys(find_model(model), data, method, parse_overrides(list(pairs)))
     if not options.get("as_json"):
         _show(keys)
     words = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
     code = click.get_current_context().invoke(launch_recipe, arguments=(RECIPE, *words), **options)
     assert isinstance(code, int)
     return code
-
-
-def _absolute(path: str) -> str:
-    typed = os.path.expanduser(path)
-    return os.path.abspath(typed) if "://" not in path and os.path.exists(typed) else path
 
 
 def _show(keys: JsonObject) -> None:

@@ -1,4 +1,4 @@
-"""Launch, train and never lose a run: `from launchyard import load` gives a ready model from whatever holds one.
+"""Launch, train and never lose a run: `from launchyard import finetune, load` trains a model, and gives a ready one.
 
 The rooms of the package lie at the top of the repository, where this folder has a link to each of them.
 """
@@ -6,9 +6,10 @@ The rooms of the package lie at the top of the repository, where this folder has
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launchyard.launcher.watch.finetune import finetune
     from launchyard.model.weights.load import load
 
-__all__ = ["load"]
+__all__ = ["finetune", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from launchyard.model.weights.load import load
 
         return load
+    if name == "finetune":
+        from launchyard.launcher.watch.finetune import finetune
+
+        return finetune
     raise AttributeError(f"module 'launchyard' has no attribute {name!r}")

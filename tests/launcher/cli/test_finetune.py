@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launchyard.launcher.cli.finetune import METHODS
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.submit.finetune import METHODS
 from launchyard.model.weights.hf_export import save_hf
 from tests.support.tiny_models import byte_tokenizer, llama, random_model, weights_of
 
