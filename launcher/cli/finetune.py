@@ -9,11 +9,11 @@ import click
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.main import launch_recipe
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model
-from launchyard.launcher.submit.finetune import METHODS, RECIPE, finetune_keys
+from launchyard.launcher.submit.finetune import FINETUNE_RECIPE, METHODS, finetune_keys
 from launchyard.storage.damage import JsonObject
 
 
-def finetune(
+def launch_finetune(
     model: str, data: tuple[str, ...], method: str, pairs: tuple[str, ...], **options: str | int | bool | None
 ) -> int:
     """Finetune MODEL on rows of instructions: the recipe finetune/lora with this model and data.
@@ -30,7 +30,7 @@ def finetune(
     if not options.get("as_json"):
         _show(keys)
     words = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
-    code = click.get_current_context().invoke(launch_recipe, arguments=(RECIPE, *words), **options)
+    code = click.get_current_context().invoke(launch_recipe, arguments=(FINETUNE_RECIPE, *words), **options)
     assert isinstance(code, int)
     return code
 
@@ -39,7 +39,7 @@ def _show(keys: JsonObject) -> None:
     """The recipe as a file of one's own has it."""
     import yaml
 
-    made: JsonObject = {"extends": RECIPE}
+    made: JsonObject = {"extends": FINETUNE_RECIPE}
     for key, value in keys.items():
         *sections, last = key.split(".")
         place = made
@@ -54,8 +54,8 @@ def _show(keys: JsonObject) -> None:
 
 command = click.Command(
     "finetune",
-    callback=finetune,
-    help=finetune.__doc__,
+    callback=launch_finetune,
+    help=launch_finetune.__doc__,
     epilog=MODEL_HELP,
     params=[
         click.Argument(["model"], metavar="MODEL", shell_complete=complete_model),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from launchyard.storage.damage import JsonObject
 
-RECIPE = "finetune/lora"
+FINETUNE_RECIPE = "finetune/lora"
 # What each method changes in that recipe.
 METHODS: dict[str, JsonObject] = {
     "lora": {},
@@ -18,7 +18,7 @@ METHODS: dict[str, JsonObject] = {
 
 
 def finetune_keys(model: str, data: Sequence[str], method: str, changes: Mapping[str, object]) -> JsonObject:
-    """Returns the keys to change in RECIPE; `changes` win. ValueError for an unknown method, or no data."""
+    """Returns the keys to change in FINETUNE_RECIPE; `changes` win. ValueError for an unknown method, or no data."""
     if method not in METHODS:
         raise ValueError(f"method {method!r}: no such method; choose from {', '.join(METHODS)}")
     if not data:

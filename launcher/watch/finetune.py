@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from launchyard.errors import LaunchError, user_errors
 from launchyard.launcher.backends.section import FIRST
-from launchyard.launcher.submit.finetune import RECIPE, finetune_keys
+from launchyard.launcher.submit.finetune import FINETUNE_RECIPE, finetune_keys
 from launchyard.launcher.submit.launch import NewFolder, Request, check_free, make_ready, submit
 from launchyard.launcher.submit.room import check_room
 from launchyard.launcher.watch.follow import follow
@@ -30,7 +30,7 @@ def finetune(
     """
     with user_errors():
         made = finetune_keys(model, [os.fspath(data)], method, keys or {})
-    ready = make_ready(Request(RECIPE, cluster, made))
+    ready = make_ready(Request(FINETUNE_RECIPE, cluster, made))
     check_free(ready.run)
     check_room(ready.plan, ready.run, where="run")
     ready, job = submit(ready, NewFolder(ready.run), report=print)
