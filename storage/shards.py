@@ -91,7 +91,9 @@ class Manifest(BaseModel):
     recipe_hash: str = Field(description="Of the recipe with its overrides; for people.")
     versions: dict[str, str] = Field(description="Of the packages that wrote it.")
     frozen: tuple[str, ...] = Field(default=(), description="Parameters that do not train, and are not saved.")
-    base: dict[str, Any] = Field(default={}, description="Their origin: init_from, the seed, quantize, adapter.")
+    base: dict[str, Any] = Field(
+        default={}, description="Their origin: init_from, the seed, frozen_dtype, quantize, adapter."
+    )
     rows: dict[str, LogEntry] = Field(
         default={}, description="Of this attempt and those it went on from, by `steps-NNNN` and `validation-NNNN`."
     )

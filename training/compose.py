@@ -123,6 +123,8 @@ def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
         return base
     form = form_of(workload.adapter)
     adapter = workload.adapter.model_dump(mode="json", exclude_defaults=True)
+    if recipe.train.precision == "bf16":
+        base["frozen_dtype"] = "BF16"
     return base | {"adapter": adapter} | ({} if form is None else {"quantize": form})
 
 

@@ -73,6 +73,7 @@ class CheckpointWeights:
         self.config = ModelConfig.model_validate(self._manifest.model)
         self.adapter = Adapter.model_validate(self._manifest.base.get("adapter", {}))
         self.frozen = frozenset(self._manifest.frozen)
+        self._frozen_dtype = torch_dtype(self._manifest.base.get("frozen_dtype", "F32"))  # of training
         for key, shape in parameter_shapes(self.config).items():
             if key in self.frozen:
                 continue
@@ -115,7 +116,8 @@ class CheckpointWeights:
         form = self.form
         for key, tensor in self._first_rows(frozen):
             if form is None or scales_name(key) not in self.frozen:
-                yield key, tensor.float()
+                computed = torch.float32 if stays_fp32(key) else self._frozen_dtype
+                yield key, tensor.to(computed).float()
             else:
                 yield key, rounded(tensor.float(), form)
 

@@ -99,6 +99,21 @@ def test_a_checkpoint_has_what_trains_alone_and_is_read_as_the_merged_model(
             assert torch.equal(weights.get(name), first) != touched, name
 
 
+def test_updates_of_a_bf16_run_are_merged_onto_the_rounded_base_that_they_were_trained_over(
+    tmp_path: Path, data: DataSpec
+) -> None:
+    run = adapter_run(tmp_path / "run", data, KINDS["lora"])
+    run_workers(run, 1, {"train.precision": "bf16", "train.max_steps": 2})
+    saved = final_weights(run)
+    _, weights = open_weights(newest(run))
+    for name, parameter in parameters(CONFIG).items():
+        base = initial_rows(CONFIG, name, parameter.shape, seed=1).bfloat16().float()
+        update = f"model.{name.removesuffix('weight')}lora_"
+        if f"{update}a" in saved:
+            base += saved[f"{update}b"] @ saved[f"{update}a"] * 4  # alpha 16 / r 4
+        torch.testing.assert_close(weights.get(name), base, rtol=0, atol=1e-6)
+
+
 def test_another_adapter_is_refused(tmp_path: Path, data: DataSpec) -> None:
     """Another alpha would be another model, of the same shapes."""
     run = adapter_run(tmp_path / "run", data, KINDS["lora"])
