@@ -28,7 +28,7 @@ from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import World
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
-from launchyard.training.step import train_step
+from launchyard.training.step import StepTimes, train_step
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.heartbeat import Limits, PulseWriter
@@ -112,7 +112,7 @@ class Training:
                 number=self._number,
                 lr=1e-5,
                 max_grad_norm=1.0,
-                clock=side.clock,
+                times=StepTimes(side.clock),
             )
             side.around(0.1)
         return (time.perf_counter() - began) / steps, (time.thread_time() - cpu) / steps

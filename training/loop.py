@@ -24,9 +24,9 @@ from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
-from launchyard.training.step import train_step
+from launchyard.training.step import StepTimes, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
-from launchyard.training.telemetry.telemetry import Telemetry
+from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
 from launchyard.training.validate import validation_loss
 
 STOP_CHECK_SECONDS = 0.5  # while waiting for data
@@ -186,8 +186,7 @@ def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
         copies=copies,
-        clock=parts.telemetry.clock,
-        device_time=parts.telemetry.recorder.time_on_device(number - 1),
+        times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
 
 
@@ -210,9 +209,7 @@ def finish(parts: Parts, pending: Pending | None) -> None:
         loss=loss,
         grad_norm=norm,
         lr=pending.lr,
-        tokens=agreement.n_tokens,
-        labels=agreement.n_valid,
-        tokens_seen=pending.tokens_seen,
+        counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen),
         waited=pending.waited,
         data_hash=agreement.data_hash,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,14 @@ def reduce_and_clip(
     return mean, norm
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """Receivers of the times of a step. device: recorded around the update, which no other rank takes part in."""
+
+    clock: PhaseClock
+    device: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+
 def train_step(
     model: nn.Module,
     optimizer: Optimizer,
@@ -103,23 +112,20 @@ def train_step(
     max_grad_norm: float | None,
     copies: int = 1,
     objective: Objective = next_token,
-    clock: PhaseClock | None = None,
-    device_time: tuple[torch.cuda.Event, torch.cuda.Event] | None = None,
+    times: StepTimes | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device.
-
-    `clock` gets the phases; `device_time` is recorded around the update, which no other rank takes part in.
-    """
-    clock = clock or PhaseClock()
+    """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device."""
+    times = times or StepTimes(PhaseClock())
+    clock = times.clock
     clock.enter("forward_backward")
     with _during(model, number):
         loss = forward_backward(model, micro_batches, n_valid=n_valid, objective=objective)
     clock.enter("optimizer")
     mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
-    if device_time is not None:
-        device_time[0].record()
+    if times.device is not None:
+        times.device[0].record()
     optimizer.step(number, lr)
-    if device_time is not None:
-        device_time[1].record()
+    if times.device is not None:
+        times.device[1].record()
     optimizer.zero_grad()
     return mean, norm

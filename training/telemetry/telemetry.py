@@ -6,6 +6,8 @@ Imports torch only for the recorder; the rest must be there before.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import contextlib
 import time
 from collections.abc import Iterator
@@ -53,6 +55,15 @@ class Meter:
         return seconds
 
 
+@dataclass(frozen=True)
+class TokenCounts:
+    """Of a step, over all ranks: tokens, labels among them, and tokens since the first step."""
+
+    tokens: int
+    labels: int
+    seen: int
+
+
 class Telemetry:
     """Reports the events of training. `clock` and `recorder` are used by the loop itself, at every step."""
 
@@ -76,27 +87,25 @@ class Telemetry:
         loss: float,
         grad_norm: float,
         lr: float,
-        tokens: int,
-        labels: int,
-        tokens_seen: int,
+        counts: TokenCounts,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done. `tokens` and `labels` of this step, over all ranks; `waited` seconds for its data."""
+        """Step 1, 2, 3 … is done; `waited` seconds for its data."""
         seconds = self.meter.lap()
         row = {
             "step": number,
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": lr,
-            "tokens_seen": tokens_seen,
-            "labels": labels,
-            "tokens_per_second": round(tokens / seconds, 1),
+            "tokens_seen": counts.seen,
+            "labels": counts.labels,
+            "tokens_per_second": round(counts.tokens / seconds, 1),
             "step_seconds": round(seconds, 6),
             "data_wait_seconds": round(waited, 6),
             "data_hash": f"{data_hash:016x}",
         }
-        self.recorder.step(row, tokens)
+        self.recorder.step(row, counts.tokens)
 
     def nonfinite(self, loss: float) -> None:
         self.exporter.add("trainer_nonfinite_steps_total")

@@ -67,7 +67,7 @@ def test_a_url_is_a_place_like_a_folder(folder: Path, tmp_path: Path, capsys: py
     [
         (("--shard-size", "5"), "'5' is no size; write a number and its unit"),
         (("--shard-size", "0GB"), "'0GB' is no size"),
-        (("--dtype", "int8"), "'int8' is not one of"),
+        (("--dtype", "int8"), "int8 is no element type"),
     ],
 )
 def test_a_mistake_is_one_clear_error(

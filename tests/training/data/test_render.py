@@ -17,7 +17,7 @@ from launchyard.training.data.instruct.render import (
     CUT_ANSWER,
     CUT_PROMPT,
     FIRST_ROWS,
-    HALF,
+    ONE_LOST,
     JOINED,
     NO_ANSWER,
     OPENED_OTHERWISE,
@@ -370,7 +370,7 @@ def test_the_rows_of_a_pair_differ_in_what_is_trained_for_and_fit_together(tmp_p
     with pytest.raises(ValueError, match=f"{TOO_LONG} \\(2\\)"):
         list(short.pair_rows(pairs))
     half = Renderer(tokenizer, max_tokens=len(chosen.ids))
-    with pytest.raises(ValueError, match=HALF):
+    with pytest.raises(ValueError, match=ONE_LOST):
         list(half.pair_rows(pairs))
     with pytest.raises(ValueError, match="cut-prompt would cut"):
         list(Renderer(tokenizer, too_long="cut-prompt").pair_rows(pairs))

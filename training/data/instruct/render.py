@@ -27,7 +27,7 @@ FIRST_ROWS = 100  # of which one at least must have a token to train for
 NO_ANSWER = "no turn to train for"
 NO_LABELS = "no token to train for"
 TOO_LONG = "too long"
-HALF = "the other answer of a pair that lost one"
+ONE_LOST = "the other answer of a pair that lost one"
 REFUSED = "refused by the chat template"
 # Keys of `counts`.
 CUT_PROMPT = "prompts cut"
@@ -106,10 +106,11 @@ class Renderer:
             raise ValueError(self._nothing_to_train(seen))
 
     def _pair(self, pair: Pair) -> tuple[Row, Row] | None:
-        chosen, rejected = self.row(pair.chosen), self.row(pair.rejected)
+        chosen = self.row(pair.chosen)
+        rejected = self.row(pair.rejected)
         if chosen is None or rejected is None:
             if chosen is not None or rejected is not None:
-                self._drop(HALF)
+                self._drop(ONE_LOST)
             return None
         if self._max_tokens is not None and len(chosen.ids) + len(rejected.ids) > self._max_tokens + 1:
             self.dropped[TOO_LONG] += 2
