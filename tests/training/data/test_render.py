@@ -17,9 +17,9 @@ from launchyard.training.data.instruct.render import (
     CUT_ANSWER,
     CUT_PROMPT,
     FIRST_ROWS,
-    ONE_LOST,
     JOINED,
     NO_ANSWER,
+    ONE_SIDE,
     OPENED_OTHERWISE,
     REFUSED,
     TOO_LONG,
@@ -370,7 +370,7 @@ def test_the_rows_of_a_pair_differ_in_what_is_trained_for_and_fit_together(tmp_p
     with pytest.raises(ValueError, match=f"{TOO_LONG} \\(2\\)"):
         list(short.pair_rows(pairs))
     half = Renderer(tokenizer, max_tokens=len(chosen.ids))
-    with pytest.raises(ValueError, match=ONE_LOST):
+    with pytest.raises(ValueError, match=ONE_SIDE):
         list(half.pair_rows(pairs))
     with pytest.raises(ValueError, match="cut-prompt would cut"):
         list(Renderer(tokenizer, too_long="cut-prompt").pair_rows(pairs))

@@ -27,7 +27,7 @@ FIRST_ROWS = 100  # of which one at least must have a token to train for
 NO_ANSWER = "no turn to train for"
 NO_LABELS = "no token to train for"
 TOO_LONG = "too long"
-ONE_LOST = "the other answer of a pair that lost one"
+ONE_SIDE = "the other answer of a pair that lost one"
 REFUSED = "refused by the chat template"
 # Keys of `counts`.
 CUT_PROMPT = "prompts cut"
@@ -110,7 +110,7 @@ class Renderer:
         rejected = self.row(pair.rejected)
         if chosen is None or rejected is None:
             if chosen is not None or rejected is not None:
-                self._drop(ONE_LOST)
+                self._drop(ONE_SIDE)
             return None
         if self._max_tokens is not None and len(chosen.ids) + len(rejected.ids) > self._max_tokens + 1:
             self.dropped[TOO_LONG] += 2
