@@ -6,11 +6,10 @@ Imports torch only for the recorder; the rest must be there before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 

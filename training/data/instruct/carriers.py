@@ -13,13 +13,16 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from launchyard.host.packages import install_command
 from launchyard.storage import files
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import without_credentials
 from launchyard.training.data.prepare.sources import every_file
+
+if TYPE_CHECKING:
+    import zstandard
 
 Split = Literal["train", "validation", "test"]
 KINDS = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
@@ -52,6 +55,7 @@ def find_files(sources: Sequence[str], split: Split = "train") -> list[str]:
     for source in sources:
         every = [path for path, _, _ in every_file([source])]
         known = [path for path in every if _kind(path) and path.rpartition("/")[2] not in _BESIDE]
+        known = _saved(known, every)
         if not known:
             raise ValueError(f"{without_credentials(source)} holds no rows among its {len(every)} files; {_ALLOWED}")
         place = source if "://" in source else os.path.abspath(source)
@@ -64,14 +68,33 @@ def find_files(sources: Sequence[str], split: Split = "train") -> list[str]:
     return found
 
 
+def _saved(known: list[str], every: list[str]) -> list[str]:
+    """Without what lies in a folder of save_to_disk and is none of its files, such as caches of `map`."""
+    listed: dict[str, set[str]] = {}
+    for path in every:
+        folder, _, name = path.rpartition("/")
+        if name == "state.json":
+            try:
+                files_of = json.loads(files.read(path)).get("_data_files")
+                listed[folder] = {one["filename"] for one in files_of} if files_of else set()
+            except (ValueError, AttributeError, TypeError, KeyError) as error:
+                raise ValueError(f"{without_credentials(path)} is not as save_to_disk writes it: {error}") from error
+    wanted = {folder: names for folder, names in listed.items() if names}
+    return [
+        path
+        for path in known
+        if path.rpartition("/")[2] in wanted.get(path.rpartition("/")[0], {path.rpartition("/")[2]})
+    ]
+
+
 def split_of(path: str, root: str | None) -> Split | None:
-    """The split that a file's name or one of its folders below `root` tells; None if none does."""
-    below = path[path.find(root) + len(root) :] if root and root in path else path.rpartition("/")[2]
+    """The split that a word of a file's name, or of one of its folders below `root`, tells; None if none does."""
+    below = path[len(root) :] if root and path.startswith(root) else path.rpartition("/")[2]
     *folders, name = below.strip("/").split("/")
     for part in (name, *reversed(folders)):
-        word = re.split(r"[-_.]", part.lower())[0]
-        if word in _SPLIT_NAMES:
-            return _SPLIT_NAMES[word]
+        words = re.split(r"[^a-z]+", part.lower())
+        if (found := next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)) is not None:
+            return found
     return None
 
 
@@ -91,6 +114,8 @@ def read_records(path: str) -> Iterator[Record | FaultyRowError]:
             yield from _of_lines(raw, name)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 near byte {error.start}; convert it with iconv") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} holds JSON that is nested too deep") from error
 
 
 def _kind(path: str) -> tuple[str, str | None] | None:
@@ -108,13 +133,24 @@ def _plain(raw: bytes, compression: str | None, name: str) -> bytes:
         if compression == ".zst":
             import zstandard
 
-            with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw), read_across_frames=True) as reader:
-                return reader.read()
+            return _unzstd(raw, zstandard.ZstdDecompressor())
     except ModuleNotFoundError as error:
         raise ValueError(f"{name} needs the package zstandard: {install_command('data')}") from error
     except Exception as error:
         raise ValueError(f"{name} is damaged: {error}") from error
     return raw
+
+
+def _unzstd(raw: bytes, engine: zstandard.ZstdDecompressor) -> bytes:
+    """All frames of it; ValueError if the last one is cut, which a stream reader passes over."""
+    parts = []
+    while raw:
+        frame = engine.decompressobj()
+        parts.append(frame.decompress(raw))
+        if not frame.eof:
+            raise ValueError("its compressed data ends too early")
+        raw = frame.unused_data
+    return b"".join(parts)
 
 
 def _is_lines(raw: bytes) -> bool:
@@ -187,7 +223,17 @@ def _arrow(raw: bytes) -> Iterator[object]:
 
 
 def _of_table(rows: Iterator[object], name: str) -> Iterator[Record | FaultyRowError]:
-    for number, value in enumerate(rows, start=1):
+    import pyarrow
+
+    number = 0
+    while True:
+        try:
+            value = next(rows)
+        except StopIteration:
+            return
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{name} is damaged after row {number}: {error}") from error
+        number += 1
         yield to_record(value, f"{name}, row {number}")
 
 

@@ -75,7 +75,7 @@ def _read(sources: Sequence[str], make: Callable[[Record], Made], split: Split) 
                 if isinstance(record, FaultyRowError):
                     raise record
                 made = make(record)
-            except ValueError as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 n_faults += 1
                 if len(faults) < SHOWN_FAULTS:
                     text = str(error)
@@ -99,15 +99,16 @@ def conversation_of(record: Record, columns: Columns | None = None) -> Conversat
 
 
 def _renamed(row: JsonObject, columns: Columns | None) -> JsonObject:
-    found = dict(row)
-    for ours, theirs in (columns or {}).items():
+    """The row with our names for its columns; of the other keys only those that say more of the same turns."""
+    if not columns:
+        return row
+    for ours in columns:
         if ours not in COLUMN_NAMES:
             raise ValueError(f"data.columns: {ours} is none of {', '.join(COLUMN_NAMES)}")
-        if theirs in row:
-            found[ours] = row[theirs]
-    if columns and not any(theirs in row for theirs in columns.values()):
+    if not any(theirs in row for theirs in columns.values()):
         raise ValueError(f"has none of the columns {', '.join(columns.values())}; its keys are {', '.join(row)}")
-    return found
+    beside = {key: row[key] for key in ("system", "tools") if key in row}
+    return beside | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 def _turns(row: JsonObject) -> list[Turn]:
@@ -131,8 +132,21 @@ def _asked(question: object, answer: object, about: object, keys: tuple[str, str
     before = _messages(question, keys[0], trained=False) if isinstance(question, list) else None
     after = _messages(answer, keys[1]) if isinstance(answer, list) else None
     if before is None:
-        before = [Turn("user", _text(question, keys[0]), input=_text(about, keys[2]))]
-    return [*before, *(after or [Turn("assistant", _text(answer, keys[1]), trained=True)])]
+        said = _text(about, keys[2])
+        before = [Turn("user", _text(question, keys[0]) if said else _asking(question, keys[0]), input=said)]
+    elif about:
+        raise ValueError(f"{keys[2]} stands beside a {keys[0]} that is a list of messages; put it into one of them")
+    if after is None:  # Alpaca itself has some empty answers: there is nothing to learn from them
+        text = _text(answer, keys[1])
+        after = [Turn("assistant", text, trained=bool(text))]
+    return [*before, *after]
+
+
+def _asking(question: object, key: str) -> str:
+    text = _text(question, key)
+    if not text:
+        raise ValueError(f"{key} is empty")
+    return text
 
 
 def _messages(value: object, key: str, *, trained: bool = True) -> list[Turn]:
@@ -147,7 +161,7 @@ def _message(value: object, where: str, trained: bool) -> Turn:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is no message with a role and a content")
     said = value.get("role", value.get("from"))
-    if said not in ROLES:
+    if not isinstance(said, str) or said not in ROLES:
         raise ValueError(f"{where} has the role {said!r}; known are {', '.join(ROLES)}")
     role = ROLES[said]
     content = _text(value.get("content", value.get("value", "")), where)
@@ -176,7 +190,7 @@ def _text(value: object, where: str) -> str:
         return value
     if isinstance(value, list):
         return "".join(_part(part, where) for part in value)
-    raise ValueError(f"{where} is {json.dumps(value)[:40]}, which is no text")
+    raise ValueError(f"{where} is {value!r:.40}, which is no text")
 
 
 def _part(part: object, where: str) -> str:
@@ -238,8 +252,9 @@ def pair_of(record: Record, columns: Columns | None = None) -> Pair:
     row = _renamed(record.value, columns)
     if not {"chosen", "rejected"} <= row.keys():
         raise ValueError(f"has no preference: chosen or rejected is missing; its keys are {', '.join(row)}")
-    question = next((key for key in ("prompt", "question", "instruction", "input") if key in row), None)
-    before = [] if question is None else _before(row[question], question)
+    question = next((key for key in ("prompt", "question", "instruction", "query", "input") if key in row), None)
+    about = next((key for key in ("input", "context") if key in row and key != question), None)
+    before = [] if question is None else _before(row[question], question, _text(row[about], about) if about else "")
     sides = [_side(row[key], key, before) for key in ("chosen", "rejected")]
     common = _common(*sides)
     if any(len(side) <= common for side in sides):
@@ -258,8 +273,10 @@ def pair_of(record: Record, columns: Columns | None = None) -> Pair:
     return Pair(made[0], made[1], record.where)
 
 
-def _before(value: object, key: str) -> list[Turn]:
-    return _messages(value, key, trained=False) if isinstance(value, list) else [Turn("user", _text(value, key))]
+def _before(value: object, key: str, about: str) -> list[Turn]:
+    if isinstance(value, list):
+        return _messages(value, key, trained=False)
+    return [Turn("user", _asking(value, key), input=about)]
 
 
 def _side(value: object, key: str, before: list[Turn]) -> list[Turn]:

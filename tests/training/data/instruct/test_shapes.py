@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def test_every_shape_gives_the_same_turns(row: dict[str, Any]) -> None:
     assert read(row).turns == (ASK, ANSWER)
 
 
-def test_columns_name_what_no_shape_has() -> None:
-    row = {"frage": "Capital of France?", "antwort": "Paris."}
+@pytest.mark.parametrize("beside", [{}, {"instruction": "other", "output": "other"}, {"messages": []}])
+def test_columns_name_what_no_shape_has(beside: dict[str, Any]) -> None:
+    row = {"frage": "Capital of France?", "antwort": "Paris.", **beside}
     assert read(row, columns={"prompt": "frage", "completion": "antwort"}).turns == (ASK, ANSWER)
 
 
@@ -82,6 +84,11 @@ def test_systems_tools_and_weights_are_kept() -> None:
         ({"messages": [{"role": "moderator", "content": "x"}]}, r"messages\[0\] has the role 'moderator'; known are"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "part of type 'image'; only text"),
         ({"messages": [{"role": "assistant"}]}, "says nothing"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "has the role"),
+        ({"instruction": "x", "output": ""}, "output is empty"),
+        ({"instruction": "", "output": "x"}, "instruction is empty"),
+        ({"prompt": [{"role": "user", "content": "x"}], "completion": []}, "completion is empty"),
+        ({"prompt": [{"role": "user", "content": "x"}], "completion": "y", "input": "z"}, "put it into one of them"),
         ({"messages": [{"role": "assistant", "content": "x", "weight": 2}]}, "allowed are 0 and 1"),
     ],
 )
@@ -107,6 +114,13 @@ def test_pairs_share_what_they_answer(row: dict[str, Any]) -> None:
     pair = pair_of(Record(row, "f:1"))
     assert pair.chosen.turns == (ASK, ANSWER)
     assert pair.rejected.turns == (ASK, Turn("assistant", "Rome.", trained=True))
+
+
+def test_what_a_pair_is_about_is_kept() -> None:
+    pair = pair_of(
+        Record({"instruction": "Capital?", "input": "France", "chosen": "Paris.", "rejected": "Rome."}, "f:1")
+    )
+    assert pair.chosen.turns[0] == pair.rejected.turns[0] == Turn("user", "Capital?", input="France")
 
 
 def rows(n: int) -> list[dict[str, Any]]:
@@ -137,7 +151,9 @@ def write_carriers(folder: Path) -> None:
     write_arrow(saved / "train" / "data-00000-of-00001.arrow", rows(3))
     write_arrow(saved / "validation" / "data-00000-of-00001.arrow", rows(9)[3:5])
     (saved / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
-    (saved / "train" / "state.json").write_text("{}")
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+    (saved / "train" / "state.json").write_text(json.dumps(state))
+    write_arrow(saved / "train" / "cache-0123.arrow", rows(9)[5:])  # what `map` leaves behind
     (saved / "train" / "dataset_info.json").write_text("{}")
 
 
@@ -158,6 +174,16 @@ def test_names_in_a_folder_tell_the_split(tmp_path: Path) -> None:
     assert len(list(read_conversations([str(tmp_path / "test.jsonl")]))) == 2  # asked for by its name
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"), [("alpaca_train", "alpaca_val"), ("sft-train", "sft-dev"), ("a", "my_val")]
+)
+def test_a_word_anywhere_in_a_name_tells_the_split(tmp_path: Path, train: str, held_out: str) -> None:
+    (tmp_path / f"{train}.jsonl").write_bytes(lines(3))
+    (tmp_path / f"{held_out}.jsonl").write_bytes(lines(2))
+    counts = [len(list(read_conversations([str(tmp_path)], split=split))) for split in ("train", "validation")]
+    assert counts == [3, 2]
+
+
 def test_all_faulty_rows_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     bad = [b'{"instruction": "a"}\n', b"{not json}\n", b"[1]\n", b'{"instruction": "x", "output": 3}\n']
@@ -171,9 +197,16 @@ def test_all_faulty_rows_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_cut_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(lines(50))[:-20])
-    with pytest.raises(ValueError, match=r"f\.jsonl\.gz is damaged"):
-        list(read_conversations([str(tmp_path / "f.jsonl.gz")]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(50)), tmp_path / "whole.parquet")
+    cut = {
+        "f.jsonl.gz": gzip.compress(lines(50)),
+        "f.jsonl.zst": zstandard.compress(lines(50)),
+        "f.parquet": (tmp_path / "whole.parquet").read_bytes(),
+    }
+    for name, raw in cut.items():
+        (tmp_path / name).write_bytes(raw[: len(raw) // 2])
+        with pytest.raises(ValueError, match=re.escape(name) + " is damaged"):
+            list(read_conversations([str(tmp_path / name)]))
     (tmp_path / "g.json").write_text('[{"a": 1}')
     with pytest.raises(ValueError, match=r"g\.json is not JSON"):
         list(read_pairs([str(tmp_path / "g.json")]))
