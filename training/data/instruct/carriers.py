@@ -79,12 +79,12 @@ def _saved(known: list[str], every: list[str]) -> list[str]:
                 listed[folder] = {one["filename"] for one in files_of} if files_of else set()
             except (ValueError, AttributeError, TypeError, KeyError) as error:
                 raise ValueError(f"{without_credentials(path)} is not as save_to_disk writes it: {error}") from error
-    wanted = {folder: names for folder, names in listed.items() if names}
-    return [
-        path
-        for path in known
-        if path.rpartition("/")[2] in wanted.get(path.rpartition("/")[0], {path.rpartition("/")[2]})
-    ]
+    kept = []
+    for path in known:
+        folder, _, name = path.rpartition("/")
+        if not listed.get(folder) or name in listed[folder]:
+            kept.append(path)
+    return kept
 
 
 def split_of(path: str, root: str | None) -> Split | None:

@@ -85,9 +85,7 @@ def test_systems_tools_and_weights_are_kept() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "part of type 'image'; only text"),
         ({"messages": [{"role": "assistant"}]}, "says nothing"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "has the role"),
-        ({"instruction": "x", "output": ""}, "output is empty"),
         ({"instruction": "", "output": "x"}, "instruction is empty"),
-        ({"prompt": [{"role": "user", "content": "x"}], "completion": []}, "completion is empty"),
         ({"prompt": [{"role": "user", "content": "x"}], "completion": "y", "input": "z"}, "put it into one of them"),
         ({"messages": [{"role": "assistant", "content": "x", "weight": 2}]}, "allowed are 0 and 1"),
     ],
@@ -114,6 +112,10 @@ def test_pairs_share_what_they_answer(row: dict[str, Any]) -> None:
     pair = pair_of(Record(row, "f:1"))
     assert pair.chosen.turns == (ASK, ANSWER)
     assert pair.rejected.turns == (ASK, Turn("assistant", "Rome.", trained=True))
+
+
+def test_an_empty_answer_is_not_trained_for() -> None:
+    assert not any(turn.trained for turn in read({"instruction": "x", "output": ""}).turns)
 
 
 def test_what_a_pair_is_about_is_kept() -> None:
