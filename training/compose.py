@@ -119,6 +119,11 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
 def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
     """Where the parameters that do not train come from, and the form that they have."""
     base: JsonObject = {"init_from": recipe.model.init_from, "seed": recipe.train.seed}
+    if recipe.model.init_from:
+        from launchyard.model.weights.load import sampled_digest
+        from launchyard.training.build import open_initial_weights
+
+        base["digest"] = sampled_digest(open_initial_weights(recipe.model.init_from, workload.model))
     if workload.adapter is None:
         return base
     form = form_of(workload.adapter)

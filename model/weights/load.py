@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, overload
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from launchyard.model.adapt.codes import rounded
@@ -91,6 +92,11 @@ class CheckpointWeights:
         return self._manifest.base.get("quantize")
 
     @property
+    def base_digest(self) -> str | None:
+        """`sampled_digest` of the weights where the run began; None if it recorded none."""
+        return self._manifest.base.get("digest")
+
+    @property
     def init_from(self) -> str | None:
         """Where the run began; None: random weights."""
         return self._manifest.base.get("init_from")
@@ -136,7 +142,9 @@ class CheckpointWeights:
         if not source:
             return None
         theirs, weights = open_weights(source)
-        return resized(weights, theirs, self.config)
+        base = resized(weights, theirs, self.config)
+        check_base(base, self.base_digest, f"{self.folder} was trained over the weights of {source}")
+        return base
 
 
 class RowMerge(Protocol):
@@ -233,6 +241,23 @@ class _Resized:
         yield from self._weights.rows({key: rows for key, rows in wanted.items() if key not in with_new})
         for key, rows in with_new.items():
             yield key, self.get(key)[rows.start : rows.stop]
+
+
+def sampled_digest(weights: Weights) -> str:
+    """Changes with the middle row of any tensor; not with the format, or a type that holds the same numbers.
+
+    Any training changes nearly every row, so this tells other weights from the same ones without reading them all.
+    """
+    shapes = parameter_shapes(weights.config)
+    middle = {key: range(shapes[key][0] // 2, shapes[key][0] // 2 + 1) for key in shapes}
+    digests = {key: xxhash.xxh3_64_hexdigest(rows.float().numpy().tobytes()) for key, rows in weights.rows(middle)}
+    return xxhash.xxh3_128_hexdigest("".join(f"{key} {digests[key]}\n" for key in shapes).encode())
+
+
+def check_base(weights: Weights, digest: str | None, what: str) -> None:
+    """ValueError if these are other weights than those of the digest. what: says which they should be."""
+    if digest is not None and sampled_digest(weights) != digest:
+        raise ValueError(f"{what}, and other weights lie there now; bring the first ones back")
 
 
 def read_rows(

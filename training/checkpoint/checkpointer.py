@@ -359,7 +359,14 @@ class Checkpointer:
                 f"{folder} was saved with other frozen parameters than this run's; {', '.join(differing[:4])} "
                 "among those that differ. Freeze the same ones, or start a new run from it with model.init_from"
             )
-        if manifest.base != self._identity.base:
+        digest = self._identity.base.get("digest")
+        if manifest.base.get("digest", digest) != digest:
+            source = self._identity.base.get("init_from")
+            raise ValueError(
+                f"{folder} was trained over the weights of {source}, and other weights lie there now; bring the first "
+                "ones back, or start a new run"
+            )
+        if {**manifest.base, "digest": digest} != {**self._identity.base, "digest": digest}:
             raise ValueError(f"{folder}: its frozen parameters come from {manifest.base}, not {self._identity.base}")
 
     def _load(self, folder: str, manifest: Manifest, shards: dict[str, Shard]) -> None:

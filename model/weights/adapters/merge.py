@@ -10,7 +10,13 @@ from torch import Tensor
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import parameters
 from launchyard.model.weights.adapters.peft_config import is_peft
-from launchyard.model.weights.load import CheckpointWeights, MergedWeights, low_rank_merged, open_weights
+from launchyard.model.weights.load import (
+    CheckpointWeights,
+    MergedWeights,
+    low_rank_merged,
+    open_weights,
+    sampled_digest,
+)
 from launchyard.model.weights.source import Source, find_source
 
 
@@ -76,4 +82,6 @@ def _over(run: CheckpointWeights, base: str) -> MergedWeights:
     _, weights = open_weights(base)
     if weights.config != run.config:
         raise ValueError(f"{base} is a model of another config than the base of {run.folder}")
+    if run.base_digest is not None and sampled_digest(weights) != run.base_digest:
+        raise ValueError(f"{base} holds other weights than the base that {run.folder} was trained over")
     return low_rank_merged(weights, run.adapter, run.added)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.layout import frozen_names, parameters
 from launchyard.model.memory import checkpoint_bytes, training_memory
 from launchyard.model.network.init import initial_rows
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import open_weights
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
@@ -25,6 +27,7 @@ from launchyard.training.spec import DataSpec
 from launchyard.training.step import train_step
 from tests.support.small_runs import MODEL, RECIPE, final_weights, history, make_run, run_workers, start_workers
 from tests.support.small_runs import write_data as small_data
+from tests.support.tiny_models import random_model, weights_of
 
 CONFIG = ModelConfig.model_validate(MODEL)
 ADAPTER = Adapter(frozen=("embed.weight", "blocks.0.*", "*.bias"))
@@ -132,3 +135,26 @@ def test_frozen_parameters_come_from_init_from(tmp_path: Path, data: DataSpec) -
         same_rows = theirs.get(name)[: len(mine.get(name))]
         assert torch.equal(mine.get(name), same_rows) == (name in FROZEN), name
         assert torch.equal(mine.get(name), exported.get(name)), name
+
+
+def test_other_weights_in_the_place_of_the_base_are_refused(tmp_path: Path, data: DataSpec) -> None:
+    """By the resume and by whoever reads the run; the same weights in another format are the same base."""
+    config = CONFIG
+    base = tmp_path / "base"
+    weights = weights_of(random_model(config))
+    save_hf(weights, config, str(base))
+    run = frozen_run(tmp_path / "run", data)
+    run_workers(run, 1, {"model.init_from": str(base), "train.max_steps": 3})
+    folder = newest(run)
+    expected = open_weights(folder)[1].get("embed.weight")
+    shutil.rmtree(base)
+    save_hf(weights, config, str(base), max_file_bytes=20_000)
+    assert torch.equal(open_weights(folder)[1].get("embed.weight"), expected)
+    other = {name: tensor + 0.01 for name, tensor in weights.items()}
+    shutil.rmtree(base)
+    save_hf(other, config, str(base))
+    with pytest.raises(ValueError, match=f"trained over the weights of {base}, and other weights lie there now"):
+        open_weights(folder)[1].get("embed.weight")
+    (process,) = start_workers(run, 1, {"model.init_from": str(base)})
+    assert process.wait(timeout=120) == 1
+    assert "other weights lie there now" in run.errors(1)[0]["message"]
