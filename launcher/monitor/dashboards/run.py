@@ -204,6 +204,7 @@ def throughput() -> list[Any]:
             "Tokens per second",
             "A flat line. What is recomputed was lost by an end without a save, and should be zero.",
             (f"sum by (run_id) (rate(trainer_tokens_total{{{RUN}}}[{RATE}]))", "{{run_id}}"),
+            (f"sum by (run_id) (rate(trainer_labels_total{{{RUN}}}[{RATE}]))", "with a label {{run_id}}"),
             (f"sum by (run_id) (rate(trainer_recomputed_tokens_total{{{RUN}}}[{RATE}]))", "recomputed {{run_id}}"),
             low=0,
         ),

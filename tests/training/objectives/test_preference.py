@@ -26,7 +26,7 @@ from launchyard.training.parallel import clean_name, local, shard_extent
 from launchyard.training.step import forward_backward, train_step
 from tests.support.ranks import run_ranks
 from tests.support.tiny_models import llama
-from tests.training.test_adapters import CPU, built, recipe_of, stir
+from tests.training.checkpoint.test_adapters import CPU, built, recipe_of, stir
 
 CONFIG = llama(tie_embeddings=True)
 N_PAIRS = 9
