@@ -254,7 +254,11 @@ def test_ctrl_c_ends_a_download_that_waits_for_the_network(hub: SmallHub) -> Non
     partial = Path(os.environ["HF_HOME"], "hub/models--org--tiny/blobs", f"{etag_of(WEIGHTS, 'x.bin')}.incomplete")
     command = [sys.executable, "-P", "-m", "launchyard", "download", REPO]
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed() -> None:  # the tests may run in the background of a shell, whose children ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         deadline = time.monotonic() + 60
         while not (partial.exists() and partial.stat().st_size > 60_000) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -281,6 +281,7 @@ def test_rank_zero_asleep(harmed: Harmed) -> None:
     harmed.check(0, r"hanging.py:\d+ in harmed")
 
 
+@pytest.mark.slow
 def test_a_stopped_process(harmed: Harmed) -> None:
     """It cannot say anything itself."""
     harmed.start({"rank": 1, "kind": "slow", "step": 1, "until": 30, "seconds": 0.1})
