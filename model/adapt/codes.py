@@ -7,6 +7,7 @@ of bitsandbytes, whose kernel is taken where it is installed.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +25,7 @@ from launchyard.model.adapt.forms import (
     scales_bytes,
 )
 
+_LOG = logging.getLogger(__name__)
 # Quantiles of the normal distribution, scaled to [-1, 1], with an exact zero (Dettmers et al. 2023, appendix E).
 NF4 = (
     -1.0,
@@ -215,7 +217,8 @@ def _has_bitsandbytes(device: torch.device) -> bool:
         import bitsandbytes  # noqa: F401  # registers the kernel
 
         made = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, NF4_BLOCK, "nf4", (1, 512), torch.float32)
-    except (ImportError, NotImplementedError, RuntimeError, OSError):
+    except (ImportError, NotImplementedError, RuntimeError, OSError) as error:
+        _LOG.warning("bitsandbytes is installed, but has no nf4 on %s (%s): torch decodes, slower", device, error)
         return False
     expected = _pairs(device).view(torch.float32).view(-1, NF4_BLOCK) * scales[:, None]
     return torch.equal(made.view(-1, NF4_BLOCK), expected)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.storage.damage import JsonObject
 from launchyard.training.data.instruct.conversation import Conversation, Pair, Row, Turn
 
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 TooLong = Literal["drop", "cut-prompt", "cut-answer"]
 FIRST_ROWS = 100  # of which one at least must have a token to train for
 
@@ -74,28 +76,20 @@ class Renderer:
 
     def rows(self, conversations: Iterable[Conversation]) -> Iterator[Row]:
         """Those of conversations that give one. ValueError if none of the first FIRST_ROWS does, or none at all."""
-        seen = 0
-        made = 0
-        for conversation in conversations:
-            row = self.row(conversation)
-            seen += 1
-            if row is not None:
-                made += 1
-                yield row
-            elif not made and seen == FIRST_ROWS:
-                break
-        if seen and not made:
-            raise ValueError(self._nothing_to_train(seen))
+        return self._made(conversations, self.row)
 
     def pair_rows(self, pairs: Iterable[Pair]) -> Iterator[tuple[Row, Row]]:
         """The rows of pairs, the better answer first, which together fit into max_tokens + 1: a token of each is label
         alone. None of a pair that lost one. ValueError as by `rows`, and where rows are to be cut."""
         if self._too_long != "drop":
             raise ValueError(f"too_long: {self._too_long} would cut the answers of a pair at unlike places; use drop")
+        return self._made(pairs, self._pair)
+
+    def _made(self, given: Iterable[_Given], make: Callable[[_Given], _Made | None]) -> Iterator[_Made]:
         seen = 0
         made = 0
-        for pair in pairs:
-            found = self._pair(pair)
+        for one in given:
+            found = make(one)
             seen += 1
             if found is not None:
                 made += 1
