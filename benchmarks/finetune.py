@@ -207,7 +207,7 @@ def with_launchyard(model: str, precision: str) -> Step:
             labels[number, prompt - 1 : lengths[number]] = torch.tensor(ids[prompt:])
         batch = Batch(inputs, labels, int((labels != -100).sum()), 0, tuple((length,) for length in lengths))
         parts = micro_batches(batch, len(rows), cpu)
-        loss, _ = train_step(adapted, optimizer, parts, n_valid=batch.n_valid, number=done, lr=LR, max_grad_norm=1.0)
+        loss, _ = train_step(adapted, optimizer, parts, n_parts=batch.n_valid, number=done, lr=LR, max_grad_norm=1.0)
         return float(loss)
 
     return step

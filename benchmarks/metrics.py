@@ -108,7 +108,7 @@ class Training:
                 self._model,
                 self._optimizer,
                 [MicroBatch(self._tokens[0], self._tokens[1])],
-                n_valid=SEQ_LEN * SEQUENCES,
+                n_parts=SEQ_LEN * SEQUENCES,
                 number=self._number,
                 lr=1e-5,
                 max_grad_norm=1.0,

@@ -82,7 +82,7 @@ class Training:
         self._number += 1
         batch = MicroBatch(self._tokens[0], self._tokens[1])
         train_step(
-            self._model, self._optimizer, [batch], n_valid=SEQ_LEN, number=self._number, lr=1e-5, max_grad_norm=1.0
+            self._model, self._optimizer, [batch], n_parts=SEQ_LEN, number=self._number, lr=1e-5, max_grad_norm=1.0
         )
         return time.perf_counter() - began
 

@@ -13,13 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from launchyard.storage.damage import JsonObject
 
 
-class StepRow(BaseModel):
-    """A line of metrics/steps-NNNN.jsonl: one optimizer step."""
+class Means(BaseModel):
+    """What a model does on a batch: the loss that is made smaller, and what is measured beside it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    loss: float = Field(description="Mean over all labels, in nats per token; of preferences a mean over pairs.")
+    reward_chosen: float | None = Field(default=None, description="Preferences: mean reward of the better answers.")
+    reward_rejected: float | None = Field(default=None, description="Preferences: mean reward of the worse answers.")
+    reward_margin: float | None = Field(default=None, description="Preferences: mean difference of the two rewards.")
+    reward_accuracy: float | None = Field(
+        default=None, description="Preferences: share of pairs whose better answer has the higher reward."
+    )
+
+
+class StepRow(Means):
+    """A line of metrics/steps-NNNN.jsonl: one optimizer step, its means over the global batch."""
+
     step: int = Field(ge=1, description="Finished optimizer steps.")
-    loss: float = Field(description="Mean over all labels of the global batch, in nats per token.")
     grad_norm: float = Field(description="Global norm of the gradient, before clipping.")
     lr: float = Field(description="Learning rate of this step.")
     tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
@@ -40,13 +51,10 @@ class StepRow(BaseModel):
     time: float = Field(description="Time of the end, in Unix seconds.")
 
 
-class ValidationRow(BaseModel):
-    """A line of metrics/validation-NNNN.jsonl: one validation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ValidationRow(Means):
+    """A line of metrics/validation-NNNN.jsonl: one validation, its means over the held-out data."""
 
     step: int = Field(ge=0, description="Finished optimizer steps; 0 before the first.")
-    loss: float = Field(description="Mean over the held-out tokens, in nats per token.")
     seconds: float = Field(description="For which it took.")
     attempt: int = Field(description="Attempt that measured it.")
     time: float = Field(description="Time of the end, in Unix seconds.")

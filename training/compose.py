@@ -18,7 +18,7 @@ from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import count_steps, cut_batch
 from launchyard.training.distributed import World
-from launchyard.training.recipe import Recipe
+from launchyard.training.recipe import PreferenceConfig, Recipe
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
@@ -30,15 +30,21 @@ if TYPE_CHECKING:
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
+    from launchyard.training.objectives.objective import Objective
+
+
+DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """Changes with the keys that decide the weights, and not with the device or the micro batch size."""
-    deciding = recipe.model_dump(mode="json", include={"model", "adapter", "data", "train", "optimizer", "schedule"})
+    deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
+    if recipe.preference is None:
+        deciding.pop("preference")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -77,7 +83,24 @@ def compose(
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
-    return Parts(context, learner, data, checkpointer, telemetry, flag), resumed
+    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe)), resumed
+
+
+def choose_objective(recipe: Recipe) -> Objective:
+    """What the steps make smaller: of pairs their preference, of anything else the loss of the next token."""
+    from launchyard.training.objectives.next_token import NextToken
+    from launchyard.training.objectives.preference import PreferenceLoss
+
+    if recipe.data.kind != "preference":
+        return NextToken()
+    wanted = recipe.preference or PreferenceConfig()
+    is_simpo = wanted.loss == "simpo"
+    return PreferenceLoss(
+        wanted.loss,
+        beta=wanted.beta or (2.0 if is_simpo else 0.1),
+        label_smoothing=wanted.label_smoothing,
+        target_margin=(1.0 if wanted.target_margin is None else wanted.target_margin) if is_simpo else 0.0,
+    )
 
 
 def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, rows: Rows) -> Checkpointer:

@@ -21,13 +21,14 @@ from launchyard.training.checkpoint.state import TrainState, shards
 from launchyard.training.data.micro_batch import micro_batches
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
+from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.step import StepTimes, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
-from launchyard.training.validate import validation_loss
+from launchyard.training.validate import validation_means
 
 STOP_CHECK_SECONDS = 0.5  # while waiting for data
 
@@ -61,12 +62,14 @@ class Parts:
     checkpointer: Checkpointer
     telemetry: Telemetry
     flag: StopFlag
+    objective: Objective
 
 
 @dataclass(frozen=True)
 class Agreement:
     """Facts that all ranks know before a step."""
 
+    n_parts: int
     n_valid: int
     n_tokens: int
     data_hash: int
@@ -79,7 +82,7 @@ class Pending:
     """A step whose numbers may still be on their way from the device."""
 
     step: int
-    loss: torch.Tensor
+    means: torch.Tensor  # the loss, and the objective's figures
     grad_norm: torch.Tensor
     lr: float
     waited: float
@@ -108,7 +111,7 @@ def train(parts: Parts) -> str | None:
             began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
             waited = time.perf_counter() - began
-            agreement = agree(telemetry, parts.flag, step, batch, save=timer.due() and not parts.checkpointer.busy)
+            agreement = agree(parts, step, batch, save=timer.due() and not parts.checkpointer.busy)
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None
@@ -118,11 +121,11 @@ def train(parts: Parts) -> str | None:
                     return reason
             assert batch is not None  # else a stop was wanted, and agreed on
             lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
-            loss, norm = run_step(parts, batch, agreement.n_valid, step + 1, lr)
+            means, norm = run_step(parts, batch, agreement.n_parts, step + 1, lr)
             state.step = step + 1
             state.tokens_seen = state.tokens_seen + agreement.n_tokens
             finish(parts, pending)
-            pending = Pending(step, loss, norm, lr, waited, agreement, state.tokens_seen)
+            pending = Pending(step, means, norm, lr, waited, agreement, state.tokens_seen)
             if not lag:
                 finish(parts, pending)
                 pending = None
@@ -153,26 +156,30 @@ def await_batch(feed: Prefetcher, flag: StopFlag, beat: Callable[[], None]) -> B
     return next(feed)[1]
 
 
-def agree(telemetry: Telemetry, flag: StopFlag, step: int, batch: Batch | None, *, save: bool) -> Agreement:
-    """One all-reduce on the host: labels, tokens and hash of the batch, rank 0's wish to save, anybody's wish to stop.
+def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool) -> Agreement:
+    """One all-reduce on the host: parts, labels, tokens and hash of the batch, rank 0's wish to save, anybody's wish to
+    stop.
 
     Now and then also how long each rank has computed.
     """
-    data = [0, 0, 0] if batch is None else [batch.n_valid, batch.n_tokens, batch.data_hash]
-    mine = [*data, int(save), *flag.votes(), *telemetry.recorder.compute_votes(step)]
+    telemetry = parts.telemetry
+    data = [0, 0, 0, 0]
+    if batch is not None:
+        data = [parts.objective.parts(batch), batch.n_valid, batch.n_tokens, batch.data_hash]
+    mine = [*data, int(save), *parts.flag.votes(), *telemetry.recorder.compute_votes(step)]
     telemetry.clock.enter("collective_wait")
     summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
     telemetry.clock.enter("other")
-    votes = 4 + len(REASONS)
+    votes = 5 + len(REASONS)
     telemetry.recorder.ranks_computed(step, summed[votes:])
-    n_valid, n_tokens, data_hash, save = summed[:4]
-    return Agreement(n_valid, n_tokens, data_hash % 2**64, bool(save), agreed_reason(summed[4:votes]))
+    n_parts, n_valid, n_tokens, data_hash, save = summed[:5]
+    return Agreement(n_parts, n_valid, n_tokens, data_hash % 2**64, bool(save), agreed_reason(summed[5:votes]))
 
 
-def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
     context = parts.context
     learner = parts.learner
-    if n_valid < 1:
+    if n_parts < 1:
         named = named_samples(context, parts.data, number - 1)
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
     first_slot = context.world.rank * context.share
@@ -181,11 +188,12 @@ def run_step(parts: Parts, batch: Batch, n_valid: int, number: int, lr: float) -
         learner.model,
         learner.optimizer,
         micro_batches(batch, context.sizes.micro_batch_size, context.device, first_slot=first_slot),
-        n_valid=n_valid,
+        n_parts=n_parts,
         number=number,
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
         copies=copies,
+        objective=parts.objective,
         times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
 
@@ -198,7 +206,8 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     agreement = pending.agreement
     if parts.context.device.type == "cuda":  # it is at work, and the host waits for it
         telemetry.clock.enter("forward_backward", waiting=True)
-    loss = float(pending.loss)
+    means = by_name(parts.objective, pending.means.tolist())
+    loss = means["loss"]
     norm = float(pending.grad_norm)
     telemetry.clock.enter("other")
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -206,13 +215,17 @@ def finish(parts: Parts, pending: Pending | None) -> None:
         raise nonfinite(parts, pending, loss, norm)
     telemetry.step(
         pending.step + 1,
-        loss=loss,
+        means=means,
         grad_norm=norm,
         lr=pending.lr,
         counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen),
         waited=pending.waited,
         data_hash=agreement.data_hash,
     )
+
+
+def by_name(objective: Objective, means: list[float]) -> dict[str, float]:
+    return dict(zip(("loss", *objective.figures), means, strict=True))
 
 
 def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
@@ -316,9 +329,10 @@ def run_validation(parts: Parts, step: int) -> str | None:
         return reason is not None
 
     began = time.perf_counter()
-    loss = validation_loss(
+    found = validation_means(
         learner.model,
         parts.data.held_out,
+        parts.objective,
         sizes=context.sizes,
         world=context.world,
         device=context.device,
@@ -327,11 +341,12 @@ def run_validation(parts: Parts, step: int) -> str | None:
     )
     telemetry.clock.enter("other")
     telemetry.training()
-    if loss is None:
+    if found is None:
         return reason
-    learner.state.validation_loss = loss
+    means = by_name(parts.objective, found)
+    learner.state.validation_loss = means["loss"]
     learner.state.validated_step = step
-    telemetry.validated(step, loss=loss, seconds=round(time.perf_counter() - began, 3))
+    telemetry.validated(step, means=means, seconds=round(time.perf_counter() - began, 3))
     return None
 
 

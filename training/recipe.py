@@ -21,6 +21,7 @@ from launchyard.storage.errors import DamagedError
 
 # Keys of a section of which a recipe holds one at most.
 EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
+DataKind = Literal["tokens", "instruct", "preference"]
 MIN_SHARE = 1e-5  # of a source in a mixture: a smaller one could not be met to better than a tenth
 
 
@@ -76,17 +77,17 @@ class MixedSource(Section):
     """One source of a mixture."""
 
     source: str | list[str] = Field(description="As `data.source`: prepared folder or URL, or text.")
-    kind: Literal["tokens", "instruct"] | None = Field(default=None, description="Default: data.kind.")
+    kind: DataKind | None = Field(default=None, description="Default: data.kind.")
     weight: float = Field(gt=0, description="Frequency relative to the others; weights may have any sum.")
 
 
 class DataConfig(Section):
     """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
 
-    kind: Literal["tokens", "instruct"] = Field(
+    kind: DataKind = Field(
         default="tokens",
         description="tokens: next-token prediction on a stream of text; instruct: rows of instructions or "
-        "conversations, of which the answers are trained for.",
+        "conversations, of which the answers are trained for; preference: pairs of a better and a worse answer.",
     )
     source: str | list[str] | None = Field(
         default=None, description="Prepared folder or URL; or text files, folders, globs."
@@ -94,7 +95,11 @@ class DataConfig(Section):
     mixture: list[MixedSource] | None = Field(
         default=None, min_length=1, description="Instead of `source`: several, each with a weight and its own epochs."
     )
-    seq_len: int = Field(default=1024, ge=1, description="Tokens a sequence; each reads one more as its last label.")
+    seq_len: int = Field(
+        default=1024,
+        ge=1,
+        description="Tokens a sequence; each reads one more as its last label. preference: of both answers together.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are read.")
     shuffle: bool = Field(default=True, description="Read in a seeded random order, or as the tokens lie.")
     validation: float | str | None = Field(
@@ -106,7 +111,7 @@ class DataConfig(Section):
     too_long: Literal["drop", "cut-prompt", "cut-answer"] = Field(
         default="drop",
         description="instruct: what happens to rows of more than seq_len + 1 tokens. cut-prompt: the prompt loses its "
-        "beginning; cut-answer: the answer loses its end, and then does not end.",
+        "beginning; cut-answer: the answer loses its end, and then does not end. Also of pairs that are too long.",
     )
     style: str | None = Field(
         default=None, description="instruct: a prompt style by name; default: the chat template of the tokenizer."
@@ -125,11 +130,39 @@ class DataConfig(Section):
             raise ValueError(f"validation is {self.validation}; a share must lie in [0, 1)")
         if self.source is not None and self.mixture is not None:
             raise ValueError("give source or mixture, not both")
+        kinds = {source.kind or self.kind for source in self.mixture or ()} | {self.kind}
+        if len(kinds) > 1 and "preference" in kinds:
+            raise ValueError("pairs of answers (preference) are trained for in another way than text; mix them alone")
         weights = [source.weight for source in self.mixture or ()]
         for number, weight in enumerate(weights):
             if weight < MIN_SHARE * sum(weights):
                 least = f"at least 1/{1 / MIN_SHARE:,.0f} of their sum"
                 raise ValueError(f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; each must be {least}")
+        return self
+
+
+class PreferenceConfig(Section):
+    """The loss of `data.kind: preference`. Default: DPO.
+
+    dpo (Rafailov et al. 2023): the chosen answer is to become likelier, beside the rejected one, than it was at the
+    start. simpo (Meng et al. 2024): likelier a token than the rejected one, without a look back.
+    """
+
+    loss: Literal["dpo", "simpo"] = Field(default="dpo", description="dpo needs adapter.kind lora, qlora or dora.")
+    beta: float | None = Field(
+        default=None, gt=0, description="Weight of log-probabilities in rewards; default: 0.1, of simpo 2."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of pairs that are taken to be the wrong way round."
+    )
+    target_margin: float | None = Field(
+        default=None, ge=0, description="simpo: by how much the better reward is to be higher; default: 1."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.loss == "dpo" and self.target_margin is not None:
+            raise ValueError("target_margin is for loss simpo; dpo has none")
         return self
 
 
@@ -298,6 +331,7 @@ class Recipe(Section):
         "text: that of model.init_from.",
     )
     data: DataConfig
+    preference: PreferenceConfig | None = None
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -15,9 +15,10 @@ IGNORE_INDEX = -100
 
 
 class RowFacts(Section):
-    """The rows of a source of instructions."""
+    """The rows of a source of instructions, or of preferences."""
 
     rows: int = Field(ge=1)
+    together: int = Field(default=1, ge=1, description="Rows that are one after the other and read as one; 2: pairs.")
     labels: int = Field(ge=1, description="Tokens that are trained for.")
     longest: int = Field(ge=2, description="Tokens of the longest row.")
     packs: tuple[int, ...] = Field(

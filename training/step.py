@@ -1,7 +1,7 @@
 """One optimizer step, usable by itself: micro batches in, loss and gradient norm out.
 
-The loss is divided by the number of valid tokens (or pairs) of the whole global batch, over all micro batches and all
-ranks, so accumulation and any number of workers give the result of one big batch.
+The loss is divided by the number of labels (or pairs) of the whole global batch, over all micro batches and all ranks,
+so accumulation and any number of workers give the result of one big batch.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from torch import Tensor, nn
 from launchyard.model.adapt.noise import Moment
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import sum_over_ranks
-from launchyard.training.objectives.next_token import next_token
+from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import local
 from launchyard.training.telemetry.phases import PhaseClock
 
+NEXT_TOKEN = NextToken()
+
 
 def forward_backward(
-    model: nn.Module, micro_batches: Sequence[MicroBatch], *, n_valid: int, objective: Objective = next_token
+    model: nn.Module, micro_batches: Sequence[MicroBatch], *, n_parts: int, objective: Objective = NEXT_TOKEN
 ) -> Tensor:
-    """Accumulate gradients of the mean loss over `n_valid` tokens. This rank's part of that loss, fp32 scalar.
+    """Accumulate gradients of the objective's mean over `n_parts`, those of the global batch.
 
-    Of an objective over pairs, `n_valid` is their number. Gradients are reduced over ranks with the last micro batch
-    only. ValueError if there is none.
+    This rank's part of the loss and of the objective's figures, (1 + figures,) fp32. Gradients are reduced over ranks
+    with the last micro batch only. ValueError if there is no part.
     """
-    if n_valid < 1:
+    if n_parts < 1:
         raise ValueError("no token of this step has a label; every step must have one")
     total: Tensor | None = None
-    scale = 1.0 / n_valid
+    scale = 1.0 / n_parts
     for number, batch in enumerate(micro_batches, start=1):
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
         _stand_for(model, batch)
-        loss = objective(model, batch, scale)
-        loss.backward()
-        total = loss.detach() if total is None else total + loss.detach()
+        values = objective(model, batch, scale)
+        values[0].backward()
+        total = values.detach() if total is None else total + values.detach()
     assert total is not None
     return total
 
@@ -68,29 +70,29 @@ def _during(model: nn.Module, step: int) -> Iterator[None]:
 @torch.no_grad()
 def reduce_and_clip(
     model: nn.Module,
-    loss: Tensor,
+    values: Tensor,
     *,
     max_grad_norm: float | None,
     copies: int = 1,
     waits: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
-    """(global mean loss, global gradient norm before clipping), fp64 scalars, the same on every rank.
+    """(means of the global batch, global gradient norm before clipping), fp64, the same on every rank.
 
-    One collective for both, inside `waits()`. `copies`: how many ranks hold the same part of each gradient
-    (dp_replicate).
+    values: this rank's parts of the means, (n,): the loss, and what is measured beside it. One collective for all,
+    inside `waits()`. `copies`: how many ranks hold the same part of each gradient (dp_replicate).
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    norm = torch.nn.utils.get_total_norm(nonempty) if nonempty else loss.new_zeros(())
-    both = torch.stack([loss.double(), norm.double().square() / copies])
+    norm = torch.nn.utils.get_total_norm(nonempty) if nonempty else values.new_zeros(())
+    summed = torch.cat([values.double(), norm.double().square()[None] / copies])
     with waits():
-        sum_over_ranks(both)
-    mean = both[0]
-    norm = both[1].sqrt()
+        sum_over_ranks(summed)
+    means = summed[:-1]
+    norm = summed[-1].sqrt()
     if max_grad_norm is not None and nonempty:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(nonempty, factor.to(nonempty[0].dtype))
-    return mean, norm
+    return means, norm
 
 
 @dataclass(frozen=True)
@@ -106,26 +108,29 @@ def train_step(
     optimizer: Optimizer,
     micro_batches: Sequence[MicroBatch],
     *,
-    n_valid: int,
+    n_parts: int,
     number: int,
     lr: float,
     max_grad_norm: float | None,
     copies: int = 1,
-    objective: Objective = next_token,
+    objective: Objective = NEXT_TOKEN,
     times: StepTimes | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, clip, update number 1, 2 …; (loss, gradient norm) of the global batch, on the device."""
+    """Forward, backward, clip, update number 1, 2 …; on the device: (means of the global batch, gradient norm).
+
+    The means are of the loss and of the objective's figures, (1 + figures,).
+    """
     times = times or StepTimes(PhaseClock())
     clock = times.clock
     clock.enter("forward_backward")
     with _during(model, number):
-        loss = forward_backward(model, micro_batches, n_valid=n_valid, objective=objective)
+        values = forward_backward(model, micro_batches, n_parts=n_parts, objective=objective)
     clock.enter("optimizer")
-    mean, norm = reduce_and_clip(model, loss, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
+    means, norm = reduce_and_clip(model, values, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
     if times.device is not None:
         times.device[0].record()
     optimizer.step(number, lr)
     if times.device is not None:
         times.device[1].record()
     optimizer.zero_grad()
-    return mean, norm
+    return means, norm

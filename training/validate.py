@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from launchyard.model.network.transformer import Projection
 from launchyard.training.batching import BatchSizes
 from launchyard.training.data.micro_batch import micro_batches
-from launchyard.training.data.reader import Reader
+from launchyard.training.data.reader import Batch, Reader
 from launchyard.training.distributed import World, sum_over_ranks
-from launchyard.training.loss import linear_cross_entropy
+from launchyard.training.objectives.objective import Objective
 from launchyard.training.spec import IGNORE_INDEX
 
 
 @torch.no_grad()
-def validation_loss(
+def validation_means(
     model: nn.Module,
     reader: Reader,
+    objective: Objective,
     *,
     sizes: BatchSizes,
     world: World,
     device: torch.device,
     max_batches: int | None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> float | None:
-    """Mean loss, nats per token, over the reader's samples in order; None if `interrupted` (asked of all ranks) cut it.
+) -> list[float] | None:
+    """The objective's mean loss over the reader's samples in order, and its figures; None if `interrupted` (asked of
+    all ranks) cut it.
 
     `reader` reads unshuffled; it starts over past the last sample, and repeated samples do not count.
     """
     batches = math.ceil(reader.n_samples / sizes.global_batch_size)
     batches = min(batches, max_batches or batches)
     share = sizes.global_batch_size // sizes.world_size
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, tokens
+    sums = torch.zeros(2 + len(objective.figures), dtype=torch.float64, device=device)  # loss, figures, parts
     model.eval()
     for number in range(batches):
         if interrupted():
@@ -44,19 +45,29 @@ def validation_loss(
             return None
         for micro in range(sizes.grad_accum_steps):
             slot = world.rank * share + micro * sizes.micro_batch_size
-            samples = reader.batch(number, slot, sizes.micro_batch_size)
-            labels = samples.labels
             remaining = reader.n_samples - (number * sizes.global_batch_size + slot)
-            labels[max(0, remaining) :] = IGNORE_INDEX
-            sums[1] += int((labels != IGNORE_INDEX).sum())
+            samples = _first(reader.batch(number, slot, sizes.micro_batch_size), max(0, remaining))
+            sums[-1] += objective.parts(samples)
             (batch,) = micro_batches(samples, sizes.micro_batch_size, device)
-            head = partial(_summed, labels=batch.labels)
-            sums[0] += model(batch.inputs, head=head, documents=batch.documents, at=batch.at).double()
+            sums[:-1] += objective(model, batch, 1.0).double()
     _leave(model)
-    total, tokens = sum_over_ranks(sums).tolist()
-    if not tokens:
+    *totals, n_parts = sum_over_ranks(sums).tolist()
+    if not n_parts:
         raise ValueError("no token of the validation data that is read has a label; so it has no loss")
-    return float(total / tokens)
+    return [total / n_parts for total in totals]
+
+
+def _first(batch: Batch, n: int) -> Batch:
+    """The same without anything in its slots after the first n."""
+    if n >= len(batch.labels):
+        return batch
+    labels = batch.labels.clone()
+    labels[n:] = IGNORE_INDEX
+    documents = batch.documents
+    if documents is not None:
+        documents = (*documents[:n], *[()] * (len(documents) - n))
+    n_valid = int((labels != IGNORE_INDEX).sum())
+    return replace(batch, labels=labels, n_valid=n_valid, documents=documents)
 
 
 def _leave(model: nn.Module) -> None:
@@ -64,7 +75,3 @@ def _leave(model: nn.Module) -> None:
     model.train()
     if hasattr(model, "reshard"):
         model.reshard()
-
-
-def _summed(hidden: torch.Tensor, head: Projection, *, labels: torch.Tensor) -> torch.Tensor:
-    return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap)

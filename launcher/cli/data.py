@@ -9,7 +9,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -33,7 +33,7 @@ from launchyard.training.data.index import (
     read_index,
     read_model,
 )
-from launchyard.training.recipe import DataConfig
+from launchyard.training.recipe import DataConfig, DataKind
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.caches import Cached
@@ -64,31 +64,35 @@ TEXT_KEY = "text"
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; default: one a core.")
 @click.option("--eos", metavar="TOKEN", help="Token that ends a document; default: what the tokenizer says.")
 @click.option("--skip-invalid", is_flag=True, help="Leave invalid documents out, and list them in OUT/rejects.jsonl.")
-@click.option("--instruct", is_flag=True, help="SOURCE holds conversations: make rows of which the answers train.")
 @click.option(
-    "--seq-len", type=click.IntRange(min=1), metavar="N", help="--instruct: at most N + 1 tokens a row; 1024."
+    "--kind",
+    type=click.Choice(get_args(DataKind)),
+    default="tokens",
+    show_default=True,
+    help="tokens of text; rows of conversations (instruct); pairs of answers (preference).",
 )
-@click.option("--too-long", type=click.Choice(LONG_ROWS), help="--instruct: what becomes of longer rows.")
-@click.option("--style", metavar="NAME", help="--instruct: a prompt style; default: the tokenizer's chat template.")
-@click.option("--template", type=path_or_url, metavar="FILE", help="--instruct: another chat template, in Jinja.")
-@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="--instruct: a column by another name.")
+@click.option("--seq-len", type=click.IntRange(min=1), metavar="N", help="Rows: at most N + 1 tokens each; 1024.")
+@click.option("--too-long", type=click.Choice(LONG_ROWS), help="Rows: what becomes of longer ones.")
+@click.option("--style", metavar="NAME", help="Rows: a prompt style; default: the tokenizer's chat template.")
+@click.option("--template", type=path_or_url, metavar="FILE", help="Rows: another chat template, in Jinja.")
+@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Rows: a column by another name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
-def prepare(sources: tuple[str, ...], tokenizer: str, out: str, instruct: bool, as_json: bool, **options: Any) -> None:
-    """Turn text into chunks of tokens, or conversations into rows of them.
+def prepare(sources: tuple[str, ...], tokenizer: str, out: str, kind: DataKind, as_json: bool, **options: Any) -> None:
+    """Turn text into chunks of tokens, or conversations or pairs of answers into rows of them.
 
     SOURCE is .txt, .md, .jsonl or .parquet, also .gz or .zst; or a folder, a glob or an fsspec URL of such. An
     interrupted preparation goes on when the same command is run again, and so does one that met invalid text after that
     was mended.
     """
     with user_errors(), _prepare_errors():
-        _check_options(instruct, options)
+        _check_options(kind, options)
         of_rows = {name: options.pop(name) for name in OF_ROWS}
         size = {} if options["chunk_tokens"] is None else {"chunk_tokens": options["chunk_tokens"]}
-        if instruct:
+        if kind != "tokens":
             from launchyard.training.data.prepare.instruct import prepare_instruct
 
             split = {name: options[name] for name in ("validation", "seed")}
-            rows = _row_options(**of_rows)
+            rows = _row_options(kind, **of_rows)
             made = prepare_instruct(list(sources), tokenizer=tokenizer, out=out, options=rows, **split, **size)
         else:
             from launchyard.training.data.prepare.prepare import CHUNK_TOKENS
@@ -98,15 +102,21 @@ def prepare(sources: tuple[str, ...], tokenizer: str, out: str, instruct: bool, 
             made = run(list(sources), tokenizer=tokenizer, out=out, on_progress=preparing_line(sys.stderr), **given)
         click.echo(json_text(made.model_dump(mode="json")) if as_json else "\n".join(_described(normal(out), made)))
         if not as_json:
-            click.echo(f"next: launch RECIPE data.source={normal(out)}{' data.kind=instruct' if instruct else ''}")
+            click.echo(
+                f"next: launch RECIPE data.source={normal(out)}{'' if kind == 'tokens' else f' data.kind={kind}'}"
+            )
 
 
-def _check_options(instruct: bool, options: Mapping[str, object]) -> None:
-    """UserError for options of the other kind of data."""
-    given = [name for name in (OF_TEXT if instruct else OF_ROWS) if options[name] not in (None, (), False, TEXT_KEY)]
+def _check_options(kind: DataKind, options: Mapping[str, object]) -> None:
+    """UserError for options of another kind of data."""
+    given = [
+        name for name in (OF_ROWS if kind == "tokens" else OF_TEXT) if options[name] not in (None, (), False, TEXT_KEY)
+    ]
     if given:
         flags = ", ".join(f"--{'column' if name == 'columns' else name.replace('_', '-')}" for name in given)
-        raise UserError(f"{flags}: only for {'text' if instruct else 'conversations, with --instruct'}")
+        raise UserError(
+            f"{flags}: only for {'rows, with --kind instruct or preference' if kind == 'tokens' else 'text'}"
+        )
 
 
 @contextlib.contextmanager
@@ -124,13 +134,20 @@ def _prepare_errors() -> Iterator[None]:
 
 
 def _row_options(
-    seq_len: int | None, too_long: str | None, style: str | None, template: str | None, columns: tuple[str, ...]
+    kind: DataKind,
+    *,
+    seq_len: int | None,
+    too_long: str | None,
+    style: str | None,
+    template: str | None,
+    columns: tuple[str, ...],
 ) -> RowOptions:
     pairs = [column.partition("=") for column in columns]
     for ours, _, theirs in pairs:
         if not ours or not theirs:
             raise UserError(f"--column {ours}: write OURS=THEIRS, such as prompt=question")
     given = {
+        "kind": kind,
         "too_long": too_long,
         "style": style,
         "template": None if template is None else read(template).decode(),
@@ -188,8 +205,11 @@ def _facts(folder: str) -> dict[str, Any]:
 
 
 def _described(folder: str, made: Dataset) -> Iterator[str]:
-    if made.kind == "instruct":
-        yield f"{folder}: {made.tokens:,} tokens, {made.documents:,} rows of instructions"
+    if made.kind != "tokens":
+        of = f"{made.documents:,} rows of instructions"
+        if made.kind == "preference":
+            of = f"{made.documents // 2:,} pairs of answers"
+        yield f"{folder}: {made.tokens:,} tokens, {of}"
         yield from facts_of_rows(made)
         return
     yield f"{folder}: {made.tokens:,} tokens, {made.documents:,} documents"
@@ -215,7 +235,7 @@ def _inspection_lines(folder: str, facts: dict[str, Any]) -> Iterator[str]:
         for entry in dataset.sources:
             documents = "" if entry.documents is None else f"{entry.documents:,} documents, "
             yield f"  from {entry.name}: {documents}xxh3 {entry.xxh3}"
-        if dataset.kind == "instruct":
+        if dataset.kind != "tokens":
             yield from (f"  lengths of {name}: {lengths_of(f'{folder}/{name}')}" for name in dataset.splits)
     else:
         chunks = facts["splits"]["train"]["chunks"]
@@ -266,8 +286,9 @@ def _sample(folder: str, split: str, n: int) -> str:
     tokenizer = Tokenizer(find_tokenizer(f"{folder}/{TOKENIZER}"))
     dataset = read_dataset(folder)
     try:
-        if dataset is not None and dataset.kind == "instruct":
-            return sample_rows(_split_folder(folder, split), n, tokenizer)
+        if dataset is not None and dataset.kind != "tokens":
+            pairs = dataset.kind == "preference"
+            return sample_rows(_split_folder(folder, split), n, tokenizer, pairs=pairs)
         store = TokenStore(_split_folder(folder, split))
         ids = store.read(0, min(n, store.n_tokens)).tolist()
     except CorruptError as error:

@@ -33,14 +33,13 @@ from launchyard.training.data.dataset_spec import (
 from launchyard.training.data.index import (
     ENCODING,
     TOKENIZER,
-    DataKind,
     Dataset,
     Encoding,
     RowOptions,
     find_tokenizer,
     read_dataset,
 )
-from launchyard.training.recipe import DataConfig
+from launchyard.training.recipe import DataConfig, DataKind
 from launchyard.training.spec import DataSpec, RowFacts, TokenSource
 
 if TYPE_CHECKING:
@@ -138,9 +137,9 @@ def resolve(
         is_text = not any(map(is_prepared, sources))
         wanted = _tokenizer_of(init_from) if is_text and init_from and not tokenizer else tokenizer
         place = TextCache(cache, encoding)
-        if kind == "instruct" and is_text:
+        if kind != "tokens" and is_text:
             with _key("data.template"):
-                rows = RowsWanted(_row_options(data, base), data, epochs)
+                rows = RowsWanted(_row_options(kind, data, base), data, epochs)
             part = _conversations(key, sources, wanted, rows, place)
         else:
             part = _part(key, sources, wanted, data.validation, place)
@@ -228,28 +227,36 @@ def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind)
     if part.preparation is not None:
         return part.spec
     (source,) = part.spec.train
-    found: DataKind = "tokens" if source.instruct is None else "instruct"
+    found = _kind_of(source)
     if found != kind:
         where = part.key.replace("source", "kind")
         raise UserError(f"{part.key}: {source.folder} holds {found}, and its kind is {kind}", hint=f"{where}={found}")
     if source.instruct is None:
         return part.spec
     from launchyard.training.data.packs import count_packs
-    from launchyard.training.data.row_store import read_lengths
+    from launchyard.training.data.row_store import group_lengths
 
-    facts = [one.instruct for one in (source, *part.spec.validation) if one.instruct is not None]
-    if (longest := max(one.longest for one in facts)) > data.seq_len + 1:
-        raise UserError(
-            f"data.seq_len: {data.seq_len} is too short for {source.folder}, whose longest row has {longest} tokens",
-            hint=f"data.seq_len={longest - 1}, or prepare the data again for shorter rows",
-        )
+    together = source.instruct.together
     with _key(part.key):
-        lengths = read_lengths(source.folder) - 1
+        lengths = group_lengths(source.folder, together)
+        longest = max(int(group_lengths(one.folder, together).max()) for one in (source, *part.spec.validation))
+    if longest > data.seq_len:
+        raise UserError(
+            f"data.seq_len: {data.seq_len} is too short for {source.folder}, whose longest "
+            f"{'pair' if together > 1 else 'row'} takes {longest}",
+            hint=f"data.seq_len={longest}, or prepare the data again for shorter rows",
+        )
     packs = count_packs(
         lengths, epochs=epochs or 1, capacity=data.seq_len, seed=data.seed, shuffle=data.shuffle, packing=data.packing
     )
     counted = source.instruct.model_copy(update={"packs": packs})
     return part.spec.model_copy(update={"train": (source.model_copy(update={"instruct": counted}),)})
+
+
+def _kind_of(source: TokenSource) -> DataKind:
+    if source.instruct is None:
+        return "tokens"
+    return "instruct" if source.instruct.together == 1 else "preference"
 
 
 def _tokenizer_of(model: str) -> str | None:
@@ -343,7 +350,7 @@ def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows
     if isinstance(validation, str):
         raise UserError(
             f"data.validation: {validation} is a path, but {key} is not prepared yet",
-            hint="give a share such as 0.05, or prepare the conversations with `launch prepare --instruct`",
+            hint=f"give a share such as 0.05, or prepare it with `launch prepare --kind {rows.options.kind}`",
         )
     with _key("tokenizer"):
         path = find_tokenizer(tokenizer)
@@ -356,25 +363,27 @@ def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows
     if is_prepared(out):
         return Part(key, open_dataset(out), vocab_size_of(out))
     spec = _estimate(out, sum(size for _, size, _ in read), share, digest)
-    spec = _estimated_rows(spec, rows.data.seq_len, rows.epochs)
+    spec = _estimated_rows(spec, rows)
     if not share and find_files(given, "validation"):
         spec = spec.model_copy(update={"validation": (TokenSource(folder=f"{out}/validation", n_tokens=ROW_TOKENS),)})
     later = Preparation(tuple(given), path, out, share, cache.encoding, rows)
     return Part(key, spec, made.vocab_size, preparation=later)
 
 
-def _row_options(data: DataConfig, base: str | None) -> RowOptions:
-    keys = {name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template")}
+def _row_options(kind: DataKind, data: DataConfig, base: str | None) -> RowOptions:
+    keys: dict[str, object] = {"kind": kind}
+    keys |= {name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template")}
     if data.template is not None and data.template.endswith(".jinja"):
         keys["template"] = files.read(locate(data.template, base)).decode()
-    return RowOptions(**keys)
+    return RowOptions.model_validate(keys)
 
 
-def _estimated_rows(spec: DataSpec, seq_len: int, epochs: float | None) -> DataSpec:
+def _estimated_rows(spec: DataSpec, wanted: RowsWanted) -> DataSpec:
     (source,) = spec.train
     rows = max(1, source.n_tokens // ROW_TOKENS)
-    packs = (max(1, source.n_tokens // seq_len),) * math.ceil(epochs or 1)
-    facts = RowFacts(rows=rows, labels=max(1, source.n_tokens // 4), longest=2, packs=packs)
+    packs = (max(1, source.n_tokens // wanted.data.seq_len),) * math.ceil(wanted.epochs or 1)
+    together = 2 if wanted.options.kind == "preference" else 1
+    facts = RowFacts(rows=rows, labels=max(1, source.n_tokens // 4), longest=2, packs=packs, together=together)
     return spec.model_copy(update={"train": (source.model_copy(update={"instruct": facts}),)})
 
 
@@ -441,7 +450,7 @@ def _rows_now(part: Part, made: Preparation, rows: RowsWanted) -> Part:
                 validation=made.validation,
             )
         exact = replace(part, spec=open_dataset(made.out), preparation=None)
-    return replace(exact, spec=_counted(exact, rows.data, rows.epochs, "instruct"))
+    return replace(exact, spec=_counted(exact, rows.data, rows.epochs, rows.options.kind))
 
 
 @contextlib.contextmanager

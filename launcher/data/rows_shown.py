@@ -19,6 +19,7 @@ MARKS = ("⟦", "⟧")  # around what is trained for: dimming is lost in a file 
 
 def facts_of_rows(dataset: Dataset) -> Iterator[str]:
     """Lines about the rows of a data set: share of labels, lengths, reasons of what was left out."""
+    left_out = "pairs" if dataset.kind == "preference" else "conversations"
     for name, split in dataset.splits.items():
         if split.labels is not None and split.documents:
             mean = split.tokens / split.documents
@@ -32,7 +33,7 @@ def facts_of_rows(dataset: Dataset) -> Iterator[str]:
         return
     how = f"style {made.style}" if made.style else "the chat template" + (" of the recipe" if made.template else "")
     yield f"  rendered by {how}, at most {made.seq_len + 1:,} tokens a row, longer ones: {made.too_long}"
-    yield from (f"  left out: {n:,} conversations, {reason}" for reason, n in made.dropped.items())
+    yield from (f"  left out: {n:,} {left_out}, {reason}" for reason, n in made.dropped.items())
     yield from (f"  {reason}: {n:,}" for reason, n in made.counts.items())
 
 
@@ -59,13 +60,17 @@ def shown_row(row: Row, tokenizer: Tokenizer) -> str:
     return "".join(parts)
 
 
-def sample_rows(folder: str, n: int, tokenizer: Tokenizer) -> str:
-    """The first rows of a split as text."""
+def sample_rows(folder: str, n: int, tokenizer: Tokenizer, *, pairs: bool = False) -> str:
+    """The first rows, or pairs of rows, of a split as text."""
     from launchyard.training.data.row_store import RowStore
 
     store = RowStore(folder)
-    rows = [store.row(number) for number in range(min(n, len(store.lengths)))]
+    together = 2 if pairs else 1
+    rows = [store.row(number) for number in range(min(n * together, len(store.lengths)))]
+    titles = [f"{len(row.ids)} tokens, {int(row.trained.sum())} trained for" for row in rows]
+    sides = ("chosen, ", "rejected, ") if pairs else ("",)
     titles = [
-        f"row {number}, {len(row.ids)} tokens, {int(row.trained.sum())} trained for" for number, row in enumerate(rows)
+        f"{'pair' if pairs else 'row'} {number // together}, {sides[number % together]}{title}"
+        for number, title in enumerate(titles)
     ]
     return "\n".join(f"--- {title}\n{shown_row(row, tokenizer)}" for title, row in zip(titles, rows, strict=True))

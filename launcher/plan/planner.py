@@ -19,14 +19,14 @@ from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, P
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
-from launchyard.model.adapter import Adapter
+from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of
-from launchyard.training.recipe import Recipe
+from launchyard.training.recipe import PreferenceConfig, Recipe
 from launchyard.training.spec import DataSpec
 
 # Variables of every worker that no recipe decides. Threads that wait must not spin: on a machine with other work a
@@ -208,6 +208,22 @@ def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapte
     return adapter
 
 
+def _check_preference(recipe: Recipe, draft: _Draft) -> None:
+    """Pairs of answers: their loss, and what it is beside."""
+    if recipe.data.kind != "preference":
+        if recipe.preference is not None:
+            draft.wrong("preference", f"for pairs of answers, but data.kind is {recipe.data.kind}; leave it out")
+        return
+    adapter = recipe.adapter
+    if (recipe.preference or PreferenceConfig()).loss == "dpo" and (adapter.kind not in LOW_RANK or adapter.trained):
+        trains = adapter.trained[0] if adapter.kind in LOW_RANK else f"adapter.kind {adapter.kind}"
+        draft.wrong(
+            "preference.loss",
+            f"dpo looks back at the model as it began, which is not kept where it trains itself ({trains}); use "
+            "adapter.kind lora, qlora or dora without adapter.trained, or preference.loss=simpo, which has none",
+        )
+
+
 def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
     cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
     if cut is None:
@@ -365,6 +381,7 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
+    _check_preference(recipe, draft)
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:

@@ -78,4 +78,5 @@ def loss_chart(rows: list[dict[str, Any]], *, out: IO[str] = sys.stdout) -> list
     """The training loss of these steps; nothing for fewer than two."""
     points = [(float(row["step"]), float(row["loss"])) for row in rows]
     lines = draw(points, braille=can_draw(out))
-    return ["loss (nats per token) over steps", *lines] if lines else []
+    of = "pair" if rows and "reward_margin" in rows[0] else "token"
+    return [f"loss (nats per {of}) over steps", *lines] if lines else []

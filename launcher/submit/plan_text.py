@@ -111,7 +111,9 @@ def _data_parts(plan: Plan) -> list[str]:
     if rows := [source.instruct for source in plan.data.train if source.instruct is not None]:
         labels = sum(one.labels for one in rows)
         tokens = sum(source.n_tokens for source in plan.data.train if source.instruct is not None)
-        parts.append(f"{about}{count(sum(one.rows for one in rows))} rows, {labels / tokens:.1%} trained for")
+        n = sum(one.rows // one.together for one in rows)
+        what = "rows" if rows[0].together == 1 else "pairs"
+        parts.append(f"{about}{count(n)} {what}, {labels / tokens:.1%} trained for")
     if len(plan.data.train) > 1:
         parts.append(f"{len(plan.data.train)} sources")
     if plan.data.validation:

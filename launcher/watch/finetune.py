@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from launchyard.errors import LaunchError, user_errors
 from launchyard.launcher.backends.section import FIRST
-from launchyard.launcher.submit.finetune import FINETUNE_RECIPE, finetune_keys
+from launchyard.launcher.submit.finetune import finetune_keys, finetune_recipe
 from launchyard.launcher.submit.launch import NewFolder, Request, check_free, make_ready, submit
 from launchyard.launcher.submit.room import check_room
 from launchyard.launcher.watch.follow import follow
@@ -24,13 +24,14 @@ def finetune(
     """Finetunes a model and waits for the end; returns the run directory, which `load` takes.
 
     model: a folder, a file, a run or a name of the hub. data: file, folder or glob of rows.
-    method: lora, qlora, dora or full.
+    method: lora, qlora, dora, full or dpo, whose data are pairs.
     keys: keys of the recipe, such as {"train.max_steps": 100}. Raises UserError for mistakes, LaunchError where the
     run does not complete.
     """
     with user_errors():
-        made = finetune_keys(model, [os.fspath(data)], method, keys or {})
-    ready = make_ready(Request(FINETUNE_RECIPE, cluster, made))
+        recipe = finetune_recipe(method)
+        made = finetune_keys(model, [os.fspath(data)], keys or {})
+    ready = make_ready(Request(recipe, cluster, made))
     check_free(ready.run)
     check_room(ready.plan, ready.run, where="run")
     ready, job = submit(ready, NewFolder(ready.run), report=print)

@@ -76,7 +76,7 @@ def trained_peak(
             pairs = [torch.randint(config.vocab_size, size).unbind() for _ in range(n_micro_batches)]
             n_valid = micro_batch_size * seq_len * n_micro_batches
             batches = [MicroBatch(inputs, labels) for inputs, labels in pairs]
-            train_step(model, optimizer, batches, n_valid=n_valid, number=number, lr=1e-3, max_grad_norm=1.0)
+            train_step(model, optimizer, batches, n_parts=n_valid, number=number, lr=1e-3, max_grad_norm=1.0)
     return live.peak
 
 

@@ -57,7 +57,7 @@ def gradients(config: ModelConfig, world_size: int, rank: int, **options: Any) -
     labels[0, 11:] = IGNORE_INDEX
     pairs = zip(inputs[mine].split(share // 2), labels[mine].split(share // 2), strict=True)
     micro_batches = [MicroBatch(*pair) for pair in pairs]
-    loss = forward_backward(model, micro_batches, n_valid=int((labels != IGNORE_INDEX).sum()))
+    loss = forward_backward(model, micro_batches, n_parts=int((labels != IGNORE_INDEX).sum()))
     assert loss.isfinite()
     learned = [(clean_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     absent = [name for name, parameter in learned if parameter.grad is None]

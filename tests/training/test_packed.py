@@ -16,12 +16,13 @@ from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch, micro_batches
 from launchyard.training.data.reader import Batch
 from launchyard.training.distributed import connect, disconnect, read_world
+from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import clean_name, local, shard_extent
 from launchyard.training.recipe import OptimizerConfig
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import forward_backward, train_step
-from launchyard.training.validate import validation_loss
+from launchyard.training.validate import validation_means
 from tests.support.ranks import run_ranks
 from tests.training.test_families import fill
 from tests.training.test_step import EXPERTS, LLAMA, recipe_of
@@ -67,7 +68,7 @@ def model_of(shape: dict[str, Any], world_size: int = 1) -> nn.Module:
 
 def gradients(model: nn.Module, batches: list[MicroBatch], n_valid: int) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
-    loss = forward_backward(model, batches, n_valid=n_valid)
+    loss = forward_backward(model, batches, n_parts=n_valid)
     return float(loss), {clean_name(name): local(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -138,7 +139,7 @@ def test_a_step_without_labels_is_an_error() -> None:
     batch = packed(((3,),))
     assert batch.n_valid == 0
     with pytest.raises(ValueError, match="no token of this step has a label"):
-        forward_backward(model_of(LLAMA), micro_batches(batch, 1, CPU), n_valid=batch.n_valid)
+        forward_backward(model_of(LLAMA), micro_batches(batch, 1, CPU), n_parts=batch.n_valid)
 
 
 class _Packs:
@@ -159,8 +160,8 @@ def test_validation_sees_each_row_once_in_any_cut() -> None:
     for micro in (1, 4):
         sizes = BatchSizes(4, micro, 4 // micro, 1)
         reader: Any = _Packs()
-        loss = validation_loss(model, reader, sizes=sizes, world=read_world(), device=CPU, max_batches=None)
-        assert loss == pytest.approx(expected, rel=1e-6)
+        cut = {"sizes": sizes, "world": read_world(), "device": CPU, "max_batches": None}
+        assert validation_means(model, reader, NextToken(), **cut) == pytest.approx([expected], rel=1e-6)
 
 
 DROPPED = Adapter(kind="lora", r=4, dropout=0.3)
@@ -175,7 +176,7 @@ def test_dropout_is_of_the_slot_and_the_step() -> None:
                             adapter=DROPPED)  # fmt: skip
         fill(model)
         optimizer = make_optimizer(model, OptimizerConfig(eps=1e-3))
-        train_step(model, optimizer, micro_batches(batch, size, CPU), n_valid=batch.n_valid, number=number, lr=0.1,
+        train_step(model, optimizer, micro_batches(batch, size, CPU), n_parts=batch.n_valid, number=number, lr=0.1,
                    max_grad_norm=None)  # fmt: skip
         dropped = any(getattr(module, "noise", None) for module in model.modules())
         assert dropped and torch.equal(model(batch.inputs), model(batch.inputs))

@@ -27,7 +27,7 @@ def row(number: int) -> Row:
 
 
 def write_instructions(folder: Path) -> DataSpec:
-    splits = write_rows(map(row, range(70)), str(folder), chunk_tokens=100, validation=0.1, seed=1)
+    splits = write_rows(([row(n)] for n in range(70)), str(folder), chunk_tokens=100, validation=0.1, seed=1)
     sources = {}
     for name, entry in splits.items():
         assert entry.labels and entry.longest

@@ -73,7 +73,7 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
             model,
             optimizer,
             [MicroBatch(*pair) for pair in pairs],
-            n_valid=int((labels != IGNORE_INDEX).sum()),
+            n_parts=int((labels != IGNORE_INDEX).sum()),
             number=step + 1,
             lr=1e-2,
             max_grad_norm=0.5,
@@ -182,7 +182,7 @@ def _count_reductions() -> None:
             MicroBatch(*pair) for pair in zip(inputs[:share].split(micro), labels[:share].split(micro), strict=True)
         ]
         with _Reductions() as reductions:
-            forward_backward(model, pairs, n_valid=1)
+            forward_backward(model, pairs, n_parts=1)
         assert reductions.count == config.n_layers + 1, "one for each block, and one for what is left"
     disconnect()
 

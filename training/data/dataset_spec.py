@@ -21,6 +21,7 @@ from launchyard.training.data.index import (
     read_index,
     read_model,
 )
+from launchyard.training.recipe import DataKind
 from launchyard.training.spec import DataSpec, RowFacts, TokenSource
 
 
@@ -59,18 +60,19 @@ def _missing(folder: str) -> str:
 def _prepared(folder: str, dataset: Dataset) -> DataSpec:
     held_out = dataset.splits.get("validation")
     return DataSpec(
-        train=(_split(folder, "train", dataset.splits["train"]),),
-        validation=(_split(folder, "validation", held_out),) if held_out else (),
+        train=(_split(folder, "train", dataset.splits["train"], dataset.kind),),
+        validation=(_split(folder, "validation", held_out, dataset.kind),) if held_out else (),
         tokenizer=f"{folder}/{TOKENIZER}",
         digest=dataset.digest,
     )
 
 
-def _split(folder: str, name: str, entry: SplitEntry) -> TokenSource:
+def _split(folder: str, name: str, entry: SplitEntry, kind: DataKind) -> TokenSource:
     source = TokenSource(folder=f"{folder}/{name}", n_tokens=entry.tokens, digest=entry.digest)
     if entry.labels is None or entry.longest is None:
         return source
-    rows = RowFacts(rows=entry.documents, labels=entry.labels, longest=entry.longest)
+    together = 2 if kind == "preference" else 1
+    rows = RowFacts(rows=entry.documents, labels=entry.labels, longest=entry.longest, together=together)
     return source.model_copy(update={"instruct": rows})
 
 
@@ -131,6 +133,8 @@ def with_validation(spec: DataSpec, source: str) -> DataSpec:
     """The same, validated on another folder of tokens: on its held-out part if it has one, else on all of it."""
     validation = open_dataset(source)
     _check_same_tokenizer([one.folder for one in (*spec.train, *validation.train)])
+    if len({1 if one.instruct is None else one.instruct.together for one in (*spec.train, *validation.train)}) > 1:
+        raise ValueError(f"{source} and {spec.train[0].folder}: one holds pairs of answers and the other does not")
     digest = hashlib.sha256(f"{spec.digest} {validation.digest}".encode()).hexdigest()
     return spec.model_copy(update={"validation": validation.validation or validation.train, "digest": digest})
 

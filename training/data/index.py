@@ -23,6 +23,7 @@ from launchyard.model.text.find import TAKEN, find_carrier
 from launchyard.storage import files
 from launchyard.storage.files import exists, normal
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
+from launchyard.training.recipe import DataKind
 
 FORMAT = 1
 # How text becomes ids. 1: control tokens written in documents become control ids; nothing is put before a document.
@@ -41,7 +42,6 @@ ELEMENT_TYPES = {
     "no_header_tensor": {15: "int32", 16: "int32", 17: "int64", 18: "int64", 20: "uint16"},
 }
 ITEM_BYTES = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}
-DataKind = Literal["tokens", "instruct"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -161,7 +161,8 @@ class Options(FrozenModel):
 class RowOptions(FrozenModel):
     """How conversations become rows; with the options, the sources and the tokenizer these decide every byte."""
 
-    seq_len: int = Field(ge=1, description="A row has at most one token more.")
+    kind: Literal["instruct", "preference"] = "instruct"
+    seq_len: int = Field(ge=1, description="A row has at most one token more; of pairs each of both together.")
     too_long: Literal["drop", "cut-prompt", "cut-answer"] = "drop"
     style: str | None = None
     template: str | None = None

@@ -49,6 +49,7 @@ def open_reader(
             shuffle=shuffle,
             packing=settings.packing,
             epochs=epochs,
+            together=2 if settings.kind == "preference" else 1,
         )
 
     if not any(isinstance(store, RowStore) for store in stores):

@@ -60,6 +60,12 @@ def read_lengths(folder: str) -> Ids:
     return lengths
 
 
+def group_lengths(folder: str, together: int) -> Ids:
+    """Positions that so many rows, one after the other, take in a pack: (n_rows / together,) int64."""
+    lengths: Ids = (read_lengths(folder) - 1).reshape(-1, together).sum(axis=1)
+    return lengths
+
+
 def lengths_bytes(lengths: list[int]) -> bytes:
     """The content of rows.npy."""
     file = io.BytesIO()

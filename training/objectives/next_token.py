@@ -8,14 +8,22 @@ from torch import Tensor, nn
 
 from launchyard.model.network.transformer import Projection
 from launchyard.training.data.micro_batch import MicroBatch
+from launchyard.training.data.reader import Batch
 from launchyard.training.loss import linear_cross_entropy
 
 
-def next_token(model: nn.Module, batch: MicroBatch, scale: float) -> Tensor:
-    """scale * the summed loss over labels, nats, fp32 scalar."""
-    head = partial(_loss, labels=batch.labels, scale=scale)
-    loss: Tensor = model(batch.inputs, head=head, documents=batch.documents, at=batch.at)
-    return loss
+class NextToken:
+    """The summed loss over labels, in nats; nothing is measured beside it."""
+
+    figures = ()
+
+    def parts(self, batch: Batch) -> int:
+        return batch.n_valid
+
+    def __call__(self, model: nn.Module, batch: MicroBatch, scale: float) -> Tensor:
+        head = partial(_loss, labels=batch.labels, scale=scale)
+        loss: Tensor = model(batch.inputs, head=head, documents=batch.documents, at=batch.at)
+        return loss[None]
 
 
 def _loss(hidden: Tensor, head: Projection, *, labels: Tensor, scale: float) -> Tensor:

@@ -16,15 +16,18 @@ from torch.nn.functional import logsigmoid
 from launchyard.model.adapt.lora import without_updates
 from launchyard.model.network.transformer import Projection
 from launchyard.training.data.micro_batch import MicroBatch
+from launchyard.training.data.reader import Batch
 from launchyard.training.loss import label_log_probs
+
+NO_DOCUMENTS = "a preference loss is of documents; this batch is a stream of tokens"
 
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """-log sigmoid(beta * (margin - target_margin / beta)), summed over pairs.
+    """-log sigmoid(margin - target_margin), summed over pairs; the margin is beta times a difference.
 
-    dpo: the margin is by how much the log-probability of the chosen answer has grown more than that of the rejected
-    one since the start, which is the same model without its low-rank updates. simpo: the difference of their mean
+    dpo: by how much the log-probability of the chosen answer has grown more than that of the rejected
+    one since the start, which is the same model without its low-rank updates. simpo: of their mean
     log-probabilities a token, without a reference. label_smoothing: the share of pairs taken to be the wrong way round.
     """
 
@@ -41,13 +44,21 @@ class PreferenceLoss:
         if self.kind == "dpo" and self.target_margin:
             raise ValueError(f"target_margin is {self.target_margin}; it is for simpo, dpo has none")
 
+    figures = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
+
+    def parts(self, batch: Batch) -> int:
+        """Pairs. ValueError for documents that are none."""
+        return sum(_pairs(len(slot)) for slot in _documents_of(batch))
+
     def __call__(self, model: nn.Module, batch: MicroBatch, scale: float) -> Tensor:
-        """scale * the summed loss. ValueError for documents that are no pairs, and dpo without low-rank updates."""
-        rewards = self.rewards(model, batch)
-        gain = rewards[:, 0] - rewards[:, 1] - self.target_margin
+        """ValueError for documents that are no pairs, and dpo without low-rank updates."""
+        chosen, rejected = self.rewards(model, batch).unbind(1)
+        margin = chosen - rejected
+        gain = margin - self.target_margin
         kept = (1 - self.label_smoothing) * logsigmoid(gain)
         turned = self.label_smoothing * logsigmoid(-gain)
-        return -scale * (kept + turned).sum()
+        measured = [chosen.detach(), rejected.detach(), margin.detach(), (margin > 0).float()]
+        return scale * torch.stack([-kept - turned, *measured]).sum(dim=1)
 
     def rewards(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """(pairs, 2) fp32: of the chosen and the rejected answer of each pair; no pairs in a batch that holds none."""
@@ -72,10 +83,6 @@ def label_counts(batch: MicroBatch) -> Tensor:
     return torch.bincount(_documents_of_labels(batch), minlength=_n_documents(batch)).view(-1, 2)
 
 
-def n_pairs(batch: MicroBatch) -> int:
-    return _n_documents(batch) // 2
-
-
 def _log_probs(hidden: Tensor, head: Projection, *, labels: Tensor) -> Tensor:
     return label_log_probs(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap)
 
@@ -83,11 +90,21 @@ def _log_probs(hidden: Tensor, head: Projection, *, labels: Tensor) -> Tensor:
 def _n_documents(batch: MicroBatch) -> int:
     documents = batch.documents
     if documents is None:
-        raise ValueError("a preference loss is of documents; this batch is a stream of tokens")
+        raise ValueError(NO_DOCUMENTS)
     n = 0 if documents.is_padding else len(documents.lengths)
-    if n % 2:
-        raise ValueError(f"a preference loss is of pairs; this batch has {n} documents")
-    return n
+    return 2 * _pairs(n)
+
+
+def _documents_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    if batch.documents is None:
+        raise ValueError(NO_DOCUMENTS)
+    return batch.documents
+
+
+def _pairs(documents: int) -> int:
+    if documents % 2:
+        raise ValueError(f"a preference loss is of pairs; this batch has {documents} documents")
+    return documents // 2
 
 
 def _documents_of_labels(batch: MicroBatch) -> Tensor:

@@ -80,10 +80,14 @@ TIME = (
     ),
 )
 LEARNING = (
-    Metric("trainer_loss", "gauge", "Training loss of the last step, nats per token."),
+    Metric("trainer_loss", "gauge", "Training loss of the last step, nats per token; of preferences per pair."),
     Metric("trainer_grad_norm", "gauge", "Global gradient norm of the last step, before clipping."),
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
-    Metric("trainer_validation_loss", "gauge", "Loss on held-out data, nats per token.", ("dataset",)),
+    Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", ("dataset",)),
+    Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", ("dataset",)),
+    Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", ("dataset",)),
+    Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", ("dataset",)),
+    Metric("trainer_reward_accuracy", "gauge", "Preferences: share of pairs whose better answer wins.", ("dataset",)),
     Metric("trainer_nonfinite_steps_total", "counter", "Steps whose loss or gradient was not finite."),
     Metric("trainer_loss_spikes_total", "counter", "Steps whose loss stood far above those before."),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -83,18 +83,18 @@ class Telemetry:
         self,
         number: int,
         *,
-        loss: float,
+        means: Mapping[str, float],
         grad_norm: float,
         lr: float,
         counts: TokenCounts,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done; `waited` seconds for its data."""
+        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it."""
         seconds = self.meter.lap()
         row = {
             "step": number,
-            "loss": loss,
+            **means,
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens_seen": counts.seen,
@@ -105,6 +105,13 @@ class Telemetry:
             "data_hash": f"{data_hash:016x}",
         }
         self.recorder.step(row, counts.tokens)
+        self._show_figures(means, "train")
+
+    def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
+        """Those beside the loss, each a series of its own."""
+        for name, value in means.items():
+            if name != "loss":
+                self.exporter.set(f"trainer_{name}", value, dataset=dataset)
 
     def nonfinite(self, loss: float) -> None:
         self.exporter.add("trainer_nonfinite_steps_total")
@@ -114,19 +121,20 @@ class Telemetry:
         self.exporter.state("validating")
         self.events(events.VALIDATING, step=step)
 
-    def validated(self, step: int, *, loss: float, seconds: float) -> None:
+    def validated(self, step: int, *, means: Mapping[str, float], seconds: float) -> None:
         if self.rows.validations is not None:
             row = {
                 "step": step,
-                "loss": loss,
+                **means,
                 "seconds": seconds,
                 "attempt": self._world.attempt,
                 "time": time.time(),
             }
             self.rows.validations.add(row)
             self.recorder.validated(row)
-        self.exporter.set("trainer_validation_loss", loss, dataset="validation")
-        self.events(events.VALIDATED, step=step, loss=loss, seconds=seconds)
+        self.exporter.set("trainer_validation_loss", means["loss"], dataset="validation")
+        self._show_figures(means, "validation")
+        self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
 
     def stopping(self, step: int, reason: str) -> None:
         self.events(events.STOPPING, step=step, reason=reason)

@@ -33,6 +33,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     content = [{"instruction": f"say {n}", "output": f"{n}, as you said"} for n in range(40)]
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, content)))
+    pairs = [{"prompt": f"say {n}", "chosen": f"{n}, as you said", "rejected": "no"} for n in range(40)]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return "rows.jsonl"
 
 
@@ -47,16 +49,17 @@ def finetune(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str,
 def test_what_is_shown_is_a_recipe_of_the_same_plan(
     method: str, model: str, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rows = "pairs.jsonl" if method == "dpo" else rows
     words = (model, "--data", rows, "--method", method, "train.max_epochs=1")
     code, out, err = finetune(capsys, *words, "--dry-run", "--json")
     assert code == 0, err
     plan = json.loads(out)["plan"]
-    assert plan.get("adapter", {}).get("kind", "none") == {"full": "none"}.get(method, method)
+    assert plan.get("adapter", {}).get("kind", "none") == {"full": "none", "dpo": "lora"}.get(method, method)
     _, _, err = finetune(capsys, *words, "--dry-run")
     shown = err[err.index("  extends:") :]
     lines = [line[2:] for line in shown.splitlines() if line.startswith("  ")]
     Path("mine.yaml").write_text("\n".join(lines))
-    assert yaml.safe_load("\n".join(lines))["extends"] == "finetune/lora"
+    assert yaml.safe_load("\n".join(lines))["extends"] == f"finetune/{method}"
     with pytest.raises(SystemExit):
         main(["mine.yaml", "--dry-run", "--json"])
     again = json.loads(capsys.readouterr().out)["plan"]

@@ -26,11 +26,11 @@ SEQ_LEN = 16
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Instructions as `launch prepare --instruct` leaves them."""
+    """Instructions as `launch prepare --kind instruct` leaves them."""
     folder = tmp_path_factory.mktemp("rows")
     lengths = [3 + number * 7 % (SEQ_LEN - 1) for number in range(50)]
     made = [Row(np.full(n, number), np.arange(n) > n // 2, "") for number, n in enumerate(lengths)]
-    splits = write_rows(made, str(folder), chunk_tokens=100)
+    splits = write_rows([[row] for row in made], str(folder), chunk_tokens=100)
     dataset = Dataset(
         kind="instruct",
         digest="d",

@@ -378,6 +378,28 @@ def test_time_limits(text: str, seconds: int | None) -> None:
     assert seconds_of(text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data.kind": "preference"}, "adapter.kind none); use adapter.kind lora"),
+        ({"data.kind": "preference", "adapter.kind": "bitfit"}, "adapter.kind bitfit); use"),
+        ({"data.kind": "preference", "adapter.kind": "lora", "adapter.trained": ["norm.weight"]}, "(norm.weight)"),
+        ({"preference.loss": "simpo"}, "data.kind is tokens; leave it out"),
+        ({"data.kind": "preference", "preference.loss": "simpo"}, None),
+        ({"data.kind": "preference", "adapter.kind": "dora"}, None),
+    ],
+)
+def test_the_loss_of_pairs_fits_what_trains(changes: dict[str, Any], said: str | None) -> None:
+    recipe = load_recipe("quickstart", {**changes, "train.max_steps": 5}).recipe
+    parts = {"data": PlannedData(spec=ROWS, vocab_size=2048)}
+    if said is None:
+        plan_of(recipe, **parts)
+        return
+    with pytest.raises(PlanError) as refused:
+        plan_of(recipe, **parts)
+    assert any(said in what for _, what in refused.value.problems), refused.value.problems
+
+
 # -- what is bundled -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", bundled_recipes())
 @pytest.mark.parametrize("host", [CPU, GPUS], ids=["cpu", "8 gpus"])
@@ -386,7 +408,7 @@ def test_every_bundled_recipe_plans(name: str, host: HostFacts) -> None:
     parts: dict[str, Any] = {}
     if recipe.model.init_from is not None:
         parts["init"] = preset(SHAPES[recipe.model.init_from])
-    if recipe.data.kind == "instruct":
+    if recipe.data.kind != "tokens":
         parts["data"] = PlannedData(spec=ROWS, vocab_size=2048)
     plan = plan_of(recipe, host, **parts)
     assert plan.n_params > 1_000_000

@@ -65,7 +65,7 @@ def test_every_mistake_is_named_with_its_line(tmp_path: Path) -> None:
         "6: model.moe.top_kk": "did you mean model.moe.top_k?",
         "6: model.moe.top_k": "missing",
         "7: data.source": "must be text or a list, each text; got 3",
-        "7: data.kind": 'must be one of tokens, instruct; got "foo"',
+        "7: data.kind": 'must be one of tokens, instruct, preference; got "foo"',
         "7: data.block_size": "did you mean data.seq_len?",
         "7: data.seq_len": 'whole number of at least 1; got "yes"',
         "9: train.max_steps": "got 3.5",

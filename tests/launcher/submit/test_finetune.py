@@ -9,13 +9,13 @@ import pytest
 from launchyard import finetune
 from launchyard.errors import UserError
 from launchyard.launcher.recipe.load import load_recipe
-from launchyard.launcher.submit.finetune import FINETUNE_RECIPE, METHODS, finetune_keys
+from launchyard.launcher.submit.finetune import METHODS, finetune_keys, finetune_recipe
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_keys_given_win_over_those_of_a_method(method: str) -> None:
     changes = {"train.max_steps": 7, "optimizer.lr": 1e-5, "name": "mine"}
-    recipe = load_recipe(FINETUNE_RECIPE, finetune_keys("/base", ["/mine.jsonl"], method, changes)).recipe
+    recipe = load_recipe(finetune_recipe(method), finetune_keys("/base", ["/mine.jsonl"], changes)).recipe
     assert (recipe.model.init_from, recipe.data.source) == ("/base", "/mine.jsonl")
     assert (recipe.train.max_steps, recipe.train.max_epochs, recipe.optimizer.lr) == (7, None, 1e-5)
     assert recipe.name == "mine"

@@ -113,7 +113,7 @@ def test_all_that_trains_changes_and_nothing_else(adapter: Adapter) -> None:
     optimizer = make_optimizer(model, recipe().optimizer)
     tokens = random_tokens(config, 2, 16)
     for number in (1, 2, 3):
-        train_step(model, optimizer, [MicroBatch(tokens, tokens)], n_valid=32, number=number, lr=0.01, max_grad_norm=1)
+        train_step(model, optimizer, [MicroBatch(tokens, tokens)], n_parts=32, number=number, lr=0.01, max_grad_norm=1)
     for name, parameter in model.named_parameters():
         assert torch.equal(before[name], parameter) != layout[name].trained, name
 

@@ -78,7 +78,7 @@ def test_at_first_nothing_changes_and_then_only_the_adapter_does(name: str, kind
     optimizer = make_optimizer(model, recipe_of(config).optimizer)
     for number in (1, 2, 3):
         batch = [MicroBatch(tokens[:, :-1], tokens[:, 1:])]
-        train_step(model, optimizer, batch, n_valid=60, number=number, lr=0.01, max_grad_norm=1.0)
+        train_step(model, optimizer, batch, n_parts=60, number=number, lr=0.01, max_grad_norm=1.0)
     layout = parameters(config, adapter)
     changed = {key for key, p in model.named_parameters() if not torch.equal(before[key], p)}
     assert changed == {key for key, parameter in layout.items() if parameter.trained}
@@ -92,7 +92,7 @@ def gradients(config: ModelConfig, adapter: Adapter, world_size: int, rank: int)
     model.moment.step = 5
     batches = [MicroBatch(tokens[n : n + 1, :-1], tokens[n : n + 1, 1:], first_slot=rank * share + n)
                for n in range(share)]  # fmt: skip
-    forward_backward(model, batches, n_valid=64)
+    forward_backward(model, batches, n_parts=64)
     return {clean_name(name): (shard_extent(p), local(p.grad)) for name, p in model.named_parameters()
             if p.grad is not None}  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_a_step_costs_what_is_foreseen() -> None:
     optimizer.zero_grad = lambda: (  # type: ignore[method-assign]  # the step forgets them
         grads.extend(p.grad.nbytes for p in model.parameters() if p.grad is not None), zero_grad(),
     )  # fmt: skip
-    train_step(model, optimizer, [MicroBatch(tokens, tokens)], n_valid=32, number=1, lr=0.01, max_grad_norm=1.0)
+    train_step(model, optimizer, [MicroBatch(tokens, tokens)], n_parts=32, number=1, lr=0.01, max_grad_norm=1.0)
     foreseen = training_memory(
         CONFIG, micro_batch_size=2, seq_len=16, shards=1, precision="fp32", activation_checkpointing=False,
         device="cpu", adapter=ADAPTER,

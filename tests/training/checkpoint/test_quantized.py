@@ -68,7 +68,7 @@ def gradients(model: nn.Module, config: ModelConfig) -> tuple[Tensor, dict[str, 
     for name, parameter in model.named_parameters():
         if name.endswith("lora_b"):  # at zero no gradient reaches the other half
             local(parameter.detach()).fill_(0.01)
-    loss = forward_backward(model, [MicroBatch(tokens, tokens)], n_valid=32)
+    loss = forward_backward(model, [MicroBatch(tokens, tokens)], n_parts=32)
     return loss, {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 

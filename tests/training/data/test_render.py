@@ -19,7 +19,6 @@ from launchyard.training.data.instruct.render import (
     FIRST_ROWS,
     JOINED,
     NO_ANSWER,
-    ONE_SIDE,
     OPENED_OTHERWISE,
     REFUSED,
     TOO_LONG,
@@ -367,10 +366,28 @@ def test_the_rows_of_a_pair_differ_in_what_is_trained_for_and_fit_together(tmp_p
     positions = len(chosen.ids) + len(rejected.ids) - 2
     assert list(Renderer(tokenizer, max_tokens=positions + 1).pair_rows(pairs))
     short = Renderer(tokenizer, max_tokens=positions)
-    with pytest.raises(ValueError, match=f"{TOO_LONG} \\(2\\)"):
+    with pytest.raises(ValueError, match=f"{TOO_LONG} \\(1\\)"):
         list(short.pair_rows(pairs))
-    half = Renderer(tokenizer, max_tokens=len(chosen.ids))
-    with pytest.raises(ValueError, match=ONE_SIDE):
-        list(half.pair_rows(pairs))
-    with pytest.raises(ValueError, match="cut-prompt would cut"):
-        list(Renderer(tokenizer, too_long="cut-prompt").pair_rows(pairs))
+
+
+@pytest.mark.parametrize("less", [1, 2, 5])
+def test_a_pair_that_is_cut_keeps_one_prompt(tmp_path: Path, less: int) -> None:
+    tokenizer = tokenizer_with(tmp_path, CHATML)
+    question = Turn("user", "why is the sky not green at noon, of all the colours?")
+    said = ("because", "who knows, no one, and nobody wants to know")
+    pairs = [Pair(*(conversation([question, Turn("assistant", text, trained=True)]) for text in said), "here")]
+    ((chosen, rejected),) = Renderer(tokenizer).pair_rows(pairs)
+    prompt = int(chosen.trained.argmax())
+    room = len(chosen.ids) + len(rejected.ids) - 2 - less
+    cut = Renderer(tokenizer, max_tokens=room + 1, too_long="cut-prompt")
+    (made,) = cut.pair_rows(pairs)
+    assert [row.ids[row.trained].tolist() for row in made] == [
+        row.ids[row.trained].tolist() for row in (chosen, rejected)
+    ]
+    lost = -(-less // 2)
+    for row in made:
+        assert row.ids[~row.trained].tolist()[: prompt - lost] == chosen.ids[lost:prompt].tolist()
+    (made,) = Renderer(tokenizer, max_tokens=room + 1, too_long="cut-answer").pair_rows(pairs)
+    assert made[0].ids.tolist() == chosen.ids.tolist()
+    assert made[1].ids.tolist() == rejected.ids[:-less].tolist()
+    assert dict(cut.counts) == {"prompts cut": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -37,10 +38,14 @@ def some_rows(n: int = 60, seed: int = 0) -> list[Row]:
     return rows
 
 
+def singles(rows: Iterable[Row]) -> Iterator[tuple[Row]]:
+    return ((row,) for row in rows)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("rows"))
-    write_rows(some_rows(), out, chunk_tokens=200)
+    write_rows(singles(some_rows()), out, chunk_tokens=200)
     return f"{out}/train"
 
 
@@ -57,7 +62,7 @@ def test_rows_come_back_as_they_were_written(folder: str) -> None:
 
 
 def test_an_altered_length_is_found(tmp_path: Path) -> None:
-    write_rows(some_rows(), str(tmp_path), chunk_tokens=200)
+    write_rows(singles(some_rows()), str(tmp_path), chunk_tokens=200)
     place = tmp_path / "train" / "rows.npy"
     raw = bytearray(place.read_bytes())
     raw[-4] ^= 1
@@ -146,7 +151,7 @@ def test_the_hash_tells_what_is_trained_for(tmp_path: Path) -> None:
     other = [Row(rows[0].ids, np.arange(len(rows[0].ids)) > 0, ""), *rows[1:]]
     hashes = set()
     for name, some in {"a": rows, "b": other}.items():
-        write_rows(some, str(tmp_path / name), chunk_tokens=200)
+        write_rows(singles(some), str(tmp_path / name), chunk_tokens=200)
         hashes.add(reader(str(tmp_path / name / "train")).batch(0).data_hash)
     assert len(hashes) == 2
 
@@ -155,16 +160,26 @@ def test_the_hash_tells_what_is_trained_for(tmp_path: Path) -> None:
 def test_held_out_rows_are_some_and_copies_stay_together(n: int) -> None:
     rows = [*some_rows(n), *some_rows(n)]
     parts: dict[bool, set[int]] = {True: set(), False: set()}
-    for row, out in held_out(rows, share=0.1, seed=5):
+    for (row,), out in held_out(singles(rows), share=0.1, seed=5):
         parts[out].add(int(row.ids[0]))
     assert parts[True] and parts[False] and not parts[True] & parts[False]
     assert len(parts[True]) < 0.2 * n + 1
 
 
+def test_all_pairs_of_a_question_are_held_out_together() -> None:
+    held: dict[int, set[bool]] = {}
+    pairs = [[Row(np.array([n, 5, 6, *end]), np.arange(3 + len(end)) > 2, "") for end in ((k,), (k + 1, 4))]
+             for n in range(60) for k in (7, 20, 30)]  # fmt: skip
+    for group, out in held_out(pairs, share=0.2, seed=1):
+        held.setdefault(int(group[0].ids[0]), set()).add(out)
+    assert {len(fates) for fates in held.values()} == {1}
+    assert 0 < sum(fates == {True} for fates in held.values()) < 30
+
+
 def test_a_row_without_labels_is_refused(tmp_path: Path) -> None:
     row = Row(np.arange(4), np.zeros(4, bool), "a.jsonl:3")
     with pytest.raises(ValueError, match=r"a\.jsonl:3"):
-        write_rows([row], str(tmp_path), chunk_tokens=200)
+        write_rows([[row]], str(tmp_path), chunk_tokens=200)
 
 
 def test_a_mixture_reads_each_source_in_its_own_order_by_weight(folder: str) -> None:
@@ -185,7 +200,7 @@ def test_a_mixture_reads_each_source_in_its_own_order_by_weight(folder: str) -> 
 
 
 def test_the_chunks_of_a_step_are_those_that_its_rows_lie_in(tmp_path: Path) -> None:
-    write_rows(some_rows(), "memory://rows", chunk_tokens=200)
+    write_rows(singles(some_rows()), "memory://rows", chunk_tokens=200)
     store = RowStore("memory://rows/train", cache=ChunkCache(str(tmp_path)))
     one = RowReader(store, seq_len=SEQ_LEN, global_batch_size=3, seed=3)
     bounds = np.array(store.starts[1:])

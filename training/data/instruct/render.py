@@ -6,6 +6,7 @@ Where an answer lies is told by rendering the conversation turn by turn and by l
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,6 @@ FIRST_ROWS = 100  # of which one at least must have a token to train for
 NO_ANSWER = "no turn to train for"
 NO_LABELS = "no token to train for"
 TOO_LONG = "too long"
-ONE_SIDE = "the other answer of a pair that lost one"
 REFUSED = "refused by the chat template"
 # Keys of `counts`.
 CUT_PROMPT = "prompts cut"
@@ -45,6 +45,22 @@ class _Span:
 
     start: int
     end: int
+
+
+class _DroppedError(Exception):
+    """A conversation gives no row."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A row of any length, and where its answers lie."""
+
+    row: Row
+    spans: list[_Span]
 
 
 class Renderer:
@@ -76,20 +92,18 @@ class Renderer:
 
     def rows(self, conversations: Iterable[Conversation]) -> Iterator[Row]:
         """Those of conversations that give one. ValueError if none of the first FIRST_ROWS does, or none at all."""
-        return self._made(conversations, self.row)
+        return self._made(conversations, self._row)
 
     def pair_rows(self, pairs: Iterable[Pair]) -> Iterator[tuple[Row, Row]]:
-        """The rows of pairs, the better answer first, which together fit into max_tokens + 1: a token of each is label
-        alone. None of a pair that lost one. ValueError as by `rows`, and where rows are to be cut."""
-        if self._too_long != "drop":
-            raise ValueError(f"too_long: {self._too_long} would cut the answers of a pair at unlike places; use drop")
+        """The rows of pairs, the better answer first, which together have at most max_tokens + 1: a token of each is a
+        label alone. Both lose as much of their prompt; or the longer more of its answer."""
         return self._made(pairs, self._pair)
 
-    def _made(self, given: Iterable[_Given], make: Callable[[_Given], _Made | None]) -> Iterator[_Made]:
+    def _made(self, given: Iterable[_Given], make: Callable[[_Given], _Made]) -> Iterator[_Made]:
         seen = 0
         made = 0
         for one in given:
-            found = make(one)
+            found = self._unless_dropped(one, make)
             seen += 1
             if found is not None:
                 made += 1
@@ -99,17 +113,26 @@ class Renderer:
         if seen and not made:
             raise ValueError(self._nothing_to_train(seen))
 
-    def _pair(self, pair: Pair) -> tuple[Row, Row] | None:
-        chosen = self.row(pair.chosen)
-        rejected = self.row(pair.rejected)
-        if chosen is None or rejected is None:
-            if chosen is not None or rejected is not None:
-                self._drop(ONE_SIDE)
-            return None
-        if self._max_tokens is not None and len(chosen.ids) + len(rejected.ids) > self._max_tokens + 1:
-            self.dropped[TOO_LONG] += 2
-            return None
-        return chosen, rejected
+    def _pair(self, pair: Pair) -> tuple[Row, Row]:
+        return self._fitted_pair(self._rendered(pair.chosen), self._rendered(pair.rejected))
+
+    def _fitted_pair(self, *sides: _Rendered) -> tuple[Row, Row]:
+        chosen, rejected = (len(side.row.ids) - 1 for side in sides)
+        room = chosen + rejected if self._max_tokens is None else self._max_tokens - 1
+        excess = chosen + rejected - room
+        if excess <= 0:
+            return sides[0].row, sides[1].row
+        if self._too_long == "drop":
+            raise _DroppedError(TOO_LONG)
+        longest = max(room // 2, room - min(chosen, rejected))
+        limits = [min(n, longest) + 1 for n in (chosen, rejected)]
+        if self._too_long == "cut-prompt":
+            limits = [n + 1 - math.ceil(excess / 2) for n in (chosen, rejected)]
+        rows = [self._cut(side, limit) for side, limit in zip(sides, limits, strict=True)]
+        if not all(row.trained.any() for row in rows):
+            raise _DroppedError(TOO_LONG)
+        self._count_cut()
+        return rows[0], rows[1]
 
     def _nothing_to_train(self, seen: int) -> str:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in self.dropped.most_common())
@@ -121,17 +144,42 @@ class Renderer:
 
     def row(self, conversation: Conversation) -> Row | None:
         """None if it has no token to train for, is too long or is refused, counted in `dropped`."""
+        return self._unless_dropped(conversation, self._row)
+
+    def _unless_dropped(self, given: _Given, make: Callable[[_Given], _Made]) -> _Made | None:
+        try:
+            return make(given)
+        except _DroppedError as error:
+            self.dropped[error.reason] += 1
+            return None
+
+    def _row(self, conversation: Conversation) -> Row:
+        made = self._rendered(conversation)
+        if self._max_tokens is None or len(made.row.ids) <= self._max_tokens:
+            return made.row
+        if self._too_long == "drop":
+            raise _DroppedError(TOO_LONG)
+        fitted = self._cut(made, self._max_tokens)
+        if not fitted.trained.any():
+            raise _DroppedError(TOO_LONG)
+        self._count_cut()
+        return fitted
+
+    def _rendered(self, conversation: Conversation) -> _Rendered:
         last = max((place for place, turn in enumerate(conversation.turns) if turn.trained), default=None)
         if last is None:
-            return self._drop(NO_ANSWER)
+            raise _DroppedError(NO_ANSWER)
         turns = conversation.turns[: last + 1]
         try:
             shown = self._shown(turns, conversation.tools)
         except ValueError as error:
             self.first_refusal = self.first_refusal or f"{conversation.where}: {error}"
-            return self._drop(REFUSED)
+            raise _DroppedError(REFUSED) from error
         ids, spans = self._spans(shown, turns)
-        return self._fitted(Row(np.array(ids, dtype=np.int64), _labels(len(ids), spans), conversation.where), spans)
+        row = Row(np.array(ids, dtype=np.int64), _labels(len(ids), spans), conversation.where)
+        if not row.trained.any():
+            raise _DroppedError(NO_LABELS)
+        return _Rendered(row, spans)
 
     def _shown(self, turns: Sequence[Turn], tools: Sequence[JsonObject]) -> ChatText:
         """The text of turns; an answer to nothing is a text of no chat."""
@@ -155,19 +203,14 @@ class Renderer:
         self._count(JOINED, chat.joined)
         return chat.ids, [_Span(*chat.spans[place]) for place in trained]
 
-    def _fitted(self, row: Row, spans: Sequence[_Span]) -> Row | None:
-        if not row.trained.any():
-            return self._drop(NO_LABELS)
-        if self._max_tokens is None or len(row.ids) <= self._max_tokens:
-            return row
-        if self._too_long == "drop":
-            return self._drop(TOO_LONG)
-        cut = self._without_beginning if self._too_long == "cut-prompt" else self._without_end
-        fitted = cut(row, spans, self._max_tokens)
-        if not fitted.trained.any():
-            return self._drop(TOO_LONG)
-        self._count(CUT_PROMPT if self._too_long == "cut-prompt" else CUT_ANSWER, 1)
-        return fitted
+    def _cut(self, made: _Rendered, limit: int) -> Row:
+        """Of at most so many tokens; perhaps without any that is trained for."""
+        if self._too_long == "cut-prompt":
+            return self._without_beginning(made.row, made.spans, limit)
+        return replace(made.row, ids=made.row.ids[:limit], trained=made.row.trained[:limit])
+
+    def _count_cut(self) -> None:
+        self.counts[CUT_PROMPT if self._too_long == "cut-prompt" else CUT_ANSWER] += 1
 
     def _without_beginning(self, row: Row, spans: Sequence[_Span], limit: int) -> Row:
         """The last tokens, after the begin token if there is one; answers that lose their beginning are prompt."""
@@ -180,13 +223,6 @@ class Renderer:
             ids=np.concatenate((row.ids[:kept_begin], row.ids[cut:])),
             trained=np.concatenate((trained[:kept_begin], trained[cut:])),
         )
-
-    def _without_end(self, row: Row, spans: Sequence[_Span], limit: int) -> Row:
-        return replace(row, ids=row.ids[:limit], trained=row.trained[:limit])
-
-    def _drop(self, reason: str) -> Row | None:
-        self.dropped[reason] += 1
-        return None
 
     def _count(self, what: str, n: int) -> None:
         if n:

@@ -1,4 +1,4 @@
-"""Conversations to a prepared folder of rows: the whole journey of `launch prepare --instruct`.
+"""Conversations, or pairs of them, to a prepared folder of rows: the journey of `launch prepare --kind`.
 
 All of it is done again after an interruption: instruction sets are small beside text. dataset.json is written last.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from launchyard.model.text.companions import CHAT_TEMPLATE, MORE_TEMPLATES, TOKENIZER_CONFIG, write_companions
 from launchyard.model.text.tokenizer import Tokenizer
@@ -29,12 +30,15 @@ from launchyard.training.data.index import (
     dataset_digest,
     read_dataset,
 )
-from launchyard.training.data.instruct.conversation import Row
 from launchyard.training.data.prepare.encode import TokenizerFile, open_tokenizer
 from launchyard.training.data.prepare.journal import remove_journal
 from launchyard.training.data.prepare.prepare import check_out, lock_out
-from launchyard.training.data.prepare.rows import write_rows
+from launchyard.training.data.prepare.rows import RowGroup, write_rows
 from launchyard.training.data.prepare.sources import every_file
+
+if TYPE_CHECKING:
+    from launchyard.training.data.instruct.carriers import Split
+    from launchyard.training.data.instruct.render import Renderer
 
 ROWS_CHUNK_TOKENS = 2**24  # 64 MiB of uint32
 ROWS_A_REPORT = 1000
@@ -51,13 +55,13 @@ def prepare_instruct(
     chunk_tokens: int = ROWS_CHUNK_TOKENS,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
-    """Makes rows of all conversations of files, folders, globs and URLs. Returns the description of `out`.
+    """Makes rows of all conversations or pairs of files, folders, globs and URLs. Returns the description of `out`.
 
-    on_progress: gets the number of rows so far. ValueError for faulty conversations, and if `out` holds other data.
+    on_progress: gets the number of conversations or pairs so far. ValueError for faulty ones, and if `out` holds other
+    data.
     """
     from launchyard.training.data.instruct.carriers import find_files
     from launchyard.training.data.instruct.render import Renderer
-    from launchyard.training.data.instruct.shapes import read_conversations
 
     made = open_tokenizer(tokenizer, eos=None)
     out = normal(out)
@@ -76,18 +80,15 @@ def prepare_instruct(
         max_tokens=options.seq_len + 1,
         too_long=options.too_long,
     )
-    columns = options.columns
-    rows = _reported(renderer.rows(read_conversations(sources, columns=columns)), on_progress)
     apart = find_files(sources, "validation") if not validation else []
-    held = read_conversations(sources, columns=columns, split="validation")
     with lock_out(out):
         splits = write_rows(
-            rows,
+            _reported(_groups(sources, options, renderer, "train"), on_progress),
             out,
             chunk_tokens=chunk_tokens,
             validation=validation,
             seed=seed,
-            validation_rows=renderer.rows(held) if apart else (),
+            validation_groups=_groups(sources, options, renderer, "validation") if apart else (),
         )
     facts = RowsMade(
         **options.model_dump(), made_from=made_from, dropped=dict(renderer.dropped), counts=dict(renderer.counts)
@@ -100,6 +101,17 @@ def prepare_instruct(
     return dataset
 
 
+def _groups(sources: list[str], options: RowOptions, renderer: Renderer, split: Split) -> Iterator[RowGroup]:
+    """The rows of each conversation, or pair."""
+    from launchyard.training.data.instruct.shapes import read_conversations, read_pairs
+
+    if options.kind == "preference":
+        yield from renderer.pair_rows(read_pairs(sources, columns=options.columns, split=split))
+    else:
+        read = read_conversations(sources, columns=options.columns, split=split)
+        yield from ((row,) for row in renderer.rows(read))
+
+
 def _described(
     made: TokenizerFile,
     splits: dict[str, SplitEntry],
@@ -108,7 +120,7 @@ def _described(
     read: list[tuple[str, int, str]],
 ) -> Dataset:
     return Dataset(
-        kind="instruct",
+        kind=facts.kind,
         digest=dataset_digest({name: entry.digest for name, entry in splits.items()}, made.sha256),
         tokenizer=TokenizerEntry(file=TOKENIZER, sha256=made.sha256, eos=made.eos, eos_id=made.eos_id),
         vocab_size=made.vocab_size,
@@ -141,9 +153,9 @@ def rows_digest(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _reported(rows: Iterable[Row], on_progress: Callable[[int], None]) -> Iterator[Row]:
-    for number, row in enumerate(rows, start=1):
-        yield row
+def _reported(groups: Iterable[RowGroup], on_progress: Callable[[int], None]) -> Iterator[RowGroup]:
+    for number, group in enumerate(groups, start=1):
+        yield group
         if number % ROWS_A_REPORT == 0:
             on_progress(number)
 

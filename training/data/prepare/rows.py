@@ -1,12 +1,13 @@
 """Rows of instructions to a prepared folder: chunks of marked tokens, lengths of rows, and a part held out.
 
-A row is held out when a hash of the seed and its tokens falls below the share, so copies of a row share its fate. Of
-few rows those with the smallest hashes are held out. Knows no conversations and no text.
+Rows come in groups of one, or as the two answers of a pair. A group is held out when a hash of the seed and its common
+tokens falls below the share, so copies of a row, and all answers to one question, share their fate. Of few groups those
+with the smallest hashes are held out. Knows no conversations and no text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import xxhash
@@ -18,6 +19,7 @@ from launchyard.training.data.prepare.split import enough_documents
 from launchyard.training.data.prepare.writer import SplitWriter
 from launchyard.training.data.row_store import lengths_bytes, marked_ids
 
+RowGroup = Sequence[Row]
 NO_TOKEN = -1  # a chunk of rows is one item
 
 
@@ -38,7 +40,11 @@ class RowWriter:
     def n_tokens(self) -> int:
         return self._writer.n_tokens
 
-    def add(self, row: Row) -> None:
+    def add(self, group: RowGroup) -> None:
+        for row in group:
+            self._add(row)
+
+    def _add(self, row: Row) -> None:
         """ValueError for a row without a label: nothing can be learned from it."""
         labels = int(row.trained.sum())
         if not labels or row.trained[0] or len(row.ids) != len(row.trained):
@@ -56,50 +62,53 @@ class RowWriter:
         return entry.model_copy(update={"labels": self._labels, "longest": max(self._lengths)})
 
 
-def held_out(rows: Iterable[Row], *, share: float, seed: int) -> Iterator[tuple[Row, bool]]:
-    """Each row, and True if it is held out."""
+def held_out(groups: Iterable[RowGroup], *, share: float, seed: int) -> Iterator[tuple[RowGroup, bool]]:
+    """Each group of rows, and True if it is held out."""
     if not share:
-        yield from ((row, False) for row in rows)
+        yield from ((group, False) for group in groups)
         return
     few = enough_documents(share)
-    first: list[Row] = []
-    coming = iter(rows)
-    for row in coming:
-        first.append(row)
+    first: list[RowGroup] = []
+    coming = iter(groups)
+    for group in coming:
+        first.append(group)
         if len(first) == few:
             break
-    draws = [_draw(row, seed) for row in first]
+    draws = [_draw(group, seed) for group in first]
     bound = share
     if len(first) < few and len(different := sorted(set(draws))) > 1:
         bound = different[min(max(1, round(share * len(different))), len(different) - 1)]
-    yield from ((row, draw < bound) for row, draw in zip(first, draws, strict=True))
-    yield from ((row, _draw(row, seed) < share) for row in coming)
+    yield from ((group, draw < bound) for group, draw in zip(first, draws, strict=True))
+    yield from ((group, _draw(group, seed) < share) for group in coming)
 
 
-def _draw(row: Row, seed: int) -> float:
-    """A number in [0, 1)."""
-    return float(xxhash.xxh3_64_intdigest(row.ids.astype(np.int64).tobytes(), seed=seed)) / 2.0**64
+def _draw(group: RowGroup, seed: int) -> float:
+    """A number in [0, 1) of the tokens that all rows of a group begin with."""
+    shortest = min(len(row.ids) for row in group)
+    alike = np.logical_and.reduce([row.ids[:shortest] == group[0].ids[:shortest] for row in group])
+    common = group[0].ids[: shortest if alike.all() else int(np.argmin(alike))]
+    return float(xxhash.xxh3_64_intdigest(common.astype(np.int64).tobytes(), seed=seed)) / 2.0**64
 
 
 def write_rows(
-    rows: Iterable[Row],
+    groups: Iterable[RowGroup],
     folder: str,
     *,
     chunk_tokens: int,
     validation: float = 0.0,
     seed: int = 0,
-    validation_rows: Iterable[Row] = (),
+    validation_groups: Iterable[RowGroup] = (),
 ) -> dict[str, SplitEntry]:
     """Writes the splits of a data set into a folder or URL. ValueError if one of them would be empty.
 
-    validation_rows: of a source that has such a part itself, beside the share of `rows` that is held out.
+    validation_groups: of a source that has such a part itself, beside the share of `groups` that is held out.
     """
     train = RowWriter(f"{folder}/train", chunk_tokens=chunk_tokens)
     validated = RowWriter(f"{folder}/validation", chunk_tokens=chunk_tokens)
-    for row, out in held_out(rows, share=validation, seed=seed):
-        (validated if out else train).add(row)
-    for row in validation_rows:
-        validated.add(row)
+    for group, out in held_out(groups, share=validation, seed=seed):
+        (validated if out else train).add(group)
+    for group in validation_groups:
+        validated.add(group)
     writers = {"train": train, **({"validation": validated} if validation or validated.n_rows else {})}
     for name, writer in writers.items():
         if not writer.n_rows:

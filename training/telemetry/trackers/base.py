@@ -32,7 +32,7 @@ def of_step(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
-    return {"validation/loss": float(row["loss"])}
+    return {f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")}
 
 
 def surviving_rows(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
