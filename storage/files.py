@@ -7,6 +7,7 @@ hold. Light: fsspec is imported with the first URL.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from launchyard.storage import local
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.options import StoreOptions, Writer
 
 if TYPE_CHECKING:
@@ -100,6 +102,17 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
     with open(normal(path), "rb") as file:
         file.seek(start)
         return file.read() if length is None else file.read(length)
+
+
+def read_json(path: str) -> JsonObject:
+    """ValueError names a file that holds no JSON object."""
+    try:
+        value = json.loads(read(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
 
 
 def read_into(path: str, start: int, *targets: memoryview) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
@@ -21,7 +20,7 @@ from launchyard.model.zoo import config_from_hf
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.rundir import RunDir
-from launchyard.storage.files import exists, listdir, normal, read, typed_path
+from launchyard.storage.files import exists, listdir, normal, read_json, typed_path
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.shards import MANIFEST, read_manifest
 
@@ -161,16 +160,6 @@ def _config_of(found: Source) -> ModelConfig:
 def read_hf_config(folder: str) -> dict[str, Any]:
     """config.json of a Hugging Face folder, local or URL; ValueError if it is no JSON object."""
     return read_json(f"{normal(folder)}/{HF_CONFIG}")
-
-
-def read_json(path: str) -> dict[str, Any]:
-    try:
-        value = json.loads(read(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
 
 
 def _run_tokenizer(checkpoint: str) -> str:

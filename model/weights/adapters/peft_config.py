@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launchyard.storage.files import exists, read
+from launchyard.storage.files import exists, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Of training alone, or of no effect on the tensors: a Conv1D's are known by the family's rules.
@@ -99,27 +99,22 @@ def is_peft(folder: str) -> bool:
 def read_peft_config(folder: str) -> PeftConfig:
     """ValueError names a key that is missing, or whose value is none that this program can honour."""
     path = f"{folder}/{ADAPTER_CONFIG}"
-    try:
-        said = json.loads(read(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(said, dict):
-        raise ValueError(f"{path} holds no JSON object")
+    said = read_json(path)
     _check(path, said)
     return PeftConfig(
         folder=folder,
         base=said.get("base_model_name_or_path"),
-        r=int(said["r"]),
-        lora_alpha=float(said["lora_alpha"]),
+        r=int(_number(path, "r", said["r"])),
+        lora_alpha=_number(path, "lora_alpha", said["lora_alpha"]),
         use_rslora=bool(said.get("use_rslora")),
         use_dora=bool(said.get("use_dora")),
-        rank_pattern=said.get("rank_pattern") or {},
-        alpha_pattern=said.get("alpha_pattern") or {},
-        target_modules=_names(said["target_modules"]),
-        exclude_modules=_names(said.get("exclude_modules") or ()),
-        layers_to_transform=_layers(said.get("layers_to_transform")),
-        layers_pattern=_listed(said.get("layers_pattern")),
-        modules_to_save=_listed(said.get("modules_to_save")),
+        rank_pattern={name: int(rank) for name, rank in _numbers(path, said, "rank_pattern").items()},
+        alpha_pattern=_numbers(path, said, "alpha_pattern"),
+        target_modules=_names(path, said, "target_modules"),
+        exclude_modules=_names(path, said, "exclude_modules"),
+        layers_to_transform=_layers(path, said),
+        layers_pattern=_listed(path, said, "layers_pattern"),
+        modules_to_save=_listed(path, said, "modules_to_save"),
         ensure_weight_tying=bool(said.get("ensure_weight_tying")),
     )
 
@@ -141,20 +136,48 @@ def _check(path: str, said: Mapping[str, object]) -> None:
         )
 
 
-def _names(given: object) -> str | tuple[str, ...]:
-    return given if isinstance(given, str) else _listed(given)
+def _number(path: str, key: str, given: object) -> float:
+    if not isinstance(given, (int, float)):
+        raise ValueError(_other_type(path, key, given, "a number"))
+    return given
 
 
-def _listed(given: object) -> tuple[str, ...]:
+def _numbers(path: str, said: Mapping[str, object], key: str) -> dict[str, float]:
+    given = said.get(key) or {}
+    if not isinstance(given, dict):
+        raise ValueError(_other_type(path, key, given, "an object of names and numbers"))
+    return {str(name): _number(path, f"{key}, {name}", number) for name, number in given.items()}
+
+
+def _other_type(path: str, key: str, given: object, wanted: str) -> str:
+    return f"{path}: {key} is {json.dumps(given)[:60]}, and must be {wanted}"
+
+
+def _names(path: str, said: Mapping[str, object], key: str) -> str | tuple[str, ...]:
+    """A regular expression, or names of modules."""
+    given = said.get(key)
+    return given if isinstance(given, str) else _listed(path, said, key)
+
+
+def _listed(path: str, said: Mapping[str, object], key: str) -> tuple[str, ...]:
+    given = said.get(key)
     if given is None:
         return ()
-    return (given,) if isinstance(given, str) else tuple(str(name) for name in given)  # type: ignore[attr-defined]
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ValueError(_other_type(path, key, given, "a name or a list of names"))
+    return tuple(given)
 
 
-def _layers(given: object) -> tuple[int, ...] | None:
+def _layers(path: str, said: Mapping[str, object]) -> tuple[int, ...] | None:
+    given = said.get("layers_to_transform")
     if given is None:
         return None
-    return (given,) if isinstance(given, int) else tuple(int(layer) for layer in given)  # type: ignore[attr-defined]
+    layers = [given] if isinstance(given, int) else given
+    if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
+        raise ValueError(_other_type(path, "layers_to_transform", given, "a number or a list of numbers"))
+    return tuple(layers)
 
 
 def _matches(module: str, wanted: str | tuple[str, ...]) -> bool:

@@ -137,6 +137,9 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     ),
     "no magnitudes": ({"use_dora": True}, "use_dora is True, and .* has no magnitude"),
     "a base that is gone": ({"base_model_name_or_path": "/nowhere/at/all"}, "--base"),
+    "names that are none": ({"modules_to_save": 3}, "modules_to_save is 3, and must be a name or a list of names"),
+    "ranks that are none": ({"rank_pattern": ["q_proj"]}, r'rank_pattern is \["q_proj"\], and must be an object'),
+    "layers that are none": ({"layers_to_transform": "all"}, 'layers_to_transform is "all", and must be a number'),
     "no base": ({"base_model_name_or_path": None}, "names no base"),
 }
 
