@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from launchyard.model.adapt.forms import form_of, has_form, packed_bytes, scales_bytes, scales_name
-from launchyard.model.adapt.targets import updates
+from launchyard.model.adapt.targets import prompted, scaled, updates
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
 
@@ -74,6 +74,8 @@ def _by_kind(name: str, adapter: Adapter) -> bool:
     """True for a parameter of the model that trains with a kind of adapter."""
     if adapter.kind == "none":
         return True
+    if adapter.kind == "llama-adapter-v2":
+        return name.rpartition(".")[0].endswith("norm")
     return adapter.kind == "bitfit" and name.endswith("bias")
 
 
@@ -99,6 +101,12 @@ def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorSha
         found[f"{name}.lora_b"] = (columns if is_table else rows, update.rank)
         if adapter.kind == "dora":
             found[f"{name}{MAGNITUDE}"] = (rows,)
+    for layer in prompted(config.n_layers, adapter):
+        found[f"blocks.{layer}.attention.prompt"] = (adapter.prompt_tokens, config.dim)
+        found[f"blocks.{layer}.attention.gate"] = (config.n_heads,)
+    for name in scaled(shapes, adapter):
+        rows, _ = shapes.get(f"{name}.weight") or shapes["embed.weight"]
+        found[f"{name}.out_scale"] = found[f"{name}.out_bias"] = (rows,)
     return found
 
 
@@ -123,7 +131,7 @@ def is_norm(name: str) -> bool:
 
 def is_vector(name: str) -> bool:
     """True for a parameter that is no matrix of a product or table: it decays in no optimizer."""
-    return is_norm(name) or name.rpartition(".")[2] not in ("weight", "lora_a", "lora_b")
+    return is_norm(name) or name.rpartition(".")[2] not in ("weight", "lora_a", "lora_b", "prompt")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:

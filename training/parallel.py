@@ -29,7 +29,7 @@ def needs_sharding(train: TrainConfig, world_size: int, adapter: Adapter | None 
 
 def trains_alone(adapter: Adapter | None) -> bool:
     """True if no parameter of the model itself trains."""
-    return adapter is not None and adapter.kind in LOW_RANK and not adapter.trained
+    return adapter is not None and adapter.kind in (*LOW_RANK, "llama-adapter") and not adapter.trained
 
 
 def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:

@@ -6,7 +6,8 @@ from torch import nn
 
 from launchyard.model.adapt.lora import LowRankEmbedding, add_update
 from launchyard.model.adapt.noise import Moment, Noise
-from launchyard.model.adapt.targets import updates
+from launchyard.model.adapt.prompt import add_prompt, add_scale
+from launchyard.model.adapt.targets import prompted, scaled, updates
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
@@ -15,7 +16,18 @@ from launchyard.model.layout import parameter_shapes
 def attach(model: nn.Module, config: ModelConfig, adapter: Adapter) -> Moment:
     """Put an adapter's parameters into `model`, on the default device and unfilled. The moment of its dropout."""
     moment = Moment()
-    for name, update in updates(parameter_shapes(config), adapter).items():
+    shapes = parameter_shapes(config)
+    for layer in prompted(config.n_layers, adapter):
+        add_prompt(
+            model.get_submodule(f"blocks.{layer}.attention"),
+            n_tokens=adapter.prompt_tokens,
+            dim=config.dim,
+            n_heads=config.n_heads,
+            turns=config.rotates(layer),
+        )
+    for name in scaled(shapes, adapter):
+        add_scale(model.get_submodule(name))
+    for name, update in updates(shapes, adapter).items():
         where, _, leaf = name.rpartition(".")
         parent = model.get_submodule(where)
         base = getattr(parent, leaf)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.adapt.noise import Noise
+from launchyard.model.adapt.prompt import Prompted, Scaled
 from launchyard.model.adapt.quantized import QuantizedLinear
 from launchyard.model.adapt.targets import Update
 from launchyard.model.network.linear import Embedding, Linear
@@ -95,7 +96,7 @@ class LowRankQuantizedLinear(_LowRank, QuantizedLinear):
         return self.decoder(self.weight, self.scales, torch.float32).clone()
 
 
-_PARAMETERS = ("lora_a", "lora_b", "magnitude")
+_PARAMETERS = ("lora_a", "lora_b", "magnitude", "prompt", "gate", "out_scale", "out_bias")
 _WITH_UPDATE: dict[type[nn.Module], type[_LowRank]] = {Linear: LowRankLinear, QuantizedLinear: LowRankQuantizedLinear}
 
 
@@ -130,15 +131,18 @@ class LowRankEmbedding(Embedding):
         return out + F.linear(chosen, self.lora_b.to(out.dtype)) * self.scale
 
 
+_ADAPTED = (_LowRank, LowRankEmbedding, Prompted, Scaled)
+
+
 @contextmanager
 def without_updates(model: nn.Module) -> Iterator[None]:
-    """The base alone, as before any step: no update and no magnitude. ValueError where other parameters train, too."""
-    changed = [module for module in model.modules() if isinstance(module, (_LowRank, LowRankEmbedding))]
+    """The base alone, as before any step: nothing of an adapter. ValueError where other parameters train, too."""
+    changed = [module for module in model.modules() if isinstance(module, _ADAPTED)]
     own = {id(p) for module in changed for name, p in module.named_parameters(recurse=False) if name in _PARAMETERS}
     others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     if others:
         what = f"{others[0]} and {len(others) - 1} more" if len(others) > 1 else others[0]
-        raise ValueError(f"{what} train themselves, so the model as it began is not kept; train low-rank updates alone")
+        raise ValueError(f"{what} train themselves, so the model as it began is not kept; train an adapter alone")
     for module in changed:
         module.off = True
     try:

@@ -1,4 +1,4 @@
-"""Which projections get low-rank updates, of which rank and weight. Light; reads names and shapes only."""
+"""Which projections an adapter changes, with updates of which rank and weight. Light; reads names and shapes only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from launchyard.model.adapter import LOW_RANK, Adapter
+from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
 
 ALL_LINEAR = "all-linear"
 # LitGPT's six switches, and what the usual checkpoints call the same projections.
@@ -52,6 +52,36 @@ def updates(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> dict[str
     """
     if adapter.kind not in LOW_RANK:
         return {}
+    chosen = targets(shapes, adapter)
+    for key, patterns in (("ranks", adapter.ranks), ("alphas", adapter.alphas)):
+        for pattern in patterns:
+            if not any(_ends(name, pattern) for name in chosen):
+                raise ValueError(f"adapter.{key}: {pattern} matches none of the targets{_near(pattern, chosen)}")
+    return {name: _update(name, adapter) for name in chosen}
+
+
+def scaled(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> list[str]:
+    """Projections with a scale and a bias of their own, in forward order; none unless the kind has them."""
+    if adapter.kind != "llama-adapter-v2":
+        return []
+    found = targets(shapes, adapter)
+    if "embed" in found:
+        raise ValueError("adapter.targets: a table has no scales; leave embed out, or use kind lora")
+    return found
+
+
+def prompted(n_layers: int, adapter: Adapter) -> range:
+    """The layers that have a prompt. ValueError if more are asked for than there are."""
+    if adapter.kind not in PROMPTED:
+        return range(0)
+    count = max(1, n_layers - 2) if adapter.prompt_layers is None else adapter.prompt_layers
+    if count > n_layers:
+        raise ValueError(f"adapter.prompt_layers: {count}, and the model has {n_layers}")
+    return range(n_layers - count, n_layers)
+
+
+def targets(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> list[str]:
+    """The projections that `targets`, `exclude` and `layers` leave, in forward order; ValueError if none."""
     linear = [name.removesuffix(".weight") for name, shape in shapes.items() if _is_projection(name, shape)]
     if "lm_head" not in linear:
         linear.append("lm_head")  # a tied one can have an update of its own
@@ -62,11 +92,7 @@ def updates(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> dict[str
         chosen = _in_layers(chosen, adapter.layers)
     if not chosen:
         raise ValueError("adapter.targets: no projection is left; exclude and layers leave none")
-    for key, patterns in (("ranks", adapter.ranks), ("alphas", adapter.alphas)):
-        for pattern in patterns:
-            if not any(_ends(name, pattern) for name in chosen):
-                raise ValueError(f"adapter.{key}: {pattern} matches none of the targets{_near(pattern, chosen)}")
-    return {name: _update(name, adapter) for name in linear if name in chosen}
+    return [name for name in linear if name in chosen]
 
 
 def _is_projection(name: str, shape: tuple[int, ...]) -> bool:

@@ -100,7 +100,31 @@ class Scores:
         return weights.to(v.dtype) @ v
 
 
-class Attention(nn.Module):
+class Attending(nn.Module):
+    """What both kinds of attention do with queries, keys and values."""
+
+    scores: Scores
+    sinks: nn.Parameter | None
+
+    def attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        cache: BlockCache | None,
+        documents: Documents | None,
+    ) -> Tensor:
+        """q (B, H, T, D), k and v (B, H_kv, T, …) of the new tokens -> (B, H, T, D_v)."""
+        causal = True
+        if cache is not None:
+            k, v, mask, causal = cache.update(k, v, mask)
+        if documents is None:
+            return self.scores(q, k, v, mask, self.sinks, causal=causal)
+        return self.scores.by_document(q, k, v, mask, self.sinks, documents)
+
+
+class Attention(Attending):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -143,13 +167,7 @@ class Attention(nn.Module):
         q = q.transpose(1, 2)  # (B, H, T, head_dim)
         k = k.transpose(1, 2)
         v = v.transpose(1, 2)
-        causal = True
-        if cache is not None:
-            k, v, mask, causal = cache.update(k, v, mask)
-        if documents is None:
-            out = self.scores(q, k, v, mask, self.sinks, causal=causal)
-        else:
-            out = self.scores.by_document(q, k, v, mask, self.sinks, documents)
+        out = self.attended(q, k, v, mask, cache, documents)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,7 +194,7 @@ class Attention(nn.Module):
         return q, k, v
 
 
-class LatentAttentionLayer(nn.Module):
+class LatentAttentionLayer(Attending):
     """Keys and values out of a short vector a token (DeepSeek-V2, section 2.1)."""
 
     def __init__(self, config: ModelConfig, sizes: LatentAttention) -> None:
@@ -194,6 +212,7 @@ class LatentAttentionLayer(nn.Module):
         self.kv_a_norm = nn.RMSNorm(sizes.kv_rank, eps=LATENT_EPS)
         self.kv_b_proj = Linear(sizes.kv_rank, config.n_heads * (sizes.nope_dim + sizes.v_dim), bias=False)
         self.o_proj = Linear(config.n_heads * sizes.v_dim, config.dim, bias=bias)
+        self.sinks = None
         self.scores = Scores(config, scale=latent_scale(config, sizes))
 
     def forward(
@@ -209,24 +228,27 @@ class LatentAttentionLayer(nn.Module):
         whole = self.q_proj(x) if sizes.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
         whole = whole.unflatten(-1, (-1, sizes.nope_dim + sizes.rope_dim))
         q_nope, q_rope = whole.split((sizes.nope_dim, sizes.rope_dim), dim=-1)
-        latent, k_rope = self.kv_a_proj(x).split((sizes.kv_rank, sizes.rope_dim), dim=-1)
-        made = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (-1, sizes.nope_dim + sizes.v_dim))
-        k_nope, v = made.split((sizes.nope_dim, sizes.v_dim), dim=-1)
-        k_rope = k_rope.unsqueeze(-2)
+        k_nope, k_rope, v = self._keys_and_values(x)
         if turn is not None:
             q_rope = rotate(q_rope, *turn)
             k_rope = rotate(k_rope, *turn)
         q = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
-        k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), dim=-1).transpose(1, 2)
+        k = self._whole_keys(k_nope, k_rope)
         v = v.transpose(1, 2)
-        causal = True
-        if cache is not None:
-            k, v, mask, causal = cache.update(k, v, mask)
-        if documents is None:
-            out = self.scores(q, k, v, mask, None, causal=causal)
-        else:
-            out = self.scores.by_document(q, k, v, mask, None, documents)
+        out = self.attended(q, k, v, mask, cache, documents)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of keys that do not turn and that do, and values, each (B, T, heads or 1, …)."""
+        sizes = self.sizes
+        latent, k_rope = self.kv_a_proj(x).split((sizes.kv_rank, sizes.rope_dim), dim=-1)
+        made = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (-1, sizes.nope_dim + sizes.v_dim))
+        k_nope, v = made.split((sizes.nope_dim, sizes.v_dim), dim=-1)
+        return k_nope, k_rope.unsqueeze(-2), v
+
+    def _whole_keys(self, k_nope: Tensor, k_rope: Tensor) -> Tensor:
+        """(B, heads, T, …): the turned part is one for all heads."""
+        return torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), dim=-1).transpose(1, 2)
 
 
 LATENT_EPS = 1e-6  # of the norms between its projections, in all releases

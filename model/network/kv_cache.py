@@ -15,6 +15,8 @@ _Seen = tuple[Tensor, Tensor, Tensor | None, bool]  # keys, values, mask, and wh
 class BlockCache:
     """Keys and values of one block, in memory that is allocated once. Their positions are those of Cache."""
 
+    of_prompt: tuple[Tensor, Tensor] | None = None  # those of an adapter's prompt, which all rows share
+
     def __init__(self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         heads, k_dim, v_dim = cache_sizes(config)
         # Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.

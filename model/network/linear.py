@@ -31,6 +31,10 @@ class Linear(nn.Linear):
         """(out, in): the matrix that the layer multiplies by."""
         return self.weight
 
+    def whole_bias(self) -> Tensor | None:
+        """(out,): what the layer adds to the product."""
+        return self.bias
+
     def _streams(self, input: Tensor) -> bool:
         weight = self.weight
         return (

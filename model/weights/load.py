@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol, overload
+from itertools import chain
+from typing import Any, Literal, Protocol, TypeGuard, overload
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
+from launchyard.model.adapt.attach import attach
 from launchyard.model.adapt.codes import rounded
 from launchyard.model.adapt.forms import Form, scales_name
 from launchyard.model.adapt.merge import Added, MatrixMerge
 from launchyard.model.adapt.targets import updates
-from launchyard.model.adapter import LOW_RANK, Adapter
+from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
-from launchyard.model.layout import parameter_shapes, stays_fp32
+from launchyard.model.layout import adapter_shapes, parameter_shapes, stays_fp32
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.text.companions import TOKENIZER, Companions
@@ -275,8 +277,21 @@ def read_rows(
 
 
 def open_weights(source: str) -> tuple[ModelConfig, Weights]:
-    """Config and weights of any MODEL. FileNotFoundError names the files and the folders that were searched."""
-    return _open(find_source(source))
+    """Config and weights of any MODEL. FileNotFoundError names the files and the folders that were searched.
+
+    ValueError for a run whose adapter is none of weights; `load` takes it.
+    """
+    config, weights = _open(find_source(source))
+    if _has_prompts(weights):
+        raise ValueError(
+            f"{source} trained prompts ({weights.adapter.kind}), for which no format of weights has a place. generate, "
+            "chat, serve and evaluate take the run itself; adapter.kind=lora trains what can be merged and exported"
+        )
+    return config, weights
+
+
+def _has_prompts(weights: Weights) -> TypeGuard[CheckpointWeights]:
+    return isinstance(weights, CheckpointWeights) and weights.adapter.kind in PROMPTED
 
 
 def _open(found: Source) -> tuple[ModelConfig, Weights]:
@@ -286,6 +301,8 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
     if isinstance(weights, CheckpointWeights) and weights.adapter.kind in LOW_RANK:
         weights = low_rank_merged(weights, weights.adapter, weights.added)
     if found.adapter is not None:
+        if _has_prompts(weights):
+            raise ValueError(f"{found.adapter} is over {found.folder}, whose prompts it knows nothing of; name a base")
         merges, untied = peft_merges(weights.config, found.adapter)
         weights = MergedWeights(weights, merges, untied=untied)
     return weights.config, weights
@@ -331,10 +348,13 @@ def build(
     on_progress: OnProgress | None = None,
 ) -> Transformer:
     """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed."""
+    adapter = weights.adapter if _has_prompts(weights) else Adapter()
     with torch.device("meta"):
         transformer = Transformer(config)
+        attach(transformer, config, adapter)
     wanted = {key: range(shape[0]) for key, shape in parameter_shapes(config).items()}
-    for key, stored in read_rows(weights, wanted, on_progress):
+    added = ((name, weights.added(name)) for name in adapter_shapes(config, adapter)) if _has_prompts(weights) else ()
+    for key, stored in chain(read_rows(weights, wanted, on_progress), added):
         path, _, name = key.rpartition(".")
         tensor = stored.to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))

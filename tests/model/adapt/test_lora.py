@@ -21,6 +21,10 @@ from tests.support.small_runs import RECIPE
 from tests.support.tiny_models import CONFIGS, llama, neox, random_model, random_tokens
 
 CPU = torch.device("cpu")
+PROMPTS = (
+    Adapter(kind="llama-adapter"),
+    Adapter(kind="llama-adapter-v2", targets=("q_proj", "lm_head"), quantize="nf4"),
+)
 EVERYWHERE = ("q_proj", "v_proj", "down_proj", "lm_head", "embed")
 ADAPTERS = {
     "lora": Adapter(kind="lora"),
@@ -102,7 +106,7 @@ def test_merged_is_base_and_adapter(config: ModelConfig, adapter: Adapter) -> No
     assert all(torch.allclose(some[key], weights.get(key)[5:7], atol=1e-6) for key in weights.keys())  # noqa: SIM118
 
 
-@pytest.mark.parametrize("adapter", [*ADAPTERS.values(), Adapter(kind="qlora"), Adapter(kind="bitfit")])
+@pytest.mark.parametrize("adapter", [*ADAPTERS.values(), Adapter(kind="qlora"), Adapter(kind="bitfit"), *PROMPTS])
 def test_all_that_trains_changes_and_nothing_else(adapter: Adapter) -> None:
     """An option that is taken without effect trains nothing, in silence."""
     config = neox()
