@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from launchyard.model.adapt.targets import prompted
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape, adapter_shapes, parameter_shapes, parameters
@@ -37,6 +38,8 @@ def _active(config: ModelConfig, name: str, shape: TensorShape) -> int:
     """Elements of a parameter that a token's arithmetic goes through."""
     if name == "positions.weight" or (name == "embed.weight" and not config.tie_embeddings):
         return 0
+    if name.endswith((".prompt", ".gate")):  # a token sees its keys and values: _attention_flops
+        return 0
     size = math.prod(shape)
     return size * config.moe.top_k // config.moe.n_experts if config.moe is not None and ".experts." in name else size
 
@@ -49,9 +52,9 @@ def flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None =
     does half of it. Recomputed activations do not count.
     """
     passed = 4 * n_params_active_non_embedding(config)
-    passed += 4 * sum(map(math.prod, adapter_shapes(config, adapter or Adapter()).values()))
+    passed += 4 * sum(_active(config, name, p) for name, p in adapter_shapes(config, adapter or Adapter()).items())
     trained = 2 * sum(_active(config, name, p.shape) for name, p in parameters(config, adapter).items() if p.trained)
-    return passed + trained + 3 * _attention_flops(config, seq_len)
+    return passed + trained + 3 * _attention_flops(config, seq_len, adapter)
 
 
 def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:
@@ -72,7 +75,7 @@ def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:
     return found
 
 
-def _attention_flops(config: ModelConfig, seq_len: int) -> int:
+def _attention_flops(config: ModelConfig, seq_len: int, adapter: Adapter | None = None) -> int:
     latent = config.latent_attention
     keys = config.head_dim if latent is None else latent.nope_dim + latent.rope_dim
     values = config.head_dim if latent is None else latent.v_dim
@@ -80,6 +83,8 @@ def _attention_flops(config: ModelConfig, seq_len: int) -> int:
         seq_len if config.sees(layer) == "full" else min(seq_len, config.window or seq_len)
         for layer in range(config.n_layers)
     )
+    if adapter is not None:
+        seen += len(prompted(config.n_layers, adapter)) * adapter.prompt_tokens
     return 2 * config.n_heads * (keys + values) * seen
 
 

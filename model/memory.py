@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from launchyard.model.adapt.targets import prompted, scaled
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.cost import n_params, n_params_trained
@@ -76,6 +77,7 @@ def training_memory(
     each = element * tokens
     kept = [
         each * activation_elements(config, layer, seq_len, precision=precision, device=device)
+        + each * adapter_elements(config, layer, adapter, precision=precision, device=device)
         + element * _mask_elements(config, layer, seq_len)
         for layer in range(config.n_layers)
     ]
@@ -145,6 +147,35 @@ def activation_elements(
     """Numbers of the compute type that a block keeps for its backward, a token."""
     norms = _kept_by_norms(config, precision, device)
     return norms + _kept_by_attention(config, seq_len, precision, device) + _kept_by_mlp(config, layer)
+
+
+def adapter_elements(
+    config: ModelConfig,
+    layer: int,
+    adapter: Adapter | None,
+    *,
+    precision: Precision = "fp32",
+    device: Device = "cpu",
+) -> int:
+    """Numbers of the compute type that a block keeps besides for an adapter's prompt, scales and biases, a token."""
+    if adapter is None:
+        return 0
+    kept = 0
+    if layer in prompted(config.n_layers, adapter):
+        _, keys, values = cache_sizes(config)
+        if config.latent_attention is not None:  # no fused kernel: the scaled query and the weights
+            kept += config.n_heads * (values + keys + adapter.prompt_tokens)
+        else:  # what a query sees of the text beside the sum of both, what of the prompt, the sum of the softmax
+            kept += config.n_heads * (2 * values + (2 if precision == "bf16" else 1))
+    shapes = parameter_shapes(config)
+    names = [name for name in scaled(shapes, adapter) if _is_in(name, layer)]
+    # Outputs without the scale; but beside an adapter the activation is made again, see model/network/mlp.py.
+    again = device == "cpu" and config.activation == "silu" and f"blocks.{layer}.mlp.gate_proj" in names
+    return kept + sum(shapes[f"{name}.weight"][0] for name in names) - config.ffn_dim * again
+
+
+def _is_in(name: str, layer: int) -> bool:
+    return name.startswith(f"blocks.{layer}.")
 
 
 def _inside_norm(config: ModelConfig, precision: Precision, device: Device) -> tuple[int, bool]:

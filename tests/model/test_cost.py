@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from launchyard.model.adapt.attach import attach
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.cost import (
@@ -51,6 +52,23 @@ def test_flops_are_those_of_the_matrix_products(config: ModelConfig) -> None:
     vectors = sum(shape[0] for shape in parameter_shapes(config).values() if len(shape) == 1)
     assert flops_per_token(config, seq_len) - 6 * vectors == counted
     assert 3 * sum(forward_flops(config, seq_len).values()) == counted
+
+
+def test_a_token_goes_through_the_scores_of_each_prompt() -> None:
+    config = llama()
+
+    def counted(n_prompt: int, seq_len: int) -> int:
+        model = random_model(config)
+        attach(model, config, Adapter(kind="llama-adapter", prompt_tokens=n_prompt))
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model.requires_grad_(False)(random_tokens(config, 1, seq_len))
+        return int(counter.get_total_flops())
+
+    def foreseen(n_prompt: int) -> int:
+        return flops_per_token(config, 16, Adapter(kind="llama-adapter", prompt_tokens=n_prompt))
+
+    more = [counted(n, 32) - counted(n, 16) for n in (1, 5)]
+    assert foreseen(5) - foreseen(1) == 3 * (more[1] - more[0]) / 16
 
 
 def test_the_head_counts_and_a_table_that_is_looked_up_does_not() -> None:

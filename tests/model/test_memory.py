@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from launchyard.model.adapt.attach import attach
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import LatentAttention, ModelConfig, MoE
 from launchyard.model.cost import n_params
-from launchyard.model.memory import LOGIT_CHUNK_BYTES, activation_elements, serving_memory, training_memory
+from launchyard.model.memory import (
+    LOGIT_CHUNK_BYTES,
+    activation_elements,
+    adapter_elements,
+    serving_memory,
+    training_memory,
+)
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.zoo import preset
@@ -85,6 +93,19 @@ def test_norms_keep_what_is_counted(config: ModelConfig) -> None:
     model, tokens = random_model(config), random_tokens(config, 2, 32)
     estimate = 4 * tokens.numel() * config.n_layers * activation_elements(config, 0, 32)
     assert estimate / kept_bytes(model.train(), tokens) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "deepseek"])
+@pytest.mark.parametrize("kind", ["llama-adapter", "llama-adapter-v2"])
+def test_prompts_and_scales_keep_what_is_counted(name: str, kind: str) -> None:
+    config = SHAPES[name]
+    adapter = Adapter.model_validate({"kind": kind, "prompt_tokens": 1, "prompt_layers": 2})
+    tokens = random_tokens(config, 4, 64)
+    model = random_model(config).train()
+    before = kept_bytes(model, tokens)
+    attach(model, config, adapter)
+    expected = sum(adapter_elements(config, layer, adapter) for layer in range(config.n_layers))
+    assert (kept_bytes(model, tokens) - before) / (4 * tokens.numel()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("name", SHAPES)
