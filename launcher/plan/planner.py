@@ -19,7 +19,7 @@ from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, P
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
-from launchyard.model.adapter import LOW_RANK, Adapter
+from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import parameters
@@ -203,6 +203,9 @@ def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapte
     if adapter == Adapter() or model is None:
         return None
     draft.attempt("adapter", lambda: parameters(model, adapter))
+    if adapter.kind in PROMPTED and recipe.checkpoint.export:
+        why = f"a Hugging Face folder has no place for the prompts of adapter.kind={adapter.kind}"
+        draft.wrong("checkpoint.export", f"{why}; leave it out, and take the run itself as a MODEL")
     if adapter.kind != "none" and recipe.model.init_from is None:
         draft.notes.append(f"adapter.kind is {adapter.kind}, over random weights: model.init_from names no others")
     return adapter

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from launchyard.storage.damage import JsonObject
 
-METHODS = ("lora", "qlora", "dora", "full", "dpo")
+METHODS = ("lora", "qlora", "dora", "adapter", "adapter-v2", "full", "dpo")
 
 
 def finetune_recipe(method: str) -> str:

@@ -24,7 +24,7 @@ def finetune(
     """Finetunes a model and waits for the end; returns the run directory, which `load` takes.
 
     model: a folder, a file, a run or a name of the hub. data: file, folder or glob of rows.
-    method: lora, qlora, dora, full or dpo, whose data are pairs.
+    method: lora, qlora, dora, adapter, adapter-v2, full; or dpo, whose data are pairs.
     keys: keys of the recipe, such as {"train.max_steps": 100}. Raises UserError for mistakes, LaunchError where the
     run does not complete.
     """

@@ -104,8 +104,13 @@ def word_tokenizer(path: Path) -> str:
     return str(path)
 
 
-def write_checkpoint(folder: Path, config: ModelConfig, weights: dict[str, Tensor], *, step: int = 1) -> Manifest:
-    """One file, every tensor in two pieces of rows, and beside it a moment that no model asks for."""
+def write_checkpoint(
+    folder: Path, config: ModelConfig, weights: dict[str, Tensor], *, step: int = 1, **more: object
+) -> Manifest:
+    """One file, every tensor in two pieces of rows, and beside it a moment that no model asks for.
+
+    more: fields of the manifest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{key}": tensor for key, tensor in weights.items()} | {
         "optimizer.embed.weight.exp_avg": torch.ones(3)
@@ -137,6 +142,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, weights: dict[str, Tenso
             for key, tensor in tensors.items()
         },
     )  # fmt: skip
+    manifest = manifest.model_copy(update=more)
     (folder / MANIFEST).write_text(sealed(manifest))
     return manifest
 

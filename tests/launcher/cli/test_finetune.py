@@ -13,6 +13,7 @@ from launchyard.launcher.submit.finetune import METHODS
 from launchyard.model.weights.hf_export import save_hf
 from tests.support.tiny_models import byte_tokenizer, llama, random_model, weights_of
 
+KINDS = {"full": "none", "dpo": "lora", "adapter": "llama-adapter", "adapter-v2": "llama-adapter-v2"}
 CONFIG = llama(vocab_size=300, padded_vocab_size=300, max_seq_len=1024)
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
 
@@ -54,7 +55,7 @@ def test_what_is_shown_is_a_recipe_of_the_same_plan(
     code, out, err = finetune(capsys, *words, "--dry-run", "--json")
     assert code == 0, err
     plan = json.loads(out)["plan"]
-    assert plan.get("adapter", {}).get("kind", "none") == {"full": "none", "dpo": "lora"}.get(method, method)
+    assert plan.get("adapter", {}).get("kind", "none") == KINDS.get(method, method)
     _, _, err = finetune(capsys, *words, "--dry-run")
     shown = err[err.index("  extends:") :]
     lines = [line[2:] for line in shown.splitlines() if line.startswith("  ")]

@@ -350,6 +350,15 @@ def test_weights_to_start_from_bring_their_shape() -> None:
     assert plan.model == init
 
 
+def test_prompts_of_layers_are_not_exported() -> None:
+    found = problems_of(adapter__kind="llama-adapter", checkpoint__export=True)
+    assert "no place for the prompts of adapter.kind=llama-adapter" in found["checkpoint.export"]
+    plan = plan_of(adapter__kind="llama-adapter", adapter__prompt_layers=1, checkpoint__export=False)
+    assert plan.adapter is not None
+    more = problems_of(adapter__kind="llama-adapter", adapter__prompt_layers=99)
+    assert "prompt_layers: 99, and the model has" in more["adapter"]
+
+
 def test_passwords_do_not_enter_a_plan() -> None:
     found = problems_of(run_url="s3://me:s3cret@bucket/run", data__source="s3://me:s3cret@bucket/data")
     assert set(found) == {"--run-url", "data.source"}

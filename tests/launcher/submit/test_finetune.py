@@ -23,7 +23,7 @@ def test_keys_given_win_over_those_of_a_method(method: str) -> None:
 
 def test_from_python_mistakes_are_named_and_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"'lo-ra': no such method; choose from lora, qlora, dora, full"):
+    with pytest.raises(UserError, match=r"'lo-ra': no such method; choose from lora, qlora, dora, adapter"):
         finetune("/base", "mine.jsonl", method="lo-ra")
     with pytest.raises(UserError, match=r"/no/such/base"):
         finetune("/no/such/base", "mine.jsonl")

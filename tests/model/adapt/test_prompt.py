@@ -18,8 +18,10 @@ from launchyard.model.network.documents import Documents
 from launchyard.model.network.init import adapter_rows
 from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Transformer
+from launchyard.model.weights.adapters.merge import open_adapted
 from launchyard.model.weights.hf_export import save_hf
-from tests.support.tiny_models import llama, neox, random_model, random_tokens, weights_of
+from launchyard.model.weights.load import load, open_weights
+from tests.support.tiny_models import llama, neox, random_model, random_tokens, weights_of, write_checkpoint
 from tests.training.test_families import config_of
 
 PROMPTS = Adapter(kind="llama-adapter", prompt_tokens=3, prompt_layers=2)
@@ -130,3 +132,25 @@ def test_the_output_of_a_scaled_projection_is_shifted_and_then_scaled() -> None:
     torch.testing.assert_close(q(x), expected("blocks.0.attention.q_proj", plain), atol=1e-5, rtol=1e-5)
     head: Any = model.lm_head
     torch.testing.assert_close(x @ head.whole_weight().T + head.whole_bias(), head(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", BOTH, ids=["v1", "v2"])
+@torch.no_grad()
+def test_a_run_is_a_model_and_its_weights_alone_are_refused(tmp_path: Path, adapter: Adapter) -> None:
+    config = llama()
+    model = prompted(config, adapter)
+    layout = parameters(config, adapter)
+    base = tmp_path / "base"
+    save_hf(weights_of(random_model(config)), config, str(base))
+    frozen = tuple(name for name in layout if not layout[name].trained)
+    trained = {name: tensor for name, tensor in weights_of(model).items() if layout[name].trained}
+    of_run = {"frozen": frozen, "base": {"init_from": str(base), "seed": 1, "adapter": adapter.model_dump(mode="json")}}
+    write_checkpoint(tmp_path / "run", config, trained, **of_run)
+    run = str(tmp_path / "run")
+    loaded = load(run, device="cpu")
+    tokens = random_tokens(config, 2, 16)
+    assert torch.equal(loaded.transformer(tokens), model(tokens))
+    assert load(run, device="cpu", dtype=torch.bfloat16).transformer(tokens).isfinite().all()
+    for opened in (lambda: open_weights(run), lambda: open_adapted(run, None), lambda: open_adapted(run, str(base))):
+        with pytest.raises(ValueError, match=f"trained prompts .{adapter.kind}.* no format of weights .* adapter.kind"):
+            opened()
