@@ -18,6 +18,7 @@ from launchyard.model.weights.adapters.peft_config import PeftConfig, read_peft_
 from launchyard.model.weights.adapters.peft_keys import BIN, SAFETENSORS, PeftKeys, names_in, peft_keys, untied_by
 from launchyard.model.weights.stored.pickled import open_pickle
 from launchyard.model.weights.stored.tensors import BinTensor, FileTensor, StoredTensor
+from launchyard.model.weights.tie import table_keys
 from launchyard.model.weights.transfer import Importer
 from launchyard.model.zoo import rules
 from launchyard.model.zoo.rules import Overlap, overlaps, their_shapes
@@ -48,16 +49,20 @@ class PeftMerge:
     delta: Importer | None
     whole: Importer | None
     magnitude: Importer | None  # of each row, in all of its columns; no number where a row has none
+    tokens: Importer | None  # rows that replace others; no number elsewhere
 
     def rows(self, base: Tensor, rows: range) -> Tensor:
         """base (n, …): those rows of the tensor, in fp32 with their update."""
         made = base.float() if self.whole is None else self._read(self.whole, rows)
         if self.delta is not None:
             made = made + self._read(self.delta, rows)
-        if self.magnitude is None:
-            return made
-        gain = self._read(self.magnitude, rows)[..., :1] / torch.linalg.vector_norm(made, dim=-1, keepdim=True)
-        return torch.where(gain.isnan(), made, made * gain)
+        if self.magnitude is not None:
+            gain = self._read(self.magnitude, rows)[..., :1] / torch.linalg.vector_norm(made, dim=-1, keepdim=True)
+            made = torch.where(gain.isnan(), made, made * gain)
+        if self.tokens is not None:
+            rows_of_tokens = self._read(self.tokens, rows)
+            made = torch.where(rows_of_tokens.isnan(), made, rows_of_tokens)
+        return made
 
     def _read(self, importer: Importer, rows: range) -> Tensor:
         return next(importer.rows({self.key: rows}))[1]
@@ -113,8 +118,41 @@ class _Reader:
         made = self._importers(deltas, 0.0, complete=False)
         gains = self._importers(magnitudes, torch.nan, complete=False)
         replaced = self._importers(wholes, 0.0, complete=True)
-        touched = [key for key in parameter_shapes(self._config) if key in made or key in gains or key in replaced]
-        return {key: PeftMerge(key, made.get(key), replaced.get(key), gains.get(key)) for key in touched}
+        tokens = self._importers(self._tokens(), torch.nan, complete=False)
+        found = (made, replaced, gains, tokens)
+        touched = [key for key in parameter_shapes(self._config) if any(key in part for part in found)]
+        return {key: PeftMerge(key, *(part.get(key) for part in found)) for key in touched}
+
+    def _tokens(self) -> dict[str, _Made]:
+        found: dict[str, _Made] = {}
+        if not self._keys.tokens and not self._peft.trained_tokens:
+            return found
+        table, head = table_keys(self._config)
+        for key in (table, head):
+            module = key.removesuffix(".weight")
+            ids = self._peft.tokens(module, is_table=key == table)
+            name = self._keys.tokens.get(key)
+            if name is not None and (key in self._keys.whole or module in self._keys.updates):
+                raise ValueError(f"{self._peft.folder}: {module} has trained tokens and more; merge it with peft")
+            if name is not None:
+                found[key] = self._rows_of_tokens(key, name, ids)
+        if self._peft.trained_tokens and not found:
+            raise ValueError(f"{self._peft.folder}: trainable_token_indices names tokens that its file has no rows of")
+        return found
+
+    def _rows_of_tokens(self, key: str, name: str, ids: tuple[int, ...]) -> _Made:
+        shape = self._shape(key, name)
+        self._expect(name, (len(ids), shape[1]))
+        if not ids or max(ids) >= shape[0] or min(ids) < 0:
+            given = f"trainable_token_indices goes to {max(ids)}" if ids else "trainable_token_indices names none"
+            raise ValueError(f"{self._peft.folder}: {given}, and {name} is over a base with {shape[0]} tokens")
+
+        def make() -> Tensor:
+            rows = torch.full(shape, torch.nan)
+            rows[list(ids)] = self._read(name)
+            return rows
+
+        return _Made(make)
 
     def _add_update(
         self, module: str, parts: Mapping[str, str], deltas: dict[str, _Made], magnitudes: dict[str, _Made]

@@ -44,6 +44,7 @@ _HONOURED = frozenset(
         "r",
         "rank_pattern",
         "target_modules",
+        "trainable_token_indices",
         "use_dora",
         "use_rslora",
     ]
@@ -69,6 +70,7 @@ class PeftConfig:
     layers_pattern: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     ensure_weight_tying: bool
+    trained_tokens: Mapping[str, tuple[int, ...]]  # by name of a module; "" is the table
 
     def rank(self, module: str) -> int:
         return next((rank for key, rank in self.rank_pattern.items() if _ends(module, key)), self.r)
@@ -90,6 +92,11 @@ class PeftConfig:
         names = "|".join(map(re.escape, self.layers_pattern)) or r"[^.]+"
         found = re.search(rf"(?:^|\.)(?:{names})\.(\d+)\.", module)
         return found is not None and int(found[1]) in self.layers_to_transform
+
+    def tokens(self, module: str, *, is_table: bool) -> tuple[int, ...]:
+        """Ids of the rows of a table or head that are replaced, in the order of its tensor in the file."""
+        named = [ids for name, ids in self.trained_tokens.items() if name and _matches(module, (name,))]
+        return named[0] if named else self.trained_tokens.get("", ()) if is_table else ()
 
 
 def is_peft(folder: str) -> bool:
@@ -116,6 +123,7 @@ def read_peft_config(folder: str) -> PeftConfig:
         layers_pattern=_listed(path, said, "layers_pattern"),
         modules_to_save=_listed(path, said, "modules_to_save"),
         ensure_weight_tying=bool(said.get("ensure_weight_tying")),
+        trained_tokens=_tokens(path, said),
     )
 
 
@@ -172,12 +180,21 @@ def _listed(path: str, said: Mapping[str, object], key: str) -> tuple[str, ...]:
 
 def _layers(path: str, said: Mapping[str, object]) -> tuple[int, ...] | None:
     given = said.get("layers_to_transform")
-    if given is None:
-        return None
-    layers = [given] if isinstance(given, int) else given
-    if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
-        raise ValueError(_other_type(path, "layers_to_transform", given, "a number or a list of numbers"))
-    return tuple(layers)
+    return None if given is None else _whole_numbers(path, "layers_to_transform", given)
+
+
+def _tokens(path: str, said: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    key = "trainable_token_indices"
+    given = said.get(key) or {}
+    of_modules = given if isinstance(given, dict) else {"": given}
+    return {str(name): _whole_numbers(path, key, ids) for name, ids in of_modules.items()}
+
+
+def _whole_numbers(path: str, key: str, given: object) -> tuple[int, ...]:
+    numbers = [given] if isinstance(given, int) else given
+    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(_other_type(path, key, given, "a number or a list of numbers"))
+    return tuple(numbers)
 
 
 def _matches(module: str, wanted: str | tuple[str, ...]) -> bool:

@@ -21,13 +21,17 @@ _PART = re.compile(
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(?:\.weight)?"
 )
 
+_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
+
 
 @dataclass
 class PeftKeys:
-    """module -> part (lora_A, lora_B …) -> key of the file; and tensors that replace one of the base, by its key."""
+    """module -> part (lora_A, lora_B …) -> key of the file; and tensors that replace one of the base, or some rows of
+    a table or head, by its key."""
 
     updates: dict[str, dict[str, str]] = field(default_factory=dict)
     whole: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
 
 
 def names_in(folder: str) -> list[str]:
@@ -47,15 +51,18 @@ def names_in(folder: str) -> list[str]:
 def peft_keys(base: ModelConfig, peft: PeftConfig, names: Iterable[str]) -> PeftKeys:
     """The keys of an adapter over a base, modules as the family's rules have them.
 
-    Where the adapter keeps a tied head with its table, what is of the head is of the table. ValueError for a key of
-    tokens that train alone, or of none that PEFT writes for LoRA.
+    Where the adapter keeps a tied head with its table, what is of the head is of the table. ValueError for a key that
+    PEFT does not write for LoRA.
     """
     found = PeftKeys()
     stripped = {name: _stripped(name, peft.folder) for name in names if ".original_module." not in name}
     ruled = {theirs: ours for ours, theirs in rule_keys(rules(base), list(stripped.values())).items()}
     for name, key in stripped.items():
         match = _PART.fullmatch(ruled[key])
-        if match is None:
+        tokens = _TOKENS.fullmatch(ruled[key])
+        if tokens is not None:
+            found.tokens[f"{tokens['module']}.weight"] = name
+        elif match is None:
             whole = re.sub(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.)", "", ruled[key])
             found.whole[whole] = name
         else:
@@ -69,8 +76,11 @@ def peft_keys(base: ModelConfig, peft: PeftConfig, names: Iterable[str]) -> Peft
 
 def untied_by(base: ModelConfig, peft: PeftConfig, keys: PeftKeys) -> bool:
     """Whether an adapter changes the table or the head of a tied base alone, so that they are two from then on."""
+    if not base.tie_embeddings or peft.ensure_weight_tying:
+        return False
+    table, head = table_keys(base)
     changed = {*keys.whole, *(f"{module}.weight" for module in keys.updates)}
-    return base.tie_embeddings and not peft.ensure_weight_tying and not changed.isdisjoint(table_keys(base))
+    return not changed.isdisjoint((table, head)) or head in keys.tokens  # rows of the table alone are of both
 
 
 def adapted_config(base: ModelConfig, folder: str) -> ModelConfig:
@@ -83,8 +93,6 @@ def adapted_config(base: ModelConfig, folder: str) -> ModelConfig:
 def _stripped(name: str, where: str) -> str:
     if not name.startswith(PEFT_PREFIX):
         raise ValueError(f"{where}: key {name} does not begin with {PEFT_PREFIX}, as PEFT writes it")
-    if ".token_adapter." in name or "trainable_tokens" in name:
-        raise ValueError(f"{where}: {name}: tokens that train alone are not supported; merge them with peft")
     return name.removeprefix(PEFT_PREFIX)
 
 

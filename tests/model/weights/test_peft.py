@@ -20,7 +20,7 @@ from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, load, low_rank_merged, open_weights
 from launchyard.model.weights.source import read_config
 from launchyard.model.zoo.families.gpt2 import FAMILIES as GPT2
-from tests.support.tiny_models import llama, neox, random_model, random_tokens, weights_of
+from tests.support.tiny_models import edit_json, llama, neox, random_model, random_tokens, weights_of
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 GPT2_TINY = GPT2[0].presets["gpt2"].model_copy(
@@ -63,6 +63,17 @@ ADAPTERS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
         TIED,
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     ),
+    "tokens": (llama(), {"target_modules": ["q_proj"], "trainable_token_indices": [5, 130, 7]}),
+    "tokens of a tied table": (TIED, {"target_modules": ["q_proj"], "trainable_token_indices": [5, 130, 7]}),
+    "tokens of table and head": (
+        llama(),
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 9], "lm_head": [130]}},
+    ),
+    "tokens, tied, of a head of its own": (
+        TIED,
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 9], "lm_head": [130]}},
+    ),
+    "every bias": (neox(), {"target_modules": ["query_key_value"], "bias": "all"}),
     "gpt2": (GPT2_TINY, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "gpt2, dora": (GPT2_TINY, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True}),
     "neox": (neox(), {"target_modules": ["query_key_value", "dense_4h_to_h"]}),
@@ -140,6 +151,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "names that are none": ({"modules_to_save": 3}, "modules_to_save is 3, and must be a name or a list of names"),
     "ranks that are none": ({"rank_pattern": ["q_proj"]}, r'rank_pattern is \["q_proj"\], and must be an object'),
     "layers that are none": ({"layers_to_transform": "all"}, 'layers_to_transform is "all", and must be a number'),
+    "tokens without rows": ({"trainable_token_indices": [3]}, "tokens that its file has no rows of"),
+    "tokens that are none": ({"trainable_token_indices": {"embed_tokens": "all"}}, "must be a number or a list"),
     "no base": ({"base_model_name_or_path": None}, "names no base"),
 }
 
@@ -162,6 +175,27 @@ def test_what_is_not_honoured_is_refused_by_name(adapter: Path, name: str) -> No
             load(str(adapter), device="cpu")
     finally:
         path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable_token_indices": None}, r"has shape \[2, 48\]; .* make it \[0, 48\]"),
+        ({"trainable_token_indices": [3, 131]}, "goes to 131, and .* is over a base with 131 tokens"),
+    ],
+)
+def test_tokens_that_the_base_does_not_have_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    write_adapter(
+        write_base(llama(), tmp_path / "base"),
+        tmp_path / "a",
+        target_modules=["q_proj"],
+        trainable_token_indices=[3, 4],
+    )
+    edit_json(tmp_path / "a/adapter_config.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        load(str(tmp_path / "a"), device="cpu")
 
 
 def test_another_base_is_refused_by_a_shape(adapter: Path, tmp_path: Path) -> None:
