@@ -44,6 +44,9 @@ class Adapter(BaseModel):
     prompt_layers: int | None = Field(
         default=None, ge=1, description="How many of the last blocks have one; default: all but the first two."
     )
+    tokens: tuple[int, ...] = Field(
+        default=(), description="Ids of tokens whose rows of the table, and of the head, train beside an adapter."
+    )
     trained: tuple[str, ...] = Field(default=(), description="Patterns of parameters that train whole besides.")
     frozen: tuple[str, ...] = Field(default=(), description="Patterns of parameters that do not train.")
     frozen_layers: int = Field(default=0, ge=0, description="Blocks from the first on, and the table, do not train.")
@@ -57,6 +60,10 @@ class Adapter(BaseModel):
             raise ValueError(f"ranks are {self.ranks}; each must be 1 or more")
         if self.quantize is not None and self.kind not in (*LOW_RANK, *PROMPTED):
             raise ValueError(f"quantize: {self.quantize} is for a frozen base, and with kind {self.kind} it trains")
+        if self.tokens and self.kind == "none":
+            raise ValueError("tokens: with kind none all rows of the table train; leave tokens out, or name a kind")
+        if len(set(self.tokens)) < len(self.tokens) or min(self.tokens, default=0) < 0:
+            raise ValueError(f"tokens are {list(self.tokens)}; each is an id of 0 or more, and stands there once")
         if self.kind == "llama-adapter" and self.layers is not None:
             raise ValueError("layers are those of targets; prompt_layers: how many of the last blocks have a prompt")
         return self

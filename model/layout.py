@@ -47,6 +47,9 @@ def parameters(config: ModelConfig, adapter: Adapter | None = None) -> dict[str,
         return asked and _learns(name) and not any(fnmatchcase(name, pattern) for pattern in frozen)
 
     found = {name: Parameter(shape, trains(name)) for name, shape in shapes.items()}
+    for name in ("embed.weight", "lm_head.weight"):
+        if adapter.tokens and name in found and found[name].trained:
+            raise ValueError(f"adapter.tokens: {name} trains whole; leave it out of trained, or tokens out")
     found |= {name: Parameter(shape) for name, shape in added.items()}
     if not any(parameter.trained for parameter in found.values()):
         why = f"frozen: {', '.join(frozen)} leave" if frozen else f"adapter.kind: {adapter.kind} leaves"
@@ -101,6 +104,7 @@ def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorSha
         found[f"{name}.lora_b"] = (columns if is_table else rows, update.rank)
         if adapter.kind == "dora":
             found[f"{name}{MAGNITUDE}"] = (rows,)
+    found |= _token_shapes(config, adapter, [*found])
     for layer in prompted(config.n_layers, adapter):
         found[f"blocks.{layer}.attention.prompt"] = (adapter.prompt_tokens, config.dim)
         found[f"blocks.{layer}.attention.gate"] = (config.n_heads,)
@@ -108,6 +112,18 @@ def adapter_shapes(config: ModelConfig, adapter: Adapter) -> dict[str, TensorSha
         rows, _ = shapes.get(f"{name}.weight") or shapes["embed.weight"]
         found[f"{name}.out_scale"] = found[f"{name}.out_bias"] = (rows,)
     return found
+
+
+def _token_shapes(config: ModelConfig, adapter: Adapter, updated: list[str]) -> dict[str, TensorShape]:
+    """What is added to the rows of tokens that train alone; a tied head has the rows of the table."""
+    if not adapter.tokens:
+        return {}
+    if max(adapter.tokens) >= config.padded_vocab_size:
+        raise ValueError(f"adapter.tokens: {max(adapter.tokens)}, and the table has {config.padded_vocab_size} rows")
+    if {"embed.lora_a", "lm_head.lora_a"} & {*updated} or "lm_head" in scaled(parameter_shapes(config), adapter):
+        raise ValueError("adapter.tokens: leave embed and lm_head out of the targets, or leave tokens out")
+    shape = (len(adapter.tokens), config.embed_dim)
+    return {f"{name}.tokens": shape for name in ("embed", *(() if config.tie_embeddings else ("lm_head",)))}
 
 
 def _learns(name: str) -> bool:
@@ -131,7 +147,7 @@ def is_norm(name: str) -> bool:
 
 def is_vector(name: str) -> bool:
     """True for a parameter that is no matrix of a product or table: it decays in no optimizer."""
-    return is_norm(name) or name.rpartition(".")[2] not in ("weight", "lora_a", "lora_b", "prompt")
+    return is_norm(name) or name.rpartition(".")[2] not in ("weight", "lora_a", "lora_b", "prompt", "tokens")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, TensorShape]:

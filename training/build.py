@@ -16,6 +16,7 @@ from launchyard.model.adapt.attach import attach
 from launchyard.model.adapt.codes import encode, rounded
 from launchyard.model.adapt.forms import SCALES, Form, form_of, scales_name
 from launchyard.model.adapt.quantized import quantise
+from launchyard.model.adapt.tokens import tie_head
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start
@@ -61,7 +62,7 @@ def build_model(
     if later:
         model.to_empty(device=device)
         if config.tie_embeddings:  # to_empty gives each name its own storage
-            model.lm_head.weight = model.embed.weight
+            tie_head(model.embed, model.lm_head)
     balance_experts(model, recipe)
     if fill:
         fill_weights(model, config, recipe, adapter=adapter)

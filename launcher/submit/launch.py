@@ -260,10 +260,11 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
     source = loaded.recipe.model.init_from
     if source is None:
         return None
-    from launchyard.model.weights.source import read_config
+    from launchyard.model.weights.source import check_is_weights, find_source, read_config
     from launchyard.storage.errors import CorruptError
 
     try:
+        check_is_weights(find_source(source), source)
         return read_config(source)
     except (OSError, ValueError, CorruptError) as error:
         where = loaded.origin("model.init_from")

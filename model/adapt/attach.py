@@ -8,6 +8,7 @@ from launchyard.model.adapt.lora import LowRankEmbedding, add_update
 from launchyard.model.adapt.noise import Moment, Noise
 from launchyard.model.adapt.prompt import add_prompt, add_scale
 from launchyard.model.adapt.targets import prompted, scaled, updates
+from launchyard.model.adapt.tokens import add_tokens
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
@@ -17,6 +18,9 @@ def attach(model: nn.Module, config: ModelConfig, adapter: Adapter) -> Moment:
     """Put an adapter's parameters into `model`, on the default device and unfilled. The moment of its dropout."""
     moment = Moment()
     shapes = parameter_shapes(config)
+    if adapter.tokens:
+        head = model.get_submodule("lm_head")
+        add_tokens(model.get_submodule("embed"), head, adapter.tokens, tied=config.tie_embeddings)
     for layer in prompted(config.n_layers, adapter):
         add_prompt(
             model.get_submodule(f"blocks.{layer}.attention"),

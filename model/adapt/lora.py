@@ -17,6 +17,7 @@ from launchyard.model.adapt.noise import Noise
 from launchyard.model.adapt.prompt import Prompted, Scaled
 from launchyard.model.adapt.quantized import QuantizedLinear
 from launchyard.model.adapt.targets import Update
+from launchyard.model.adapt.tokens import TokenRows
 from launchyard.model.network.linear import Embedding, Linear
 from launchyard.model.network.low_rank import Factors, add_updates
 
@@ -96,7 +97,7 @@ class LowRankQuantizedLinear(_LowRank, QuantizedLinear):
         return self.decoder(self.weight, self.scales, torch.float32).clone()
 
 
-_PARAMETERS = ("lora_a", "lora_b", "magnitude", "prompt", "gate", "out_scale", "out_bias")
+_PARAMETERS = ("lora_a", "lora_b", "magnitude", "prompt", "gate", "out_scale", "out_bias", "tokens")
 _WITH_UPDATE: dict[type[nn.Module], type[_LowRank]] = {Linear: LowRankLinear, QuantizedLinear: LowRankQuantizedLinear}
 
 
@@ -131,7 +132,7 @@ class LowRankEmbedding(Embedding):
         return out + F.linear(chosen, self.lora_b.to(out.dtype)) * self.scale
 
 
-_ADAPTED = (_LowRank, LowRankEmbedding, Prompted, Scaled)
+_ADAPTED = (_LowRank, LowRankEmbedding, Prompted, Scaled, TokenRows)
 
 
 @contextmanager

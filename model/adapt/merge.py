@@ -34,3 +34,18 @@ class MatrixMerge:
             return whole
         gain = self.added(f"{self.name}.magnitude").float()[mine] / torch.linalg.vector_norm(whole, dim=1)
         return whole * gain[:, None]
+
+
+@dataclass(frozen=True)
+class TokenMerge:
+    """What is added to the rows of some tokens of a table or head. name: of the parameter."""
+
+    name: str
+    ids: tuple[int, ...]
+    added: Added
+
+    def rows(self, base: Tensor, rows: range) -> Tensor:
+        """base (n, dim): those rows of the table. fp32, with what is added to them."""
+        mine = [number for number, token in enumerate(self.ids) if token in rows]
+        places = torch.tensor([self.ids[number] - rows.start for number in mine], dtype=torch.int64)
+        return base.float().index_add(0, places, self.added(self.name).float()[mine])

@@ -44,12 +44,15 @@ def adapter_rows(key: str, shape: tuple[int, ...], *, seed: int, start: int = 0,
     """Rows [start, stop) of the first value of an adapter's parameter: fp32, on the CPU, so that it changes nothing.
 
     A of a projection is uniform within 1/sqrt(in), and B of a table normal, as in Hu et al. 2021 and PEFT; the other
-    of the two is zero. A prompt is normal, as in Zhang et al. 2023, its gate zero; scales are one, biases zero.
+    of the two is zero. A prompt is normal, as in Zhang et al. 2023, its gate zero; scales are one, biases
+    and what is added to rows of tokens zero.
     """
     stop = shape[0] if stop is None else stop
     of_table = key.startswith("embed.")
     if key.endswith(".prompt"):
         return _rows(key, shape, seed=seed, start=start, stop=stop, draw=_normal)
+    if key.endswith(".tokens"):
+        return torch.zeros(max(0, stop - start), *shape[1:])
     if len(shape) == 1:
         return torch.full((max(0, stop - start),), 1.0 if key.endswith("scale") else 0.0)
     if key.endswith("lora_a" if of_table else "lora_b"):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from launchyard.model.adapt.attach import attach
 from launchyard.model.adapt.codes import rounded
 from launchyard.model.adapt.forms import Form, scales_name
-from launchyard.model.adapt.merge import Added, MatrixMerge
+from launchyard.model.adapt.merge import Added, MatrixMerge, TokenMerge
 from launchyard.model.adapt.targets import updates
+from launchyard.model.adapt.tokens import tie_head
 from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.generate import generate
@@ -31,7 +32,7 @@ from launchyard.model.weights.adapters.peft import peft_merges
 from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
 from launchyard.model.weights.resize import is_of_vocabulary, mean_row
-from launchyard.model.weights.source import Source, find_source
+from launchyard.model.weights.source import Source, check_is_weights, find_source
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.safetensors import torch_dtype
 from launchyard.storage.shards import read_manifest, read_tensor
@@ -193,17 +194,25 @@ class MergedWeights:
 
 
 def low_rank_merged(base: Weights, adapter: Adapter, added: Added) -> MergedWeights:
-    """A tied head is one of its own where one of both has an update.
+    """The base with low-rank updates and rows of tokens. A tied head is one of its own where one has an update.
 
     ValueError for a kind whose changes are none of weights.
     """
-    if adapter.kind not in LOW_RANK:
+    if not _is_merged(adapter):
         raise ValueError(f"an adapter of kind {adapter.kind} adds to what a model computes, not to its weights")
-    merges = {
+    merges: dict[str, RowMerge] = {
         f"{name}.weight": MatrixMerge(name, update, adapter.kind == "dora", added)
         for name, update in updates(parameter_shapes(base.config), adapter).items()
     }
-    return MergedWeights(base, merges, untied=_TABLE in merges or _HEAD in merges)
+    untied = _TABLE in merges or _HEAD in merges
+    for name in adapter_shapes(base.config, adapter):
+        if name.endswith(".tokens"):
+            merges[f"{name.removesuffix('.tokens')}.weight"] = TokenMerge(name, adapter.tokens, added)
+    return MergedWeights(base, merges, untied=untied)
+
+
+def _is_merged(adapter: Adapter) -> bool:
+    return adapter.kind in LOW_RANK or (bool(adapter.tokens) and adapter.kind not in PROMPTED)
 
 
 def resized(weights: Weights, theirs: ModelConfig, ours: ModelConfig) -> Weights:
@@ -281,13 +290,9 @@ def open_weights(source: str) -> tuple[ModelConfig, Weights]:
 
     ValueError for a run whose adapter is none of weights; `load` takes it.
     """
-    config, weights = _open(find_source(source))
-    if _has_prompts(weights):
-        raise ValueError(
-            f"{source} trained prompts ({weights.adapter.kind}), for which no format of weights has a place. generate, "
-            "chat, serve and evaluate take the run itself; adapter.kind=lora trains what can be merged and exported"
-        )
-    return config, weights
+    found = find_source(source)
+    check_is_weights(found, source)
+    return _open(found)
 
 
 def _has_prompts(weights: Weights) -> TypeGuard[CheckpointWeights]:
@@ -298,7 +303,7 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
     kinds: dict[str, type[HFWeights] | type[GGUFWeights] | type[CheckpointWeights]]
     kinds = {"hf": HFWeights, "gguf": GGUFWeights, "checkpoint": CheckpointWeights}
     weights: Weights = kinds[found.kind](found.folder)
-    if isinstance(weights, CheckpointWeights) and weights.adapter.kind in LOW_RANK:
+    if isinstance(weights, CheckpointWeights) and _is_merged(weights.adapter):
         weights = low_rank_merged(weights, weights.adapter, weights.added)
     if found.adapter is not None:
         if _has_prompts(weights):
@@ -359,7 +364,7 @@ def build(
         tensor = stored.to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))
     if config.tie_embeddings:
-        transformer.lm_head.weight = transformer.embed.weight
+        tie_head(transformer.embed, transformer.lm_head)
     return transformer.eval()
 
 

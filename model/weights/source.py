@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from launchyard.model.adapter import PROMPTED
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import TOKENIZER, read_companions
 from launchyard.model.text.find import GGUF, carrier_in, read_tokenizer_files
@@ -144,6 +145,18 @@ def read_config(source: str) -> ModelConfig:
     found = find_source(source)
     config = _config_of(found)
     return config if found.adapter is None else adapted_config(config, found.adapter)
+
+
+def check_is_weights(found: Source, name: str) -> None:
+    """ValueError for a run whose adapter is none of weights, so that they alone are another model."""
+    if found.kind != "checkpoint":
+        return
+    kind = read_manifest(found.folder).base.get("adapter", {}).get("kind")
+    if kind in PROMPTED:
+        raise ValueError(
+            f"{name} trained prompts ({kind}), for which no format of weights has a place. generate, chat, serve and "
+            "evaluate take the run itself; adapter.kind=lora trains what can be merged, exported and trained on"
+        )
 
 
 def _config_of(found: Source) -> ModelConfig:

@@ -18,6 +18,7 @@ from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
 from launchyard.model.weights.adapters.peft_config import ADAPTER_CONFIG
 from launchyard.model.weights.adapters.peft_keys import PEFT_PREFIX, SAFETENSORS
 from launchyard.model.weights.theirs import made_of
+from launchyard.model.weights.tie import table_keys
 from launchyard.model.zoo import rules
 from launchyard.model.zoo.rules import Overlap, overlaps, their_shapes
 from launchyard.storage import files
@@ -60,11 +61,17 @@ def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
     writer = _Writer(weights)
     modules = {name: writer.module(name) for name in writer.modules}
     whole = writer.whole()
+    if not modules:
+        raise ValueError("--to peft is for low-rank updates, and this run has none")
+    tokens = writer.tokens()
     tensors = {
         f"{PEFT_PREFIX}{name}.{part}": held for name, module in modules.items() for part, held in module.tensors.items()
     }
     tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in whole.items()}
+    tensors |= {f"{PEFT_PREFIX}{name}.token_adapter.trainable_tokens_delta": rows for name, rows in tokens.items()}
     said = _config(weights, modules, sorted({name.rpartition(".")[0] for name in whole}))
+    if tokens:
+        said["trainable_token_indices"] = {name.rpartition(".")[2]: list(weights.adapter.tokens) for name in tokens}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     files.write(f"{folder}/{SAFETENSORS}", data)
     files.write(f"{folder}/{ADAPTER_CONFIG}", (json.dumps(said, indent=2) + "\n").encode())
@@ -119,6 +126,16 @@ class _Writer:
             if key.removesuffix(".weight") in self.modules or not key.endswith(".weight"):
                 raise ValueError(f"{key} trained whole, and PEFT has no place for it beside an update; export --to hf")
         return {key: made_of(self._parts[key], self._shapes[key], torch.float32, self._float) for key in keys}
+
+    def tokens(self) -> dict[str, Tensor]:
+        """The rows of trained tokens of their table, and of a head of its own."""
+        ids = list(self._weights.adapter.tokens)
+        found: dict[str, Tensor] = {}
+        for key, ours in zip(table_keys(self._config), ("embed", "lm_head"), strict=True) if ids else ():
+            if ours == "embed" or not self._config.tie_embeddings:
+                rows = self._float(f"{ours}.weight")[ids] + self._added(f"{ours}.tokens")
+                found[key.removesuffix(".weight")] = rows
+        return found
 
     def _b(self, ours: list[str], adapted: Mapping[str, Update], scale: float) -> Tensor:
         """(rows of all, ranks of all): each has its own columns, of one scale."""

@@ -32,6 +32,7 @@ ADAPTERS = {
     "tables": Adapter(kind="lora", targets=EVERYWHERE, scaling="alpha"),
     "dora": Adapter(kind="dora"),
     "dora-head": Adapter(kind="dora", targets=("o_proj", "lm_head")),
+    "tokens": Adapter(kind="lora", tokens=(*dict.fromkeys(random_tokens(neox(), 2, 16)[0].tolist()),)),
     "some": Adapter(kind="lora", targets="query", trained=("norm.*", "blocks.2.*norm.weight"), layers=(1,)),
 }
 
@@ -132,6 +133,9 @@ def test_all_that_trains_changes_and_nothing_else(adapter: Adapter) -> None:
         ({"layers": (7,)}, "no target lies in block 7; some do in 0 to 2"),
         ({"trained": ("blocks.*.nrom.weight",)}, "trained: no parameter of this model matches"),
         ({"kind": "dora", "targets": ("embed",)}, "a table has no magnitudes"),
+        ({"tokens": (131,)}, "adapter.tokens: 131, and the table has 131 rows"),
+        ({"tokens": (3,), "targets": ("lm_head",)}, "leave embed and lm_head out of the targets"),
+        ({"tokens": (3,), "trained": ("embed.*",)}, "tokens: embed.weight trains whole; leave"),
     ],
 )
 def test_what_matches_nothing_is_an_error(fields: dict[str, object], said: str) -> None:
@@ -152,3 +156,16 @@ def test_what_matches_nothing_is_an_error(fields: dict[str, object], said: str) 
 def test_targets_have_the_names_that_people_know(targets: object, found: set[str]) -> None:
     shapes = adapter_shapes(neox(), Adapter.model_validate({"kind": "lora", "targets": targets}))
     assert {name.split(".")[-2] for name in shapes} == found
+
+
+def test_a_run_with_trained_tokens_reads_as_its_base_with_their_rows_changed() -> None:
+    config = llama()
+    adapter = Adapter(kind="bitfit", tokens=(5, 2), trained=("norm.weight",))
+    model, base = adapted(config, adapter)
+    merged = low_rank_merged(base, adapter, model.get_parameter)
+    for key in ("embed.weight", "lm_head.weight"):
+        more = model.get_parameter(key.replace("weight", "tokens")).detach()
+        changed = {row for row in range(131) if not torch.equal(merged.get(key)[row], base.get(key)[row])}
+        assert changed == {2, 5}
+        assert torch.equal(merged.get(key)[5], base.get(key)[5] + more[0])
+    assert torch.equal(merged.get("norm.weight"), base.get("norm.weight"))

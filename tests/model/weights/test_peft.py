@@ -251,6 +251,8 @@ RUNS: dict[str, tuple[ModelConfig, Adapter]] = {
     "tied head": (TIED, Adapter(kind="lora", r=3, targets=("lm_head", "q_proj"))),
     "table": (llama(), Adapter(kind="lora", r=3, targets=("embed", "q_proj"))),
     "whole norms": (llama(), Adapter(kind="lora", r=3, trained=("norm.weight", "blocks.1.mlp_norm.weight"))),
+    "tokens": (llama(), Adapter(kind="lora", r=3, tokens=(5, 130, 7))),
+    "tokens, tied": (TIED, Adapter(kind="dora", r=3, targets=("q_proj",), tokens=(5, 130, 7))),
     "gpt2": (GPT2_TINY, Adapter(kind="lora", r=3, targets=("q_proj", "v_proj", "up_proj"), alphas={"v_proj": 2.0})),
     "gpt2, dora": (GPT2_TINY, Adapter(kind="dora", r=3, targets=("q_proj", "v_proj"))),
     "neox": (neox(), Adapter(kind="lora", r=3, ranks={"k_proj": 2})),

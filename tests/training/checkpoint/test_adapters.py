@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "tables": {"kind": "lora", "targets": ["embed", "lm_head", "v_proj"], "trained": ["norm.weight"]},
     "dropout": {"kind": "lora", "dropout": 0.3},
     "qlora": {"kind": "qlora"},
+    "tokens": {"kind": "lora", "tokens": [3, 0, 7]},
     "prompts": {"kind": "llama-adapter", "prompt_tokens": 3},
     "prompts, v2": {"kind": "llama-adapter-v2", "targets": ["o_proj", "up_proj", "lm_head"]},
 }
