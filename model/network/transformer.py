@@ -151,8 +151,8 @@ class Transformer(nn.Module):
         if self.config.logit_scale is not None:  # the head is linear: the same as scaled logits
             x = x * self.config.logit_scale
         if head is not None:
-            weight, bias = self.lm_head.whole_weight(), self.lm_head.whole_bias()
-            return head(x, Projection(weight, bias, self.config.logit_softcap))
+            weight = self.lm_head.whole_weight()
+            return head(x, Projection(weight, self.lm_head.whole_bias(), self.config.logit_softcap))
         logits = self.lm_head(x)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

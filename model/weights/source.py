@@ -154,8 +154,8 @@ def check_is_weights(found: Source, name: str) -> None:
     kind = read_manifest(found.folder).base.get("adapter", {}).get("kind")
     if kind in PROMPTED:
         raise ValueError(
-            f"{name} trained prompts ({kind}), for which no format of weights has a place. generate, chat, serve and "
-            "evaluate take the run itself; adapter.kind=lora trains what can be merged, exported and trained on"
+            f"{name} trained prompts ({kind}), for which no format of weights has a place. `launch generate` and "
+            "`load` take the run itself; adapter.kind=lora trains what can be merged, exported and trained on"
         )
 
 
