@@ -309,8 +309,9 @@ ENTRIES = (
     Entry(STOP, "`launch stop`, `launch cancel`", "when somebody asks", "`reason` and `time`; the agents poll it."),
     Entry(ROLLBACKS, "`launch resume --from-step`, `--from-scratch`", "before that attempt is submitted",
           "Attempts that went back on purpose, each with the `step` from which it went on."),
-    Entry(DATA_PLACE, "`launch resume RUN data.source=…`", "before that attempt is submitted", "The place of the data "
-          "since then, in place of `data` in `plan.json`; the digests are equal."),
+    Entry(DATA_PLACE, "`launch resume RUN data.source=…` or `train.max_epochs=…`", "before that attempt is submitted",
+          "The place of the data since then, or more of its epochs counted, in place of `data` in `plan.json`; the "
+          "digests are equal."),
     Entry(PLACE, "`launch resume --cluster`", "before that attempt is submitted", "The cluster since then: `cluster`, "
           "`scheduler`, `store`, `storage`, `environment` and `request`, in place of those in `plan.json`."),
     Entry(GONE_TO, "`launch resume RUN --cluster NAME`", "when the run was copied elsewhere", "Where it goes on, "

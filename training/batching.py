@@ -76,8 +76,8 @@ def _packs_in(packs: tuple[int, ...], epochs: float) -> int:
     whole = math.floor(epochs)
     if math.ceil(epochs) > len(packs):
         raise ValueError(
-            f"train.max_epochs: {epochs:g}; the plan of this run has counted the sequences of {len(packs)} epochs: "
-            "give its new length as train.max_steps"
+            f"train.max_epochs: {epochs:g}; the sequences of {len(packs)} epochs are counted, and the rows are not "
+            "there to count more: bring them back, or give the new length as train.max_steps"
         )
     return sum(packs[:whole]) + (math.ceil((epochs - whole) * packs[whole]) if epochs > whole else 0)
 

@@ -233,12 +233,10 @@ def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind)
         raise UserError(f"{part.key}: {source.folder} holds {found}, and its kind is {kind}", hint=f"{where}={found}")
     if source.instruct is None:
         return part.spec
-    from launchyard.training.data.packs import count_packs
     from launchyard.training.data.row_store import group_lengths
 
     together = source.instruct.together
     with _key(part.key):
-        lengths = group_lengths(source.folder, together)
         longest = max(int(group_lengths(one.folder, together).max()) for one in (source, *part.spec.validation))
     if longest > data.seq_len:
         raise UserError(
@@ -246,11 +244,26 @@ def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind)
             f"{'pair' if together > 1 else 'row'} takes {longest}",
             hint=f"data.seq_len={longest}, or prepare the data again for shorter rows",
         )
+    return with_epochs(part.spec, data, epochs or 1)
+
+
+def with_epochs(spec: DataSpec, data: DataConfig, epochs: float) -> DataSpec:
+    """The same with the sequences of so many epochs of rows counted, in a set of one source."""
+    from launchyard.training.data.packs import count_packs
+    from launchyard.training.data.row_store import group_lengths
+
+    (source,) = spec.train
+    assert source.instruct is not None
     packs = count_packs(
-        lengths, epochs=epochs or 1, capacity=data.seq_len, seed=data.seed, shuffle=data.shuffle, packing=data.packing
+        group_lengths(source.folder, source.instruct.together),
+        epochs=epochs,
+        capacity=data.seq_len,
+        seed=data.seed,
+        shuffle=data.shuffle,
+        packing=data.packing,
     )
     counted = source.instruct.model_copy(update={"packs": packs})
-    return part.spec.model_copy(update={"train": (source.model_copy(update={"instruct": counted}),)})
+    return spec.model_copy(update={"train": (source.model_copy(update={"instruct": counted}),)})
 
 
 def _kind_of(source: TokenSource) -> DataKind:

@@ -12,7 +12,7 @@ from launchyard.training.recipe import EITHER_OR, Recipe, ScheduleConfig
 
 # The identity of a run: another value would make another run.
 FIXED = (
-    *("name", "after", "model", "adapter", "data", "tokenizer", "optimizer.name"),
+    *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name"),
     *("train.seed", "train.global_batch_size", "train.precision"),
 )
 # All others, by their effect.

@@ -34,7 +34,7 @@ from launchyard.launcher.submit.code import record_again, take_snapshot
 from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
 from launchyard.launcher.submit.room import check_room, with_room
-from launchyard.launcher.submit.run_data import find_moved, record_moved, restore_data
+from launchyard.launcher.submit.run_data import count_more, find_moved, record_moved, restore_data
 from launchyard.run import layout
 from launchyard.run.checkpoints import RunCheckpoints, forget_rollback, record_rollback
 from launchyard.run.frozen import check_frozen
@@ -56,7 +56,7 @@ class ReadyToResume:
     recipe: Recipe
     changes: tuple[Change, ...]  # since the attempt before
     from_step: int | None = None  # to go back to, on purpose
-    moved: bool = False  # its data lies in another place
+    moved: bool = False  # its data lies in another place, or more of its epochs are counted
     cluster: Cluster | None = None  # another one than before
     copy_to: RunDir | None = None  # where it goes on, if its nodes do not see where it is
 
@@ -133,7 +133,8 @@ def make_ready(
     after = check_recipe(raw, overrides, source=source)
     with user_errors():
         workload = frozen_workload(run)
-        data = find_moved(after.recipe, workload.data) if moved else place_of_data(run, workload)
+        there = None if moved else place_of_data(run, workload)
+        data = find_moved(after.recipe, workload.data) if there is None else count_more(after.recipe, there)
     workload = workload.model_copy(update={"data": data})
     plan = _plan((copy_to or run).url, after, workload, place or _cluster(run.read_plan()))
     if from_step is None:
@@ -142,7 +143,7 @@ def make_ready(
         state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
     changed = tuple(changes_between(before.recipe, after.recipe))
-    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, bool(moved), place, copy_to)
+    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, data != there, place, copy_to)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:

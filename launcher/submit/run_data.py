@@ -48,6 +48,21 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
     return found.spec
 
 
+def count_more(recipe: Recipe, data: DataSpec) -> DataSpec:
+    """The same; with more of its epochs counted where a changed recipe asks for them and the rows are there."""
+    from launchyard.launcher.data.resolve import with_epochs
+    from launchyard.training.data.index import ROWS
+
+    rows = data.train[0].instruct
+    epochs = recipe.train.max_epochs
+    if rows is None or epochs is None or epochs <= len(rows.packs) or len(data.train) > 1:
+        return data
+    if not files.exists(f"{data.train[0].folder}/{ROWS}"):
+        return data
+    with user_errors():
+        return with_epochs(data, recipe.data, epochs)
+
+
 def _equal(found: DataSpec, data: DataSpec) -> bool:
     """Are the tokens the same, whatever their place? Plans of older versions have no digest for each source."""
     if found.digest != data.digest or len(found.train) != len(data.train):

@@ -9,6 +9,7 @@ import pytest
 
 from launchyard.errors import UserError
 from launchyard.launcher.data.resolve import resolve
+from launchyard.launcher.submit.run_data import count_more
 from launchyard.training.batching import count_steps
 from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.index import Dataset, HoldOut, Options, TokenizerEntry
@@ -67,6 +68,10 @@ def test_the_plan_counts_the_steps_that_the_reader_makes(rows: str, packing: boo
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_epochs": 4})})
     with pytest.raises(ValueError, match="max_steps"):
         count_steps(longer, spec)
+    more = count_more(longer, spec)  # of a resume
+    assert more.train[0].instruct == resolve(data, None, epochs=4).spec.train[0].instruct
+    assert count_steps(recipe, more) == steps < count_steps(longer, more)
+    assert count_more(recipe, spec) is spec
 
 
 def test_data_of_the_other_kind_is_refused_with_the_key_that_mends_it(rows: str, tmp_path: Path) -> None:
