@@ -23,6 +23,8 @@ from launchyard.model.zoo import rules
 from launchyard.model.zoo.rules import Overlap, overlaps, their_shapes
 from launchyard.storage import files
 
+_BIAS = ".bias"
+
 
 class AdaptedRun(Protocol):
     """A base with what was trained of it; see CheckpointWeights of model/weights/load.py."""
@@ -54,6 +56,15 @@ class _Module:
     transposed: bool
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """What trained without an update: tensors by their keys, the modules that are saved whole, and PEFT's `bias`."""
+
+    tensors: dict[str, Tensor]
+    modules: list[str]
+    bias: str
+
+
 def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
     """Notes on what a reader must know. ValueError for a parameter that trained and has no place in the format."""
     from safetensors.torch import save
@@ -67,9 +78,9 @@ def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
     tensors = {
         f"{PEFT_PREFIX}{name}.{part}": held for name, module in modules.items() for part, held in module.tensors.items()
     }
-    tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in whole.items()}
+    tensors |= {f"{PEFT_PREFIX}{name}": tensor for name, tensor in whole.tensors.items()}
     tensors |= {f"{PEFT_PREFIX}{name}.token_adapter.trainable_tokens_delta": rows for name, rows in tokens.items()}
-    said = _config(weights, modules, sorted({name.rpartition(".")[0] for name in whole}))
+    said = _config(weights, modules, whole)
     if tokens:
         said["trainable_token_indices"] = {name.rpartition(".")[2]: list(weights.adapter.tokens) for name in tokens}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
@@ -116,16 +127,38 @@ class _Writer:
             made["lora_magnitude_vector"] = torch.cat([self._magnitude(one) for one in ours])[order]
         return _Module(made, sum(update.rank for update in adapted.values()), scale, transposed)
 
-    def whole(self) -> dict[str, Tensor]:
-        """Their tensors that trained whole, or in a part."""
+    def whole(self) -> _Whole:
+        """ValueError for what trained whole and has no place beside an update."""
+        trained = self._trained_keys()
+        saved = {key.rpartition(".")[0] for key in trained if not key.endswith(_BIAS)}
+        biases = [key for key in trained if key.endswith(_BIAS) and key.removesuffix(_BIAS) not in saved]
+        every = [key for key in self._parts if key.endswith(_BIAS)]
+        of_updated = [key for key in every if key.removesuffix(_BIAS) in self.modules]
+        bias = "none"
+        if biases == every != []:
+            bias = "all"
+        elif of_updated and set(of_updated) <= set(biases):
+            bias = "lora_only"
+        if bias != "all":  # a module that has no update is saved with all that it has
+            saved |= {key.removesuffix(_BIAS) for key in biases if bias == "none" or key not in of_updated}
+            biases = of_updated if bias == "lora_only" else []
+        if beside := sorted(saved & set(self.modules)):
+            raise ValueError(f"a part of {beside[0]} trained whole beside its update, as PEFT cannot; export --to hf")
+        tensors = {key: self._theirs(key) for key in self._parts if key.rpartition(".")[0] in saved}
+        for key in biases:
+            module = key.removesuffix(_BIAS)
+            tensors[f"{module}.base_layer{_BIAS}" if module in self.modules else key] = self._theirs(key)
+        return _Whole(tensors, sorted(saved), bias)
+
+    def _trained_keys(self) -> list[str]:
+        """Of their tensors that trained whole, or in a part."""
         adapter = self._weights.adapter
         added = adapter_shapes(self._weights.config, adapter)
         trained = {name for name, one in parameters(self._weights.config, adapter).items() if one.trained} - set(added)
-        keys = [key for key, parts in self._parts.items() if any(part.ours in trained for part in parts)]
-        for key in keys:
-            if key.removesuffix(".weight") in self.modules or not key.endswith(".weight"):
-                raise ValueError(f"{key} trained whole, and PEFT has no place for it beside an update; export --to hf")
-        return {key: made_of(self._parts[key], self._shapes[key], torch.float32, self._float) for key in keys}
+        return [key for key, parts in self._parts.items() if any(part.ours in trained for part in parts)]
+
+    def _theirs(self, key: str) -> Tensor:
+        return made_of(self._parts[key], self._shapes[key], torch.float32, self._float)
 
     def tokens(self) -> dict[str, Tensor]:
         """The rows of trained tokens of their table, and of a head of its own."""
@@ -179,7 +212,7 @@ class _Writer:
         return self._weights.get(name).float().contiguous()
 
 
-def _config(weights: AdaptedRun, modules: Mapping[str, _Module], whole: list[str]) -> dict[str, object]:
+def _config(weights: AdaptedRun, modules: Mapping[str, _Module], whole: _Whole) -> dict[str, object]:
     alphas = {name: module.scale * module.rank for name, module in modules.items()}
     rank = Counter(module.rank for module in modules.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -194,11 +227,11 @@ def _config(weights: AdaptedRun, modules: Mapping[str, _Module], whole: list[str
         "rank_pattern": {name: module.rank for name, module in modules.items() if module.rank != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "target_modules": list(modules),
-        "modules_to_save": whole or None,
+        "modules_to_save": whole.modules or None,
         "fan_in_fan_out": any(module.transposed for module in modules.values()),
         "use_dora": weights.adapter.kind == "dora",
         "use_rslora": False,
-        "bias": "none",
+        "bias": whole.bias,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ class Trained:
 
     def get(self, key: str) -> Tensor:
         found = self._weights.get(key)
-        return found + 1 if key in self.adapter.trained else found
+        return found + 1 if any(fnmatchcase(key, pattern) for pattern in self.adapter.trained) else found
 
     def rows(self, wanted: Any) -> Any:
         for key, rows in wanted.items():
@@ -253,6 +254,15 @@ RUNS: dict[str, tuple[ModelConfig, Adapter]] = {
     "whole norms": (llama(), Adapter(kind="lora", r=3, trained=("norm.weight", "blocks.1.mlp_norm.weight"))),
     "tokens": (llama(), Adapter(kind="lora", r=3, tokens=(5, 130, 7))),
     "tokens, tied": (TIED, Adapter(kind="dora", r=3, targets=("q_proj",), tokens=(5, 130, 7))),
+    "every bias": (neox(), Adapter(kind="lora", r=3, targets=("q_proj",), trained=("*.bias",))),
+    "biases of the targets": (
+        llama(attention_bias=True, mlp_bias=True),
+        Adapter(kind="lora", r=3, targets=("q_proj", "down_proj"), trained=("*.q_proj.bias", "*.down_proj.bias")),
+    ),
+    "biases elsewhere": (
+        neox(),
+        Adapter(kind="lora", r=3, targets=("q_proj",), trained=("norm.*", "*.up_proj.bias", "*.mlp_norm.weight")),
+    ),
     "gpt2": (GPT2_TINY, Adapter(kind="lora", r=3, targets=("q_proj", "v_proj", "up_proj"), alphas={"v_proj": 2.0})),
     "gpt2, dora": (GPT2_TINY, Adapter(kind="dora", r=3, targets=("q_proj", "v_proj"))),
     "neox": (neox(), Adapter(kind="lora", r=3, ranks={"k_proj": 2})),
@@ -276,6 +286,13 @@ def test_peft_makes_the_same_of_an_exported_adapter(tmp_path: Path, name: str) -
     torch.testing.assert_close(logits(theirs, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
     back = load(str(tmp_path / "out"), device="cpu")
     torch.testing.assert_close(logits(back.transformer, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_of_some_updated_modules_has_no_place_in_the_folder(tmp_path: Path) -> None:
+    base = write_base(neox(), tmp_path / "base")
+    run = Trained(str(base), Adapter(kind="lora", trained=("blocks.1.*.up_proj.bias",)))
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.dense_h_to_4h trained whole beside its update"):
+        save_peft(run, str(tmp_path / "out"))
 
 
 def test_a_merge_is_base_and_adapter_rounded_once(adapter: Path, tmp_path: Path) -> None:
