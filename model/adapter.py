@@ -54,6 +54,11 @@ class Adapter(BaseModel):
         default=None, description="Form of the frozen matrices; -dq: scales quantised too. Default: nf4-dq for qlora."
     )
 
+    @property
+    def keeps_base(self) -> bool:
+        """True if no parameter of the model itself trains."""
+        return self.kind in (*LOW_RANK, "llama-adapter") and not self.trained
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(rank < 1 for rank in self.ranks.values()):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from launchyard.model.adapter import LOW_RANK, Adapter
+from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
 from launchyard.training.recipe import ParallelConfig, TrainConfig
 
@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 def needs_sharding(train: TrainConfig, world_size: int, adapter: Adapter | None = None) -> bool:
     """One worker in fp32 needs no FSDP. bf16 does even alone, for fp32 master weights, unless an adapter trains alone:
     it is fp32 and casts itself."""
-    alone = world_size == 1 and (train.precision == "fp32" or trains_alone(adapter))
-    return not alone
-
-
-def trains_alone(adapter: Adapter | None) -> bool:
-    """True if no parameter of the model itself trains."""
-    return adapter is not None and adapter.kind in (*LOW_RANK, "llama-adapter") and not adapter.trained
+    trains_alone = adapter is not None and adapter.keeps_base
+    return world_size > 1 or (train.precision != "fp32" and not trains_alone)
 
 
 def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:

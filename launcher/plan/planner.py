@@ -19,7 +19,7 @@ from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, P
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
-from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
+from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import parameters
@@ -218,12 +218,13 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
             draft.wrong("preference", f"for pairs of answers, but data.kind is {recipe.data.kind}; leave it out")
         return
     adapter = recipe.adapter
-    if (recipe.preference or PreferenceConfig()).loss == "dpo" and (adapter.kind not in LOW_RANK or adapter.trained):
-        trains = adapter.trained[0] if adapter.kind in LOW_RANK else f"adapter.kind {adapter.kind}"
+    if (recipe.preference or PreferenceConfig()).loss == "dpo" and not adapter.keeps_base:
+        trains = adapter.trained[0] if adapter.trained else f"adapter.kind {adapter.kind}"
         draft.wrong(
             "preference.loss",
             f"dpo looks back at the model as it began, which is not kept where it trains itself ({trains}); use "
-            "adapter.kind lora, qlora or dora without adapter.trained, or preference.loss=simpo, which has none",
+            "adapter.kind lora, qlora, dora or llama-adapter without adapter.trained, or preference.loss=simpo, which "
+            "has none",
         )
 
 

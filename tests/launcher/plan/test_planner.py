@@ -396,6 +396,8 @@ def test_time_limits(text: str, seconds: int | None) -> None:
         ({"preference.loss": "simpo"}, "data.kind is tokens; leave it out"),
         ({"data.kind": "preference", "preference.loss": "simpo"}, None),
         ({"data.kind": "preference", "adapter.kind": "dora"}, None),
+        ({"data.kind": "preference", "adapter.kind": "llama-adapter", "checkpoint.export": False}, None),
+        ({"data.kind": "preference", "adapter.kind": "llama-adapter-v2"}, "adapter.kind llama-adapter-v2); use"),
     ],
 )
 def test_the_loss_of_pairs_fits_what_trains(changes: dict[str, Any], said: str | None) -> None:

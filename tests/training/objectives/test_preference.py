@@ -116,7 +116,7 @@ def test_packs_of_pairs_have_the_loss_and_gradients_of_the_formula(
         )
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "qlora"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "qlora", "llama-adapter"])
 def test_the_reference_is_the_base(tmp_path: Path, kind: str) -> None:
     model = built(CONFIG, adapter := Adapter(kind=kind, r=4))  # type: ignore[arg-type]
     tokens = torch.arange(12)[None]
