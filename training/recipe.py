@@ -148,7 +148,9 @@ class PreferenceConfig(Section):
     start. simpo (Meng et al. 2024): likelier a token than the rejected one, without a look back.
     """
 
-    loss: Literal["dpo", "simpo"] = Field(default="dpo", description="dpo needs adapter.kind lora, qlora or dora.")
+    loss: Literal["dpo", "simpo"] = Field(
+        default="dpo", description="dpo needs adapter.kind lora, qlora, dora or llama-adapter."
+    )
     beta: float | None = Field(
         default=None, gt=0, description="Weight of log-probabilities in rewards; default: 0.1, of simpo 2."
     )
