@@ -17,6 +17,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
 from launchyard.model.weights.adapters.peft_config import ADAPTER_CONFIG
 from launchyard.model.weights.adapters.peft_keys import PEFT_PREFIX, SAFETENSORS
+from launchyard.model.weights.source import read_config
 from launchyard.model.weights.theirs import made_of
 from launchyard.model.weights.tie import table_keys
 from launchyard.model.zoo import rules
@@ -243,4 +244,10 @@ def _notes(weights: AdaptedRun, said: Mapping[str, object]) -> list[str]:
         notes.append("the run began with random weights, so the adapter names no base")
     if said["modules_to_save"] or said["use_dora"]:
         notes.append("some servers take plain LoRA alone; `launch merge` writes a model that all of them take")
+    if weights.init_from and (said["modules_to_save"] or weights.adapter.tokens):
+        there = read_config(weights.init_from).padded_vocab_size
+        rows = weights.config.padded_vocab_size
+        if rows != there:
+            resize = f"peft needs base.resize_token_embeddings({rows}) first"
+            notes.append(f"the run's table has {rows} rows, that of the base {there}: {resize}, or take `launch merge`")
     return notes

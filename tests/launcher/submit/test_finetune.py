@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from launchyard import finetune
-from launchyard.errors import UserError
+from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.finetune import METHODS, finetune_keys, finetune_recipe
+from launchyard.launcher.submit.launch import shape_of
+from tests.support.tiny_models import llama, random_model, weights_of, write_checkpoint
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -28,3 +30,12 @@ def test_from_python_mistakes_are_named_and_nothing_is_made(tmp_path: Path, monk
     with pytest.raises(UserError, match=r"/no/such/base"):
         finetune("/no/such/base", "mine.jsonl")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_with_prompts_is_no_start(tmp_path: Path) -> None:
+    config = llama()
+    base = {"adapter": {"kind": "llama-adapter"}}
+    write_checkpoint(tmp_path / "run", config, weights_of(random_model(config)), base=base)
+    loaded = load_recipe("finetune/lora", {"model.init_from": str(tmp_path / "run")})
+    with pytest.raises(RecipeErrors, match=r"model\.init_from: .* trained prompts \(llama-adapter\)"):
+        shape_of(loaded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from launchyard.model.layout import adapter_shapes
 from launchyard.model.weights.adapters.merge import Rounded, open_adapted
 from launchyard.model.weights.adapters.peft_export import save_peft
 from launchyard.model.weights.hf_export import save_hf
-from launchyard.model.weights.load import build, load, low_rank_merged, open_weights
+from launchyard.model.weights.load import build, load, low_rank_merged, open_weights, resized
 from launchyard.model.weights.source import read_config
 from launchyard.model.zoo.families.gpt2 import FAMILIES as GPT2
 from tests.support.tiny_models import edit_json, llama, neox, random_model, random_tokens, weights_of
@@ -216,10 +216,13 @@ class Trained:
     base: str
     adapter: Adapter
     form: str | None = None
+    grown: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.init_from = self.base
-        self.config, self._weights = open_weights(self.base)
+        theirs, weights = open_weights(self.base)
+        self.config = theirs.model_copy(update=self.grown)
+        self._weights = resized(weights, theirs, self.config)
         generator = torch.Generator().manual_seed(2)
         shapes = adapter_shapes(self.config, self.adapter)
         self._added = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
@@ -286,6 +289,15 @@ def test_peft_makes_the_same_of_an_exported_adapter(tmp_path: Path, name: str) -
     torch.testing.assert_close(logits(theirs, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
     back = load(str(tmp_path / "out"), device="cpu")
     torch.testing.assert_close(logits(back.transformer, tokens), logits(ours, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_the_base_lacks_are_told(tmp_path: Path) -> None:
+    base = write_base(llama(), tmp_path / "base")
+    grown = {"vocab_size": 140, "padded_vocab_size": 140}
+    for tokens, told in (((139,), True), ((), False)):
+        run = Trained(str(base), Adapter(kind="lora", tokens=tokens), grown=grown)
+        notes = save_peft(run, str(tmp_path / f"out-{told}"))
+        assert any("has 140 rows, that of the base 131: peft needs" in note for note in notes) == told
 
 
 def test_a_bias_of_some_updated_modules_has_no_place_in_the_folder(tmp_path: Path) -> None:
