@@ -8,6 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LOW_RANK = ("lora", "qlora", "dora")
 PROMPTED = ("llama-adapter", "llama-adapter-v2")
+_TARGETED = (*LOW_RANK, "llama-adapter-v2")
+# Keys that would be without effect for other kinds.
+_KINDS_OF = {
+    "targets": _TARGETED,
+    "exclude": _TARGETED,
+    "layers": _TARGETED,
+    "ranks": LOW_RANK,
+    "alphas": LOW_RANK,
+    "dropout": LOW_RANK,
+    "prompt_tokens": PROMPTED,
+    "prompt_layers": PROMPTED,
+}
 
 
 class Adapter(BaseModel):
@@ -69,6 +81,10 @@ class Adapter(BaseModel):
             raise ValueError("tokens: with kind none all rows of the table train; leave tokens out, or name a kind")
         if len(set(self.tokens)) < len(self.tokens) or min(self.tokens, default=0) < 0:
             raise ValueError(f"tokens are {list(self.tokens)}; each is an id of 0 or more, and stands there once")
-        if self.kind == "llama-adapter" and self.layers is not None:
-            raise ValueError("layers are those of targets; prompt_layers: how many of the last blocks have a prompt")
+        for key, kinds in _KINDS_OF.items():
+            given = getattr(self, key)
+            if self.kind not in kinds and given != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is {given}, which kind {self.kind} does not look at; it is for {', '.join(kinds)}"
+                )
         return self

@@ -118,6 +118,23 @@ def test_more_layers_than_there_are_is_an_error() -> None:
         parameters(neox(), Adapter(kind="llama-adapter", prompt_layers=4))
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kind": "llama-adapter", "layers": [1]}, "kind llama-adapter does not look at; it is for lora"),
+        ({"kind": "llama-adapter-v2", "ranks": {"q_proj": 2}}, "ranks is .* it is for lora, qlora, dora"),
+        ({"kind": "lora", "prompt_layers": 2}, "it is for llama-adapter, llama-adapter-v2"),
+        ({"kind": "bitfit", "dropout": 0.1}, "dropout is 0.1, which kind bitfit does not look at"),
+        ({"targets": ["q_proj"]}, "which kind none does not look at"),
+        ({"tokens": [3]}, "with kind none all rows of the table train"),
+        ({"kind": "lora", "tokens": [3, 3]}, "stands there once"),
+    ],
+)
+def test_a_key_without_effect_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Adapter.model_validate(fields)
+
+
 def test_the_output_of_a_scaled_projection_is_shifted_and_then_scaled() -> None:
     config = llama(attention_bias=True)
     model = prompted(config, BOTH[1])
