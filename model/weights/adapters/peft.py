@@ -42,6 +42,14 @@ class _Made:
 
 
 @dataclass(frozen=True)
+class _Tokens:
+    """Rows that replace those of some tokens: read() is (ids, dim)."""
+
+    ids: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
 class PeftMerge:
     """What becomes of one tensor of ours. Each gives rows of `key`; None where the adapter has nothing of that sort."""
 
@@ -49,7 +57,7 @@ class PeftMerge:
     delta: Importer | None
     whole: Importer | None
     magnitude: Importer | None  # of each row, in all of its columns; no number where a row has none
-    tokens: Importer | None  # rows that replace others; no number elsewhere
+    tokens: _Tokens | None
 
     def rows(self, base: Tensor, rows: range) -> Tensor:
         """base (n, …): those rows of the tensor, in fp32 with their update."""
@@ -60,8 +68,9 @@ class PeftMerge:
             gain = self._read(self.magnitude, rows)[..., :1] / torch.linalg.vector_norm(made, dim=-1, keepdim=True)
             made = torch.where(gain.isnan(), made, made * gain)
         if self.tokens is not None:
-            rows_of_tokens = self._read(self.tokens, rows)
-            made = torch.where(rows_of_tokens.isnan(), made, rows_of_tokens)
+            mine = [number for number, token in enumerate(self.tokens.ids) if token in rows]
+            places = torch.tensor([self.tokens.ids[number] - rows.start for number in mine], dtype=torch.int64)
+            made = made.index_copy(0, places, self.tokens.read()[mine])
         return made
 
     def _read(self, importer: Importer, rows: range) -> Tensor:
@@ -118,41 +127,40 @@ class _Reader:
         made = self._importers(deltas, 0.0, complete=False)
         gains = self._importers(magnitudes, torch.nan, complete=False)
         replaced = self._importers(wholes, 0.0, complete=True)
-        tokens = self._importers(self._tokens(), torch.nan, complete=False)
-        found = (made, replaced, gains, tokens)
-        touched = [key for key in parameter_shapes(self._config) if any(key in part for part in found)]
-        return {key: PeftMerge(key, *(part.get(key) for part in found)) for key in touched}
+        tokens = self._tokens()
+        touched = {*made, *replaced, *gains, *tokens}
+        return {
+            key: PeftMerge(key, made.get(key), replaced.get(key), gains.get(key), tokens.get(key))
+            for key in parameter_shapes(self._config)
+            if key in touched
+        }
 
-    def _tokens(self) -> dict[str, _Made]:
-        found: dict[str, _Made] = {}
+    def _tokens(self) -> dict[str, _Tokens]:
+        """By our key: a row of a table or head is that of its token in both layouts."""
+        found: dict[str, _Tokens] = {}
         if not self._keys.tokens and not self._peft.trained_tokens:
             return found
         table, head = table_keys(self._config)
-        for key in (table, head):
-            module = key.removesuffix(".weight")
-            ids = self._peft.tokens(module, is_table=key == table)
+        for key, ours in ((table, "embed.weight"), (head, "lm_head.weight")):
             name = self._keys.tokens.get(key)
-            if name is not None and (key in self._keys.whole or module in self._keys.updates):
-                raise ValueError(f"{self._peft.folder}: {module} has trained tokens and more; merge it with peft")
             if name is not None:
-                found[key] = self._rows_of_tokens(key, name, ids)
+                module = key.removesuffix(".weight")
+                if key in self._keys.whole or module in self._keys.updates:
+                    raise ValueError(f"{self._peft.folder}: {module} has trained tokens and more; merge it with peft")
+                found[ours] = self._rows_of_tokens(key, name, self._peft.tokens(module, is_table=key == table))
         if self._peft.trained_tokens and not found:
             raise ValueError(f"{self._peft.folder}: trainable_token_indices names tokens that its file has no rows of")
         return found
 
-    def _rows_of_tokens(self, key: str, name: str, ids: tuple[int, ...]) -> _Made:
-        shape = self._shape(key, name)
-        self._expect(name, (len(ids), shape[1]))
-        if not ids or max(ids) >= shape[0] or min(ids) < 0:
-            given = f"trainable_token_indices goes to {max(ids)}" if ids else "trainable_token_indices names none"
-            raise ValueError(f"{self._peft.folder}: {given}, and {name} is over a base with {shape[0]} tokens")
-
-        def make() -> Tensor:
-            rows = torch.full(shape, torch.nan)
-            rows[list(ids)] = self._read(name)
-            return rows
-
-        return _Made(make)
+    def _rows_of_tokens(self, key: str, name: str, ids: tuple[int, ...]) -> _Tokens:
+        rows, columns = self._shape(key, name)
+        self._expect(name, (len(ids), columns))
+        if outside := [token for token in ids if not 0 <= token < rows]:
+            raise ValueError(
+                f"{self._peft.folder}: trainable_token_indices goes to {outside[0]}, and {name} is over a base with "
+                f"{rows} tokens"
+            )
+        return _Tokens(ids, lambda: self._read(name))
 
     def _add_update(
         self, module: str, parts: Mapping[str, str], deltas: dict[str, _Made], magnitudes: dict[str, _Made]

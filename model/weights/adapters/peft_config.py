@@ -169,7 +169,7 @@ def _names(path: str, said: Mapping[str, object], key: str) -> str | tuple[str, 
 
 def _listed(path: str, said: Mapping[str, object], key: str) -> tuple[str, ...]:
     given = said.get(key)
-    if given is None:
+    if given is None or given == "":
         return ()
     if isinstance(given, str):
         return (given,)
