@@ -120,7 +120,8 @@ def rule_keys(rules: tuple[Rule, ...], keys: Iterable[str]) -> dict[str, str]:
     first = f"{firsts.pop()}." if len(firsts) == 1 else ""
     if any(key.startswith(first) for key in found):
         return {key: key for key in found}
-    return {key if key in of_head else first + key: key for key in found}
+    heads = tuple(f"{key.rpartition('.')[0]}." for key in of_head)  # an adapter has other tensors of the same module
+    return {key if key.startswith(heads) else first + key: key for key in found}
 
 
 def check_keys(

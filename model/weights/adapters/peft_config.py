@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import exists, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -95,7 +96,7 @@ class PeftConfig:
 
     def tokens(self, module: str, *, is_table: bool) -> tuple[int, ...]:
         """Ids of the rows of a table or head that are replaced, in the order of its tensor in the file."""
-        named = [ids for name, ids in self.trained_tokens.items() if name and _matches(module, (name,))]
+        named = [ids for name, ids in self.trained_tokens.items() if name and _is_named(module, name)]
         return named[0] if named else self.trained_tokens.get("", ()) if is_table else ()
 
 
@@ -106,7 +107,7 @@ def is_peft(folder: str) -> bool:
 def read_peft_config(folder: str) -> PeftConfig:
     """ValueError names a key that is missing, or whose value is none that this program can honour."""
     path = f"{folder}/{ADAPTER_CONFIG}"
-    said = read_json(path)
+    said = _as_lora(path, read_json(path))
     _check(path, said)
     return PeftConfig(
         folder=folder,
@@ -127,9 +128,23 @@ def read_peft_config(folder: str) -> PeftConfig:
     )
 
 
+def _as_lora(path: str, said: JsonObject) -> JsonObject:
+    """Tokens that train without any update, as tokens beside none."""
+    if said.get("peft_type") != "TRAINABLE_TOKENS":
+        return said
+    ids = said.get("token_indices")
+    modules = _listed(path, said, "target_modules")
+    tokens = dict.fromkeys(modules, ids) if modules else ids
+    kept = {key: said[key] for key in said.keys() - {"token_indices", "init_weights"}}
+    update = {"r": 1, "lora_alpha": 1, "target_modules": []}
+    return {**kept, **update, "peft_type": "LORA", "trainable_token_indices": tokens}
+
+
 def _check(path: str, said: Mapping[str, object]) -> None:
     if said.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type is {said.get('peft_type')!r}; LORA alone is read, DoRA and rsLoRA with it")
+        raise ValueError(
+            f"{path}: peft_type is {said.get('peft_type')!r}; LORA is read, with DoRA and rsLoRA, and TRAINABLE_TOKENS"
+        )
     if missing := {"r", "lora_alpha", "target_modules"} - {key for key, value in said.items() if value is not None}:
         raise ValueError(f"{path}: {', '.join(sorted(missing))} missing")
     refused = [key for key, value in said.items() if value and key not in _WITHOUT_EFFECT | _HONOURED]
@@ -195,6 +210,10 @@ def _whole_numbers(path: str, key: str, given: object) -> tuple[int, ...]:
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
         raise ValueError(_other_type(path, key, given, "a number or a list of numbers"))
     return tuple(numbers)
+
+
+def _is_named(module: str, name: str) -> bool:
+    return _matches(module, (name,)) or _matches(module, name)
 
 
 def _matches(module: str, wanted: str | tuple[str, ...]) -> bool:

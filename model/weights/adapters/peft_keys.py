@@ -21,7 +21,7 @@ _PART = re.compile(
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(?:\.weight)?"
 )
 
-_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
+_TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 
 
 @dataclass
@@ -71,6 +71,10 @@ def peft_keys(base: ModelConfig, peft: PeftConfig, names: Iterable[str]) -> Peft
         raise ValueError(f"{peft.folder} holds no tensor")
     if base.tie_embeddings and peft.ensure_weight_tying:
         _join_head(found, *table_keys(base))
+    if base.tie_embeddings and found.tokens:
+        _, head = table_keys(base)
+        if not peft.tokens(head.removesuffix(".weight"), is_table=False):
+            found.tokens.pop(head, None)  # those of the table, once more
     return found
 
 

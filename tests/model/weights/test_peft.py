@@ -55,6 +55,7 @@ ADAPTERS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
         llama(attention_bias=True, mlp_bias=True),
         {"target_modules": ["q_proj", "down_proj"], "lora_bias": True},
     ),
+    "head alone": (llama(), {"target_modules": ["lm_head"]}),
     "table": (llama(), {"target_modules": ["embed_tokens", "q_proj"]}),
     "tied table": (TIED, {"target_modules": ["embed_tokens", "q_proj"]}),
     "tied head": (TIED, {"target_modules": ["lm_head", "q_proj"]}),
@@ -74,6 +75,9 @@ ADAPTERS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
         TIED,
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 9], "lm_head": [130]}},
     ),
+    "tokens alone": (llama(), {"token_indices": [5, 130, 7]}),
+    "tokens of a tied table alone": (TIED, {"token_indices": [5, 7]}),
+    "tokens of a head alone": (llama(), {"token_indices": [9], "target_modules": ["lm_head"]}),
     "every bias": (neox(), {"target_modules": ["query_key_value"], "bias": "all"}),
     "gpt2": (GPT2_TINY, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "gpt2, dora": (GPT2_TINY, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True}),
@@ -92,9 +96,11 @@ def write_adapter(base: Path, folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | options)
-    )
+    if "token_indices" in options:
+        config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", **options)
+    else:
+        config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | options)
+    adapted = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapted.parameters():
