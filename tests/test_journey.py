@@ -79,6 +79,14 @@ def place(tmp_path: Path) -> Iterator[Place]:
         end_marked(url)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, RunDir]]:
+    """A place with one run that nobody disturbed. Nothing in it may be changed."""
+    made = Place(tmp_path_factory.mktemp("finished"))
+    yield made, made.run("one")
+    end_marked(made.urls[0])
+
+
 def processes_of(run: RunDir) -> list[psutil.Process]:
     """Everything that belongs to a run: it carries the run's mark, or names it on its command line."""
     found = []
@@ -106,9 +114,9 @@ def assert_same_run(one: RunDir, other: RunDir) -> None:
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-def test_launch_look_and_write(place: Place) -> None:
+def test_launch_look_and_write(finished: tuple[Place, RunDir], tmp_path: Path) -> None:
     """Every command that a newcomer tries on a finished run."""
-    run = place.run("one")
+    place, run = finished
     assert "completed" in place.ok("status", "one")
     rows = [json.loads(line) for line in place.ok("metrics", "one", "--jsonl").splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
@@ -135,29 +143,28 @@ def test_launch_look_and_write(place: Place) -> None:
     assert len(written) == 1
     assert run.read_text("sample.txt").startswith("It is")
     assert run.read_text("loss.svg").startswith("<svg")
-    place.ok("export", "one", "--to", "hf", "--out", "out")
-    exported, kept = load_file(place.here / "out/model.safetensors"), load_file(run.path("weights/model.safetensors"))
+    place.ok("export", "one", "--to", "hf", "--out", str(tmp_path / "out"))
+    exported, kept = load_file(tmp_path / "out/model.safetensors"), load_file(run.path("weights/model.safetensors"))
     assert exported.keys() == kept.keys()
     assert all(torch.equal(exported[key], kept[key]) for key in kept)
     born, finished = run.events(0)[0]["born"], next(e for e in run.events(0) if e["event"] == "finished")
     assert sum(finished["seconds"].values()) == pytest.approx(finished["time"] - born, rel=0.01, abs=0.05)
 
 
-def test_the_tree_killed_and_resumed(place: Place) -> None:
+def test_the_tree_killed_and_resumed(place: Place, finished: tuple[Place, RunDir]) -> None:
     """SIGKILL for owner, torchrun and workers at once; nothing survives them, and `launch resume` makes it whole."""
-    check_kills(place, kills=1, nproc=2)
+    check_kills(place, finished[1], kills=1, nproc=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_the_tree_killed_25_times(place: Place, nproc: int) -> None:
-    check_kills(place, kills=25, nproc=nproc)
+    words = (f"resources.nproc_per_node={nproc}", "train.max_steps=290")
+    check_kills(place, place.run("undisturbed", *words), *words, kills=25, nproc=nproc)
 
 
-def check_kills(place: Place, *, kills: int, nproc: int) -> None:
-    words = (f"resources.nproc_per_node={nproc}", f"train.max_steps={40 + 10 * kills}")
-    expected = place.run("undisturbed", *words)
+def check_kills(place: Place, expected: RunDir, *words: str, kills: int, nproc: int) -> None:
     run, rng = RunDir(str(place.here / "killed")), random.Random(kills + nproc)
     place.urls.append(run.url)
     command = ["journey.yaml", "--run-url", "killed", *words]
@@ -193,9 +200,9 @@ def is_over(run: RunDir) -> bool:
     return record is not None and record.outcome == "completed"
 
 
-def test_ctrl_c_saves_and_resume_goes_on_elsewhere(place: Place) -> None:
+def test_ctrl_c_saves_and_resume_goes_on_elsewhere(place: Place, finished: tuple[Place, RunDir]) -> None:
     """Ctrl-C in the terminal of a followed run: agreed save, exit code 75, no process left; then another size."""
-    expected = place.run("undisturbed")
+    _, expected = finished
     following = place.begin("journey.yaml", "--run-url", "stopped")
     run = RunDir(str(place.here / "stopped"))
     place.urls.append(run.url)
@@ -264,11 +271,11 @@ MISTAKES = {
 }
 
 
-def test_a_resume_that_would_be_another_run_is_refused(place: Place) -> None:
-    run = place.run("one", "train.max_steps=3")
+def test_a_resume_that_would_be_another_run_is_refused(finished: tuple[Place, RunDir]) -> None:
+    place, run = finished
     before = sorted(str(path) for path in Path(run.url).rglob("*"))
     for what, (override, named) in MISTAKES.items():
-        done = place("resume", "one", "train.max_steps=6", override)
+        done = place("resume", "one", f"train.max_steps={STEPS + 6}", override)
         assert done.returncode == 2, (what, done.stdout, done.stderr)
         assert named in done.stderr, what
         assert "Traceback" not in done.stderr

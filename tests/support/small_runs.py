@@ -19,8 +19,10 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import read_manifest, read_tensor
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.spec import DataSpec, TokenSource, Workload
+from tests.support.forked import ForkedProcess
 from tests.support.ranks import free_port
 
+WORKER = "launchyard.training.worker"
 VOCAB = 97
 MODEL = {
     "family": "gpt_neox", "dim": 32, "n_layers": 2, "n_heads": 4, "ffn_dim": 64, "vocab_size": VOCAB, "max_seq_len": 64,
@@ -90,22 +92,29 @@ def claim(run: RunDir, nproc: int, overrides: dict[str, Any], device: str = "cpu
 
 def start_workers(
     run: RunDir, nproc: int, overrides: dict[str, Any] | None = None, device: str = "cpu", created: float = 0.0
-) -> list[subprocess.Popen[bytes]]:
-    """Fresh worker processes of a new attempt, without torchrun."""
-    attempt, port = claim(run, nproc, overrides or {}, device, created), free_port()
+) -> list[ForkedProcess]:
+    """Worker processes of a new attempt, without torchrun. Settings of an interpreter itself do not reach them."""
+    attempt = claim(run, nproc, overrides or {}, device, created)
+    return [ForkedProcess(WORKER, [run.url], env=env) for env in _environments(attempt, nproc)]
+
+
+def fresh_worker(run: RunDir) -> subprocess.Popen[bytes]:
+    """The one worker of a new attempt, in an interpreter of its own."""
+    (env,) = _environments(claim(run, 1, {}), 1)
+    return subprocess.Popen([sys.executable, "-m", WORKER, run.url], env=env, start_new_session=True)
+
+
+def _environments(attempt: int, nproc: int) -> list[dict[str, str]]:
+    """Of each rank."""
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "LAUNCHYARD_ATTEMPT": str(attempt),
     }
-    argv = [sys.executable, "-m", "launchyard.training.worker", run.url]
-    return [
-        subprocess.Popen(argv, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True)
-        for rank in range(nproc)
-    ]
+    return [{**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(nproc)]
 
 
 def run_workers(

@@ -23,6 +23,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import parse_lines
 from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
+from tests.support.forked import ForkedProcess
 from tests.support.small_runs import final_weights, history, run_workers, start_workers
 from tests.support.standin import PlannedHere
 
@@ -70,13 +71,13 @@ def is_exact(run: RunDir, origin: Origin) -> None:
     assert not any(saved.faults for saved in list_saved(run, verify_all=True))
 
 
-def start_on_a_full_disk(run: RunDir, disk: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def start_on_a_full_disk(run: RunDir, disk: Path) -> tuple[ForkedProcess, Path]:
     """The attempt is claimed; before its worker has written a thing there is no room any more."""
     (process,) = start_workers(run, 1)
     return process, fill(disk)
 
 
-def ended(process: subprocess.Popen[bytes]) -> int:
+def ended(process: ForkedProcess) -> int:
     try:
         return process.wait(120)
     finally:

@@ -17,7 +17,7 @@ from launchyard.training.loop import SaveTimer
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.telemetry.telemetry import Meter
 from launchyard.training.worker import is_fatal
-from tests.support.small_runs import make_run, run_workers, start_workers, write_data
+from tests.support.small_runs import fresh_worker, make_run, start_workers, write_data
 
 
 def fail(run: RunDir) -> str:
@@ -48,7 +48,8 @@ def test_one_worker_in_fp32_trains_without_fsdp(tmp_path: Path, monkeypatch: pyt
     """Its import takes as long as half of torch's. The thread of a save may import it, which no step waits for."""
     (tmp_path / "sitecustomize.py").write_text(IMPORTS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    run_workers(make_run(tmp_path / "run", write_data(tmp_path / "data"), {"train.max_steps": 2}), 1)
+    run = make_run(tmp_path / "run", write_data(tmp_path / "data"), {"train.max_steps": 2})
+    assert fresh_worker(run).wait(60) == 0, run.errors(0)
 
 
 def test_a_denial_ends_a_run_and_a_store_that_fails_does_not() -> None:

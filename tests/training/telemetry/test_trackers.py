@@ -21,7 +21,7 @@ from launchyard.launcher.submit.launch import check_trackers
 from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.trackers.base import surviving_rows
 from launchyard.training.telemetry.trackers.open import PACKAGES, Trackers, install_command, missing
-from tests.support.small_runs import make_run, run_workers, start_workers, write_data
+from tests.support.small_runs import fresh_worker, make_run, run_workers, start_workers, write_data
 from tests.support.store import Bucket
 
 
@@ -217,7 +217,6 @@ def test_a_worker_without_the_package_fails_for_good(tmp_path: Path, monkeypatch
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     run = make_run(tmp_path / "run", write_data(tmp_path / "data"), {"metrics.trackers": ["tensorboard"]})
-    (process,) = start_workers(run, 1)
-    assert process.wait(60) == 1
+    assert fresh_worker(run).wait(60) == 1
     (error,) = run.errors(0)
     assert error["fatal"] and "pip install 'tensorboard>=2.17'" in error["message"]
