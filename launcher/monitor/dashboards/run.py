@@ -181,6 +181,22 @@ def learning() -> list[Any]:
             low=0,
         ),
         lines(
+            "Rewards of answers",
+            "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
+            (f"max by (run_id, dataset) (trainer_reward_chosen{{{RUN}}})", "chosen {{dataset}} {{run_id}}"),
+            (f"max by (run_id, dataset) (trainer_reward_rejected{{{RUN}}})", "rejected {{dataset}} {{run_id}}"),
+            (f"max by (run_id, dataset) (trainer_reward_margin{{{RUN}}})", "margin {{dataset}} {{run_id}}"),
+            span=12,
+        ),
+        lines(
+            "Pairs told apart",
+            "Training on preferences alone: above one half, in validation too.",
+            (f"max by (run_id, dataset) (trainer_reward_accuracy{{{RUN}}})", "{{dataset}} {{run_id}}"),
+            span=12,
+            unit="percentunit",
+            low=0,
+        ),
+        lines(
             "Gradient norm",
             "Settles after the warm-up; slow growth over hours announces a divergence.",
             (f"max by (run_id) (trainer_grad_norm{{{RUN}}})", "{{run_id}}"),
