@@ -1,7 +1,8 @@
 """The cache of the Hugging Face hub on this machine: its layout, and what lies in it. Asks no hub and needs no package.
 
-The layout is huggingface_hub's own, so that transformers and others share the files: models--ORG--NAME/ holds
-refs/REVISION (the hash of a commit), snapshots/HASH/FILE (links) and blobs/ETAG (the files).
+The layout is huggingface_hub's own, so that transformers and others share the files: models--ORG--NAME/, of a set of
+data datasets--ORG--NAME/, holds refs/REVISION (the hash of a commit), snapshots/HASH/FILE (links) and blobs/ETAG (the
+files).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from launchyard.host.environment import variable
 
+RepoKind = Literal["model", "dataset"]
 DEFAULT_REVISION = "main"
 GGUF_SUFFIX = ".gguf"
 _REPO = r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?"  # gpt2, EleutherAI/pythia-160m
@@ -50,8 +53,16 @@ def hub_cache() -> str:
     return os.path.abspath(os.path.expanduser(os.path.expandvars(folder)))
 
 
-def repo_folder(repo: str) -> str:
-    return os.path.join(hub_cache(), f"models--{repo.replace('/', '--')}")
+def repo_folder(repo: str, kind: RepoKind = "model") -> str:
+    return os.path.join(hub_cache(), f"{kind}s--{repo.replace('/', '--')}")
+
+
+def find_downloaded_dataset(name: str) -> str | None:
+    """Returns the snapshot of a set of data in the cache, ORG/NAME[@REVISION]; None if it is not there."""
+    parsed = parse_hub_name(name)
+    if parsed is None:
+        return None
+    return _snapshot(repo_folder(parsed.repo, "dataset"), parsed.revision or DEFAULT_REVISION)
 
 
 def find_downloaded(name: str) -> str | None:

@@ -37,6 +37,7 @@ LIGHT_FILES = (
     "training/telemetry/trackers/*.py",
     "training/data/index.py",
     "training/data/dataset_spec.py",
+    "training/data/built_in.py",
     "model/adapt/forms.py",
     "model/adapt/targets.py",
     "model/adapter.py",

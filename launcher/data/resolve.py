@@ -6,7 +6,6 @@ Light: readers of text and numpy are imported only when text is prepared. Knows 
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from launchyard.errors import LaunchError, MissingDataError, UserError
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive
+from launchyard.launcher.data.places import is_there, locate, places_of
 from launchyard.model.text.companions import TOKENIZER as TOKENIZER_JSON
 from launchyard.model.text.find import TAKEN, read_tokenizer_files
 from launchyard.model.weights.source import find_source
@@ -133,7 +133,7 @@ def resolve(
     parts = []
     for key, given, weight, kind in _named(data):
         with _key(key):
-            sources = [locate(source, base) for source in given]
+            sources = [place for source in given for place in places_of(source, base, kind)]
         is_text = not any(map(is_prepared, sources))
         wanted = _tokenizer_of(init_from) if is_text and init_from and not tokenizer else tokenizer
         place = TextCache(cache, encoding)
@@ -195,21 +195,6 @@ def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
             hint="prepare it again with --validation, name a prepared folder, or set data.validation=null",
         )
     return Resolved(tuple(parts), validation, spec)
-
-
-def locate(path: str, base: str | None) -> str:
-    """A path as the recipe means it: beside the recipe if it is there, else from the working directory."""
-    path = files.typed_path(path)
-    if "://" in path or os.path.isabs(path):
-        return path.removeprefix("file://")
-    if base is not None and "://" in base:
-        return f"{base.rstrip('/')}/{path}" if not _is_there(path) else os.path.abspath(path)
-    beside = os.path.join(base, path) if base is not None else path
-    return os.path.abspath(beside if _is_there(beside) else path)
-
-
-def _is_there(path: str) -> bool:
-    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
 
 
 # -- tokens that exist -----------------------------------------------------------------------------------------------
@@ -298,7 +283,7 @@ def _text(key: str, given: list[str], tokenizer: str | None, validation: float |
     for source in given:
         is_glob = any(sign in source for sign in "*?[")
         remote = "://" in source
-        if not (is_glob or files.exists(source) if remote else _is_there(source)):
+        if not (is_glob or files.exists(source) if remote else is_there(source)):
             what = "matches no file" if is_glob else "does not exist"
             make = f"launch prepare TEXT --tokenizer FILE --out {'FOLDER' if kind_of(source) else source}"
             raise MissingDataError(

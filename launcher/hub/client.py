@@ -17,6 +17,7 @@ from typing import TypeVar
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import variable
 from launchyard.storage.errors import StoreError
+from launchyard.storage.hub_cache import RepoKind
 from launchyard.storage.redact import redact
 from launchyard.storage.retry import ErrorKind, Retrier, classify_status, retry_budget
 
@@ -37,11 +38,12 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A repository at one commit."""
+    """A repository at one commit: of a model, or of a set of data."""
 
     repo: str
     commit: str
     files: tuple[HubFile, ...]
+    kind: RepoKind = "model"
 
 
 class _CutError(Exception):
@@ -55,20 +57,23 @@ class _CutError(Exception):
 class HubClient:
     """One hub: HF_ENDPOINT, else huggingface.co."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: RepoKind = "model") -> None:
         from huggingface_hub import HfApi
 
+        self.kind: RepoKind = kind
+        self._noun = "model" if kind == "model" else "set of data"
         self.endpoint = (variable("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         self._api = HfApi(endpoint=self.endpoint, library_name="launchyard")
         self._answered = False
         self._retrier = Retrier(_kind_of, describe=lambda error: redact(str(error)))
 
     def model(self, repo: str, revision: str) -> HubModel:
-        """Returns what a model holds. UserError: not there, or not for this user. StoreError: no answer."""
+        """Returns what a repository holds. UserError: not there, or not for this user. StoreError: no answer."""
         what = f"list the files of {repo}"
+        ask = self._api.model_info if self.kind == "model" else self._api.dataset_info
         info = self._call(
             what,
-            lambda: self._api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS),
+            lambda: ask(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS),
             repo,
             revision,
         )
@@ -79,7 +84,7 @@ class HubClient:
             if size is None or etag is None:  # a mirror that lists names only
                 size, etag = self._metadata(repo, info.sha, one.rfilename)
             files.append(HubFile(one.rfilename, size, etag))
-        return HubModel(repo, info.sha, tuple(files))
+        return HubModel(repo, info.sha, tuple(files), self.kind)
 
     def fetch(self, model: HubModel, file: HubFile, start: int) -> Iterator[tuple[int, bytes]]:
         """Yields the bytes of a file from `start` on, each piece with its place in the file.
@@ -107,7 +112,7 @@ class HubClient:
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        url = hf_hub_url(model.repo, file.path, revision=model.commit, endpoint=self.endpoint)
+        url = hf_hub_url(model.repo, file.path, repo_type=self.kind, revision=model.commit, endpoint=self.endpoint)
         headers = build_hf_headers(library_name="launchyard") | {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -127,7 +132,7 @@ class HubClient:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.utils import build_hf_headers
 
-        url = hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
+        url = hf_hub_url(repo, path, repo_type=self.kind, revision=commit, endpoint=self.endpoint)
         found = self._call(
             f"ask for {path}",
             lambda: get_hf_file_metadata(url, headers=build_hf_headers(), endpoint=self.endpoint),
@@ -180,7 +185,7 @@ class HubClient:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
 
         assert isinstance(error, HfHubHTTPError)
-        page = f"{self.endpoint}/{repo}"
+        page = f"{self.endpoint}/{'' if self.kind == 'model' else 'datasets/'}{repo}"
         status = error.response.status_code
         token = bool(get_token())
         if isinstance(error, GatedRepoError):
@@ -194,7 +199,7 @@ class HubClient:
         if status in (401, 404):
             private = "or this token may not see it" if token else "or it is private: set HF_TOKEN to a token that may"
             return UserError(
-                f"{self.endpoint} has no model {repo}{self._near_model(repo)}, {private} (HTTP {status})",
+                f"{self.endpoint} has no {self._noun} {repo}{self._near_model(repo)}, {private} (HTTP {status})",
                 hint="a name of the hub is ORG/NAME, with its capitals",
             )
         if status == 403:
@@ -206,17 +211,15 @@ class HubClient:
 
     def _near_model(self, repo: str) -> str:
         author, _, name = repo.rpartition("/")
+        ask = self._api.list_models if self.kind == "model" else self._api.list_datasets
         with contextlib.suppress(Exception):  # only a help
-            found = [
-                one.id
-                for one in self._api.list_models(author=author or None, search=None if author else name, limit=200)
-            ]
+            found = [one.id for one in ask(author=author or None, search=None if author else name, limit=200)]
             return _did_you_mean(repo, found)
         return ""
 
     def _near_revision(self, repo: str, revision: str) -> str:
         with contextlib.suppress(Exception):  # only a help
-            refs = self._api.list_repo_refs(repo)
+            refs = self._api.list_repo_refs(repo, repo_type=self.kind)
             names = [one.name for one in [*refs.branches, *refs.tags]]
             return _did_you_mean(revision, names) or f"; it has {', '.join(names[:10])}"
         return ""

@@ -1,4 +1,4 @@
-"""A model of the hub onto this machine: into the hub's cache, or into a plain folder.
+"""A model or a set of data of the hub onto this machine: into the hub's cache, or into a plain folder.
 
 A file gets its name once all of it is there and has the hash that the hub gives. Until then it lies beside it as
 *.incomplete, and the next download goes on from there.
@@ -62,7 +62,7 @@ class CacheDestination:
     """The hub's cache: blobs by their hash, and links to them."""
 
     def __init__(self, model: HubModel) -> None:
-        self._root = repo_folder(model.repo)
+        self._root = repo_folder(model.repo, model.kind)
         self.folder = os.path.join(self._root, "snapshots", model.commit)
 
     def content(self, file: HubFile) -> str:

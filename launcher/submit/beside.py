@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launchyard.launcher.data.resolve import locate
+from launchyard.launcher.data.places import locate
 from launchyard.model.text.companions import (
     OF_TOKENIZER,
     TOKENIZER,

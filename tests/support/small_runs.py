@@ -19,8 +19,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import read_manifest, read_tensor
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.spec import DataSpec, TokenSource, Workload
-from tests.support.forked import ForkedProcess
-from tests.support.ranks import free_port
+from tests.support.ranks import ForkedProcess, free_port
 
 WORKER = "launchyard.training.worker"
 VOCAB = 97

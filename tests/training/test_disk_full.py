@@ -23,7 +23,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import parse_lines
 from launchyard.training.spec import Storage
 from tests.s3.runs import Origin, make_origin, write_data, write_plan
-from tests.support.forked import ForkedProcess
+from tests.support.ranks import ForkedProcess
 from tests.support.small_runs import final_weights, history, run_workers, start_workers
 from tests.support.standin import PlannedHere
 

@@ -1,4 +1,4 @@
-"""`launch download`: a model of the Hugging Face hub onto this machine."""
+"""`launch download`: a model, or a set of data, of the Hugging Face hub onto this machine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     "another hub or a mirror; HF_HOME or HF_HUB_CACHE another cache."
 )
 @click.argument("name", metavar="ORG/NAME[@REVISION][:FILE]", shell_complete=complete_model)
+@click.option("--dataset", is_flag=True, help="A set of data: ORG/NAME, or a short name such as alpaca.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
 @click.option("--file", metavar="FILE", help="Only this file; of a GGUF file a part of its name will do: Q4_K_M.")
 @click.option("--tokenizer-only", is_flag=True, help="Tokenizer, template and config.json, no weights.")
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print what was fetched as JSON.")
 def download(
     name: str,
+    dataset: bool,
     revision: str | None,
     file: str | None,
     out: str | None,
@@ -40,10 +42,10 @@ def download(
     as_json: bool,
     **options: bool | tuple[str, ...],
 ) -> None:
-    """Get a model from the Hugging Face hub.
+    """Get a model, or a set of data, from the Hugging Face hub.
 
-    Takes the files that are read here, each kind of weights once. Its name then works wherever a MODEL does. Prints the
-    folder.
+    Takes the files that are read here, each kind of weights once. Its name then works wherever a MODEL does, or as
+    data.source. Prints the folder.
     """
     from launchyard.launcher.hub.client import HubClient
     from launchyard.launcher.hub.download import perform, plan_download
@@ -51,11 +53,13 @@ def download(
     from launchyard.launcher.hub.selection import Choice
 
     with user_errors():
-        parsed = _parsed(name, revision=revision, file=file)
-        _check_online(name)
+        parsed = _parsed(_repo_of(name) if dataset else name, revision=revision, file=file)
+        _check_online(name, dataset=dataset)
         if out is not None and "://" in out:
             raise UserError(f"--out {out}: a download goes into a folder of this machine")
-        client = HubClient()
+        client = HubClient("dataset" if dataset else "model")
+        if dataset and not options["include"]:
+            options["include"] = _files_of(name, parsed)
         choice = Choice(file=parsed.file, **options)  # type: ignore[arg-type]
         found = plan_download(client, parsed.repo, revision=parsed.revision or "main", choice=choice, out=out)
         if not dry_run:
@@ -89,13 +93,33 @@ def _parsed(name: str, *, revision: str | None, file: str | None) -> HubName:
     return HubName(parsed.repo, parsed.revision or revision, parsed.file or file)
 
 
-def _check_online(name: str) -> None:
+def _repo_of(name: str) -> str:
+    """The repository of a short name; UserError for one that is none and has no slash."""
+    from launchyard.training.data.built_in import BUILT_IN
+
+    if name in BUILT_IN:
+        return BUILT_IN[name].repo
+    if "/" not in name:
+        raise UserError(f"{name}: no such set of data", hint=f"known are {', '.join(BUILT_IN)}; others are ORG/NAME")
+    return name.removeprefix("https://huggingface.co/datasets/")
+
+
+def _files_of(name: str, parsed: HubName) -> tuple[str, ...]:
+    """Patterns of the files of a set of data; none where one is named."""
+    from launchyard.training.data.built_in import ABOUT, BUILT_IN, ROW_FILES
+
+    if parsed.file is not None:
+        return ()
+    return (*(BUILT_IN[name].files if name in BUILT_IN else ROW_FILES), *ABOUT)
+
+
+def _check_online(name: str, *, dataset: bool) -> None:
     """UserError where the user's variables forbid to ask a hub."""
-    from launchyard.storage.hub_cache import find_downloaded
+    from launchyard.storage.hub_cache import find_downloaded, find_downloaded_dataset
 
     for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if (variable(key) or "").upper() in ("1", "ON", "YES", "TRUE"):
-            here = find_downloaded(name)
+            here = find_downloaded_dataset(_repo_of(name)) if dataset else find_downloaded(name)
             there = f"; it is here from an earlier download: {here}" if here else ""
             raise UserError(f"{key} is set, so no hub is asked for {name}{there}", hint=f"unset {key} to download")
 

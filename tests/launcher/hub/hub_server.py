@@ -18,8 +18,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class SmallHub:
-    """`models`: files of each repository. Faults: `failures` are statuses of the next answers, after `cut_after` bytes
-    the next file's connection ends, `spoiled` paths come with other bytes, `gated` repositories want `token`.
+    """`models`: files of each repository, of a set of data by datasets/ORG/NAME.
+
+    Faults: `failures` are statuses of the next answers, after `cut_after` bytes the next file's connection ends,
+    `spoiled` paths come with other bytes, `gated` repositories want `token`.
     """
 
     models: dict[str, dict[str, bytes]]
@@ -88,13 +90,15 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
-        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+)|/(refs))?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        large = re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path)
+        listed = re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/revision/(.+)|/(refs))?", path)
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        large = re.fullmatch(r"/cdn/((?:datasets/)?[^/]+/[^/]+)/(.+)", path)
         if self.hub.failures:
             self._send(self.hub.failures.pop(0), b"", {"Retry-After": "0"})
-        elif path == "/api/models":
-            self._json([{"id": name, "modelId": name} for name in self.hub.models])
+        elif path in ("/api/models", "/api/datasets"):
+            names = [name.partition("datasets/") for name in self.hub.models]
+            found = [last or first for first, prefix, last in names if bool(prefix) == path.endswith("datasets")]
+            self._json([{"id": name, "modelId": name} for name in found])
         elif listed:
             self._list(listed[1], listed[2] or "main", refs=bool(listed[3]))
         elif large:

@@ -50,7 +50,7 @@ def test_rows_are_those_of_the_renderer_and_the_same_request_makes_nothing_again
 
 
 def test_all_faulty_rows_are_told_by_line(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.jsonl", [*ROWS, {"text": "a"}, {"prompt": 3, "completion": "b"}])
+    source = write(tmp_path / "a.jsonl", [*ROWS, {"told": "a"}, {"prompt": 3, "completion": "b"}])
     with pytest.raises(ValueError, match="2 of 6 rows") as caught:
         list(read_conversations([source]))
     assert all(f"a.jsonl:{line}: " in str(caught.value) for line in (9, 11))

@@ -350,6 +350,15 @@ def test_without_template_the_styles_are_named(tmp_path: Path) -> None:
         Chat(tokenizer_with(tmp_path, None))
 
 
+def test_a_text_of_no_chat_is_learned_whole(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, CHATML)
+    renderer = Renderer(tokenizer)
+    (row,) = renderer.rows([conversation([Turn("assistant", "Once upon a time", trained=True)])])
+    assert row.trained[1:].all()
+    assert tokenizer.decode(row.ids.tolist(), skip_special=False).endswith("Once upon a time<|im_end|>")
+    assert dict(renderer.counts) == {"texts of no chat, trained for whole": 1}
+
+
 def test_the_rows_of_a_pair_differ_in_what_is_trained_for_and_fit_together(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, CHATML)
     question = Turn("user", "why?")

@@ -36,6 +36,7 @@ CUT_PROMPT = "prompts cut"
 CUT_ANSWER = "answers cut, without an end token"
 UNCLEAR = "answers that the template does not let be told apart, not trained for"
 OPENED_OTHERWISE = "answers that begin in another way than a prompt for generation ends"
+PLAIN = "texts of no chat, trained for whole"
 JOINED = "answers whose first token holds the end of the prompt, too"
 
 
@@ -184,6 +185,7 @@ class Renderer:
     def _shown(self, turns: Sequence[Turn], tools: Sequence[JsonObject]) -> ChatText:
         """The text of turns; an answer to nothing is a text of no chat."""
         if len(turns) == 1 and not tools and not turns[0].tool_calls:
+            self._count(PLAIN, 1)
             return self.chat.plain_text(turns[0].content)
         return self.chat.chat_text(self._messages(turns), tools=tools)
 

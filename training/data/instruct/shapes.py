@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -41,8 +42,8 @@ ASKED = (
 )
 # The names that `columns` maps from.
 COLUMN_NAMES = (
-    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "tools", "chosen",
-    "rejected",
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "tools", "text",
+    "chosen", "rejected",
 )  # fmt: skip
 Columns = Mapping[str, str]
 Made = TypeVar("Made")
@@ -120,8 +121,8 @@ def _turns(row: JsonObject) -> list[Turn]:
     for question, answer, about in ASKED:
         if question in row and answer in row:
             return _asked(row[question], row[answer], row.get(about, ""), (question, answer, about))
-    if "text" in row:
-        raise ValueError("holds text alone, without turns; train on it with data.kind=tokens")
+    if "text" in row:  # of no chat: every token is learned
+        return [Turn("assistant", _text(row["text"], "text"), trained=True)]
     raise ValueError(
         f"has no turns that are known: its keys are {', '.join(row) or 'none'}; name them with data.columns, such as "
         "{prompt: KEY, completion: KEY}"
@@ -154,6 +155,8 @@ def _messages(value: object, key: str, *, trained: bool = True) -> list[Turn]:
         value = _json(value, key)
     if not isinstance(value, list):
         raise ValueError(f"{key} is no list of messages")
+    if value and all(isinstance(one, str) for one in value):  # of LIMA: user and assistant in turn
+        value = [{"role": ("user", "assistant")[number % 2], "content": one} for number, one in enumerate(value)]
     return [_message(one, f"{key}[{number}]", trained) for number, one in enumerate(value)]
 
 
@@ -280,11 +283,23 @@ def _before(value: object, key: str, about: str) -> list[Turn]:
 
 
 def _side(value: object, key: str, before: list[Turn]) -> list[Turn]:
+    if isinstance(value, str) and not before and value.lstrip().startswith("Human:"):
+        return _transcript(value)
     if not isinstance(value, list):
         return [*before, Turn("assistant", _text(value, key), trained=True)]
     turns = _messages(value, key)
     begins = [replace(turn, trained=False) for turn in turns[: len(before)]] == before
     return turns if begins or any(turn.role == "user" for turn in turns) else [*before, *turns]
+
+
+def _transcript(text: str) -> list[Turn]:
+    """The turns of a text such as those of hh-rlhf: `Human: …` and `Assistant: …`, each after an empty line."""
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant):[ ]?", text.strip())[1:]
+    sides = zip(parts[::2], parts[1::2], strict=True)
+    return [
+        Turn("assistant", said.strip(), trained=True) if who == "Assistant" else Turn("user", said.strip())
+        for who, said in sides
+    ]
 
 
 def _common(one: list[Turn], other: list[Turn]) -> int:

@@ -78,7 +78,6 @@ def test_systems_tools_and_weights_are_kept() -> None:
     ("row", "said"),
     [
         ({"a": 1, "b": 2}, "its keys are a, b; name them with data.columns"),
-        ({"text": "x"}, "data.kind=tokens"),
         ({"prompt": "x", "chosen": "a", "rejected": "b"}, "kind preference"),
         ({"question": "x", "answer": 42}, "answer is 42, which is no text"),
         ({"messages": [{"role": "moderator", "content": "x"}]}, r"messages\[0\] has the role 'moderator'; known are"),
