@@ -66,7 +66,7 @@ def test_a_killed_and_resumed_run_is_the_run_that_was_not(tmp_path: Path, data: 
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("adapter", [KINDS["lora"], KINDS["dora"]], ids=["lora", "dora"])
+@pytest.mark.parametrize("adapter", KINDS.values(), ids=KINDS)
 def test_ranks_train_what_one_process_trains(tmp_path: Path, data: DataSpec, adapter: Adapter) -> None:
     alone, run = (adapter_run(tmp_path / name, data, adapter) for name in ("alone", "resized"))
     run_workers(alone, 1)
