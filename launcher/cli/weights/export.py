@@ -35,10 +35,19 @@ class Export:
     shard_bytes: int | None
 
 
-def export_hf(asked: Export, on_progress: OnBytes) -> list[str]:
-    """A folder that transformers opens. Returns notes for the user, as all forms do."""
+@dataclass(frozen=True)
+class Written:
+    """n_params: of what lies there now, an adapter's without its base. notes: for the user."""
+
+    n_params: int
+    notes: list[str]
+
+
+def export_hf(asked: Export, on_progress: OnBytes) -> Written:
+    """A folder that transformers opens."""
     import torch
 
+    from launchyard.model.cost import n_params
     from launchyard.model.weights.hf_export import MAX_FILE_BYTES, save_hf
 
     save_hf(
@@ -50,11 +59,12 @@ def export_hf(asked: Export, on_progress: OnBytes) -> list[str]:
         dtype=getattr(torch, asked.dtype) if asked.dtype else None,
         on_progress=on_progress,
     )
-    return []
+    return Written(n_params(asked.config), [])
 
 
-def export_gguf(asked: Export, on_progress: OnBytes) -> list[str]:
+def export_gguf(asked: Export, on_progress: OnBytes) -> Written:
     """One file that llama.cpp runs, with the tokenizer inside."""
+    from launchyard.model.cost import n_params
     from launchyard.model.text.to_gguf import gguf_tokenizer_keys
     from launchyard.model.weights.gguf_export import save_gguf
 
@@ -63,10 +73,11 @@ def export_gguf(asked: Export, on_progress: OnBytes) -> list[str]:
     tokenizer = gguf_tokenizer_keys(asked.source.companions(), asked.config.padded_vocab_size)
     path = asked.out if asked.out.endswith(_GGUF) else f"{asked.out}/model{_GGUF}"
     keys = {"general.name": asked.source.name, **tokenizer}
-    return save_gguf(asked.weights, asked.config, path, dtype=asked.dtype, more_keys=keys, on_progress=on_progress)
+    notes = save_gguf(asked.weights, asked.config, path, dtype=asked.dtype, more_keys=keys, on_progress=on_progress)
+    return Written(n_params(asked.config), notes)
 
 
-def export_peft(asked: Export, on_progress: OnBytes) -> list[str]:
+def export_peft(asked: Export, on_progress: OnBytes) -> Written:
     """The adapter of a run as PEFT reads it, without its base."""
     from launchyard.model.text.companions import write_companions
     from launchyard.model.weights.adapters.peft_export import save_peft
@@ -77,13 +88,13 @@ def export_peft(asked: Export, on_progress: OnBytes) -> list[str]:
         raise UserError(f"--to peft is for runs with low-rank updates, and {asked.source.folder} has none")
     if asked.shard_bytes is not None:
         raise UserError("--shard-size is for --to hf; an adapter is one file")
-    notes = save_peft(run, asked.out)
+    saved = save_peft(run, asked.out)
     write_companions(asked.source.companions(), asked.out)
-    return notes
+    return Written(saved.n_params, saved.notes)
 
 
 _GGUF = ".gguf"
-FORMS: dict[str, Callable[[Export, OnBytes], list[str]]] = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft}
+FORMS: dict[str, Callable[[Export, OnBytes], Written]] = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft}
 # The element types of each form, by the names that --dtype takes. K quants are made by llama.cpp's llama-quantize.
 DTYPES: dict[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
@@ -144,7 +155,6 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
     """
     dtype = dtype and dtype_of(form, dtype)
     with weights_errors():
-        from launchyard.model.cost import n_params
         from launchyard.model.text.companions import TOKENIZER
         from launchyard.model.weights.load import open_weights
         from launchyard.model.weights.source import find_source
@@ -159,7 +169,7 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
         if not is_file and listdir(out):
             raise UserError(f"--out {out} is not empty; name a new folder, so that nothing is overwritten")
         with transfer_bar(f"export to {out}", sys.stderr) as on_progress:
-            notes = FORMS[form](Export(source, config, weights, out, dtype, shard_size), on_progress)
+            written = FORMS[form](Export(source, config, weights, out, dtype, shard_size), on_progress)
         files = [] if is_file else sorted(listdir(out))
         n_bytes = size(out) if is_file else usage(out)[1]
     facts = {
@@ -167,16 +177,16 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
         "form": form,
         "files": files,
         "bytes": n_bytes,
-        "n_params": n_params(config),
+        "n_params": written.n_params,
         "tokenizer": source.tokenizer,
-        "notes": notes,
+        "notes": written.notes,
     }
     if as_json:
         click.echo(json_text(facts))
         return
-    for note in notes:
+    for note in written.notes:
         click.echo(note, err=True)
     listed = f" in {', '.join(files)}" if files else ""
-    click.echo(f"{out}: {n_params(config):,} parameters{listed}")
+    click.echo(f"{out}: {written.n_params:,} parameters{listed}")
     if TOKENIZER not in source.companions():
         click.echo("there was no tokenizer beside the weights; add a tokenizer.json before text is wanted", err=True)

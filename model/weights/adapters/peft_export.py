@@ -66,8 +66,16 @@ class _Whole:
     bias: str
 
 
-def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
-    """Notes on what a reader must know. ValueError for a parameter that trained and has no place in the format."""
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What was written. n_params: elements of its tensors; notes: what a reader must know."""
+
+    n_params: int
+    notes: list[str]
+
+
+def save_peft(weights: AdaptedRun, folder: str) -> SavedAdapter:
+    """ValueError for a parameter that trained and has no place in the format."""
     from safetensors.torch import save
 
     writer = _Writer(weights)
@@ -87,7 +95,7 @@ def save_peft(weights: AdaptedRun, folder: str) -> list[str]:
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     files.write(f"{folder}/{SAFETENSORS}", data)
     files.write(f"{folder}/{ADAPTER_CONFIG}", (json.dumps(said, indent=2) + "\n").encode())
-    return _notes(weights, said)
+    return SavedAdapter(sum(tensor.numel() for tensor in tensors.values()), _notes(weights, said))
 
 
 class _Writer:

@@ -302,7 +302,7 @@ def test_rows_that_the_base_lacks_are_told(tmp_path: Path) -> None:
     grown = {"vocab_size": 140, "padded_vocab_size": 140}
     for tokens, told in (((139,), True), ((), False)):
         run = Trained(str(base), Adapter(kind="lora", tokens=tokens), grown=grown)
-        notes = save_peft(run, str(tmp_path / f"out-{told}"))
+        notes = save_peft(run, str(tmp_path / f"out-{told}")).notes
         assert any("has 140 rows, that of the base 131: peft needs" in note for note in notes) == told
 
 
