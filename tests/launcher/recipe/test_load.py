@@ -34,6 +34,7 @@ def problems_of(source: str, *pairs: str) -> list[str]:
 
 
 # -- all that is wrong, at once --------------------------------------------------------------------------------------
+SCHEMA = Recipe.model_json_schema()
 WRONG = """\
 name: 3
 modle: {preset: x}
@@ -340,10 +341,10 @@ def test_every_suggested_key_exists() -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(leaf_keys(Recipe.model_json_schema()))), st.integers(0, 30))
+@given(st.sampled_from(sorted(leaf_keys(SCHEMA))), st.integers(0, 30))
 def test_a_doubled_letter_still_finds_the_key(leaf: str, at: int) -> None:
     *parents, last = leaf.split(".")
     at = at % len(last)
     wrong = last[:at] + last[at] + last[at:]
-    said = RECIPE_VOCABULARY.suggest(Recipe.model_json_schema(), (*parents, wrong))
+    said = RECIPE_VOCABULARY.suggest(SCHEMA, (*parents, wrong))
     assert leaf in said or RECIPE_VOCABULARY.moved.get(wrong, "") in said

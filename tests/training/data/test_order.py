@@ -91,9 +91,9 @@ PINNED = [725, 458, 733, 61, 971, 393, 757, 440]
 
 def test_it_looks_random() -> None:
     """First samples over many seeds are uniform; neighbours in time are not neighbours in the data."""
-    firsts = [int(Order([100], 1, seed=seed).sample_ids(0)[0]) for seed in range(4000)]
+    firsts = [int(Order([100], 1, seed=seed).sample_ids(0)[0]) for seed in range(1000)]
     counts = np.bincount(firsts, minlength=100)
-    chi2 = ((counts - 40) ** 2 / 40).sum()
+    chi2 = ((counts - 10) ** 2 / 10).sum()
     assert chi2 < 160  # 99 degrees of freedom: above with a chance of 1e-4
     order = Order([20000], 8, seed=1)
     steps = order.slots(0, first=0, n=8, steps=1000)
