@@ -36,14 +36,14 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Written:
+class Exported:
     """n_params: of what lies there now, an adapter's without its base. notes: for the user."""
 
     n_params: int
     notes: list[str]
 
 
-def export_hf(asked: Export, on_progress: OnBytes) -> Written:
+def export_hf(asked: Export, on_progress: OnBytes) -> Exported:
     """A folder that transformers opens."""
     import torch
 
@@ -59,10 +59,10 @@ def export_hf(asked: Export, on_progress: OnBytes) -> Written:
         dtype=getattr(torch, asked.dtype) if asked.dtype else None,
         on_progress=on_progress,
     )
-    return Written(n_params(asked.config), [])
+    return Exported(n_params(asked.config), [])
 
 
-def export_gguf(asked: Export, on_progress: OnBytes) -> Written:
+def export_gguf(asked: Export, on_progress: OnBytes) -> Exported:
     """One file that llama.cpp runs, with the tokenizer inside."""
     from launchyard.model.cost import n_params
     from launchyard.model.text.to_gguf import gguf_tokenizer_keys
@@ -74,10 +74,10 @@ def export_gguf(asked: Export, on_progress: OnBytes) -> Written:
     path = asked.out if asked.out.endswith(_GGUF) else f"{asked.out}/model{_GGUF}"
     keys = {"general.name": asked.source.name, **tokenizer}
     notes = save_gguf(asked.weights, asked.config, path, dtype=asked.dtype, more_keys=keys, on_progress=on_progress)
-    return Written(n_params(asked.config), notes)
+    return Exported(n_params(asked.config), notes)
 
 
-def export_peft(asked: Export, on_progress: OnBytes) -> Written:
+def export_peft(asked: Export, on_progress: OnBytes) -> Exported:
     """The adapter of a run as PEFT reads it, without its base."""
     from launchyard.model.text.companions import write_companions
     from launchyard.model.weights.adapters.peft_export import save_peft
@@ -90,11 +90,11 @@ def export_peft(asked: Export, on_progress: OnBytes) -> Written:
         raise UserError("--shard-size is for --to hf; an adapter is one file")
     saved = save_peft(run, asked.out)
     write_companions(asked.source.companions(), asked.out)
-    return Written(saved.n_params, saved.notes)
+    return Exported(saved.n_params, saved.notes)
 
 
 _GGUF = ".gguf"
-FORMS: dict[str, Callable[[Export, OnBytes], Written]] = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft}
+FORMS: dict[str, Callable[[Export, OnBytes], Exported]] = {"hf": export_hf, "gguf": export_gguf, "peft": export_peft}
 # The element types of each form, by the names that --dtype takes. K quants are made by llama.cpp's llama-quantize.
 DTYPES: dict[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
