@@ -190,7 +190,11 @@ def _of_list(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
     except ValueError as error:
         raise ValueError(f"{name} is not JSON: {error}") from error
     if isinstance(value, dict):
-        lists = [key for key, inner in value.items() if isinstance(inner, list) and _is_row(next(iter(inner), None))]
+        lists = [
+            key
+            for key, inner in value.items()
+            if isinstance(inner, list) and _is_row(next(iter(inner), None)) and key not in ("tools", "functions")
+        ]
         chosen = next((key for key in ("train", "data", "rows", "examples", "instances") if key in lists), None)
         if chosen is None and (len(lists) != 1 or {"messages", "conversations"} & value.keys()):
             value = [value]

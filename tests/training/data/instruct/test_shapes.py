@@ -211,3 +211,11 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "g.json").write_text('[{"a": 1}')
     with pytest.raises(ValueError, match=r"g\.json is not JSON"):
         list(read_pairs([str(tmp_path / "g.json")]))
+
+
+def test_a_file_of_one_row_with_tools_is_that_row(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"instruction": "why?", "output": "because", "tools": [{"name": "look"}]}))
+    (row,) = read_conversations([str(path)])
+    assert [turn.content for turn in row.turns] == ["why?", "because"]
+    assert row.tools[0]["function"] == {"name": "look"}
