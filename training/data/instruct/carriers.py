@@ -178,7 +178,16 @@ def _of_lines(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
         except ValueError as error:
             yield FaultyRowError(f"{where}: is not JSON: {error}")
         else:
-            yield to_record(value, where)
+            yield _of_json(value, where)
+
+
+def _of_json(value: object, where: str) -> Record | FaultyRowError:
+    """A row of JSON, which can hold half of a surrogate pair where arrow cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return FaultyRowError(f"{where}: has half a character (a lone surrogate, {error.object[error.start]!r})")
+    return to_record(value, where)
 
 
 def _of_list(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
@@ -203,7 +212,7 @@ def _of_list(raw: bytes, name: str) -> Iterator[Record | FaultyRowError]:
     if not isinstance(value, list):
         raise ValueError(f"{name} holds {_named(value)}; it must be a list of objects, or lines of them")
     for number, one in enumerate(value, start=1):
-        yield to_record(one, f"{name}, row {number}")
+        yield _of_json(one, f"{name}, row {number}")
 
 
 def _parquet(raw: bytes) -> Iterator[object]:

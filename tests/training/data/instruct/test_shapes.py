@@ -219,3 +219,12 @@ def test_a_file_of_one_row_with_tools_is_that_row(tmp_path: Path) -> None:
     (row,) = read_conversations([str(path)])
     assert [turn.content for turn in row.turns] == ["why?", "because"]
     assert row.tools[0]["function"] == {"name": "look"}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_half_a_character_is_a_fault_of_its_row(name: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "why?", "completion": "because"}, {"prompt": "why \ud83d", "completion": "because"}]
+    path = tmp_path / name
+    path.write_text(json.dumps(rows) if name == "rows.json" else "\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"1 of 2 rows are faulty:\n.*(:2|row 2): has half a character"):
+        list(read_conversations([str(path)]))
