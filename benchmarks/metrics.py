@@ -53,7 +53,7 @@ class Side:
             world,
             Instruments(self.clock, self.exporter, Events(RunDir(str(folder)), world)),
             device=torch.device("cpu"),
-            flops=Flops(flops_per_token(preset("pythia-14m"), SEQ_LEN), 1e12 if full else None),
+            flops=Flops(flops_per_token(preset("pythia-14m"), SEQ_LEN), 0.0, 1e12 if full else None),
             account=Account(RunDir(str(folder)), 0, lambda before: None) if full else None,
         )
         self._number = 0
@@ -72,6 +72,7 @@ class Side:
             "grad_norm": 1.0,
             "lr": 1e-3,
             "tokens_seen": 1,
+            "labels": SEQ_LEN * SEQUENCES,
             "step_seconds": seconds,
         }
         self.recorder.step(row, SEQ_LEN * SEQUENCES)

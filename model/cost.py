@@ -51,10 +51,22 @@ def flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None =
     of frozen parameters 4 N, as no gradient of them is made. Attention is counted whole, as is usual; a causal kernel
     does half of it. Recomputed activations do not count.
     """
-    passed = 4 * n_params_active_non_embedding(config)
-    passed += 4 * sum(_active(config, name, p) for name, p in adapter_shapes(config, adapter or Adapter()).items())
-    trained = 2 * sum(_active(config, name, p.shape) for name, p in parameters(config, adapter).items() if p.trained)
-    return passed + trained + 3 * _attention_flops(config, seq_len, adapter)
+    products = sum(_product_flops(config, adapter).values())
+    return products + 3 * _attention_flops(config, seq_len, adapter)
+
+
+def flops_per_label(config: ModelConfig, adapter: Adapter | None = None) -> int:
+    """Those of `flops_per_token` that a token without a label does not take: the head's, see Transformer.forward."""
+    products = _product_flops(config, adapter).items()
+    table = "embed.weight" if config.tie_embeddings else None
+    return sum(flops for name, flops in products if name == table or part_of(name) == "head")
+
+
+def _product_flops(config: ModelConfig, adapter: Adapter | None) -> dict[str, int]:
+    """Of a training step for one token, by parameter: 4 for each element, 6 where a gradient of it is made."""
+    shapes = parameter_shapes(config) | adapter_shapes(config, adapter or Adapter())
+    trained = {name for name, parameter in parameters(config, adapter).items() if parameter.trained}
+    return {name: (6 if name in trained else 4) * _active(config, name, shape) for name, shape in shapes.items()}
 
 
 def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:

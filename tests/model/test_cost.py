@@ -13,6 +13,7 @@ from launchyard.model.adapt.attach import attach
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.cost import (
+    flops_per_label,
     flops_per_token,
     forward_flops,
     n_params,
@@ -52,6 +53,19 @@ def test_flops_are_those_of_the_matrix_products(config: ModelConfig) -> None:
     vectors = sum(shape[0] for shape in parameter_shapes(config).values() if len(shape) == 1)
     assert flops_per_token(config, seq_len) - 6 * vectors == counted
     assert 3 * sum(forward_flops(config, seq_len).values()) == counted
+
+
+@each_config
+def test_a_token_without_a_label_does_not_go_through_the_head(config: ModelConfig) -> None:
+    model, tokens = random_model(config), random_tokens(config, 1, 32)
+
+    def counted(labels: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(tokens, at=torch.arange(labels))
+        return int(counter.get_total_flops())
+
+    bias = config.padded_vocab_size if config.head_bias else 0
+    assert (flops_per_label(config) - 6 * bias) * 24 == 3 * (counted(32) - counted(8))
 
 
 def test_a_token_goes_through_the_scores_of_each_prompt() -> None:

@@ -62,7 +62,11 @@ TIME = (
         ("phase", "rank"),
         "rank",
     ),
-    Metric("trainer_model_flops_total", "counter", "Floating point operations of the model, (6N + 12 L d s) a token."),
+    Metric(
+        "trainer_model_flops_total",
+        "counter",
+        "Floating point operations of the model, (6N + 12 L d s) a token, of the head at labels alone.",
+    ),
     Metric(
         "trainer_peak_flops",
         "gauge",

@@ -1,4 +1,4 @@
-"""The most operations per second that a device could do, for MFU."""
+"""Operations of the model in a step, and the most per second that a device could do, for MFU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from launchyard.model.devices import peak_flops
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations that a token takes, and the most a second that all devices could do, if that is known."""
+    """Operations of a step's tokens, and the most a second that all devices could do, if that is known."""
 
-    per_token: float
+    per_token: float  # without the head, which sees labels alone
+    per_label: float
     peak: float | None
+
+    def of(self, tokens: int, labels: int) -> float:
+        return self.per_token * tokens + self.per_label * labels
 
 
 def peak_of(device: torch.device, chosen: float | None, world_size: int) -> float | None:

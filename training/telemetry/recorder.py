@@ -117,7 +117,7 @@ class Recorder:
         self._exporter = instruments.exporter
         self._on_event = instruments.events
         self._device = device
-        self._flops = flops.per_token
+        self._flops = flops
         self._peak = flops.peak
         self._rows = rows
         self._account = account
@@ -133,7 +133,7 @@ class Recorder:
 
     def step(self, row: dict[str, Any], tokens: int) -> None:
         """`row` as it is written, except for the keys that are added here; `tokens` of the step, over all ranks."""
-        flops = self._flops * tokens
+        flops = self._flops.of(tokens, row["labels"])
         mfu = None if self._peak is None else flops / row["step_seconds"] / self._peak
         if mfu is not None:
             row["mfu"] = round(mfu, 4)

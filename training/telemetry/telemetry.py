@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from launchyard.model.cost import flops_per_token
+from launchyard.model.cost import flops_per_label, flops_per_token
 from launchyard.run import events
 from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
@@ -211,8 +211,10 @@ def open_telemetry(
         trackers = open_trackers(
             run, recipe, workload.run_id, attempt=world.attempt, start_step=start_step, on_event=instruments.events
         )
+    of_head = flops_per_label(workload.model, workload.adapter)
     flops = Flops(
-        flops_per_token(workload.model, recipe.data.seq_len, workload.adapter),
+        flops_per_token(workload.model, recipe.data.seq_len, workload.adapter) - of_head,
+        of_head,
         peak_of(context.device, recipe.metrics.peak_flops, world.world_size),
     )
     recorder = Recorder(
