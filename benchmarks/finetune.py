@@ -1,4 +1,4 @@
-"""LoRA on one CPU thread beside peft: the same rows in the same order, the same first adapter, a fresh process each.
+"""LoRA on one CPU thread beside peers: the same rows in the same order, the same first adapter, a fresh process each.
 
     python benchmarks/finetune.py MODEL --evals WHEEL [--steps 12] [--runs 3] [--precision fp32 bf16] [--sides peft]
 
@@ -6,7 +6,8 @@ MODEL is a folder of Hugging Face's with a chat template, such as SmolLM2-135M-I
 WHEEL is the wheel of the PyPI package evals, whose questions with their answers are the rows. Four rows a step, rank 8
 on all linears, loss on the answers. Tokens are those of rows, not of padding; seconds are of the CPU; the memory is the
 peak resident set of the process. peft trains as its users do: rows padded to the longest, AdamW, the model's own loss.
-Needs transformers and peft.
+LitGPT has the step of its own command: the same padding, the head in chunks of 128, its chunked loss; MODEL is then one
+that `litgpt convert_to_litgpt` has been through. Needs transformers, and the peers that are asked for.
 """
 
 from __future__ import annotations
@@ -141,14 +142,7 @@ def with_peft(model: str, precision: str) -> Step:
     optimizer = torch.optim.AdamW(learned, lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(rows: list[Row]) -> float:
-        longest = max(len(ids) for ids, _ in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
-        labels = torch.full((len(rows), longest), -100)
-        for number, (tokens, prompt) in enumerate(rows):
-            ids[number, : len(tokens)] = torch.tensor(tokens)
-            mask[number, : len(tokens)] = 1
-            labels[number, prompt : len(tokens)] = torch.tensor(tokens[prompt:])
+        ids, mask, labels = padded(rows)
         loss = adapted(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
@@ -159,12 +153,70 @@ def with_peft(model: str, precision: str) -> Step:
     return step
 
 
+def padded(rows: list[Row]) -> tuple[Any, Any, Any]:
+    """(rows, longest): tokens, where they are, and labels of answers that are not shifted yet."""
+    import torch
+
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+    labels = torch.full((len(rows), longest), -100)
+    for number, (tokens, prompt) in enumerate(rows):
+        ids[number, : len(tokens)] = torch.tensor(tokens)
+        mask[number, : len(tokens)] = 1
+        labels[number, prompt : len(tokens)] = torch.tensor(tokens[prompt:])
+    return ids, mask, labels
+
+
 def our_name(name: str) -> str:
     """base_model.model.model.layers.3.self_attn.q_proj.lora_A.default.weight -> blocks.3.attention.q_proj"""
     parts = name.split(".")
     at = parts.index("layers")
     part = {"self_attn": "attention", "mlp": "mlp"}[parts[at + 2]]
     return f"blocks.{parts[at + 1]}.{part}.{parts[at + 3]}"
+
+
+def with_litgpt(model: str, precision: str) -> Step:
+    import torch
+    from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
+    from litgpt.utils import chunked_cross_entropy
+
+    where = ("query", "key", "value", "projection", "mlp")
+    config = Config.from_file(
+        Path(model) / "model_config.yaml", lora_r=RANK, lora_alpha=ALPHA, **{f"lora_{part}": True for part in where}
+    )
+    adapted = GPT(config)
+    adapted.load_state_dict(torch.load(Path(model) / "lit_model.pth", weights_only=True), strict=False)
+    adapted.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    mark_only_lora_as_trainable(adapted)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith("lora_A"):
+            parts = [first_a(part, RANK, parameter.shape[1]) for part in litgpt_parts(name)]
+            parameter.data.copy_(torch.cat(parts))
+    learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def step(rows: list[Row]) -> float:
+        ids, _, labels = padded(rows)
+        adapted.max_seq_length = max(adapted.max_seq_length, ids.shape[1])
+        logits = adapted(ids, lm_head_chunk_size=128)
+        logits[-1] = logits[-1][..., :-1, :]
+        loss = chunked_cross_entropy(logits, labels[..., 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def litgpt_parts(name: str) -> list[str]:
+    """transformer.h.3.mlp.fc_1.lora_A -> blocks.3.mlp.gate_proj; its qkv is three of ours."""
+    _, _, layer, module, part, _ = name.split(".")
+    ours = {"qkv": ("q_proj", "k_proj", "v_proj"), "fc_1": ("gate_proj",), "fc_2": ("up_proj",)}
+    found = ours.get(part) or (("o_proj",) if module == "attn" else ("down_proj",))
+    return [f"blocks.{layer}.{'attention' if module == 'attn' else 'mlp'}.{each}" for each in found]
 
 
 def with_launchyard(model: str, precision: str) -> Step:
@@ -213,7 +265,11 @@ def with_launchyard(model: str, precision: str) -> Step:
     return step
 
 
-SIDES: dict[str, Callable[[str, str], Step]] = {"launchyard": with_launchyard, "peft": with_peft}
+SIDES: dict[str, Callable[[str, str], Step]] = {
+    "launchyard": with_launchyard,
+    "peft": with_peft,
+    "litgpt": with_litgpt,
+}
 
 
 if __name__ == "__main__":
