@@ -20,6 +20,7 @@ from launchyard.model.adapt.targets import Update
 from launchyard.model.adapt.tokens import TokenRows
 from launchyard.model.network.linear import Embedding, Linear
 from launchyard.model.network.low_rank import Factors, add_updates
+from launchyard.model.network.remade import inner
 
 
 class _LowRank(nn.Module):
@@ -53,7 +54,7 @@ class _LowRank(nn.Module):
         if factors is not None:
             return add_updates(input, [self.plain(input)], [factors])[0]
         noisy = input if self.noise is None else self.noise.dropped(input)
-        update = F.linear(F.linear(noisy, self.lora_a.to(input.dtype)), self.lora_b.to(input.dtype)) * self.scale
+        update = F.linear(inner(noisy, self.lora_a.to(input.dtype)), self.lora_b.to(input.dtype)) * self.scale
         out = self.plain(input)
         if self.magnitude is None:
             return out + update

@@ -11,7 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from launchyard.model.network.remade import inner
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,11 @@ def together(x: Tensor, *projections: nn.Module) -> tuple[Tensor, ...]:
 
 
 def add_updates(x: Tensor, outputs: Sequence[Tensor], updates: Sequence[Factors]) -> tuple[Tensor, ...]:
-    """outputs[i] + updates[i] of x. x (…, in); outputs (…, out). Of all that, x and r numbers a token are kept."""
+    """outputs[i] + updates[i] of x. x (…, in); outputs (…, out). Kept: r numbers a token, and x as in `inner`."""
     if not updates:
         return ()
-    rows = x.flatten(0, -2)
-    inner = F.linear(rows, torch.cat([update.a for update in updates]).to(x.dtype))  # (N, sum of r)
-    own = inner.split([len(update.a) for update in updates], dim=1)
+    together = inner(x, torch.cat([update.a for update in updates]).to(x.dtype)).flatten(0, -2)  # (N, sum of r)
+    own = together.split([len(update.a) for update in updates], dim=1)
     return tuple(
         torch.addmm(output.flatten(0, -2), part, update.b.to(x.dtype).t(), alpha=update.scale).view_as(output)
         for output, part, update in zip(outputs, own, updates, strict=True)

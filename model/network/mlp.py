@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.linear import Linear
 from launchyard.model.network.low_rank import together
+from launchyard.model.network.remade import saved
 from launchyard.model.network.uncompiled import uncompiled
 
 CLAMP = 7.0  # of gpt-oss
@@ -235,6 +237,8 @@ def activate(kind: str, x: Tensor) -> Tensor:
 
 class _Context(Protocol):
     saved_tensors: tuple[Tensor, Tensor]
+    make: Callable[..., Tensor]
+    read: tuple[Tensor, ...] | None
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
@@ -245,13 +249,20 @@ class _GateAgain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, gated: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gated, up)
-        return F.silu(gated).mul_(up)
+        ctx.make = _gated
+        ctx.read = None
+        return _gated(gated, up)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gated, up = ctx.saved_tensors
+        gated, up = saved(ctx)
+        ctx.read = None
         of_up = F.silu(gated).mul_(grad)
         return torch.ops.aten.silu_backward(up * grad, gated), of_up
+
+
+def _gated(gated: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gated).mul_(up)
 
 
 def gate(kind: str, gated: Tensor, up: Tensor, *, again: bool = False) -> Tensor:

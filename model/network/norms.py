@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.network.remade import saved
 
 
 class ScaledNorm(nn.Module):
@@ -33,6 +35,8 @@ class ScaledNorm(nn.Module):
 
 class _Context(Protocol):
     saved_tensors: tuple[Tensor, Tensor, Tensor]
+    make: Callable[..., Tensor]
+    read: tuple[Tensor, ...] | None
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
@@ -45,15 +49,22 @@ class _FrozenRMSNorm(torch.autograd.Function):
         wide = _wide(x)
         factor = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, factor)
-        return (wide * factor).mul_(weight).to(x.dtype)
+        ctx.make = _normed
+        ctx.read = None
+        return _normed(x, weight, factor)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, factor = ctx.saved_tensors
+        x, weight, factor = saved(ctx)
+        ctx.read = None
         normal = _wide(x) * factor
         own = _wide(grad) * weight
         own -= normal.mul_((own * normal).mean(-1, keepdim=True))
         return own.mul_(factor).to(x.dtype), None, None
+
+
+def _normed(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    return (_wide(x) * factor).mul_(weight).to(x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):

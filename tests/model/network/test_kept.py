@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from launchyard.model.network.mlp import gate
 from launchyard.model.network.norms import make_norm
+from launchyard.model.network.remade import inner
 from tests.support.tiny_models import llama
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -48,6 +51,27 @@ def test_a_frozen_norm_keeps_its_input_alone(dtype: torch.dtype) -> None:
     plain = gradients(lambda: norm(x), x)
     norm.requires_grad_(False)
     compare(gradients(lambda: norm(x), x), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("made_by", ["norm", "gate"])
+def test_an_update_does_not_keep_what_can_be_made_again(made_by: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = make_norm(llama(dim=64)).to(dtype)
+    nn.init.normal_(norm.weight)
+    norm.requires_grad_(False)
+    x, up = (torch.randn(3, 50, 64, dtype=dtype, requires_grad=True) for _ in range(2))
+    a = torch.randn(1, 64, dtype=dtype, requires_grad=True)
+    inputs = [x, a] if made_by == "norm" else [x, up, a]
+
+    def made() -> Tensor:
+        return norm(x) if made_by == "norm" else gate("silu", x, up, again=True)
+
+    plain = gradients(lambda: F.linear(made(), a), *inputs)
+    compare(gradients(lambda: inner(made(), a), *inputs), plain)
+    again = gradients(lambda: checkpoint(lambda: inner(made(), a), use_reentrant=False), *inputs)
+    for mine, theirs in zip(again[1], plain[1], strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
