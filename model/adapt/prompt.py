@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.adapt.quantized import QuantizedLinear
-from launchyard.model.network.attention import Attending, Attention, LatentAttentionLayer
+from launchyard.model.network.attention import Attending, Attention, LatentAttentionLayer, by_token
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear
@@ -42,7 +42,7 @@ class Prompted(Attending):
             return out
         k, v = (part.expand(len(q), -1, -1, -1) for part in self._kept(cache, q.dtype))
         gate = torch.tanh(self.gate)[:, None, None].to(out.dtype)
-        return out + gate * self.scores(q, k, v, None, None, causal=False)
+        return out + by_token(gate * self.scores(q, k, v, None, None, causal=False))
 
     def _kept(self, cache: BlockCache | None, dtype: torch.dtype) -> KeysAndValues:
         """Made once for the texts of a cache."""

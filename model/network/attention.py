@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,46 @@ from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear
 from launchyard.model.network.low_rank import together
 from launchyard.model.network.norms import HeadNorm, make_norm
+from launchyard.model.network.remade import saved
 from launchyard.model.network.rope import rotate, yarn_gain
 from launchyard.model.network.uncompiled import uncompiled
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines
+
+
+def by_token(heads: Tensor) -> Tensor:
+    """(B, H, T, D) -> (B, T, H D)"""
+    return heads.transpose(1, 2).flatten(-2)
+
+
+class _Context(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    make: Callable[..., Tensor]
+    read: tuple[Tensor, ...] | None
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _EndToEnd(torch.autograd.Function):
+    """What heads saw, (1, H, T, D) of each document, as (1, N, H D). Keeps its inputs, as a fused kernel does."""
+
+    @staticmethod
+    def forward(ctx: _Context, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(*parts)
+        ctx.make = _end_to_end
+        ctx.read = None
+        return _end_to_end(*parts)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, ...]:
+        parts = saved(ctx)
+        ctx.read = None
+        lengths = [part.shape[2] for part in parts]
+        return tuple(own.transpose(1, 2) for own in grad.unflatten(-1, (parts[0].shape[1], -1)).split(lengths, dim=1))
+
+
+def _end_to_end(*parts: Tensor) -> Tensor:
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).flatten(-2)
 
 
 class Scores:
@@ -50,7 +88,7 @@ class Scores:
     def by_document(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
     ) -> Tensor:
-        """The same of each document alone. mask: of the longest."""
+        """The same of each document alone, (1, N, H D_v). mask: of the longest."""
         if mask is None and sinks is None and self._has_kernel(q, v):
             return self._varlen(q, k, v, documents)
         return self._one_by_one(q, k, v, mask, sinks, documents)
@@ -64,8 +102,9 @@ class Scores:
         for own_q, own_k, own_v in zip(*wholes, strict=True):
             length = own_q.shape[2]
             seen = None if mask is None else mask[..., :length, :length]
-            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True).transpose(1, 2))
-        return torch.cat(parts, dim=1).transpose(1, 2)  # the layout that o_proj reads
+            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True))
+        out: Tensor = _end_to_end(*parts) if self.per_head else _EndToEnd.apply(*parts)
+        return out
 
     def _has_kernel(self, q: Tensor, v: Tensor) -> bool:
         """True where one kernel of the GPU does all documents: FlashAttention, on Ampere and newer."""
@@ -87,7 +126,7 @@ class Scores:
             scale=self.scale, window_size=(-1, 0), enable_gqa=self.grouped,
         )  # fmt: skip
         assert isinstance(out, Tensor)
-        return out.transpose(0, 1)[None]
+        return out.flatten(-2)[None]
 
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         assert self.softcap is not None
@@ -115,12 +154,12 @@ class Attending(nn.Module):
         cache: BlockCache | None,
         documents: Documents | None,
     ) -> Tensor:
-        """q (B, H, T, D), k and v (B, H_kv, T, …) of the new tokens -> (B, H, T, D_v)."""
+        """q (B, H, T, D), k and v (B, H_kv, T, …) of the new tokens -> (B, T, H D_v)."""
         causal = True
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
         if documents is None:
-            return self.scores(q, k, v, mask, self.sinks, causal=causal)
+            return by_token(self.scores(q, k, v, mask, self.sinks, causal=causal))
         return self.scores.by_document(q, k, v, mask, self.sinks, documents)
 
 
@@ -167,8 +206,7 @@ class Attention(Attending):
         q = q.transpose(1, 2)  # (B, H, T, head_dim)
         k = k.transpose(1, 2)
         v = v.transpose(1, 2)
-        out = self.attended(q, k, v, mask, cache, documents)
-        return self.o_proj(out.transpose(1, 2).flatten(-2))
+        return self.o_proj(self.attended(q, k, v, mask, cache, documents))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
@@ -235,8 +273,7 @@ class LatentAttentionLayer(Attending):
         q = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
         k = self._whole_keys(k_nope, k_rope)
         v = v.transpose(1, 2)
-        out = self.attended(q, k, v, mask, cache, documents)
-        return self.o_proj(out.transpose(1, 2).flatten(-2))
+        return self.o_proj(self.attended(q, k, v, mask, cache, documents))
 
     def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The parts of keys that do not turn and that do, and values, each (B, T, heads or 1, …)."""

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.transformer import Transformer
+from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import checkpoint_activations
-from launchyard.training.recipe import OptimizerConfig
+from launchyard.training.recipe import OptimizerConfig, Recipe
 from launchyard.training.step import train_step
 
 
@@ -63,11 +65,13 @@ def trained_peak(
     seq_len: int,
     activation_checkpointing: bool,
     n_micro_batches: int = 1,
+    adapter: Adapter | None = None,
 ) -> int:
     """The most bytes of live storages in two fp32 steps of training on the CPU, weights and AdamW's state included."""
     with LiveBytes() as live:
-        model = Transformer(config)
+        model = Transformer(config) if adapter is None else _adapted(config, adapter)
         _fill(model)
+        live.peak = live.now
         if activation_checkpointing:
             checkpoint_activations(model.blocks)
         optimizer = make_optimizer(model, OptimizerConfig())
@@ -83,4 +87,15 @@ def trained_peak(
 @torch.no_grad()
 def _fill(model: nn.Module) -> None:
     for parameter in model.parameters():
-        parameter.normal_(std=0.02)
+        if parameter.is_floating_point():
+            parameter.normal_(std=0.02)
+        else:
+            parameter.fill_(1)
+
+
+def _adapted(config: ModelConfig, adapter: Adapter) -> nn.Module:
+    recipe = Recipe.model_validate({
+        "name": "peak", "data": {"source": "x"}, "model": config.model_dump(exclude_none=True),
+        "train": {"max_steps": 1, "global_batch_size": 1, "precision": "fp32", "device": "cpu"},
+    })  # fmt: skip
+    return build_model(config, recipe, world_size=1, device=torch.device("cpu"), fill=False, adapter=adapter)
