@@ -1,4 +1,4 @@
-"""The estimate of training memory beside the peak of a process: two families in three sizes, and experts.
+"""The estimate of training memory beside the peak of a process: two families in three sizes, experts and adapters.
 
     python benchmarks/memory.py [--only NAME]
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.memory import training_memory
 from launchyard.model.zoo import preset
@@ -45,6 +46,14 @@ CASES = {
 }  # fmt: skip
 
 
+ADAPTERS = {
+    f"{name} {kind}": (name, Adapter.model_validate({"kind": kind}))
+    for name in ("smollm2, 6 layers", "smollm2-135m")
+    for kind in ("lora", "qlora")
+}
+WORKLOADS: dict[str, tuple[str, Adapter | None]] = {name: (name, None) for name in CASES} | ADAPTERS
+
+
 def _resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -58,32 +67,35 @@ def train(name: str, *, checkpointing: bool) -> tuple[int, int]:
     from tests.model.live_bytes import trained_peak
 
     torch.set_num_threads(1)
-    config = CASES[name]
+    case, adapter = WORKLOADS[name]
+    config = CASES[case]
     warm = config.model_copy(update={"n_layers": 1, "vocab_size": 128, "padded_vocab_size": 128})
     trained_peak(warm, micro_batch_size=1, seq_len=8, activation_checkpointing=checkpointing)
     before = _resident()
     live = trained_peak(
-        config, micro_batch_size=MICRO_BATCH_SIZE, seq_len=SEQ_LEN, activation_checkpointing=checkpointing
-    )
+        config, micro_batch_size=MICRO_BATCH_SIZE, seq_len=SEQ_LEN, activation_checkpointing=checkpointing,
+        adapter=adapter,
+    )  # fmt: skip
     return live, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--only", choices=WORKLOADS)
     parser.add_argument("--child", metavar="JSON", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         print(json.dumps(train(**json.loads(given.child))))
         return
-    for name in [given.only] if given.only else CASES:
+    for name in [given.only] if given.only else WORKLOADS:
         for checkpointing in (False, True):
             child = json.dumps({"name": name, "checkpointing": checkpointing})
             words = [sys.executable, __file__, "--child", child]
             done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, **UNPOOLED})
             live, resident = json.loads(done.stdout)
             estimate = training_memory(
-                CASES[name],
+                CASES[WORKLOADS[name][0]],
+                adapter=WORKLOADS[name][1],
                 micro_batch_size=MICRO_BATCH_SIZE,
                 seq_len=SEQ_LEN,
                 shards=1,

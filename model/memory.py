@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from launchyard.model.adapt.targets import prompted, scaled
-from launchyard.model.adapter import Adapter
+from launchyard.model.adapt.forms import form_of
+from launchyard.model.adapt.targets import prompted, scaled, updates
+from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.cost import n_params, n_params_trained
 from launchyard.model.layout import Parameter, block_shapes, parameter_shapes, parameters
@@ -84,9 +85,9 @@ def training_memory(
     activations = _shared_masks(config, seq_len) + _activation_peak(
         config, tokens, kept, element, precision=precision, device=device, checkpointing=activation_checkpointing
     )
-    table = (
-        FP32_BYTES * config.padded_vocab_size * config.embed_dim
-    )  # the head's gradient is made whole, before all others
+    # The head's gradient is made whole, before all others.
+    head_trains = layout["embed.weight" if config.tie_embeddings else "lm_head.weight"].trained
+    table = FP32_BYTES * config.padded_vocab_size * config.embed_dim * head_trains
     # A tied table's two gradients are there beside their sum, which becomes its gradient or is added to it.
     if grad_accum_steps > 1:
         peak = gradients + max(activations + table, 3 * table * config.tie_embeddings)
@@ -157,10 +158,12 @@ def adapter_elements(
     precision: Precision = "fp32",
     device: Device = "cpu",
 ) -> int:
-    """Numbers of the compute type that a block keeps besides for an adapter's prompt, scales and biases, a token."""
+    """Numbers of the compute type that a block keeps besides for an adapter, a token: below 0 where it keeps less."""
     if adapter is None:
         return 0
     kept = 0
+    if adapter.kind in LOW_RANK:
+        kept += _kept_by_updates(config, layer, adapter, precision) - _spared(config, layer, adapter, precision, device)
     if layer in prompted(config.n_layers, adapter):
         _, keys, values = cache_sizes(config)
         if config.latent_attention is not None:  # no fused kernel: the scaled query and the weights
@@ -169,9 +172,65 @@ def adapter_elements(
             kept += config.n_heads * (2 * values + (2 if precision == "bf16" else 1))
     shapes = parameter_shapes(config)
     names = [name for name in scaled(shapes, adapter) if _is_in(name, layer)]
-    # Outputs without the scale; but beside an adapter the activation is made again, see model/network/mlp.py.
-    again = device == "cpu" and config.activation == "silu" and f"blocks.{layer}.mlp.gate_proj" in names
+    # Outputs without the scale; but the activation is made again.
+    again = adapter.kind not in LOW_RANK and _makes_gates_again(config, layer, adapter, device)
     return kept + sum(shapes[f"{name}.weight"][0] for name in names) - config.ffn_dim * again
+
+
+def _kept_by_updates(config: ModelConfig, layer: int, adapter: Adapter, precision: Precision) -> int:
+    """Of each update r numbers; with magnitudes both outputs; with dropout the input that is left, and the mask."""
+    shapes = parameter_shapes(config)
+    kept = 0.0
+    for name, update in updates(shapes, adapter).items():
+        if _is_in(name, layer):
+            rows, columns = shapes[f"{name}.weight"]
+            kept += update.rank + 2 * rows * (adapter.kind == "dora")
+            if adapter.dropout:
+                kept += columns * (1.5 if precision == "bf16" else 1.25)
+    return int(kept)
+
+
+def _spared(config: ModelConfig, layer: int, adapter: Adapter, precision: Precision, device: Device) -> int:
+    """What a block need not keep as it does not train but for updates: see model/network/{norms,mlp,remade}.py."""
+    layout = parameters(config, adapter)
+    base = [name for name in parameter_shapes(config) if _is_in(name, layer)]
+    if any(layout[name].trained for name in base):
+        return 0
+    moe = config.moe
+    if moe is not None and moe.is_in(layer):
+        mlp = moe.top_k * (config.dim + moe.ffn_dim)
+    else:
+        mlp = 2 * config.ffn_dim * _makes_gates_again(config, layer, adapter, device)
+    return mlp + _spared_by_norms(config, precision, device)
+
+
+def _spared_by_norms(config: ModelConfig, precision: Precision, device: Device) -> int:
+    inside, keeps_input = _inside_norm(config, precision, device)
+    again = device == "cpu" and config.norm == "rmsnorm" and config.norm_weight == "plain"
+    normalised = inside if keeps_input else inside - 2  # the rest is a copy in fp32
+    own = inside if again else normalised
+    streams = 0 if config.norm_place == "pre" else 2 * own
+    if config.norm_place in ("pre", "sandwich"):
+        streams += (1 if config.shared_norm else 2) * (own + again)
+    kept_instead = again and not keeps_input  # an input that was a copy in fp32
+    streams -= kept_instead * (1 if config.parallel_residual else 2)
+    latent = config.latent_attention
+    if latent is not None:
+        return config.dim * streams + normalised * ((latent.q_rank or 0) + latent.kv_rank)
+    if config.qk_norm is None or config.norm != "rmsnorm":
+        return config.dim * streams
+    return config.dim * streams + (own - kept_instead) * (config.n_heads + config.n_kv_heads) * config.head_dim
+
+
+def _makes_gates_again(config: ModelConfig, layer: int, adapter: Adapter | None, device: Device) -> bool:
+    """True of an MLP that keeps the inputs of its gate alone, see model/network/mlp.py."""
+    if adapter is None or device != "cpu" or not config.gated_mlp or config.activation != "silu":
+        return False
+    if config.has_experts(layer):
+        return False
+    name = f"blocks.{layer}.mlp.gate_proj"
+    shapes = parameter_shapes(config)
+    return form_of(adapter) is not None or name in updates(shapes, adapter) or name in scaled(shapes, adapter)
 
 
 def _is_in(name: str, layer: int) -> bool:

@@ -41,7 +41,7 @@ class Noise:
         lengths = self.moment.tokens or (x.shape[1],) * len(x)
         slots = enumerate(lengths, start=self.moment.first_slot)
         kept = torch.cat([self._kept(n, x.shape[2], slot, x.device) for slot, n in slots]).view_as(x)
-        return x * kept.to(x.dtype) / (1 - self.p)
+        return x.masked_fill(~kept, 0) / (1 - self.p)  # which keeps the mask as bytes
 
     def _kept(self, n: int, width: int, slot: int, device: torch.device) -> Tensor:
         key = f"{self.moment.seed}/{self.moment.step}/{slot}/{self.name}"

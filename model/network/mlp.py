@@ -257,8 +257,8 @@ class _GateAgain(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         gated, up = saved(ctx)
         ctx.read = None
-        of_up = F.silu(gated).mul_(grad)
-        return torch.ops.aten.silu_backward(up * grad, gated), of_up
+        of_gated = torch.ops.aten.silu_backward(up * grad, gated)
+        return of_gated, F.silu(gated).mul_(grad)
 
 
 def _gated(gated: Tensor, up: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,6 +59,16 @@ def test_the_estimate_is_within_5_percent_of_the_peak(name: str, checkpointing: 
     peak = trained_peak(config, **sizes, n_micro_batches=n_micro_batches)
     options = {"shards": 1, "precision": "fp32", "device": "cpu", "grad_accum_steps": n_micro_batches}
     assert training_memory(config, **sizes, **options)["total"] == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("kind", "name"), [("lora", "pythia"), ("lora", "smollm2"), ("qlora", "smollm2")])
+def test_so_is_that_of_low_rank_updates(kind: Literal["lora", "qlora"], name: str, checkpointing: bool) -> None:
+    adapter = Adapter(kind=kind, r=4)
+    sizes = {"micro_batch_size": 4, "seq_len": 64, "activation_checkpointing": checkpointing}
+    peak = trained_peak(SHAPES[name], **sizes, adapter=adapter)
+    options = {"shards": 1, "precision": "fp32", "device": "cpu", "adapter": adapter}
+    assert training_memory(SHAPES[name], **sizes, **options)["total"] == pytest.approx(peak, rel=0.05)
 
 
 def kept_bytes(model: Transformer, tokens: Tensor) -> int:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from launchyard.model.network.attention import Scores
+from launchyard.model.network.documents import Documents
 from launchyard.model.network.mlp import gate
 from launchyard.model.network.norms import make_norm
 from launchyard.model.network.remade import inner
@@ -72,6 +74,22 @@ def test_an_update_does_not_keep_what_can_be_made_again(made_by: str, dtype: tor
     again = gradients(lambda: checkpoint(lambda: inner(made(), a), use_reentrant=False), *inputs)
     for mine, theirs in zip(again[1], plain[1], strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_what_heads_saw_of_documents_is_kept_once() -> None:
+    torch.manual_seed(0)
+    scores = Scores(llama(dim=64), scale=None)
+    documents = Documents((20, 30), row_length=50)
+    q, k, v = (torch.randn(1, 2, 50, 32, requires_grad=True) for _ in range(3))
+    a = torch.randn(1, 64, requires_grad=True)
+
+    def seen() -> Tensor:
+        return scores.by_document(q, k, v, None, None, documents)
+
+    plain = gradients(lambda: F.linear(seen(), a), q, k, v, a)
+    found = gradients(lambda: inner(seen(), a), q, k, v, a)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[1], plain[1], strict=True))
+    assert plain[2] - found[2] == 50 * 64 * 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
