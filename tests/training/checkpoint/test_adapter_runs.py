@@ -79,6 +79,23 @@ def test_ranks_train_what_one_process_trains(tmp_path: Path, data: DataSpec, ada
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_a_run_in_bf16_is_resumed_exactly_and_trained_alike_on_two_ranks(
+    tmp_path: Path, data: DataSpec, kind: str
+) -> None:
+    bf16 = {"train.precision": "bf16"}
+    whole, parted, ranks = (adapter_run(tmp_path / name, data, KINDS[kind]) for name in ("a", "b", "c"))
+    run_workers(whole, 1, bf16)
+    run_workers(parted, 1, bf16 | {"train.max_steps": 8})
+    run_workers(parted, 1, bf16)
+    assert history(parted) == history(whole)
+    assert same(final_weights(parted), final_weights(whole))
+    run_workers(ranks, 2, bf16)
+    assert history(ranks, ("step", "data_hash")) == history(whole, ("step", "data_hash"))
+    for (mine,), (theirs,) in zip(history(ranks, ("loss",)), history(whole, ("loss",)), strict=True):
+        assert mine == pytest.approx(theirs, rel=0.01)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_has_what_trains_alone_and_is_read_as_the_merged_model(
     tmp_path: Path, data: DataSpec, kind: str
