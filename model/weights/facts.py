@@ -20,6 +20,7 @@ from launchyard.model.text.companions import (
 )
 from launchyard.model.text.special_tokens import GUESSED, SpecialTokens
 from launchyard.model.text.templates import DEFAULT, configured_templates, read_templates
+from launchyard.model.weights.adapters.facts import AdapterFacts, peft_facts, trained_facts
 from launchyard.model.weights.headers import bins_of, open_headers
 from launchyard.model.weights.source import HF_CONFIG, Source, find_source, read_config, read_hf_config
 from launchyard.model.weights.tie import table_keys
@@ -51,7 +52,7 @@ class HeaderEntry:
 class ModelFacts:
     """`parameters` by part; `dtypes`: element type -> tensors and bytes; `ends`: id -> token and the files that say so.
 
-    `contradictions` are sentences.
+    `contradictions` are sentences. With an adapter all else is of the base, but for what a checkpoint stores.
     """
 
     model: str
@@ -73,6 +74,7 @@ class ModelFacts:
     templates: dict[str, dict[str, str]]
     licences: dict[str, str]
     quantisation: str | None
+    adapter: AdapterFacts | None
     contradictions: list[str] = field(default_factory=list)
 
 
@@ -140,6 +142,7 @@ class _Reading:
             templates=self._templates(),
             licences={name: _first_line(raw.decode(errors="replace")) for name, raw in self._licences()},
             quantisation=self._quantisation,
+            adapter=self._adapter(),
             contradictions=[*self._of_tensors(), *self._of_ids(), *self._of_text(), *self._of_length()],
         )
 
@@ -184,6 +187,11 @@ class _Reading:
     def _quantisation(self) -> str | None:
         method = self.hf.get("quantization_config")
         return str(method.get("quant_method", "of unknown method")) if isinstance(method, dict) else None
+
+    def _adapter(self) -> AdapterFacts | None:
+        if self.source.adapter is not None:
+            return peft_facts(self.source.adapter, read_config(self.source.folder))
+        return trained_facts(self.source.folder) if self.source.kind == "checkpoint" else None
 
     def _dtypes(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}

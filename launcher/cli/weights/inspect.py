@@ -17,6 +17,7 @@ from launchyard.storage.files import exists, normal, typed_path
 from launchyard.training.data.dataset_spec import is_prepared
 
 if TYPE_CHECKING:
+    from launchyard.model.weights.adapters.facts import AdapterFacts
     from launchyard.model.weights.facts import ModelFacts
 
 
@@ -31,8 +32,8 @@ def inspect(place: str, as_json: bool, verify: bool, sample: int | None) -> None
     """Describe a folder or URL of tokens, or a model.
 
     PLACE is a folder or URL of tokens, a recipe (its data is described, and prepared first if need be), a Hugging Face
-    folder, a checkpoint or a run: a path, a URL, or the id or name of a run. Of a model nothing but the headers of its
-    files is read. Contradictions between its files are listed.
+    folder, a PEFT folder, BASE+ADAPTER, a checkpoint or a run: a path, a URL, or the id or name of a run. Of a model
+    nothing but the headers of its files is read. Contradictions between its files are listed.
     """
     if place.endswith((".yaml", ".yml")):
         for folder in data_of_recipe(place):
@@ -77,6 +78,8 @@ def _lines(facts: ModelFacts) -> Iterator[str]:
     stored = ", ".join(f"{name} {size(held['bytes'])}" for name, held in facts.dtypes.items())
     quantised = f", quantised by {facts.quantisation}" if facts.quantisation else ""
     yield f"  stored      {stored or 'no safetensors files'}{quantised}"
+    if facts.adapter is not None:
+        yield f"  adapter     {_adapter(facts.adapter)}"
     scaling = facts.rope_scaling
     scaled = f", rope scaling {', '.join(f'{key} {value}' for key, value in scaling.items())}" if scaling else ""
     yield f"  context     {facts.max_seq_len:,} tokens{scaled}"
@@ -91,6 +94,19 @@ def _lines(facts: ModelFacts) -> Iterator[str]:
         yield f"  licence     {name}: {first}"
     for contradiction in facts.contradictions:
         yield f"  ! {contradiction}"
+
+
+def _adapter(facts: AdapterFacts) -> str:
+    """In one line: modules by the last part of their names."""
+    said = f"{facts.kind} in {facts.place}, {facts.n_params:,} parameters"
+    if facts.modules:
+        names = dict.fromkeys(module.rpartition(".")[2] for module in facts.modules)
+        said += f", r {facts.r}, alpha {facts.alpha:g}, {len(facts.modules)} modules ({', '.join(names)})"
+    for what, names_of in (("whole", facts.whole), ("some tokens of", facts.tokens)):
+        if names_of:
+            more = f" and {len(names_of) - 4} more" if len(names_of) > 4 else ""
+            said += f", {what} {', '.join(names_of[:4])}{more}"
+    return said
 
 
 def _listed(value: object) -> list[object]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import TensorShape, parameter_shapes
 from launchyard.model.weights.adapters.peft_config import PeftConfig, read_peft_config
-from launchyard.model.weights.adapters.peft_keys import BIN, SAFETENSORS, PeftKeys, names_in, peft_keys, untied_by
+from launchyard.model.weights.adapters.peft_keys import BIN, SAFETENSORS, PeftKeys, peft_keys, shapes_in, untied_by
 from launchyard.model.weights.stored.pickled import open_pickle
 from launchyard.model.weights.stored.tensors import BinTensor, FileTensor, StoredTensor
 from launchyard.model.weights.tie import table_keys
@@ -93,7 +93,7 @@ def peft_merges(base: ModelConfig, folder: str) -> tuple[dict[str, PeftMerge], b
 
 def open_peft(folder: str) -> dict[str, StoredTensor]:
     """Every tensor by its key in the file. FileNotFoundError without one; no code in a pickle is run."""
-    names = names_in(folder)
+    names = shapes_in(folder)
     if exists(f"{folder}/{SAFETENSORS}"):
         file = TensorFile(f"{folder}/{SAFETENSORS}")
         return {name: FileTensor(file, name) for name in names}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from launchyard.model.config import ModelConfig
+from launchyard.model.layout import TensorShape
 from launchyard.model.weights.adapters.peft_config import PeftConfig, read_peft_config
 from launchyard.model.weights.tie import table_keys
 from launchyard.model.zoo import rules
@@ -34,16 +35,16 @@ class PeftKeys:
     tokens: dict[str, str] = field(default_factory=dict)
 
 
-def names_in(folder: str) -> list[str]:
-    """The keys of an adapter's file. FileNotFoundError without one."""
+def shapes_in(folder: str) -> dict[str, TensorShape]:
+    """The keys of an adapter's file, with their shapes. FileNotFoundError without one."""
     from launchyard.storage.safetensors import TensorFile
 
     if exists(f"{folder}/{SAFETENSORS}"):
-        return list(TensorFile(f"{folder}/{SAFETENSORS}").entries)
+        return {key: entry.shape for key, entry in TensorFile(f"{folder}/{SAFETENSORS}").entries.items()}
     if exists(f"{folder}/{BIN}"):
         from launchyard.model.weights.stored.pickled import open_pickle
 
-        return list(open_pickle(f"{folder}/{BIN}"))
+        return {key: tuple(tensor.shape) for key, tensor in open_pickle(f"{folder}/{BIN}").items()}
     found = ", ".join(sorted(listdir(folder))[:6])
     raise FileNotFoundError(f"{folder}: neither {SAFETENSORS} nor {BIN} beside the adapter's config; there is {found}")
 
@@ -90,7 +91,7 @@ def untied_by(base: ModelConfig, peft: PeftConfig, keys: PeftKeys) -> bool:
 def adapted_config(base: ModelConfig, folder: str) -> ModelConfig:
     """The config of a base with an adapter in its weights. Reads no tensor of safetensors files."""
     peft = read_peft_config(folder)
-    untied = untied_by(base, peft, peft_keys(base, peft, names_in(folder)))
+    untied = untied_by(base, peft, peft_keys(base, peft, shapes_in(folder)))
     return base.model_copy(update={"tie_embeddings": base.tie_embeddings and not untied})
 
 
