@@ -85,11 +85,11 @@ class Harness:
         self.case, self.folder, self.bucket, self.tally = case, folder, bucket, Tally()
         self._began = time.monotonic()
         self._rng = random.Random(f"play {case.seed}")
-        data = write_data(f"{bucket.url}/data")
+        data = write_data(f"{bucket.url}/data", case.method)
         place = f"{bucket.url}/run" if case.place == "s3" else str(folder / "run")
-        self.run: RunDir = write_run(place, data, case.size)
+        self.run: RunDir = write_run(place, data, case.size, case.method)
         nproc = 1 if case.resized else case.jobs[0].nproc
-        self.witness = Witness(self.run, references.get(case.size, nproc))
+        self.witness = Witness(self.run, references.get(case.size, case.method, nproc))
         self._stack = contextlib.ExitStack()
         self._zombie: Started | None = None  # frozen, and taken for dead
 

@@ -16,6 +16,8 @@ MOST_JOBS = 14  # under chaos; then the run is left in peace
 
 Place = Literal["s3", "local"]
 Size = Literal["small", "large"]  # large: its state goes up in parts
+Method = Literal["full", "lora", "qlora", "dpo"]  # lora and qlora from rows, dpo from pairs of answers
+METHODS: tuple[Method, ...] = ("lora", "qlora", "dpo")
 # workers: without an agent. agent: `launcher.node`. owner: the process that `launch` detaches. launch: `launch resume`.
 Way = Literal["workers", "agent", "owner", "launch"]
 # frozen: nobody is killed, all workers stop for as long as another attempt goes on, and then wake up.
@@ -97,18 +99,20 @@ class Case:
     size: Size
     resized: bool
     jobs: tuple[Job, ...]
+    method: Method = "full"
 
     @property
     def says(self) -> str:
         """In a few words."""
         workers = "1-4" if self.resized else str(self.jobs[0].nproc)
-        return f"{self.size} run in {self.place}, {workers} workers"
+        return f"{self.size} {self.method} run in {self.place}, {workers} workers"
 
 
 def draw(seed: int) -> Case:
     rng = random.Random(f"chaos {seed}")
     place: Place = "local" if seed % 4 == 3 else "s3"
-    size: Size = "large" if place == "s3" and seed % 3 == 0 else "small"
+    method: Method = METHODS[seed // 2 % 3] if seed % 2 else "full"
+    size: Size = "large" if place == "s3" and seed % 3 == 0 and method == "full" else "small"
     resized = seed // 2 % 2 == 1 if place == "s3" else seed // 4 % 2 == 1
     fixed = rng.choices([1, 2, 3, 4], [5, 5, 1, 1])[0]
     sizes = [rng.choices([1, 2, 3, 4], [5, 5, 2, 1])[0] if resized else fixed for _ in range(MOST_JOBS)]
@@ -116,7 +120,7 @@ def draw(seed: int) -> Case:
     instants = iter([*rng.sample(early, len(early)), *deal(rng, [*INSTANTS], MOST_JOBS * 3)])
     faults = iter(deal(rng, [name for name, remote in FAULTS.items() if place == "s3" or not remote], MOST_JOBS * 14))
     jobs = [draw_job(rng, nproc, place, instants, faults) for nproc in sizes]
-    return Case(seed, place, size, resized, tuple(jobs))
+    return Case(seed, place, size, resized, tuple(jobs), method)
 
 
 def deal(rng: random.Random, names: list[str], count: int) -> list[str]:

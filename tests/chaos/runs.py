@@ -11,14 +11,17 @@ import numpy as np
 import torch
 import yaml
 
+from launchyard.model.adapter import Adapter
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.chunks import Array
 from launchyard.training.data.prepare.writer import SplitWriter
-from launchyard.training.recipe import Recipe
+from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.spec import DataSpec, Storage, TokenSource, Workload
-from tests.chaos.plan import BATCH, EVERY, KEEP, STEPS, Size
+from tests.chaos.plan import BATCH, EVERY, KEEP, STEPS, Method, Size
+from tests.support.small_rows import pair, row, write_groups
 from tests.support.small_runs import MODEL, VOCAB, final_weights, run_workers
 
+SEQ_LEN = 16
 N_TOKENS, CHUNK_TOKENS, HELD_OUT = 6001, 160, 501  # the run reads its 38 chunks about one and a half times
 CACHE_BYTES = 20 * 420  # some twenty of them
 RETRY_SECONDS = 60.0
@@ -27,13 +30,24 @@ SIZES: dict[Size, dict[str, Any]] = {"small": MODEL, "large": {**MODEL, "dim": 1
 RECIPE: dict[str, Any] = {
     "name": "chaos",
     "resources": {"max_failures": 50},
-    "data": {"source": "x", "seq_len": 16, "seed": 3},
+    "data": {"source": "x", "seq_len": SEQ_LEN, "seed": 3},
     "train": {"max_steps": STEPS, "global_batch_size": BATCH, "seed": 1, "device": "cpu"},
     "optimizer": {"lr": 2e-3},
     "schedule": {"warmup_steps": 4},
     "checkpoint": {"every_steps": EVERY, "keep": KEEP, "every_minutes": None},
     "validation": {"every_steps": 20},
     "metrics": {"prometheus": False},
+}
+ROWS, PAIRS, PAIR_LEN, EPOCHS = 180, 130, 24, 6  # 48 steps are more than four epochs of either
+ADAPTERS: dict[Method, Adapter] = {
+    "lora": Adapter(kind="lora", r=4, dropout=0.1),
+    "qlora": Adapter(kind="qlora", r=4),
+    "dpo": Adapter(kind="lora", r=4, dropout=0.1),
+}
+KEYS: dict[Method, dict[str, Any]] = {
+    "lora": {"data.kind": "instruct"},
+    "qlora": {"data.kind": "instruct"},
+    "dpo": {"data.kind": "preference", "data.seq_len": PAIR_LEN, "preference.loss": "dpo"},
 }
 
 
@@ -45,8 +59,12 @@ def tokens() -> tuple[Array, Array]:
     return walk[:N_TOKENS], walk[N_TOKENS:]
 
 
-def write_data(url: str) -> DataSpec:
+def write_data(url: str, method: Method = "full") -> DataSpec:
     """As `launch prepare` writes it, with digests, at a path or URL."""
+    if method == "dpo":
+        return write_groups(url, map(pair, range(PAIRS)), seq_len=PAIR_LEN, epochs=EPOCHS, together=2)
+    if method != "full":
+        return write_groups(url, map(row, range(ROWS)), seq_len=SEQ_LEN, epochs=EPOCHS)
     parts = zip(("train", "validation"), tokens(), strict=True)
     sources = {name: write_split(f"{url}/{name}", part) for name, part in parts}
     return DataSpec(train=(sources["train"],), validation=(sources["validation"],), tokenizer=None, digest="chaos")
@@ -59,12 +77,13 @@ def write_split(folder: str, part: Array) -> TokenSource:
     return TokenSource(folder=folder, n_tokens=len(part))
 
 
-def write_run(url: str, data: DataSpec, size: Size) -> RunDir:
+def write_run(url: str, data: DataSpec, size: Size, method: Method = "full") -> RunDir:
     """A run directory as the launcher leaves it before the first attempt."""
-    recipe = Recipe.model_validate({**RECIPE, "model": SIZES[size]})
+    recipe = Recipe.model_validate(apply_overrides({**RECIPE, "model": SIZES[size]}, KEYS.get(method, {})))
     fields = recipe.model.model_dump(exclude_none=True)
     storage = Storage(retry_seconds=RETRY_SECONDS, cache_bytes=CACHE_BYTES)
-    workload = Workload(run_id="chaos-run", name="chaos", model=fields, data=data, storage=storage)
+    adapter = ADAPTERS.get(method, Adapter())
+    workload = Workload(run_id="chaos-run", name="chaos", model=fields, data=data, storage=storage, adapter=adapter)
     run = RunDir(url)
     run.write_text("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
     run.write_json("plan.json", {**workload.model_dump(mode="json"), "cluster": CLUSTER, "scheduler": "local"})
@@ -92,16 +111,16 @@ class References:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: dict[tuple[Size, int], Undisturbed] = {}
+        self._made: dict[tuple[Size, Method, int], Undisturbed] = {}
 
-    def get(self, size: Size, nproc: int) -> Undisturbed:
-        if (size, nproc) not in self._made:
-            place = self._folder / f"{size}-{nproc}"
-            run = write_run(str(place / "run"), write_data(str(place / "data")), size)
+    def get(self, size: Size, method: Method, nproc: int) -> Undisturbed:
+        if (size, method, nproc) not in self._made:
+            place = self._folder / f"{size}-{method}-{nproc}"
+            run = write_run(str(place / "run"), write_data(str(place / "data"), method), size, method)
             run_workers(run, nproc)
-            self._made[size, nproc] = Undisturbed(
+            self._made[size, method, nproc] = Undisturbed(
                 rows={row["step"]: row for row in run.rows("steps")},
                 validation={row["step"]: row["loss"] for row in run.rows("validation")},
                 weights=final_weights(run),
             )
-        return self._made[size, nproc]
+        return self._made[size, method, nproc]

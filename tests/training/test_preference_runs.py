@@ -11,38 +11,15 @@ import torch
 from launchyard.model.adapter import Adapter
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from launchyard.training.data.instruct.conversation import Row
-from launchyard.training.data.packs import count_packs
-from launchyard.training.data.prepare.rows import write_rows
-from launchyard.training.data.row_store import group_lengths
-from launchyard.training.spec import DataSpec, RowFacts, TokenSource
-from tests.support.small_runs import VOCAB, final_weights, history, make_run, run_workers
+from launchyard.training.spec import DataSpec
+from tests.support.small_rows import pair, write_groups
+from tests.support.small_runs import final_weights, history, make_run, run_workers
 from tests.training.test_rows_trained import killed_at
 
 SEQ_LEN = 24
 EPOCHS = 4
 EXACT = ("step", "loss", "reward_chosen", "reward_margin", "reward_accuracy", "grad_norm", "labels", "data_hash")
 pytestmark = pytest.mark.slow
-
-
-def pair(number: int) -> list[Row]:
-    """One question; the better answer counts up from it, the worse one down."""
-    prompt = (np.arange(2 + number % 4) + number) % VOCAB
-    sides = [(prompt[-1] + step * np.arange(1, 3 + number % k)) % VOCAB for step, k in ((1, 5), (-1, 7))]
-    rows = [np.concatenate([prompt, side]) for side in sides]
-    return [Row(ids, np.arange(len(ids)) >= len(prompt), f"pair {number}") for ids in rows]
-
-
-def write_pairs(folder: Path) -> DataSpec:
-    splits = write_rows(map(pair, range(50)), str(folder), chunk_tokens=100, validation=0.15, seed=1)
-    sources = {}
-    for name, entry in splits.items():
-        assert entry.labels and entry.longest
-        where = str(folder / name)
-        packs = count_packs(group_lengths(where, 2), epochs=EPOCHS, capacity=SEQ_LEN, seed=3)
-        facts = RowFacts(rows=entry.documents, labels=entry.labels, longest=entry.longest, packs=packs, together=2)
-        sources[name] = TokenSource(folder=where, n_tokens=entry.tokens, digest=entry.digest, instruct=facts)
-    return DataSpec(train=(sources["train"],), validation=(sources["validation"],), tokenizer=None, digest="pairs")
 
 
 def preference_run(folder: Path, data: DataSpec, adapter: Adapter | None, loss: str) -> RunDir:
@@ -69,7 +46,8 @@ def preference_run(folder: Path, data: DataSpec, adapter: Adapter | None, loss: 
 def test_pairs_are_learned_whatever_dies_and_on_any_number_of_ranks(
     tmp_path: Path, loss: str, adapter: Adapter | None
 ) -> None:
-    data = write_pairs(tmp_path / "data")
+    pairs = map(pair, range(50))
+    data = write_groups(str(tmp_path / "data"), pairs, seq_len=SEQ_LEN, epochs=EPOCHS, together=2, validation=0.15)
     whole, killed, resized = (preference_run(tmp_path / name, data, adapter, loss) for name in ("a", "b", "c"))
     run_workers(whole, 1)
     killed_at(killed, 4)

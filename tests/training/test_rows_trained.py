@@ -10,33 +10,11 @@ import pytest
 
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from launchyard.training.data.instruct.conversation import Row
-from launchyard.training.data.packs import count_packs
-from launchyard.training.data.prepare.rows import write_rows
-from launchyard.training.data.row_store import read_lengths
-from launchyard.training.spec import DataSpec, RowFacts, TokenSource
-from tests.support.small_runs import VOCAB, history, make_run, run_workers, start_workers
+from tests.support.small_rows import row, write_groups
+from tests.support.small_runs import history, make_run, run_workers, start_workers
 
 SEQ_LEN = 16
 EPOCHS = 6
-
-
-def row(number: int) -> Row:
-    length = 3 + number * 7 % (SEQ_LEN - 1)
-    return Row((np.arange(length) * 3 + number) % VOCAB, np.arange(length) >= length // 2, f"row {number}")
-
-
-def write_instructions(folder: Path) -> DataSpec:
-    splits = write_rows(([row(n)] for n in range(70)), str(folder), chunk_tokens=100, validation=0.1, seed=1)
-    sources = {}
-    for name, entry in splits.items():
-        assert entry.labels and entry.longest
-        lengths = read_lengths(str(folder / name)) - 1
-        packs = count_packs(lengths, epochs=EPOCHS, capacity=SEQ_LEN, seed=3)
-        facts = RowFacts(rows=entry.documents, labels=entry.labels, longest=entry.longest, packs=packs)
-        where = str(folder / name)
-        sources[name] = TokenSource(folder=where, n_tokens=entry.tokens, digest=entry.digest, instruct=facts)
-    return DataSpec(train=(sources["train"],), validation=(sources["validation"],), tokenizer=None, digest="rows")
 
 
 def killed_at(run: RunDir, step: int) -> None:
@@ -54,7 +32,7 @@ def killed_at(run: RunDir, step: int) -> None:
 
 @pytest.mark.slow
 def test_epochs_of_packs_are_read_whatever_dies_and_on_any_number_of_ranks(tmp_path: Path) -> None:
-    data = write_instructions(tmp_path / "data")
+    data = write_groups(str(tmp_path / "data"), map(row, range(70)), seq_len=SEQ_LEN, epochs=EPOCHS)
     length = {"train.max_steps": None, "train.max_epochs": EPOCHS, "train.global_batch_size": 4}
     keys = {**length, "data.kind": "instruct", "checkpoint.every_steps": 3, "validation.every_steps": 5}
     whole = make_run(tmp_path / "whole", data, keys)
