@@ -57,6 +57,7 @@ LIGHT_FILES = (
     "model/text/tokenizer_json.py",
     "model/text/special_tokens.py",
     "model/text/templates.py",
+    "model/weights/adapters/facts.py",
     "model/weights/adapters/peft_config.py",
     "model/weights/adapters/peft_keys.py",
     "model/weights/facts.py",
