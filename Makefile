@@ -14,7 +14,7 @@ ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
 SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel or guide_as_typed or nothing_of_the_shell
 SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
-SOME_CHAOS := --seeds 10,11 --faults 25
+SOME_CHAOS := --seeds 7,10,11 --faults 25
 
 .PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
