@@ -18,8 +18,7 @@ from launchyard.training.data.prepare.writer import SplitWriter
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.spec import DataSpec, Storage, TokenSource, Workload
 from tests.chaos.plan import BATCH, EVERY, KEEP, STEPS, Method, Size
-from tests.support.small_rows import pair, row, write_groups
-from tests.support.small_runs import MODEL, VOCAB, final_weights, run_workers
+from tests.support.small_runs import MODEL, VOCAB, final_weights, pair, row, run_workers, write_groups
 
 SEQ_LEN = 16
 N_TOKENS, CHUNK_TOKENS, HELD_OUT = 6001, 160, 501  # the run reads its 38 chunks about one and a half times

@@ -12,8 +12,7 @@ from launchyard.model.adapter import Adapter
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.training.spec import DataSpec
-from tests.support.small_rows import pair, write_groups
-from tests.support.small_runs import final_weights, history, make_run, run_workers
+from tests.support.small_runs import final_weights, history, make_run, pair, run_workers, write_groups
 from tests.training.test_rows_trained import killed_at
 
 SEQ_LEN = 24

@@ -10,8 +10,7 @@ import pytest
 
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from tests.support.small_rows import row, write_groups
-from tests.support.small_runs import history, make_run, run_workers, start_workers
+from tests.support.small_runs import history, make_run, row, run_workers, start_workers, write_groups
 
 SEQ_LEN = 16
 EPOCHS = 6
