@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launchyard import finetune as finetune_here
+from launchyard import load
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.submit.finetune import METHODS
 from launchyard.model.weights.hf_export import save_hf
@@ -36,6 +38,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, content)))
     pairs = [{"prompt": f"say {n}", "chosen": f"{n}, as you said", "rejected": "no"} for n in range(40)]
     Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    silent = [{"instruction": f"say {n}", "output": ""} for n in range(120)]
+    Path("silent.jsonl").write_text("\n".join(map(json.dumps, silent)))
     return "rows.jsonl"
 
 
@@ -79,6 +83,7 @@ def test_what_is_shown_is_a_recipe_of_the_same_plan(
             "no projection c_proj; there are",
         ),
         (("nowhere", "--data", "rows.jsonl"), "nowhere"),
+        (("{model}", "--data", "silent.jsonl"), "none of the first 100 conversations has a token to train for"),
     ],
 )
 def test_a_mistake_is_one_clear_error(
@@ -86,3 +91,30 @@ def test_a_mistake_is_one_clear_error(
 ) -> None:
     code, _, err = finetune(capsys, *(word.format(model=model) for word in words))
     assert (code, said in err) == (2, True), err
+    assert not Path("runs").exists()
+
+
+def test_what_was_left_out_is_told(model: str, rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where rows are prepared, and wherever they are looked at."""
+    with open(rows, "a") as file:
+        file.write("\n" + json.dumps({"instruction": "say all", "output": "and so on " * 400}))
+        file.write("\n" + json.dumps({"instruction": "say nothing", "output": ""}))
+    for words in (("prepare", rows, "--kind", "instruct", "--tokenizer", model, "--out", "made"), ("inspect", "made")):
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out = capsys.readouterr().out
+        assert not ended.value.code
+        assert "left out: 1 conversations, too long" in out and "left out: 1 conversations, no turn to train for" in out
+
+
+@pytest.mark.slow
+def test_a_model_whose_padding_is_its_end_learns_to_end(model: str, tmp_path: Path, rows: str) -> None:
+    """Masks come from lengths, never from ids: the end token of each answer is learned, though it pads as well."""
+    path = Path(model) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<|endoftext|>"}))
+    answers = [{"instruction": f"say {n}", "output": "as you said"} for n in range(40)]
+    Path(rows).write_text("\n".join(map(json.dumps, answers)))
+    length = {"train.max_epochs": None, "train.max_steps": 80, "data.seq_len": 256, "schedule.warmup_steps": 0}
+    run = finetune_here(model, rows, method="full", keys={**length, "optimizer.lr": 1e-2})
+    written = load(run).generate("<user>say 7<|endoftext|><assistant>", max_new_tokens=60, temperature=0)
+    assert written == "as you said"

@@ -49,6 +49,36 @@ def test_rows_are_those_of_the_renderer_and_the_same_request_makes_nothing_again
         prepare_instruct([source], tokenizer=tokenizer, out=out, options=RowOptions(seq_len=99, style="alpaca"))
 
 
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
+
+
+@pytest.mark.parametrize("template", [CHAT, "{{ bos_token }}" + CHAT], ids=["no BOS", "BOS"])
+def test_prepared_ids_are_those_that_transformers_gives_a_chat(tmp_path: Path, template: str) -> None:
+    """Also by a tokenizer that puts a BOS before every text: a rendered chat gets none besides its own."""
+    from tokenizers import Tokenizer as RawTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    path = byte_tokenizer(tmp_path / "tokenizer.json")
+    raw = RawTokenizer.from_file(path)
+    end = ("<|endoftext|>", raw.token_to_id("<|endoftext|>"))
+    raw.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[end])
+    raw.save(path)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end[0], "eos_token": end[0]}
+    settings |= {"pad_token": end[0], "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "and the dog"}]
+    source = write(tmp_path / "a.jsonl", [{"messages": turns}])
+    out = str(tmp_path / "out")
+    prepare_instruct([source], tokenizer=path, out=out, options=RowOptions(seq_len=400))
+    row = RowStore(f"{out}/train").row(0)
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    asked = theirs.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    assert row.ids.tolist() == theirs.apply_chat_template(turns, return_dict=False)
+    assert row.ids[~row.trained].tolist() == asked
+    assert row.ids[row.trained].tolist() == theirs("and the dog", add_special_tokens=False)["input_ids"] + [end[1]]
+
+
 def test_all_faulty_rows_are_told_by_line(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", [*ROWS, {"told": "a"}, {"prompt": 3, "completion": "b"}])
     with pytest.raises(ValueError, match="2 of 6 rows") as caught:
