@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launchyard.model.adapter import Adapter
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from tests.support.small_runs import history, make_run, row, run_workers, start_workers, write_groups
@@ -50,3 +51,18 @@ def test_epochs_of_packs_are_read_whatever_dies_and_on_any_number_of_ranks(tmp_p
     assert history(whole, ("tokens_seen",))[-1][0] == EPOCHS * inputs, "with a label or without, but no padding"
     assert sum(labels for (labels,) in history(whole, ("labels",))) == EPOCHS * facts.labels
     assert [r["loss"] for r in whole.rows("validation")] == pytest.approx([r["loss"] for r in other.rows("validation")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, Adapter(kind="lora", r=4, dropout=0.1)], ids=["full", "lora"])
+def test_compiled_blocks_train_on_rows_as_others_do(tmp_path: Path, adapter: Adapter | None) -> None:
+    data = write_groups(str(tmp_path / "data"), map(row, range(60)), seq_len=SEQ_LEN, epochs=1)
+    keys = {"data.kind": "instruct", "train.max_steps": 6, "train.global_batch_size": 4, "schedule.warmup_steps": 0}
+    losses = []
+    for compiled in (False, True):
+        run = make_run(tmp_path / str(compiled), data, {**keys, "parallel.compile": compiled})
+        if adapter is not None:
+            run.write_json("plan.json", {**run.read_json("plan.json"), "adapter": adapter.model_dump(mode="json")})
+        run_workers(run, 1)
+        losses.append(history(run, ("loss", "grad_norm")))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
