@@ -39,7 +39,6 @@ BUILT_IN = {
     "fineweb-edu": BuiltIn("HuggingFaceFW/fineweb-edu", "tokens", ("sample/10BT/*.parquet",)),
     "openwebtext": BuiltIn("Skylion007/openwebtext", "tokens", ("plain_text/train-*.parquet",)),
     "tinystories": BuiltIn("roneneldan/TinyStories", "tokens", ("data/train-*.parquet",)),
-    "wikitext": BuiltIn("Salesforce/wikitext", "tokens", ("wikitext-103-raw-v1/train-*.parquet",)),
 }
 # Files of a set that is none of these, and those beside it that say what it is.
 ROW_FILES = ("**.parquet", "**.jsonl", "**.jsonl.gz", "**.jsonl.zst", "**.json", "**.json.gz", "**.txt", "**.arrow")

@@ -43,7 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "orca-pairs": {"system": "", "question": "why?", "chosen": "because", "rejected": "no"},
     "ultrafeedback": {"prompt": "why?", "prompt_id": "1", "chosen": SAID, "rejected": OTHER, "messages": SAID,
                       "score_chosen": 8.0, "score_rejected": 2.0},
-    **{key: {"text": "a story " * 40} for key in ("fineweb", "fineweb-edu", "openwebtext", "tinystories", "wikitext")},
+    **{key: {"text": "a story " * 40} for key in ("fineweb", "fineweb-edu", "openwebtext", "tinystories")},
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 from launchyard.model.text.chat import Chat
 from launchyard.model.text.companions import write_companions
 from launchyard.model.text.tokenizer import Tokenizer
+from launchyard.training.data.instruct.carriers import Record
 from launchyard.training.data.instruct.conversation import Conversation, Pair, Row, Turn
 from launchyard.training.data.instruct.render import (
     CUT_ANSWER,
@@ -25,6 +26,7 @@ from launchyard.training.data.instruct.render import (
     Renderer,
     message_of,
 )
+from launchyard.training.data.instruct.shapes import pair_of
 
 END = "<|im_end|>"
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", END, "<|user|>", "<|assistant|>", "<|endoftext|>"]
@@ -377,6 +379,16 @@ def test_the_rows_of_a_pair_differ_in_what_is_trained_for_and_fit_together(tmp_p
     short = Renderer(tokenizer, max_tokens=positions)
     with pytest.raises(ValueError, match=f"{TOO_LONG} \\(1\\)"):
         list(short.pair_rows(pairs))
+
+
+def test_a_pair_whose_answers_do_not_differ_is_left_out(tmp_path: Path) -> None:
+    """Sets as they come hold some; they are no reason to read none of the others."""
+    rows = [{"prompt": "why?", "chosen": "because", "rejected": said} for said in ("because", "no")]
+    first = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+    rows.append({"chosen": first, "rejected": [*first, {"role": "user", "content": "and?"}]})
+    renderer = Renderer(tokenizer_with(tmp_path, CHATML))
+    assert len(list(renderer.pair_rows(pair_of(Record(row, "here")) for row in rows))) == 1
+    assert dict(renderer.dropped) == {"whose two answers are the same, or one begins the other": 2}
 
 
 @pytest.mark.parametrize("less", [1, 2, 5])

@@ -30,6 +30,7 @@ FIRST_ROWS = 100  # of which one at least must have a token to train for
 NO_ANSWER = "no turn to train for"
 NO_LABELS = "no token to train for"
 TOO_LONG = "too long"
+ALIKE = "whose two answers are the same, or one begins the other"
 REFUSED = "refused by the chat template"
 # Keys of `counts`.
 CUT_PROMPT = "prompts cut"
@@ -115,6 +116,8 @@ class Renderer:
             raise ValueError(self._nothing_to_train(seen))
 
     def _pair(self, pair: Pair) -> tuple[Row, Row]:
+        if not all(any(turn.trained for turn in side.turns) for side in (pair.chosen, pair.rejected)):
+            raise _DroppedError(ALIKE)
         return self._fitted_pair(self._rendered(pair.chosen), self._rendered(pair.rejected))
 
     def _fitted_pair(self, *sides: _Rendered) -> tuple[Row, Row]:

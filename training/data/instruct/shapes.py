@@ -57,16 +57,20 @@ def read_conversations(
     columns: our name of a key -> theirs, such as {"prompt": "frage", "completion": "antwort"}. ValueError at the end
     names the faulty rows; of a file that is damaged, at once.
     """
-    yield from _read(sources, lambda record: conversation_of(record, columns), split)
+    yield from _read(sources, lambda record: conversation_of(record, columns), split, columns)
 
 
 def read_pairs(sources: Sequence[str], *, columns: Columns | None = None, split: Split = "train") -> Iterator[Pair]:
     """The same for preference data: rows with `chosen` and `rejected`."""
-    yield from _read(sources, lambda record: pair_of(record, columns), split)
+    yield from _read(sources, lambda record: pair_of(record, columns), split, columns)
 
 
-def _read(sources: Sequence[str], make: Callable[[Record], Made], split: Split) -> Iterator[Made]:
+def _read(
+    sources: Sequence[str], make: Callable[[Record], Made], split: Split, columns: Columns | None
+) -> Iterator[Made]:
+    _check_names(columns)
     faults: list[str] = []
+    reasons: set[str] = set()
     n_faults = 0
     seen = 0
     for path in find_files(sources, split):
@@ -78,22 +82,38 @@ def _read(sources: Sequence[str], make: Callable[[Record], Made], split: Split) 
                 made = make(record)
             except (ValueError, TypeError, RecursionError) as error:
                 n_faults += 1
+                text = str(error)
+                if len(reasons) < 2:
+                    reasons.add(text)
                 if len(faults) < SHOWN_FAULTS:
-                    text = str(error)
                     faults.append(text if isinstance(record, FaultyRowError) else f"{record.where}: {text}")
                 continue
             if not n_faults:  # what follows a fault is read for its own faults alone
                 yield made
+    if n_faults == seen > 1 and len(reasons) == 1:
+        raise ValueError(f"all {seen} rows are faulty alike; the first: {faults[0]}")
     if n_faults:
         more = f"\n… and {n_faults - len(faults)} more" if n_faults > len(faults) else ""
         raise ValueError(f"{n_faults} of {seen} rows are faulty:\n" + "\n".join(faults) + more)
+
+
+def _check_names(columns: Columns | None) -> None:
+    for ours in columns or {}:
+        if ours not in COLUMN_NAMES:
+            raise ValueError(f"data.columns: {ours} is none of {', '.join(COLUMN_NAMES)}")
 
 
 # -- one row ---------------------------------------------------------------------------------------------------------
 def conversation_of(record: Record, columns: Columns | None = None) -> Conversation:
     """ValueError says what is missing, or of another kind than it must be."""
     row = _renamed(record.value, columns)
-    turns = _turns(row)
+    try:
+        turns = _turns(row)
+    except ValueError as error:
+        absent = [theirs for theirs in (columns or {}).values() if theirs not in record.value]
+        if not absent:
+            raise
+        raise ValueError(f"has no column {', '.join(absent)}; its keys are {', '.join(record.value)}") from error
     if not turns:
         raise ValueError("has no turn")
     return Conversation(_with_system(turns, row), record.where, _tools(row))
@@ -103,9 +123,6 @@ def _renamed(row: JsonObject, columns: Columns | None) -> JsonObject:
     """The row with our names for its columns; of the other keys only those that say more of the same turns."""
     if not columns:
         return row
-    for ours in columns:
-        if ours not in COLUMN_NAMES:
-            raise ValueError(f"data.columns: {ours} is none of {', '.join(COLUMN_NAMES)}")
     if not any(theirs in row for theirs in columns.values()):
         raise ValueError(f"has none of the columns {', '.join(columns.values())}; its keys are {', '.join(row)}")
     beside = {key: row[key] for key in ("system", "tools") if key in row}
@@ -122,7 +139,8 @@ def _turns(row: JsonObject) -> list[Turn]:
         if question in row and answer in row:
             return _asked(row[question], row[answer], row.get(about, ""), (question, answer, about))
     if "text" in row:  # of no chat: every token is learned
-        return [Turn("assistant", _text(row["text"], "text"), trained=True)]
+        text = _text(row["text"], "text")
+        return [Turn("assistant", text, trained=bool(text))]
     raise ValueError(
         f"has no turns that are known: its keys are {', '.join(row) or 'none'}; name them with data.columns, such as "
         "{prompt: KEY, completion: KEY}"
@@ -237,7 +255,7 @@ def _tools(row: JsonObject) -> tuple[JsonObject, ...]:
 
 def _with_system(turns: list[Turn], row: JsonObject) -> tuple[Turn, ...]:
     said = row.get("system", row.get("system_prompt", ""))
-    if not said or turns[0].role == "system":
+    if not said or turns[0].role == "system" or not any(turn.role == "user" for turn in turns):
         return tuple(turns)
     return (Turn("system", _text(said, "system")), *turns)
 
@@ -260,8 +278,6 @@ def pair_of(record: Record, columns: Columns | None = None) -> Pair:
     before = [] if question is None else _before(row[question], question, _text(row[about], about) if about else "")
     sides = [_side(row[key], key, before) for key in ("chosen", "rejected")]
     common = _common(*sides)
-    if any(len(side) <= common for side in sides):
-        raise ValueError("chosen and rejected are the same, or one begins the other")
     if not any(turn.role == "user" for turn in sides[0][:common]):
         raise ValueError("has no question that chosen and rejected both answer; give a prompt")
     tools = _tools(row)

@@ -228,3 +228,20 @@ def test_half_a_character_is_a_fault_of_its_row(name: str, tmp_path: Path) -> No
     path.write_text(json.dumps(rows) if name == "rows.json" else "\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=r"1 of 2 rows are faulty:\n.*(:2|row 2): has half a character"):
         list(read_conversations([str(path)]))
+
+
+def test_a_mapping_of_columns_that_fits_no_row_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"frage": str(n), "antwort": "ja"}) for n in range(30)))
+    asked = {"prompt": "frage", "completion": "antwrt"}
+    with pytest.raises(
+        ValueError, match=r"^all 30 rows are faulty alike; .*a\.jsonl:1: has no column antwrt"
+    ):
+        list(read_conversations([str(path)], columns=asked))
+    with pytest.raises(ValueError, match=r"^data\.columns: promptx is none of messages"):
+        list(read_conversations([str(path)], columns={"promptx": "frage"}))
+
+
+def test_a_text_alone_has_no_system_message() -> None:
+    (turn,) = conversation_of(Record({"text": "Once.", "system": "Be kind."}, "here")).turns
+    assert (turn.role, turn.content, turn.trained) == ("assistant", "Once.", True)
