@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from launchyard.host.processes import end_marked, marked
+from launchyard.launcher.recipe.bundled import recipe_folder
 from launchyard.run.rundir import RunDir
 from tests.monitoring.prometheus import FAST, Watching, plain_query, watching
 from tests.monitoring.test_agree import DASHBOARDS, alerts, dashboard_queries
@@ -135,6 +136,35 @@ def undergo(live: Live, prometheus: Watching) -> None:
     live.wait(lambda: prometheus.value('launcher_run_state{state="stopped"}') == 1)
 
 
+OF_PAIRS: dict[str, Any] = {
+    "name": "pairs",
+    "model": {"family": "llama", "dim": 32, "n_layers": 1, "n_heads": 2, "ffn_dim": 64, "max_seq_len": 256},
+    "tokenizer": str(recipe_folder() / "quickstart/tokenizer.json"),
+    "data": {"kind": "preference", "source": "pairs.jsonl", "seq_len": 256, "style": "alpaca", "validation": 0.1},
+    "preference": {"loss": "simpo"},
+    "train": {"max_steps": 100_000, "global_batch_size": 2, "device": "cpu"},
+    "validation": {"every_steps": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def since_pairs(seen: Seen) -> float:
+    """When a second run began, after all that other tests look at: one that learns from pairs of answers."""
+    shell = seen.live.shell
+    rows = [{"prompt": f"what is {n}?", "chosen": f"it is {n}", "rejected": "no"} for n in range(40)]
+    (shell.here / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (shell.here / "pairs.yaml").write_text(yaml.safe_dump(OF_PAIRS))
+    since = time.time()
+    done = shell("pairs.yaml", "--run-url", "pairs", "--detach", timeout=120)
+    assert done.returncode == 0, done.stderr
+    try:
+        shown = 'count(trainer_reward_accuracy{dataset="validation"})'
+        seen.live.wait(lambda: seen.prometheus.value(shown))
+    finally:
+        assert shell("stop", "pairs", timeout=90).returncode == 0
+    return since
+
+
 # -- values ----------------------------------------------------------------------------------------------------------
 def raw(seen: Seen, name: str, attempt: int) -> list[tuple[float, float]]:
     """All scraped samples of a series of rank 0: (Unix time, value)."""
@@ -224,14 +254,17 @@ def test_attempts_are_counted_by_how_they_ended(seen: Seen) -> None:
     [(path.stem, query) for path in DASHBOARDS for query in dashboard_queries(path)],
     ids=lambda word: re.sub(r"\W+", "_", word)[:60],
 )
-def test_every_query_returns_data(seen: Seen, board: str, query: str) -> None:
+def test_every_query_returns_data(seen: Seen, board: str, query: str, request: pytest.FixtureRequest) -> None:
     """Of panels and annotations, over the run's time; variables: the values that they offer."""
     variable = re.fullmatch(r"label_values\((.*), (\w+)\)", query)
     if variable:
         found = seen.prometheus.series(plain_query(variable[1]), seen.since)
         assert {one[variable[2]] for one in found}
         return
-    found = seen.prometheus.over(plain_query(query), seen.since, seen.until)
+    times = (seen.since, seen.until)
+    if "trainer_reward_" in query:
+        times = (request.getfixturevalue("since_pairs"), time.time())
+    found = seen.prometheus.over(plain_query(query), *times)
     if any(name in query for name in NOT_HERE):
         assert not found
         return

@@ -234,9 +234,7 @@ def test_a_mapping_of_columns_that_fits_no_row_is_one_error(tmp_path: Path) -> N
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"frage": str(n), "antwort": "ja"}) for n in range(30)))
     asked = {"prompt": "frage", "completion": "antwrt"}
-    with pytest.raises(
-        ValueError, match=r"^all 30 rows are faulty alike; .*a\.jsonl:1: has no column antwrt"
-    ):
+    with pytest.raises(ValueError, match=r"^all 30 rows are faulty alike; .*a\.jsonl:1: has no column antwrt"):
         list(read_conversations([str(path)], columns=asked))
     with pytest.raises(ValueError, match=r"^data\.columns: promptx is none of messages"):
         list(read_conversations([str(path)], columns={"promptx": "frage"}))
