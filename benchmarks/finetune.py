@@ -138,12 +138,23 @@ def with_peft(model: str, precision: str) -> Step:
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
             parameter.data.copy_(first_a(our_name(name), *parameter.shape))
+
+    def loss_of(rows: list[Row]) -> Any:
+        ids, mask, labels = padded(rows)
+        return adapted(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    return as_users_step(adapted, loss_of)
+
+
+def as_users_step(adapted: Any, loss_of: Callable[[list[Row]], Any]) -> Step:
+    """AdamW on what trains, after clipping."""
+    import torch
+
     learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(rows: list[Row]) -> float:
-        ids, mask, labels = padded(rows)
-        loss = adapted(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss = loss_of(rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -193,22 +204,15 @@ def with_litgpt(model: str, precision: str) -> Step:
         if name.endswith("lora_A"):
             parts = [first_a(part, RANK, parameter.shape[1]) for part in litgpt_parts(name)]
             parameter.data.copy_(torch.cat(parts))
-    learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(rows: list[Row]) -> float:
+    def loss_of(rows: list[Row]) -> Any:
         ids, _, labels = padded(rows)
         adapted.max_seq_length = max(adapted.max_seq_length, ids.shape[1])
         logits = adapted(ids, lm_head_chunk_size=128)
         logits[-1] = logits[-1][..., :-1, :]
-        loss = chunked_cross_entropy(logits, labels[..., 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
+        return chunked_cross_entropy(logits, labels[..., 1:])
 
-    return step
+    return as_users_step(adapted, loss_of)
 
 
 def litgpt_parts(name: str) -> list[str]:

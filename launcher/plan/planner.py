@@ -224,7 +224,7 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
             "preference.loss",
             f"dpo looks back at the model as it began, which is not kept where it trains itself ({trains}); use "
             "adapter.kind lora, qlora, dora or llama-adapter without adapter.trained, or preference.loss=simpo, which "
-            "has none",
+            "looks back at nothing",
         )
 
 

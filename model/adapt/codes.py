@@ -221,7 +221,10 @@ def _has_bitsandbytes(device: torch.device) -> bool:
         _LOG.warning("bitsandbytes is installed, but has no nf4 on %s (%s): torch decodes, slower", device, error)
         return False
     expected = _pairs(device).view(torch.float32).view(-1, NF4_BLOCK) * scales[:, None]
-    return torch.equal(made.view(-1, NF4_BLOCK), expected)
+    same = torch.equal(made.view(-1, NF4_BLOCK), expected)
+    if not same:
+        _LOG.warning("bitsandbytes decodes nf4 on %s to other values than its table: torch decodes, slower", device)
+    return same
 
 
 def _chunks(codes: Tensor, scales: Tensor, out: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

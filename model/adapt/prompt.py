@@ -53,6 +53,7 @@ class Prompted(Attending):
         return cache.of_prompt
 
     def of_prompt(self, prompt: Tensor) -> KeysAndValues:
+        """Keys and values (1, H_kv, n_tokens, …) of a prompt (1, n_tokens, dim), as such an attention makes them."""
         raise NotImplementedError
 
 

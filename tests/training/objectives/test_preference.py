@@ -175,9 +175,12 @@ def test_log_probabilities_and_their_gradients_are_those_of_whole_logits(softcap
 def stepped(model: nn.Module, batch: Batch, first_slot: int = 0) -> float:
     optimizer = make_optimizer(model, recipe_of(CONFIG).optimizer)
     parts = micro_batches(batch, 2, CPU, first_slot=first_slot)
-    settings = {"n_parts": N_PAIRS, "lr": 0.01, "max_grad_norm": 1.0, "objective": LOSSES["dpo"]}
-    losses = [float(train_step(model, optimizer, parts, number=n, **settings)[0][0]) for n in (1, 2)]  # type: ignore[arg-type]
-    return losses[-1]
+    dpo = LOSSES["dpo"]
+    for number in (1, 2):
+        means, _ = train_step(
+            model, optimizer, parts, n_parts=N_PAIRS, number=number, lr=0.01, max_grad_norm=1.0, objective=dpo
+        )
+    return float(means[0])
 
 
 def trained(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
