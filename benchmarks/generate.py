@@ -21,9 +21,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from launchyard.model.generate import generate
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.init import initial_rows
+from launchyard.model.serve.generate import generate
+from launchyard.model.serve.requests import Request
+from launchyard.model.serve.sampling import Sampling
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import load
 from launchyard.model.zoo import preset
@@ -80,7 +82,7 @@ def timed(make: Callable[[str, str], Run], seconds: list[float], folder: str, de
 
 def open_ours(folder: str, device: str) -> Run:
     model = load(folder, device=device).transformer
-    return lambda prompt, new: list(generate(model, prompt, max_new_tokens=new, temperature=0))
+    return lambda prompt, new: list(generate(model, Request(prompt, new, Sampling(0.0))))
 
 
 def open_theirs(folder: str, device: str) -> Run:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,11 +21,41 @@ class BlockCache:
     of_prompt: tuple[Tensor, Tensor] | None = None  # those of an adapter's prompt, which all rows share
 
     def __init__(self, cache: Cache, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self._allocate(cache, config, cache.length, dtype, device)
+
+    def _allocate(
+        self, cache: Cache, config: ModelConfig, length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         heads, k_dim, v_dim = cache_sizes(config)
-        # Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.
-        self.k = torch.zeros(cache.batch_size, heads, cache.length, k_dim, dtype=dtype, device=device)
-        self.v = torch.zeros(cache.batch_size, heads, cache.length, v_dim, dtype=dtype, device=device)
         self.shared = cache
+        self.whole_k = _zeros((cache.n_slots, heads, length, k_dim), dtype, device)
+        self.whole_v = _zeros((cache.n_slots, heads, length, v_dim), dtype, device)
+        self.select(0, cache.n_slots)
+
+    def select(self, first: int, stop: int) -> None:
+        """Go on with these rows."""
+        self.k = self.whole_k[first:stop]
+        self.v = self.whole_v[first:stop]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first positions of a row into another one; of a window all that it holds."""
+        held = min(length, self.whole_k.shape[2])
+        self.whole_k[target, :, :held] = self.whole_k[source, :, :held]
+        self.whole_v[target, :, :held] = self.whole_v[source, :, :held]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """The first positions of two rows change places."""
+        held = min(length, self.whole_k.shape[2])
+        for whole in (self.whole_k, self.whole_v):
+            kept = whole[one, :, :held].clone()
+            whole[one, :, :held] = whole[other, :, :held]
+            whole[other, :, :held] = kept
+
+    def reorder(self, rows: Tensor, length: int) -> None:
+        """rows (n,): which of the selected rows are the first n from now on."""
+        held = min(length, self.whole_k.shape[2])
+        for own in (self.k, self.v):
+            own[: len(rows), :, :held] = own[rows, :, :held]
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> _Seen:
         """Puts the new positions behind the old ones; returns all that they see. k, v (B, H_kv, T, …)."""
@@ -49,10 +82,7 @@ class WindowCache(BlockCache):
         self.config = config
         self.sees = sees
         self.window = config.window
-        heads, k_dim, v_dim = cache_sizes(config)
-        self.k = torch.zeros(cache.batch_size, heads, self.window, k_dim, dtype=dtype, device=device)
-        self.v = torch.zeros(cache.batch_size, heads, self.window, v_dim, dtype=dtype, device=device)
-        self.shared = cache
+        self._allocate(cache, config, self.window, dtype, device)
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> _Seen:
         cache = self.shared
@@ -92,31 +122,70 @@ class WindowCache(BlockCache):
 
 
 class Cache:
-    """One cache per block, and the length of each row of the batch.
+    """One cache per block: rows for sequences, of which the next tokens go to those that are selected.
 
     Rows may be of unequal length: prompts are padded on the right, so that every token keeps its own position; the
-    padding lies behind the visible positions of a row and is overwritten as the row grows.
+    padding lies behind the visible positions of a row and is overwritten as the row grows. On a CPU memory is taken as
+    positions are written. rewindable: every block keeps all positions, so that `select` may shorten any row.
     """
 
     def __init__(
-        self, config: ModelConfig, *, batch_size: int, length: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        *,
+        batch_size: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        rewindable: bool = False,
     ) -> None:
         self.config = config
-        self.batch_size = batch_size
+        self.n_slots = batch_size
         self.length = length
+        # Tokens that the selected sequences may come to: what some rotations depend on.
+        self.longest = length
         self.device = device
-        self.start = 0  # positions that the longest row has seen
-        self.even = True  # all rows have seen as many
-        self.starts = torch.zeros(1, dtype=torch.int64, device=device)  # of each row, (B,), where they have not
-        self.blocks = [self._of_block(config, layer, dtype, device) for layer in range(config.n_layers)]
+        self._rewindable = rewindable
         self._expected: list[int] | None = None
+        self.starts = torch.zeros(1, dtype=torch.int64, device=device)  # of each row, (B,), where they are unequal
+        self._selected = (0, batch_size)
+        self.batch_size = batch_size
+        self.blocks = [self._of_block(config, layer, dtype, device) for layer in range(config.n_layers)]
         self._has_windows = any(isinstance(block, WindowCache) for block in self.blocks)
+        self._set_lengths([0])
 
     def _of_block(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> BlockCache:
         sees = config.sees(layer)
-        if sees == "full" or (config.window or self.length) >= self.length:
+        if self._rewindable or sees == "full" or (config.window or self.length) >= self.length:
             return BlockCache(self, config, dtype, device)
         return WindowCache(self, config, dtype, device, sees=sees)
+
+    @property
+    def rewinds(self) -> bool:
+        """True if a row that has been shortened is as one that was never longer."""
+        return not self._has_windows
+
+    def select(self, first: int, lengths: Sequence[int]) -> None:
+        """The next tokens are of rows first, first + 1, …, which have these many positions each."""
+        selected = (first, first + len(lengths))
+        if selected != self._selected:
+            self._selected = selected
+            self.batch_size = len(lengths)
+            for block in self.blocks:
+                block.select(*selected)
+        self._set_lengths(lengths)
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first positions of a row into another one."""
+        for block in self.blocks:
+            block.copy(source, target, length)
+
+    @torch.inference_mode()
+    def swap(self, one: int, other: int, length: int) -> None:
+        """The first positions of two rows change places."""
+        for block in self.blocks:
+            block.swap(one, other, length)
 
     def expect(self, lengths: list[int]) -> None:
         """Of the next tokens only the first lengths[b] of row b are real, the rest is padding."""
@@ -155,17 +224,28 @@ class Cache:
         self._set_lengths((self.starts + self.arriving).tolist())
         self._expected = None
 
-    def _set_lengths(self, lengths: list[int]) -> None:
-        self.start = max(lengths)
-        self.even = min(lengths) == self.start
-        self.starts = torch.tensor([self.start] if self.even else lengths, device=self.device)
+    def _set_lengths(self, lengths: Sequence[int]) -> None:
+        self.start = max(lengths)  # positions that the longest row has seen
+        self.even = min(lengths) == self.start  # all rows have seen as many
+        self.starts = torch.tensor([self.start] if self.even else list(lengths), device=self.device)
 
+    @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows of the batch only."""
-        self.batch_size = len(rows)
+        """Go on with these of the selected rows, which become the first ones; a row may be there more than once."""
         index = torch.tensor(rows, device=self.device)
         for block in self.blocks:
-            block.k = block.k[index]
-            block.v = block.v[index]
-        if not self.even:
-            self._set_lengths(self.starts[index].tolist())
+            block.reorder(index, self.start)
+        self.select(self._selected[0], [self.start] * len(rows) if self.even else self.starts[index].tolist())
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.
+
+    On a CPU of pages that nothing holds before they are written to.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    import numpy as np
+
+    n_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(dtype).view(shape)

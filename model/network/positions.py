@@ -26,7 +26,7 @@ class Rotations:
         longest: tokens that the sequence may come to; default: stop.
         """
         config = self._config
-        longest = self._regime(longest or stop)
+        longest = rotation_regime(config, longest or stop)
         if longest != self._longest:
             self._longest = longest
             self._made.clear()
@@ -42,14 +42,18 @@ class Rotations:
         found = [(n, *self.upto(n, device, windowed=windowed)) for n in documents.lengths]
         return torch.cat([cos[:n] for n, cos, _ in found]), torch.cat([sin[:n] for n, _, sin in found])
 
-    def _regime(self, stop: int) -> int | None:
-        """The length that the frequencies depend on; None if they depend on none."""
-        scaling = self._config.rope_scaling
-        if scaling is None or scaling.kind not in ("dynamic", "longrope"):
-            return None
-        if not is_long(self._config, stop):
-            return 1
-        return stop if scaling.kind == "dynamic" else self._config.max_seq_len
+
+def rotation_regime(config: ModelConfig, length: int) -> int | None:
+    """The length that frequencies depend on in a sequence that may come to `length` tokens; None: on none.
+
+    Keys of one regime do not fit queries of another.
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+        return None
+    if not is_long(config, length):
+        return 1
+    return length if scaling.kind == "dynamic" else config.max_seq_len
 
 
 def causal_mask(config: ModelConfig, sees: str, queries: Tensor, keys: Tensor, present: Tensor | None = None) -> Tensor:

@@ -207,8 +207,8 @@ class Transformer(nn.Module):
         first = cache is None or cache.start == 0
         turn = None
         if rotates:
-            # Keys in a cache keep their turn, so it is by the frequencies of the longest that the cache has room for.
-            longest = None if cache is None else cache.length
+            # Keys in a cache keep their turn, so it is by the frequencies of the longest that it may come to.
+            longest = None if cache is None else cache.longest
             cos, sin = self._rotations.upto(stop, positions.device, windowed=sees != "full", longest=longest)
             at = slice(stop - n_new, stop) if positions.ndim == 1 else positions
             turn = cos[at], sin[at]

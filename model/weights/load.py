@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, Protocol, TypeGuard, overload
+from typing import Protocol, TypeGuard
 
 import torch
 import xxhash
@@ -20,14 +20,12 @@ from launchyard.model.adapt.targets import updates
 from launchyard.model.adapt.tokens import tie_head
 from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
-from launchyard.model.generate import generate
 from launchyard.model.layout import adapter_shapes, parameter_shapes, stays_fp32
+from launchyard.model.loaded import LoadedModel, special_tokens
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
-from launchyard.model.text.companions import TOKENIZER, Companions
-from launchyard.model.text.find import TAKEN
-from launchyard.model.text.special_tokens import SpecialTokens
-from launchyard.model.text.tokenizer import StopStrings, Tokenizer
+from launchyard.model.text.companions import TOKENIZER
+from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.model.weights.adapters.peft import peft_merges
 from launchyard.model.weights.gguf import GGUFWeights
 from launchyard.model.weights.hf import HFWeights
@@ -40,8 +38,6 @@ from launchyard.storage.shards import read_manifest, read_tensor
 PREFIX = "model."  # of parameters among the tensors of a checkpoint
 _TABLE = "embed.weight"
 _HEAD = "lm_head.weight"
-# The end of a text: at the end of text or a stop string, at max_new_tokens, or because the context is full.
-Ended = Literal["stop", "length", "context"]
 # Called while weights are read or written, with the bytes that went and those of all.
 OnProgress = Callable[[int, int], None]
 
@@ -326,17 +322,13 @@ def load(
     config, weights = _open(found)
     companions = found.companions()
     tokenizer = Tokenizer(found.tokenizer, companions) if found.tokenizer and TOKENIZER in companions else None
-    drawn = _without_padding_ids(config, _special_tokens(companions, tokenizer).n_ids)
+    drawn = _without_padding_ids(config, special_tokens(companions, tokenizer).n_ids)
     if found.kind == "gguf" and dtype is None:  # which keeps norms in fp32 beside matrices of any type
         dtype = weights.dtype("embed.weight")
     if isinstance(weights, MergedWeights) and dtype is None:  # which merges in fp32
         dtype = weights.base.dtype("embed.weight")
     transformer = build(drawn, weights, device=pick_device(device), dtype=dtype, on_progress=on_progress)
     return LoadedModel(transformer, config, found, companions, tokenizer)
-
-
-def _special_tokens(companions: Companions, tokenizer: Tokenizer | None) -> SpecialTokens:
-    return SpecialTokens(companions, vocabulary=tokenizer.vocabulary if tokenizer else None)
 
 
 def _without_padding_ids(config: ModelConfig, n_ids: int | None) -> ModelConfig:
@@ -379,115 +371,3 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch finds no GPU here; use auto or cpu")
     return device
-
-
-class LoadedModel:
-    """A transformer with what stands beside its weights. For work on ids: `transformer` and model/generate.py."""
-
-    def __init__(
-        self,
-        transformer: Transformer,
-        config: ModelConfig,
-        source: Source,
-        companions: Companions,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self.transformer = transformer
-        self.config = config
-        self.source = source
-        self.companions = companions
-        self._tokenizer = tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.embed.weight.device
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """FileNotFoundError if the model came without one."""
-        if self._tokenizer is None:
-            also = ", nor in tokenizer/ of its run" if self.source.kind == "checkpoint" else ""
-            raise FileNotFoundError(f"no tokenizer in {self.source.folder}{also}; give {TAKEN}")
-        return self._tokenizer
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids that end a text: all that generation_config.json, config.json or the tokenizer's own files name."""
-        return frozenset(_special_tokens(self.companions, self._tokenizer).ends())
-
-    @overload
-    def generate(self, prompt: str, *, stream: Literal[False] = False, **options: Any) -> str: ...
-
-    @overload
-    def generate(self, prompt: str, *, stream: Literal[True], **options: Any) -> Writing: ...
-
-    def generate(  # type: ignore[misc]  # **options above stands for the options here
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.8,
-        top_k: int | None = 50,
-        top_p: float | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        stream: bool = False,
-    ) -> str | Writing:
-        """The text that follows `prompt`, without it; with `stream` an iterator over its pieces as they are made.
-
-        Ends after `max_new_tokens`, at the end of a text, before a string of `stop`, or where the context is full.
-        An empty prompt starts a new text, if the tokenizer has a token for that. ValueError for invalid options.
-        """
-        ids = self._encode(prompt)
-        tokens = generate(
-            self.transformer,
-            ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stop_ids=self.stop_ids,
-            seed=seed,
-        )
-        writing = Writing(self, ids, tokens, max_new_tokens, [stop] if isinstance(stop, str) else list(stop or ()))
-        return writing if stream else "".join(writing)
-
-    def _encode(self, prompt: str) -> list[int]:
-        ids = self.tokenizer.encode(prompt)
-        if ids or self.tokenizer.eos_id is None:
-            return ids
-        return [self.tokenizer.eos_id]  # the separator of two texts, so that a new one follows
-
-
-class Writing:
-    """A text that is being written: iterate over its pieces, once; afterwards it knows how it went."""
-
-    def __init__(
-        self, model: LoadedModel, prompt: list[int], tokens: Iterator[int], max_new_tokens: int, stops: list[str]
-    ) -> None:
-        self.n_prompt = len(prompt)
-        self.n_new = 0
-        self.ended: Ended | None = None  # until the last piece
-        self._tokens = tokens
-        self._stops = StopStrings(stops)
-        self._stream = model.tokenizer.stream(prompt)
-        self._max_new_tokens = max_new_tokens
-        limit = model.config.position_limit
-        self._most = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt))
-
-    def __iter__(self) -> Iterator[str]:
-        for token in self._tokens:
-            self.n_new += 1
-            if piece := self._stops.add(self._stream.add(token)):
-                yield piece
-            if self._stops.found:
-                self.ended = "stop"
-                return
-        if piece := self._stops.add(self._stream.flush()) + self._stops.flush():
-            yield piece
-        self.ended = self._why()
-
-    def _why(self) -> Ended:
-        if self._stops.found or self.n_new < self._most:
-            return "stop"
-        return "length" if self.n_new == self._max_new_tokens else "context"

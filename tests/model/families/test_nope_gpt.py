@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from launchyard.model.generate import generate
 from launchyard.model.network.kv_cache import Cache
+from launchyard.model.serve.generate import generate
+from launchyard.model.serve.requests import Request
+from launchyard.model.serve.sampling import Sampling
 from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import build, open_weights
 from launchyard.model.zoo import config_from_hf, config_to_hf
@@ -87,7 +89,7 @@ def test_transformers_runs_the_file_beside_the_weights(tmp_path: Path, monkeypat
     torch.testing.assert_close(theirs(padded, attention_mask=mask).logits[:, 5:], expected, atol=1e-4, rtol=1e-4)
     prompt = tokens[0].tolist()
     new = theirs.generate(tokens[:1], attention_mask=mask[:1, 5:], max_new_tokens=7, do_sample=False, eos_token_id=None)
-    assert new[0, 80:].tolist() == list(generate(model, prompt, max_new_tokens=7, temperature=0.0))
+    assert new[0, 80:].tolist() == list(generate(model, Request(prompt, 7, Sampling(0.0))))
     theirs.save_pretrained(tmp_path / "theirs")
     found, weights = open_weights(str(tmp_path / "theirs"))
     assert found == config
