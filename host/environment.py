@@ -28,6 +28,8 @@ S3_OPTIONS = {
     "requester_pays": "LAUNCHYARD_S3_REQUESTER_PAYS",
     "anonymous": "LAUNCHYARD_S3_ANONYMOUS",
 }
+# The key that clients of `launch serve` need.
+API_KEY = "LAUNCHYARD_API_KEY"
 # Of the sandboxes.
 RAY_SITE = "LAUNCHYARD_RAY_SITE"
 DASHBOARDS = "LAUNCHYARD_DASHBOARDS"
@@ -76,6 +78,11 @@ _GIT_NAMES = frozenset(
         "GIT_INTERNAL_SUPER_PREFIX", "GIT_IMPLICIT_WORK_TREE", "GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE",
     }
 )  # fmt: skip
+
+
+def api_key() -> str | None:
+    """The key that the user's shell gives to a server."""
+    return os.environ.get(API_KEY) or None
 
 
 def own_environment() -> dict[str, str]:

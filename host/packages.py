@@ -18,6 +18,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gcs": ("gcsfs>=2024.9",),
     "azure": ("adlfs>=2024.7",),
     "hub": ("huggingface_hub>=2.4", "httpx2>=2"),
+    "serve": (
+        "torch>=2.11",
+        "numpy>=1.26",
+        "tokenizers>=0.20",
+        "gguf>=0.17",
+        "starlette>=0.40",
+        "uvicorn>=0.30",
+        "llguidance>=1.0",
+    ),
     "tensorboard": ("tensorboard>=2.17",),
     "wandb": ("wandb>=0.18",),
     "mlflow": ("mlflow-skinny>=2.16", "sqlalchemy>=2", "alembic>=1.13"),
@@ -27,6 +36,7 @@ _MODULES = {
     "torch": "train", "numpy": "train", "tokenizers": "train", "gguf": "train", "pyarrow": "data",
     "zstandard": "data", "s3fs": "s3", "aiobotocore": "s3", "botocore": "s3", "gcsfs": "gcs", "adlfs": "azure",
     "huggingface_hub": "hub", "httpx2": "hub", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow",
+    "starlette": "serve", "uvicorn": "serve", "llguidance": "serve",
 }  # fmt: skip
 
 

@@ -14,12 +14,14 @@ class GrowingText:
     ended: None until the last piece has been given. `found_stop` says that its engine may cancel the generation.
     """
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer, stops: Sequence[str] = (), *, skip_special: bool = True
+    ) -> None:
         self.generation = generation
         self.n_new = 0  # tokens whose text was taken
         self.ended: Ended | None = None
         self._stops = StopStrings(stops)
-        self._stream = tokenizer.stream(generation.request.prompt)
+        self._stream = tokenizer.stream(generation.request.prompt, skip_special=skip_special)
 
     @property
     def found_stop(self) -> bool:

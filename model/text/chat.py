@@ -188,6 +188,11 @@ class Chat:
         """Ids of the messages and of the beginning of the next answer. ValueError as of ChatTemplate.render."""
         return self.encode_chat(self._closed(_View(self, messages, tools, generation_prompt=True))).ids
 
+    def ids_to_continue(self, messages: Sequence[Message], *, tools: Sequence[Json] = ()) -> list[int]:
+        """Ids of the messages, of which the last, the assistant's, is to go on as it stands."""
+        before = self._closed(_View(self, messages[:-1], tools, generation_prompt=True)).text
+        return self.encode(before + str(messages[-1].get("content") or ""))[0]
+
     def chat_text(self, messages: Sequence[Message], *, tools: Sequence[Json] = ()) -> ChatText:
         """The messages as the model sees them. ValueError as of ChatTemplate.render."""
         return self._closed(_View(self, messages, tools))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from launchyard.model.text.companions import TOKENIZER, TOKENIZER_CONFIG, Companions, json_companion
 from launchyard.model.text.find import TAKEN, find_carrier, read_tokenizer_files
 from launchyard.model.text.special_tokens import END_OF_TEXT, SpecialTokens, named_end
 from launchyard.model.text.templates import read_templates, with_templates
+from launchyard.model.text.tokenizer_json import byte_characters
 from launchyard.model.weights.source import find_source
 from launchyard.storage.files import normal
 
@@ -81,9 +82,32 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return str(self.raw.decode(list(ids), skip_special_tokens=skip_special))
 
-    def stream(self, context: Sequence[int] = ()) -> TextStream:
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds in the middle of a text; of a special token its name, of an id without a token nothing."""
+        name = self.raw.id_to_token(token)
+        if name is None:
+            return b""
+        if token in self._added:
+            return str(name).encode()
+        if self._is_byte_level:
+            letters = byte_characters()
+            return bytes(letters.index(letter) for letter in name)
+        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+            return bytes([int(name[3:5], 16)])
+        return str(name).replace("\u2581", " ").encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.raw.get_added_tokens_decoder())
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        """True if each letter of a token stands for a byte, as in GPT-2."""
+        return b'"ByteLevel"' in self.companions[TOKENIZER]
+
+    def stream(self, context: Sequence[int] = (), *, skip_special: bool = True) -> TextStream:
         """Text of ids that come one by one, after those in `context`."""
-        return TextStream(self, context)
+        return TextStream(self, context, skip_special=skip_special)
 
 
 class TextStream:
@@ -93,8 +117,8 @@ class TextStream:
     All pieces joined are the text of all ids after `context`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._decode = tokenizer.decode
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = (), *, skip_special: bool = True) -> None:
+        self._decode = partial(tokenizer.decode, skip_special=skip_special)
         self._ids = list(context[-CONTEXT:])
         self._emitted = len(self._decode(self._ids))  # characters of the text of _ids that were given
 

@@ -1,0 +1,206 @@
+"""`launch serve`. torch, starlette and uvicorn are imported in a body only."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launchyard.errors import UserError
+from launchyard.host.environment import api_key
+from launchyard.launcher.cli.completion import complete_model
+from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
+from launchyard.launcher.format import json_text
+from launchyard.launcher.watch.transfer import transfer_bar
+
+if TYPE_CHECKING:
+    from launchyard.model.loaded import LoadedModel
+    from launchyard.model.serve.http.app import Access
+    from launchyard.model.serve.http.server import Server
+
+_CONTEXT = 8192
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """As they were typed."""
+
+    model: str
+    host: str
+    port: int
+    name: str | None
+    slots: int
+    context_length: int | None
+    queue: int
+    timeout: float
+    grace: float
+    api_keys: str | None
+    cors_origin: tuple[str, ...]
+    allowed_host: tuple[str, ...]
+    device: str
+    follow: bool
+    follow_every: float
+    as_json: bool
+
+
+@click.command(epilog=MODEL_HELP)
+@click.argument("model", metavar="MODEL", shell_complete=complete_model)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="0.0.0.0: for everyone.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="N", help="0: any.")
+@click.option("--name", metavar="NAME", help="Of the model in requests; default: the last part of MODEL.")
+@click.option("--slots", default=8, show_default=True, type=click.IntRange(1, 512), metavar="N", help="Texts at once.")
+@click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens of a context; default: 8192.")
+@click.option(
+    "--queue", default=64, show_default=True, type=click.IntRange(0), metavar="N", help="Texts that may wait."
+)
+@click.option(
+    "--timeout", default=600.0, show_default=True, type=click.FloatRange(1), metavar="S", help="Of a request."
+)
+@click.option(
+    "--grace", default=30.0, show_default=True, type=click.FloatRange(0), metavar="S", help="When it is ended."
+)
+@click.option(
+    "--api-keys", type=click.Path(dir_okay=False), metavar="FILE", help="Keys, one a line; else of the environment."
+)
+@click.option("--cors-origin", multiple=True, metavar="URL", help="A site whose pages may ask; may be given again.")
+@click.option("--allowed-host", multiple=True, metavar="NAME", help="A further name of this server.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
+@click.option("--follow-every", default=10.0, show_default=True, type=click.FloatRange(0.1), metavar="S", hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print where it listens as one line of JSON.")
+def serve(**given: object) -> None:
+    """Serve a model over HTTP, by the routes of OpenAI, and a page to chat with it."""
+    options = _Options(**given)  # type: ignore[arg-type]  # click has checked them
+    keys = _keys(options.api_keys)
+    with weights_errors():
+        import uvicorn  # noqa: F401  # what is missing is said before weights are read
+
+        from launchyard.model.serve.http.run import serve as serve_until_stopped
+
+        listener = _listen(options.host, options.port)
+        place = find_model(options.model)
+        model = _load(options.model, place, options.device)
+        server = _server(model, options)
+    access = _access(options, keys)
+
+    def on_ready() -> None:
+        _say_ready(server, listener, access, as_json=options.as_json)
+
+    beside = _follower(server, place, options) if options.follow else None
+    serve_until_stopped(server, listener, access=access, grace_seconds=options.grace, beside=beside, on_ready=on_ready)
+
+
+def _load(name: str, place: str, device: str) -> LoadedModel:
+    from launchyard.model.weights.load import load
+
+    with transfer_bar(f"read {name}", sys.stderr) as on_progress:
+        model = load(place, device=device, on_progress=on_progress)
+    model.tokenizer  # noqa: B018  # without one no text can be served
+    return model
+
+
+def _server(model: LoadedModel, options: _Options) -> Server:
+    from launchyard.model.serve.http.measures import Measures
+    from launchyard.model.serve.http.run import version_of
+    from launchyard.model.serve.http.server import Server
+    from launchyard.model.serve.http.service import ServerLimits, Service
+
+    name = options.name or options.model.rstrip("/").rpartition("/")[2]
+    limits = ServerLimits(
+        n_slots=options.slots,
+        context_length=options.context_length or min(_CONTEXT, model.config.max_seq_len),
+        n_waiting=options.queue,
+        seconds=options.timeout,
+    )
+    return Server(Service(model, limits, Measures(name)), name, version_of(model))
+
+
+def _access(options: _Options, keys: list[str]) -> Access:
+    from launchyard.model.serve.http.app import Access
+
+    local = _is_loopback(options.host)
+    hosts = [*_LOCAL_NAMES, *options.allowed_host] if local or options.allowed_host else []
+    return Access(keys=keys, origins=options.cors_origin, hosts=hosts)
+
+
+def _keys(path: str | None) -> list[str]:
+    """From the file, else from the environment: never from the command line, which everyone on the machine can read."""
+    if path is None:
+        key = api_key()
+        return [key] if key else []
+    try:
+        keys = [line.strip() for line in Path(path).read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"--api-keys {path}: {error.strerror}") from error
+    found = [key for key in keys if key and not key.startswith("#")]
+    if not found:
+        raise UserError(f"--api-keys {path} holds no key; write one a line")
+    return found
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    from launchyard.model.serve.http.run import listen
+
+    try:
+        return listen(host, port)
+    except OSError as error:
+        where = f"{host}:{port}"
+        raise UserError(f"cannot listen on {where}: {error.strerror}", hint="--port 0 takes a free port") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_json: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}"
+    facts = {
+        "url": url,
+        "model": server.name,
+        "version": server.version,
+        "slots": server.service.limits.n_slots,
+        "context_length": server.length,
+        "device": str(server.model.device),
+        "pid": os.getpid(),
+    }
+    if as_json:
+        click.echo(json_text(facts, indent=None))
+        return
+    open_to_all = not _is_loopback(host) and not access.keys
+    lines = [
+        f"{server.name} on {facts['device']}: {facts['slots']} texts at once, {server.length} tokens of context each",
+        f"  {url}/v1         base URL for OpenAI's clients",
+        f"  {url}/           chat in a browser",
+        f"  {url}/docs       all routes, with their fields",
+        *(["  anyone who reaches this machine may ask: --api-keys FILE asks for a key"] if open_to_all else []),
+        "  Ctrl-C stops it",
+    ]
+    click.echo("\n".join(lines), err=True)
+
+
+def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awaitable[None]]:
+    from launchyard.model.serve.http.run import follow_run
+
+    if server.model.source.kind != "checkpoint":
+        raise UserError(f"--follow needs a run; {options.model} is none")
+
+    def on_new(version: str) -> None:
+        click.echo(f"now {version}", err=True)
+
+    async def beside() -> None:
+        await follow_run(server, place, device=options.device, seconds=options.follow_every, on_new=on_new)
+
+    return beside
