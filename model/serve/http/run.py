@@ -35,6 +35,19 @@ def serve(
 
     beside: runs in the same loop as long as the server does.
     """
+    loop = event_loop(server, access=access, grace_seconds=grace_seconds, beside=beside, on_ready=on_ready)
+    asyncio.run(loop.serve(sockets=[listener]))
+
+
+def event_loop(
+    server: Server,
+    *,
+    access: Access,
+    grace_seconds: float = 30.0,
+    beside: Callable[[], Awaitable[None]] | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> uvicorn.Server:
+    """What `serve` runs. It ends when its `should_exit` is set."""
     app = application(server, access)
     app.router.lifespan_context = _lifespan(server, grace_seconds, beside, on_ready)
     config = uvicorn.Config(
@@ -46,7 +59,7 @@ def serve(
         server_header=False,
         h11_max_incomplete_event_size=64 << 10,
     )
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+    return uvicorn.Server(config)
 
 
 def _lifespan(
