@@ -127,7 +127,7 @@ class _Guard:
             )
         if access.keys and http.url.path not in _OPEN:
             scheme, _, given = http.headers.get("authorization", "").partition(" ")
-            known = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in access.keys]
+            known = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in access.keys]
             if scheme.lower() != "bearer" or not any(known):
                 raise ApiError(
                     401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key",

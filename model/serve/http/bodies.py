@@ -129,7 +129,17 @@ def read_fields(raw: bytes) -> Json:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
     if not isinstance(found, dict):
         raise ApiError(400, "the body is no JSON object", code="invalid_json")
+    if b"\\ud" in raw.lower():
+        _refuse_halves(found)
     return found
+
+
+def _refuse_halves(found: Json) -> None:
+    """Half a character of UTF-16, which JSON can write, is in no text."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(400, "the body holds half a surrogate pair", code="invalid_json") from error
 
 
 def _no_number(name: str) -> NoReturn:
@@ -152,7 +162,7 @@ def read_body(kind: type[Body], fields: Mapping[str, object]) -> Body:
 
 
 def _refusal(error: ValidationError, kind: type[BaseModel]) -> ApiError:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # misspelt is more than missing
     path = ".".join(str(part) for part in first["loc"])
     name = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "extra_forbidden":

@@ -100,7 +100,8 @@ class Service:
         self._leaving: deque[TextJob] = deque()
         self._next_model: LoadedModel | None = None
         self._n_open = 0  # texts of jobs that have not ended
-        self._is_closing = False
+        self._is_closing = False  # what runs may end
+        self._is_over = False
         self._seconds_of_one = 1.0  # of a text, lately
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -135,7 +136,7 @@ class Service:
         job = TextJob(requests, stops, skip_special, deadline, asyncio.get_running_loop(), open=len(requests))
         with self._changed:
             if self._is_closing:
-                raise unavailable("the server is stopping", "stopping")
+                raise _stopping()
             if self._n_open + len(requests) > most:
                 self.measures.refused.inc()
                 raise busy(self._retry_after())
@@ -167,8 +168,7 @@ class Service:
             self._changed.notify()
         self._thread.join(seconds)
         with self._changed:
-            self._leaving.extend(dict.fromkeys(growing.job for growing in self._growing.values()))
-            self._leaving.extend(self._coming)
+            self._is_over = True
             self._changed.notify()
         self._thread.join(5)
 
@@ -179,10 +179,14 @@ class Service:
                 self._step()
             except Exception as error:  # the next requests are to be served whatever befell these
                 _LOG.exception("the engine failed; its texts are ended with an error, and it begins anew")
-                self._fail(error)
+                self._end_all(ApiError(500, f"the engine failed: {type(error).__name__}", code="engine_failed"))
+                self.engine = self._new_engine()
+        self._end_all(_stopping())
 
     def _take_orders(self) -> bool:
         """False at the end."""
+        if self._is_over:
+            return False
         with self._changed:
             while self.engine.is_idle and not (self._coming or self._leaving or self._next_model or self._is_closing):
                 self._changed.wait()
@@ -279,19 +283,21 @@ class Service:
         self.measures.count_end("stop" if growing.text.ended == "stop" else "length")
         self.measures.whole.observe(seconds)
 
-    def _fail(self, error: Exception) -> None:
-        jobs = list(dict.fromkeys(growing.job for growing in self._growing.values()))
-        self._growing.clear()
-        for job in jobs:
-            self._tell(job, ApiError(500, f"the engine failed: {type(error).__name__}", code="engine_failed"))
-            with self._changed:
-                self._n_open -= job.open
-            job.open = 0
-        self.engine = self._new_engine()
+    def _end_all(self, error: ApiError) -> None:
+        """Of the jobs that have begun; at the end of the others, too."""
+        with self._changed:
+            coming = list(self._coming) if self._is_closing else []
+        for job in [*dict.fromkeys(growing.job for growing in self._growing.values()), *coming]:
+            self._tell(job, error)
+            self._drop(job)
 
     def _tell(self, job: TextJob, error: ApiError) -> None:
         with contextlib.suppress(RuntimeError):  # of a loop that is closed
             job.loop.call_soon_threadsafe(job.queue.put_nowait, error)
+
+
+def _stopping() -> ApiError:
+    return unavailable("the server is stopping", "stopping")
 
 
 def _call(loop: asyncio.AbstractEventLoop, pieces: list[tuple[TextJob, NewText]]) -> None:
