@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.served import Served, chat_model, served
+from tests.model.serve.served import Served, chat_model, served
 
 
 @pytest.fixture(scope="session")

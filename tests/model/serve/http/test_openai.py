@@ -10,7 +10,7 @@ import openai
 import pytest
 import torch
 
-from tests.support.served import Served
+from tests.model.serve.served import Served
 
 ASKED = [{"role": "user", "content": "hello there"}]
 

@@ -17,7 +17,7 @@ import pytest
 
 from launchyard.model.serve.http.app import Access
 from launchyard.model.serve.http.service import ServerLimits
-from tests.support.served import Served, served
+from tests.model.serve.served import Served, served
 
 LONG = {"prompt": "the tale", "temperature": 1, "ignore_eos": True, "max_tokens": 1900}
 
@@ -209,7 +209,7 @@ def test_a_failure_of_the_engine_ends_its_texts_and_no_more(folder: Path, caplog
 
 def test_texts_end_with_the_weights_they_began_with(folder: Path, tmp_path: Path) -> None:
     from launchyard.model.weights.load import load
-    from tests.support.served import chat_model
+    from tests.model.serve.served import chat_model
 
     other = load(str(chat_model(tmp_path / "other", seed=1)))
     with served(folder) as tiny, ThreadPoolExecutor(1) as pool:
