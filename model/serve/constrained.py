@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +22,8 @@ _BLANKS = r"[ \n]{0,12}"
 _FORMATS = {
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 }  # fmt: skip  # that llguidance knows; it takes any text for the others
+# Each text needs a constraint of its own.
+MakeConstraint = Callable[[], Constraint]
 KINDS = ("json", "regex", "choice", "grammar")
 
 
@@ -55,7 +57,7 @@ class Grammars:
         self._n_vocab = n_vocab
         self._stop_ids = tuple(sorted(stop_ids))
 
-    def of_response_format(self, wanted: Mapping[str, object]) -> Callable[[], Constraint] | None:
+    def of_response_format(self, wanted: Mapping[str, object]) -> MakeConstraint | None:
         """OpenAI's response_format: what makes a constraint for one text; None for text as it comes.
 
         ValueError names what is not honoured.
@@ -72,7 +74,7 @@ class Grammars:
             raise ValueError("response_format.json_schema needs a name and a schema")
         return self.of_json(described["schema"])
 
-    def of_kind(self, kind: str, given: object) -> Callable[[], Constraint]:
+    def of_kind(self, kind: str, given: object) -> MakeConstraint:
         """One of KINDS. ValueError names what is wrong with it."""
         if kind == "json" and isinstance(given, Mapping):
             return self.of_json(given)
@@ -84,21 +86,30 @@ class Grammars:
             return self.of_lark(given)
         raise ValueError(f"{kind} is no constraint of this kind; use one of {', '.join(KINDS)}, with a value that fits")
 
-    def of_json(self, schema: Mapping[str, object]) -> Callable[[], Constraint]:
+    def of_json(self, schema: Mapping[str, object]) -> MakeConstraint:
         return self.of_lark(f"start: {json_rule(schema)}")
 
-    def of_lark(self, grammar: str) -> Callable[[], Constraint]:
+    def of_lark(self, grammar: str) -> MakeConstraint:
         return self._made(json.dumps({"grammars": [{"lark_grammar": grammar}]}))
 
-    def _made(self, grammar: str) -> Callable[[], Constraint]:
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        """One of 49k takes 0.2 s."""
+        from llguidance import LLTokenizer
+
+        content: Json = json.loads(self._tokenizer.raw.to_str())
+        content["truncation"] = None
+        content["padding"] = None
+        return LLTokenizer(json.dumps(content), n_vocab=self._n_vocab, eos_token=list(self._stop_ids) or None)
+
+    def _made(self, grammar: str) -> MakeConstraint:
         self._matcher(grammar)  # what is wrong with it is said now
         return lambda: GrammarConstraint(self._matcher(grammar), self._n_vocab)
 
     def _matcher(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher
 
-        raw = self._tokenizer.raw.to_str()
-        matcher = LLMatcher(_tokenizer(raw, self._n_vocab, self._stop_ids), grammar, log_level=0)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"this cannot be honoured: {matcher.get_error().splitlines()[0]}")
         return matcher
@@ -121,14 +132,3 @@ def _formats(schema: object) -> set[str]:
 
 def _slashed(pattern: str) -> str:
     return pattern.replace("/", r"\/")
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(raw: str, n_vocab: int, stop_ids: tuple[int, ...]) -> LLTokenizer:
-    """A vocabulary of 49k takes 0.2 s."""
-    from llguidance import LLTokenizer
-
-    content: Json = json.loads(raw)
-    content["truncation"] = None
-    content["padding"] = None
-    return LLTokenizer(json.dumps(content), n_vocab=n_vocab, eos_token=list(stop_ids) or None)

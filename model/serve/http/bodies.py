@@ -68,6 +68,9 @@ class SamplingBody(_Strict):
     ignore_eos: bool = Field(False, description="go on behind an end token")
     skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")
     seed: int | None = Field(None, description="the same seed draws the same text, to rounding")
+    structured_outputs: dict[str, object] | None = Field(
+        None, description="one of json, regex, choice, grammar: what the text must fit"
+    )
     stream: bool = Field(False, description="send the text as it is made")
 
     @property

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import anyio
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from launchyard.model.serve.constrained import MakeConstraint
 from launchyard.model.serve.http.asking import request_for, room_for
 from launchyard.model.serve.http.bodies import ChatBody, plain_messages
 from launchyard.model.serve.http.errors import ApiError
@@ -18,24 +20,58 @@ from launchyard.model.serve.http.server import Server
 from launchyard.model.serve.http.service import NewText, TextJob
 from launchyard.model.serve.http.streams import cancelled_at_end, event_stream, unless_gone
 from launchyard.model.serve.http.wording import chat_odds, finish_reason, usage_of
+from launchyard.model.serve.tools import CallReader, Syntax, read_tools, syntax_of
+from launchyard.model.text.companions import Json
+
+Found = TypeVar("Found")
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Prompt:
+    """What the model reads, and what its answer must fit or may hold."""
+
+    ids: list[int]
+    constraint: MakeConstraint | None = None
+    syntax: Syntax | None = None  # of calls
+
+
 class _Answer:
     """What has come of one text."""
 
-    text: list[str] = field(default_factory=list)
-    odds: list[dict[str, object]] = field(default_factory=list)
-    reason: str | None = None
+    def __init__(self, syntax: Syntax | None) -> None:
+        self.text: list[str] = []
+        self.calls: list[Json] = []
+        self.odds: list[dict[str, object]] = []
+        self.reason: str | None = None
+        self._reader = None if syntax is None else CallReader(syntax)
+
+    def take(self, piece: NewText) -> str:
+        """The part of a piece that is no call; at the end the calls are known."""
+        text = piece.text if self._reader is None else self._reader.add(piece.text)
+        if piece.ended is not None:
+            self.reason = finish_reason(piece.ended)
+            if self._reader is not None:
+                rest, self.calls = self._reader.finish()
+                text += rest
+                self.reason = "tool_calls" if self.calls else self.reason
+        self.text.append(text)
+        return text
+
+    def message(self) -> Json:
+        text = "".join(self.text)
+        content = None if self.calls and not text else text
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
+        return {**message, "tool_calls": self.calls} if self.calls else message
 
 
 class _Chat:
     """One request for answers."""
 
-    def __init__(self, server: Server, body: ChatBody, ids: list[int]) -> None:
+    def __init__(self, server: Server, body: ChatBody, prompt: _Prompt) -> None:
         self._server = server
         self._body = body
-        self._ids = ids
+        self._prompt = prompt
+        self._ids = prompt.ids
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -60,21 +96,25 @@ class _Chat:
             )
             for number in range(body.n)
         ]
-        return self._server.service.submit(requests, stops=body.stops, skip_special=body.skip_special_tokens)
+        make = self._prompt.constraint
+        if make is not None:
+            requests = [replace(request, constraint=make()) for request in requests]
+        marks = self._prompt.syntax is not None  # of calls may be special tokens
+        skip_special = body.skip_special_tokens and not marks
+        return self._server.service.submit(requests, stops=body.stops, skip_special=skip_special)
 
     async def whole(self, job: TextJob) -> Response:
-        answers = [_Answer() for _ in job.requests]
+        answers = [_Answer(self._prompt.syntax) for _ in job.requests]
         async with cancelled_at_end(self._server.service, job):
             async for piece in job.pieces():
                 self._n_new += len(piece.tokens)
                 answer = answers[piece.number]
-                answer.text.append(piece.text)
+                answer.take(piece)
                 answer.odds += self._odds(piece)
-                answer.reason = finish_reason(piece.ended)
         choices = [
             {
                 "index": number,
-                "message": {"role": "assistant", "content": "".join(answer.text), "refusal": None},
+                "message": answer.message(),
                 "logprobs": {"content": answer.odds, "refusal": None} if self._body.logprobs else None,
                 "finish_reason": answer.reason,
             }
@@ -84,18 +124,22 @@ class _Chat:
 
     async def chunks(self, job: TextJob) -> AsyncIterator[Mapping[str, object]]:
         options = self._body.stream_options
-        held: dict[int, list[dict[str, object]]] = {}  # odds of tokens whose text is not sure
+        answers = [_Answer(self._prompt.syntax) for _ in job.requests]
         async with cancelled_at_end(self._server.service, job):
             for number in range(len(job.requests)):
                 yield self._chunk(number, {"role": "assistant", "content": ""})
             async for piece in job.pieces():
                 self._n_new += len(piece.tokens)
-                odds = held.setdefault(piece.number, [])
-                odds += self._odds(piece)
-                if piece.text or (odds and piece.ended):
-                    yield self._chunk(piece.number, {"content": piece.text}, odds=held.pop(piece.number))
+                answer = answers[piece.number]
+                answer.odds += self._odds(piece)  # those of tokens whose text is not sure wait for it
+                text = answer.take(piece)
+                if text or (answer.odds and piece.ended):
+                    yield self._chunk(piece.number, {"content": text}, odds=answer.odds)
+                    answer.odds = []
+                for place, call in enumerate(answer.calls):
+                    yield self._chunk(piece.number, {"tool_calls": [{"index": place, **call}]})
                 if piece.ended is not None:
-                    yield self._chunk(piece.number, {}, reason=finish_reason(piece.ended))
+                    yield self._chunk(piece.number, {}, reason=answer.reason)
             if options is not None and options.include_usage:
                 yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage(job)}
 
@@ -122,8 +166,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     server: Server = http.app.state.server
     body = await server.read(http, ChatBody)
     _check(body)
-    ids = await anyio.to_thread.run_sync(lambda: _prompt(server, body))
-    chat = _Chat(server, body, ids)
+    chat = _Chat(server, body, await anyio.to_thread.run_sync(lambda: _prompt(server, body)))
     job = chat.submit()
     if body.stream:
         return event_stream(chat.chunks(job))
@@ -139,15 +182,38 @@ def _check(body: ChatBody) -> None:
         raise ApiError(400, "continue_final_message needs a last message of the assistant", param="messages")
 
 
-def _prompt(server: Server, body: ChatBody) -> list[int]:
-    """Ids by the model's own template, which writes every special token itself."""
+def _prompt(server: Server, body: ChatBody) -> _Prompt:
+    """By the model's own template, which writes every special token itself."""
     messages = plain_messages(body.messages)
+    tools = _named("tools", lambda: read_tools(body.tools, body.tool_choice, several=body.parallel_tool_calls))
+    constraint = server.structured(body)
+    if body.response_format is not None:
+        wanted = body.response_format
+        constraint = _named("response_format", lambda: server.grammars.of_response_format(wanted)) or constraint
+    if tools is None or tools.choice == "none":
+        return _Prompt(_named("messages", lambda: _ids(server, body, messages, ())), constraint)
+    if constraint is not None:
+        raise ApiError(400, "an answer cannot both fit a format and be a call; leave out one", param="response_format")
+    chat = server.model.chat
+    syntax = _named("tools", lambda: syntax_of(chat.template(tools=True).text))
+    if tools.choice == "required":
+        grammar = tools.grammar(syntax, server.model.tokenizer)
+        constraint = _named("tools", lambda: server.grammars.of_lark(grammar))
+    return _Prompt(_named("messages", lambda: _ids(server, body, messages, tools.specs)), constraint, syntax)
+
+
+def _ids(server: Server, body: ChatBody, messages: Sequence[Json], tools: Sequence[Json]) -> list[int]:
+    chat = server.model.chat
+    if body.continue_final_message:
+        return chat.ids_to_continue(messages, tools=tools)
+    if body.add_generation_prompt:
+        return chat.ids_for_generation(messages, tools=tools)
+    return chat.encode_chat(chat.chat_text(messages, tools=tools)).ids
+
+
+def _named(param: str, work: Callable[[], Found]) -> Found:
+    """The result of some work, whose fault lies in this field."""
     try:
-        chat = server.model.chat
-        if body.continue_final_message:
-            return chat.ids_to_continue(messages)
-        if body.add_generation_prompt:
-            return chat.ids_for_generation(messages)
-        return chat.encode_chat(chat.chat_text(messages)).ids
+        return work()
     except (ValueError, FileNotFoundError) as error:
-        raise ApiError(400, str(error), param="messages") from error
+        raise ApiError(400, str(error), param=param) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -65,6 +65,9 @@ class _Completion:
             for ids in self._prompts
             for number in range(body.n)
         ]
+        make = self._server.structured(body)
+        if make is not None:
+            requests = [replace(request, constraint=make()) for request in requests]
         return self._server.service.submit(requests, stops=body.stops, skip_special=body.skip_special_tokens)
 
     async def whole(self, job: TextJob) -> Response:

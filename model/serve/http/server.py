@@ -9,6 +9,7 @@ import anyio
 from starlette.requests import Request as HttpRequest
 
 from launchyard.model.loaded import LoadedModel
+from launchyard.model.serve.constrained import Grammars, MakeConstraint
 from launchyard.model.serve.http.asking import sampling_defaults, sampling_of
 from launchyard.model.serve.http.bodies import Body, SamplingBody, read_body, read_fields
 from launchyard.model.serve.http.errors import ApiError
@@ -27,6 +28,7 @@ class Server:
     service: Service
     name: str
     version: str = ""
+    _grammars: tuple[LoadedModel, Grammars] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -37,6 +39,28 @@ class Server:
     def length(self) -> int:
         """Tokens of a context."""
         return self.service.engine.length
+
+    @property
+    def grammars(self) -> Grammars:
+        """Of the model that is served now."""
+        model = self.model
+        if self._grammars is None or self._grammars[0] is not model:
+            made = Grammars(model.tokenizer, model.transformer.config.vocab_size, model.stop_ids)
+            self._grammars = model, made
+        return self._grammars[1]
+
+    def structured(self, body: SamplingBody) -> MakeConstraint | None:
+        """What makes the constraint of one text. ApiError names what is wrong with it."""
+        given = body.structured_outputs
+        if not given:
+            return None
+        if len(given) > 1:
+            raise ApiError(400, f"structured_outputs has {', '.join(given)}; give one", param="structured_outputs")
+        ((kind, value),) = given.items()
+        try:
+            return self.grammars.of_kind(kind, value)
+        except ValueError as error:
+            raise ApiError(400, f"structured_outputs: {error}", param="structured_outputs") from error
 
     def sampling(self, body: SamplingBody) -> Sampling:
         return sampling_of(body, sampling_defaults(self.model.companions))

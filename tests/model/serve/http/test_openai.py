@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 import torch
 
-from tests.model.serve.served import Served
+from tests.model.serve.served import TEMPLATE, Served, chat_model, served
 
 ASKED = [{"role": "user", "content": "hello there"}]
 
@@ -202,6 +205,8 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
         ({"extra_body": {"best_of": 4}}, "best_of", "best_of is not supported"),
         ({"extra_body": {"beam": 4}}, "beam", "beam is no field that this server honours; it takes add_generation"),
         ({"store": True}, "store", "store is not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "has no place for tools"),
+        ({"response_format": {"type": "xml"}}, "response_format", "use text, json_object or json_schema"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(
@@ -217,3 +222,54 @@ def test_what_is_not_honoured_is_refused_by_name(
 def test_what_says_nothing_of_the_answer_is_taken(client: openai.OpenAI) -> None:
     answer = chat(client, user="me", metadata={"a": "b"}, store=False, service_tier="auto", tools=openai.omit, seed=1)
     assert answer.choices[0].message.content is not None
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Ada", "Grace"]}, "born": {"type": "integer", "minimum": 1800, "maximum": 1999}},
+    "required": ["name", "born"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_fits_its_format(client: openai.OpenAI) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    for seed in range(4):
+        answer = chat(client, response_format=wanted, seed=seed, max_tokens=200).choices[0]
+        found = json.loads(answer.message.content)
+        assert found["name"] in ("Ada", "Grace") and 1800 <= found["born"] <= 1999
+    extra = {"structured_outputs": {"choice": ["ja", "nein"]}}
+    assert complete(client, extra_body=extra).choices[0].text in ("ja", "nein")
+
+
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }} <tool_call>\n</tool_call><|im_end|>\n{% endif %}" + TEMPLATE
+)
+FUNCTIONS = [
+    {"type": "function", "function": {"name": name, "parameters": SCHEMA, "description": "…"}}
+    for name in ("find", "add")
+]
+
+
+def test_a_call_that_is_required_comes_and_fits(tmp_path: Path) -> None:
+    with served(chat_model(tmp_path / "m", template=CALLING)) as tiny:
+        client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
+        for seed in range(3):
+            options = {"tools": FUNCTIONS, "tool_choice": "required", "seed": seed, "max_tokens": 900}
+            answer = chat(client, **options, parallel_tool_calls=False).choices[0]
+            (call,) = answer.message.tool_calls
+            assert answer.finish_reason == "tool_calls"
+            assert call.function.name in ("find", "add")
+            jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+            chunks = [c.choices[0] for c in chat(client, **options, parallel_tool_calls=False, stream=True)]
+            (streamed,) = [one for c in chunks for one in c.delta.tool_calls or []]
+            assert streamed.function == type(streamed.function)(**call.function.model_dump())
+            assert [c.finish_reason for c in chunks if c.finish_reason] == ["tool_calls"]
+        named = chat(
+            client, tools=FUNCTIONS, tool_choice={"type": "function", "function": {"name": "add"}}, max_tokens=900
+        )
+        assert named.choices[0].message.tool_calls[0].function.name == "add"
+        free = chat(client, tools=FUNCTIONS, temperature=0)
+        assert free.choices[0].message.tool_calls is None and free.choices[0].message.content
+        with pytest.raises(openai.BadRequestError, match="tool_choice names 'nix'; there are find, add"):
+            chat(client, tools=FUNCTIONS, tool_choice={"type": "function", "function": {"name": "nix"}})
