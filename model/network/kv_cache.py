@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -241,11 +242,12 @@ class Cache:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros: of a shorter row some positions are read, masked, before they are written, and 0 times NaN is NaN.
 
-    On a CPU of pages that nothing holds before they are written to.
+    On a CPU of small pages that take no memory before they are written to: with huge ones a few tokens take all of it.
     """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    import numpy as np
-
     n_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(dtype).view(shape)
+    if device.type != "cpu" or not n_bytes:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, n_bytes)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(shape)
