@@ -35,12 +35,6 @@ def make_request(cluster: Cluster, ask: Ask) -> Request:
 
 def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
     """The script. `log`: path, where %j becomes the job's number. `code`: the copy to run."""
-    try:
-        from submitit.slurm.slurm import _make_sbatch_string
-    except ModuleNotFoundError as error:
-        what = f"a job of SLURM needs the package {error.name}, which {sys.executable} does not have"
-        raise UserError(what, hint=install_packages("submitit>=1.5.2")) from error
-
     slurm = options_of(cluster)
     owner = [
         *python_argv(ask.python),
@@ -51,15 +45,56 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
         f"--notice={slurm.notice_seconds}",
     ]
     variables = '--job-id="$SLURM_JOB_ID" --restarts="${SLURM_RESTART_COUNT:-0}" --nodes="$SLURM_JOB_NODELIST"'
-    limit = ask.time_limit or slurm.time_limit
+    return job_text(
+        cluster,
+        name=ask.run_id,
+        command=owner,
+        variables=variables,
+        shape=(ask.shape.nnodes, ask.gpus),
+        files=(log, code),
+        more={
+            "requeue": True,
+            "signal": f"USR1@{slurm.notice_seconds}",
+            **({"time": ask.time_limit} if ask.time_limit else {}),
+            **({"dependency": f"afterok:{ask.after}"} if ask.after else {}),
+        },
+    )
+
+
+def job_text(
+    cluster: Cluster,
+    *,
+    name: str,
+    command: list[str],
+    files: tuple[str, str | None],
+    shape: tuple[int, int] = (1, 0),
+    variables: str = "",
+    more: dict[str, object],
+) -> str:
+    """The script of any job of ours, which becomes `command`, with `variables` of the shell behind it.
+
+    files: where its output goes, and the folder of the code, if it is not the installed one. shape: nodes, and GPUs of
+    each. more: further options of sbatch, before those of the cluster file.
+    """
+    try:
+        from submitit.slurm.slurm import _make_sbatch_string
+    except ModuleNotFoundError as error:
+        what = f"a job of SLURM needs the package {error.name}, which {sys.executable} does not have"
+        raise UserError(what, hint=install_packages("submitit>=1.5.2")) from error
+
+    slurm = options_of(cluster)
+    nodes, gpus = shape
+    log, code = files
+    limit = more.pop("time", None) or slurm.time_limit
+    path = [] if code is None else [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"]
     text = _make_sbatch_string(
-        command=f"exec {shlex.join(owner)} {variables}",
+        command=" ".join([f"exec {shlex.join(command)}", *([variables] if variables else [])]),
         folder=".",
-        job_name=ask.run_id,
-        nodes=ask.shape.nnodes,
+        job_name=name,
+        nodes=nodes,
         ntasks_per_node=1,
         cpus_per_task=cluster.node.cpus,
-        gres=f"gpu:{ask.gpus}" if ask.gpus and not {"gres", "gpus-per-node", "gpus"} & slurm.extra.keys() else None,
+        gres=f"gpu:{gpus}" if gpus and not {"gres", "gpus-per-node", "gpus"} & slurm.extra.keys() else None,
         mem=memory(cluster),
         partition=slurm.partition,
         account=slurm.account,
@@ -68,17 +103,15 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
         exclude=slurm.exclude,
         setup=[
             *_setup(cluster.setup),
-            f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *path,
             *(f"export {name}={value}" for name, value in SAFE_PATH.items()),
         ],
         stderr_to_stdout=True,
         use_srun=False,
         additional_parameters={
             "output": log,
-            "requeue": True,
-            "signal": f"USR1@{slurm.notice_seconds}",
+            **more,
             **({"time": limit} if limit else {}),
-            **({"dependency": f"afterok:{ask.after}"} if ask.after else {}),
             **{key: value for key, value in slurm.extra.items() if value is not False},
         },
     )

@@ -15,7 +15,7 @@ import click
 
 from launchyard.errors import UserError
 from launchyard.host.environment import api_key
-from launchyard.launcher.cli.completion import complete_model
+from launchyard.launcher.cli.completion import complete_cluster, complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from launchyard.model.serve.http.server import Server
 
 _CONTEXT = 8192
+_ANY = ("0.0.0.0", "::")  # noqa: S104  # only where a user says so, or with a key
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -34,8 +35,8 @@ class _Options:
     """As they were typed."""
 
     model: str
-    host: str
-    port: int
+    host: str | None
+    port: int | None
     name: str | None
     slots: int
     context_length: int | None
@@ -48,44 +49,109 @@ class _Options:
     device: str
     follow: bool
     follow_every: float
+    cluster: str | None
+    gpus: int
+    time_limit: str | None
+    wait: float
+    dry_run: bool
     as_json: bool
 
 
 @click.command(epilog=MODEL_HELP)
 @click.argument("model", metavar="MODEL", shell_complete=complete_model)
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="0.0.0.0: for everyone.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="N", help="0: any.")
+@click.option("--host", metavar="ADDRESS", help="0.0.0.0: for everyone.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="0: any.  [default: 8000]")
 @click.option("--name", metavar="NAME", help="Of the model in requests; default: the last part of MODEL.")
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1, 512), metavar="N", help="Texts at once.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens of a context; default: 8192.")
-@click.option(
-    "--queue", default=64, show_default=True, type=click.IntRange(0), metavar="N", help="Texts that may wait."
-)
-@click.option(
-    "--timeout", default=600.0, show_default=True, type=click.FloatRange(1), metavar="S", help="Of a request."
-)
-@click.option(
-    "--grace", default=30.0, show_default=True, type=click.FloatRange(0), metavar="S", help="When it is ended."
-)
-@click.option(
-    "--api-keys", type=click.Path(dir_okay=False), metavar="FILE", help="Keys, one a line; else of the environment."
-)
+@click.option("--queue", default=64, show_default=True, type=click.IntRange(0), metavar="N", help="Texts that wait.")
+@click.option("--timeout", default=600.0, show_default=True, type=click.FloatRange(1), metavar="S", help="Per request.")
+@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), metavar="S", help="At its end.")
+@click.option("--api-keys", metavar="FILE", help="Keys, one a line; one alone may be in the environment.")
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A site whose pages may ask; may be given again.")
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="A further name of this server.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
-@click.option("--follow-every", default=10.0, show_default=True, type=click.FloatRange(0.1), metavar="S", hidden=True)
+@click.option("--follow-every", default=10.0, type=click.FloatRange(0.1), metavar="S", hidden=True)
+@click.option("--cluster", metavar="NAME|FILE", shell_complete=complete_cluster, help="As a job there.")
+@click.option("--gpus", default=0, type=click.IntRange(0), metavar="N", help="GPUs of that job.")
+@click.option("--time-limit", metavar="TIME", help="Of that job.")
+@click.option("--wait", default=600.0, show_default=True, type=click.FloatRange(0), metavar="S", help="For that job.")
+@click.option("--dry-run", is_flag=True, help="Print the request for that job, and send nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print where it listens as one line of JSON.")
 def serve(**given: object) -> None:
     """Serve a model over HTTP, by the routes of OpenAI, and a page to chat with it."""
     options = _Options(**given)  # type: ignore[arg-type]  # click has checked them
+    if options.cluster is None:
+        _serve_here(options)
+    else:
+        _serve_there(options, options.cluster)
+
+
+def _serve_there(options: _Options, cluster: str) -> None:
+    from launchyard.launcher.backends.cluster import load_cluster, reach_storage
+    from launchyard.launcher.submit.serve import plan_server, send_server, server_text
+
+    place = load_cluster(cluster)
+    reach_storage(place)
+    with weights_errors():
+        model = _from_anywhere(find_model(options.model))
+    name = options.name or _last_part(options.model)
+    argv = [model, *_remote_options(options, name)]
+    command = plan_server(place, argv, name=name, gpus=options.gpus, time_limit=options.time_limit)
+    if options.dry_run:
+        click.echo(server_text(place, command))
+        return
+    has_keys = options.api_keys is not None or options.host is not None
+    job = send_server(
+        place, command, has_keys=has_keys, wait_seconds=options.wait, on_state=lambda state: click.echo(state, err=True)
+    )
+    facts = {"job_id": job.job_id, "end_with": job.end_with, "key_file": job.key_file, **job.facts}
+    if options.as_json:
+        click.echo(json_text(facts, indent=None))
+        return
+    if not job.facts:
+        click.echo(f"it does not listen yet; its output says where once it does: {command.folder}", err=True)
+        return
+    url = str(job.facts["url"])
+    address = url.removeprefix("http://")
+    port = address.rpartition(":")[2]
+    key = f' -H "Authorization: Bearer $(cat {job.key_file})"' if job.key_file else ""
+    lines = [
+        f"{name} listens on {url} (job {job.job_id})",
+        f"  curl {url}/v1/models{key}",
+        f"  ssh -N -L {port}:{address} LOGIN-NODE      # then http://localhost:{port}/ on your own machine",
+        f"  {job.end_with}                             # ends it",
+    ]
+    click.echo("\n".join(lines), err=True)
+
+
+def _from_anywhere(place: str) -> str:
+    """A path as another machine with the same files finds it."""
+    parts = [place] if os.path.exists(place) else place.split("+")
+    return "+".join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)
+
+
+def _remote_options(options: _Options, name: str) -> list[str]:
+    """How the job is told what was typed here."""
+    argv = [f"--host={options.host or _ANY[0]}", f"--port={options.port or 0}", f"--name={name}"]
+    argv += [f"--slots={options.slots}", f"--queue={options.queue}", f"--timeout={options.timeout:g}"]
+    argv += [f"--grace={options.grace:g}", f"--device={options.device}"]
+    argv += [f"--context-length={options.context_length}"] if options.context_length else []
+    argv += [f"--api-keys={options.api_keys}"] if options.api_keys else []
+    argv += [f"--cors-origin={origin}" for origin in options.cors_origin]
+    argv += [f"--allowed-host={host}" for host in options.allowed_host]
+    return [*argv, *(["--follow"] if options.follow else [])]
+
+
+def _serve_here(options: _Options) -> None:
     keys = _keys(options.api_keys)
     with weights_errors():
         import uvicorn  # noqa: F401  # what is missing is said before weights are read
 
         from launchyard.model.serve.http.run import serve as serve_until_stopped
 
-        listener = _listen(options.host, options.port)
+        listener = _listen(options.host or _LOCAL_NAMES[1], 8000 if options.port is None else options.port)
         place = find_model(options.model)
         model = _load(options.model, place, options.device)
         server = _server(model, options)
@@ -113,7 +179,7 @@ def _server(model: LoadedModel, options: _Options) -> Server:
     from launchyard.model.serve.http.server import Server
     from launchyard.model.serve.http.service import ServerLimits, Service
 
-    name = options.name or options.model.rstrip("/").rpartition("/")[2]
+    name = options.name or _last_part(options.model)
     limits = ServerLimits(
         n_slots=options.slots,
         context_length=options.context_length or min(_CONTEXT, model.config.max_seq_len),
@@ -123,10 +189,14 @@ def _server(model: LoadedModel, options: _Options) -> Server:
     return Server(Service(model, limits, Measures(name)), name, version_of(model))
 
 
+def _last_part(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2]
+
+
 def _access(options: _Options, keys: list[str]) -> Access:
     from launchyard.model.serve.http.app import Access
 
-    local = _is_loopback(options.host)
+    local = _is_loopback(options.host or _LOCAL_NAMES[1])
     hosts = [*_LOCAL_NAMES, *options.allowed_host] if local or options.allowed_host else []
     return Access(keys=keys, origins=options.cors_origin, hosts=hosts)
 
@@ -165,7 +235,7 @@ def _is_loopback(host: str) -> bool:
 
 def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_json: bool) -> None:
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    shown = socket.gethostname() if host in _ANY else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
     facts = {
         "url": url,
