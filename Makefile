@@ -11,8 +11,8 @@ JOBS ?= 2
 # Tests that need something special have their own targets.
 SPECIAL := gpu or llamacpp or slurm or ray or s3 or browser or monitoring or chaos or families
 ALL_CHAOS := --seeds 0-25 --faults 500 --every-kind
-SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel or guide_as_typed or nothing_of_the_shell
-SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody
+SOME_SLURM := sbatch_takes or same_as_on_one or preemption_with_grace or killed_process and worker or refuses or cannot_begin or scancel or guide_as_typed or nothing_of_the_shell or a_server_on
+SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address and nobody or a_server_on
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 7,10,11 --faults 25
 
