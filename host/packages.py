@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "uvicorn>=0.30",
         "llguidance>=1.0",
     ),
+    "evaluate": ("lm-eval>=0.4.9",),
     "tensorboard": ("tensorboard>=2.17",),
     "wandb": ("wandb>=0.18",),
     "mlflow": ("mlflow-skinny>=2.16", "sqlalchemy>=2", "alembic>=1.13"),
@@ -35,8 +36,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 _MODULES = {
     "torch": "train", "numpy": "train", "tokenizers": "train", "gguf": "train", "pyarrow": "data",
     "zstandard": "data", "s3fs": "s3", "aiobotocore": "s3", "botocore": "s3", "gcsfs": "gcs", "adlfs": "azure",
-    "huggingface_hub": "hub", "httpx2": "hub", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow",
-    "starlette": "serve", "uvicorn": "serve", "llguidance": "serve",
+    "huggingface_hub": "hub", "httpx2": "hub", "lm_eval": "evaluate", "tensorboard": "tensorboard", "wandb": "wandb",
+    "mlflow": "mlflow", "starlette": "serve", "uvicorn": "serve", "llguidance": "serve",
 }  # fmt: skip
 
 
