@@ -46,6 +46,10 @@ class HarnessModel(TemplateLM):
         self._on_progress = on_progress
         self._rendered: set[str] = set()
 
+    def check_system(self, text: str) -> None:
+        """ValueError if the chat template takes no system message."""
+        self._render([{"role": "system", "content": text}, {"role": "user", "content": "Hello"}], True)
+
     # -- what lm-eval asks for -----------------------------------------------------------------------------------------
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return self._scores("loglikelihood", self._pairs([request.args for request in requests]))

@@ -36,7 +36,7 @@ class Score(NamedTuple):
 
 @dataclass
 class _Row:
-    """Tokens that go through the network. pairs: those that are read from them, each with how many of them are its own."""
+    """Tokens that go through the network. pairs: those that are read from them, each with its own number of them."""
 
     ids: tuple[int, ...]
     pairs: list[tuple[int, int]]

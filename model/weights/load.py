@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from typing import Protocol, TypeGuard
@@ -257,8 +257,21 @@ def sampled_digest(weights: Weights) -> str:
     """
     shapes = parameter_shapes(weights.config)
     middle = {key: range(shapes[key][0] // 2, shapes[key][0] // 2 + 1) for key in shapes}
-    digests = {key: xxhash.xxh3_64_hexdigest(rows.float().numpy().tobytes()) for key, rows in weights.rows(middle)}
-    return xxhash.xxh3_128_hexdigest("".join(f"{key} {digests[key]}\n" for key in shapes).encode())
+    rows = dict(weights.rows(middle))
+    return _digest((key, rows[key]) for key in shapes)
+
+
+def digest_in_memory(transformer: Transformer) -> str:
+    """sampled_digest of the weights that a transformer has, and of what an adapter adds to them."""
+    ours = dict(transformer.named_parameters())
+    keys = dict.fromkeys([*parameter_shapes(transformer.config), *ours])
+    middle = ((key, ours[key].detach()) for key in keys)
+    return _digest((key, whole[len(whole) // 2 : len(whole) // 2 + 1].cpu()) for key, whole in middle)
+
+
+def _digest(rows: Iterable[tuple[str, Tensor]]) -> str:
+    digests = ((key, xxhash.xxh3_64_hexdigest(row.float().numpy().tobytes())) for key, row in rows)
+    return xxhash.xxh3_128_hexdigest("".join(f"{key} {digest}\n" for key, digest in digests).encode())
 
 
 def check_base(weights: Weights, digest: str | None, what: str) -> None:
