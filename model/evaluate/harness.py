@@ -128,19 +128,25 @@ class HarnessModel(TemplateLM):
         return None if told is None else lambda done, total: told(kind, done, total)
 
     def _pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[TokenIds, TokenIds]]:
-        """TokenIds of contexts and continuations: encoded together, and cut where the context alone ends."""
+        """Ids of contexts, and what both together have behind as many: theirs, also where a token crosses the edge."""
         contexts: list[_Text] = []
         wholes: list[_Text] = []
         for context, continuation in texts:
             special = bool(context) and self._takes_special(context)
             contexts.append(_Text(context.rstrip(), special))  # a blank is part of the next word's token
             wholes.append(_Text(context + continuation, special))
-        pairs = zip(self._encode(contexts), self._encode(wholes), strict=True)
-        return [self._cut(len(context), whole) for context, whole in pairs]
+        encoded = zip(self._encode(contexts), self._encode(wholes), strict=True)
+        pairs = [self._pair(context, whole) for context, whole in encoded]
+        for (_, ids), (context, continuation) in zip(pairs, texts, strict=True):
+            if not ids:
+                raise ValueError(
+                    f"{continuation!r} has no token of its own behind {context[-40:]!r}; nothing is scored"
+                )
+        return pairs
 
-    def _cut(self, n_context: int, whole: list[int]) -> tuple[TokenIds, TokenIds]:
-        if n_context:
-            return whole[:n_context], whole[n_context:]
+    def _pair(self, context: list[int], whole: list[int]) -> tuple[TokenIds, TokenIds]:
+        if context:
+            return context, whole[len(context) :]
         begins = whole[:1] == [self.prefix]  # the text has one of its own
         return (whole[:1], whole[1:]) if begins else ([self.prefix], whole)
 

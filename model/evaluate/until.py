@@ -93,17 +93,17 @@ def write_until(
     longest = max((len(request.prompt) + request.max_new_tokens for request in requests), default=1)
     n_slots = max(1, min(len(requests), batch_tokens // longest, _MAX_SLOTS))
     engine = engine_for(loaded.transformer, requests, n_slots=n_slots)
-    ends = {stops: _Ends(loaded.tokenizer, stops) for stops in {ask.stops for ask in asks}}
-    growing = {engine.add(request): ends[ask.stops] for request, ask in zip(requests, asks, strict=True)}
+    ends = [_End(loaded.tokenizer, ask.stops) for ask in asks]
+    growing = dict(zip(map(engine.add, requests), ends, strict=True))
     n_done = 0
     while not engine.is_idle:
         for generation in engine.step():
-            if generation.ended is None and growing[generation].came(generation.new):
+            if growing[generation].came(generation.new):
                 engine.cancel(generation)
             n_done += generation.ended is not None
         if on_progress is not None:
             on_progress(n_done, len(requests))
-    return [end.text(generation.new) for generation, end in growing.items()]
+    return [end.text() for end in ends]
 
 
 def _request(loaded: LoadedModel, prompt: Sequence[int], ask: TextAsk, max_length: int, seed: int | None) -> Request:
@@ -122,20 +122,29 @@ def _request(loaded: LoadedModel, prompt: Sequence[int], ask: TextAsk, max_lengt
     return Request(kept, min(n_new, max_length - len(kept)), ask.sampling, ends, seed)
 
 
-class _Ends:
-    """Where a text ends, looked for in its last tokens, special ones written out."""
+class _End:
+    """Where a text ends, looked for behind each of its tokens in the last ones, special ones written out."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         # A text may spell a stop string with other tokens than it has alone, seldom with more than two more.
         self._looked_at = {stop: len(tokenizer.encode(stop, special=False)) + 2 for stop in stops}
+        self._ids: list[int] = []
 
     def came(self, ids: Sequence[int]) -> bool:
-        return any(stop in self._tokenizer.decode(ids[-n:], skip_special=False) for stop, n in self._looked_at.items())
+        """True if the text so far has ended; what is behind the end is no part of it."""
+        for token in ids[len(self._ids) :]:
+            self._ids.append(token)
+            if any(stop in self._last(n) for stop, n in self._looked_at.items()):
+                return True
+        return False
 
-    def text(self, ids: Sequence[int]) -> str:
+    def _last(self, n: int) -> str:
+        return self._tokenizer.decode(self._ids[-n:], skip_special=False)
+
+    def text(self) -> str:
         """Cut before each stop string in turn, as theirs is."""
-        text = self._tokenizer.decode(ids)
+        text = self._tokenizer.decode(self._ids)
         for stop in self._looked_at:
             text = text.partition(stop)[0]
         return text

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from launchyard.errors import UserError
 from launchyard.host.packages import install_command
@@ -55,7 +56,8 @@ def evaluate(ctx: click.Context, /, **_: object) -> None:
     options = _Options(**ctx.params)
     if options.has_tasks == (options.text is not None):
         raise click.UsageError("give --tasks NAMES (or --include FILE), or --text FILE")
-    if not options.has_tasks and (given := [name for name in _OF_TASKS if ctx.params[name] not in (None, False, ())]):
+    given = [name for name in _OF_TASKS if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given and not options.has_tasks:
         raise click.UsageError(f"--{given[0].replace('_', '-')} is for --tasks; it means nothing for a text")
     with weights_errors():
         from launchyard.storage.files import exists
