@@ -1,13 +1,17 @@
-"""`launch monitor` and a run on SLURM: its workers are found on their nodes, it is gone when it is over."""
+"""What a job on SLURM says of where it can be reached: metrics of runs, and servers."""
 
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.model.serve.served import chat_model
 from tests.slurm.runs import FOREVER, OnSite, Site
 
 pytestmark = pytest.mark.slurm
@@ -32,3 +36,38 @@ def test_workers_are_found_on_their_nodes_and_gone_with_the_run(place: Site) -> 
     place.ok("stop", run.run_id)
     assert groups(run) == []
     assert "stopped" in place.ok("monitor", "--once")
+
+
+# -- servers ---
+@pytest.mark.timeout(240)
+def test_a_server_on_a_node(place: Site) -> None:
+    model = chat_model(place.here / "tiny")
+    text = place.ok("serve", str(model), "--cluster", "site", "--dry-run", "--time-limit", "10:00")
+    assert "#SBATCH --time=10:00" in text and "launchyard serve" in text and "--requeue" not in text
+    facts = json.loads(place.ok("serve", str(model), "--cluster", "site", "--json", timeout=200).splitlines()[-1])
+    assert facts["end_with"] == f"scancel {facts['job_id']}"
+    key = Path(facts["key_file"])
+    assert key.stat().st_mode & 0o077 == 0
+    url = f"http://127.0.0.1:{facts['url'].rpartition(':')[2]}"  # all nodes of this cluster are this machine
+    assert httpx.get(f"{url}/v1/models").status_code == 401
+    asked = {"prompt": "the tale", "max_tokens": 5}
+    allowed = {"Authorization": f"Bearer {key.read_text().strip()}"}
+    found = httpx.post(f"{url}/v1/completions", json=asked, headers=allowed)
+    assert found.json()["usage"]["completion_tokens"] == 5
+    place.cluster.run("scancel", facts["job_id"])
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"{url}/health", timeout=1)
+        except httpx.HTTPError:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the server outlived its job")
+
+
+@pytest.mark.timeout(240)
+def test_a_server_that_cannot_begin_says_why(place: Site) -> None:
+    model = chat_model(place.here / "tiny")
+    (model / "tokenizer.json").unlink()
+    said = place.ok("serve", str(model), "--cluster", "site", code=1, timeout=200)
+    assert "ended before it listened" in said and "no tokenizer in" in said
