@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -12,11 +12,13 @@ import torch
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.transformer import Transformer
+from launchyard.model.serve.beam import BeamSearch, search_beams
+from launchyard.model.serve.drafts import DraftModel
 from launchyard.model.serve.engine import Engine
 from launchyard.model.serve.generate import engine_for
 from launchyard.model.serve.requests import Drafter, Ended, Request
 from launchyard.model.serve.sampling import Sampling
-from launchyard.model.serve.text import GrowingText
+from launchyard.model.serve.text import GrowingText, write_texts
 from launchyard.model.text.chat import Chat
 from launchyard.model.text.companions import Companions
 from launchyard.model.text.find import TAKEN
@@ -39,6 +41,7 @@ class SamplingOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     penalty_window: int | None
+    logit_bias: Mapping[int, float]
 
 
 class GenerateOptions(SamplingOptions, total=False):
@@ -136,20 +139,21 @@ class LoadedModel:
     def write(
         self, prompts: Sequence[str], *, n_slots: int = 8, **options: Unpack[GenerateOptions]
     ) -> Iterator[tuple[int, str, GrowingText]]:
-        """Pieces of many texts, written together, as they are made: the number of its prompt, a piece, its text."""
+        """Pieces of many texts, written together, as they are made: the number of its prompt, a piece, its text.
+
+        The last piece of a text is empty: then its `ended` says how it went.
+        """
+        stops = _strings(options.get("stop"))
         requests = [self.request(self.encode(prompt), number, **options) for number, prompt in enumerate(prompts)]
-        engine = self._engine_for(requests, n_slots, options.get("context_length"))
-        texts = {}
-        for number, request in enumerate(requests):
-            generation = engine.add(request)
-            texts[generation] = number, GrowingText(generation, self.tokenizer, _strings(options.get("stop")))
-        while not engine.is_idle:
-            for generation in engine.step():
-                number, text = texts[generation]
-                piece = text.take()
-                if text.found_stop:
-                    engine.cancel(generation)
-                yield number, piece, text
+        asked = [(request, stops) for request in requests]
+        return self.write_requests(asked, n_slots=n_slots, context_length=options.get("context_length"))
+
+    def write_requests(
+        self, asked: Sequence[tuple[Request, Sequence[str]]], *, n_slots: int = 8, context_length: int | None = None
+    ) -> Iterator[tuple[int, str, GrowingText]]:
+        """The same of requests, each with its stop strings."""
+        engine = self._engine_for([request for request, _ in asked], n_slots, context_length)
+        return write_texts(engine, self.tokenizer, asked)
 
     def request(self, ids: Sequence[int], number: int = 0, **options: Unpack[GenerateOptions]) -> Request:
         """Text `number` of several with these options."""
@@ -172,6 +176,40 @@ class LoadedModel:
         return engine_for(
             self.transformer, requests, n_slots=max(1, min(n_slots, len(requests))), context_length=context_length
         )
+
+    def drafted_by(self, small: LoadedModel) -> DraftModel:
+        """A drafter for this model. ValueError if the smaller one has other tokens."""
+        drafter = DraftModel(small.transformer, self.transformer)
+        if small.tokenizer.vocabulary != self.tokenizer.vocabulary:
+            raise ValueError(
+                f"the draft model of {small.source.folder} has other tokens than {self.source.folder}, though as many "
+                f"({self.tokenizer.vocab_size}); a draft needs the same tokenizer"
+            )
+        return drafter
+
+    def beam_search(
+        self,
+        prompt: str,
+        *,
+        width: int = 4,
+        n: int = 1,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        length_penalty: float = 1.0,
+    ) -> list[tuple[str, float]]:
+        """The n best of the texts that follow `prompt`, best first, and their scores: as of BeamSearch."""
+        search = BeamSearch(
+            width=width, n=n, max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, length_penalty=length_penalty
+        )
+        return self.search_beams(self.encode(prompt), search)
+
+    def search_beams(self, ids: Sequence[int], search: BeamSearch) -> list[tuple[str, float]]:
+        """The same behind ids."""
+        beams = search_beams(self.transformer, ids, search)
+        return [(self._text_behind(ids, beam.ids), beam.score) for beam in beams]
+
+    def _text_behind(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        stream = self.tokenizer.stream(prompt)
+        return "".join([*map(stream.add, ids), stream.flush()])
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a prompt; of an empty one that which begins a new text."""

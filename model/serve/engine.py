@@ -274,7 +274,10 @@ class Engine:
         if not slots:
             return []
         advanced = [slot.generation for slot in slots if slot.generation is not None]
-        guesses = [self._guess(slot) for slot in slots]
+        room = self.length - max(
+            len(slot.context) for slot in slots
+        )  # where the longest row's padding lies
+        guesses = [self._guess(slot, room) for slot in slots]
         logits = self._forward(slots, guesses)
         for slot, guessed in zip(slots, guesses, strict=True):  # before any slot changes its row
             slot.ids += [slot.context[-1], *guessed]
@@ -297,16 +300,16 @@ class Engine:
         ids = torch.tensor(rows, device=self._cache.device)
         return self.model(ids, cache=self._cache)[..., : self.model.config.vocab_size].float()
 
-    def _guess(self, slot: _Slot) -> list[int]:
+    def _guess(self, slot: _Slot, room: int) -> list[int]:
         assert slot.generation is not None
         request = slot.generation.request
         if request.drafter is None:
             return []
         most = min(request.n_guesses, request.max_new_tokens - len(slot.generation.new) - 1)
-        most = min(most, self.length - len(slot.context) - 1)
+        most = min(most, room, self.length - len(slot.context) - 1)
         if most <= 0:
             return []
-        guessed = request.drafter.guess(slot.context, request.sampling, slot.numbers(most))
+        guessed = request.drafter.guess(slot.context, slot.generation, slot.numbers(most))[:most]
         slot.generation.n_guessed += len(guessed)
         return guessed
 

@@ -35,8 +35,8 @@ class Constraint(Protocol):
 class Drafter(Protocol):
     """Guesses the next tokens, cheaply; a guess costs time where it is wrong, and never changes a text."""
 
-    def guess(self, ids: Sequence[int], sampling: Sampling, uniform: Sequence[float]) -> list[int]:
-        """At most len(uniform) tokens behind ids; uniform: the numbers by which they will be drawn."""
+    def guess(self, context: Sequence[int], text: Generation, uniform: Sequence[float]) -> list[int]:
+        """At most len(uniform) tokens behind what the model sees; uniform: the numbers by which they will be drawn."""
         ...
 
 

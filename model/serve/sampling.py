@@ -15,6 +15,7 @@ from torch import Tensor
 
 # So many likely tokens nearly always reach top_p; where they do not, all are sorted.
 _LIKELY = 1024
+_NUMBERS = ("temperature", "repetition_penalty", "repeat_penalty", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
+        for token, bias in self.logit_bias.items():
+            if not bias < math.inf:
+                raise ValueError(f"logit_bias of token {token} is {bias}; it must be a number, or -inf")
         _at_least("temperature", self.temperature, 0, "0: always the likeliest token")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or none to keep all tokens")
@@ -76,7 +83,8 @@ def change_logits(logits: Tensor, sampling: Sampling, prompt: Sequence[int], new
     window = sampling.penalty_window
     seen = [*prompt, *new] if window is None else [*prompt[max(0, len(prompt) + len(new) - window) :], *new][-window:]
     if sampling.repetition_penalty != 1 or sampling.repeat_penalty:
-        there = torch.tensor(sorted(set(seen)), dtype=torch.int64, device=logits.device)
+        drawable = {token for token in seen if token < len(logits)}  # a prompt may hold ids of padding
+        there = torch.tensor(sorted(drawable), dtype=torch.int64, device=logits.device)
         values = logits[there]
         penalty = sampling.repetition_penalty
         values = torch.where(values > 0, values / penalty, values * penalty)
@@ -92,43 +100,51 @@ def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Sequence[float]) ->
     """A token a row from logits (B, V); `uniform` holds a number in [0, 1) a row, which decides alone."""
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
-    values, ids, mass = _likeliest(logits, sampling)
+    odds, ids = _likeliest(logits, sampling)
+    mass = odds.cumsum(-1)  # in fp64: a long tail must not round
     last = mass.shape[-1] - 1
-    if sampling.top_p is not None:  # the fewest tokens that together reach top_p
+    if sampling.top_p is not None and sampling.top_p < 1:  # the fewest tokens that together reach top_p
         kept = (mass < sampling.top_p).sum(-1, keepdim=True).clamp(max=last)
     else:
         kept = torch.full_like(mass[:, :1], last, dtype=torch.int64)
     if sampling.min_p is not None:
-        kept = torch.minimum(kept, (values >= _least(values, sampling)).sum(-1, keepdim=True) - 1)
+        kept = torch.minimum(kept, (odds >= sampling.min_p * odds[:, :1]).sum(-1, keepdim=True) - 1)
     targets = torch.tensor(uniform, dtype=torch.float64, device=logits.device)[:, None] * mass.gather(-1, kept)
     at = torch.minimum(torch.searchsorted(mass, targets, right=True), kept)
     return (at if ids is None else ids.gather(-1, at))[:, 0].tolist()
 
 
-def _likeliest(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Logits from the highest on, their tokens, and their summed odds; in the order of tokens where none is cut.
+def _likeliest(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Odds from the highest on, in fp64, and their tokens; of all in the order of tokens where none is cut.
 
-    Sums in fp64: a long tail must not round. With top_k they are of the kept ones, else of all.
+    With top_k they are among the kept ones, else among all.
     """
     size = logits.shape[-1]
     k = min(sampling.top_k or size, size)
-    if k == size and sampling.top_p is None and sampling.min_p is None:
-        return logits, None, torch.softmax(logits.double() / sampling.temperature, dim=-1).cumsum(-1)
     if k < size:
         values, ids = torch.topk(logits, k)
-        return values, ids, torch.softmax(values.double() / sampling.temperature, dim=-1).cumsum(-1)
-    values, ids = torch.topk(logits, min(_LIKELY, size))
-    scaled = logits.double() / sampling.temperature
-    mass = torch.exp(values.double() / sampling.temperature - scaled.logsumexp(-1, keepdim=True)).cumsum(-1)
-    enough = (mass[:, -1] >= (sampling.top_p or 0)) | (values[:, -1] < _least(values, sampling)[:, 0])
-    if not enough.all():
-        values, ids = torch.sort(logits, descending=True)
-        mass = torch.softmax(values.double() / sampling.temperature, dim=-1).cumsum(-1)
-    return values, ids, mass
+        return _odds(values, sampling), ids
+    odds = _odds(logits, sampling)
+    if sampling.min_p is None and (sampling.top_p is None or sampling.top_p == 1):
+        return odds, None
+    n = min(_LIKELY, size)
+    ids = torch.topk(logits, n).indices
+    likely = odds.gather(-1, ids)
+    enough = torch.full_like(likely[:, 0], n == size, dtype=torch.bool)
+    if sampling.top_p is not None:
+        enough |= likely.cumsum(-1)[:, -1] >= sampling.top_p
+    if sampling.min_p is not None:
+        enough |= likely[:, -1] < sampling.min_p * likely[:, 0]
+    if enough.all():
+        return likely, ids
+    every = torch.sort(logits, descending=True, stable=True).indices
+    sorted_odds = odds.gather(-1, every)
+    every[enough, :n] = ids[enough]  # equal logits in the order that the row has without its neighbours
+    sorted_odds[enough, :n] = likely[enough]
+    return sorted_odds, every
 
 
-def _least(values: Tensor, sampling: Sampling) -> Tensor:
-    """(B, 1): the logit below which min_p keeps none; values (B, n): from the highest on."""
-    if sampling.min_p is None:
-        return torch.full_like(values[:, :1], -torch.inf)
-    return values[:, :1] + math.log(sampling.min_p) * sampling.temperature
+def _odds(logits: Tensor, sampling: Sampling) -> Tensor:
+    """From the likeliest on before the division: a temperature near 0 must give no infinity."""
+    wide = logits.double()
+    return torch.softmax((wide - wide.amax(-1, keepdim=True)) / sampling.temperature, dim=-1)
