@@ -69,13 +69,13 @@ def test_another_model_guesses_few_tokens_right(sampling: Sampling) -> None:
     assert right < guessed / 2
 
 
-def test_a_small_part_of_a_model_saves_steps() -> None:
+def test_a_model_that_is_nearly_the_same_saves_steps() -> None:
     """Some guesses are right and some wrong: the cache of both goes back and forth."""
-    model = random_model(llama(), std=0.05)
-    nearly = random_model(llama(), std=0.05)
+    model = random_model(llama())
+    nearly = random_model(llama())
     with torch.no_grad():
         for parameter in nearly.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.004)
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.003)
     (text,) = both(model, [request([5, 6], DraftModel(nearly, model), sampling=DRAWN, max_new_tokens=50)])
     assert 0.1 < text.n_guessed_right / text.n_guessed < 0.95
 
