@@ -145,15 +145,8 @@ class LoadedModel:
         """
         stops = _strings(options.get("stop"))
         requests = [self.request(self.encode(prompt), number, **options) for number, prompt in enumerate(prompts)]
-        asked = [(request, stops) for request in requests]
-        return self.write_requests(asked, n_slots=n_slots, context_length=options.get("context_length"))
-
-    def write_requests(
-        self, asked: Sequence[tuple[Request, Sequence[str]]], *, n_slots: int = 8, context_length: int | None = None
-    ) -> Iterator[tuple[int, str, GrowingText]]:
-        """The same of requests, each with its stop strings."""
-        engine = self._engine_for([request for request, _ in asked], n_slots, context_length)
-        return write_texts(engine, self.tokenizer, asked)
+        engine = self.engine_for(requests, n_slots=n_slots, context_length=options.get("context_length"))
+        return write_texts(engine, self.tokenizer, [(request, stops) for request in requests])
 
     def request(self, ids: Sequence[int], number: int = 0, **options: Unpack[GenerateOptions]) -> Request:
         """Text `number` of several with these options."""
@@ -172,7 +165,8 @@ class LoadedModel:
             n_alternatives=options.get("n_alternatives"),
         )
 
-    def _engine_for(self, requests: Sequence[Request], n_slots: int, context_length: int | None) -> Engine:
+    def engine_for(self, requests: Sequence[Request], *, n_slots: int = 8, context_length: int | None = None) -> Engine:
+        """An engine with room for these requests, and no more slots than they need."""
         return engine_for(
             self.transformer, requests, n_slots=max(1, min(n_slots, len(requests))), context_length=context_length
         )
@@ -247,7 +241,7 @@ class Writing:
 
     def __init__(self, model: LoadedModel, prompt: str, **options: Unpack[GenerateOptions]) -> None:
         request = model.request(model.encode(prompt), **options)
-        self._engine = model._engine_for([request], 1, options.get("context_length"))
+        self._engine = model.engine_for([request], n_slots=1, context_length=options.get("context_length"))
         self.generation = self._engine.add(request)
         self._text = GrowingText(self.generation, model.tokenizer, _strings(options.get("stop")))
         self.n_prompt = len(request.prompt)

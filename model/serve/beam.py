@@ -135,9 +135,7 @@ class _Search:
             sources.append(source)
         return sources
 
-    def _finish(
-        self, ids: tuple[int, ...], logprob: float, n: int, ended: BeamEnded
-    ) -> None:
+    def _finish(self, ids: tuple[int, ...], logprob: float, n: int, ended: BeamEnded) -> None:
         self.finished.append(Beam(ids, logprob, self.search.score(logprob, n), ended))
         self.finished.sort(key=lambda beam: -beam.score)
         del self.finished[self.search.n :]

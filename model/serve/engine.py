@@ -274,9 +274,7 @@ class Engine:
         if not slots:
             return []
         advanced = [slot.generation for slot in slots if slot.generation is not None]
-        room = self.length - max(
-            len(slot.context) for slot in slots
-        )  # where the longest row's padding lies
+        room = self.length - max(len(slot.context) for slot in slots)  # where the longest row's padding lies
         guesses = [self._guess(slot, room) for slot in slots]
         logits = self._forward(slots, guesses)
         for slot, guessed in zip(slots, guesses, strict=True):  # before any slot changes its row

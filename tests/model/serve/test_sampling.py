@@ -189,9 +189,7 @@ def changed(prompt: list[int], new: list[int], **options: object) -> list[float]
     ],
     ids=str,
 )  # fmt: skip
-def test_penalties_by_hand(
-    prompt: list[int], new: list[int], options: dict[str, object], after: list[float]
-) -> None:
+def test_penalties_by_hand(prompt: list[int], new: list[int], options: dict[str, object], after: list[float]) -> None:
     assert changed(prompt, new, **options) == pytest.approx(after)
 
 
