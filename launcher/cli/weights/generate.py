@@ -270,18 +270,16 @@ def _open_text(options: _Options, prompt: str, title: str) -> None:
 
 
 def in_order(written: Written) -> Written:
-    """The same pieces, those of a text behind all of the text before it."""
-    held: dict[int, list[tuple[str, GrowingText]]] = {}
-    ended: set[int] = set()
+    """The same, the pieces of a text behind all of the text before it; those that had to wait are one."""
+    held: dict[int, str] = {}
+    texts: dict[int, GrowingText] = {}
     current = 0
     for number, piece, text in written:
-        held.setdefault(number, []).append((piece, text))
-        if text.ended is not None:
-            ended.add(number)
+        held[number] = held.get(number, "") + piece
+        texts[number] = text
         while current in held:
-            for each, of in held.pop(current):
-                yield current, each, of
-            if current not in ended:
+            yield current, held.pop(current), texts[current]
+            if texts[current].ended is None:
                 break
             current += 1
 

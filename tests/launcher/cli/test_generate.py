@@ -155,30 +155,30 @@ def test_prompts_that_the_model_cannot_take_are_all_named(run: str, launch: Any,
 
 
 def test_a_text_is_given_as_soon_as_all_before_it_are_done() -> None:
-    going = SimpleNamespace(ended=None)
-    done = SimpleNamespace(ended="stop")
-    given: list[tuple[int, str]] = []
+    texts = [SimpleNamespace(ended=None) for _ in range(4)]
+    given: list[tuple[int, str, bool]] = []
+
+    def write(number: int, piece: str, *, ends: bool = False) -> tuple[int, str, Any]:
+        texts[number].ended = "stop" if ends else None
+        return number, piece, texts[number]
 
     def written() -> Iterator[tuple[int, str, Any]]:
-        yield 1, "b", going
+        yield write(1, "b")
+        yield write(1, "c")
         assert given == []
-        yield 0, "a", going
-        assert given == [(0, "a")]
-        yield 2, "", done
-        yield 1, "", done
-        yield 0, "", done
-        assert given == [(0, "a"), (0, ""), (1, "b"), (1, ""), (2, "")]
-        yield 3, "d", going
-        assert given[-1] == (3, "d")
-        yield 3, "", done
+        yield write(0, "a")
+        assert given == [(0, "a", False)]
+        yield write(2, "", ends=True)
+        yield write(1, "d", ends=True)
+        yield write(0, "", ends=True)
+        assert given[1:] == [(0, "", True), (1, "bcd", True), (2, "", True)]
+        yield write(3, "e")
+        assert given[-1] == (3, "e", False)
+        yield write(3, "", ends=True)
 
-    given.extend((number, piece) for number, piece, _ in in_order(_fed(written(), given)))
-    assert [number for number, _ in given] == sorted(number for number, _ in given)
-
-
-def _fed(written: Iterator[tuple[int, str, Any]], given: list[tuple[int, str]]) -> Iterator[tuple[int, str, Any]]:
-    """extend takes one by one: what was given is in the list before the next is asked for."""
-    yield from written
+    for number, piece, text in in_order(written()):
+        given.append((number, piece, text.ended is not None))
+    assert given[-1] == (3, "", True)
 
 
 def test_progress_says_rate_and_time_left() -> None:
