@@ -1,4 +1,4 @@
-"""Two tiny models as folders, and tasks of our own, for comparing with lm-eval's own way to evaluate the same folder."""
+"""Tiny models as folders, and tasks of our own, to evaluate in our way and in that of lm-eval."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_what_is_not_there_is_named(found: Any, ours_alone: None, tasks: Path, t
     with pytest.raises(FileNotFoundError, match="no such file or folder: nowhere"):
         found(["our_choice"], ["nowhere"])
     (tmp_path / "no.yaml").write_text("a: 1\n")
-    with pytest.raises(ValueError, match="no.yaml is no task of lm-eval: it names no task or group"):
+    with pytest.raises(ValueError, match=r"no\.yaml is no task of lm-eval: it names no task or group"):
         found([str(tmp_path / "no.yaml")])
     with pytest.raises(ValueError, match="no task is named"):
         found([])
