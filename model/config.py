@@ -369,6 +369,11 @@ class ModelConfig(BaseModel):
         """Positions that there are; None where nothing tells a token its position, or only distances do."""
         return self.max_seq_len if self.rotates_anywhere or self.positions == "learned" else None
 
+    @property
+    def alibi_heads(self) -> tuple[range, int]:
+        """The heads that these are, and of how many: all of them, but in a share of a model."""
+        return range(self.n_heads), self.n_heads
+
     def sees(self, layer: int) -> Literal["full", "window", "chunk"]:
         """What the attention of a layer sees."""
         return self.layers[layer % len(self.layers)]

@@ -29,6 +29,7 @@ class BlockCache:
     ) -> None:
         heads, k_dim, v_dim = cache_sizes(config)
         self.shared = cache
+        self.device = device
         self.whole_k = _zeros((cache.n_slots, heads, length, k_dim), dtype, device)
         self.whole_v = _zeros((cache.n_slots, heads, length, v_dim), dtype, device)
         self.select(0, cache.n_slots)
@@ -56,7 +57,7 @@ class BlockCache:
         """rows (n,): which of the selected rows are the first n from now on."""
         held = min(length, self.whole_k.shape[2])
         for own in (self.k, self.v):
-            own[: len(rows), :, :held] = own[rows, :, :held]
+            own[: len(rows), :, :held] = own[rows.to(self.device), :, :held]
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> _Seen:
         """Puts the new positions behind the old ones; returns all that they see. k, v (B, H_kv, T, …)."""
@@ -66,8 +67,10 @@ class BlockCache:
             self.k[:, :, cache.start : stop] = k
             self.v[:, :, cache.start : stop] = v
         else:
-            self.k[cache.rows, :, cache.positions] = k.transpose(1, 2)
-            self.v[cache.rows, :, cache.positions] = v.transpose(1, 2)
+            rows = cache.rows.to(self.device)
+            positions = cache.positions.to(self.device)
+            self.k[rows, :, positions] = k.transpose(1, 2)
+            self.v[rows, :, positions] = v.transpose(1, 2)
         if cache.start == 0:  # nothing but these tokens: as in training
             return k, v, mask, True
         return self.k[:, :, :stop], self.v[:, :, :stop], mask, False
@@ -93,9 +96,10 @@ class WindowCache(BlockCache):
         if k.shape[2] == 1:
             self._store(k, v)
             return self.k, self.v, self._filled(), False
-        old = self._held_positions(cache.starts)
-        keys = torch.cat((old, cache.positions.expand(len(old), -1)), dim=-1)
-        seen = causal_mask(self.config, self.sees, cache.positions.expand(len(old), -1), keys, keys >= 0)
+        old = self._held_positions(cache.starts.to(self.device))
+        new = cache.positions.to(self.device).expand(len(old), -1)
+        keys = torch.cat((old, new), dim=-1)
+        seen = causal_mask(self.config, self.sees, new, keys, keys >= 0)
         found = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2), seen[:, None], False
         self._store(k, v)
         return found
@@ -108,7 +112,8 @@ class WindowCache(BlockCache):
 
     def _store(self, k: Tensor, v: Tensor) -> None:
         cache = self.shared
-        place = self._held_positions(cache.starts + cache.arriving) - cache.starts[:, None]  # among the new ones
+        starts = cache.starts.to(self.device)
+        place = self._held_positions(starts + cache.arriving.to(self.device)) - starts[:, None]  # among the new ones
         place = place.expand(k.shape[0], -1)[:, None, :, None]  # (B, 1, window, 1)
         is_new = place >= 0
         for kept, new in ((self.k, k), (self.v, v)):
@@ -118,7 +123,8 @@ class WindowCache(BlockCache):
     def _filled(self) -> Tensor:
         """The slots that one more token sees: (B or 1, 1, 1, window)."""
         cache = self.shared
-        last = cache.starts % self.window if self.sees == "chunk" else cache.starts
+        starts = cache.starts.to(self.device)
+        last = starts % self.window if self.sees == "chunk" else starts
         return (torch.arange(self.window, device=last.device) <= last[:, None])[:, None, None]
 
 
@@ -138,8 +144,10 @@ class Cache:
         length: int,
         dtype: torch.dtype,
         device: torch.device,
+        block_devices: Sequence[torch.device] | None = None,
         rewindable: bool = False,
     ) -> None:
+        """device: of the tokens; block_devices: of each block, if they are on others."""
         self.config = config
         self.n_slots = batch_size
         self.length = length
@@ -151,7 +159,8 @@ class Cache:
         self.starts = torch.zeros(1, dtype=torch.int64, device=device)  # of each row, (B,), where they are unequal
         self._selected = (0, batch_size)
         self.batch_size = batch_size
-        self.blocks = [self._of_block(config, layer, dtype, device) for layer in range(config.n_layers)]
+        devices = block_devices or [device] * config.n_layers
+        self.blocks = [self._of_block(config, layer, dtype, own) for layer, own in enumerate(devices)]
         self._has_windows = any(isinstance(block, WindowCache) for block in self.blocks)
         self._set_lengths([0])
 

@@ -94,14 +94,14 @@ def alibi_slopes(config: ModelConfig) -> Tensor:
 
     Press et al. 2022, section 3.
     """
-    heads = config.n_heads
+    own, heads = config.alibi_heads
     power = 1 << (heads.bit_length() - 1)
 
     def slopes(count: int) -> list[float]:
         return [2.0 ** (-8.0 * (n + 1) / count) for n in range(count)]
 
     found = slopes(power) + slopes(2 * power)[::2][: heads - power]
-    return torch.tensor(found, dtype=torch.float32, device="cpu")
+    return torch.tensor(found[own.start : own.stop], dtype=torch.float32, device="cpu")
 
 
 def far_gain(config: ModelConfig, positions: Tensor) -> Tensor | None:

@@ -145,17 +145,36 @@ class Transformer(nn.Module):
             x = block(x, told.turn, told.mask, told.far, own, documents)
         if cache is not None:
             cache.end(n_new)
-        x = x if at is None else x.flatten(0, 1).index_select(0, at)
+        x = x if at is None else x.flatten(0, 1).index_select(0, at.to(x.device))
         x = x if self.norm is None else self.norm(x)
         x = x if self.head_proj is None else self.head_proj(x)
         if self.config.logit_scale is not None:  # the head is linear: the same as scaled logits
             x = x * self.config.logit_scale
         if head is not None:
-            weight = self.lm_head.whole_weight()
-            return head(x, Projection(weight, self.lm_head.whole_bias(), self.config.logit_softcap))
+            return head(x, self.projection())
         logits = self.lm_head(x)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def projection(self) -> Projection:
+        return Projection(self.lm_head.whole_weight(), self.lm_head.whole_bias(), self.config.logit_softcap)
+
+    def agreed(self, numbers: list[int], *, at_most: int) -> list[int]:
+        """What all that compute this model together go on with, where each has drawn so many numbers at most."""
+        return numbers
+
+    def new_cache(self, *, batch_size: int, length: int, rewindable: bool = False) -> Cache:
+        """For sequences that this model writes: of its type, each block's on the device of the block."""
+        weight = self.embed.weight
+        return Cache(
+            self.config,
+            batch_size=batch_size,
+            length=length,
+            dtype=weight.dtype,
+            device=weight.device,
+            block_devices=[next(block.parameters()).device for block in self.blocks],
+            rewindable=rewindable,
+        )
 
     def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.embed(tokens)

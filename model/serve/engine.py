@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.positions import rotation_regime
 from launchyard.model.network.transformer import Projection, Transformer
 from launchyard.model.serve.requests import Ended, Generation, Request, TokenOdds
@@ -74,16 +73,8 @@ class Engine:
         limit = model.config.position_limit
         self.length = min(length or model.config.max_seq_len, limit or length or model.config.max_seq_len)
         self.counts = Counts()
-        weight = model.embed.weight
         with torch.inference_mode():
-            self._cache = Cache(
-                model.config,
-                batch_size=n_slots,
-                length=self.length,
-                dtype=weight.dtype,
-                device=weight.device,
-                rewindable=rewindable,
-            )
+            self._cache = model.new_cache(batch_size=n_slots, length=self.length, rewindable=rewindable)
         self._slots = [_Slot(row) for row in range(n_slots)]  # by row
         self._n_growing = 0
         self._reading: list[_Slot] = []  # whose prompts are not all in the cache, in order
@@ -193,7 +184,8 @@ class Engine:
         slot.generation = generation
         slot.context = context
         slot.uniform.clear()
-        slot.generator.manual_seed(secrets.randbits(62) if request.seed is None else request.seed)
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        slot.generator.manual_seed(self.model.agreed([seed], at_most=1)[0])
         generation.n_reused = shared
         self.counts.reused += shared
         return slot
@@ -307,7 +299,8 @@ class Engine:
         most = min(most, room, self.length - len(slot.context) - 1)
         if most <= 0:
             return []
-        guessed = request.drafter.guess(slot.context, slot.generation, slot.numbers(most))[:most]
+        guessed = request.drafter.guess(slot.context, slot.generation, slot.numbers(most))
+        guessed = self.model.agreed(guessed, at_most=most)
         slot.generation.n_guessed += len(guessed)
         return guessed
 
@@ -348,6 +341,7 @@ class Engine:
             uniform = [self._next_number(slots[place]) for place in places]
             for place, token in zip(places, draw_tokens(own, generation.request.sampling, uniform), strict=True):
                 drawn[place] = token
+        drawn = self.model.agreed(drawn, at_most=len(drawn))
         for place, before in plain.items():
             generation = slots[place].generation
             assert generation is not None

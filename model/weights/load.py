@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Protocol, TypeGuard
@@ -24,6 +24,8 @@ from launchyard.model.layout import adapter_shapes, parameter_shapes, stays_fp32
 from launchyard.model.loaded import LoadedModel, special_tokens
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
+from launchyard.model.parallel.holding import Holding, LayersOverDevices, ShareOfRank, WholeModel
+from launchyard.model.parallel.ranks import Ranks, connect_ranks, device_of_rank
 from launchyard.model.text.companions import TOKENIZER
 from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.model.weights.adapters.peft import peft_merges
@@ -323,13 +325,19 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
 
 
 def load(
-    source: str, *, device: str = "auto", dtype: torch.dtype | None = None, on_progress: OnProgress | None = None
+    source: str,
+    *,
+    device: str | Sequence[str] = "auto",
+    dtype: torch.dtype | None = None,
+    ranks: Ranks | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """A model from a local path or fsspec URL.
 
-    `device`: auto is a GPU if there is one, else the CPU. `dtype`: as stored by default. Weights of a local HF folder
-    are mapped, not read; those of a checkpoint are read and checked by their hashes. FileNotFoundError, ValueError or
-    CorruptError name the file and its fault.
+    `device`: auto is a GPU if there is one, else the CPU; of several each gets some layers. `dtype`: as stored by
+    default. `ranks`: this process has the share of one of them, and all are asked for the same texts. Weights of a
+    local HF folder are mapped, not read; those of a checkpoint are read and checked by their hashes.
+    FileNotFoundError, ValueError or CorruptError name the file and its fault.
     """
     found = find_source(source)
     config, weights = _open(found)
@@ -340,7 +348,8 @@ def load(
         dtype = weights.dtype("embed.weight")
     if isinstance(weights, MergedWeights) and dtype is None:  # which merges in fp32
         dtype = weights.base.dtype("embed.weight")
-    transformer = build(drawn, weights, device=pick_device(device), dtype=dtype, on_progress=on_progress)
+    holding = _holding(drawn, device, ranks)
+    transformer = build(drawn, weights, device=holding, dtype=dtype, on_progress=on_progress)
     return LoadedModel(transformer, config, found, companions, tokenizer)
 
 
@@ -353,24 +362,41 @@ def build(
     config: ModelConfig,
     weights: Weights,
     *,
-    device: torch.device,
+    device: torch.device | Holding,
     dtype: torch.dtype | None,
     on_progress: OnProgress | None = None,
 ) -> Transformer:
     """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed."""
     adapter = weights.adapter if _has_prompts(weights) else Adapter()
+    holding = WholeModel(config, device) if isinstance(device, torch.device) else device
+    transformer = holding.transformer
+    if isinstance(holding, ShareOfRank) and _has_prompts(weights):
+        raise ValueError(f"ranks do not share the prompts that a run trained ({adapter.kind}); use one rank")
     with torch.device("meta"):
-        transformer = Transformer(config)
         attach(transformer, config, adapter)
-    wanted = {key: range(shape[0]) for key, shape in parameter_shapes(config).items()}
     added = ((name, weights.added(name)) for name in adapter_shapes(config, adapter)) if _has_prompts(weights) else ()
-    for key, stored in chain(read_rows(weights, wanted, on_progress), added):
+    for key, stored in chain(read_rows(weights, holding.wanted(), on_progress), added):
         path, _, name = key.rpartition(".")
-        tensor = stored.to(device=device, dtype=torch.float32 if stays_fp32(key) else dtype)
+        own = holding.taken(key, stored)
+        tensor = own.to(device=holding.device(key), dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))
     if config.tie_embeddings:
         tie_head(transformer.embed, transformer.lm_head)
     return transformer.eval()
+
+
+def _holding(config: ModelConfig, device: str | Sequence[str], ranks: Ranks | None) -> Holding:
+    names = [device] if isinstance(device, str) else list(device)
+    if ranks is None and len(names) == 1:
+        return WholeModel(config, pick_device(names[0]))
+    if ranks is None:
+        return LayersOverDevices(config, [pick_device(name) for name in names])
+    if len(names) > 1:
+        raise ValueError(f"devices are {', '.join(names)}, and a rank has one; take several devices or several ranks")
+    own = pick_device(device_of_rank(names[0], ranks))
+    holding = ShareOfRank(config, ranks, own)  # refuses what cannot be shared before ranks wait for each other
+    connect_ranks(own)
+    return holding
 
 
 def pick_device(name: str) -> torch.device:

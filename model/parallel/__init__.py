@@ -1,0 +1,1 @@
+"""One model on several devices: computed by several ranks together, or layer by layer."""
