@@ -299,7 +299,7 @@ class Engine:
         most = min(most, room, self.length - len(slot.context) - 1)
         if most <= 0:
             return []
-        guessed = request.drafter.guess(slot.context, slot.generation, slot.numbers(most))
+        guessed = request.drafter.guess(slot.context, slot.generation, slot.numbers(most))[:most]
         guessed = self.model.agreed(guessed, at_most=most)
         slot.generation.n_guessed += len(guessed)
         return guessed

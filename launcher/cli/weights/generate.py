@@ -16,6 +16,7 @@ from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.weights.certainty import RESET, coloured
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
+from launchyard.launcher.cli.weights.ranks import as_rank, device_names, has_ranks_to_start, ranks_option, run_in_ranks
 from launchyard.launcher.cli.weights.sampling_options import (
     SAMPLING_NAMES,
     draft_options,
@@ -113,9 +114,17 @@ class _Options:
 )
 @draft_options
 @click.option("--colorize-tokens", is_flag=True, help="Colour each token by how certain it was, from red to green.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    "--devices",
+    default="auto",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="auto, cpu, cuda or cuda:N; several with commas get some layers each.",
+)
+@ranks_option
 @click.option("--json", "as_json", is_flag=True, help="Print the text and facts about it as JSON.")
-def generate(**given: object) -> None:
+def generate(ranks: int | None, **given: object) -> int:
     """Write text with a model."""
     ctx = click.get_current_context()
     refuse_together(ctx, _EXCLUDE)
@@ -127,6 +136,14 @@ def generate(**given: object) -> None:
         raise click.UsageError(f"--candidates {given['candidates']} is more than --beam-width {width}", ctx)
     if given["seed"] is None:
         given["seed"] = secrets.randbits(31)
+    if has_ranks_to_start(ranks):
+        return run_in_ranks(ranks or 1, find_model(str(given["model"])), sys.argv[1:])
+    with as_rank():
+        _generate(given)
+    return 0
+
+
+def _generate(given: dict[str, object]) -> None:
     with weights_errors():
         sampling = take_sampling(given)
         options = _Options(**given)  # type: ignore[arg-type]  # click has checked them
@@ -139,10 +156,11 @@ def generate(**given: object) -> None:
 
 
 def _load(name: str, device: str) -> LoadedModel:
+    from launchyard.model.parallel.ranks import ranks_here
     from launchyard.model.weights.load import load
 
     with transfer_bar(f"read {name}", sys.stderr) as on_progress:
-        return load(find_model(name), device=device, on_progress=on_progress)
+        return load(find_model(name), device=device_names(device), ranks=ranks_here(), on_progress=on_progress)
 
 
 def _drafter(options: _Options, model: LoadedModel) -> Drafter | None:
