@@ -103,7 +103,7 @@ class Tab:
 
     def click(self, selector: str) -> None:
         """As a pointer does it: what covers the element is hit instead of it."""
-        script = f"(e => {{ e.scrollIntoView({{block: 'nearest'}}); const r = e.getBoundingClientRect();"
+        script = "(e => { e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
         script += f"return [r.x + r.width / 2, r.y + r.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
         x, y = self.value(script)
         for kind in ("mousePressed", "mouseReleased"):
