@@ -222,6 +222,34 @@ def test_characters_that_come_byte_by_byte_are_whole(page: Tab, server: Scripted
     assert told(page) == text
 
 
+def test_a_server_that_has_another_model_now_is_asked_for_that(page: Tab, server: Scripted) -> None:
+    server.name = "another"
+    server.script = lambda handler: handler.error(404, "there is no such model")
+    ask(page, "Hi")
+    page.wait("document.querySelector('#name').textContent === 'another'")
+    server.script = says("I am")
+    page.click(f"{LAST} .retry")
+    page.wait(f"{IDLE} && {ANSWER} === 'I am'")
+    assert [body["model"] for body in server.asked] == ["stand-in-7b", "another"]
+
+
+def test_who_gives_no_key_is_told_and_asked_again_when_it_matters(tab: Tab, server: Scripted) -> None:
+    server.key = "sesame"
+    tab.open(server.url)
+    tab.wait(KEY_ASKED)
+    tab.press("Escape")
+    tab.wait("document.querySelector('#name').textContent.includes('a key is needed')")
+    ask(tab, "Hi")
+    tab.wait(KEY_ASKED)
+    tab.press("Escape")
+    tab.wait(f"{IDLE} && document.querySelector('{LAST} .error').textContent.includes('a key is needed')")
+    tab.click(f"{LAST} .retry")
+    tab.wait(KEY_ASKED)
+    tab.type("sesame")
+    tab.press("Enter")
+    tab.wait(f"{IDLE} && {ANSWER} === 'Hello' && document.title === 'stand-in-7b'")
+
+
 # -- keys --
 def test_enter_sends_and_other_enters_do_not(page: Tab, server: Scripted) -> None:
     page.press("Enter")
