@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "download": ("launchyard.launcher.cli.weights.download", "download", "Get a model from the Hugging Face hub."),
         "models": ("launchyard.launcher.cli.weights.models", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.weights.generate", "generate", "Write text with a model."),
+        "chat": ("launchyard.launcher.cli.chat.command", "chat", "Talk with a model."),
         "serve": ("launchyard.launcher.cli.weights.serve", "serve", "Serve a model over HTTP, as OpenAI does."),
         "evaluate": ("launchyard.launcher.cli.weights.evaluate", "evaluate", "Measure a model on tasks, or on a text."),
         "export": (
