@@ -142,9 +142,7 @@ class Session:
         if name not in SLASHES:
             near = difflib.get_close_matches(name, SLASHES, n=3, cutoff=0.5)
             meant = f"; did you mean {' or '.join(f'/{one}' for one in near)}?" if near else ""
-            raise UserError(
-                f"there is no /{name}{meant}", hint="/help lists them; a message begins with // for a slash"
-            )
+            raise UserError(f"there is no /{name}{meant}", hint="/help lists them; // begins a message with a slash")
         takes, _ = SLASHES[name]
         if rest and not takes:
             raise UserError(f"/{name} takes nothing behind it, not {rest[0]!r}")
@@ -185,8 +183,7 @@ class Session:
         if not self.conversation.messages:
             self.screen.note("nothing has been said yet")
         for message in self.conversation.messages:
-            self.screen.note(f"{message.get('role')}:")
-            self.screen.piece(f"{message.get('content') or ''}\n")
+            self.screen.piece(f"{message.get('role')}: {message.get('content') or ''}\n")
 
     def _do_load(self, path: str) -> None:
         self.load(path)
