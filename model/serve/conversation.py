@@ -30,7 +30,7 @@ class AnswerOptions(SamplingOptions, total=False):
     seed: int | None
 
 
-class Conversation:
+class Dialogue:
     """`messages`: as OpenAI has them, the system's first, all that was said. A cut answer has the weight 0.
 
     chat: of a prompt style or a template of one's own; else the model's. context_length: tokens that a prompt and its
@@ -52,7 +52,7 @@ class Conversation:
         self._chat = chat or model.chat
         self._stop_ids = model.stop_ids | _closing_ids(self._chat, model)
         self._wanted_length = context_length or min(DEFAULT_CONTEXT, model.config.max_seq_len)
-        self._open: Answer | None = None
+        self._open: Reply | None = None
         self._engine: Engine | None = None
         if system is not None:
             self.set_system(system)
@@ -87,7 +87,7 @@ class Conversation:
         return len(self._chat.encode_chat(self._chat.chat_text(_plain(self.messages))).ids)
 
     # -- what changes the messages -------------------------------------------------------------------------------------
-    def answer(self, text: str, **options: Unpack[AnswerOptions]) -> Answer:
+    def answer(self, text: str, **options: Unpack[AnswerOptions]) -> Reply:
         """The answer to a message: iterate over its pieces as they are written.
 
         Message and answer stand in `messages` once it has ended, stopped or been let go; not if nothing was written by
@@ -96,7 +96,7 @@ class Conversation:
         self.close()
         return self._begin(self.messages, {"role": "user", "content": _checked(text)}, options)
 
-    def retry(self, **options: Unpack[AnswerOptions]) -> Answer:
+    def retry(self, **options: Unpack[AnswerOptions]) -> Reply:
         """Another answer to the last message, in place of the one that it has. ValueError without a message."""
         self.close()
         start = self._last_turn()
@@ -139,6 +139,9 @@ class Conversation:
     # -- what the model sees -------------------------------------------------------------------------------------------
     def check(self, **options: Unpack[AnswerOptions]) -> int:
         """Tokens that are left for a prompt. ValueError for invalid options."""
+        seed = options.get("seed") or 0
+        if not -(2**62) < seed < 2**62:
+            raise ValueError(f"seed is {seed}; it must lie within 2^62")
         request = self.model.request([0], **self._completed(options))
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {request.max_new_tokens}; an answer needs at least 1")
@@ -175,11 +178,11 @@ class Conversation:
             )
         return ids, turns[n_left_out] - turns[0]
 
-    def _begin(self, before: Sequence[Message], asked: Message, options: AnswerOptions) -> Answer:
+    def _begin(self, before: Sequence[Message], asked: Message, options: AnswerOptions) -> Reply:
         options = self._completed(options)
         ids, n_left_out = self._prompt([*before, asked], self.check(**options))
         request = self.model.request(ids, self.n_answers, **options)
-        answer = Answer(self, replace(request, stop_ids=self._stop_ids), [*before, asked], stop=options.get("stop"))
+        answer = Reply(self, replace(request, stop_ids=self._stop_ids), [*before, asked], stop=options.get("stop"))
         answer.n_left_out = n_left_out
         self.n_answers += 1
         self._open = answer
@@ -195,23 +198,23 @@ class Conversation:
         return turns[-1]
 
 
-class Answer:
+class Reply:
     """An answer that is being written: iterate over its pieces, once.
 
-    n_left_out: messages that had no room in the prompt.
+    prompt: ids. n_left_out: messages that had no room in it.
     """
 
     n_left_out = 0
 
     def __init__(
         self,
-        conversation: Conversation,
+        conversation: Dialogue,
         request: Request,
         messages: list[Message],
         *,
         stop: str | Sequence[str] | None = None,
     ) -> None:
-        self.n_prompt = len(request.prompt)
+        self.prompt = tuple(request.prompt)
         self.text = ""
         self.is_stopping = False
         self._conversation = conversation
@@ -220,6 +223,10 @@ class Answer:
         stops = [stop] if isinstance(stop, str) else list(stop or ())
         self._growing = GrowingText(self._generation, conversation.model.tokenizer, stops)
         self._is_over = False
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.prompt)
 
     @property
     def n_new(self) -> int:

@@ -13,8 +13,8 @@ import click
 from launchyard.errors import EXIT_INTERRUPTED, LaunchError, UserError
 from launchyard.host.folders import user_state_folder
 from launchyard.launcher.cli.chat.lines import MessageReader, TypedLines, piped_lines
-from launchyard.launcher.cli.chat.screen import Screen
-from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session
+from launchyard.launcher.cli.chat.screen import ChatScreen
+from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Settings, answer_options
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
@@ -23,7 +23,7 @@ from launchyard.launcher.watch.transfer import transfer_bar
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
-    from launchyard.model.serve.conversation import Answer
+    from launchyard.model.serve.conversation import Reply
     from launchyard.model.text.chat import Chat
 
 _FILE = click.Path(dir_okay=False)
@@ -69,7 +69,7 @@ class _Options:
 @click.option("--json", "as_json", is_flag=True, help="Print each answer and facts about it as JSON.")
 def chat(**given: object) -> int | None:
     """Talk with a model."""
-    settings = {key: given.pop(key) for key in SETTINGS}
+    settings: Settings = {key: value for key in SETTINGS if isinstance(value := given.pop(key), int | float)}
     options = _Options(**given)  # type: ignore[arg-type]  # click has checked them
     typed = options.message is None and sys.stdin.isatty()
     if typed and options.as_json:
@@ -88,26 +88,17 @@ def chat(**given: object) -> int | None:
         return _follow_pipe(session, options)
 
 
-def _session(options: _Options, settings: dict[str, object], reader: MessageReader) -> Session:
-    from launchyard.model.serve.conversation import Conversation
+def _session(options: _Options, settings: Settings, reader: MessageReader) -> Session:
+    from launchyard.model.serve.conversation import Dialogue
     from launchyard.model.weights.load import load
 
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
         model = load(find_model(options.model), device=options.device, on_progress=on_progress)
-    talk = Conversation(model, chat=_chat_of(model, options), context_length=options.context_length)
-    wanted = {key: value for key, value in settings.items() if value is not None}
-    wanted.setdefault("seed", secrets.randbits(31))
-    if wanted.get("top_k") == 0:
-        wanted["top_k"] = None
-    says_counts = options.message is not None or sys.stdin.isatty()
-    session = Session(
-        talk,
-        Screen(silent=options.as_json),
-        reader,
-        wanted,  # type: ignore[arg-type]  # click has made numbers of them
-        says_counts=says_counts and not options.as_json,
-    )
-    talk.check(**wanted)  # type: ignore[arg-type]
+    talk = Dialogue(model, chat=_chat_of(model, options), context_length=options.context_length)
+    settings.setdefault("seed", secrets.randbits(31))
+    talk.check(**answer_options(settings))
+    says_counts = not options.as_json and (options.message is not None or sys.stdin.isatty())
+    session = Session(talk, ChatScreen(silent=options.as_json), reader, settings, says_counts=says_counts)
     if options.load is not None:
         session.load(options.load)
     if options.system is not None:
@@ -151,7 +142,7 @@ def _follow_pipe(session: Session, options: _Options) -> int | None:
     return None
 
 
-def _facts(session: Session, answer: Answer, options: _Options) -> dict[str, object]:
+def _facts(session: Session, answer: Reply, options: _Options) -> dict[str, object]:
     return {
         "text": answer.text,
         "n_prompt": answer.n_prompt,
@@ -159,7 +150,7 @@ def _facts(session: Session, answer: Answer, options: _Options) -> dict[str, obj
         "n_new": answer.n_new,
         "n_left_out": answer.n_left_out,
         "ended": answer.ended,
-        "seed": session.settings["seed"],
+        "seed": session.settings.get("seed"),
         "device": str(session.conversation.model.device),
         "seconds": round(session.seconds, 3),
         "context_length": session.conversation.length,
@@ -173,26 +164,37 @@ def _talk(session: Session, lines: TypedLines) -> None:
     talk = session.conversation
     screen.note(f"{talk.model.source.folder} on {talk.model.device}, {talk.length} tokens of context")
     screen.note("/help shows what can be typed; Ctrl-C stops an answer, Ctrl-D leaves")
-    has_interrupted = False
+    interrupted = False
     while True:
         try:
             text = session.reader.read()
-            has_interrupted = False
-            if text is None:
-                return
-            lines.remember(text)
-            with weights_errors():
-                session.handle(text)
-        except EOFError:
-            return
         except KeyboardInterrupt:
             click.echo(err=True)
-            if has_interrupted:
+            if interrupted:
                 return
-            has_interrupted = True
+            interrupted = True
             screen.note("Ctrl-C again leaves, and so does Ctrl-D")
-        except LaunchError as error:
-            screen.problem(str(error), error.hint)
+            continue
+        interrupted = False
+        if text is None:
+            return
+        lines.remember(text)
         if lines.problem:
             screen.note(lines.problem)
             lines.problem = ""
+        if not _handled(session, text):
+            return
+
+
+def _handled(session: Session, text: str) -> bool:
+    """False for a word that leaves."""
+    try:
+        with weights_errors():
+            session.handle(text)
+    except EOFError:
+        return False
+    except KeyboardInterrupt:  # before or behind the writing of an answer
+        session.screen.note("\nstopped")
+    except LaunchError as error:
+        session.screen.problem(str(error), error.hint)
+    return True

@@ -101,7 +101,7 @@ class TypedLines:
         except EOFError:
             print()
             return None
-        return "\n".join(lines)
+        return "\n".join(lines).rstrip("\n")
 
     def remember(self, message: str) -> None:
         if self._readline is None or not message.strip():

@@ -11,7 +11,7 @@ from launchyard.host.environment import variable
 from launchyard.launcher.format import plain
 
 
-class Screen:
+class ChatScreen:
     """silent: of answers; some callers print them in their own way."""
 
     def __init__(self, *, silent: bool = False) -> None:

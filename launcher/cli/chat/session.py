@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, cast
 
 from launchyard.errors import UserError
 from launchyard.launcher.cli.chat.lines import MessageReader
-from launchyard.launcher.cli.chat.screen import Screen
+from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.chat.transcript import Transcript, read_conversation
 
 if TYPE_CHECKING:
-    from launchyard.model.serve.conversation import Answer, AnswerOptions, Conversation
+    from launchyard.model.serve.conversation import AnswerOptions, Dialogue, Reply
 
 # Name -> what it takes, and what it does: the text of /help, in its order.
 SLASHES = {
@@ -46,15 +46,15 @@ SETTINGS: dict[str, type[int] | type[float]] = {
     "max_new_tokens": int,
     "seed": int,
 }
-Settings = dict[str, int | float | None]
+Settings = dict[str, int | float]
 
 
 @dataclass
 class Session:
     """settings: what was said of those above. says_counts: a line behind each answer."""
 
-    conversation: Conversation
-    screen: Screen
+    conversation: Dialogue
+    screen: ChatScreen
     reader: MessageReader
     settings: Settings = field(default_factory=dict)
     transcript: Transcript | None = None
@@ -63,7 +63,7 @@ class Session:
     _n_left_out: int = 0
     _loaded_row: bytes = b""
 
-    def handle(self, text: str) -> Answer | None:
+    def handle(self, text: str) -> Reply | None:
         """Answer a message, or do what a word behind a slash says. EOFError to leave; ValueError and UserError."""
         if not text.strip():
             return None
@@ -72,8 +72,8 @@ class Session:
             return None
         return self.answer(text.removeprefix("/") if text.startswith("//") else text)
 
-    def answer(self, text: str) -> Answer:
-        return self._show(self.conversation.answer(text, **self._options()))
+    def answer(self, text: str) -> Reply:
+        return self._show(self.conversation.answer(text, **answer_options(self.settings)))
 
     def load(self, path: str) -> None:
         messages, row = read_conversation(path)
@@ -89,10 +89,7 @@ class Session:
         self.transcript.begin_row(self._loaded_row)
         self.transcript.save(self.conversation.messages)
 
-    def _options(self) -> AnswerOptions:
-        return cast("AnswerOptions", dict(self.settings))
-
-    def _show(self, answer: Answer) -> Answer:
+    def _show(self, answer: Reply) -> Reply:
         if answer.n_left_out > self._n_left_out:
             self.screen.note(f"the oldest {answer.n_left_out} messages have no room: the model does not see them")
         self._n_left_out = answer.n_left_out
@@ -109,7 +106,7 @@ class Session:
         self._say_counts(answer)
         return answer
 
-    def _say_counts(self, answer: Answer) -> None:
+    def _say_counts(self, answer: Reply) -> None:
         if answer.ended == "cancelled":
             kept = "what was written is kept" if answer.was_kept else "nothing was written, so the message is not kept"
             self.screen.note(f"stopped: {kept}")
@@ -171,7 +168,7 @@ class Session:
         self.screen.note(f"taken back: {_beginning(taken[0].get('content'))}")
 
     def _do_retry(self) -> None:
-        self._show(self.conversation.retry(**self._options()))
+        self._show(self.conversation.retry(**answer_options(self.settings)))
 
     def _do_system(self, text: str | None = None) -> None:
         if text is not None:
@@ -194,15 +191,16 @@ class Session:
 
     def _do_set(self, text: str | None = None) -> None:
         if text is not None:
-            changed = {**self.settings, **_setting(text)}
-            kept = {key: value for key, value in changed.items() if value is not None or key == "top_k"}
-            self.conversation.check(**cast("AnswerOptions", kept))
-            self.settings = kept
-        shown = {key: self.settings.get(key, "default") for key in SETTINGS}
-        self.screen.note("  ".join(f"{key}={'none' if value is None else value}" for key, value in shown.items()))
+            key, value = _setting(text)
+            changed = {name: kept for name, kept in self.settings.items() if name != key}
+            if value is not None:
+                changed[key] = value
+            self.conversation.check(**answer_options(changed))
+            self.settings = changed
+        self.screen.note("  ".join(f"{key}={self.settings.get(key, 'default')}" for key in SETTINGS))
 
     def _do_tokens(self) -> None:
-        room = self.conversation.check(**self._options())
+        room = self.conversation.check(**answer_options(self.settings))
         self.screen.note(
             f"{self.conversation.n_tokens} tokens were said; the context has {self.conversation.length}, of which "
             f"{self.conversation.length - room} are kept for the next answer"
@@ -217,7 +215,15 @@ class Session:
         raise EOFError
 
 
-def _setting(text: str) -> Settings:
+def answer_options(settings: Settings) -> AnswerOptions:
+    """A top_k of 0 keeps all tokens."""
+    return cast(
+        "AnswerOptions", {key: None if (key, value) == ("top_k", 0) else value for key, value in settings.items()}
+    )
+
+
+def _setting(text: str) -> tuple[str, int | float | None]:
+    """A key, and None for its default."""
     name, equals, value = (part.strip() for part in text.partition("="))
     key = name.lower().replace("-", "_")
     if key not in SETTINGS or not equals:
@@ -225,13 +231,12 @@ def _setting(text: str) -> Settings:
         meant = f"; did you mean {near[0]}?" if near and near[0] != key else ""
         raise UserError(f"/set takes KEY=VALUE with KEY one of {', '.join(SETTINGS)}, not {text!r}{meant}")
     if value.lower() == "none":
-        return {key: None}
+        return key, None
     try:
-        number = SETTINGS[key](value)
+        return key, SETTINGS[key](value)
     except ValueError:
         kind = "a whole number" if SETTINGS[key] is int else "a number"
         raise UserError(f"{key} is {value!r}; it must be {kind}, or none for the default") from None
-    return {key: None if key == "top_k" and number == 0 else number}
 
 
 def _beginning(content: object) -> str:
@@ -240,7 +245,7 @@ def _beginning(content: object) -> str:
 
 
 @contextmanager
-def _stopped_by_interrupts(answer: Answer) -> Iterator[None]:
+def _stopped_by_interrupts(answer: Reply) -> Iterator[None]:
     """Ctrl-C stops an answer before its next token, and a second one in the middle of it."""
     if threading.current_thread() is not threading.main_thread():
         yield
