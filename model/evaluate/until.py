@@ -21,7 +21,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _KEYS = ("until", "do_sample", "max_length", *_SAMPLING, *_MAX_NAMES)
 _MAX_SLOTS = 64
 # Called with the texts that are done, and with those of all.
-OnTexts = Callable[[int, int], None]
+OnWritten = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write_until(
     max_length: int,
     batch_tokens: int,
     seed: int | None = None,
-    on_progress: OnTexts | None = None,
+    on_progress: OnWritten | None = None,
 ) -> list[str]:
     """The text behind each prompt, which is cut from the left so that the whole text has room.
 
