@@ -25,7 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "gguf>=0.17",
         "starlette>=0.40",
         "uvicorn>=0.30",
-        "llguidance>=1.0",
+        "llguidance>=1.8",
     ),
     "evaluate": ("lm-eval>=0.4.10",),
     "tensorboard": ("tensorboard>=2.17",),

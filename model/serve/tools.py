@@ -1,196 +1,242 @@
-"""Calls of functions in a chat, as OpenAI has them: how a template has them written, and reading them in a text."""
+"""Functions that a model may call, as OpenAI has them: how they are asked for, shown, and kept to their schemas.
+
+Knows no HTTP. The calls in what comes back are found by model/serve/tool_text.py.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from launchyard.model.serve.constrained import json_rule
+from launchyard.model.serve.constrained import GrammarConstraint, grammar_of, schema_rule
+from launchyard.model.serve.tool_text import HERMES, LLAMA, MISTRAL, ToolParser, ToolSyntax, syntax_of
+from launchyard.model.text.chat import Chat
+from launchyard.model.text.chat_template import Message
 from launchyard.model.text.companions import Json
 from launchyard.model.text.tokenizer import Tokenizer
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-@dataclass(frozen=True)
-class Syntax:
-    """How a model writes calls: each between begin and end, or all as one list; arguments under their name."""
-
-    begin: str
-    end: str
-    arguments: str
-    is_list: bool = False
-
-    def text_of(self, token: str, tokenizer: Tokenizer) -> str:
-        """A mark in a grammar: a special token by its name, else its text."""
-        number = tokenizer.vocabulary.get(token.strip())
-        added = tokenizer.raw.get_added_tokens_decoder()
-        if number is not None and number in added and added[number].special:
-            return token.strip()
-        return json.dumps(token)
-
-
-# In the order in which a template is searched for them.
-_SYNTAXES: tuple[tuple[str, Syntax], ...] = (
-    ("<tool_call>", Syntax("<tool_call>\n", "\n</tool_call>", "arguments")),
-    ("[TOOL_CALLS]", Syntax("[TOOL_CALLS]", "", "arguments", is_list=True)),
-    ("<|python_tag|>", Syntax("", "", "parameters")),
-    ('"parameters"', Syntax("", "", "parameters")),
-)
-
-
-def syntax_of(template: str) -> Syntax:
-    """That of a chat template. ValueError if it has none that is known."""
-    found = next((syntax for mark, syntax in _SYNTAXES if mark in template), None)
-    if found is None or "tools" not in template:
-        raise ValueError("the model's chat template has no place for tools; leave them out")
-    return found
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_FUNCTION_KEYS = {"name", "description", "parameters", "strict"}
+_CHOICES = 'use "none", "auto", "required", or {"type": "function", "function": {"name": …}}'
+_NOTHING: Json = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
 class Tools:
-    """functions: name -> schema of its arguments. choice: whether a call must come, or which."""
+    """shown: what the template gets. schemas: of the arguments, by the function's name.
 
-    specs: Sequence[Json]
-    functions: Mapping[str, Json]
-    choice: Literal["none", "auto", "required"]
-    several: bool = True
+    required: an answer is a call. only: of this function. strict: names of functions whose calls fit their schemas,
+    called of the model's own will or not.
+    """
 
-    def grammar(self, syntax: Syntax, tokenizer: Tokenizer) -> str:
-        """Of an answer that is calls and nothing else."""
-        calls = [
-            {
-                "type": "object",
-                "properties": {"name": {"const": name}, syntax.arguments: schema},
-                "required": ["name", syntax.arguments],
-                "additionalProperties": False,
-            }
-            for name, schema in self.functions.items()
-        ]
-        one: Json = {"anyOf": calls} if len(calls) > 1 else calls[0]
-        begin = syntax.text_of(syntax.begin, tokenizer) if syntax.begin else '""'
-        if syntax.is_list:
-            most = {} if self.several else {"maxItems": 1}
-            return f"start: {begin} call\ncall: {json_rule({'type': 'array', 'items': one, 'minItems': 1, **most})}"
-        end = syntax.text_of(syntax.end, tokenizer) if syntax.end else '""'
-        more = '("\\n" one){0,15}' if self.several and syntax.end else ""
-        return f"start: one {more}\none: {begin} call {end}\ncall: {json_rule(one)}"
+    shown: tuple[Json, ...]
+    schemas: Mapping[str, Mapping[str, object]]
+    strict: frozenset[str] = frozenset()
+    required: bool = False
+    only: str | None = None
+    parallel: bool = True
+
+    @classmethod
+    def read(cls, tools: Sequence[object], choice: object = None, *, parallel: bool = True) -> Tools | None:
+        """From the fields tools, tool_choice and parallel_tool_calls; None if nothing is to be called.
+
+        ValueError names the field that is at fault.
+        """
+        functions = [_function(tool, f"tools.{place}") for place, tool in enumerate(tools)]
+        names = [str(function["name"]) for function in functions]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            raise ValueError(f"tools has two functions of the name {twice!r}; calls could not be told apart")
+        mode, only = _choice(choice, names)
+        if mode == "none" or not functions:
+            return None
+        shown = tuple(_shown(function) for function in functions)
+        schemas = {name: _parameters(function) for name, function in zip(names, functions, strict=True)}
+        strict = frozenset(str(function["name"]) for function in functions if function.get("strict"))
+        return cls(shown, schemas, strict, required=mode == "required", only=only, parallel=parallel)
+
+    def for_chat(self, chat: Chat, tokenizer: Tokenizer) -> ToolUse:
+        """ValueError for a template that does not show tools, or whose calls are not known here."""
+        self.check_shown(chat, [{"role": "user", "content": "Hello"}], tokenizer)
+        syntax = syntax_of(chat.template(tools=True).text)
+        if syntax is None:
+            known = ", ".join(f"{one.name} ({one.opening})" for one in (HERMES, LLAMA, MISTRAL))
+            raise ValueError(
+                f"the chat template of {tokenizer.path} writes calls in a way that is not read here, which is {known}; "
+                "leave tools out"
+            )
+        return ToolUse(self, syntax, chat, tokenizer)
+
+    def check_shown(self, chat: Chat, messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+        """ValueError if the prompt of these messages is the same without tools, or lacks one."""
+        template = chat.template(tools=True)
+        shown = template.render(messages, tools=self.shown, generation_prompt=True)
+        is_same = shown == template.render(messages, generation_prompt=True)
+        if is_same or not all(name in shown for name in self.schemas):
+            raise ValueError(
+                f"the chat template of {tokenizer.path} does not show tools to the model; leave tools out, or give a "
+                "template that does"
+            )
 
 
-def read_tools(specs: Sequence[Json], choice: object, *, several: bool) -> Tools | None:
-    """What was asked for; None without tools. ValueError names the field that is at fault."""
-    if not specs:
-        if choice not in (None, "none", "auto"):
-            raise ValueError("tool_choice asks for a call, but there are no tools")
-        return None
-    functions: dict[str, Json] = {}
-    for place, spec in enumerate(specs):
-        name, schema = _function(spec, f"tools.{place}")
-        if name in functions:
-            raise ValueError(f"tools.{place}: there are two functions named {name!r}")
-        functions[name] = schema
-    kind: Literal["none", "auto", "required"] = "auto"
-    if isinstance(choice, Mapping):
-        named = choice.get("function")
-        wanted = named.get("name") if isinstance(named, Mapping) else None
-        if wanted not in functions:
-            raise ValueError(f"tool_choice names {wanted!r}; there are {', '.join(functions)}")
-        return Tools(specs, {str(wanted): functions[str(wanted)]}, "required", several=False)
-    if choice in ("none", "required"):
-        kind = "none" if choice == "none" else "required"
-    elif choice not in (None, "auto"):
-        raise ValueError(f"tool_choice is {choice!r}; use none, auto, required or a function")
-    return Tools(specs, functions, kind, several)
+@dataclass(frozen=True)
+class ToolUse:
+    """Tools in chats of one model."""
+
+    tools: Tools
+    syntax: ToolSyntax
+    chat: Chat
+    tokenizer: Tokenizer
+
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """Of the prompt. ValueError if the template refuses the messages, or does not show the tools beside them."""
+        self.tools.check_shown(self.chat, messages, self.tokenizer)
+        return self.chat.ids_for_generation(messages, tools=self.tools.shown)
+
+    @property
+    def skip_special(self) -> bool:
+        """False if a special token marks calls, so that special tokens must be in the text that is parsed."""
+        return not self._is_special(self.syntax.opening)
+
+    def parser(self) -> ToolParser:
+        """For one answer."""
+        return ToolParser(self.syntax, self.tools.schemas, most=1 if self._one_alone else None)
+
+    def constraint(
+        self,
+        vocab_size: int,
+        stop_ids: Collection[int],
+        *,
+        response_format: Mapping[str, object] | None = None,
+    ) -> GrammarConstraint | None:
+        """What one answer must look like; None if it may be any. As constraint_for of model/serve/constrained.py.
+
+        Calls come where they are required; else an answer of the response format may be calls instead. Where functions
+        are strict, any text may come, and what begins as a call goes on as one.
+        """
+        grammar = self._grammar(response_format)
+        return None if grammar is None else GrammarConstraint(grammar, self.tokenizer, vocab_size, stop_ids)
+
+    # -- grammar -------------------------------------------------------------------------------------------------------
+    def _grammar(self, response_format: Mapping[str, object] | None) -> str | None:
+        form = None if response_format is None else grammar_of(response_format)
+        if self.tools.required:
+            return "\n".join(["start: calls", *self._call_rules()])
+        if form is None:
+            return "\n".join([self._free_answer(), *self._call_rules()]) if self.tools.strict else None
+        if response_format is not None and response_format.get("type") == "grammar":
+            raise ValueError("a response_format of type grammar cannot be had together with tools; leave one out")
+        return "\n".join(["start: calls | other", f"other: {form.removeprefix('start: ')}", *self._call_rules()])
+
+    def _call_rules(self) -> list[str]:
+        """Rules of a Lark grammar for `calls`."""
+        names = [self.tools.only] if self.tools.only is not None else list(self.tools.schemas)
+        rules = [f"calls: {self._calls()}", f"one: {' | '.join(f'one_{place}' for place in range(len(names)))}"]
+        rules += [f"one_{place}: {self._call_rule(name)}" for place, name in enumerate(names)]
+        return rules
+
+    def _call_rule(self, name: str) -> str:
+        """The schema of the arguments gets a name, so that its references to itself do not mean that of the call."""
+        is_held = self.tools.required or name in self.tools.strict
+        arguments = {**(self.tools.schemas[name] if is_held else {"type": "object"}), "$id": f"urn:function:{name}"}
+        schema = {
+            "type": "object",
+            "properties": {"name": {"const": name}, self.syntax.arguments: arguments},
+            "required": ["name", self.syntax.arguments],
+            "additionalProperties": False,
+        }
+        return schema_rule(schema, f"a call of {name}")
+
+    @property
+    def _one_alone(self) -> bool:
+        """True if an answer has one call; templates of Llama refuse more."""
+        return not self.tools.parallel or self.tools.only is not None or self.syntax == LLAMA
+
+    def _calls(self) -> str:
+        """The right side of the rule for an answer that is calls, of `one` each."""
+        call = f"{self._marker(self.syntax.opening)} {self._behind_marker()}"
+        if self.syntax == LLAMA:
+            return "one"
+        return f'{call} ("\\n" {call})*' if self.syntax == HERMES and not self._one_alone else call
+
+    def _behind_marker(self) -> str:
+        if self.syntax == HERMES:
+            return f'"\\n" one "\\n" {self._marker(self.syntax.closing)}'
+        more = "" if self._one_alone else '(", " one)*'
+        return f'" "? "[" one {more} "]"'
+
+    def _free_answer(self) -> str:
+        """The first rules for an answer of any text, in which what begins as a call is one."""
+        if self.syntax == LLAMA:
+            return "start: TEXT | calls\nTEXT: /\\s*([^\\s{](?s:.*))?/"
+        opening = self.syntax.opening
+        if self._is_special(opening):
+            return f"start: TEXT ({self._marker(opening)} {self._behind_marker()} TEXT)*\nTEXT: /(?s:.*)/"
+        head = f"head[lazy]: /(?s:.*){re.escape(opening)}/"  # goes on to the first marker, and no further
+        return f"start: (head {self._behind_marker()})* TEXT\n{head}\nTEXT: /(?s:.*)/"
+
+    def _marker(self, text: str) -> str:
+        number = self.tokenizer.raw.token_to_id(text)
+        return f"<[{number}]>" if self._is_special(text) else json.dumps(text)
+
+    def _is_special(self, text: str) -> bool:
+        number = self.tokenizer.raw.token_to_id(text)
+        added = self.tokenizer.raw.get_added_tokens_decoder()
+        return number in added and bool(added[number].special)
 
 
-def _function(spec: Json, where: str) -> tuple[str, Json]:
-    function = spec.get("function")
-    if spec.get("type") != "function" or not isinstance(function, Mapping):
-        raise ValueError(f"{where}: type is {spec.get('type')!r}; only functions can be called")
+# -- what a client may say ---------------------------------------------------------------------------------------------
+def _function(tool: object, where: str) -> Mapping[str, object]:
+    if not isinstance(tool, Mapping):
+        raise ValueError(f"{where} is no object")
+    if tool.get("type") != "function":
+        raise ValueError(f"{where}.type is {tool.get('type')!r}; tools here are of type function alone")
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        raise ValueError(f"{where}.function is no object; it has a name, a description and parameters")
+    if unknown := sorted(function.keys() - _FUNCTION_KEYS):
+        known = ", ".join(sorted(_FUNCTION_KEYS))
+        raise ValueError(f"{where}.function.{unknown[0]} is not known; it takes {known}")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{where}.function.name is {name!r}; use letters, digits, _, - and ., 64 at most")
-    schema = function.get("parameters") or {"type": "object", "properties": {}}
-    if not isinstance(schema, dict):
-        raise ValueError(f"{where}.function.parameters is no JSON schema")
-    return name, schema
+        raise ValueError(f"{where}.function.name is {name!r}; it must be 1 to 64 letters, digits, _ or -")
+    if not isinstance(function.get("description"), str | None):
+        raise ValueError(f"{where}.function.description is no text")
+    if not isinstance(function.get("strict"), bool | None):
+        raise ValueError(f"{where}.function.strict is neither true nor false")
+    parameters = function.get("parameters")
+    if parameters is not None and not (
+        isinstance(parameters, Mapping) and parameters.get("type", "object") == "object"
+    ):
+        raise ValueError(f"{where}.function.parameters is no JSON schema of an object")
+    return function
 
 
-class CallReader:
-    """Tells calls from the rest of a text that grows; what is no call comes out as it was written."""
-
-    def __init__(self, syntax: Syntax) -> None:
-        self._syntax = syntax
-        self._mark = syntax.begin.strip()
-        self._held = ""
-        self._inside = False
-
-    def add(self, text: str) -> str:
-        """The part of the text so far that surely belongs to no call and was not given yet."""
-        self._held += text
-        if self._inside:
-            return ""
-        if not self._mark:  # the whole answer is a call, or none is
-            self._inside = not self._held.strip() or self._held.lstrip().startswith("{")
-            return "" if self._inside else self._all()
-        at = self._held.find(self._mark)
-        if at >= 0:
-            self._inside = True
-            sure = self._held[:at]
-            self._held = self._held[at:]
-            return sure
-        keep = next((n for n in range(len(self._mark) - 1, 0, -1) if self._held.endswith(self._mark[:n])), 0)
-        cut = len(self._held) - keep
-        sure = self._held[:cut]
-        self._held = self._held[cut:]
-        return sure
-
-    def finish(self) -> tuple[str, list[Json]]:
-        """The rest of the text, and the calls as OpenAI has them. What cannot be read as calls is text."""
-        if not self._inside and self._mark:
-            return self._all(), []
-        rest, found = self._calls(self._held)
-        if not found:
-            return self._all(), []
-        return rest, [_call(name, arguments) for name, arguments in found]
-
-    def _all(self) -> str:
-        text = self._held
-        self._held = ""
-        return text
-
-    def _calls(self, text: str) -> tuple[str, list[tuple[str, object]]]:
-        syntax = self._syntax
-        if syntax.is_list or not syntax.end:
-            body = text[len(self._mark) :].strip() if self._mark else text.strip()
-            found = _parsed(body)
-            calls = [_read(one, syntax) for one in (found if isinstance(found, list) else [found])]
-            return ("", [one for one in calls if one is not None]) if None not in calls else (text, [])
-        pattern = re.compile(f"{re.escape(self._mark)}(.*?)(?:{re.escape(syntax.end.strip())}|$)", re.DOTALL)
-        calls = [_read(_parsed(match.group(1)), syntax) for match in pattern.finditer(text)]
-        if None in calls:
-            return text, []
-        return pattern.sub("", text).strip(), [one for one in calls if one is not None]
+def _parameters(function: Mapping[str, object]) -> Mapping[str, object]:
+    given = function.get("parameters")
+    return {"type": "object", **given} if isinstance(given, Mapping) else _NOTHING
 
 
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+def _shown(function: Mapping[str, object]) -> Json:
+    """As templates take it: with parameters, which many of them write out without a look."""
+    kept = {key: value for key, value in function.items() if value is not None and key != "strict"}
+    nothing: Json = {"type": "object", "properties": {}}
+    return {"type": "function", "function": {"parameters": nothing, **kept}}
 
 
-def _read(call: object, syntax: Syntax) -> tuple[str, object] | None:
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
-    arguments = call.get(syntax.arguments, call.get("arguments", {}))
-    return call["name"], arguments
-
-
-def _call(name: str, arguments: object) -> Json:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": {"name": name, "arguments": text}}
+def _choice(choice: object, names: Sequence[str]) -> tuple[str, str | None]:
+    """none, auto or required, and the one function that is."""
+    if choice is None:
+        return "auto", None
+    if isinstance(choice, str) and choice in ("none", "auto", "required"):
+        if choice == "required" and not names:
+            raise ValueError('tool_choice is "required", and there are no tools')
+        return choice, None
+    function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        raise ValueError(f"tool_choice is {choice!r}; {_CHOICES}")
+    if name not in names:
+        raise ValueError(f"tool_choice names {name!r}; the tools are: {', '.join(names) or 'none'}")
+    return "required", name

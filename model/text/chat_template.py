@@ -51,6 +51,7 @@ class ChatTemplate:
             return template.render(
                 messages=[_plain_message(message) for message in messages],
                 tools=list(tools) or None,
+                xml_tools=list(tools) or None,  # as SmolLM3 names them
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 **self._tokens,

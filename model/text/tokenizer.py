@@ -90,8 +90,7 @@ class Tokenizer:
         if token in self._added:
             return str(name).encode()
         if self._is_byte_level:
-            letters = byte_characters()
-            return bytes(letters.index(letter) for letter in name)
+            return bytes(map(self._byte_of_letter.__getitem__, name))
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])
         return str(name).replace("\u2581", " ").encode()
@@ -99,6 +98,10 @@ class Tokenizer:
     @cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self.raw.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_of_letter(self) -> dict[str, int]:
+        return {letter: byte for byte, letter in enumerate(byte_characters())}
 
     @cached_property
     def _is_byte_level(self) -> bool:

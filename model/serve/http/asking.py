@@ -12,6 +12,12 @@ from launchyard.model.serve.requests import Request
 from launchyard.model.serve.sampling import Sampling
 from launchyard.model.text.companions import GENERATION, Companions, json_companion
 
+_FORMS = {
+    "json": ("json_schema", "json_schema"),
+    "regex": ("regex", "pattern"),
+    "choice": ("choice", "choices"),
+    "grammar": ("grammar", "grammar"),
+}
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -41,6 +47,15 @@ def sampling_of(body: SamplingBody, defaults: Mapping[str, float]) -> Sampling:
         )
     except ValueError as error:
         raise ApiError(400, str(error)) from error
+
+
+def structured_form(structured: Mapping[str, object]) -> dict[str, object]:
+    """The structured_outputs of vLLM as a response format. ValueError if it is none."""
+    if len(structured) != 1 or not structured.keys() <= _FORMS.keys():
+        raise ValueError(f"there is {', '.join(structured)}; give one of {', '.join(_FORMS)}")
+    ((kind, value),) = structured.items()
+    name, key = _FORMS[kind]
+    return {"type": name, key: {"schema": value} if kind == "json" else value}
 
 
 def room_for(ids: Sequence[int], wanted: int | None, length: int) -> int:

@@ -12,7 +12,7 @@ import anyio
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from launchyard.model.serve.constrained import MakeConstraint
+from launchyard.model.serve.constrained import GrammarConstraint
 from launchyard.model.serve.http.asking import request_for, room_for
 from launchyard.model.serve.http.bodies import ChatBody, plain_messages
 from launchyard.model.serve.http.errors import ApiError
@@ -20,7 +20,8 @@ from launchyard.model.serve.http.server import Server
 from launchyard.model.serve.http.service import NewText, TextJob
 from launchyard.model.serve.http.streams import cancelled_at_end, event_stream, unless_gone
 from launchyard.model.serve.http.wording import chat_odds, finish_reason, usage_of
-from launchyard.model.serve.tools import CallReader, Syntax, read_tools, syntax_of
+from launchyard.model.serve.tool_text import ToolCall, ToolText
+from launchyard.model.serve.tools import Tools, ToolUse
 from launchyard.model.text.companions import Json
 
 Found = TypeVar("Found")
@@ -31,37 +32,41 @@ class _Prompt:
     """What the model reads, and what its answer must fit or may hold."""
 
     ids: list[int]
-    constraint: MakeConstraint | None = None
-    syntax: Syntax | None = None  # of calls
+    constraint: GrammarConstraint | None = None
+    tools: ToolUse | None = None
 
 
 class _Answer:
     """What has come of one text."""
 
-    def __init__(self, syntax: Syntax | None) -> None:
+    def __init__(self, tools: ToolUse | None) -> None:
         self.text: list[str] = []
-        self.calls: list[Json] = []
+        self.calls: list[ToolCall] = []
         self.odds: list[dict[str, object]] = []
         self.reason: str | None = None
-        self._reader = None if syntax is None else CallReader(syntax)
+        self._parser = None if tools is None else tools.parser()
 
-    def take(self, piece: NewText) -> str:
-        """The part of a piece that is no call; at the end the calls are known."""
-        text = piece.text if self._reader is None else self._reader.add(piece.text)
-        if piece.ended is not None:
-            self.reason = finish_reason(piece.ended)
-            if self._reader is not None:
-                rest, self.calls = self._reader.finish()
-                text += rest
-                self.reason = "tool_calls" if self.calls else self.reason
-        self.text.append(text)
-        return text
+    def take(self, piece: NewText) -> ToolText:
+        """What has become sure with a piece."""
+        found = ToolText(piece.text) if self._parser is None else self._parser.add(piece.text)
+        if piece.ended is not None and self._parser is not None:
+            rest = self._parser.flush()
+            found = ToolText(found.content + rest.content, found.calls + rest.calls)
+        self.text.append(found.content)
+        self.calls += found.calls
+        if piece.ended is not None or self.is_over:
+            self.reason = "tool_calls" if self.calls else finish_reason(piece.ended)
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        """True if the model may go on, and nothing more of it counts."""
+        return self._parser is not None and self._parser.is_over
 
     def message(self) -> Json:
         text = "".join(self.text)
-        content = None if self.calls and not text else text
-        message: Json = {"role": "assistant", "content": content, "refusal": None}
-        return {**message, "tool_calls": self.calls} if self.calls else message
+        message: Json = {"role": "assistant", "content": text if text or not self.calls else None, "refusal": None}
+        return {**message, "tool_calls": [call.as_json() for call in self.calls]} if self.calls else message
 
 
 class _Chat:
@@ -96,21 +101,23 @@ class _Chat:
             )
             for number in range(body.n)
         ]
-        make = self._prompt.constraint
-        if make is not None:
-            requests = [replace(request, constraint=make()) for request in requests]
-        marks = self._prompt.syntax is not None  # of calls may be special tokens
-        skip_special = body.skip_special_tokens and not marks
+        form = self._prompt.constraint
+        if form is not None:
+            requests = [replace(request, constraint=form.copy()) for request in requests]
+        tools = self._prompt.tools
+        skip_special = body.skip_special_tokens and (tools is None or tools.skip_special)
         return self._server.service.submit(requests, stops=body.stops, skip_special=skip_special)
 
     async def whole(self, job: TextJob) -> Response:
-        answers = [_Answer(self._prompt.syntax) for _ in job.requests]
+        answers = [_Answer(self._prompt.tools) for _ in job.requests]
         async with cancelled_at_end(self._server.service, job):
             async for piece in job.pieces():
                 self._n_new += len(piece.tokens)
                 answer = answers[piece.number]
                 answer.take(piece)
                 answer.odds += self._odds(piece)
+                if all(one.is_over for one in answers):
+                    break
         choices = [
             {
                 "index": number,
@@ -124,7 +131,7 @@ class _Chat:
 
     async def chunks(self, job: TextJob) -> AsyncIterator[Mapping[str, object]]:
         options = self._body.stream_options
-        answers = [_Answer(self._prompt.syntax) for _ in job.requests]
+        answers = [_Answer(self._prompt.tools) for _ in job.requests]
         async with cancelled_at_end(self._server.service, job):
             for number in range(len(job.requests)):
                 yield self._chunk(number, {"role": "assistant", "content": ""})
@@ -132,14 +139,18 @@ class _Chat:
                 self._n_new += len(piece.tokens)
                 answer = answers[piece.number]
                 answer.odds += self._odds(piece)  # those of tokens whose text is not sure wait for it
-                text = answer.take(piece)
-                if text or (answer.odds and piece.ended):
-                    yield self._chunk(piece.number, {"content": text}, odds=answer.odds)
+                if answer.reason is not None:  # what it writes behind its call
+                    continue
+                found = answer.take(piece)
+                if found.content or (answer.odds and piece.ended):
+                    yield self._chunk(piece.number, {"content": found.content}, odds=answer.odds)
                     answer.odds = []
-                for place, call in enumerate(answer.calls):
-                    yield self._chunk(piece.number, {"tool_calls": [{"index": place, **call}]})
-                if piece.ended is not None:
+                for place, call in enumerate(found.calls, len(answer.calls) - len(found.calls)):
+                    yield self._chunk(piece.number, {"tool_calls": [{"index": place, **call.as_json()}]})
+                if answer.reason is not None:
                     yield self._chunk(piece.number, {}, reason=answer.reason)
+                if all(one.is_over for one in answers):
+                    break
             if options is not None and options.include_usage:
                 yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage(job)}
 
@@ -185,30 +196,29 @@ def _check(body: ChatBody) -> None:
 def _prompt(server: Server, body: ChatBody) -> _Prompt:
     """By the model's own template, which writes every special token itself."""
     messages = plain_messages(body.messages)
-    tools = _named("tools", lambda: read_tools(body.tools, body.tool_choice, several=body.parallel_tool_calls))
-    constraint = server.structured(body)
-    if body.response_format is not None:
-        wanted = body.response_format
-        constraint = _named("response_format", lambda: server.grammars.of_response_format(wanted)) or constraint
-    if tools is None or tools.choice == "none":
-        return _Prompt(_named("messages", lambda: _ids(server, body, messages, ())), constraint)
-    if constraint is not None:
-        raise ApiError(400, "an answer cannot both fit a format and be a call; leave out one", param="response_format")
-    chat = server.model.chat
-    syntax = _named("tools", lambda: syntax_of(chat.template(tools=True).text))
-    if tools.choice == "required":
-        grammar = tools.grammar(syntax, server.model.tokenizer)
-        constraint = _named("tools", lambda: server.grammars.of_lark(grammar))
-    return _Prompt(_named("messages", lambda: _ids(server, body, messages, tools.specs)), constraint, syntax)
+    several = body.parallel_tool_calls
+    tools = _named("tools", lambda: Tools.read(body.tools, body.tool_choice, parallel=several))
+    form = body.response_format
+    if tools is None:
+        wanted = None if form is None else _named("response_format", lambda: server.constraint(form))
+        ids = _named("messages", lambda: _ids(server, body, messages))
+        return _Prompt(ids, wanted or server.structured(body))
+    if body.structured_outputs or body.continue_final_message or not body.add_generation_prompt:
+        raise ApiError(400, "tools need a new answer of the model's own form", param="tools")
+    model = server.model
+    use = _named("tools", lambda: tools.for_chat(model.chat, model.tokenizer))
+    n_vocab = model.transformer.config.vocab_size
+    constraint = _named("tools", lambda: use.constraint(n_vocab, model.stop_ids, response_format=form))
+    return _Prompt(_named("messages", lambda: use.ids(messages)), constraint, use)
 
 
-def _ids(server: Server, body: ChatBody, messages: Sequence[Json], tools: Sequence[Json]) -> list[int]:
+def _ids(server: Server, body: ChatBody, messages: Sequence[Json]) -> list[int]:
     chat = server.model.chat
     if body.continue_final_message:
-        return chat.ids_to_continue(messages, tools=tools)
+        return chat.ids_to_continue(messages)
     if body.add_generation_prompt:
-        return chat.ids_for_generation(messages, tools=tools)
-    return chat.encode_chat(chat.chat_text(messages, tools=tools)).ids
+        return chat.ids_for_generation(messages)
+    return chat.encode_chat(chat.chat_text(messages)).ids
 
 
 def _named(param: str, work: Callable[[], Found]) -> Found:

@@ -65,9 +65,9 @@ class _Completion:
             for ids in self._prompts
             for number in range(body.n)
         ]
-        make = self._server.structured(body)
-        if make is not None:
-            requests = [replace(request, constraint=make()) for request in requests]
+        form = self._server.structured(body)
+        if form is not None:
+            requests = [replace(request, constraint=form.copy()) for request in requests]
         return self._server.service.submit(requests, stops=body.stops, skip_special=body.skip_special_tokens)
 
     async def whole(self, job: TextJob) -> Response:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import anyio
 from starlette.requests import Request as HttpRequest
 
 from launchyard.model.loaded import LoadedModel
-from launchyard.model.serve.constrained import Grammars, MakeConstraint
-from launchyard.model.serve.http.asking import sampling_defaults, sampling_of
+from launchyard.model.serve.constrained import GrammarConstraint, constraint_for
+from launchyard.model.serve.http.asking import sampling_defaults, sampling_of, structured_form
 from launchyard.model.serve.http.bodies import Body, SamplingBody, read_body, read_fields
 from launchyard.model.serve.http.errors import ApiError
 from launchyard.model.serve.http.service import Service
@@ -28,7 +29,6 @@ class Server:
     service: Service
     name: str
     version: str = ""
-    _grammars: tuple[LoadedModel, Grammars] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -40,25 +40,17 @@ class Server:
         """Tokens of a context."""
         return self.service.engine.length
 
-    @property
-    def grammars(self) -> Grammars:
-        """Of the model that is served now."""
+    def constraint(self, form: Mapping[str, object]) -> GrammarConstraint | None:
+        """Of a response format; ValueError names what is wrong with it. Each text needs a copy."""
         model = self.model
-        if self._grammars is None or self._grammars[0] is not model:
-            made = Grammars(model.tokenizer, model.transformer.config.vocab_size, model.stop_ids)
-            self._grammars = model, made
-        return self._grammars[1]
+        return constraint_for(form, model.tokenizer, model.transformer.config.vocab_size, model.stop_ids)
 
-    def structured(self, body: SamplingBody) -> MakeConstraint | None:
-        """What makes the constraint of one text. ApiError names what is wrong with it."""
-        given = body.structured_outputs
-        if not given:
+    def structured(self, body: SamplingBody) -> GrammarConstraint | None:
+        """As structured_outputs asks for. ApiError names what is wrong with it."""
+        if not body.structured_outputs:
             return None
-        if len(given) > 1:
-            raise ApiError(400, f"structured_outputs has {', '.join(given)}; give one", param="structured_outputs")
-        ((kind, value),) = given.items()
         try:
-            return self.grammars.of_kind(kind, value)
+            return self.constraint(structured_form(body.structured_outputs))
         except ValueError as error:
             raise ApiError(400, f"structured_outputs: {error}", param="structured_outputs") from error
 

@@ -53,8 +53,8 @@ async def _written(http: HttpRequest, body: SamplingBody, prompt: str, max_new_t
         raise ApiError(400, "the prompt is empty", param="prompt")
     room = room_for(ids, max_new_tokens, server.length)
     request = request_for(server.model, body, ids, sampling=server.sampling(body), max_new_tokens=room)
-    make = server.structured(body)
-    request = request if make is None else replace(request, constraint=make())
+    form = server.structured(body)
+    request = request if form is None else replace(request, constraint=form.copy())
     job = server.service.submit([request], stops=body.stops, skip_special=body.skip_special_tokens)
 
     async def pieces() -> AsyncIterator[Mapping[str, object]]:

@@ -205,8 +205,8 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
         ({"extra_body": {"best_of": 4}}, "best_of", "best_of is not supported"),
         ({"extra_body": {"beam": 4}}, "beam", "beam is no field that this server honours; it takes add_generation"),
         ({"store": True}, "store", "store is not supported"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "has no place for tools"),
-        ({"response_format": {"type": "xml"}}, "response_format", "use text, json_object or json_schema"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "does not show tools to the model"),
+        ({"response_format": {"type": "xml"}}, "response_format", "use text, json_object, json_schema"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(
@@ -271,5 +271,5 @@ def test_a_call_that_is_required_comes_and_fits(tmp_path: Path) -> None:
         assert named.choices[0].message.tool_calls[0].function.name == "add"
         free = chat(client, tools=FUNCTIONS, temperature=0)
         assert free.choices[0].message.tool_calls is None and free.choices[0].message.content
-        with pytest.raises(openai.BadRequestError, match="tool_choice names 'nix'; there are find, add"):
+        with pytest.raises(openai.BadRequestError, match="tool_choice names 'nix'; the tools are: find, add"):
             chat(client, tools=FUNCTIONS, tool_choice={"type": "function", "function": {"name": "nix"}})
