@@ -226,7 +226,7 @@ class LoadedModel:
             for _ in writing:
                 pass
             firsts.append(first - began)
-            speeds.append((writing.n_new - 1) / max(time.perf_counter() - first, 1e-9))
+            speeds.append(max(writing.n_new - 1, 0) / max(time.perf_counter() - first, 1e-9))
         return {
             "first_token_seconds": statistics.median(firsts),
             "tokens_per_second": statistics.median(speeds),

@@ -312,9 +312,9 @@ class Engine:
         for place, guess in enumerate([*guessed, -1]):
             token = self._draw([slot], logits[place : place + 1])[0]
             self._append(slot, token)
+            generation.n_guessed_right += token == guess
             if slot.generation is not generation or not slot.ids or token != guess:
                 break
-            generation.n_guessed_right += 1
             n_held += 1
         del slot.ids[n_held:]
 

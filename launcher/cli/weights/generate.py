@@ -265,24 +265,23 @@ def _say_facts(options: _Options, texts: Sequence[GrowingText], facts: dict[str,
 
 def _echoed(options: _Options, prompt: str, n: int, written: Written) -> Written:
     """Print texts while they are written, one behind the other."""
-    current = -1
+    _open_text(options, prompt, 0)  # now: a long prompt takes a while to be read
     try:
         for number, piece, text in in_order(coloured(written) if options.shows_colours else written):
-            if number != current:
-                current = number
-                _open_text(options, prompt, f"sample {number + 1} of {n}, seed {text.generation.request.seed}")
             click.echo(piece, nl=False)
             if text.ended is not None:
                 click.echo()
+                if number + 1 < n:
+                    _open_text(options, prompt, number + 1)
             yield number, piece, text
     finally:
         if options.shows_colours:
             click.echo(RESET, nl=False)
 
 
-def _open_text(options: _Options, prompt: str, title: str) -> None:
+def _open_text(options: _Options, prompt: str, number: int) -> None:
     if options.num_samples is not None:
-        click.echo(f"\n{title}:", err=True)
+        click.echo(f"\nsample {number + 1} of {options.num_samples}, seed {options.seed + number}:", err=True)
     if not options.is_chat:
         click.echo(prompt, nl=False)
 

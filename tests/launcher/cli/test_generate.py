@@ -367,9 +367,9 @@ def test_ctrl_c_ends_quietly(run: str, launch: Any, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Engine, "step", interrupted)
     path = write_rows(tmp_path / "p.jsonl", {"prompt": "the"})
-    for words in (("--prompt", "the"), ("--prompts", path)):
+    for words, printed in ((("--prompt", "the"), "the"), (("--prompts", path), "")):
         code, out, err = launch(run, *words)
-        assert (code, out, err.split()) == (130, "", ["interrupted"])
+        assert (code, out, err.split()) == (130, printed, ["interrupted"])
 
 
 def test_a_pipe_that_breaks_ends_quietly(run: str, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_a_guess_goes_past_no_end(sampling: Sampling) -> None:
     for stop in free[:8]:
         (text,) = both(model, [request([5, 6], drafter, sampling=sampling, stop_ids=frozenset([stop]))])
         assert (text.new, text.ended) == (free[: free.index(stop)], "stop")
+        assert text.n_guessed == text.n_guessed_right, "something was guessed behind the end"
 
 
 @pytest.mark.parametrize("drafted", ["model", "lookup"])
