@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class TaskRow(TypedDict):
     task: str
     metric: str
     filter: str
-    value: float
+    value: float | None
     stderr: float | None
     higher_is_better: bool | None
     n_shot: int | None
@@ -76,7 +77,7 @@ class TaskList:
         if not wanted:
             raise ValueError("no task is named")
         places = [str(folder) for folder in (*folders, *dict.fromkeys(file.parent for file in files))]
-        with quiet():
+        with _quiet():
             self.manager = _manager(places, wanted)
         self.names = [found for name in wanted for found in self._matching(name)]
 
@@ -122,7 +123,7 @@ def run_tasks(model: HarnessModel, tasks: TaskList, settings: TaskSettings) -> T
     if settings.chat and settings.system is not None:
         model.check_system(settings.system)
     seeds = {} if settings.seed is None else dict.fromkeys(_SEEDS, settings.seed)
-    with quiet(), _task_errors():
+    with _quiet(), _task_errors():
         found = simple_evaluate(
             model=model,
             tasks=tasks.names,
@@ -139,7 +140,7 @@ def run_tasks(model: HarnessModel, tasks: TaskList, settings: TaskSettings) -> T
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without lm-eval's remarks on its own tasks, and bars of small files."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
@@ -174,13 +175,13 @@ def _rows(found: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Iterator[T
         of_metric = found["higher_is_better"].get(task, {})
         for key, value in figures.items():
             metric, comma, filter_name = key.partition(",")
-            if not comma or metric.endswith("_stderr") or (figure := _number(value)) is None:
+            if not comma or metric.endswith("_stderr") or not isinstance(value, numbers.Real):
                 continue
             yield TaskRow(
                 task=task,
                 metric=metric,
                 filter=filter_name,
-                value=figure,
+                value=_number(value),
                 stderr=_number(figures.get(f"{metric}_stderr,{filter_name}")),
                 higher_is_better=_flag(of_metric.get(metric)),
                 n_shot=_whole(found["n-shot"].get(task)),
@@ -190,8 +191,8 @@ def _rows(found: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Iterator[T
 
 
 def _number(value: object) -> float | None:
-    """None for their "N/A"."""
-    return float(value) if isinstance(value, numbers.Real) else None
+    """None for their "N/A", and for what no JSON can hold."""
+    return float(value) if isinstance(value, numbers.Real) and math.isfinite(value) else None
 
 
 def _whole(value: object) -> int | None:

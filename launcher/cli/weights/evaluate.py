@@ -222,7 +222,6 @@ def _shown(facts: Mapping[str, object]) -> Iterator[str]:
 
 def _cells(row: TaskRow) -> tuple[str, ...]:
     name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
-    stderr = row["stderr"]
-    numbers = [row["n_shot"], row["n_samples"]]
-    shown = ["" if number is None else str(number) for number in numbers]
-    return (row["task"], name, f"{row['value']:.4f}", "" if stderr is None else f"{stderr:.4f}", *shown)
+    figures = ["-" if figure is None else f"{figure:.4f}" for figure in (row["value"], row["stderr"])]
+    counts = ["-" if number is None else str(number) for number in (row["n_shot"], row["n_samples"])]
+    return (row["task"], name, *figures, *counts)
