@@ -164,6 +164,13 @@ def _task_errors() -> Iterator[None]:
             f"the data of a task cannot be had: {error}. Run it once where the Hugging Face hub can be reached, which "
             "leaves the data in the cache of `datasets`, or take a task whose `data_files` lie here"
         ) from error
+    except ValueError as error:
+        if "confirm_run_unsafe_code" not in str(error):
+            raise
+        raise ValueError(
+            "a task runs code that the model writes, which is not done here; lm_eval's own command does, for the "
+            "folder that `launch export MODEL --to hf` writes"
+        ) from error
     except DatasetsError as error:
         raise ValueError(f"the data of a task cannot be read: {error.__cause__ or error}") from error
     except TemplateError as error:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +21,7 @@ from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.format import duration, json_text, table
 from launchyard.launcher.watch.transfer import count_bars, transfer_bar
+from launchyard.storage.files import exists, read, typed_path, write
 
 if TYPE_CHECKING:
     from launchyard.model.evaluate.tasks import TaskRow
@@ -35,8 +35,12 @@ _SAMPLES = "samples.jsonl"
 @click.command(epilog=MODEL_HELP)
 @click.argument("model", metavar="MODEL", shell_complete=complete_model)
 @click.option("--tasks", metavar="NAMES", help="Tasks of lm-eval, with commas between: names or YAML files.")
-@click.option("--include", multiple=True, metavar="PATH", help="Folder or YAML file with tasks of your own.")
-@click.option("--text", metavar="FILE", help="Instead of tasks, the perplexity of a text; - is standard input.")
+@click.option(
+    "--include", type=path_or_url, multiple=True, metavar="PATH", help="Folder or YAML file with tasks of your own."
+)
+@click.option(
+    "--text", type=path_or_url, metavar="FILE", help="Instead of tasks, the perplexity of a text; - is standard input."
+)
 @click.option("--num-fewshot", type=click.IntRange(min=0), metavar="N", help="Answered samples before each.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples of each task.")
 @click.option("--apply-chat-template", is_flag=True, help="Ask by the model's chat template.")
@@ -60,8 +64,6 @@ def evaluate(ctx: click.Context, /, **_: object) -> None:
     if given and not options.has_tasks:
         raise click.UsageError(f"--{given[0].replace('_', '-')} is for --tasks; it means nothing for a text")
     with weights_errors():
-        from launchyard.storage.files import exists
-
         if options.out and exists(f"{options.out}/{_RESULTS}"):
             raise UserError(
                 f"--out {options.out} holds {_RESULTS}; name another folder, so that nothing is overwritten"
@@ -121,7 +123,8 @@ def _of_tasks(options: _Options) -> tuple[dict[str, object], Sequence[Mapping[st
     from launchyard.model.evaluate.harness import HarnessModel
     from launchyard.model.evaluate.tasks import TaskList, TaskSettings, run_tasks
 
-    names = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+    typed = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+    names = [typed_path(name) if name.startswith("~") else name for name in typed]
     tasks = TaskList(names, options.include)  # before the model is read: names may be misspelt
     loaded = _load(options)
     settings = TaskSettings(
@@ -183,7 +186,7 @@ def _of_text(options: _Options) -> dict[str, object]:
 
 def _read(path: str) -> str:
     """A text as it is, ends of lines included."""
-    raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    raw = sys.stdin.buffer.read() if path == "-" else read(path)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -191,8 +194,6 @@ def _read(path: str) -> str:
 
 
 def _write(out: str, facts: Mapping[str, object], samples: Sequence[Mapping[str, object]]) -> None:
-    from launchyard.storage.files import write
-
     if samples:
         lines = (json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
         write(f"{out}/{_SAMPLES}", "".join(lines).encode())

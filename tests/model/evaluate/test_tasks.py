@@ -95,6 +95,14 @@ def test_data_of_the_hub_without_the_hub(found: Any, tasks: Path, asked_with: An
         asked_with(found(["our_until"], [str(tasks)]), ConnectionError("Couldn't reach 'a/b' on the Hub"))
 
 
+def test_a_task_that_runs_code(found: Any, tasks: Path, asked_with: Any) -> None:
+    own = found(["our_until"], [str(tasks)])
+    with pytest.raises(ValueError, match="a task runs code that the model writes, which is not done here"):
+        asked_with(own, ValueError("Set confirm_run_unsafe_code=True to run this task."))
+    with pytest.raises(ValueError, match=r"^another$"):
+        asked_with(own, ValueError("another"))
+
+
 def test_rows_that_are_none(found: Any, tmp_path: Path) -> None:
     from lm_eval.models.dummy import DummyLM
 
