@@ -28,7 +28,7 @@ NextLine = Callable[[str], str | None]
 class MessageReader:
     """A message is a line, and the next one where it ends in a backslash; with `multiline` all up to a line of a dot.
 
-    A line that begins with a slash is whole by itself.
+    A line that begins with a slash is whole by itself; two stand for one at the beginning of a message.
     """
 
     def __init__(self, next_line: NextLine, *, multiline: bool = False) -> None:
@@ -40,7 +40,7 @@ class MessageReader:
         line = self._next_line(PROMPT)
         if line is None:
             return None
-        if self.multiline and not line.startswith("/"):
+        if self.multiline and (not line.startswith("/") or line.startswith("//")):
             return "\n".join(self._until_dot(line))
         lines = [line]
         while lines[-1].endswith("\\"):

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from launchyard.host.folders import user_state_folder
 from launchyard.launcher.cli.chat.lines import MessageReader
+from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.main import main
 from launchyard.model.serve.conversation import Dialogue
 from launchyard.model.weights.load import load
@@ -94,12 +96,13 @@ def test_words_behind_a_slash(chat: Chat, expected: list[str]) -> None:
         [
             *(TALK[0], TALK[1], "/undo", "/history", TALK[1], "/retry", "/tokens", "/system be brief", '/system ""'),
             *("/set top-k=3", "/set temperature=none", "/set", "/reset", "/set temperature=0", TALK[0], "/help"),
-            *("/multi", TALK[0], ".", "//slashed", ".", "/quit", "never"),
+            *("/multi", TALK[0], ".", "//slashed", "so", ".", "/history", "/quit", "never"),
         ]
     )
     code, out, err = chat(*LIKELIEST, typed=typed)
     assert code == 0
     shown = f"user: {TALK[0]}\nassistant: {expected[0]}\n"
+    assert "\nuser: /slashed\nso\nassistant: " in out and "never" not in out
     answers = [expected[0], expected[1], shown.rstrip("\n"), expected[1], expected[1], expected[0]]
     assert out.startswith("".join(f"{answer}\n" for answer in answers))
     for said in (
@@ -122,6 +125,27 @@ def test_a_message_of_several_lines() -> None:
 
     assert messages("one\ntwo \\\n\\\nthree\nfour\\", multiline=False) == ["one", "two \n\nthree", "four"]
     assert messages("one\n\ntwo\\\n.\n/undo\nthree", multiline=True) == ["one\n\ntwo\\", "/undo", "three"]
+
+
+@pytest.mark.parametrize("words", [("--message", "tell a tale"), ()])
+def test_an_interrupt_ends_a_script_and_keeps_what_was_written(
+    words: tuple[str, ...], chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = ChatScreen.piece
+    shown: list[str] = []
+
+    def interrupted(screen: ChatScreen, text: str) -> None:
+        shown.append(text)
+        show(screen, text)
+        if len(shown) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ChatScreen, "piece", interrupted)
+    options = ("--temperature", "0", "--max-new-tokens", "900", "--save", "talk.jsonl", *words)
+    code, out, err = chat(*options, typed="tell a tale\nnever")
+    assert (code, out) == (130, "".join(shown) + "\n")
+    assert "stopped: what was written is kept" in err and len(shown) < 5
+    assert rows("talk.jsonl")[0][1:] == [{"role": "assistant", "content": "".join(shown), "weight": 0}]
 
 
 class Watched(io.StringIO):

@@ -123,6 +123,22 @@ def test_the_newest_turns_that_fit_are_shown(
         assert contents(dialogue.messages)[:-1] == contents([*before, asked])
 
 
+def test_the_last_token_of_room_is_used(model: LoadedModel) -> None:
+    """With one less a further turn is left out."""
+    dialogue = Dialogue(model, system="be brief")
+    for text in TALK:
+        said(dialogue.answer(text, **LIKELIEST))
+    talk = dialogue.messages
+    shown = [[talk[0], *talk[1 + n :], {"role": "user", "content": "and?"}] for n in (0, 2, 4, 6)]
+    lengths = [len(model.chat.ids_for_generation(messages)) for messages in shown]
+    for place, n_prompt in enumerate(lengths[:-1]):
+        for less in (0, 1):
+            short = Dialogue(model, context_length=n_prompt + 12 - less)
+            short.load(talk)
+            reply = short.answer("and?", **LIKELIEST)
+            assert (reply.n_left_out, reply.n_prompt) == (2 * (place + less), lengths[place + less])
+
+
 def test_a_message_that_cannot_fit_changes_nothing(model: LoadedModel) -> None:
     dialogue = Dialogue(model, system="be brief", context_length=100)
     said(dialogue.answer("hello", **LIKELIEST))
@@ -182,16 +198,14 @@ def test_an_error_in_a_step_spoils_no_later_turn(
 ) -> None:
     dialogue = Dialogue(model)
     reply = dialogue.answer("hello there", **LIKELIEST)
-    release = Engine._release
 
-    def failing(engine: Engine, slot: object) -> None:
+    def failing(engine: Engine, _slot: object) -> None:
         engine._n_growing = 0
         raise error
 
     with monkeypatch.context() as patch, pytest.raises(error):
         patch.setattr(Engine, "_release", failing)
         said(reply)
-    assert release is Engine._release
     assert len(dialogue.messages) == kept
     fresh = Dialogue(model)
     fresh.messages = dialogue.messages
