@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launchyard.launcher.watch.finetune import finetune
-    from launchyard.model.weights.load import load
+    from launchyard.launcher.watch.load import load_model as load
 
 __all__ = ["finetune", "load"]
 
@@ -15,9 +15,9 @@ __all__ = ["finetune", "load"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that the light files of this package can be imported without torch.
     if name == "load":
-        from launchyard.model.weights.load import load
+        from launchyard.launcher.watch.load import load_model
 
-        return load
+        return load_model
     if name == "finetune":
         from launchyard.launcher.watch.finetune import finetune
 
