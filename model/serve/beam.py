@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from launchyard.model.network.kv_cache import Cache
 from launchyard.model.network.transformer import Projection, Transformer
 
 _CHUNK = 512  # tokens of the prompt at once
@@ -83,14 +82,7 @@ class _Search:
         self.open: list[tuple[int, ...]] = [()]
         self.logprobs = [0.0]
         self.finished: list[Beam] = []
-        weight = model.embed.weight
-        self.cache = Cache(
-            model.config,
-            batch_size=search.width,
-            length=len(self.prompt) + self.longest,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        self.cache = model.new_cache(batch_size=search.width, length=len(self.prompt) + self.longest)
 
     def run(self) -> list[Beam]:
         logits = self._read_prompt()

@@ -98,7 +98,7 @@ class DraftModel:
             logits = self._logits(row, [*context, *guesses])
             if request.sampling.changes_logits:
                 change_logits(logits[0], request.sampling, request.prompt, [*text.new, *guesses])
-            guesses += draw_tokens(logits, request.sampling, [number])
+            guesses += self.model.agreed(draw_tokens(logits, request.sampling, [number]), at_most=1)
             if guesses[-1] in request.stop_ids:
                 break
         return guesses
@@ -130,10 +130,7 @@ class DraftModel:
         return self._rows[text]
 
     def _cache(self, length: int) -> Cache:
-        weight = self.model.embed.weight
-        return Cache(
-            self.model.config, batch_size=1, length=length, dtype=weight.dtype, device=weight.device, rewindable=True
-        )
+        return self.model.new_cache(batch_size=1, length=length, rewindable=True)
 
 
 def _last(hidden: Tensor, projection: Projection) -> Tensor:

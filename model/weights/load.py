@@ -387,6 +387,8 @@ def build(
 
 def _holding(config: ModelConfig, device: str | Sequence[str], ranks: Ranks | None) -> Holding:
     names = [device] if isinstance(device, str) else list(device)
+    if not names:
+        raise ValueError("device is an empty list; name a device, or auto")
     if ranks is None and len(names) == 1:
         return WholeModel(config, pick_device(names[0]))
     if ranks is None:
