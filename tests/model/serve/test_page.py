@@ -298,8 +298,12 @@ def test_the_last_turn_can_be_tried_again_and_edited(page: Tab, server: Scripted
     page.press("Escape")
     assert not shown(page, "#editing") and page.value("document.querySelector('#prompt').value") == "a draft"
     page.click(f"{LAST} .edit")
+    page.click(f"{LAST} .retry")
+    page.wait(f"{IDLE} && {ANSWER} === 'Hello'")
+    assert not shown(page, "#editing") and server.asked[3] == server.asked[1]
+    page.click(f"{LAST} .edit")
     assert told(page, ", edited") == "Hello"
-    assert [one["content"] for one in server.asked[3]["messages"]] == ["First", "Hello", "Second, edited"]
+    assert [one["content"] for one in server.asked[4]["messages"]] == ["First", "Hello", "Second, edited"]
     assert page.value("document.querySelectorAll('.turn').length") == 2
     assert not shown(page, ".turn .retry") and shown(page, f"{LAST} .retry")
 

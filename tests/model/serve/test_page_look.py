@@ -143,6 +143,7 @@ def test_nothing_is_wider_than_the_screen(page: Tab, server: Scripted, width: in
     server.script = lambda handler: handler.error(429, WIDE, Retry_After="100000")
     ask(page, WIDE)
     page.wait(f"document.querySelector('{LAST} .error')?.textContent")
+    assert page.value("getComputedStyle(document.querySelector('pre')).overflowX") == "auto"
     page.value("document.querySelector('#prompt').focus()")
     page.type(f"{WIDE}\n" * 60)
     for dialog in ("", "#chats", "#drawer", "#unlock"):
@@ -193,13 +194,17 @@ def test_everything_has_a_name_and_shows_its_focus(page: Tab, server: Scripted) 
 def test_it_follows_the_text_until_the_reader_scrolls_up(page: Tab, server: Scripted) -> None:
     gap = "(e => e.scrollHeight - e.clientHeight - e.scrollTop)(document.querySelector('main'))"
     top = "document.querySelector('main').scrollTop"
-    held = server.script = Held([f"line {number}\n\n" for number in range(300)])
+    lines = [f"line {number}\n\n" for number in range(300)]
+    held = server.script = Held([*lines[:100], "a ", "b ", "c ", *lines[100:]])
     ask(page, "Go")
     held.let(100)
     page.wait(f"{ANSWER}.includes('line 99') && {gap} < 2 && {top} > 500")
     at = page.value(top)
     page.wheel(-12)  # less than what counts as near the end
     page.wait(f"{top} === {at - 12}")
+    for word in ("a ", "a b ", "a b c "):  # the page does not grow by these
+        held.let()
+        page.wait(f"{ANSWER}.endsWith('{word}')")
     held.let(100)
     page.wait(f"{ANSWER}.includes('line 199')")
     assert page.value(top) == at - 12 and page.value("!document.querySelector('#end').hidden")
