@@ -79,6 +79,14 @@ class Tab:
         self.ask("Page.navigate", url=url)
         self.wait(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
 
+    def reload(self) -> None:
+        before = len(self.events("Page.loadEventFired"))
+        self.ask("Page.reload")
+        end = time.monotonic() + SECONDS
+        while len(self.events("Page.loadEventFired")) == before:
+            assert time.monotonic() < end, "the page was not loaded again"
+            time.sleep(0.01)
+
     def value(self, script: str) -> Any:
         """Of an expression; of what it resolves to."""
         found = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)

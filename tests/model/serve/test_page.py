@@ -19,9 +19,9 @@ from tests.model.serve.served import chat_model, served
 
 pytestmark = pytest.mark.browser
 LAST = ".turn:last-child"
-ANSWER = f"document.querySelector('{LAST} .answer').textContent"
-IDLE = "document.querySelector('#stop').hidden"
-KEY_ASKED = "document.querySelector('#unlock').open"
+ANSWER = f"document.querySelector('{LAST} .answer')?.textContent"
+IDLE = "document.querySelector('#stop')?.hidden"
+KEY_ASKED = "document.querySelector('#unlock')?.open"
 
 
 @dataclass
@@ -150,7 +150,7 @@ def test_leaving_an_answer_ends_it(page: Tab, server: Scripted, leave: str) -> N
     ask(page, "Go")
     page.wait(f"{ANSWER}.length > 20")
     if leave == "reload":
-        page.ask("Page.reload")
+        page.reload()
     else:
         page.click(leave)
     wait(server.gone)
@@ -278,7 +278,7 @@ def test_settings_and_system_message_are_sent_if_given(page: Tab, server: Script
     for name, value in given.items():
         change(page, name, str(value))
     change(page, "system", "Be <b>kind</b>")
-    page.ask("Page.reload")
+    page.reload()
     page.wait("document.title !== 'Chat'")
     told(page)
     assert not set(given) & set(server.asked[0]) and server.asked[0]["messages"][0]["role"] == "user"
@@ -313,7 +313,7 @@ def test_chats_are_kept_until_they_are_deleted(page: Tab, server: Scripted) -> N
     page.click("#new")
     assert page.value("document.querySelectorAll('.turn').length") == 0
     told(page, "Second")
-    page.ask("Page.reload")
+    page.reload()
     page.wait("document.querySelector('.ask')?.textContent === 'Second'")
     page.click("#show-chats")
     assert page.value("[...document.querySelectorAll('.open')].map(e => e.textContent)") == ["Second", "First"]
