@@ -16,6 +16,7 @@ from launchyard.model.serve.beam import BeamSearch, search_beams
 from launchyard.model.serve.drafts import DraftModel
 from launchyard.model.serve.engine import Engine
 from launchyard.model.serve.generate import engine_for
+from launchyard.model.serve.matrices.place import Placed
 from launchyard.model.serve.requests import Drafter, Ended, Request
 from launchyard.model.serve.sampling import Sampling
 from launchyard.model.serve.text import GrowingText, write_texts
@@ -75,8 +76,11 @@ class LoadedModel:
         source: Source,
         companions: Companions,
         tokenizer: Tokenizer | None,
+        matrices: Placed | None = None,
     ) -> None:
+        """matrices: how they are laid out and coded; None: they are plain."""
         self.transformer = transformer
+        self.matrices = matrices
         self.config = config
         self.source = source
         self.companions = companions

@@ -47,6 +47,7 @@ LIGHT_FILES = (
     "model/initial.py",
     "model/layout.py",
     "model/memory.py",
+    "model/serve/matrices/names.py",
     "model/text/chat_template.py",
     "model/text/companions.py",
     "model/text/find.py",

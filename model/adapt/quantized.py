@@ -29,7 +29,8 @@ class Scratch:
             return torch.empty(n, dtype=dtype, device=device)
         buffer = self._buffers.get(dtype)
         if buffer is None or len(buffer) < n:
-            buffer = self._buffers[dtype] = torch.empty(n, dtype=dtype)
+            with torch.inference_mode(False):  # a tensor of that mode could not be written to outside it
+                buffer = self._buffers[dtype] = torch.empty(n, dtype=dtype)
         return buffer[:n]
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
-from launchyard.model.network.linear import Linear
+from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
 from launchyard.model.network.norms import HeadNorm, make_norm
 from launchyard.model.network.remade import saved
@@ -211,7 +211,7 @@ class Attention(Attending):
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
         q_proj = self.q_proj
-        if type(q_proj) is Linear:
+        if type(q_proj) is Linear or isinstance(q_proj, OpaqueLinear):
             q = q_proj(x)
             k = self.k_proj(x)
             v = self.v_proj(x)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.network.documents import Documents
-from launchyard.model.network.linear import Linear
+from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
 from launchyard.model.network.remade import saved
 from launchyard.model.network.uncompiled import uncompiled
@@ -33,7 +33,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         if self.gated:
             gate_proj = self.gate_proj
-            if type(gate_proj) is Linear:
+            if type(gate_proj) is Linear or isinstance(gate_proj, OpaqueLinear):
                 return self.down_proj(gate(self.activation, gate_proj(x), self.up_proj(x)))
             again = x.device.type == "cpu"
             return self.down_proj(gate(self.activation, *together(x, gate_proj, self.up_proj), again=again))

@@ -13,7 +13,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.model.network.attention import Attention, LatentAttentionLayer, Rotation
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache, Cache
-from launchyard.model.network.linear import Embedding, Linear
+from launchyard.model.network.linear import Embedding, Linear, OpaqueLinear
 from launchyard.model.network.mlp import MLP, MixtureOfExperts
 from launchyard.model.network.norms import make_norm
 from launchyard.model.network.positions import Rotations, causal_mask, far_gain, needs_mask
@@ -26,9 +26,10 @@ class Projection:
     weight: Tensor
     bias: Tensor | None = None  # (padded_vocab_size,)
     softcap: float | None = None  # logits are bounded by c tanh(x / c)
+    opaque: OpaqueLinear | None = None  # instead of weight, which has no numbers then, and bias
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden, self.weight, self.bias)
+        logits = F.linear(hidden, self.weight, self.bias) if self.opaque is None else self.opaque(hidden)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -156,8 +157,18 @@ class Transformer(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states, and of the keys and values of a cache."""
+        return self.embed.out_dtype or self.embed.weight.dtype
+
     def projection(self) -> Projection:
-        return Projection(self.lm_head.whole_weight(), self.lm_head.whole_bias(), self.config.logit_softcap)
+        cap = self.config.logit_softcap
+        lm_head: nn.Module = self.lm_head
+        if isinstance(lm_head, OpaqueLinear):
+            none = torch.empty(lm_head.out_features, lm_head.in_features, device="meta")
+            return Projection(none, softcap=cap, opaque=lm_head)
+        return Projection(self.lm_head.whole_weight(), self.lm_head.whole_bias(), cap)
 
     def agreed(self, numbers: list[int], *, at_most: int) -> list[int]:
         """What all that compute this model together go on with, where each has drawn so many numbers at most."""
@@ -165,14 +176,14 @@ class Transformer(nn.Module):
 
     def new_cache(self, *, batch_size: int, length: int, rewindable: bool = False) -> Cache:
         """For sequences that this model writes: of its type, each block's on the device of the block."""
-        weight = self.embed.weight
+        home = self.embed.weight.device
         return Cache(
             self.config,
             batch_size=batch_size,
             length=length,
-            dtype=weight.dtype,
-            device=weight.device,
-            block_devices=[next(block.parameters()).device for block in self.blocks],
+            dtype=self.dtype,
+            device=home,
+            block_devices=[next((own.device for own in block.parameters()), home) for block in self.blocks],
             rewindable=rewindable,
         )
 

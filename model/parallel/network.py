@@ -41,7 +41,7 @@ class RankTransformer(Transformer):
         whole = super().projection()
         if not isinstance(self.lm_head, _SharedHead):
             return whole
-        return _SharedProjection(whole.weight, whole.bias, whole.softcap, self.ranks)
+        return _SharedProjection(whole.weight, whole.bias, whole.softcap, ranks=self.ranks)
 
     def agreed(self, numbers: list[int], *, at_most: int) -> list[int]:
         return self.ranks.agreed(numbers, at_most=at_most)

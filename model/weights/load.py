@@ -26,6 +26,8 @@ from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.parallel.holding import Holding, LayersOverDevices, ShareOfRank, WholeModel
 from launchyard.model.parallel.ranks import Ranks, connect_ranks, device_of_rank
+from launchyard.model.serve.matrices.choose import form_on
+from launchyard.model.serve.matrices.place import Placing, is_served_head
 from launchyard.model.text.companions import TOKENIZER
 from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.model.weights.adapters.peft import peft_merges
@@ -329,6 +331,7 @@ def load(
     *,
     device: str | Sequence[str] = "auto",
     dtype: torch.dtype | None = None,
+    weights: str | None = None,
     ranks: Ranks | None = None,
     on_progress: OnProgress | None = None,
 ) -> LoadedModel:
@@ -338,19 +341,29 @@ def load(
     default. `ranks`: this process has the share of one of them, and all are asked for the same texts. Weights of a
     local HF folder are mapped, not read; those of a checkpoint are read and checked by their hashes.
     FileNotFoundError, ValueError or CorruptError name the file and its fault.
+
+    `weights`: one of WEIGHT_FORMS, for a model that only writes: its matrices are laid out for the device or made
+    codes, `matrices` says how and why, and its transformer has no gradients. None, or `auto` over several devices or
+    ranks: all are plain.
     """
+    form = None if weights is None else form_on(weights, dtype, alone=_is_one(device) and ranks is None)
     found = find_source(source)
-    config, weights = _open(found)
+    config, tensors = _open(found)
     companions = found.companions()
     tokenizer = Tokenizer(found.tokenizer, companions) if found.tokenizer and TOKENIZER in companions else None
     drawn = _without_padding_ids(config, special_tokens(companions, tokenizer).n_ids)
-    if found.kind == "gguf" and dtype is None:  # which keeps norms in fp32 beside matrices of any type
-        dtype = weights.dtype("embed.weight")
-    if isinstance(weights, MergedWeights) and dtype is None:  # which merges in fp32
-        dtype = weights.base.dtype("embed.weight")
+    stored = (tensors.base if isinstance(tensors, MergedWeights) else tensors).dtype(_TABLE)
+    if found.kind == "gguf" or isinstance(tensors, MergedWeights):  # norms beside matrices, or all that is merged: fp32
+        dtype = dtype or stored
     holding = _holding(drawn, device, ranks)
-    transformer = build(drawn, weights, device=holding, dtype=dtype, on_progress=on_progress)
-    return LoadedModel(transformer, config, found, companions, tokenizer)
+    placing = None if form is None else Placing(form, stored=stored, device=holding.device(_TABLE))
+    transformer = build(drawn, tensors, device=holding, dtype=dtype, placing=placing, on_progress=on_progress)
+    matrices = None if placing is None else placing.placed
+    return LoadedModel(transformer, config, found, companions, tokenizer, matrices)
+
+
+def _is_one(device: str | Sequence[str]) -> bool:
+    return isinstance(device, str) or len(device) == 1
 
 
 def _without_padding_ids(config: ModelConfig, n_ids: int | None) -> ModelConfig:
@@ -364,9 +377,14 @@ def build(
     *,
     device: torch.device | Holding,
     dtype: torch.dtype | None,
+    placing: Placing | None = None,
     on_progress: OnProgress | None = None,
 ) -> Transformer:
-    """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed."""
+    """A transformer with these weights: made on the meta device, then given its tensors, copied only where needed.
+
+    placing: puts matrices in forms of their own, and its type is that of all else.
+    """
+    dtype = dtype if placing is None else placing.placed.choice.dtype
     adapter = weights.adapter if _has_prompts(weights) else Adapter()
     holding = WholeModel(config, device) if isinstance(device, torch.device) else device
     transformer = holding.transformer
@@ -378,9 +396,11 @@ def build(
     for key, stored in chain(read_rows(weights, holding.wanted(), on_progress), added):
         path, _, name = key.rpartition(".")
         own = holding.taken(key, stored)
+        if placing is not None and placing.put(transformer, key, own):
+            continue
         tensor = own.to(device=holding.device(key), dtype=torch.float32 if stays_fp32(key) else dtype)
         setattr(transformer.get_submodule(path), name, nn.Parameter(tensor, requires_grad=False))
-    if config.tie_embeddings:
+    if config.tie_embeddings and not is_served_head(transformer.lm_head):
         tie_head(transformer.embed, transformer.lm_head)
     return transformer.eval()
 

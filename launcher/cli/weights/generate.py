@@ -29,6 +29,7 @@ from launchyard.launcher.cli.weights.sampling_options import (
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.texts import OnTexts, texts_bar
 from launchyard.launcher.watch.transfer import transfer_bar
+from launchyard.model.serve.matrices.names import WEIGHT_FORMS
 
 if TYPE_CHECKING:
     from launchyard.launcher.cli.weights.prompt_rows import PlacedRow
@@ -82,6 +83,7 @@ class _Options:
     guesses: int
     colorize_tokens: bool
     device: str
+    weights: str
     as_json: bool
 
     @property
@@ -123,6 +125,13 @@ class _Options:
     help="auto, cpu, cuda or cuda:N; several with commas get some layers each.",
 )
 @ranks_option
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    type=click.Choice(WEIGHT_FORMS),
+    help="What the matrices are while it writes; auto: as stored, or in fp32 where the device is slow with that type.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the text and facts about it as JSON.")
 def generate(ranks: int | None, **given: object) -> int:
     """Write text with a model."""
@@ -155,16 +164,22 @@ def _generate(given: dict[str, object]) -> None:
             _write(options, sampling)
 
 
-def _load(name: str, device: str) -> LoadedModel:
+def _load(name: str, options: _Options) -> LoadedModel:
     from launchyard.model.parallel.ranks import ranks_here
     from launchyard.model.weights.load import load
 
     with transfer_bar(f"read {name}", sys.stderr) as on_progress:
-        return load(find_model(name), device=device_names(device), ranks=ranks_here(), on_progress=on_progress)
+        return load(
+            find_model(name),
+            device=device_names(options.device),
+            weights=options.weights,
+            ranks=ranks_here(),
+            on_progress=on_progress,
+        )
 
 
 def _drafter(options: _Options, model: LoadedModel) -> Drafter | None:
-    draft = None if options.draft is None else _load(options.draft, options.device)
+    draft = None if options.draft is None else _load(options.draft, options)
     return open_drafter(model, draft, lookup=options.lookup)
 
 
@@ -192,7 +207,7 @@ def _ids(options: _Options, model: LoadedModel, prompt: str) -> list[int]:
 def _write(options: _Options, sampling: SamplingOptions) -> None:
     from launchyard.model.serve.text import write_texts
 
-    model = _load(options.model, options.device)
+    model = _load(options.model, options)
     drafter = _drafter(options, model)
     prompt = _prompt(options)
     ids = _ids(options, model, prompt)
@@ -225,6 +240,7 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
         _print_json(options, prompt, pieces, [texts[number] for number in range(n)], facts)
     else:
         _say_facts(options, [texts[number] for number in range(n)], facts)
+        _say_weights(model)
 
 
 def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float) -> dict[str, object]:
@@ -236,6 +252,7 @@ def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float) -> 
         "seconds": round(seconds, 3),
         "tokens_per_second": round(n_new / seconds, 1),
         "model": model.source.folder,
+        "weights": model.matrices.choice.name if model.matrices else None,
     }
     if texts[0].generation.request.drafter is not None:
         facts["n_guessed"] = sum(text.generation.n_guessed for text in texts)
@@ -252,6 +269,11 @@ def _print_json(
     ]
     own = {"samples": each} if options.num_samples is not None else each[0]
     click.echo(json_text({"prompt": prompt, **own, **facts}))
+
+
+def _say_weights(model: LoadedModel) -> None:
+    if model.matrices is not None:
+        click.echo(model.matrices.words(), err=True)
 
 
 def _say_facts(options: _Options, texts: Sequence[GrowingText], facts: dict[str, object]) -> None:
@@ -305,7 +327,7 @@ def in_order(written: Written) -> Written:
 def _search(options: _Options, width: int) -> None:
     from launchyard.model.serve.beam import BeamSearch
 
-    model = _load(options.model, options.device)
+    model = _load(options.model, options)
     prompt = _prompt(options)
     ids = _ids(options, model, prompt)
     search = BeamSearch(
@@ -323,6 +345,7 @@ def _search(options: _Options, width: int) -> None:
         "device": str(model.device),
         "seconds": round(seconds, 3),
         "model": model.source.folder,
+        "weights": model.matrices.choice.name if model.matrices else None,
     }
     if options.as_json:
         candidates = [{"text": text, "score": score} for text, score in found]
@@ -332,6 +355,7 @@ def _search(options: _Options, width: int) -> None:
         click.echo(f"\ncandidate {number} of {len(found)}, score {score:.4f}:", err=True)
         click.echo(text if options.is_chat else prompt + text)
     click.echo(f"\n{len(found)} of {width} beams in {seconds:.1f}s on {model.device}", err=True)
+    _say_weights(model)
 
 
 # -- a file of prompts -----------------------------------------------------------------------------------------------
@@ -341,7 +365,7 @@ def _answer_rows(options: _Options, sampling: SamplingOptions) -> None:
 
     assert options.prompts is not None
     rows = read_prompt_rows(options.prompts, sampling)
-    model = _load(options.model, options.device)
+    model = _load(options.model, options)
     drafter = _drafter(options, model)
     requests = each_row(rows, lambda number: _row_request(options, model, rows[number], number, drafter))
     engine = model.engine_for(requests, n_slots=options.slots, context_length=options.context_length)

@@ -63,6 +63,14 @@ def test_a_run_a_checkpoint_and_an_export_write_the_same(
     assert (texts[0]["n_prompt"], texts[0]["seed"], texts[0]["device"]) == (2, 7, "cpu")
 
 
+def test_weights_in_fewer_bits_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert written(capsys, str(run), "--prompt", "the ", "--weights", "int8")["weights"] == "int8"
+    assert written(capsys, str(run), "--prompt", "the ")["weights"] == "fp32"
+    words = ("generate", str(run), "--prompt", "the", "--max-new-tokens", "3")
+    assert "weights fp32: stored so" in launch(capsys, *words)[2]
+    assert "'int3' is not one of 'auto', 'fp32'" in launch(capsys, *words, "--weights", "int3")[2]
+
+
 def test_text_goes_to_stdout_and_all_else_to_stderr(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--prompt", "the ", "--seed", "7", "--max-new-tokens", "12")
     code, out, err = launch(capsys, "generate", str(run), *options)
