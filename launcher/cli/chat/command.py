@@ -18,6 +18,7 @@ from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Set
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
+from launchyard.launcher.cli.weights.sampling_options import weights_option
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
 
@@ -43,6 +44,7 @@ class _Options:
     save: str | None
     context_length: int | None
     device: str
+    weights: str
     as_json: bool
 
 
@@ -66,6 +68,7 @@ class _Options:
 @click.option("--seed", type=int, metavar="N", help="The same seed writes the same answers; default: a new one.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens that it takes; default: 8192.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@weights_option
 @click.option("--json", "as_json", is_flag=True, help="Print each answer and facts about it as JSON.")
 def chat(**given: object) -> int | None:
     """Talk with a model."""
@@ -93,7 +96,8 @@ def _session(options: _Options, settings: Settings, reader: MessageReader) -> Se
     from launchyard.model.weights.load import load
 
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
-        model = load(find_model(options.model), device=options.device, on_progress=on_progress)
+        place = find_model(options.model)
+        model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
     talk = Dialogue(model, chat=_chat_of(model, options), context_length=options.context_length)
     settings.setdefault("seed", secrets.randbits(31))
     talk.check(**answer_options(settings))

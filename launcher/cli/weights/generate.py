@@ -25,11 +25,11 @@ from launchyard.launcher.cli.weights.sampling_options import (
     refuse_together,
     sampling_options,
     take_sampling,
+    weights_option,
 )
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.texts import OnTexts, texts_bar
 from launchyard.launcher.watch.transfer import transfer_bar
-from launchyard.model.serve.matrices.names import WEIGHT_FORMS
 
 if TYPE_CHECKING:
     from launchyard.launcher.cli.weights.prompt_rows import PlacedRow
@@ -125,13 +125,7 @@ class _Options:
     help="auto, cpu, cuda or cuda:N; several with commas get some layers each.",
 )
 @ranks_option
-@click.option(
-    "--weights",
-    default="auto",
-    show_default=True,
-    type=click.Choice(WEIGHT_FORMS),
-    help="What the matrices are while it writes; auto: as stored, or in fp32 where the device is slow with that type.",
-)
+@weights_option
 @click.option("--json", "as_json", is_flag=True, help="Print the text and facts about it as JSON.")
 def generate(ranks: int | None, **given: object) -> int:
     """Write text with a model."""

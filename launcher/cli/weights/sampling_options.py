@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from launchyard.launcher.cli.completion import complete_model
+from launchyard.model.serve.matrices.names import WEIGHT_FORMS
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel, SamplingOptions
@@ -44,6 +45,14 @@ SAMPLING_NAMES = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repeat_penalty", "presence_penalty",
     "frequency_penalty", "penalty_window",
 )  # fmt: skip
+
+weights_option = click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    type=click.Choice(WEIGHT_FORMS),
+    help="What the matrices are while it writes; auto: as stored, or in fp32 where the device is slow with that type.",
+)
 
 
 def sampling_options(command: _Command) -> _Command:

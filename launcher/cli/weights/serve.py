@@ -17,6 +17,7 @@ from launchyard.errors import UserError
 from launchyard.host.environment import api_key
 from launchyard.launcher.cli.completion import complete_cluster, complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
+from launchyard.launcher.cli.weights.sampling_options import weights_option
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
 
@@ -47,6 +48,7 @@ class _Options:
     cors_origin: tuple[str, ...]
     allowed_host: tuple[str, ...]
     device: str
+    weights: str
     follow: bool
     follow_every: float
     cluster: str | None
@@ -71,6 +73,7 @@ class _Options:
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A site whose pages may ask; may be given again.")
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="A further name of this server.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@weights_option
 @click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
 @click.option("--follow-every", default=10.0, type=click.FloatRange(0.1), metavar="S", hidden=True)
 @click.option("--cluster", metavar="NAME|FILE", shell_complete=complete_cluster, help="As a job there.")
@@ -136,7 +139,7 @@ def _remote_options(options: _Options, name: str) -> list[str]:
     """How the job is told what was typed here."""
     argv = [f"--host={options.host or _ANY[0]}", f"--port={options.port or 0}", f"--name={name}"]
     argv += [f"--slots={options.slots}", f"--queue={options.queue}", f"--timeout={options.timeout:g}"]
-    argv += [f"--grace={options.grace:g}", f"--device={options.device}"]
+    argv += [f"--grace={options.grace:g}", f"--device={options.device}", f"--weights={options.weights}"]
     argv += [f"--context-length={options.context_length}"] if options.context_length else []
     argv += [f"--api-keys={options.api_keys}"] if options.api_keys else []
     argv += [f"--cors-origin={origin}" for origin in options.cors_origin]
@@ -153,7 +156,7 @@ def _serve_here(options: _Options) -> None:
 
         listener = _listen(options.host or _LOCAL_NAMES[1], 8000 if options.port is None else options.port)
         place = find_model(options.model)
-        model = _load(options.model, place, options.device)
+        model = _load(options, place)
         server = _server(model, options)
     access = _access(options, keys)
 
@@ -164,11 +167,11 @@ def _serve_here(options: _Options) -> None:
     serve_until_stopped(server, listener, access=access, grace_seconds=options.grace, beside=beside, on_ready=on_ready)
 
 
-def _load(name: str, place: str, device: str) -> LoadedModel:
+def _load(options: _Options, place: str) -> LoadedModel:
     from launchyard.model.weights.load import load
 
-    with transfer_bar(f"read {name}", sys.stderr) as on_progress:
-        model = load(place, device=device, on_progress=on_progress)
+    with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
+        model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
     model.tokenizer  # noqa: B018  # without one no text can be served
     return model
 
@@ -250,7 +253,9 @@ def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_js
         click.echo(json_text(facts, indent=None))
         return
     open_to_all = not _is_loopback(host) and not access.keys
+    matrices = server.model.matrices
     lines = [
+        *([matrices.words()] if matrices is not None else []),
         f"{server.name} on {facts['device']}: {facts['slots']} texts at once, {server.length} tokens of context each",
         f"  {url}/v1         base URL for OpenAI's clients",
         f"  {url}/           chat in a browser",
@@ -263,6 +268,7 @@ def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_js
 
 def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awaitable[None]]:
     from launchyard.model.serve.http.run import follow_run
+    from launchyard.model.weights.load import load
 
     if server.model.source.kind != "checkpoint":
         raise UserError(f"--follow needs a run; {options.model} is none")
@@ -271,6 +277,15 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
         click.echo(f"now {version}", err=True)
 
     async def beside() -> None:
-        await follow_run(server, place, device=options.device, seconds=options.follow_every, on_new=on_new)
+        def newest() -> LoadedModel:
+            return load(place, device=options.device, weights=options.weights)
+
+        await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)
+            server,
+            lambda: load(place, device=options.device, weights=options.weights),
+            place,
+            seconds=options.follow_every,
+            on_new=on_new,
+        )
 
     return beside

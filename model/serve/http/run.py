@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 from launchyard.model.loaded import LoadedModel
 from launchyard.model.serve.http.app import Access, application
 from launchyard.model.serve.http.server import Server
-from launchyard.model.weights.load import load
 from launchyard.model.weights.source import find_source
 from launchyard.storage.errors import CorruptError
 
@@ -102,7 +101,9 @@ def version_of(model: LoadedModel) -> str:
     return model.source.folder.rstrip("/").rpartition("/")[2]
 
 
-async def follow_run(server: Server, place: str, *, device: str, seconds: float, on_new: Callable[[str], None]) -> None:
+async def follow_run(
+    server: Server, load: Callable[[], LoadedModel], place: str, *, seconds: float, on_new: Callable[[str], None]
+) -> None:
     """Look for a newer checkpoint every so many seconds, for ever. Texts that have begun end with the weights they had.
 
     What cannot be read now is tried again; the server goes on with the weights it has.
@@ -113,7 +114,7 @@ async def follow_run(server: Server, place: str, *, device: str, seconds: float,
             newest = await anyio.to_thread.run_sync(lambda: find_source(place).folder)
             if newest == server.model.source.folder:
                 continue
-            model = await anyio.to_thread.run_sync(lambda: load(place, device=device))
+            model = await anyio.to_thread.run_sync(load)
         except (OSError, ValueError, CorruptError) as error:  # removed as it was read, a store that fails …
             _LOG.warning("the newest checkpoint of %s cannot be read now: %s", place, error)
             continue

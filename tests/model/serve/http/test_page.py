@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from launchyard.model.serve.http.app import Access
-from tests.model.serve.browser import SHIFT, Tab
-from tests.model.serve.scripted import Handler, Held, Scripted, ending, event, says, scripted
+from tests.model.serve.http.browser import SHIFT, Tab
+from tests.model.serve.http.scripted import Handler, Held, Scripted, ending, event, says, scripted
 from tests.model.serve.served import chat_model, served
 
 pytestmark = pytest.mark.browser

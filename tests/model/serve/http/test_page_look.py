@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from tests.model.serve.browser import Tab
-from tests.model.serve.scripted import Held, Scripted, says
-from tests.model.serve.test_page import ANSWER, IDLE, LAST, ask, change, told
+from tests.model.serve.http.browser import Tab
+from tests.model.serve.http.scripted import Held, Scripted, says
+from tests.model.serve.http.test_page import ANSWER, IDLE, LAST, ask, change, told
 
 pytestmark = pytest.mark.browser
 HOSTILE = (
