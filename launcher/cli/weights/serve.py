@@ -281,11 +281,5 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
             return load(place, device=options.device, weights=options.weights)
 
         await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)
-            server,
-            lambda: load(place, device=options.device, weights=options.weights),
-            place,
-            seconds=options.follow_every,
-            on_new=on_new,
-        )
 
     return beside
