@@ -13,12 +13,12 @@ from launchyard.launcher.backends.command import Command
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.launcher.backends.slurm.request import agent_python, job_text, srun_argv
 from launchyard.run import own_code
+from launchyard.run.layout import job_output
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
 
 SHARES_FILES = True
-_OUTPUT = "job-%j.out"
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,13 @@ class SlurmCommand:
 def command_text(cluster: Cluster, command: Command) -> str:
     code = own_code.movable()
     path = None if code is None else str(code)
-    python = agent_python(cluster, sys.executable, code=path)
     # Without labels, so that its output is what it prints.
     srun = [word for word in srun_argv(cluster, nnodes=1) if word != "--label"]
-    log = f"{str(command.folder).replace('%', '%%')}/{_OUTPUT}"
+    log = f"{str(command.folder).replace('%', '%%')}/{job_output('%j')}"
     return job_text(
         cluster,
         name=command.name,
-        command=[*srun, *python, "-u", "-m", "launchyard", *command.argv],
+        command=[*srun, *agent_python(cluster, sys.executable, code=path), "-u", "-m", "launchyard", *command.argv],
         shape=(1, command.gpus),
         files=(log, path),
         more={"no-requeue": True, **({"time": command.time_limit} if command.time_limit else {})},
@@ -60,4 +59,4 @@ def send_command(cluster: Cluster, command: Command) -> SlurmCommand:
     script.write_text(command_text(cluster, command))
     controller = Controller({**store_environment(cluster.storage.options), **cluster.environment})
     job_id = controller.submit(str(script))
-    return SlurmCommand(job_id, controller, command.folder / _OUTPUT.replace("%j", job_id))
+    return SlurmCommand(job_id, controller, command.folder / job_output(job_id))
