@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launchyard.errors import EXIT_INTERRUPTED, LaunchError, UserError
+from launchyard.errors import EXIT_INTERRUPTED, LaunchError
 from launchyard.host.folders import user_state_folder
 from launchyard.launcher.cli.chat.lines import MessageReader, TypedLines, piped_lines
 from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Settings, answer_options
 from launchyard.launcher.cli.completion import complete_model
-from launchyard.launcher.cli.paths import path_or_url
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.cli.weights.sampling_options import weights_option
+from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
 
 if TYPE_CHECKING:
-    from launchyard.model.loaded import LoadedModel
     from launchyard.model.serve.conversation import Reply
-    from launchyard.model.text.chat import Chat
 
 _FILE = click.Path(dir_okay=False)
 
@@ -52,8 +50,7 @@ class _Options:
 @click.argument("model", metavar="MODEL", shell_complete=complete_model)
 @click.option("--message", metavar="TEXT", help="Print the answer to this and end; -: all of standard input.")
 @click.option("--system", metavar="TEXT", help="What the model is told before all messages.")
-@click.option("--style", metavar="NAME", help="A prompt style; default: the model's chat template.")
-@click.option("--template", type=path_or_url, metavar="FILE", help="Another chat template, in Jinja.")
+@template_options
 @click.option("--multiline", is_flag=True, help="A message goes on up to a line of a single dot.")
 @click.option("--load", type=_FILE, metavar="FILE", help="Go on with the last conversation of this file.")
 @click.option("--save", type=_FILE, metavar="FILE", help="Keep the conversation there, as JSON lines of messages.")
@@ -98,7 +95,7 @@ def _session(options: _Options, settings: Settings, reader: MessageReader) -> Se
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
         place = find_model(options.model)
         model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
-    talk = Dialogue(model, chat=_chat_of(model, options), context_length=options.context_length)
+    talk = Dialogue(model, chat=chat_of(model, options.style, options.template), context_length=options.context_length)
     settings.setdefault("seed", secrets.randbits(31))
     talk.check(**answer_options(settings))
     says_counts = not options.as_json and (options.message is not None or sys.stdin.isatty())
@@ -110,19 +107,6 @@ def _session(options: _Options, settings: Settings, reader: MessageReader) -> Se
     if options.save is not None:
         session.save_to(options.save)
     return session
-
-
-def _chat_of(model: LoadedModel, options: _Options) -> Chat:
-    from launchyard.model.text.chat import Chat
-    from launchyard.storage.files import read
-
-    tokenizer = model.tokenizer
-    template = None if options.template is None else read(options.template).decode()
-    try:
-        return Chat(tokenizer, style=options.style, template=template)
-    except ValueError as error:
-        hint = "--style NAME takes one of these styles, --template FILE a chat template in Jinja"
-        raise UserError(str(error), hint=hint if "no chat template" in str(error) else None) from error
 
 
 def _ask(session: Session, options: _Options, message: str) -> int | None:

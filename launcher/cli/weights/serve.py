@@ -18,6 +18,7 @@ from launchyard.host.environment import api_key
 from launchyard.launcher.cli.completion import complete_cluster, complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
 from launchyard.launcher.cli.weights.sampling_options import weights_option
+from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
 
@@ -49,6 +50,8 @@ class _Options:
     allowed_host: tuple[str, ...]
     device: str
     weights: str
+    style: str | None
+    template: str | None
     follow: bool
     follow_every: float
     cluster: str | None
@@ -74,6 +77,7 @@ class _Options:
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="A further name of this server.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @weights_option
+@template_options
 @click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
 @click.option("--follow-every", default=10.0, type=click.FloatRange(0.1), metavar="S", hidden=True)
 @click.option("--cluster", metavar="NAME|FILE", shell_complete=complete_cluster, help="As a job there.")
@@ -142,6 +146,8 @@ def _remote_options(options: _Options, name: str) -> list[str]:
     argv += [f"--grace={options.grace:g}", f"--device={options.device}", f"--weights={options.weights}"]
     argv += [f"--context-length={options.context_length}"] if options.context_length else []
     argv += [f"--api-keys={options.api_keys}"] if options.api_keys else []
+    argv += [f"--style={options.style}"] if options.style else []
+    argv += [f"--template={_from_anywhere(options.template)}"] if options.template else []
     argv += [f"--cors-origin={origin}" for origin in options.cors_origin]
     argv += [f"--allowed-host={host}" for host in options.allowed_host]
     return [*argv, *(["--follow"] if options.follow else [])]
@@ -149,16 +155,19 @@ def _remote_options(options: _Options, name: str) -> list[str]:
 
 def _serve_here(options: _Options) -> None:
     keys = _keys(options.api_keys)
+    access = _access(options, keys)
     with weights_errors():
         import uvicorn  # noqa: F401  # what is missing is said before weights are read
+    with _listen(options.host or _LOCAL_NAMES[1], 8000 if options.port is None else options.port) as listener:
+        with weights_errors():
+            place = find_model(options.model)
+            model = _load(options, place)
+            server = _server(model, options)
+        _serve_on(listener, server, place, access, options)
 
-        from launchyard.model.serve.http.run import serve as serve_until_stopped
 
-        listener = _listen(options.host or _LOCAL_NAMES[1], 8000 if options.port is None else options.port)
-        place = find_model(options.model)
-        model = _load(options, place)
-        server = _server(model, options)
-    access = _access(options, keys)
+def _serve_on(listener: socket.socket, server: Server, place: str, access: Access, options: _Options) -> None:
+    from launchyard.model.serve.http.run import serve as serve_until_stopped
 
     def on_ready() -> None:
         _say_ready(server, listener, access, as_json=options.as_json)
@@ -173,6 +182,13 @@ def _load(options: _Options, place: str) -> LoadedModel:
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
         model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
     model.tokenizer  # noqa: B018  # without one no text can be served
+    return _with_chat(model, options)
+
+
+def _with_chat(model: LoadedModel, options: _Options) -> LoadedModel:
+    """A model without a template serves all but chats."""
+    if options.style is not None or options.template is not None:
+        model.chat = chat_of(model, options.style, options.template)
     return model
 
 
@@ -278,7 +294,7 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
 
     async def beside() -> None:
         def newest() -> LoadedModel:
-            return load(place, device=options.device, weights=options.weights)
+            return _with_chat(load(place, device=options.device, weights=options.weights), options)
 
         await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)
 

@@ -196,6 +196,7 @@ def _check(body: ChatBody) -> None:
 def _prompt(server: Server, body: ChatBody) -> _Prompt:
     """By the model's own template, which writes every special token itself."""
     messages = plain_messages(body.messages)
+    _check_template(server)
     several = body.parallel_tool_calls
     tools = _named("tools", lambda: Tools.read(body.tools, body.tool_choice, parallel=several))
     form = body.response_format
@@ -210,6 +211,14 @@ def _prompt(server: Server, body: ChatBody) -> _Prompt:
     n_vocab = model.transformer.config.vocab_size
     constraint = _named("tools", lambda: use.constraint(n_vocab, model.stop_ids, response_format=form))
     return _Prompt(_named("messages", lambda: use.ids(messages)), constraint, use)
+
+
+def _check_template(server: Server) -> None:
+    try:
+        server.model.chat  # noqa: B018
+    except ValueError as error:
+        what = "this model has no chat template, so no chats: ask /v1/completions, or serve it with --style NAME"
+        raise ApiError(400, what, code="no_chat_template") from error
 
 
 def _ids(server: Server, body: ChatBody, messages: Sequence[Json]) -> list[int]:
