@@ -95,7 +95,8 @@ def test_a_run_keeps_the_commit_that_it_began_with(snapshot: Path, capsys: pytes
         assert any("every node must see" in note and "org/tiny" in note for note in facts["plan"]["notes"]) == warned
 
 
-def test_models_in_the_cache_complete(snapshot: Path) -> None:
+def test_models_in_the_cache_complete(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # no runs of other tests
     context = cli.make_context("launch", ["version"])
     parameter = cli.params[0]
     assert [item.value for item in complete_model(context, parameter, "org/")] == ["org/tiny"]
