@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -130,20 +130,6 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         return not self._waiting and not self.n_running
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Generation]:
-        """Those whose text went on or ended, step by step, until all have; requests are taken as slots get free."""
-        coming = iter(requests)
-        more = True
-        while True:
-            while more and self.n_waiting < len(self._slots):
-                request = next(coming, None)
-                more = request is not None
-                if request is not None:
-                    self.add(request)
-            if self.is_idle:
-                return
-            yield from self.step()
 
     # -- a step --------------------------------------------------------------------------------------------------------
     @torch.inference_mode()

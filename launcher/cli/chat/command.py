@@ -17,7 +17,7 @@ from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Settings, answer_options
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import weights_option
+from launchyard.launcher.cli.weights.sampling_options import is_typed, sampling_options, weights_option
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -55,13 +55,7 @@ class _Options:
 @click.option("--load", type=_FILE, metavar="FILE", help="Go on with the last conversation of this file.")
 @click.option("--save", type=_FILE, metavar="FILE", help="Keep the conversation there, as JSON lines of messages.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer; default: 1024.")
-@click.option("--temperature", type=float, metavar="T", help="0: always the likeliest token; default: 0.8.")
-@click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Draw from the K likeliest; 0: all; else 50.")
-@click.option("--top-p", type=float, metavar="P", help="Draw from the fewest tokens that together reach P.")
-@click.option("--min-p", type=float, metavar="P", help="Draw from those with P of the likeliest's odds.")
-@click.option("--repetition-penalty", type=float, metavar="X", help="Above 1: less of what was said.")
-@click.option("--presence-penalty", type=float, metavar="X", help="Above 0: less of what the answer says.")
-@click.option("--frequency-penalty", type=float, metavar="X", help="Above 0: less of what it says often.")
+@sampling_options
 @click.option("--seed", type=int, metavar="N", help="The same seed writes the same answers; default: a new one.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens that it takes; default: 8192.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
@@ -69,7 +63,7 @@ class _Options:
 @click.option("--json", "as_json", is_flag=True, help="Print each answer and facts about it as JSON.")
 def chat(**given: object) -> int | None:
     """Talk with a model."""
-    settings: Settings = {key: value for key in SETTINGS if isinstance(value := given.pop(key), int | float)}
+    settings = _typed_settings(given)
     options = _Options(**given)  # type: ignore[arg-type]  # click has checked them
     typed = options.message is None and sys.stdin.isatty()
     if typed and options.as_json:
@@ -86,6 +80,13 @@ def chat(**given: object) -> int | None:
         if options.message is not None:
             return _ask(session, options, options.message)
         return _follow_pipe(session, options)
+
+
+def _typed_settings(given: dict[str, object]) -> Settings:
+    """Takes all settings out of what click gave; those that were typed, so that the others stay the chat's own."""
+    ctx = click.get_current_context()
+    values = {key: given.pop(key) for key in SETTINGS}
+    return {key: value for key, value in values.items() if is_typed(ctx, key) and isinstance(value, int | float)}
 
 
 def _session(options: _Options, settings: Settings, reader: MessageReader) -> Session:

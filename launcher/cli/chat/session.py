@@ -41,8 +41,10 @@ SETTINGS: dict[str, type[int] | type[float]] = {
     "top_p": float,
     "min_p": float,
     "repetition_penalty": float,
+    "repeat_penalty": float,
     "presence_penalty": float,
     "frequency_penalty": float,
+    "penalty_window": int,
     "max_new_tokens": int,
     "seed": int,
 }
