@@ -29,7 +29,9 @@ from launchyard.training.checkpoint.commit import Identity
 from launchyard.training.checkpoint.state import Shard, shards
 from launchyard.training.distributed import read_world
 from launchyard.training.optim.optimizers import make_optimizer
-from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.data import DataConfig
+from launchyard.training.sections.train import TrainConfig
 
 warnings.filterwarnings("ignore")
 

@@ -27,7 +27,9 @@ from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import World
 from launchyard.training.optim.optimizers import make_optimizer
-from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.data import DataConfig
+from launchyard.training.sections.train import TrainConfig
 from launchyard.training.step import StepTimes, train_step
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.exporter import Exporter

@@ -26,7 +26,10 @@ from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.optim.optimizers import make_optimizer
-from launchyard.training.recipe import DataConfig, OptimizerConfig, Recipe, TrainConfig
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.data import DataConfig
+from launchyard.training.sections.optimizer import OptimizerConfig
+from launchyard.training.sections.train import TrainConfig
 
 MANY = 4
 

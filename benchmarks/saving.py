@@ -36,7 +36,9 @@ from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
-from launchyard.training.recipe import DataConfig, Recipe, TrainConfig
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.data import DataConfig
+from launchyard.training.sections.train import TrainConfig
 from launchyard.training.step import train_step
 
 SEQ_LEN = 64

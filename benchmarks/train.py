@@ -157,7 +157,10 @@ def make_run(folder: Path, steps: int) -> Path:
     import yaml
 
     from launchyard.model.zoo import preset
-    from launchyard.training.recipe import CheckpointConfig, DataConfig, Recipe, TrainConfig
+    from launchyard.training.recipe import Recipe
+    from launchyard.training.sections.checkpoint import CheckpointConfig
+    from launchyard.training.sections.data import DataConfig
+    from launchyard.training.sections.train import TrainConfig
     from launchyard.training.spec import DataSpec, TokenSource, Workload
 
     sys.path.insert(0, str(Path(__file__).parent))

@@ -25,6 +25,7 @@ LIGHT_FILES = (
     "storage/**/*.py",
     "run/*.py",
     "training/recipe.py",
+    "training/sections/*.py",
     "training/spec.py",
     "training/batching.py",
     "training/telemetry/metric_table.py",
@@ -280,7 +281,8 @@ NAMING = {
     "run/records.py": {"ray"},
     "run/layout.py": {"slurm", "ray"},  # who writes which file, in words
     "host/environment.py": {"slurm", "ray"},  # variables that are theirs, and do not reach our processes
-    "training/recipe.py": {"slurm", "ray"},  # descriptions of keys that mean something in one place only
+    "training/recipe.py": {"slurm"},  # descriptions of keys that mean something in one place only
+    "training/sections/resources.py": {"ray"},
 }
 SERVICES = ("launcher/sandbox/", "launcher/cli/sandbox.py")  # starts real ones, and writes cluster files for them
 

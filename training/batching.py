@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launchyard.training.recipe import Recipe, TrainConfig
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.train import TrainConfig
 
 if TYPE_CHECKING:
     import torch

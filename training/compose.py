@@ -18,7 +18,8 @@ from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import count_steps, cut_batch
 from launchyard.training.distributed import World
-from launchyard.training.recipe import PreferenceConfig, Recipe
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents

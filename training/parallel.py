@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
-from launchyard.training.recipe import ParallelConfig, TrainConfig
+from launchyard.training.sections.train import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -9,7 +9,7 @@ from launchyard.model.config import ModelConfig
 from launchyard.run.layout import DATA_PLACE, PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import DamagedError
-from launchyard.training.recipe import Section
+from launchyard.training.sections.section import Section
 
 IGNORE_INDEX = -100
 

@@ -215,7 +215,8 @@ def serve(owner: Owner, *, where: str) -> int:
 
 def max_failures(run: RunDir, job: Job) -> int:
     """resources.max_failures as this attempt means it; its default if the recipe cannot be read."""
-    from launchyard.training.recipe import ResourcesConfig, recipe_of
+    from launchyard.training.recipe import recipe_of
+    from launchyard.training.sections.resources import ResourcesConfig
 
     try:
         return recipe_of(run, job).resources.max_failures

@@ -33,7 +33,7 @@ from launchyard.training.data.index import (
     read_index,
     read_model,
 )
-from launchyard.training.recipe import DataConfig, DataKind
+from launchyard.training.sections.data import DataConfig, DataKind
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.caches import Cached

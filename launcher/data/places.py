@@ -9,7 +9,7 @@ from launchyard.errors import UserError
 from launchyard.storage import files
 from launchyard.storage.hub_cache import find_downloaded_dataset
 from launchyard.training.data.built_in import BUILT_IN
-from launchyard.training.recipe import DataKind
+from launchyard.training.sections.data import DataKind
 
 
 def places_of(source: str, base: str | None, kind: DataKind) -> list[str]:

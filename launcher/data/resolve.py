@@ -39,7 +39,7 @@ from launchyard.training.data.index import (
     find_tokenizer,
     read_dataset,
 )
-from launchyard.training.recipe import DataConfig, DataKind
+from launchyard.training.sections.data import DataConfig, DataKind
 from launchyard.training.spec import DataSpec, RowFacts, TokenSource
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from launchyard.launcher.monitor.server import View
 from launchyard.launcher.runs.registry import Registered, registered
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.run.rundir import RunDir
-from launchyard.training.recipe import ResourcesConfig
+from launchyard.training.sections.resources import ResourcesConfig
 
 FIRST_WAIT_SECONDS = 10.0  # between two tries for a run; it doubles
 LONGEST_WAIT_SECONDS = 300.0

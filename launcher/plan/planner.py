@@ -26,7 +26,8 @@ from launchyard.model.layout import parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of
-from launchyard.training.recipe import PreferenceConfig, Recipe
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
 
 # Variables of every worker that no recipe decides. Threads that wait must not spin: on a machine with other work a

@@ -32,7 +32,8 @@ from launchyard.launcher.recipe.yaml import (
 )
 from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
-from launchyard.training.recipe import EITHER_OR, ModelSection, Recipe, apply_overrides
+from launchyard.training.recipe import EITHER_OR, Recipe, apply_overrides
+from launchyard.training.sections.model import ModelSection
 
 # Values that name files: a relative one starts at the folder of the recipe that holds it.
 _PATHS: tuple[tuple[str, ...], ...] = (

@@ -8,7 +8,8 @@ from typing import Any
 
 from launchyard.errors import RecipeErrors
 from launchyard.launcher.submit.run_data import PLACES
-from launchyard.training.recipe import EITHER_OR, Recipe, ScheduleConfig
+from launchyard.training.recipe import EITHER_OR, Recipe
+from launchyard.training.sections.optimizer import ScheduleConfig
 
 # The identity of a run: another value would make another run.
 FIXED = (

@@ -18,7 +18,8 @@ from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import checkpoint_activations
-from launchyard.training.recipe import OptimizerConfig, Recipe
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.optimizer import OptimizerConfig
 from launchyard.training.step import train_step
 
 

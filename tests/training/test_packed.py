@@ -19,7 +19,7 @@ from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import clean_name, local, shard_extent
-from launchyard.training.recipe import OptimizerConfig
+from launchyard.training.sections.optimizer import OptimizerConfig
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import forward_backward, train_step
 from launchyard.training.validate import validation_means

@@ -17,7 +17,8 @@ from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import mesh_shape
-from launchyard.training.recipe import OptimizerConfig, Recipe
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.optimizer import OptimizerConfig
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import forward_backward, train_step
 from tests.support.ranks import run_ranks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launchyard.training.recipe import DataKind
+from launchyard.training.sections.data import DataKind
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from launchyard.training.data.index import (
     read_index,
     read_model,
 )
-from launchyard.training.recipe import DataKind
+from launchyard.training.sections.data import DataKind
 from launchyard.training.spec import DataSpec, RowFacts, TokenSource
 
 

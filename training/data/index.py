@@ -23,7 +23,7 @@ from launchyard.model.text.find import TAKEN, find_carrier
 from launchyard.storage import files
 from launchyard.storage.files import exists, normal
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
-from launchyard.training.recipe import DataKind
+from launchyard.training.sections.data import DataKind
 
 FORMAT = 1
 # How text becomes ids. 1: control tokens written in documents become control ids; nothing is put before a document.

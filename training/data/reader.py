@@ -4,7 +4,7 @@ A sample may straddle two chunks and no tail is lost. Labels are shifted here an
 files, no ranks and no model.
 
 To add a kind of data: a class with the interface of Reader, in a file beside this one; its section of the recipe
-with its `kind` (training/recipe.py); its part of a frozen plan (training/spec.py); and the line that opens it in
+with its `kind` (training/sections/data.py); its part of a frozen plan (training/spec.py); and the line that opens it in
 `open_reader` (open_reader.py). The loop, validation and the prefetcher know only Reader.
 """
 

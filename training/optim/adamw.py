@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from launchyard.training.optim.base import ParameterGroup
 from launchyard.training.parallel import local
-from launchyard.training.recipe import OptimizerConfig
+from launchyard.training.sections.optimizer import OptimizerConfig
 
 NOTHING: Mapping[str, Tensor] = {}
 

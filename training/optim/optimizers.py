@@ -1,8 +1,8 @@
 """The optimizers that there are, by the name that a recipe gives them.
 
 To add one: a file beside this one with a class with the interface of training/optim/base.py, a row in OPTIMIZERS,
-and its name in the Literal of OptimizerConfig.name (training/recipe.py). Its state of a parameter is saved and loaded
-automatically; model/cost.py counts its memory for a plan.
+and its name in the Literal of OptimizerConfig.name (training/sections/optimizer.py). Its state of a parameter is saved
+and loaded automatically; model/cost.py counts its memory for a plan.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from launchyard.training.optim.adamw import AdamW
 from launchyard.training.optim.base import Optimizer, ParameterGroup, parameter_groups
-from launchyard.training.recipe import OptimizerConfig
+from launchyard.training.sections.optimizer import OptimizerConfig
 
 OPTIMIZERS: dict[str, Callable[[Sequence[ParameterGroup], OptimizerConfig], Optimizer]] = {
     "adamw": AdamW,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from launchyard.training.recipe import OptimizerConfig, ScheduleConfig
+from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 
 
 def warmup_steps(schedule: ScheduleConfig, max_steps: int) -> int:

@@ -12,7 +12,7 @@ from launchyard.launcher.data.resolve import Resolved, ensure_prepared, resolve
 from launchyard.launcher.recipe.load import check_recipe
 from launchyard.launcher.submit.run_data import restore_data
 from launchyard.training.data.prepare.prepare import prepare
-from launchyard.training.recipe import DataConfig
+from launchyard.training.sections.data import DataConfig
 from tests.support.litdata_reader import write_chunks
 from tests.support.small_runs import RECIPE
 

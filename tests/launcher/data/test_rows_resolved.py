@@ -18,7 +18,8 @@ from launchyard.training.data.mixed_reader import MixedReader
 from launchyard.training.data.open_reader import open_reader
 from launchyard.training.data.prepare.rows import write_rows
 from launchyard.training.data.row_reader import RowReader
-from launchyard.training.recipe import DataConfig, Recipe
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.data import DataConfig
 from launchyard.training.spec import DataSpec
 from tests.support.small_runs import RECIPE, write_data
 

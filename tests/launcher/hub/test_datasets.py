@@ -16,7 +16,7 @@ from launchyard.errors import UserError
 from launchyard.launcher.data.resolve import ensure_prepared, resolve
 from launchyard.training.data.built_in import BUILT_IN
 from launchyard.training.data.instruct.shapes import read_conversations, read_pairs
-from launchyard.training.recipe import DataConfig
+from launchyard.training.sections.data import DataConfig
 from tests.launcher.hub.hub_server import SmallHub
 from tests.launcher.hub.test_download import hub, launch
 from tests.support.tiny_models import byte_tokenizer

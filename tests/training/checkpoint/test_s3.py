@@ -21,7 +21,7 @@ from launchyard.training.checkpoint.state import shards
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.optimizers import make_optimizer
-from launchyard.training.recipe import OptimizerConfig
+from launchyard.training.sections.optimizer import OptimizerConfig
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import Answer, Request, where
 from tests.support.ranks import run_ranks

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from launchyard.training.optim.base import parameter_groups
 from launchyard.training.optim.optimizers import OPTIMIZERS, make_optimizer
 from launchyard.training.optim.schedule import lr_at
-from launchyard.training.recipe import OptimizerConfig, ScheduleConfig
+from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 
 ADAMW = OptimizerConfig(lr=1.0)
 

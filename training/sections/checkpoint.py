@@ -1,0 +1,17 @@
+"""Recipe section `checkpoint`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from launchyard.training.sections.section import Section
+
+
+class CheckpointConfig(Section):
+    """The schedule of saves and the number of checkpoints kept."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Permanent checkpoint every N steps.")
+    every_minutes: float | None = Field(default=10.0, gt=0, description="Temporary checkpoint every T minutes.")
+    keep: int | None = Field(default=None, ge=1, description="Permanent checkpoints kept; default: all.")
+    async_save: bool = Field(default=True, description="Write in the background while training goes on.")
+    export: bool = Field(default=False, description="Write weights as an HF directory to RUN_URL/weights at the end.")

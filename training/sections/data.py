@@ -1,0 +1,80 @@
+"""Recipe section `data`: what is read, and in which order."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from launchyard.training.sections.section import Section
+
+DataKind = Literal["tokens", "instruct", "preference"]
+MIN_SHARE = 1e-5  # of a source in a mixture: a smaller one could not be met to better than a tenth
+
+
+class MixedSource(Section):
+    """One source of a mixture."""
+
+    source: str | list[str] = Field(description="As `data.source`: prepared folder or URL, or text.")
+    kind: DataKind | None = Field(default=None, description="Default: data.kind.")
+    weight: float = Field(gt=0, description="Frequency relative to the others; weights may have any sum.")
+
+
+class DataConfig(Section):
+    """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
+
+    kind: DataKind = Field(
+        default="tokens",
+        description="tokens: next-token prediction on a stream of text; instruct: rows of instructions or "
+        "conversations, of which the answers are trained for; preference: pairs of a better and a worse answer.",
+    )
+    source: str | list[str] | None = Field(
+        default=None, description="Prepared folder or URL; or text files, folders, globs."
+    )
+    mixture: list[MixedSource] | None = Field(
+        default=None, min_length=1, description="Instead of `source`: several, each with a weight and its own epochs."
+    )
+    seq_len: int = Field(
+        default=1024,
+        ge=1,
+        description="Tokens a sequence; each reads one more as its last label. preference: of both answers together.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are read.")
+    shuffle: bool = Field(default=True, description="Read in a seeded random order, or as the tokens lie.")
+    validation: float | str | None = Field(
+        default=None, description="Share of documents held out when text is prepared (0.05), or a prepared folder."
+    )
+    packing: bool = Field(
+        default=True, description="instruct: a sequence holds as many rows as fit, kept apart; false: one row."
+    )
+    too_long: Literal["drop", "cut-prompt", "cut-answer"] = Field(
+        default="drop",
+        description="instruct: what happens to rows of more than seq_len + 1 tokens. cut-prompt: the prompt loses its "
+        "beginning; cut-answer: the answer loses its end, and then does not end. Also of pairs that are too long.",
+    )
+    style: str | None = Field(
+        default=None, description="instruct: a prompt style by name; default: the chat template of the tokenizer."
+    )
+    template: str | None = Field(
+        default=None,
+        description="instruct: a Jinja chat template, as text or a .jinja file; default: the tokenizer's.",
+    )
+    columns: dict[str, str] | None = Field(
+        default=None, description="instruct: our name of a column to its own, such as {prompt: query}."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.validation, (int, float)) and not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; a share must lie in [0, 1)")
+        if self.source is not None and self.mixture is not None:
+            raise ValueError("give source or mixture, not both")
+        kinds = {source.kind or self.kind for source in self.mixture or ()} | {self.kind}
+        if len(kinds) > 1 and "preference" in kinds:
+            raise ValueError("pairs of answers (preference) are trained for in another way than text; mix them alone")
+        weights = [source.weight for source in self.mixture or ()]
+        for number, weight in enumerate(weights):
+            if weight < MIN_SHARE * sum(weights):
+                least = f"at least 1/{1 / MIN_SHARE:,.0f} of their sum"
+                raise ValueError(f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; each must be {least}")
+        return self
