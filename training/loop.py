@@ -28,7 +28,7 @@ from launchyard.training.parallel import mesh_shape
 from launchyard.training.step import StepTimes, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
-from launchyard.training.validate import validation_means
+from launchyard.training.validation.held_out import validation_means
 
 STOP_CHECK_SECONDS = 0.5  # while waiting for data
 

@@ -22,7 +22,7 @@ from launchyard.training.parallel import clean_name, local, shard_extent
 from launchyard.training.sections.optimizer import OptimizerConfig
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import forward_backward, train_step
-from launchyard.training.validate import validation_means
+from launchyard.training.validation.held_out import validation_means
 from tests.support.ranks import run_ranks
 from tests.training.test_families import fill
 from tests.training.test_step import EXPERTS, LLAMA, recipe_of
