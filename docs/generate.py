@@ -253,8 +253,9 @@ def run_directory_page() -> Iterator[str]:
         optional = dict.fromkeys(event.optional, " (may be absent)")
         fields = " ".join(f"`{name}`{optional.get(name, '')}: {words}" for name, words in event.fields.items())
         yield f"| `{event.name}` | {cell(event.meaning)} | {cell(fields)} | `{event.writer}` |\n"
-    for row in (rows.StepRow, rows.ValidationRow):
+    for row in (rows.StepRow, rows.ValidationRow, rows.TasksPoint):
         yield from record_table(row)
+    yield from record_table(rows.TaskScore, "###")
     yield from record_table(shards.Manifest)
     for part in (shards.LogEntry, shards.FileEntry, shards.TensorEntry, shards.TensorPiece):
         yield from record_table(part, "###")

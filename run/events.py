@@ -22,6 +22,9 @@ PASSED_OVER = "passed over"
 CLEANUP_FAILED = "cleanup failed"
 VALIDATING = "validating"
 VALIDATED = "validated"
+ASKING_TASKS = "asking tasks"
+TASKS_DONE = "tasks done"
+TASKS_FAILED = "tasks failed"
 LOSS_SPIKE = "loss spike"
 STRAGGLER = "straggler"
 STRAGGLER_OVER = "straggler over"
@@ -102,6 +105,15 @@ EVENTS = (
     Event(VALIDATING, "training/telemetry/telemetry.py", "A validation begins.", {"step": _STEP}),
     Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
         "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
+    }),
+    Event(ASKING_TASKS, "training/telemetry/telemetry.py", "Rank 0 asks a checkpoint tasks.", {
+        "step": _STEP, "tasks": "Their names.",
+    }),
+    Event(TASKS_DONE, "training/telemetry/telemetry.py", "Tasks have scores.", {
+        "step": _STEP, "scores": "Name of the figure -> value.", "seconds": "For which it took.",
+    }),
+    Event(TASKS_FAILED, "training/telemetry/telemetry.py", "Tasks have none; training goes on.", {
+        "step": _STEP, "message": _MESSAGE,
     }),
     Event(LOSS_SPIKE, "training/telemetry/recorder.py", "The loss has jumped up.", {
         "step": _STEP, "loss": "Of this step.", "usual": "Of the steps before it.",

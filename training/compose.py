@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.telemetry.telemetry import Telemetry
+    from launchyard.training.validation.tasks import TaskPoints
 
 
 DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
@@ -84,7 +86,21 @@ def compose(
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe)), resumed
+    tasks = open_tasks(run, context, telemetry, start_step=learner.state.step)
+    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe), tasks), resumed
+
+
+def open_tasks(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> TaskPoints | None:
+    """None if the recipe names none."""
+    if not context.recipe.validation.tasks:
+        return None
+    from launchyard.training.validation.tasks import open_task_points
+
+    points = open_task_points(
+        run, context.world, context.recipe.validation, max_steps=context.max_steps, step=start_step
+    )
+    telemetry.show_scores(points.newest)
+    return points
 
 
 def choose_objective(recipe: Recipe) -> Objective:

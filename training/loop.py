@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from launchyard.training.step import StepTimes, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
 from launchyard.training.validation.held_out import validation_means
+from launchyard.training.validation.tasks import Asking, TaskPoints, ask_together
 
 STOP_CHECK_SECONDS = 0.5  # while waiting for data
 
@@ -63,6 +65,7 @@ class Parts:
     telemetry: Telemetry
     flag: StopFlag
     objective: Objective
+    tasks: TaskPoints | None = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ def named_samples(context: Context, data: Data, step: int) -> str:
 def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
     if agreement.save or agreement.reason is not None:
         return True
-    return validation_due(parts, step) or permanent_due(parts.context, step)
+    return validation_due(parts, step) or tasks_due(parts, step) or permanent_due(parts.context, step)
 
 
 def permanent_due(context: Context, step: int) -> bool:
@@ -268,16 +271,23 @@ def validation_due(parts: Parts, step: int) -> bool:
     return config.every_steps is not None and step > 0 and step % config.every_steps == 0
 
 
+def tasks_due(parts: Parts, step: int) -> bool:
+    return parts.tasks is not None and parts.tasks.due(step)
+
+
 def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
-    """Between two steps: validate, save, stop, each if due and agreed. The reason if training ends here early."""
+    """Between two steps: validate, save, ask, stop, each if due and agreed. The reason if training ends here early."""
     reason = agreement.reason
     if reason is None and validation_due(parts, step):
         reason = run_validation(parts, step)
     if reason is not None:
         begin_to_stop(parts, step, reason)
-    if reason is not None or agreement.save or permanent_due(parts.context, step):
+    asked = reason is None and tasks_due(parts, step)
+    if reason is not None or asked or agreement.save or permanent_due(parts.context, step):
         save(parts, step)
         timer.reset()
+    if asked and (reason := ask_tasks(parts, step)) is not None:
+        begin_to_stop(parts, step, reason)
     if reason is not None:
         await_save(parts)
         report_saved(parts)
@@ -285,10 +295,12 @@ def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) ->
 
 
 def after_last_step(parts: Parts) -> str | None:
-    """Save, then validate: however long that takes, no step can be lost to it. The reason if it was cut short."""
+    """Save, then validate and ask: however long it takes, no step can be lost to it. The reason if it was cut short."""
     step = parts.learner.state.step
     save(parts, step)
     reason = run_validation(parts, step) if validation_due(parts, step) else None
+    if reason is None and tasks_due(parts, step):
+        reason = ask_tasks(parts, step)
     if reason is not None:
         begin_to_stop(parts, step, reason)
     await_save(parts)
@@ -322,10 +334,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
 
     def interrupted() -> bool:
         nonlocal reason
-        telemetry.clock.beat()
-        votes = torch.tensor(parts.flag.votes(), dtype=torch.int64)
-        with telemetry.clock.waits():
-            reason = agreed_reason(sum_over_ranks(votes).tolist())
+        _, reason = agree_while_waiting(parts, False)
         return reason is not None
 
     began = time.perf_counter()
@@ -348,6 +357,49 @@ def run_validation(parts: Parts, step: int) -> str | None:
     learner.state.validated_step = step
     telemetry.validated(step, means=means, seconds=round(time.perf_counter() - began, 3))
     return None
+
+
+def agree_while_waiting(parts: Parts, done: bool) -> tuple[bool, str | None]:
+    """A sign of life, and one all-reduce: is any rank done, and must all stop."""
+    clock = parts.telemetry.clock
+    clock.beat()
+    votes = torch.tensor([int(done), *parts.flag.votes()], dtype=torch.int64)
+    with clock.waits():
+        n_done, *stops = sum_over_ranks(votes).tolist()
+    return bool(n_done), agreed_reason(stops)
+
+
+def ask_tasks(parts: Parts, step: int) -> str | None:
+    """Ask the checkpoint of this step, which is saved first; the reason if a stop was agreed on in between."""
+    assert parts.tasks is not None
+    context = parts.context
+    telemetry = parts.telemetry
+    checkpointer = parts.checkpointer
+    telemetry.clock.enter("checkpoint_blocking")
+    checkpointer.wait()
+    telemetry.clock.enter("validation")
+    telemetry.asking_tasks(step, context.recipe.validation.tasks)
+    asking: Asking | None = None
+    is_main = context.world.is_main
+    if is_main and checkpointer.last_saved == step:
+        asking = parts.tasks.ask(checkpointer.run.path(checkpointer.run.checkpoint_dir(step)), context.device)
+    reason = ask_together(asking, is_main=is_main, agree=partial(agree_while_waiting, parts))
+    if reason is None:
+        parts.tasks.asked(step)
+        if is_main:
+            report_tasks(telemetry, step, asking)
+    telemetry.clock.enter("other")
+    telemetry.training()
+    return reason
+
+
+def report_tasks(telemetry: Telemetry, step: int, asking: Asking | None) -> None:
+    if asking is None:
+        telemetry.tasks_failed(step, "the checkpoint that was to be asked could not be saved")
+    elif asking.error is not None:
+        telemetry.tasks_failed(step, asking.error)
+    else:
+        telemetry.tasks_done(step, scores=asking.scores, weights=asking.weights, seconds=asking.seconds)
 
 
 def save(parts: Parts, step: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -19,8 +20,11 @@ from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
+from launchyard.run.layout import STEPS, TASKS, VALIDATION
+from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import is_remote
 from launchyard.storage.redact import redact
 
@@ -334,30 +338,45 @@ def why(run: str, *, as_json: bool) -> int:
 @click.command()
 @RUN
 @click.option("--jsonl", is_flag=True, help="Every row of the surviving history, one per step.")
-@click.option("--validation", is_flag=True, help="The rows of the validation instead.")
+@click.option("--validation", "kind", flag_value=VALIDATION, help="The rows of the validation instead.")
+@click.option("--tasks", "kind", flag_value=TASKS, help="The scores of tasks instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
-def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:
+def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
     """Print the metrics of a run: one row for each step that counts, of any attempt."""
-    rows = list(find(run).rows("validation" if validation else "steps"))
+    rows = list(find(run).rows(kind or STEPS))
     if jsonl:
         sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)
     elif as_json:
         click.echo(json.dumps(rows))
     elif not rows:
         click.echo("no rows yet")
+    elif kind == TASKS:
+        click.echo("\n".join(_scores(rows)))
     else:
-        from launchyard.launcher.report.terminal_chart import loss_chart
-
-        keys = ["step", "loss"] + ([] if validation else ["grad_norm", "lr", "tokens_seen", "tokens_per_second"])
-        keys.append("attempt")
-        chosen = rows[:: max(1, len(rows) // 12)]
-        chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
-        shown = [
-            [f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen
-        ]
-        lines = table(shown, keys)
-        click.echo("\n".join([*lines, "", *([] if validation else loss_chart(rows))]))
+        click.echo("\n".join(_some_rows(rows, with_steps=kind is None)))
     return EXIT_DONE
+
+
+def _some_rows(rows: list[JsonObject], *, with_steps: bool) -> list[str]:
+    """A dozen of them, and of steps their curve."""
+    from launchyard.launcher.report.terminal_chart import loss_chart
+
+    keys = ["step", "loss"] + (["grad_norm", "lr", "tokens_seen", "tokens_per_second"] if with_steps else [])
+    keys.append("attempt")
+    chosen = rows[:: max(1, len(rows) // 12)]
+    chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
+    shown = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen]
+    return [*table(shown, keys), "", *(loss_chart(rows) if with_steps else [])]
+
+
+def _scores(rows: list[JsonObject]) -> Iterator[str]:
+    """A line for each checkpoint, a column for each figure."""
+    points = [(row["step"], values_of(row["scores"])) for row in rows]
+    names = list(dict.fromkeys(name for _, values in points for name in values))
+    cells = [
+        [str(step), *(f"{values[name]:.4g}" if name in values else "-" for name in names)] for step, values in points
+    ]
+    yield from table(cells, ["step", *names])
 
 
 @click.command()

@@ -30,6 +30,11 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
             "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
         )
+    if recipe.validation.tasks:
+        yield (
+            f"validation.tasks: rank 0 loads the whole model once more to ask it, {size(4 * plan.n_params)} in fp32, "
+            "and the other workers wait; each point is saved first"
+        )
     if load_backend(plan.scheduler).TRAITS.scheduled:
         yield from _of_a_cache_here(recipe)
     warmup = recipe.schedule.warmup_steps

@@ -42,6 +42,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "validation"),
     ("tokenizer",),
     ("model", "init_from"),
+    ("validation", "tasks"),
 )
 _YAML = (".yaml", ".yml")
 _STDIN = "standard input"
@@ -264,7 +265,7 @@ def _override(document: Document, overrides: dict[str, Any]) -> Document:
     if problems:
         raise RecipeErrors(problems)
     below = _drop_replaced(document, above)
-    return Document(apply_overrides(below.value, _from_here(overrides)), document.label, document.origins)
+    return Document(apply_overrides(below.value, from_here(overrides)), document.label, document.origins)
 
 
 def _plain(value: Any) -> str:
@@ -273,11 +274,11 @@ def _plain(value: Any) -> str:
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------
-def _from_here(overrides: dict[str, Any]) -> dict[str, Any]:
+def from_here(overrides: dict[str, Any]) -> dict[str, Any]:
     """Resolves paths on the command line from the working directory."""
-    named = {".".join(map(str, path)) for path in _PATHS}
+    named = {".".join(path): path for path in _PATHS}
     here = os.getcwd()
-    return {key: _with_full_paths(value, here) if key in named else value for key, value in overrides.items()}
+    return {key: _full_paths(named[key], value, here) if key in named else value for key, value in overrides.items()}
 
 
 def _anchor(document: Document, folder: str) -> Document:
@@ -291,8 +292,15 @@ def _anchor(document: Document, folder: str) -> Document:
             parent = dict(value[path[0]])
             value[path[0]] = parent
         if path[-1] in parent:
-            parent[path[-1]] = _with_full_paths(parent[path[-1]], folder)
+            parent[path[-1]] = _full_paths(path, parent[path[-1]], folder)
     return Document(value, document.label, document.origins)
+
+
+def _full_paths(path: tuple[str, ...], value: object, folder: str) -> object:
+    """The value of one of _PATHS. Of tasks only files are meant: a folder may have the name of one by chance."""
+    if path == ("validation", "tasks") and isinstance(value, list):
+        return [_with_full_paths(name, folder) if str(name).endswith(_YAML) else name for name in value]
+    return _with_full_paths(value, folder)
 
 
 def _with_full_paths(value: Any, folder: str) -> Any:

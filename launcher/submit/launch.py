@@ -25,7 +25,6 @@ from launchyard.errors import (
     UserError,
     user_errors,
 )
-from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
@@ -36,6 +35,7 @@ from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.beside import beside_run, remove_beside
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
+from launchyard.launcher.submit.packages import check_packages
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import write_companions
@@ -96,7 +96,7 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     recipe = loaded.recipe
     _check_name(loaded)
     if cluster.container is None:  # else the workers have another Python
-        check_trackers(loaded)
+        check_packages(loaded)
     init = shape_of(loaded)
     after = _first(loaded, cluster)
     run_id = new_run_id(recipe.name)
@@ -187,17 +187,6 @@ def _unknown(folder: str) -> DataSpec:
     """Data of which nothing is known; it fits every recipe."""
     somewhere = (TokenSource(folder=folder, n_tokens=1),)
     return DataSpec(train=somewhere, validation=somewhere, tokenizer="?", digest="?")
-
-
-def check_trackers(loaded: LoadedRecipe) -> None:
-    """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
-    from launchyard.training.telemetry.trackers.open import missing
-
-    if lacking := missing(loaded.recipe.metrics.trackers):
-        key = "metrics.trackers"
-        verb = "is" if len(lacking) == 1 else "are"
-        problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
-        raise RecipeErrors([problem], hint=install_command(*lacking))
 
 
 def planned(data: Resolved) -> PlannedData:

@@ -18,7 +18,7 @@ from launchyard.launcher.backends.hardware import probe_hardware
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
-from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
+from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, from_here
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import registered_at
 from launchyard.launcher.runs.state import RunState, state_of
@@ -33,6 +33,7 @@ from launchyard.launcher.submit.changes import (
 from launchyard.launcher.submit.code import record_again, take_snapshot
 from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
+from launchyard.launcher.submit.packages import check_packages, needs_packages
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.launcher.submit.run_data import count_more, find_moved, record_moved, restore_data
 from launchyard.run import layout
@@ -120,6 +121,7 @@ def make_ready(
             reach_from(place, run)
         changes = place_changes(place) | changes
     check_frozen(run)
+    changes = from_here(changes)
     state = state_of(run)
     with user_errors():
         raw = stored_recipe(run)
@@ -131,6 +133,8 @@ def make_ready(
     moved = places(changes, before.recipe, asked.recipe)
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
     after = check_recipe(raw, overrides, source=source)
+    if (place or _cluster(run.read_plan())).container is None and needs_packages(changes):
+        check_packages(after)  # what was there at the launch is not asked again: nothing new holds up a resume
     with user_errors():
         workload = frozen_workload(run)
         there = None if moved else place_of_data(run, workload)

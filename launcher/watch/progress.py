@@ -120,6 +120,15 @@ class Progress:
             case events.VALIDATED:
                 self._enter("training", at)
                 return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
+            case events.ASKING_TASKS:
+                self._enter(f"asking tasks at step {step}", at)
+            case events.TASKS_DONE:
+                self._enter("training", at)
+                scores = ", ".join(f"{name} {float(value):.4g}" for name, value in event.get("scores", {}).items())
+                return [f"✓ step {step}: {scores}"]
+            case events.TASKS_FAILED:
+                self._enter("training", at)
+                return [f"! tasks at step {step} have no scores: {message}"]
             case events.STOPPING:
                 self._enter(f"saving step {step} to stop ({event.get('reason')})", at)
             case events.EXPORTED | events.SAMPLED | events.FINISHED:

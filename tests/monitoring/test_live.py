@@ -143,16 +143,29 @@ OF_PAIRS: dict[str, Any] = {
     "data": {"kind": "preference", "source": "pairs.jsonl", "seq_len": 256, "style": "alpaca", "validation": 0.1},
     "preference": {"loss": "simpo"},
     "train": {"max_steps": 100_000, "global_batch_size": 2, "device": "cpu"},
-    "validation": {"every_steps": 20},
+    "validation": {"every_steps": 20, "tasks": ["choice.yaml"], "tasks_every_steps": 20},
+}
+CHOICE = {
+    "task": "choice",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "what is {{prompt}}",
+    "doc_to_choice": ["{{chosen}}", "{{rejected}}"],
+    "doc_to_target": 0,
+    "metric_list": [{"metric": "acc"}],
 }
 
 
 @pytest.fixture(scope="module")
 def since_pairs(seen: Seen) -> float:
-    """When a second run began, after all that other tests look at: one that learns from pairs of answers."""
+    """When a second run began, after all that other tests look at: one that learns from pairs of answers, and is
+    asked a task."""
     shell = seen.live.shell
     rows = [{"prompt": f"what is {n}?", "chosen": f"it is {n}", "rejected": "no"} for n in range(40)]
     (shell.here / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {"data_files": {"test": str(shell.here / "pairs.jsonl")}, "cache_dir": str(shell.here / "cache")}
+    (shell.here / "choice.yaml").write_text(yaml.safe_dump({**CHOICE, "dataset_kwargs": files}))
     (shell.here / "pairs.yaml").write_text(yaml.safe_dump(OF_PAIRS))
     since = time.time()
     done = shell("pairs.yaml", "--run-url", "pairs", "--detach", timeout=120)
@@ -160,6 +173,7 @@ def since_pairs(seen: Seen) -> float:
     try:
         shown = 'count(trainer_reward_accuracy{dataset="validation"})'
         seen.live.wait(lambda: seen.prometheus.value(shown))
+        seen.live.wait(lambda: seen.prometheus.value('count(trainer_task_score{task="choice",metric="acc"})'))
     finally:
         assert shell("stop", "pairs", timeout=90).returncode == 0
     return since

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from launchyard.training.sections.section import Section
 
@@ -23,3 +25,23 @@ class ValidationConfig(Section):
     max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
     at_start: bool = Field(default=False, description="Measure before the first step too.")
     sample: SampleConfig | None = Field(default=None, description="Write a sample at the end.")
+    tasks: list[str] = Field(
+        default=[],
+        description="Tasks of lm-evaluation-harness that checkpoints are asked: names, patterns or YAML files. Each "
+        "point is a row and a series.",
+    )
+    tasks_every_steps: int | None = Field(
+        default=None, ge=1, description="Ask them every N steps, of a checkpoint; default: only at the end."
+    )
+    tasks_limit: int | None = Field(default=None, ge=1, description="Only the first N samples of each task.")
+    tasks_num_fewshot: int | None = Field(
+        default=None, ge=0, description="Answered samples before each; default: as the task has it."
+    )
+    tasks_chat_template: bool = Field(default=False, description="Ask by the model's chat template.")
+
+    @model_validator(mode="after")
+    def _of_tasks(self) -> Self:
+        given = sorted(key for key in self.model_fields_set if key.startswith("tasks_"))
+        if given and not self.tasks and any(getattr(self, key) not in (None, False) for key in given):
+            raise ValueError(f"{given[0]} is for tasks, and validation.tasks names none")
+        return self

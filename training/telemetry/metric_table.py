@@ -88,6 +88,9 @@ LEARNING = (
     Metric("trainer_grad_norm", "gauge", "Global gradient norm of the last step, before clipping."),
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
     Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", ("dataset",)),
+    Metric(
+        "trainer_task_score", "gauge", "Figure of a task at the checkpoint asked last.", ("task", "metric", "filter")
+    ),
     Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", ("dataset",)),
     Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", ("dataset",)),
     Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", ("dataset",)),

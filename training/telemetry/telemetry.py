@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
 from launchyard.run.layout import CODE
 from launchyard.run.records import Target
+from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
@@ -135,6 +137,36 @@ class Telemetry:
         self.exporter.set("trainer_validation_loss", means["loss"], dataset="validation")
         self._show_figures(means, "validation")
         self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
+
+    def asking_tasks(self, step: int, tasks: Sequence[str]) -> None:
+        self.exporter.state("validating")
+        self.events(events.ASKING_TASKS, step=step, tasks=list(tasks))
+
+    def tasks_failed(self, step: int, message: str) -> None:
+        self.events(events.TASKS_FAILED, step=step, message=message)
+
+    def tasks_done(self, step: int, *, scores: Sequence[JsonObject], weights: str, seconds: float) -> None:
+        """The figures of a checkpoint: a row, a series each, an event."""
+        assert self.rows.tasks is not None, "rank 0 asks, and has rows"
+        row = {
+            "step": step,
+            "scores": scores,
+            "weights": weights,
+            "seconds": seconds,
+            "attempt": self._world.attempt,
+            "time": time.time(),
+        }
+        self.rows.tasks.add(row)
+        self.rows.tasks.flush(sync=True)  # to ask again costs more
+        self.recorder.tasks_done(row)
+        self.show_scores(scores)
+        self.events(events.TASKS_DONE, step=step, scores=values_of(scores), seconds=seconds)
+
+    def show_scores(self, scores: Sequence[JsonObject]) -> None:
+        for score in scores:
+            labels = {key: str(score[key]) for key in ("task", "metric", "filter")}
+            if score["value"] is not None:
+                self.exporter.set("trainer_task_score", float(score["value"]), **labels)
 
     def stopping(self, step: int, reason: str) -> None:
         self.events(events.STOPPING, step=step, reason=reason)

@@ -24,6 +24,15 @@ def learning() -> list[Any]:
             low=0,
         ),
         lines(
+            "Scores of tasks",
+            "Of `validation.tasks` alone: rise, and less and less. Without a task there is nothing here.",
+            (
+                f"max by (run_id, task, metric, filter) (trainer_task_score{{{RUN}}})",
+                "{{task}} {{metric}} {{filter}} {{run_id}}",
+            ),
+            span=24,
+        ),
+        lines(
             "Rewards of answers",
             "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
             (f"max by (run_id, dataset) (trainer_reward_chosen{{{RUN}}})", "chosen {{dataset}} {{run_id}}"),

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from launchyard.run import layout
+from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 
 MARK_SECONDS = 10.0
 UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
@@ -35,11 +37,16 @@ def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
     return {f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")}
 
 
+def of_tasks(row: JsonObject) -> dict[str, float]:
+    return {f"tasks/{name}": value for name, value in values_of(row["scores"]).items()}
+
+
 def surviving_rows(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
     """Yields surviving rows up to the step from which an attempt goes on, after one that a tracker has; in order."""
     steps = ((int(row["step"]), of_step(row)) for row in run.rows(layout.STEPS))
     validations = ((int(row["step"]), of_validation(row)) for row in run.rows(layout.VALIDATION))
-    for step, values in heapq.merge(steps, validations, key=lambda entry: entry[0]):
+    tasks = ((int(row["step"]), of_tasks(row)) for row in run.rows(layout.TASKS))
+    for step, values in heapq.merge(steps, validations, tasks, key=lambda entry: entry[0]):
         if done < step <= start_step:
             yield step, values
 
