@@ -144,6 +144,14 @@ class RunCheckpoints:
             return set()
 
 
+def best_checkpoint(run: RunDir, *, metric: str, high: bool) -> int | None:
+    """Step of the checkpoint that counts whose validation was the best, of equals the earlier; None without one."""
+    counting = set(RunCheckpoints(run).counting())
+    figures = [(float(row[metric]), int(row["step"])) for row in run.rows(layout.VALIDATION) if metric in row]
+    judged = [(-figure if high else figure, step) for figure, step in figures if step in counting]
+    return min(judged)[1] if judged else None
+
+
 def newest_checkpoint(run: RunDir) -> int | None:
     """Step of the newest checkpoint that counts; None without one."""
     return RunCheckpoints(run).newest()

@@ -22,6 +22,7 @@ PASSED_OVER = "passed over"
 CLEANUP_FAILED = "cleanup failed"
 VALIDATING = "validating"
 VALIDATED = "validated"
+ENDING_EARLY = "ending early"
 ASKING_TASKS = "asking tasks"
 TASKS_DONE = "tasks done"
 TASKS_FAILED = "tasks failed"
@@ -105,6 +106,9 @@ EVENTS = (
     Event(VALIDATING, "training/telemetry/telemetry.py", "A validation begins.", {"step": _STEP}),
     Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
         "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
+    }),
+    Event(ENDING_EARLY, "training/telemetry/telemetry.py", "The run ends before its last step: `early_stopping`.", {
+        "step": _STEP, "message": "Why.",
     }),
     Event(ASKING_TASKS, "training/telemetry/telemetry.py", "Rank 0 asks a checkpoint tasks.", {
         "step": _STEP, "tasks": "Their names.",

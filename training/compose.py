@@ -86,6 +86,7 @@ def compose(
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
+    checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
     tasks = open_tasks(run, context, telemetry, start_step=learner.state.step)
     return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe), tasks), resumed
 
@@ -96,9 +97,7 @@ def open_tasks(run: RunDir, context: Context, telemetry: Telemetry, *, start_ste
         return None
     from launchyard.training.validation.tasks import open_task_points
 
-    points = open_task_points(
-        run, context.world, context.recipe.validation, max_steps=context.max_steps, step=start_step
-    )
+    points = open_task_points(run, context.world, context.recipe.validation, step=start_step)
     telemetry.show_scores(points.newest)
     return points
 

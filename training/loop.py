@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +31,7 @@ from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
 from launchyard.training.validation.held_out import validation_means
 from launchyard.training.validation.tasks import Asking, TaskPoints, ask_together
+from launchyard.training.verdict import ranked
 
 STOP_CHECK_SECONDS = 0.5  # while waiting for data
 
@@ -109,7 +110,7 @@ def train(parts: Parts) -> str | None:
     feed = prefetch(context, parts.data, state.step)
     telemetry.meter.reset()
     try:
-        for step in range(state.step, context.max_steps):
+        for step in range(state.step, final_step(parts)):
             clock.enter("data_wait")
             began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
@@ -122,6 +123,8 @@ def train(parts: Parts) -> str | None:
                     reason = boundary(parts, step, agreement, timer)
                 if reason is not None:
                     return reason
+                if early_end(parts) is not None:
+                    break
             assert batch is not None  # else a stop was wanted, and agreed on
             lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
             means, norm = run_step(parts, batch, agreement.n_parts, step + 1, lr)
@@ -254,12 +257,26 @@ def named_samples(context: Context, data: Data, step: int) -> str:
 def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
     if agreement.save or agreement.reason is not None:
         return True
-    return validation_due(parts, step) or tasks_due(parts, step) or permanent_due(parts.context, step)
+    return validation_due(parts, step) or tasks_due(parts, step) or kind_of_save(parts, step) is not None
 
 
-def permanent_due(context: Context, step: int) -> bool:
-    every = context.recipe.checkpoint.every_steps
-    return step == context.max_steps or (every is not None and step > 0 and step % every == 0)
+def early_end(parts: Parts) -> str | None:
+    """The reason to end before the last step, as the validations so far have it."""
+    config = parts.context.recipe.early_stopping
+    return None if config is None else parts.learner.state.patience.verdict(config)
+
+
+def final_step(parts: Parts) -> int:
+    """No step follows it."""
+    return parts.learner.state.step if early_end(parts) is not None else parts.context.max_steps
+
+
+def kind_of_save(parts: Parts, step: int) -> CheckpointKind | None:
+    """Of a checkpoint that is due at this step; None if none is."""
+    every = parts.context.recipe.checkpoint.every_steps
+    if step == final_step(parts) or (every is not None and step > 0 and step % every == 0):
+        return "permanent"
+    return "best" if any(one == step for one, _ in parts.learner.state.best) else None
 
 
 def validation_due(parts: Parts, step: int) -> bool:
@@ -272,7 +289,7 @@ def validation_due(parts: Parts, step: int) -> bool:
 
 
 def tasks_due(parts: Parts, step: int) -> bool:
-    return parts.tasks is not None and parts.tasks.due(step)
+    return parts.tasks is not None and parts.tasks.due(step, is_last=step == final_step(parts))
 
 
 def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
@@ -283,7 +300,7 @@ def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) ->
     if reason is not None:
         begin_to_stop(parts, step, reason)
     asked = reason is None and tasks_due(parts, step)
-    if reason is not None or asked or agreement.save or permanent_due(parts.context, step):
+    if reason is not None or asked or agreement.save or kind_of_save(parts, step) is not None:
         save(parts, step)
         timer.reset()
     if asked and (reason := ask_tasks(parts, step)) is not None:
@@ -353,10 +370,23 @@ def run_validation(parts: Parts, step: int) -> str | None:
     if found is None:
         return reason
     means = by_name(parts.objective, found)
-    learner.state.validation_loss = means["loss"]
-    learner.state.validated_step = step
+    take_figures(parts, step, means)
     telemetry.validated(step, means=means, seconds=round(time.perf_counter() - began, 3))
     return None
+
+
+def take_figures(parts: Parts, step: int, means: Mapping[str, float]) -> None:
+    """What the figures of a validation decide, the same on every rank."""
+    state = parts.learner.state
+    recipe = parts.context.recipe
+    state.validation_loss = means["loss"]
+    state.validated_step = step
+    if step > 0:  # of which there is no checkpoint
+        state.best = ranked(state.best, step, means, recipe.checkpoint)
+    if recipe.early_stopping is not None:
+        state.patience = state.patience.after(means, recipe.early_stopping)
+        if (why := state.patience.verdict(recipe.early_stopping)) is not None and step < parts.context.max_steps:
+            parts.telemetry.ending_early(step, why)
 
 
 def agree_while_waiting(parts: Parts, done: bool) -> tuple[bool, str | None]:
@@ -408,7 +438,7 @@ def save(parts: Parts, step: int) -> None:
     clock = parts.telemetry.clock
     clock.enter("checkpoint_blocking")
     if step > 0 and parts.checkpointer.last_saved != step:
-        kind: CheckpointKind = "permanent" if permanent_due(parts.context, step) else "temporary"
+        kind = kind_of_save(parts, step) or "temporary"
         parts.checkpointer.save(step, shards(learner.model, learner.optimizer), learner.state.to_json(), kind)
     clock.enter("other")
 

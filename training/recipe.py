@@ -19,6 +19,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
+from launchyard.training.sections.early_stopping import EarlyStoppingConfig
 from launchyard.training.sections.metrics import MetricsConfig
 from launchyard.training.sections.model import ModelSection
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
@@ -55,6 +56,7 @@ class Recipe(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
 

@@ -382,6 +382,20 @@ def _with_ids_of_data(model: ModelConfig, data_vocab: int, recipe: Recipe, sourc
     return model
 
 
+def _check_judged(draft: _Draft, recipe: Recipe) -> None:
+    """Of what validations decide: there must be some, and they must have that figure."""
+    early = recipe.early_stopping
+    metrics = {"checkpoint.best_metric": recipe.checkpoint.best_metric} if recipe.checkpoint.keep_best else {}
+    if early is not None:
+        metrics["early_stopping.metric"] = early.metric
+    for key, metric in metrics.items():
+        if metric != "loss" and recipe.data.kind != "preference":
+            draft.wrong(key, f"{metric} is measured of preferences alone (data.kind: preference); use loss")
+        if not recipe.validation.every_steps:
+            section = key.split(".")[0]
+            draft.wrong("validation.every_steps", f"{section} judges by validations, and there are none; set it")
+
+
 def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
     train = recipe.train
     spec = data.spec
@@ -395,6 +409,7 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
     if recipe.validation.every_steps and not spec.validation:
         draft.wrong("validation.every_steps", "the data has no held-out part; set data.validation, such as 0.05")
+    _check_judged(draft, recipe)
     if recipe.validation.sample and spec.tokenizer is None:
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
     if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:

@@ -63,10 +63,12 @@ def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:
 def checkpoints_at_once(recipe: Recipe, max_steps: int) -> int:
     """The most checkpoints that lie in a run at a time, the one that is being written included."""
     saves = recipe.checkpoint
+    best = saves.keep_best or 0
     if not saves.every_steps:
-        return 3 if saves.every_minutes else 1  # the newest, the one before it, and the next
+        passing = saves.every_minutes or saves.keep_best
+        return (3 if passing else 1) + best  # the newest, the one before it, and the next
     permanent = max_steps // saves.every_steps
-    return min(permanent, saves.keep or permanent) + 2
+    return min(permanent, saves.keep or permanent) + 2 + best
 
 
 def _of_a_full_disk(plan: Plan, recipe: Recipe, free_bytes: int) -> Iterator[str]:

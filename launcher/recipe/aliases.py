@@ -83,7 +83,12 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "watchdog.slow_seconds": "init_timeout_seconds comm.init_timeout_seconds timeout",
     "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval "
     "every_n_train_steps",
-    "checkpoint.keep": "save_total_limit keep_latest_k save_top_k",
+    "checkpoint.keep": "save_total_limit keep_latest_k",
+    "checkpoint.keep_best": "save_top_k",
+    "checkpoint.best_metric": "monitor metric_for_best_model",
+    "checkpoint.best_mode": "greater_is_better",
+    "early_stopping.patience": "early_stopping_patience",
+    "early_stopping": "early_stop earlystopping",
     "checkpoint.async_save": "async_mode async_checkpoint",
     "validation.every_steps": "eval_interval eval_steps eval_every val_check_interval eval.interval validation.freq",
     "validation.max_batches": "eval_iters limit_val_batches max_eval_batches eval.max_iters validation.steps",

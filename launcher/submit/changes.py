@@ -21,12 +21,14 @@ TRAINING = "trains otherwise from here on"
 LENGTH = "stretches the schedule"  # unless that does not depend on the length
 WHERE = "the same tokens, by other workers"
 BESIDE = "leaves training as it is"
+LAST = "may end the run at another step"
 MOVED = "the same tokens, in another place"
 EFFECTS = {
     **dict.fromkeys(("optimizer", "schedule", "train.max_grad_norm", "train.load_balancing_loss"), TRAINING),
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),
+    "early_stopping": LAST,
     **dict.fromkeys(PLACES, MOVED),
 }
 

@@ -32,6 +32,7 @@ from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
+from launchyard.launcher.runs.pinned import pinned_checkpoint
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.beside import beside_run, remove_beside
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
@@ -210,6 +211,9 @@ def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
         base = _with_found_weights(_with_weights(loaded, parts[0])).recipe.model.init_from
         adapter = parts[1] if "://" in parts[1] else os.path.abspath(typed_path(parts[1]))
         return _with_weights(loaded, f"{base}+{adapter}")
+    with user_errors(f"{loaded.origin('model.init_from')}: model.init_from"):
+        if (checkpoint := pinned_checkpoint(name)) is not None:
+            return _with_weights(loaded, checkpoint if "://" in checkpoint else os.path.abspath(checkpoint))
     if "://" in name or os.path.isabs(name):
         return _with_weights(loaded, name)
     from launchyard.launcher.runs.find import find

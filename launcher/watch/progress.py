@@ -120,6 +120,8 @@ class Progress:
             case events.VALIDATED:
                 self._enter("training", at)
                 return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
+            case events.ENDING_EARLY:
+                return [f"✓ ends early at step {step}: {message}"]
             case events.ASKING_TASKS:
                 self._enter(f"asking tasks at step {step}", at)
             case events.TASKS_DONE:

@@ -6,7 +6,7 @@ that denies it, not again in this attempt. Each kind of cleaning is tried for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
@@ -26,14 +26,15 @@ FILES = "files of saves that were cut short"
 class Cleaner:
     """Cleans up after the saves of one run; on rank 0 only, while no save is in flight.
 
-    `keep`: permanent checkpoints that stay; None: all. Its methods raise FencedError once another attempt owns the run,
-    and no error of a store.
+    `keep`: permanent checkpoints that stay; None: all. `best()`: steps that stay as well. Its methods raise FencedError
+    once another attempt owns the run, and no error of a store.
     """
 
     def __init__(self, run: RunDir, attempt: int, *, keep: int | None, on_event: OnEvent) -> None:
         self._run = run
         self._attempt = attempt
         self._keep = keep
+        self.best: Callable[[], Collection[int]] = tuple
         self._on_event = on_event
         self._kinds: dict[int, str] = {}
         self._passed_over: set[int] = set()  # committed, and nothing to fall back on
@@ -86,7 +87,7 @@ class Cleaner:
 
     def _remove_old(self, newest: int) -> None:
         kinds = {step: self._kind(step) for step in self._counted()}
-        for step in superfluous(kinds, newest=newest, keep=self._keep):
+        for step in superfluous(kinds, newest=newest, keep=self._keep, best=self.best()):
             remove_checkpoint(self._run, step)
             self._kinds.pop(step, None)
 

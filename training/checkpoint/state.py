@@ -6,13 +6,15 @@ There is no scheduler, no data position and no random state to save: all three a
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
 
+from launchyard.storage.damage import JsonObject
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import clean_name, local, replica, shard_extent
+from launchyard.training.verdict import Best, Patience
 
 
 @dataclass
@@ -23,14 +25,19 @@ class TrainState:
     tokens_seen: int = 0
     validation_loss: float | None = None
     validated_step: int | None = None
+    best: Best = field(default_factory=list)  # of the checkpoints that are kept for it
+    patience: Patience = field(default_factory=Patience)
 
-    def to_json(self) -> dict[str, int | float | None]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrainState:
         counters = {**raw, **raw.get("extra", {})}  # the first manifests have validated_step in `extra`
-        return cls(**{field.name: counters[field.name] for field in fields(cls) if field.name in counters})
+        known = {one.name: counters[one.name] for one in fields(cls) if one.name in counters}
+        known["best"] = [(int(step), float(figure)) for step, figure in known.get("best", ())]
+        known["patience"] = Patience(**known.get("patience", {}))
+        return cls(**known)
 
 
 @dataclass(frozen=True)

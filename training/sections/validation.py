@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from launchyard.training.sections.section import Section
+
+ValidationMetric = Literal["loss", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy"]
+HIGH = ("reward_chosen", "reward_margin", "reward_accuracy")
+
+
+def prefers_high(metric: str, mode: str | None) -> bool:
+    """Is more of a figure better? mode: min or max, if the recipe says."""
+    return metric in HIGH if mode is None else mode == "max"
 
 
 class SampleConfig(Section):

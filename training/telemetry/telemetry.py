@@ -138,6 +138,9 @@ class Telemetry:
         self._show_figures(means, "validation")
         self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
 
+    def ending_early(self, step: int, why: str) -> None:
+        self.events(events.ENDING_EARLY, step=step, message=why)
+
     def asking_tasks(self, step: int, tasks: Sequence[str]) -> None:
         self.exporter.state("validating")
         self.events(events.ASKING_TASKS, step=step, tasks=list(tasks))
@@ -207,7 +210,7 @@ def introduce(
         exporter.set("trainer_job_end_timestamp_seconds", world.job_end)
     if world.grace_seconds is not None:
         exporter.set("trainer_preempt_grace_seconds", world.grace_seconds)
-    for kind in ("permanent", "temporary"):
+    for kind in ("permanent", "temporary", "best"):
         for result in ("ok", "failed"):
             exporter.count("trainer_checkpoint_saves_total", 0, kind=kind, result=result)
     for reason in REASONS:

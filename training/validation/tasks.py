@@ -38,17 +38,16 @@ class _CutError(Exception):
 class TaskPoints:
     """Which steps are due. `known`: steps with scores, the same on every rank; `newest`: the last scores there are."""
 
-    def __init__(self, config: ValidationConfig, *, max_steps: int, known: set[int], newest: list[JsonObject]) -> None:
+    def __init__(self, config: ValidationConfig, *, known: set[int], newest: list[JsonObject]) -> None:
         self._config = config
-        self._max_steps = max_steps
         self._known = known
         self.newest = newest
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int, *, is_last: bool) -> bool:
         if step == 0 or step in self._known:
             return False
         every = self._config.tasks_every_steps
-        return step == self._max_steps or (every is not None and step % every == 0)
+        return is_last or (every is not None and step % every == 0)
 
     def asked(self, step: int) -> None:
         self._known.add(step)
@@ -57,7 +56,7 @@ class TaskPoints:
         return Asking(self._config, checkpoint, str(device))
 
 
-def open_task_points(run: RunDir, world: World, config: ValidationConfig, *, max_steps: int, step: int) -> TaskPoints:
+def open_task_points(run: RunDir, world: World, config: ValidationConfig, *, step: int) -> TaskPoints:
     """For a run that goes on from `step`. ValueError if lm_eval is not there."""
     rows: list[JsonObject] = []
     if world.is_main:
@@ -68,7 +67,7 @@ def open_task_points(run: RunDir, world: World, config: ValidationConfig, *, max
             )
         rows = [row for row in run.rows(layout.TASKS) if row["step"] <= step]
     known = from_rank_zero([int(row["step"]) for row in rows])
-    return TaskPoints(config, max_steps=max_steps, known=set(known), newest=rows[-1]["scores"] if rows else [])
+    return TaskPoints(config, known=set(known), newest=rows[-1]["scores"] if rows else [])
 
 
 class Asking:
