@@ -24,7 +24,16 @@ from launchyard.model.layout import MAGNITUDE, adapter_shapes, parameter_shapes,
 from launchyard.model.network.init import adapter_rows, initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
-from launchyard.training.parallel import clean_name, local, make_mesh, needs_sharding, parallelize, shard_extent
+from launchyard.model.precision import PRECISIONS
+from launchyard.training.parallel import (
+    clean_name,
+    local,
+    make_mesh,
+    needs_sharding,
+    parallelize,
+    shard_extent,
+    torch_type,
+)
 from launchyard.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,8 +54,11 @@ def build_model(
     adapter = adapter or Adapter()
     form = form_of(adapter)
     sharded = needs_sharding(recipe.train, world_size, adapter)
-    compute = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    later = form is not None or sharded or (compute != torch.float32 and adapter.kind != "none")
+    types = PRECISIONS[recipe.train.precision]
+    stored = torch_type(types.stored)
+    compute = torch_type(types.computed)
+    by_adapter = form is not None or (compute != torch.float32 and adapter.kind != "none")
+    later = by_adapter or sharded or stored != torch.float32
     with torch.device("meta" if later else device):  # whole weights take memory only where they stay whole
         model: nn.Module = Transformer(config)
         if form is not None:
@@ -55,8 +67,9 @@ def build_model(
         model.moment.seed = recipe.train.seed
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
-        if not (layout[name].trained or layout[name].is_bytes or stays_fp32(name)) and later:
-            parameter.data = parameter.data.to(compute)  # it never changes, so this is what it is computed with anyway
+        if later and not (layout[name].is_bytes or stays_fp32(name)):
+            # A frozen one never changes, so it has the type that it is computed with anyway.
+            parameter.data = parameter.data.to(stored if layout[name].trained else compute)
     mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
     parallelize(model, parallel=recipe.parallel, precision=recipe.train.precision, mesh=mesh)
     if later:

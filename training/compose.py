@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import frozen_names
+from launchyard.model.precision import PRECISIONS
 from launchyard.run import events
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
@@ -27,6 +28,7 @@ from launchyard.training.telemetry.instruments import Instruments, Rows, open_ro
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.tasks import TaskPoints
+    from launchyard.training.optim.base import Optimizer
 
 
 DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
@@ -44,6 +47,8 @@ def recipe_hash(recipe: Recipe) -> str:
     deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
+    if recipe.train.bf16_rounding is None:
+        deciding["train"].pop("bf16_rounding")
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
@@ -167,8 +172,9 @@ def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
         return base
     form = form_of(workload.adapter)
     adapter = workload.adapter.model_dump(mode="json", exclude_defaults=True)
-    if recipe.train.precision == "bf16":
-        base["frozen_dtype"] = "BF16"
+    computed = PRECISIONS[recipe.train.precision].computed
+    if computed != "float32":
+        base["frozen_dtype"] = {"bfloat16": "BF16", "float16": "F16", "float64": "F64"}[computed]
     return base | {"adapter": adapter} | ({} if form is None else {"quantize": form})
 
 
@@ -193,7 +199,7 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
     from launchyard.training.loop import Learner
-    from launchyard.training.optim.optimizers import make_optimizer
+    from launchyard.training.precision.loss_scale import FIRST_SCALE
 
     recipe = context.recipe
     config = context.workload.model
@@ -202,15 +208,28 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
-    optimizer = make_optimizer(model, recipe.optimizer)
+    optimizer = open_optimizer(model, recipe)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
-        return Learner(model, optimizer, TrainState()), False
+        scales = PRECISIONS[recipe.train.precision].scales_loss
+        return Learner(model, optimizer, TrainState(loss_scale=FIRST_SCALE if scales else None)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
+
+
+def open_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer, and how it rounds weights that are bf16."""
+    from launchyard.training.optim.optimizers import make_optimizer
+    from launchyard.training.precision.rounded import RoundedOptimizer
+
+    if recipe.train.precision != "bf16-true":
+        return make_optimizer(model, recipe.optimizer)
+    rounding = recipe.train.bf16_rounding or "stochastic"
+    make = partial(make_optimizer, config=recipe.optimizer)
+    return RoundedOptimizer(model, make, rounding=rounding, seed=recipe.train.seed)
 
 
 def open_readers(context: Context, on_event: OnEvent) -> Data:

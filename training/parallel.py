@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
+from launchyard.model.precision import PRECISIONS, Precision
 from launchyard.training.sections.train import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def needs_sharding(train: TrainConfig, world_size: int, adapter: Adapter | None = None) -> bool:
-    """One worker in fp32 needs no FSDP. bf16 does even alone, for fp32 master weights, unless an adapter trains alone:
-    it is fp32 and casts itself."""
-    trains_alone = adapter is not None and adapter.keeps_base
-    return world_size > 1 or (train.precision != "fp32" and not trains_alone)
+    """One worker in fp32 or fp64 needs no FSDP. Others do even alone, for fp32 master weights, unless an adapter trains
+    alone: it is fp32 and casts itself. Gradients of bf16-true are summed over micro batches in fp32."""
+    types = PRECISIONS[train.precision]
+    trains_alone = adapter is not None and adapter.keeps_base and types.stored == "float32"
+    return world_size > 1 or (types.computed != types.kept and not trains_alone)
 
 
 def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
@@ -61,14 +63,21 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
         block.compile()
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+def torch_type(name: str) -> torch.dtype:
+    """Of a name in model/precision.py."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, precision: Precision) -> None:
     """FSDP2 a block at a time, then the rest. Gradients are summed, not averaged: the loss is already divided
     by the number of valid tokens of the whole global batch."""
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+    types = PRECISIONS[precision]
+    compute = torch_type(types.computed)
     # Activations have the right type from the table on; casting inputs would round the rotary tables, which are fp32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch_type(types.kept), cast_forward_inputs=False)
     whole = {parameter for name, parameter in model.named_parameters() if stays_fp32(name)}  # few, and none is trained
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
@@ -79,7 +88,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
-def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: str, mesh: DeviceMesh | None) -> None:
+def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: Precision, mesh: DeviceMesh | None) -> None:
     """Apply the recipe's parallelism to a model on the meta device; without a mesh it stays whole."""
     if parallel.activation_checkpointing == "full":
         checkpoint_activations(model.blocks)

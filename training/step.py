@@ -20,6 +20,7 @@ from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import local
+from launchyard.training.precision.loss_scale import ScaledObjective
 from launchyard.training.telemetry.phases import PhaseClock
 
 NEXT_TOKEN = NextToken()
@@ -45,7 +46,7 @@ def forward_backward(
         values[0].backward()
         total = values.detach() if total is None else total + values.detach()
     assert total is not None
-    return total
+    return objective.unscale(model, total) if isinstance(objective, ScaledObjective) else total
 
 
 def _stand_for(model: nn.Module, batch: MicroBatch) -> None:
@@ -83,7 +84,7 @@ def reduce_and_clip(
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    norm = torch.nn.utils.get_total_norm(nonempty) if nonempty else values.new_zeros(())
+    norm = _norm_of(nonempty) if nonempty else values.new_zeros(())
     summed = torch.cat([values.double(), norm.double().square()[None] / copies])
     with waits():
         sum_over_ranks(summed)
@@ -95,12 +96,24 @@ def reduce_and_clip(
     return means, norm
 
 
+def _norm_of(grads: list[Tensor]) -> Tensor:
+    """Summed in fp32 where gradients have fewer bits."""
+    if grads[0].dtype != torch.bfloat16:
+        return torch.nn.utils.get_total_norm(grads)
+    return torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)).norm()
+
+
 @dataclass(frozen=True)
 class StepTimes:
     """Receivers of the times of a step. device: recorded around the update, which no other rank takes part in."""
 
     clock: PhaseClock
     device: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+
+def overflowed(norm: Tensor) -> bool:
+    """True of a gradient that no update is made from; all ranks have the same norm, so they agree."""
+    return not bool(torch.isfinite(norm))
 
 
 def train_step(
@@ -118,7 +131,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward, clip, update number 1, 2 …; on the device: (means of the global batch, gradient norm).
 
-    The means are of the loss and of the objective's figures, (1 + figures,).
+    The means are of the loss and of the objective's figures, (1 + figures,). A scaled objective leaves the weights as
+    they are where its gradient has overflowed.
     """
     times = times or StepTimes(PhaseClock())
     clock = times.clock
@@ -129,7 +143,8 @@ def train_step(
     means, norm = reduce_and_clip(model, values, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
     if times.device is not None:
         times.device[0].record()
-    optimizer.step(number, lr)
+    if not (isinstance(objective, ScaledObjective) and overflowed(norm)):
+        optimizer.step(number, lr)
     if times.device is not None:
         times.device[1].record()
     optimizer.zero_grad()

@@ -125,7 +125,9 @@ def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
         "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
-        "checkpoint_bytes": memory.checkpoint_bytes(model, adapter),
+        "checkpoint_bytes": memory.checkpoint_bytes(
+            model, adapter, precision=recipe.train.precision, compensated=_savings(recipe).compensated
+        ),
     }
 
 
@@ -291,12 +293,19 @@ def _memory(
         seq_len=batch.seq_len,
         shards=mesh.dp_shard,
         precision=recipe.train.precision,
-        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
         device=device,
+        savings=_savings(recipe),
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
     return {key: int(value) for key, value in found.items()}
+
+
+def _savings(recipe: Recipe) -> memory.Savings:
+    return memory.Savings(
+        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
+        compensated=recipe.train.bf16_rounding == "compensated",
+    )
 
 
 def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
-from launchyard.model.network.norms import HeadNorm, make_norm
+from launchyard.model.network.norms import HeadNorm, make_norm, widened
 from launchyard.model.network.remade import saved
 from launchyard.model.network.rope import rotate, yarn_gain
 from launchyard.model.network.uncompiled import uncompiled
@@ -135,7 +135,7 @@ class Scores:
         v = v.repeat_interleave(repeats, 1)
         scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale)
         scores = self.softcap * torch.tanh(scores / self.softcap)
-        weights = torch.softmax((scores + _added(mask, q, k, causal=causal)).float(), dim=-1)
+        weights = torch.softmax(widened(scores + _added(mask, q, k, causal=causal)), dim=-1)
         return weights.to(v.dtype) @ v
 
 

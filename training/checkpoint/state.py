@@ -19,7 +19,11 @@ from launchyard.training.verdict import Best, Patience
 
 @dataclass
 class TrainState:
-    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured."""
+    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured.
+
+    loss_scale: in fp16, with its steps without an overflow since it changed. skipped_steps: finished steps that left
+    the weights as they were.
+    """
 
     step: int = 0
     tokens_seen: int = 0
@@ -27,6 +31,9 @@ class TrainState:
     validated_step: int | None = None
     best: Best = field(default_factory=list)  # of the checkpoints that are kept for it
     patience: Patience = field(default_factory=Patience)
+    loss_scale: float | None = None
+    loss_scale_steps: int = 0
+    skipped_steps: int = 0
 
     def to_json(self) -> JsonObject:
         return asdict(self)
