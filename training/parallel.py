@@ -49,6 +49,13 @@ def make_mesh(parallel: ParallelConfig, world_size: int, device: torch.device) -
     return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
 
 
+def multiply_in_float8(blocks: nn.ModuleList) -> None:
+    """Every matrix of a block: inputs, weights and gradients in 8 bits, each with one scale, made for each product."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    convert_to_float8_training(blocks, config=Float8LinearConfig(pad_inner_dim=True))
+
+
 def checkpoint_activations(blocks: nn.ModuleList) -> None:
     """Keep only the input of each block and compute the rest again in the backward."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -90,6 +97,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: Precision) -> None:
 
 def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: Precision, mesh: DeviceMesh | None) -> None:
     """Apply the recipe's parallelism to a model on the meta device; without a mesh it stays whole."""
+    if precision == "fp8":
+        multiply_in_float8(model.blocks)
     if parallel.activation_checkpointing == "full":
         checkpoint_activations(model.blocks)
     if parallel.compile:

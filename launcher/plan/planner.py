@@ -16,6 +16,7 @@ from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
+from launchyard.launcher.plan.precision import precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -84,6 +85,7 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
+    draft.problems.extend(precision_problems(recipe, model, device, host))
     _check(recipe, cluster, data, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
@@ -427,15 +429,7 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong(key, what)
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
-    if device == "cpu" and train.precision == "bf16":
-        if recipe.parallel.compile:
-            draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
-        elif not host.cpu_bf16:
-            draft.notes.append("this CPU has no bf16 units: fp32 would be about twice as fast")
-    if device == "cuda" and train.precision == "bf16":
-        old = [gpu.name for gpu in host.gpus if gpu.capability < (8, 0)]
-        if old:
-            draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
+    draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")
         if train.max_epochs is not None:

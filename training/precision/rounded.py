@@ -43,7 +43,7 @@ class _Updated:
     parameter: nn.Parameter
     wide: nn.Parameter
     optimizer: Optimizer
-    rest: Tensor | None  # compensated: what rounding has left
+    rest: Tensor | None  # compensated: what rounding has left, int16
 
     def state(self) -> Mapping[str, Tensor]:
         own = self.optimizer.state(self.wide)
@@ -71,7 +71,7 @@ class RoundedOptimizer:
         wide = nn.Parameter(_cut_like(parameter, memory))
         optimizer = make(_Alone(name, wide))
         memory.untyped_storage().resize_(0)
-        rest = torch.zeros_like(part) if self._rounding == "compensated" else None
+        rest = torch.zeros_like(part, dtype=torch.int16) if self._rounding == "compensated" else None
         return _Updated(name, parameter, wide, optimizer, rest)
 
     def state(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
@@ -94,16 +94,16 @@ class RoundedOptimizer:
         wide.untyped_storage().resize_(4 * part.numel())
         wide.copy_(part)
         if each.rest is not None:
-            wide.add_(each.rest)
+            wide.view(torch.int32).add_(each.rest)
         each.wide.grad = _cut_like(each.parameter, local(each.parameter.grad).float())
         each.optimizer.step(number, lr)
         each.wide.grad = None
         if self._rounding == "stochastic":
             round_by_chance(part, wide, each.parameter, key=f"{self._seed}/{number}/{each.name}")
-        else:
+        elif each.rest is None:
             part.copy_(wide)
-        if each.rest is not None:
-            each.rest.copy_(wide.sub_(part))
+        else:
+            _split(wide, part, each.rest)
         wide.untyped_storage().resize_(0)
 
 
@@ -132,6 +132,17 @@ def round_by_chance(out: Tensor, wide: Tensor, whole: Tensor, *, key: str) -> No
         chance = _chance(_places(piece, corner, tuple(whole.shape)), key)
         bits = (piece.view(torch.int32) + chance) & -0x10000  # a carry is a step up, in both signs
         (out[start : start + rows] if wide.ndim else out).copy_(bits.view(torch.float32))
+
+
+def _split(wide: Tensor, high: Tensor, low: Tensor) -> None:
+    """The bits of fp32 as the nearest bf16 (of two, the one farther from 0) and the distance to it in last places.
+
+    Nothing is lost: `low` added to the bits of `high` gives those of `wide`.
+    """
+    bits = wide.view(torch.int32)
+    nearest = (bits + 0x8000) & -0x10000
+    high.copy_(nearest.view(torch.float32))
+    low.copy_(bits.sub_(nearest))
 
 
 def _places(piece: Tensor, corner: tuple[int, ...], whole: tuple[int, ...]) -> Tensor:

@@ -367,6 +367,26 @@ def test_passwords_do_not_enter_a_plan() -> None:
     assert set(problems_of(data__mixture=mixture)) == {"data.mixture.1"}
 
 
+def test_fp8_says_all_that_it_lacks_before_anything_is_queued() -> None:
+    ready = GPUS.model_copy(update={"has_torchao": True})
+    assert plan_of(host=ready, train__precision="fp8").precision == "fp8"
+    assert "trains on CPUs" in problems_of(train__precision="fp8")["train.precision"]
+    assert "pip install torchao" in problems_of(host=GPUS, train__precision="fp8")["train.precision"]
+    ampere = H100.model_copy(update={"name": "A100", "capability": (8, 0)})
+    old = ready.model_copy(update={"gpus": (ampere,)})
+    assert "A100 is not" in problems_of(host=old, train__precision="fp8")["train.precision"]
+    assert "multiples of 16" in problems_of(host=ready, train__precision="fp8", model__ffn_dim=200)["train.precision"]
+    assert "adapter" in problems_of(host=ready, train__precision="fp8", adapter__kind="lora")["train.precision"]
+
+
+def test_a_rounding_is_of_weights_in_bf16() -> None:
+    assert "is for" in problems_of(train__precision="bf16", train__bf16_rounding="nearest")["train.bf16_rounding"]
+    kept = plan_of(train__precision="bf16-true", train__bf16_rounding="compensated")
+    plain = plan_of(train__precision="bf16-true")
+    assert kept.checkpoint_bytes - plain.checkpoint_bytes == 2 * plain.n_params
+    assert plan_of().checkpoint_bytes - plain.checkpoint_bytes == 2 * plain.n_params
+
+
 def test_bf16_on_a_cpu() -> None:
     assert any("no bf16 units" in note for note in plan_of(train__precision="bf16").notes)
     assert "does not work in bf16" in problems_of(train__precision="bf16", parallel__compile=True)["parallel.compile"]

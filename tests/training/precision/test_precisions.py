@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.memory import training_memory
 from launchyard.model.precision import ALIASES, BYTES, PRECISIONS, Precision
@@ -82,6 +83,16 @@ def test_the_loss_is_near_that_of_fp64(shape: str, precision: Precision) -> None
     assert losses(recipe_of(model, precision))[0] == pytest.approx(exact, rel=NEAR[precision], abs=0)
 
 
+def test_products_in_8_bits_are_near_too() -> None:
+    """On a CPU as well, where a plan refuses them: nothing is gained there."""
+    pytest.importorskip("torchao")
+    model = built(recipe_of(LLAMA, "fp8"))
+    assert {type(block.mlp.up_proj).__name__ for block in model.blocks} == {"Float8Linear"}
+    (found, saved), (exact, same) = losses(recipe_of(LLAMA, "fp8")), losses(recipe_of(LLAMA, "fp32"))
+    assert found == pytest.approx(exact, rel=2e-2) and found != exact and saved.keys() == same.keys()
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("precision", NEAR)
 def test_types_are_those_of_the_table(precision: Precision) -> None:
     types = PRECISIONS[precision]
@@ -89,9 +100,7 @@ def test_types_are_those_of_the_table(precision: Precision) -> None:
     model = built(recipe)
     seen: set[torch.dtype] = set()
     for block in model.blocks:
-        block.register_forward_pre_hook(
-            lambda block, args: seen.update({args[0].dtype, block.mlp.up_proj.weight.dtype})
-        )
+        block.mlp.register_forward_pre_hook(lambda mlp, args: seen.update({args[0].dtype, mlp.up_proj.weight.dtype}))
     model(batch(0).inputs)
     assert seen == {torch_type(types.computed)}
     _, saved = losses(recipe, n=1)
@@ -120,8 +129,30 @@ def test_names_of_other_tools_are_understood(spelled: str) -> None:
 
 
 def test_one_that_is_left_out_is_said_why() -> None:
-    with pytest.raises(ValueError, match="16-true: weights in fp16 lose .* use bf16-true"):
+    with pytest.raises(ValueError, match=r"16-true: weights in fp16 lose .* use bf16-true"):
         TrainConfig.model_validate({"max_steps": 1, "precision": "16-true"})
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "fp16-mixed", "fp64"])
+@pytest.mark.parametrize("kind", ["lora", "qlora", "dora"])
+def test_adapters_train_in_each(kind: str, precision: Precision) -> None:
+    config = ModelConfig.model_validate(LLAMA)
+    adapter = Adapter.model_validate({"kind": kind, "r": 4, "dropout": 0.1})
+    found = []
+    for name in ("fp32", precision):
+        recipe = recipe_of(LLAMA, name)
+        model = build_model(config, recipe, world_size=1, device=torch.device("cpu"), adapter=adapter)
+        optimizer = open_optimizer(model, recipe)
+        objective: Objective = NextToken() if name != "fp16-mixed" else ScaledObjective(NextToken(), 1024.0)
+        for number in (1, 2, 3):
+            means, norm = train_step(
+                model, optimizer, [batch(number)], n_parts=64, number=number, lr=1e-2, max_grad_norm=1.0,
+                objective=objective,
+            )  # fmt: skip
+        found.append((float(means[0]), float(norm)))
+        types = {p.dtype for p in model.parameters() if p.requires_grad}
+        assert types == {torch_type(PRECISIONS[recipe.train.precision].stored)}
+    assert found[1] == (pytest.approx(found[0][0], rel=2e-2), pytest.approx(found[0][1], rel=0.1))
 
 
 def test_gradients_of_bf16_weights_are_summed_in_fp32_over_micro_batches() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.precision.rounded import RoundedOptimizer, Rounding, round_by_chance
 from launchyard.training.sections.optimizer import OptimizerConfig
@@ -82,29 +84,43 @@ class _Sum(nn.Module):
         self.weight = nn.Parameter(torch.randn(64, 32).to(dtype))
 
 
-def drift(rounding: Rounding | None) -> float:
-    """How far weights are from those in fp32 after many small steps, over the way these have gone."""
-    found = {}
-    for kind in (None, rounding):
-        model = _Sum(torch.float32 if kind is None else torch.bfloat16)
-        start = _Sum(torch.bfloat16).weight.float()
-        model.weight.data = model.weight.data if kind else start.clone()
-        config = OptimizerConfig(weight_decay=0.0)
-        if kind is None:
-            optimizer = make_optimizer(model, config)
-        else:
-            optimizer = RoundedOptimizer(model, lambda one: make_optimizer(one, config), rounding=kind, seed=0)
-        for number in range(1, 201):
-            model.weight.grad = torch.ones_like(model.weight)
-            optimizer.step(number, lr=1e-5)  # a thousandth of a digit of most weights
-        found[kind] = model.weight.detach().float()
-    return float((found[rounding] - found[None]).mean() / (found[None] - start).mean())
+def moved(rounding: Rounding | None) -> float:
+    """How far the mean weight goes in many small steps; None: in fp32."""
+    model = _Sum(torch.float32 if rounding is None else torch.bfloat16)
+    make = partial(make_optimizer, config=OptimizerConfig(weight_decay=0.0))
+    optimizer = make(model) if rounding is None else RoundedOptimizer(model, make, rounding=rounding, seed=0)
+    start = model.weight.detach().double().mean()
+    for number in range(1, 201):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step(number, lr=1e-5)  # a thousandth of a digit of most weights
+    return float(model.weight.detach().double().mean() - start)
 
 
 def test_small_updates_count_unless_they_are_rounded_to_the_nearest() -> None:
-    assert abs(drift("stochastic")) < 0.15
-    assert abs(drift("compensated")) < 0.05
-    assert abs(drift("nearest")) > 0.8
+    exact = moved(None)
+    assert moved("stochastic") == pytest.approx(exact, rel=0.2)
+    assert moved("compensated") == pytest.approx(exact, rel=0.15)  # of the weights without what is kept
+    assert abs(moved("nearest")) < 0.3 * abs(exact)
+
+
+def test_a_kept_rest_makes_weights_of_fp32() -> None:
+    """The same steps, bit for bit, as far as the weights' first values are the same."""
+    config = OptimizerConfig()
+    start = _Sum(torch.bfloat16)
+    plain, kept = _Sum(torch.float32), _Sum(torch.bfloat16)
+    plain.weight.data = start.weight.detach().float()
+    optimizer = make_optimizer(plain, config)
+    rounding = RoundedOptimizer(kept, partial(make_optimizer, config=config), rounding="compensated", seed=0)
+    for number in range(1, 6):
+        both: tuple[tuple[nn.Module, Optimizer], ...] = ((plain, optimizer), (kept, rounding))
+        for model, one in both:
+            gradient = torch.randn(64, 32, generator=torch.Generator().manual_seed(number)).bfloat16()
+            model.weight.grad = gradient.to(model.weight.dtype)
+            one.step(number, lr=1e-3)
+    rest = rounding.state(kept.weight)["compensation"]
+    whole = kept.weight.detach().float().view(torch.int32) + rest
+    assert torch.equal(whole.view(torch.float32), plain.weight.detach())
+    assert torch.equal(kept.weight.detach(), plain.weight.detach().bfloat16())
 
 
 # -- whole runs ---
