@@ -17,7 +17,7 @@ from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.cost import n_params, n_params_trained
 from launchyard.model.layout import Parameter, block_shapes, parameter_shapes, parameters
-from launchyard.model.precision import BYTES, PRECISIONS, Precision
+from launchyard.model.precision import NUMBER_BYTES, PRECISIONS, Precision
 
 FP32_BYTES = 4
 BF16_BYTES = 2
@@ -38,7 +38,7 @@ def checkpoint_bytes(
 ) -> int:
     """Size of a checkpoint: the trained parameters, their two AdamW moments, and what rounding has left."""
     types = PRECISIONS[precision]
-    each = BYTES[types.stored] + 2 * BYTES[types.kept] + BF16_BYTES * compensated
+    each = NUMBER_BYTES[types.stored] + 2 * NUMBER_BYTES[types.kept] + BF16_BYTES * compensated
     return each * n_params_trained(config, adapter)
 
 
@@ -63,7 +63,7 @@ class Savings:
 
 def is_narrow(precision: Precision) -> bool:
     """True of one that computes in 16 bits, where norms and softmax compute in fp32 nevertheless."""
-    return BYTES[PRECISIONS[precision].computed] == BF16_BYTES
+    return NUMBER_BYTES[PRECISIONS[precision].computed] == BF16_BYTES
 
 
 def training_memory(
@@ -88,8 +88,8 @@ def training_memory(
     total is below the sum of the four; with grad_accum_steps above 1 those of the first micro-batch stay throughout.
     """
     types = PRECISIONS[precision]
-    element = BYTES[types.computed]
-    stored_bytes = BYTES[types.stored]
+    element = NUMBER_BYTES[types.computed]
+    stored_bytes = NUMBER_BYTES[types.stored]
     n_trained = math.ceil(n_params_trained(config, adapter) / shards)
     gradients = stored_bytes * n_trained
     layout = parameters(config, adapter)
@@ -122,7 +122,7 @@ def training_memory(
         later = gradients - first_block - (0 if config.tie_embeddings else table // shards)
         at_end = kept[0] + each * _backward_elements(config) + max(0, later)
         peak = max(activations + table, at_end, gradients + 2 * table * config.tie_embeddings)
-    optimizer = (2 * BYTES[types.kept] + BF16_BYTES * savings.compensated) * n_trained
+    optimizer = (2 * NUMBER_BYTES[types.kept] + BF16_BYTES * savings.compensated) * n_trained
     memory = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
     return memory | {"total": weights + optimizer + peak}
 
@@ -347,7 +347,7 @@ def _logit_bytes(config: ModelConfig, tokens: int, precision: Precision, device:
     """Of a slice of tokens: logits and their logarithms, with a soft cap its slope too, in bf16 a rounded copy."""
     rows = min(tokens, logit_rows(config.padded_vocab_size, device))
     copies = 2.0 + (config.logit_softcap is not None) + (0.5 if is_narrow(precision) else 0)
-    wide = BYTES[PRECISIONS[precision].kept]
+    wide = NUMBER_BYTES[PRECISIONS[precision].kept]
     return int(copies * wide * rows * config.padded_vocab_size)
 
 

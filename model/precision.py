@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["fp32", "bf16", "bf16-true", "fp16-mixed", "fp64", "fp8"]
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+NUMBER_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ PRECISIONS: dict[Precision, NumberTypes] = {
     "fp8": NumberTypes("float32", "bfloat16"),  # and matrices of blocks in float8, one scale a tensor, for each product
 }
 # Spellings of Lightning and LitGPT. A number alone is what they take it for.
-ALIASES: dict[str, Precision] = {
+SPELLINGS: dict[str, Precision] = {
     "32": "fp32", "32-true": "fp32", "bf16-mixed": "bf16", "16": "fp16-mixed", "16-mixed": "fp16-mixed",
     "fp16": "fp16-mixed", "64": "fp64", "64-true": "fp64",
 }  # fmt: skip
@@ -48,4 +48,4 @@ def canonical(given: object) -> object:
     name = str(given)
     if name in WITHOUT:
         raise ValueError(f"{name}: {WITHOUT[name]}")
-    return ALIASES.get(name, given)
+    return SPELLINGS.get(name, given)

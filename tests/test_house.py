@@ -47,6 +47,7 @@ LIGHT_FILES = (
     "model/devices.py",
     "model/initial.py",
     "model/layout.py",
+    "model/precision.py",
     "model/memory.py",
     "model/serve/matrices/names.py",
     "model/text/chat_template.py",

@@ -85,8 +85,7 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
-    draft.problems.extend(precision_problems(recipe, model, device, host))
-    _check(recipe, cluster, data, device, host, draft)
+    _check(recipe, cluster, data, model, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
@@ -407,7 +406,15 @@ def _check_judged(draft: _Draft, recipe: Recipe) -> None:
             draft.wrong("validation.every_steps", f"{section} judges by validations, and there are none; set it")
 
 
-def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
+def _check(
+    recipe: Recipe,
+    cluster: Cluster,
+    data: PlannedData,
+    model: ModelConfig | None,
+    device: str,
+    host: HostFacts,
+    draft: _Draft,
+) -> None:
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
@@ -429,6 +436,7 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong(key, what)
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
+    draft.problems.extend(precision_problems(recipe, model, device, host))
     draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")

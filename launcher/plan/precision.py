@@ -30,8 +30,9 @@ def precision_problems(
         kind = "bf16" if train.precision.startswith("bf16") else train.precision
         yield "parallel.compile", f"does not work in {kind} on a CPU (torch emits code that does not compile)"
     if train.precision == "fp8":
-        for what in _of_float8(recipe, model, device, host):
-            yield "train.precision", f"fp8 {what}; bf16 needs none of this"
+        lacks = list(_of_float8(recipe, model, device, host))
+        if lacks:
+            yield "train.precision", f"fp8 {'; it '.join(lacks)}; bf16 needs none of this"
 
 
 def _of_float8(recipe: Recipe, model: ModelConfig | None, device: str, host: HostFacts) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.memory import training_memory
-from launchyard.model.precision import ALIASES, BYTES, PRECISIONS, Precision
+from launchyard.model.precision import SPELLINGS, NUMBER_BYTES, PRECISIONS, Precision
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.compose import open_optimizer
@@ -118,14 +118,14 @@ def test_the_plan_counts_the_bytes_of_these_types(precision: Precision) -> None:
         config, micro_batch_size=4, seq_len=16, shards=1, precision=precision, device="cpu"
     )  # fmt: skip
     assert foreseen["optimizer"] == sum(tensor.nbytes for key, tensor in saved.items() if "exp_avg" in key)
-    assert foreseen["gradients"] == BYTES[PRECISIONS[precision].stored] * n_trained
+    assert foreseen["gradients"] == NUMBER_BYTES[PRECISIONS[precision].stored] * n_trained
 
 
-@pytest.mark.parametrize("spelled", ALIASES)
+@pytest.mark.parametrize("spelled", SPELLINGS)
 def test_names_of_other_tools_are_understood(spelled: str) -> None:
-    assert TrainConfig.model_validate({"max_steps": 1, "precision": spelled}).precision == ALIASES[spelled]
+    assert TrainConfig.model_validate({"max_steps": 1, "precision": spelled}).precision == SPELLINGS[spelled]
     if spelled.isdigit():  # as YAML has it
-        assert TrainConfig.model_validate({"max_steps": 1, "precision": int(spelled)}).precision == ALIASES[spelled]
+        assert TrainConfig.model_validate({"max_steps": 1, "precision": int(spelled)}).precision == SPELLINGS[spelled]
 
 
 def test_one_that_is_left_out_is_said_why() -> None:
