@@ -101,7 +101,7 @@ def main() -> None:
                 shards=1,
                 precision="fp32",
                 device="cpu",
-                savings=Savings(activation_checkpointing=checkpointing),
+                savings=Savings(activation_checkpointing="full" if checkpointing else "none"),
             )["total"]
             how = "checkpointed" if checkpointing else "plain"
             sizes = f"estimate {estimate / 1e6:6.0f} MB  live {live / 1e6:6.0f} MB  process {resident / 1e6:6.0f} MB"

@@ -51,14 +51,19 @@ def logit_rows(vocab_size: int, device: str) -> int:
 
 # -- training ---------------------------------------------------------------------------------------------------------
 Device = Literal["cpu", "cuda"]
+Checkpointing = Literal["none", "full", "op"]
 
 
 @dataclass(frozen=True)
 class Savings:
     """What a recipe spares or adds, see its keys of these names; compensated: train.bf16_rounding."""
 
-    activation_checkpointing: bool = False
+    activation_checkpointing: Checkpointing = "none"
+    every: int = 1  # of so many blocks one is checkpointed
+    shard_level: Literal[0, 2, 3] = 3
+    cpu_offload: bool = False
     compensated: bool = False
+    replicas: int = 1  # of what `shards` workers hold
 
 
 def is_narrow(precision: Precision) -> bool:
@@ -94,13 +99,12 @@ def training_memory(
     gradients = stored_bytes * n_trained
     layout = parameters(config, adapter)
     stored = sum(_bytes_of(each, stored_bytes if each.trained else element) for each in layout.values())
-    weights = math.ceil(stored / shards)
-    if shards > 1 or _is_cast_whole(config, layout, precision):
-        weights += _gathered(config, layout, element)
+    weights = 0 if savings.cpu_offload else math.ceil(stored / shards)
+    if shards * savings.replicas > 1 or savings.cpu_offload or _is_cast_whole(config, layout, precision):
+        weights += _gathered(config, layout, element, level=savings.shard_level)
     weights += element * _largest_coded(config, layout)
     tokens = micro_batch_size * seq_len
     each = element * tokens
-    checkpointing = savings.activation_checkpointing
     kept = [
         each * activation_elements(config, layer, seq_len, precision=precision, device=device)
         + each * adapter_elements(config, layer, adapter, precision=precision, device=device)
@@ -108,20 +112,23 @@ def training_memory(
         for layer in range(config.n_layers)
     ]
     activations = _shared_masks(config, seq_len) + _activation_peak(
-        config, tokens, kept, element, precision=precision, device=device, checkpointing=checkpointing
+        config, tokens, kept, element, precision=precision, device=device, savings=savings
     )
     # The head's gradient is made whole, before all others.
     head_trains = layout["embed.weight" if config.tie_embeddings else "lm_head.weight"].trained
     table = max(FP32_BYTES, stored_bytes) * config.padded_vocab_size * config.embed_dim * head_trains
     # A tied table's two gradients are there beside their sum, which becomes its gradient or is added to it.
     if grad_accum_steps > 1:
-        summed = max(FP32_BYTES, stored_bytes) * n_trained  # over micro batches, whatever type weights have
+        # Over micro batches they are not cut, and fp32 at least.
+        summed = max(FP32_BYTES, stored_bytes) * n_params_trained(config, adapter)
         peak = summed + max(activations + table, 3 * table * config.tie_embeddings)
     else:
         first_block = stored_bytes * sum(map(math.prod, block_shapes(config, 0).values())) // shards
         later = gradients - first_block - (0 if config.tie_embeddings else table // shards)
         at_end = kept[0] + each * _backward_elements(config) + max(0, later)
         peak = max(activations + table, at_end, gradients + 2 * table * config.tie_embeddings)
+    if savings.cpu_offload:
+        gradients = n_trained = 0
     optimizer = (2 * NUMBER_BYTES[types.kept] + BF16_BYTES * savings.compensated) * n_trained
     memory = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
     return memory | {"total": weights + optimizer + peak}
@@ -141,20 +148,46 @@ def _activation_peak(
     *,
     precision: Precision,
     device: Device,
-    checkpointing: bool,
+    savings: Savings,
 ) -> int:
-    """The most that the forward has kept: at the loss, or with checkpointing when the last block has run once more."""
+    """The most that the forward has kept: at the loss, or with checkpointing when the last such block has run again."""
     each = element * tokens
-    stored = each * config.n_layers * config.dim if checkpointing else sum(kept)
-    again = max(kept) if checkpointing else 0
+    stored = 0
+    again = 0
+    for layer, whole in enumerate(kept):
+        if savings.activation_checkpointing == "none" or layer % savings.every:
+            stored += whole
+            continue
+        products = _product_elements(config, layer, precision) if savings.activation_checkpointing == "op" else 0
+        stored += each * (config.dim + products)
+        # What is added to the stream right away is no input of a backward.
+        added = 2 * config.dim if config.norm_place == "pre" else 0
+        again = max(again, whole - each * max(0, products - added))
     at_loss = (
         stored + each * _final_elements(config, precision, device) + _logit_bytes(config, tokens, precision, device)
     )
     return max(at_loss, stored + again + each * _backward_elements(config))
 
 
-def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int) -> int:
-    """Bytes of parameters that are there in full during a step: all outside the blocks, and those of two blocks."""
+def _product_elements(config: ModelConfig, layer: int, precision: Precision) -> int:
+    """Numbers that the products of a block give, a token, and its attention where a fused kernel makes that."""
+    made = sum(shape[0] for name, shape in block_shapes(config, layer).items() if len(shape) == 2 and _is_product(name))
+    moe = config.moe
+    if moe is not None and moe.is_in(layer):
+        made += moe.top_k * (2 * moe.ffn_dim + config.dim)
+    own = config.attention_softcap is not None or config.attention_sinks or config.positions == "alibi"
+    if own or config.latent_attention is not None:
+        return made
+    return made + config.n_heads * (config.head_dim + (2 if is_narrow(precision) else 1))
+
+
+def _is_product(name: str) -> bool:
+    return name.endswith("_proj.weight") or name in ("mlp.router.weight", "mlp.shared_gate.weight")
+
+
+def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int, *, level: int) -> int:
+    """Bytes of parameters that are there in full during a step: all outside the blocks, and those of two blocks; with
+    shard_level 2 of every block."""
     blocks = [0] * config.n_layers
     rest = 0
     for name, parameter in layout.items():
@@ -162,7 +195,7 @@ def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int
             blocks[int(name.split(".")[1])] += _bytes_of(parameter, element)
         else:
             rest += _bytes_of(parameter, element)
-    return rest + min(2, config.n_layers) * max(blocks)
+    return rest + (sum(blocks) if level == 2 else min(2, config.n_layers) * max(blocks))
 
 
 def _bytes_of(parameter: Parameter, element: int) -> int:

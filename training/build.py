@@ -53,7 +53,7 @@ def build_model(
     layout = parameters(config, adapter)
     adapter = adapter or Adapter()
     form = form_of(adapter)
-    sharded = needs_sharding(recipe.train, world_size, adapter)
+    sharded = needs_sharding(recipe, world_size, adapter)
     types = PRECISIONS[recipe.train.precision]
     stored = torch_type(types.stored)
     compute = torch_type(types.computed)
@@ -73,13 +73,21 @@ def build_model(
     mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
     parallelize(model, parallel=recipe.parallel, precision=recipe.train.precision, mesh=mesh)
     if later:
-        model.to_empty(device=device)
+        _make_room(model, device, on_cpu=recipe.parallel.cpu_offload)
         if config.tie_embeddings:  # to_empty gives each name its own storage
             tie_head(model.embed, model.lm_head)
     balance_experts(model, recipe)
     if fill:
         fill_weights(model, config, recipe, adapter=adapter)
     return model
+
+
+def _make_room(model: nn.Module, device: torch.device, *, on_cpu: bool) -> None:
+    """Memory for weights; with on_cpu those that are whole on every rank alone are where the products are."""
+    model.to_empty(device="cpu" if on_cpu else device)
+    for name, parameter in model.named_parameters() if on_cpu else ():
+        if stays_fp32(name):
+            parameter.data = parameter.data.to(device)
 
 
 def balance_experts(model: nn.Module, recipe: Recipe) -> None:

@@ -80,7 +80,7 @@ def compose(
     if world.is_main:
         check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
-    sharded = needs_sharding(recipe.train, world.world_size, workload.adapter)
+    sharded = needs_sharding(recipe, world.world_size, workload.adapter)
     if sharded:
         connect(world, context.device)
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))

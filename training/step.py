@@ -85,14 +85,14 @@ def reduce_and_clip(
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
     norm = _norm_of(nonempty) if nonempty else values.new_zeros(())
-    summed = torch.cat([values.double(), norm.double().square()[None] / copies])
+    summed = torch.cat([values.double(), norm.to(values.device).double().square()[None] / copies])
     with waits():
         sum_over_ranks(summed)
     means = summed[:-1]
     norm = summed[-1].sqrt()
     if max_grad_norm is not None and nonempty:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(nonempty, factor.to(nonempty[0].dtype))
+        torch._foreach_mul_(nonempty, factor.to(nonempty[0]))
     return means, norm
 
 

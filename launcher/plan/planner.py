@@ -5,6 +5,7 @@ The dry run IS this value printed. Reads no file and asks no machine; all inputs
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
-from launchyard.launcher.plan.precision import precision_notes, precision_problems
+from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -187,6 +188,12 @@ def _fewer(there: int) -> str:
 def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     replicate = recipe.parallel.dp_replicate
     shard = recipe.parallel.dp_shard
+    if recipe.parallel.shard_level == 0:
+        if shard > 1 or replicate not in (1, world):
+            what = f"0 gives each of {world} workers a whole copy, but dp_replicate is {replicate} and dp_shard {shard}"
+            draft.wrong("parallel.shard_level", f"{what}; leave these out")
+            return None
+        return Mesh(dp_replicate=world, dp_shard=1)
     if shard == 0:
         draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
         return None
@@ -295,7 +302,7 @@ def _memory(
         shards=mesh.dp_shard,
         precision=recipe.train.precision,
         device=device,
-        savings=_savings(recipe),
+        savings=dataclasses.replace(_savings(recipe), replicas=mesh.dp_replicate),
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
@@ -304,7 +311,10 @@ def _memory(
 
 def _savings(recipe: Recipe) -> memory.Savings:
     return memory.Savings(
-        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
+        activation_checkpointing=recipe.parallel.activation_checkpointing,
+        every=recipe.parallel.activation_checkpointing_every,
+        shard_level=recipe.parallel.shard_level,
+        cpu_offload=recipe.parallel.cpu_offload,
         compensated=recipe.train.bf16_rounding == "compensated",
     )
 
@@ -436,7 +446,7 @@ def _check(
         draft.wrong(key, what)
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
-    draft.problems.extend(precision_problems(recipe, model, device, host))
+    draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, device)])
     draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")

@@ -35,6 +35,15 @@ def precision_problems(
             yield "train.precision", f"fp8 {'; it '.join(lacks)}; bf16 needs none of this"
 
 
+def parallel_problems(recipe: Recipe, device: str) -> Iterator[tuple[str, str]]:
+    parallel = recipe.parallel
+    if parallel.cpu_offload and device == "cpu":
+        yield "parallel.cpu_offload", "this run trains on CPUs, whose memory holds all anyway; leave it out"
+    if parallel.activation_checkpointing_every > 1 and parallel.activation_checkpointing == "none":
+        what = f"{parallel.activation_checkpointing_every}, but no block is checkpointed"
+        yield "parallel.activation_checkpointing_every", f"{what}; set parallel.activation_checkpointing=full or op"
+
+
 def _of_float8(recipe: Recipe, model: ModelConfig | None, device: str, host: HostFacts) -> Iterator[str]:
     if device == "cpu":
         yield "is computed by GPUs of Hopper and newer alone, and this run trains on CPUs"

@@ -74,8 +74,8 @@ def trained_peak(
         model = Transformer(config) if adapter is None else _adapted(config, adapter)
         _fill(model)
         live.peak = live.now
-        if savings is not None and savings.activation_checkpointing:
-            checkpoint_activations(model.blocks)
+        if savings is not None and savings.activation_checkpointing != "none":
+            checkpoint_activations(model.blocks, savings.activation_checkpointing, savings.every)
         optimizer = make_optimizer(model, OptimizerConfig())
         for number in (1, 2):
             size = (2, micro_batch_size, seq_len)

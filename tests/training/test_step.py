@@ -108,9 +108,12 @@ def test_a_balance_of_experts_is_one_of_each_sequence() -> None:
         torch.testing.assert_close(shard.tensor, whole[key].tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_recomputed_activations_give_the_same_bits() -> None:
-    numbers, whole = reference(LLAMA)
-    again, parts = train(recipe_of(LLAMA, activation_checkpointing="full"), GLOBAL)
+@pytest.mark.parametrize(("kind", "every"), [("full", 1), ("full", 2), ("op", 1), ("op", 2)])
+@pytest.mark.parametrize("model", [LLAMA, MODEL, EXPERTS], ids=["llama", "neox", "experts"])
+def test_recomputed_activations_give_the_same_bits(model: dict[str, Any], kind: str, every: int) -> None:
+    numbers, whole = reference(model)
+    recomputed = recipe_of(model, activation_checkpointing=kind, activation_checkpointing_every=every)
+    again, parts = train(recomputed, GLOBAL)
     assert again == numbers
     assert parts.keys() == whole.keys()  # no trace of the wrapper in the names
     assert all(torch.equal(shard.tensor, whole[key]) for key, shard in parts.items())
@@ -136,6 +139,9 @@ CASES = {
     "two replicas": (2, MODEL, {"dp_replicate": 2, "dp_shard": 1}, 2, False),
     "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
     "experts": (2, EXPERTS, {}, 2, False),
+    "two workers, level 2": (2, LLAMA, {"shard_level": 2}, 2, False),
+    "two workers, level 0": (2, LLAMA, {"shard_level": 0, "activation_checkpointing": "op"}, 2, False),
+    "on the CPU": (2, LLAMA, {"cpu_offload": True, "activation_checkpointing_every": 2}, 2, False),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
 # These hold more than the others, less, or something else.

@@ -63,7 +63,20 @@ class ParallelConfig(Section):
 
     dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
     dp_shard: int = Field(default=-1, ge=-1, description="Workers that share one copy (FSDP); -1: all that remain.")
-    activation_checkpointing: Literal["none", "full"] = Field(
-        default="none", description="full: keep only the inputs of each block and compute the rest again."
+    shard_level: Literal[0, 2, 3] = Field(
+        default=3,
+        description="What workers share, as the levels of ZeRO. 3: weights, gradients and optimizer; 2: the same, but "
+        "weights are whole from the forward to the backward; 0: nothing, each worker has a whole copy (DDP).",
+    )
+    cpu_offload: bool = Field(
+        default=False, description="Keep weights, gradients and optimizer in the CPU's memory, and update them there."
+    )
+    activation_checkpointing: Literal["none", "full", "op"] = Field(
+        default="none",
+        description="full: keep only the inputs of each block and compute the rest again; op: keep the results of its "
+        "matrix products and of attention, too.",
+    )
+    activation_checkpointing_every: int = Field(
+        default=1, ge=1, description="Of every so many blocks one is checkpointed, and the others keep all; 1: each."
     )
     compile: bool = Field(default=False, description="torch.compile each block.")

@@ -71,7 +71,9 @@ def _first(batch: Batch, n: int) -> Batch:
 
 
 def _leave(model: nn.Module) -> None:
-    """Back to training. FSDP's root keeps whole weights for a backward that does not come here."""
+    """Back to training. FSDP's root, and each block with shard_level 2, keeps whole weights for a backward that does
+    not come here; they would not see the next update."""
     model.train()
-    if hasattr(model, "reshard"):
-        model.reshard()
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()

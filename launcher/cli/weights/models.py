@@ -188,7 +188,7 @@ def _memory(config: ModelConfig, seq_len: int, micro_batch_size: int) -> _Facts:
             shards=1,
             precision=precision,
             device="cuda",
-            savings=memory.Savings(activation_checkpointing=checkpointing),
+            savings=memory.Savings(activation_checkpointing="full" if checkpointing else "none"),
         )
 
     both = {

@@ -379,6 +379,20 @@ def test_fp8_says_all_that_it_lacks_before_anything_is_queued() -> None:
     assert "adapter" in problems_of(host=ready, train__precision="fp8", adapter__kind="lora")["train.precision"]
 
 
+def test_levels_of_sharding_and_offload_are_planned() -> None:
+    eight = {"host": GPUS, "train__global_batch_size": 8}
+    level3, level2, level0 = (plan_of(**eight, parallel__shard_level=level) for level in (3, 2, 0))
+    assert (level0.mesh.dp_replicate, level0.mesh.dp_shard) == (8, 1)
+    assert level0.memory["optimizer"] == 8 * level0.n_params > level2.memory["optimizer"]
+    assert level3.memory["weights"] < level2.memory["weights"] < level0.memory["weights"]
+    away = plan_of(**eight, parallel__cpu_offload=True)
+    assert away.memory["optimizer"] == 0 and away.memory["total"] < level3.memory["total"]
+    assert "whole copy" in problems_of(**eight, parallel__shard_level=0, parallel__dp_shard=4)["parallel.shard_level"]
+    assert "trains on CPUs" in problems_of(parallel__cpu_offload=True)["parallel.cpu_offload"]
+    every = "parallel.activation_checkpointing_every"
+    assert "no block" in problems_of(parallel__activation_checkpointing_every=2)[every]
+
+
 def test_a_rounding_is_of_weights_in_bf16() -> None:
     assert "is for" in problems_of(train__precision="bf16", train__bf16_rounding="nearest")["train.bf16_rounding"]
     kept = plan_of(train__precision="bf16-true", train__bf16_rounding="compensated")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.memory import training_memory
-from launchyard.model.precision import SPELLINGS, NUMBER_BYTES, PRECISIONS, Precision
+from launchyard.model.precision import NUMBER_BYTES, PRECISIONS, SPELLINGS, Precision
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.compose import open_optimizer
