@@ -380,7 +380,7 @@ def test_fp8_says_all_that_it_lacks_before_anything_is_queued() -> None:
 
 
 def test_levels_of_sharding_and_offload_are_planned() -> None:
-    eight = {"host": GPUS, "train__global_batch_size": 8}
+    eight: dict[str, Any] = {"recipe": "pretrain/pythia-160m", "host": GPUS}
     level3, level2, level0 = (plan_of(**eight, parallel__shard_level=level) for level in (3, 2, 0))
     assert (level0.mesh.dp_replicate, level0.mesh.dp_shard) == (8, 1)
     assert level0.memory["optimizer"] == 8 * level0.n_params > level2.memory["optimizer"]

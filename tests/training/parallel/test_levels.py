@@ -11,6 +11,7 @@ import torch
 from launchyard.model.config import ModelConfig
 from launchyard.model.memory import Savings
 from launchyard.run.rundir import RunDir
+from launchyard.storage.shards import read_manifest, read_tensor
 from launchyard.training.build import build_model
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.recipe import Recipe
@@ -19,7 +20,7 @@ from tests.model.live_bytes import trained_peak
 from tests.support.small_runs import MODEL, final_weights, history, make_run, run_workers, write_data
 from tests.support.tiny_models import llama
 
-RUN = {"train.max_steps": 12, "schedule.name": "constant", "validation.every_steps": 3}
+RUN = {"train.max_steps": 12, "schedule.name": "constant", "validation.every_steps": 3, "checkpoint.every_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,19 @@ def assert_near(run: RunDir, other: RunDir) -> None:
 
 @pytest.mark.parametrize("level", [0, pytest.param(2), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_level_of_two_workers_gives_the_run_of_one(tmp_path: Path, data: DataSpec, whole: RunDir, level: int) -> None:
-    """Its validations between steps leave no weights behind that a step would go on with."""
+    """And it saves that one's weights, also right after a validation, which leaves none gathered."""
     run = make_run(tmp_path / "run", data, {**RUN, "parallel.shard_level": level})
     run_workers(run, 2)
     assert_near(run, whole)
+    mine, theirs = weights_at(run, 9), weights_at(whole, 9)
+    for key in theirs:
+        torch.testing.assert_close(mine[key], theirs[key], rtol=1e-3, atol=1e-5)
+
+
+def weights_at(run: RunDir, step: int) -> dict[str, torch.Tensor]:
+    folder = run.path(run.checkpoint_dir(step))
+    manifest = read_manifest(folder)
+    return {key: read_tensor(folder, manifest, key) for key in manifest.tensors}
 
 
 @pytest.mark.slow
