@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The division of one optimizer step. Sizes count sequences."""
+    """The division of one optimizer step. Sizes count sequences; world_size counts those that take a share."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -97,4 +97,14 @@ class Context:
     @property
     def share(self) -> int:
         """Sequences of each global batch that this worker takes."""
-        return self.sizes.global_batch_size // self.world.world_size
+        return self.sizes.global_batch_size // self.sizes.world_size
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the shares: workers that share matrices are neighbours, and take the same one."""
+        return self.world.rank // self.recipe.parallel.tp
+
+    @property
+    def counts_data(self) -> bool:
+        """True for one of the workers that take the same share."""
+        return self.world.rank % self.recipe.parallel.tp == 0

@@ -24,6 +24,7 @@ from launchyard.model.layout import MAGNITUDE, adapter_shapes, parameter_shapes,
 from launchyard.model.network.init import adapter_rows, initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
+from launchyard.model.parallel.trained import SharedTransformer
 from launchyard.model.precision import PRECISIONS
 from launchyard.training.parallel import (
     clean_name,
@@ -31,7 +32,8 @@ from launchyard.training.parallel import (
     make_mesh,
     needs_sharding,
     parallelize,
-    shard_extent,
+    place_in_model,
+    tensor_ranks,
     torch_type,
 )
 from launchyard.training.recipe import Recipe
@@ -59,8 +61,10 @@ def build_model(
     compute = torch_type(types.computed)
     by_adapter = form is not None or (compute != torch.float32 and adapter.kind != "none")
     later = by_adapter or sharded or stored != torch.float32
+    mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
+    sharing = tensor_ranks(mesh)
     with torch.device("meta" if later else device):  # whole weights take memory only where they stay whole
-        model: nn.Module = Transformer(config)
+        model: nn.Module = Transformer(config) if sharing is None else SharedTransformer(config, sharing)
         if form is not None:
             quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
         model.moment = attach(model, config, adapter)
@@ -70,7 +74,6 @@ def build_model(
         if later and not (layout[name].is_bytes or stays_fp32(name)):
             # A frozen one never changes, so it has the type that it is computed with anyway.
             parameter.data = parameter.data.to(stored if layout[name].trained else compute)
-    mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
     parallelize(model, parallel=recipe.parallel, precision=recipe.train.precision, mesh=mesh)
     if later:
         _make_room(model, device, on_cpu=recipe.parallel.cpu_offload)
@@ -121,15 +124,19 @@ def fill_weights(
     wanted: dict[str, range] = {}
     added: dict[str, range] = {}
     parts: dict[str, Tensor] = {}
+    corners: dict[str, tuple[int, ...]] = {}
     for raw_name, parameter in model.named_parameters():
         if only_frozen and parameter.requires_grad:
             continue
         name = clean_name(raw_name)
-        offsets, sizes = shard_extent(parameter)
         parts[name] = local(parameter)
+        _, offsets = place_in_model(model, name, parameter)
+        corners[name] = offsets
         if not name.endswith(SCALES):  # which come with their codes
-            (added if name in of_adapter else wanted)[name] = range(offsets[0], offsets[0] + sizes[0])
+            (added if name in of_adapter else wanted)[name] = range(offsets[0], offsets[0] + len(parts[name]))
     for name, rows in _first_rows(config, recipe, wanted, on_progress):
+        for axis in range(1, rows.ndim if form is None else 0):
+            rows = rows.narrow(axis, corners[name][axis], parts[name].shape[axis])
         _place(parts, name, rows, form)
     for name, place in added.items():
         if not name.endswith(MAGNITUDE):  # which come with their matrices

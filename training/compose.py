@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.optim.base import Optimizer
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.tasks import TaskPoints
-    from launchyard.training.optim.base import Optimizer
 
 
 DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
@@ -73,7 +73,7 @@ def compose(
         world=world,
         recipe=recipe,
         workload=workload,
-        sizes=cut_batch(recipe.train, world.world_size),
+        sizes=cut_batch(recipe.train, world.world_size // recipe.parallel.tp),
         max_steps=count_steps(recipe, workload.data),
         device=choose_device(recipe, world),
     )

@@ -149,7 +149,7 @@ def prefetch(context: Context, data: Data, start_step: int) -> Prefetcher:
         data.reader,
         start_step=start_step,
         stop_step=context.max_steps,
-        first_slot=context.world.rank * context.share,
+        first_slot=context.data_rank * context.share,
         n=context.share,
         pin_memory=context.device.type == "cuda",
     )
@@ -172,7 +172,7 @@ def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool) -> Agreem
     """
     telemetry = parts.telemetry
     data = [0, 0, 0, 0]
-    if batch is not None:
+    if batch is not None and parts.context.counts_data:
         data = [parts.objective.parts(batch), batch.n_valid, batch.n_tokens, batch.data_hash]
     mine = [*data, int(save), *parts.flag.votes(), *telemetry.recorder.compute_votes(step)]
     telemetry.clock.enter("collective_wait")
@@ -190,7 +190,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     if n_parts < 1:
         named = named_samples(context, parts.data, number - 1)
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
-    first_slot = context.world.rank * context.share
+    first_slot = context.data_rank * context.share
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     objective = parts.objective
     state = learner.state
@@ -376,7 +376,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
         parts.data.held_out,
         parts.objective,
         sizes=context.sizes,
-        world=context.world,
+        data_rank=context.data_rank,
         device=context.device,
         max_batches=context.recipe.validation.max_batches,
         interrupted=interrupted,

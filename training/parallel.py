@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
+from launchyard.model.parallel.trained import SharedTransformer, TensorRanks
 from launchyard.model.precision import PRECISIONS, Precision
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.train import ParallelConfig
@@ -33,7 +34,10 @@ def needs_sharding(recipe: Recipe, world_size: int, adapter: Adapter | None = No
 
 
 def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
-    """(dp_replicate, dp_shard) with -1 filled in; ValueError if they do not multiply to the world."""
+    """(dp_replicate, dp_shard) with -1 filled in; ValueError if they and tp do not multiply to the world."""
+    if world_size % parallel.tp:
+        raise ValueError(f"parallel.tp: {parallel.tp} workers cannot share a model among {world_size}")
+    world_size //= parallel.tp
     if parallel.shard_level == 0:
         return world_size, 1
     replicate = parallel.dp_replicate
@@ -49,9 +53,9 @@ def make_mesh(parallel: ParallelConfig, world_size: int, device: torch.device) -
     from torch.distributed.device_mesh import init_device_mesh
 
     replicate, shard = mesh_shape(parallel, world_size)
-    if replicate == 1:
-        return init_device_mesh(device.type, (shard,), mesh_dim_names=("dp_shard",))
-    return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+    sizes = {"dp_replicate": replicate, "dp_shard": shard, "tp": parallel.tp}
+    named = {name: size for name, size in sizes.items() if size > 1 or name == "dp_shard"}
+    return init_device_mesh(device.type, tuple(named.values()), mesh_dim_names=tuple(named))
 
 
 def multiply_in_float8(blocks: nn.ModuleList) -> None:
@@ -134,7 +138,35 @@ def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: Precis
     if parallel.compile:
         compile_blocks(model.blocks)
     if mesh is not None:
-        shard(model, mesh, precision, parallel)
+        shard(model, _of_data(mesh), precision, parallel)
+
+
+def _of_data(mesh: DeviceMesh) -> DeviceMesh:
+    """The axes over which a batch is cut."""
+    names = mesh.mesh_dim_names or ()
+    if "tp" not in names:
+        return mesh
+    return mesh["dp_replicate", "dp_shard"] if "dp_replicate" in names else mesh["dp_shard"]
+
+
+def tensor_ranks(mesh: DeviceMesh | None) -> TensorRanks | None:
+    """This worker among those that share its matrices; None if it has them whole."""
+    if mesh is None or "tp" not in (mesh.mesh_dim_names or ()):
+        return None
+    return TensorRanks(mesh.get_local_rank("tp"), mesh["tp"].size(), mesh.get_group("tp"))
+
+
+def place_in_model(model: nn.Module, name: str, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(shape of the whole parameter, offsets of this rank's part in it), whichever ways it is cut."""
+    offsets, _ = shard_extent(tensor)
+    shape = tuple(tensor.shape)
+    cut = model.cuts[name] if isinstance(model, SharedTransformer) else None
+    if cut is None:
+        return shape, offsets
+    lengths, starts = [*shape], [*offsets]
+    lengths[cut.axis] *= model.ranks.count
+    starts[cut.axis] += cut.places.start
+    return tuple(lengths), tuple(starts)
 
 
 def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManager[None]]) -> None:
@@ -179,6 +211,11 @@ def shard_extent(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (0,) * tensor.ndim, tuple(tensor.shape)
     (chunk,) = tensor.__create_chunk_list__()
     return tuple(chunk.offsets), tuple(chunk.sizes)
+
+
+def owns_part(model: nn.Module, name: str) -> bool:
+    """False on a rank that has a parameter whole as the first of those that share matrices with it has, too."""
+    return not isinstance(model, SharedTransformer) or model.cuts[name] is not None or model.ranks.rank == 0
 
 
 def replica(tensor: Tensor) -> tuple[int, int]:

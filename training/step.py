@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.noise import Moment
+from launchyard.model.parallel.trained import tensor_ranks_of
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import local
+from launchyard.training.parallel import clean_name, local, owns_part
 from launchyard.training.precision.loss_scale import ScaledObjective
 from launchyard.training.telemetry.phases import PhaseClock
 
@@ -46,6 +47,7 @@ def forward_backward(
         values[0].backward()
         total = values.detach() if total is None else total + values.detach()
     assert total is not None
+    _sum_partial(model)
     return objective.unscale(model, total) if isinstance(objective, ScaledObjective) else total
 
 
@@ -84,8 +86,11 @@ def reduce_and_clip(
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    norm = _norm_of(nonempty) if nonempty else values.new_zeros(())
-    summed = torch.cat([values.double(), norm.to(values.device).double().square()[None] / copies])
+    mine = [local(p.grad) for name, p in _owned(model) if p.grad is not None and local(p.grad).numel()]
+    norm = _norm_of(mine) if mine else values.new_zeros(())
+    sharing = tensor_ranks_of(model)
+    counts = sharing is None or sharing.rank == 0
+    summed = torch.cat([values.double() * counts, norm.to(values.device).double().square()[None] / copies])
     with waits():
         sum_over_ranks(summed)
     means = summed[:-1]
@@ -94,6 +99,26 @@ def reduce_and_clip(
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(nonempty, factor.to(nonempty[0]))
     return means, norm
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that no other of the ranks that share matrices counts."""
+    for name, parameter in model.named_parameters():
+        if owns_part(model, clean_name(name)):
+            yield name, parameter
+
+
+@torch.no_grad()
+def _sum_partial(model: nn.Module) -> None:
+    """Over ranks that share matrices: gradients of which each has made a part."""
+    sharing = tensor_ranks_of(model)
+    if sharing is None:
+        return
+    partial = {*model.partial_gradients()}
+    for name, parameter in model.named_parameters():
+        if clean_name(name) in partial and parameter.grad is not None:
+            own = local(parameter.grad)
+            own.copy_(sharing.summed(own))
 
 
 def _norm_of(grads: list[Tensor]) -> Tensor:

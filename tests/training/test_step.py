@@ -30,6 +30,10 @@ LLAMA = {
     "max_seq_len": 64, "tie_embeddings": True,
 }  # fmt: skip
 
+GEMMA = {
+    **LLAMA, "qk_norm": "head", "norm_place": "sandwich", "norm_weight": "plus_one", "embed_scale": 2.0,
+    "attention_bias": True, "mlp_bias": True,
+}  # fmt: skip
 EXPERTS = {
     **LLAMA, "dim": 32, "moe": {
         "n_experts": 4, "top_k": 2, "ffn_dim": 24, "score": "sigmoid", "normalize": True, "choice_bias": True,
@@ -65,10 +69,11 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
     optimizer = make_optimizer(
         model, OptimizerConfig(lr=1e-2, eps=1e-4)
     )  # else Adam turns rounding of tiny gradients into steps
-    share, numbers = GLOBAL // world.world_size, []
+    share, numbers = GLOBAL * recipe.parallel.tp // world.world_size, []
+    first = world.rank // recipe.parallel.tp * share
     for step in range(STEPS):
         inputs, labels = global_batch(step)
-        mine = slice(world.rank * share, (world.rank + 1) * share)
+        mine = slice(first, first + share)
         pairs = zip(inputs[mine].split(micro_batch_size), labels[mine].split(micro_batch_size), strict=True)
         loss, norm = train_step(
             model,
@@ -142,6 +147,9 @@ CASES = {
     "two workers, level 2": (2, LLAMA, {"shard_level": 2}, 2, False),
     "two workers, level 0": (2, LLAMA, {"shard_level": 0, "activation_checkpointing": "op"}, 2, False),
     "on the CPU": (2, LLAMA, {"cpu_offload": True, "activation_checkpointing_every": 2}, 2, False),
+    "matrices shared by two": (2, LLAMA, {"tp": 2}, 4, False),
+    "matrices shared by two of four": (4, GEMMA, {"tp": 2, "activation_checkpointing": "full"}, 2, False),
+    "all three axes": (4, MODEL, {"tp": 2, "dp_replicate": 2}, 2, False),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
 # These hold more than the others, less, or something else.

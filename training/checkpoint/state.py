@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from launchyard.storage.damage import JsonObject
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, replica, shard_extent
+from launchyard.training.parallel import clean_name, local, owns_part, place_in_model, replica
 from launchyard.training.verdict import Best, Patience
 
 
@@ -68,13 +68,12 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
             continue
         name = clean_name(raw_name)
         tensor = parameter.detach()
-        found[f"model.{name}"] = _shard(f"model.{name}", tensor, local(tensor))
-        for key, moment in optimizer.state(parameter).items() if optimizer else ():
-            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", tensor, moment)
+        shape, offsets = place_in_model(model, name, tensor)
+        mine, copies = replica(tensor)
+        owns = owns_part(model, name)
+        parts = {f"model.{name}": local(tensor)}
+        for moment, part in optimizer.state(parameter).items() if optimizer else ():
+            parts[f"optimizer.{name}.{moment}"] = part
+        for key, part in parts.items():
+            found[key] = Shard(shape, offsets, part, writes=owns and zlib.crc32(key.encode()) % copies == mine)
     return found
-
-
-def _shard(key: str, tensor: Tensor, part: Tensor) -> Shard:
-    """A part that is cut as `tensor` is."""
-    mine, copies = replica(tensor)
-    return Shard(tuple(tensor.shape), shard_extent(tensor)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)

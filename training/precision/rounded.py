@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, shard_extent
+from launchyard.training.parallel import clean_name, local, place_in_model
 
+_Place = tuple[tuple[int, ...], tuple[int, ...]]  # see place_in_model
 Rounding = Literal["stochastic", "compensated", "nearest"]
 COMPENSATION = "compensation"  # the name of its state
 _SLICE = 1 << 22  # elements that are rounded at once: each takes some int64 on the way
@@ -43,6 +44,7 @@ class _Updated:
     parameter: nn.Parameter
     wide: nn.Parameter
     optimizer: Optimizer
+    place: _Place
     rest: Tensor | None  # compensated: what rounding has left, int16
 
     def state(self) -> Mapping[str, Tensor]:
@@ -61,18 +63,22 @@ class RoundedOptimizer:
         self._updated: dict[nn.Parameter, _Updated] = {}
         for raw_name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                self._updated[parameter] = self._prepared(clean_name(raw_name), parameter, make)
+                name = clean_name(raw_name)
+                place = place_in_model(model, name, parameter)
+                self._updated[parameter] = self._prepared(name, parameter, place, make)
         if not self._updated:
             raise ValueError("no parameter trains: every one is frozen; leave some that are not")
 
-    def _prepared(self, name: str, parameter: nn.Parameter, make: Callable[[nn.Module], Optimizer]) -> _Updated:
+    def _prepared(
+        self, name: str, parameter: nn.Parameter, place: _Place, make: Callable[[nn.Module], Optimizer]
+    ) -> _Updated:
         part = local(parameter.detach())
         memory = torch.empty_like(part, dtype=torch.float32)
         wide = nn.Parameter(_cut_like(parameter, memory))
         optimizer = make(_Alone(name, wide))
         memory.untyped_storage().resize_(0)
         rest = torch.zeros_like(part, dtype=torch.int16) if self._rounding == "compensated" else None
-        return _Updated(name, parameter, wide, optimizer, rest)
+        return _Updated(name, parameter, wide, optimizer, place, rest)
 
     def state(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
         found = self._updated.get(parameter)
@@ -99,7 +105,7 @@ class RoundedOptimizer:
         each.optimizer.step(number, lr)
         each.wide.grad = None
         if self._rounding == "stochastic":
-            round_by_chance(part, wide, each.parameter, key=f"{self._seed}/{number}/{each.name}")
+            round_by_chance(part, wide, each.place, key=f"{self._seed}/{number}/{each.name}")
         elif each.rest is None:
             part.copy_(wide)
         else:
@@ -119,17 +125,17 @@ def _cut_like(parameter: Tensor, part: Tensor) -> Tensor:
     )
 
 
-def round_by_chance(out: Tensor, wide: Tensor, whole: Tensor, *, key: str) -> None:
+def round_by_chance(out: Tensor, wide: Tensor, place: _Place, *, key: str) -> None:
     """Round fp32 to bf16, up with the probability of the part that is cut off, so right on average.
 
-    out (bf16) and wide: this rank's part of `whole`. Chance differs by key and by place in the whole.
+    out (bf16) and wide: this rank's part. place: (shape of the whole, offsets in it); chance differs by key and place.
     """
-    offsets, _ = shard_extent(whole)
+    whole, offsets = place
     rows = max(1, _SLICE // max(1, math.prod(wide.shape[1:])))
     for start in range(0, wide.shape[0] if wide.ndim else 1, rows):
         piece = wide[start : start + rows] if wide.ndim else wide
         corner = (offsets[0] + start, *offsets[1:]) if wide.ndim else ()
-        chance = _chance(_places(piece, corner, tuple(whole.shape)), key)
+        chance = _chance(_places(piece, corner, whole), key)
         bits = (piece.view(torch.int32) + chance) & -0x10000  # a carry is a step up, in both signs
         (out[start : start + rows] if wide.ndim else out).copy_(bits.view(torch.float32))
 

@@ -63,6 +63,11 @@ class ParallelConfig(Section):
 
     dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
     dp_shard: int = Field(default=-1, ge=-1, description="Workers that share one copy (FSDP); -1: all that remain.")
+    tp: int = Field(
+        default=1,
+        ge=1,
+        description="Workers that share the heads and MLPs of each block and see the same tokens (tensor parallel).",
+    )
     shard_level: Literal[0, 2, 3] = Field(
         default=3,
         description="What workers share, as the levels of ZeRO. 3: weights, gradients and optimizer; 2: the same, but "

@@ -12,7 +12,7 @@ from torch import nn
 from launchyard.training.batching import BatchSizes
 from launchyard.training.data.micro_batch import micro_batches
 from launchyard.training.data.reader import Batch, Reader
-from launchyard.training.distributed import World, sum_over_ranks
+from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.spec import IGNORE_INDEX
 
@@ -24,7 +24,7 @@ def validation_means(
     objective: Objective,
     *,
     sizes: BatchSizes,
-    world: World,
+    data_rank: int,
     device: torch.device,
     max_batches: int | None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -44,7 +44,7 @@ def validation_means(
             _leave(model)
             return None
         for micro in range(sizes.grad_accum_steps):
-            slot = world.rank * share + micro * sizes.micro_batch_size
+            slot = data_rank * share + micro * sizes.micro_batch_size
             remaining = reader.n_samples - (number * sizes.global_batch_size + slot)
             samples = _first(reader.batch(number, slot, sizes.micro_batch_size), max(0, remaining))
             sums[-1] += objective.parts(samples)
