@@ -114,9 +114,7 @@ def training_memory(
     activations = _shared_masks(config, seq_len) + _activation_peak(
         config, tokens, kept, element, precision=precision, device=device, savings=savings
     )
-    # The head's gradient is made whole, before all others.
-    head_trains = layout["embed.weight" if config.tie_embeddings else "lm_head.weight"].trained
-    table = max(FP32_BYTES, stored_bytes) * config.padded_vocab_size * config.embed_dim * head_trains
+    table = max(FP32_BYTES, stored_bytes) * _trained_head(config, layout)
     # A tied table's two gradients are there beside their sum, which becomes its gradient or is added to it.
     if grad_accum_steps > 1:
         # Over micro batches they are not cut, and fp32 at least.
@@ -132,6 +130,12 @@ def training_memory(
     optimizer = (2 * NUMBER_BYTES[types.kept] + BF16_BYTES * savings.compensated) * n_trained
     memory = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
     return memory | {"total": weights + optimizer + peak}
+
+
+def _trained_head(config: ModelConfig, layout: Mapping[str, Parameter]) -> int:
+    """Numbers of the head's gradient, which is made whole, before all others."""
+    head_trains = layout["embed.weight" if config.tie_embeddings else "lm_head.weight"].trained
+    return config.padded_vocab_size * config.embed_dim * head_trains
 
 
 def _is_cast_whole(config: ModelConfig, layout: Mapping[str, Parameter], precision: Precision) -> bool:

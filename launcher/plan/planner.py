@@ -25,6 +25,7 @@ from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import parameters
+from launchyard.model.parallel.share import share_config
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of
@@ -188,12 +189,17 @@ def _fewer(there: int) -> str:
 def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     replicate = recipe.parallel.dp_replicate
     shard = recipe.parallel.dp_shard
+    tp = recipe.parallel.tp
+    if world % tp:
+        draft.wrong("parallel.tp", f"{tp} workers cannot share each matrix, as there are {world}")
+        return None
+    world //= tp
     if recipe.parallel.shard_level == 0:
         if shard > 1 or replicate not in (1, world):
             what = f"0 gives each of {world} workers a whole copy, but dp_replicate is {replicate} and dp_shard {shard}"
             draft.wrong("parallel.shard_level", f"{what}; leave these out")
             return None
-        return Mesh(dp_replicate=world, dp_shard=1)
+        return Mesh(dp_replicate=world, dp_shard=1, tp=tp)
     if shard == 0:
         draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
         return None
@@ -205,7 +211,7 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
         product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
         draft.wrong("parallel.dp_shard", f"{product}, but there are {world} workers; dp_shard: -1 takes the rest")
         return None
-    return Mesh(dp_replicate=replicate, dp_shard=shard)
+    return Mesh(dp_replicate=replicate, dp_shard=shard, tp=tp)
 
 
 def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
@@ -240,7 +246,7 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
 
 
 def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
-    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
+    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, max(1, world // recipe.parallel.tp)))
     if cut is None:
         return None
     return PlannedBatch(
@@ -296,7 +302,7 @@ def _memory(
     device: Literal["cpu", "cuda"],
 ) -> dict[str, int]:
     found = memory.training_memory(
-        model,
+        model if mesh.tp == 1 else share_config(model, 0, mesh.tp),
         micro_batch_size=batch.micro_batch_size,
         seq_len=batch.seq_len,
         shards=mesh.dp_shard,
@@ -446,7 +452,7 @@ def _check(
         draft.wrong(key, what)
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
-    draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, device)])
+    draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, model, device)])
     draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")

@@ -10,6 +10,7 @@ from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.memory import is_narrow
+from launchyard.model.parallel.share import check_shared_training
 from launchyard.training.recipe import Recipe
 
 FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
@@ -35,13 +36,31 @@ def precision_problems(
             yield "train.precision", f"fp8 {'; it '.join(lacks)}; bf16 needs none of this"
 
 
-def parallel_problems(recipe: Recipe, device: str) -> Iterator[tuple[str, str]]:
+def parallel_problems(recipe: Recipe, model: ModelConfig | None, device: str) -> Iterator[tuple[str, str]]:
     parallel = recipe.parallel
+    if parallel.tp > 1:
+        for what in _of_shared_matrices(recipe, model):
+            yield "parallel.tp", what
     if parallel.cpu_offload and device == "cpu":
         yield "parallel.cpu_offload", "this run trains on CPUs, whose memory holds all anyway; leave it out"
     if parallel.activation_checkpointing_every > 1 and parallel.activation_checkpointing == "none":
         what = f"{parallel.activation_checkpointing_every}, but no block is checkpointed"
         yield "parallel.activation_checkpointing_every", f"{what}; set parallel.activation_checkpointing=full or op"
+
+
+def _of_shared_matrices(recipe: Recipe, model: ModelConfig | None) -> Iterator[str]:
+    tp = recipe.parallel.tp
+    if model is not None:
+        try:
+            check_shared_training(model, tp)
+        except ValueError as error:
+            yield f"{tp}: {error}"
+    if recipe.adapter != Adapter():
+        yield f"{tp}: adapters are not shared by workers; leave tp out, and FSDP shares the model"
+    if recipe.parallel.compile:
+        yield f"{tp}: does not go with parallel.compile"
+    if recipe.train.precision == "fp8":
+        yield f"{tp}: does not go with train.precision=fp8"
 
 
 def _of_float8(recipe: Recipe, model: ModelConfig | None, device: str, host: HostFacts) -> Iterator[str]:

@@ -19,7 +19,7 @@ from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.linear import Linear
 from launchyard.model.network.mlp import MLP
 from launchyard.model.network.transformer import Block, Transformer
-from launchyard.model.parallel.share import Cut, cut_of, share_config
+from launchyard.model.parallel.share import check_shared_training, share_config, training_cut
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,7 +77,7 @@ class SharedTransformer(Transformer):
         super().__init__(share_config(config, ranks.rank, ranks.count))
         self.ranks = ranks
         shapes = parameter_shapes(config)
-        self.cuts = {name: training_cut(config, name, shape, ranks) for name, shape in shapes.items()}
+        self.cuts = {name: training_cut(config, name, shape, ranks.rank, ranks.count) for name, shape in shapes.items()}
         for block in self.blocks:
             assert isinstance(block, Block) and isinstance(block.mlp, MLP)
             for half in (block.attention, block.mlp):
@@ -100,24 +100,6 @@ class _SummedProjection(Linear):
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = _Left.apply(F.linear(input, self.weight), self.ranks)
         return out if self.bias is None else out + self.bias
-
-
-def training_cut(config: ModelConfig, name: str, shape: tuple[int, ...], ranks: TensorRanks) -> Cut | None:
-    """The part of a parameter that a rank trains; None: all of it."""
-    if name.startswith(("embed.", "lm_head.")):
-        return None
-    return cut_of(config, name, shape, ranks.rank, ranks.count)
-
-
-def check_shared_training(config: ModelConfig, count: int) -> None:
-    """ValueError for a model that so many ranks cannot share, or none at all."""
-    if config.moe is not None:
-        raise ValueError("experts are not shared by ranks in training; use 1")
-    if config.latent_attention is not None:
-        raise ValueError("latent attention is not shared by ranks in training; use 1")
-    if config.qk_norm == "width":
-        raise ValueError("a qk_norm of the whole width is not shared by ranks in training; use 1")
-    share_config(config, 0, count)
 
 
 def _is_inside(name: str) -> bool:

@@ -393,6 +393,17 @@ def test_levels_of_sharding_and_offload_are_planned() -> None:
     assert "no block" in problems_of(parallel__activation_checkpointing_every=2)[every]
 
 
+def test_shared_matrices_are_planned() -> None:
+    eight: dict[str, Any] = {"recipe": "pretrain/pythia-160m", "host": GPUS}
+    cut, shared = plan_of(**eight), plan_of(**eight, parallel__tp=4)
+    assert (shared.mesh.dp_shard, shared.mesh.tp) == (2, 4)
+    assert shared.batch.micro_batch_size * shared.batch.grad_accum_steps * 2 == shared.batch.global_batch_size
+    assert shared.memory["optimizer"] < 2 * cut.memory["optimizer"] * 8 / 4, "tables are whole on all four"
+    assert "as there are 8" in problems_of(**eight, parallel__tp=3)["parallel.tp"]
+    assert "n_kv_heads" in problems_of(**eight, parallel__tp=8)["parallel.tp"]
+    assert "adapters" in problems_of(**eight, parallel__tp=2, adapter__kind="lora")["parallel.tp"]
+
+
 def test_a_rounding_is_of_weights_in_bf16() -> None:
     assert "is for" in problems_of(train__precision="bf16", train__bf16_rounding="nearest")["train.bf16_rounding"]
     kept = plan_of(train__precision="bf16-true", train__bf16_rounding="compensated")
