@@ -1,7 +1,7 @@
 """A transformer whose heads and MLPs are shared by ranks that train it together (Shoeybi et al. 2019, section 3).
 
-Streams, tables and the head are whole and the same on all. Two sums over the ranks a half of a block: of its result in
-the forward, of the gradient of its input in the backward. Knows no optimizer and no files.
+Between them the stream is cut by tokens (Korthikanti et al. 2022, section 4.2); tables, the last norm and the head are
+whole and the same on all. Knows no optimizer and no files.
 """
 
 from __future__ import annotations
@@ -39,34 +39,84 @@ class TensorRanks:
         dist.all_reduce(out, group=self.group)
         return out
 
+    def part(self, x: Tensor) -> Tensor:
+        """This rank's tokens of x (B, T, D): (B, t, D), padded with zeros where T is no multiple of the ranks."""
+        return self._padded(x).chunk(self.count, dim=1)[self.rank].contiguous()
+
+    def joined(self, part: Tensor, length: int) -> Tensor:
+        """(B, t, D) of each -> (B, length, D), the same bits on all."""
+        found = part.new_empty(self.count * part.shape[0], *part.shape[1:])
+        dist.all_gather_into_tensor(found, part.contiguous(), group=self.group)
+        return torch.cat(found.chunk(self.count), dim=1)[:, :length]
+
+    def summed_part(self, x: Tensor) -> Tensor:
+        """This rank's tokens of the sum of x (B, T, D) over ranks."""
+        parts = torch.cat(self._padded(x).chunk(self.count, dim=1))
+        out = x.new_empty(parts.shape[0] // self.count, *parts.shape[1:])
+        dist.reduce_scatter_tensor(out, parts, group=self.group)
+        return out
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, -x.shape[1] % self.count))
+
 
 class _Context(Protocol):
     ranks: TensorRanks
+    length: int
 
 
-class _Entered(torch.autograd.Function):
-    """What all ranks have goes into the part of each; their gradients of it are summed."""
+class _Cut(torch.autograd.Function):
+    """The stream, into the tokens of each rank."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, ranks: TensorRanks) -> Tensor:
         ctx.ranks = ranks
-        return x.view_as(x)
+        ctx.length = x.shape[1]
+        return ranks.part(x)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.summed(grad), None
+        return ctx.ranks.joined(grad, ctx.length), None
+
+
+class _Joined(torch.autograd.Function):
+    """The tokens of all ranks, for what all of them do alike."""
+
+    @staticmethod
+    def forward(ctx: _Context, part: Tensor, ranks: TensorRanks, length: int) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.joined(part, length)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.ranks.part(grad), None, None
+
+
+class _Entered(torch.autograd.Function):
+    """The tokens of all ranks, for the heads of each; their gradients are summed."""
+
+    @staticmethod
+    def forward(ctx: _Context, part: Tensor, ranks: TensorRanks, length: int) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.joined(part, length)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.ranks.summed_part(grad), None, None
 
 
 class _Left(torch.autograd.Function):
-    """The sum of what the ranks have made; its gradient is that of each part."""
+    """What the heads of all ranks have made, summed, of the tokens of each."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, ranks: TensorRanks) -> Tensor:
-        return ranks.summed(x)
+        ctx.ranks = ranks
+        ctx.length = x.shape[1]
+        return ranks.summed_part(x)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+        return ctx.ranks.joined(grad, ctx.length), None
 
 
 class SharedTransformer(Transformer):
@@ -76,18 +126,29 @@ class SharedTransformer(Transformer):
         check_shared_training(config, ranks.count)
         super().__init__(share_config(config, ranks.rank, ranks.count))
         self.ranks = ranks
+        self.length = 0  # of the sequences that are in the blocks
         shapes = parameter_shapes(config)
         self.cuts = {name: training_cut(config, name, shape, ranks.rank, ranks.count) for name, shape in shapes.items()}
         for block in self.blocks:
             assert isinstance(block, Block) and isinstance(block.mlp, MLP)
             for half in (block.attention, block.mlp):
-                half.register_forward_pre_hook(lambda _, args: (_Entered.apply(args[0], ranks), *args[1:]))
+                half.register_forward_pre_hook(self._enter)
             block.attention.o_proj = _SummedProjection(block.attention.o_proj, ranks)
             block.mlp.down_proj = _SummedProjection(block.mlp.down_proj, ranks)
+        self.blocks[-1].register_forward_hook(lambda _module, _args, out: _Joined.apply(out, ranks, self.length))
 
     def partial_gradients(self) -> list[str]:
-        """Parameters that all have and of which each knows the gradient of its own heads alone."""
-        return [name for name, cut in self.cuts.items() if cut is None and _is_inside(name)]
+        """Parameters that all have and of which each knows the gradient of its own heads or tokens alone."""
+        return [name for name, cut in self.cuts.items() if cut is None and name.startswith("blocks.")]
+
+    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        self.length = tokens.shape[1]
+        part: Tensor = _Cut.apply(super()._embedded(tokens, positions), self.ranks)
+        return part
+
+    def _enter(self, _half: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+        part, *told = args
+        return (_Entered.apply(part, self.ranks, self.length), *told)
 
 
 class _SummedProjection(Linear):
@@ -100,12 +161,6 @@ class _SummedProjection(Linear):
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = _Left.apply(F.linear(input, self.weight), self.ranks)
         return out if self.bias is None else out + self.bias
-
-
-def _is_inside(name: str) -> bool:
-    """Behind the sum of the gradient, and before the sum of the result."""
-    inside = ".attention." in name or ".mlp." in name
-    return inside and not name.endswith(("o_proj.bias", "down_proj.bias"))
 
 
 def tensor_ranks_of(model: nn.Module) -> TensorRanks | None:

@@ -21,7 +21,7 @@ MODEL = {
     "max_seq_len": 64, "qk_norm": "head", "tie_embeddings": True,
 }  # fmt: skip
 RUN: dict[str, Any] = {
-    "model": MODEL, "train.max_steps": 12, "schedule.name": "constant", "validation.every_steps": 3,
+    "model": MODEL, "data.seq_len": 15, "train.max_steps": 12, "schedule.name": "constant", "validation.every_steps": 3,
 }  # fmt: skip
 
 
