@@ -24,6 +24,7 @@ from launchyard.model.layout import MAGNITUDE, adapter_shapes, parameter_shapes,
 from launchyard.model.network.init import adapter_rows, initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
+from launchyard.model.parallel.spans import span_over
 from launchyard.model.parallel.trained import SharedTransformer
 from launchyard.model.precision import PRECISIONS
 from launchyard.training.parallel import (
@@ -33,6 +34,7 @@ from launchyard.training.parallel import (
     needs_sharding,
     parallelize,
     place_in_model,
+    span_ranks,
     tensor_ranks,
     torch_type,
 )
@@ -69,6 +71,9 @@ def build_model(
             quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
         model.moment = attach(model, config, adapter)
         model.moment.seed = recipe.train.seed
+    spanning = span_ranks(recipe.parallel, world_size, device)
+    if spanning is not None:
+        span_over(model, spanning)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
         if later and not (layout[name].is_bytes or stays_fp32(name)):

@@ -17,7 +17,7 @@ from launchyard.run import events
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.training.batching import count_steps, cut_batch
+from launchyard.training.batching import count_steps, cut_batch, shares_of
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
@@ -73,7 +73,7 @@ def compose(
         world=world,
         recipe=recipe,
         workload=workload,
-        sizes=cut_batch(recipe.train, world.world_size // recipe.parallel.tp),
+        sizes=cut_batch(recipe.train, world.world_size // shares_of(recipe.parallel)),
         max_steps=count_steps(recipe, workload.data),
         device=choose_device(recipe, world),
     )

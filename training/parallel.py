@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
+from launchyard.model.parallel.spans import SpanRanks
 from launchyard.model.parallel.trained import SharedTransformer, TensorRanks
 from launchyard.model.precision import PRECISIONS, Precision
 from launchyard.training.recipe import Recipe
@@ -37,6 +38,8 @@ def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
     """(dp_replicate, dp_shard) with -1 filled in; ValueError if they and tp do not multiply to the world."""
     if world_size % parallel.tp:
         raise ValueError(f"parallel.tp: {parallel.tp} workers cannot share a model among {world_size}")
+    if world_size % (parallel.tp * parallel.cp):
+        raise ValueError(f"parallel.cp: {parallel.cp} workers cannot share sequences among {world_size}")
     world_size //= parallel.tp
     if parallel.shard_level == 0:
         return world_size, 1
@@ -154,6 +157,17 @@ def tensor_ranks(mesh: DeviceMesh | None) -> TensorRanks | None:
     if mesh is None or "tp" not in (mesh.mesh_dim_names or ()):
         return None
     return TensorRanks(mesh.get_local_rank("tp"), mesh["tp"].size(), mesh.get_group("tp"))
+
+
+def span_ranks(parallel: ParallelConfig, world_size: int, device: torch.device) -> SpanRanks | None:
+    """This worker among those that share its sequences, over which FSDP cuts weights, too; None if it has them whole."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if parallel.cp == 1:
+        return None
+    sizes = (world_size // (parallel.cp * parallel.tp), parallel.cp, parallel.tp)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("batch", "cp", "tp"))
+    return SpanRanks(mesh.get_local_rank("cp"), parallel.cp, mesh.get_group("cp"))
 
 
 def place_in_model(model: nn.Module, name: str, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

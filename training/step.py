@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.noise import Moment
+from launchyard.model.parallel.spans import span_of
 from launchyard.model.parallel.trained import tensor_ranks_of
-from launchyard.training.data.micro_batch import MicroBatch
+from launchyard.training.data.micro_batch import MicroBatch, stretch_of
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
@@ -43,6 +44,7 @@ def forward_backward(
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
         _stand_for(model, batch)
+        batch = stretch_of(batch, span_of(model))
         values = objective(model, batch, scale)
         values[0].backward()
         total = values.detach() if total is None else total + values.detach()

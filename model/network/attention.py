@@ -139,11 +139,23 @@ class Scores:
         return weights.to(v.dtype) @ v
 
 
+class Span(Protocol):
+    """A stretch of a sequence whose other stretches others have, `count` in all."""
+
+    rank: int
+    count: int
+
+    def joined(self, x: Tensor) -> Tensor:
+        """x (B, H, t, D) of each -> (B, H, count t, D)"""
+        ...
+
+
 class Attending(nn.Module):
     """What both kinds of attention do with queries, keys and values."""
 
     scores: Scores
     sinks: nn.Parameter | None
+    span: Span | None = None  # of the queries
 
     def attended(
         self,
@@ -156,6 +168,9 @@ class Attending(nn.Module):
     ) -> Tensor:
         """q (B, H, T, D), k and v (B, H_kv, T, …) of the new tokens -> (B, T, H D_v)."""
         causal = True
+        if self.span is not None:
+            k = self.span.joined(k)
+            v = self.span.joined(v)
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
         if documents is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launchyard.model.config import ModelConfig
+from launchyard.training.batching import shares_of
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.micro_batch import MicroBatch
@@ -34,6 +35,8 @@ GEMMA = {
     **LLAMA, "qk_norm": "head", "norm_place": "sandwich", "norm_weight": "plus_one", "embed_scale": 2.0,
     "attention_bias": True, "mlp_bias": True,
 }  # fmt: skip
+WINDOWS = {**GEMMA, "window": 5, "layers": ["window", "full"], "attention_softcap": 20.0}
+ALIBI = {**MODEL, "positions": "alibi"}
 EXPERTS = {
     **LLAMA, "dim": 32, "moe": {
         "n_experts": 4, "top_k": 2, "ffn_dim": 24, "score": "sigmoid", "normalize": True, "choice_bias": True,
@@ -69,8 +72,9 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
     optimizer = make_optimizer(
         model, OptimizerConfig(lr=1e-2, eps=1e-4)
     )  # else Adam turns rounding of tiny gradients into steps
-    share, numbers = GLOBAL * recipe.parallel.tp // world.world_size, []
-    first = world.rank // recipe.parallel.tp * share
+    alike = shares_of(recipe.parallel)
+    share, numbers = GLOBAL * alike // world.world_size, []
+    first = world.rank // alike * share
     for step in range(STEPS):
         inputs, labels = global_batch(step)
         mine = slice(first, first + share)
@@ -149,6 +153,9 @@ CASES = {
     "on the CPU": (2, LLAMA, {"cpu_offload": True, "activation_checkpointing_every": 2}, 2, False),
     "matrices shared by two": (2, LLAMA, {"tp": 2}, 4, False),
     "matrices shared by two of four": (4, GEMMA, {"tp": 2, "activation_checkpointing": "full"}, 2, False),
+    "sequences shared by two": (2, LLAMA, {"cp": 2, "activation_checkpointing": "op"}, 4, False),
+    "sequences shared by two of four": (4, WINDOWS, {"cp": 2}, 2, False),
+    "sequences and matrices shared": (4, ALIBI, {"cp": 2, "tp": 2}, 8, False),
     "all three axes": (4, MODEL, {"tp": 2, "dp_replicate": 2}, 2, False),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }

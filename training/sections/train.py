@@ -68,6 +68,11 @@ class ParallelConfig(Section):
         ge=1,
         description="Workers that share the heads and MLPs of each block and see the same tokens (tensor parallel).",
     )
+    cp: int = Field(
+        default=1,
+        ge=1,
+        description="Workers that share each sequence, a stretch of tokens each (context parallel); for long ones.",
+    )
     shard_level: Literal[0, 2, 3] = Field(
         default=3,
         description="What workers share, as the levels of ZeRO. 3: weights, gradients and optimizer; 2: the same, but "

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from launchyard.model.parallel.spans import span_of
 from launchyard.training.batching import BatchSizes
-from launchyard.training.data.micro_batch import micro_batches
+from launchyard.training.data.micro_batch import micro_batches, stretch_of
 from launchyard.training.data.reader import Batch, Reader
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
@@ -38,6 +39,7 @@ def validation_means(
     batches = min(batches, max_batches or batches)
     share = sizes.global_batch_size // sizes.world_size
     sums = torch.zeros(2 + len(objective.figures), dtype=torch.float64, device=device)  # loss, figures, parts
+    span = span_of(model)
     model.eval()
     for number in range(batches):
         if interrupted():
@@ -47,9 +49,9 @@ def validation_means(
             slot = data_rank * share + micro * sizes.micro_batch_size
             remaining = reader.n_samples - (number * sizes.global_batch_size + slot)
             samples = _first(reader.batch(number, slot, sizes.micro_batch_size), max(0, remaining))
-            sums[-1] += objective.parts(samples)
+            sums[-1] += objective.parts(samples) if span is None or span.rank == 0 else 0
             (batch,) = micro_batches(samples, sizes.micro_batch_size, device)
-            sums[:-1] += objective(model, batch, 1.0).double()
+            sums[:-1] += objective(model, stretch_of(batch, span), 1.0).double()
     _leave(model)
     *totals, n_parts = sum_over_ranks(sums).tolist()
     if not n_parts:
