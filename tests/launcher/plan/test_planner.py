@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launchyard.errors import RecipeErrors
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.hardware import Gpu, HostFacts, probe_host
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
@@ -400,6 +401,16 @@ def test_shared_matrices_are_planned() -> None:
     assert shared.batch.micro_batch_size * shared.batch.grad_accum_steps * 2 == shared.batch.global_batch_size
     assert shared.memory["optimizer"] < 2 * cut.memory["optimizer"] * 8 / 4, "tables are whole on all four"
     assert "as there are 8" in problems_of(**eight, parallel__tp=3)["parallel.tp"]
+    assert "as there are 8" in problems_of(**eight, parallel__tp=2, parallel__cp=8)["parallel.cp"]
+    stretches = plan_of(**eight, parallel__tp=2, parallel__cp=4)
+    assert (stretches.mesh.dp_shard, stretches.mesh.cp) == (4, 4), "weights are cut over those with other tokens"
+    whole = plan_of(**eight, parallel__tp=2, train__micro_batch_size=1).memory["activations"]
+    short = plan_of(**eight, parallel__tp=2, parallel__cp=4, train__micro_batch_size=1).memory["activations"]
+    assert short < 0.6 * whole
+    assert "no multiple" in problems_of(**eight, parallel__cp=2, data__seq_len=2047)["parallel.cp"]
+    assert "adapters" in problems_of(**eight, parallel__cp=2, adapter__kind="lora")["parallel.cp"]
+    with pytest.raises(RecipeErrors, match="not pipelined"):
+        plan_of(**eight, parallel__pp=2)
     assert "n_kv_heads" in problems_of(**eight, parallel__tp=8)["parallel.tp"]
     assert "adapters" in problems_of(**eight, parallel__tp=2, adapter__kind="lora")["parallel.tp"]
 
