@@ -177,7 +177,8 @@ def place_in_model(model: nn.Module, name: str, tensor: Tensor) -> tuple[tuple[i
     cut = model.cuts[name] if isinstance(model, SharedTransformer) else None
     if cut is None:
         return shape, offsets
-    lengths, starts = [*shape], [*offsets]
+    lengths = [*shape]
+    starts = [*offsets]
     lengths[cut.axis] *= model.ranks.count
     starts[cut.axis] += cut.places.start
     return tuple(lengths), tuple(starts)
