@@ -31,7 +31,9 @@ class StepRow(Means):
     """A line of metrics/steps-NNNN.jsonl: one optimizer step, its means over the global batch."""
 
     step: int = Field(ge=1, description="Finished optimizer steps.")
-    grad_norm: float = Field(description="Global norm of the gradient, before clipping.")
+    grad_norm: float | None = Field(
+        description="Global norm of the gradient, before clipping; null of a step that was skipped."
+    )
     lr: float = Field(description="Learning rate of this step.")
     tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
     labels: int | None = Field(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launchyard.training.recipe import Recipe
-from launchyard.training.sections.train import TrainConfig
+from launchyard.training.sections.train import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The division of one optimizer step. Sizes count sequences."""
+    """The division of one optimizer step. Sizes count sequences; world_size counts those that take a share."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -44,6 +44,11 @@ def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
             f"(global_batch_size {total}); use one of {', '.join(map(str, fits[:12]))}"
         )
     return BatchSizes(total, micro, share // micro, world_size)
+
+
+def shares_of(parallel: ParallelConfig) -> int:
+    """Workers that take the same share of a batch."""
+    return parallel.tp * parallel.cp
 
 
 def count_samples(n_tokens: int, seq_len: int) -> int:
@@ -97,4 +102,14 @@ class Context:
     @property
     def share(self) -> int:
         """Sequences of each global batch that this worker takes."""
-        return self.sizes.global_batch_size // self.world.world_size
+        return self.sizes.global_batch_size // self.sizes.world_size
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the shares: workers that share matrices or sequences are neighbours, and take the same one."""
+        return self.world.rank // shares_of(self.recipe.parallel)
+
+    @property
+    def counts_data(self) -> bool:
+        """True for one of the workers that take the same share."""
+        return self.world.rank % shares_of(self.recipe.parallel) == 0

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import frozen_names
+from launchyard.model.precision import PRECISIONS
 from launchyard.run import events
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.training.batching import count_steps, cut_batch
+from launchyard.training.batching import count_steps, cut_batch, shares_of
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
@@ -28,11 +29,13 @@ from launchyard.training.telemetry.instruments import Instruments, Rows, open_ro
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.optim.base import Optimizer
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
 
@@ -45,6 +48,8 @@ def recipe_hash(recipe: Recipe) -> str:
     deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
+    if recipe.train.bf16_rounding is None:
+        deciding["train"].pop("bf16_rounding")
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
@@ -69,14 +74,14 @@ def compose(
         world=world,
         recipe=recipe,
         workload=workload,
-        sizes=cut_batch(recipe.train, world.world_size),
+        sizes=cut_batch(recipe.train, world.world_size // shares_of(recipe.parallel)),
         max_steps=count_steps(recipe, workload.data),
         device=choose_device(recipe, world),
     )
     if world.is_main:
         check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
-    sharded = needs_sharding(recipe.train, world.world_size, workload.adapter)
+    sharded = needs_sharding(recipe, world.world_size, workload.adapter)
     if sharded:
         connect(world, context.device)
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
@@ -169,8 +174,9 @@ def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
         return base
     form = form_of(workload.adapter)
     adapter = workload.adapter.model_dump(mode="json", exclude_defaults=True)
-    if recipe.train.precision == "bf16":
-        base["frozen_dtype"] = "BF16"
+    computed = PRECISIONS[recipe.train.precision].computed
+    if computed != "float32":
+        base["frozen_dtype"] = {"bfloat16": "BF16", "float16": "F16", "float64": "F64"}[computed]
     return base | {"adapter": adapter} | ({} if form is None else {"quantize": form})
 
 
@@ -195,7 +201,7 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
     from launchyard.training.loop import Learner
-    from launchyard.training.optim.optimizers import make_optimizer
+    from launchyard.training.precision.loss_scale import FIRST_SCALE
 
     recipe = context.recipe
     config = context.workload.model
@@ -204,15 +210,28 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
-    optimizer = make_optimizer(model, recipe.optimizer)
+    optimizer = open_optimizer(model, recipe)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
-        return Learner(model, optimizer, TrainState()), False
+        scales = PRECISIONS[recipe.train.precision].scales_loss
+        return Learner(model, optimizer, TrainState(loss_scale=FIRST_SCALE if scales else None)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
+
+
+def open_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer, and how it rounds weights that are bf16."""
+    from launchyard.training.optim.optimizers import make_optimizer
+    from launchyard.training.precision.rounded import RoundedOptimizer
+
+    if recipe.train.precision != "bf16-true":
+        return make_optimizer(model, recipe.optimizer)
+    rounding = recipe.train.bf16_rounding or "stochastic"
+    make = partial(make_optimizer, config=recipe.optimizer)
+    return RoundedOptimizer(model, make, rounding=rounding, seed=recipe.train.seed)
 
 
 def open_readers(context: Context, on_event: OnEvent) -> Data:

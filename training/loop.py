@@ -26,7 +26,8 @@ from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
-from launchyard.training.step import StepTimes, train_step
+from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
+from launchyard.training.step import StepTimes, overflowed, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
 from launchyard.training.validation.asking import Asking, Point, ask_together
@@ -92,6 +93,7 @@ class Pending:
     waited: float
     agreement: Agreement
     tokens_seen: int
+    loss_scale: float | None  # after this step
 
 
 def train(parts: Parts) -> str | None:
@@ -131,7 +133,7 @@ def train(parts: Parts) -> str | None:
             state.step = step + 1
             state.tokens_seen = state.tokens_seen + agreement.n_tokens
             finish(parts, pending)
-            pending = Pending(step, means, norm, lr, waited, agreement, state.tokens_seen)
+            pending = Pending(step, means, norm, lr, waited, agreement, state.tokens_seen, state.loss_scale)
             if not lag:
                 finish(parts, pending)
                 pending = None
@@ -147,7 +149,7 @@ def prefetch(context: Context, data: Data, start_step: int) -> Prefetcher:
         data.reader,
         start_step=start_step,
         stop_step=context.max_steps,
-        first_slot=context.world.rank * context.share,
+        first_slot=context.data_rank * context.share,
         n=context.share,
         pin_memory=context.device.type == "cuda",
     )
@@ -170,7 +172,7 @@ def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool) -> Agreem
     """
     telemetry = parts.telemetry
     data = [0, 0, 0, 0]
-    if batch is not None:
+    if batch is not None and parts.context.counts_data:
         data = [parts.objective.parts(batch), batch.n_valid, batch.n_tokens, batch.data_hash]
     mine = [*data, int(save), *parts.flag.votes(), *telemetry.recorder.compute_votes(step)]
     telemetry.clock.enter("collective_wait")
@@ -188,20 +190,31 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     if n_parts < 1:
         named = named_samples(context, parts.data, number - 1)
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
-    first_slot = context.world.rank * context.share
+    first_slot = context.data_rank * context.share
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
-    return train_step(
+    objective = parts.objective
+    state = learner.state
+    if state.loss_scale is not None:
+        objective = ScaledObjective(objective, state.loss_scale)
+    means, norm = train_step(
         learner.model,
         learner.optimizer,
         micro_batches(batch, context.sizes.micro_batch_size, context.device, first_slot=first_slot),
         n_parts=n_parts,
-        number=number,
+        number=number - state.skipped_steps,
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
         copies=copies,
-        objective=parts.objective,
+        objective=objective,
         times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
+    if state.loss_scale is not None:
+        skipped = overflowed(norm)
+        state.skipped_steps += skipped
+        state.loss_scale, state.loss_scale_steps = next_scale(
+            state.loss_scale, state.loss_scale_steps, overflowed=skipped
+        )
+    return means, norm
 
 
 def finish(parts: Parts, pending: Pending | None) -> None:
@@ -216,18 +229,21 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     loss = means["loss"]
     norm = float(pending.grad_norm)
     telemetry.clock.enter("other")
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    skipped = pending.loss_scale is not None and not math.isfinite(norm) and pending.loss_scale >= SMALLEST_SCALE
+    if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):
         telemetry.nonfinite(loss)
         raise nonfinite(parts, pending, loss, norm)
     telemetry.step(
         pending.step + 1,
         means=means,
-        grad_norm=norm,
+        grad_norm=None if skipped else norm,
         lr=pending.lr,
         counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen),
         waited=pending.waited,
         data_hash=agreement.data_hash,
     )
+    if pending.loss_scale is not None:
+        telemetry.scaled(pending.loss_scale, skipped=skipped)
 
 
 def by_name(objective: Objective, means: list[float]) -> dict[str, float]:
@@ -360,7 +376,7 @@ def run_validation(parts: Parts, step: int) -> str | None:
         parts.data.held_out,
         parts.objective,
         sizes=context.sizes,
-        world=context.world,
+        data_rank=context.data_rank,
         device=context.device,
         max_batches=context.recipe.validation.max_batches,
         interrupted=interrupted,

@@ -30,11 +30,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale: float,
         rows: int,
     ) -> Tensor:
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        kept = _kept_type(hidden)
+        loss = hidden.new_zeros((), dtype=kept)
         grad_hidden = torch.empty_like(hidden)
         _, learns_weight, learns_bias, *_ = ctx.needs_input_grad
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and learns_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=kept) if learns_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=kept) if bias is not None and learns_bias else None
         for start in range(0, len(hidden), rows):
             x = hidden[start : start + rows]
             y = labels[start : start + rows]
@@ -44,17 +45,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits, slope = _logits(x, weight, bias, softcap)
             log_p = torch.log_softmax(logits, dim=-1)  # (rows, V)
             loss -= (log_p.gather(1, index) * factor).sum()
-            grad = log_p.exp_().scatter_add_(1, index, torch.full_like(factor, -1, dtype=torch.float32))
+            grad = log_p.exp_().scatter_add_(1, index, torch.full_like(factor, -1, dtype=kept))
             if slope is not None:
                 grad = grad.mul_(slope)
             if grad_bias is not None:
                 grad_bias += (grad * factor).sum(0)
+            if x.dtype == torch.float16:  # which rounds small probabilities to zero
+                grad = grad.mul_(factor)
+                factor = torch.ones_like(factor)
             grad = grad.to(x.dtype)  # d loss / d logits, but for the factor, which is cheaper to apply to (rows, D)
             factor = factor.to(x.dtype)
             torch.mul(_product(grad, weight.t()), factor, out=grad_hidden[start : start + rows])
             if grad_weight is None:
                 pass  # a frozen head
-            elif weight.dtype == torch.float32:
+            elif weight.dtype == kept:
                 grad_weight.addmm_(grad.t(), x * factor)
             else:
                 grad_weight += grad.t() @ (x * factor)
@@ -73,13 +77,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """fp32 logits (rows, V), and their derivative by what the cap was put on; None without a cap."""
-    logits = _product(x, weight).float()
+    kept = _kept_type(x)
+    logits = _product(x, weight).to(kept)
     if bias is not None:
-        logits += bias.float()
+        logits += bias.to(kept)
     if softcap is None:
         return logits, None
     bounded = torch.tanh_(logits.div_(softcap))
     return bounded * softcap, bounded.square_().neg_().add_(1)
+
+
+def _kept_type(x: Tensor) -> torch.dtype:
+    """Of logits and sums."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
@@ -109,7 +119,7 @@ def linear_cross_entropy(
     rows = logit_rows(weight.shape[0], hidden.device.type)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, bias, softcap, labels, scale, rows)
-    total = hidden.new_zeros((), dtype=torch.float32)
+    total = hidden.new_zeros((), dtype=_kept_type(hidden))
     for x, y in zip(hidden.split(rows), labels.split(rows), strict=True):
         logits, _ = _logits(x, weight, bias, softcap)
         total += torch.nn.functional.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -130,7 +140,7 @@ def label_log_probs(
 
 
 def _log_probs(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, labels: Tensor) -> Tensor:
-    logits = torch.nn.functional.linear(x, weight, bias).float()
+    logits = torch.nn.functional.linear(x, weight, bias).to(_kept_type(x))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return -torch.nn.functional.cross_entropy(logits, labels, reduction="none")

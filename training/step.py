@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.noise import Moment
-from launchyard.training.data.micro_batch import MicroBatch
+from launchyard.model.parallel.spans import span_of
+from launchyard.model.parallel.trained import tensor_ranks_of
+from launchyard.training.data.micro_batch import MicroBatch, stretch_of
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import local
+from launchyard.training.parallel import clean_name, local, owns_part
+from launchyard.training.precision.loss_scale import ScaledObjective
 from launchyard.training.telemetry.phases import PhaseClock
 
 NEXT_TOKEN = NextToken()
@@ -41,11 +44,13 @@ def forward_backward(
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
         _stand_for(model, batch)
+        batch = stretch_of(batch, span_of(model))
         values = objective(model, batch, scale)
         values[0].backward()
         total = values.detach() if total is None else total + values.detach()
     assert total is not None
-    return total
+    _sum_partial(model)
+    return objective.unscale(model, total) if isinstance(objective, ScaledObjective) else total
 
 
 def _stand_for(model: nn.Module, batch: MicroBatch) -> None:
@@ -83,16 +88,46 @@ def reduce_and_clip(
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    norm = torch.nn.utils.get_total_norm(nonempty) if nonempty else values.new_zeros(())
-    summed = torch.cat([values.double(), norm.double().square()[None] / copies])
+    mine = [local(p.grad) for name, p in _owned(model) if p.grad is not None and local(p.grad).numel()]
+    norm = _norm_of(mine) if mine else values.new_zeros(())
+    sharing = tensor_ranks_of(model)
+    counts = sharing is None or sharing.rank == 0
+    summed = torch.cat([values.double() * counts, norm.to(values.device).double().square()[None] / copies])
     with waits():
         sum_over_ranks(summed)
     means = summed[:-1]
     norm = summed[-1].sqrt()
     if max_grad_norm is not None and nonempty:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(nonempty, factor.to(nonempty[0].dtype))
+        torch._foreach_mul_(nonempty, factor.to(nonempty[0]))
     return means, norm
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that no other of the ranks that share matrices counts."""
+    for name, parameter in model.named_parameters():
+        if owns_part(model, clean_name(name)):
+            yield name, parameter
+
+
+@torch.no_grad()
+def _sum_partial(model: nn.Module) -> None:
+    """Over ranks that share matrices: gradients of which each has made a part."""
+    sharing = tensor_ranks_of(model)
+    if sharing is None:
+        return
+    partial = {*model.partial_gradients()}
+    for name, parameter in model.named_parameters():
+        if clean_name(name) in partial and parameter.grad is not None:
+            own = local(parameter.grad)
+            own.copy_(sharing.summed(own))
+
+
+def _norm_of(grads: list[Tensor]) -> Tensor:
+    """Summed in fp32 where gradients have fewer bits."""
+    if grads[0].dtype != torch.bfloat16:
+        return torch.nn.utils.get_total_norm(grads)
+    return torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)).norm()
 
 
 @dataclass(frozen=True)
@@ -101,6 +136,11 @@ class StepTimes:
 
     clock: PhaseClock
     device: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+
+def overflowed(norm: Tensor) -> bool:
+    """True of a gradient that no update is made from; all ranks have the same norm, so they agree."""
+    return not bool(torch.isfinite(norm))
 
 
 def train_step(
@@ -118,7 +158,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward, clip, update number 1, 2 …; on the device: (means of the global batch, gradient norm).
 
-    The means are of the loss and of the objective's figures, (1 + figures,).
+    The means are of the loss and of the objective's figures, (1 + figures,). A scaled objective leaves the weights as
+    they are where its gradient has overflowed.
     """
     times = times or StepTimes(PhaseClock())
     clock = times.clock
@@ -129,7 +170,8 @@ def train_step(
     means, norm = reduce_and_clip(model, values, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
     if times.device is not None:
         times.device[0].record()
-    optimizer.step(number, lr)
+    if not (isinstance(objective, ScaledObjective) and overflowed(norm)):
+        optimizer.step(number, lr)
     if times.device is not None:
         times.device[1].record()
     optimizer.zero_grad()

@@ -5,6 +5,7 @@ The dry run IS this value printed. Reads no file and asks no machine; all inputs
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import Ask
 from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
+from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -23,6 +25,7 @@ from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import parameters
+from launchyard.model.parallel.share import share_config
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of
@@ -84,7 +87,7 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
-    _check(recipe, cluster, data, device, host, draft)
+    _check(recipe, cluster, data, model, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
@@ -125,7 +128,9 @@ def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
         "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
-        "checkpoint_bytes": memory.checkpoint_bytes(model, adapter),
+        "checkpoint_bytes": memory.checkpoint_bytes(
+            model, adapter, precision=recipe.train.precision, compensated=_savings(recipe).compensated
+        ),
     }
 
 
@@ -184,6 +189,17 @@ def _fewer(there: int) -> str:
 def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     replicate = recipe.parallel.dp_replicate
     shard = recipe.parallel.dp_shard
+    tp = recipe.parallel.tp
+    if world % tp:
+        draft.wrong("parallel.tp", f"{tp} workers cannot share each matrix, as there are {world}")
+        return None
+    world //= tp
+    if recipe.parallel.shard_level == 0:
+        if shard > 1 or replicate not in (1, world):
+            what = f"0 gives each of {world} workers a whole copy, but dp_replicate is {replicate} and dp_shard {shard}"
+            draft.wrong("parallel.shard_level", f"{what}; leave these out")
+            return None
+        return Mesh(dp_replicate=world, dp_shard=1, tp=tp)
     if shard == 0:
         draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
         return None
@@ -195,7 +211,7 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
         product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
         draft.wrong("parallel.dp_shard", f"{product}, but there are {world} workers; dp_shard: -1 takes the rest")
         return None
-    return Mesh(dp_replicate=replicate, dp_shard=shard)
+    return Mesh(dp_replicate=replicate, dp_shard=shard, tp=tp)
 
 
 def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
@@ -230,7 +246,7 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
 
 
 def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
-    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
+    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, max(1, world // recipe.parallel.tp)))
     if cut is None:
         return None
     return PlannedBatch(
@@ -286,17 +302,27 @@ def _memory(
     device: Literal["cpu", "cuda"],
 ) -> dict[str, int]:
     found = memory.training_memory(
-        model,
+        model if mesh.tp == 1 else share_config(model, 0, mesh.tp),
         micro_batch_size=batch.micro_batch_size,
         seq_len=batch.seq_len,
         shards=mesh.dp_shard,
         precision=recipe.train.precision,
-        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
         device=device,
+        savings=dataclasses.replace(_savings(recipe), replicas=mesh.dp_replicate),
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
     return {key: int(value) for key, value in found.items()}
+
+
+def _savings(recipe: Recipe) -> memory.Savings:
+    return memory.Savings(
+        activation_checkpointing=recipe.parallel.activation_checkpointing,
+        every=recipe.parallel.activation_checkpointing_every,
+        shard_level=recipe.parallel.shard_level,
+        cpu_offload=recipe.parallel.cpu_offload,
+        compensated=recipe.train.bf16_rounding == "compensated",
+    )
 
 
 def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> dict[str, str]:
@@ -396,7 +422,15 @@ def _check_judged(draft: _Draft, recipe: Recipe) -> None:
             draft.wrong("validation.every_steps", f"{section} judges by validations, and there are none; set it")
 
 
-def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
+def _check(
+    recipe: Recipe,
+    cluster: Cluster,
+    data: PlannedData,
+    model: ModelConfig | None,
+    device: str,
+    host: HostFacts,
+    draft: _Draft,
+) -> None:
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
@@ -418,15 +452,8 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong(key, what)
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
-    if device == "cpu" and train.precision == "bf16":
-        if recipe.parallel.compile:
-            draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
-        elif not host.cpu_bf16:
-            draft.notes.append("this CPU has no bf16 units: fp32 would be about twice as fast")
-    if device == "cuda" and train.precision == "bf16":
-        old = [gpu.name for gpu in host.gpus if gpu.capability < (8, 0)]
-        if old:
-            draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
+    draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, model, device)])
+    draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")
         if train.max_epochs is not None:

@@ -61,6 +61,9 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "schedule.name": "lr_scheduler_type decay_type lr_schedule",
     "schedule": "lr_scheduler scheduler",
     "parallel.dp_shard": "data_parallel_shard_degree fsdp shard_degree",
+    "parallel.tp": "tensor_parallel tensor_parallel_size tensor_parallel_degree tensor_model_parallel_size tp_size",
+    "parallel.shard_level": "ddp_sharding_level zero_stage zero_optimization.stage sharding_strategy",
+    "parallel.cpu_offload": "offload_params fsdp_offload_params offload",
     "parallel.dp_replicate": "data_parallel_replicate_degree replicas",
     "parallel.activation_checkpointing": "activation_checkpoint gradient_checkpointing recompute "
     "activation_checkpoint.mode",

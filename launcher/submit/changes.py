@@ -14,7 +14,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 # The identity of a run: another value would make another run.
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name"),
-    *("train.seed", "train.global_batch_size", "train.precision"),
+    *("train.seed", "train.global_batch_size", "train.precision", "train.bf16_rounding"),
 )
 # All others, by their effect.
 TRAINING = "trains otherwise from here on"

@@ -16,7 +16,7 @@ from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
-from launchyard.model.network.norms import HeadNorm, make_norm
+from launchyard.model.network.norms import HeadNorm, make_norm, widened
 from launchyard.model.network.remade import saved
 from launchyard.model.network.rope import rotate, yarn_gain
 from launchyard.model.network.uncompiled import uncompiled
@@ -135,8 +135,19 @@ class Scores:
         v = v.repeat_interleave(repeats, 1)
         scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale)
         scores = self.softcap * torch.tanh(scores / self.softcap)
-        weights = torch.softmax((scores + _added(mask, q, k, causal=causal)).float(), dim=-1)
+        weights = torch.softmax(widened(scores + _added(mask, q, k, causal=causal)), dim=-1)
         return weights.to(v.dtype) @ v
+
+
+class Span(Protocol):
+    """A stretch of a sequence whose other stretches others have, `count` in all."""
+
+    rank: int
+    count: int
+
+    def joined(self, x: Tensor) -> Tensor:
+        """x (B, H, t, D) of each -> (B, H, count t, D)"""
+        ...
 
 
 class Attending(nn.Module):
@@ -144,6 +155,7 @@ class Attending(nn.Module):
 
     scores: Scores
     sinks: nn.Parameter | None
+    span: Span | None = None  # of the queries
 
     def attended(
         self,
@@ -156,6 +168,9 @@ class Attending(nn.Module):
     ) -> Tensor:
         """q (B, H, T, D), k and v (B, H_kv, T, …) of the new tokens -> (B, T, H D_v)."""
         causal = True
+        if self.span is not None:
+            k = self.span.joined(k)
+            v = self.span.joined(v)
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
         if documents is None:

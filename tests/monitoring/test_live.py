@@ -40,7 +40,10 @@ RECIPE: dict[str, Any] = {
     "metrics": {"peak_flops": 1e11},
 }
 # What a run on this machine cannot have.
-NOT_HERE = {"trainer_job_end_timestamp_seconds": "a local run has no time limit"}
+NOT_HERE = {
+    "trainer_job_end_timestamp_seconds": "a local run has no time limit",
+    "trainer_loss_scale": "a loss in fp32 is not scaled",
+}
 
 
 class Live:

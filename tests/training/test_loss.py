@@ -96,7 +96,6 @@ def activations(tokens: int, *, vocab: int) -> int:
         seq_len=tokens,
         shards=1,
         precision="fp32",
-        activation_checkpointing=False,
         device="cpu",
     )["activations"]
 

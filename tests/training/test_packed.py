@@ -160,7 +160,7 @@ def test_validation_sees_each_row_once_in_any_cut() -> None:
     for micro in (1, 4):
         sizes = BatchSizes(4, micro, 4 // micro, 1)
         reader: Any = _Packs()
-        cut = {"sizes": sizes, "world": read_world(), "device": CPU, "max_batches": None}
+        cut = {"sizes": sizes, "data_rank": 0, "device": CPU, "max_batches": None}
         assert validation_means(model, reader, NextToken(), **cut) == pytest.approx([expected], rel=1e-6)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launchyard.model.config import ModelConfig
+from launchyard.training.batching import shares_of
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.micro_batch import MicroBatch
@@ -30,6 +31,12 @@ LLAMA = {
     "max_seq_len": 64, "tie_embeddings": True,
 }  # fmt: skip
 
+GEMMA = {
+    **LLAMA, "qk_norm": "head", "norm_place": "sandwich", "norm_weight": "plus_one", "embed_scale": 2.0,
+    "attention_bias": True, "mlp_bias": True,
+}  # fmt: skip
+WINDOWS = {**GEMMA, "window": 5, "layers": ["window", "full"], "attention_softcap": 20.0}
+ALIBI = {**MODEL, "positions": "alibi"}
 EXPERTS = {
     **LLAMA, "dim": 32, "moe": {
         "n_experts": 4, "top_k": 2, "ffn_dim": 24, "score": "sigmoid", "normalize": True, "choice_bias": True,
@@ -65,10 +72,12 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
     optimizer = make_optimizer(
         model, OptimizerConfig(lr=1e-2, eps=1e-4)
     )  # else Adam turns rounding of tiny gradients into steps
-    share, numbers = GLOBAL // world.world_size, []
+    alike = shares_of(recipe.parallel)
+    share, numbers = GLOBAL * alike // world.world_size, []
+    first = world.rank // alike * share
     for step in range(STEPS):
         inputs, labels = global_batch(step)
-        mine = slice(world.rank * share, (world.rank + 1) * share)
+        mine = slice(first, first + share)
         pairs = zip(inputs[mine].split(micro_batch_size), labels[mine].split(micro_batch_size), strict=True)
         loss, norm = train_step(
             model,
@@ -108,9 +117,12 @@ def test_a_balance_of_experts_is_one_of_each_sequence() -> None:
         torch.testing.assert_close(shard.tensor, whole[key].tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_recomputed_activations_give_the_same_bits() -> None:
-    numbers, whole = reference(LLAMA)
-    again, parts = train(recipe_of(LLAMA, activation_checkpointing="full"), GLOBAL)
+@pytest.mark.parametrize(("kind", "every"), [("full", 1), ("full", 2), ("op", 1), ("op", 2)])
+@pytest.mark.parametrize("model", [LLAMA, MODEL, EXPERTS], ids=["llama", "neox", "experts"])
+def test_recomputed_activations_give_the_same_bits(model: dict[str, Any], kind: str, every: int) -> None:
+    numbers, whole = reference(model)
+    recomputed = recipe_of(model, activation_checkpointing=kind, activation_checkpointing_every=every)
+    again, parts = train(recomputed, GLOBAL)
     assert again == numbers
     assert parts.keys() == whole.keys()  # no trace of the wrapper in the names
     assert all(torch.equal(shard.tensor, whole[key]) for key, shard in parts.items())
@@ -136,6 +148,15 @@ CASES = {
     "two replicas": (2, MODEL, {"dp_replicate": 2, "dp_shard": 1}, 2, False),
     "bf16": (2, LLAMA, {"precision": "bf16", "activation_checkpointing": "full"}, 2, True),
     "experts": (2, EXPERTS, {}, 2, False),
+    "two workers, level 2": (2, LLAMA, {"shard_level": 2}, 2, False),
+    "two workers, level 0": (2, LLAMA, {"shard_level": 0, "activation_checkpointing": "op"}, 2, False),
+    "on the CPU": (2, LLAMA, {"cpu_offload": True, "activation_checkpointing_every": 2}, 2, False),
+    "matrices shared by two": (2, LLAMA, {"tp": 2}, 4, False),
+    "matrices shared by two of four": (4, GEMMA, {"tp": 2, "activation_checkpointing": "full"}, 2, False),
+    "sequences shared by two": (2, LLAMA, {"cp": 2, "activation_checkpointing": "op"}, 4, False),
+    "sequences shared by two of four": (4, WINDOWS, {"cp": 2}, 2, False),
+    "sequences and matrices shared": (4, ALIBI, {"cp": 2, "tp": 2}, 8, False),
+    "all three axes": (4, MODEL, {"tp": 2, "dp_replicate": 2}, 2, False),
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
 # These hold more than the others, less, or something else.

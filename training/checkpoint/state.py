@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from launchyard.storage.damage import JsonObject
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, replica, shard_extent
+from launchyard.training.parallel import clean_name, local, owns_part, place_in_model, replica
 from launchyard.training.verdict import Best, Patience
 
 
 @dataclass
 class TrainState:
-    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured."""
+    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured.
+
+    loss_scale: in fp16, with its steps without an overflow since it changed. skipped_steps: finished steps that left
+    the weights as they were.
+    """
 
     step: int = 0
     tokens_seen: int = 0
@@ -27,6 +31,9 @@ class TrainState:
     validated_step: int | None = None
     best: Best = field(default_factory=list)  # of the checkpoints that are kept for it
     patience: Patience = field(default_factory=Patience)
+    loss_scale: float | None = None
+    loss_scale_steps: int = 0
+    skipped_steps: int = 0
 
     def to_json(self) -> JsonObject:
         return asdict(self)
@@ -61,13 +68,12 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
             continue
         name = clean_name(raw_name)
         tensor = parameter.detach()
-        found[f"model.{name}"] = _shard(f"model.{name}", tensor, local(tensor))
-        for key, moment in optimizer.state(parameter).items() if optimizer else ():
-            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", tensor, moment)
+        shape, offsets = place_in_model(model, name, tensor)
+        mine, copies = replica(tensor)
+        owns = owns_part(model, name)
+        parts = {f"model.{name}": local(tensor)}
+        for moment, part in optimizer.state(parameter).items() if optimizer else ():
+            parts[f"optimizer.{name}.{moment}"] = part
+        for key, part in parts.items():
+            found[key] = Shard(shape, offsets, part, writes=owns and zlib.crc32(key.encode()) % copies == mine)
     return found
-
-
-def _shard(key: str, tensor: Tensor, part: Tensor) -> Shard:
-    """A part that is cut as `tensor` is."""
-    mine, copies = replica(tensor)
-    return Shard(tuple(tensor.shape), shard_extent(tensor)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)

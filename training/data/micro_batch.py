@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,19 @@ class MicroBatch:
         at = None if self.at is None else self.at.to(device, non_blocking=True)
         inputs = self.inputs.to(device, non_blocking=True)
         return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True), at=at)
+
+
+class Spanning(Protocol):
+    def own(self, tokens: Tensor) -> Tensor: ...
+
+
+def stretch_of(batch: MicroBatch, span: Spanning | None) -> MicroBatch:
+    """The tokens of a worker that shares sequences; all without a span. ValueError for documents end to end."""
+    if span is None:
+        return batch
+    if batch.documents is not None:
+        raise ValueError("rows of documents cannot be shared by workers; use parallel.cp=1")
+    return replace(batch, inputs=span.own(batch.inputs), labels=span.own(batch.labels))
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device, *, first_slot: int = 0) -> list[MicroBatch]:

@@ -96,6 +96,10 @@ LEARNING = (
     Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", ("dataset",)),
     Metric("trainer_reward_accuracy", "gauge", "Preferences: share of pairs whose better answer wins.", ("dataset",)),
     Metric("trainer_nonfinite_steps_total", "counter", "Steps whose loss or gradient was not finite."),
+    Metric(
+        "trainer_skipped_steps_total", "counter", "Steps whose gradient overflowed, and left the weights as they were."
+    ),
+    Metric("trainer_loss_scale", "gauge", "fp16: what the loss is multiplied by in the next step."),
     Metric("trainer_loss_spikes_total", "counter", "Steps whose loss stood far above those before."),
 )
 MEMORY = (

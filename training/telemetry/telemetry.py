@@ -86,13 +86,16 @@ class Telemetry:
         number: int,
         *,
         means: Mapping[str, float],
-        grad_norm: float,
+        grad_norm: float | None,
         lr: float,
         counts: TokenCounts,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it."""
+        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it.
+
+        grad_norm: None of a step that was skipped.
+        """
         seconds = self.meter.lap()
         row = {
             "step": number,
@@ -114,6 +117,11 @@ class Telemetry:
         for name, value in means.items():
             if name != "loss":
                 self.exporter.set(f"trainer_{name}", value, dataset=dataset)
+
+    def scaled(self, loss_scale: float, *, skipped: bool) -> None:
+        """The scale of the loss after a step, and whether that step left the weights as they were."""
+        self.exporter.set("trainer_loss_scale", loss_scale)
+        self.exporter.add("trainer_skipped_steps_total", float(skipped))
 
     def nonfinite(self, loss: float) -> None:
         self.exporter.add("trainer_nonfinite_steps_total")

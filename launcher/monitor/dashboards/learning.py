@@ -18,9 +18,10 @@ def learning() -> list[Any]:
         ),
         lines(
             "Trouble",
-            "Nothing: no step with a loss that is not finite, and no spikes.",
+            "Nothing: no step with a loss that is not finite, and no spikes. In fp16 a skipped step now and then.",
             (f"sum by (run_id) (increase(trainer_loss_spikes_total{{{RUN}}}[{RATE}]))", "spikes {{run_id}}"),
             (f"sum by (run_id) (increase(trainer_nonfinite_steps_total{{{RUN}}}[{RATE}]))", "not finite {{run_id}}"),
+            (f"sum by (run_id) (increase(trainer_skipped_steps_total{{{RUN}}}[{RATE}]))", "skipped {{run_id}}"),
             low=0,
         ),
         lines(
@@ -52,14 +53,18 @@ def learning() -> list[Any]:
             "Gradient norm",
             "Settles after the warm-up; slow growth over hours announces a divergence.",
             (f"max by (run_id) (trainer_grad_norm{{{RUN}}})", "{{run_id}}"),
-            span=12,
+            low=0,
+        ),
+        lines(
+            "Scale of the loss",
+            "Training in fp16 alone: falls at first, then rests.",
+            (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}"),
             low=0,
         ),
         lines(
             "Learning rate",
             "The schedule that you meant, going on where it was after every resume.",
             (f"max by (run_id) (trainer_learning_rate{{{RUN}}})", "{{run_id}}"),
-            span=12,
             unit="sci",
             low=0,
         ),

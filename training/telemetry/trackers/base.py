@@ -29,7 +29,7 @@ class Tracker(Protocol):
 
 
 def of_step(row: Mapping[str, Any]) -> dict[str, float]:
-    values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN}
+    values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN and value is not None}
     return values | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
 
 
