@@ -253,7 +253,7 @@ def run_directory_page() -> Iterator[str]:
         optional = dict.fromkeys(event.optional, " (may be absent)")
         fields = " ".join(f"`{name}`{optional.get(name, '')}: {words}" for name, words in event.fields.items())
         yield f"| `{event.name}` | {cell(event.meaning)} | {cell(fields)} | `{event.writer}` |\n"
-    for row in (rows.StepRow, rows.ValidationRow, rows.TasksPoint):
+    for row in (rows.StepRow, rows.ValidationRow, rows.TasksPoint, rows.SampleRow):
         yield from record_table(row)
     yield from record_table(rows.TaskScore, "###")
     yield from record_table(shards.Manifest)

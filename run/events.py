@@ -36,7 +36,9 @@ TRACKER_TROUBLE = "tracker trouble"
 STOPPING = "stopping"
 SAVED_BEFORE_STOPPING = "saved before stopping"
 EXPORTED = "exported"
+SAMPLING = "sampling"
 SAMPLED = "sampled"
+NOT_SAMPLED = "not sampled"
 FINISHED = "finished"
 
 
@@ -139,7 +141,13 @@ EVENTS = (
         "seconds": "Since the stop request reached this rank.",
     }),
     Event(EXPORTED, "training/artifacts.py", "The weights are written.", {"folder": "In the run directory."}),
-    Event(SAMPLED, "training/artifacts.py", "The sample is written.", {"file": "In the run directory."}),
+    Event(SAMPLING, "training/telemetry/telemetry.py", "A checkpoint writes a text.", {"step": _STEP}),
+    Event(SAMPLED, "training/telemetry/telemetry.py", "The text is written.", {
+        "step": _STEP, "text": "With its beginning.",
+    }),
+    Event(NOT_SAMPLED, "training/telemetry/telemetry.py", "There is no text; training goes on.", {
+        "step": _STEP, "message": _MESSAGE,
+    }),
     Event(FINISHED, "training/worker.py", "All is written; only the outcome follows.", {
         "step": _STEP, "seconds": "Of the attempt by phase, as [metrics](metrics.md) name them.",
     }),

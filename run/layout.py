@@ -46,6 +46,7 @@ BAD_NODES = f"{SUBMISSIONS}/bad_nodes.json"
 STEPS = "steps"  # the kinds of rows
 VALIDATION = "validation"
 TASKS = "tasks"
+SAMPLES = "samples"
 EVENTS = "events"
 
 _JSON = ".json"
@@ -184,7 +185,7 @@ JOB_CODE = "code"  # in the same folder
 
 # -- rows ------------------------------------------------------------------------------------------------------------
 def rows_prefix(kind: str, attempt: int) -> str:
-    """Returns the prefix of the files in `METRICS` that hold rows of an attempt. `kind`: STEPS, VALIDATION, TASKS."""
+    """Returns the prefix of the files in `METRICS` that hold rows of an attempt. `kind`: one of those above."""
     return f"{kind}-{attempt:04d}"
 
 
@@ -297,6 +298,8 @@ ENTRIES = (
           "[row](run-directory.md#validationrow) per validation."),
     Entry(f"{METRICS}/tasks-NNNN.jsonl", "rank 0", "when tasks are done, if the recipe asks", "One "
           "[row](run-directory.md#taskspoint) per checkpoint that was asked."),
+    Entry(f"{METRICS}/samples-NNNN.jsonl", "rank 0", "when a text is written, if the recipe asks", "One "
+          "[row](run-directory.md#samplerow) per text."),
     Entry(f"{METRICS}/tracker-NAME.json", "rank 0", "now and then, if the recipe asks for that tracker", "The last "
           "`step` that a tracker has been given."),
     Entry(f"{CHECKPOINTS}/step-NNNNNNNN/NNNN-rank-NNNNN.safetensors", "worker", "during a save", "The shards of one "

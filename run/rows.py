@@ -90,6 +90,19 @@ class TasksPoint(BaseModel):
     time: float = Field(description="Time of the end, in Unix seconds.")
 
 
+class SampleRow(BaseModel):
+    """A line of metrics/samples-NNNN.jsonl: a text that a checkpoint has written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = Field(ge=1, description="Finished optimizer steps.")
+    prompt: str = Field(description="How it began.")
+    text: str = Field(description="How it went on.")
+    seconds: float = Field(description="For which it took.")
+    attempt: int = Field(description="Attempt that wrote it.")
+    time: float = Field(description="Time of the end, in Unix seconds.")
+
+
 SPEED_ROWS = 20  # steps over which speed is averaged
 PACE_ROWS = 100  # and the time of a step, in which saves and validations come and go
 NUMBERS = ("step", "loss", "attempt", "time")
@@ -104,6 +117,11 @@ def is_tasks_point(row: JsonObject) -> bool:
     """The same of a line about tasks."""
     scores = row.get("scores")
     return isinstance(row.get("step"), int) and isinstance(scores, list) and all(map(_is_score, scores))
+
+
+def is_sample(row: JsonObject) -> bool:
+    """The same of a line with a text."""
+    return isinstance(row.get("step"), int) and isinstance(row.get("text"), str)
 
 
 def _is_score(score: object) -> bool:

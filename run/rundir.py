@@ -28,7 +28,7 @@ from launchyard.run import layout
 from launchyard.run.events import PROCESS_STARTED, STARTED, is_event
 from launchyard.run.layout import BAD_NODES, LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import BadNode, BadNodes, Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import is_row, is_tasks_point
+from launchyard.run.rows import is_row, is_sample, is_tasks_point
 from launchyard.storage import damage, files, retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
@@ -362,7 +362,7 @@ class RunDir:
 
     # -- rows ----------------------------------------------------------------------------------------------------
     def rows(self, kind: str) -> Iterator[JsonObject]:
-        """The surviving rows of `steps`, `validation` or `tasks`, one per step, in order.
+        """The surviving rows of a kind, one per step, in order.
 
         An attempt that resumed at step s replaces the rows of earlier attempts after s.
         """
@@ -374,11 +374,11 @@ class RunDir:
         yield from (surviving[step] for step in sorted(surviving))
 
     def attempt_rows(self, kind: str, attempt: int) -> Iterator[JsonObject]:
-        """All rows of `steps`, `validation` or `tasks` that one attempt wrote, also those that did not survive."""
+        """All rows of a kind that one attempt wrote, also those that did not survive."""
         yield from self._rows_in(self.listdir(layout.METRICS), kind, attempt)
 
     def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[JsonObject]:
-        is_valid = is_tasks_point if kind == layout.TASKS else is_row
+        is_valid = {layout.TASKS: is_tasks_point, layout.SAMPLES: is_sample}.get(kind, is_row)
         for name in names:
             if layout.is_grown(name, layout.rows_prefix(kind, attempt)):
                 yield from self._lines_of(f"{layout.METRICS}/{name}", is_valid)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.optim.base import Optimizer
     from launchyard.training.telemetry.telemetry import Telemetry
-    from launchyard.training.validation.tasks import TaskPoints
+    from launchyard.training.validation.asking import Point
 
 
 DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
@@ -92,19 +93,20 @@ def compose(
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
     checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
-    tasks = open_tasks(run, context, telemetry, start_step=learner.state.step)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe), tasks), resumed
+    points = list(open_points(run, context, telemetry, start_step=learner.state.step))
+    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe), points), resumed
 
 
-def open_tasks(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> TaskPoints | None:
-    """None if the recipe names none."""
-    if not context.recipe.validation.tasks:
-        return None
-    from launchyard.training.validation.tasks import open_task_points
+def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
+    """What the recipe has checkpoints asked."""
+    from launchyard.training.validation.samples import open_sample_point
+    from launchyard.training.validation.tasks import open_task_point
 
-    points = open_task_points(run, context.world, context.recipe.validation, step=start_step)
-    telemetry.show_scores(points.newest)
-    return points
+    config = context.recipe.validation
+    if config.tasks:
+        yield open_task_point(run, context.world, config, telemetry, step=start_step)
+    if config.sample is not None:
+        yield open_sample_point(run, context.world, config.sample, seed=context.recipe.train.seed, step=start_step)
 
 
 def choose_objective(recipe: Recipe) -> Objective:

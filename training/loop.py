@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,8 +30,8 @@ from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjec
 from launchyard.training.step import StepTimes, overflowed, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
+from launchyard.training.validation.asking import Asking, Point, ask_together
 from launchyard.training.validation.held_out import validation_means
-from launchyard.training.validation.tasks import Asking, TaskPoints, ask_together
 from launchyard.training.verdict import ranked
 
 STOP_CHECK_SECONDS = 0.5  # while waiting for data
@@ -67,7 +67,7 @@ class Parts:
     telemetry: Telemetry
     flag: StopFlag
     objective: Objective
-    tasks: TaskPoints | None = None
+    points: Sequence[Point] = ()  # what checkpoints are asked
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def named_samples(context: Context, data: Data, step: int) -> str:
 def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
     if agreement.save or agreement.reason is not None:
         return True
-    return validation_due(parts, step) or tasks_due(parts, step) or kind_of_save(parts, step) is not None
+    return validation_due(parts, step) or bool(points_due(parts, step)) or kind_of_save(parts, step) is not None
 
 
 def early_end(parts: Parts) -> str | None:
@@ -304,8 +304,8 @@ def validation_due(parts: Parts, step: int) -> bool:
     return config.every_steps is not None and step > 0 and step % config.every_steps == 0
 
 
-def tasks_due(parts: Parts, step: int) -> bool:
-    return parts.tasks is not None and parts.tasks.due(step, is_last=step == final_step(parts))
+def points_due(parts: Parts, step: int) -> list[Point]:
+    return [point for point in parts.points if point.due(step, is_last=step == final_step(parts))]
 
 
 def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
@@ -315,11 +315,11 @@ def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) ->
         reason = run_validation(parts, step)
     if reason is not None:
         begin_to_stop(parts, step, reason)
-    asked = reason is None and tasks_due(parts, step)
+    asked = reason is None and bool(points_due(parts, step))
     if reason is not None or asked or agreement.save or kind_of_save(parts, step) is not None:
         save(parts, step)
         timer.reset()
-    if asked and (reason := ask_tasks(parts, step)) is not None:
+    if asked and (reason := ask_points(parts, step)) is not None:
         begin_to_stop(parts, step, reason)
     if reason is not None:
         await_save(parts)
@@ -332,8 +332,8 @@ def after_last_step(parts: Parts) -> str | None:
     step = parts.learner.state.step
     save(parts, step)
     reason = run_validation(parts, step) if validation_due(parts, step) else None
-    if reason is None and tasks_due(parts, step):
-        reason = ask_tasks(parts, step)
+    if reason is None and points_due(parts, step):
+        reason = ask_points(parts, step)
     if reason is not None:
         begin_to_stop(parts, step, reason)
     await_save(parts)
@@ -415,37 +415,33 @@ def agree_while_waiting(parts: Parts, done: bool) -> tuple[bool, str | None]:
     return bool(n_done), agreed_reason(stops)
 
 
-def ask_tasks(parts: Parts, step: int) -> str | None:
+def ask_points(parts: Parts, step: int) -> str | None:
     """Ask the checkpoint of this step, which is saved first; the reason if a stop was agreed on in between."""
-    assert parts.tasks is not None
-    context = parts.context
     telemetry = parts.telemetry
-    checkpointer = parts.checkpointer
     telemetry.clock.enter("checkpoint_blocking")
-    checkpointer.wait()
+    parts.checkpointer.wait()
     telemetry.clock.enter("validation")
-    telemetry.asking_tasks(step, context.recipe.validation.tasks)
-    asking: Asking | None = None
-    is_main = context.world.is_main
-    if is_main and checkpointer.last_saved == step:
-        asking = parts.tasks.ask(checkpointer.run.path(checkpointer.run.checkpoint_dir(step)), context.device)
-    reason = ask_together(asking, is_main=is_main, agree=partial(agree_while_waiting, parts))
-    if reason is None:
-        parts.tasks.asked(step)
-        if is_main:
-            report_tasks(telemetry, step, asking)
+    reason = next((reason for point in points_due(parts, step) if (reason := ask_point(parts, point, step))), None)
     telemetry.clock.enter("other")
     telemetry.training()
     return reason
 
 
-def report_tasks(telemetry: Telemetry, step: int, asking: Asking | None) -> None:
-    if asking is None:
-        telemetry.tasks_failed(step, "the checkpoint that was to be asked could not be saved")
-    elif asking.error is not None:
-        telemetry.tasks_failed(step, asking.error)
-    else:
-        telemetry.tasks_done(step, scores=asking.scores, weights=asking.weights, seconds=asking.seconds)
+def ask_point(parts: Parts, point: Point, step: int) -> str | None:
+    telemetry = parts.telemetry
+    saved = parts.checkpointer
+    is_main = parts.context.world.is_main
+    is_last = step == final_step(parts)
+    point.begin(telemetry, step)
+    asking: Asking | None = None
+    if is_main and saved.last_saved == step:
+        asking = Asking(point.work, saved.run.path(saved.run.checkpoint_dir(step)), parts.context.device)
+    reason = ask_together(asking, is_main=is_main, agree=partial(agree_while_waiting, parts))
+    if reason is None:
+        point.asked(step)
+        if is_main:
+            point.report(telemetry, step, asking, is_last=is_last)
+    return reason
 
 
 def save(parts: Parts, step: int) -> None:

@@ -20,7 +20,7 @@ from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
-from launchyard.run.layout import STEPS, TASKS, VALIDATION
+from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
 from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
@@ -340,6 +340,7 @@ def why(run: str, *, as_json: bool) -> int:
 @click.option("--jsonl", is_flag=True, help="Every row of the surviving history, one per step.")
 @click.option("--validation", "kind", flag_value=VALIDATION, help="The rows of the validation instead.")
 @click.option("--tasks", "kind", flag_value=TASKS, help="The scores of tasks instead.")
+@click.option("--samples", "kind", flag_value=SAMPLES, help="The texts that it has written instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
 def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
     """Print the metrics of a run: one row for each step that counts, of any attempt."""
@@ -352,6 +353,8 @@ def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
         click.echo("no rows yet")
     elif kind == TASKS:
         click.echo("\n".join(_scores(rows)))
+    elif kind == SAMPLES:
+        click.echo("\n\n".join(f"step {row['step']}\n{row['prompt']}{row['text']}" for row in rows))
     else:
         click.echo("\n".join(_some_rows(rows, with_steps=kind is None)))
     return EXIT_DONE

@@ -20,7 +20,7 @@ from launchyard.run.checkpoints import RunCheckpoints, rollbacks
 from launchyard.run.events import VALIDATED, is_event
 from launchyard.run.frozen import content_digest
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import is_row, is_tasks_point
+from launchyard.run.rows import is_row, is_sample, is_tasks_point
 from launchyard.run.rundir import RunDir
 from launchyard.storage import damage, files
 from launchyard.storage.damage import JsonObject
@@ -248,6 +248,8 @@ class _Walk:
                 yield from self._log(f"{layout.METRICS}/{name}", is_row, NOT_NEEDED)
             elif layout.is_grown(name, layout.TASKS):
                 yield from self._log(f"{layout.METRICS}/{name}", is_tasks_point, NOT_NEEDED)
+            elif layout.is_grown(name, layout.SAMPLES):
+                yield from self._log(f"{layout.METRICS}/{name}", is_sample, NOT_NEEDED)
         if lost:
             steps = f"step {lost[0]}" if len(lost) == 1 else f"{len(lost)} steps from {lost[0]} to {lost[-1]}"
             yield Problem(layout.METRICS, f"has no rows of {steps}", repair)

@@ -18,9 +18,12 @@ def prefers_high(metric: str, mode: str | None) -> bool:
 
 
 class SampleConfig(Section):
-    """A text that the model writes at the end of the run."""
+    """A text that the model writes, at the end of the run and before."""
 
     prompt: str = Field(description="Start of the text.")
+    every_steps: int | None = Field(
+        default=None, ge=1, description="Write one every N steps, by a checkpoint; default: only at the end."
+    )
     max_new_tokens: int = Field(default=64, ge=1, description="Tokens to write.")
     temperature: float = Field(default=0.8, ge=0, description="0: always the likeliest token.")
     top_k: int | None = Field(default=50, ge=1, description="Draw from the k likeliest tokens.")
@@ -32,7 +35,7 @@ class ValidationConfig(Section):
     every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
     max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
     at_start: bool = Field(default=False, description="Measure before the first step too.")
-    sample: SampleConfig | None = Field(default=None, description="Write a sample at the end.")
+    sample: SampleConfig | None = Field(default=None, description="Write a text, at the end or now and then.")
     tasks: list[str] = Field(
         default=[],
         description="Tasks of lm-evaluation-harness that checkpoints are asked: names, patterns or YAML files. Each "

@@ -159,14 +159,7 @@ class Telemetry:
     def tasks_done(self, step: int, *, scores: Sequence[JsonObject], weights: str, seconds: float) -> None:
         """The figures of a checkpoint: a row, a series each, an event."""
         assert self.rows.tasks is not None, "rank 0 asks, and has rows"
-        row = {
-            "step": step,
-            "scores": scores,
-            "weights": weights,
-            "seconds": seconds,
-            "attempt": self._world.attempt,
-            "time": time.time(),
-        }
+        row = {"step": step, "scores": scores, "weights": weights, **self._stamp(seconds)}
         self.rows.tasks.add(row)
         self.rows.tasks.flush(sync=True)  # to ask again costs more
         self.recorder.tasks_done(row)
@@ -178,6 +171,22 @@ class Telemetry:
             labels = {key: str(score[key]) for key in ("task", "metric", "filter")}
             if score["value"] is not None:
                 self.exporter.set("trainer_task_score", float(score["value"]), **labels)
+
+    def sampling(self, step: int) -> None:
+        self.exporter.state("validating")
+        self.events(events.SAMPLING, step=step)
+
+    def not_sampled(self, step: int, message: str) -> None:
+        self.events(events.NOT_SAMPLED, step=step, message=message)
+
+    def sampled(self, step: int, *, prompt: str, text: str, seconds: float) -> None:
+        assert self.rows.samples is not None, "rank 0 asks, and has rows"
+        self.rows.samples.add({"step": step, "prompt": prompt, "text": text, **self._stamp(seconds)})
+        self.events(events.SAMPLED, step=step, text=f"{prompt}{text}")
+
+    def _stamp(self, seconds: float) -> dict[str, float]:
+        """The end of a row: for how long, by whom, when."""
+        return {"seconds": seconds, "attempt": self._world.attempt, "time": time.time()}
 
     def stopping(self, step: int, reason: str) -> None:
         self.events(events.STOPPING, step=step, reason=reason)

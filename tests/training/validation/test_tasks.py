@@ -175,13 +175,14 @@ def test_a_stop_cuts_it(tmp_path: Path, data: DataSpec, tasks: Path) -> None:
 
 def test_what_is_cut_has_no_scores(undisturbed: RunDir, tasks: Path) -> None:
     from launchyard.training.sections.validation import ValidationConfig
-    from launchyard.training.validation.tasks import Asking
+    from launchyard.training.validation.asking import Asking
+    from launchyard.training.validation.tasks import TaskPoint
 
-    config = ValidationConfig(tasks=[str(tasks / "choice.yaml")])
-    asking = Asking(config, undisturbed.path(undisturbed.checkpoint_dir(12)), "cpu")
+    point = TaskPoint(ValidationConfig(tasks=[str(tasks / "choice.yaml")]), set())
+    asking = Asking(point.work, undisturbed.path(undisturbed.checkpoint_dir(12)), torch.device("cpu"))
     asking.cut()
     assert asking.done(60)
-    assert (asking.scores, asking.error) == ([], None)
+    assert (asking.answer, asking.error) == ({}, None)
 
 
 def test_what_fails_is_told_and_costs_no_run(tmp_path: Path, data: DataSpec, tasks: Path) -> None:
@@ -200,7 +201,7 @@ def test_what_fails_is_told_and_costs_no_run(tmp_path: Path, data: DataSpec, tas
 
 
 def test_the_generators_stand_where_they_stood() -> None:
-    from launchyard.training.validation.tasks import own_randomness
+    from launchyard.training.validation.asking import own_randomness
 
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     expected = random.random(), np.random.rand(), float(torch.rand(()))
