@@ -14,6 +14,8 @@ from launchyard.model.parallel.share import check_shared_training
 from launchyard.training.recipe import Recipe
 
 FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
+# Optimizers that treat each number of a matrix alone. Others would see a part of it as a whole.
+NUMBER_BY_NUMBER = ("adamw", "sgd", "lion", "adamw-schedule-free")
 FLOAT8_MULTIPLE = 16  # of both sides of a matrix, for its products in 8 bits
 
 
@@ -60,6 +62,9 @@ def _of_shared_matrices(recipe: Recipe, model: ModelConfig | None) -> Iterator[s
             yield f"{tp}: {error}"
     if recipe.adapter != Adapter():
         yield f"{tp}: adapters are not shared by workers; leave tp out, and FSDP shares the model"
+    if recipe.optimizer.name not in NUMBER_BY_NUMBER:
+        others = ", ".join(NUMBER_BY_NUMBER[:3])
+        yield f"{tp}: optimizer.name={recipe.optimizer.name} is of whole matrices; use one of {others}"
     if recipe.parallel.compile:
         yield f"{tp}: does not go with parallel.compile"
     if recipe.train.precision == "fp8":

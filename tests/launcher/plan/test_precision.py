@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from launchyard.errors import RecipeErrors
+from launchyard.launcher.recipe.load import load_recipe
 from tests.launcher.plan.test_planner import GPUS, H100, plan_of, problems_of
 
 
@@ -63,3 +64,10 @@ def test_a_rounding_is_of_weights_in_bf16() -> None:
     plain = plan_of(train__precision="bf16-true")
     assert kept.checkpoint_bytes - plain.checkpoint_bytes == 2 * plain.n_params
     assert plan_of().checkpoint_bytes - plain.checkpoint_bytes == 2 * plain.n_params
+
+
+def test_an_optimizer_of_whole_matrices_takes_no_parts_of_them() -> None:
+    recipe = load_recipe("pretrain/pythia-160m", {"parallel.tp": 2}).recipe
+    other = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"name": "muon"})})
+    assert plan_of(recipe, GPUS).mesh.tp == 2
+    assert "muon is of whole matrices" in problems_of(other, GPUS)["parallel.tp"]
