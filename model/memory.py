@@ -64,6 +64,7 @@ class Savings:
     cpu_offload: bool = False
     compensated: bool = False
     replicas: int = 1  # of what `shards` workers hold
+    spans: int = 1  # workers that share each sequence
 
 
 def is_narrow(precision: Precision) -> bool:
@@ -103,15 +104,16 @@ def training_memory(
     if shards * savings.replicas > 1 or savings.cpu_offload or _is_cast_whole(config, layout, precision):
         weights += _gathered(config, layout, element, level=savings.shard_level)
     weights += element * _largest_coded(config, layout)
-    tokens = micro_batch_size * seq_len
+    tokens = micro_batch_size * seq_len // savings.spans
     each = element * tokens
     kept = [
         each * activation_elements(config, layer, seq_len, precision=precision, device=device)
         + each * adapter_elements(config, layer, adapter, precision=precision, device=device)
-        + element * _mask_elements(config, layer, seq_len)
+        + each * _keys_of_others(config, savings.spans)
+        + element * _mask_elements(config, layer, seq_len, savings.spans)
         for layer in range(config.n_layers)
     ]
-    activations = _shared_masks(config, seq_len) + _activation_peak(
+    activations = _shared_masks(config, seq_len, savings.spans) + _activation_peak(
         config, tokens, kept, element, precision=precision, device=device, savings=savings
     )
     table = max(FP32_BYTES, stored_bytes) * _trained_head(config, layout)
@@ -388,18 +390,25 @@ def _logit_bytes(config: ModelConfig, tokens: int, precision: Precision, device:
     return int(copies * wide * rows * config.padded_vocab_size)
 
 
-def _mask_elements(config: ModelConfig, layer: int, seq_len: int) -> int:
-    """Of a layer whose window hides something: attention keeps the mask as numbers, once for the batch."""
-    hides = config.sees(layer) != "full" and seq_len > (config.window or seq_len)
+def _keys_of_others(config: ModelConfig, spans: int) -> int:
+    """Numbers of keys and values a token of the own stretch that come from those who have the rest of a sequence."""
+    heads, keys, values = cache_sizes(config)
+    return (spans - 1) * heads * (keys + values)
+
+
+def _mask_elements(config: ModelConfig, layer: int, seq_len: int, spans: int) -> int:
+    """Of a stretch, or where a window hides something: attention keeps the mask as numbers, once for the batch."""
+    hides = spans > 1 or (config.sees(layer) != "full" and seq_len > (config.window or seq_len))
     own = config.attention_softcap is not None or config.attention_sinks or config.positions == "alibi"
-    return seq_len**2 if hides and not own else 0
+    return seq_len**2 // spans if hides and not own else 0
 
 
-def _shared_masks(config: ModelConfig, seq_len: int) -> int:
+def _shared_masks(config: ModelConfig, seq_len: int, spans: int) -> int:
     """Of all layers together: ALiBi's distances for each head, a byte for each pair of a window."""
     if config.positions == "alibi":
-        return FP32_BYTES * config.n_heads * seq_len**2
-    return seq_len**2 if any(_mask_elements(config, layer, seq_len) for layer in range(config.n_layers)) else 0
+        return FP32_BYTES * config.n_heads * seq_len**2 // spans
+    masked = any(_mask_elements(config, layer, seq_len, spans) for layer in range(config.n_layers))
+    return seq_len**2 // spans if masked else 0
 
 
 # -- use ---------------------------------------------------------------------------------------------------------------

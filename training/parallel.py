@@ -160,7 +160,7 @@ def tensor_ranks(mesh: DeviceMesh | None) -> TensorRanks | None:
 
 
 def span_ranks(parallel: ParallelConfig, world_size: int, device: torch.device) -> SpanRanks | None:
-    """This worker among those that share its sequences, over which FSDP cuts weights, too; None if it has them whole."""
+    """This worker among those that share its sequences; None if there are none. FSDP cuts weights over these, too."""
     from torch.distributed.device_mesh import init_device_mesh
 
     if parallel.cp == 1:
@@ -177,7 +177,8 @@ def place_in_model(model: nn.Module, name: str, tensor: Tensor) -> tuple[tuple[i
     cut = model.cuts[name] if isinstance(model, SharedTransformer) else None
     if cut is None:
         return shape, offsets
-    lengths, starts = [*shape], [*offsets]
+    lengths = [*shape]
+    starts = [*offsets]
     lengths[cut.axis] *= model.ranks.count
     starts[cut.axis] += cut.places.start
     return tuple(lengths), tuple(starts)

@@ -37,6 +37,7 @@ class Mesh(Frozen):
     dp_replicate: int
     dp_shard: int
     tp: int = 1
+    cp: int = 1
 
 
 class Plan(Frozen):

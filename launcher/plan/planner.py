@@ -28,7 +28,7 @@ from launchyard.model.layout import parameters
 from launchyard.model.parallel.share import share_config
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_steps, cut_batch, samples_of
+from launchyard.training.batching import count_steps, cut_batch, samples_of, shares_of
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
@@ -189,17 +189,18 @@ def _fewer(there: int) -> str:
 def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     replicate = recipe.parallel.dp_replicate
     shard = recipe.parallel.dp_shard
-    tp = recipe.parallel.tp
-    if world % tp:
-        draft.wrong("parallel.tp", f"{tp} workers cannot share each matrix, as there are {world}")
-        return None
-    world //= tp
+    alike = {"tp": recipe.parallel.tp, "cp": recipe.parallel.cp}
+    for key, count in alike.items():
+        if world % (count * (1 if key == "tp" else alike["tp"])):
+            draft.wrong(f"parallel.{key}", f"{count} workers cannot share what they do, as there are {world} in all")
+            return None
+    world //= alike["tp"]
     if recipe.parallel.shard_level == 0:
         if shard > 1 or replicate not in (1, world):
             what = f"0 gives each of {world} workers a whole copy, but dp_replicate is {replicate} and dp_shard {shard}"
             draft.wrong("parallel.shard_level", f"{what}; leave these out")
             return None
-        return Mesh(dp_replicate=world, dp_shard=1, tp=tp)
+        return Mesh(dp_replicate=world, dp_shard=1, **alike)
     if shard == 0:
         draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
         return None
@@ -211,7 +212,7 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
         product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
         draft.wrong("parallel.dp_shard", f"{product}, but there are {world} workers; dp_shard: -1 takes the rest")
         return None
-    return Mesh(dp_replicate=replicate, dp_shard=shard, tp=tp)
+    return Mesh(dp_replicate=replicate, dp_shard=shard, **alike)
 
 
 def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
@@ -246,7 +247,9 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
 
 
 def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
-    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, max(1, world // recipe.parallel.tp)))
+    cut = draft.attempt(
+        "train.global_batch_size", lambda: cut_batch(recipe.train, max(1, world // shares_of(recipe.parallel)))
+    )
     if cut is None:
         return None
     return PlannedBatch(
@@ -321,6 +324,7 @@ def _savings(recipe: Recipe) -> memory.Savings:
         every=recipe.parallel.activation_checkpointing_every,
         shard_level=recipe.parallel.shard_level,
         cpu_offload=recipe.parallel.cpu_offload,
+        spans=recipe.parallel.cp,
         compensated=recipe.train.bf16_rounding == "compensated",
     )
 

@@ -14,6 +14,8 @@ from launchyard.model.parallel.share import check_shared_training
 from launchyard.training.recipe import Recipe
 
 FLOAT8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
+# Optimizers that treat each number of a matrix alone. Others would see a part of it as a whole.
+NUMBER_BY_NUMBER = ("adamw", "sgd", "lion", "adamw-schedule-free")
 FLOAT8_MULTIPLE = 16  # of both sides of a matrix, for its products in 8 bits
 
 
@@ -41,6 +43,9 @@ def parallel_problems(recipe: Recipe, model: ModelConfig | None, device: str) ->
     if parallel.tp > 1:
         for what in _of_shared_matrices(recipe, model):
             yield "parallel.tp", what
+    if parallel.cp > 1:
+        for what in _of_shared_sequences(recipe):
+            yield "parallel.cp", f"{parallel.cp}: {what}"
     if parallel.cpu_offload and device == "cpu":
         yield "parallel.cpu_offload", "this run trains on CPUs, whose memory holds all anyway; leave it out"
     if parallel.activation_checkpointing_every > 1 and parallel.activation_checkpointing == "none":
@@ -57,10 +62,26 @@ def _of_shared_matrices(recipe: Recipe, model: ModelConfig | None) -> Iterator[s
             yield f"{tp}: {error}"
     if recipe.adapter != Adapter():
         yield f"{tp}: adapters are not shared by workers; leave tp out, and FSDP shares the model"
+    if recipe.optimizer.name not in NUMBER_BY_NUMBER:
+        others = ", ".join(NUMBER_BY_NUMBER[:3])
+        yield f"{tp}: optimizer.name={recipe.optimizer.name} is of whole matrices; use one of {others}"
     if recipe.parallel.compile:
         yield f"{tp}: does not go with parallel.compile"
     if recipe.train.precision == "fp8":
         yield f"{tp}: does not go with train.precision=fp8"
+
+
+def _of_shared_sequences(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.seq_len % recipe.parallel.cp:
+        yield f"data.seq_len, {recipe.data.seq_len}, is no multiple of it"
+    if recipe.data.kind != "tokens":
+        yield f"rows of data.kind={recipe.data.kind} are not shared by workers, streams of text are"
+    if recipe.adapter != Adapter():
+        yield "adapters do not train on stretches of sequences"
+    if recipe.train.load_balancing_loss:
+        yield "train.load_balancing_loss is of whole sequences"
+    if recipe.parallel.compile:
+        yield "does not go with parallel.compile"
 
 
 def _of_float8(recipe: Recipe, model: ModelConfig | None, device: str, host: HostFacts) -> Iterator[str]:

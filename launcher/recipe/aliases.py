@@ -61,6 +61,7 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "schedule.name": "lr_scheduler_type decay_type lr_schedule",
     "schedule": "lr_scheduler scheduler",
     "parallel.dp_shard": "data_parallel_shard_degree fsdp shard_degree",
+    "parallel.cp": "context_parallel context_parallel_size context_parallel_degree cp_size sequence_parallel_size",
     "parallel.tp": "tensor_parallel tensor_parallel_size tensor_parallel_degree tensor_model_parallel_size tp_size",
     "parallel.shard_level": "ddp_sharding_level zero_stage zero_optimization.stage sharding_strategy",
     "parallel.cpu_offload": "offload_params fsdp_offload_params offload",
@@ -103,11 +104,15 @@ _ADVICE: dict[str, str] = {
     "gradient_accumulation_steps": "it follows: train.global_batch_size / (train.micro_batch_size x workers)",
     "out_dir": "the place of a run is no part of a recipe; use --run-url URL",
     "resume": "a run goes on with: launch resume RUN",
+    "parallel.pp": "blocks are not pipelined; parallel.tp, parallel.cp and FSDP (parallel.dp_shard) cut a model",
     "cluster": "the place is no part of a recipe; use --cluster NAME",
 }
 _ADVICE |= dict.fromkeys(
     ("grad_accum_steps", "gradient_accumulation_iters", "accumulate_grad_batches", "gradient_accumulation"),
     _ADVICE["gradient_accumulation_steps"],
+)
+_ADVICE |= dict.fromkeys(
+    ("pp", "pipeline_parallel", "pipeline_parallel_size", "pipeline_parallel_degree"), _ADVICE["parallel.pp"]
 )
 _ADVICE |= dict.fromkeys(("output_dir", "run_url", "run_dir", "save_dir", "dump_folder"), _ADVICE["out_dir"])
 _ADVICE |= dict.fromkeys(("resume_from_checkpoint", "ckpt_path"), _ADVICE["resume"])

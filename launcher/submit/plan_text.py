@@ -91,6 +91,8 @@ def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
         )
     if plan.mesh.tp > 1:
         parts.append(f"matrices shared by {plan.mesh.tp}")
+    if plan.mesh.cp > 1:
+        parts.append(f"sequences shared by {plan.mesh.cp}")
     parts += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
     of = f" of {size(plan.memory_available)}" if plan.memory_available else ""
     parts.append(f"~{size(plan.memory['total'])}{of} per worker")
@@ -139,7 +141,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
     yield "cluster", f"{plan.cluster} ({plan.scheduler})"
     yield "device", f"{plan.device}, {plan.precision}"
     yield "workers", f"{plan.nnodes} x {plan.nproc_per_node} = {plan.world_size}"
-    yield "mesh", f"dp_replicate {plan.mesh.dp_replicate} x dp_shard {plan.mesh.dp_shard} x tp {plan.mesh.tp}"
+    mesh = plan.mesh
+    yield "mesh", f"dp_replicate {mesh.dp_replicate} x dp_shard {mesh.dp_shard} x tp {mesh.tp}; cp {mesh.cp}"
     yield (
         "batch",
         f"{batch.global_batch_size} sequences = {plan.world_size} workers x {batch.grad_accum_steps} micro steps "

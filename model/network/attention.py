@@ -142,8 +142,11 @@ class Scores:
 class Span(Protocol):
     """A stretch of a sequence whose other stretches others have, `count` in all."""
 
-    rank: int
-    count: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
 
     def joined(self, x: Tensor) -> Tensor:
         """x (B, H, t, D) of each -> (B, H, count t, D)"""

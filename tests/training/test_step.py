@@ -160,7 +160,21 @@ CASES = {
     "three ways to cut": (4, LLAMA, {"dp_replicate": 2, "activation_checkpointing": "full"}, 2, False),
 }
 # These hold more than the others, less, or something else.
-SLOW = dict.fromkeys(("three ways to cut", "two workers", "bf16", "experts"), pytest.mark.slow)
+SLOW = dict.fromkeys(
+    (
+        "three ways to cut",
+        "two workers",
+        "bf16",
+        "experts",
+        "all three axes",
+        "matrices shared by two",
+        "sequences shared by two",
+        "sequences and matrices shared",
+        "two workers, level 2",
+        "on the CPU",
+    ),
+    pytest.mark.slow,
+)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])

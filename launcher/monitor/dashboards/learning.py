@@ -8,6 +8,7 @@ from launchyard.launcher.monitor.dashboards.panels import RATE, RUN, lines
 
 
 def learning() -> list[Any]:
+    scale = (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}")
     return [
         lines(
             "Loss",
@@ -55,12 +56,7 @@ def learning() -> list[Any]:
             (f"max by (run_id) (trainer_grad_norm{{{RUN}}})", "{{run_id}}"),
             low=0,
         ),
-        lines(
-            "Scale of the loss",
-            "Training in fp16 alone: falls at first, then rests.",
-            (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}"),
-            low=0,
-        ),
+        lines("Scale of the loss", "In fp16 alone: falls at first, then rests.", scale),
         lines(
             "Learning rate",
             "The schedule that you meant, going on where it was after every resume.",

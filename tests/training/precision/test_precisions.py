@@ -75,7 +75,7 @@ def losses(recipe: Recipe, n: int = 5) -> tuple[list[float], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("precision", NEAR)
-@pytest.mark.parametrize("shape", ["neox", "llama", "experts"])
+@pytest.mark.parametrize("shape", [pytest.param("neox", marks=pytest.mark.slow), "llama", "experts"])
 def test_the_loss_is_near_that_of_fp64(shape: str, precision: Precision) -> None:
     model = {"neox": MODEL, "llama": LLAMA, "experts": EXPERTS}[shape]
     exact, _ = losses(recipe_of(model, "fp64"))
@@ -134,7 +134,7 @@ def test_one_that_is_left_out_is_said_why() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "fp16-mixed", "fp64"])
-@pytest.mark.parametrize("kind", ["lora", "qlora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qlora", "dora"))])
 def test_adapters_train_in_each(kind: str, precision: Precision) -> None:
     config = ModelConfig.model_validate(LLAMA)
     adapter = Adapter.model_validate({"kind": kind, "r": 4, "dropout": 0.1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +110,29 @@ def test_a_kept_rest_makes_weights_of_fp32() -> None:
     whole = kept.weight.detach().float().view(torch.int32) + rest
     assert torch.equal(whole.view(torch.float32), plain.weight.detach())
     assert torch.equal(kept.weight.detach(), plain.weight.detach().bfloat16())
+
+
+def test_no_copy_in_fp32_stays_between_updates() -> None:
+    model = _Sum(torch.bfloat16)
+    before = held_bytes()
+    make = partial(make_optimizer, config=OptimizerConfig())
+    optimizer = RoundedOptimizer(model, make, rounding="stochastic", seed=0)
+    for number in (1, 2):
+        moments = sum(tensor.nbytes for tensor in optimizer.state(model.weight).values())
+        assert moments == 8 * model.weight.numel() and held_bytes() - before < moments + 64
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step(number, lr=1e-3)
+        optimizer.zero_grad()
+
+
+def held_bytes() -> int:
+    """Of all storages that any tensor refers to."""
+    gc.collect()
+    storages = {}
+    for one in gc.get_objects():
+        if type(one) in (Tensor, nn.Parameter) and one.device.type == "cpu":
+            storages[one.untyped_storage()._cdata] = one.untyped_storage().nbytes()
+    return sum(storages.values())
 
 
 # -- whole runs ---
