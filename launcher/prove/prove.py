@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.prove.scratch import copy_at
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.submit.resume import ReadyToResume, make_ready
@@ -113,11 +114,11 @@ def prove(run: RunDir, stretch: Stretch, *, report: Callable[[str], None], timeo
 def compare(row: JsonObject, again: JsonObject, tolerance: float) -> Iterator[str]:
     """What differs. tolerance: relative, of what rounding may change; 0: nothing may."""
     for key in (*WHOLE, *ROUNDED):
-        one, other = row.get(key), again.get(key)
+        one = row.get(key)
+        other = again.get(key)
         if one == other:
             continue
-        numbers = isinstance(one, float) and isinstance(other, float)
-        if not (key in ROUNDED and numbers and math.isclose(one, other, rel_tol=tolerance)):
+        if key not in ROUNDED or one is None or other is None or not math.isclose(one, other, rel_tol=tolerance):
             yield f"step {row['step']}: {key} is {other}, and was {one}"
 
 
@@ -137,7 +138,7 @@ def _made_again(
     changes = {**QUIET, "validation.tasks": [], "resources.nproc_per_node": stretch.workers}
     if not stretch.exact:
         changes["train.device"] = "auto"
-    ready: ReadyToResume = make_ready(copy, changes, from_step=stretch.start, cluster="local")
+    ready: ReadyToResume = make_ready(copy, changes, from_step=stretch.start, cluster=FIRST)
     job = ready.submit(report=report)
     try:
         while True:
