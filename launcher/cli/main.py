@@ -68,6 +68,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Help": {
         "help": ("launchyard.launcher.cli.help", "show_help", "Explain a command, or a key of a recipe."),
+        "keys": ("launchyard.launcher.cli.recipe.keys", "list_all", "List the keys of recipes and cluster files."),
         "version": ("launchyard.launcher.cli.help", "version", "Show the version."),
     },
     "Editors and shells": {
