@@ -152,9 +152,9 @@ def find_sweep(name: str) -> Sweep | None:
     if "://" not in name and os.sep not in name:
         return None
     url = RunDir(typed_path(name)).url
-    entry = next((entry for entry in known if entry.url == url), None)
-    if entry is not None:
-        return entry.open()
+    for entry in known:
+        if entry.url == url:
+            return entry.open()
     return read_sweep(url) if files.exists(f"{url}/{SWEEP}") else None
 
 

@@ -32,7 +32,7 @@ from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = {True: 0.3, False: 2.0}  # local folder of a sweep, remote one
 GPUS = "CUDA_VISIBLE_DEVICES"
 Report = Callable[[str], None]
 
@@ -105,7 +105,7 @@ class _Submitter:
                     break
                 alive.append(todo.pop(0))
                 self._start(alive[-1], _Turn(gpus=gpus))
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS[not files.is_remote(self.sweep.url)])
 
     def _has_ended(self, point: SweepPoint) -> bool:
         run = self.sweep.run_of(point)
