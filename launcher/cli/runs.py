@@ -197,12 +197,12 @@ def _found(names: tuple[str, ...]) -> list[RunDir]:
 
     Of a sweep, those that are alive; no point of it is submitted any more.
     """
-    from launchyard.launcher.sweep.record import find_sweep, stop_submitting
+    from launchyard.launcher.sweep.record import sort_out, stop_submitting
     from launchyard.launcher.sweep.submit import alive_runs
 
-    sweeps = {name: sweep for name in names if (sweep := find_sweep(name)) is not None}
-    named = [find(name) for name in names if name not in sweeps]
-    for sweep in sweeps.values():
+    sweeps, others = sort_out(names)
+    named = list(map(find, others))
+    for sweep in sweeps:
         stop_submitting(sweep)
         click.echo(f"{sweep.sweep_id}: no more points; go on with: launch sweep --resume {sweep.sweep_id}", err=True)
         named += alive_runs(sweep)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from launchyard.host.folders import user_state_folder
 from launchyard.launcher.recipe.load import UncheckedRecipe
 from launchyard.launcher.recipe.yaml import Document
 from launchyard.launcher.runs.registry import known_ids, new_run_id
+from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, local
 from launchyard.storage import options as storage_options
@@ -30,7 +31,6 @@ from launchyard.storage.files import typed_path
 
 SWEEP = "sweep.yaml"
 STOPPED = "stopped.json"
-SWEEP_LOG = "sweep.log"
 
 
 class SweepPoint(BaseModel):
@@ -59,6 +59,11 @@ class Sweep(BaseModel):
     design: dict[str, Any]
     recipe: dict[str, Any]
     points: list[SweepPoint]
+
+    def runs(self) -> list[RunDir]:
+        """Those that there are, in the order of the points."""
+        runs = [self.run_of(point) for point in self.points]
+        return [run for run in runs if run.exists(PLAN)]
 
     def run_of(self, point: SweepPoint) -> RunDir:
         return RunDir(f"{self.url}/{point.run_id}")
@@ -128,9 +133,15 @@ def record_sweep(sweep: Sweep, store: storage_options.StoreOptions) -> None:
         ) from error
 
 
-def forget_sweep(sweep_id: str) -> None:
-    """Takes a sweep off the list; its folder stays."""
-    (_folder() / f"{sweep_id}.json").unlink(missing_ok=True)
+def remove_sweep(sweep: Sweep) -> None:
+    """Removes the record of a sweep whose runs are removed; other files in its folder stay."""
+    for name in (STOPPED, SWEEP):
+        files.remove(f"{sweep.url}/{name}")
+    if not files.is_remote(sweep.url):
+        with contextlib.suppress(OSError):
+            os.rmdir(sweep.url)
+    for ending in ("json", "log", "lock"):
+        (_folder() / f"{sweep.sweep_id}.{ending}").unlink(missing_ok=True)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -156,6 +167,13 @@ def find_sweep(name: str) -> Sweep | None:
         if entry.url == url:
             return entry.open()
     return read_sweep(url) if files.exists(f"{url}/{SWEEP}") else None
+
+
+def sort_out(names: Iterable[str]) -> tuple[list[Sweep], list[str]]:
+    """The sweeps that some of the names mean, and the other names."""
+    found = {name: find_sweep(name) for name in dict.fromkeys(names)}
+    sweeps = {sweep.sweep_id: sweep for sweep in found.values() if sweep is not None}
+    return list(sweeps.values()), [name for name, sweep in found.items() if sweep is None]
 
 
 def need_sweep(name: str) -> Sweep:

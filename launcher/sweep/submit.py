@@ -58,8 +58,7 @@ def submit_points(sweep: Sweep, *, report: Report) -> None:
 
 def alive_runs(sweep: Sweep) -> list[RunDir]:
     """The runs of a sweep that run or wait in a queue."""
-    runs = [sweep.run_of(point) for point in sweep.points]
-    return [run for run in runs if run.exists(layout.PLAN) and owner_alive(run)]
+    return [run for run in sweep.runs() if owner_alive(run)]
 
 
 @dataclass

@@ -28,7 +28,9 @@ class ShortRuns:
     """In place of the local backend: each run is a process that owns it, makes two steps and ends."""
 
     def __init__(self, folder: Path, seconds: float = 0.2) -> None:
-        self.folder, self.seconds = folder, seconds
+        self.folder = folder
+        self.seconds = seconds
+        self.environments: dict[int, dict[str, str]] = {}  # by process
 
     def submit(self, run: RunDir, plan: Any, overrides: dict[str, Any]) -> Job:
         refuse_if_alive(run)
@@ -38,6 +40,7 @@ class ShortRuns:
                 self._own(run, plan.run_id, attempt, overrides)
             finally:
                 os._exit(0)
+        self.environments[pid] = dict(plan.environment)
         while len(run.attempts()) == attempt:
             assert started_at(pid) is not None
             time.sleep(0.005)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -13,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from launchyard.launcher.backends.hardware import Gpu, HostFacts
+from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs.registry import known_ids
+from launchyard.launcher.submit import launch
+from launchyard.launcher.sweep import submit
 from launchyard.launcher.sweep.record import Sweep, known_sweeps, need_sweep, submitting
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
-from tests.launcher.sweep.conftest import FAILS
+from tests.launcher.sweep.conftest import FAILS, ShortRuns
 from tests.support.fake_slurm import FakeSlurm
 from tests.support.typed import Place
 
@@ -169,6 +174,37 @@ def test_only_one_process_submits_and_stop_ends_it(here: Place) -> None:
     assert {point["state"] for point in status(here)["points"]} == {"completed"} and not status(here)["stopped"]
 
 
+def test_a_sweep_is_removed_with_its_runs_and_a_point_alone_can_be_made_again(here: Place) -> None:
+    sweep(here, *AXES)
+    found = newest()
+    here.ok("rm", "--yes", found.points[1].run_id)
+    assert [point["state"] for point in status(here)["points"]] == ["completed", "not started", *["completed"] * 2]
+    here.ok("sweep", "--resume", found.sweep_id)
+    with submitting(found):
+        assert "right now" in here.ok("rm", "--yes", found.sweep_id, code=2)
+    here.ok("rm", "--yes", found.sweep_id)
+    assert not os.path.exists(found.url) and known_sweeps() == [] and known_ids() == []
+
+
+def test_runs_at_once_have_gpus_of_their_own(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of four GPUs; a point that needs more than are free waits for its turn."""
+    gpus = tuple(Gpu(name="x", memory=80 * 10**9, capability=(9, 0)) for _ in range(4))
+    host = HostFacts(cpus=8, memory=64 * 10**9, gpus=gpus, python=sys.executable)
+    monkeypatch.setattr(launch, "probe_hardware", lambda *_: host)
+    short = ShortRuns(here.here)
+    monkeypatch.setattr(backend, "submit", short.submit)
+    monkeypatch.setattr(submit, "variable_of", lambda pid, name: short.environments[pid].get(name))
+    words = ("train.device=cuda", "train.global_batch_size=12")
+    sweep(here, "resources.nproc_per_node=[1,2,3,4]", *words, "--at-once", "3")
+    jobs = [run.job(0) for run in runs(newest())]
+    ends = [run.outcome().time for run in runs(newest())]  # type: ignore[union-attr]
+    held = [set(short.environments[job.pid]["CUDA_VISIBLE_DEVICES"].split(",")) for job in jobs]
+    assert [len(own) for own in held] == [1, 2, 3, 4]
+    assert jobs[1].created < ends[0], "three GPUs are enough for two of them"
+    for before, after in itertools.combinations(range(4), 2):
+        assert jobs[after].created > ends[before] or not held[before] & held[after]
+
+
 # -- a scheduler -------------------------------------------------------------------------------------------------------
 def test_a_scheduler_gets_every_point_once(slurm: FakeSlurm, place: Place) -> None:
     slurm.hold("Priority")
@@ -218,18 +254,22 @@ def test_at_once_needs_jobs_that_wait(here: Place) -> None:
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
+COPY = f"/{layout.JOB_CODE}"
 CHANGES = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "subprocess.Popen")
 
 
 def launched_and_killed(instant: int, folder: str, *words: str) -> int:
-    """Types a command in a process that is killed before so many of its changes; the number of changes it made."""
+    """Types a command in a process that is killed before its change of that number; the number of changes it made.
+
+    The copy of the code for a job, some hundred files, counts for nothing.
+    """
     made, tell = os.pipe()
     if (pid := os.fork()) == 0:
         count = 0
 
         def before(event: str, details: tuple[Any, ...]) -> None:
             nonlocal count
-            if event not in CHANGES or (event == "open" and not _writes(details, folder)):
+            if event not in CHANGES or COPY in str(details[0]) or (event == "open" and not _writes(details, folder)):
                 return
             count += 1
             os.write(tell, b".")
@@ -259,8 +299,7 @@ def test_killed_at_any_instant_every_point_is_submitted_once(seed: int, slurm: F
     words = ("sweep", "tiny.yaml", "--cluster", "site", "lr=[1e-3,3e-3]", "--at-once", "1")
     folder = str(place.here.parent)
     instant = random.Random(seed).randint(1, 80)
-    made = launched_and_killed(instant, folder, *words)
-    print(instant, made)
+    launched_and_killed(instant, folder, *words)
     if not known_sweeps():
         assert slurm.jobs() == [] and known_ids() == [], "nothing is submitted before it is recorded"
         return
