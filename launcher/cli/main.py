@@ -17,7 +17,11 @@ from launchyard.storage.errors import DamagedError
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Runs": {
-        "sweep": ("launchyard.launcher.cli.recipe.sweep", "command", "Launch a recipe with many values of its keys."),
+        "sweep": (
+            "launchyard.launcher.cli.recipe.sweep",
+            "sweep_command",
+            "Launch a recipe with many values of keys.",
+        ),
         "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
         "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
         "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),

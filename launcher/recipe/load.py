@@ -71,12 +71,12 @@ class UncheckedRecipe:
     document: Document
     base: str
 
-    def changed(self, overrides: Mapping[str, Any]) -> UncheckedRecipe:
+    def changed(self, overrides: Mapping[str, object]) -> UncheckedRecipe:
         """The same with these keys on top."""
         document = Document(self.document.value, self.document.label, dict(self.document.origins))
         return UncheckedRecipe(_override(document, dict(overrides)), self.base)
 
-    def check(self, overrides: Mapping[str, Any]) -> LoadedRecipe:
+    def check(self, overrides: Mapping[str, object]) -> LoadedRecipe:
         """The recipe with these keys; RecipeErrors names all its problems."""
         document = _in_our_keys(self.changed(overrides).document)
         recipe = validate(Recipe, document, RECIPE_VOCABULARY)

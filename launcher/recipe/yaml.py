@@ -70,7 +70,7 @@ def read_document(raw: bytes | str, label: str) -> Document:
     return Document(value, label, origins)
 
 
-def read_list(raw: bytes | str, label: str) -> list[Any]:
+def read_list(raw: bytes | str, label: str) -> list[object]:
     """Parse one YAML list, as strictly."""
     value, _ = _read(raw, label)
     if not isinstance(value, list):
@@ -78,7 +78,7 @@ def read_list(raw: bytes | str, label: str) -> list[Any]:
     return value
 
 
-def _read(raw: bytes | str, label: str) -> tuple[Any, dict[KeyPath, Origin]]:
+def _read(raw: bytes | str, label: str) -> tuple[object, dict[KeyPath, Origin]]:
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw
         node = yaml.compose(text, Loader=_Loader)

@@ -23,7 +23,7 @@ from launchyard.launcher.recipe.yaml import parse_value, read_list
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 
-MAX_POINTS = 1000
+MOST_POINTS = 1000
 _TRIES = 100  # draws for each point before a space is taken to be used up
 _DIGITS = 4  # of a drawn number, so that a person can type it again
 _RANGE = re.compile(r"(log|uniform|int):(.+)\.\.(.+)")
@@ -129,16 +129,16 @@ def grid(varied: Mapping[str, list[object] | Range]) -> list[JsonObject]:
         )
     lists = [values for values in varied.values() if isinstance(values, list)]
     n = math.prod(map(len, lists))
-    if n > MAX_POINTS:
+    if n > MOST_POINTS:
         sizes = " x ".join(str(len(values)) for values in lists)
-        raise UserError(f"{sizes} = {n:,} points; a sweep has at most {MAX_POINTS}: draw some with --random N")
+        raise UserError(f"{sizes} = {n:,} points; a sweep has at most {MOST_POINTS}: draw some with --random N")
     return [dict(zip(varied, values, strict=True)) for values in itertools.product(*lists)]
 
 
 def draw_points(varied: Mapping[str, list[object] | Range], n: int, seed: int) -> list[JsonObject]:
     """Returns n different points. Those of a smaller n come first, and the values of a key depend on no other key."""
-    if n > MAX_POINTS:
-        raise UserError(f"--random {n}: a sweep has at most {MAX_POINTS} points")
+    if n > MOST_POINTS:
+        raise UserError(f"--random {n}: a sweep has at most {MOST_POINTS} points")
     found: dict[str, JsonObject] = {}
     for draw in range(n * _TRIES):
         point = {key: _draw(values, f"{seed}/{draw}/{key}") for key, values in varied.items()}
@@ -154,7 +154,7 @@ def _draw(values: list[object] | Range, seed: str) -> object:
 
 
 # -- rows of a file ----------------------------------------------------------------------------------------------------
-def read_rows(name: str) -> list[JsonObject]:
+def read_points(name: str) -> list[JsonObject]:
     """Returns the points of a file, one a row: .yaml (a list of mappings), .csv (keys in its head) or .jsonl.
 
     An empty cell of CSV leaves the recipe's own value. RecipeErrors with the place of all that is wrong.
@@ -171,8 +171,8 @@ def read_rows(name: str) -> list[JsonObject]:
     rows = list(readers[path.suffix](text, name))
     if not rows:
         raise UserError(f"--file {name}: holds no rows")
-    if len(rows) > MAX_POINTS:
-        raise UserError(f"--file {name}: {len(rows):,} rows; a sweep has at most {MAX_POINTS} points")
+    if len(rows) > MOST_POINTS:
+        raise UserError(f"--file {name}: {len(rows):,} rows; a sweep has at most {MOST_POINTS} points")
     problems = []
     points = []
     for where, row in rows:
@@ -193,17 +193,17 @@ def _flat(row: JsonObject, before: str = "") -> JsonObject:
     return found
 
 
-Rows = Iterator[tuple[str, JsonObject]]
+_Rows = Iterator[tuple[str, JsonObject]]
 
 
-def _yaml_rows(text: str, name: str) -> Rows:
+def _yaml_rows(text: str, name: str) -> _Rows:
     for number, row in enumerate(read_list(text, name), 1):
         if not isinstance(row, dict):
             raise UserError(f"--file {name}, row {number}: must be a mapping, such as `- optimizer.lr: 3e-4`")
         yield f"{name}, row {number}", row
 
 
-def _csv_rows(text: str, name: str) -> Rows:
+def _csv_rows(text: str, name: str) -> _Rows:
     for row in (reader := csv.DictReader(io.StringIO(text), skipinitialspace=True)):
         where = f"{name}:{reader.line_num}"
         if None in row or None in row.values():
@@ -211,7 +211,7 @@ def _csv_rows(text: str, name: str) -> Rows:
         yield where, {key.strip(): parse_value(cell) for key, cell in row.items() if cell.strip()}
 
 
-def _jsonl_rows(text: str, name: str) -> Rows:
+def _jsonl_rows(text: str, name: str) -> _Rows:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

@@ -91,7 +91,7 @@ def _request(arguments: tuple[str, ...], options: dict[str, Option]) -> SweepReq
 
 def _design(varied: object, options: dict[str, Option]) -> tuple[list[JsonObject], JsonObject]:
     """The points, and how they were made."""
-    from launchyard.launcher.sweep.points import HOW_RANGES, HOW_VALUES, draw_points, grid, read_rows
+    from launchyard.launcher.sweep.points import HOW_RANGES, HOW_VALUES, draw_points, grid, read_points
 
     assert isinstance(varied, dict)
     file = options["file"]
@@ -102,7 +102,7 @@ def _design(varied: object, options: dict[str, Option]) -> tuple[list[JsonObject
     if file is not None:
         if varied or n is not None:
             raise click.UsageError("--file holds all points; it cannot go with --random or keys with several values")
-        return read_rows(str(file)), {"kind": "file", "file": os.path.abspath(str(file))}
+        return read_points(str(file)), {"kind": "file", "file": os.path.abspath(str(file))}
     if not varied:
         raise UserError("nothing varies, so this is one run: launch RECIPE", hint=f"{HOW_VALUES}; {HOW_RANGES}")
     if isinstance(n, int):
@@ -193,7 +193,7 @@ def _end(sweep: Sweep, options: dict[str, Option], *, waited: bool) -> int:
     return EXIT_DONE if done or not waited else EXIT_FAILED
 
 
-command = click.Command(
+sweep_command = click.Command(
     "sweep",
     callback=run_sweep,
     help=run_sweep.__doc__,

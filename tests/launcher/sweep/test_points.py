@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchyard.errors import RecipeErrors, UserError
-from launchyard.launcher.sweep.points import MAX_POINTS, Range, draw_points, grid, parse_axes, read_rows
+from launchyard.launcher.sweep.points import MOST_POINTS, Range, draw_points, grid, parse_axes, read_points
 
 values = st.lists(st.one_of(st.integers(), st.booleans(), st.text(max_size=3)), min_size=1, max_size=4)
 axes = st.dictionaries(st.sampled_from(["a", "b", "c.d", "e"]), values, min_size=1, max_size=3)
@@ -63,7 +63,7 @@ def test_a_grid_is_every_combination_once_with_the_last_key_fastest(varied: dict
 
 
 def test_a_grid_has_bounds() -> None:
-    assert len(grid({"a": list(range(MAX_POINTS))})) == MAX_POINTS
+    assert len(grid({"a": list(range(MOST_POINTS))})) == MOST_POINTS
     with pytest.raises(UserError, match="40 x 40 = 1,600 points; a sweep has at most 1000"):
         grid({"a": list(range(40)), "b": list(range(40))})
     with pytest.raises(UserError, match="b: a range is drawn from"):
@@ -132,19 +132,19 @@ def write_rows(folder: Path, rows: list[dict[str, object]]) -> list[Path]:
 
 def test_every_kind_of_file_holds_the_same_points(tmp_path: Path) -> None:
     for path in write_rows(tmp_path, ROWS):
-        assert read_rows(str(path)) == ROWS
+        assert read_points(str(path)) == ROWS
     nested = [{"optimizer": {"lr": 1e-4}, "model": {"dim": 64}}]
     (tmp_path / "nested.yaml").write_text(yaml.safe_dump(nested))
-    assert read_rows(str(tmp_path / "nested.yaml")) == ROWS[:1]
+    assert read_points(str(tmp_path / "nested.yaml")) == ROWS[:1]
     (tmp_path / "short.csv").write_text("lr, dim\n1e-4, 64\n")
-    assert read_rows(str(tmp_path / "short.csv")) == ROWS[:1]
+    assert read_points(str(tmp_path / "short.csv")) == ROWS[:1]
 
 
 def test_files_of_rows_lie_beside_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "rows.jsonl").write_text('{"data.source": "texts"}\n{"data.source": "hf://some/set"}\n')
     monkeypatch.chdir("/")
-    assert [row["data.source"] for row in read_rows(str(tmp_path / "rows.jsonl"))] == [
+    assert [row["data.source"] for row in read_points(str(tmp_path / "rows.jsonl"))] == [
         str(tmp_path / "texts"),
         "hf://some/set",
     ]
@@ -173,5 +173,5 @@ def test_a_file_that_cannot_be_read_says_where(name: str, text: str | None, word
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as error:
-        read_rows(str(tmp_path / name))
+        read_points(str(tmp_path / name))
     assert words in str(error.value)
