@@ -22,7 +22,7 @@ from launchyard.host import locks
 from launchyard.host.folders import user_state_folder
 from launchyard.launcher.recipe.load import UncheckedRecipe
 from launchyard.launcher.recipe.yaml import Document
-from launchyard.launcher.runs.registry import known_ids, new_run_id
+from launchyard.launcher.runs.registry import known_ids, new_run_id, registered
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, local
@@ -156,6 +156,11 @@ def known_sweeps() -> list[KnownSweep]:
 
 def find_sweep(name: str) -> Sweep | None:
     """A sweep by its id, the four characters at its end, or its folder's path or URL; None if that names none."""
+    with user_errors():
+        return _find_sweep(name)
+
+
+def _find_sweep(name: str) -> Sweep | None:
     known = known_sweeps()
     for entry in known:
         if name == entry.sweep_id or (name == entry.sweep_id.rsplit("-", 1)[-1] and name not in known_ids()):
@@ -166,6 +171,8 @@ def find_sweep(name: str) -> Sweep | None:
     for entry in known:
         if entry.url == url:
             return entry.open()
+    if any(entry.url == url for entry in registered()):  # a run, in a store that is not reached yet
+        return None
     return read_sweep(url) if files.exists(f"{url}/{SWEEP}") else None
 
 
@@ -178,8 +185,7 @@ def sort_out(names: Iterable[str]) -> tuple[list[Sweep], list[str]]:
 
 def need_sweep(name: str) -> Sweep:
     """find_sweep; UserError lists the newest ones if there is no such sweep."""
-    with user_errors():
-        found = find_sweep(name)
+    found = find_sweep(name)
     if found is not None:
         return found
     newest = ", ".join(known.sweep_id for known in known_sweeps()[-3:])

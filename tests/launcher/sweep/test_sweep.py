@@ -13,19 +13,24 @@ import time
 from typing import Any
 
 import pytest
+import yaml
 
 from launchyard.launcher.backends.hardware import Gpu, HostFacts
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
-from launchyard.launcher.runs.registry import known_ids
+from launchyard.launcher.runs.registry import known_ids, register
 from launchyard.launcher.submit import launch
 from launchyard.launcher.sweep import submit
 from launchyard.launcher.sweep.record import Sweep, known_sweeps, need_sweep, submitting
+from launchyard.model.weights.hf_export import save_hf
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from tests.launcher.sweep.conftest import FAILS, ShortRuns
 from tests.support.fake_slurm import FakeSlurm
-from tests.support.typed import Place
+from tests.support.small_runs import VOCAB
+from tests.support.store import Bucket
+from tests.support.tiny_models import neox, random_model, weights_of
+from tests.support.typed import RECIPE, Place
 
 AXES = ("lr=[1e-3,3e-3]", "train.seed=[1,2]")
 VALUES = [(1e-3, 1), (1e-3, 2), (3e-3, 1), (3e-3, 2)]
@@ -251,6 +256,47 @@ def test_a_job_whose_launcher_was_killed_is_taken_for_what_it_is(slurm: FakeSlur
 def test_at_once_needs_jobs_that_wait(here: Place) -> None:
     here.write_cluster(scheduler="example")
     assert "no job of site can wait for the end of another one" in sweep(here, *AXES, "--at-once", "2", code=2)
+
+
+@pytest.mark.parametrize("words", [("model.init_from=base", "lr=[1e-3,3e-3]"), ("model.init_from=[base,zzzz]",)])
+def test_a_name_means_for_every_point_what_it_meant_at_the_launch(words: tuple[str, ...], here: Place) -> None:
+    """Also for a point that is launched when a newer run has that name."""
+    config = neox(vocab_size=VOCAB, padded_vocab_size=VOCAB)
+    recipe = {key: value for key, value in RECIPE.items() if key != "model"}
+    (here.here / "tiny.yaml").write_text(yaml.safe_dump({**recipe, "model": {"init_from": "base"}}))
+
+    def weights(run_id: str) -> str:
+        folder = here.here / run_id
+        save_hf(weights_of(random_model(config)), config, str(folder))
+        (folder / "plan.json").write_text(json.dumps({"run_id": run_id}))
+        register(run_id, run_id.partition("-")[0], str(folder))
+        return str(folder)
+
+    first = weights("base-aaaa")
+    other = weights("other-zzzz") if "zzzz" in words[0] else ""
+    sweep(here, *words, "train.max_steps=2")
+    found = newest()
+    weights("base-bbbb")
+    here.ok("rm", "--yes", *(point.run_id for point in found.points))
+    here.ok("sweep", "--resume", found.sweep_id)
+    started = [yaml.safe_load(run.read_text("recipe.yaml"))["model"]["init_from"] for run in runs(found)]
+    assert started == [first, other or first]
+
+
+@pytest.mark.s3
+def test_a_sweep_in_an_object_store(here: Place, s3: Bucket) -> None:
+    here.write_cluster(scheduler="local", storage={"url": f"{s3.url}/runs", "endpoint_url": s3.endpoint})
+    before = here.files()
+    sweep(here, *AXES)
+    found = newest()
+    assert found.url == f"{s3.url}/runs/{found.sweep_id}" and here.files() == before
+    RunDir(runs(found)[3].url).remove("plan.json")  # as if its launch had been killed
+    here.ok("sweep", "--resume", found.sweep_id)
+    assert [point["state"] for point in status(here)["points"]] == ["completed"] * 4
+    here.ok("cancel", found.sweep_id)
+    assert status(here)["stopped"]
+    here.ok("rm", "--yes", found.url)
+    assert known_sweeps() == [] and known_ids() == []
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
