@@ -28,6 +28,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import files, local
 from launchyard.storage import options as storage_options
 from launchyard.storage.files import typed_path
+from launchyard.storage.redact import redact
 
 SWEEP = "sweep.yaml"
 STOPPED = "stopped.json"
@@ -107,11 +108,12 @@ def new_sweep_id(name: str) -> str:
 
 def check_sweep_place(url: str) -> None:
     """UserError if the folder of a new sweep is in use."""
+    where = redact(url)
     with user_errors("--run-url"):
         if files.exists(f"{url}/{SWEEP}"):
-            raise UserError(f"--run-url {url}: holds a sweep already", hint=f"launch sweep --resume {url}")
+            raise UserError(f"--run-url {where}: holds a sweep already", hint=f"launch sweep --resume {where}")
         if (os.path.isdir(url) or files.is_remote(url)) and files.listdir(url):
-            raise UserError(f"--run-url {url}: not empty, and not a sweep; it must be a new folder")
+            raise UserError(f"--run-url {where}: not empty, and not a sweep; it must be a new folder")
 
 
 def record_sweep(sweep: Sweep, store: storage_options.StoreOptions) -> None:

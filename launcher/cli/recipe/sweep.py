@@ -13,6 +13,7 @@ import click
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, complete_sweep
 from launchyard.launcher.format import json_text
+from launchyard.storage.redact import redact
 
 if TYPE_CHECKING:
     from launchyard.launcher.sweep.plan import ReadySweep, SweepRequest
@@ -50,7 +51,7 @@ def run_sweep(arguments: tuple[str, ...], **options: Option) -> int:
     sweep = planned.sweep
     report = _reporter(options)
     n = len(sweep.points)
-    report(f"✓ {'sweep':<8} {sweep.sweep_id} · {n} point{'s' * (n > 1)} of {sweep.source} · {sweep.url}")
+    report(f"✓ {'sweep':<8} {sweep.sweep_id} · {n} point{'s' * (n > 1)} of {sweep.source} · {redact(sweep.url)}")
     for note in planned.notes:
         report(f"! {'note':<8} {note}")
     record_sweep(sweep, planned.cluster.storage.options)
