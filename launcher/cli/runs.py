@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
@@ -50,7 +50,6 @@ _COLOURS = {
 def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
     """Show all runs, or those named. RUN: id, its beginning or end, name, `latest`, path or URL."""
     from launchyard.launcher.sweep.record import find_sweep
-    from launchyard.launcher.sweep.state import sweep_json
 
     run = runs[0] if runs else None
     if watch:
@@ -66,9 +65,7 @@ def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
         return watch_one(find(run), as_json=as_json)
     if as_json:
         found = [state.to_json() for state in (() if runs else overview())]
-        for name in runs:
-            sweep = find_sweep(name)
-            found.append(state_of(find(name)).to_json() if sweep is None else sweep_json(sweep))
+        found += map(_facts_of, runs)
         click.echo(json_text(found[0] if len(runs) == 1 else found))
     else:
         for one in runs or (None,):
@@ -76,13 +73,28 @@ def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
     return EXIT_DONE
 
 
+def _facts_of(name: str) -> JsonObject:
+    """Of a sweep or a run."""
+    from launchyard.launcher.sweep.record import find_sweep
+
+    sweep = find_sweep(name)
+    if sweep is None:
+        return state_of(find(name)).to_json()
+    from launchyard.launcher.sweep.state import sweep_json
+
+    return sweep_json(sweep)
+
+
 def _status_lines(run: str | None) -> list[str]:
     if run is not None:
         from launchyard.launcher.sweep.record import find_sweep
-        from launchyard.launcher.sweep.state import sweep_lines
 
         sweep = find_sweep(run)
-        return _one_status(state_of(find(run))) if sweep is None else sweep_lines(sweep)
+        if sweep is None:
+            return _one_status(state_of(find(run)))
+        from launchyard.launcher.sweep.state import sweep_lines
+
+        return sweep_lines(sweep)
     states = overview()[::-1]
     if not states:
         return ["no runs yet; launch --local starts one"]
@@ -198,14 +210,13 @@ def _found(names: tuple[str, ...]) -> list[RunDir]:
     Of a sweep, those that are alive; no point of it is submitted any more.
     """
     from launchyard.launcher.sweep.record import sort_out, stop_submitting
-    from launchyard.launcher.sweep.submit import alive_runs
 
     sweeps, others = sort_out(names)
     named = list(map(find, others))
     for sweep in sweeps:
         stop_submitting(sweep)
         click.echo(f"{sweep.sweep_id}: no more points; go on with: launch sweep --resume {sweep.sweep_id}", err=True)
-        named += alive_runs(sweep)
+        named += [run for run in sweep.runs() if owner_alive(run)]
     return list({run.url: run for run in named}.values())
 
 

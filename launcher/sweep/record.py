@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from launchyard.errors import NothingRunsError, UserError, user_errors
 from launchyard.host import locks
 from launchyard.host.folders import user_state_folder
-from launchyard.launcher.recipe.load import UncheckedRecipe
-from launchyard.launcher.recipe.yaml import Document
 from launchyard.launcher.runs.registry import known_ids, new_run_id, registered
 from launchyard.run.layout import PLAN
 from launchyard.run.rundir import RunDir
@@ -29,6 +27,9 @@ from launchyard.storage import files, local
 from launchyard.storage import options as storage_options
 from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
+
+if TYPE_CHECKING:
+    from launchyard.launcher.recipe.load import UncheckedRecipe
 
 SWEEP = "sweep.yaml"
 STOPPED = "stopped.json"
@@ -72,6 +73,9 @@ class Sweep(BaseModel):
     @property
     def unchecked(self) -> UncheckedRecipe:
         """What all points have in common, to put the keys of one on top."""
+        from launchyard.launcher.recipe.load import UncheckedRecipe  # the schema of recipes is slow to load
+        from launchyard.launcher.recipe.yaml import Document
+
         return UncheckedRecipe(Document(self.recipe, f"{self.url}/{SWEEP}"), self.base)
 
     @property

@@ -56,11 +56,6 @@ def submit_points(sweep: Sweep, *, report: Report) -> None:
         work.run_all()
 
 
-def alive_runs(sweep: Sweep) -> list[RunDir]:
-    """The runs of a sweep that run or wait in a queue."""
-    return [run for run in sweep.runs() if owner_alive(run)]
-
-
 @dataclass
 class _Submitter:
     sweep: Sweep
