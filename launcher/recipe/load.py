@@ -301,7 +301,7 @@ def from_here(overrides: dict[str, Any]) -> dict[str, Any]:
     return paths_from(os.getcwd(), overrides)
 
 
-def paths_from(folder: str, overrides: Mapping[str, object]) -> dict[str, Any]:
+def paths_from(folder: str, overrides: Mapping[str, object]) -> dict[str, object]:
     """Resolves relative paths among dotted keys from a folder."""
     named = {".".join(path): path for path in _PATHS}
     return {key: _full_paths(named[key], value, folder) if key in named else value for key, value in overrides.items()}
