@@ -203,6 +203,14 @@ class RunDir:
     def accepted(self, number: int, job_id: str) -> None:
         self.write_json(layout.accepted(number), {"job_id": job_id})
 
+    def unanswered(self) -> int | None:
+        """The newest submission, if it is not known whether a scheduler has accepted it: its launcher was killed."""
+        found = [layout.submission_number(name) for name in self.listdir(layout.SUBMISSIONS)]
+        number = max((number for number in found if number is not None), default=None)
+        if number is None or number in self._accepted() or self.find_json(layout.submission(number)) is None:
+            return None
+        return number
+
     def newest_submission(self) -> Submission | None:
         """The last one that a scheduler has accepted."""
         found = (self._accepted_submission(number) for number in reversed(self._accepted()))

@@ -168,7 +168,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
 # and the tests of each command do these.
 NOT_HERE = re.compile(
     r"launch (monitor|serve|chat|stop|cancel|drill|resume|logs -f|sandbox|"
-    r".*(HuggingFaceTB|--gpus-per-node|sandbox-s3|s3://|mysite|myray|sandbox-ray|sandbox-slurm|questions.jsonl|my-task.yaml))\b"
+    r".*(HuggingFaceTB|--gpus-per-node|sandbox-s3|s3://|mysite|myray|sandbox-ray|sandbox-slurm|questions.jsonl|my-task.yaml|SWEEP))\b"
 )
 TINY = (
     "model.dim=32 model.n_layers=1 model.n_heads=2 model.ffn_dim=64 data.seq_len=16 train.max_steps=2 train.device=cpu"
@@ -222,6 +222,8 @@ def lines_to_type(path: Path) -> list[str]:
 
 
 def launches(line: str) -> bool:
+    if line.split()[1] == "sweep":
+        return True
     context = generate.root_command().make_context("launch", [], resilient_parsing=True)
     return generate.root_command().get_command(context, line.split()[1]) is None
 

@@ -17,6 +17,11 @@ from launchyard.storage.errors import DamagedError
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Runs": {
+        "sweep": (
+            "launchyard.launcher.cli.recipe.sweep",
+            "sweep_command",
+            "Launch a recipe with many values of keys.",
+        ),
         "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
         "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
         "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),
@@ -68,6 +73,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Help": {
         "help": ("launchyard.launcher.cli.help", "show_help", "Explain a command, or a key of a recipe."),
+        "keys": ("launchyard.launcher.cli.recipe.keys", "list_all", "List the keys of recipes and cluster files."),
         "version": ("launchyard.launcher.cli.help", "version", "Show the version."),
     },
     "Editors and shells": {

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
-from launchyard.launcher.backends.base import load_backend
-from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run
+from launchyard.launcher.backends.base import load_backend, owner_alive
+from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
@@ -30,7 +30,7 @@ from launchyard.storage.redact import redact
 
 STOP_RETRY_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
-SEVERAL = click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)
+SEVERAL = click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_several)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _COLOURS = {
     "running": "green",
@@ -44,11 +44,13 @@ _COLOURS = {
 
 
 @click.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1, shell_complete=complete_run)
+@click.argument("runs", metavar="[RUN | SWEEP]...", nargs=-1, shell_complete=complete_several)
 @JSON
 @click.option("--watch", is_flag=True, help="Keep it up to date until the run ends, or Ctrl-C.")
 def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
     """Show all runs, or those named. RUN: id, its beginning or end, name, `latest`, path or URL."""
+    from launchyard.launcher.sweep.record import find_sweep
+
     run = runs[0] if runs else None
     if watch:
         if len(runs) > 1:
@@ -58,19 +60,41 @@ def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
 
         if run is None and as_json:
             raise click.UsageError("--json --watch is for one run; name it")
-        return watch_all(lambda: _status_lines(None)) if run is None else watch_one(find(run), as_json=as_json)
+        if run is None or (not as_json and find_sweep(run) is not None):
+            return watch_all(lambda: _status_lines(run))
+        return watch_one(find(run), as_json=as_json)
     if as_json:
-        found = [state.to_json() for state in (map(state_of, map(find, runs)) if runs else overview())]
+        found = [state.to_json() for state in (() if runs else overview())]
+        found += map(_facts_of, runs)
         click.echo(json_text(found[0] if len(runs) == 1 else found))
     else:
-        for name in runs or (None,):
-            click.echo("\n".join(_status_lines(name)))
+        for one in runs or (None,):
+            click.echo("\n".join(_status_lines(one)))
     return EXIT_DONE
+
+
+def _facts_of(name: str) -> JsonObject:
+    """Of a sweep or a run."""
+    from launchyard.launcher.sweep.record import find_sweep
+
+    sweep = find_sweep(name)
+    if sweep is None:
+        return state_of(find(name)).to_json()
+    from launchyard.launcher.sweep.state import sweep_json
+
+    return sweep_json(sweep)
 
 
 def _status_lines(run: str | None) -> list[str]:
     if run is not None:
-        return _one_status(state_of(find(run)))
+        from launchyard.launcher.sweep.record import find_sweep
+
+        sweep = find_sweep(run)
+        if sweep is None:
+            return _one_status(state_of(find(run)))
+        from launchyard.launcher.sweep.state import sweep_lines
+
+        return sweep_lines(sweep)
     states = overview()[::-1]
     if not states:
         return ["no runs yet; launch --local starts one"]
@@ -181,8 +205,19 @@ def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
 
 
 def _found(names: tuple[str, ...]) -> list[RunDir]:
-    """Each run once, however often it is named. All are looked for before anything is done to one."""
-    return list({run.url: run for run in map(find, names)}.values())
+    """Each run once, however often it is named. All are looked for before anything is done to one.
+
+    Of a sweep, those that are alive; no point of it is submitted any more.
+    """
+    from launchyard.launcher.sweep.record import sort_out, stop_submitting
+
+    sweeps, others = sort_out(names)
+    named = list(map(find, others))
+    for sweep in sweeps:
+        stop_submitting(sweep)
+        click.echo(f"{sweep.sweep_id}: no more points; go on with: launch sweep --resume {sweep.sweep_id}", err=True)
+        named += [run for run in sweep.runs() if owner_alive(run)]
+    return list({run.url: run for run in named}.values())
 
 
 def _cancel(run: RunDir) -> None:
@@ -263,6 +298,7 @@ def resume(
 
     if as_json and detach is False:
         raise click.UsageError("--json prints one object and returns; it cannot go with --follow")
+    _refuse_sweep(run)
     found = find(run)
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node}
     changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
@@ -291,6 +327,13 @@ def resume(
     from launchyard.launcher.watch.follow import follow
 
     return follow(ready.target, job=job)
+
+
+def _refuse_sweep(name: str) -> None:
+    from launchyard.launcher.sweep.record import find_sweep
+
+    if (sweep := find_sweep(name)) is not None:
+        raise UserError(f"{name}: a sweep, not a run", hint=f"launch sweep --resume {sweep.sweep_id}")
 
 
 def _resume_lines(ready: Any) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
-from launchyard.launcher.backends.request import Ask
+from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
 from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
@@ -70,13 +70,13 @@ def make_plan(
     data: PlannedData,
     host: HostFacts,
     init: ModelConfig | None = None,
-    after: str | None = None,
+    after: After = AFTER_NOTHING,
 ) -> Plan:
     """The plan of a run; PlanError with all problems at once.
 
     host: the machine that launches; it is the node itself where the scheduler is local.
     init: shape of the weights that model.init_from names.
-    after: the scheduler's job of the run that recipe.after names; None if there is no such job.
+    after: the scheduler's job of the run that recipe.after names, if there is one, and the one before it in a sweep.
     """
     draft = _Draft(notes=[host.note] if host.note else [])
     cluster = _with_cpus(cluster, host)

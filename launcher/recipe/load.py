@@ -10,7 +10,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,25 @@ class LoadedRecipe:
         return self.document.origin(tuple(key.split(".")))
 
 
+@dataclass(frozen=True)
+class UncheckedRecipe:
+    """A recipe whose files are joined: more keys may be put on top before it is checked. `base` as in LoadedRecipe."""
+
+    document: Document
+    base: str
+
+    def changed(self, overrides: Mapping[str, object]) -> UncheckedRecipe:
+        """The same with these keys on top."""
+        document = Document(self.document.value, self.document.label, dict(self.document.origins))
+        return UncheckedRecipe(_override(document, dict(overrides)), self.base)
+
+    def check(self, overrides: Mapping[str, object]) -> LoadedRecipe:
+        """The recipe with these keys; RecipeErrors names all its problems."""
+        document = _in_our_keys(self.changed(overrides).document)
+        recipe = validate(Recipe, document, RECIPE_VOCABULARY)
+        return LoadedRecipe(recipe, document.value, document.label, self.base, document)
+
+
 def load_recipe(
     source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
 ) -> LoadedRecipe:
@@ -71,13 +90,16 @@ def load_recipe(
 
     defaults: for keys that the recipe leaves out.
     """
+    return read_recipe(source, defaults=defaults).check(overrides or {})
+
+
+def read_recipe(source: str, *, defaults: Document | None = None) -> UncheckedRecipe:
+    """The first half of load_recipe."""
     label, base, text = _read(source)
     document = _anchor(read_document(text, label), base)
     if "extends" in document.value:
         document = _extend(document, base)
-    document = _override(merge(defaults, document) if defaults else document, overrides or {})
-    document = _in_our_keys(document)
-    return LoadedRecipe(validate(Recipe, document, RECIPE_VOCABULARY), document.value, label, base, document)
+    return UncheckedRecipe(merge(defaults, document) if defaults else document, base)
 
 
 def check_recipe(raw: dict[str, Any], overrides: dict[str, Any], *, source: str) -> LoadedRecipe:
@@ -276,9 +298,13 @@ def _plain(value: Any) -> str:
 # -- paths -----------------------------------------------------------------------------------------------------------
 def from_here(overrides: dict[str, Any]) -> dict[str, Any]:
     """Resolves paths on the command line from the working directory."""
+    return paths_from(os.getcwd(), overrides)
+
+
+def paths_from(folder: str, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Resolves relative paths among dotted keys from a folder."""
     named = {".".join(path): path for path in _PATHS}
-    here = os.getcwd()
-    return {key: _full_paths(named[key], value, here) if key in named else value for key, value in overrides.items()}
+    return {key: _full_paths(named[key], value, folder) if key in named else value for key, value in overrides.items()}
 
 
 def _anchor(document: Document, folder: str) -> Document:

@@ -15,6 +15,7 @@ from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_er
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
 from launchyard.launcher.backends.hardware import probe_hardware
+from launchyard.launcher.backends.request import AFTER_NOTHING, After
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
@@ -106,11 +107,17 @@ class ReadyToResume:
 
 
 def make_ready(
-    run: RunDir, changes: dict[str, Any], *, from_step: int | None = None, cluster: str | None = None
+    run: RunDir,
+    changes: dict[str, Any],
+    *,
+    from_step: int | None = None,
+    cluster: str | None = None,
+    after: After = AFTER_NOTHING,
 ) -> ReadyToResume:
     """Check a resume with these changed keys; UserError or RecipeErrors name all its problems.
 
     from_step: to go back to, 0 for the beginning. cluster: name or file of the place to go on in; None: where it was.
+    after: jobs of the scheduler that have to be over before it goes on.
     """
     refuse_moved(run)
     refuse_if_alive(run)
@@ -132,22 +139,23 @@ def make_ready(
     refuse_another_run(before.recipe, asked.recipe)
     moved = places(changes, before.recipe, asked.recipe)
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
-    after = check_recipe(raw, overrides, source=source)
+    loaded = check_recipe(raw, overrides, source=source)
+    recipe = loaded.recipe
     if (place or _cluster(run.read_plan())).container is None and needs_packages(changes):
-        check_packages(after)  # what was there at the launch is not asked again: nothing new holds up a resume
+        check_packages(loaded)  # what was there at the launch is not asked again: nothing new holds up a resume
     with user_errors():
         workload = frozen_workload(run)
         there = None if moved else place_of_data(run, workload)
-        data = find_moved(after.recipe, workload.data) if there is None else count_more(after.recipe, there)
+        data = find_moved(recipe, workload.data) if there is None else count_more(recipe, there)
     workload = workload.model_copy(update={"data": data})
-    plan = _plan((copy_to or run).url, after, workload, place or _cluster(run.read_plan()))
+    plan = _plan((copy_to or run).url, loaded, workload, place or _cluster(run.read_plan()), after)
     if from_step is None:
         _refuse_missing(run, state)
     else:
         state = _go_back(run, state, from_step)
     _check_length(state, plan.max_steps)
-    changed = tuple(changes_between(before.recipe, after.recipe))
-    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, data != there, place, copy_to)
+    changed = tuple(changes_between(before.recipe, recipe))
+    return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
@@ -181,7 +189,7 @@ def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
     return replace(state, checkpoint=step or None, step=step)
 
 
-def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Cluster) -> Plan:
+def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Cluster, after: After) -> Plan:
     """The plan of the next attempt: the frozen data and model, on the workers that are asked for now."""
     recipe = loaded.recipe
     try:
@@ -193,6 +201,7 @@ def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Clust
             data=PlannedData(spec=workload.data, vocab_size=None),
             host=with_room(probe_hardware(recipe, cluster), RunDir(run_url)),
             init=None if recipe.model.preset else workload.model,
+            after=after,
         )
     except PlanError as error:
         raise RecipeErrors([f"{loaded.origin(key)}: {key}: {what}" for key, what in error.problems]) from error
