@@ -13,6 +13,7 @@ from launchyard.model.serve.decode.cuda import CudaGraphRecorder
 from launchyard.model.serve.decode.eager import Decoding, EagerDecoding
 from launchyard.model.serve.decode.graphs import GraphDecoding, GraphRecorder, spare_rows
 
+_GPU = "cuda"  # the devices that have graphs
 _GROUPED = 9  # the compute capability from which on the product of experts does not ask the host for their rows
 
 
@@ -39,7 +40,7 @@ def new_decoding(
         if with_graphs:
             new_recorder = new_recorder or partial(CudaGraphRecorder, cache.device)
             return GraphDecoding(model, cache, new_recorder, n_slots=n_slots, insists=bool(graphs))
-    if cache.device.type != "cuda":
+    if cache.device.type != _GPU:
         return EagerDecoding(model, cache)
     return EagerDecoding(model, cache, words="without CUDA graphs" + (f": none {why}" if graphs is None else ""))
 
@@ -47,7 +48,7 @@ def new_decoding(
 def _why_not(model: Transformer) -> str | None:
     """Where there are no graphs, as the end of a sentence; None if there are."""
     home = model.embed.weight.device
-    if home.type != "cuda":
+    if home.type != _GPU:
         return f"on {home.type}"
     if isinstance(model, RankTransformer):
         return "where several ranks share a model"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.kv_cache import Cache
@@ -12,7 +14,7 @@ from launchyard.model.network.transformer import Transformer
 from launchyard.model.serve.decode.eager import EagerDecoding
 from launchyard.model.serve.decode.fixed import EXACT_ROWS, FixedStep, rounded_length, rounded_rows
 from launchyard.model.zoo import config_from_hf
-from tests.model.serve.decode.recording import OperationRecorder
+from tests.model.serve.decode.recording import OperationRecorder, tensors
 from tests.support.architectures import ARCHITECTURES, each_architecture
 from tests.support.tiny_models import CONFIGS, random_model, random_tokens
 
@@ -96,6 +98,31 @@ def test_a_graph_may_hold_it(name: str) -> None:
             del tokens[-1], lengths[-1]
     again = [tensor.data_ptr() for tensor in (step.inputs, out, *(block.whole_k for block in caches[1].blocks))]
     assert addresses == again
+
+
+class OnMeta(TorchDispatchMode):
+    """Refuses tensors elsewhere, but for single numbers, which kernels are told."""
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        out = func(*args, **kwargs or {})
+        assert {tensor.device.type for tensor in tensors((args, kwargs, out)) if tensor.ndim} <= {"meta"}, func
+        return out
+
+
+@each_architecture
+@torch.inference_mode()
+def test_all_of_it_is_on_the_device(name: str) -> None:
+    """torch's meta device, of shapes without values, stands for a GPU; in bf16, as experts need there."""
+    config = config_from_hf(ARCHITECTURES[name])
+    model = random_model(config).to("meta", torch.bfloat16)
+    cache = model.new_cache(batch_size=SPARE + 1, length=LENGTH)
+    step = FixedStep(model, cache, n_rows=4, length=LENGTH, spare_row=SPARE)
+    out = torch.empty(4, config.vocab_size, device="meta")
+    step.run(out)  # makes tables
+    with OnMeta():
+        step.run(out)
 
 
 @pytest.mark.parametrize("most", [1, 7, 8, 9, 40, 512])
