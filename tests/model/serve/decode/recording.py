@@ -41,7 +41,7 @@ def tensors(tree: object) -> list[Tensor]:
 
 
 def storages(tree: object) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in tensors(tree)}
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors(tree) if tensor.layout is torch.strided}
 
 
 class OperationRecorder:
