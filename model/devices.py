@@ -1,4 +1,4 @@
-"""The most that devices do in a second: operations, for MFU and the length of a run, and bytes of memory. Light data."""
+"""The most that devices do in a second: operations, for MFU and times of runs, and bytes of memory. Light data."""
 
 from __future__ import annotations
 

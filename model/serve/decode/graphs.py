@@ -127,10 +127,15 @@ class GraphDecoding:
         sized.play()
 
     def _go_on_without(self, error: RuntimeError) -> None:
-        why = str(error).strip().partition("\n")[0]
+        why = str(_first_of(error)).strip().partition("\n")[0]
         self._sizes.clear()
         self._instead = EagerDecoding(self._model, self.cache, words=f"without CUDA graphs: {why}")
         warnings.warn(f"a step could not be recorded, so texts are written without CUDA graphs: {why}", stacklevel=2)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The one that the others came of: the end of a recording that has failed is an error, too."""
+    return error if error.__context__ is None else _first_of(error.__context__)
 
 
 def spare_rows(n_slots: int) -> int:

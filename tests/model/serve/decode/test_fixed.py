@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,6 +126,21 @@ def test_all_of_it_is_on_the_device(name: str) -> None:
     step.run(out)  # makes tables
     with OnMeta():
         step.run(out)
+
+
+@torch.inference_mode()
+def test_tables_that_others_replace_stay() -> None:
+    """A longer text of the same model makes longer tables, and a graph goes on to read the old ones."""
+    model = random_model(CONFIGS["llama"])
+    step = FixedStep(model, read(model, LENGTHS), n_rows=4, length=LENGTH, spare_row=SPARE)
+    step.run(torch.empty(4, model.config.vocab_size))
+    table = weakref.ref(model._rotations._made[False][0])
+    model._rotations._made.clear()
+    gc.collect()
+    assert table() is not None
+    del step
+    gc.collect()
+    assert table() is None
 
 
 @pytest.mark.parametrize("most", [1, 7, 8, 9, 40, 512])
