@@ -77,10 +77,13 @@ class LoadedModel:
         companions: Companions,
         tokenizer: Tokenizer | None,
         matrices: Placed | None = None,
+        *,
+        graphs: bool | None = None,
     ) -> None:
-        """matrices: how they are laid out and coded; None: they are plain."""
+        """matrices: how they are laid out and coded; None: they are plain. graphs: as of `new_decoding`."""
         self.transformer = transformer
         self.matrices = matrices
+        self.graphs = graphs
         self.config = config
         self.source = source
         self.companions = companions
@@ -172,7 +175,11 @@ class LoadedModel:
     def engine_for(self, requests: Sequence[Request], *, n_slots: int = 8, context_length: int | None = None) -> Engine:
         """An engine with room for these requests, and no more slots than they need."""
         return engine_for(
-            self.transformer, requests, n_slots=max(1, min(n_slots, len(requests))), context_length=context_length
+            self.transformer,
+            requests,
+            n_slots=max(1, min(n_slots, len(requests))),
+            context_length=context_length,
+            graphs=self.graphs,
         )
 
     def drafted_by(self, small: LoadedModel) -> DraftModel:

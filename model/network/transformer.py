@@ -176,6 +176,12 @@ class Transformer(nn.Module):
         """What all that compute this model together go on with, where each has drawn so many numbers at most."""
         return numbers
 
+    def rotations(self, length: int, *, longest: int) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines of so many positions, as layers take them of a cache that may come to `longest` tokens."""
+        home = self.embed.weight.device
+        windowed = {sees != "full" for sees, rotates in self._kinds if rotates}
+        return [self._rotations.upto(length, home, windowed=own, longest=longest) for own in sorted(windowed)]
+
     def new_cache(self, *, batch_size: int, length: int, rewindable: bool = False) -> Cache:
         """For sequences that this model writes: of its type, each block's on the device of the block."""
         home = self.embed.weight.device

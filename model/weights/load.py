@@ -333,6 +333,7 @@ def load(
     dtype: torch.dtype | None = None,
     weights: str | None = None,
     ranks: Ranks | None = None,
+    graphs: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """A model from a local path or fsspec URL.
@@ -344,7 +345,7 @@ def load(
 
     `weights`: one of WEIGHT_FORMS, for a model that only writes: its matrices are laid out for the device or made
     codes, `matrices` says how and why, and its transformer has no gradients. None, or `auto` over several devices or
-    ranks: all are plain.
+    ranks: all are plain. `graphs`: of engines of this model, as of `new_decoding`.
     """
     form = None if weights is None else form_on(weights, dtype, alone=_is_one(device) and ranks is None)
     found = find_source(source)
@@ -359,7 +360,7 @@ def load(
     placing = None if form is None else Placing(form, stored=stored, device=holding.device(_TABLE))
     transformer = build(drawn, tensors, device=holding, dtype=dtype, placing=placing, on_progress=on_progress)
     matrices = None if placing is None else placing.placed
-    return LoadedModel(transformer, config, found, companions, tokenizer, matrices)
+    return LoadedModel(transformer, config, found, companions, tokenizer, matrices, graphs=graphs)
 
 
 def _is_one(device: str | Sequence[str]) -> bool:

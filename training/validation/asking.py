@@ -80,7 +80,9 @@ class Asking:
 
         try:
             with own_randomness():
-                self.answer = self._work(load(self._checkpoint, device=str(self._device)), self._check)
+                # No graphs: a recording that goes wrong must not reach what trains here.
+                loaded = load(self._checkpoint, device=str(self._device), graphs=False)
+                self.answer = self._work(loaded, self._check)
         except CutError:
             return
         except Exception as error:  # of a task, of its data, of a disk: training goes on

@@ -17,7 +17,7 @@ from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Settings, answer_options
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import is_typed, sampling_options, weights_option
+from launchyard.launcher.cli.weights.sampling_options import graphs_option, is_typed, sampling_options, weights_option
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -43,6 +43,7 @@ class _Options:
     context_length: int | None
     device: str
     weights: str
+    no_graphs: bool
     as_json: bool
 
 
@@ -60,6 +61,7 @@ class _Options:
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens that it takes; default: 8192.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @weights_option
+@graphs_option
 @click.option("--json", "as_json", is_flag=True, help="Print each answer and facts about it as JSON.")
 def chat(**given: object) -> int | None:
     """Talk with a model."""
@@ -95,7 +97,8 @@ def _session(options: _Options, settings: Settings, reader: MessageReader) -> Se
 
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
         place = find_model(options.model)
-        model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
+        graphs = False if options.no_graphs else None
+        model = load(place, device=options.device, weights=options.weights, graphs=graphs, on_progress=on_progress)
     talk = Dialogue(model, chat=chat_of(model, options.style, options.template), context_length=options.context_length)
     settings.setdefault("seed", secrets.randbits(31))
     talk.check(**answer_options(settings))
@@ -141,6 +144,7 @@ def _facts(session: Session, answer: Reply, options: _Options) -> dict[str, obje
         "ended": answer.ended,
         "seed": session.settings.get("seed"),
         "device": str(session.conversation.model.device),
+        "decoding": session.conversation.engine.decoding.words or None,
         "seconds": round(session.seconds, 3),
         "context_length": session.conversation.length,
         "model": session.conversation.model.source.folder,

@@ -121,6 +121,7 @@ class Session:
             f"{answer.n_new} tokens",
             f"{answer.n_new / max(self.seconds, 1e-9):.1f} tokens/s",
             f"context {used}/{self.conversation.length}",
+            *filter(None, [self.conversation.engine.decoding.words]),
             *([f"{answer.n_left_out} messages left out"] if answer.n_left_out else []),
         ]
         self.screen.note(" · ".join(parts))

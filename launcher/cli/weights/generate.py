@@ -20,6 +20,7 @@ from launchyard.launcher.cli.weights.ranks import as_rank, device_names, has_ran
 from launchyard.launcher.cli.weights.sampling_options import (
     SAMPLING_NAMES,
     draft_options,
+    graphs_option,
     open_drafter,
     refuse_alone,
     refuse_together,
@@ -34,6 +35,7 @@ from launchyard.launcher.watch.transfer import transfer_bar
 if TYPE_CHECKING:
     from launchyard.launcher.cli.weights.prompt_rows import PlacedRow
     from launchyard.model.loaded import LoadedModel, SamplingOptions
+    from launchyard.model.serve.engine import Engine
     from launchyard.model.serve.requests import Drafter, Request
     from launchyard.model.serve.text import GrowingText
 
@@ -84,6 +86,7 @@ class _Options:
     colorize_tokens: bool
     device: str
     weights: str
+    no_graphs: bool
     as_json: bool
 
     @property
@@ -126,6 +129,7 @@ class _Options:
 )
 @ranks_option
 @weights_option
+@graphs_option
 @click.option("--json", "as_json", is_flag=True, help="Print the text and facts about it as JSON.")
 def generate(ranks: int | None, **given: object) -> int:
     """Write text with a model."""
@@ -168,6 +172,7 @@ def _load(name: str, options: _Options) -> LoadedModel:
             device=device_names(options.device),
             weights=options.weights,
             ranks=ranks_here(),
+            graphs=False if options.no_graphs else None,
             on_progress=on_progress,
         )
 
@@ -229,7 +234,7 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
     for number, piece, text in shown:
         texts[number] = text
         pieces[number] += piece
-    facts = _facts(model, [texts[number] for number in range(n)], time.perf_counter() - began)
+    facts = _facts(model, [texts[number] for number in range(n)], time.perf_counter() - began, engine)
     if options.as_json:
         _print_json(options, prompt, pieces, [texts[number] for number in range(n)], facts)
     else:
@@ -237,7 +242,7 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
         _say_weights(model)
 
 
-def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float) -> dict[str, object]:
+def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float, engine: Engine) -> dict[str, object]:
     n_new = sum(text.n_new for text in texts)
     facts: dict[str, object] = {
         "n_prompt": len(texts[0].generation.request.prompt),
@@ -245,6 +250,7 @@ def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float) -> 
         "device": str(model.device),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(n_new / seconds, 1),
+        "decoding": engine.decoding.words or None,
         "model": model.source.folder,
         "weights": model.matrices.choice.name if model.matrices else None,
     }
@@ -272,6 +278,7 @@ def _say_weights(model: LoadedModel) -> None:
 
 def _say_facts(options: _Options, texts: Sequence[GrowingText], facts: dict[str, object]) -> None:
     line = "{n_new} tokens at {tokens_per_second}/s on {device}".format(**facts)
+    line += f" {facts['decoding']}" if facts["decoding"] else ""
     if len(texts) == 1:
         line += f", ended by {texts[0].ended}, seed {options.seed}"
     if facts.get("n_guessed"):

@@ -54,6 +54,10 @@ weights_option = click.option(
     help="What the matrices are while it writes; auto: as stored, or in fp32 where the device is slow with that type.",
 )
 
+graphs_option = click.option(
+    "--no-graphs", is_flag=True, help="On a GPU: start each operation of a token, where graphs start all at once."
+)
+
 
 def sampling_options(command: _Command) -> _Command:
     """How a token is drawn; `take_sampling` reads them."""

@@ -17,7 +17,7 @@ from launchyard.errors import UserError
 from launchyard.host.environment import api_key
 from launchyard.launcher.cli.completion import complete_cluster, complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import weights_option
+from launchyard.launcher.cli.weights.sampling_options import graphs_option, weights_option
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -50,6 +50,7 @@ class _Options:
     allowed_host: tuple[str, ...]
     device: str
     weights: str
+    no_graphs: bool
     style: str | None
     template: str | None
     follow: bool
@@ -77,6 +78,7 @@ class _Options:
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="A further name of this server.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @weights_option
+@graphs_option
 @template_options
 @click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
 @click.option("--follow-every", default=10.0, type=click.FloatRange(0.1), metavar="S", hidden=True)
@@ -144,6 +146,7 @@ def _remote_options(options: _Options, name: str) -> list[str]:
     argv = [f"--host={options.host or _ANY[0]}", f"--port={options.port or 0}", f"--name={name}"]
     argv += [f"--slots={options.slots}", f"--queue={options.queue}", f"--timeout={options.timeout:g}"]
     argv += [f"--grace={options.grace:g}", f"--device={options.device}", f"--weights={options.weights}"]
+    argv += ["--no-graphs"] if options.no_graphs else []
     argv += [f"--context-length={options.context_length}"] if options.context_length else []
     argv += [f"--api-keys={options.api_keys}"] if options.api_keys else []
     argv += [f"--style={options.style}"] if options.style else []
@@ -180,9 +183,15 @@ def _load(options: _Options, place: str) -> LoadedModel:
     from launchyard.model.weights.load import load
 
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
-        model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
+        model = load(
+            place, device=options.device, weights=options.weights, graphs=_graphs(options), on_progress=on_progress
+        )
     model.tokenizer  # noqa: B018  # without one no text can be served
     return _with_chat(model, options)
+
+
+def _graphs(options: _Options) -> bool | None:
+    return False if options.no_graphs else None
 
 
 def _with_chat(model: LoadedModel, options: _Options) -> LoadedModel:
@@ -270,9 +279,10 @@ def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_js
         return
     open_to_all = not _is_loopback(host) and not access.keys
     matrices = server.model.matrices
+    where = f"{facts['device']} {server.service.engine.decoding.words}".rstrip()
     lines = [
         *([matrices.words()] if matrices is not None else []),
-        f"{server.name} on {facts['device']}: {facts['slots']} texts at once, {server.length} tokens of context each",
+        f"{server.name} on {where}: {facts['slots']} texts at once, {server.length} tokens of context each",
         f"  {url}/v1         base URL for OpenAI's clients",
         f"  {url}/           chat in a browser",
         f"  {url}/docs       all routes, with their fields",
@@ -294,7 +304,8 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
 
     async def beside() -> None:
         def newest() -> LoadedModel:
-            return _with_chat(load(place, device=options.device, weights=options.weights), options)
+            model = load(place, device=options.device, weights=options.weights, graphs=_graphs(options))
+            return _with_chat(model, options)
 
         await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)
 
