@@ -259,9 +259,10 @@ def _calls_in(raw: str, names: Collection[str]) -> Sequence[tuple[str, str]]:
 def _call(call: object, names: Collection[str]) -> tuple[str, str]:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or call["name"] not in names:
         raise ValueError("this names no function")
-    arguments = call.get("arguments", call.get("parameters", {}))
+    arguments = call.get("arguments", call.get("parameters"))
     if isinstance(arguments, str):  # JSON in JSON, as in what OpenAI answers
         arguments = json.loads(arguments or "{}", parse_constant=_no_number)
+    arguments = {} if arguments is None else arguments  # of a function that takes none
     if not isinstance(arguments, dict):
         raise ValueError("arguments are an object")
     text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)

@@ -113,6 +113,8 @@ TEXTS: list[tuple[ToolSyntax, str, str, list[tuple[str, str]]]] = [
      [("weather", '{"city": "</tool_call> \\"}"}')]),
     (HERMES, '<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Zürich 😀\\"}"}</tool_call>', "",
      [("weather", '{"city": "Zürich 😀"}')]),
+    (HERMES, '<tool_call>{"name": "now", "arguments": null}</tool_call>', "", [NOW]),
+    (HERMES, '<tool_call>{"name": "now", "arguments": "null"}</tool_call>', "", [NOW]),
     (LLAMA, LLAMA_CALL, "", [PARIS]),
     (LLAMA, f"\n {LLAMA_CALL}; {LLAMA_CALL}\n", "", [PARIS, PARIS]),
     (LLAMA, f"<|python_tag|>{LLAMA_CALL}", "", [PARIS]),
