@@ -13,6 +13,7 @@ import torch
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.serve.beam import BeamSearch, search_beams
+from launchyard.model.serve.defaults import SamplingRules, sampling_rules
 from launchyard.model.serve.drafts import DraftModel
 from launchyard.model.serve.engine import Engine
 from launchyard.model.serve.generate import engine_for
@@ -31,7 +32,7 @@ MAX_NEW_TOKENS = 128
 
 
 class SamplingOptions(TypedDict, total=False):
-    """As Sampling has them, with a temperature of 0.8 and the 50 likeliest tokens by default."""
+    """As Sampling has them. What is left out is as in generation_config.json, else temperature 0.8 and top_k 50."""
 
     temperature: float
     top_k: int | None
@@ -108,6 +109,11 @@ class LoadedModel:
         """Ids that end a text: all that generation_config.json, config.json or the tokenizer's own files name."""
         return frozenset(special_tokens(self.companions, self._tokenizer).ends())
 
+    @cached_property
+    def sampling_rules(self) -> SamplingRules:
+        """Of generation_config.json, for what nobody says; an empty one may be put in its place. ValueError."""
+        return sampling_rules(self.companions)
+
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
         self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
@@ -156,6 +162,7 @@ class LoadedModel:
         """Text `number` of several with these options."""
         seed = options.get("seed")
         sampling: SamplingOptions = {"temperature": 0.8, "top_k": 50}
+        sampling.update(self.sampling_rules)  # type: ignore[typeddict-item]  # some of the same keys
         sampling.update({key: options[key] for key in SamplingOptions.__annotations__ if key in options})  # type: ignore
         return Request(
             prompt=list(ids),

@@ -252,8 +252,10 @@ FUNCTIONS = [
 
 
 def test_a_call_that_is_required_comes_and_fits(tmp_path: Path) -> None:
-    with served(chat_model(tmp_path / "m", template=CALLING)) as tiny:
-        client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
+    with (
+        served(chat_model(tmp_path / "m", template=CALLING)) as tiny,
+        openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         for seed in range(3):
             options = {"tools": FUNCTIONS, "tool_choice": "required", "seed": seed, "max_tokens": 900}
             answer = chat(client, **options, parallel_tool_calls=False).choices[0]
