@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -200,17 +201,26 @@ class LoadedModel:
         n: int = 1,
         max_new_tokens: int = MAX_NEW_TOKENS,
         length_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
     ) -> list[tuple[str, float]]:
-        """The n best of the texts that follow `prompt`, best first, and their scores: as of BeamSearch."""
+        """The n best of the texts that follow `prompt`, best first, and their scores: as of BeamSearch.
+
+        One ends before a string of `stop`, whose tokens its score has in it.
+        """
         search = BeamSearch(
             width=width, n=n, max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, length_penalty=length_penalty
         )
-        return self.search_beams(self.encode(prompt), search)
+        return self.search_beams(self.encode(prompt), search, stop)
 
-    def search_beams(self, ids: Sequence[int], search: BeamSearch) -> list[tuple[str, float]]:
+    def search_beams(
+        self, ids: Sequence[int], search: BeamSearch, stop: str | Sequence[str] | None = None
+    ) -> list[tuple[str, float]]:
         """The same behind ids."""
+        stops = _strings(stop)
+        if stops:
+            search = replace(search, is_end=lambda new: _found(self._text_behind(ids, new), stops))
         beams = search_beams(self.transformer, ids, search)
-        return [(self._text_behind(ids, beam.ids), beam.score) for beam in beams]
+        return [(_before(self._text_behind(ids, beam.ids), stops), beam.score) for beam in beams]
 
     def _text_behind(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         stream = self.tokenizer.stream(prompt)
@@ -278,4 +288,14 @@ class Writing:
 
 
 def _strings(stop: str | Sequence[str] | None) -> list[str]:
-    return [stop] if isinstance(stop, str) else list(stop or ())
+    """An empty one ends nothing."""
+    return [one for one in ([stop] if isinstance(stop, str) else stop or ()) if one]
+
+
+def _found(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of some strings."""
+    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]

@@ -50,7 +50,7 @@ _EXCLUDE = {
     "colorize_tokens": ("as_json",),
     "draft": ("lookup",),
     "beam_width": (
-        *SAMPLING_NAMES, "generation_config", "seed", "stop", "context_length", "slide", "num_samples", "draft",
+        *SAMPLING_NAMES, "generation_config", "seed", "context_length", "slide", "num_samples", "draft",
         "lookup", "slots", "colorize_tokens",
     ),
 }  # fmt: skip
@@ -345,7 +345,7 @@ def _search(options: _Options, width: int) -> None:
         length_penalty=options.length_penalty,
     )
     began = time.perf_counter()
-    found = model.search_beams(ids, search)
+    found = model.search_beams(ids, search, options.stop)
     seconds = time.perf_counter() - began
     facts = {
         "n_prompt": len(ids),

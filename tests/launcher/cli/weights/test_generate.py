@@ -280,6 +280,19 @@ def test_beams_are_those_of_python(run: str, model: LoadedModel, launch: Any) ->
     assert f"candidate 2 of 3, score {found[1][1]:.4f}" in err
     greedy = facts(launch, *words, "--temperature", "0")["text"]
     assert facts(launch, *words, "--beam-width", "1")["candidates"][0]["text"] == greedy
+    stop = ("--stop", greedy[2:5])
+    cut = facts(launch, *words, *stop, "--temperature", "0")["text"]
+    assert facts(launch, *words, *stop, "--beam-width", "1")["candidates"][0]["text"] == cut == greedy[:2]
+
+
+def test_beams_end_before_a_string(model: LoadedModel) -> None:
+    """The best one without stops is cut at its own, and none goes past one."""
+    free = model.beam_search("the ", width=6, n=6, max_new_tokens=6)
+    stop = free[0][0][1:3]  # as the best of them has it
+    held = model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop=[stop, "never there"])
+    assert free[0][0].partition(stop)[0] in [text for text, _ in held]
+    assert all(stop not in text for text, _ in held)
+    assert model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop="never there") == free
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------
@@ -345,7 +358,6 @@ def test_a_colour_goes_from_red_to_green() -> None:
         (("--prompt", "a", "--colorize-tokens", "--json"), "--colorize-tokens cannot go with --json"),
         (("--prompt", "a", "--beam-width", "2", "--min-p", "0.1"), "--beam-width cannot go with --min-p"),
         (("--prompt", "a", "--beam-width", "2", "--seed", "1"), "--beam-width cannot go with --seed"),
-        (("--prompt", "a", "--beam-width", "2", "--stop", "x"), "--beam-width cannot go with --stop"),
         (("--prompt", "a", "--beam-width", "2", "--candidates", "3"), "--candidates 3 is more than --beam-width 2"),
         (("--prompt", "a", "--candidates", "3"), "--candidates is of use with --beam-width only"),
         (("--prompt", "a", "--guesses", "3"), "--guesses is of use with --draft or --lookup only"),
