@@ -97,16 +97,24 @@ def test_several_prompts_of_text_or_ids(tiny: Served, client: openai.OpenAI) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_is_cut_wherever_tokens_end(tiny: Served, client: openai.OpenAI, stream: bool) -> None:
-    free = complete(client, temperature=1, seed=3, max_tokens=40).choices[0].text
+@pytest.mark.parametrize("route", ["chat", "completions"])
+def test_a_stop_string_is_cut_wherever_tokens_end(client: openai.OpenAI, route: str, stream: bool) -> None:
+    ask = chat if route == "chat" else complete
+
+    def text_of(choice: Any, *, delta: bool = False) -> str:
+        said = choice.text if route == "completions" else (choice.delta if delta else choice.message).content
+        return said or ""
+
+    options = {"temperature": 1, "seed": 3, "max_tokens": 40}
+    free = text_of(ask(client, **options).choices[0])
     for start, length in itertools.product((5, 9, 14), (1, 2, 5)):
         stop = free[start : start + length]
-        found = complete(client, temperature=1, seed=3, max_tokens=40, stop=[stop, "\x00never"], stream=stream)
+        found = ask(client, **options, stop=[stop, "\x00never"], stream=stream)
         if stream:
-            chunks = list(found)
-            text, reason = "".join(chunk.choices[0].text for chunk in chunks), chunks[-1].choices[0].finish_reason
+            choices = [choice for chunk in found for choice in chunk.choices]
+            text, reason = "".join(text_of(one, delta=True) for one in choices), choices[-1].finish_reason
         else:
-            text, reason = found.choices[0].text, found.choices[0].finish_reason
+            text, reason = text_of(found.choices[0]), found.choices[0].finish_reason
         assert (text, reason) == (free[: free.index(stop)], "stop")
 
 
