@@ -104,14 +104,15 @@ def checked_sampling(rules: Mapping[str, object]) -> SamplingOptions:
     return sampling  # type: ignore[return-value]
 
 
-def follow_config(model: LoadedModel, generation_config: str, typed: Iterable[str]) -> dict[str, object]:
-    """Let the model draw by its generation_config.json, or not -> its rules that count, as nobody typed others.
+def follow_config(model: LoadedModel, generation_config: str, typed: Mapping[str, object]) -> dict[str, object]:
+    """Let the model draw by its generation_config.json, or not -> its rules that count beside those that were typed.
 
     ValueError for one that makes no sense.
     """
     if generation_config == "none":
         model.sampling_rules = {}
-    return {name: rule for name, rule in model.sampling_rules.items() if name not in typed}
+    idle = {"top_k", "top_p", "min_p"} if typed.get("temperature") == 0 else set()  # the likeliest is never cut
+    return {name: rule for name, rule in model.sampling_rules.items() if name not in {*typed, *idle}}
 
 
 def rules_in_words(rules: Mapping[str, object]) -> str:

@@ -195,7 +195,7 @@ def _load(options: _Options, place: str) -> LoadedModel:
 
 def _set_up(model: LoadedModel, options: _Options) -> LoadedModel:
     """A model without a template serves all but chats. ValueError for rules of drawing that make no sense."""
-    follow_config(model, options.generation_config, ())
+    follow_config(model, options.generation_config, {})
     if options.style is not None or options.template is not None:
         model.chat = chat_of(model, options.style, options.template)
     return model

@@ -78,6 +78,19 @@ def test_what_is_typed_counts_more(launch: Any, plain: str, ruled: str, command:
     assert "drawn with top_p 0.9, repetition_penalty 1.4, of its" in said
 
 
+def test_what_cannot_count_is_not_told(launch: Any, ruled: str) -> None:
+    _, said = launch("generate", ruled, *COMMANDS["generate"], "--temperature", "0")
+    assert "drawn with repetition_penalty 1.4, of its" in said
+
+
+def test_a_chat_shows_them(launch: Any, ruled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("/set top_k=3\n/set\n/set top_k=none\n"))
+    _, said = launch("chat", ruled)
+    shown = [line for line in said.splitlines() if line.startswith("temperature=")]
+    assert ["temperature=default (0.4)" in line for line in shown] == [True] * 3
+    assert ["top_k=default (7)" in line for line in shown] == [False, False, True]
+
+
 def test_rows_of_a_file_and_facts_in_json(launch: Any, plain: str, ruled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = '{"prompt": "the cat"}\n{"prompt": "the dog", "top_k": 3}\n'
     told = []
