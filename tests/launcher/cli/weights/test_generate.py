@@ -286,13 +286,17 @@ def test_beams_are_those_of_python(run: str, model: LoadedModel, launch: Any) ->
 
 
 def test_beams_end_before_a_string(model: LoadedModel) -> None:
-    """The best one without stops is cut at its own, and none goes past one."""
+    """And their score is that of the tokens up to it."""
     free = model.beam_search("the ", width=6, n=6, max_new_tokens=6)
-    stop = free[0][0][1:3]  # as the best of them has it
-    held = model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop=[stop, "never there"])
-    assert free[0][0].partition(stop)[0] in [text for text, _ in held]
-    assert all(stop not in text for text, _ in held)
+    held = model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop=[free[0][0][1:3], "never there"])
+    assert all(free[0][0][1:3] not in text for text, _ in held)
     assert model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop="never there") == free
+    greedy = [model.beam_search("the ", width=1, max_new_tokens=n)[0] for n in range(1, 9)]
+    stop = greedy[-1][0][2:4]
+    n_tokens = next(n for n, (text, _) in enumerate(greedy, 1) if stop in text)
+    assert n_tokens < 8, "choose another prompt"
+    ((text, score),) = model.beam_search("the ", width=1, max_new_tokens=8, stop=stop)
+    assert (text, score) == (greedy[-1][0].partition(stop)[0], pytest.approx(greedy[n_tokens - 1][1], abs=1e-5))
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------
