@@ -145,6 +145,12 @@ def test_the_family_of_the_guide_is_the_one_in_the_zoo() -> None:
         assert lines in (ROOT / path).read_text(), f"{path} has no {lines}"
 
 
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_tests_that_are_named_are_there(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", path.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
+
+
 def test_exit_codes_are_told() -> None:
     text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypedDict, TypeGuard
 
 import torch
 import xxhash
@@ -324,6 +324,16 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
         merges, untied = peft_merges(weights.config, found.adapter)
         weights = MergedWeights(weights, merges, untied=untied)
     return weights.config, weights
+
+
+class LoadOptions(TypedDict, total=False):
+    """Those of `load`, for callers that pass them on."""
+
+    device: str | Sequence[str]
+    dtype: torch.dtype | None
+    weights: str | None
+    ranks: Ranks | None
+    on_progress: OnProgress | None
 
 
 def load(

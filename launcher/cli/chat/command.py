@@ -17,7 +17,15 @@ from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Settings, answer_options
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import graphs_option, is_typed, sampling_options, weights_option
+from launchyard.launcher.cli.weights.sampling_options import (
+    follow_config,
+    generation_config_option,
+    graphs_option,
+    is_typed,
+    rules_in_words,
+    sampling_options,
+    weights_option,
+)
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -44,6 +52,7 @@ class _Options:
     device: str
     weights: str
     no_graphs: bool
+    generation_config: str
     as_json: bool
 
 
@@ -57,6 +66,7 @@ class _Options:
 @click.option("--save", type=_FILE, metavar="FILE", help="Keep the conversation there, as JSON lines of messages.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer; default: 1024.")
 @sampling_options
+@generation_config_option
 @click.option("--seed", type=int, metavar="N", help="The same seed writes the same answers; default: a new one.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens that it takes; default: 8192.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
@@ -99,11 +109,14 @@ def _session(options: _Options, settings: Settings, reader: MessageReader) -> Se
         place = find_model(options.model)
         graphs = False if options.no_graphs else None
         model = load(place, device=options.device, weights=options.weights, graphs=graphs, on_progress=on_progress)
+    rules = follow_config(model, options.generation_config, settings)
     talk = Dialogue(model, chat=chat_of(model, options.style, options.template), context_length=options.context_length)
     settings.setdefault("seed", secrets.randbits(31))
     talk.check(**answer_options(settings))
     says_counts = not options.as_json and (options.message is not None or sys.stdin.isatty())
     session = Session(talk, ChatScreen(silent=options.as_json), reader, settings, says_counts=says_counts)
+    if rules and says_counts:
+        session.screen.note(rules_in_words(rules))
     if options.load is not None:
         session.load(options.load)
     if options.system is not None:

@@ -200,7 +200,9 @@ class Session:
                 changed[key] = value
             self.conversation.check(**answer_options(changed))
             self.settings = changed
-        self.screen.note("  ".join(f"{key}={self.settings.get(key, 'default')}" for key in SETTINGS))
+        own = self.conversation.model.sampling_rules
+        defaults = {key: f"default ({rule})" for key, rule in own.items()}
+        self.screen.note("  ".join(f"{key}={self.settings.get(key, defaults.get(key, 'default'))}" for key in SETTINGS))
 
     def _do_tokens(self) -> None:
         room = self.conversation.check(**answer_options(self.settings))

@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,10 +20,13 @@ from launchyard.launcher.cli.weights.ranks import as_rank, device_names, has_ran
 from launchyard.launcher.cli.weights.sampling_options import (
     SAMPLING_NAMES,
     draft_options,
+    follow_config,
+    generation_config_option,
     graphs_option,
     open_drafter,
     refuse_alone,
     refuse_together,
+    rules_in_words,
     sampling_options,
     take_sampling,
     weights_option,
@@ -49,8 +52,8 @@ _EXCLUDE = {
     "colorize_tokens": ("as_json",),
     "draft": ("lookup",),
     "beam_width": (
-        *SAMPLING_NAMES, "seed", "stop", "context_length", "slide", "num_samples", "draft", "lookup", "slots",
-        "colorize_tokens",
+        *SAMPLING_NAMES, "generation_config", "seed", "context_length", "slide", "num_samples", "draft",
+        "lookup", "slots", "colorize_tokens",
     ),
 }  # fmt: skip
 _NEED = {
@@ -87,6 +90,7 @@ class _Options:
     device: str
     weights: str
     no_graphs: bool
+    generation_config: str
     as_json: bool
 
     @property
@@ -104,6 +108,7 @@ class _Options:
 @click.option("--prompts", metavar="FILE", help="A prompt a line, in JSON; prints a line of JSON for each; -: stdin.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=_N, metavar="N")
 @sampling_options
+@generation_config_option
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
 @click.option("--seed", type=int, metavar="N", help="The same seed writes the same text; default: a new one.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="End where the text has N tokens.")
@@ -207,6 +212,7 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
     from launchyard.model.serve.text import write_texts
 
     model = _load(options.model, options)
+    rules = follow_config(model, options.generation_config, sampling)
     drafter = _drafter(options, model)
     prompt = _prompt(options)
     ids = _ids(options, model, prompt)
@@ -235,11 +241,13 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
         texts[number] = text
         pieces[number] += piece
     facts = _facts(model, [texts[number] for number in range(n)], time.perf_counter() - began, engine)
+    facts["generation_config"] = rules
     if options.as_json:
         _print_json(options, prompt, pieces, [texts[number] for number in range(n)], facts)
     else:
         _say_facts(options, [texts[number] for number in range(n)], facts)
         _say_weights(model)
+        _say_rules(rules)
 
 
 def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float, engine: Engine) -> dict[str, object]:
@@ -274,6 +282,11 @@ def _print_json(
 def _say_weights(model: LoadedModel) -> None:
     if model.matrices is not None:
         click.echo(model.matrices.words(), err=True)
+
+
+def _say_rules(rules: Mapping[str, object]) -> None:
+    if rules:
+        click.echo(rules_in_words(rules), err=True)
 
 
 def _say_facts(options: _Options, texts: Sequence[GrowingText], facts: dict[str, object]) -> None:
@@ -339,7 +352,7 @@ def _search(options: _Options, width: int) -> None:
         length_penalty=options.length_penalty,
     )
     began = time.perf_counter()
-    found = model.search_beams(ids, search)
+    found = model.search_beams(ids, search, options.stop)
     seconds = time.perf_counter() - began
     facts = {
         "n_prompt": len(ids),
@@ -367,6 +380,7 @@ def _answer_rows(options: _Options, sampling: SamplingOptions) -> None:
     assert options.prompts is not None
     rows = read_prompt_rows(options.prompts, sampling)
     model = _load(options.model, options)
+    _say_rules(follow_config(model, options.generation_config, sampling))
     drafter = _drafter(options, model)
     requests = each_row(rows, lambda number: _row_request(options, model, rows[number], number, drafter))
     engine = model.engine_for(requests, n_slots=options.slots, context_length=options.context_length)

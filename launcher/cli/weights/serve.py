@@ -17,7 +17,13 @@ from launchyard.errors import UserError
 from launchyard.host.environment import api_key
 from launchyard.launcher.cli.completion import complete_cluster, complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import graphs_option, weights_option
+from launchyard.launcher.cli.weights.sampling_options import (
+    follow_config,
+    generation_config_option,
+    graphs_option,
+    rules_in_words,
+    weights_option,
+)
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -51,6 +57,7 @@ class _Options:
     device: str
     weights: str
     no_graphs: bool
+    generation_config: str
     style: str | None
     template: str | None
     follow: bool
@@ -79,6 +86,7 @@ class _Options:
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @weights_option
 @graphs_option
+@generation_config_option
 @template_options
 @click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
 @click.option("--follow-every", default=10.0, type=click.FloatRange(0.1), metavar="S", hidden=True)
@@ -149,6 +157,7 @@ def _remote_options(options: _Options, name: str) -> list[str]:
     argv += ["--no-graphs"] if options.no_graphs else []
     argv += [f"--context-length={options.context_length}"] if options.context_length else []
     argv += [f"--api-keys={options.api_keys}"] if options.api_keys else []
+    argv += [f"--generation-config={options.generation_config}"]
     argv += [f"--style={options.style}"] if options.style else []
     argv += [f"--template={_from_anywhere(options.template)}"] if options.template else []
     argv += [f"--cors-origin={origin}" for origin in options.cors_origin]
@@ -187,7 +196,7 @@ def _load(options: _Options, place: str) -> LoadedModel:
             place, device=options.device, weights=options.weights, graphs=_graphs(options), on_progress=on_progress
         )
     model.tokenizer  # noqa: B018  # without one no text can be served
-    return _with_chat(model, options)
+    return _set_up(model, options)
 
 
 def _graphs(options: _Options) -> bool | None:
@@ -196,6 +205,9 @@ def _graphs(options: _Options) -> bool | None:
 
 def _with_chat(model: LoadedModel, options: _Options) -> LoadedModel:
     """A model without a template serves all but chats."""
+def _set_up(model: LoadedModel, options: _Options) -> LoadedModel:
+    """A model without a template serves all but chats. ValueError for rules of drawing that make no sense."""
+    follow_config(model, options.generation_config, {})
     if options.style is not None or options.template is not None:
         model.chat = chat_of(model, options.style, options.template)
     return model
@@ -283,6 +295,11 @@ def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_js
     lines = [
         *([matrices.words()] if matrices is not None else []),
         f"{server.name} on {where}: {facts['slots']} texts at once, {server.length} tokens of context each",
+    rules = dict(server.model.sampling_rules)
+    lines = [
+        *([matrices.words()] if matrices is not None else []),
+        *([f"where a request leaves it open: {rules_in_words(rules)}"] if rules else []),
+        f"{server.name} on {facts['device']}: {facts['slots']} texts at once, {server.length} tokens of context each",
         f"  {url}/v1         base URL for OpenAI's clients",
         f"  {url}/           chat in a browser",
         f"  {url}/docs       all routes, with their fields",
@@ -306,6 +323,7 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
         def newest() -> LoadedModel:
             model = load(place, device=options.device, weights=options.weights, graphs=_graphs(options))
             return _with_chat(model, options)
+            return _set_up(load(place, device=options.device, weights=options.weights), options)
 
         await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)
 
