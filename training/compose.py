@@ -41,6 +41,15 @@ if TYPE_CHECKING:
 
 
 DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
+# Keys of `train` that are younger than the first hashes, with their defaults.
+NEWER = {
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "max_grad_value": None,
+    "ema_decay": None,
+    "bf16_rounding": None,
+}
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -48,8 +57,9 @@ def recipe_hash(recipe: Recipe) -> str:
     deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
-    if recipe.train.bf16_rounding is None:
-        deciding["train"].pop("bf16_rounding")
+    for key, default in NEWER.items():  # as the hash of recipes that are older than the key
+        if deciding["train"][key] == default:
+            deciding["train"].pop(key)
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
@@ -111,11 +121,12 @@ def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_st
 
 def choose_objective(recipe: Recipe) -> Objective:
     """What the steps make smaller: of pairs their preference, of anything else the loss of the next token."""
+    from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
     from launchyard.training.objectives.preference import PreferenceLoss
 
     if recipe.data.kind != "preference":
-        return NextToken()
+        return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
     wanted = recipe.preference or PreferenceConfig()
     is_simpo = wanted.loss == "simpo"
     return PreferenceLoss(
@@ -202,6 +213,7 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     from launchyard.training.checkpoint.state import TrainState, shards
     from launchyard.training.loop import Learner
     from launchyard.training.precision.loss_scale import FIRST_SCALE
+    from launchyard.training.optim.averaged import begin_average, with_average
 
     recipe = context.recipe
     config = context.workload.model
@@ -210,11 +222,12 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
-    optimizer = open_optimizer(model, recipe)
+    optimizer = with_average(open_optimizer(model, recipe), model, recipe.train.ema_decay)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
+        begin_average(optimizer)
         scales = PRECISIONS[recipe.train.precision].scales_loss
         return Learner(model, optimizer, TrainState(loss_scale=FIRST_SCALE if scales else None)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)

@@ -23,11 +23,12 @@ from launchyard.training.data.micro_batch import micro_batches
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
+from launchyard.training.optim.averaged import averaged_weights
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
-from launchyard.training.step import StepTimes, overflowed, train_step
+from launchyard.training.step import StepTimes, UpdateRules, overflowed, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
 from launchyard.training.validation.asking import Asking, Point, ask_together
@@ -204,7 +205,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
         number=number - state.skipped_steps,
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
-        copies=copies,
+        rules=UpdateRules(copies, context.recipe.train.max_grad_value),
         objective=objective,
         times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
@@ -371,16 +372,17 @@ def run_validation(parts: Parts, step: int) -> str | None:
         return reason is not None
 
     began = time.perf_counter()
-    found = validation_means(
-        learner.model,
-        parts.data.held_out,
-        parts.objective,
-        sizes=context.sizes,
-        data_rank=context.data_rank,
-        device=context.device,
-        max_batches=context.recipe.validation.max_batches,
-        interrupted=interrupted,
-    )
+    with averaged_weights(learner.optimizer, wanted=context.recipe.validation.ema):
+        found = validation_means(
+            learner.model,
+            parts.data.held_out,
+            parts.objective,
+            sizes=context.sizes,
+            data_rank=context.data_rank,
+            device=context.device,
+            max_batches=context.recipe.validation.max_batches,
+            interrupted=interrupted,
+        )
     telemetry.clock.enter("other")
     telemetry.training()
     if found is None:
