@@ -22,6 +22,7 @@ from launchyard.training.batching import count_steps, cut_batch, shares_of
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
+from launchyard.training.sections.stability import StabilityConfig
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
@@ -29,18 +30,17 @@ from launchyard.training.telemetry.instruments import Instruments, Rows, open_ro
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
-    from launchyard.training.optim.base import Optimizer
+    from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
 
 
-DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
+DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule", "stability"}
 # Keys of `train` that are younger than the first hashes, with their defaults.
 NEWER = {
     "dropout": 0.0,
@@ -64,6 +64,8 @@ def recipe_hash(recipe: Recipe) -> str:
         deciding.pop("adapter")
     if recipe.preference is None:
         deciding.pop("preference")
+    if recipe.stability == StabilityConfig():
+        deciding.pop("stability")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -104,7 +106,9 @@ def compose(
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
     checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
     points = list(open_points(run, context, telemetry, start_step=learner.state.step))
-    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe), points), resumed
+    guard = open_guard(context, learner, data, telemetry)
+    objective = choose_objective(recipe)
+    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard), resumed
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -117,6 +121,18 @@ def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_st
         yield open_task_point(run, context.world, config, telemetry, step=start_step)
     if config.sample is not None:
         yield open_sample_point(run, context.world, config.sample, seed=context.recipe.train.seed, step=start_step)
+
+
+def open_guard(context: Context, learner: Learner, data: Data, telemetry: Telemetry) -> Guard | None:
+    """The judge of updates; None where the recipe wants none, and no step waits for its numbers."""
+    from launchyard.training.loop import named_samples
+    from launchyard.training.stability.guard import Guard
+
+    if not context.recipe.stability.acts:
+        return None
+    return Guard(
+        context.recipe.stability, learner.state, telemetry, lambda step: named_samples(context, data, step - 1)
+    )
 
 
 def choose_objective(recipe: Recipe) -> Objective:
@@ -161,7 +177,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         run_id=workload.run_id,
         base=base_of(recipe, workload) if frozen else {},
     )
-    return Checkpointer(
+    checkpointer = Checkpointer(
         run,
         context.world,
         identity,
@@ -171,6 +187,8 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         before_commit=before_commit,
         rows=rows.entries,
     )
+    checkpointer.cleaner.reach = recipe.stability.reach
+    return checkpointer
 
 
 def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
@@ -210,10 +228,10 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
 def load_learner(context: Context, checkpointer: Checkpointer, instruments: Instruments) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
-    from launchyard.training.checkpoint.state import TrainState, shards
+    from launchyard.training.checkpoint.state import TrainState, first_state, shards
     from launchyard.training.loop import Learner
-    from launchyard.training.precision.loss_scale import FIRST_SCALE
     from launchyard.training.optim.averaged import begin_average, with_average
+    from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe
     config = context.workload.model
@@ -228,23 +246,10 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
         begin_average(optimizer)
-        scales = PRECISIONS[recipe.train.precision].scales_loss
-        return Learner(model, optimizer, TrainState(loss_scale=FIRST_SCALE if scales else None)), False
+        return Learner(model, optimizer, first_state(recipe.train.precision)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
-
-
-def open_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer, and how it rounds weights that are bf16."""
-    from launchyard.training.optim.optimizers import make_optimizer
-    from launchyard.training.precision.rounded import RoundedOptimizer
-
-    if recipe.train.precision != "bf16-true":
-        return make_optimizer(model, recipe.optimizer)
-    rounding = recipe.train.bf16_rounding or "stochastic"
-    make = partial(make_optimizer, config=recipe.optimizer)
-    return RoundedOptimizer(model, make, rounding=rounding, seed=recipe.train.seed)
 
 
 def open_readers(context: Context, on_event: OnEvent) -> Data:

@@ -193,8 +193,10 @@ def train_step(
     )
     if times.device is not None:
         times.device[0].record()
-    overflow = isinstance(objective, ScaledObjective) and overflowed(norm)
-    if not overflow and (rules.accepts is None or rules.accepts(means, norm)):
+    updates = not (isinstance(objective, ScaledObjective) and overflowed(norm))
+    if rules.accepts is not None and (updates or overflowed(means[0])):  # a loss that no other scale would help
+        updates = rules.accepts(means, norm) and updates
+    if updates:
         optimizer.step(number, lr)
     if times.device is not None:
         times.device[1].record()

@@ -230,6 +230,28 @@ def test_a_bias_of_the_choice_of_experts_is_not_rounded() -> None:
         disconnect()
 
 
+def test_an_update_that_is_not_accepted_leaves_no_trace() -> None:
+    """In weights, moments and averages; and the next one is made of its own gradient alone."""
+
+    def after(*accepted: bool) -> dict[str, Tensor]:
+        model = build_model(
+            ModelConfig.model_validate(LLAMA), recipe_of(LLAMA), world_size=1, device=torch.device("cpu")
+        )
+        optimizer = with_average(make_optimizer(model, OptimizerConfig()), model, 0.5)
+        begin_average(optimizer)
+        for number, wanted in enumerate(accepted, start=1):
+            inputs, labels = global_batch(number)
+            rules = UpdateRules(accepts=lambda means, norm, wanted=wanted: wanted and bool(means.isfinite()))
+            micro = MicroBatch(inputs, labels)
+            train_step(model, optimizer, [micro], n_parts=9, number=number, lr=0.01, max_grad_norm=1.0, rules=rules)
+        return {key: shard.tensor for key, shard in shards(model, optimizer).items()}
+
+    for one, other in (((False, False), ()), ((True, False), (True,))):
+        found, wanted = after(*one), after(*other)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert any(not torch.equal(tensor, after()[key]) for key, tensor in after(True).items())
+
+
 class _Reductions(TorchDispatchMode):
     """Counts the reductions of gradients that c10d is asked for."""
 

@@ -41,5 +41,10 @@ class StabilityConfig(Section):
     )
 
     @property
+    def reach(self) -> int:
+        """Steps by which training may go back; 0: it never does."""
+        return self.rewind_steps if "rewind" in (self.on_nonfinite, self.on_spike) else 0
+
+    @property
     def acts(self) -> bool:
         return self.on_nonfinite != "fail" or self.on_spike != "ignore"
