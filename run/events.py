@@ -27,6 +27,8 @@ ASKING_TASKS = "asking tasks"
 TASKS_DONE = "tasks done"
 TASKS_FAILED = "tasks failed"
 LOSS_SPIKE = "loss spike"
+UPDATE_SKIPPED = "update skipped"
+REWOUND = "rewound"
 STRAGGLER = "straggler"
 STRAGGLER_OVER = "straggler over"
 DATA_TROUBLE = "data trouble"
@@ -68,6 +70,13 @@ _STRAGGLER_FIELDS = {
     "ratio": "Its compute time over the median of all ranks.",
     "seconds": "Its compute time per step.",
     "median_seconds": "The median of all ranks.",
+}
+_HARM_FIELDS = {
+    "cause": "`nonfinite` or `spike`.",
+    "loss": "Of that step; a word where it is no number.",
+    "grad_norm": "The same.",
+    "usual": "Loss of the steps before it.",
+    "data": "Its samples.",
 }
 _STORE_FIELDS = {"path": "Path or URL.", "seconds": "For how long.", "message": "The operation and its error."}
 _FILE = "training/telemetry/events.py"
@@ -124,6 +133,14 @@ EVENTS = (
     Event(LOSS_SPIKE, "training/telemetry/recorder.py", "The loss has jumped up.", {
         "step": _STEP, "loss": "Of this step.", "usual": "Of the steps before it.",
     }),
+    Event(UPDATE_SKIPPED, "training/telemetry/telemetry.py", "The update of a step is left out (stability).", {
+        "step": "That step, counted from 1.", **_HARM_FIELDS,
+    }, optional=("usual",)),
+    Event(REWOUND, "training/telemetry/telemetry.py", "Training goes back, to pass over steps (stability).", {
+        "step": "Finished steps of the state that it goes back to.", "checkpoint": "Step of the checkpoint that leads "
+        "there; 0: the beginning.", "at": "The step that was found, counted from 1.", "n_steps": "That it passes over.",
+        **_HARM_FIELDS,
+    }, optional=("usual",)),
     Event(STRAGGLER, "training/telemetry/recorder.py", "A rank computes longer than the others.", _STRAGGLER_FIELDS),
     Event(STRAGGLER_OVER, "training/telemetry/recorder.py", "It does so no longer.", _STRAGGLER_FIELDS),
     Event(DATA_TROUBLE, "training/compose.py", "The cache of chunks met something that it got around.", {

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from launchyard.host.periodic import PeriodicTask
 from launchyard.run import layout
-from launchyard.run.events import PROCESS_STARTED, STARTED, is_event
+from launchyard.run.events import PROCESS_STARTED, REWOUND, STARTED, UPDATE_SKIPPED, is_event
 from launchyard.run.layout import BAD_NODES, LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import BadNode, BadNodes, Job, OutcomeRecord, Submission, Target
 from launchyard.run.rows import is_row, is_sample, is_tasks_point
@@ -372,13 +372,19 @@ class RunDir:
     def rows(self, kind: str) -> Iterator[JsonObject]:
         """The surviving rows of a kind, one per step, in order.
 
-        An attempt that resumed at step s replaces the rows of earlier attempts after s.
+        An attempt that resumed at step s replaces the rows of earlier attempts after s; so does one that goes back.
         """
         surviving: dict[int, JsonObject] = {}
         names = self.listdir(layout.METRICS)
-        for number, start in self.starts().items():
-            surviving = {step: row for step, row in surviving.items() if step <= start}
-            surviving.update((int(row["step"]), row) for row in self._rows_in(names, kind, number))
+        for number in self.attempts():
+            found = self.events(number)
+            if (start := self._start_of(number, found)) is None:
+                continue
+            back = [(float(event["time"]), int(event["step"])) for event in found if event["event"] == REWOUND]
+            first = min([start, *(step for _, step in back)])
+            surviving = {step: row for step, row in surviving.items() if step <= first}
+            rows = _not_taken_back(self._rows_in(names, kind, number), back)
+            surviving.update((int(row["step"]), row) for row in rows)
         yield from (surviving[step] for step in sorted(surviving))
 
     def attempt_rows(self, kind: str, attempt: int) -> Iterator[JsonObject]:
@@ -421,7 +427,10 @@ class RunDir:
 
         Where the event is damaged, its first row tells.
         """
-        for event in self.events(attempt):
+        return self._start_of(attempt, self.events(attempt))
+
+    def _start_of(self, attempt: int, found: list[JsonObject]) -> int | None:
+        for event in found:
             if event["event"] == STARTED:
                 return int(event["step"])
         first = next(self.attempt_rows(layout.STEPS, attempt), None)
@@ -454,3 +463,20 @@ class RunDir:
 
     def clear_stop(self) -> None:
         self.clear(layout.STOP)
+
+
+def _not_taken_back(rows: Iterator[JsonObject], back: list[tuple[float, int]]) -> Iterator[JsonObject]:
+    """Without those that an attempt had written before it went back to an earlier step. back: when, and to which."""
+    for row in rows:
+        if not any(float(row["time"]) <= when and int(row["step"]) > step for when, step in back):
+            yield row
+
+
+def left_out_steps(run: RunDir) -> Iterator[int]:
+    """Steps, counted from 1, that made no update and have no row: left out, or gone back over."""
+    for attempt in run.attempts():
+        for event in run.events(attempt):
+            if event["event"] == UPDATE_SKIPPED:
+                yield int(event["step"])
+            elif event["event"] == REWOUND:
+                yield from range(int(event["step"]) + 1, int(event.get("at", 0)) + 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapt.attach import attach
 from launchyard.model.adapt.codes import encode, rounded
+from launchyard.model.adapt.dropout import add_dropout
 from launchyard.model.adapt.forms import SCALES, Form, form_of, scales_name
 from launchyard.model.adapt.quantized import quantise
 from launchyard.model.adapt.tokens import tie_head
@@ -74,6 +75,7 @@ def build_model(
     spanning = span_ranks(recipe.parallel, world_size, device)
     if spanning is not None:
         span_over(model, spanning)
+    add_dropout(model, recipe.train.dropout, model.moment)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
         if later and not (layout[name].is_bytes or stays_fp32(name)):

@@ -22,6 +22,7 @@ from launchyard.training.batching import count_steps, cut_batch, shares_of
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
+from launchyard.training.sections.stability import StabilityConfig
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
@@ -29,18 +30,26 @@ from launchyard.training.telemetry.instruments import Instruments, Rows, open_ro
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
-    from launchyard.training.optim.base import Optimizer
+    from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
 
 
-DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
+DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule", "stability"}
+# Keys of `train` that are younger than the first hashes, with their defaults.
+NEWER = {
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "max_grad_value": None,
+    "ema_decay": None,
+    "bf16_rounding": None,
+}
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -48,12 +57,15 @@ def recipe_hash(recipe: Recipe) -> str:
     deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
-    if recipe.train.bf16_rounding is None:
-        deciding["train"].pop("bf16_rounding")
+    for key, default in NEWER.items():  # as the hash of recipes that are older than the key
+        if deciding["train"][key] == default:
+            deciding["train"].pop(key)
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
         deciding.pop("preference")
+    if recipe.stability == StabilityConfig():
+        deciding.pop("stability")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -94,7 +106,9 @@ def compose(
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
     checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
     points = list(open_points(run, context, telemetry, start_step=learner.state.step))
-    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe), points), resumed
+    guard = open_guard(context, learner, data, telemetry)
+    objective = choose_objective(recipe)
+    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard), resumed
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -109,13 +123,26 @@ def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_st
         yield open_sample_point(run, context.world, config.sample, seed=context.recipe.train.seed, step=start_step)
 
 
+def open_guard(context: Context, learner: Learner, data: Data, telemetry: Telemetry) -> Guard | None:
+    """The judge of updates; None where the recipe wants none, and no step waits for its numbers."""
+    from launchyard.training.loop import named_samples
+    from launchyard.training.stability.guard import Guard
+
+    if not context.recipe.stability.acts:
+        return None
+    return Guard(
+        context.recipe.stability, learner.state, telemetry, lambda step: named_samples(context, data, step - 1)
+    )
+
+
 def choose_objective(recipe: Recipe) -> Objective:
     """What the steps make smaller: of pairs their preference, of anything else the loss of the next token."""
+    from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
     from launchyard.training.objectives.preference import PreferenceLoss
 
     if recipe.data.kind != "preference":
-        return NextToken()
+        return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
     wanted = recipe.preference or PreferenceConfig()
     is_simpo = wanted.loss == "simpo"
     return PreferenceLoss(
@@ -150,7 +177,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         run_id=workload.run_id,
         base=base_of(recipe, workload) if frozen else {},
     )
-    return Checkpointer(
+    checkpointer = Checkpointer(
         run,
         context.world,
         identity,
@@ -160,6 +187,8 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         before_commit=before_commit,
         rows=rows.entries,
     )
+    checkpointer.cleaner.reach = recipe.stability.reach
+    return checkpointer
 
 
 def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
@@ -199,9 +228,10 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
 def load_learner(context: Context, checkpointer: Checkpointer, instruments: Instruments) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
-    from launchyard.training.checkpoint.state import TrainState, shards
+    from launchyard.training.checkpoint.state import TrainState, first_state, shards
     from launchyard.training.loop import Learner
-    from launchyard.training.precision.loss_scale import FIRST_SCALE
+    from launchyard.training.optim.averaged import begin_average, with_average
+    from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe
     config = context.workload.model
@@ -210,28 +240,16 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
-    optimizer = open_optimizer(model, recipe)
+    optimizer = with_average(open_optimizer(model, recipe), model, recipe.train.ema_decay)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
-        scales = PRECISIONS[recipe.train.precision].scales_loss
-        return Learner(model, optimizer, TrainState(loss_scale=FIRST_SCALE if scales else None)), False
+        begin_average(optimizer)
+        return Learner(model, optimizer, first_state(recipe.train.precision)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
-
-
-def open_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer, and how it rounds weights that are bf16."""
-    from launchyard.training.optim.optimizers import make_optimizer
-    from launchyard.training.precision.rounded import RoundedOptimizer
-
-    if recipe.train.precision != "bf16-true":
-        return make_optimizer(model, recipe.optimizer)
-    rounding = recipe.train.bf16_rounding or "stochastic"
-    make = partial(make_optimizer, config=recipe.optimizer)
-    return RoundedOptimizer(model, make, rounding=rounding, seed=recipe.train.seed)
 
 
 def open_readers(context: Context, on_event: OnEvent) -> Data:

@@ -18,16 +18,20 @@ from torch import nn
 from launchyard.training.batching import Context
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import CheckpointKind
+from launchyard.training.checkpoint.save_timer import SaveTimer
 from launchyard.training.checkpoint.state import TrainState, shards
 from launchyard.training.data.micro_batch import micro_batches
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
+from launchyard.training.optim.averaged import averaged_weights
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
-from launchyard.training.step import StepTimes, overflowed, train_step
+from launchyard.training.stability.guard import Guard, RewindError
+from launchyard.training.stability.rewind import go_back
+from launchyard.training.step import StepTimes, UpdateRules, overflowed, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
 from launchyard.training.validation.asking import Asking, Point, ask_together
@@ -68,6 +72,7 @@ class Parts:
     flag: StopFlag
     objective: Objective
     points: Sequence[Point] = ()  # what checkpoints are asked
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,19 @@ class Pending:
 
 def train(parts: Parts) -> str | None:
     """Train to the last step; the agreed reason if the run was asked to stop before (the state is saved then)."""
+    learner = parts.learner
+    while True:
+        try:
+            return train_on(parts)
+        except RewindError as wanted:  # of all ranks, at the same step
+            told = {"model": learner.model, "optimizer": learner.optimizer, "state": learner.state}
+            go_back(wanted, parts.context, parts.checkpointer, parts.telemetry, **told)
+            for point in parts.points:
+                point.forget_after(wanted.steps[0] - 1)
+
+
+def train_on(parts: Parts) -> str | None:
+    """From the step that the state is at."""
     context = parts.context
     learner = parts.learner
     telemetry = parts.telemetry
@@ -106,7 +124,8 @@ def train(parts: Parts) -> str | None:
     recipe = context.recipe
     timer = SaveTimer(recipe.checkpoint.every_minutes if context.world.is_main else None)
     pending: Pending | None = None
-    lag = context.device.type == "cuda"  # read the numbers of a step while the next one runs
+    # Read the numbers of a step while the next one runs, unless they were read for its update.
+    lag = context.device.type == "cuda" and parts.guard is None
     telemetry.training()
     parts.checkpointer.allocate_staging(shards(learner.model, learner.optimizer))
     feed = prefetch(context, parts.data, state.step)
@@ -129,11 +148,14 @@ def train(parts: Parts) -> str | None:
                     break
             assert batch is not None  # else a stop was wanted, and agreed on
             lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
-            means, norm = run_step(parts, batch, agreement.n_parts, step + 1, lr)
+            done = None if step + 1 in state.left_out else run_step(parts, batch, agreement.n_parts, step + 1, lr)
             state.step = step + 1
-            state.tokens_seen = state.tokens_seen + agreement.n_tokens
             finish(parts, pending)
-            pending = Pending(step, means, norm, lr, waited, agreement, state.tokens_seen, state.loss_scale)
+            pending = None
+            if done is None or step + 1 in state.left_out:  # by now: its update was left out
+                continue
+            state.tokens_seen = state.tokens_seen + agreement.n_tokens
+            pending = Pending(step, *done, lr, waited, agreement, state.tokens_seen, state.loss_scale)
             if not lag:
                 finish(parts, pending)
                 pending = None
@@ -192,6 +214,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
     first_slot = context.data_rank * context.share
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
+    accepts = None if parts.guard is None else partial(parts.guard.accepts, number)
     objective = parts.objective
     state = learner.state
     if state.loss_scale is not None:
@@ -204,7 +227,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
         number=number - state.skipped_steps,
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
-        copies=copies,
+        rules=UpdateRules(copies, context.recipe.train.max_grad_value, accepts),
         objective=objective,
         times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
@@ -251,11 +274,14 @@ def by_name(objective: Objective, means: list[float]) -> dict[str, float]:
 
 
 def nonfinite(parts: Parts, pending: Pending, loss: float, norm: float) -> NonFiniteError:
+    stability = parts.context.recipe.stability
+    spent = f"stability.budget, {stability.budget} skips and rewinds in all, is spent"
+    more = "or stability.on_nonfinite=skip" if stability.on_nonfinite == "fail" else spent
     return NonFiniteError(
         f"step {pending.step + 1}: loss {loss}, gradient norm {norm} (lr {pending.lr:.3g}); its data: "
         f"{named_samples(parts.context, parts.data, pending.step)}, data_hash {pending.agreement.data_hash:016x}. "
         "Nothing was saved after the last checkpoint; try a lower optimizer.lr, more schedule.warmup_steps, a smaller "
-        "train.max_grad_norm"
+        f"train.max_grad_norm; {more}"
     )
 
 
@@ -371,16 +397,17 @@ def run_validation(parts: Parts, step: int) -> str | None:
         return reason is not None
 
     began = time.perf_counter()
-    found = validation_means(
-        learner.model,
-        parts.data.held_out,
-        parts.objective,
-        sizes=context.sizes,
-        data_rank=context.data_rank,
-        device=context.device,
-        max_batches=context.recipe.validation.max_batches,
-        interrupted=interrupted,
-    )
+    with averaged_weights(learner.optimizer, wanted=context.recipe.validation.ema):
+        found = validation_means(
+            learner.model,
+            parts.data.held_out,
+            parts.objective,
+            sizes=context.sizes,
+            data_rank=context.data_rank,
+            device=context.device,
+            max_batches=context.recipe.validation.max_batches,
+            interrupted=interrupted,
+        )
     telemetry.clock.enter("other")
     telemetry.training()
     if found is None:
@@ -461,17 +488,3 @@ def await_save(parts: Parts) -> None:
     clock.enter("checkpoint_blocking")
     parts.checkpointer.wait(must_succeed=True)
     clock.enter("other")
-
-
-class SaveTimer:
-    """Rank 0's clock for temporary checkpoints; other ranks have none and follow."""
-
-    def __init__(self, every_minutes: float | None) -> None:
-        self._every = every_minutes * 60 if every_minutes is not None else math.inf
-        self.reset()
-
-    def reset(self) -> None:
-        self._since = time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self._since >= self._every

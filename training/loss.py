@@ -6,6 +6,7 @@ their gradient is made where the logits were. Knows no model: hidden states, a p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,30 @@ from torch.utils.checkpoint import checkpoint
 
 from launchyard.model.memory import logit_rows
 from launchyard.training.spec import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Regularisers:
+    """Terms that a model is trained for beside the cross entropy. They change its gradient, and no loss that is shown.
+
+    label_smoothing: this share of a label is spread evenly over all rows of the projection (Szegedy et al. 2016,
+    section 7), as torch's cross_entropy does it. z_loss: weight of log(Z)^2 with Z the sum of exp(logits) (PaLM,
+    section 5).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+NO_REGULARISERS = Regularisers()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    softcap: float | None
+    scale: float
+    rows: int  # of a slice
+    terms: Regularisers
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -25,11 +50,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        softcap: float | None,
         labels: Tensor,
-        scale: float,
-        rows: int,
+        settings: _Settings,
     ) -> Tensor:
+        rows = settings.rows
         kept = _kept_type(hidden)
         loss = hidden.new_zeros((), dtype=kept)
         grad_hidden = torch.empty_like(hidden)
@@ -41,11 +65,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             y = labels[start : start + rows]
             valid = y != IGNORE_INDEX
             index = y.clamp(min=0).unsqueeze(1)
-            factor = (valid * scale).unsqueeze(1)  # (rows, 1)
-            logits, slope = _logits(x, weight, bias, softcap)
+            factor = (valid * settings.scale).unsqueeze(1)  # (rows, 1)
+            logits, slope = _logits(x, weight, bias, settings.softcap)
             log_p = torch.log_softmax(logits, dim=-1)  # (rows, V)
-            loss -= (log_p.gather(1, index) * factor).sum()
-            grad = log_p.exp_().scatter_add_(1, index, torch.full_like(factor, -1, dtype=kept))
+            of_label = log_p.gather(1, index)
+            loss -= (of_label * factor).sum()
+            log_z = logits.gather(1, index) - of_label if settings.terms.z_loss else None
+            grad = _of_logits(log_p.exp_(), index, log_z, settings.terms)
             if slope is not None:
                 grad = grad.mul_(slope)
             if grad_bias is not None:
@@ -72,7 +98,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         of_weight = None if grad_weight is None else grad_weight.mul_(grad).to(ctx.weight_dtype)
         of_bias = None if grad_bias is None else grad_bias.mul_(grad).to(ctx.weight_dtype)
-        return grad_hidden.mul_(grad), of_weight, of_bias, None, None, None, None
+        return grad_hidden.mul_(grad), of_weight, of_bias, None, None
+
+
+def _of_logits(p: Tensor, index: Tensor, log_z: Tensor | None, terms: Regularisers) -> Tensor:
+    """d objective / d logits, made of the probabilities p (rows, V), in place. index, log_z (rows, 1)."""
+    if log_z is not None:
+        p.mul_(log_z.mul_(2 * terms.z_loss).add_(1))
+    if terms.label_smoothing:
+        p.sub_(terms.label_smoothing / p.shape[1])
+    return p.scatter_add_(1, index, torch.full_like(index, terms.label_smoothing - 1, dtype=p.dtype))
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
@@ -108,8 +143,9 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
+    terms: Regularisers = NO_REGULARISERS,
 ) -> Tensor:
-    """scale * summed cross entropy in nats, fp32 scalar.
+    """scale * summed cross entropy in nats, fp32 scalar. Its gradient is that of the sum with `terms`; the sum is not.
 
     hidden (…, D) float, weight (V, D), bias (V,), labels (…) int64 in [0, V) or IGNORE_INDEX; ignored positions add
     nothing. softcap: bounds the logits by c tanh(x / c).
@@ -118,7 +154,7 @@ def linear_cross_entropy(
     labels = labels.flatten()
     rows = logit_rows(weight.shape[0], hidden.device.type)
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(hidden, weight, bias, softcap, labels, scale, rows)
+        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, _Settings(softcap, scale, rows, terms))
     total = hidden.new_zeros((), dtype=_kept_type(hidden))
     for x, y in zip(hidden.split(rows), labels.split(rows), strict=True):
         logits, _ = _logits(x, weight, bias, softcap)

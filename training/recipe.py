@@ -26,6 +26,7 @@ from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConf
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.sections.resources import ResourcesConfig, WatchdogConfig
 from launchyard.training.sections.section import Section
+from launchyard.training.sections.stability import StabilityConfig
 from launchyard.training.sections.train import ParallelConfig, TrainConfig
 from launchyard.training.sections.validation import ValidationConfig
 
@@ -54,6 +55,7 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
+    stability: StabilityConfig = StabilityConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     early_stopping: EarlyStoppingConfig | None = None

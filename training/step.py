@@ -78,13 +78,15 @@ def reduce_and_clip(
     values: Tensor,
     *,
     max_grad_norm: float | None,
+    max_grad_value: float | None = None,
     copies: int = 1,
     waits: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """(means of the global batch, global gradient norm before clipping), fp64, the same on every rank.
 
     values: this rank's parts of the means, (n,): the loss, and what is measured beside it. One collective for all,
-    inside `waits()`. `copies`: how many ranks hold the same part of each gradient (dp_replicate).
+    inside `waits()`. `copies`: how many ranks hold the same part of each gradient (dp_replicate). `max_grad_value`
+    bounds each number of it, after its norm was.
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
@@ -100,6 +102,9 @@ def reduce_and_clip(
     if max_grad_norm is not None and nonempty:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(nonempty, factor.to(nonempty[0]))
+    if max_grad_value is not None and nonempty:
+        torch._foreach_clamp_min_(nonempty, -max_grad_value)
+        torch._foreach_clamp_max_(nonempty, max_grad_value)
     return means, norm
 
 
@@ -143,6 +148,16 @@ def overflowed(norm: Tensor) -> bool:
     return not bool(torch.isfinite(norm))
 
 
+@dataclass(frozen=True)
+class UpdateRules:
+    """What becomes of a gradient beside its norm. accepts: asked with a step's means and its norm, the same on all
+    ranks; False leaves weights and moments as they are. Whoever asks for a number there waits for the device."""
+
+    copies: int = 1  # of each part of a gradient, over ranks (dp_replicate)
+    max_grad_value: float | None = None
+    accepts: Callable[[Tensor, Tensor], bool] | None = None
+
+
 def train_step(
     model: nn.Module,
     optimizer: Optimizer,
@@ -152,7 +167,7 @@ def train_step(
     number: int,
     lr: float,
     max_grad_norm: float | None,
-    copies: int = 1,
+    rules: UpdateRules | None = None,
     objective: Objective = NEXT_TOKEN,
     times: StepTimes | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -162,15 +177,26 @@ def train_step(
     they are where its gradient has overflowed.
     """
     times = times or StepTimes(PhaseClock())
+    rules = rules or UpdateRules()
     clock = times.clock
     clock.enter("forward_backward")
     with _during(model, number):
         values = forward_backward(model, micro_batches, n_parts=n_parts, objective=objective)
     clock.enter("optimizer")
-    means, norm = reduce_and_clip(model, values, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
+    means, norm = reduce_and_clip(
+        model,
+        values,
+        max_grad_norm=max_grad_norm,
+        max_grad_value=rules.max_grad_value,
+        copies=rules.copies,
+        waits=clock.waits,
+    )
     if times.device is not None:
         times.device[0].record()
-    if not (isinstance(objective, ScaledObjective) and overflowed(norm)):
+    updates = not (isinstance(objective, ScaledObjective) and overflowed(norm))
+    if rules.accepts is not None and (updates or overflowed(means[0])):  # a loss that no other scale would help
+        updates = rules.accepts(means, norm) and updates
+    if updates:
         optimizer.step(number, lr)
     if times.device is not None:
         times.device[1].record()

@@ -62,7 +62,7 @@ LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and 
 LAST_WRITE_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
 ALERTED_ERRORS = {"NonFiniteError"}  # errors that an alert waits for
 ALERT_SCRAPE_SECONDS = 5.0  # and how long they wait for it
-FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
+FATAL_NAMES = {"NonFiniteError", "UnstableError", "NoValidCheckpointError", "FencedError"}
 
 
 @dataclass

@@ -19,6 +19,7 @@ from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
+from launchyard.launcher.plan.regularised import averaged_checkpoint, misfits, with_regularisers
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
 from launchyard.model.adapter import PROMPTED, Adapter
@@ -128,8 +129,13 @@ def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
         "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
-        "checkpoint_bytes": memory.checkpoint_bytes(
-            model, adapter, precision=recipe.train.precision, compensated=_savings(recipe).compensated
+        "checkpoint_bytes": averaged_checkpoint(
+            memory.checkpoint_bytes(
+                model, adapter, precision=recipe.train.precision, compensated=_savings(recipe).compensated
+            ),
+            recipe,
+            model,
+            adapter,
         ),
     }
 
@@ -315,7 +321,8 @@ def _memory(
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
-    return {key: int(value) for key, value in found.items()}
+    found = {key: int(value) for key, value in found.items()}
+    return with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
 
 
 def _savings(recipe: Recipe) -> memory.Savings:
@@ -439,6 +446,8 @@ def _check(
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
+    for key, what in misfits(recipe):
+        draft.wrong(key, what)
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if recipe.schedule.min_lr > recipe.optimizer.lr:

@@ -15,6 +15,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name"),
     *("train.seed", "train.global_batch_size", "train.precision", "train.bf16_rounding"),
+    "train.ema_decay",
 )
 # All others, by their effect.
 TRAINING = "trains otherwise from here on"
@@ -25,6 +26,8 @@ LAST = "may end the run at another step"
 MOVED = "the same tokens, in another place"
 EFFECTS = {
     **dict.fromkeys(("optimizer", "schedule", "train.max_grad_norm", "train.load_balancing_loss"), TRAINING),
+    **dict.fromkeys(("train.max_grad_value", "train.dropout", "train.label_smoothing", "train.z_loss"), TRAINING),
+    "stability": TRAINING,
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),

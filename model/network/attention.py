@@ -59,6 +59,14 @@ def _end_to_end(*parts: Tensor) -> Tensor:
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).flatten(-2)
 
 
+class AttentionDropout(Protocol):
+    """Leaves out attention weights while a model trains; see model/adapt/noise.py."""
+
+    def is_on(self) -> bool: ...
+
+    def dropped_weights(self, weights: Tensor, start: int) -> Tensor: ...
+
+
 class Scores:
     """What stands between queries and values: scale, soft cap, mask, sinks. Holds no parameter."""
 
@@ -66,18 +74,33 @@ class Scores:
         self.scale = scale
         self.softcap = config.attention_softcap
         self.grouped = config.n_kv_heads != config.n_heads and config.latent_attention is None
+        self.noise: AttentionDropout | None = None
         self.per_head = config.positions == "alibi" or config.attention_sinks or self.softcap is not None
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, *, causal: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        *,
+        causal: bool,
+        start: int = 0,
     ) -> Tensor:
-        """q (B, H, T, D), k and v (B, H_kv, S, …) -> (B, H, T, D_v). mask: bool or added, broadcast to (B, H, T, S)."""
+        """q (B, H, T, D), k and v (B, H_kv, S, …) -> (B, H, T, D_v). mask: bool or added, broadcast to (B, H, T, S).
+
+        start: of a document in the row that it lies in.
+        """
+        noise = self.noise if self.noise is not None and self.noise.is_on() else None
         if self.softcap is not None:
-            return self._capped(q, k, v, mask, causal=causal)
+            return self._by_hand(q, k, v, mask, causal=causal, noise=noise, start=start)
         if sinks is not None:
             mask = _added(mask, q, k, causal=causal)
             k, v, mask = _with_sinks(k, v, mask, sinks)
             causal = False
+        if noise is not None:
+            return self._by_hand(q, k, v, mask, causal=causal, noise=noise, start=start)
         # A group as queries of one head: no key is repeated.
         if self.grouped and not self.per_head and q.shape[2] == 1 and q.shape[3] == v.shape[3]:
             together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
@@ -89,7 +112,8 @@ class Scores:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
     ) -> Tensor:
         """The same of each document alone, (1, N, H D_v). mask: of the longest."""
-        if mask is None and sinks is None and self._has_kernel(q, v):
+        noisy = self.noise is not None and self.noise.is_on()
+        if mask is None and sinks is None and not noisy and self._has_kernel(q, v):
             return self._varlen(q, k, v, documents)
         return self._one_by_one(q, k, v, mask, sinks, documents)
 
@@ -98,11 +122,13 @@ class Scores:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
     ) -> Tensor:
         parts = []
+        start = 0
         wholes = (whole.split(documents.lengths, dim=2) for whole in (q, k, v))
         for own_q, own_k, own_v in zip(*wholes, strict=True):
             length = own_q.shape[2]
             seen = None if mask is None else mask[..., :length, :length]
-            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True))
+            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True, start=start))
+            start += length
         out: Tensor = _end_to_end(*parts) if self.per_head else _EndToEnd.apply(*parts)
         return out
 
@@ -128,14 +154,27 @@ class Scores:
         assert isinstance(out, Tensor)
         return out.flatten(-2)[None]
 
-    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-        assert self.softcap is not None
+    def _by_hand(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        *,
+        causal: bool,
+        noise: AttentionDropout | None,
+        start: int,
+    ) -> Tensor:
+        """All weights in memory: for what no kernel has between queries and keys, or between weights and values."""
         repeats = q.shape[1] // k.shape[1]
         k = k.repeat_interleave(repeats, 1)
         v = v.repeat_interleave(repeats, 1)
         scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale)
-        scores = self.softcap * torch.tanh(scores / self.softcap)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
         weights = torch.softmax(widened(scores + _added(mask, q, k, causal=causal)), dim=-1)
+        if noise is not None:
+            weights = noise.dropped_weights(weights, start)
         return weights.to(v.dtype) @ v
 
 

@@ -167,18 +167,22 @@ def test_validation_sees_each_row_once_in_any_cut() -> None:
 DROPPED = Adapter(kind="lora", r=4, dropout=0.3)
 
 
-def test_dropout_is_of_the_slot_and_the_step() -> None:
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}], ids=["of an adapter", "of the model"])
+def test_dropout_is_of_the_slot_and_the_step(options: dict[str, float]) -> None:
     """In any cut of a step, and other in the next; a validation has none."""
     batch = packed(PACKS)
+    adapter = None if options else DROPPED
 
     def after_a_step(size: int, number: int = 1) -> dict[str, Tensor]:
-        model = build_model(ModelConfig.model_validate(LLAMA), recipe_of(LLAMA), world_size=1, device=CPU,
-                            adapter=DROPPED)  # fmt: skip
+        model = build_model(ModelConfig.model_validate(LLAMA), recipe_of(LLAMA, **options), world_size=1, device=CPU,
+                            adapter=adapter)  # fmt: skip
         fill(model)
         optimizer = make_optimizer(model, OptimizerConfig(eps=1e-3))
         train_step(model, optimizer, micro_batches(batch, size, CPU), n_parts=batch.n_valid, number=number, lr=0.1,
                    max_grad_norm=None)  # fmt: skip
-        dropped = any(getattr(module, "noise", None) for module in model.modules())
+        dropped = (
+            any(getattr(module, "noise", None) for module in model.modules()) or model.blocks[0].attention.scores.noise
+        )
         assert dropped and torch.equal(model(batch.inputs), model(batch.inputs))
         return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from launchyard.model.precision import PRECISIONS, Precision
 from launchyard.storage.damage import JsonObject
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.parallel import clean_name, local, owns_part, place_in_model, replica
+from launchyard.training.precision.loss_scale import FIRST_SCALE
 from launchyard.training.verdict import Best, Patience
 
 
@@ -23,6 +25,8 @@ class TrainState:
 
     loss_scale: in fp16, with its steps without an overflow since it changed. skipped_steps: finished steps that left
     the weights as they were.
+    `left_out`: steps, counted from 1, whose update is left out, done or to come; `interventions`: what the guard of
+    training/stability/ has done so far; `usual_loss`: its numbers.
     """
 
     step: int = 0
@@ -34,9 +38,16 @@ class TrainState:
     loss_scale: float | None = None
     loss_scale_steps: int = 0
     skipped_steps: int = 0
+    left_out: list[int] = field(default_factory=list)
+    interventions: int = 0
+    usual_loss: list[float] = field(default_factory=list)
 
     def to_json(self) -> JsonObject:
         return asdict(self)
+
+    def become(self, other: TrainState) -> None:
+        for own in fields(self):
+            setattr(self, own.name, getattr(other, own.name))
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrainState:
@@ -45,6 +56,11 @@ class TrainState:
         known["best"] = [(int(step), float(figure)) for step, figure in known.get("best", ())]
         known["patience"] = Patience(**known.get("patience", {}))
         return cls(**known)
+
+
+def first_state(precision: Precision) -> TrainState:
+    """Before any step."""
+    return TrainState(loss_scale=FIRST_SCALE if PRECISIONS[precision].scales_loss else None)
 
 
 @dataclass(frozen=True)

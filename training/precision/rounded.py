@@ -10,19 +10,31 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import clean_name, local, place_in_model
+from launchyard.training.recipe import Recipe
 
 _Place = tuple[tuple[int, ...], tuple[int, ...]]  # see place_in_model
 Rounding = Literal["stochastic", "compensated", "nearest"]
 COMPENSATION = "compensation"  # the name of its state
 _SLICE = 1 << 22  # elements that are rounded at once: each takes some int64 on the way
 _LOW = 0xFFFFFFFF
+
+
+def open_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer, and how it rounds weights that are bf16."""
+    if recipe.train.precision != "bf16-true":
+        return make_optimizer(model, recipe.optimizer)
+    rounding = recipe.train.bf16_rounding or "stochastic"
+    make = partial(make_optimizer, config=recipe.optimizer)
+    return RoundedOptimizer(model, make, rounding=rounding, seed=recipe.train.seed)
 
 
 class _Alone(nn.Module):

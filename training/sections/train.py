@@ -34,6 +34,36 @@ class TrainConfig(Section):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of dropout.")
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the global gradient norm to this.")
+    max_grad_value: float | None = Field(
+        default=None, gt=0, description="Bound each number of the gradient by this, after its norm was clipped."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the numbers that are left out of embeddings, attention weights and each block's two "
+        "additions while it trains; another share for each step and sequence, the same over any number of workers.",
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each label that is spread over the whole vocabulary. Trained for; the loss that is shown "
+        "stays the plain one. Of preferences: preference.label_smoothing.",
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the squared logarithm of the softmax's denominator, which keeps logits small; such as "
+        "0.0001. Trained for, and not part of the loss that is shown.",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep a moving average of the weights, of which each step leaves this share; such as 0.999. See "
+        "validation.ema and `launch export --ema`.",
+    )
     load_balancing_loss: float = Field(
         default=0.0,
         ge=0,

@@ -35,6 +35,9 @@ class ValidationConfig(Section):
     every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
     max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
     at_start: bool = Field(default=False, description="Measure before the first step too.")
+    ema: bool = Field(
+        default=False, description="Measure the averaged weights (train.ema_decay) instead of those that train."
+    )
     sample: SampleConfig | None = Field(default=None, description="Write a text, at the end or now and then.")
     tasks: list[str] = Field(
         default=[],

@@ -101,6 +101,8 @@ LEARNING = (
     ),
     Metric("trainer_loss_scale", "gauge", "fp16: what the loss is multiplied by in the next step."),
     Metric("trainer_loss_spikes_total", "counter", "Steps whose loss stood far above those before."),
+    Metric("trainer_skipped_updates_total", "counter", "Updates left out or taken back, by the fault.", ("cause",)),
+    Metric("trainer_rewinds_total", "counter", "Returns to an earlier state, by the fault.", ("cause",)),
 )
 MEMORY = (
     Metric("trainer_memory_allocated_bytes", "gauge", "Held by tensors; on a CPU by the process.", _RANK, "rank"),

@@ -7,11 +7,12 @@ Imports torch only for the recorder; the rest must be there before.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from launchyard.model.cost import flops_per_label, flops_per_token
 from launchyard.run import events
@@ -63,6 +64,25 @@ class TokenCounts:
     tokens: int
     labels: int
     seen: int
+
+
+@dataclass(frozen=True)
+class Harm:
+    """A step that the guard of training/stability/ has found. usual: the loss before it, once that is known."""
+
+    step: int
+    cause: Literal["nonfinite", "spike"]
+    loss: float
+    grad_norm: float
+    data: str
+    usual: float | None
+
+    def facts(self) -> dict[str, object]:
+        """In words where JSON has no number."""
+        sizes = {"loss": self.loss, "grad_norm": self.grad_norm}
+        told = {name: round(size, 4) if math.isfinite(size) else str(size) for name, size in sizes.items()}
+        usual = {} if self.usual is None else {"usual": round(self.usual, 4)}
+        return {"cause": self.cause, **told, **usual, "data": self.data}
 
 
 class Telemetry:
@@ -126,6 +146,24 @@ class Telemetry:
     def nonfinite(self, loss: float) -> None:
         self.exporter.add("trainer_nonfinite_steps_total")
         self.exporter.set("trainer_loss", loss)
+
+    def update_skipped(self, harm: Harm) -> None:
+        self._harmed(harm)
+        self.exporter.add("trainer_skipped_updates_total", cause=harm.cause)
+        self.events(events.UPDATE_SKIPPED, step=harm.step, **harm.facts())
+
+    def rewound(self, harm: Harm, *, target: int, checkpoint: int, n_steps: int) -> None:
+        """Back at a checkpoint; the state of step `target` follows from it, and the next `n_steps` are passed over."""
+        self._harmed(harm)
+        self.exporter.add("trainer_rewinds_total", cause=harm.cause)
+        self.exporter.add("trainer_skipped_updates_total", n_steps, cause=harm.cause)
+        facts = {"checkpoint": checkpoint, "at": harm.step, "n_steps": n_steps, **harm.facts()}
+        self.events(events.REWOUND, step=target, **facts)
+        self.events.flush(sync=True)
+
+    def _harmed(self, harm: Harm) -> None:
+        found = {"nonfinite": "trainer_nonfinite_steps_total", "spike": "trainer_loss_spikes_total"}
+        self.exporter.add(found[harm.cause])
 
     def validating(self, step: int) -> None:
         self.exporter.state("validating")
@@ -232,6 +270,9 @@ def introduce(
             exporter.count("trainer_checkpoint_saves_total", 0, kind=kind, result=result)
     for reason in REASONS:
         exporter.count("trainer_preemptions_total", 0, source=reason)
+    for cause in ("nonfinite", "spike"):
+        exporter.count("trainer_skipped_updates_total", 0, cause=cause)
+        exporter.count("trainer_rewinds_total", 0, cause=cause)
 
 
 def report_past(exporter: Exporter, run: RunDir, before: list[AttemptFacts]) -> None:

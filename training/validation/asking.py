@@ -40,6 +40,10 @@ class Point(Protocol):
         """Not again at this step."""
         ...
 
+    def forget_after(self, step: int) -> None:
+        """What was asked after that step: training goes another way from there."""
+        ...
+
     def begin(self, telemetry: Telemetry, step: int) -> None: ...
 
     def work(self, loaded: LoadedModel, check: Callable[[], None]) -> JsonObject:

@@ -35,6 +35,9 @@ class SamplePoint:
     def asked(self, step: int) -> None:
         self._known.add(step)
 
+    def forget_after(self, step: int) -> None:
+        self._known = {known for known in self._known if known <= step}
+
     def begin(self, telemetry: Telemetry, step: int) -> None:
         telemetry.sampling(step)
 

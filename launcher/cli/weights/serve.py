@@ -203,8 +203,6 @@ def _graphs(options: _Options) -> bool | None:
     return False if options.no_graphs else None
 
 
-def _with_chat(model: LoadedModel, options: _Options) -> LoadedModel:
-    """A model without a template serves all but chats."""
 def _set_up(model: LoadedModel, options: _Options) -> LoadedModel:
     """A model without a template serves all but chats. ValueError for rules of drawing that make no sense."""
     follow_config(model, options.generation_config, {})
@@ -292,14 +290,11 @@ def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_js
     open_to_all = not _is_loopback(host) and not access.keys
     matrices = server.model.matrices
     where = f"{facts['device']} {server.service.engine.decoding.words}".rstrip()
-    lines = [
-        *([matrices.words()] if matrices is not None else []),
-        f"{server.name} on {where}: {facts['slots']} texts at once, {server.length} tokens of context each",
     rules = dict(server.model.sampling_rules)
     lines = [
         *([matrices.words()] if matrices is not None else []),
         *([f"where a request leaves it open: {rules_in_words(rules)}"] if rules else []),
-        f"{server.name} on {facts['device']}: {facts['slots']} texts at once, {server.length} tokens of context each",
+        f"{server.name} on {where}: {facts['slots']} texts at once, {server.length} tokens of context each",
         f"  {url}/v1         base URL for OpenAI's clients",
         f"  {url}/           chat in a browser",
         f"  {url}/docs       all routes, with their fields",
@@ -322,7 +317,7 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
     async def beside() -> None:
         def newest() -> LoadedModel:
             model = load(place, device=options.device, weights=options.weights, graphs=_graphs(options))
-            return _with_chat(model, options)
+            return _set_up(model, options)
             return _set_up(load(place, device=options.device, weights=options.weights), options)
 
         await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)

@@ -25,6 +25,7 @@ from launchyard.launcher.monitor.dashboards.panels import (
     states,
     with_rows,
 )
+from launchyard.launcher.monitor.dashboards.stability import stability
 from launchyard.launcher.monitor.dashboards.stored import checkpoints, data, memory
 
 MEAN_STEP = (
@@ -47,7 +48,7 @@ def run_dashboard() -> dashboard.Dashboard:
         found = found.annotation(one)
     parts = [
         ("Now", now()),
-        ("Learning", learning()),
+        ("Learning", [*learning(), *stability()]),
         ("Throughput", throughput()),
         ("Time", time()),
         ("Ranks", ranks()),

@@ -15,13 +15,13 @@ from launchyard.model.memory import training_memory
 from launchyard.model.precision import NUMBER_BYTES, PRECISIONS, SPELLINGS, Precision
 from launchyard.training.build import build_model
 from launchyard.training.checkpoint.state import shards
-from launchyard.training.compose import open_optimizer
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import connect, disconnect, read_world
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.parallel import torch_type
 from launchyard.training.precision.loss_scale import ScaledObjective
+from launchyard.training.precision.rounded import open_optimizer
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.train import TrainConfig
 from launchyard.training.step import train_step
