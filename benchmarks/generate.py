@@ -1,25 +1,30 @@
-"""Generation against transformers: the same weights, greedy, alternating runs; decode and load.
+"""Generation beside peers: the same weights, greedy, alternating runs; a whole text, its decode, and the load.
 
-    python benchmarks/generate.py [--preset pythia-160m | --model FOLDER] [--weights plain,fp32,int8] [--texts 1]
-                                  [--prompt 128] [--new 128] [--runs 7] [--device cpu]
+    python benchmarks/generate.py [--preset pythia-160m | --model FOLDER] [--weights plain,auto,int8] [--texts 1]
+                                  [--prompt 128] [--new 128] [--runs 7] [--device cpu] [--peers transformers,litgpt]
 
-Weights of a preset are random. `plain` is a model as `load` gives it, any other name its `weights=`. --texts: so many
-at once: ours in an engine of as many slots, transformers' as one batch of equal lengths, which is the fastest that it
-has. On a CPU time is CPU seconds of one thread, so that other load shifts it little; on a GPU wall time. Decode leaves
-the prefill out: time of 1 + NEW tokens less time of 1 token. Needs transformers.
+Weights of a preset are random. `plain` is a model as `load` gives it, any other name its `weights=`, and `auto` what
+`launch generate` takes. --texts: so many at once: ours in an engine of as many slots, a peer's as one batch of equal
+lengths, which is the fastest that it has. On a CPU times are CPU seconds of one thread, so that other load shifts them
+little, and wall seconds beside them; on a GPU wall time. Decode leaves the prefill out: time of 1 + NEW tokens less
+time of 1 token. Needs the peers; LitGPT takes a preset that it has by the same name.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -35,14 +40,28 @@ from launchyard.model.weights.load import load, open_weights
 from launchyard.model.zoo import preset
 
 Run = Callable[[list[list[int]], int], list[list[int]]]
-THEIRS = "transformers"
+
+
+class Spent(NamedTuple):
+    """Seconds: of one thread's CPU, and of the clock on the wall."""
+
+    cpu: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.process_time(), time.perf_counter())
+
+    def since(self, start: Spent) -> Spent:
+        return Spent(self.cpu - start.cpu, self.wall - start.wall)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="pythia-160m")
     parser.add_argument("--model", help="a folder, instead of a preset with random weights")
-    parser.add_argument("--weights", default="plain", help="plain, and names of `launch generate --weights`, by commas")
+    parser.add_argument("--weights", default="auto", help="plain, and names of `launch generate --weights`, by commas")
+    parser.add_argument("--peers", default="transformers", help=f"some of {', '.join(PEERS)}, by commas")
     parser.add_argument("--texts", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=128)
@@ -65,26 +84,31 @@ def measure(folder: str, options: argparse.Namespace) -> dict[str, object]:
         save_hf(weights, config, folder, dtype=getattr(torch, options.dtype))
     shape = (options.texts, options.prompt)
     prompts = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).tolist()
-    clock = time.process_time if options.device == "cpu" else time.perf_counter
+    peers = options.peers.split(",")
     makers = {name: partial(open_ours, name) for name in options.weights.split(",")}
-    makers[THEIRS] = partial(open_theirs, options.dtype)
+    makers |= {name: partial(PEERS[name], options) for name in peers}
     loads: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(options.runs):
         runs = {name: timed(make, loads[name], folder, options.device) for name, make in makers.items()}
-    expected = runs[THEIRS](prompts, 16)
-    same = {name: agreement(run(prompts, 16), expected) for name, run in runs.items() if name != THEIRS}
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    first = {name: run(prompts, 16) for name, run in runs.items()}
+    rounds = []
     for _ in range(options.runs):
-        for name, run in runs.items():
-            speeds[name].append(decode_speed(run, prompts, options.new, clock))
-    return {
+        rounds.append({name: speeds(run, prompts, options.new) for name, run in runs.items()})
+    ours = [name for name in runs if name not in peers]
+    clocks = ("cpu", "wall") if options.device == "cpu" else ("wall",)
+    found: dict[str, object] = {
         "model": options.model or options.preset, "texts": options.texts, "prompt": options.prompt, "new": options.new,
         "device": options.device, "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "runs": options.runs, "first 16 greedy ids that are theirs": same,
-        "decode tokens/s": {name: summary(values) for name, values in speeds.items()},
-        "decode ratio": {name: ratio(values, speeds[THEIRS]) for name, values in speeds.items()},
-        "load seconds": {name: summary(values) for name, values in loads.items()},
+        "runs": options.runs, "load seconds": {name: summary(values) for name, values in loads.items()},
+        "first 16 greedy ids that are theirs": {
+            peer: {name: agreement(first[name], first[peer]) for name in ours} for peer in peers
+        },
     }  # fmt: skip
+    for what in (f"{part} tokens/s, {clock}" for part in ("decode", "whole") for clock in clocks):
+        values = {name: [speed[name][what] for speed in rounds] for name in runs}
+        found[what] = {name: summary(own) for name, own in values.items()}
+        found[f"ratio of {what}"] = {peer: {name: ratio(values[name], values[peer]) for name in ours} for peer in peers}
+    return found
 
 
 def timed(make: Callable[[str, str], Run], seconds: list[float], folder: str, device: str) -> Run:
@@ -104,13 +128,13 @@ def open_ours(weights: str, folder: str, device: str) -> Run:
     return run
 
 
-def open_theirs(dtype: str, folder: str, device: str) -> Run:
+def open_transformers(options: argparse.Namespace, folder: str, device: str) -> Run:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).to(device).eval()
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
         ids = torch.tensor(prompts, device=device)
@@ -119,6 +143,44 @@ def open_theirs(dtype: str, folder: str, device: str) -> Run:
         return out[:, ids.shape[1] :].tolist()
 
     return run
+
+
+def open_litgpt(options: argparse.Namespace, folder: str, device: str) -> Run:
+    """Its model without what its command wraps it in, which would only cost it time."""
+    from litgpt.config import Config
+    from litgpt.generate.base import batched_generate_fn, generate
+    from litgpt.model import GPT
+    from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+
+    converted = Path(folder) / "lit_model.pth"
+    if not converted.exists():
+        with contextlib.redirect_stdout(sys.stderr):
+            convert_hf_checkpoint(Path(folder), model_name=None if options.model else options.preset)
+    with torch.device(device):
+        model = GPT(Config.from_file(Path(folder) / "model_config.yaml")).to(getattr(torch, options.dtype)).eval()
+    model.load_state_dict(torch.load(converted, mmap=True, weights_only=True))
+
+    def run(prompts: list[list[int]], new: int) -> list[list[int]]:
+        ids = torch.tensor(prompts, device=device)
+        length = ids.shape[1] + new
+        with torch.device(device):
+            model.clear_kv_cache()
+            model.max_seq_length = length
+            model.set_kv_cache(batch_size=len(ids))
+        if len(ids) == 1:
+            return [generate(model, ids[0], length, temperature=0.0, include_prompt=False).tolist()]
+        made = batched_generate_fn(
+            model, ids, length, sample_args={"temperature": 0.0}, include_prompt=False, include_eos=True
+        )
+        return torch.stack([torch.stack(step) for step in made])[..., 0].T.tolist()
+
+    return run
+
+
+PEERS: Mapping[str, Callable[[argparse.Namespace, str, str], Run]] = {
+    "transformers": open_transformers,
+    "litgpt": open_litgpt,
+}
 
 
 def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
@@ -130,14 +192,20 @@ def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
     return round(sum(pairs) / len(pairs), 3)
 
 
-def decode_speed(run: Run, prompts: list[list[int]], new: int, clock: Callable[[], float]) -> float:
-    """Tokens per second after the first of each text."""
-    start = clock()
+def speeds(run: Run, prompts: list[list[int]], new: int) -> dict[str, float]:
+    """New tokens per second: of those after the first of each text, and of all with the reading of the prompt."""
+    start = Spent.now()
     run(prompts, 1)
-    middle = clock()
+    first = Spent.now().since(start)
+    start = Spent.now()
     made = run(prompts, 1 + new)
+    whole = Spent.now().since(start)
     assert [len(own) for own in made] == [1 + new] * len(prompts)
-    return new * len(prompts) / ((clock() - middle) - (middle - start))
+    found = {}
+    for clock, one, all_of_them in zip(Spent._fields, first, whole, strict=True):
+        found[f"decode tokens/s, {clock}"] = new * len(prompts) / (all_of_them - one)
+        found[f"whole tokens/s, {clock}"] = (1 + new) * len(prompts) / all_of_them
+    return found
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
