@@ -1,10 +1,10 @@
-"""Generation beside peers: the same weights, greedy, alternating runs; a whole text, its decode, and the load.
+"""Generation beside peers: the same weights, greedy, in turn, a process each; a whole text, its decode, and the load.
 
-    python benchmarks/generate.py [--preset pythia-160m | --model FOLDER] [--weights plain,auto,int8] [--texts 1]
-                                  [--prompt 128] [--new 128] [--runs 7] [--device cpu] [--peers transformers,litgpt]
+    python benchmarks/generate.py [--preset pythia-160m | --model FOLDER] [--sides auto,plain,int8,transformers,litgpt]
+                                  [--texts 1] [--prompt 128] [--new 128] [--runs 7] [--device cpu]
 
-Weights of a preset are random. `plain` is a model as `load` gives it, any other name its `weights=`, and `auto` what
-`launch generate` takes. --texts: so many at once: ours in an engine of as many slots, a peer's as one batch of equal
+Weights of a preset are random. A side is a peer, `plain`, which is a model as `load` gives it, or a name of `launch
+generate --weights`. --texts: so many at once: ours in an engine of as many slots, a peer's as one batch of equal
 lengths, which is the fastest that it has. On a CPU times are CPU seconds of one thread, so that other load shifts them
 little, and wall seconds beside them; on a GPU wall time. Decode leaves the prefill out: time of 1 + NEW tokens less
 time of 1 token. Needs the peers; LitGPT takes a preset that it has by the same name.
@@ -18,13 +18,13 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -39,7 +39,9 @@ from launchyard.model.weights.hf_export import save_hf
 from launchyard.model.weights.load import load, open_weights
 from launchyard.model.zoo import preset
 
-Run = Callable[[list[list[int]], int], list[list[int]]]
+Prompts = list[list[int]]
+Run = Callable[[Prompts, int], list[list[int]]]
+Found = dict[str, Any]
 
 
 class Spent(NamedTuple):
@@ -60,84 +62,148 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="pythia-160m")
     parser.add_argument("--model", help="a folder, instead of a preset with random weights")
-    parser.add_argument("--weights", default="auto", help="plain, and names of `launch generate --weights`, by commas")
-    parser.add_argument("--peers", default="transformers", help=f"some of {', '.join(PEERS)}, by commas")
+    parser.add_argument("--sides", default="auto,transformers", help="by commas; of peers: " + ", ".join(PEERS))
     parser.add_argument("--texts", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.child:
+        answer(options, *options.child)
+        return
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(folder, options), indent=1))
 
 
-def measure(folder: str, options: argparse.Namespace) -> dict[str, object]:
+# -- in the parent ---------------------------------------------------------------------------------------------------
+def measure(folder: str, options: argparse.Namespace) -> Found:
     if options.model:
-        config = open_weights(options.model)[0]
         folder = options.model
     else:
         config = preset(options.preset)
         weights = {key: initial_rows(config, key, shape, seed=0) for key, shape in parameter_shapes(config).items()}
         save_hf(weights, config, folder, dtype=getattr(torch, options.dtype))
-    shape = (options.texts, options.prompt)
-    prompts = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).tolist()
-    peers = options.peers.split(",")
-    makers = {name: partial(open_ours, name) for name in options.weights.split(",")}
-    makers |= {name: partial(PEERS[name], options) for name in peers}
-    loads: dict[str, list[float]] = {name: [] for name in makers}
-    for _ in range(options.runs):
-        runs = {name: timed(make, loads[name], folder, options.device) for name, make in makers.items()}
-    first = {name: run(prompts, 16) for name, run in runs.items()}
-    rounds = []
-    for _ in range(options.runs):
-        rounds.append({name: speeds(run, prompts, options.new) for name, run in runs.items()})
-    ours = [name for name in runs if name not in peers]
-    clocks = ("cpu", "wall") if options.device == "cpu" else ("wall",)
-    found: dict[str, object] = {
+    names = options.sides.split(",")
+    with contextlib.ExitStack() as stack:
+        children = {name: stack.enter_context(child(name, folder)) for name in names}
+        opened = {name: heard(children[name]) for name in names}
+        rounds = [{name: asked(children[name]) for name in names} for _ in range(options.runs)]
+    found: Found = {
         "model": options.model or options.preset, "texts": options.texts, "prompt": options.prompt, "new": options.new,
         "device": options.device, "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "runs": options.runs, "load seconds": {name: summary(values) for name, values in loads.items()},
-        "first 16 greedy ids that are theirs": {
-            peer: {name: agreement(first[name], first[peer]) for name in ours} for peer in peers
-        },
+        "rounds": options.runs, "load seconds": {name: own["load"] for name, own in opened.items()},
     }  # fmt: skip
-    for what in (f"{part} tokens/s, {clock}" for part in ("decode", "whole") for clock in clocks):
-        values = {name: [speed[name][what] for speed in rounds] for name in runs}
+    peers = [name for name in names if name in PEERS]
+    for peer in peers:
+        same = {name: agreement(own["first"], opened[peer]["first"]) for name, own in opened.items()}
+        found[f"first 16 greedy ids that are those of {peer}"] = same
+    for what in rounds[0][names[0]]:
+        values = {name: [speeds[name][what] for speeds in rounds] for name in names}
         found[what] = {name: summary(own) for name, own in values.items()}
-        found[f"ratio of {what}"] = {peer: {name: ratio(values[name], values[peer]) for name in ours} for peer in peers}
+        for peer in peers:
+            found[f"{what}, ratio to {peer}"] = {name: ratio(own, values[peer]) for name, own in values.items()}
     return found
 
 
-def timed(make: Callable[[str, str], Run], seconds: list[float], folder: str, device: str) -> Run:
-    began = time.perf_counter()
-    run = make(folder, device)
-    seconds.append(time.perf_counter() - began)
-    return run
+@contextlib.contextmanager
+def child(name: str, folder: str) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, __file__, *sys.argv[1:], "--child", name, folder]
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=threads) as process:
+        yield process  # its end is that of its input
 
 
-def open_ours(weights: str, folder: str, device: str) -> Run:
-    model = load(folder, device=device, weights=None if weights == "plain" else weights).transformer
+def asked(process: subprocess.Popen[str]) -> Found:
+    assert process.stdin is not None
+    process.stdin.write("again\n")
+    process.stdin.flush()
+    return heard(process)
 
-    def run(prompts: list[list[int]], new: int) -> list[list[int]]:
+
+def heard(process: subprocess.Popen[str]) -> Found:
+    assert process.stdout is not None
+    found: Found = json.loads(process.stdout.readline())
+    return found
+
+
+def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
+    pairs = [
+        one == other
+        for own, theirs in zip(found, expected, strict=True)
+        for one, other in zip(own, theirs, strict=True)
+    ]
+    return round(sum(pairs) / len(pairs), 3)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of those of each round: what slows the machine for a while slows both sides."""
+    return round(statistics.median(one / other for one, other in zip(ours, theirs, strict=True)), 3)
+
+
+def summary(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+# -- in the child ----------------------------------------------------------------------------------------------------
+def answer(options: argparse.Namespace, name: str, folder: str) -> None:
+    """A line at first, and one more for each that comes."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # peers write of their own
+    make = PEERS.get(name, open_ours)
+    make(name, folder, options)  # the first time modules are imported, or weights brought into a form of the peer's
+    start = Spent.now()
+    run = make(name, folder, options)
+    seconds = round(Spent.now().since(start).wall, 2)
+    shape = (options.texts, options.prompt)
+    n_ids = open_weights(folder)[0].vocab_size
+    prompts = torch.randint(n_ids, shape, generator=torch.Generator().manual_seed(0)).tolist()
+    print(json.dumps({"load": seconds, "first": run(prompts, 16)}), file=answers)
+    for _ in sys.stdin:
+        print(json.dumps(speeds(run, prompts, options)), file=answers)
+
+
+def speeds(run: Run, prompts: Prompts, options: argparse.Namespace) -> dict[str, float]:
+    """New tokens per second: of those after the first of each text, and of all with the reading of the prompt."""
+    start = Spent.now()
+    run(prompts, 1)
+    first = Spent.now().since(start)
+    start = Spent.now()
+    made = run(prompts, 1 + options.new)
+    whole = Spent.now().since(start)
+    assert [len(own) for own in made] == [1 + options.new] * len(prompts)
+    found = {}
+    for clock in ("cpu", "wall") if options.device == "cpu" else ("wall",):
+        one = getattr(first, clock)
+        every = getattr(whole, clock)
+        found[f"decode tokens/s, {clock}"] = options.new * len(prompts) / (every - one)
+        found[f"whole tokens/s, {clock}"] = (1 + options.new) * len(prompts) / every
+    return found
+
+
+def open_ours(name: str, folder: str, options: argparse.Namespace) -> Run:
+    model = load(folder, device=options.device, weights=None if name == "plain" else name).transformer
+
+    def run(prompts: Prompts, new: int) -> list[list[int]]:
         requests = [Request(prompt, new, Sampling(0.0)) for prompt in prompts]
         return [generation.new for generation in generate_all(model, requests, n_slots=len(prompts))]
 
     return run
 
 
-def open_transformers(options: argparse.Namespace, folder: str, device: str) -> Run:
+def open_transformers(name: str, folder: str, options: argparse.Namespace) -> Run:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).to(options.device).eval()
 
-    def run(prompts: list[list[int]], new: int) -> list[list[int]]:
-        ids = torch.tensor(prompts, device=device)
+    def run(prompts: Prompts, new: int) -> list[list[int]]:
+        ids = torch.tensor(prompts, device=options.device)
         mask = torch.ones_like(ids)
         out = model.generate(ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
         return out[:, ids.shape[1] :].tolist()
@@ -145,7 +211,7 @@ def open_transformers(options: argparse.Namespace, folder: str, device: str) -> 
     return run
 
 
-def open_litgpt(options: argparse.Namespace, folder: str, device: str) -> Run:
+def open_litgpt(name: str, folder: str, options: argparse.Namespace) -> Run:
     """Its model without what its command wraps it in, which would only cost it time."""
     from litgpt.config import Config
     from litgpt.generate.base import batched_generate_fn, generate
@@ -154,16 +220,15 @@ def open_litgpt(options: argparse.Namespace, folder: str, device: str) -> Run:
 
     converted = Path(folder) / "lit_model.pth"
     if not converted.exists():
-        with contextlib.redirect_stdout(sys.stderr):
-            convert_hf_checkpoint(Path(folder), model_name=None if options.model else options.preset)
-    with torch.device(device):
+        convert_hf_checkpoint(Path(folder), model_name=None if options.model else options.preset)
+    with torch.device(options.device):
         model = GPT(Config.from_file(Path(folder) / "model_config.yaml")).to(getattr(torch, options.dtype)).eval()
     model.load_state_dict(torch.load(converted, mmap=True, weights_only=True))
 
-    def run(prompts: list[list[int]], new: int) -> list[list[int]]:
-        ids = torch.tensor(prompts, device=device)
+    def run(prompts: Prompts, new: int) -> list[list[int]]:
+        ids = torch.tensor(prompts, device=options.device)
         length = ids.shape[1] + new
-        with torch.device(device):
+        with torch.device(options.device):
             model.clear_kv_cache()
             model.max_seq_length = length
             model.set_kv_cache(batch_size=len(ids))
@@ -177,44 +242,10 @@ def open_litgpt(options: argparse.Namespace, folder: str, device: str) -> Run:
     return run
 
 
-PEERS: Mapping[str, Callable[[argparse.Namespace, str, str], Run]] = {
+PEERS: Mapping[str, Callable[[str, str, argparse.Namespace], Run]] = {
     "transformers": open_transformers,
     "litgpt": open_litgpt,
 }
-
-
-def agreement(found: list[list[int]], expected: list[list[int]]) -> float:
-    pairs = [
-        one == other
-        for own, theirs in zip(found, expected, strict=True)
-        for one, other in zip(own, theirs, strict=True)
-    ]
-    return round(sum(pairs) / len(pairs), 3)
-
-
-def speeds(run: Run, prompts: list[list[int]], new: int) -> dict[str, float]:
-    """New tokens per second: of those after the first of each text, and of all with the reading of the prompt."""
-    start = Spent.now()
-    run(prompts, 1)
-    first = Spent.now().since(start)
-    start = Spent.now()
-    made = run(prompts, 1 + new)
-    whole = Spent.now().since(start)
-    assert [len(own) for own in made] == [1 + new] * len(prompts)
-    found = {}
-    for clock, one, all_of_them in zip(Spent._fields, first, whole, strict=True):
-        found[f"decode tokens/s, {clock}"] = new * len(prompts) / (all_of_them - one)
-        found[f"whole tokens/s, {clock}"] = (1 + new) * len(prompts) / all_of_them
-    return found
-
-
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of those of each round: what slows the machine for a while slows both sides."""
-    return round(statistics.median(one / other for one, other in zip(ours, theirs, strict=True)), 3)
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
 if __name__ == "__main__":
