@@ -91,7 +91,10 @@ def measure(folder: str, options: argparse.Namespace) -> Found:
     with contextlib.ExitStack() as stack:
         children = {name: stack.enter_context(child(name, folder)) for name in names}
         opened = {name: heard(children[name]) for name in names}
-        rounds = [{name: asked(children[name]) for name in names} for _ in range(options.runs)]
+        rounds = []
+        for _ in range(options.runs):
+            rounds.append({name: asked(children[name]) for name in names})
+            print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
     found: Found = {
         "model": options.model or options.preset, "texts": options.texts, "prompt": options.prompt, "new": options.new,
         "device": options.device, "torch": torch.__version__, "machine": platform.processor() or platform.machine(),

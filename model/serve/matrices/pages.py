@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from launchyard.host.environment import set_unless_told
 
 
 def prefer_large_pages() -> None:
@@ -11,4 +11,4 @@ def prefer_large_pages() -> None:
     One row by a matrix of 2 to 150 MB takes 0.8 to 0.95 of the time (an AMD EPYC, one thread, torch 2.13): what is read
     in order waits for the addresses of small pages. A system that has none, or none left, gives small ones.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    set_unless_told("THP_MEM_ALLOC_ENABLE", "1")
