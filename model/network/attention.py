@@ -221,6 +221,8 @@ class Attending(nn.Module):
 
 
 class Attention(Attending):
+    parts = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -228,6 +230,10 @@ class Attention(Attending):
         self.qk_norm = config.qk_norm
         heads = config.n_heads * config.head_dim
         kv = config.n_kv_heads * config.head_dim
+        self.widths = (heads, kv, kv)
+        # What is done to each before queries and keys turn.
+        self.between = config.qk_norm not in (None, "unit") or config.qkv_clip is not None
+        self.joint: nn.Module | None = None  # instead of the parts in a model that only writes: one product for all
         qkv_bias = config.attention_bias or config.qkv_bias
         self.q_proj = Linear(config.dim, heads, bias=qkv_bias)
         self.k_proj = Linear(config.dim, kv, bias=qkv_bias)
@@ -250,15 +256,12 @@ class Attention(Attending):
         documents: Documents | None = None,
     ) -> Tensor:
         """x (B, T, dim). turn: of a layer that rotates. far: (T, 1, 1), what queries of one that does not grow by."""
-        q, k, v = self._projected(x)
-        if turn is not None:
-            q = rotate(q, *turn)
-            k = rotate(k, *turn)
-            if self.qk_norm == "unit":
-                size = (self.head_dim,)
-                q = F.rms_norm(q, size, eps=self.norm_eps)
-                k = F.rms_norm(k, size, eps=self.norm_eps)
-        elif far is not None:
+        q, k, v = self._projected(x) if turn is None else self._turned(x, turn)
+        if turn is not None and self.qk_norm == "unit":
+            size = (self.head_dim,)
+            q = F.rms_norm(q, size, eps=self.norm_eps)
+            k = F.rms_norm(k, size, eps=self.norm_eps)
+        elif turn is None and far is not None:
             q = (q * far).to(q.dtype)
         q = q.transpose(1, 2)  # (B, H, T, head_dim)
         k = k.transpose(1, 2)
@@ -267,8 +270,10 @@ class Attention(Attending):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
-        q_proj = self.q_proj
-        if type(q_proj) is Linear or isinstance(q_proj, OpaqueLinear):
+        joint = self.joint
+        if joint is not None:
+            q, k, v = joint(x).split(self.widths, dim=-1)
+        elif type(q_proj := self.q_proj) is Linear or isinstance(q_proj, OpaqueLinear):
             q = q_proj(x)
             k = self.k_proj(x)
             v = self.v_proj(x)
@@ -286,6 +291,20 @@ class Attention(Attending):
             k = self.k_norm(k)
         if self.clip is not None:
             q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+        return q, k, v
+
+    def _turned(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """As _projected, queries and keys turned: both at once where nothing comes between.
+
+        For one token each operation costs its start alone.
+        """
+        if self.joint is None or self.between:
+            q, k, v = self._projected(x)
+            return rotate(q, *turn), rotate(k, *turn), v
+        n_q, n_k, n_v = (width // self.head_dim for width in self.widths)
+        heads = self.joint(x).unflatten(-1, (-1, self.head_dim))
+        turning, v = heads.split((n_q + n_k, n_v), dim=-2)
+        q, k = rotate(turning, *turn).split((n_q, n_k), dim=-2)
         return q, k, v
 
 

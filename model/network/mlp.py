@@ -26,12 +26,17 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         self.gated = config.gated_mlp
+        self.parts = ("gate_proj", "up_proj") if config.gated_mlp else ()
+        self.joint: nn.Module | None = None  # instead of the parts, see Attention
         if config.gated_mlp:
             self.gate_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        joint = self.joint
+        if joint is not None:
+            return self.down_proj(gate(self.activation, *joint(x).chunk(2, dim=-1)))
         if self.gated:
             gate_proj = self.gate_proj
             if type(gate_proj) is Linear or isinstance(gate_proj, OpaqueLinear):
