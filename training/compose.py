@@ -45,6 +45,8 @@ def recipe_hash(recipe: Recipe) -> str:
         deciding.pop("adapter")
     if recipe.preference is None:
         deciding.pop("preference")
+    if recipe.data.mixture_schedule is None:
+        deciding["data"].pop("mixture_schedule")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
