@@ -36,6 +36,9 @@ class StepRow(Means):
     )
     lr: float = Field(description="Learning rate of this step.")
     tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
+    source_tokens: dict[str, int] | None = Field(
+        default=None, description="Of a mixture: those tokens by the source they are of, in the order of data.mixture."
+    )
     labels: int | None = Field(
         default=None, description="Tokens of this step that have a label; fewer than all where prompts have none."
     )

@@ -63,6 +63,20 @@ def samples_of(source: TokenSource, seq_len: int) -> int:
     return source.instruct.packs[0]
 
 
+def shares_over(data: DataSpec, recipe: Recipe, steps: int) -> tuple[float, ...]:
+    """Of all samples in the first `steps` steps, how many come from each source; their sum is 1."""
+    stages = recipe.data.mixture_schedule or []
+    begins = [stage.from_step for stage in stages if stage.from_step < steps]
+    if not begins:
+        return data.shares
+    lengths = [end - begin for begin, end in zip([0, *begins], [*begins, steps], strict=True)]
+    weights = [[source.weight for source in data.train], *(stage.weights for stage in stages)]
+    read = [0.0] * len(data.train)
+    for length, row in zip(lengths, weights, strict=False):
+        read = [sofar + length * weight / sum(row) for sofar, weight in zip(read, row, strict=True)]
+    return tuple(one / steps for one in read)
+
+
 def count_steps(recipe: Recipe, data: DataSpec) -> int:
     """Optimizer steps of the whole run. ValueError for more epochs of instructions than the plan has counted."""
     train = recipe.train

@@ -29,6 +29,7 @@ from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
+from launchyard.training.spec import source_names
 from launchyard.training.stability.guard import Guard, RewindError
 from launchyard.training.stability.rewind import go_back
 from launchyard.training.step import StepTimes, UpdateRules, overflowed, train_step
@@ -261,12 +262,21 @@ def finish(parts: Parts, pending: Pending | None) -> None:
         means=means,
         grad_norm=None if skipped else norm,
         lr=pending.lr,
-        counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen),
+        counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen, ledger(parts, pending.step + 1)),
         waited=pending.waited,
         data_hash=agreement.data_hash,
     )
     if pending.loss_scale is not None:
         telemetry.scaled(pending.loss_scale, skipped=skipped)
+
+
+def ledger(parts: Parts, steps: int) -> dict[str, int]:
+    """Of a mixture, the tokens of each source in so many steps; rank 0 tells them."""
+    context = parts.context
+    if not context.world.is_main or len(context.workload.data.train) < 2:
+        return {}
+    names = source_names(context.workload.data, context.recipe)
+    return dict(zip(names, parts.data.reader.tokens_read(steps), strict=True))
 
 
 def by_name(objective: Objective, means: list[float]) -> dict[str, float]:

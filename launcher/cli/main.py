@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "doctor",
             "Check a place before a run, with a fix for each problem.",
         ),
-        "prove": ("launchyard.launcher.cli.prove", "command", "Make steps of a run again, and compare."),
+        "prove": ("launchyard.launcher.cli.recipe.prove", "command", "Make steps of a run again, and compare."),
         "drill": ("launchyard.launcher.cli.runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
     },
     "Models and data": {

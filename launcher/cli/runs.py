@@ -135,6 +135,7 @@ def _one_status(state: RunState) -> list[str]:
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else state.queue),
         ("starts", f"about {clock(state.start, seconds=False)}" if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
+        ("sources", _sources_text(state.source_tokens or {})),
         ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
         ("directory", state.url),
         ("message", state.message),
@@ -143,6 +144,12 @@ def _one_status(state: RunState) -> list[str]:
     if state.alive:
         return [*lines, f"  launch logs -f {state.run_id}    launch stop {state.run_id}"]
     return [*lines, f"  launch why {state.run_id}" + (f"    launch resume {state.run_id}" * state.resumable)]
+
+
+def _sources_text(tokens: dict[str, int]) -> str:
+    """Of a mixture, the tokens that were read of each source."""
+    total = max(1, sum(tokens.values()))
+    return ", ".join(f"{name} {count(read)} tokens ({read / total:.1%})" for name, read in tokens.items())
 
 
 @click.command()

@@ -29,7 +29,7 @@ from launchyard.model.layout import parameters
 from launchyard.model.parallel.share import share_config
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_steps, cut_batch, samples_of, shares_of
+from launchyard.training.batching import count_steps, cut_batch, samples_of, shares_of, shares_over
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
@@ -495,5 +495,5 @@ def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
         return [recipe.train.max_epochs]  # packs of the last step may be missing
     return [
         round(read * share / max(1, samples_of(source, length)), 4)
-        for source, share in zip(spec.train, spec.shares, strict=True)
+        for source, share in zip(spec.train, shares_over(spec, recipe, max_steps), strict=True)
     ]

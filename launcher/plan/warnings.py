@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.format import size
 from launchyard.storage.hub_cache import origin_in_cache
-from launchyard.storage.redact import redact
 from launchyard.training.batching import samples_of
 from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec
+from launchyard.training.spec import DataSpec, source_names
 
 if TYPE_CHECKING:
     from launchyard.launcher.plan.plan import Plan
@@ -83,15 +82,6 @@ def _of_a_full_disk(plan: Plan, recipe: Recipe, free_bytes: int) -> Iterator[str
         )
 
 
-def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:
-    """Names of the sources for people: those of the recipe, since a folder in the cache has only a digest."""
-    mixture = recipe.data.mixture or []
-    if len(mixture) != len(spec.train):
-        return [redact(source.folder) for source in spec.train]
-    given = [[one.source] if isinstance(one.source, str) else one.source for one in mixture]
-    return [redact(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") for paths in given]
-
-
 def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
     for name, source, share in zip(source_names(spec, recipe), spec.train, spec.shares, strict=True):
         count = samples_of(source, recipe.data.seq_len)
@@ -105,6 +95,9 @@ def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
 def _of_a_mixture(plan: Plan, recipe: Recipe) -> Iterator[str]:
     spec = plan.data
     names = source_names(plan.data, recipe)
+    for number, stage in enumerate(recipe.data.mixture_schedule or ()):
+        if stage.from_step >= plan.max_steps:
+            yield f"data.mixture_schedule.{number} begins at step {stage.from_step}; the run ends at {plan.max_steps}"
     for name, passes in zip(names, plan.epochs, strict=True):
         if passes > MANY_EPOCHS:
             yield f"{name} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"

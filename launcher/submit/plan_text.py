@@ -13,10 +13,11 @@ from launchyard.host.environment import MARK_NODE
 from launchyard.launcher.backends.request import Process
 from launchyard.launcher.format import count, json_text, size
 from launchyard.launcher.plan.plan import Plan
-from launchyard.launcher.plan.warnings import source_names
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.storage.redact import redact
+from launchyard.training.batching import shares_over
 from launchyard.training.recipe import Recipe
+from launchyard.training.spec import source_names
 
 
 def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
@@ -128,9 +129,9 @@ def _data_parts(plan: Plan) -> list[str]:
 
 
 def _source_parts(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
-    """Of a mixture, one line a source: its share, its tokens, and its epochs in the run."""
+    """Of a mixture, one line a source: its share in the whole run, its tokens, and its epochs in the run."""
     names = source_names(plan.data, recipe)
-    sources = zip(names, plan.data.train, plan.data.shares, plan.epochs, strict=True)
+    sources = zip(names, plan.data.train, shares_over(plan.data, recipe, plan.max_steps), plan.epochs, strict=True)
     for name, source, share, epochs in sources if len(names) > 1 else ():
         yield [f"{share:6.2%} {name}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
 

@@ -29,6 +29,7 @@ from launchyard.launcher.submit.changes import (
     changes_between,
     is_fixed,
     places,
+    refuse_another_past,
     refuse_another_run,
 )
 from launchyard.launcher.submit.code import record_again, take_snapshot
@@ -153,6 +154,7 @@ def make_ready(
         _refuse_missing(run, state)
     else:
         state = _go_back(run, state, from_step)
+    refuse_another_past(before.recipe, recipe, state.checkpoint or 0)
     _check_length(state, plan.max_steps)
     changed = tuple(changes_between(before.recipe, recipe))
     return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to)

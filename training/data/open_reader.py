@@ -33,12 +33,20 @@ def open_reader(
         if not store.verifiable:
             warn(f"{store.folder} has no digests.json: only the sizes and headers of its chunks can be verified")
     weights = [source.weight for source in sources] if training else None
+    stages = settings.mixture_schedule or () if training else ()
+    later = [(stage.from_step, stage.weights) for stage in stages]
     shuffle = training and settings.shuffle
 
     def of_tokens(some: Sequence[TokenStore], size: int, weights: Sequence[float] | None = None) -> TokenReader:
-        length = settings.seq_len
-        seed = settings.seed
-        return TokenReader(some, seq_len=length, global_batch_size=size, weights=weights, seed=seed, shuffle=shuffle)
+        return TokenReader(
+            some,
+            seq_len=settings.seq_len,
+            global_batch_size=size,
+            weights=weights,
+            later=later if weights else (),
+            seed=settings.seed,
+            shuffle=shuffle,
+        )
 
     def of_rows(store: RowStore, size: int, epochs: float | None = None) -> RowReader:
         return RowReader(
@@ -57,4 +65,4 @@ def open_reader(
     if len(stores) == 1 and isinstance(stores[0], RowStore):
         return of_rows(stores[0], global_batch_size, recipe.train.max_epochs if training else None)
     each = [of_rows(store, 1) if isinstance(store, RowStore) else of_tokens([store], 1) for store in stores]
-    return MixedReader(each, global_batch_size=global_batch_size, weights=weights, seed=settings.seed)
+    return MixedReader(each, global_batch_size=global_batch_size, weights=weights, later=later, seed=settings.seed)

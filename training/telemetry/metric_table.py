@@ -48,6 +48,7 @@ PROGRESS = (
     Metric("trainer_step", "gauge", "Finished optimizer steps."),
     Metric("trainer_target_steps", "gauge", "Optimizer steps of the whole run."),
     Metric("trainer_tokens_seen", "gauge", "Tokens trained on since the first step, over all attempts."),
+    Metric("trainer_source_tokens", "gauge", "Of a mixture: those tokens by the source they are of.", ("source",)),
     Metric("trainer_tokens_total", "counter", "Tokens trained on by this attempt."),
     Metric("trainer_labels_total", "counter", "Of them, tokens with a label; of conversations, the answers."),
     Metric("trainer_recomputed_tokens_total", "counter", "Of them, tokens of steps that an attempt before had done."),

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -59,11 +59,12 @@ class Meter:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Of a step, over all ranks: tokens, labels among them, and tokens since the first step."""
+    """Of a step, over all ranks: tokens, labels among them, and tokens since the first step, of each source too."""
 
     tokens: int
     labels: int
     seen: int
+    by_source: Mapping[str, int] = field(default_factory=dict)  # of a mixture, on rank 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Telemetry:
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens_seen": counts.seen,
+            **({"source_tokens": dict(counts.by_source)} if counts.by_source else {}),
             "labels": counts.labels,
             "tokens_per_second": round(counts.tokens / seconds, 1),
             "step_seconds": round(seconds, 6),
@@ -131,6 +133,8 @@ class Telemetry:
         }
         self.recorder.step(row, counts.tokens)
         self._show_figures(means, "train")
+        for source, tokens in counts.by_source.items():
+            self.exporter.set("trainer_source_tokens", tokens, source=source)
 
     def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
         """Those beside the loss, each a series of its own."""

@@ -8,7 +8,6 @@ from launchyard.launcher.monitor.dashboards.panels import RATE, RUN, lines
 
 
 def learning() -> list[Any]:
-    scale = (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}")
     return [
         lines(
             "Loss",
@@ -50,6 +49,13 @@ def learning() -> list[Any]:
             unit="percentunit",
             low=0,
         ),
+        *of_updates(),
+    ]
+
+
+def of_updates() -> list[Any]:
+    scale = (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}")
+    return [
         lines(
             "Gradient norm",
             "Settles after the warm-up; slow growth over hours announces a divergence.",

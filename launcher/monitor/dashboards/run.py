@@ -147,9 +147,10 @@ def more_of_now() -> list[Any]:
         ),
         figure(
             "Steps and tokens",
-            "Both grow.",
+            "All grow; of a mixture, each source by its weight.",
             (f"max(trainer_step{{{RUN}}})", "steps"),
             (f"max(trainer_tokens_seen{{{RUN}}})", "tokens"),
+            (f"max by (source) (trainer_source_tokens{{{RUN}}})", "of {{source}}"),
             span=8,
         ),
         rows_of(

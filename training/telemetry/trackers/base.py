@@ -14,7 +14,7 @@ from launchyard.storage.damage import JsonObject
 
 MARK_SECONDS = 10.0
 UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
-NOT_SHOWN = ("step", "data_hash", "phases", "attempt", "time")
+NOT_SHOWN = ("step", "data_hash", "phases", "source_tokens", "attempt", "time")
 Values = Mapping[str, float]
 
 
@@ -30,7 +30,9 @@ class Tracker(Protocol):
 
 def of_step(row: Mapping[str, Any]) -> dict[str, float]:
     values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN and value is not None}
-    return values | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
+    # By number: not every tool takes the path of a source for a name.
+    sources = {f"train/source_tokens/{n}": float(read) for n, read in enumerate(row.get("source_tokens", {}).values())}
+    return values | sources | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
 
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
