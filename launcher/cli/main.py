@@ -51,6 +51,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "prepare": ("launchyard.launcher.cli.data", "prepare", "Turn text into tokens."),
         "inspect": ("launchyard.launcher.cli.weights.inspect", "inspect", "Describe a model, or tokens."),
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
+        "fetch-corpus": (
+            "launchyard.launcher.cli.weights.download",
+            "fetch_corpus",
+            "Get text to train on from the Hugging Face hub.",
+        ),
         "download": ("launchyard.launcher.cli.weights.download", "download", "Get a model from the Hugging Face hub."),
         "models": ("launchyard.launcher.cli.weights.models", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.weights.generate", "generate", "Write text with a model."),

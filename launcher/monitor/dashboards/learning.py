@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from grafana_foundation_sdk.builders import timeseries
+
 from launchyard.launcher.monitor.dashboards.panels import RATE, RUN, lines
 
 
@@ -53,7 +55,7 @@ def learning() -> list[Any]:
     ]
 
 
-def of_updates() -> list[Any]:
+def of_updates() -> list[timeseries.Panel]:
     scale = (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}")
     return [
         lines(
