@@ -43,7 +43,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 _MODULES = {
     "torch": "train", "numpy": "train", "tokenizers": "train", "gguf": "train", "pyarrow": "data",
-    "zstandard": "data", "rensa": "data", "s3fs": "s3", "aiobotocore": "s3", "botocore": "s3", "gcsfs": "gcs", "adlfs": "azure",
+    "zstandard": "data", "rensa": "data", "s3fs": "s3", "aiobotocore": "s3", "botocore": "s3", "gcsfs": "gcs",
+    "adlfs": "azure",
     "huggingface_hub": "hub", "httpx2": "hub", "lm_eval": "evaluate", "tensorboard": "tensorboard", "wandb": "wandb",
     "mlflow": "mlflow", "starlette": "serve", "uvicorn": "serve", "llguidance": "serve",
 }  # fmt: skip
