@@ -39,8 +39,8 @@ RECIPE: dict[str, Any] = {
     "validation": {"every_steps": 150},
     "metrics": {"peak_flops": 1e11},
 }
-# Series of the second run, which learns from pairs in two files.
-OF_THE_SECOND = ("trainer_reward_", "trainer_source_tokens")
+# Series of the second run, which learns from pairs in two files and is asked a task.
+OF_THE_SECOND = ("trainer_reward_", "trainer_source_tokens", "trainer_task_score")
 # What a run on this machine cannot have.
 NOT_HERE = {
     "trainer_job_end_timestamp_seconds": "a local run has no time limit",
