@@ -42,6 +42,8 @@ def recipe_hash(recipe: Recipe) -> str:
     deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
+    for section in ("optimizer", "schedule"):  # as the hash of recipes that are older than most of their keys
+        deciding[section] = {key: value for key, value in deciding[section].items() if value not in (None, [])}
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
@@ -192,8 +194,10 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
+        optimizer.begin(resumed=False)
         return Learner(model, optimizer, TrainState()), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
+    optimizer.begin(resumed=True)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 

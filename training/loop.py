@@ -329,16 +329,17 @@ def run_validation(parts: Parts, step: int) -> str | None:
         return reason is not None
 
     began = time.perf_counter()
-    found = validation_means(
-        learner.model,
-        parts.data.held_out,
-        parts.objective,
-        sizes=context.sizes,
-        world=context.world,
-        device=context.device,
-        max_batches=context.recipe.validation.max_batches,
-        interrupted=interrupted,
-    )
+    with learner.optimizer.evaluating():
+        found = validation_means(
+            learner.model,
+            parts.data.held_out,
+            parts.objective,
+            sizes=context.sizes,
+            world=context.world,
+            device=context.device,
+            max_batches=context.recipe.validation.max_batches,
+            interrupted=interrupted,
+        )
     telemetry.clock.enter("other")
     telemetry.training()
     if found is None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, replica, shard_extent
+from launchyard.training.parallel import clean_name, local, place_in_world, replica, shard_extent
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Shard:
 
 
 def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
-    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones.
+    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<key>`. The tensors are views of the live ones.
 
     Only of parameters that train; the others follow from the start of the run.
     """
@@ -54,13 +54,31 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
             continue
         name = clean_name(raw_name)
         tensor = parameter.detach()
-        found[f"model.{name}"] = _shard(f"model.{name}", tensor, local(tensor))
-        for key, moment in optimizer.state(parameter).items() if optimizer else ():
-            found[f"optimizer.{name}.{key}"] = _shard(f"optimizer.{name}.{key}", tensor, moment)
+        weights = optimizer.weights(parameter) if optimizer else local(tensor)
+        found[f"model.{name}"] = _cut(f"model.{name}", tensor, weights)
+        for key, entry in optimizer.state(parameter).items() if optimizer else ():
+            full_key = f"optimizer.{name}.{key}"
+            make = _whole if entry.is_whole else _cut
+            found[full_key] = make(full_key, tensor, entry.tensor)
     return found
 
 
-def _shard(key: str, tensor: Tensor, part: Tensor) -> Shard:
-    """A part that is cut as `tensor` is."""
-    mine, copies = replica(tensor)
-    return Shard(tuple(tensor.shape), shard_extent(tensor)[0], part, writes=zlib.crc32(key.encode()) % copies == mine)
+def _cut(key: str, parameter: Tensor, part: Tensor) -> Shard:
+    """A part whose first axis is cut as the parameter's is; its other axes are its own, and whole."""
+    mine, copies = replica(parameter)
+    if not parameter.ndim:
+        return Shard((), (), part, writes=_falls_to(key, copies) == mine)
+    first = shard_extent(parameter)[0][0]
+    offsets = (first, *(0 for _ in part.shape[1:]))
+    return Shard((parameter.shape[0], *part.shape[1:]), offsets, part, writes=_falls_to(key, copies) == mine)
+
+
+def _whole(key: str, _: Tensor, tensor: Tensor) -> Shard:
+    """A tensor that every rank of a shard group has, and every copy of that."""
+    mine, copies = place_in_world()
+    return Shard(tuple(tensor.shape), (0,) * tensor.ndim, tensor, writes=_falls_to(key, copies) == mine)
+
+
+def _falls_to(key: str, copies: int) -> int:
+    """The one that writes, among ranks that hold the same."""
+    return zlib.crc32(key.encode()) % copies

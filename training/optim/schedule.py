@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 
+from launchyard.training.optim.base import given
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 
 
 def warmup_steps(schedule: ScheduleConfig, max_steps: int) -> int:
     """Steps of warmup; a number below 1 is a share of the whole run."""
-    given = schedule.warmup_steps
-    return round(given * max_steps) if isinstance(given, float) and given < 1 else int(given)
+    given_steps = schedule.warmup_steps
+    return round(given_steps * max_steps) if isinstance(given_steps, float) and given_steps < 1 else int(given_steps)
 
 
 def lr_at(step: int, *, max_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
     """Learning rate of the update that follows `step` finished steps.
 
-    Rises linearly to `lr` at the last warmup step, falls to `min_lr` at the last step (Loshchilov & Hutter 2017).
+    Rises linearly to `lr` at the last warmup step, falls to `min_lr` at the last step (Loshchilov & Hutter 2017);
+    inverse-sqrt alone does not know the last step.
     """
     warmup = warmup_steps(schedule, max_steps)
     number = step + 1
@@ -24,6 +26,27 @@ def lr_at(step: int, *, max_steps: int, optimizer: OptimizerConfig, schedule: Sc
         return optimizer.lr * number / warmup
     if schedule.name == "constant":
         return optimizer.lr
+    if schedule.name == "inverse-sqrt":
+        return max(schedule.min_lr, optimizer.lr * math.sqrt(max(1, warmup) / number))
     progress = min(1.0, (number - warmup) / max(1, max_steps - warmup))
-    shape = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else 1 - progress
-    return schedule.min_lr + (optimizer.lr - schedule.min_lr) * shape
+    return schedule.min_lr + (optimizer.lr - schedule.min_lr) * _remaining(schedule, progress, number / max_steps)
+
+
+def _remaining(schedule: ScheduleConfig, progress: float, share: float) -> float:
+    """1 at the end of the warmup to 0 at the last step. share: of all steps, the warmup included."""
+    match schedule.name:
+        case "cosine":
+            return _fallen("cosine", progress)
+        case "polynomial":
+            return float((1 - progress) ** given(schedule.power))
+        case "wsd":
+            decay = given(schedule.decay_share)
+            return _fallen(given(schedule.decay_shape), min(1.0, max(0.0, (share - (1 - decay)) / decay)))
+        case _:
+            return _fallen("linear", progress)
+
+
+def _fallen(shape: str, progress: float) -> float:
+    if shape == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - (math.sqrt(progress) if shape == "sqrt" else progress)
