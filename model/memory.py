@@ -27,9 +27,11 @@ _CHUNK_ROWS = 64  # chunks are multiples of this where they can be
 SERVED_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0 + 2 / 32, "int4": 0.5 + 2 / 32}
 
 
-def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None) -> int:
-    """Size of a checkpoint: the trained parameters and their two AdamW moments, in fp32."""
-    return 3 * FP32_BYTES * n_params_trained(config, adapter)
+def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None, *, state: int | None = None) -> int:
+    """Size of a checkpoint: the trained parameters in fp32, and the optimizer's state; by default AdamW's two moments,
+    in fp32 too."""
+    weights = FP32_BYTES * n_params_trained(config, adapter)
+    return weights + (2 * weights if state is None else state)
 
 
 def logit_rows(vocab_size: int, device: str) -> int:
@@ -56,7 +58,7 @@ def training_memory(
     grad_accum_steps: int = 1,
     adapter: Adapter | None = None,
 ) -> dict[str, int]:
-    """Bytes per worker: weights, gradients, optimizer, activations, and `total`, the peak of a step.
+    """Bytes per worker: weights, gradients, optimizer (AdamW), activations, and `total`, the peak of a step.
 
     Weights, gradients and moments are cut over `shards`, the last two only of trained parameters, and fp32 but for
     frozen weights in a bf16 run;

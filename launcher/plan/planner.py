@@ -26,6 +26,8 @@ from launchyard.model.layout import parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of
+from launchyard.training.optim.groups import check_rules
+from launchyard.training.optim.state_size import state_size, with_state
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
@@ -86,6 +88,7 @@ def make_plan(
     _check_secrets(recipe, run_url, draft)
     _check(recipe, cluster, data, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
+    _check_optimizer(recipe, model, adapter, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec)
@@ -121,11 +124,12 @@ def make_plan(
 
 
 def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[str, int]:
+    state = state_size(recipe.optimizer, parameters(model, adapter), shards=1)
     return {
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
         "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
-        "checkpoint_bytes": memory.checkpoint_bytes(model, adapter),
+        "checkpoint_bytes": memory.checkpoint_bytes(model, adapter, state=state.saved),
     }
 
 
@@ -212,6 +216,21 @@ def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapte
     return adapter
 
 
+def _check_optimizer(recipe: Recipe, model: ModelConfig | None, adapter: Adapter | None, draft: _Draft) -> None:
+    """What its keys ask of the model and of the schedule."""
+    optimizer = recipe.optimizer
+    schedule = recipe.schedule
+    if schedule.min_lr > optimizer.lr:
+        draft.wrong("schedule.min_lr", f"{schedule.min_lr} is above optimizer.lr, {optimizer.lr}")
+    if optimizer.name == "adamw-schedule-free" and schedule.name != "constant":
+        why = "takes an average in the place of a schedule that falls"
+        draft.wrong("schedule.name", f"{schedule.name}, but adamw-schedule-free {why}; use constant, after a warmup")
+    if model is None or not optimizer.groups or draft.problems:
+        return
+    trained = [name for name, parameter in parameters(model, adapter).items() if parameter.trained]
+    draft.attempt("optimizer.groups", lambda: check_rules(optimizer.groups, trained))
+
+
 def _check_preference(recipe: Recipe, draft: _Draft) -> None:
     """Pairs of answers: their loss, and what it is beside."""
     if recipe.data.kind != "preference":
@@ -296,7 +315,7 @@ def _memory(
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
-    return {key: int(value) for key, value in found.items()}
+    return with_state(found, state_size(recipe.optimizer, parameters(model, adapter), mesh.dp_shard))
 
 
 def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> dict[str, str]:
@@ -389,8 +408,6 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     _check_preference(recipe, draft)
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
-    if recipe.schedule.min_lr > recipe.optimizer.lr:
-        draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
     if train.max_epochs is not None and len(spec.train) > 1:
         draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
     if recipe.validation.every_steps and not spec.validation:

@@ -13,7 +13,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 
 # The identity of a run: another value would make another run.
 FIXED = (
-    *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name"),
+    *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
     *("train.seed", "train.global_batch_size", "train.precision"),
 )
 # All others, by their effect.
@@ -57,7 +57,8 @@ def changes_between(before: Recipe, after: Recipe) -> Iterator[Change]:
 def _effect(key: str, schedule: ScheduleConfig) -> str:
     effect = next(effect for prefix, effect in EFFECTS.items() if is_within(key, prefix))
     relative = isinstance(schedule.warmup_steps, float) and schedule.warmup_steps < 1
-    return BESIDE if effect == LENGTH and schedule.name == "constant" and not relative else effect
+    free = schedule.name in ("constant", "inverse-sqrt")
+    return BESIDE if effect == LENGTH and free and not relative else effect
 
 
 def is_within(key: str, prefix: str) -> bool:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from launchyard.training.optim.base import InPlace, ParameterGroup, StateTensor, given
+from launchyard.training.optim.state_size import BLOCK, is_coded
 from launchyard.training.parallel import local
 from launchyard.training.sections.optimizer import OptimizerConfig
 
-BLOCK = 256  # numbers of one row that share a scale
-SHORTEST_ROW = 32  # shorter ones stay fp32: the scales would weigh as much as what they save
 DECADES = 7
 
 
@@ -53,11 +52,6 @@ class AdamW8bit(InPlace):
             weight.addcdiv_(mean, root, value=-scaled / (1 - beta1**number))
             for key, moment in moments.items():
                 _write(state, key, moment)
-
-
-def is_coded(shape: Sequence[int]) -> bool:
-    """True for a parameter whose moments are in 8 bits."""
-    return len(shape) > 1 and shape[-1] >= SHORTEST_ROW
 
 
 def _read(state: dict[str, Tensor], key: str) -> Tensor:

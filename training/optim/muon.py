@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from launchyard.model.layout import is_vector
 from launchyard.training.optim.adamw import AdamW
 from launchyard.training.optim.base import InPlace, ParameterGroup, StateTensor, given
+from launchyard.training.optim.state_size import is_hidden
 from launchyard.training.parallel import local, shard_group, shard_rows
 from launchyard.training.sections.optimizer import OptimizerConfig
 
@@ -71,11 +71,6 @@ class Muon(InPlace):
         if self._scale == "match-adamw":  # an update's root mean square, as AdamW's is (Liu et al. 2025)
             return 0.2 * math.sqrt(max(rows, columns))
         return math.sqrt(max(1, rows / columns))
-
-
-def is_hidden(name: str, shape: Sequence[int]) -> bool:
-    """True for a matrix of a block: tables, the head and vectors are no maps between hidden states."""
-    return name.startswith("blocks.") and len(shape) > 1 and not is_vector(name) and not name.endswith(".prompt")
 
 
 def _part_of(group: ParameterGroup, *, hidden: bool) -> ParameterGroup:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.training.optim.base import parameter_groups
-from launchyard.training.optim.muon import is_hidden
 from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.optim.state_size import is_hidden
 from tests.training.optim.toy import FULL, GROUPS, config_of, give_gradients, make_steps, toy, weights_of
 
 STEPS = range(1, 6)

@@ -1,0 +1,102 @@
+"""The optimizer of a plan: its bytes are counted, and what cannot be meant is refused before anything is queued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from launchyard.errors import RecipeErrors
+from launchyard.launcher.recipe.load import load_recipe
+from launchyard.training.compose import recipe_hash
+from launchyard.training.sections.optimizer import OPTIMIZER_KEYS
+from tests.launcher.plan.test_planner import SMALL, plan_of, problems_of
+
+FREE = {"optimizer__name": "adamw-schedule-free", "schedule__name": "constant"}
+
+
+def refused(**keys: Any) -> str:
+    with pytest.raises(RecipeErrors) as caught:
+        load_recipe(SMALL, {key.replace("__", "."): value for key, value in keys.items()})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_keys_of_other_optimizers_are_refused_by_name(name: str) -> None:
+    values = {key: value for keys in OPTIMIZER_KEYS.values() for key, value in keys.items()}
+    for key, value in values.items():
+        if key not in OPTIMIZER_KEYS[name]:
+            text = refused(**{"optimizer__name": name, f"optimizer__{key}": list(value) if key == "betas" else value})
+            assert f"optimizer: {key}: a key of " in text and f"{name} has " in text
+
+
+def test_keys_of_other_schedules_are_refused_by_name() -> None:
+    text = refused(schedule__name="linear", schedule__power=2.0)
+    assert "schedule: power: a key of polynomial; linear has no keys of its own" in text
+
+
+def test_a_name_that_is_nearly_one_is_answered_with_it() -> None:
+    assert 'got "adam8bit"; did you mean adamw-8bit?' in refused(optimizer__name="adam8bit")
+    assert 'got "inverse_sqr"; did you mean inverse-sqrt?' in refused(schedule__name="inverse_sqr")
+
+
+def test_each_optimizer_has_its_own_defaults_and_gives_way_to_what_is_written() -> None:
+    def section(**keys: Any) -> Any:
+        return load_recipe(SMALL, {f"optimizer.{key}": value for key, value in keys.items()}).recipe.optimizer
+
+    factored = load_recipe(SMALL, {"optimizer": {"name": "adafactor"}}).recipe.optimizer
+    assert (factored.lr, factored.beta2_decay, factored.weight_decay, factored.betas) == (1e-2, -0.8, 0.0, None)
+    assert section(name="adafactor", lr=0.5).lr == 0.5
+    assert section(name="lion").betas == (0.9, 0.99)
+    assert section(name="lion", betas=[0.8, 0.9]).betas == (0.8, 0.9)
+
+
+def test_what_makes_no_sense_together_is_refused() -> None:
+    assert "nesterov: looks ahead by the momentum, which is 0" in refused(
+        optimizer__name="sgd", optimizer__nesterov=True
+    )
+    assert "use constant" in problems_of(optimizer__name="adamw-schedule-free")["schedule.name"]
+    assert plan_of(**FREE)
+
+
+def test_a_rule_that_decides_about_nothing_is_refused() -> None:
+    def problem(*patterns: str, **changes: Any) -> str:
+        rules = [{"match": pattern} for pattern in patterns]
+        return problems_of(optimizer__groups=rules, **changes)["optimizer.groups"]
+
+    assert "1.match: no parameter that trains matches *.nrm.*; their names are embed.weight" in problem(
+        "*.bias", "*.nrm.*"
+    )
+    assert "1.match: blocks.0.* comes behind blocks.*, which has all" in problem("blocks.*", "blocks.0.*")
+    assert "no parameter that trains matches embed.weight" in problem("embed.weight", adapter__frozen=["embed.*"])
+    assert plan_of(optimizer__groups=[{"match": "*norm*", "lr_scale": 0.1}, {"match": "*", "weight_decay": 0.0}])
+
+
+def test_the_state_of_each_optimizer_is_counted() -> None:
+    """What a checkpoint holds, and a worker: AdamW two numbers a parameter, others as many as their papers say."""
+
+    def sizes(name: str, **changes: Any) -> tuple[float, float]:
+        """Of the state, by parameters: (on a worker, in a checkpoint)."""
+        plan = plan_of(**{"optimizer__name": name, "schedule__name": "constant", **changes})
+        weights = 4 * plan.n_params
+        return plan.memory["optimizer"] / weights, plan.checkpoint_bytes / weights - 1
+
+    assert sizes("adamw") == (2, 2)
+    assert sizes("sgd") == (0, 0)
+    assert sizes("sgd", optimizer__momentum=0.9) == (1, 1)
+    assert sizes("lion") == (1, 1)
+    assert sizes("adamw-schedule-free") == (pytest.approx(3, rel=1e-3), pytest.approx(2, rel=1e-3))
+    assert max(sizes("adafactor")) < 0.05
+    assert 1 < sizes("muon")[0] == sizes("muon")[1] < 2
+    assert 0.5 < sizes("adamw-8bit")[0] == sizes("adamw-8bit")[1] < 0.6
+    one, two = (plan_of(optimizer__name="muon", resources__nproc_per_node=n).memory["optimizer"] for n in (1, 2))
+    assert two == pytest.approx(one / 2, abs=1)
+    memory = [plan_of(optimizer__name="adafactor", optimizer__low_memory=low).memory for low in (False, True)]
+    assert memory[1]["total"] <= memory[0]["total"]
+
+
+def test_old_recipes_keep_their_hash() -> None:
+    """That of a checkpoint by version 0.1, whose recipe knew no other optimizer."""
+    recipe = load_recipe(SMALL, {}).recipe
+    assert recipe_hash(recipe) != recipe_hash(load_recipe(SMALL, {"optimizer.name": "lion"}).recipe)
+    assert recipe_hash(recipe) == recipe_hash(load_recipe(SMALL, {"optimizer": {"lr": recipe.optimizer.lr}}).recipe)

@@ -1,0 +1,84 @@
+"""Bytes that an optimizer keeps, as closed forms of shapes. Light: plans ask it; tests hold it against real state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launchyard.model.layout import Parameter, is_vector
+from launchyard.training.sections.optimizer import OptimizerConfig
+
+FP32 = 4  # bytes
+BLOCK = 256  # of 8 bits: numbers of one row that share a scale
+SHORTEST_ROW = 32  # shorter ones stay fp32: the scales would weigh as much as what they save
+# Bytes of a number of the largest tensor while it is updated, of those that update one after the other.
+_AT_ONCE = {"lion": 4, "muon": 18, "adamw-8bit": 34, "adamw-schedule-free": 8, "adafactor": 8}
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """Bytes. saved: in a checkpoint beside the weights; held: on each worker; temporary: there in a step besides."""
+
+    saved: int
+    held: int
+    temporary: int
+
+
+def is_coded(shape: Sequence[int]) -> bool:
+    """True for a parameter whose moments adamw-8bit keeps in 8 bits."""
+    return len(shape) > 1 and shape[-1] >= SHORTEST_ROW
+
+
+def is_hidden(name: str, shape: Sequence[int]) -> bool:
+    """True for one that Muon steps: tables, the head and vectors are no maps between hidden states."""
+    return name.startswith("blocks.") and len(shape) > 1 and not is_vector(name) and not name.endswith(".prompt")
+
+
+def state_size(config: OptimizerConfig, layout: Mapping[str, Parameter], shards: int) -> StateSize:
+    """Of an optimizer over the parameters that train, cut over `shards` workers."""
+    shapes = {name: parameter.shape for name, parameter in layout.items() if parameter.trained}
+    cut = sum(_cut_bytes(config, name, shape) for name, shape in shapes.items())
+    whole = sum(_whole_bytes(config, shape) for shape in shapes.values())
+    numbers = sum(map(math.prod, shapes.values()))
+    kept = FP32 * numbers if config.name == "adamw-schedule-free" else 0  # the average: saved as the weights
+    largest = max(map(math.prod, shapes.values()))
+    temporary = _AT_ONCE.get(config.name, 0) * (largest if config.name == "muon" else math.ceil(largest / shards))
+    if config.name == "adafactor" and not config.low_memory:  # the updates of all
+        temporary += FP32 * math.ceil(numbers / shards)
+    return StateSize(cut + whole, math.ceil((cut + kept) / shards) + whole, temporary)
+
+
+def with_state(memory: Mapping[str, int], state: StateSize) -> dict[str, int]:
+    """A worker's memory by its parts, of model/memory.py, with this state in the place of AdamW's."""
+    peak = memory["total"] - memory["weights"] - memory["optimizer"]
+    peak = max(peak, memory["gradients"] + state.temporary)
+    return {**memory, "optimizer": state.held, "total": memory["weights"] + state.held + peak}
+
+
+def _cut_bytes(config: OptimizerConfig, name: str, shape: Sequence[int]) -> int:
+    """Of the state of a parameter, as far as it is cut over workers."""
+    size = math.prod(shape)
+    match config.name:
+        case "sgd":
+            return FP32 * size if config.momentum else 0
+        case "lion":
+            return FP32 * size
+        case "muon":
+            return FP32 * size * (1 if is_hidden(name, shape) else 2)
+        case "adamw-8bit" if is_coded(shape):
+            return 2 * (size + FP32 * math.prod(shape[:-1]) * math.ceil(shape[-1] / BLOCK))
+        case "adafactor" if len(shape) > 1:
+            *lead, rows, columns = shape
+            return FP32 * (math.prod(lead) * (rows + columns) if lead else rows)
+        case "adafactor":
+            return FP32 * size
+        case _:
+            return 2 * FP32 * size
+
+
+def _whole_bytes(config: OptimizerConfig, shape: Sequence[int]) -> int:
+    """Of that which each worker has in full."""
+    if config.name == "adafactor":
+        return FP32 * shape[1] if len(shape) == 2 else 0
+    return 16 if config.name == "adamw-schedule-free" else 0
