@@ -18,7 +18,7 @@ from tests.training.optim.toy import FULL, config_of
 
 MODEL: dict[str, Any] = {
     "family": "llama", "dim": 40, "n_layers": 2, "n_heads": 4, "ffn_dim": 300, "vocab_size": 97, "max_seq_len": 64,
-    "moe": {"n_experts": 4, "top_k": 2, "ffn_dim": 24, "layers": [1]},
+    "moe": {"n_experts": 4, "top_k": 2, "ffn_dim": 24, "dense_layers": (0,)},
 }  # fmt: skip
 
 
