@@ -22,7 +22,7 @@ from launchyard.model import cost, memory, zoo
 from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
-from launchyard.model.layout import parameters
+from launchyard.model.layout import Parameter, parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of
@@ -88,7 +88,6 @@ def make_plan(
     _check_secrets(recipe, run_url, draft)
     _check(recipe, cluster, data, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
-    _check_optimizer(recipe, model, adapter, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec)
@@ -203,11 +202,17 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
 
 
 def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
-    """The recipe's adapter, None if it changes nothing; problems where it does not fit the model."""
+    """The recipe's adapter, None if it changes nothing; problems where it does not fit the model, nor the rules of the
+    optimizer what trains."""
     adapter = recipe.adapter
-    if adapter == Adapter() or model is None:
+    if model is None:
         return None
-    draft.attempt("adapter", lambda: parameters(model, adapter))
+    layout: dict[str, Parameter] = draft.attempt("adapter", lambda: parameters(model, adapter)) or {}
+    trained = [name for name, parameter in layout.items() if parameter.trained]
+    if trained:
+        draft.attempt("optimizer.groups", lambda: check_rules(recipe.optimizer.groups, trained))
+    if adapter == Adapter():
+        return None
     if adapter.kind in PROMPTED and recipe.checkpoint.export:
         why = f"a Hugging Face folder has no place for the prompts of adapter.kind={adapter.kind}"
         draft.wrong("checkpoint.export", f"{why}; leave it out, and take the run itself as a MODEL")
@@ -216,8 +221,8 @@ def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapte
     return adapter
 
 
-def _check_optimizer(recipe: Recipe, model: ModelConfig | None, adapter: Adapter | None, draft: _Draft) -> None:
-    """What its keys ask of the model and of the schedule."""
+def _check_optimizer(recipe: Recipe, draft: _Draft) -> None:
+    """What it asks of the schedule."""
     optimizer = recipe.optimizer
     schedule = recipe.schedule
     if schedule.min_lr > optimizer.lr:
@@ -225,10 +230,6 @@ def _check_optimizer(recipe: Recipe, model: ModelConfig | None, adapter: Adapter
     if optimizer.name == "adamw-schedule-free" and schedule.name != "constant":
         why = "takes an average in the place of a schedule that falls"
         draft.wrong("schedule.name", f"{schedule.name}, but adamw-schedule-free {why}; use constant, after a warmup")
-    if model is None or not optimizer.groups or draft.problems:
-        return
-    trained = [name for name, parameter in parameters(model, adapter).items() if parameter.trained]
-    draft.attempt("optimizer.groups", lambda: check_rules(optimizer.groups, trained))
 
 
 def _check_preference(recipe: Recipe, draft: _Draft) -> None:
@@ -406,6 +407,7 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
+    _check_optimizer(recipe, draft)
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if train.max_epochs is not None and len(spec.train) > 1:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from launchyard.errors import RecipeErrors
-from launchyard.launcher.recipe.hints import Vocabulary, allowed, at, choices, nearest, shown
+from launchyard.launcher.recipe.hints import Node, Vocabulary, allowed, at, choices, nearest, shown
 
 KeyPath = tuple[str | int, ...]
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -135,7 +135,7 @@ def _problems(
             yield document.origin(path), text
 
 
-def _meant(schema: dict[str, Any], path: KeyPath, value: object) -> str:
+def _meant(schema: Node, path: KeyPath, value: object) -> str:
     """The one of a few values that a wrong one comes near to."""
     node = at(schema, path)
     near = nearest(value, choices(schema, node)) if isinstance(value, str) and node is not None else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from launchyard.training.optim.base import InPlace, ParameterGroup, StateTensor, given
-from launchyard.training.optim.state_size import BLOCK, is_coded
+from launchyard.training.optim.state_size import CODED_BLOCK, is_coded
 from launchyard.training.parallel import local
 from launchyard.training.sections.optimizer import OptimizerConfig
 
@@ -34,7 +34,7 @@ class AdamW8bit(InPlace):
                     state[key] = StateTensor(torch.zeros_like(part))
                     continue
                 zero = _encode(part.new_zeros(1, 1), key)[0].item()
-                blocks = -(-part.shape[-1] // BLOCK)
+                blocks = -(-part.shape[-1] // CODED_BLOCK)
                 state[key] = StateTensor(torch.full_like(part, zero, dtype=torch.uint8))
                 state[f"{key}_scale"] = StateTensor(part.new_zeros(*part.shape[:-1], blocks))
 
@@ -59,7 +59,7 @@ def _read(state: dict[str, Tensor], key: str) -> Tensor:
     if scales is None:
         return state[key]
     columns = state[key].shape[-1]
-    return _levels(key, scales.device)[state[key].int()] * scales.repeat_interleave(BLOCK, dim=-1)[..., :columns]
+    return _levels(key, scales.device)[state[key].int()] * scales.repeat_interleave(CODED_BLOCK, dim=-1)[..., :columns]
 
 
 def _write(state: dict[str, Tensor], key: str, moment: Tensor) -> None:
@@ -73,8 +73,8 @@ def _write(state: dict[str, Tensor], key: str, moment: Tensor) -> None:
 def _encode(moment: Tensor, key: str) -> tuple[Tensor, Tensor]:
     """(codes, scales) of the nearest levels. A second moment above 0 stays above 0: a step is divided by its root."""
     *lead, columns = moment.shape
-    blocks = -(-columns // BLOCK)
-    padded = torch.nn.functional.pad(moment, (0, blocks * BLOCK - columns)).view(*lead, blocks, BLOCK)
+    blocks = -(-columns // CODED_BLOCK)
+    padded = torch.nn.functional.pad(moment, (0, blocks * CODED_BLOCK - columns)).view(*lead, blocks, CODED_BLOCK)
     scales = padded.abs().amax(dim=-1)
     relative = padded / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
     levels = _levels(key, moment.device)

@@ -14,7 +14,7 @@ from launchyard.training.optim.groups import rule_of
 from launchyard.training.parallel import clean_name, local
 from launchyard.training.sections.optimizer import GroupRule
 
-Value = TypeVar("Value")
+Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _is_spared(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim < 2 or is_vector(name)
 
 
-def given(value: Value | None) -> Value:
+def given(value: Setting | None) -> Setting:
     """A key that the recipe's optimizer has: its section fills it in."""
     assert value is not None
     return value

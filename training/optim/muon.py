@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A quintic that lifts singular values towards 1 within five rounds, and its least norm (Jordan's).
 QUINTIC = (3.4445, -4.7750, 2.0315)
-ROUNDS = 5
+QUINTIC_ROUNDS = 5
 EPS = 1e-7
 
 
@@ -126,7 +126,7 @@ def newton_schulz(matrix: Tensor) -> Tensor:
     x = matrix.mT.bfloat16() if is_tall else matrix.bfloat16()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(ROUNDS):
+    for _ in range(QUINTIC_ROUNDS):
         gram = x @ x.mT
         x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x

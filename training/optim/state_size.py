@@ -10,7 +10,7 @@ from launchyard.model.layout import Parameter, is_vector
 from launchyard.training.sections.optimizer import OptimizerConfig
 
 FP32 = 4  # bytes
-BLOCK = 256  # of 8 bits: numbers of one row that share a scale
+CODED_BLOCK = 256  # of 8 bits: numbers of one row that share a scale
 SHORTEST_ROW = 32  # shorter ones stay fp32: the scales would weigh as much as what they save
 # Bytes of a number of the largest tensor while it is updated, of those that update one after the other.
 _AT_ONCE = {"lion": 4, "muon": 18, "adamw-8bit": 34, "adamw-schedule-free": 8, "adafactor": 8}
@@ -67,7 +67,7 @@ def _cut_bytes(config: OptimizerConfig, name: str, shape: Sequence[int]) -> int:
         case "muon":
             return FP32 * size * (1 if is_hidden(name, shape) else 2)
         case "adamw-8bit" if is_coded(shape):
-            return 2 * (size + FP32 * math.prod(shape[:-1]) * math.ceil(shape[-1] / BLOCK))
+            return 2 * (size + FP32 * math.prod(shape[:-1]) * math.ceil(shape[-1] / CODED_BLOCK))
         case "adafactor" if len(shape) > 1:
             *lead, rows, columns = shape
             return FP32 * (math.prod(lead) * (rows + columns) if lead else rows)

@@ -140,7 +140,7 @@ class ScheduleConfig(Section):
 
 
 def _settle(
-    section: OptimizerConfig | ScheduleConfig, keys: Mapping[str, Mapping[str, Any]], other: Mapping[str, Any]
+    section: OptimizerConfig | ScheduleConfig, keys: Mapping[str, Mapping[str, object]], other: Mapping[str, object]
 ) -> None:
     """Fill in the keys that its name has, and refuse those of other names.
 

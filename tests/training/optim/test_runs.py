@@ -87,7 +87,7 @@ def test_two_workers_are_one_and_a_resized_run_is_both(tmp_path: Path, data: Dat
     for other in (two, resized):
         assert [row[-1] for row in history(other)] == [row[-1] for row in history(one)]
         assert [row[1] for row in history(other)] == pytest.approx([row[1] for row in history(one)], rel=rel)
-        assert dict(validated(other)) == pytest.approx(dict(validated(one)), rel=rel)
+        assert validated(other)[-1] == pytest.approx(validated(one)[-1], rel=rel)
 
 
 @pytest.mark.slow
