@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.ramp import ramped, ramped_sum, steps_to_sum
 from launchyard.training.sections.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -27,8 +28,17 @@ class BatchSizes:
 
 
 def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
-    """Cut the global batch over `world_size` workers; ValueError names sizes that fit."""
+    """Cut the global batch over `world_size` workers; ValueError names sizes that fit.
+
+    Smaller batches of a ramp are cut as evenly; their micro batches are as large, or all there is.
+    """
     total = train.global_batch_size
+    for start, size in train.batch_size_ramp:
+        if size % world_size:
+            raise ValueError(
+                f"train.batch_size_ramp: {size} sequences, from step {start}, cannot be cut evenly over {world_size} "
+                f"workers; use multiples of {world_size}"
+            )
     fits = [n for n in range(1, total + 1) if total % n == 0]
     if total % world_size:
         raise ValueError(
@@ -46,6 +56,23 @@ def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
     return BatchSizes(total, micro, share // micro, world_size)
 
 
+def sequences_in(train: TrainConfig, step: int) -> int:
+    """Sequences of the step that follows `step` finished ones."""
+    return ramped(train.batch_size_ramp, step, train.global_batch_size)
+
+
+def sequences_before(train: TrainConfig, step: int) -> int:
+    """Sequences of the first `step` steps: the place in the data where the next one begins."""
+    return ramped_sum(train.batch_size_ramp, step, train.global_batch_size)
+
+
+def _steps_of(train: TrainConfig, amount: float, per_sequence: int = 1) -> int:
+    """The fewest steps that read so much, of which a sequence has `per_sequence`."""
+    if not train.batch_size_ramp:
+        return math.ceil(amount / (train.global_batch_size * per_sequence))
+    return steps_to_sum(train.batch_size_ramp, math.ceil(amount / per_sequence), train.global_batch_size)
+
+
 def count_samples(n_tokens: int, seq_len: int) -> int:
     """Sequences in a stream of tokens; the last may be short, none is dropped."""
     return max(0, math.ceil((n_tokens - 1) / seq_len))
@@ -61,16 +88,15 @@ def samples_of(source: TokenSource, seq_len: int) -> int:
 def count_steps(recipe: Recipe, data: DataSpec) -> int:
     """Optimizer steps of the whole run. ValueError for more epochs of instructions than the plan has counted."""
     train = recipe.train
-    per_step = recipe.train.global_batch_size
     if train.max_steps is not None:
         return train.max_steps
     if train.max_tokens is not None:
-        return math.ceil(train.max_tokens / (per_step * recipe.data.seq_len))
+        return _steps_of(train, train.max_tokens, recipe.data.seq_len)
     assert train.max_epochs is not None
     rows = [source.instruct for source in data.train if source.instruct is not None]
     if not rows:
-        return max(1, math.ceil(train.max_epochs * count_samples(data.n_tokens, recipe.data.seq_len) / per_step))
-    return max(1, math.ceil(_packs_in(rows[0].packs, train.max_epochs) / per_step))
+        return max(1, _steps_of(train, train.max_epochs * count_samples(data.n_tokens, recipe.data.seq_len)))
+    return max(1, _steps_of(train, _packs_in(rows[0].packs, train.max_epochs)))
 
 
 def _packs_in(packs: tuple[int, ...], epochs: float) -> int:
@@ -96,5 +122,9 @@ class Context:
 
     @property
     def share(self) -> int:
-        """Sequences of each global batch that this worker takes."""
+        """Sequences of each global batch that this worker takes, where no ramp makes it smaller."""
         return self.sizes.global_batch_size // self.world.world_size
+
+    def first_slot(self, step: int) -> int:
+        """Of this worker's slots in the global batch of a step."""
+        return self.world.rank * (sequences_in(self.recipe.train, step) // self.world.world_size)

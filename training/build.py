@@ -69,14 +69,15 @@ def build_model(
     return model
 
 
-def balance_experts(model: nn.Module, recipe: Recipe) -> None:
+def balance_experts(model: nn.Module, recipe: Recipe, sequences: int | None = None) -> None:
     """Weigh the imbalance of experts: the recipe's coefficient times its mean over layers and sequences.
 
     Of each sequence alone, so that accumulation and any number of workers give the gradients of one big batch.
     """
+    sequences = sequences or recipe.train.global_batch_size
     layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     for layer in layers:
-        layer.balance_weight = recipe.train.load_balancing_loss / (len(layers) * recipe.train.global_batch_size)
+        layer.balance_weight = recipe.train.load_balancing_loss / (len(layers) * sequences)
 
 
 @torch.no_grad()

@@ -44,6 +44,11 @@ def recipe_hash(recipe: Recipe) -> str:
         deciding["train"].pop(where)
     for section in ("optimizer", "schedule"):  # as the hash of recipes that are older than most of their keys
         deciding[section] = {key: value for key, value in deciding[section].items() if value not in (None, [])}
+    for section, key in (("train", "batch_size_ramp"), ("data", "seq_len_ramp")):
+        if not deciding[section][key]:
+            deciding[section].pop(key)
+    if recipe.schedule.by == "steps":
+        deciding["schedule"].pop("by")
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
@@ -206,6 +211,7 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
     """Readers of the data's kinds: of the training data, and of the held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
+    from launchyard.training.data.ramped_reader import RampedReader, ramp_unit
     from launchyard.training.loop import Data
 
     workload = context.workload
@@ -216,7 +222,15 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
         warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
     )
     size = context.sizes.global_batch_size
-    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
-    reader = opened(workload.data.train, training=True, warn=lambda text: on_event(events.DATA_TROUBLE, message=text))
+    opened = partial(open_reader, recipe=context.recipe, cache=cache)
+    train = context.recipe.train
+    reader = opened(
+        workload.data.train,
+        global_batch_size=ramp_unit(train),
+        training=True,
+        warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
+    )
+    if train.batch_size_ramp:
+        reader = RampedReader(reader, train)
     validation = workload.data.validation
-    return Data(reader, opened(validation, training=False) if validation else None)
+    return Data(reader, opened(validation, global_batch_size=size, training=False) if validation else None)

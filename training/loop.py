@@ -10,21 +10,24 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from launchyard.training.batching import Context
+from launchyard.training.batching import Context, sequences_before, sequences_in
+from launchyard.training.build import balance_experts
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import CheckpointKind
 from launchyard.training.checkpoint.state import TrainState, shards
-from launchyard.training.data.micro_batch import micro_batches
+from launchyard.training.data.micro_batch import MicroBatch, micro_batches
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.parallel import mesh_shape
+from launchyard.training.sections.ramp import ramped
 from launchyard.training.step import StepTimes, train_step
 from launchyard.training.stop import REASONS, StopFlag, agreed_reason
 from launchyard.training.telemetry.telemetry import Telemetry, TokenCounts
@@ -120,7 +123,13 @@ def train(parts: Parts) -> str | None:
                 if reason is not None:
                     return reason
             assert batch is not None  # else a stop was wanted, and agreed on
-            lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
+            lr = lr_at(
+                step,
+                max_steps=context.max_steps,
+                optimizer=recipe.optimizer,
+                schedule=recipe.schedule,
+                consumed=partial(sequences_before, recipe.train),
+            )
             means, norm = run_step(parts, batch, agreement.n_parts, step + 1, lr)
             state.step = step + 1
             state.tokens_seen = state.tokens_seen + agreement.n_tokens
@@ -182,12 +191,13 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     if n_parts < 1:
         named = named_samples(context, parts.data, number - 1)
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
-    first_slot = context.world.rank * context.share
+    micro = micro_batches_of(context, batch, number - 1)
+    ramp_balance(context, learner.model, number - 1)
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     return train_step(
         learner.model,
         learner.optimizer,
-        micro_batches(batch, context.sizes.micro_batch_size, context.device, first_slot=first_slot),
+        micro,
         n_parts=n_parts,
         number=number,
         lr=lr,
@@ -196,6 +206,27 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
         objective=parts.objective,
         times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
+
+
+def micro_batches_of(context: Context, batch: Batch, step: int) -> list[MicroBatch]:
+    """This worker's part of a step as the model takes it, its sequences cut where a ramp has shorter ones."""
+    cuts = sequence_cuts(context, step)
+    cut = batch.cut_into(cuts) if cuts > 1 else batch
+    size = context.sizes.micro_batch_size * cuts
+    return micro_batches(cut, size, context.device, first_slot=context.first_slot(step) * cuts)
+
+
+def sequence_cuts(context: Context, step: int) -> int:
+    """Into how many a sequence is cut in a step."""
+    data = context.recipe.data
+    return data.seq_len // ramped(data.seq_len_ramp, step, data.seq_len)
+
+
+def ramp_balance(context: Context, model: nn.Module, step: int) -> None:
+    """The loss that balances experts is a mean over sequences, whose number a ramp changes."""
+    recipe = context.recipe
+    if recipe.train.load_balancing_loss and (recipe.train.batch_size_ramp or recipe.data.seq_len_ramp):
+        balance_experts(model, recipe, sequences_in(recipe.train, step) * sequence_cuts(context, step))
 
 
 def finish(parts: Parts, pending: Pending | None) -> None:

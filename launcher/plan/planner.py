@@ -25,7 +25,7 @@ from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import Parameter, parameters
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_steps, cut_batch, samples_of
+from launchyard.training.batching import count_steps, cut_batch, samples_of, sequences_before
 from launchyard.training.optim.groups import check_rules
 from launchyard.training.optim.state_size import state_size, with_state
 from launchyard.training.recipe import Recipe
@@ -110,7 +110,7 @@ def make_plan(
         mesh=mesh,
         precision=recipe.train.precision,
         max_steps=max_steps,
-        total_tokens=max_steps * batch.tokens_per_step,
+        total_tokens=sequences_before(recipe.train, max_steps) * recipe.data.seq_len,
         epochs=[] if data.missing else _epochs(data.spec, recipe, max_steps),
         **_costs(recipe, model, adapter),
         memory=_memory(recipe, model, adapter, batch, mesh, device),
@@ -453,7 +453,7 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
     """Passes over each source."""
-    read = max_steps * recipe.train.global_batch_size
+    read = sequences_before(recipe.train, max_steps)
     length = recipe.data.seq_len
     if recipe.train.max_epochs is not None and spec.train[0].instruct is not None:
         return [recipe.train.max_epochs]  # packs of the last step may be missing

@@ -14,7 +14,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 # The identity of a run: another value would make another run.
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
-    *("train.seed", "train.global_batch_size", "train.precision"),
+    *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision"),
 )
 # All others, by their effect.
 TRAINING = "trains otherwise from here on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from launchyard.training.optim.base import given
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
@@ -14,22 +15,39 @@ def warmup_steps(schedule: ScheduleConfig, max_steps: int) -> int:
     return round(given_steps * max_steps) if isinstance(given_steps, float) and given_steps < 1 else int(given_steps)
 
 
-def lr_at(step: int, *, max_steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
+def lr_at(
+    step: int,
+    *,
+    max_steps: int,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    consumed: Callable[[int], int] | None = None,
+) -> float:
     """Learning rate of the update that follows `step` finished steps.
 
     Rises linearly to `lr` at the last warmup step, falls to `min_lr` at the last step (Loshchilov & Hutter 2017);
-    inverse-sqrt alone does not know the last step.
+    inverse-sqrt and constant do not know the last step.
+    consumed: by tokens, what the first n steps have read, in any unit; by steps, n itself.
     """
-    warmup = warmup_steps(schedule, max_steps)
-    number = step + 1
+    if schedule.by == "tokens" and consumed is not None:
+        share = schedule.warmup_steps < 1
+        warmup = schedule.warmup_steps * consumed(max_steps) if share else consumed(int(schedule.warmup_steps))
+        return _lr(consumed(step + 1), consumed(max_steps), warmup, consumed(1), optimizer, schedule)
+    return _lr(step + 1, max_steps, warmup_steps(schedule, max_steps), 1, optimizer, schedule)
+
+
+def _lr(
+    number: int, total: int, warmup: float, first: int, optimizer: OptimizerConfig, schedule: ScheduleConfig
+) -> float:
+    """The rate at `number` of `total`, counted in steps or in what they read. first: of the first step."""
     if number <= warmup:
         return optimizer.lr * number / warmup
     if schedule.name == "constant":
         return optimizer.lr
     if schedule.name == "inverse-sqrt":
-        return max(schedule.min_lr, optimizer.lr * math.sqrt(max(1, warmup) / number))
-    progress = min(1.0, (number - warmup) / max(1, max_steps - warmup))
-    return schedule.min_lr + (optimizer.lr - schedule.min_lr) * _remaining(schedule, progress, number / max_steps)
+        return max(schedule.min_lr, optimizer.lr * math.sqrt(max(first, warmup) / number))
+    progress = min(1.0, (number - warmup) / max(1, total - warmup))
+    return schedule.min_lr + (optimizer.lr - schedule.min_lr) * _remaining(schedule, progress, number / total)
 
 
 def _remaining(schedule: ScheduleConfig, progress: float, share: float) -> float:

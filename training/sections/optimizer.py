@@ -113,6 +113,11 @@ class ScheduleConfig(Section):
         description="Shape after the warmup. wsd: constant, then a decay at the end; inverse-sqrt: by the square root "
         "of the warmup's steps over all so far; polynomial: the remaining share to a power.",
     )
+    by: Literal["steps", "tokens"] = Field(
+        default="steps",
+        description="What is measured, of the warmup too: steps, or the tokens of all steps so far, which differ while "
+        "train.batch_size_ramp grows.",
+    )
     warmup_steps: int | float = Field(
         default=0, ge=0, description="Steps of linear warmup, or a share of all steps < 1."
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launchyard.training.batching import sequences_before
 from launchyard.training.optim.schedule import lr_at
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig, ScheduleName
+from launchyard.training.sections.train import TrainConfig
 
 ONE = OptimizerConfig(lr=1.0)
 NAMES = get_args(ScheduleName)
@@ -61,3 +64,35 @@ def test_inverse_sqrt_does_not_know_its_end() -> None:
 def test_polynomial_is_the_remaining_share_to_a_power() -> None:
     assert trace(100, name="polynomial", power=2.0)[49] == pytest.approx(0.25)
     assert trace(30, name="polynomial") == pytest.approx(trace(30, name="linear"))
+
+
+def test_by_tokens_a_step_counts_as_what_it_reads() -> None:
+    """Half of all tokens is half of a cosine, whatever steps have read them; without a ramp it is the same by steps."""
+    train = TrainConfig(max_steps=20, global_batch_size=12, batch_size_ramp=((0, 4), (9, 12)))
+    consumed = partial(sequences_before, train)  # 36, then 12 a step: 168
+    schedule = ScheduleConfig(name="cosine", by="tokens", warmup_steps=0)
+    rates = [lr_at(step, max_steps=20, optimizer=ONE, schedule=schedule, consumed=consumed) for step in range(20)]
+    assert rates[13 - 1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 84 / 168)))
+    plain = TrainConfig(max_steps=20, global_batch_size=12)
+    for name in NAMES:
+        for warmup in (0, 3, 0.25):
+            both = [
+                lr_at(
+                    step,
+                    max_steps=20,
+                    optimizer=ONE,
+                    schedule=ScheduleConfig(name=name, by=by, warmup_steps=warmup),
+                    consumed=partial(sequences_before, plain),
+                )
+                for by in ("steps", "tokens")
+                for step in range(20)
+            ]
+            assert both[:20] == pytest.approx(both[20:], abs=1e-12)
+
+
+def test_a_warmup_by_tokens_ends_at_its_step() -> None:
+    train = TrainConfig(max_steps=20, global_batch_size=12, batch_size_ramp=((0, 4), (2, 12)))
+    schedule = ScheduleConfig(name="constant", by="tokens", warmup_steps=4)
+    consumed = partial(sequences_before, train)
+    rates = [lr_at(step, max_steps=20, optimizer=ONE, schedule=schedule, consumed=consumed) for step in range(5)]
+    assert rates == pytest.approx([4 / 32, 8 / 32, 20 / 32, 1, 1])
