@@ -43,7 +43,7 @@ class AdamW8bit(InPlace):
         beta1, beta2 = self._betas
         for group, p, weight, grad in self._with_gradients():
             state = {key: entry.tensor for key, entry in self._state[p].items()}
-            moments = {key: _read(state, key) for key in ("exp_avg", "exp_avg_sq")}
+            moments = {key: read_moment(state, key) for key in ("exp_avg", "exp_avg_sq")}
             mean = moments["exp_avg"].lerp_(grad, 1 - beta1)
             square = moments["exp_avg_sq"].lerp_(grad * grad, 1 - beta2)
             scaled = lr * group.lr_scale
@@ -51,10 +51,11 @@ class AdamW8bit(InPlace):
             root = square.sqrt().div_((1 - beta2**number) ** 0.5).add_(self._eps)
             weight.addcdiv_(mean, root, value=-scaled / (1 - beta1**number))
             for key, moment in moments.items():
-                _write(state, key, moment)
+                write_moment(state, key, moment)
 
 
-def _read(state: dict[str, Tensor], key: str) -> Tensor:
+def read_moment(state: dict[str, Tensor], key: str) -> Tensor:
+    """A moment in fp32, out of its codes if it has any."""
     scales = state.get(f"{key}_scale")
     if scales is None:
         return state[key]
@@ -62,7 +63,8 @@ def _read(state: dict[str, Tensor], key: str) -> Tensor:
     return _levels(key, scales.device)[state[key].int()] * scales.repeat_interleave(CODED_BLOCK, dim=-1)[..., :columns]
 
 
-def _write(state: dict[str, Tensor], key: str, moment: Tensor) -> None:
+def write_moment(state: dict[str, Tensor], key: str, moment: Tensor) -> None:
+    """Into its codes; one without has changed where it lies."""
     scales = state.get(f"{key}_scale")
     if scales is not None:
         codes, found = _encode(moment, key)
@@ -87,7 +89,7 @@ def _encode(moment: Tensor, key: str) -> tuple[Tensor, Tensor]:
 @cache
 def _levels(key: str, device: torch.device) -> Tensor:
     """The 256 values between -1 (0 for squares) and 1 that a code stands for: each decade below 1 has half as many as
-    the one above it, evenly spaced; and 0 and 1 themselves."""
+    the one above it, evenly spaced; and 0 and the ends themselves."""
     signs = (1.0,) if key == "exp_avg_sq" else (1.0, -1.0)
     found = [0.0, 1.0]
     for decade in range(DECADES):
@@ -95,4 +97,6 @@ def _levels(key: str, device: torch.device) -> Tensor:
         edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float64)
         middles = (edges[1:] + edges[:-1]) / 2 * 10.0**-decade
         found += [sign * value for sign in signs for value in middles.tolist()]
-    return torch.tensor(sorted(found), dtype=torch.float32, device=device)
+    levels = sorted(found)
+    levels[0] = -1.0 if len(signs) == 2 else 0.0  # the 256 have no place for it else, and the largest would shrink
+    return torch.tensor(levels, dtype=torch.float32, device=device)

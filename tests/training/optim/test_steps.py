@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from launchyard.training.optim.adamw_8bit import read_moment, write_moment
 from launchyard.training.optim.base import parameter_groups
 from launchyard.training.optim.optimizers import make_optimizer
-from launchyard.training.optim.state_size import is_hidden
+from launchyard.training.optim.state_size import CODED_BLOCK, SHORTEST_ROW, is_hidden
 from tests.training.optim.toy import FULL, GROUPS, config_of, give_gradients, make_steps, toy, weights_of
 
 STEPS = range(1, 6)
@@ -182,6 +185,30 @@ def test_8_bits_follow_adamw() -> None:
     for name, weight in weights_of(exact).items():
         off = (weights_of(model)[name] - weight).norm() / (weight - start[name]).norm()
         assert off < (0.05 if weight.ndim > 1 else 1e-5), (name, float(off))
+
+
+@given(seed=st.integers(0, 2**16), spread=st.integers(0, 12), columns=st.integers(SHORTEST_ROW, 600))
+def test_a_code_is_near_and_a_square_never_becomes_0(seed: int, spread: int, columns: int) -> None:
+    """Near: within 1.1 % of the largest of its block; steps are divided by the roots of squares."""
+    rng = torch.Generator().manual_seed(seed)
+    means = torch.randn(3, columns, generator=rng) * 10.0 ** -torch.randint(0, spread + 1, (3, columns), generator=rng)
+    for key, moment in (("exp_avg", means), ("exp_avg_sq", means.square())):
+        state = {
+            key: torch.zeros(moment.shape, dtype=torch.uint8),
+            f"{key}_scale": torch.zeros(3, -(-columns // CODED_BLOCK)),
+        }
+        write_moment(state, key, moment)
+        read = read_moment(state, key)
+        for start in range(0, columns, CODED_BLOCK):
+            block = (slice(None), slice(start, start + CODED_BLOCK))
+            largest = moment[block].abs().amax(dim=1, keepdim=True)
+            assert ((read[block] - moment[block]).abs() <= 0.011 * largest).all()
+            assert torch.equal(read[block].abs().amax(dim=1, keepdim=True), largest)
+        if key == "exp_avg_sq":
+            assert torch.equal(read > 0, moment > 0)
+        again = dict(state)
+        write_moment(again, key, read)
+        assert torch.equal(read_moment(again, key), read)
 
 
 @pytest.mark.parametrize("name", FULL)
