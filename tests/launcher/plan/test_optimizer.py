@@ -9,8 +9,10 @@ import pytest
 from launchyard.errors import RecipeErrors
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.training.compose import recipe_hash
+from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.sections.optimizer import OPTIMIZER_KEYS
 from tests.launcher.plan.test_planner import SMALL, plan_of, problems_of
+from tests.support.small_runs import RECIPE
 
 FREE = {"optimizer__name": "adamw-schedule-free", "schedule__name": "constant"}
 
@@ -96,7 +98,10 @@ def test_the_state_of_each_optimizer_is_counted() -> None:
 
 
 def test_old_recipes_keep_their_hash() -> None:
-    """That of a checkpoint by version 0.1, whose recipe knew no other optimizer."""
-    recipe = load_recipe(SMALL, {}).recipe
-    assert recipe_hash(recipe) != recipe_hash(load_recipe(SMALL, {"optimizer.name": "lion"}).recipe)
-    assert recipe_hash(recipe) == recipe_hash(load_recipe(SMALL, {"optimizer": {"lr": recipe.optimizer.lr}}).recipe)
+    """That of versions whose recipes had one optimizer, three schedules and no ramp."""
+    recipe = Recipe.model_validate(RECIPE)
+    assert recipe_hash(recipe) == "bee1902cadcb7f81"
+    changes = {"optimizer.name": "lion", "schedule.name": "wsd", "schedule.by": "tokens"}
+    changes |= {"train.batch_size_ramp": [[0, 4], [9, 12]], "data.seq_len_ramp": [[0, 4], [9, 16]]}
+    changed = [recipe_hash(Recipe.model_validate(apply_overrides(RECIPE, {key: changes[key]}))) for key in changes]
+    assert len({recipe_hash(recipe), *changed}) == 6
