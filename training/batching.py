@@ -66,6 +66,11 @@ def sequences_before(train: TrainConfig, step: int) -> int:
     return ramped_sum(train.batch_size_ramp, step, train.global_batch_size)
 
 
+def ramp_unit(train: TrainConfig) -> int:
+    """The batch that all of a ramp are multiples of; without one the global batch."""
+    return math.gcd(train.global_batch_size, *(size for _, size in train.batch_size_ramp))
+
+
 def _steps_of(train: TrainConfig, amount: float, per_sequence: int = 1) -> int:
     """The fewest steps that read so much, of which a sequence has `per_sequence`."""
     if not train.batch_size_ramp:

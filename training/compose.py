@@ -211,7 +211,6 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
     """Readers of the data's kinds: of the training data, and of the held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
-    from launchyard.training.data.ramped_reader import RampedReader, ramp_unit
     from launchyard.training.loop import Data
 
     workload = context.workload
@@ -222,15 +221,7 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
         warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
     )
     size = context.sizes.global_batch_size
-    opened = partial(open_reader, recipe=context.recipe, cache=cache)
-    train = context.recipe.train
-    reader = opened(
-        workload.data.train,
-        global_batch_size=ramp_unit(train),
-        training=True,
-        warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
-    )
-    if train.batch_size_ramp:
-        reader = RampedReader(reader, train)
+    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
+    reader = opened(workload.data.train, training=True, warn=lambda text: on_event(events.DATA_TROUBLE, message=text))
     validation = workload.data.validation
-    return Data(reader, opened(validation, global_batch_size=size, training=False) if validation else None)
+    return Data(reader, opened(validation, training=False) if validation else None)

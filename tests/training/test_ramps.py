@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from launchyard.training.batching import count_steps, cut_batch, sequences_before, sequences_in
-from launchyard.training.data.ramped_reader import RampedReader, ramp_unit
+from launchyard.training.batching import count_steps, cut_batch, ramp_unit, sequences_before, sequences_in
+from launchyard.training.data.mixed_reader import RampedReader
 from launchyard.training.data.reader import Batch, Reader, TokenReader
 from launchyard.training.data.row_reader import RowReader
 from launchyard.training.data.row_store import RowStore

@@ -28,15 +28,13 @@ class ScheduleFreeAdamW(InPlace):
         self._betas = given(config.betas)
         self._eps = given(config.eps)
         self._average: dict[nn.Parameter, Tensor] = {}
-        self._weighed: list[Tensor] = []  # of each group: the largest learning rate so far, and the sum of weights
-        for group in groups:
-            self._weighed.append(torch.zeros(2, dtype=torch.float64))  # on the host, which reads it every step
-            for p in group.parameters:
-                part = local(p.detach())
-                self._average[p] = torch.zeros_like(part)
-                moments = {"z": torch.zeros_like(part), "exp_avg_sq": torch.zeros_like(part)}
-                self._state[p] = {key: StateTensor(tensor) for key, tensor in moments.items()}
-                self._state[p]["weighed"] = StateTensor(self._weighed[-1], is_whole=True)
+        for p, state in self._state.items():
+            part = local(p.detach())
+            self._average[p] = torch.zeros_like(part)
+            for key in ("z", "exp_avg_sq"):
+                state[key] = StateTensor(torch.zeros_like(part))
+            # The largest learning rate so far, and the sum of weights; on the host, which reads them every step.
+            state["weighed"] = StateTensor(torch.zeros(2, dtype=torch.float64), is_whole=True)
 
     @torch.no_grad()
     def begin(self, *, resumed: bool) -> None:
@@ -71,18 +69,18 @@ class ScheduleFreeAdamW(InPlace):
 
     @torch.no_grad()
     def step(self, number: int, lr: float) -> None:
-        shares = [
-            self._share(weighed, lr * group.lr_scale)
-            for group, weighed in zip(self._groups, self._weighed, strict=True)
-        ]
-        by_group = dict(zip(map(id, self._groups), shares, strict=True))
         beta2 = self._betas[1]
+        shares = {
+            p: self._share(self._moment(p, "weighed"), lr * group.lr_scale)
+            for group in self._groups
+            for p in group.parameters
+        }
         for group, p, weight, grad in self._with_gradients():
             squares = self._moment(p, "exp_avg_sq").mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
             root = squares.div(1 - beta2**number).sqrt_().add_(self._eps)
             direction = root.reciprocal_().mul_(grad).add_(weight, alpha=group.weight_decay)
             z = self._moment(p, "z").add_(direction, alpha=-lr * group.lr_scale)
-            self._average[p].lerp_(z, by_group[id(group)])
+            self._average[p].lerp_(z, shares[p])
             self._move_to_gradient_point(p)
 
     @staticmethod
