@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig, MoE
-from launchyard.model.memory import training_memory
+from launchyard.model.memory import Savings, training_memory
 from launchyard.model.zoo import preset
 
 SEQ_LEN = 512
@@ -100,8 +100,8 @@ def main() -> None:
                 seq_len=SEQ_LEN,
                 shards=1,
                 precision="fp32",
-                activation_checkpointing=checkpointing,
                 device="cpu",
+                savings=Savings(activation_checkpointing="full" if checkpointing else "none"),
             )["total"]
             how = "checkpointed" if checkpointing else "plain"
             sizes = f"estimate {estimate / 1e6:6.0f} MB  live {live / 1e6:6.0f} MB  process {resident / 1e6:6.0f} MB"

@@ -253,8 +253,9 @@ def run_directory_page() -> Iterator[str]:
         optional = dict.fromkeys(event.optional, " (may be absent)")
         fields = " ".join(f"`{name}`{optional.get(name, '')}: {words}" for name, words in event.fields.items())
         yield f"| `{event.name}` | {cell(event.meaning)} | {cell(fields)} | `{event.writer}` |\n"
-    for row in (rows.StepRow, rows.ValidationRow):
+    for row in (rows.StepRow, rows.ValidationRow, rows.TasksPoint, rows.SampleRow):
         yield from record_table(row)
+    yield from record_table(rows.TaskScore, "###")
     yield from record_table(shards.Manifest)
     for part in (shards.LogEntry, shards.FileEntry, shards.TensorEntry, shards.TensorPiece):
         yield from record_table(part, "###")
@@ -278,6 +279,12 @@ Three outputs belong to other formats, and hold no version: `launch metrics` pri
 """
 
 
+SWEEP_JSON = (
+    "An object: `sweep_id`, `url`, `created`, `cluster`, `at_once`, `design` (with `kind`: grid, random or file), "
+    "`stopped`, and `points`, a list of these. A dry run: `source`, and in each point `recipe` and `plan` as below."
+)
+
+
 def value_table(value: type) -> Iterator[str]:
     """The fields of a dataclass, as --json prints them."""
     hints = typing.get_type_hints(value)
@@ -297,6 +304,7 @@ def json_page() -> Iterator[str]:
     from launchyard.launcher.runs.remove import Removal
     from launchyard.launcher.runs.state import RunState
     from launchyard.launcher.runs.why import Why
+    from launchyard.launcher.sweep.state import PointState
 
     yield JSON_RULES.format(version=JSON_VERSION)
     tables = (
@@ -306,6 +314,7 @@ def json_page() -> Iterator[str]:
         ("`launch fsck`", "An object; `problems` are objects with `file`, `what` and `repair`.", RunCheck),
         ("`launch rm`", "A list. Besides these, `removed`: false in a dry run.", Removal),
         ("`launch drill`", "An object.", Drill),
+        ("`launch sweep`, `launch status SWEEP`", SWEEP_JSON, PointState),
     )
     for title, words, value in tables:
         yield f"\n## {title}\n\n{words} {' '.join((value.__doc__ or '').split())}\n"

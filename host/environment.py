@@ -120,6 +120,11 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def set_unless_told(name: str, value: str) -> None:
+    """For the libraries of this process, and its children."""
+    os.environ.setdefault(name, value)
+
+
 def variables(beginnings: tuple[str, ...]) -> dict[str, str]:
     """Returns those of this process that begin so, sorted by name."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(beginnings)}

@@ -27,7 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "uvicorn>=0.30",
         "llguidance>=1.8",
     ),
-    "evaluate": ("lm-eval>=0.4.10",),
+    "evaluate": ("lm-eval>=0.4.12",),
     "tensorboard": ("tensorboard>=2.17",),
     "wandb": ("wandb>=0.18",),
     "mlflow": ("mlflow-skinny>=2.16", "sqlalchemy>=2", "alembic>=1.13"),

@@ -72,6 +72,16 @@ def is_alive(pid: int, started: float) -> bool:
     return now is not None and abs(now - started) < 0.02
 
 
+def variable_of(pid: int, name: str) -> str | None:
+    """Returns a variable that a process was started with; None without it, or if the process is gone."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).environ().get(name)
+    except psutil.Error:
+        return None
+
+
 def start_shielded(argv: list[str], *, env: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts a child in a session of its own that ignores the signals meant for us and dies when we die (Linux).
 

@@ -16,6 +16,7 @@ from launchyard.model.config import LatentAttention, ModelConfig, MoE
 
 TensorShape = tuple[int, ...]
 MAGNITUDE = ".magnitude"  # instead of `.weight`, the name of the lengths of its rows in DoRA
+AVERAGE = "ema"  # among the moments of a parameter in a checkpoint: its moving average
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -13,6 +14,7 @@ import torch
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.serve.beam import BeamSearch, search_beams
+from launchyard.model.serve.defaults import SamplingRules, sampling_rules
 from launchyard.model.serve.drafts import DraftModel
 from launchyard.model.serve.engine import Engine
 from launchyard.model.serve.generate import engine_for
@@ -31,7 +33,7 @@ MAX_NEW_TOKENS = 128
 
 
 class SamplingOptions(TypedDict, total=False):
-    """As Sampling has them, with a temperature of 0.8 and the 50 likeliest tokens by default."""
+    """As Sampling has them. What is left out is as in generation_config.json, else temperature 0.8 and top_k 50."""
 
     temperature: float
     top_k: int | None
@@ -77,10 +79,13 @@ class LoadedModel:
         companions: Companions,
         tokenizer: Tokenizer | None,
         matrices: Placed | None = None,
+        *,
+        graphs: bool | None = None,
     ) -> None:
-        """matrices: how they are laid out and coded; None: they are plain."""
+        """matrices: how they are laid out and coded; None: they are plain. graphs: as of `new_decoding`."""
         self.transformer = transformer
         self.matrices = matrices
+        self.graphs = graphs
         self.config = config
         self.source = source
         self.companions = companions
@@ -107,6 +112,11 @@ class LoadedModel:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a text: all that generation_config.json, config.json or the tokenizer's own files name."""
         return frozenset(special_tokens(self.companions, self._tokenizer).ends())
+
+    @cached_property
+    def sampling_rules(self) -> SamplingRules:
+        """Of generation_config.json, for what nobody says; an empty one may be put in its place. ValueError."""
+        return sampling_rules(self.companions)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
@@ -156,6 +166,7 @@ class LoadedModel:
         """Text `number` of several with these options."""
         seed = options.get("seed")
         sampling: SamplingOptions = {"temperature": 0.8, "top_k": 50}
+        sampling.update(self.sampling_rules)  # type: ignore[typeddict-item]  # some of the same keys
         sampling.update({key: options[key] for key in SamplingOptions.__annotations__ if key in options})  # type: ignore
         return Request(
             prompt=list(ids),
@@ -172,7 +183,11 @@ class LoadedModel:
     def engine_for(self, requests: Sequence[Request], *, n_slots: int = 8, context_length: int | None = None) -> Engine:
         """An engine with room for these requests, and no more slots than they need."""
         return engine_for(
-            self.transformer, requests, n_slots=max(1, min(n_slots, len(requests))), context_length=context_length
+            self.transformer,
+            requests,
+            n_slots=max(1, min(n_slots, len(requests))),
+            context_length=context_length,
+            graphs=self.graphs,
         )
 
     def drafted_by(self, small: LoadedModel) -> DraftModel:
@@ -193,17 +208,26 @@ class LoadedModel:
         n: int = 1,
         max_new_tokens: int = MAX_NEW_TOKENS,
         length_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
     ) -> list[tuple[str, float]]:
-        """The n best of the texts that follow `prompt`, best first, and their scores: as of BeamSearch."""
+        """The n best of the texts that follow `prompt`, best first, and their scores: as of BeamSearch.
+
+        One ends before a string of `stop`, whose tokens its score has in it.
+        """
         search = BeamSearch(
             width=width, n=n, max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, length_penalty=length_penalty
         )
-        return self.search_beams(self.encode(prompt), search)
+        return self.search_beams(self.encode(prompt), search, stop)
 
-    def search_beams(self, ids: Sequence[int], search: BeamSearch) -> list[tuple[str, float]]:
+    def search_beams(
+        self, ids: Sequence[int], search: BeamSearch, stop: str | Sequence[str] | None = None
+    ) -> list[tuple[str, float]]:
         """The same behind ids."""
+        stops = _strings(stop)
+        if stops:
+            search = replace(search, is_end=lambda new: _found(self._text_behind(ids, new), stops))
         beams = search_beams(self.transformer, ids, search)
-        return [(self._text_behind(ids, beam.ids), beam.score) for beam in beams]
+        return [(_before(self._text_behind(ids, beam.ids), stops), beam.score) for beam in beams]
 
     def _text_behind(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         stream = self.tokenizer.stream(prompt)
@@ -271,4 +295,14 @@ class Writing:
 
 
 def _strings(stop: str | Sequence[str] | None) -> list[str]:
-    return [stop] if isinstance(stop, str) else list(stop or ())
+    """An empty one ends nothing."""
+    return [one for one in ([stop] if isinstance(stop, str) else stop or ()) if one]
+
+
+def _found(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of some strings."""
+    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]

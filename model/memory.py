@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from launchyard.model.adapt.forms import form_of
@@ -16,6 +17,7 @@ from launchyard.model.adapter import LOW_RANK, Adapter
 from launchyard.model.config import LatentAttention, ModelConfig
 from launchyard.model.cost import n_params, n_params_trained
 from launchyard.model.layout import Parameter, block_shapes, parameter_shapes, parameters
+from launchyard.model.precision import NUMBER_BYTES, PRECISIONS, Precision
 
 FP32_BYTES = 4
 BF16_BYTES = 2
@@ -27,11 +29,20 @@ _CHUNK_ROWS = 64  # chunks are multiples of this where they can be
 SERVED_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0 + 2 / 32, "int4": 0.5 + 2 / 32}
 
 
-def checkpoint_bytes(config: ModelConfig, adapter: Adapter | None = None, *, state: int | None = None) -> int:
-    """Size of a checkpoint: the trained parameters in fp32, and the optimizer's state; by default AdamW's two moments,
-    in fp32 too."""
-    weights = FP32_BYTES * n_params_trained(config, adapter)
-    return weights + (2 * weights if state is None else state)
+def checkpoint_bytes(
+    config: ModelConfig,
+    adapter: Adapter | None = None,
+    *,
+    precision: Precision = "fp32",
+    compensated: bool = False,
+    state: int | None = None,
+) -> int:
+    """Size of a checkpoint: the trained parameters, what rounding has left, and the optimizer's state; by default the
+    two moments of AdamW."""
+    types = PRECISIONS[precision]
+    trained = n_params_trained(config, adapter)
+    moments = 2 * NUMBER_BYTES[types.kept] * trained if state is None else state
+    return (NUMBER_BYTES[types.stored] + BF16_BYTES * compensated) * trained + moments
 
 
 def logit_rows(vocab_size: int, device: str) -> int:
@@ -42,8 +53,26 @@ def logit_rows(vocab_size: int, device: str) -> int:
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
-Precision = Literal["fp32", "bf16"]
 Device = Literal["cpu", "cuda"]
+Checkpointing = Literal["none", "full", "op"]
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What a recipe spares or adds, see its keys of these names; compensated: train.bf16_rounding."""
+
+    activation_checkpointing: Checkpointing = "none"
+    every: int = 1  # of so many blocks one is checkpointed
+    shard_level: Literal[0, 2, 3] = 3
+    cpu_offload: bool = False
+    compensated: bool = False
+    replicas: int = 1  # of what `shards` workers hold
+    spans: int = 1  # workers that share each sequence
+
+
+def is_narrow(precision: Precision) -> bool:
+    """True of one that computes in 16 bits, where norms and softmax compute in fp32 nevertheless."""
+    return NUMBER_BYTES[PRECISIONS[precision].computed] == BF16_BYTES
 
 
 def training_memory(
@@ -53,53 +82,71 @@ def training_memory(
     seq_len: int,
     shards: int,
     precision: Precision,
-    activation_checkpointing: bool,
     device: Device,
+    savings: Savings = Savings(),
     grad_accum_steps: int = 1,
     adapter: Adapter | None = None,
 ) -> dict[str, int]:
     """Bytes per worker: weights, gradients, optimizer (AdamW), activations, and `total`, the peak of a step.
 
-    Weights, gradients and moments are cut over `shards`, the last two only of trained parameters, and fp32 but for
-    frozen weights in a bf16 run;
+    Weights, gradients and moments are cut over `shards`, the last two only of trained parameters; their types, and that
+    of frozen weights, are those of the precision;
     parameters gathered in full (table, head and final norm for the whole step, and two blocks) count as weights, and
     so does the buffer in which quantised matrices are made plain.
     Activations are those at the peak of one micro-batch, the loss included. Gradients come as activations go, so the
     total is below the sum of the four; with grad_accum_steps above 1 those of the first micro-batch stay throughout.
     """
-    element = BF16_BYTES if precision == "bf16" else FP32_BYTES
-    gradients = FP32_BYTES * math.ceil(n_params_trained(config, adapter) / shards)
+    types = PRECISIONS[precision]
+    element = NUMBER_BYTES[types.computed]
+    stored_bytes = NUMBER_BYTES[types.stored]
+    n_trained = math.ceil(n_params_trained(config, adapter) / shards)
+    gradients = stored_bytes * n_trained
     layout = parameters(config, adapter)
-    stored = sum(_bytes_of(each, FP32_BYTES if each.trained else element) for each in layout.values())
-    weights = math.ceil(stored / shards)
-    base_trains = any(layout[name].trained for name in parameter_shapes(config))
-    if shards > 1 or (precision == "bf16" and base_trains):  # an adapter that trains alone is not cut for one worker
-        weights += _gathered(config, layout, element)
+    stored = sum(_bytes_of(each, stored_bytes if each.trained else element) for each in layout.values())
+    weights = 0 if savings.cpu_offload else math.ceil(stored / shards)
+    if shards * savings.replicas > 1 or savings.cpu_offload or _is_cast_whole(config, layout, precision):
+        weights += _gathered(config, layout, element, level=savings.shard_level)
     weights += element * _largest_coded(config, layout)
-    tokens = micro_batch_size * seq_len
+    tokens = micro_batch_size * seq_len // savings.spans
     each = element * tokens
     kept = [
         each * activation_elements(config, layer, seq_len, precision=precision, device=device)
         + each * adapter_elements(config, layer, adapter, precision=precision, device=device)
-        + element * _mask_elements(config, layer, seq_len)
+        + each * _keys_of_others(config, savings.spans)
+        + element * _mask_elements(config, layer, seq_len, savings.spans)
         for layer in range(config.n_layers)
     ]
-    activations = _shared_masks(config, seq_len) + _activation_peak(
-        config, tokens, kept, element, precision=precision, device=device, checkpointing=activation_checkpointing
+    activations = _shared_masks(config, seq_len, savings.spans) + _activation_peak(
+        config, tokens, kept, element, precision=precision, device=device, savings=savings
     )
-    # The head's gradient is made whole, before all others.
-    head_trains = layout["embed.weight" if config.tie_embeddings else "lm_head.weight"].trained
-    table = FP32_BYTES * config.padded_vocab_size * config.embed_dim * head_trains
+    table = max(FP32_BYTES, stored_bytes) * _trained_head(config, layout)
     # A tied table's two gradients are there beside their sum, which becomes its gradient or is added to it.
     if grad_accum_steps > 1:
-        peak = gradients + max(activations + table, 3 * table * config.tie_embeddings)
+        # Over micro batches they are not cut, and fp32 at least.
+        summed = max(FP32_BYTES, stored_bytes) * n_params_trained(config, adapter)
+        peak = summed + max(activations + table, 3 * table * config.tie_embeddings)
     else:
-        first_block = FP32_BYTES * sum(map(math.prod, block_shapes(config, 0).values())) // shards
+        first_block = stored_bytes * sum(map(math.prod, block_shapes(config, 0).values())) // shards
         later = gradients - first_block - (0 if config.tie_embeddings else table // shards)
         at_end = kept[0] + each * _backward_elements(config) + max(0, later)
         peak = max(activations + table, at_end, gradients + 2 * table * config.tie_embeddings)
-    memory = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients, "activations": activations}
-    return memory | {"total": weights + 2 * gradients + peak}
+    if savings.cpu_offload:
+        gradients = n_trained = 0
+    optimizer = (2 * NUMBER_BYTES[types.kept] + BF16_BYTES * savings.compensated) * n_trained
+    memory = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
+    return memory | {"total": weights + optimizer + peak}
+
+
+def _trained_head(config: ModelConfig, layout: Mapping[str, Parameter]) -> int:
+    """Numbers of the head's gradient, which is made whole, before all others."""
+    head_trains = layout["embed.weight" if config.tie_embeddings else "lm_head.weight"].trained
+    return config.padded_vocab_size * config.embed_dim * head_trains
+
+
+def _is_cast_whole(config: ModelConfig, layout: Mapping[str, Parameter], precision: Precision) -> bool:
+    """True where weights are gathered in another type even for one worker, which those of an adapter alone are not."""
+    base_trains = any(layout[name].trained for name in parameter_shapes(config))
+    return is_narrow(precision) and (base_trains or precision == "bf16-true")
 
 
 def _activation_peak(
@@ -110,20 +157,46 @@ def _activation_peak(
     *,
     precision: Precision,
     device: Device,
-    checkpointing: bool,
+    savings: Savings,
 ) -> int:
-    """The most that the forward has kept: at the loss, or with checkpointing when the last block has run once more."""
+    """The most that the forward has kept: at the loss, or with checkpointing when the last such block has run again."""
     each = element * tokens
-    stored = each * config.n_layers * config.dim if checkpointing else sum(kept)
-    again = max(kept) if checkpointing else 0
+    stored = 0
+    again = 0
+    for layer, whole in enumerate(kept):
+        if savings.activation_checkpointing == "none" or layer % savings.every:
+            stored += whole
+            continue
+        products = _product_elements(config, layer, precision) if savings.activation_checkpointing == "op" else 0
+        stored += each * (config.dim + products)
+        # What is added to the stream right away is no input of a backward.
+        added = 2 * config.dim if config.norm_place == "pre" else 0
+        again = max(again, whole - each * max(0, products - added))
     at_loss = (
         stored + each * _final_elements(config, precision, device) + _logit_bytes(config, tokens, precision, device)
     )
     return max(at_loss, stored + again + each * _backward_elements(config))
 
 
-def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int) -> int:
-    """Bytes of parameters that are there in full during a step: all outside the blocks, and those of two blocks."""
+def _product_elements(config: ModelConfig, layer: int, precision: Precision) -> int:
+    """Numbers that the products of a block give, a token, and its attention where a fused kernel makes that."""
+    made = sum(shape[0] for name, shape in block_shapes(config, layer).items() if len(shape) == 2 and _is_product(name))
+    moe = config.moe
+    if moe is not None and moe.is_in(layer):
+        made += moe.top_k * (2 * moe.ffn_dim + config.dim)
+    own = config.attention_softcap is not None or config.attention_sinks or config.positions == "alibi"
+    if own or config.latent_attention is not None:
+        return made
+    return made + config.n_heads * (config.head_dim + (2 if is_narrow(precision) else 1))
+
+
+def _is_product(name: str) -> bool:
+    return name.endswith("_proj.weight") or name in ("mlp.router.weight", "mlp.shared_gate.weight")
+
+
+def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int, *, level: int) -> int:
+    """Bytes of parameters that are there in full during a step: all outside the blocks, and those of two blocks; with
+    shard_level 2 of every block."""
     blocks = [0] * config.n_layers
     rest = 0
     for name, parameter in layout.items():
@@ -131,7 +204,7 @@ def _gathered(config: ModelConfig, layout: Mapping[str, Parameter], element: int
             blocks[int(name.split(".")[1])] += _bytes_of(parameter, element)
         else:
             rest += _bytes_of(parameter, element)
-    return rest + min(2, config.n_layers) * max(blocks)
+    return rest + (sum(blocks) if level == 2 else min(2, config.n_layers) * max(blocks))
 
 
 def _bytes_of(parameter: Parameter, element: int) -> int:
@@ -171,7 +244,7 @@ def adapter_elements(
         if config.latent_attention is not None:  # no fused kernel: the scaled query and the weights
             kept += config.n_heads * (values + keys + adapter.prompt_tokens)
         else:  # what a query sees of the text beside the sum of both, what of the prompt, the sum of the softmax
-            kept += config.n_heads * (2 * values + (2 if precision == "bf16" else 1))
+            kept += config.n_heads * (2 * values + (2 if is_narrow(precision) else 1))
     shapes = parameter_shapes(config)
     names = [name for name in scaled(shapes, adapter) if _is_in(name, layer)]
     # Outputs without the scale; but the activation is made again.
@@ -188,7 +261,7 @@ def _kept_by_updates(config: ModelConfig, layer: int, adapter: Adapter, precisio
             rows, columns = shapes[f"{name}.weight"]
             kept += update.rank + 2 * rows * (adapter.kind == "dora")
             if adapter.dropout:
-                kept += columns * (1.5 if precision == "bf16" else 1.25)
+                kept += columns * (1.5 if is_narrow(precision) else 1.25)
     return int(kept)
 
 
@@ -245,7 +318,7 @@ def _inside_norm(config: ModelConfig, precision: Precision, device: Device) -> t
     Off a GPU rmsnorm has no fused kernel: it keeps the normalised value before the weight; in bf16 that and a copy of
     its input are fp32.
     """
-    wide = 2 if precision == "bf16" else 1
+    wide = 2 if is_narrow(precision) else 1
     fused = device == "cuda" or config.norm == "layernorm"
     copies = wide > 1 and (not fused or config.norm_weight != "plain")
     inside = 0 if fused or config.norm_weight == "none" else wide
@@ -263,7 +336,7 @@ def _kept_by_norms(config: ModelConfig, precision: Precision, device: Device) ->
 
 
 def _kept_by_attention(config: ModelConfig, seq_len: int, precision: Precision, device: Device) -> int:
-    wide = 2 if precision == "bf16" else 1
+    wide = 2 if is_narrow(precision) else 1
     inside, keeps_input = _inside_norm(config, precision, device)
     if config.latent_attention is not None:
         return _kept_by_latent_attention(config, config.latent_attention, seq_len, 1 + inside + keeps_input)
@@ -315,22 +388,30 @@ def _final_elements(config: ModelConfig, precision: Precision, device: Device) -
 def _logit_bytes(config: ModelConfig, tokens: int, precision: Precision, device: Device) -> int:
     """Of a slice of tokens: logits and their logarithms, with a soft cap its slope too, in bf16 a rounded copy."""
     rows = min(tokens, logit_rows(config.padded_vocab_size, device))
-    copies = 2.0 + (config.logit_softcap is not None) + (0.5 if precision == "bf16" else 0)
-    return int(copies * FP32_BYTES * rows * config.padded_vocab_size)
+    copies = 2.0 + (config.logit_softcap is not None) + (0.5 if is_narrow(precision) else 0)
+    wide = NUMBER_BYTES[PRECISIONS[precision].kept]
+    return int(copies * wide * rows * config.padded_vocab_size)
 
 
-def _mask_elements(config: ModelConfig, layer: int, seq_len: int) -> int:
-    """Of a layer whose window hides something: attention keeps the mask as numbers, once for the batch."""
-    hides = config.sees(layer) != "full" and seq_len > (config.window or seq_len)
+def _keys_of_others(config: ModelConfig, spans: int) -> int:
+    """Numbers of keys and values a token of the own stretch that come from those who have the rest of a sequence."""
+    heads, keys, values = cache_sizes(config)
+    return (spans - 1) * heads * (keys + values)
+
+
+def _mask_elements(config: ModelConfig, layer: int, seq_len: int, spans: int) -> int:
+    """Of a stretch, or where a window hides something: attention keeps the mask as numbers, once for the batch."""
+    hides = spans > 1 or (config.sees(layer) != "full" and seq_len > (config.window or seq_len))
     own = config.attention_softcap is not None or config.attention_sinks or config.positions == "alibi"
-    return seq_len**2 if hides and not own else 0
+    return seq_len**2 // spans if hides and not own else 0
 
 
-def _shared_masks(config: ModelConfig, seq_len: int) -> int:
+def _shared_masks(config: ModelConfig, seq_len: int, spans: int) -> int:
     """Of all layers together: ALiBi's distances for each head, a byte for each pair of a window."""
     if config.positions == "alibi":
-        return FP32_BYTES * config.n_heads * seq_len**2
-    return seq_len**2 if any(_mask_elements(config, layer, seq_len) for layer in range(config.n_layers)) else 0
+        return FP32_BYTES * config.n_heads * seq_len**2 // spans
+    masked = any(_mask_elements(config, layer, seq_len, spans) for layer in range(config.n_layers))
+    return seq_len**2 // spans if masked else 0
 
 
 # -- use ---------------------------------------------------------------------------------------------------------------

@@ -119,10 +119,20 @@ class RunCheckpoints:
         """The newest step that was saved by the events of the newest attempt that got so far; 0 without one."""
         for attempt in reversed(self._attempts):
             if (start := self._start(attempt)) is not None:
-                saved = [int(event["step"]) for event in self._events_of(attempt) if event["event"] == events.SAVED]
+                saved = self._saved_in(attempt, start)
                 back = [rollback.step for rollback in self._rollbacks if rollback.attempt > attempt]
-                return min([max([start, *saved]), *back])
+                return min([max(saved, default=0), *back])
         return 0
+
+    def _saved_in(self, attempt: int, start: int) -> list[int]:
+        """Steps that an attempt has gone on from or saved, and has not taken back."""
+        saved = [start]
+        for event in self._events_of(attempt):
+            if event["event"] == events.SAVED:
+                saved.append(int(event["step"]))
+            elif event["event"] == events.REWOUND:
+                saved = [step for step in saved if step <= int(event["step"])]
+        return saved
 
     @cached_property
     def _rollbacks(self) -> list[Rollback]:
@@ -142,6 +152,14 @@ class RunCheckpoints:
             return {int(self._run.read_json(layout.LATEST)["step"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return set()
+
+
+def best_checkpoint(run: RunDir, *, metric: str, high: bool) -> int | None:
+    """Step of the checkpoint that counts whose validation was the best, of equals the earlier; None without one."""
+    counting = set(RunCheckpoints(run).counting())
+    figures = [(float(row[metric]), int(row["step"])) for row in run.rows(layout.VALIDATION) if metric in row]
+    judged = [(-figure if high else figure, step) for figure, step in figures if step in counting]
+    return min(judged)[1] if judged else None
 
 
 def newest_checkpoint(run: RunDir) -> int | None:

@@ -22,7 +22,13 @@ PASSED_OVER = "passed over"
 CLEANUP_FAILED = "cleanup failed"
 VALIDATING = "validating"
 VALIDATED = "validated"
+ENDING_EARLY = "ending early"
+ASKING_TASKS = "asking tasks"
+TASKS_DONE = "tasks done"
+TASKS_FAILED = "tasks failed"
 LOSS_SPIKE = "loss spike"
+UPDATE_SKIPPED = "update skipped"
+REWOUND = "rewound"
 STRAGGLER = "straggler"
 STRAGGLER_OVER = "straggler over"
 DATA_TROUBLE = "data trouble"
@@ -32,7 +38,9 @@ TRACKER_TROUBLE = "tracker trouble"
 STOPPING = "stopping"
 SAVED_BEFORE_STOPPING = "saved before stopping"
 EXPORTED = "exported"
+SAMPLING = "sampling"
 SAMPLED = "sampled"
+NOT_SAMPLED = "not sampled"
 FINISHED = "finished"
 
 
@@ -62,6 +70,13 @@ _STRAGGLER_FIELDS = {
     "ratio": "Its compute time over the median of all ranks.",
     "seconds": "Its compute time per step.",
     "median_seconds": "The median of all ranks.",
+}
+_HARM_FIELDS = {
+    "cause": "`nonfinite` or `spike`.",
+    "loss": "Of that step; a word where it is no number.",
+    "grad_norm": "The same.",
+    "usual": "Loss of the steps before it.",
+    "data": "Its samples.",
 }
 _STORE_FIELDS = {"path": "Path or URL.", "seconds": "For how long.", "message": "The operation and its error."}
 _FILE = "training/telemetry/events.py"
@@ -103,9 +118,29 @@ EVENTS = (
     Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
         "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
     }),
+    Event(ENDING_EARLY, "training/telemetry/telemetry.py", "The run ends before its last step: `early_stopping`.", {
+        "step": _STEP, "message": "Why.",
+    }),
+    Event(ASKING_TASKS, "training/telemetry/telemetry.py", "Rank 0 asks a checkpoint tasks.", {
+        "step": _STEP, "tasks": "Their names.",
+    }),
+    Event(TASKS_DONE, "training/telemetry/telemetry.py", "Tasks have scores.", {
+        "step": _STEP, "scores": "Name of the figure -> value.", "seconds": "For which it took.",
+    }),
+    Event(TASKS_FAILED, "training/telemetry/telemetry.py", "Tasks have none; training goes on.", {
+        "step": _STEP, "message": _MESSAGE,
+    }),
     Event(LOSS_SPIKE, "training/telemetry/recorder.py", "The loss has jumped up.", {
         "step": _STEP, "loss": "Of this step.", "usual": "Of the steps before it.",
     }),
+    Event(UPDATE_SKIPPED, "training/telemetry/telemetry.py", "The update of a step is left out (stability).", {
+        "step": "That step, counted from 1.", **_HARM_FIELDS,
+    }, optional=("usual",)),
+    Event(REWOUND, "training/telemetry/telemetry.py", "Training goes back, to pass over steps (stability).", {
+        "step": "Finished steps of the state that it goes back to.", "checkpoint": "Step of the checkpoint that leads "
+        "there; 0: the beginning.", "at": "The step that was found, counted from 1.", "n_steps": "That it passes over.",
+        **_HARM_FIELDS,
+    }, optional=("usual",)),
     Event(STRAGGLER, "training/telemetry/recorder.py", "A rank computes longer than the others.", _STRAGGLER_FIELDS),
     Event(STRAGGLER_OVER, "training/telemetry/recorder.py", "It does so no longer.", _STRAGGLER_FIELDS),
     Event(DATA_TROUBLE, "training/compose.py", "The cache of chunks met something that it got around.", {
@@ -123,7 +158,13 @@ EVENTS = (
         "seconds": "Since the stop request reached this rank.",
     }),
     Event(EXPORTED, "training/artifacts.py", "The weights are written.", {"folder": "In the run directory."}),
-    Event(SAMPLED, "training/artifacts.py", "The sample is written.", {"file": "In the run directory."}),
+    Event(SAMPLING, "training/telemetry/telemetry.py", "A checkpoint writes a text.", {"step": _STEP}),
+    Event(SAMPLED, "training/telemetry/telemetry.py", "The text is written.", {
+        "step": _STEP, "text": "With its beginning.",
+    }),
+    Event(NOT_SAMPLED, "training/telemetry/telemetry.py", "There is no text; training goes on.", {
+        "step": _STEP, "message": _MESSAGE,
+    }),
     Event(FINISHED, "training/worker.py", "All is written; only the outcome follows.", {
         "step": _STEP, "seconds": "Of the attempt by phase, as [metrics](metrics.md) name them.",
     }),

@@ -82,7 +82,6 @@ class Ledger:
         self.by_attempt: dict[int, dict[str, float]] = {}
         self.reached = 0
         self._attempt: int | None = None
-        self._before = 0  # the highest step of earlier attempts
         self._reported: dict[str, float] = {}  # phases of this attempt so far
         self._stepped = False
 
@@ -103,15 +102,14 @@ class Ledger:
         self._attempt = None
         self.spend(created, waited)
         self._attempt = attempt
-        self._before = self.reached
         self._reported = {}
         self._stepped = False
         self.by_attempt.setdefault(attempt, {})
 
     def row(self, row: Mapping[str, Any]) -> bool:
-        """Adds a finished step. Returns True if an earlier attempt had done it already."""
+        """Adds a finished step. Returns True if it had been done already, by an earlier attempt or before a rewind."""
         step = int(row["step"])
-        again = step <= self._before
+        again = step <= self.reached
         self.reached = max(self.reached, step)
         phases = row.get("phases")
         if phases is None:  # written before rows held them

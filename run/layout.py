@@ -43,8 +43,10 @@ CHECKPOINTS = "checkpoints"
 LATEST = f"{CHECKPOINTS}/latest.json"
 WAITING = f"{SUBMISSIONS}/waiting.json"
 BAD_NODES = f"{SUBMISSIONS}/bad_nodes.json"
-STEPS = "steps"  # the two kinds of rows
+STEPS = "steps"  # the kinds of rows
 VALIDATION = "validation"
+TASKS = "tasks"
+SAMPLES = "samples"
 EVENTS = "events"
 
 _JSON = ".json"
@@ -183,7 +185,7 @@ JOB_CODE = "code"  # in the same folder
 
 # -- rows ------------------------------------------------------------------------------------------------------------
 def rows_prefix(kind: str, attempt: int) -> str:
-    """Returns the prefix of the files in `METRICS` that hold the rows of an attempt. `kind`: STEPS or VALIDATION."""
+    """Returns the prefix of the files in `METRICS` that hold rows of an attempt. `kind`: one of those above."""
     return f"{kind}-{attempt:04d}"
 
 
@@ -294,6 +296,10 @@ ENTRIES = (
     Entry(f"{METRICS}/steps-NNNN.jsonl", "rank 0", "every step", "One [row](run-directory.md#steprow) per step."),
     Entry(f"{METRICS}/validation-NNNN.jsonl", "rank 0", "every validation", "One "
           "[row](run-directory.md#validationrow) per validation."),
+    Entry(f"{METRICS}/tasks-NNNN.jsonl", "rank 0", "when tasks are done, if the recipe asks", "One "
+          "[row](run-directory.md#taskspoint) per checkpoint that was asked."),
+    Entry(f"{METRICS}/samples-NNNN.jsonl", "rank 0", "when a text is written, if the recipe asks", "One "
+          "[row](run-directory.md#samplerow) per text."),
     Entry(f"{METRICS}/tracker-NAME.json", "rank 0", "now and then, if the recipe asks for that tracker", "The last "
           "`step` that a tracker has been given."),
     Entry(f"{CHECKPOINTS}/step-NNNNNNNN/NNNN-rank-NNNNN.safetensors", "worker", "during a save", "The shards of one "

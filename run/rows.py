@@ -1,4 +1,4 @@
-"""Rows of steps and validations, one JSON object per line: their schema, and how a file of them is read.
+"""Rows of steps, validations and tasks, one JSON object per line: their schema, and how a file of them is read.
 
 Readers take rows as mappings: a row may be of an older version, and hold less.
 """
@@ -31,9 +31,14 @@ class StepRow(Means):
     """A line of metrics/steps-NNNN.jsonl: one optimizer step, its means over the global batch."""
 
     step: int = Field(ge=1, description="Finished optimizer steps.")
-    grad_norm: float = Field(description="Global norm of the gradient, before clipping.")
+    grad_norm: float | None = Field(
+        description="Global norm of the gradient, before clipping; null of a step that was skipped."
+    )
     lr: float = Field(description="Learning rate of this step.")
     tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
+    source_tokens: dict[str, int] | None = Field(
+        default=None, description="Of a mixture: those tokens by the source they are of, in the order of data.mixture."
+    )
     labels: int | None = Field(
         default=None, description="Tokens of this step that have a label; fewer than all where prompts have none."
     )
@@ -60,6 +65,47 @@ class ValidationRow(Means):
     time: float = Field(description="Time of the end, in Unix seconds.")
 
 
+class TaskScore(BaseModel):
+    """One figure of one task, as lm-evaluation-harness names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = Field(description="Task or group.")
+    metric: str = Field(description="Such as acc or exact_match.")
+    filter: str = Field(description="How answers were read; none where they were taken as they are.")
+    value: float | None = Field(description="The figure; null where there is none.")
+    stderr: float | None = Field(description="Its standard error.")
+    n_shot: int | None = Field(description="Answered samples before each.")
+    n_samples: int | None = Field(description="Samples that were asked.")
+    version: str | None = Field(description="Of the task.")
+
+
+class TasksPoint(BaseModel):
+    """A line of metrics/tasks-NNNN.jsonl: one checkpoint that was asked tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = Field(ge=1, description="Finished optimizer steps.")
+    scores: list[TaskScore] = Field(description="Every figure of every task.")
+    weights: str = Field(description="Digest of the weights, as `launch evaluate` gives it.")
+    seconds: float = Field(description="For which it took.")
+    attempt: int = Field(description="Attempt that asked.")
+    time: float = Field(description="Time of the end, in Unix seconds.")
+
+
+class SampleRow(BaseModel):
+    """A line of metrics/samples-NNNN.jsonl: a text that a checkpoint has written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = Field(ge=1, description="Finished optimizer steps.")
+    prompt: str = Field(description="How it began.")
+    text: str = Field(description="How it went on.")
+    seconds: float = Field(description="For which it took.")
+    attempt: int = Field(description="Attempt that wrote it.")
+    time: float = Field(description="Time of the end, in Unix seconds.")
+
+
 SPEED_ROWS = 20  # steps over which speed is averaged
 PACE_ROWS = 100  # and the time of a step, in which saves and validations come and go
 NUMBERS = ("step", "loss", "attempt", "time")
@@ -68,6 +114,32 @@ NUMBERS = ("step", "loss", "attempt", "time")
 def is_row(row: JsonObject) -> bool:
     """Returns True for a step or a validation of any version; False for a line that lost what readers rely on."""
     return isinstance(row.get("step"), int) and all(isinstance(row.get(name), int | float) for name in NUMBERS)
+
+
+def is_tasks_point(row: JsonObject) -> bool:
+    """The same of a line about tasks."""
+    scores = row.get("scores")
+    return isinstance(row.get("step"), int) and isinstance(scores, list) and all(map(_is_score, scores))
+
+
+def is_sample(row: JsonObject) -> bool:
+    """The same of a line with a text."""
+    return isinstance(row.get("step"), int) and isinstance(row.get("text"), str)
+
+
+def _is_score(score: object) -> bool:
+    return isinstance(score, dict) and all(isinstance(score.get(key), str) for key in ("task", "metric", "filter"))
+
+
+def score_name(score: JsonObject) -> str:
+    """Of a figure, where it stands among others: task/metric, and how answers were read where there is a choice."""
+    name = f"{score['task']}/{score['metric']}"
+    return name if score["filter"] == "none" else f"{name}/{score['filter']}"
+
+
+def values_of(scores: Sequence[JsonObject]) -> dict[str, float]:
+    """Figures by their names, without those that have no value."""
+    return {score_name(score): float(score["value"]) for score in scores if score.get("value") is not None}
 
 
 @dataclass(frozen=True)

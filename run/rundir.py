@@ -25,10 +25,10 @@ from pydantic import BaseModel, ValidationError
 
 from launchyard.host.periodic import PeriodicTask
 from launchyard.run import layout
-from launchyard.run.events import PROCESS_STARTED, STARTED, is_event
+from launchyard.run.events import PROCESS_STARTED, REWOUND, STARTED, UPDATE_SKIPPED, is_event
 from launchyard.run.layout import BAD_NODES, LOG_PART_BYTES, WAITING, log_part
 from launchyard.run.records import BadNode, BadNodes, Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import is_row
+from launchyard.run.rows import is_row, is_sample, is_tasks_point
 from launchyard.storage import damage, files, retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
@@ -203,6 +203,14 @@ class RunDir:
     def accepted(self, number: int, job_id: str) -> None:
         self.write_json(layout.accepted(number), {"job_id": job_id})
 
+    def unanswered(self) -> int | None:
+        """The newest submission, if it is not known whether a scheduler has accepted it: its launcher was killed."""
+        found = [layout.submission_number(name) for name in self.listdir(layout.SUBMISSIONS)]
+        number = max((number for number in found if number is not None), default=None)
+        if number is None or number in self._accepted() or self.find_json(layout.submission(number)) is None:
+            return None
+        return number
+
     def newest_submission(self) -> Submission | None:
         """The last one that a scheduler has accepted."""
         found = (self._accepted_submission(number) for number in reversed(self._accepted()))
@@ -362,25 +370,32 @@ class RunDir:
 
     # -- rows ----------------------------------------------------------------------------------------------------
     def rows(self, kind: str) -> Iterator[JsonObject]:
-        """The surviving rows of `steps` or `validation`, one per step, in order.
+        """The surviving rows of a kind, one per step, in order.
 
-        An attempt that resumed at step s replaces the rows of earlier attempts after s.
+        An attempt that resumed at step s replaces the rows of earlier attempts after s; so does one that goes back.
         """
         surviving: dict[int, JsonObject] = {}
         names = self.listdir(layout.METRICS)
-        for number, start in self.starts().items():
-            surviving = {step: row for step, row in surviving.items() if step <= start}
-            surviving.update((int(row["step"]), row) for row in self._rows_in(names, kind, number))
+        for number in self.attempts():
+            found = self.events(number)
+            if (start := self._start_of(number, found)) is None:
+                continue
+            back = [(float(event["time"]), int(event["step"])) for event in found if event["event"] == REWOUND]
+            first = min([start, *(step for _, step in back)])
+            surviving = {step: row for step, row in surviving.items() if step <= first}
+            rows = _not_taken_back(self._rows_in(names, kind, number), back)
+            surviving.update((int(row["step"]), row) for row in rows)
         yield from (surviving[step] for step in sorted(surviving))
 
     def attempt_rows(self, kind: str, attempt: int) -> Iterator[JsonObject]:
-        """All rows of `steps` or `validation` that one attempt wrote, also those that did not survive."""
+        """All rows of a kind that one attempt wrote, also those that did not survive."""
         yield from self._rows_in(self.listdir(layout.METRICS), kind, attempt)
 
     def _rows_in(self, names: list[str], kind: str, attempt: int) -> Iterator[JsonObject]:
+        is_valid = {layout.TASKS: is_tasks_point, layout.SAMPLES: is_sample}.get(kind, is_row)
         for name in names:
             if layout.is_grown(name, layout.rows_prefix(kind, attempt)):
-                yield from self._lines_of(f"{layout.METRICS}/{name}", is_row)
+                yield from self._lines_of(f"{layout.METRICS}/{name}", is_valid)
 
     def _lines_of(self, name: str, is_valid: Callable[[JsonObject], bool]) -> list[JsonObject]:
         """The lines of a log; damage is reported and skipped."""
@@ -412,7 +427,10 @@ class RunDir:
 
         Where the event is damaged, its first row tells.
         """
-        for event in self.events(attempt):
+        return self._start_of(attempt, self.events(attempt))
+
+    def _start_of(self, attempt: int, found: list[JsonObject]) -> int | None:
+        for event in found:
             if event["event"] == STARTED:
                 return int(event["step"])
         first = next(self.attempt_rows(layout.STEPS, attempt), None)
@@ -445,3 +463,20 @@ class RunDir:
 
     def clear_stop(self) -> None:
         self.clear(layout.STOP)
+
+
+def _not_taken_back(rows: Iterator[JsonObject], back: list[tuple[float, int]]) -> Iterator[JsonObject]:
+    """Without those that an attempt had written before it went back to an earlier step. back: when, and to which."""
+    for row in rows:
+        if not any(float(row["time"]) <= when and int(row["step"]) > step for when, step in back):
+            yield row
+
+
+def left_out_steps(run: RunDir) -> Iterator[int]:
+    """Steps, counted from 1, that made no update and have no row: left out, or gone back over."""
+    for attempt in run.attempts():
+        for event in run.events(attempt):
+            if event["event"] == UPDATE_SKIPPED:
+                yield int(event["step"])
+            elif event["event"] == REWOUND:
+                yield from range(int(event["step"]) + 1, int(event.get("at", 0)) + 1)

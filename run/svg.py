@@ -269,6 +269,25 @@ def stack(parts: Sequence[tuple[str, float, str]], *, label: str, width: float =
     return "".join([*drawn, "</svg>"])
 
 
+def columns(parts: Sequence[tuple[str, float]], *, label: str, width: float = WIDTH, height: float = 200.0) -> str:
+    """A column for each (name, amount), from the left; empty if there is nothing."""
+    most = max((amount for _, amount in parts), default=0)
+    if most <= 0:
+        return ""
+    drawn = [_open(width, height, label)]
+    step = width / len(parts)
+    room = height - 20  # above the names
+    for number, (name, amount) in enumerate(parts):
+        tall = amount / most * room
+        drawn.append(
+            f'<rect class="bar" style="color:var(--c0)" x="{number * step + 1:.2f}" y="{room - tall:.2f}" '
+            f'width="{step - 2:.2f}" height="{tall:.2f}"><title>{escape(name)}: {amount:,.0f}</title></rect>'
+            f'<text class="tick" x="{(number + 0.5) * step:.1f}" y="{height - 5:g}" text-anchor="middle">'
+            f"{escape(name)}</text>"
+        )
+    return "".join([*drawn, "</svg>"])
+
+
 def _open(width: float, height: float, label: str) -> str:
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '

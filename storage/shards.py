@@ -83,7 +83,7 @@ class Manifest(BaseModel):
     attempt: int = Field(description="Attempt that committed it.")
     run_id: str = Field(default="", description="Of its run; empty in those of older versions.")
     world_size: int = Field(description="Ranks that wrote it; any number reads it.")
-    kind: Literal["permanent", "temporary"] = Field(description="May a newer checkpoint replace it?")
+    kind: Literal["permanent", "temporary", "best"] = Field(description="May a newer checkpoint replace it?")
     created: float = Field(description="Start of the save.")
     train_state: dict[str, Any] = Field(description="State besides tensors: step, tokens_seen …")
     model: dict[str, Any] = Field(description="ModelConfig as JSON.")

@@ -145,6 +145,12 @@ def test_the_family_of_the_guide_is_the_one_in_the_zoo() -> None:
         assert lines in (ROOT / path).read_text(), f"{path} has no {lines}"
 
 
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_tests_that_are_named_are_there(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", path.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
+
+
 def test_exit_codes_are_told() -> None:
     text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
@@ -168,7 +174,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
 # and the tests of each command do these.
 NOT_HERE = re.compile(
     r"launch (monitor|serve|chat|stop|cancel|drill|resume|logs -f|sandbox|"
-    r".*(HuggingFaceTB|--gpus-per-node|sandbox-s3|s3://|mysite|myray|sandbox-ray|sandbox-slurm|questions.jsonl|my-task.yaml))\b"
+    r".*(HuggingFaceTB|--gpus-per-node|sandbox-s3|s3://|mysite|myray|sandbox-ray|sandbox-slurm|questions.jsonl|my-task.yaml|SWEEP))\b"
 )
 TINY = (
     "model.dim=32 model.n_layers=1 model.n_heads=2 model.ffn_dim=64 data.seq_len=16 train.max_steps=2 train.device=cpu"
@@ -222,6 +228,8 @@ def lines_to_type(path: Path) -> list[str]:
 
 
 def launches(line: str) -> bool:
+    if line.split()[1] == "sweep":
+        return True
     context = generate.root_command().make_context("launch", [], resilient_parsing=True)
     return generate.root_command().get_command(context, line.split()[1]) is None
 

@@ -1,10 +1,10 @@
-"""Results that a run writes when its training has ended: the loss curve, the weights and a sample of text."""
+"""Results that a run writes when its training has ended: the loss curve and the weights."""
 
 from __future__ import annotations
 
 from launchyard.run.checkpoints import newest_checkpoint
-from launchyard.run.events import EXPORTED, SAMPLED
-from launchyard.run.layout import LOSS_CURVE, SAMPLE, STEPS, TOKENIZER_FOLDER, VALIDATION, WEIGHTS
+from launchyard.run.events import EXPORTED
+from launchyard.run.layout import LOSS_CURVE, STEPS, TOKENIZER_FOLDER, VALIDATION, WEIGHTS
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import loss_svg
 from launchyard.training.recipe import Recipe
@@ -13,16 +13,13 @@ from launchyard.training.telemetry.events import OnEvent
 
 
 def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bool, on_event: OnEvent) -> None:
-    """Rank 0 only. The curve always; weights and sample when the run has completed and the recipe asks for them."""
+    """Rank 0 only. The curve always; the weights when the run has completed and the recipe asks for them."""
     draw_curve(run, workload.name)
     if not completed:
         return
     if recipe.checkpoint.export:
         export_weights(run)
         on_event(EXPORTED, folder=WEIGHTS)
-    if recipe.validation.sample is not None:
-        run.write_text(SAMPLE, write_sample(run, recipe))
-        on_event(SAMPLED, file=SAMPLE)
 
 
 def draw_curve(run: RunDir, name: str) -> None:
@@ -39,23 +36,6 @@ def export_weights(run: RunDir) -> None:
 
     config, weights = open_weights(_newest(run))
     save_hf(weights, config, run.path(WEIGHTS), companions=read_companions(run.path(TOKENIZER_FOLDER)))
-
-
-def write_sample(run: RunDir, recipe: Recipe) -> str:
-    """A text of the model, from the newest checkpoint, on the CPU."""
-    from launchyard.model.weights.load import load
-
-    sample = recipe.validation.sample
-    assert sample is not None
-    model = load(_newest(run), device="cpu")
-    text = model.generate(
-        sample.prompt,
-        max_new_tokens=sample.max_new_tokens,
-        temperature=sample.temperature,
-        top_k=sample.top_k,
-        seed=recipe.train.seed,
-    )
-    return f"{sample.prompt}{text}\n"
 
 
 def _newest(run: RunDir) -> str:

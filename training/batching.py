@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.ramp import ramped, ramped_sum, steps_to_sum
-from launchyard.training.sections.train import TrainConfig
+from launchyard.training.sections.train import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The division of one optimizer step. Sizes count sequences."""
+    """The division of one optimizer step. Sizes count sequences; world_size counts those that take a share."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -78,6 +79,11 @@ def _steps_of(train: TrainConfig, amount: float, per_sequence: int = 1) -> int:
     return steps_to_sum(train.batch_size_ramp, math.ceil(amount / per_sequence), train.global_batch_size)
 
 
+def shares_of(parallel: ParallelConfig) -> int:
+    """Workers that take the same share of a batch."""
+    return parallel.tp * parallel.cp
+
+
 def count_samples(n_tokens: int, seq_len: int) -> int:
     """Sequences in a stream of tokens; the last may be short, none is dropped."""
     return max(0, math.ceil((n_tokens - 1) / seq_len))
@@ -88,6 +94,21 @@ def samples_of(source: TokenSource, seq_len: int) -> int:
     if source.instruct is None:
         return count_samples(source.n_tokens, seq_len)
     return source.instruct.packs[0]
+
+
+def shares_over(data: DataSpec, recipe: Recipe, steps: int) -> tuple[float, ...]:
+    """Of all samples in the first `steps` steps, how many come from each source; their sum is 1."""
+    stages = recipe.data.mixture_schedule or []
+    begins = [stage.from_step for stage in stages if stage.from_step < steps]
+    if not begins:
+        return data.shares
+    ends = [sequences_before(recipe.train, step) for step in (0, *begins, steps)]
+    lengths = [end - begin for begin, end in pairwise(ends)]
+    weights = [[source.weight for source in data.train], *(stage.weights for stage in stages)]
+    read = [0.0] * len(data.train)
+    for length, row in zip(lengths, weights, strict=False):
+        read = [sofar + length * weight / sum(row) for sofar, weight in zip(read, row, strict=True)]
+    return tuple(one / ends[-1] for one in read)
 
 
 def count_steps(recipe: Recipe, data: DataSpec) -> int:
@@ -128,8 +149,23 @@ class Context:
     @property
     def share(self) -> int:
         """Sequences of each global batch that this worker takes, where no ramp makes it smaller."""
-        return self.sizes.global_batch_size // self.world.world_size
+        return self.sizes.global_batch_size // self.sizes.world_size
 
     def first_slot(self, step: int) -> int:
         """Of this worker's slots in the global batch of a step."""
-        return self.world.rank * (sequences_in(self.recipe.train, step) // self.world.world_size)
+        return self.data_rank * (sequences_in(self.recipe.train, step) // self.sizes.world_size)
+
+    def sequence_cuts(self, step: int) -> int:
+        """Into how many a sequence is cut in a step, where a ramp has shorter ones."""
+        data = self.recipe.data
+        return data.seq_len // ramped(data.seq_len_ramp, step, data.seq_len)
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the shares: workers that share matrices or sequences are neighbours, and take the same one."""
+        return self.world.rank // shares_of(self.recipe.parallel)
+
+    @property
+    def counts_data(self) -> bool:
+        """True for one of the workers that take the same share."""
+        return self.world.rank % shares_of(self.recipe.parallel) == 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapt.attach import attach
 from launchyard.model.adapt.codes import encode, rounded
+from launchyard.model.adapt.dropout import add_dropout
 from launchyard.model.adapt.forms import SCALES, Form, form_of, scales_name
 from launchyard.model.adapt.quantized import quantise
 from launchyard.model.adapt.tokens import tie_head
@@ -24,7 +25,21 @@ from launchyard.model.layout import MAGNITUDE, adapter_shapes, parameter_shapes,
 from launchyard.model.network.init import adapter_rows, initial_rows
 from launchyard.model.network.mlp import MixtureOfExperts
 from launchyard.model.network.transformer import Transformer
-from launchyard.training.parallel import clean_name, local, make_mesh, needs_sharding, parallelize, shard_extent
+from launchyard.model.parallel.spans import span_over
+from launchyard.model.parallel.trained import SharedTransformer
+from launchyard.model.precision import PRECISIONS
+from launchyard.training.batching import Context, sequences_in
+from launchyard.training.parallel import (
+    clean_name,
+    local,
+    make_mesh,
+    needs_sharding,
+    parallelize,
+    place_in_model,
+    span_ranks,
+    tensor_ranks,
+    torch_type,
+)
 from launchyard.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,29 +59,46 @@ def build_model(
     layout = parameters(config, adapter)
     adapter = adapter or Adapter()
     form = form_of(adapter)
-    sharded = needs_sharding(recipe.train, world_size, adapter)
-    compute = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    later = form is not None or sharded or (compute != torch.float32 and adapter.kind != "none")
+    sharded = needs_sharding(recipe, world_size, adapter)
+    types = PRECISIONS[recipe.train.precision]
+    stored = torch_type(types.stored)
+    compute = torch_type(types.computed)
+    by_adapter = form is not None or (compute != torch.float32 and adapter.kind != "none")
+    later = by_adapter or sharded or stored != torch.float32
+    mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
+    sharing = tensor_ranks(mesh)
     with torch.device("meta" if later else device):  # whole weights take memory only where they stay whole
-        model: nn.Module = Transformer(config)
+        model: nn.Module = Transformer(config) if sharing is None else SharedTransformer(config, sharing)
         if form is not None:
             quantise(model, [name for name in parameter_shapes(config) if layout[name].is_bytes], form)
         model.moment = attach(model, config, adapter)
         model.moment.seed = recipe.train.seed
+    spanning = span_ranks(recipe.parallel, world_size, device)
+    if spanning is not None:
+        span_over(model, spanning)
+    add_dropout(model, recipe.train.dropout, model.moment)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layout[name].trained)
-        if not (layout[name].trained or layout[name].is_bytes or stays_fp32(name)) and later:
-            parameter.data = parameter.data.to(compute)  # it never changes, so this is what it is computed with anyway
-    mesh = make_mesh(recipe.parallel, world_size, device) if sharded else None
+        if later and not (layout[name].is_bytes or stays_fp32(name)):
+            # A frozen one never changes, so it has the type that it is computed with anyway.
+            parameter.data = parameter.data.to(stored if layout[name].trained else compute)
     parallelize(model, parallel=recipe.parallel, precision=recipe.train.precision, mesh=mesh)
     if later:
-        model.to_empty(device=device)
+        _make_room(model, device, on_cpu=recipe.parallel.cpu_offload)
         if config.tie_embeddings:  # to_empty gives each name its own storage
             tie_head(model.embed, model.lm_head)
     balance_experts(model, recipe)
     if fill:
         fill_weights(model, config, recipe, adapter=adapter)
     return model
+
+
+def _make_room(model: nn.Module, device: torch.device, *, on_cpu: bool) -> None:
+    """Memory for weights; with on_cpu those that are whole on every rank alone are where the products are."""
+    model.to_empty(device="cpu" if on_cpu else device)
+    for name, parameter in model.named_parameters() if on_cpu else ():
+        if stays_fp32(name):
+            parameter.data = parameter.data.to(device)
 
 
 def balance_experts(model: nn.Module, recipe: Recipe, sequences: int | None = None) -> None:
@@ -78,6 +110,13 @@ def balance_experts(model: nn.Module, recipe: Recipe, sequences: int | None = No
     layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     for layer in layers:
         layer.balance_weight = recipe.train.load_balancing_loss / (len(layers) * sequences)
+
+
+def ramp_balance(context: Context, model: nn.Module, step: int) -> None:
+    """The loss that balances experts is a mean over sequences, whose number a ramp changes."""
+    recipe = context.recipe
+    if recipe.train.load_balancing_loss and (recipe.train.batch_size_ramp or recipe.data.seq_len_ramp):
+        balance_experts(model, recipe, sequences_in(recipe.train, step) * context.sequence_cuts(step))
 
 
 @torch.no_grad()
@@ -101,15 +140,19 @@ def fill_weights(
     wanted: dict[str, range] = {}
     added: dict[str, range] = {}
     parts: dict[str, Tensor] = {}
+    corners: dict[str, tuple[int, ...]] = {}
     for raw_name, parameter in model.named_parameters():
         if only_frozen and parameter.requires_grad:
             continue
         name = clean_name(raw_name)
-        offsets, sizes = shard_extent(parameter)
         parts[name] = local(parameter)
+        _, offsets = place_in_model(model, name, parameter)
+        corners[name] = offsets
         if not name.endswith(SCALES):  # which come with their codes
-            (added if name in of_adapter else wanted)[name] = range(offsets[0], offsets[0] + sizes[0])
+            (added if name in of_adapter else wanted)[name] = range(offsets[0], offsets[0] + len(parts[name]))
     for name, rows in _first_rows(config, recipe, wanted, on_progress):
+        for axis in range(1, rows.ndim if form is None else 0):
+            rows = rows.narrow(axis, corners[name][axis], parts[name].shape[axis])
         _place(parts, name, rows, form)
     for name, place in added.items():
         if not name.endswith(MAGNITUDE):  # which come with their matrices

@@ -6,20 +6,23 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import frozen_names
+from launchyard.model.precision import PRECISIONS
 from launchyard.run import events
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.training.batching import count_steps, cut_batch
+from launchyard.training.batching import count_steps, cut_batch, shares_of
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
+from launchyard.training.sections.stability import StabilityConfig
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
@@ -32,9 +35,21 @@ if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.stability.guard import Guard
+    from launchyard.training.telemetry.telemetry import Telemetry
+    from launchyard.training.validation.asking import Point
 
 
-DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule"}
+DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule", "stability"}
+# Keys of `train` that are younger than the first hashes, with their defaults.
+NEWER = {
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "max_grad_value": None,
+    "ema_decay": None,
+    "bf16_rounding": None,
+}
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -49,10 +64,17 @@ def recipe_hash(recipe: Recipe) -> str:
             deciding[section].pop(key)
     if recipe.schedule.by == "steps":
         deciding["schedule"].pop("by")
+    for key, default in NEWER.items():  # as the hash of recipes that are older than the key
+        if deciding["train"][key] == default:
+            deciding["train"].pop(key)
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
     if recipe.preference is None:
         deciding.pop("preference")
+    if recipe.stability == StabilityConfig():
+        deciding.pop("stability")
+    if recipe.data.mixture_schedule is None:
+        deciding["data"].pop("mixture_schedule")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -73,14 +95,14 @@ def compose(
         world=world,
         recipe=recipe,
         workload=workload,
-        sizes=cut_batch(recipe.train, world.world_size),
+        sizes=cut_batch(recipe.train, world.world_size // shares_of(recipe.parallel)),
         max_steps=count_steps(recipe, workload.data),
         device=choose_device(recipe, world),
     )
     if world.is_main:
         check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
-    sharded = needs_sharding(recipe.train, world.world_size, workload.adapter)
+    sharded = needs_sharding(recipe, world.world_size, workload.adapter)
     if sharded:
         connect(world, context.device)
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
@@ -91,16 +113,45 @@ def compose(
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, choose_objective(recipe)), resumed
+    checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
+    points = list(open_points(run, context, telemetry, start_step=learner.state.step))
+    guard = open_guard(context, learner, data, telemetry)
+    objective = choose_objective(recipe)
+    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard), resumed
+
+
+def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
+    """What the recipe has checkpoints asked."""
+    from launchyard.training.validation.samples import open_sample_point
+    from launchyard.training.validation.tasks import open_task_point
+
+    config = context.recipe.validation
+    if config.tasks:
+        yield open_task_point(run, context.world, config, telemetry, step=start_step)
+    if config.sample is not None:
+        yield open_sample_point(run, context.world, config.sample, seed=context.recipe.train.seed, step=start_step)
+
+
+def open_guard(context: Context, learner: Learner, data: Data, telemetry: Telemetry) -> Guard | None:
+    """The judge of updates; None where the recipe wants none, and no step waits for its numbers."""
+    from launchyard.training.loop import named_samples
+    from launchyard.training.stability.guard import Guard
+
+    if not context.recipe.stability.acts:
+        return None
+    return Guard(
+        context.recipe.stability, learner.state, telemetry, lambda step: named_samples(context, data, step - 1)
+    )
 
 
 def choose_objective(recipe: Recipe) -> Objective:
     """What the steps make smaller: of pairs their preference, of anything else the loss of the next token."""
+    from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
     from launchyard.training.objectives.preference import PreferenceLoss
 
     if recipe.data.kind != "preference":
-        return NextToken()
+        return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
     wanted = recipe.preference or PreferenceConfig()
     is_simpo = wanted.loss == "simpo"
     return PreferenceLoss(
@@ -135,7 +186,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         run_id=workload.run_id,
         base=base_of(recipe, workload) if frozen else {},
     )
-    return Checkpointer(
+    checkpointer = Checkpointer(
         run,
         context.world,
         identity,
@@ -145,6 +196,8 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         before_commit=before_commit,
         rows=rows.entries,
     )
+    checkpointer.cleaner.reach = recipe.stability.reach
+    return checkpointer
 
 
 def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
@@ -159,8 +212,9 @@ def base_of(recipe: Recipe, workload: Workload) -> JsonObject:
         return base
     form = form_of(workload.adapter)
     adapter = workload.adapter.model_dump(mode="json", exclude_defaults=True)
-    if recipe.train.precision == "bf16":
-        base["frozen_dtype"] = "BF16"
+    computed = PRECISIONS[recipe.train.precision].computed
+    if computed != "float32":
+        base["frozen_dtype"] = {"bfloat16": "BF16", "float16": "F16", "float64": "F64"}[computed]
     return base | {"adapter": adapter} | ({} if form is None else {"quantize": form})
 
 
@@ -183,9 +237,10 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
 def load_learner(context: Context, checkpointer: Checkpointer, instruments: Instruments) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
-    from launchyard.training.checkpoint.state import TrainState, shards
+    from launchyard.training.checkpoint.state import TrainState, first_state, shards
     from launchyard.training.loop import Learner
-    from launchyard.training.optim.optimizers import make_optimizer
+    from launchyard.training.optim.averaged import with_average
+    from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe
     config = context.workload.model
@@ -194,13 +249,13 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
-    optimizer = make_optimizer(model, recipe.optimizer)
+    optimizer = with_average(open_optimizer(model, recipe), model, recipe.train.ema_decay)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
         optimizer.begin(resumed=False)
-        return Learner(model, optimizer, TrainState()), False
+        return Learner(model, optimizer, first_state(recipe.train.precision)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     optimizer.begin(resumed=True)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)

@@ -7,29 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import stays_fp32
-from launchyard.training.sections.train import ParallelConfig, TrainConfig
+from launchyard.model.parallel.spans import SpanRanks
+from launchyard.model.parallel.trained import SharedTransformer, TensorRanks
+from launchyard.model.precision import PRECISIONS, Precision
+from launchyard.training.recipe import Recipe
+from launchyard.training.sections.train import ParallelConfig
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def needs_sharding(train: TrainConfig, world_size: int, adapter: Adapter | None = None) -> bool:
-    """One worker in fp32 needs no FSDP. bf16 does even alone, for fp32 master weights, unless an adapter trains alone:
-    it is fp32 and casts itself."""
-    trains_alone = adapter is not None and adapter.keeps_base
-    return world_size > 1 or (train.precision != "fp32" and not trains_alone)
+def needs_sharding(recipe: Recipe, world_size: int, adapter: Adapter | None = None) -> bool:
+    """One worker in fp32 or fp64 needs no FSDP, unless its weights lie elsewhere. Others do even alone, for fp32 master
+    weights, unless an adapter trains alone: it is fp32 and casts itself. Gradients of bf16-true are summed over micro
+    batches in fp32."""
+    types = PRECISIONS[recipe.train.precision]
+    trains_alone = adapter is not None and adapter.keeps_base and types.stored == "float32"
+    return world_size > 1 or recipe.parallel.cpu_offload or (types.computed != types.kept and not trains_alone)
 
 
 def mesh_shape(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
-    """(dp_replicate, dp_shard) with -1 filled in; ValueError if they do not multiply to the world."""
+    """(dp_replicate, dp_shard) with -1 filled in; ValueError if they and tp do not multiply to the world."""
+    if world_size % parallel.tp:
+        raise ValueError(f"parallel.tp: {parallel.tp} workers cannot share a model among {world_size}")
+    if world_size % (parallel.tp * parallel.cp):
+        raise ValueError(f"parallel.cp: {parallel.cp} workers cannot share sequences among {world_size}")
+    world_size //= parallel.tp
+    if parallel.shard_level == 0:
+        return world_size, 1
     replicate = parallel.dp_replicate
     shard = parallel.dp_shard if parallel.dp_shard > 0 else world_size // replicate
     if replicate * shard != world_size:
@@ -43,17 +57,40 @@ def make_mesh(parallel: ParallelConfig, world_size: int, device: torch.device) -
     from torch.distributed.device_mesh import init_device_mesh
 
     replicate, shard = mesh_shape(parallel, world_size)
-    if replicate == 1:
-        return init_device_mesh(device.type, (shard,), mesh_dim_names=("dp_shard",))
-    return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+    sizes = {"dp_replicate": replicate, "dp_shard": shard, "tp": parallel.tp}
+    named = {name: size for name, size in sizes.items() if size > 1 or name == "dp_shard"}
+    return init_device_mesh(device.type, tuple(named.values()), mesh_dim_names=tuple(named))
 
 
-def checkpoint_activations(blocks: nn.ModuleList) -> None:
-    """Keep only the input of each block and compute the rest again in the backward."""
+def multiply_in_float8(blocks: nn.ModuleList) -> None:
+    """Every matrix of a block: inputs, weights and gradients in 8 bits, each with one scale, made for each product."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    convert_to_float8_training(blocks, config=Float8LinearConfig(pad_inner_dim=True))
+
+
+def checkpoint_activations(blocks: nn.ModuleList, kind: Literal["full", "op"] = "full", every: int = 1) -> None:
+    """Keep only the input of one block in `every`, and with `op` its products; the backward computes the rest again."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+    options: dict[str, object] = {"preserve_rng_state": False}
+    if kind == "op":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept_operations())
     for i, block in enumerate(blocks):
-        blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False)
+        if i % every == 0:
+            blocks[i] = checkpoint_wrapper(block, **options)
+
+
+def _kept_operations() -> list[object]:
+    """Products of weights, and fused attention. That of a family without a fused kernel is made again."""
+    import torch.nn.attention.varlen  # which makes its operation known
+
+    aten = torch.ops.aten
+    attention = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    fused = [getattr(aten, f"_scaled_dot_product_{name}").default for name in attention]
+    products = [aten.mm.default, aten.addmm.default, aten._scaled_mm.default, aten._grouped_mm.default]
+    return [*products, *fused, torch.ops.torch_attn._varlen_attn.default]
 
 
 def compile_blocks(blocks: nn.ModuleList) -> None:
@@ -62,32 +99,90 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
         block.compile()
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+def torch_type(name: str) -> torch.dtype:
+    """Of a name in model/precision.py."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, precision: Precision, parallel: ParallelConfig | None = None) -> None:
     """FSDP2 a block at a time, then the rest. Gradients are summed, not averaged: the loss is already divided
     by the number of valid tokens of the whole global batch."""
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
-    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+    parallel = parallel or ParallelConfig()
+    types = PRECISIONS[precision]
+    compute = torch_type(types.computed)
     # Activations have the right type from the table on; casting inputs would round the rotary tables, which are fp32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch_type(types.kept), cast_forward_inputs=False)
     whole = {parameter for name, parameter in model.named_parameters() if stays_fp32(name)}  # few, and none is trained
+    on_cpu = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if parallel.cpu_offload else OffloadPolicy()
+    cut = partial(fully_shard, mesh=mesh, mp_policy=policy, offload_policy=on_cpu, ignored_params=whole)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=whole)
+        cut(block, reshard_after_forward=parallel.shard_level != 2)
+    cut(model, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 
-def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: str, mesh: DeviceMesh | None) -> None:
+def parallelize(model: nn.Module, *, parallel: ParallelConfig, precision: Precision, mesh: DeviceMesh | None) -> None:
     """Apply the recipe's parallelism to a model on the meta device; without a mesh it stays whole."""
-    if parallel.activation_checkpointing == "full":
-        checkpoint_activations(model.blocks)
+    if precision == "fp8":
+        multiply_in_float8(model.blocks)
+    if parallel.activation_checkpointing != "none":
+        checkpoint_activations(model.blocks, parallel.activation_checkpointing, parallel.activation_checkpointing_every)
     if parallel.compile:
         compile_blocks(model.blocks)
     if mesh is not None:
-        shard(model, mesh, precision)
+        shard(model, _of_data(mesh), precision, parallel)
+
+
+def _of_data(mesh: DeviceMesh) -> DeviceMesh:
+    """The axes over which a batch is cut."""
+    names = mesh.mesh_dim_names or ()
+    if "tp" not in names:
+        return mesh
+    return mesh["dp_replicate", "dp_shard"] if "dp_replicate" in names else mesh["dp_shard"]
+
+
+def tensor_ranks(mesh: DeviceMesh | None) -> TensorRanks | None:
+    """This worker among those that share its matrices; None if it has them whole."""
+    if mesh is None or "tp" not in (mesh.mesh_dim_names or ()):
+        return None
+    return TensorRanks(mesh.get_local_rank("tp"), mesh["tp"].size(), mesh.get_group("tp"))
+
+
+def span_ranks(parallel: ParallelConfig, world_size: int, device: torch.device) -> SpanRanks | None:
+    """This worker among those that share its sequences; None if there are none. FSDP cuts weights over these, too."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if parallel.cp == 1:
+        return None
+    sizes = (world_size // (parallel.cp * parallel.tp), parallel.cp, parallel.tp)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("batch", "cp", "tp"))
+    return SpanRanks(mesh.get_local_rank("cp"), parallel.cp, mesh.get_group("cp"))
+
+
+def place_in_model(model: nn.Module, name: str, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(shape of the whole parameter, offsets of this rank's part in it), whichever ways it is cut."""
+    offsets, _ = shard_extent(tensor)
+    shape = tuple(tensor.shape)
+    cut = model.cuts[name] if isinstance(model, SharedTransformer) else None
+    if cut is None:
+        return shape, offsets
+    lengths = [*shape]
+    starts = [*offsets]
+    lengths[cut.axis] *= model.ranks.count
+    starts[cut.axis] += cut.places.start
+    return tuple(lengths), tuple(starts)
 
 
 def time_collectives(model: nn.Module, waits: Callable[[], AbstractContextManager[None]]) -> None:
@@ -132,6 +227,11 @@ def shard_extent(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (0,) * tensor.ndim, tuple(tensor.shape)
     (chunk,) = tensor.__create_chunk_list__()
     return tuple(chunk.offsets), tuple(chunk.sizes)
+
+
+def owns_part(model: nn.Module, name: str) -> bool:
+    """False on a rank that has a parameter whole as the first of those that share matrices with it has, too."""
+    return not isinstance(model, SharedTransformer) or model.cuts[name] is not None or model.ranks.rank == 0
 
 
 def replica(tensor: Tensor) -> tuple[int, int]:

@@ -19,12 +19,14 @@ from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
+from launchyard.training.sections.early_stopping import EarlyStoppingConfig
 from launchyard.training.sections.metrics import MetricsConfig
 from launchyard.training.sections.model import ModelSection
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.sections.resources import ResourcesConfig, WatchdogConfig
 from launchyard.training.sections.section import Section
+from launchyard.training.sections.stability import StabilityConfig
 from launchyard.training.sections.train import ParallelConfig, TrainConfig
 from launchyard.training.sections.validation import ValidationConfig
 
@@ -53,8 +55,10 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
+    stability: StabilityConfig = StabilityConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
 

@@ -9,6 +9,8 @@ from launchyard.model.config import ModelConfig
 from launchyard.run.layout import DATA_PLACE, PLAN
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import DamagedError
+from launchyard.storage.redact import redact
+from launchyard.training.recipe import Recipe
 from launchyard.training.sections.section import Section
 
 IGNORE_INDEX = -100
@@ -56,6 +58,20 @@ class DataSpec(Section):
     def shares(self) -> tuple[float, ...]:
         """Of all samples, how many come from each source of `train`; their sum is 1."""
         return tuple(source.weight / sum(other.weight for other in self.train) for source in self.train)
+
+
+def source_names(data: DataSpec, recipe: Recipe) -> list[str]:
+    """Names of the sources for people: those of the recipe, since a folder in the cache has only a digest.
+
+    No two are equal.
+    """
+    mixture = recipe.data.mixture or []
+    names = [redact(source.folder) for source in data.train]
+    if len(mixture) == len(data.train):
+        given = [[one.source] if isinstance(one.source, str) else one.source for one in mixture]
+        names = [redact(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") for paths in given]
+    counts = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, counts, strict=True)]
 
 
 class Storage(Section):

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from launchyard.model.adapt.noise import Moment
-from launchyard.training.data.micro_batch import MicroBatch
+from launchyard.model.parallel.spans import span_of
+from launchyard.model.parallel.trained import tensor_ranks_of
+from launchyard.training.data.micro_batch import MicroBatch, stretch_of
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import local
+from launchyard.training.parallel import clean_name, local, owns_part
+from launchyard.training.precision.loss_scale import ScaledObjective
 from launchyard.training.telemetry.phases import PhaseClock
 
 NEXT_TOKEN = NextToken()
@@ -41,11 +44,13 @@ def forward_backward(
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(number == len(micro_batches))
         _stand_for(model, batch)
+        batch = stretch_of(batch, span_of(model))
         values = objective(model, batch, scale)
         values[0].backward()
         total = values.detach() if total is None else total + values.detach()
     assert total is not None
-    return total
+    _sum_partial(model)
+    return objective.unscale(model, total) if isinstance(objective, ScaledObjective) else total
 
 
 def _stand_for(model: nn.Module, batch: MicroBatch) -> None:
@@ -73,26 +78,61 @@ def reduce_and_clip(
     values: Tensor,
     *,
     max_grad_norm: float | None,
+    max_grad_value: float | None = None,
     copies: int = 1,
     waits: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """(means of the global batch, global gradient norm before clipping), fp64, the same on every rank.
 
     values: this rank's parts of the means, (n,): the loss, and what is measured beside it. One collective for all,
-    inside `waits()`. `copies`: how many ranks hold the same part of each gradient (dp_replicate).
+    inside `waits()`. `copies`: how many ranks hold the same part of each gradient (dp_replicate). `max_grad_value`
+    bounds each number of it, after its norm was.
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    norm = torch.nn.utils.get_total_norm(nonempty) if nonempty else values.new_zeros(())
-    summed = torch.cat([values.double(), norm.double().square()[None] / copies])
+    mine = [local(p.grad) for name, p in _owned(model) if p.grad is not None and local(p.grad).numel()]
+    norm = _norm_of(mine) if mine else values.new_zeros(())
+    sharing = tensor_ranks_of(model)
+    counts = sharing is None or sharing.rank == 0
+    summed = torch.cat([values.double() * counts, norm.to(values.device).double().square()[None] / copies])
     with waits():
         sum_over_ranks(summed)
     means = summed[:-1]
     norm = summed[-1].sqrt()
     if max_grad_norm is not None and nonempty:
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(nonempty, factor.to(nonempty[0].dtype))
+        torch._foreach_mul_(nonempty, factor.to(nonempty[0]))
+    if max_grad_value is not None and nonempty:
+        torch._foreach_clamp_min_(nonempty, -max_grad_value)
+        torch._foreach_clamp_max_(nonempty, max_grad_value)
     return means, norm
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that no other of the ranks that share matrices counts."""
+    for name, parameter in model.named_parameters():
+        if owns_part(model, clean_name(name)):
+            yield name, parameter
+
+
+@torch.no_grad()
+def _sum_partial(model: nn.Module) -> None:
+    """Over ranks that share matrices: gradients of which each has made a part."""
+    sharing = tensor_ranks_of(model)
+    if sharing is None:
+        return
+    partial = {*model.partial_gradients()}
+    for name, parameter in model.named_parameters():
+        if clean_name(name) in partial and parameter.grad is not None:
+            own = local(parameter.grad)
+            own.copy_(sharing.summed(own))
+
+
+def _norm_of(grads: list[Tensor]) -> Tensor:
+    """Summed in fp32 where gradients have fewer bits."""
+    if grads[0].dtype != torch.bfloat16:
+        return torch.nn.utils.get_total_norm(grads)
+    return torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)).norm()
 
 
 @dataclass(frozen=True)
@@ -101,6 +141,21 @@ class StepTimes:
 
     clock: PhaseClock
     device: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+
+def overflowed(norm: Tensor) -> bool:
+    """True of a gradient that no update is made from; all ranks have the same norm, so they agree."""
+    return not bool(torch.isfinite(norm))
+
+
+@dataclass(frozen=True)
+class UpdateRules:
+    """What becomes of a gradient beside its norm. accepts: asked with a step's means and its norm, the same on all
+    ranks; False leaves weights and moments as they are. Whoever asks for a number there waits for the device."""
+
+    copies: int = 1  # of each part of a gradient, over ranks (dp_replicate)
+    max_grad_value: float | None = None
+    accepts: Callable[[Tensor, Tensor], bool] | None = None
 
 
 def train_step(
@@ -112,24 +167,37 @@ def train_step(
     number: int,
     lr: float,
     max_grad_norm: float | None,
-    copies: int = 1,
+    rules: UpdateRules | None = None,
     objective: Objective = NEXT_TOKEN,
     times: StepTimes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward, clip, update number 1, 2 …; on the device: (means of the global batch, gradient norm).
 
-    The means are of the loss and of the objective's figures, (1 + figures,).
+    The means are of the loss and of the objective's figures, (1 + figures,). A scaled objective leaves the weights as
+    they are where its gradient has overflowed.
     """
     times = times or StepTimes(PhaseClock())
+    rules = rules or UpdateRules()
     clock = times.clock
     clock.enter("forward_backward")
     with _during(model, number):
         values = forward_backward(model, micro_batches, n_parts=n_parts, objective=objective)
     clock.enter("optimizer")
-    means, norm = reduce_and_clip(model, values, max_grad_norm=max_grad_norm, copies=copies, waits=clock.waits)
+    means, norm = reduce_and_clip(
+        model,
+        values,
+        max_grad_norm=max_grad_norm,
+        max_grad_value=rules.max_grad_value,
+        copies=rules.copies,
+        waits=clock.waits,
+    )
     if times.device is not None:
         times.device[0].record()
-    optimizer.step(number, lr)
+    updates = not (isinstance(objective, ScaledObjective) and overflowed(norm))
+    if rules.accepts is not None and (updates or overflowed(means[0])):  # a loss that no other scale would help
+        updates = rules.accepts(means, norm) and updates
+    if updates:
+        optimizer.step(number, lr)
     if times.device is not None:
         times.device[1].record()
     optimizer.zero_grad()

@@ -62,7 +62,7 @@ LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and 
 LAST_WRITE_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
 ALERTED_ERRORS = {"NonFiniteError"}  # errors that an alert waits for
 ALERT_SCRAPE_SECONDS = 5.0  # and how long they wait for it
-FATAL_NAMES = {"NonFiniteError", "NoValidCheckpointError", "FencedError"}
+FATAL_NAMES = {"NonFiniteError", "UnstableError", "NoValidCheckpointError", "FencedError"}
 
 
 @dataclass
@@ -226,6 +226,7 @@ def sweep(cleaner: Cleaner, on_event: Events) -> None:
 def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:
     """Rank 0, with everything saved: curve, weights and sample, and last of all the outcome."""
     from launchyard.training.artifacts import finish_run
+    from launchyard.training.loop import early_end
 
     context = parts.context
     state = parts.learner.state
@@ -239,6 +240,8 @@ def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:
     loss = state.validation_loss
     detail = "" if loss is None else f", validation loss {loss:.4f}"
     done = f"{'all' if reason is None else 'stopped after'} {step} of {context.max_steps} steps"
+    if reason is None and (why := early_end(parts)) is not None:
+        done = f"ended early after {step} of {context.max_steps} steps, for {why}"
     if reason is not None and step == context.max_steps:
         detail = ", in the last validation"
     run.write_outcome(

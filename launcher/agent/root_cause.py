@@ -19,6 +19,7 @@ _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal
 _REASONS = {
     HUNG: "hung",
     "NonFiniteError": "non-finite",
+    "UnstableError": "unstable",
     "NoValidCheckpointError": "no checkpoint",
     "FencedError": "fenced",
     "OtherCodeError": OTHER_CODE,

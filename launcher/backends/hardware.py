@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ class HostFacts(BaseModel):
     gpus: tuple[Gpu, ...] = ()
     python: str
     cpu_bf16: bool = False
+    has_torchao: bool = False
     torchrun_flags: tuple[str, ...] = ()
     node_cpus: int | None = Field(default=None, description="Of a node, by its scheduler.")
     note: str = Field(default="", description="On that number, for people.")
@@ -89,6 +91,7 @@ def probe_host(*, gpus: bool = True) -> HostFacts:
         gpus=_ask_for_gpus() if gpus else (),
         python=sys.executable,
         cpu_bf16="amx_bf16" in _read("/proc/cpuinfo"),
+        has_torchao=find_spec("torchao") is not None,
         torchrun_flags=tuple(sorted(installed_flags())),
         logs=log_folder(),
     )

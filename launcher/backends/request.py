@@ -18,6 +18,16 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class After(Frozen):
+    """Jobs of a scheduler that have to be over before another one starts."""
+
+    success: str | None = Field(default=None, description="Has to end well: `after` of a recipe.")
+    end: str | None = Field(default=None, description="Has to end, however it does: the job before it in a sweep.")
+
+
+AFTER_NOTHING = After()
+
+
 class Ask(Frozen):
     """The needs of a run in a place."""
 
@@ -30,7 +40,7 @@ class Ask(Frozen):
     python: str = Field(description="Interpreter of the launcher.")
     logs: str = Field(description="Folder for jobs' own output where the run directory is remote.")
     time_limit: str | None = Field(default=None, description="Wall time of one attempt.")
-    after: str | None = Field(default=None, description="The scheduler's job that has to end well before.")
+    after: After = Field(default=AFTER_NOTHING, description="The scheduler's jobs that have to be over before.")
 
 
 class Request(BaseModel):

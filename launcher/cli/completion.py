@@ -136,6 +136,20 @@ def complete_run(_ctx: click.Context, _param: click.Parameter, incomplete: str) 
     return ids or [CompletionItem(incomplete, type="file")]
 
 
+def complete_sweep(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Candidates:
+    """Ids of the sweeps that are known here."""
+    from click.shell_completion import CompletionItem
+
+    from launchyard.launcher.sweep.record import known_sweeps
+
+    return [CompletionItem(known.sweep_id) for known in known_sweeps() if known.sweep_id.startswith(incomplete)]
+
+
+def complete_several(ctx: click.Context, param: click.Parameter, incomplete: str) -> Candidates:
+    """Sweeps and runs, for commands that take either."""
+    return [*complete_sweep(ctx, param, incomplete), *complete_run(ctx, param, incomplete)]
+
+
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> Candidates:
     """Runs, models of the hub in the local cache, and paths where none begins like that."""
     from click.shell_completion import CompletionItem

@@ -15,6 +15,7 @@ import click
 
 from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.cli.paths import path_or_url
+from launchyard.launcher.data.corpus_check import CorpusCheck, check_corpus, corpus_lines
 from launchyard.launcher.data.progress import preparing_line
 from launchyard.launcher.data.rows_shown import facts_of_rows, lengths_of, sample_rows
 from launchyard.launcher.format import duration, json_text, size
@@ -37,11 +38,15 @@ from launchyard.training.sections.data import DataConfig, DataKind
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.caches import Cached
+    from launchyard.training.data.check.findings import CorpusFindings
 
 LONG_ROWS = ("drop", "cut-prompt", "cut-answer")
 # Options of `launch prepare` for one kind of data, by their names in Python.
 OF_TEXT = ("text_key", "workers", "eos", "skip_invalid")
 OF_ROWS = ("seq_len", "too_long", "style", "template", "columns")
+# Those that mean nothing where nothing is written.
+OF_WRITING = ("out", "chunk_tokens", "workers", "skip_invalid", "too_long", "style", "template", "columns")
+OF_CHECK = ("against", "no_near", "page")
 TEXT_KEY = "text"
 
 
@@ -50,13 +55,14 @@ TEXT_KEY = "text"
 @click.option(
     "--tokenizer",
     type=path_or_url,
-    required=True,
     metavar="T",
     help="tokenizer.json, tokenizer.model, *.tiktoken, *.gguf, a folder or URL with one, or ORG/NAME.",
 )
-@click.option(
-    "--out", type=path_or_url, required=True, metavar="URL", help="Folder or URL to write; new, or unfinished before."
-)
+@click.option("--out", type=path_or_url, metavar="URL", help="Folder or URL to write; new, or unfinished before.")
+@click.option("--check", is_flag=True, help="Write nothing: report what is in the text, or in a prepared folder.")
+@click.option("--against", type=path_or_url, multiple=True, metavar="SOURCE", help="Check: text that is held out, too.")
+@click.option("--no-near", is_flag=True, help="Check: leave near duplicates out.")
+@click.option("--report", "page", type=path_or_url, metavar="FILE", help="Check: write the report as one HTML page.")
 @click.option("--validation", default=0.0, show_default=True, metavar="SHARE", help="Share of the text to hold out.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the hold-out.")
 @click.option("--chunk-tokens", type=int, metavar="N", help="Tokens a chunk; default: 33,554,432.")
@@ -71,19 +77,51 @@ TEXT_KEY = "text"
     show_default=True,
     help="tokens of text; rows of conversations (instruct); pairs of answers (preference).",
 )
-@click.option("--seq-len", type=click.IntRange(min=1), metavar="N", help="Rows: at most N + 1 tokens each; 1024.")
+@click.option(
+    "--seq-len",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows: at most N + 1 tokens each; 1024. Check: longer ones are counted.",
+)
 @click.option("--too-long", type=click.Choice(LONG_ROWS), help="Rows: what becomes of longer ones.")
 @click.option("--style", metavar="NAME", help="Rows: a prompt style; default: the tokenizer's chat template.")
 @click.option("--template", type=path_or_url, metavar="FILE", help="Rows: another chat template, in Jinja.")
 @click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Rows: a column by another name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
-def prepare(sources: tuple[str, ...], tokenizer: str, out: str, kind: DataKind, as_json: bool, **options: Any) -> None:
+def prepare(
+    sources: tuple[str, ...],
+    tokenizer: str | None,
+    out: str | None,
+    kind: DataKind,
+    check: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Turn text into chunks of tokens, or conversations or pairs of answers into rows of them.
 
     SOURCE is .txt, .md, .jsonl or .parquet, also .gz or .zst; or a folder, a glob or an fsspec URL of such. An
     interrupted preparation goes on when the same command is run again, and so does one that met invalid text after that
-    was mended.
+    was mended. With --check it reads all and writes nothing: rejects, duplicates, lengths, control tokens, overlap of
+    training and held-out text; SOURCE may be a prepared folder.
     """
+    of_check = {name: options.pop(name) for name in OF_CHECK}
+    if check:
+        with user_errors():
+            _refuse_writing({**options, "out": out})
+            asked = {name: options[name] for name in ("text_key", "validation", "seed", "eos", "seq_len")}
+            near = not of_check["no_near"]
+            wanted = CorpusCheck(kind=kind, tokenizer=tokenizer, against=of_check["against"], near=near, **asked)
+            found = check_corpus(list(sources), wanted)
+        if of_check["page"]:
+            _write_page(of_check["page"], found)
+        click.echo(json_text(found.to_json()) if as_json else "\n".join(corpus_lines(found)))
+        return
+    with user_errors():
+        _refuse_outside_check(of_check)
+    for flag, value in (("--tokenizer", tokenizer), ("--out", out)):
+        if value is None:
+            raise click.UsageError(f"Missing option '{flag}'.")
+    assert tokenizer is not None and out is not None
     with user_errors(), _prepare_errors():
         _check_options(kind, options)
         of_rows = {name: options.pop(name) for name in OF_ROWS}
@@ -105,6 +143,28 @@ def prepare(sources: tuple[str, ...], tokenizer: str, out: str, kind: DataKind, 
             click.echo(
                 f"next: launch RECIPE data.source={normal(out)}{'' if kind == 'tokens' else f' data.kind={kind}'}"
             )
+
+
+def _write_page(path: str, found: CorpusFindings) -> None:
+    from launchyard.launcher.report.corpus import corpus_page
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(corpus_page(found))
+    except OSError as error:
+        raise UserError(f"--report {path}: {error.strerror or error}") from error
+
+
+def _refuse_writing(options: Mapping[str, object]) -> None:
+    given = [f"--{name.replace('_', '-').removesuffix('s')}" for name in OF_WRITING if options[name]]
+    if given:
+        raise UserError(f"{', '.join(given)}: not with --check, which writes nothing")
+
+
+def _refuse_outside_check(options: Mapping[str, object]) -> None:
+    given = [f"--{'report' if name == 'page' else name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{', '.join(given)}: only with --check")
 
 
 def _check_options(kind: DataKind, options: Mapping[str, object]) -> None:

@@ -17,6 +17,11 @@ from launchyard.storage.errors import DamagedError
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Runs": {
+        "sweep": (
+            "launchyard.launcher.cli.recipe.sweep",
+            "sweep_command",
+            "Launch a recipe with many values of keys.",
+        ),
         "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
         "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
         "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),
@@ -38,6 +43,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "doctor",
             "Check a place before a run, with a fix for each problem.",
         ),
+        "prove": ("launchyard.launcher.cli.recipe.prove", "command", "Make steps of a run again, and compare."),
         "drill": ("launchyard.launcher.cli.runs", "drill", "Rehearse a preemption, a kill or the loss of a node."),
     },
     "Models and data": {
@@ -45,6 +51,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "prepare": ("launchyard.launcher.cli.data", "prepare", "Turn text into tokens."),
         "inspect": ("launchyard.launcher.cli.weights.inspect", "inspect", "Describe a model, or tokens."),
         "cache": ("launchyard.launcher.cli.data", "cache", "Show or clear what is cached on this machine."),
+        "fetch-corpus": (
+            "launchyard.launcher.cli.weights.download",
+            "fetch_corpus",
+            "Get text to train on from the Hugging Face hub.",
+        ),
         "download": ("launchyard.launcher.cli.weights.download", "download", "Get a model from the Hugging Face hub."),
         "models": ("launchyard.launcher.cli.weights.models", "models", "List the model shapes that recipes can name."),
         "generate": ("launchyard.launcher.cli.weights.generate", "generate", "Write text with a model."),
@@ -67,6 +78,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Help": {
         "help": ("launchyard.launcher.cli.help", "show_help", "Explain a command, or a key of a recipe."),
+        "keys": ("launchyard.launcher.cli.recipe.keys", "list_all", "List the keys of recipes and cluster files."),
         "version": ("launchyard.launcher.cli.help", "version", "Show the version."),
     },
     "Editors and shells": {

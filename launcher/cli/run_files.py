@@ -50,11 +50,15 @@ def fsck(run: str, *, as_json: bool) -> int:
 @click.option("--dry-run", is_flag=True, help="Print what would be removed; remove nothing.")
 @JSON
 def rm(runs: tuple[str, ...], *, yes: bool, dry_run: bool, as_json: bool) -> int:
-    """Remove runs that have ended, with all their checkpoints, logs and metrics.
+    """Remove runs that have ended, or all of a sweep, with all their checkpoints, logs and metrics.
 
     All are checked before the first is removed. Links are removed, never followed. Prepared data stays: it is shared.
     """
-    found = list({removal.url: removal for removal in map(plan_removal, runs)}.values())
+    from launchyard.launcher.sweep.record import remove_sweep, sort_out, submitting
+
+    sweeps, names = sort_out(runs)
+    names += [run.url for sweep in sweeps for run in sweep.runs()]
+    found = list({removal.url: removal for removal in map(plan_removal, names)}.values())
     if not as_json:
         click.echo("\n".join(_lines(found)))
     if not (dry_run or yes):
@@ -67,6 +71,9 @@ def rm(runs: tuple[str, ...], *, yes: bool, dry_run: bool, as_json: bool) -> int
         remove_run(removal)
         if not as_json:
             click.echo(f"removed {removal.run_id}")
+    for sweep in () if dry_run else sweeps:
+        with submitting(sweep):
+            remove_sweep(sweep)
     if as_json:
         click.echo(json_text([{**asdict(removal), "removed": not dry_run} for removal in found]))
     elif dry_run:

@@ -8,25 +8,29 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, LaunchError, UserError
-from launchyard.launcher.backends.base import load_backend
-from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run
+from launchyard.launcher.backends.base import load_backend, owner_alive
+from launchyard.launcher.cli.completion import complete_cluster, complete_pair, complete_run, complete_several
 from launchyard.launcher.format import clock, count, duration, json_text, table
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
+from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
+from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import is_remote
 from launchyard.storage.redact import redact
 
 STOP_RETRY_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
-SEVERAL = click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)
+SEVERAL = click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_several)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 _COLOURS = {
     "running": "green",
@@ -40,11 +44,13 @@ _COLOURS = {
 
 
 @click.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1, shell_complete=complete_run)
+@click.argument("runs", metavar="[RUN | SWEEP]...", nargs=-1, shell_complete=complete_several)
 @JSON
 @click.option("--watch", is_flag=True, help="Keep it up to date until the run ends, or Ctrl-C.")
 def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
     """Show all runs, or those named. RUN: id, its beginning or end, name, `latest`, path or URL."""
+    from launchyard.launcher.sweep.record import find_sweep
+
     run = runs[0] if runs else None
     if watch:
         if len(runs) > 1:
@@ -54,19 +60,41 @@ def status(runs: tuple[str, ...], *, as_json: bool, watch: bool) -> int:
 
         if run is None and as_json:
             raise click.UsageError("--json --watch is for one run; name it")
-        return watch_all(lambda: _status_lines(None)) if run is None else watch_one(find(run), as_json=as_json)
+        if run is None or (not as_json and find_sweep(run) is not None):
+            return watch_all(lambda: _status_lines(run))
+        return watch_one(find(run), as_json=as_json)
     if as_json:
-        found = [state.to_json() for state in (map(state_of, map(find, runs)) if runs else overview())]
+        found = [state.to_json() for state in (() if runs else overview())]
+        found += map(_facts_of, runs)
         click.echo(json_text(found[0] if len(runs) == 1 else found))
     else:
-        for name in runs or (None,):
-            click.echo("\n".join(_status_lines(name)))
+        for one in runs or (None,):
+            click.echo("\n".join(_status_lines(one)))
     return EXIT_DONE
+
+
+def _facts_of(name: str) -> JsonObject:
+    """Of a sweep or a run."""
+    from launchyard.launcher.sweep.record import find_sweep
+
+    sweep = find_sweep(name)
+    if sweep is None:
+        return state_of(find(name)).to_json()
+    from launchyard.launcher.sweep.state import sweep_json
+
+    return sweep_json(sweep)
 
 
 def _status_lines(run: str | None) -> list[str]:
     if run is not None:
-        return _one_status(state_of(find(run)))
+        from launchyard.launcher.sweep.record import find_sweep
+
+        sweep = find_sweep(run)
+        if sweep is None:
+            return _one_status(state_of(find(run)))
+        from launchyard.launcher.sweep.state import sweep_lines
+
+        return sweep_lines(sweep)
     states = overview()[::-1]
     if not states:
         return ["no runs yet; launch --local starts one"]
@@ -107,6 +135,7 @@ def _one_status(state: RunState) -> list[str]:
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else state.queue),
         ("starts", f"about {clock(state.start, seconds=False)}" if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
+        ("sources", _sources_text(state.source_tokens or {})),
         ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
         ("directory", state.url),
         ("message", state.message),
@@ -115,6 +144,12 @@ def _one_status(state: RunState) -> list[str]:
     if state.alive:
         return [*lines, f"  launch logs -f {state.run_id}    launch stop {state.run_id}"]
     return [*lines, f"  launch why {state.run_id}" + (f"    launch resume {state.run_id}" * state.resumable)]
+
+
+def _sources_text(tokens: dict[str, int]) -> str:
+    """Of a mixture, the tokens that were read of each source."""
+    total = max(1, sum(tokens.values()))
+    return ", ".join(f"{name} {count(read)} tokens ({read / total:.1%})" for name, read in tokens.items())
 
 
 @click.command()
@@ -177,8 +212,19 @@ def cancel(runs: tuple[str, ...], *, as_json: bool) -> int:
 
 
 def _found(names: tuple[str, ...]) -> list[RunDir]:
-    """Each run once, however often it is named. All are looked for before anything is done to one."""
-    return list({run.url: run for run in map(find, names)}.values())
+    """Each run once, however often it is named. All are looked for before anything is done to one.
+
+    Of a sweep, those that are alive; no point of it is submitted any more.
+    """
+    from launchyard.launcher.sweep.record import sort_out, stop_submitting
+
+    sweeps, others = sort_out(names)
+    named = list(map(find, others))
+    for sweep in sweeps:
+        stop_submitting(sweep)
+        click.echo(f"{sweep.sweep_id}: no more points; go on with: launch sweep --resume {sweep.sweep_id}", err=True)
+        named += [run for run in sweep.runs() if owner_alive(run)]
+    return list({run.url: run for run in named}.values())
 
 
 def _cancel(run: RunDir) -> None:
@@ -259,6 +305,7 @@ def resume(
 
     if as_json and detach is False:
         raise click.UsageError("--json prints one object and returns; it cannot go with --follow")
+    _refuse_sweep(run)
     found = find(run)
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node}
     changes = parse_overrides(list(pairs)) | {key: value for key, value in flags.items() if value is not None}
@@ -287,6 +334,13 @@ def resume(
     from launchyard.launcher.watch.follow import follow
 
     return follow(ready.target, job=job)
+
+
+def _refuse_sweep(name: str) -> None:
+    from launchyard.launcher.sweep.record import find_sweep
+
+    if (sweep := find_sweep(name)) is not None:
+        raise UserError(f"{name}: a sweep, not a run", hint=f"launch sweep --resume {sweep.sweep_id}")
 
 
 def _resume_lines(ready: Any) -> list[str]:
@@ -334,30 +388,48 @@ def why(run: str, *, as_json: bool) -> int:
 @click.command()
 @RUN
 @click.option("--jsonl", is_flag=True, help="Every row of the surviving history, one per step.")
-@click.option("--validation", is_flag=True, help="The rows of the validation instead.")
+@click.option("--validation", "kind", flag_value=VALIDATION, help="The rows of the validation instead.")
+@click.option("--tasks", "kind", flag_value=TASKS, help="The scores of tasks instead.")
+@click.option("--samples", "kind", flag_value=SAMPLES, help="The texts that it has written instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
-def metrics(run: str, *, jsonl: bool, validation: bool, as_json: bool) -> int:
+def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
     """Print the metrics of a run: one row for each step that counts, of any attempt."""
-    rows = list(find(run).rows("validation" if validation else "steps"))
+    rows = list(find(run).rows(kind or STEPS))
     if jsonl:
         sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)
     elif as_json:
         click.echo(json.dumps(rows))
     elif not rows:
         click.echo("no rows yet")
+    elif kind == TASKS:
+        click.echo("\n".join(_scores(rows)))
+    elif kind == SAMPLES:
+        click.echo("\n\n".join(f"step {row['step']}\n{row['prompt']}{row['text']}" for row in rows))
     else:
-        from launchyard.launcher.report.terminal_chart import loss_chart
-
-        keys = ["step", "loss"] + ([] if validation else ["grad_norm", "lr", "tokens_seen", "tokens_per_second"])
-        keys.append("attempt")
-        chosen = rows[:: max(1, len(rows) // 12)]
-        chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
-        shown = [
-            [f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen
-        ]
-        lines = table(shown, keys)
-        click.echo("\n".join([*lines, "", *([] if validation else loss_chart(rows))]))
+        click.echo("\n".join(_some_rows(rows, with_steps=kind is None)))
     return EXIT_DONE
+
+
+def _some_rows(rows: list[JsonObject], *, with_steps: bool) -> list[str]:
+    """A dozen of them, and of steps their curve."""
+    from launchyard.launcher.report.terminal_chart import loss_chart
+
+    keys = ["step", "loss"] + (["grad_norm", "lr", "tokens_seen", "tokens_per_second"] if with_steps else [])
+    keys.append("attempt")
+    chosen = rows[:: max(1, len(rows) // 12)]
+    chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
+    shown = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen]
+    return [*table(shown, keys), "", *(loss_chart(rows) if with_steps else [])]
+
+
+def _scores(rows: list[JsonObject]) -> Iterator[str]:
+    """A line for each checkpoint, a column for each figure."""
+    points = [(row["step"], values_of(row["scores"])) for row in rows]
+    names = list(dict.fromkeys(name for _, values in points for name in values))
+    cells = [
+        [str(step), *(f"{values[name]:.4g}" if name in values else "-" for name in names)] for step, values in points
+    ]
+    yield from table(cells, ["step", *names])
 
 
 @click.command()

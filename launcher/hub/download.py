@@ -23,7 +23,7 @@ from launchyard.host.locks import exclusive
 from launchyard.launcher.backends.hardware import free_bytes
 from launchyard.launcher.format import size
 from launchyard.launcher.hub.client import HubClient, HubFile, HubModel
-from launchyard.launcher.hub.selection import Choice, choose
+from launchyard.launcher.hub.selection import Choice, choose, keep_to_limits
 from launchyard.storage import files
 from launchyard.storage.hub_cache import hub_cache, repo_folder
 
@@ -138,7 +138,10 @@ def plan_download(client: HubClient, repo: str, *, revision: str, choice: Choice
     """Asks the hub which files there are, and looks which are here. Writes nothing."""
     model = client.model(repo, revision)
     by_path = {file.path: file for file in model.files}
-    chosen = tuple(_checked(by_path[path], repo) for path in choose(list(by_path), choice, repo=repo))
+    wanted = choose(list(by_path), choice, repo=repo)
+    if choice.max_files is not None or choice.max_bytes is not None:
+        wanted = keep_to_limits({path: by_path[path].size for path in wanted}, choice, repo=repo)
+    chosen = tuple(_checked(by_path[path], repo) for path in wanted)
     destination = CacheDestination(model) if out is None else FolderDestination(out)
     missing = tuple(file for file in chosen if not destination.whole(file))
     return Download(model, revision, destination, chosen, missing)

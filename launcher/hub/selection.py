@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launchyard.errors import UserError
@@ -32,12 +32,17 @@ _WEIGHTS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """`file`: that file only, or the GGUF files with this in their name. `include` replaces the usual choice."""
+    """`file`: that file only, or the GGUF files with this in their name. `include` replaces the usual choice.
+
+    `max_files`, `max_bytes`: of those that hold data, the first by name that are no more in all.
+    """
 
     tokenizer_only: bool = False
     file: str | None = None
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    max_files: int | None = None
+    max_bytes: int | None = None
 
 
 def choose(paths: Sequence[str], choice: Choice, *, repo: str) -> list[str]:
@@ -52,6 +57,28 @@ def choose(paths: Sequence[str], choice: Choice, *, repo: str) -> list[str]:
             hint="--include PATTERN takes the files whose path fits",
         )
     return kept
+
+
+def keep_to_limits(sizes: Mapping[str, int], choice: Choice, *, repo: str) -> list[str]:
+    """Returns the first of these files by name that keep to the limits; what says what they are comes along.
+
+    UserError if not even the first of them does.
+    """
+    beside = [path for path in sizes if _fits(path, _FACTS)]
+    data = sorted(path for path in sizes if path not in beside)[: choice.max_files]
+    total = 0
+    kept = []
+    for path in data:
+        total += sizes[path]
+        if choice.max_bytes is not None and total > choice.max_bytes:
+            break
+        kept.append(path)
+    if data and not kept:
+        raise UserError(
+            f"--max-bytes {choice.max_bytes:,}: the first file of {repo}, {data[0]}, has {sizes[data[0]]:,}",
+            hint="files are fetched whole; give that much, or name smaller ones with --include",
+        )
+    return sorted([*beside, *kept])
 
 
 def _included(paths: Sequence[str], choice: Choice, repo: str) -> list[str]:

@@ -36,6 +36,8 @@ class PlannedBatch(Frozen):
 class Mesh(Frozen):
     dp_replicate: int
     dp_shard: int
+    tp: int = 1
+    cp: int = 1
 
 
 class Plan(Frozen):

@@ -5,6 +5,7 @@ The dry run IS this value printed. Reads no file and asks no machine; all inputs
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,21 +14,24 @@ from typing import Any, Literal
 from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
-from launchyard.launcher.backends.request import Ask
+from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
 from launchyard.launcher.format import seconds_of
+from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
+from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
+from launchyard.launcher.plan.regularised import misfits, with_regularisers
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
 from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
 from launchyard.model.layout import Parameter, parameters
+from launchyard.model.parallel.share import share_config
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_steps, cut_batch, samples_of, sequences_before
+from launchyard.training.batching import count_steps, cut_batch, samples_of, sequences_before, shares_of, shares_over
 from launchyard.training.optim.groups import check_rules
-from launchyard.training.optim.state_size import state_size, with_state
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
@@ -69,13 +73,13 @@ def make_plan(
     data: PlannedData,
     host: HostFacts,
     init: ModelConfig | None = None,
-    after: str | None = None,
+    after: After = AFTER_NOTHING,
 ) -> Plan:
     """The plan of a run; PlanError with all problems at once.
 
     host: the machine that launches; it is the node itself where the scheduler is local.
     init: shape of the weights that model.init_from names.
-    after: the scheduler's job of the run that recipe.after names; None if there is no such job.
+    after: the scheduler's job of the run that recipe.after names, if there is one, and the one before it in a sweep.
     """
     draft = _Draft(notes=[host.note] if host.note else [])
     cluster = _with_cpus(cluster, host)
@@ -86,7 +90,7 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
-    _check(recipe, cluster, data, device, host, draft)
+    _check(recipe, cluster, data, model, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
@@ -123,12 +127,11 @@ def make_plan(
 
 
 def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[str, int]:
-    state = state_size(recipe.optimizer, parameters(model, adapter), shards=1)
     return {
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
         "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
-        "checkpoint_bytes": memory.checkpoint_bytes(model, adapter, state=state.saved),
+        "checkpoint_bytes": planned_checkpoint(recipe, model, adapter),
     }
 
 
@@ -187,6 +190,18 @@ def _fewer(there: int) -> str:
 def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
     replicate = recipe.parallel.dp_replicate
     shard = recipe.parallel.dp_shard
+    alike = {"tp": recipe.parallel.tp, "cp": recipe.parallel.cp}
+    for key, count in alike.items():
+        if world % (count * (1 if key == "tp" else alike["tp"])):
+            draft.wrong(f"parallel.{key}", f"{count} workers cannot share what they do, as there are {world} in all")
+            return None
+    world //= alike["tp"]
+    if recipe.parallel.shard_level == 0:
+        if shard > 1 or replicate not in (1, world):
+            what = f"0 gives each of {world} workers a whole copy, but dp_replicate is {replicate} and dp_shard {shard}"
+            draft.wrong("parallel.shard_level", f"{what}; leave these out")
+            return None
+        return Mesh(dp_replicate=world, dp_shard=1, **alike)
     if shard == 0:
         draft.wrong("parallel.dp_shard", "0; use a number of workers, or -1 for all that remain")
         return None
@@ -198,7 +213,7 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
         product = f"dp_replicate {replicate} x dp_shard {shard} = {replicate * shard}"
         draft.wrong("parallel.dp_shard", f"{product}, but there are {world} workers; dp_shard: -1 takes the rest")
         return None
-    return Mesh(dp_replicate=replicate, dp_shard=shard)
+    return Mesh(dp_replicate=replicate, dp_shard=shard, **alike)
 
 
 def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
@@ -221,17 +236,6 @@ def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapte
     return adapter
 
 
-def _check_optimizer(recipe: Recipe, draft: _Draft) -> None:
-    """What it asks of the schedule."""
-    optimizer = recipe.optimizer
-    schedule = recipe.schedule
-    if schedule.min_lr > optimizer.lr:
-        draft.wrong("schedule.min_lr", f"{schedule.min_lr} is above optimizer.lr, {optimizer.lr}")
-    if optimizer.name == "adamw-schedule-free" and schedule.name != "constant":
-        why = "takes an average in the place of a schedule that falls"
-        draft.wrong("schedule.name", f"{schedule.name}, but adamw-schedule-free {why}; use constant, after a warmup")
-
-
 def _check_preference(recipe: Recipe, draft: _Draft) -> None:
     """Pairs of answers: their loss, and what it is beside."""
     if recipe.data.kind != "preference":
@@ -250,7 +254,9 @@ def _check_preference(recipe: Recipe, draft: _Draft) -> None:
 
 
 def _batch(recipe: Recipe, world: int, draft: _Draft) -> PlannedBatch | None:
-    cut = draft.attempt("train.global_batch_size", lambda: cut_batch(recipe.train, world))
+    cut = draft.attempt(
+        "train.global_batch_size", lambda: cut_batch(recipe.train, max(1, world // shares_of(recipe.parallel)))
+    )
     if cut is None:
         return None
     return PlannedBatch(
@@ -305,18 +311,31 @@ def _memory(
     mesh: Mesh,
     device: Literal["cpu", "cuda"],
 ) -> dict[str, int]:
+    share = model if mesh.tp == 1 else share_config(model, 0, mesh.tp)
     found = memory.training_memory(
-        model,
+        share,
         micro_batch_size=batch.micro_batch_size,
         seq_len=batch.seq_len,
         shards=mesh.dp_shard,
         precision=recipe.train.precision,
-        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
         device=device,
+        savings=dataclasses.replace(_savings(recipe), replicas=mesh.dp_replicate),
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
-    return with_state(found, state_size(recipe.optimizer, parameters(model, adapter), mesh.dp_shard))
+    found = with_optimizer(found, recipe, share, adapter, shards=mesh.dp_shard)
+    return with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
+
+
+def _savings(recipe: Recipe) -> memory.Savings:
+    return memory.Savings(
+        activation_checkpointing=recipe.parallel.activation_checkpointing,
+        every=recipe.parallel.activation_checkpointing_every,
+        shard_level=recipe.parallel.shard_level,
+        cpu_offload=recipe.parallel.cpu_offload,
+        spans=recipe.parallel.cp,
+        compensated=recipe.train.bf16_rounding == "compensated",
+    )
 
 
 def _environment(cluster: Cluster, host: HostFacts, nproc: int, device: str) -> dict[str, str]:
@@ -402,18 +421,41 @@ def _with_ids_of_data(model: ModelConfig, data_vocab: int, recipe: Recipe, sourc
     return model
 
 
-def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, host: HostFacts, draft: _Draft) -> None:
+def _check_judged(draft: _Draft, recipe: Recipe) -> None:
+    """Of what validations decide: there must be some, and they must have that figure."""
+    early = recipe.early_stopping
+    metrics = {"checkpoint.best_metric": recipe.checkpoint.best_metric} if recipe.checkpoint.keep_best else {}
+    if early is not None:
+        metrics["early_stopping.metric"] = early.metric
+    for key, metric in metrics.items():
+        if metric != "loss" and recipe.data.kind != "preference":
+            draft.wrong(key, f"{metric} is measured of preferences alone (data.kind: preference); use loss")
+        if not recipe.validation.every_steps:
+            section = key.split(".")[0]
+            draft.wrong("validation.every_steps", f"{section} judges by validations, and there are none; set it")
+
+
+def _check(
+    recipe: Recipe,
+    cluster: Cluster,
+    data: PlannedData,
+    model: ModelConfig | None,
+    device: str,
+    host: HostFacts,
+    draft: _Draft,
+) -> None:
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
-    _check_optimizer(recipe, draft)
+    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe)])
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if train.max_epochs is not None and len(spec.train) > 1:
         draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
     if recipe.validation.every_steps and not spec.validation:
         draft.wrong("validation.every_steps", "the data has no held-out part; set data.validation, such as 0.05")
+    _check_judged(draft, recipe)
     if recipe.validation.sample and spec.tokenizer is None:
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
     if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
@@ -422,15 +464,8 @@ def _check(recipe: Recipe, cluster: Cluster, data: PlannedData, device: str, hos
         draft.wrong(key, what)
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
-    if device == "cpu" and train.precision == "bf16":
-        if recipe.parallel.compile:
-            draft.wrong("parallel.compile", "does not work in bf16 on a CPU (torch emits code that does not compile)")
-        elif not host.cpu_bf16:
-            draft.notes.append("this CPU has no bf16 units: fp32 would be about twice as fast")
-    if device == "cuda" and train.precision == "bf16":
-        old = [gpu.name for gpu in host.gpus if gpu.capability < (8, 0)]
-        if old:
-            draft.notes.append(f"{old[0]} has no bf16 units: it is emulated, slowly")
+    draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, model, device)])
+    draft.notes.extend(precision_notes(recipe, device, host))
     if data.missing:
         draft.notes.append(f"planned without the data, which is not there yet: {data.missing}")
         if train.max_epochs is not None:
@@ -459,5 +494,5 @@ def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
         return [recipe.train.max_epochs]  # packs of the last step may be missing
     return [
         round(read * share / max(1, samples_of(source, length)), 4)
-        for source, share in zip(spec.train, spec.shares, strict=True)
+        for source, share in zip(spec.train, shares_over(spec, recipe, max_steps), strict=True)
     ]

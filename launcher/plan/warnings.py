@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.format import size
 from launchyard.storage.hub_cache import origin_in_cache
-from launchyard.storage.redact import redact
 from launchyard.training.batching import samples_of
 from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec
+from launchyard.training.spec import DataSpec, source_names
 
 if TYPE_CHECKING:
     from launchyard.launcher.plan.plan import Plan
@@ -29,6 +28,11 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
         yield (
             f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
             "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
+        )
+    if recipe.validation.tasks:
+        yield (
+            f"validation.tasks: rank 0 loads the whole model once more to ask it, {size(4 * plan.n_params)} in fp32, "
+            "and the other workers wait; each point is saved first"
         )
     if load_backend(plan.scheduler).TRAITS.scheduled:
         yield from _of_a_cache_here(recipe)
@@ -58,10 +62,12 @@ def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:
 def checkpoints_at_once(recipe: Recipe, max_steps: int) -> int:
     """The most checkpoints that lie in a run at a time, the one that is being written included."""
     saves = recipe.checkpoint
+    best = saves.keep_best or 0
     if not saves.every_steps:
-        return 3 if saves.every_minutes else 1  # the newest, the one before it, and the next
+        passing = saves.every_minutes or saves.keep_best
+        return (3 if passing else 1) + best  # the newest, the one before it, and the next
     permanent = max_steps // saves.every_steps
-    return min(permanent, saves.keep or permanent) + 2
+    return min(permanent, saves.keep or permanent) + 2 + best
 
 
 def _of_a_full_disk(plan: Plan, recipe: Recipe, free_bytes: int) -> Iterator[str]:
@@ -74,15 +80,6 @@ def _of_a_full_disk(plan: Plan, recipe: Recipe, free_bytes: int) -> Iterator[str
             f"up to {most} checkpoints of {size(plan.checkpoint_bytes)} lie in the run at a time, {size(needed)}, but "
             f"there is room for {size(free_bytes)} of them; {fix}"
         )
-
-
-def source_names(spec: DataSpec, recipe: Recipe) -> list[str]:
-    """Names of the sources for people: those of the recipe, since a folder in the cache has only a digest."""
-    mixture = recipe.data.mixture or []
-    if len(mixture) != len(spec.train):
-        return [redact(source.folder) for source in spec.train]
-    given = [[one.source] if isinstance(one.source, str) else one.source for one in mixture]
-    return [redact(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "") for paths in given]
 
 
 def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
@@ -98,6 +95,9 @@ def _of_small_data(spec: DataSpec, recipe: Recipe) -> Iterator[str]:
 def _of_a_mixture(plan: Plan, recipe: Recipe) -> Iterator[str]:
     spec = plan.data
     names = source_names(plan.data, recipe)
+    for number, stage in enumerate(recipe.data.mixture_schedule or ()):
+        if stage.from_step >= plan.max_steps:
+            yield f"data.mixture_schedule.{number} begins at step {stage.from_step}; the run ends at {plan.max_steps}"
     for name, passes in zip(names, plan.epochs, strict=True):
         if passes > MANY_EPOCHS:
             yield f"{name} is read {passes:.3g} times over; more than {MANY_EPOCHS} seldom help"

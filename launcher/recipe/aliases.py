@@ -49,6 +49,11 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "train.max_tokens": "num_tokens token_budget total_tokens",
     "train.max_epochs": "epochs num_epochs num_train_epochs",
     "train.max_grad_norm": "max_norm gradient_clip_val clip_grad grad_clip max_gradient_norm gradient_clipping",
+    "train.max_grad_value": "clip_value gradient_clip_value clip_grad_value max_value",
+    "train.dropout": "dropout resid_pdrop attn_pdrop embd_pdrop attention_dropout hidden_dropout model.dropout",
+    "train.label_smoothing": "label_smoothing label_smoothing_factor",
+    "train.z_loss": "z_loss z_loss_weight z_loss_multiplier softmax_auxiliary_loss auxiliary_loss_multiplier",
+    "train.ema_decay": "ema ema_beta ema_decay",
     "train.precision": "dtype mixed_precision bf16 fp16 mixed_precision_param",
     "train.seed": "seed random_seed",
     "train.device": "device accelerator",
@@ -67,6 +72,10 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "schedule.name": "lr_scheduler_type decay_type lr_schedule",
     "schedule": "lr_scheduler scheduler",
     "parallel.dp_shard": "data_parallel_shard_degree fsdp shard_degree",
+    "parallel.cp": "context_parallel context_parallel_size context_parallel_degree cp_size sequence_parallel_size",
+    "parallel.tp": "tensor_parallel tensor_parallel_size tensor_parallel_degree tensor_model_parallel_size tp_size",
+    "parallel.shard_level": "ddp_sharding_level zero_stage zero_optimization.stage sharding_strategy",
+    "parallel.cpu_offload": "offload_params fsdp_offload_params offload",
     "parallel.dp_replicate": "data_parallel_replicate_degree replicas",
     "parallel.activation_checkpointing": "activation_checkpoint gradient_checkpointing recompute "
     "activation_checkpoint.mode",
@@ -89,7 +98,12 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "watchdog.slow_seconds": "init_timeout_seconds comm.init_timeout_seconds timeout",
     "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval "
     "every_n_train_steps",
-    "checkpoint.keep": "save_total_limit keep_latest_k save_top_k",
+    "checkpoint.keep": "save_total_limit keep_latest_k",
+    "checkpoint.keep_best": "save_top_k",
+    "checkpoint.best_metric": "monitor metric_for_best_model",
+    "checkpoint.best_mode": "greater_is_better",
+    "early_stopping.patience": "early_stopping_patience",
+    "early_stopping": "early_stop earlystopping",
     "checkpoint.async_save": "async_mode async_checkpoint",
     "validation.every_steps": "eval_interval eval_steps eval_every val_check_interval eval.interval validation.freq",
     "validation.max_batches": "eval_iters limit_val_batches max_eval_batches eval.max_iters validation.steps",
@@ -101,11 +115,15 @@ _ADVICE: dict[str, str] = {
     "gradient_accumulation_steps": "it follows: train.global_batch_size / (train.micro_batch_size x workers)",
     "out_dir": "the place of a run is no part of a recipe; use --run-url URL",
     "resume": "a run goes on with: launch resume RUN",
+    "parallel.pp": "blocks are not pipelined; parallel.tp, parallel.cp and FSDP (parallel.dp_shard) cut a model",
     "cluster": "the place is no part of a recipe; use --cluster NAME",
 }
 _ADVICE |= dict.fromkeys(
     ("grad_accum_steps", "gradient_accumulation_iters", "accumulate_grad_batches", "gradient_accumulation"),
     _ADVICE["gradient_accumulation_steps"],
+)
+_ADVICE |= dict.fromkeys(
+    ("pp", "pipeline_parallel", "pipeline_parallel_size", "pipeline_parallel_degree"), _ADVICE["parallel.pp"]
 )
 _ADVICE |= dict.fromkeys(("output_dir", "run_url", "run_dir", "save_dir", "dump_folder"), _ADVICE["out_dir"])
 _ADVICE |= dict.fromkeys(("resume_from_checkpoint", "ckpt_path"), _ADVICE["resume"])

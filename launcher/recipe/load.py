@@ -10,7 +10,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "validation"),
     ("tokenizer",),
     ("model", "init_from"),
+    ("validation", "tasks"),
 )
 _YAML = (".yaml", ".yml")
 _STDIN = "standard input"
@@ -63,6 +64,25 @@ class LoadedRecipe:
         return self.document.origin(tuple(key.split(".")))
 
 
+@dataclass(frozen=True)
+class UncheckedRecipe:
+    """A recipe whose files are joined: more keys may be put on top before it is checked. `base` as in LoadedRecipe."""
+
+    document: Document
+    base: str
+
+    def changed(self, overrides: Mapping[str, object]) -> UncheckedRecipe:
+        """The same with these keys on top."""
+        document = Document(self.document.value, self.document.label, dict(self.document.origins))
+        return UncheckedRecipe(_override(document, dict(overrides)), self.base)
+
+    def check(self, overrides: Mapping[str, object]) -> LoadedRecipe:
+        """The recipe with these keys; RecipeErrors names all its problems."""
+        document = _in_our_keys(self.changed(overrides).document)
+        recipe = validate(Recipe, document, RECIPE_VOCABULARY)
+        return LoadedRecipe(recipe, document.value, document.label, self.base, document)
+
+
 def load_recipe(
     source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
 ) -> LoadedRecipe:
@@ -70,13 +90,16 @@ def load_recipe(
 
     defaults: for keys that the recipe leaves out.
     """
+    return read_recipe(source, defaults=defaults).check(overrides or {})
+
+
+def read_recipe(source: str, *, defaults: Document | None = None) -> UncheckedRecipe:
+    """The first half of load_recipe."""
     label, base, text = _read(source)
     document = _anchor(read_document(text, label), base)
     if "extends" in document.value:
         document = _extend(document, base)
-    document = _override(merge(defaults, document) if defaults else document, overrides or {})
-    document = _in_our_keys(document)
-    return LoadedRecipe(validate(Recipe, document, RECIPE_VOCABULARY), document.value, label, base, document)
+    return UncheckedRecipe(merge(defaults, document) if defaults else document, base)
 
 
 def check_recipe(raw: dict[str, Any], overrides: dict[str, Any], *, source: str) -> LoadedRecipe:
@@ -264,7 +287,7 @@ def _override(document: Document, overrides: dict[str, Any]) -> Document:
     if problems:
         raise RecipeErrors(problems)
     below = _drop_replaced(document, above)
-    return Document(apply_overrides(below.value, _from_here(overrides)), document.label, document.origins)
+    return Document(apply_overrides(below.value, from_here(overrides)), document.label, document.origins)
 
 
 def _plain(value: Any) -> str:
@@ -273,11 +296,15 @@ def _plain(value: Any) -> str:
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------
-def _from_here(overrides: dict[str, Any]) -> dict[str, Any]:
+def from_here(overrides: dict[str, Any]) -> dict[str, Any]:
     """Resolves paths on the command line from the working directory."""
-    named = {".".join(map(str, path)) for path in _PATHS}
-    here = os.getcwd()
-    return {key: _with_full_paths(value, here) if key in named else value for key, value in overrides.items()}
+    return paths_from(os.getcwd(), overrides)
+
+
+def paths_from(folder: str, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Resolves relative paths among dotted keys from a folder."""
+    named = {".".join(path): path for path in _PATHS}
+    return {key: _full_paths(named[key], value, folder) if key in named else value for key, value in overrides.items()}
 
 
 def _anchor(document: Document, folder: str) -> Document:
@@ -291,8 +318,15 @@ def _anchor(document: Document, folder: str) -> Document:
             parent = dict(value[path[0]])
             value[path[0]] = parent
         if path[-1] in parent:
-            parent[path[-1]] = _with_full_paths(parent[path[-1]], folder)
+            parent[path[-1]] = _full_paths(path, parent[path[-1]], folder)
     return Document(value, document.label, document.origins)
+
+
+def _full_paths(path: tuple[str, ...], value: object, folder: str) -> object:
+    """The value of one of _PATHS. Of tasks only files are meant: a folder may have the name of one by chance."""
+    if path == ("validation", "tasks") and isinstance(value, list):
+        return [_with_full_paths(name, folder) if str(name).endswith(_YAML) else name for name in value]
+    return _with_full_paths(value, folder)
 
 
 def _with_full_paths(value: Any, folder: str) -> Any:

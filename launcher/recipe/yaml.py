@@ -64,6 +64,21 @@ class _Loader(yaml.SafeLoader):
 
 def read_document(raw: bytes | str, label: str) -> Document:
     """Parse one YAML mapping; RecipeErrors with file, line and column if it cannot be."""
+    value, origins = _read(raw, label)
+    if not isinstance(value, dict):
+        raise RecipeErrors([f"{label}:1: must be a mapping of keys (`key: value` lines)"])
+    return Document(value, label, origins)
+
+
+def read_list(raw: bytes | str, label: str) -> list[object]:
+    """Parse one YAML list, as strictly."""
+    value, _ = _read(raw, label)
+    if not isinstance(value, list):
+        raise RecipeErrors([f"{label}:1: must be a list (`- key: value` lines)"])
+    return value
+
+
+def _read(raw: bytes | str, label: str) -> tuple[object, dict[KeyPath, Origin]]:
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw
         node = yaml.compose(text, Loader=_Loader)
@@ -77,11 +92,9 @@ def read_document(raw: bytes | str, label: str) -> Document:
         raise RecipeErrors([f"{label}: the file is empty; it must hold a mapping of keys"])
     walk = _Walk(label)
     value = walk.value(node, ())
-    if not walk.problems and not isinstance(value, dict):
-        walk.problems.append(f"{label}:1: must be a mapping of keys (`key: value` lines)")
     if walk.problems:
         raise RecipeErrors(walk.problems)
-    return Document(value, label, walk.origins)
+    return value, walk.origins
 
 
 def parse_value(text: str) -> Any:

@@ -152,7 +152,7 @@ def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iter
         ("grad_norm", "Gradient norm, before clipping", "c3"),
         ("lr", "Learning rate", "c0"),
     ):
-        points = [(float(row["step"]), float(row[key])) for row in rows if key in row]
+        points = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
         form = count if key == "tokens_per_second" else (lambda value: f"{value:.3g}")
         lines = [Line(points, colour, title)]
         if key != "lr":

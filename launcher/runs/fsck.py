@@ -20,8 +20,8 @@ from launchyard.run.checkpoints import RunCheckpoints, rollbacks
 from launchyard.run.events import VALIDATED, is_event
 from launchyard.run.frozen import content_digest
 from launchyard.run.records import Job, OutcomeRecord, Submission, Target
-from launchyard.run.rows import is_row
-from launchyard.run.rundir import RunDir
+from launchyard.run.rows import is_row, is_sample, is_tasks_point
+from launchyard.run.rundir import RunDir, left_out_steps
 from launchyard.storage import damage, files
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
@@ -246,6 +246,10 @@ class _Walk:
                 yield from self._log(f"{layout.METRICS}/{name}", is_row, repair)
             elif layout.is_grown(name, layout.VALIDATION):
                 yield from self._log(f"{layout.METRICS}/{name}", is_row, NOT_NEEDED)
+            elif layout.is_grown(name, layout.TASKS):
+                yield from self._log(f"{layout.METRICS}/{name}", is_tasks_point, NOT_NEEDED)
+            elif layout.is_grown(name, layout.SAMPLES):
+                yield from self._log(f"{layout.METRICS}/{name}", is_sample, NOT_NEEDED)
         if lost:
             steps = f"step {lost[0]}" if len(lost) == 1 else f"{len(lost)} steps from {lost[0]} to {lost[-1]}"
             yield Problem(layout.METRICS, f"has no rows of {steps}", repair)
@@ -280,7 +284,8 @@ class _Walk:
         counting = [one.step for one in self.saved if not one.late and not one.foreign]
         ended = self.run.outcome()
         last = max([*steps, *counting, (ended.step or 0) if ended else 0], default=0)
-        return [step for step in range(1, last + 1) if step not in steps]
+        left_out = set(left_out_steps(self.run))
+        return [step for step in range(1, last + 1) if step not in steps and step not in left_out]
 
     def _data(self) -> Iterator[Problem]:
         repair = self._say("launch resume {run} data.source=PLACE, if the same tokens lie in another place")

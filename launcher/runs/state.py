@@ -48,6 +48,7 @@ class RunState:
     step: int | None = None
     max_steps: int | None = None
     loss: float | None = None
+    source_tokens: dict[str, int] | None = None  # of a mixture, up to `step`
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     checkpoint: int | None = None
@@ -131,6 +132,7 @@ def state_of(run: RunDir) -> RunState:
         step=step,
         max_steps=max_steps,
         loss=row.get("loss"),
+        source_tokens=row.get("source_tokens"),
         tokens_per_second=pace.tokens_per_second if pace else None,
         eta_seconds=pace.seconds_to(max_steps, step=step or 0) if alive and pace and max_steps else None,
         since=_since(run, job, alive, ended, state),

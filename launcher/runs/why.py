@@ -87,6 +87,7 @@ def _going_on(run: RunDir, state: RunState) -> Why:
     text = f"{state.run_id} has not ended: attempt {state.attempt} is {doing} on {state.host}, process {state.pid}"
     progress = progress_text(state)
     text += f" ({progress})." if progress else "."
+    text += f" {told}" if (told := interventions_text(run)) else ""
     text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
     if state.queue:
         text += f" {_capital(state.queue)}; this is from its directory."
@@ -118,6 +119,7 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
         f"{state.run_id}: {began}",
         _history(run, attempt),
         _open_failures(run, attempt),
+        interventions_text(run),
         checkpoint,
         _spent(run),
         advice,
@@ -239,6 +241,27 @@ def _open_failures(run: RunDir, attempt: int) -> str:
     if silent is not None:
         sentences.append(f"Its store had failed: {first_line(str(silent.get('message')))}.")
     return " ".join(sentences)
+
+
+def interventions_text(run: RunDir) -> str:
+    """Updates that were left out or taken back; empty if there are none. Attempts that made them again count once."""
+    found = [event for attempt in run.attempts() for event in run.events(attempt)]
+    left_out = {int(one["step"]): str(one.get("cause")) for one in found if one["event"] == events.UPDATE_SKIPPED}
+    back = {int(one.get("at", 0)): one for one in found if one["event"] == events.REWOUND}
+    sentences = []
+    if left_out:
+        listed = ", ".join(f"step {step} ({_HARMS.get(cause, cause)})" for step, cause in sorted(left_out.items())[-3:])
+        more = f" of {len(left_out)}" if len(left_out) > 3 else ""
+        sentences.append(f"Updates were left out, the last{more}: {listed}.")
+    if back:
+        at, event = max(back.items())
+        times = f" ({len(back)} times in all)" if len(back) > 1 else ""
+        why = _HARMS.get(str(event.get("cause")), "")
+        sentences.append(f"Training went back from step {at} to step {event['step']}{times}: {why}.")
+    return " ".join(sentences)
+
+
+_HARMS = {"nonfinite": "its loss was no number", "spike": "its loss had jumped up"}
 
 
 def _spent(run: RunDir) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +15,28 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 # The identity of a run: another value would make another run.
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
-    *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision"),
+    *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision", "train.bf16_rounding"),
+    "train.ema_decay",
 )
+SCHEDULE = "data.mixture_schedule"  # except for this: the steps to come are not part of it
 # All others, by their effect.
 TRAINING = "trains otherwise from here on"
 LENGTH = "stretches the schedule"  # unless that does not depend on the length
 WHERE = "the same tokens, by other workers"
 BESIDE = "leaves training as it is"
+LAST = "may end the run at another step"
 MOVED = "the same tokens, in another place"
+MIXED = "other shares from that step on, each source where it was"
 EFFECTS = {
     **dict.fromkeys(("optimizer", "schedule", "train.max_grad_norm", "train.load_balancing_loss"), TRAINING),
+    **dict.fromkeys(("train.max_grad_value", "train.dropout", "train.label_smoothing", "train.z_loss"), TRAINING),
+    "stability": TRAINING,
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),
+    "early_stopping": LAST,
     **dict.fromkeys(PLACES, MOVED),
+    SCHEDULE: MIXED,
 }
 
 
@@ -77,7 +86,7 @@ def accumulate(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
 
 def is_fixed(key: str) -> bool:
     """Does a key belong to the identity of a run?"""
-    return any(is_within(key, fixed) for fixed in FIXED)
+    return key != SCHEDULE and any(is_within(key, fixed) for fixed in FIXED)
 
 
 def refuse_another_run(before: Recipe, after: Recipe) -> None:
@@ -89,10 +98,24 @@ def refuse_another_run(before: Recipe, after: Recipe) -> None:
         for key in dict.fromkeys([*old, *new])
         for fixed in FIXED
         if is_within(key, fixed) and old.get(key) != new.get(key)
-        if not _is_place(key, old, new)
+        if key != SCHEDULE and not _is_place(key, old, new)
     ]
     if problems:
         raise RecipeErrors(problems, hint="make a new run; model.init_from=RUN lets it start from this run's weights")
+
+
+def refuse_another_past(before: Recipe, after: Recipe, step: int) -> None:
+    """RecipeErrors if the weights of a step that stays, one before `step`, would be others than they were."""
+    kept = [stage for stage in before.data.mixture_schedule or () if stage.from_step < step]
+    given = [stage for stage in after.data.mixture_schedule or () if stage.from_step < step]
+    if given == kept:
+        return
+    weights = [source.weight for source in after.data.mixture or ()]
+    wanted = [*(stage.model_dump() for stage in kept), {"from_step": step, "weights": weights}]
+    raise RecipeErrors(
+        [f"{SCHEDULE}: the first {step} steps stay as they are, and it would change their weights"],
+        hint=f"change what comes after them, such as '{SCHEDULE}={json.dumps(wanted)}'; --from-step goes further back",
+    )
 
 
 def _is_place(key: str, old: dict[str, object], new: dict[str, object]) -> bool:

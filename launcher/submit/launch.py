@@ -25,17 +25,19 @@ from launchyard.errors import (
     UserError,
     user_errors,
 )
-from launchyard.host.packages import install_command
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
+from launchyard.launcher.backends.request import After
 from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
+from launchyard.launcher.runs.pinned import pinned_checkpoint
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.beside import beside_run, remove_beside
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
+from launchyard.launcher.submit.packages import check_packages
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import write_companions
@@ -79,7 +81,7 @@ class Ready:
     host: HostFacts
     data: Resolved
     init: ModelConfig | None
-    after: str | None
+    after: After
     plan: Plan
     code: CodeSnapshot
     run: RunDir
@@ -92,22 +94,39 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
     cluster = load_cluster(request.cluster)
     reach_storage(cluster)
     loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
+    run_id = new_run_id(loaded.recipe.name)
+    run = new_place(cluster, request.run_url, run_id)
+    return ready_at(run, loaded, cluster, run_id=run_id, code=take_snapshot(Path.cwd()), dry_run=dry_run)
+
+
+def new_place(cluster: Cluster, url: str | None, name: str) -> RunDir:
+    """The folder of that name where runs of a cluster go, or the URL that is given with --run-url."""
+    with user_errors("--run-url" if url else f"storage.url of cluster {cluster.name}"):
+        return RunDir(typed_path(url or f"{cluster.storage.url.rstrip('/')}/{name}"))
+
+
+def ready_at(
+    run: RunDir, loaded: LoadedRecipe, cluster: Cluster, *, run_id: str, code: CodeSnapshot, dry_run: bool = False
+) -> Ready:
+    """A launch of this recipe with this id in this place, whose storage is reached already; mistakes as above."""
     loaded = _with_found_tokenizer(_with_found_weights(loaded))
     recipe = loaded.recipe
     _check_name(loaded)
     if cluster.container is None:  # else the workers have another Python
-        check_trackers(loaded)
+        check_packages(loaded)
     init = shape_of(loaded)
-    after = _first(loaded, cluster)
-    run_id = new_run_id(recipe.name)
-    url = request.run_url or f"{cluster.storage.url.rstrip('/')}/{run_id}"
-    with user_errors("--run-url" if request.run_url else f"storage.url of cluster {cluster.name}"):
-        run = RunDir(typed_path(url))
+    after = After(success=_first(loaded, cluster))
     host = with_room(probe_hardware(recipe, cluster), run)
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
     data, known = _data(loaded, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
     plan = _plan(loaded, data=known, **parts)
-    return Ready(loaded, cluster, host, data, init, after, plan, take_snapshot(Path.cwd()), run)
+    return Ready(loaded, cluster, host, data, init, after, plan, code, run)
+
+
+def with_turn(ready: Ready, job_id: str) -> Ready:
+    """The same launch, to be started by its scheduler when that job is over, however it ends."""
+    ready = replace(ready, after=ready.after.model_copy(update={"end": job_id}))
+    return replace(ready, plan=_planned_again(ready, ready.data))
 
 
 def _check_name(loaded: LoadedRecipe) -> None:
@@ -189,17 +208,6 @@ def _unknown(folder: str) -> DataSpec:
     return DataSpec(train=somewhere, validation=somewhere, tokenizer="?", digest="?")
 
 
-def check_trackers(loaded: LoadedRecipe) -> None:
-    """RecipeErrors if the recipe asks for a tracker that is not installed: found now, and not hours later."""
-    from launchyard.training.telemetry.trackers.open import missing
-
-    if lacking := missing(loaded.recipe.metrics.trackers):
-        key = "metrics.trackers"
-        verb = "is" if len(lacking) == 1 else "are"
-        problem = f"{loaded.origin(key)}: {key}: {', '.join(lacking)} {verb} not installed here"
-        raise RecipeErrors([problem], hint=install_command(*lacking))
-
-
 def planned(data: Resolved) -> PlannedData:
     return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
 
@@ -221,6 +229,9 @@ def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
         base = _with_found_weights(_with_weights(loaded, parts[0])).recipe.model.init_from
         adapter = parts[1] if "://" in parts[1] else os.path.abspath(typed_path(parts[1]))
         return _with_weights(loaded, f"{base}+{adapter}")
+    with user_errors(f"{loaded.origin('model.init_from')}: model.init_from"):
+        if (checkpoint := pinned_checkpoint(name)) is not None:
+            return _with_weights(loaded, checkpoint if "://" in checkpoint else os.path.abspath(checkpoint))
     if "://" in name or os.path.isabs(name):
         return _with_weights(loaded, name)
     from launchyard.launcher.runs.find import find
@@ -303,7 +314,12 @@ def prepare_data(ready: Ready) -> Ready:
         return ready
     with user_errors():
         data = ensure_prepared(ready.data, on_progress=preparing_line(sys.stderr))
-    plan = _plan(
+    plan = _planned_again(ready, data)
+    return replace(ready, data=data, plan=plan, code=take_snapshot(Path.cwd()))  # that may have taken hours
+
+
+def _planned_again(ready: Ready, data: Resolved) -> Plan:
+    return _plan(
         ready.loaded,
         cluster=ready.cluster,
         run_id=ready.plan.run_id,
@@ -313,7 +329,6 @@ def prepare_data(ready: Ready) -> Ready:
         init=ready.init,
         after=ready.after,
     )
-    return replace(ready, data=data, plan=plan, code=take_snapshot(Path.cwd()))  # that may have taken hours
 
 
 # -- the run directory -----------------------------------------------------------------------------------------------

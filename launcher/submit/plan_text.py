@@ -13,10 +13,11 @@ from launchyard.host.environment import MARK_NODE
 from launchyard.launcher.backends.request import Process
 from launchyard.launcher.format import count, json_text, size
 from launchyard.launcher.plan.plan import Plan
-from launchyard.launcher.plan.warnings import source_names
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.storage.redact import redact
+from launchyard.training.batching import shares_over
 from launchyard.training.recipe import Recipe
+from launchyard.training.spec import source_names
 
 
 def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
@@ -89,6 +90,10 @@ def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
         parts.append(
             f"FSDP {plan.mesh.dp_shard}" + (f" × {plan.mesh.dp_replicate}" if plan.mesh.dp_replicate > 1 else "")
         )
+    if plan.mesh.tp > 1:
+        parts.append(f"matrices shared by {plan.mesh.tp}")
+    if plan.mesh.cp > 1:
+        parts.append(f"sequences shared by {plan.mesh.cp}")
     parts += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
     of = f" of {size(plan.memory_available)}" if plan.memory_available else ""
     parts.append(f"~{size(plan.memory['total'])}{of} per worker")
@@ -124,9 +129,9 @@ def _data_parts(plan: Plan) -> list[str]:
 
 
 def _source_parts(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
-    """Of a mixture, one line a source: its share, its tokens, and its epochs in the run."""
+    """Of a mixture, one line a source: its share in the whole run, its tokens, and its epochs in the run."""
     names = source_names(plan.data, recipe)
-    sources = zip(names, plan.data.train, plan.data.shares, plan.epochs, strict=True)
+    sources = zip(names, plan.data.train, shares_over(plan.data, recipe, plan.max_steps), plan.epochs, strict=True)
     for name, source, share, epochs in sources if len(names) > 1 else ():
         yield [f"{share:6.2%} {name}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
 
@@ -137,7 +142,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
     yield "cluster", f"{plan.cluster} ({plan.scheduler})"
     yield "device", f"{plan.device}, {plan.precision}"
     yield "workers", f"{plan.nnodes} x {plan.nproc_per_node} = {plan.world_size}"
-    yield "mesh", f"dp_replicate {plan.mesh.dp_replicate} x dp_shard {plan.mesh.dp_shard}"
+    mesh = plan.mesh
+    yield "mesh", f"dp_replicate {mesh.dp_replicate} x dp_shard {mesh.dp_shard} x tp {mesh.tp}; cp {mesh.cp}"
     yield (
         "batch",
         f"{batch.global_batch_size} sequences = {plan.world_size} workers x {batch.grad_accum_steps} micro steps "

@@ -15,10 +15,11 @@ from launchyard.errors import NothingRunsError, RecipeErrors, UserError, user_er
 from launchyard.launcher.backends.base import load_backend, refuse_if_alive
 from launchyard.launcher.backends.cluster import Cluster, ClusterStorage, load_cluster, store_environment
 from launchyard.launcher.backends.hardware import probe_hardware
+from launchyard.launcher.backends.request import AFTER_NOTHING, After
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
-from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe
+from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, from_here
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import registered_at
 from launchyard.launcher.runs.state import RunState, state_of
@@ -28,11 +29,13 @@ from launchyard.launcher.submit.changes import (
     changes_between,
     is_fixed,
     places,
+    refuse_another_past,
     refuse_another_run,
 )
 from launchyard.launcher.submit.code import record_again, take_snapshot
 from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
+from launchyard.launcher.submit.packages import check_packages, needs_packages
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.launcher.submit.run_data import count_more, find_moved, record_moved, restore_data
 from launchyard.run import layout
@@ -105,11 +108,17 @@ class ReadyToResume:
 
 
 def make_ready(
-    run: RunDir, changes: dict[str, Any], *, from_step: int | None = None, cluster: str | None = None
+    run: RunDir,
+    changes: dict[str, Any],
+    *,
+    from_step: int | None = None,
+    cluster: str | None = None,
+    after: After = AFTER_NOTHING,
 ) -> ReadyToResume:
     """Check a resume with these changed keys; UserError or RecipeErrors name all its problems.
 
     from_step: to go back to, 0 for the beginning. cluster: name or file of the place to go on in; None: where it was.
+    after: jobs of the scheduler that have to be over before it goes on.
     """
     refuse_moved(run)
     refuse_if_alive(run)
@@ -120,6 +129,7 @@ def make_ready(
             reach_from(place, run)
         changes = place_changes(place) | changes
     check_frozen(run)
+    changes = from_here(changes)
     state = state_of(run)
     with user_errors():
         raw = stored_recipe(run)
@@ -130,20 +140,24 @@ def make_ready(
     refuse_another_run(before.recipe, asked.recipe)
     moved = places(changes, before.recipe, asked.recipe)
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
-    after = check_recipe(raw, overrides, source=source)
+    loaded = check_recipe(raw, overrides, source=source)
+    recipe = loaded.recipe
+    if (place or _cluster(run.read_plan())).container is None and needs_packages(changes):
+        check_packages(loaded)  # what was there at the launch is not asked again: nothing new holds up a resume
     with user_errors():
         workload = frozen_workload(run)
         there = None if moved else place_of_data(run, workload)
-        data = find_moved(after.recipe, workload.data) if there is None else count_more(after.recipe, there)
+        data = find_moved(recipe, workload.data) if there is None else count_more(recipe, there)
     workload = workload.model_copy(update={"data": data})
-    plan = _plan((copy_to or run).url, after, workload, place or _cluster(run.read_plan()))
+    plan = _plan((copy_to or run).url, loaded, workload, place or _cluster(run.read_plan()), after)
     if from_step is None:
         _refuse_missing(run, state)
     else:
         state = _go_back(run, state, from_step)
+    refuse_another_past(before.recipe, recipe, state.checkpoint or 0)
     _check_length(state, plan.max_steps)
-    changed = tuple(changes_between(before.recipe, after.recipe))
-    return ReadyToResume(run, state, overrides, plan, after.recipe, changed, from_step, data != there, place, copy_to)
+    changed = tuple(changes_between(before.recipe, recipe))
+    return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:
@@ -177,7 +191,7 @@ def _go_back(run: RunDir, state: RunState, step: int) -> RunState:
     return replace(state, checkpoint=step or None, step=step)
 
 
-def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Cluster) -> Plan:
+def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Cluster, after: After) -> Plan:
     """The plan of the next attempt: the frozen data and model, on the workers that are asked for now."""
     recipe = loaded.recipe
     try:
@@ -189,6 +203,7 @@ def _plan(run_url: str, loaded: LoadedRecipe, workload: Workload, cluster: Clust
             data=PlannedData(spec=workload.data, vocab_size=None),
             host=with_room(probe_hardware(recipe, cluster), RunDir(run_url)),
             init=None if recipe.model.preset else workload.model,
+            after=after,
         )
     except PlanError as error:
         raise RecipeErrors([f"{loaded.origin(key)}: {key}: {what}" for key, what in error.problems]) from error

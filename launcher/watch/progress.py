@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Any
 
-from launchyard.launcher.format import duration, progress_line, size
+from launchyard.launcher.format import duration, first_line, progress_line, size
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run import events, layout
 from launchyard.run.rows import PACE_ROWS, pace_of
@@ -120,9 +120,28 @@ class Progress:
             case events.VALIDATED:
                 self._enter("training", at)
                 return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
+            case events.ENDING_EARLY:
+                return [f"✓ ends early at step {step}: {message}"]
+            case events.ASKING_TASKS:
+                self._enter(f"asking tasks at step {step}", at)
+            case events.TASKS_DONE:
+                self._enter("training", at)
+                scores = ", ".join(f"{name} {float(value):.4g}" for name, value in event.get("scores", {}).items())
+                return [f"✓ step {step}: {scores}"]
+            case events.SAMPLING:
+                self._enter(f"writing a text at step {step}", at)
+            case events.SAMPLED:
+                self._enter("training", at)
+                return [f"✓ step {step} writes: {first_line(' '.join(str(event.get('text')).split()), 100)}"]
+            case events.NOT_SAMPLED:
+                self._enter("training", at)
+                return [f"! step {step} has written no text: {message}"]
+            case events.TASKS_FAILED:
+                self._enter("training", at)
+                return [f"! tasks at step {step} have no scores: {message}"]
             case events.STOPPING:
                 self._enter(f"saving step {step} to stop ({event.get('reason')})", at)
-            case events.EXPORTED | events.SAMPLED | events.FINISHED:
+            case events.EXPORTED | events.FINISHED:
                 self._enter("finishing", at)
             case events.SAVED:
                 return [f"✓ saved step {step} ({event.get('kind')}, {float(event.get('seconds', 0)):.1f} s)"]

@@ -6,17 +6,21 @@ import difflib
 import logging
 import math
 import numbers
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
+import torch
 import yaml
 from datasets.exceptions import DatasetsError
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from jinja2 import TemplateError
-from lm_eval import simple_evaluate
+from lm_eval import evaluate
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from launchyard.model.evaluate.harness import HarnessModel
@@ -24,7 +28,8 @@ from launchyard.model.evaluate.harness import HarnessModel
 _YAML = (".yaml", ".yml")
 
 
-_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+# As lm-eval has them where nothing is said: of Python, of NumPy and torch, and of the choice of examples.
+_SEEDS = (0, 1234, 1234, 1234)
 
 
 @dataclass(frozen=True)
@@ -122,21 +127,35 @@ def run_tasks(model: HarnessModel, tasks: TaskList, settings: TaskSettings) -> T
     """ValueError for a task that cannot be asked; FileNotFoundError if the data of one cannot be had."""
     if settings.chat and settings.system is not None:
         model.check_system(settings.system)
-    seeds = {} if settings.seed is None else dict.fromkeys(_SEEDS, settings.seed)
     with _quiet(), _task_errors():
-        found = simple_evaluate(
-            model=model,
-            tasks=tasks.names,
-            task_manager=tasks.manager,
-            num_fewshot=settings.num_fewshot,
+        found = evaluate(
+            lm=model,
+            task_dict=_set_up(tasks, settings),
             limit=settings.limit,
             apply_chat_template=settings.chat,
             fewshot_as_multiturn=settings.chat,
             system_instruction=settings.system,
             log_samples=True,
-            **seeds,
         )
     return TaskResults(list(_rows(found)), list(_samples(found["samples"])))
+
+
+def _set_up(tasks: TaskList, settings: TaskSettings) -> Mapping[str, object]:
+    """The tasks as lm-eval's own command has them before it asks.
+
+    That also asks git about the working directory and pip about the machine: noise outside a repository, and seconds.
+    """
+    seeds = _SEEDS if settings.seed is None else (settings.seed,) * len(_SEEDS)
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])  # tasks draw from it
+    torch.manual_seed(seeds[2])
+    loaded: Mapping[str, Mapping[str, Task]] = tasks.manager.load(tasks.names)
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        wanted = own if settings.num_fewshot is None or own == 0 else settings.num_fewshot  # 0 of a task stays
+        task.set_config(key="num_fewshot", value=wanted or 0)
+        task.set_fewshot_seed(seed=seeds[3])
+    return loaded
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def write_until(
     ]
     longest = max((len(request.prompt) + request.max_new_tokens for request in requests), default=1)
     n_slots = max(1, min(len(requests), batch_tokens // longest, _MAX_SLOTS))
-    engine = engine_for(loaded.transformer, requests, n_slots=n_slots)
+    engine = engine_for(loaded.transformer, requests, n_slots=n_slots, graphs=loaded.graphs)
     ends = [_End(loaded.tokenizer, ask.stops) for ask in asks]
     growing = dict(zip(map(engine.add, requests), ends, strict=True))
     n_done = 0

@@ -16,7 +16,7 @@ from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache
 from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
-from launchyard.model.network.norms import HeadNorm, make_norm
+from launchyard.model.network.norms import HeadNorm, make_norm, widened
 from launchyard.model.network.remade import saved
 from launchyard.model.network.rope import rotate, yarn_gain
 from launchyard.model.network.uncompiled import uncompiled
@@ -59,6 +59,14 @@ def _end_to_end(*parts: Tensor) -> Tensor:
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).flatten(-2)
 
 
+class AttentionDropout(Protocol):
+    """Leaves out attention weights while a model trains; see model/adapt/noise.py."""
+
+    def is_on(self) -> bool: ...
+
+    def dropped_weights(self, weights: Tensor, start: int) -> Tensor: ...
+
+
 class Scores:
     """What stands between queries and values: scale, soft cap, mask, sinks. Holds no parameter."""
 
@@ -66,18 +74,33 @@ class Scores:
         self.scale = scale
         self.softcap = config.attention_softcap
         self.grouped = config.n_kv_heads != config.n_heads and config.latent_attention is None
+        self.noise: AttentionDropout | None = None
         self.per_head = config.positions == "alibi" or config.attention_sinks or self.softcap is not None
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, *, causal: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        *,
+        causal: bool,
+        start: int = 0,
     ) -> Tensor:
-        """q (B, H, T, D), k and v (B, H_kv, S, …) -> (B, H, T, D_v). mask: bool or added, broadcast to (B, H, T, S)."""
+        """q (B, H, T, D), k and v (B, H_kv, S, …) -> (B, H, T, D_v). mask: bool or added, broadcast to (B, H, T, S).
+
+        start: of a document in the row that it lies in.
+        """
+        noise = self.noise if self.noise is not None and self.noise.is_on() else None
         if self.softcap is not None:
-            return self._capped(q, k, v, mask, causal=causal)
+            return self._by_hand(q, k, v, mask, causal=causal, noise=noise, start=start)
         if sinks is not None:
             mask = _added(mask, q, k, causal=causal)
             k, v, mask = _with_sinks(k, v, mask, sinks)
             causal = False
+        if noise is not None:
+            return self._by_hand(q, k, v, mask, causal=causal, noise=noise, start=start)
         # A group as queries of one head: no key is repeated.
         if self.grouped and not self.per_head and q.shape[2] == 1 and q.shape[3] == v.shape[3]:
             together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[-1])
@@ -89,7 +112,8 @@ class Scores:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
     ) -> Tensor:
         """The same of each document alone, (1, N, H D_v). mask: of the longest."""
-        if mask is None and sinks is None and self._has_kernel(q, v):
+        noisy = self.noise is not None and self.noise.is_on()
+        if mask is None and sinks is None and not noisy and self._has_kernel(q, v):
             return self._varlen(q, k, v, documents)
         return self._one_by_one(q, k, v, mask, sinks, documents)
 
@@ -98,11 +122,13 @@ class Scores:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, documents: Documents
     ) -> Tensor:
         parts = []
+        start = 0
         wholes = (whole.split(documents.lengths, dim=2) for whole in (q, k, v))
         for own_q, own_k, own_v in zip(*wholes, strict=True):
             length = own_q.shape[2]
             seen = None if mask is None else mask[..., :length, :length]
-            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True))
+            parts.append(self(own_q, own_k, own_v, seen, sinks, causal=True, start=start))
+            start += length
         out: Tensor = _end_to_end(*parts) if self.per_head else _EndToEnd.apply(*parts)
         return out
 
@@ -128,15 +154,42 @@ class Scores:
         assert isinstance(out, Tensor)
         return out.flatten(-2)[None]
 
-    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-        assert self.softcap is not None
+    def _by_hand(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        *,
+        causal: bool,
+        noise: AttentionDropout | None,
+        start: int,
+    ) -> Tensor:
+        """All weights in memory: for what no kernel has between queries and keys, or between weights and values."""
         repeats = q.shape[1] // k.shape[1]
         k = k.repeat_interleave(repeats, 1)
         v = v.repeat_interleave(repeats, 1)
         scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale)
-        scores = self.softcap * torch.tanh(scores / self.softcap)
-        weights = torch.softmax((scores + _added(mask, q, k, causal=causal)).float(), dim=-1)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        weights = torch.softmax(widened(scores + _added(mask, q, k, causal=causal)), dim=-1)
+        if noise is not None:
+            weights = noise.dropped_weights(weights, start)
         return weights.to(v.dtype) @ v
+
+
+class Span(Protocol):
+    """A stretch of a sequence whose other stretches others have, `count` in all."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def joined(self, x: Tensor) -> Tensor:
+        """x (B, H, t, D) of each -> (B, H, count t, D)"""
+        ...
 
 
 class Attending(nn.Module):
@@ -144,6 +197,7 @@ class Attending(nn.Module):
 
     scores: Scores
     sinks: nn.Parameter | None
+    span: Span | None = None  # of the queries
 
     def attended(
         self,
@@ -156,6 +210,9 @@ class Attending(nn.Module):
     ) -> Tensor:
         """q (B, H, T, D), k and v (B, H_kv, T, …) of the new tokens -> (B, T, H D_v)."""
         causal = True
+        if self.span is not None:
+            k = self.span.joined(k)
+            v = self.span.joined(v)
         if cache is not None:
             k, v, mask, causal = cache.update(k, v, mask)
         if documents is None:
@@ -164,6 +221,8 @@ class Attending(nn.Module):
 
 
 class Attention(Attending):
+    parts = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -171,6 +230,10 @@ class Attention(Attending):
         self.qk_norm = config.qk_norm
         heads = config.n_heads * config.head_dim
         kv = config.n_kv_heads * config.head_dim
+        self.widths = (heads, kv, kv)
+        # What is done to each before queries and keys turn.
+        self.between = config.qk_norm not in (None, "unit") or config.qkv_clip is not None
+        self.joint: nn.Module | None = None  # instead of the parts in a model that only writes: one product for all
         qkv_bias = config.attention_bias or config.qkv_bias
         self.q_proj = Linear(config.dim, heads, bias=qkv_bias)
         self.k_proj = Linear(config.dim, kv, bias=qkv_bias)
@@ -193,15 +256,12 @@ class Attention(Attending):
         documents: Documents | None = None,
     ) -> Tensor:
         """x (B, T, dim). turn: of a layer that rotates. far: (T, 1, 1), what queries of one that does not grow by."""
-        q, k, v = self._projected(x)
-        if turn is not None:
-            q = rotate(q, *turn)
-            k = rotate(k, *turn)
-            if self.qk_norm == "unit":
-                size = (self.head_dim,)
-                q = F.rms_norm(q, size, eps=self.norm_eps)
-                k = F.rms_norm(k, size, eps=self.norm_eps)
-        elif far is not None:
+        q, k, v = self._projected(x) if turn is None else self._turned(x, turn)
+        if turn is not None and self.qk_norm == "unit":
+            size = (self.head_dim,)
+            q = F.rms_norm(q, size, eps=self.norm_eps)
+            k = F.rms_norm(k, size, eps=self.norm_eps)
+        elif turn is None and far is not None:
             q = (q * far).to(q.dtype)
         q = q.transpose(1, 2)  # (B, H, T, head_dim)
         k = k.transpose(1, 2)
@@ -210,8 +270,10 @@ class Attention(Attending):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, head_dim), normed where they are normed before they turn."""
-        q_proj = self.q_proj
-        if type(q_proj) is Linear or isinstance(q_proj, OpaqueLinear):
+        joint = self.joint
+        if joint is not None:
+            q, k, v = joint(x).split(self.widths, dim=-1)
+        elif type(q_proj := self.q_proj) is Linear or isinstance(q_proj, OpaqueLinear):
             q = q_proj(x)
             k = self.k_proj(x)
             v = self.v_proj(x)
@@ -229,6 +291,20 @@ class Attention(Attending):
             k = self.k_norm(k)
         if self.clip is not None:
             q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+        return q, k, v
+
+    def _turned(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """As _projected, queries and keys turned: both at once where nothing comes between.
+
+        For one token each operation costs its start alone.
+        """
+        if self.joint is None or self.between:
+            q, k, v = self._projected(x)
+            return rotate(q, *turn), rotate(k, *turn), v
+        n_q, n_k, n_v = (width // self.head_dim for width in self.widths)
+        heads = self.joint(x).unflatten(-1, (-1, self.head_dim))
+        turning, v = heads.split((n_q + n_k, n_v), dim=-2)
+        q, k = rotate(turning, *turn).split((n_q, n_k), dim=-2)
         return q, k, v
 
 

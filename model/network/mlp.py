@@ -13,6 +13,7 @@ from launchyard.model.config import ModelConfig, MoE
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
+from launchyard.model.network.norms import widened
 from launchyard.model.network.remade import saved
 from launchyard.model.network.uncompiled import uncompiled
 
@@ -25,12 +26,17 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         self.gated = config.gated_mlp
+        self.parts = ("gate_proj", "up_proj") if config.gated_mlp else ()
+        self.joint: nn.Module | None = None  # instead of the parts, see Attention
         if config.gated_mlp:
             self.gate_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
         self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        joint = self.joint
+        if joint is not None:
+            return self.down_proj(gate(self.activation, *joint(x).chunk(2, dim=-1)))
         if self.gated:
             gate_proj = self.gate_proj
             if type(gate_proj) is Linear or isinstance(gate_proj, OpaqueLinear):
@@ -56,7 +62,13 @@ class SharedExpert(nn.Module):
 
 @uncompiled
 def _uncompiled_grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
-    """torch's compiler has this product for bf16 only; a graph ends before it and goes on behind it."""
+    """torch's compiler has this product for bf16 only; a graph ends before it and goes on behind it.
+
+    For fp64 there is none at all.
+    """
+    if x.dtype == torch.float64:
+        pieces = x.tensor_split(offs[:-1].cpu().long())
+        return torch.cat([piece @ own for piece, own in zip(pieces, weight, strict=True)])
     return F.grouped_mm(x, weight, offs=offs)
 
 
@@ -197,9 +209,9 @@ class MixtureOfExperts(nn.Module):
 
     def _logits(self, rows: Tensor) -> Tensor:
         if not self.moe.wide_router:
-            return self.router(rows).float()
+            return widened(self.router(rows))
         bias = self.router.bias
-        return F.linear(rows.float(), self.router.weight.float(), None if bias is None else bias.float())
+        return F.linear(widened(rows), widened(self.router.weight), None if bias is None else widened(bias))
 
     def _one_by_one(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """SparseMixer (Liu et al. 2023) without its sampling: the best expert, then the best of the rest …"""

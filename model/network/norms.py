@@ -25,10 +25,10 @@ class ScaledNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(size)) if config.norm_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else 1 + _wide(self.weight)
-        wide = _wide(x)
+        weight = None if self.weight is None else 1 + widened(self.weight)
+        wide = widened(x)
         if self.centred:
-            bias = None if self.bias is None else _wide(self.bias)
+            bias = None if self.bias is None else widened(self.bias)
             return F.layer_norm(wide, (self.size,), weight, bias, self.eps).to(x.dtype)
         return F.rms_norm(wide, (self.size,), weight, self.eps).to(x.dtype)
 
@@ -46,7 +46,7 @@ class _FrozenRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _wide(x)
+        wide = widened(x)
         factor = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, factor)
         ctx.make = _normed
@@ -57,14 +57,14 @@ class _FrozenRMSNorm(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight, factor = saved(ctx)
         ctx.read = None
-        normal = _wide(x) * factor
-        own = _wide(grad) * weight
+        normal = widened(x) * factor
+        own = widened(grad) * weight
         own -= normal.mul_((own * normal).mean(-1, keepdim=True))
         return own.mul_(factor).to(x.dtype), None, None
 
 
 def _normed(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
-    return (_wide(x) * factor).mul_(weight).to(x.dtype)
+    return (widened(x) * factor).mul_(weight).to(x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -89,9 +89,9 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[-1],)
-        wide = _wide(x)
+        wide = widened(x)
         normal = F.layer_norm(wide, size, eps=self.eps) if self.centred else F.rms_norm(wide, size, eps=self.eps)
-        return (normal * _wide(self.weight)).to(x.dtype)
+        return (normal * widened(self.weight)).to(x.dtype)
 
 
 def make_norm(config: ModelConfig, size: int | None = None, *, bias: bool = True) -> nn.Module:
@@ -104,5 +104,6 @@ def make_norm(config: ModelConfig, size: int | None = None, *, bias: bool = True
     return nn.LayerNorm(width, eps=config.norm_eps, bias=bias and config.norm_bias)
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """In fp32, or in fp64 where it is that."""
     return x if x.dtype == torch.float64 else x.float()

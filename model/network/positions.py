@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,7 @@ def causal_mask(config: ModelConfig, sees: str, queries: Tensor, keys: Tensor, p
         seen &= present[..., None, :]
     if config.positions != "alibi":
         return seen
-    slopes = alibi_slopes(config).to(queries.device)[:, None, None]
+    slopes = alibi_slopes(*config.alibi_heads, queries.device)[:, None, None]
     if config.alibi_bf16:  # from the first position instead of from the query: a softmax sees no difference
         bias = (slopes.bfloat16() * keys[..., None, None, :].bfloat16()).float()
     else:
@@ -89,19 +91,20 @@ def needs_mask(config: ModelConfig, sees: str, length: int) -> bool:
     return sees != "full" and config.window is not None and length > config.window
 
 
-def alibi_slopes(config: ModelConfig) -> Tensor:
+@cache
+def alibi_slopes(own: range, heads: int, device: torch.device) -> Tensor:
     """(H,) fp32: a geometric sequence, with every other one of the next longer for a number that is no power of two.
 
-    Press et al. 2022, section 3.
+    Of these heads of all. Press et al. 2022, section 3. Kept, since a recorded step cannot copy them from the host.
     """
-    own, heads = config.alibi_heads
     power = 1 << (heads.bit_length() - 1)
 
     def slopes(count: int) -> list[float]:
         return [2.0 ** (-8.0 * (n + 1) / count) for n in range(count)]
 
     found = slopes(power) + slopes(2 * power)[::2][: heads - power]
-    return torch.tensor(found[own.start : own.stop], dtype=torch.float32, device="cpu")
+    with torch.inference_mode(False), torch.no_grad():  # training may need them next
+        return torch.tensor(found[own.start : own.stop], dtype=torch.float32, device="cpu").to(device)
 
 
 def far_gain(config: ModelConfig, positions: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launchyard.model.config import ModelConfig
-from launchyard.model.network.attention import Attention, LatentAttentionLayer, Rotation
+from launchyard.model.network.attention import Attention, LatentAttentionLayer, Rotation, Span
 from launchyard.model.network.documents import Documents
 from launchyard.model.network.kv_cache import BlockCache, Cache
 from launchyard.model.network.linear import Embedding, Linear, OpaqueLinear
@@ -96,6 +96,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Holds parameters only, no buffers: after `to_empty` nothing but weights is to be filled."""
 
+    span: Span | None = None  # tokens are a stretch of longer sequences; without documents and cache
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -138,7 +140,7 @@ class Transformer(nn.Module):
         if documents is not None:
             positions = documents.positions(tokens.device)
         else:
-            positions = torch.arange(n_new, device=tokens.device) if cache is None else cache.positions
+            positions = self._first_positions(n_new, tokens.device) if cache is None else cache.positions
         places = self.places(n_new, positions, cache, documents)
         x = self._embedded(tokens, positions)
         caches = [None] * len(places) if cache is None else cache.blocks
@@ -173,6 +175,12 @@ class Transformer(nn.Module):
     def agreed(self, numbers: list[int], *, at_most: int) -> list[int]:
         """What all that compute this model together go on with, where each has drawn so many numbers at most."""
         return numbers
+
+    def rotations(self, length: int, *, longest: int) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines of so many positions, as layers take them of a cache that may come to `longest` tokens."""
+        home = self.embed.weight.device
+        windowed = {sees != "full" for sees, rotates in self._kinds if rotates}
+        return [self._rotations.upto(length, home, windowed=own, longest=longest) for own in sorted(windowed)]
 
     def new_cache(self, *, batch_size: int, length: int, rewindable: bool = False) -> Cache:
         """For sequences that this model writes: of its type, each block's on the device of the block."""
@@ -210,8 +218,9 @@ class Transformer(nn.Module):
         """
         config = self.config
         if positions is None:
-            positions = torch.arange(n_new, device=self.embed.weight.device)
+            positions = self._first_positions(n_new, self.embed.weight.device)
         stop = n_new if cache is None else cache.start + n_new
+        stop = stop if self.span is None else self.span.count * n_new
         stop = stop if documents is None else documents.longest
         if config.position_limit is not None and stop > config.position_limit:
             raise ValueError(f"{stop} positions are asked for; this model has max_seq_len {config.max_seq_len}")
@@ -221,6 +230,10 @@ class Transformer(nn.Module):
         else:
             made = {kind: self._of_kind(*kind, n_new, stop, positions, cache) for kind in kinds}
         return [made[kind] for kind in self._kinds]
+
+    def _first_positions(self, n_new: int, device: torch.device) -> Tensor:
+        first = 0 if self.span is None else self.span.rank * n_new
+        return torch.arange(first, first + n_new, device=device)
 
     def _of_documents(self, sees: str, rotates: bool, documents: Documents, positions: Tensor) -> Places:
         turn = self._rotations.of_documents(documents, positions.device, windowed=sees != "full") if rotates else None
@@ -240,9 +253,11 @@ class Transformer(nn.Module):
             # Keys in a cache keep their turn, so it is by the frequencies of the longest that it may come to.
             longest = None if cache is None else cache.longest
             cos, sin = self._rotations.upto(stop, positions.device, windowed=sees != "full", longest=longest)
-            at = slice(stop - n_new, stop) if positions.ndim == 1 else positions
+            at = slice(stop - n_new, stop) if positions.ndim == 1 and self.span is None else positions
             turn = cos[at], sin[at]
-        if first:
+        if self.span is not None:
+            mask = causal_mask(config, sees, positions, torch.arange(stop, device=positions.device))
+        elif first:
             mask = causal_mask(config, sees, positions, positions) if needs_mask(config, sees, n_new) else None
         else:
             assert cache is not None

@@ -67,6 +67,24 @@ def cut_of(config: ModelConfig, name: str, shape: tuple[int, ...], rank: int, n_
     return Cut(axis, range(rank * size, (rank + 1) * size))
 
 
+def training_cut(config: ModelConfig, name: str, shape: tuple[int, ...], rank: int, n_ranks: int) -> Cut | None:
+    """The part of a parameter that a rank trains; None: all of it."""
+    if name.startswith(("embed.", "lm_head.")):
+        return None
+    return cut_of(config, name, shape, rank, n_ranks)
+
+
+def check_shared_training(config: ModelConfig, n_ranks: int) -> None:
+    """ValueError for a model that so many ranks cannot share, or none at all."""
+    if config.moe is not None:
+        raise ValueError("experts are not shared by ranks in training; use 1")
+    if config.latent_attention is not None:
+        raise ValueError("latent attention is not shared by ranks in training; use 1")
+    if config.qk_norm == "width":
+        raise ValueError("a qk_norm of the whole width is not shared by ranks in training; use 1")
+    share_config(config, 0, n_ranks)
+
+
 def _axis(config: ModelConfig, name: str, n_ranks: int) -> int | None:
     path, _, kind = name.rpartition(".")
     module = path.rpartition(".")[2]

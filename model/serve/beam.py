@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,7 @@ class BeamSearch:
 
     The rank of a text is its log-probability / its tokens ** length_penalty, the token that ends it included: above 0
     the penalty favours long texts, below 0 short ones. width: texts that go on at each token; n: how many are wanted.
+    is_end: says of the ids of a text whether it ends with the last of them, as at a string; None: never.
     """
 
     width: int
@@ -29,6 +30,7 @@ class BeamSearch:
     max_new_tokens: int
     stop_ids: frozenset[int] = field(default_factory=frozenset)
     length_penalty: float = 1.0
+    is_end: Callable[[Sequence[int]], bool] | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "n", "max_new_tokens"):
@@ -45,7 +47,7 @@ class BeamSearch:
 
 @dataclass(frozen=True)
 class Beam:
-    """A text: its new ids without the one that ended it, and how likely it is with that."""
+    """A text: its new ids without an end token, which its odds have in them."""
 
     ids: tuple[int, ...]
     logprob: float
@@ -122,7 +124,11 @@ class _Search:
             if token in self.search.stop_ids:
                 self._finish(beams[source], logprob, n, "stop")
                 continue
-            self.open.append((*beams[source], token))
+            ids = (*beams[source], token)
+            if self.search.is_end is not None and self.search.is_end(ids):
+                self._finish(ids, logprob, n, "stop")
+                continue
+            self.open.append(ids)
             self.logprobs.append(logprob)
             sources.append(source)
         return sources

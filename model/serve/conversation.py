@@ -62,7 +62,8 @@ class Dialogue:
         """Of one slot, with room to go back: a message is taken back, and a template may drop an answer's thoughts."""
         if self._engine is None:
             length = self._wanted_length
-            self._engine = Engine(self.model.transformer, n_slots=1, length=length, rewindable=True)
+            model = self.model
+            self._engine = Engine(model.transformer, n_slots=1, length=length, rewindable=True, graphs=model.graphs)
         return self._engine
 
     def drop_engine(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from launchyard.model.network.positions import rotation_regime
 from launchyard.model.network.transformer import Projection, Transformer
+from launchyard.model.serve.decode.choose import new_decoding
 from launchyard.model.serve.requests import Ended, Generation, Request, TokenOdds
 from launchyard.model.serve.sampling import change_logits, draw_tokens
 
@@ -57,7 +58,7 @@ class Counts:
 class Engine:
     """length: positions that a text may take, prompt included; default: all that the model has.
 
-    rewindable: for requests with a drafter, of models whose attention sees a window.
+    rewindable: for requests with a drafter, of models whose attention sees a window. graphs: as of `new_decoding`.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class Engine:
         length: int | None = None,
         prompt_chunk: int = PROMPT_CHUNK,
         rewindable: bool = False,
+        graphs: bool | None = None,
     ) -> None:
         self.model = model
         limit = model.config.position_limit
         self.length = min(length or model.config.max_seq_len, limit or length or model.config.max_seq_len)
         self.counts = Counts()
-        with torch.inference_mode():
-            self._cache = model.new_cache(batch_size=n_slots, length=self.length, rewindable=rewindable)
+        self.decoding = new_decoding(model, n_slots=n_slots, length=self.length, rewindable=rewindable, graphs=graphs)
+        self._cache = self.decoding.cache
         self._slots = [_Slot(row) for row in range(n_slots)]  # by row
         self._n_growing = 0
         self._reading: list[_Slot] = []  # whose prompts are not all in the cache, in order
@@ -268,12 +270,12 @@ class Engine:
     def _forward(self, slots: list[_Slot], guesses: list[list[int]]) -> Tensor:
         """One more token a text, and behind it what is guessed -> logits (B, T, V)."""
         longest = 1 + max(map(len, guesses))
+        if longest == 1:
+            return self.decoding.step([slot.context[-1] for slot in slots], [len(slot.ids) for slot in slots])[:, None]
         rows = [[slot.context[-1], *guessed] for slot, guessed in zip(slots, guesses, strict=True)]
         self._cache.select(0, [len(slot.ids) for slot in slots])
-        if longest > 1:
-            self._cache.expect([len(row) for row in rows])
-            rows = [row + [0] * (longest - len(row)) for row in rows]
-        ids = torch.tensor(rows, device=self._cache.device)
+        self._cache.expect([len(row) for row in rows])
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._cache.device)
         return self.model(ids, cache=self._cache)[..., : self.model.config.vocab_size].float()
 
     def _guess(self, slot: _Slot, room: int) -> list[int]:

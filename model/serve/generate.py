@@ -34,7 +34,12 @@ def generate_all(model: Transformer, requests: Sequence[Request], *, n_slots: in
 
 
 def engine_for(
-    model: Transformer, requests: Sequence[Request], *, n_slots: int, context_length: int | None = None
+    model: Transformer,
+    requests: Sequence[Request],
+    *,
+    n_slots: int,
+    context_length: int | None = None,
+    graphs: bool | None = None,
 ) -> Engine:
     """An engine with room for the longest of these requests; context_length: but for no more positions."""
     limits = [limit for limit in (model.config.position_limit, context_length) if limit is not None]
@@ -44,4 +49,5 @@ def engine_for(
         n_slots=max(1, n_slots),
         length=min(longest, *limits) if limits else longest,
         rewindable=any(request.drafter is not None for request in requests),
+        graphs=graphs,
     )

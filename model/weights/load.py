@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypedDict, TypeGuard
 
 import torch
 import xxhash
@@ -20,7 +20,7 @@ from launchyard.model.adapt.targets import updates
 from launchyard.model.adapt.tokens import tie_head
 from launchyard.model.adapter import LOW_RANK, PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
-from launchyard.model.layout import adapter_shapes, parameter_shapes, stays_fp32
+from launchyard.model.layout import AVERAGE, adapter_shapes, parameter_shapes, stays_fp32
 from launchyard.model.loaded import LoadedModel, special_tokens
 from launchyard.model.network.init import initial_rows
 from launchyard.model.network.transformer import Transformer
@@ -69,11 +69,15 @@ class CheckpointWeights:
     """The parameters of a checkpoint. Every byte that is given was checked against its hash; else CorruptError.
 
     Those that did not train are not in it: they come from where its run began, rounded as they were in training.
+    averaged: their moving averages instead; ValueError without them.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, averaged: bool = False) -> None:
         self.folder = folder
+        self._averaged = averaged
         self._manifest = read_manifest(folder)
+        if averaged and not any(key.endswith(f".{AVERAGE}") for key in self._manifest.tensors):
+            raise ValueError(f"{folder} has no averaged weights: its run had no train.ema_decay")
         self.config = ModelConfig.model_validate(self._manifest.model)
         self.adapter = Adapter.model_validate(self._manifest.base.get("adapter", {}))
         self.frozen = frozenset(self._manifest.frozen)
@@ -81,10 +85,13 @@ class CheckpointWeights:
         for key, shape in parameter_shapes(self.config).items():
             if key in self.frozen:
                 continue
-            entry = self._manifest.tensors.get(PREFIX + key)
+            entry = self._manifest.tensors.get(self._key(key))
             if entry is None or entry.shape != shape:
                 found = "is missing" if entry is None else f"has shape {list(entry.shape)} instead of {list(shape)}"
-                raise CorruptError(f"{folder}: {PREFIX + key} {found}")
+                raise CorruptError(f"{folder}: {self._key(key)} {found}")
+
+    def _key(self, name: str) -> str:
+        return f"optimizer.{name}.{AVERAGE}" if self._averaged else PREFIX + name
 
     def keys(self) -> list[str]:
         return list(parameter_shapes(self.config))
@@ -106,21 +113,21 @@ class CheckpointWeights:
 
     def added(self, name: str) -> Tensor:
         """A parameter of the adapter."""
-        return read_tensor(self.folder, self._manifest, PREFIX + name)
+        return read_tensor(self.folder, self._manifest, self._key(name))
 
     def dtype(self, key: str) -> torch.dtype:
-        return torch.float32 if key in self.frozen else torch_dtype(self._manifest.tensors[PREFIX + key].dtype)
+        return torch.float32 if key in self.frozen else torch_dtype(self._manifest.tensors[self._key(key)].dtype)
 
     def get(self, key: str) -> Tensor:
         if key in self.frozen:
             return next(self.rows({key: range(parameter_shapes(self.config)[key][0])}))[1]
-        return read_tensor(self.folder, self._manifest, PREFIX + key)
+        return read_tensor(self.folder, self._manifest, self._key(key))
 
     def rows(self, wanted: Mapping[str, range]) -> Iterator[tuple[str, Tensor]]:
         """The rows of these tensors, each as `get` gives it."""
         for key, rows in wanted.items():
             if key not in self.frozen:
-                yield key, read_tensor(self.folder, self._manifest, PREFIX + key, rows)
+                yield key, read_tensor(self.folder, self._manifest, self._key(key), rows)
         frozen = {key: rows for key, rows in wanted.items() if key in self.frozen}
         form = self.form
         for key, tensor in self._first_rows(frozen):
@@ -298,24 +305,29 @@ def read_rows(
             on_progress(done, sum(sizes.values()))
 
 
-def open_weights(source: str) -> tuple[ModelConfig, Weights]:
+def open_weights(source: str, *, averaged: bool = False) -> tuple[ModelConfig, Weights]:
     """Config and weights of any MODEL. FileNotFoundError names the files and the folders that were searched.
 
-    ValueError for a run whose adapter is none of weights; `load` takes it.
+    averaged: the moving averages of a run. ValueError if it has none, and for a run whose adapter is none of weights;
+    `load` takes it.
     """
     found = find_source(source)
     check_is_weights(found, source)
-    return _open(found)
+    return _open(found, averaged=averaged)
 
 
 def _has_prompts(weights: Weights) -> TypeGuard[CheckpointWeights]:
     return isinstance(weights, CheckpointWeights) and weights.adapter.kind in PROMPTED
 
 
-def _open(found: Source) -> tuple[ModelConfig, Weights]:
-    kinds: dict[str, type[HFWeights] | type[GGUFWeights] | type[CheckpointWeights]]
-    kinds = {"hf": HFWeights, "gguf": GGUFWeights, "checkpoint": CheckpointWeights}
-    weights: Weights = kinds[found.kind](found.folder)
+def _open(found: Source, *, averaged: bool = False) -> tuple[ModelConfig, Weights]:
+    weights: Weights
+    if found.kind == "checkpoint":
+        weights = CheckpointWeights(found.folder, averaged=averaged)
+    elif averaged:
+        raise ValueError(f"{found.folder} is no run and no checkpoint, so it has no averaged weights")
+    else:
+        weights = HFWeights(found.folder) if found.kind == "hf" else GGUFWeights(found.folder)
     if isinstance(weights, CheckpointWeights) and _is_merged(weights.adapter):
         weights = low_rank_merged(weights, weights.adapter, weights.added)
     if found.adapter is not None:
@@ -326,6 +338,16 @@ def _open(found: Source) -> tuple[ModelConfig, Weights]:
     return weights.config, weights
 
 
+class LoadOptions(TypedDict, total=False):
+    """Those of `load`, for callers that pass them on."""
+
+    device: str | Sequence[str]
+    dtype: torch.dtype | None
+    weights: str | None
+    ranks: Ranks | None
+    on_progress: OnProgress | None
+
+
 def load(
     source: str,
     *,
@@ -333,6 +355,7 @@ def load(
     dtype: torch.dtype | None = None,
     weights: str | None = None,
     ranks: Ranks | None = None,
+    graphs: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """A model from a local path or fsspec URL.
@@ -344,7 +367,7 @@ def load(
 
     `weights`: one of WEIGHT_FORMS, for a model that only writes: its matrices are laid out for the device or made
     codes, `matrices` says how and why, and its transformer has no gradients. None, or `auto` over several devices or
-    ranks: all are plain.
+    ranks: all are plain. `graphs`: of engines of this model, as of `new_decoding`.
     """
     form = None if weights is None else form_on(weights, dtype, alone=_is_one(device) and ranks is None)
     found = find_source(source)
@@ -359,7 +382,7 @@ def load(
     placing = None if form is None else Placing(form, stored=stored, device=holding.device(_TABLE))
     transformer = build(drawn, tensors, device=holding, dtype=dtype, placing=placing, on_progress=on_progress)
     matrices = None if placing is None else placing.placed
-    return LoadedModel(transformer, config, found, companions, tokenizer, matrices)
+    return LoadedModel(transformer, config, found, companions, tokenizer, matrices, graphs=graphs)
 
 
 def _is_one(device: str | Sequence[str]) -> bool:

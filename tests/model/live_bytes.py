@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
+from launchyard.model.memory import Savings
 from launchyard.model.network.transformer import Transformer
 from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
@@ -64,7 +65,7 @@ def trained_peak(
     *,
     micro_batch_size: int,
     seq_len: int,
-    activation_checkpointing: bool,
+    savings: Savings | None = None,
     n_micro_batches: int = 1,
     adapter: Adapter | None = None,
 ) -> int:
@@ -73,8 +74,8 @@ def trained_peak(
         model = Transformer(config) if adapter is None else _adapted(config, adapter)
         _fill(model)
         live.peak = live.now
-        if activation_checkpointing:
-            checkpoint_activations(model.blocks)
+        if savings is not None and savings.activation_checkpointing != "none":
+            checkpoint_activations(model.blocks, savings.activation_checkpointing, savings.every)
         optimizer = make_optimizer(model, OptimizerConfig())
         for number in (1, 2):
             size = (2, micro_batch_size, seq_len)

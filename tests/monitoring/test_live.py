@@ -39,8 +39,13 @@ RECIPE: dict[str, Any] = {
     "validation": {"every_steps": 150},
     "metrics": {"peak_flops": 1e11},
 }
+# Series of the second run, which learns from pairs in two files.
+OF_THE_SECOND = ("trainer_reward_", "trainer_source_tokens")
 # What a run on this machine cannot have.
-NOT_HERE = {"trainer_job_end_timestamp_seconds": "a local run has no time limit"}
+NOT_HERE = {
+    "trainer_job_end_timestamp_seconds": "a local run has no time limit",
+    "trainer_loss_scale": "a loss in fp32 is not scaled",
+}
 
 
 class Live:
@@ -140,26 +145,44 @@ OF_PAIRS: dict[str, Any] = {
     "name": "pairs",
     "model": {"family": "llama", "dim": 32, "n_layers": 1, "n_heads": 2, "ffn_dim": 64, "max_seq_len": 256},
     "tokenizer": str(recipe_folder() / "quickstart/tokenizer.json"),
-    "data": {"kind": "preference", "source": "pairs.jsonl", "seq_len": 256, "style": "alpaca", "validation": 0.1},
+    "data": {"kind": "preference", "seq_len": 256, "style": "alpaca", "validation": 0.1},
     "preference": {"loss": "simpo"},
     "train": {"max_steps": 100_000, "global_batch_size": 2, "device": "cpu"},
-    "validation": {"every_steps": 20},
+    "validation": {"every_steps": 20, "tasks": ["choice.yaml"], "tasks_every_steps": 20},
+}
+CHOICE = {
+    "task": "choice",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "what is {{prompt}}",
+    "doc_to_choice": ["{{chosen}}", "{{rejected}}"],
+    "doc_to_target": 0,
+    "metric_list": [{"metric": "acc"}],
 }
 
 
 @pytest.fixture(scope="module")
 def since_pairs(seen: Seen) -> float:
-    """When a second run began, after all that other tests look at: one that learns from pairs of answers."""
+    """When a second run began, after all that other tests look at: one that learns from pairs of answers, and is
+    asked a task."""
     shell = seen.live.shell
     rows = [{"prompt": f"what is {n}?", "chosen": f"it is {n}", "rejected": "no"} for n in range(40)]
-    (shell.here / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (shell.here / "pairs.yaml").write_text(yaml.safe_dump(OF_PAIRS))
+    files = {"pairs.jsonl": rows[:30], "more.jsonl": rows[30:]}
+    for name, some in files.items():
+        (shell.here / name).write_text("\n".join(map(json.dumps, some)))
+    mixture = [{"source": name, "weight": len(some)} for name, some in files.items()]
+    recipe = {**OF_PAIRS, "data": {**OF_PAIRS["data"], "mixture": mixture}}
+    of_task = {"data_files": {"test": str(shell.here / "pairs.jsonl")}, "cache_dir": str(shell.here / "cache")}
+    (shell.here / "choice.yaml").write_text(yaml.safe_dump({**CHOICE, "dataset_kwargs": of_task}))
+    (shell.here / "pairs.yaml").write_text(yaml.safe_dump(recipe))
     since = time.time()
     done = shell("pairs.yaml", "--run-url", "pairs", "--detach", timeout=120)
     assert done.returncode == 0, done.stderr
     try:
         shown = 'count(trainer_reward_accuracy{dataset="validation"})'
         seen.live.wait(lambda: seen.prometheus.value(shown))
+        seen.live.wait(lambda: seen.prometheus.value('count(trainer_task_score{task="choice",metric="acc"})'))
     finally:
         assert shell("stop", "pairs", timeout=90).returncode == 0
     return since
@@ -262,7 +285,7 @@ def test_every_query_returns_data(seen: Seen, board: str, query: str, request: p
         assert {one[variable[2]] for one in found}
         return
     times = (seen.since, seen.until)
-    if "trainer_reward_" in query:
+    if any(name in query for name in OF_THE_SECOND):
         times = (request.getfixturevalue("since_pairs"), time.time())
     found = seen.prometheus.over(plain_query(query), *times)
     if any(name in query for name in NOT_HERE):

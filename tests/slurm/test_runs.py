@@ -184,3 +184,23 @@ def test_a_run_after_another(place: Site) -> None:
     assert f"launch resume {stopped.run_id}" in refused
     done = place.ok("tiny.yaml", "--cluster", "site", f"after={first.run_id}", "--dry-run")
     assert "dependency" not in done
+
+
+def test_a_sweep_of_one_at_once(place: Site) -> None:
+    """Each point waits for the end of the one before it, also when that was cancelled; --resume goes on with it."""
+    words = ["train.max_steps=[100000,5,6]", "--at-once", "1", "--run-url", f"{place.runs}/sweep", "--json"]
+    told = json.loads(place.ok("sweep", "tiny.yaml", "--cluster", "site", "--nodes", "1", *words))
+    place.urls += [point["url"] for point in told["points"]]
+    first, second, third = (OnSite(place, RunDir(point["url"]), point["run_id"]) for point in told["points"])
+    first.steps()
+    assert "it waits for another job" in (second.status()["queue"] or "")
+    place.ok("cancel", first.run_id)
+    assert (second.outcome().outcome, third.outcome().outcome) == ("completed", "completed")
+    ends = [json.loads(place.ok("status", run.run_id, "--json"))["since"] for run in (first, second)]
+    assert second.run.job(0).created > ends[0] and third.run.job(0).created > ends[1]
+    place.ok("sweep", "--resume", told["sweep_id"])
+    first.steps(attempt=1)
+    assert [run.run.attempts() for run in (first, second, third)] == [[0, 1], [0], [0]]
+    place.ok("stop", told["sweep_id"])
+    shown = json.loads(place.ok("status", told["sweep_id"], "--json"))
+    assert [point["state"] for point in shown["points"]] == ["stopped", "completed", "completed"]

@@ -37,6 +37,40 @@ def test_equal_to_the_plain_loss(rows: int, vocab: int, masked: float, scale: fl
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 60),
+    vocab=st.integers(2, 40),
+    smoothing=st.floats(0, 0.9),
+    z_loss=st.floats(0, 0.5),
+    softcap=st.sampled_from([None, 5.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_it_is_trained_for_with_its_regularisers_and_shown_without(
+    rows: int, vocab: int, smoothing: float, z_loss: float, softcap: float | None, seed: int
+) -> None:
+    """The gradient is that of torch's label smoothing and of a z-loss by hand; slices and masks do not show."""
+    rng = torch.Generator().manual_seed(seed)
+    hidden, weight, bias = (torch.randn(*shape, generator=rng) for shape in ((rows, 8), (vocab, 8), (vocab,)))
+    labels = torch.randint(0, vocab, (rows,), generator=rng)
+    labels[::3] = IGNORE_INDEX
+    wanted = [part.double().requires_grad_() for part in (hidden, weight, bias)]
+    logits = wanted[0] @ wanted[1].t() + wanted[2]
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    smoothed = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
+    objective = smoothed + z_loss * (logits.logsumexp(-1).square() * (labels != IGNORE_INDEX)).sum()
+    want = torch.autograd.grad(objective * 0.7, wanted)
+    leaves = [part.requires_grad_() for part in (hidden, weight, bias)]
+    terms = loss.Regularisers(smoothing, z_loss)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOGIT_CHUNK_BYTES, "cpu", 1)  # 16 rows a slice
+        got = loss.linear_cross_entropy(hidden, weight, labels, bias=bias, softcap=softcap, scale=0.7, terms=terms)
+    plain = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum") * 0.7
+    torch.testing.assert_close(got.double(), plain, rtol=1e-5, atol=1e-4)
+    for mine, theirs in zip(torch.autograd.grad(got, leaves), want, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_masked_does_not_matter() -> None:
     hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
     labels = torch.tensor([1, IGNORE_INDEX, 3, IGNORE_INDEX, 5, 8])
@@ -96,7 +130,6 @@ def activations(tokens: int, *, vocab: int) -> int:
         seq_len=tokens,
         shards=1,
         precision="fp32",
-        activation_checkpointing=False,
         device="cpu",
     )["activations"]
 

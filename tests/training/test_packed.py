@@ -22,7 +22,7 @@ from launchyard.training.parallel import clean_name, local, shard_extent
 from launchyard.training.sections.optimizer import OptimizerConfig
 from launchyard.training.spec import IGNORE_INDEX
 from launchyard.training.step import forward_backward, train_step
-from launchyard.training.validate import validation_means
+from launchyard.training.validation.held_out import validation_means
 from tests.support.ranks import run_ranks
 from tests.training.test_families import fill
 from tests.training.test_step import EXPERTS, LLAMA, recipe_of
@@ -160,25 +160,29 @@ def test_validation_sees_each_row_once_in_any_cut() -> None:
     for micro in (1, 4):
         sizes = BatchSizes(4, micro, 4 // micro, 1)
         reader: Any = _Packs()
-        cut = {"sizes": sizes, "world": read_world(), "device": CPU, "max_batches": None}
+        cut = {"sizes": sizes, "data_rank": 0, "device": CPU, "max_batches": None}
         assert validation_means(model, reader, NextToken(), **cut) == pytest.approx([expected], rel=1e-6)
 
 
 DROPPED = Adapter(kind="lora", r=4, dropout=0.3)
 
 
-def test_dropout_is_of_the_slot_and_the_step() -> None:
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}], ids=["of an adapter", "of the model"])
+def test_dropout_is_of_the_slot_and_the_step(options: dict[str, float]) -> None:
     """In any cut of a step, and other in the next; a validation has none."""
     batch = packed(PACKS)
+    adapter = None if options else DROPPED
 
     def after_a_step(size: int, number: int = 1) -> dict[str, Tensor]:
-        model = build_model(ModelConfig.model_validate(LLAMA), recipe_of(LLAMA), world_size=1, device=CPU,
-                            adapter=DROPPED)  # fmt: skip
+        model = build_model(ModelConfig.model_validate(LLAMA), recipe_of(LLAMA, **options), world_size=1, device=CPU,
+                            adapter=adapter)  # fmt: skip
         fill(model)
         optimizer = make_optimizer(model, OptimizerConfig(eps=1e-3))
         train_step(model, optimizer, micro_batches(batch, size, CPU), n_parts=batch.n_valid, number=number, lr=0.1,
                    max_grad_norm=None)  # fmt: skip
-        dropped = any(getattr(module, "noise", None) for module in model.modules())
+        dropped = (
+            any(getattr(module, "noise", None) for module in model.modules()) or model.blocks[0].attention.scores.noise
+        )
         assert dropped and torch.equal(model(batch.inputs), model(batch.inputs))
         return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 

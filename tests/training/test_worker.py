@@ -12,8 +12,8 @@ import pytest
 from launchyard.run.own_code import ROOT, digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import DeniedError, RefusedError, StoreError
+from launchyard.training.checkpoint.save_timer import SaveTimer
 from launchyard.training.compose import recipe_hash
-from launchyard.training.loop import SaveTimer
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.telemetry.telemetry import Meter
 from launchyard.training.worker import is_fatal

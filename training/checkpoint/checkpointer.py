@@ -286,13 +286,21 @@ class Checkpointer:
             self._cleaning = None
 
     # -- load ----------------------------------------------------------------------------------------------------
-    def load_newest(self, shards: dict[str, Shard]) -> Manifest | None:
-        """Fill `shards` from the newest intact checkpoint; None if there is none at all.
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints after a step, so that the next save is free to write them anew."""
+        self.wait()
+        self._await_cleaning()
+        self.last_saved = None
+        if self._world.is_main:
+            self.cleaner.drop_after(step)
+
+    def load_newest(self, shards: dict[str, Shard], *, at_most: int | None = None) -> Manifest | None:
+        """Fill `shards` from the newest intact checkpoint, of step `at_most` or before; None if there is none at all.
 
         All ranks take the same one. Damaged ones are reported and passed over; NoValidCheckpointError if all are.
         """
         faults: list[str] = []
-        candidates = self._candidates() if self._world.is_main else iter(())
+        candidates = self._candidates(at_most) if self._world.is_main else iter(())
         while (step := from_rank_zero(next(candidates, None))) is not None:
             folder = self.run.path(self.run.checkpoint_dir(step))
             try:
@@ -307,7 +315,8 @@ class Checkpointer:
             self.last_saved = step
             self._earlier_rows = manifest.rows
             return manifest
-        gone = from_rank_zero(RunCheckpoints(self.run).missing() if self._world.is_main else None)
+        begins = at_most is None and self._world.is_main
+        gone = from_rank_zero(RunCheckpoints(self.run).missing() if begins else None)
         if gone is not None and not faults:
             raise NoValidCheckpointError(
                 f"step {gone} of this run was saved, and no checkpoint is there any more. Starting over would lose the "
@@ -321,9 +330,12 @@ class Checkpointer:
             )
         return None
 
-    def _candidates(self) -> Iterator[int]:
+    def _candidates(self, at_most: int | None) -> Iterator[int]:
         """Steps of the checkpoints that count, newest first; reports those that do not. Rank 0 only."""
         checkpoints = RunCheckpoints(self.run)
+        if at_most is not None:
+            yield from (step for step in checkpoints.counting() if step <= at_most)
+            return
         if (gone := checkpoints.missing()) is not None and not self.run.exists(layout.manifest(gone)):
             self._on_event(events.FELL_BACK, step=gone, message=f"{self.run.checkpoint_dir(gone)} is gone")
         for step in checkpoints.steps():

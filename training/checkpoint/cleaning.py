@@ -6,7 +6,7 @@ that denies it, not again in this attempt. Each kind of cleaning is tried for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
@@ -20,20 +20,23 @@ from launchyard.training.telemetry.events import OnEvent
 
 OLD = "old checkpoints"
 UPLOADS = "uploads that were cut short"
+BEYOND = "checkpoints of steps that were taken back"
 FILES = "files of saves that were cut short"
 
 
 class Cleaner:
     """Cleans up after the saves of one run; on rank 0 only, while no save is in flight.
 
-    `keep`: permanent checkpoints that stay; None: all. Its methods raise FencedError once another attempt owns the run,
-    and no error of a store.
+    `keep`: permanent checkpoints that stay; None: all. `best()`: steps that stay as well. Its methods raise FencedError
+    once another attempt owns the run, and no error of a store.
     """
 
     def __init__(self, run: RunDir, attempt: int, *, keep: int | None, on_event: OnEvent) -> None:
         self._run = run
         self._attempt = attempt
         self._keep = keep
+        self.best: Callable[[], Collection[int]] = tuple
+        self.reach = 0  # steps by which training may have to go back
         self._on_event = on_event
         self._kinds: dict[int, str] = {}
         self._passed_over: set[int] = set()  # committed, and nothing to fall back on
@@ -58,6 +61,15 @@ class Cleaner:
         removed = self._attempted(OLD, lambda: self._remove_old(newest))
         if self.must_sweep or not removed:  # one without its manifest, but with files, is a leftover
             self.must_sweep = not self.sweep()
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints after a step: training goes on from it another way."""
+        self._attempted(BEYOND, lambda: self._remove_after(step))
+
+    def _remove_after(self, step: int) -> None:
+        for later in [found for found in RunCheckpoints(self._run).steps() if found > step]:
+            remove_checkpoint(self._run, later)
+            self._kinds.pop(later, None)
 
     def sweep(self) -> bool:
         """Removes leftovers of killed saves: unfinished uploads, files that no manifest names.
@@ -86,7 +98,8 @@ class Cleaner:
 
     def _remove_old(self, newest: int) -> None:
         kinds = {step: self._kind(step) for step in self._counted()}
-        for step in superfluous(kinds, newest=newest, keep=self._keep):
+        found = superfluous(kinds, newest=newest, keep=self._keep, best=self.best(), reach=self.reach)
+        for step in found:
             remove_checkpoint(self._run, step)
             self._kinds.pop(step, None)
 

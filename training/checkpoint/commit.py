@@ -8,7 +8,7 @@ from typing import Any, Literal
 from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import LogEntry
 
-CheckpointKind = Literal["permanent", "temporary"]
+CheckpointKind = Literal["permanent", "temporary", "best"]
 
 
 class NoValidCheckpointError(Exception):

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.shards import MANIFEST, read_manifest
 
 
-def superfluous(kinds: dict[int, str], *, newest: int, keep: int | None) -> list[int]:
-    """Steps to remove: old temporaries, and permanents beyond the last `keep`.
+def superfluous(
+    kinds: dict[int, str], *, newest: int, keep: int | None, best: Collection[int] = (), reach: int = 0
+) -> list[int]:
+    """Steps to remove: old temporaries, permanents beyond the last `keep`, and what was among the best once.
 
-    The commit before the newest always stays, to fall back on should the newest turn out damaged.
+    Those in `best` stay, whatever they are; they do not count for `keep` unless they are permanent. The commit before
+    the newest always stays, to fall back on should the newest turn out damaged; so do those of the last `reach` steps
+    and one before them, so that training can always go back by so many.
     """
     before = [step for step in sorted(kinds) if step < newest]
     permanent = [step for step in sorted(kinds) if kinds[step] == "permanent"]
     extra = permanent[: max(0, len(permanent) - keep)] if keep is not None else []
-    temporary = [step for step, kind in kinds.items() if kind == "temporary" and step < newest]
-    return sorted({*extra, *temporary} - {newest, *before[-1:]})
+    passing = [step for step, kind in kinds.items() if kind in ("temporary", "best") and step < newest]
+    beyond = [step for step in before if step <= newest - reach]
+    reachable = {*beyond[-1:], *(step for step in before if step > newest - reach)} if reach else set()
+    return sorted({*extra, *passing} - {newest, *before[-1:], *best} - reachable)
 
 
 def remove_checkpoint(run: RunDir, step: int) -> None:

@@ -6,31 +6,61 @@ There is no scheduler, no data position and no random state to save: all three a
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
 
+from launchyard.model.precision import PRECISIONS, Precision
+from launchyard.storage.damage import JsonObject
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, place_in_world, replica, shard_extent
+from launchyard.training.parallel import clean_name, local, owns_part, place_in_model, place_in_world, replica
+from launchyard.training.precision.loss_scale import FIRST_SCALE
+from launchyard.training.verdict import Best, Patience
 
 
 @dataclass
 class TrainState:
-    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured."""
+    """Counters of a run. `step` counts finished optimizer steps; `validated_step` is where the loss was measured.
+
+    loss_scale: in fp16, with its steps without an overflow since it changed. skipped_steps: finished steps that left
+    the weights as they were.
+    `left_out`: steps, counted from 1, whose update is left out, done or to come; `interventions`: what the guard of
+    training/stability/ has done so far; `usual_loss`: its numbers.
+    """
 
     step: int = 0
     tokens_seen: int = 0
     validation_loss: float | None = None
     validated_step: int | None = None
+    best: Best = field(default_factory=list)  # of the checkpoints that are kept for it
+    patience: Patience = field(default_factory=Patience)
+    loss_scale: float | None = None
+    loss_scale_steps: int = 0
+    skipped_steps: int = 0
+    left_out: list[int] = field(default_factory=list)
+    interventions: int = 0
+    usual_loss: list[float] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, int | float | None]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
+
+    def become(self, other: TrainState) -> None:
+        for own in fields(self):
+            setattr(self, own.name, getattr(other, own.name))
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrainState:
         counters = {**raw, **raw.get("extra", {})}  # the first manifests have validated_step in `extra`
-        return cls(**{field.name: counters[field.name] for field in fields(cls) if field.name in counters})
+        known = {one.name: counters[one.name] for one in fields(cls) if one.name in counters}
+        known["best"] = [(int(step), float(figure)) for step, figure in known.get("best", ())]
+        known["patience"] = Patience(**known.get("patience", {}))
+        return cls(**known)
+
+
+def first_state(precision: Precision) -> TrainState:
+    """Before any step."""
+    return TrainState(loss_scale=FIRST_SCALE if PRECISIONS[precision].scales_loss else None)
 
 
 @dataclass(frozen=True)
@@ -55,26 +85,30 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
         name = clean_name(raw_name)
         tensor = parameter.detach()
         weights = optimizer.weights(parameter) if optimizer else local(tensor)
-        found[f"model.{name}"] = _cut(f"model.{name}", tensor, weights)
+        found[f"model.{name}"] = _cut(model, f"model.{name}", name, tensor, weights)
         for key, entry in optimizer.state(parameter).items() if optimizer else ():
             full_key = f"optimizer.{name}.{key}"
-            make = _whole if entry.is_whole else _cut
-            found[full_key] = make(full_key, tensor, entry.tensor)
+            if entry.is_whole:
+                found[full_key] = _whole(full_key, entry.tensor)
+            else:
+                found[full_key] = _cut(model, full_key, name, tensor, entry.tensor)
     return found
 
 
-def _cut(key: str, parameter: Tensor, part: Tensor) -> Shard:
-    """A part whose first axis is cut as the parameter's is; its other axes are its own, and whole."""
+def _cut(model: nn.Module, key: str, name: str, parameter: Tensor, part: Tensor) -> Shard:
+    """A part of the shape of the parameter's is cut as that is, whichever ways; of another its first axis alone, as the
+    parameter's, and its other axes are its own, and whole."""
     mine, copies = replica(parameter)
-    if not parameter.ndim:
-        return Shard((), (), part, writes=_falls_to(key, copies) == mine)
-    first = shard_extent(parameter)[0][0]
-    offsets = (first, *(0 for _ in part.shape[1:]))
-    return Shard((parameter.shape[0], *part.shape[1:]), offsets, part, writes=_falls_to(key, copies) == mine)
+    writes = owns_part(model, name) and _falls_to(key, copies) == mine
+    shape, offsets = place_in_model(model, name, parameter)
+    if part.shape != local(parameter).shape:
+        shape = (shape[0], *part.shape[1:])
+        offsets = (offsets[0], *(0 for _ in part.shape[1:]))
+    return Shard(shape, offsets, part, writes)
 
 
-def _whole(key: str, _: Tensor, tensor: Tensor) -> Shard:
-    """A tensor that every rank of a shard group has, and every copy of that."""
+def _whole(key: str, tensor: Tensor) -> Shard:
+    """A tensor that every rank has in full."""
     mine, copies = place_in_world()
     return Shard(tuple(tensor.shape), (0,) * tensor.ndim, tensor, writes=_falls_to(key, copies) == mine)
 

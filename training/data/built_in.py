@@ -13,11 +13,12 @@ from launchyard.training.sections.data import DataKind
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A set of the hub. files: patterns of the paths that are read."""
+    """A set of the hub. files: patterns of the paths that are read; text_key: the key or column of its text."""
 
     repo: str
     kind: DataKind
     files: tuple[str, ...]
+    text_key: str = "text"
 
 
 BUILT_IN = {
@@ -37,7 +38,13 @@ BUILT_IN = {
     "ultrafeedback": BuiltIn("HuggingFaceH4/ultrafeedback_binarized", "preference", ("data/train_prefs-*.parquet",)),
     "fineweb": BuiltIn("HuggingFaceFW/fineweb", "tokens", ("sample/10BT/*.parquet",)),
     "fineweb-edu": BuiltIn("HuggingFaceFW/fineweb-edu", "tokens", ("sample/10BT/*.parquet",)),
+    "fineweb-100bt": BuiltIn("HuggingFaceFW/fineweb", "tokens", ("sample/100BT/*.parquet",)),
+    "fineweb-350bt": BuiltIn("HuggingFaceFW/fineweb", "tokens", ("sample/350BT/*.parquet",)),
+    "fineweb-edu-100bt": BuiltIn("HuggingFaceFW/fineweb-edu", "tokens", ("sample/100BT/*.parquet",)),
+    "fineweb-edu-350bt": BuiltIn("HuggingFaceFW/fineweb-edu", "tokens", ("sample/350BT/*.parquet",)),
     "openwebtext": BuiltIn("Skylion007/openwebtext", "tokens", ("plain_text/train-*.parquet",)),
+    "slimpajama": BuiltIn("cerebras/SlimPajama-627B", "tokens", ("train/*.jsonl.zst",)),
+    "starcoder": BuiltIn("bigcode/starcoderdata", "tokens", ("*/train-*.parquet",), text_key="content"),
     "tinystories": BuiltIn("roneneldan/TinyStories", "tokens", ("data/train-*.parquet",)),
 }
 # Files of a set that is none of these, and those beside it that say what it is.

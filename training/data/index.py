@@ -37,11 +37,25 @@ DIGESTS = "digests.json"
 ROWS = "rows.npy"
 TOKENIZER = "tokenizer/tokenizer.json"
 # litdata numbers element types differently for its two raw serializers; only those that can hold token ids.
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 ELEMENT_TYPES = {
-    "no_header_numpy": {2: "int32", 3: "int64", 5: "uint16", 6: "uint32"},
-    "no_header_tensor": {15: "int32", 16: "int32", 17: "int64", 18: "int64", 20: "uint16"},
+    "no_header_numpy": dict(enumerate(INTEGERS)),
+    "no_header_tensor": {
+        11: "uint8",
+        12: "int8",
+        13: "int16",
+        14: "int16",
+        15: "int32",
+        16: "int32",
+        17: "int64",
+        18: "int64",
+        20: "uint16",
+    },
 }
-ITEM_BYTES = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}
+ITEM_BYTES = {"uint16": 2, "int32": 4, "uint32": 4, "int64": 8}  # of tokens that we write
+TOKENS_LOADER = "TokensLoader"  # how litdata names a folder of tokens
+# Kinds of litdata's items that hold no tokens, and what they are.
+TEXT_ITEMS = ("str", "string", "bytes", "json", "no_header_json", "pickle")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -66,6 +80,7 @@ class ChunkConfig(BaseModel):
     data_format: list[str] | None
     item_loader: str | None = None
     compression: str | None = None
+    compression_level: str | None = None
     encryption: Any = None
 
 
@@ -84,12 +99,25 @@ class Index(BaseModel):
         serializer, _, number = (formats[0] if len(formats) == 1 else "").partition(":")
         types = ELEMENT_TYPES.get(serializer, {})
         if not number.isdigit() or int(number) not in types:
-            raise ValueError(f"data_format is {formats}; tokens are one raw array of uint16, int32, uint32 or int64")
+            raise ValueError(f"data_format is {formats}: {_no_tokens(formats)}")
         return types[int(number)]
 
     @property
     def n_tokens(self) -> int:
         return sum(chunk.dim or 0 for chunk in self.chunks)
+
+
+def _no_tokens(formats: list[str]) -> str:
+    """Why items of these types are no stream of tokens, and what to do about it."""
+    write = "write it again from items that are one array each, with item_loader=TokensLoader()"
+    if len(formats) > 1:
+        return f"an item has {len(formats)} parts, and a stream of tokens has no labels or masks beside it; {write}"
+    kind = formats[0].partition(":")[0] if formats else "nothing"
+    if kind in TEXT_ITEMS:
+        return "items are text or objects; write them as lines of .jsonl and make tokens with `launch prepare`"
+    if kind in ELEMENT_TYPES:
+        return f"numbers of another type than {', '.join(INTEGERS)} are no tokens; {write}"
+    return f"tokens are one array of whole numbers with one dimension an item; {write}"
 
 
 class ChunkDigest(FrozenModel):
@@ -238,22 +266,44 @@ def read_index(folder: str) -> Index:
     index = read_model(f"{folder}/{INDEX}", Index)
     try:
         _refuse(index)
+        index = _counted(index)
     except ValueError as error:
         raise ValueError(f"{folder}/{INDEX}: {error}") from error
     return index
 
 
 def _refuse(index: Index) -> None:
-    assert index.dtype  # raises if these are not plain tokens
     if index.config.encryption:
         raise ValueError("encrypted chunks cannot be read; write them without encryption")
-    if index.config.compression not in (None, "zstd"):
+    assert index.dtype  # raises if these are not plain tokens
+    codec = (index.config.compression or "zstd").partition(":")[0]  # its level may follow
+    if codec != "zstd":
         raise ValueError(f"compression is {index.config.compression!r}; plain chunks and whole files of zstd are read")
+    if index.config.compression_level not in (None, "chunk"):
+        raise ValueError(
+            f"compression_level is {index.config.compression_level!r}: frames inside a chunk; whole files of zstd are "
+            'read, so write it again with compression_level="chunk", or without compression'
+        )
     for chunk in index.chunks:
-        if chunk.dim is None:
-            raise ValueError(f"{chunk.filename} has no count of tokens (dim): it was not written with a TokensLoader")
         if os.path.basename(chunk.filename) != chunk.filename:
             raise ValueError(f"{chunk.filename!r} is no file name inside the folder")
+
+
+def _counted(index: Index) -> Index:
+    """The same with a count of tokens in every chunk; litdata leaves it out where the first item is empty."""
+    return index.model_copy(update={"chunks": [_counted_chunk(index, chunk) for chunk in index.chunks]})
+
+
+def _counted_chunk(index: Index, chunk: ChunkEntry) -> ChunkEntry:
+    if chunk.dim is not None:
+        return chunk
+    if index.config.item_loader != TOKENS_LOADER:
+        raise ValueError(
+            f"{chunk.filename} has no count of tokens (dim): it was not written with a TokensLoader; write it again "
+            "with item_loader=TokensLoader()"
+        )
+    item_bytes = int(index.dtype.removeprefix("u").removeprefix("int")) // 8
+    return chunk.model_copy(update={"dim": (chunk.chunk_bytes - 4 * (chunk.chunk_size + 2)) // item_bytes})
 
 
 def read_dataset(source: str) -> Dataset | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from launchyard.model.network.documents import Documents
+from launchyard.training.batching import Context
 from launchyard.training.data.reader import Batch
 from launchyard.training.spec import IGNORE_INDEX
 
@@ -30,6 +32,27 @@ class MicroBatch:
         at = None if self.at is None else self.at.to(device, non_blocking=True)
         inputs = self.inputs.to(device, non_blocking=True)
         return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True), at=at)
+
+
+class Spanning(Protocol):
+    def own(self, tokens: Tensor) -> Tensor: ...
+
+
+def stretch_of(batch: MicroBatch, span: Spanning | None) -> MicroBatch:
+    """The tokens of a worker that shares sequences; all without a span. ValueError for documents end to end."""
+    if span is None:
+        return batch
+    if batch.documents is not None:
+        raise ValueError("rows of documents cannot be shared by workers; use parallel.cp=1")
+    return replace(batch, inputs=span.own(batch.inputs), labels=span.own(batch.labels))
+
+
+def micro_batches_of(context: Context, batch: Batch, step: int) -> list[MicroBatch]:
+    """This worker's part of a step as the model takes it, its sequences cut where a ramp has shorter ones."""
+    cuts = context.sequence_cuts(step)
+    cut = batch.cut_into(cuts) if cuts > 1 else batch
+    size = context.sizes.micro_batch_size * cuts
+    return micro_batches(cut, size, context.device, first_slot=context.first_slot(step) * cuts)
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device, *, first_slot: int = 0) -> list[MicroBatch]:

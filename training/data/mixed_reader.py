@@ -13,7 +13,8 @@ import torch
 from launchyard.training.batching import ramp_unit, sequences_before
 from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.cache.prefetch import ChunkUse
-from launchyard.training.data.mixture import Ids, Mixture
+from launchyard.training.data.mixture import Ids, StagedMixture, Stages
+from launchyard.training.data.order import stages_of
 from launchyard.training.data.reader import Batch, Reader, signed
 from launchyard.training.sections.ramp import steps_to_sum
 from launchyard.training.sections.train import TrainConfig
@@ -23,19 +24,28 @@ from launchyard.training.spec import IGNORE_INDEX
 class MixedReader:
     """One sample of one of `readers` in each slot; they have a global batch of one sample each, and one source.
 
-    With `weights` each position takes the next sample of one of them; without, all of the first, then all of the
-    second … and again from the first. A sample without documents is one document.
+    With `weights` each position takes the next sample of one of them, by those of `later` from their step on; without,
+    all of the first, then all of the second … and again from the first. A sample without documents is one document.
     """
 
     def __init__(
-        self, readers: Sequence[Reader], *, global_batch_size: int, weights: Sequence[float] | None, seed: int = 0
+        self,
+        readers: Sequence[Reader],
+        *,
+        global_batch_size: int,
+        weights: Sequence[float] | None,
+        later: Stages = (),
+        seed: int = 0,
     ) -> None:
         if any(reader.global_batch_size != 1 for reader in readers):
             raise ValueError("a reader in a mixture has a global batch of one sample")
         self.readers = tuple(readers)
         self.global_batch_size = global_batch_size
         self.n_samples = sum(reader.n_samples for reader in readers)
-        self._mixture = Mixture(weights, seed=seed, n_streams=1) if weights is not None else None
+        self._mixture: StagedMixture | None = None
+        if weights is not None:
+            stages = stages_of(weights, later, samples=global_batch_size)
+            self._mixture = StagedMixture(stages, seed=seed, n_streams=1)
         self._starts = np.cumsum([0, *(reader.n_samples for reader in readers)])
 
     @property
@@ -92,6 +102,12 @@ class MixedReader:
         last = [int(steps[int(np.searchsorted(ranks, use.last, side="right")) - 1]) for use in uses]
         return [ChunkUse(use.store, use.number, *when) for use, *when in zip(uses, first, last, strict=True)]
 
+    def tokens_read(self, steps: int) -> list[int]:
+        if self._mixture is None:
+            raise ValueError("sources that are read end to end are one; only those of a mixture are counted each")
+        ranks = self._mixture.before(steps * self.global_batch_size)[:, 0].tolist()
+        return [reader.tokens_read(rank)[0] for reader, rank in zip(self.readers, ranks, strict=True)]
+
     def _positions(self, step: int, first_slot: int, n: int, steps: int) -> Ids:
         return (step + np.arange(steps))[:, None] * self.global_batch_size + first_slot + np.arange(n)
 
@@ -143,6 +159,9 @@ class RampedReader:
         start = self._begin(step)
         uses = self._reader.chunks(start, *self._slots(first_slot, n), self._begin(step + steps) - start)
         return [ChunkUse(use.store, use.number, self._step_of(use.first), self._step_of(use.last)) for use in uses]
+
+    def tokens_read(self, steps: int) -> list[int]:
+        return self._reader.tokens_read(self._begin(steps))
 
     def _slots(self, first_slot: int, n: int) -> tuple[int, int]:
         """The same share of the smaller batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from launchyard.training.batching import ramp_unit
+from launchyard.training.batching import ramp_unit, sequences_before
 from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.mixed_reader import MixedReader, RampedReader
 from launchyard.training.data.reader import Reader, TokenReader
@@ -50,12 +50,21 @@ def _open(
         if not store.verifiable:
             warn(f"{store.folder} has no digests.json: only the sizes and headers of its chunks can be verified")
     weights = [source.weight for source in sources] if training else None
+    stages = settings.mixture_schedule or () if training else ()
+    # Steps of the reader, which under a ramp are smaller than those of the run.
+    later = [(sequences_before(recipe.train, stage.from_step) // global_batch_size, stage.weights) for stage in stages]
     shuffle = training and settings.shuffle
 
     def of_tokens(some: Sequence[TokenStore], size: int, weights: Sequence[float] | None = None) -> TokenReader:
-        length = settings.seq_len
-        seed = settings.seed
-        return TokenReader(some, seq_len=length, global_batch_size=size, weights=weights, seed=seed, shuffle=shuffle)
+        return TokenReader(
+            some,
+            seq_len=settings.seq_len,
+            global_batch_size=size,
+            weights=weights,
+            later=later if weights else (),
+            seed=settings.seed,
+            shuffle=shuffle,
+        )
 
     def of_rows(store: RowStore, size: int, epochs: float | None = None) -> RowReader:
         return RowReader(
@@ -74,4 +83,4 @@ def _open(
     if len(stores) == 1 and isinstance(stores[0], RowStore):
         return of_rows(stores[0], global_batch_size, recipe.train.max_epochs if training else None)
     each = [of_rows(store, 1) if isinstance(store, RowStore) else of_tokens([store], 1) for store in stores]
-    return MixedReader(each, global_batch_size=global_batch_size, weights=weights, seed=settings.seed)
+    return MixedReader(each, global_batch_size=global_batch_size, weights=weights, later=later, seed=settings.seed)

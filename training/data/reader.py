@@ -25,7 +25,7 @@ from launchyard.training.batching import count_samples
 from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.cache.prefetch import ChunkUse, Fetcher
 from launchyard.training.data.chunks import Array
-from launchyard.training.data.mixture import Ids
+from launchyard.training.data.mixture import Ids, Stages
 from launchyard.training.data.order import Order
 from launchyard.training.data.token_store import TokenStore
 from launchyard.training.spec import IGNORE_INDEX
@@ -85,12 +85,17 @@ class Reader(Protocol):
         """The chunks that those slots read through a cache, by the step that first reads them."""
         ...
 
+    def tokens_read(self, steps: int) -> list[int]:
+        """Tokens of each source, as Batch.n_tokens counts them, in the first `steps` steps of training."""
+        ...
+
 
 class TokenReader:
     """Samples of `seq_len` tokens by step and slot. They depend on nothing but the arguments.
 
     Sample i of a source holds tokens i·T … i·T + T, the last of them only as a label; its last sample may be short and
-    is padded. `weights` mix the sources, each with epochs of its own; without them they are read as one, end to end.
+    is padded. `weights` mix the sources, each with epochs of its own, by those of `later` from their step on; without
+    weights they are read as one, end to end.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class TokenReader:
         seq_len: int,
         global_batch_size: int,
         weights: Sequence[float] | None = None,
+        later: Stages = (),
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
@@ -110,10 +116,13 @@ class TokenReader:
             if count < 1:
                 raise ValueError(f"{store.folder} has {store.n_tokens} tokens; a sample needs at least 2")
         self.n_samples = sum(counts)
+        # Places of a last sample that hold no token.
+        self._missing = [n * seq_len - (store.n_tokens - 1) for n, store in zip(counts, self.stores, strict=True)]
         self.order = Order(
             counts,
             global_batch_size,
             weights=weights,
+            later=later,
             seed=seed,
             shuffle=shuffle,
             block_samples=max(1, BLOCK_TOKENS // seq_len),
@@ -152,6 +161,14 @@ class TokenReader:
                 of_it = sources == source
                 found += chunks_read(store, samples[of_it] * self.seq_len, at[of_it], self.seq_len)
         return sorted(found, key=lambda use: use.first)
+
+    def tokens_read(self, steps: int) -> list[int]:
+        samples = self.order.samples_read(steps)
+        last = self.order.last_samples_read(steps)
+        if len(samples) != len(self.stores):
+            raise ValueError("sources that are read end to end are one; only those of a mixture are counted each")
+        counted = zip(samples, last, self._missing, strict=True)
+        return [n * self.seq_len - visits * missing for n, visits, missing in counted]
 
     def sample_ids(self, step: int, first_slot: int, n: int) -> list[tuple[int, int]]:
         """The samples of those slots: (number of the store, number of the sample in it) each."""

@@ -62,6 +62,7 @@ class RowReader:
         self._lock = threading.Lock()
         self._ends: list[int] = []  # packs up to the end of each epoch
         self._epochs: OrderedDict[int, Packs] = OrderedDict()
+        self._sums: tuple[int, Ids] | None = None  # of an epoch, the positions up to the end of each pack
         self.n_samples = len(self.packs(0))  # of one epoch
         self._stop = None if epochs is None else self._count(epochs)
 
@@ -132,6 +133,23 @@ class RowReader:
             total += digest.intdigest() if len(rows) else 0
         n_valid = int((labels != IGNORE_INDEX).sum())
         return Batch(inputs, labels, n_valid, signed(total), tuple(documents))
+
+    def tokens_read(self, steps: int) -> list[int]:
+        packs = steps * self.global_batch_size
+        packs = packs if self._stop is None else min(packs, self._stop)
+        while not self._ends or packs > self._ends[-1]:
+            self.packs(len(self._ends))
+        epoch = bisect_right(self._ends, packs)
+        begun = packs - (self._ends[epoch - 1] if epoch else 0)
+        tokens = epoch * int(self._positions.sum())
+        return [tokens + (int(self._sums_of(epoch)[begun - 1]) if begun else 0)]
+
+    def _sums_of(self, epoch: int) -> Ids:
+        if self._sums is None or self._sums[0] != epoch:
+            packs = self.packs(epoch)
+            sums = self._positions.reshape(-1, self._together).sum(axis=1)
+            self._sums = epoch, np.cumsum(sums[packs.rows])[packs.starts[1:] - 1]
+        return self._sums[1]
 
     def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
         """Of each slot: 0, the number of the source, and the first row of its pack; NO_SOURCE where it is empty."""

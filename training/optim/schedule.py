@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
+from launchyard.training.batching import Context, sequences_before
 from launchyard.training.optim.base import given
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 
@@ -13,6 +15,18 @@ def warmup_steps(schedule: ScheduleConfig, max_steps: int) -> int:
     """Steps of warmup; a number below 1 is a share of the whole run."""
     given_steps = schedule.warmup_steps
     return round(given_steps * max_steps) if isinstance(given_steps, float) and given_steps < 1 else int(given_steps)
+
+
+def planned_lr(context: Context, step: int) -> float:
+    """The recipe's, of the step that follows `step` finished ones."""
+    recipe = context.recipe
+    return lr_at(
+        step,
+        max_steps=context.max_steps,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        consumed=partial(sequences_before, recipe.train),
+    )
 
 
 def lr_at(

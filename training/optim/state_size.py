@@ -35,50 +35,54 @@ def is_hidden(name: str, shape: Sequence[int]) -> bool:
     return name.startswith("blocks.") and len(shape) > 1 and not is_vector(name) and not name.endswith(".prompt")
 
 
-def state_size(config: OptimizerConfig, layout: Mapping[str, Parameter], shards: int) -> StateSize:
-    """Of an optimizer over the parameters that train, cut over `shards` workers."""
+def state_size(
+    config: OptimizerConfig, layout: Mapping[str, Parameter], shards: int, *, number_bytes: int = FP32
+) -> StateSize:
+    """Of an optimizer over the parameters that train, cut over `shards` workers. number_bytes: of one of its state."""
     shapes = {name: parameter.shape for name, parameter in layout.items() if parameter.trained}
-    cut = sum(_cut_bytes(config, name, shape) for name, shape in shapes.items())
-    whole = sum(_whole_bytes(config, shape) for shape in shapes.values())
+    cut = sum(_cut_bytes(config, name, shape, number_bytes) for name, shape in shapes.items())
+    whole = sum(_whole_bytes(config, shape, number_bytes) for shape in shapes.values())
     numbers = sum(map(math.prod, shapes.values()))
-    kept = FP32 * numbers if config.name == "adamw-schedule-free" else 0  # the average: saved as the weights
+    kept = number_bytes * numbers if config.name == "adamw-schedule-free" else 0  # the average: saved as the weights
     largest = max(map(math.prod, shapes.values()))
     temporary = _AT_ONCE.get(config.name, 0) * (largest if config.name == "muon" else math.ceil(largest / shards))
     if config.name == "adafactor" and not config.low_memory:  # the updates of all
-        temporary += FP32 * math.ceil(numbers / shards)
+        temporary += number_bytes * math.ceil(numbers / shards)
     return StateSize(cut + whole, math.ceil((cut + kept) / shards) + whole, temporary)
 
 
-def with_state(memory: Mapping[str, int], state: StateSize) -> dict[str, int]:
-    """A worker's memory by its parts, of model/memory.py, with this state in the place of AdamW's."""
+def with_state(memory: Mapping[str, int], state: StateSize, *, beside: int = 0) -> dict[str, int]:
+    """A worker's memory by its parts, of model/memory.py, with this state in the place of AdamW's, and what is `beside`
+    it in both."""
     peak = memory["total"] - memory["weights"] - memory["optimizer"]
     peak = max(peak, memory["gradients"] + state.temporary)
-    return {**memory, "optimizer": state.held, "total": memory["weights"] + state.held + peak}
+    held = state.held + beside
+    return {**memory, "optimizer": held, "total": memory["weights"] + held + peak}
 
 
-def _cut_bytes(config: OptimizerConfig, name: str, shape: Sequence[int]) -> int:
+def _cut_bytes(config: OptimizerConfig, name: str, shape: Sequence[int], number_bytes: int) -> int:
     """Of the state of a parameter, as far as it is cut over workers."""
     size = math.prod(shape)
     match config.name:
         case "sgd":
-            return FP32 * size if config.momentum else 0
+            return number_bytes * size if config.momentum else 0
         case "lion":
-            return FP32 * size
+            return number_bytes * size
         case "muon":
-            return FP32 * size * (1 if is_hidden(name, shape) else 2)
+            return number_bytes * size * (1 if is_hidden(name, shape) else 2)
         case "adamw-8bit" if is_coded(shape):
             return 2 * (size + FP32 * math.prod(shape[:-1]) * math.ceil(shape[-1] / CODED_BLOCK))
         case "adafactor" if len(shape) > 1:
             *lead, rows, columns = shape
-            return FP32 * (math.prod(lead) * (rows + columns) if lead else rows)
+            return number_bytes * (math.prod(lead) * (rows + columns) if lead else rows)
         case "adafactor":
-            return FP32 * size
+            return number_bytes * size
         case _:
-            return 2 * FP32 * size
+            return 2 * number_bytes * size
 
 
-def _whole_bytes(config: OptimizerConfig, shape: Sequence[int]) -> int:
+def _whole_bytes(config: OptimizerConfig, shape: Sequence[int], number_bytes: int) -> int:
     """Of that which each worker has in full."""
     if config.name == "adafactor":
-        return FP32 * shape[1] if len(shape) == 2 else 0
+        return number_bytes * shape[1] if len(shape) == 2 else 0
     return 16 if config.name == "adamw-schedule-free" else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +22,15 @@ class MixedSource(Section):
     weight: float = Field(gt=0, description="Frequency relative to the others; weights may have any sum.")
 
 
+class MixtureStage(Section):
+    """Other weights of a mixture from a step on."""
+
+    from_step: int = Field(ge=0, description="Finished steps when these weights begin; 0: from the beginning.")
+    weights: list[Annotated[float, Field(ge=0)]] = Field(
+        min_length=2, description="One for each source of data.mixture, in its order; 0: nothing of it is read."
+    )
+
+
 class DataConfig(Section):
     """The tokens. A source is a prepared folder (`launch prepare`), litdata chunks, or text that is prepared first."""
 
@@ -34,6 +44,13 @@ class DataConfig(Section):
     )
     mixture: list[MixedSource] | None = Field(
         default=None, min_length=1, description="Instead of `source`: several, each with a weight and its own epochs."
+    )
+    mixture_schedule: list[MixtureStage] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="Weights that replace those of `mixture` from a step on; each source goes on where it was. A "
+        "resume may change those of steps to come.",
     )
     seq_len: int = Field(
         default=1024,
@@ -88,4 +105,25 @@ class DataConfig(Section):
             if weight < MIN_SHARE * sum(weights):
                 least = f"at least 1/{1 / MIN_SHARE:,.0f} of their sum"
                 raise ValueError(f"mixture.{number}.weight is {weight:g} of {sum(weights):g}; each must be {least}")
+        _check_stages(self.mixture_schedule or [], len(weights))
         return self
+
+
+def _check_stages(stages: list[MixtureStage], n_sources: int) -> None:
+    """ValueError unless every stage fits a mixture of so many sources."""
+    if stages and n_sources < 2:
+        raise ValueError("mixture_schedule changes the weights of data.mixture, which needs at least two sources")
+    for number, stage in enumerate(stages):
+        where = f"mixture_schedule.{number}"
+        if len(stage.weights) != n_sources:
+            raise ValueError(f"{where}.weights has {len(stage.weights)} numbers; data.mixture has {n_sources} sources")
+        if number and stage.from_step <= stages[number - 1].from_step:
+            before = stages[number - 1].from_step
+            raise ValueError(f"{where}.from_step is {stage.from_step}, after {before}; steps must rise")
+        total = sum(stage.weights)
+        if not 0 < total < math.inf:
+            raise ValueError(f"{where}.weights are {stage.weights}; one at least must be above zero")
+        for weight in stage.weights:
+            if 0 < weight < MIN_SHARE * total:
+                least = f"0, or at least 1/{1 / MIN_SHARE:,.0f} of their sum"
+                raise ValueError(f"{where}.weights has {weight:g} of {total:g}; each must be {least}")

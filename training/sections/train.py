@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from launchyard.model.precision import Precision, canonical
 from launchyard.training.sections.ramp import Ramp, check_ramp
 from launchyard.training.sections.section import Section
 
@@ -25,11 +26,50 @@ class TrainConfig(Section):
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
     max_tokens: int | None = Field(default=None, ge=1, description="Tokens; rounded up to whole steps.")
     max_epochs: float | None = Field(default=None, gt=0, description="Passes over the data; rounded up to whole steps.")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16 computes in bfloat16 and keeps weights, optimizer and reductions in fp32."
+    precision: Precision = Field(
+        default="fp32",
+        description="bf16 and fp16-mixed compute in 16 bits and keep weights, optimizer and reductions in fp32; "
+        "bf16-true keeps the weights in bf16, too; fp8 multiplies matrices of blocks in 8 bits, on Hopper and newer. "
+        "Names of Lightning, such as bf16-mixed and 32-true, are understood.",
+    )
+    bf16_rounding: Literal["stochastic", "compensated", "nearest"] | None = Field(
+        default=None,
+        description="bf16-true: how an updated weight is rounded. stochastic (default): up or down by chance, so that "
+        "small updates count on average; compensated: the rest is kept, in 2 more bytes a weight; nearest: updates "
+        "below half a digit are lost.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of dropout.")
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the global gradient norm to this.")
+    max_grad_value: float | None = Field(
+        default=None, gt=0, description="Bound each number of the gradient by this, after its norm was clipped."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the numbers that are left out of embeddings, attention weights and each block's two "
+        "additions while it trains; another share for each step and sequence, the same over any number of workers.",
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each label that is spread over the whole vocabulary. Trained for; the loss that is shown "
+        "stays the plain one. Of preferences: preference.label_smoothing.",
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the squared logarithm of the softmax's denominator, which keeps logits small; such as "
+        "0.0001. Trained for, and not part of the loss that is shown.",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep a moving average of the weights, of which each step leaves this share; such as 0.999. See "
+        "validation.ema and `launch export --ema`.",
+    )
     load_balancing_loss: float = Field(
         default=0.0,
         ge=0,
@@ -39,6 +79,11 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPUs asked for, else the CPU."
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _by_its_name(cls, given: object) -> object:
+        return canonical(given)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -59,7 +104,30 @@ class ParallelConfig(Section):
 
     dp_replicate: int = Field(default=1, ge=1, description="Copies of the sharded model (HSDP).")
     dp_shard: int = Field(default=-1, ge=-1, description="Workers that share one copy (FSDP); -1: all that remain.")
-    activation_checkpointing: Literal["none", "full"] = Field(
-        default="none", description="full: keep only the inputs of each block and compute the rest again."
+    tp: int = Field(
+        default=1,
+        ge=1,
+        description="Workers that share the heads and MLPs of each block and see the same tokens (tensor parallel).",
+    )
+    cp: int = Field(
+        default=1,
+        ge=1,
+        description="Workers that share each sequence, a stretch of tokens each (context parallel); for long ones.",
+    )
+    shard_level: Literal[0, 2, 3] = Field(
+        default=3,
+        description="What workers share, as the levels of ZeRO. 3: weights, gradients and optimizer; 2: the same, but "
+        "weights are whole from the forward to the backward; 0: nothing, each worker has a whole copy (DDP).",
+    )
+    cpu_offload: bool = Field(
+        default=False, description="Keep weights, gradients and optimizer in the CPU's memory, and update them there."
+    )
+    activation_checkpointing: Literal["none", "full", "op"] = Field(
+        default="none",
+        description="full: keep only the inputs of each block and compute the rest again; op: keep the results of its "
+        "matrix products and of attention, too.",
+    )
+    activation_checkpointing_every: int = Field(
+        default=1, ge=1, description="Of every so many blocks one is checkpointed, and the others keep all; 1: each."
     )
     compile: bool = Field(default=False, description="torch.compile each block.")

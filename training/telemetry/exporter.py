@@ -110,7 +110,8 @@ class Exporter:
             ("trainer_grad_norm", "grad_norm"),
             ("trainer_learning_rate", "lr"),
         ):
-            values[name][()] = row[key]
+            if row[key] is not None:
+                values[name][()] = row[key]
         values["trainer_tokens_total"][()] += tokens
         values["trainer_labels_total"][()] += row["labels"]
         values["trainer_model_flops_total"][()] += flops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launchyard.run import layout
 from launchyard.run.append import Appender
 from launchyard.run.rundir import RunDir
 from launchyard.storage.shards import LogEntry
@@ -28,10 +29,12 @@ class Rows:
 
     steps: Appender | None = None
     validations: Appender | None = None
+    tasks: Appender | None = None
+    samples: Appender | None = None
 
     @property
     def appenders(self) -> list[Appender]:
-        return [rows for rows in (self.steps, self.validations) if rows is not None]
+        return [rows for rows in (self.steps, self.validations, self.tasks, self.samples) if rows is not None]
 
     def entries(self) -> dict[str, LogEntry]:
         """Returns what the manifest of a checkpoint says of these files; those without a line are left out."""
@@ -43,7 +46,5 @@ def open_rows(run: RunDir, world: World) -> Rows:
     if not world.is_main:
         return Rows()
     every = 0.0 if run.local else 10.0
-    steps, validations = (
-        Appender(run, f"metrics/{kind}-{world.attempt:04d}", flush_seconds=every) for kind in ("steps", "validation")
-    )
-    return Rows(steps, validations)
+    kinds = (layout.STEPS, layout.VALIDATION, layout.TASKS, layout.SAMPLES)
+    return Rows(*(Appender(run, layout.rows(kind, world.attempt), flush_seconds=every) for kind in kinds))

@@ -48,6 +48,7 @@ PROGRESS = (
     Metric("trainer_step", "gauge", "Finished optimizer steps."),
     Metric("trainer_target_steps", "gauge", "Optimizer steps of the whole run."),
     Metric("trainer_tokens_seen", "gauge", "Tokens trained on since the first step, over all attempts."),
+    Metric("trainer_source_tokens", "gauge", "Of a mixture: those tokens by the source they are of.", ("source",)),
     Metric("trainer_tokens_total", "counter", "Tokens trained on by this attempt."),
     Metric("trainer_labels_total", "counter", "Of them, tokens with a label; of conversations, the answers."),
     Metric("trainer_recomputed_tokens_total", "counter", "Of them, tokens of steps that an attempt before had done."),
@@ -88,12 +89,21 @@ LEARNING = (
     Metric("trainer_grad_norm", "gauge", "Global gradient norm of the last step, before clipping."),
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
     Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", ("dataset",)),
+    Metric(
+        "trainer_task_score", "gauge", "Figure of a task at the checkpoint asked last.", ("task", "metric", "filter")
+    ),
     Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", ("dataset",)),
     Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", ("dataset",)),
     Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", ("dataset",)),
     Metric("trainer_reward_accuracy", "gauge", "Preferences: share of pairs whose better answer wins.", ("dataset",)),
     Metric("trainer_nonfinite_steps_total", "counter", "Steps whose loss or gradient was not finite."),
+    Metric(
+        "trainer_skipped_steps_total", "counter", "Steps whose gradient overflowed, and left the weights as they were."
+    ),
+    Metric("trainer_loss_scale", "gauge", "fp16: what the loss is multiplied by in the next step."),
     Metric("trainer_loss_spikes_total", "counter", "Steps whose loss stood far above those before."),
+    Metric("trainer_skipped_updates_total", "counter", "Updates left out or taken back, by the fault.", ("cause",)),
+    Metric("trainer_rewinds_total", "counter", "Returns to an earlier state, by the fault.", ("cause",)),
 )
 MEMORY = (
     Metric("trainer_memory_allocated_bytes", "gauge", "Held by tensors; on a CPU by the process.", _RANK, "rank"),

@@ -17,6 +17,7 @@ from launchyard.run import events
 from launchyard.run.append import Appender
 from launchyard.run.goodput import AttemptFacts, Goodput, Ledger, cause_between, read_facts, wait_between
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.instruments import Instruments
@@ -157,6 +158,10 @@ class Recorder:
     def validated(self, row: dict[str, Any]) -> None:
         if self._trackers is not None:
             self._trackers.validated(row)
+
+    def tasks_done(self, row: JsonObject) -> None:
+        if self._trackers is not None:
+            self._trackers.tasks_done(row)
 
     def close(self) -> None:
         """No more steps come."""

@@ -7,11 +7,12 @@ Imports torch only for the recorder; the rest must be there before.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from launchyard.model.cost import flops_per_label, flops_per_token
 from launchyard.run import events
@@ -19,7 +20,9 @@ from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
 from launchyard.run.layout import CODE
 from launchyard.run.records import Target
+from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
@@ -56,11 +59,31 @@ class Meter:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Of a step, over all ranks: tokens, labels among them, and tokens since the first step."""
+    """Of a step, over all ranks: tokens, labels among them, and tokens since the first step, of each source too."""
 
     tokens: int
     labels: int
     seen: int
+    by_source: Mapping[str, int] = field(default_factory=dict)  # of a mixture, on rank 0
+
+
+@dataclass(frozen=True)
+class Harm:
+    """A step that the guard of training/stability/ has found. usual: the loss before it, once that is known."""
+
+    step: int
+    cause: Literal["nonfinite", "spike"]
+    loss: float
+    grad_norm: float
+    data: str
+    usual: float | None
+
+    def facts(self) -> dict[str, object]:
+        """In words where JSON has no number."""
+        sizes = {"loss": self.loss, "grad_norm": self.grad_norm}
+        told = {name: round(size, 4) if math.isfinite(size) else str(size) for name, size in sizes.items()}
+        usual = {} if self.usual is None else {"usual": round(self.usual, 4)}
+        return {"cause": self.cause, **told, **usual, "data": self.data}
 
 
 class Telemetry:
@@ -84,13 +107,16 @@ class Telemetry:
         number: int,
         *,
         means: Mapping[str, float],
-        grad_norm: float,
+        grad_norm: float | None,
         lr: float,
         counts: TokenCounts,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it."""
+        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it.
+
+        grad_norm: None of a step that was skipped.
+        """
         seconds = self.meter.lap()
         row = {
             "step": number,
@@ -98,6 +124,7 @@ class Telemetry:
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens_seen": counts.seen,
+            **({"source_tokens": dict(counts.by_source)} if counts.by_source else {}),
             "labels": counts.labels,
             "tokens_per_second": round(counts.tokens / seconds, 1),
             "step_seconds": round(seconds, 6),
@@ -106,6 +133,8 @@ class Telemetry:
         }
         self.recorder.step(row, counts.tokens)
         self._show_figures(means, "train")
+        for source, tokens in counts.by_source.items():
+            self.exporter.set("trainer_source_tokens", tokens, source=source)
 
     def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
         """Those beside the loss, each a series of its own."""
@@ -113,9 +142,32 @@ class Telemetry:
             if name != "loss":
                 self.exporter.set(f"trainer_{name}", value, dataset=dataset)
 
+    def scaled(self, loss_scale: float, *, skipped: bool) -> None:
+        """The scale of the loss after a step, and whether that step left the weights as they were."""
+        self.exporter.set("trainer_loss_scale", loss_scale)
+        self.exporter.add("trainer_skipped_steps_total", float(skipped))
+
     def nonfinite(self, loss: float) -> None:
         self.exporter.add("trainer_nonfinite_steps_total")
         self.exporter.set("trainer_loss", loss)
+
+    def update_skipped(self, harm: Harm) -> None:
+        self._harmed(harm)
+        self.exporter.add("trainer_skipped_updates_total", cause=harm.cause)
+        self.events(events.UPDATE_SKIPPED, step=harm.step, **harm.facts())
+
+    def rewound(self, harm: Harm, *, target: int, checkpoint: int, n_steps: int) -> None:
+        """Back at a checkpoint; the state of step `target` follows from it, and the next `n_steps` are passed over."""
+        self._harmed(harm)
+        self.exporter.add("trainer_rewinds_total", cause=harm.cause)
+        self.exporter.add("trainer_skipped_updates_total", n_steps, cause=harm.cause)
+        facts = {"checkpoint": checkpoint, "at": harm.step, "n_steps": n_steps, **harm.facts()}
+        self.events(events.REWOUND, step=target, **facts)
+        self.events.flush(sync=True)
+
+    def _harmed(self, harm: Harm) -> None:
+        found = {"nonfinite": "trainer_nonfinite_steps_total", "spike": "trainer_loss_spikes_total"}
+        self.exporter.add(found[harm.cause])
 
     def validating(self, step: int) -> None:
         self.exporter.state("validating")
@@ -135,6 +187,48 @@ class Telemetry:
         self.exporter.set("trainer_validation_loss", means["loss"], dataset="validation")
         self._show_figures(means, "validation")
         self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
+
+    def ending_early(self, step: int, why: str) -> None:
+        self.events(events.ENDING_EARLY, step=step, message=why)
+
+    def asking_tasks(self, step: int, tasks: Sequence[str]) -> None:
+        self.exporter.state("validating")
+        self.events(events.ASKING_TASKS, step=step, tasks=list(tasks))
+
+    def tasks_failed(self, step: int, message: str) -> None:
+        self.events(events.TASKS_FAILED, step=step, message=message)
+
+    def tasks_done(self, step: int, *, scores: Sequence[JsonObject], weights: str, seconds: float) -> None:
+        """The figures of a checkpoint: a row, a series each, an event."""
+        assert self.rows.tasks is not None, "rank 0 asks, and has rows"
+        row = {"step": step, "scores": scores, "weights": weights, **self._stamp(seconds)}
+        self.rows.tasks.add(row)
+        self.rows.tasks.flush(sync=True)  # to ask again costs more
+        self.recorder.tasks_done(row)
+        self.show_scores(scores)
+        self.events(events.TASKS_DONE, step=step, scores=values_of(scores), seconds=seconds)
+
+    def show_scores(self, scores: Sequence[JsonObject]) -> None:
+        for score in scores:
+            labels = {key: str(score[key]) for key in ("task", "metric", "filter")}
+            if score["value"] is not None:
+                self.exporter.set("trainer_task_score", float(score["value"]), **labels)
+
+    def sampling(self, step: int) -> None:
+        self.exporter.state("validating")
+        self.events(events.SAMPLING, step=step)
+
+    def not_sampled(self, step: int, message: str) -> None:
+        self.events(events.NOT_SAMPLED, step=step, message=message)
+
+    def sampled(self, step: int, *, prompt: str, text: str, seconds: float) -> None:
+        assert self.rows.samples is not None, "rank 0 asks, and has rows"
+        self.rows.samples.add({"step": step, "prompt": prompt, "text": text, **self._stamp(seconds)})
+        self.events(events.SAMPLED, step=step, text=f"{prompt}{text}")
+
+    def _stamp(self, seconds: float) -> dict[str, float]:
+        """The end of a row: for how long, by whom, when."""
+        return {"seconds": seconds, "attempt": self._world.attempt, "time": time.time()}
 
     def stopping(self, step: int, reason: str) -> None:
         self.events(events.STOPPING, step=step, reason=reason)
@@ -175,11 +269,14 @@ def introduce(
         exporter.set("trainer_job_end_timestamp_seconds", world.job_end)
     if world.grace_seconds is not None:
         exporter.set("trainer_preempt_grace_seconds", world.grace_seconds)
-    for kind in ("permanent", "temporary"):
+    for kind in ("permanent", "temporary", "best"):
         for result in ("ok", "failed"):
             exporter.count("trainer_checkpoint_saves_total", 0, kind=kind, result=result)
     for reason in REASONS:
         exporter.count("trainer_preemptions_total", 0, source=reason)
+    for cause in ("nonfinite", "spike"):
+        exporter.count("trainer_skipped_updates_total", 0, cause=cause)
+        exporter.count("trainer_rewinds_total", 0, cause=cause)
 
 
 def report_past(exporter: Exporter, run: RunDir, before: list[AttemptFacts]) -> None:

@@ -66,6 +66,7 @@ def remembered(plan: dict[str, Any]) -> dict[str, Any]:
 # -- running ---------------------------------------------------------------------------------------------------------
 def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
     """Send the script to sbatch. UserError with SLURM's reason if it refuses; nothing is queued then."""
+    _adopt_unanswered(run, plan)
     refuse_if_alive(run)
     assert plan.request is not None
     script = plan.request.text
@@ -86,6 +87,22 @@ def submit(run: RunDir, plan: Planned, overrides: dict[str, Any]) -> Job:
         return Controller(env).submit(_write_script(run, number, script), known=known)
 
     return hand_over(run, waiting, send, take_back=lambda number: _take_back(run, number))
+
+
+def _adopt_unanswered(run: RunDir, plan: Planned) -> None:
+    """Records the job that a launcher had sent when it was killed, if it is in the queue: it has the run."""
+    number = run.unanswered()
+    if number is None:
+        return
+    known = {submission.job_id for submission in run.submissions()}
+    jobs = Controller(plan.environment).jobs_named(plan.run_id)
+    if jobs is None:
+        raise LaunchError(
+            f"a job of {plan.run_id} may be in the queue already, and SLURM's controller does not answer",
+            hint="try again when it is back: sinfo",
+        )
+    if new := [job_id for job_id in jobs if job_id not in known]:
+        run.accepted(number, new[-1])
 
 
 def _write_script(run: RunDir, number: int, script: str) -> str:

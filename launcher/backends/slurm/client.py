@@ -166,14 +166,12 @@ class Controller:
     def _find_submitted(self, script: str, known: Collection[str], problem: str) -> str:
         """The id of the newest job with the script's name that is not known. LaunchError if none comes into sight."""
         name = _job_name(script)
-        asked = ["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i"]
         until = time.monotonic() + FIND_SECONDS
         while True:
-            done = self.run(asked)
-            answered = done is not None and done.returncode == 0
-            found = [int(line) for line in done.stdout.split() if line not in known] if done and answered else []
-            if found:
-                return str(max(found))
+            found = self.jobs_named(name)
+            answered = found is not None
+            if new := [job_id for job_id in found or () if job_id not in known]:
+                return new[-1]
             if time.monotonic() > until:
                 break
             time.sleep(1.0)
@@ -181,6 +179,13 @@ class Controller:
         raise LaunchError(
             f"{problem}, and {queue}", hint=f"is the controller up? (sinfo) Before another try: squeue --name={name}"
         )
+
+    def jobs_named(self, name: str) -> list[str] | None:
+        """Ids of the user's jobs of this name that wait or run, oldest first; None without an answer."""
+        done = self.run(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--format=%i"])
+        if done is None or done.returncode:
+            return None
+        return sorted(done.stdout.split(), key=int)
 
     def _refuse_the_impossible(self, script: str) -> None:
         """UserError with SLURM's reason for a job that can never run: most sites queue it, and it waits for ever."""

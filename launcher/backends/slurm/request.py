@@ -15,7 +15,7 @@ from launchyard.host.environment import IMAGE
 from launchyard.host.folders import job_folder
 from launchyard.host.packages import install_packages
 from launchyard.host.processes import SAFE_PATH, python_argv
-from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, SETUP_ERROR, Ask, Request
+from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, SETUP_ERROR, After, Ask, Request
 from launchyard.run.layout import JOB_CODE, job_output
 
 if TYPE_CHECKING:
@@ -56,9 +56,15 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
             "requeue": True,
             "signal": f"USR1@{slurm.notice_seconds}",
             **({"time": ask.time_limit} if ask.time_limit else {}),
-            **({"dependency": f"afterok:{ask.after}"} if ask.after else {}),
+            **_dependency(ask.after),
         },
     )
+
+
+def _dependency(after: After) -> dict[str, str]:
+    jobs = {"afterok": after.success, "afterany": after.end}
+    text = ",".join(f"{kind}:{job}" for kind, job in jobs.items() if job is not None)
+    return {"dependency": text} if text else {}
 
 
 def job_text(

@@ -17,7 +17,15 @@ from launchyard.launcher.cli.chat.screen import ChatScreen
 from launchyard.launcher.cli.chat.session import SETTINGS, SLASHES, Session, Settings, answer_options
 from launchyard.launcher.cli.completion import complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import is_typed, sampling_options, weights_option
+from launchyard.launcher.cli.weights.sampling_options import (
+    follow_config,
+    generation_config_option,
+    graphs_option,
+    is_typed,
+    rules_in_words,
+    sampling_options,
+    weights_option,
+)
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -43,6 +51,8 @@ class _Options:
     context_length: int | None
     device: str
     weights: str
+    no_graphs: bool
+    generation_config: str
     as_json: bool
 
 
@@ -56,10 +66,12 @@ class _Options:
 @click.option("--save", type=_FILE, metavar="FILE", help="Keep the conversation there, as JSON lines of messages.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer; default: 1024.")
 @sampling_options
+@generation_config_option
 @click.option("--seed", type=int, metavar="N", help="The same seed writes the same answers; default: a new one.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="Tokens that it takes; default: 8192.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @weights_option
+@graphs_option
 @click.option("--json", "as_json", is_flag=True, help="Print each answer and facts about it as JSON.")
 def chat(**given: object) -> int | None:
     """Talk with a model."""
@@ -95,12 +107,16 @@ def _session(options: _Options, settings: Settings, reader: MessageReader) -> Se
 
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
         place = find_model(options.model)
-        model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
+        graphs = False if options.no_graphs else None
+        model = load(place, device=options.device, weights=options.weights, graphs=graphs, on_progress=on_progress)
+    rules = follow_config(model, options.generation_config, settings)
     talk = Dialogue(model, chat=chat_of(model, options.style, options.template), context_length=options.context_length)
     settings.setdefault("seed", secrets.randbits(31))
     talk.check(**answer_options(settings))
     says_counts = not options.as_json and (options.message is not None or sys.stdin.isatty())
     session = Session(talk, ChatScreen(silent=options.as_json), reader, settings, says_counts=says_counts)
+    if rules and says_counts:
+        session.screen.note(rules_in_words(rules))
     if options.load is not None:
         session.load(options.load)
     if options.system is not None:
@@ -141,6 +157,7 @@ def _facts(session: Session, answer: Reply, options: _Options) -> dict[str, obje
         "ended": answer.ended,
         "seed": session.settings.get("seed"),
         "device": str(session.conversation.model.device),
+        "decoding": session.conversation.engine.decoding.words or None,
         "seconds": round(session.seconds, 3),
         "context_length": session.conversation.length,
         "model": session.conversation.model.source.folder,

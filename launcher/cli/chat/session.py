@@ -121,6 +121,7 @@ class Session:
             f"{answer.n_new} tokens",
             f"{answer.n_new / max(self.seconds, 1e-9):.1f} tokens/s",
             f"context {used}/{self.conversation.length}",
+            *filter(None, [self.conversation.engine.decoding.words]),
             *([f"{answer.n_left_out} messages left out"] if answer.n_left_out else []),
         ]
         self.screen.note(" · ".join(parts))
@@ -199,7 +200,9 @@ class Session:
                 changed[key] = value
             self.conversation.check(**answer_options(changed))
             self.settings = changed
-        self.screen.note("  ".join(f"{key}={self.settings.get(key, 'default')}" for key in SETTINGS))
+        own = self.conversation.model.sampling_rules
+        defaults = {key: f"default ({rule})" for key, rule in own.items()}
+        self.screen.note("  ".join(f"{key}={self.settings.get(key, defaults.get(key, 'default'))}" for key in SETTINGS))
 
     def _do_tokens(self) -> None:
         room = self.conversation.check(**answer_options(self.settings))

@@ -146,8 +146,11 @@ class FileSize(click.ParamType[int]):
     + ". Default: as they are.",
 )
 @click.option("--shard-size", type=FileSize(), metavar="SIZE", help="Largest size of a file, default 5GB.")
+@click.option("--ema", is_flag=True, help="Of a run: the moving average of its weights (train.ema_decay).")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def export(model: str, form: str, out: str, dtype: str | None, shard_size: int | None, as_json: bool) -> None:
+def export(
+    model: str, form: str, out: str, dtype: str | None, shard_size: int | None, ema: bool, as_json: bool
+) -> None:
     """Write weights as a Hugging Face folder, as a GGUF file for llama.cpp, or the adapter of a run for PEFT.
 
     Adapters are merged but for --to peft. Holds one tensor in memory at a time. config.json is written last: a folder
@@ -162,7 +165,7 @@ def export(model: str, form: str, out: str, dtype: str | None, shard_size: int |
 
         place = find_model(model)
         source = find_source(place)
-        config, weights = open_weights(place)
+        config, weights = open_weights(place, averaged=ema)
         is_file = form == "gguf" and out.endswith(_GGUF)
         if is_file and exists(out):
             raise UserError(f"--out {out} is there already; name a new file, so that nothing is overwritten")

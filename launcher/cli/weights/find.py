@@ -9,9 +9,10 @@ from launchyard.errors import LaunchError, UserError, user_errors
 from launchyard.launcher.runs.models import find_model as find_model
 
 MODEL_HELP = (
-    "MODEL is a Hugging Face folder, a GGUF file, a checkpoint or a run: a path, a URL, the id or name of a run, or a "
-    "model of the Hugging Face hub that `launch download` got: ORG/NAME[@REVISION]. With an adapter of PEFT it is "
-    "BASE+ADAPTER, or the adapter's folder alone, where its base still lies where it says."
+    "MODEL is a Hugging Face folder, a GGUF file, a checkpoint or a run: a path, a URL, the id or name of a run "
+    "(RUN@best, RUN@last and RUN@STEP are its checkpoints), or a model of the Hugging Face hub that `launch download` "
+    "got: ORG/NAME[@REVISION]. With an adapter of PEFT it is BASE+ADAPTER, or the adapter's folder alone, where its "
+    "base still lies where it says."
 )
 
 

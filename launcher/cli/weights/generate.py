@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,9 +20,13 @@ from launchyard.launcher.cli.weights.ranks import as_rank, device_names, has_ran
 from launchyard.launcher.cli.weights.sampling_options import (
     SAMPLING_NAMES,
     draft_options,
+    follow_config,
+    generation_config_option,
+    graphs_option,
     open_drafter,
     refuse_alone,
     refuse_together,
+    rules_in_words,
     sampling_options,
     take_sampling,
     weights_option,
@@ -34,6 +38,7 @@ from launchyard.launcher.watch.transfer import transfer_bar
 if TYPE_CHECKING:
     from launchyard.launcher.cli.weights.prompt_rows import PlacedRow
     from launchyard.model.loaded import LoadedModel, SamplingOptions
+    from launchyard.model.serve.engine import Engine
     from launchyard.model.serve.requests import Drafter, Request
     from launchyard.model.serve.text import GrowingText
 
@@ -47,8 +52,8 @@ _EXCLUDE = {
     "colorize_tokens": ("as_json",),
     "draft": ("lookup",),
     "beam_width": (
-        *SAMPLING_NAMES, "seed", "stop", "context_length", "slide", "num_samples", "draft", "lookup", "slots",
-        "colorize_tokens",
+        *SAMPLING_NAMES, "generation_config", "seed", "context_length", "slide", "num_samples", "draft",
+        "lookup", "slots", "colorize_tokens",
     ),
 }  # fmt: skip
 _NEED = {
@@ -84,6 +89,8 @@ class _Options:
     colorize_tokens: bool
     device: str
     weights: str
+    no_graphs: bool
+    generation_config: str
     as_json: bool
 
     @property
@@ -101,6 +108,7 @@ class _Options:
 @click.option("--prompts", metavar="FILE", help="A prompt a line, in JSON; prints a line of JSON for each; -: stdin.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=_N, metavar="N")
 @sampling_options
+@generation_config_option
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given again.")
 @click.option("--seed", type=int, metavar="N", help="The same seed writes the same text; default: a new one.")
 @click.option("--context-length", type=click.IntRange(min=2), metavar="N", help="End where the text has N tokens.")
@@ -126,6 +134,7 @@ class _Options:
 )
 @ranks_option
 @weights_option
+@graphs_option
 @click.option("--json", "as_json", is_flag=True, help="Print the text and facts about it as JSON.")
 def generate(ranks: int | None, **given: object) -> int:
     """Write text with a model."""
@@ -168,6 +177,7 @@ def _load(name: str, options: _Options) -> LoadedModel:
             device=device_names(options.device),
             weights=options.weights,
             ranks=ranks_here(),
+            graphs=False if options.no_graphs else None,
             on_progress=on_progress,
         )
 
@@ -202,6 +212,7 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
     from launchyard.model.serve.text import write_texts
 
     model = _load(options.model, options)
+    rules = follow_config(model, options.generation_config, sampling)
     drafter = _drafter(options, model)
     prompt = _prompt(options)
     ids = _ids(options, model, prompt)
@@ -229,15 +240,17 @@ def _write(options: _Options, sampling: SamplingOptions) -> None:
     for number, piece, text in shown:
         texts[number] = text
         pieces[number] += piece
-    facts = _facts(model, [texts[number] for number in range(n)], time.perf_counter() - began)
+    facts = _facts(model, [texts[number] for number in range(n)], time.perf_counter() - began, engine)
+    facts["generation_config"] = rules
     if options.as_json:
         _print_json(options, prompt, pieces, [texts[number] for number in range(n)], facts)
     else:
         _say_facts(options, [texts[number] for number in range(n)], facts)
         _say_weights(model)
+        _say_rules(rules)
 
 
-def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float) -> dict[str, object]:
+def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float, engine: Engine) -> dict[str, object]:
     n_new = sum(text.n_new for text in texts)
     facts: dict[str, object] = {
         "n_prompt": len(texts[0].generation.request.prompt),
@@ -245,6 +258,7 @@ def _facts(model: LoadedModel, texts: Sequence[GrowingText], seconds: float) -> 
         "device": str(model.device),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(n_new / seconds, 1),
+        "decoding": engine.decoding.words or None,
         "model": model.source.folder,
         "weights": model.matrices.choice.name if model.matrices else None,
     }
@@ -270,8 +284,14 @@ def _say_weights(model: LoadedModel) -> None:
         click.echo(model.matrices.words(), err=True)
 
 
+def _say_rules(rules: Mapping[str, object]) -> None:
+    if rules:
+        click.echo(rules_in_words(rules), err=True)
+
+
 def _say_facts(options: _Options, texts: Sequence[GrowingText], facts: dict[str, object]) -> None:
     line = "{n_new} tokens at {tokens_per_second}/s on {device}".format(**facts)
+    line += f" {facts['decoding']}" if facts["decoding"] else ""
     if len(texts) == 1:
         line += f", ended by {texts[0].ended}, seed {options.seed}"
     if facts.get("n_guessed"):
@@ -332,7 +352,7 @@ def _search(options: _Options, width: int) -> None:
         length_penalty=options.length_penalty,
     )
     began = time.perf_counter()
-    found = model.search_beams(ids, search)
+    found = model.search_beams(ids, search, options.stop)
     seconds = time.perf_counter() - began
     facts = {
         "n_prompt": len(ids),
@@ -360,6 +380,7 @@ def _answer_rows(options: _Options, sampling: SamplingOptions) -> None:
     assert options.prompts is not None
     rows = read_prompt_rows(options.prompts, sampling)
     model = _load(options.model, options)
+    _say_rules(follow_config(model, options.generation_config, sampling))
     drafter = _drafter(options, model)
     requests = each_row(rows, lambda number: _row_request(options, model, rows[number], number, drafter))
     engine = model.engine_for(requests, n_slots=options.slots, context_length=options.context_length)

@@ -14,6 +14,7 @@ from launchyard.launcher.format import count, duration, json_text, size, table
 
 if TYPE_CHECKING:
     from launchyard.model.config import ModelConfig
+    from launchyard.model.precision import Precision
 
 _Facts = dict[str, Any]  # as JSON
 _Row = tuple[str, ...]
@@ -177,20 +178,22 @@ def facts_of(
 def _memory(config: ModelConfig, seq_len: int, micro_batch_size: int) -> _Facts:
     from launchyard.model import memory
 
-    def trained(precision: memory.Precision, checkpointing: bool) -> dict[str, int]:
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+
+    def trained(precision: Precision, checkpointing: bool) -> dict[str, int]:
         return memory.training_memory(
             config,
             micro_batch_size=micro_batch_size,
             seq_len=seq_len,
             shards=1,
             precision=precision,
-            activation_checkpointing=checkpointing,
             device="cuda",
+            savings=memory.Savings(activation_checkpointing="full" if checkpointing else "none"),
         )
 
     both = {
         precision: {"plain": trained(precision, False), "activation_checkpointing": trained(precision, True)}
-        for precision in ("fp32", "bf16")
+        for precision in precisions
     }
     length = config.max_seq_len
     served = {dtype: memory.serving_memory(config, dtype, length=length) for dtype in memory.SERVED_BYTES}

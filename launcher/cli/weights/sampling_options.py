@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., object])
 _N = click.IntRange(min=1)
 
+_OWN = "the model's own, else"
 _SAMPLING = (
-    click.option("--temperature", default=0.8, show_default=True, metavar="T", help="0: always the likeliest token."),
-    click.option("--top-k", default=50, show_default=True, metavar="K", help="Draw from the K likeliest; 0: from all."),
+    click.option(
+        "--temperature", default=0.8, metavar="T", help=f"0: always the likeliest token; default: {_OWN} 0.8."
+    ),
+    click.option(
+        "--top-k", default=50, metavar="K", help=f"Draw from the K likeliest; 0: from all; default: {_OWN} 50."
+    ),
     click.option("--top-p", type=float, metavar="P", help="Draw from the fewest tokens that together reach P."),
     click.option("--min-p", type=float, metavar="P", help="Draw from tokens with at least P of the likeliest's odds."),
     click.option(
@@ -54,6 +59,19 @@ weights_option = click.option(
     help="What the matrices are while it writes; auto: as stored, or in fp32 where the device is slow with that type.",
 )
 
+graphs_option = click.option(
+    "--no-graphs", is_flag=True, help="On a GPU: start each operation of a token, where graphs start all at once."
+)
+
+
+generation_config_option = click.option(
+    "--generation-config",
+    default="auto",
+    show_default=True,
+    type=click.Choice(("auto", "none")),
+    help="auto: what is not said of drawing is as in the model's generation_config.json; none: not so.",
+)
+
 
 def sampling_options(command: _Command) -> _Command:
     """How a token is drawn; `take_sampling` reads them."""
@@ -72,17 +90,37 @@ def _decorated(command: _Command, options: Iterable[Callable[[_Command], _Comman
 
 
 def take_sampling(given: dict[str, object]) -> SamplingOptions:
-    """Take the options of `sampling_options` out of what click gave. ValueError for one that makes no sense."""
-    return checked_sampling({name: given.pop(name) for name in SAMPLING_NAMES})
+    """Take the options of `sampling_options` out of what click gave -> those that were typed.
+
+    ValueError for one that makes no sense.
+    """
+    ctx = click.get_current_context()
+    values = {name: given.pop(name) for name in SAMPLING_NAMES}
+    return checked_sampling({name: value for name, value in values.items() if is_typed(ctx, name)})
 
 
 def checked_sampling(rules: Mapping[str, object]) -> SamplingOptions:
     """The rules as the model takes them: there no top_k keeps all tokens."""
     from launchyard.model.serve.sampling import Sampling
 
-    sampling = {**rules, "top_k": rules["top_k"] or None}
+    sampling = {name: None if (name, value) == ("top_k", 0) else value for name, value in rules.items()}
     Sampling(**sampling)  # type: ignore[arg-type]
     return sampling  # type: ignore[return-value]
+
+
+def follow_config(model: LoadedModel, generation_config: str, typed: Mapping[str, object]) -> dict[str, object]:
+    """Let the model draw by its generation_config.json, or not -> its rules that count beside those that were typed.
+
+    ValueError for one that makes no sense.
+    """
+    if generation_config == "none":
+        model.sampling_rules = {}
+    idle = {"top_k", "top_p", "min_p"} if typed.get("temperature") == 0 else set()  # the likeliest is never cut
+    return {name: rule for name, rule in model.sampling_rules.items() if name not in {*typed, *idle}}
+
+
+def rules_in_words(rules: Mapping[str, object]) -> str:
+    return f"drawn with {', '.join(f'{name} {rule}' for name, rule in rules.items())}, of its generation_config.json"
 
 
 def open_drafter(model: LoadedModel, draft: LoadedModel | None, *, lookup: bool) -> Drafter | None:

@@ -17,7 +17,13 @@ from launchyard.errors import UserError
 from launchyard.host.environment import api_key
 from launchyard.launcher.cli.completion import complete_cluster, complete_model
 from launchyard.launcher.cli.weights.find import MODEL_HELP, find_model, weights_errors
-from launchyard.launcher.cli.weights.sampling_options import weights_option
+from launchyard.launcher.cli.weights.sampling_options import (
+    follow_config,
+    generation_config_option,
+    graphs_option,
+    rules_in_words,
+    weights_option,
+)
 from launchyard.launcher.cli.weights.template import chat_of, template_options
 from launchyard.launcher.format import json_text
 from launchyard.launcher.watch.transfer import transfer_bar
@@ -50,6 +56,8 @@ class _Options:
     allowed_host: tuple[str, ...]
     device: str
     weights: str
+    no_graphs: bool
+    generation_config: str
     style: str | None
     template: str | None
     follow: bool
@@ -77,6 +85,8 @@ class _Options:
 @click.option("--allowed-host", multiple=True, metavar="NAME", help="A further name of this server.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 @weights_option
+@graphs_option
+@generation_config_option
 @template_options
 @click.option("--follow", is_flag=True, help="MODEL is a run: serve its newest checkpoint as training goes on.")
 @click.option("--follow-every", default=10.0, type=click.FloatRange(0.1), metavar="S", hidden=True)
@@ -144,8 +154,10 @@ def _remote_options(options: _Options, name: str) -> list[str]:
     argv = [f"--host={options.host or _ANY[0]}", f"--port={options.port or 0}", f"--name={name}"]
     argv += [f"--slots={options.slots}", f"--queue={options.queue}", f"--timeout={options.timeout:g}"]
     argv += [f"--grace={options.grace:g}", f"--device={options.device}", f"--weights={options.weights}"]
+    argv += ["--no-graphs"] if options.no_graphs else []
     argv += [f"--context-length={options.context_length}"] if options.context_length else []
     argv += [f"--api-keys={options.api_keys}"] if options.api_keys else []
+    argv += [f"--generation-config={options.generation_config}"]
     argv += [f"--style={options.style}"] if options.style else []
     argv += [f"--template={_from_anywhere(options.template)}"] if options.template else []
     argv += [f"--cors-origin={origin}" for origin in options.cors_origin]
@@ -180,13 +192,20 @@ def _load(options: _Options, place: str) -> LoadedModel:
     from launchyard.model.weights.load import load
 
     with transfer_bar(f"read {options.model}", sys.stderr) as on_progress:
-        model = load(place, device=options.device, weights=options.weights, on_progress=on_progress)
+        model = load(
+            place, device=options.device, weights=options.weights, graphs=_graphs(options), on_progress=on_progress
+        )
     model.tokenizer  # noqa: B018  # without one no text can be served
-    return _with_chat(model, options)
+    return _set_up(model, options)
 
 
-def _with_chat(model: LoadedModel, options: _Options) -> LoadedModel:
-    """A model without a template serves all but chats."""
+def _graphs(options: _Options) -> bool | None:
+    return False if options.no_graphs else None
+
+
+def _set_up(model: LoadedModel, options: _Options) -> LoadedModel:
+    """A model without a template serves all but chats. ValueError for rules of drawing that make no sense."""
+    follow_config(model, options.generation_config, {})
     if options.style is not None or options.template is not None:
         model.chat = chat_of(model, options.style, options.template)
     return model
@@ -270,9 +289,12 @@ def _say_ready(server: Server, listener: socket.socket, access: Access, *, as_js
         return
     open_to_all = not _is_loopback(host) and not access.keys
     matrices = server.model.matrices
+    where = f"{facts['device']} {server.service.engine.decoding.words}".rstrip()
+    rules = dict(server.model.sampling_rules)
     lines = [
         *([matrices.words()] if matrices is not None else []),
-        f"{server.name} on {facts['device']}: {facts['slots']} texts at once, {server.length} tokens of context each",
+        *([f"where a request leaves it open: {rules_in_words(rules)}"] if rules else []),
+        f"{server.name} on {where}: {facts['slots']} texts at once, {server.length} tokens of context each",
         f"  {url}/v1         base URL for OpenAI's clients",
         f"  {url}/           chat in a browser",
         f"  {url}/docs       all routes, with their fields",
@@ -294,7 +316,9 @@ def _follower(server: Server, place: str, options: _Options) -> Callable[[], Awa
 
     async def beside() -> None:
         def newest() -> LoadedModel:
-            return _with_chat(load(place, device=options.device, weights=options.weights), options)
+            model = load(place, device=options.device, weights=options.weights, graphs=_graphs(options))
+            return _set_up(model, options)
+            return _set_up(load(place, device=options.device, weights=options.weights), options)
 
         await follow_run(server, newest, place, seconds=options.follow_every, on_new=on_new)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard
 
+from launchyard.launcher.monitor.dashboards.learning import learning
 from launchyard.launcher.monitor.dashboards.panels import (
     AMBER,
     GREEN,
@@ -24,6 +25,8 @@ from launchyard.launcher.monitor.dashboards.panels import (
     states,
     with_rows,
 )
+from launchyard.launcher.monitor.dashboards.stability import stability
+from launchyard.launcher.monitor.dashboards.stored import checkpoints, data, memory
 
 MEAN_STEP = (
     f"sum(rate(trainer_step_duration_seconds_sum{{{RUN}}}[{RATE}]))"
@@ -45,7 +48,7 @@ def run_dashboard() -> dashboard.Dashboard:
         found = found.annotation(one)
     parts = [
         ("Now", now()),
-        ("Learning", learning()),
+        ("Learning", [*learning(), *stability()]),
         ("Throughput", throughput()),
         ("Time", time()),
         ("Ranks", ranks()),
@@ -144,9 +147,10 @@ def more_of_now() -> list[Any]:
         ),
         figure(
             "Steps and tokens",
-            "Both grow.",
+            "All grow; of a mixture, each source by its weight.",
             (f"max(trainer_step{{{RUN}}})", "steps"),
             (f"max(trainer_tokens_seen{{{RUN}}})", "tokens"),
+            (f"max by (source) (trainer_source_tokens{{{RUN}}})", "of {{source}}"),
             span=8,
         ),
         rows_of(
@@ -160,56 +164,6 @@ def more_of_now() -> list[Any]:
                 )
             ],
             height=4,
-        ),
-    ]
-
-
-def learning() -> list[Any]:
-    return [
-        lines(
-            "Loss",
-            "Falls, quickly at first; the validation loss stays near the training loss.",
-            (f"max by (run_id) (trainer_loss{{{RUN}}})", "training {{run_id}}"),
-            (f"max by (run_id, dataset) (trainer_validation_loss{{{RUN}}})", "validation {{dataset}} {{run_id}}"),
-            span=16,
-        ),
-        lines(
-            "Trouble",
-            "Nothing: no step with a loss that is not finite, and no spikes.",
-            (f"sum by (run_id) (increase(trainer_loss_spikes_total{{{RUN}}}[{RATE}]))", "spikes {{run_id}}"),
-            (f"sum by (run_id) (increase(trainer_nonfinite_steps_total{{{RUN}}}[{RATE}]))", "not finite {{run_id}}"),
-            low=0,
-        ),
-        lines(
-            "Rewards of answers",
-            "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
-            (f"max by (run_id, dataset) (trainer_reward_chosen{{{RUN}}})", "chosen {{dataset}} {{run_id}}"),
-            (f"max by (run_id, dataset) (trainer_reward_rejected{{{RUN}}})", "rejected {{dataset}} {{run_id}}"),
-            (f"max by (run_id, dataset) (trainer_reward_margin{{{RUN}}})", "margin {{dataset}} {{run_id}}"),
-            span=12,
-        ),
-        lines(
-            "Pairs told apart",
-            "Training on preferences alone: above one half, in validation too.",
-            (f"max by (run_id, dataset) (trainer_reward_accuracy{{{RUN}}})", "{{dataset}} {{run_id}}"),
-            span=12,
-            unit="percentunit",
-            low=0,
-        ),
-        lines(
-            "Gradient norm",
-            "Settles after the warm-up; slow growth over hours announces a divergence.",
-            (f"max by (run_id) (trainer_grad_norm{{{RUN}}})", "{{run_id}}"),
-            span=12,
-            low=0,
-        ),
-        lines(
-            "Learning rate",
-            "The schedule that you meant, going on where it was after every resume.",
-            (f"max by (run_id) (trainer_learning_rate{{{RUN}}})", "{{run_id}}"),
-            span=12,
-            unit="sci",
-            low=0,
         ),
     ]
 
@@ -311,144 +265,6 @@ def ranks() -> list[Any]:
             unit="s",
             span=12,
             low=0,
-        ),
-    ]
-
-
-def data() -> list[Any]:
-    def rate(name: str) -> str:
-        return f"sum(rate(trainer_data_{name}_total{{{NODE}}}[{RATE}]))"
-
-    return [
-        lines(
-            "Requests",
-            "No errors; few retries. Nothing at all for data on a local disk.",
-            (rate("requests"), "answered"),
-            (rate("retries"), "failed at first"),
-            (rate("errors"), "given up"),
-            unit="reqps",
-            low=0,
-        ),
-        lines(
-            "Time of a request",
-            "Far below the time in which the chunks before it are read.",
-            *(
-                (
-                    f"histogram_quantile({q}, sum by (le) "
-                    f"(rate(trainer_data_request_duration_seconds_bucket{{{NODE}}}[{RATE}])))",
-                    label,
-                )
-                for q, label in ((0.5, "median"), (0.99, "99 of 100"))
-            ),
-            unit="s",
-            low=0,
-        ),
-        lines(
-            "Fetched",
-            "Bursts, then silence: chunks come ahead of the steps.",
-            (rate("bytes"), "fetched"),
-            unit="Bps",
-            low=0,
-        ),
-        lines(
-            "Cache of chunks",
-            "Each chunk is missed once a node and an epoch, and hit after that. No copy is damaged.",
-            (f"sum(increase(trainer_data_cache_hits_total{{{NODE}}}[{RATE}]))", "hits"),
-            (f"sum(increase(trainer_data_cache_misses_total{{{NODE}}}[{RATE}]))", "misses"),
-            (f"sum(increase(trainer_data_cache_damaged_total{{{NODE}}}[{RATE}]))", "damaged"),
-            low=0,
-        ),
-        lines(
-            "Held by the cache",
-            "Stays below its quota.",
-            (f"max by (node) (trainer_data_cache_bytes{{{NODE}}})", "{{node}}"),
-            unit="bytes",
-            low=0,
-        ),
-        lines(
-            "Wait of the reader ahead",
-            "It may wait; training does so only once it has no batch left (data wait above).",
-            (f"sum(rate(trainer_data_chunk_wait_seconds_total{{{NODE}}}[{RATE}]))", "seconds per second"),
-            low=0,
-        ),
-    ]
-
-
-def checkpoints() -> list[Any]:
-    stages = f"trainer_checkpoint_save_duration_seconds_{{}}{{{{{RUN}}}}}"
-    took = stages.format("sum")
-    saves = stages.format("count")
-    return [
-        lines(
-            "Age of the newest checkpoint",
-            "A saw whose teeth are as high as the interval that you wanted.",
-            (f"time() - max by (run_id) (trainer_checkpoint_last_success_timestamp_seconds{{{RUN}}})", "{{run_id}}"),
-            unit="s",
-            low=0,
-        ),
-        lines(
-            "Time of a save",
-            "`stage` is what training waits for: below a second. `upload` runs beside it, and ends before the next.",
-            (f"sum by (stage) ({took}) / sum by (stage) ({saves})", "{{stage}}"),
-            unit="s",
-            low=0,
-        ),
-        lines(
-            "Saves",
-            "None failed.",
-            (f"sum by (kind, result) (trainer_checkpoint_saves_total{{{RUN}}})", "{{kind}} {{result}}"),
-            (f"sum(increase(trainer_checkpoint_retries_total{{{RUN}}}[{RATE}]))", "requests repeated"),
-            low=0,
-        ),
-        figure(
-            "Newest committed step",
-            "Follows the step closely.",
-            (f"max by (run_id) (launcher_run_checkpoint_step{{{RUN}}})", "{{run_id}}"),
-            span=8,
-        ),
-        figure(
-            "Size",
-            "What you reckoned with.",
-            (f"max(trainer_checkpoint_size_bytes{{{RUN}}})", ""),
-            unit="bytes",
-            span=8,
-        ),
-        figure(
-            "Time to restore",
-            "Seconds: it is paid at every resume. Absent before the first.",
-            (f"max(trainer_checkpoint_restore_duration_seconds{{{RUN}}})", ""),
-            unit="s",
-            span=8,
-        ),
-    ]
-
-
-def memory() -> list[Any]:
-    def of(name: str) -> str:
-        return f"max by (rank, node) (trainer_memory_{name}_bytes{{{NODE}}})"
-
-    return [
-        lines(
-            "Held by tensors",
-            "Flat after the first steps; growth is a leak.",
-            (of("allocated"), "rank {{rank}} on {{node}}"),
-            unit="bytes",
-            low=0,
-        ),
-        lines(
-            "Held by the allocator",
-            "Below 95 % of the device. Much more than tensors hold means fragments.",
-            (of("reserved"), "rank {{rank}} on {{node}}"),
-            unit="bytes",
-            low=0,
-        ),
-        lines(
-            "Peak over capacity",
-            "Below 95 %: room for a longer batch, or for none.",
-            (f"{of('peak')} / {of('capacity')}", "rank {{rank}} on {{node}}"),
-            unit="percentunit",
-            low=0,
-            high=1,
         ),
     ]
 

@@ -10,7 +10,6 @@ from launchyard.model.serve.http.bodies import SamplingBody
 from launchyard.model.serve.http.errors import ApiError, too_long
 from launchyard.model.serve.requests import Request
 from launchyard.model.serve.sampling import Sampling
-from launchyard.model.text.companions import GENERATION, Companions, json_companion
 
 _FORMS = {
     "json": ("json_schema", "json_schema"),
@@ -21,15 +20,7 @@ _FORMS = {
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-def sampling_defaults(companions: Companions) -> dict[str, float]:
-    """What generation_config.json says of drawing tokens; nothing where it asks for the likeliest ones."""
-    config = json_companion(companions, GENERATION)
-    if config.get("do_sample") is False:
-        return {}
-    return {key: value for key in _DEFAULTS if isinstance(value := config.get(key), int | float)}
-
-
-def sampling_of(body: SamplingBody, defaults: Mapping[str, float]) -> Sampling:
+def sampling_of(body: SamplingBody, defaults: Mapping[str, object]) -> Sampling:
     """What the body leaves open is as in `defaults`, else as with OpenAI: temperature 1, all tokens."""
     chosen: dict[str, Any] = {
         key: defaults.get(key) if getattr(body, key) is None else getattr(body, key) for key in _DEFAULTS

@@ -224,12 +224,15 @@ def _plain_call(call: object, where: str) -> Json:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         _refuse(f"{where}: a call needs a function with a name")
     assert isinstance(call, dict)
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except ValueError:
             _refuse(f"{where}: the arguments of {function['name']} are no JSON")
+    arguments = {} if arguments is None else arguments  # of a function that takes none
+    if not isinstance(arguments, dict):
+        _refuse(f"{where}: the arguments of {function['name']} are no object")
     return {**call, "function": {**function, "arguments": arguments}}
 
 

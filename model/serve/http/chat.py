@@ -20,8 +20,9 @@ from launchyard.model.serve.http.server import Server
 from launchyard.model.serve.http.service import NewText, TextJob
 from launchyard.model.serve.http.streams import cancelled_at_end, event_stream, unless_gone
 from launchyard.model.serve.http.wording import chat_odds, finish_reason, usage_of
-from launchyard.model.serve.tool_text import ToolCall, ToolText
-from launchyard.model.serve.tools import Tools, ToolUse
+from launchyard.model.serve.tools.asked import Tools
+from launchyard.model.serve.tools.parse import ToolCall, ToolText
+from launchyard.model.serve.tools.use import ToolUse, use_tools
 from launchyard.model.text.companions import Json
 
 Found = TypeVar("Found")
@@ -207,7 +208,7 @@ def _prompt(server: Server, body: ChatBody) -> _Prompt:
     if body.structured_outputs or body.continue_final_message or not body.add_generation_prompt:
         raise ApiError(400, "tools need a new answer of the model's own form", param="tools")
     model = server.model
-    use = _named("tools", lambda: tools.for_chat(model.chat, model.tokenizer))
+    use = _named("tools", lambda: use_tools(tools, model.chat, model.tokenizer))
     n_vocab = model.transformer.config.vocab_size
     constraint = _named("tools", lambda: use.constraint(n_vocab, model.stop_ids, response_format=form))
     return _Prompt(_named("messages", lambda: use.ids(messages)), constraint, use)

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 
 from launchyard.model.loaded import LoadedModel
 from launchyard.model.serve.constrained import GrammarConstraint, constraint_for
-from launchyard.model.serve.http.asking import sampling_defaults, sampling_of, structured_form
+from launchyard.model.serve.http.asking import sampling_of, structured_form
 from launchyard.model.serve.http.bodies import Body, SamplingBody, read_body, read_fields
 from launchyard.model.serve.http.errors import ApiError
 from launchyard.model.serve.http.service import Service
@@ -55,7 +55,7 @@ class Server:
             raise ApiError(400, f"structured_outputs: {error}", param="structured_outputs") from error
 
     def sampling(self, body: SamplingBody) -> Sampling:
-        return sampling_of(body, sampling_defaults(self.model.companions))
+        return sampling_of(body, self.model.sampling_rules)
 
     def check_name(self, name: str | None) -> None:
         if name is not None and name != self.name:

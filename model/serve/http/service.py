@@ -107,7 +107,8 @@ class Service:
 
     def _new_engine(self) -> Engine:
         limits = self.limits
-        return Engine(self.model.transformer, n_slots=limits.n_slots, length=limits.context_length)
+        model = self.model
+        return Engine(model.transformer, n_slots=limits.n_slots, length=limits.context_length, graphs=model.graphs)
 
     def start(self) -> None:
         self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 
 from launchyard.model.adapt.codes import encode
 from launchyard.model.adapt.quantized import QuantizedExperts, QuantizedLinear, Scratch
+from launchyard.model.network.attention import Attention
 from launchyard.model.network.linear import Linear, OpaqueLinear
-from launchyard.model.network.mlp import ExpertProjection
+from launchyard.model.network.mlp import MLP, ExpertProjection
 from launchyard.model.network.transformer import Transformer
 from launchyard.model.serve.matrices.choose import MatrixChoice, choose_matrices
 from launchyard.model.serve.matrices.coded import Int4Linear, Int8Linear, to_int4, to_int8, why_not_int4
 from launchyard.model.serve.matrices.names import WeightForm
 from launchyard.model.serve.matrices.packed import NarrowExperts, PackedLinear, can_pack
+from launchyard.model.serve.matrices.pages import prefer_large_pages
 
 _HEAD = "lm_head"
 _TABLE = "embed.weight"
@@ -45,9 +48,12 @@ class Placing:
 
     def __init__(self, form: WeightForm, *, stored: torch.dtype, device: torch.device) -> None:
         """stored: the type of the file."""
+        if device.type == "cpu":
+            prefer_large_pages()
         self.placed = Placed(choose_matrices(form, stored=stored, device=device))
         self._device = device
         self._scratch = Scratch()
+        self._held: dict[str, dict[str, Tensor]] = {}  # parts of a joint matrix, until all have come
 
     def put(self, model: Transformer, key: str, stored: Tensor) -> bool:
         """Take a tensor that was read; False: it is to be put where it belongs, as it is.
@@ -61,38 +67,73 @@ class Placing:
             model.embed.out_dtype = self.placed.choice.dtype
             return True
         path, _, name = key.rpartition(".")
+        parent, _, last = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        if isinstance(owner, (Attention, MLP)) and last in owner.parts and self._can_join(owner, parent):
+            self._join(owner, parent, f"{last}.{name}", stored)
+            return True
         return name == "weight" and self._replace(model, path, stored)
 
     def _replace(self, model: Transformer, path: str, stored: Tensor) -> bool:
         plain = model.get_submodule(path)
         if not _is_matrix(plain):
             return False
-        made = self._made(path, plain, stored)
+        made = self._made([path], plain, stored)
         if made is None:
             return False
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, made.train(plain.training))
         return True
 
-    def _made(self, path: str, plain: nn.Module, stored: Tensor) -> nn.Module | None:
-        why = self._why_plain(path, plain)
+    def _can_join(self, owner: Attention | MLP, path: str) -> bool:
+        """True where all parts get the same form, and it is not the plain one."""
+        parts = [f"{path}.{part}" for part in owner.parts]
+        modules = [getattr(owner, part) for part in owner.parts]
+        if any(type(module) is not Linear for module in modules):
+            return False
+        reasons = {self._why_plain(part, module) for part, module in zip(parts, modules, strict=True)}
+        return reasons == {None} or (None not in reasons and can_pack(self.placed.choice.plain, self._device))
+
+    def _join(self, owner: Attention | MLP, path: str, name: str, stored: Tensor) -> None:
+        """Keep a parameter of a part; once all are there, make one matrix of them."""
+        held = self._held.setdefault(path, {})
+        held[name] = stored
+        names = {part: dict(getattr(owner, part).named_parameters()) for part in owner.parts}
+        if len(held) < sum(map(len, names.values())):
+            return
+        del self._held[path]
+        weight = torch.cat([held[f"{part}.weight"] for part in owner.parts])
+        has_bias = all("bias" in own for own in names.values())
+        plain = Linear(weight.shape[1], weight.shape[0], bias=has_bias, device="meta")
+        if has_bias:
+            bias = torch.cat([held[f"{part}.bias"] for part in owner.parts])
+            plain.bias = nn.Parameter(bias.to(self._device, self.placed.choice.dtype), requires_grad=False)
+        made = self._made([f"{path}.{part}" for part in owner.parts], plain, weight)
+        assert made is not None
+        owner.joint = made.train(owner.training)
+        for part in owner.parts:
+            setattr(owner, part, None)
+
+    def _made(self, paths: Sequence[str], plain: nn.Module, stored: Tensor) -> nn.Module | None:
+        """paths: whose rows `stored` has, all of one form."""
+        why = self._why_plain(paths[0], plain)
         if why is None:
-            self.placed.n_coded += 1
+            self.placed.n_coded += len(paths)
             return self._coded(plain, stored.to(self._device))
         choice = self.placed.choice
         if choice.codes is not None:
-            self.placed.plain[path] = why
+            self.placed.plain |= dict.fromkeys(paths, why)
         if type(plain) is ExpertProjection and choice.plain != choice.dtype:
             plain.__class__ = NarrowExperts
             plain.weight = nn.Parameter(stored.to(self._device, choice.plain), requires_grad=False)
             return plain
-        if type(plain) is not Linear or _routes(path):
+        if type(plain) is not Linear or _routes(paths[0]):
             return None
         if not can_pack(choice.plain, self._device):
             if choice.plain != choice.dtype:
-                self.placed.plain[path] = f"torch has no {choice.name} product here: fp32"
+                self.placed.plain |= dict.fromkeys(paths, f"torch has no {choice.name} product here: fp32")
             return None
-        self.placed.n_packed += 1
+        self.placed.n_packed += len(paths)
         return PackedLinear(plain, stored.to(self._device, choice.plain))
 
     def _why_plain(self, path: str, plain: nn.Module) -> str | None:

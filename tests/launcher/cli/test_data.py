@@ -116,3 +116,34 @@ def test_progress_on_a_terminal_and_elsewhere() -> None:
     ]
     assert live.getvalue().startswith("said\n")
     assert live.getvalue().endswith("ETA 0:00:00\x1b[K\n")
+
+
+# -- a check ---------------------------------------------------------------------------------------------------------
+def test_a_check_writes_nothing_but_its_page(tmp_path: Path, tokenizer_file: str) -> None:
+    """The same findings in a terminal, as JSON and on a page that needs no network."""
+    text = tmp_path / "a.jsonl"
+    text.write_text('{"text": "one & <b>two</b>"}\n{"text": "one & <b>two</b>"}\n{no\n')
+    asked = [text, "--check", "--no-near", "--tokenizer", tokenizer_file, "--seq-len", 3]
+    lines = call(prepare, *asked, "--report", tmp_path / "page.html").output
+    found = json.loads(call(prepare, *asked, "--json").stdout)
+    assert (found["duplicates_exact"], found["rejects"]["count"], found["lengths"][0]["longer"]) == (1, 1, 2)
+    assert f"{text}:2 = {text}:1 (100%)" in lines
+    page = (tmp_path / "page.html").read_text()
+    assert f"{text}:2 = {text}:1 (100%)" in page and "http" not in page and "<script" not in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "page.html"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--check", "--out", "x"], "--out: not with --check"),
+        (["--check", "--kind", "instruct"], "not conversations"),
+        (["--check", "--seq-len", "5"], "no tokenizer is named"),
+        (["--no-near", "--out", "x", "--tokenizer", "t"], "--no-near: only with --check"),
+        (["--out", "x"], "Missing option '--tokenizer'"),
+    ],
+)
+def test_options_of_a_check(tmp_path: Path, args: list[str], said: str) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    done = call(prepare, tmp_path / "a.txt", *args)
+    assert said in f"{done.output} {done.exception}"

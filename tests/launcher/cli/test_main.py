@@ -433,5 +433,6 @@ def test_completion(shell: Shell) -> None:
     assert complete(shell, "quickstart", "--cluster", "lo") == ["local"]
     assert complete(shell, "completion", "z") == ["zsh"]
     assert complete(shell, "quickstart", "train.prec") == ["train.precision="]
-    assert complete(shell, "resume", "RUN", "train.precision=b") == ["bf16"], "bash replaces what follows the ="
+    values = complete(shell, "resume", "RUN", "train.precision=b")
+    assert values == ["bf16", "bf16-true"], "bash replaces what follows the ="
     assert complete(shell, "help", "train.prec") == ["train.precision"]

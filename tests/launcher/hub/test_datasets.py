@@ -43,7 +43,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "orca-pairs": {"system": "", "question": "why?", "chosen": "because", "rejected": "no"},
     "ultrafeedback": {"prompt": "why?", "prompt_id": "1", "chosen": SAID, "rejected": OTHER, "messages": SAID,
                       "score_chosen": 8.0, "score_rejected": 2.0},
-    **{key: {"text": "a story " * 40} for key in ("fineweb", "fineweb-edu", "openwebtext", "tinystories")},
+    **{key: {"text": "a story " * 40} for key, known in BUILT_IN.items() if known.kind == "tokens"},
+    "starcoder": {"content": "a story " * 40},
 }  # fmt: skip
 
 
@@ -58,6 +59,10 @@ def content_of(name: str, pattern: str) -> bytes:
     if pattern.endswith(".json"):
         return json.dumps(rows).encode()
     lines = "\n".join(map(json.dumps, rows)).encode()
+    if pattern.endswith(".zst"):
+        import zstandard
+
+        return zstandard.compress(lines)
     return gzip.compress(lines) if pattern.endswith(".gz") else lines
 
 
@@ -66,7 +71,7 @@ def sets(hub: SmallHub) -> Iterator[SmallHub]:
     for name, known in BUILT_IN.items():
         paths = {pattern.replace("*", "00000"): content_of(name, pattern) for pattern in known.files}
         beside = {"README.md": b"card", "data/other-00000.parquet": b"none of ours", "images/a.png": b"x"}
-        hub.models[f"datasets/{known.repo}"] = {**beside, **paths}
+        hub.models.setdefault(f"datasets/{known.repo}", {}).update({**beside, **paths})
     yield hub
 
 
@@ -90,6 +95,10 @@ def test_a_set_is_fetched_when_asked_for_and_read_by_its_name(
     paths = [one["path"] for one in fetched["files"]]
     assert len(paths) == len(BUILT_IN[name].files) + 1 and "README.md" in paths
     found = resolve(config(name), tokenizer, cache=str(tmp_path / "cache"))
+    if BUILT_IN[name].text_key != "text":  # a recipe has no key for it
+        with pytest.raises(UserError, match=r"no column 'text' .* --text-key"):
+            ensure_prepared(found)
+        return
     assert ensure_prepared(found).spec.n_tokens > 10
     if BUILT_IN[name].kind == "tokens":
         return

@@ -13,7 +13,7 @@ from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.plan.warnings import checkpoints_at_once
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.launcher.submit import room
-from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, _flat, is_within
+from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, SCHEDULE, _flat, is_within
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.launcher.submit.run_data import record_moved
 from launchyard.run.checkpoints import newest_checkpoint
@@ -192,7 +192,7 @@ def test_every_key_of_a_recipe_may_change_or_not() -> None:
         allowed = [prefix for prefix in EFFECTS if is_within(key, prefix)]
         fixed = [prefix for prefix in FIXED if is_within(key, prefix)]
         assert allowed or fixed, key
-        assert not (allowed and fixed) or key in (*PLACES, "optimizer.name", "optimizer.momentum"), key
+        assert not (allowed and fixed) or key in (*PLACES, SCHEDULE, "optimizer.name", "optimizer.momentum"), key
 
 
 def test_room_for_one_more_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_follow_a_run_whose_owner_is_killed(standin: Standin) -> None:
     threading.Timer(0.3, kill, [job.pid]).start()
     out = io.StringIO()
     assert follow(standin.run, job=job, out=out) == EXIT_FAILED
-    assert "its owner is gone" in out.getvalue() and "launch resume" in out.getvalue()
+    assert "its owner left no outcome" in out.getvalue() and "launch resume" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Both]]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of their imports
         patch.setenv("HF_HUB_OFFLINE", "1")
-        import lm_eval.evaluator
         from lm_eval.models.huggingface import HFLM
 
         from launchyard.model.evaluate.harness import HarnessModel
 
-        patch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)  # it asks pip, for seconds
         found = {}
         for adds_bos in (False, True):
             folder = str(write_model(tmp_path_factory.mktemp("model"), adds_bos=adds_bos))

@@ -84,7 +84,7 @@ def asked_with(monkeypatch: pytest.MonkeyPatch) -> Any:
         def fail(**_: object) -> None:
             raise error
 
-        monkeypatch.setattr(module, "simple_evaluate", fail)
+        monkeypatch.setattr(module, "evaluate", fail)
         return module.run_tasks(None, found, module.TaskSettings())
 
     return run

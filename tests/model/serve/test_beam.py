@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from launchyard.model.serve.sampling import Sampling
 from tests.support.tiny_models import CONFIGS, llama, neox, random_model
 
 PROMPT = [1, 0, 2]
+IsEnd = Callable[[Sequence[int]], bool]
 each_penalty = pytest.mark.parametrize("penalty", [0.0, 1.0, 0.6, 2.5, -1.0])
 
 
@@ -26,36 +27,49 @@ def tiny(seed: int = 0) -> Transformer:
     return random_model(llama(vocab_size=5, padded_vocab_size=8, **knobs), seed=seed, std=0.4)
 
 
-def all_texts(depth: int, stops: frozenset[int], ids: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+def never(ids: Sequence[int]) -> bool:
+    return False
+
+
+def at_a_pair(ids: Sequence[int]) -> bool:
+    """As at a string of two tokens."""
+    return tuple(ids[-2:]) == (2, 1)
+
+
+def all_texts(depth: int, stops: frozenset[int], is_end: IsEnd, ids: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
     """With the token that ends one."""
-    if len(ids) == depth or (ids and ids[-1] in stops):
+    if len(ids) == depth or (ids and ids[-1] in stops) or is_end(ids):
         yield ids
         return
     for token in range(5):
-        yield from all_texts(depth, stops, (*ids, token))
+        yield from all_texts(depth, stops, is_end, (*ids, token))
 
 
 @torch.no_grad()
-def exhaustive(model: Transformer, depth: int, stops: frozenset[int], penalty: float) -> list[Beam]:
+def exhaustive(model: Transformer, depth: int, stops: frozenset[int], is_end: IsEnd, penalty: float) -> list[Beam]:
     found = []
-    texts = list(all_texts(depth, stops))
+    texts = list(all_texts(depth, stops, is_end))
     rows = torch.tensor([[*PROMPT, *ids, *[0] * (depth - len(ids))] for ids in texts])
     logprobs = model(rows)[:, len(PROMPT) - 1 : -1, :5].double().log_softmax(-1)
     for ids, own in zip(texts, logprobs, strict=True):
         logprob = own[: len(ids)].gather(-1, torch.tensor(ids)[:, None]).sum().item()
         stopped = ids[-1] in stops
         new = ids[:-1] if stopped else ids
-        found.append(Beam(new, logprob, logprob / len(ids) ** penalty, "stop" if stopped else "length"))
+        ended = "stop" if stopped or is_end(ids) else "length"
+        found.append(Beam(new, logprob, logprob / len(ids) ** penalty, ended))
     return sorted(found, key=lambda beam: -beam.score)
 
 
 @each_penalty
+@pytest.mark.parametrize("is_end", [never, at_a_pair])
 @pytest.mark.parametrize("stops", [frozenset[int](), frozenset([3]), frozenset([0, 4])], ids=str)
-def test_wide_enough_it_finds_what_a_look_at_all_texts_finds(stops: frozenset[int], penalty: float) -> None:
+def test_wide_enough_it_finds_what_a_look_at_all_texts_finds(
+    stops: frozenset[int], is_end: IsEnd, penalty: float
+) -> None:
     for seed in range(2):
         model = tiny(seed)
-        expected = exhaustive(model, 4, stops, penalty)[:60]
-        found = search_beams(model, PROMPT, BeamSearch(700, 60, 4, stops, penalty))
+        expected = exhaustive(model, 4, stops, is_end, penalty)[:60]
+        found = search_beams(model, PROMPT, BeamSearch(700, 60, 4, stops, penalty, is_end))
         assert [(beam.ids, beam.ended) for beam in found] == [(beam.ids, beam.ended) for beam in expected]
         for beam, other in zip(found, expected, strict=True):
             assert (beam.logprob, beam.score) == pytest.approx((other.logprob, other.score), abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from launchyard.model.serve.matrices.choose import choose_matrices
 from launchyard.model.serve.matrices.coded import GROUP, Int4Linear, Int8Linear, to_int4, to_int8
 from launchyard.model.serve.matrices.names import WEIGHT_FORMS
 from launchyard.model.serve.matrices.packed import NarrowExperts, PackedLinear, can_pack
+from launchyard.model.serve.matrices.place import Placing
 from launchyard.model.serve.requests import Request
 from launchyard.model.serve.sampling import Sampling
 from launchyard.model.weights.hf_export import save_hf
@@ -169,6 +171,27 @@ def test_every_architecture_is_near_or_tells_what_stays_plain(
     assert weights == "fp32" or all(why in loaded.matrices.words() for why in loaded.matrices.plain.values())
     if weights == "int8":
         assert not [name for name in left if not name.endswith((".router", ".shared_gate"))]
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8", "nf4"])
+def test_projections_of_one_input_are_one_product(weights: str, tmp_path: Path) -> None:
+    config = llama(**SIZES, attention_bias=True, mlp_bias=True)
+    plain = saved(config, tmp_path)
+    model = load(str(tmp_path), device="cpu", weights=weights).transformer
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if not list(module.children())}
+    assert {"joint", "o_proj", "down_proj"} <= names
+    assert not names & {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+    tokens = random_tokens(config, 2, 7)
+    assert error(model(tokens), plain(tokens)) < LOGIT_ERRORS[weights]
+
+
+def test_torch_is_asked_for_large_pages_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, expected in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        if told is not None:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", told)
+        Placing("auto", stored=torch.float32, device=CPU)
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
 
 
 def test_experts_have_codes_too(tmp_path: Path) -> None:

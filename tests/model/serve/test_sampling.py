@@ -71,6 +71,7 @@ def test_the_edges_of_the_draw() -> None:
     assert draw_tokens(LOGITS, Sampling(), [almost_one]) == [6], "a token without any odds was drawn"
     assert draw_tokens(LOGITS, Sampling(temperature=0), [0.5]) == [1]
     assert draw_tokens(LOGITS, Sampling(1.0, top_p=1e-9), [almost_one]) == [1]
+    assert {draw_tokens(LOGITS, Sampling(5.0, top_k=1), [number / 64])[0] for number in range(64)} == {1}
     even = torch.zeros(1, 4)  # of four tokens with 1/4 each, two reach 1/2: a third is not needed
     assert len({draw_tokens(even, Sampling(1.0, top_p=0.5), [number / 64])[0] for number in range(64)}) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import fsspec
@@ -12,7 +13,8 @@ from launchyard import load
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import companions_beside
 from launchyard.model.weights.hf_export import save_hf
-from launchyard.model.weights.load import CheckpointWeights, LoadedModel, pick_device
+from launchyard.model.weights.load import CheckpointWeights, LoadedModel, LoadOptions, pick_device
+from launchyard.model.weights.load import load as load_place
 from launchyard.model.weights.source import find_source, read_config
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.shards import MANIFEST, read_manifest, sealed
@@ -232,3 +234,8 @@ def test_find_source_prefers_nothing_by_its_name(run: Path) -> None:
     found = find_source(str(run))
     assert (found.kind, found.folder) == ("checkpoint", str(run / "checkpoints/step-00000010"))
     assert found.tokenizer == str(run / "tokenizer/tokenizer.json")
+
+
+def test_options_that_are_passed_on_are_all_that_there_are() -> None:
+    _, *keywords = inspect.signature(load_place).parameters.values()
+    assert {one.name for one in keywords} == set(LoadOptions.__annotations__)

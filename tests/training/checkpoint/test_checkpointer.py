@@ -340,6 +340,21 @@ def test_retention_never_takes_the_last_two_nor_what_it_cannot_read(kinds: dict[
     assert sum(kinds[step] == "temporary" for step in left) <= 2
 
 
+@given(
+    kinds=st.dictionaries(st.integers(1, 60), st.sampled_from(["permanent", "temporary"]), min_size=1),
+    keep=st.one_of(st.none(), st.integers(1, 4)),
+    reach=st.integers(1, 30),
+)
+def test_a_run_that_may_go_back_can_always_do_so(kinds: dict[int, str], keep: int | None, reach: int) -> None:
+    """After each of its saves, as far as it had saved at all."""
+    left: dict[int, str] = {}
+    for newest in sorted(kinds):
+        left[newest] = kinds[newest]
+        for step in superfluous(left, newest=newest, keep=keep, reach=reach):
+            del left[step]
+        assert any(step <= newest - reach for step in left) == any(step <= newest - reach for step in kinds)
+
+
 def _save_and_load(folder: str, save: int | None, load: int | None) -> None:
     """One rank: load a step if asked, check it against the single process' result, save the next."""
     from torch.distributed.device_mesh import init_device_mesh

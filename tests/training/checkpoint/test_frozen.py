@@ -70,7 +70,7 @@ def test_a_step_costs_what_is_foreseen() -> None:
     )  # fmt: skip
     train_step(model, optimizer, [MicroBatch(tokens, tokens)], n_parts=32, number=1, lr=0.01, max_grad_norm=1.0)
     foreseen = training_memory(
-        CONFIG, micro_batch_size=2, seq_len=16, shards=1, precision="fp32", activation_checkpointing=False,
+        CONFIG, micro_batch_size=2, seq_len=16, shards=1, precision="fp32",
         device="cpu", adapter=ADAPTER,
     )  # fmt: skip
     state = [optimizer.state(p) for p in model.parameters()]

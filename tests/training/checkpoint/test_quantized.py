@@ -127,7 +127,7 @@ def test_ranks_have_the_codes_between_them(form: Form, precision: str) -> None:
 @pytest.mark.parametrize("form", CODED_FORMS)
 def test_the_bytes_of_the_weights_are_foreseen(form: Form) -> None:
     config = llama()
-    options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1, "activation_checkpointing": False}
+    options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1}
     foreseen = training_memory(config, **options, precision="fp32", device="cpu", adapter=adapter_of(form))
     held = sum(parameter.nbytes for parameter in coded_model(config, form).parameters())
     largest = max(config.ffn_dim, config.dim) * config.dim
@@ -139,7 +139,7 @@ def test_the_bytes_of_a_base_in_bf16_are_foreseen(form: Form | None) -> None:
     """Frozen weights are bf16 where an adapter trains alone, and no rank gathers what it has."""
     config = llama()
     adapter = Adapter(kind="lora", quantize=form)
-    options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1, "activation_checkpointing": False}
+    options: dict[str, Any] = {"micro_batch_size": 2, "seq_len": 16, "shards": 1}
     foreseen = training_memory(config, **options, precision="bf16", device="cpu", adapter=adapter)
     model = build_model(config, recipe_of("bf16"), world_size=1, device=CPU, adapter=adapter)
     buffer = 0 if form is None else 2 * max(config.ffn_dim, config.dim) * config.dim

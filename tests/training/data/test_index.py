@@ -101,7 +101,7 @@ def test_bare_litdata_folder(tmp_path: Path) -> None:
         ({"config": {"data_format": None}}, "data_format is"),
         ({"config": {"encryption": {"algorithm": "fernet"}}}, "encrypted chunks cannot be read"),
         ({"config": {"compression": "lz4"}}, "compression is 'lz4'"),
-        ({"chunks": {"dim": None}}, "was not written with a TokensLoader"),
+        ({"config": {"item_loader": "PyTreeLoader"}, "chunks": {"dim": None}}, "was not written with a TokensLoader"),
         ({"chunks": {"filename": "../chunk"}}, "is no file name inside the folder"),
         ({"chunks": {"chunk_size": "many"}}, r"chunks\.0\.chunk_size"),
     ],

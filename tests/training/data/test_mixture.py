@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchyard.training.data.mixture import PERIOD, STRIDE, Mixture, counts_of
-from launchyard.training.data.order import Order
+from launchyard.training.data.order import Order, _key, permute, unpermute
 
 a_weight = st.floats(0.01, 1) | st.integers(1, 20)
 some_weights = st.lists(a_weight, min_size=2, max_size=6)
@@ -29,8 +29,17 @@ def mixed_orders(draw: st.DrawFn, *, shuffled: bool | None = None) -> tuple[Orde
         "seed": draw(st.integers(0, 2**64)),
         "shuffle": draw(st.booleans()) if shuffled is None else shuffled,
         "block_samples": draw(st.sampled_from([1, 3, 100, 16384])),
+        "later": draw(later_weights(len(weights))),
     }
     return Order(**said), said
+
+
+@st.composite
+def later_weights(draw: st.DrawFn, n_sources: int) -> list[tuple[int, list[float]]]:
+    """None in most cases; else changes at some early steps, also to nothing of a source."""
+    steps = draw(st.just([]) | st.lists(st.integers(0, 40), unique=True, max_size=3).map(sorted))
+    some = st.lists(a_weight | st.just(0), min_size=n_sources, max_size=n_sources).filter(any)
+    return [(step, draw(some)) for step in steps]
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
@@ -75,7 +84,7 @@ def test_how_uneven_it_is() -> None:
     assert np.abs(each.sum(1) - 1_024_000 * np.array(weights)).max() <= 20
 
 
-@pytest.mark.parametrize("weights", [[], [1, 0], [1, -1], [float("nan"), 1], [float("inf"), 1], [1, 1e-9]])
+@pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [float("nan"), 1], [float("inf"), 1], [1, 1e-9]])
 def test_weights_that_cannot_be(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
         Mixture(weights, seed=0, n_streams=1)
@@ -101,6 +110,8 @@ def test_nothing_repeats_or_is_skipped_within_an_epoch(made: tuple[Order, dict[s
     for number, n in enumerate(sizes):
         read = np.cumsum((source == number).sum(1))
         for epochs in (0.4, 1, 3.1, 12):
+            if read[-1] < epochs * n:  # its weight became 0
+                continue
             steps = int(np.searchsorted(read, epochs * n))
             seen = np.bincount(sample[:steps][source[:steps] == number], minlength=n)
             assert len(seen) == n
@@ -137,6 +148,62 @@ def test_ranks_of_a_stream_are_counted(made: tuple[Order, dict[str, Any]]) -> No
         for number, found in zip(source.tolist(), rank.tolist(), strict=True):
             assert found == seen[number]
             seen[number] += 1
+
+
+# -- weights that change ---------------------------------------------------------------------------------------------
+@settings(max_examples=25, deadline=None)
+@given(mixed_orders())
+def test_a_change_touches_no_step_before_it_and_no_source(made: tuple[Order, dict[str, Any]]) -> None:
+    """Up to it all is as without it; after it every stream reads each source in the order it had."""
+    order, said = made
+    size = order.global_batch_size
+    fixed = Order(**{**said, "later": []})
+    first = min((step for step, _ in said["later"]), default=100)
+    if first:
+        assert (order.slots(0, first=0, n=size, steps=first) == fixed.slots(0, first=0, n=size, steps=first)).all()
+    width = size // order.n_streams
+    mine, theirs = (one.slots(0, first=0, n=width, steps=3000 // width + 1).ravel() for one in (order, fixed))
+    for number in range(len(said["n_samples"])):
+        own, like = (ids[order.split(ids)[0] == number] for ids in (mine, theirs))
+        both = min(len(own), len(like))
+        assert (own[:both] == like[:both]).all()
+
+
+def test_new_weights_are_met_at_once_and_everywhere() -> None:
+    stages = {0: [0.6, 0.3, 0.1], 40: [0.1, 0.9, 0.0], 41: [0.0, 0.0, 1.0], 90: [1, 1, 1]}
+    order = Order([9000] * 3, 96, weights=stages[0], later=[*stages.items()][1:], seed=7)
+    source = order.split(order.slots(0, first=0, n=96, steps=150))[0]
+    bounds = [*stages, 150]
+    for begin, end, weights in zip(bounds, bounds[1:], stages.values(), strict=False):
+        share = np.array(weights) / sum(weights)
+        for number in range(3):
+            off = np.cumsum(source[begin:end] == number) - share[number] * np.arange(1, 96 * (end - begin) + 1)
+            assert np.abs(off).max() <= 12
+            assert share[number] or not (source[begin:end] == number).any()
+
+
+@pytest.mark.parametrize("later", [[(5, [1, 1]), (5, [1, 2])], [(5, [1, 1]), (4, [1, 2])], [(5, [1])], [(5, [0, 0])]])
+def test_changes_that_cannot_be(later: list[tuple[int, list[float]]]) -> None:
+    with pytest.raises(ValueError, match=r"stages|stage has|weights"):
+        Order([50, 50], 4, weights=[1, 1], later=later)
+
+
+@settings(max_examples=30, deadline=None)
+@given(mixed_orders(), st.integers(0, 200))
+def test_the_ledger_is_what_counting_gives(made: tuple[Order, dict[str, Any]], steps: int) -> None:
+    order, said = made
+    read = order.slots(0, first=0, n=order.global_batch_size, steps=steps) if steps else np.empty((0, 1), np.int64)
+    source, sample = order.split(read.ravel())
+    for number, n in enumerate(said["n_samples"]):
+        assert order.samples_read(steps)[number] == (source == number).sum()
+        assert order.last_samples_read(steps)[number] == ((source == number) & (sample == n - 1)).sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 2**64), st.integers(0, 9))
+def test_the_way_back_through_a_permutation(size: int, seed: int, part: int) -> None:
+    key = _key(seed, part)
+    assert (unpermute(permute(np.arange(size), np.array(size), key), size, key) == np.arange(size)).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -117,6 +117,26 @@ def test_hash_of_a_step_does_not_depend_on_the_cut(folder: Path) -> None:
         assert total % 2**64 == every.data_hash % 2**64
 
 
+def test_the_tokens_of_each_source_are_counted(tmp_path: Path, folder: Path) -> None:
+    """Those of a mixture sum up to what its batches hold; the last sample of a source is short."""
+    write_chunks(tmp_path / "other", list(range(900)), chunk=250)
+    stores = [TokenStore(str(folder)), TokenStore(str(tmp_path / "other"))]
+    mixed = TokenReader(
+        stores, weights=[0.8, 0.2], later=[(9, [0, 1]), (70, [1, 1])], seq_len=64, global_batch_size=8, seed=4
+    )
+    tokens = 0
+    counts = mixed.tokens_read(0)
+    assert counts == [0, 0]
+    for step in range(120):
+        tokens += mixed.batch(step).n_tokens
+        before, counts = counts, mixed.tokens_read(step + 1)
+        assert sum(counts) == tokens
+        assert (counts[0] == before[0]) == (9 <= step < 70)
+    assert counts[1] > 3 * 900
+    with pytest.raises(ValueError, match="end to end"):
+        TokenReader(stores, seq_len=64, global_batch_size=8).tokens_read(1)
+
+
 def test_a_mixture_reads_each_source_as_it_is(tmp_path: Path, stream: list[int], folder: Path) -> None:
     """Every sample is the one that the plan names, whatever the cut; and both sources' tokens come complete."""
     other = [token + 60_000 for token in range(900)]

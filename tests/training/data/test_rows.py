@@ -18,9 +18,12 @@ from launchyard.training.data.instruct.conversation import Row
 from launchyard.training.data.mixed_reader import MixedReader
 from launchyard.training.data.packs import pack_rows
 from launchyard.training.data.prepare.rows import held_out, write_rows
+from launchyard.training.data.reader import TokenReader
 from launchyard.training.data.row_reader import RowReader
 from launchyard.training.data.row_store import RowStore
+from launchyard.training.data.token_store import TokenStore
 from launchyard.training.spec import IGNORE_INDEX
+from tests.support.litdata_reader import write_chunks
 from tests.support.tiny_models import byte_tokenizer
 
 SEQ_LEN = 32
@@ -197,6 +200,28 @@ def test_a_mixture_reads_each_source_in_its_own_order_by_weight(folder: str) -> 
     end_to_end = MixedReader([alone(), alone()], global_batch_size=4, weights=None)
     assert end_to_end.n_samples == 120
     assert end_to_end.plan(15, 0, 1, 1)[0].tolist() == [[1]]
+
+
+def test_tokens_of_rows_and_text_are_counted(folder: str, tmp_path: Path) -> None:
+    """What each source gave is what the batches hold, over many epochs of each, with weights that change."""
+    write_chunks(tmp_path / "text", list(range(700)), chunk=300)
+
+    def parts() -> list[RowReader | TokenReader]:
+        text = TokenReader([TokenStore(str(tmp_path / "text"))], seq_len=SEQ_LEN, global_batch_size=1)
+        return [reader(folder, size=1), text]
+
+    mixed = MixedReader(parts(), global_batch_size=5, weights=[3, 1], later=[(11, [0, 1]), (40, [1, 2])])
+    sources, _ = mixed.plan(0, 0, 5, 90)
+    assert (sources[11:40] == 1).all()
+    expected = [0, 0]
+    for step in range(90):
+        assert mixed.tokens_read(step) == expected
+        for slot in range(5):
+            expected[int(sources[step, slot])] += mixed.batch(step, slot, 1).n_tokens
+    fresh = MixedReader(parts(), global_batch_size=5, weights=[3, 1], later=[(11, [0, 1]), (40, [1, 2])])
+    assert fresh.tokens_read(90) == expected
+    alone = reader(folder, size=4, epochs=2.5)
+    assert alone.tokens_read(1000) == [sum(alone.batch(step).n_tokens for step in range(200))]
 
 
 def test_the_chunks_of_a_step_are_those_that_its_rows_lie_in(tmp_path: Path) -> None:

@@ -109,11 +109,10 @@ def loss_of(run: RunDir, before: str, behind: str = "") -> float:
     from launchyard.model.network.transformer import Transformer
     from launchyard.training.batching import BatchSizes
     from launchyard.training.data.open_reader import open_reader
-    from launchyard.training.distributed import read_world
     from launchyard.training.objectives.next_token import NextToken
     from launchyard.training.recipe import recipe_of
     from launchyard.training.spec import read_workload
-    from launchyard.training.validate import validation_means
+    from launchyard.training.validation.held_out import validation_means
 
     folder = run.path(run.checkpoint_dir(committed_steps(run)[-1]))
     manifest = read_manifest(folder)
@@ -123,7 +122,7 @@ def loss_of(run: RunDir, before: str, behind: str = "") -> float:
     recipe, workload = recipe_of(run, 0), read_workload(run)
     reader = open_reader(workload.data.validation, recipe=recipe, training=False, global_batch_size=12, cache=None)
     found = validation_means(
-        model, reader, NextToken(), sizes=BatchSizes(12, 12, 1, 1), world=read_world(), device=torch.device("cpu"),
+        model, reader, NextToken(), sizes=BatchSizes(12, 12, 1, 1), data_rank=0, device=torch.device("cpu"),
         max_batches=None,
     )  # fmt: skip
     assert found is not None

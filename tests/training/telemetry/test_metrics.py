@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launchyard.model.devices import peak_flops
+from launchyard.model.devices import peak_bytes, peak_flops
 from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.buckets import Buckets
 from launchyard.training.telemetry.exporter import Exporter
@@ -214,6 +214,10 @@ def test_peaks_are_of_the_right_device() -> None:
     assert peak_flops("NVIDIA GB200") == 2.5e15
     assert peak_flops("NVIDIA L40S") == 362e12
     assert peak_flops("Some Other Card") is None
+    assert peak_bytes("NVIDIA H100 80GB HBM3") == 3.35e12
+    assert peak_bytes("NVIDIA A100-SXM4-40GB") == 1.555e12
+    assert peak_bytes("NVIDIA A100-SXM4-80GB") == 2.039e12
+    assert peak_bytes("Some Other Card") is None
 
 
 # -- a run ---

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from launchyard.errors import RecipeErrors
-from launchyard.launcher.submit.launch import check_trackers
+from launchyard.launcher.submit.packages import check_packages
 from launchyard.run.rundir import RunDir
 from launchyard.training.telemetry.trackers.base import surviving_rows
 from launchyard.training.telemetry.trackers.open import PACKAGES, Trackers, install_command, missing
@@ -207,7 +207,7 @@ def test_a_missing_package_is_told_before_anything_starts(monkeypatch: pytest.Mo
     assert missing(["csv"]) == []
     loaded = load_recipe("quickstart", {"metrics.trackers": ["csv", "wandb", "mlflow"]})
     with pytest.raises(RecipeErrors, match=r"metrics.trackers: wandb, mlflow are not installed here") as told:
-        check_trackers(loaded)
+        check_packages(loaded)
     assert told.value.hint == install_command("wandb", "mlflow")
     assert told.value.hint.endswith("pip install 'wandb>=0.18' 'mlflow-skinny>=2.16' 'sqlalchemy>=2' 'alembic>=1.13'")
 

@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -93,6 +93,12 @@ def control_tokens(raw: bytes) -> re.Pattern[str] | None:
     added = json.loads(raw).get("added_tokens") or []
     names = sorted((token["content"] for token in added if token.get("special")), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def token_counter(tokenizer: TokenizerFile) -> Callable[[list[str]], list[int]]:
+    """Counts the tokens of each text, as `launch prepare` makes them; without those that begin and end a document."""
+    engine = _engine(tokenizer.raw, "the tokenizer", tokenizer.encoding)
+    return lambda texts: [len(one.ids) for one in engine.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _engine(raw: bytes, name: str, encoding: Encoding) -> Any:

@@ -159,7 +159,7 @@ def lock_out(out: str) -> Iterator[None]:
 
 # -- the work --------------------------------------------------------------------------------------------------------
 def _prepare(job: PrepareJob, workers: int) -> Dataset:
-    holdout = _holdout(job)
+    holdout = holdout_of(job.sources, job.options, skip_invalid=job.skip_invalid)
     work = FinishedWork(job, holdout)
     work.restore()
     workers = min(workers, 1 + job.bytes_total // BYTES_PER_WORKER)
@@ -204,22 +204,22 @@ def _keep(work: FinishedWork, fault: ValueError | OSError) -> Exception:
     )
 
 
-def _holdout(job: PrepareJob) -> HoldOut:
-    """Count documents, as far as it matters, and choose."""
-    share = job.options.validation
+def holdout_of(sources: list[TextSource], options: Options, *, skip_invalid: bool) -> HoldOut:
+    """Returns the rule by which a part is held out. Counts documents, as far as it matters."""
+    share = options.validation
     count = 0
     needed = enough_documents(share) if share else 0
-    for source in job.sources:
+    for source in sources:
         if count >= needed:
             break
         if source.kind == "text":
             count += 1
             continue
-        for document in documents(Reading(source, job.skip_invalid), text_key=job.options.text_key):
+        for document in documents(Reading(source, skip_invalid), text_key=options.text_key):
             count += any(document)
             if count >= needed:
                 break
-    return choose_holdout(share, n_documents=count, total_bytes=job.bytes_total)
+    return choose_holdout(share, n_documents=count, total_bytes=sum(source.bytes for source in sources))
 
 
 def _texts(job: PrepareJob, splitter: Splitter) -> Iterator[Iterator[TextPiece]]:

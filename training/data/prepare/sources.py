@@ -66,6 +66,7 @@ class Reading:
     skip_invalid: bool = False
     bytes: int = 0
     documents: int = 0
+    line: int | None = None  # or row, of the document that was read last
     rejects: list[Reject] = field(default_factory=list)
     hash: Any = field(default_factory=lambda: _xxh3())
 
@@ -327,6 +328,7 @@ def _jsonl(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
         except ValueError as error:
             reading.invalid(number, str(error))
             continue
+        reading.line = number
         yield iter([text])
 
 
@@ -384,4 +386,5 @@ def _parquet(reading: Reading, text_key: str) -> Iterator[Iterator[str]]:
                 except ValueError as error:
                     reading.invalid(row, str(error))
                     continue
+                reading.line = row
                 yield iter([text])

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from launchyard.run import layout
+from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 
 MARK_SECONDS = 10.0
 UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
-NOT_SHOWN = ("step", "data_hash", "phases", "attempt", "time")
+NOT_SHOWN = ("step", "data_hash", "phases", "source_tokens", "attempt", "time")
 Values = Mapping[str, float]
 
 
@@ -27,19 +29,26 @@ class Tracker(Protocol):
 
 
 def of_step(row: Mapping[str, Any]) -> dict[str, float]:
-    values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN}
-    return values | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
+    values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN and value is not None}
+    # By number: not every tool takes the path of a source for a name.
+    sources = {f"train/source_tokens/{n}": float(read) for n, read in enumerate(row.get("source_tokens", {}).values())}
+    return values | sources | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
 
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
     return {f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")}
 
 
+def of_tasks(row: JsonObject) -> dict[str, float]:
+    return {f"tasks/{name}": value for name, value in values_of(row["scores"]).items()}
+
+
 def surviving_rows(run: RunDir, start_step: int, done: int) -> Iterator[tuple[int, Values]]:
     """Yields surviving rows up to the step from which an attempt goes on, after one that a tracker has; in order."""
     steps = ((int(row["step"]), of_step(row)) for row in run.rows(layout.STEPS))
     validations = ((int(row["step"]), of_validation(row)) for row in run.rows(layout.VALIDATION))
-    for step, values in heapq.merge(steps, validations, key=lambda entry: entry[0]):
+    tasks = ((int(row["step"]), of_tasks(row)) for row in run.rows(layout.TASKS))
+    for step, values in heapq.merge(steps, validations, tasks, key=lambda entry: entry[0]):
         if done < step <= start_step:
             yield step, values
 

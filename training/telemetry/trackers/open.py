@@ -18,8 +18,16 @@ from typing import Any
 from launchyard.host.packages import install_command
 from launchyard.run.events import TRACKER_TROUBLE
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import Recipe
-from launchyard.training.telemetry.trackers.base import Tracker, Values, of_step, of_validation, surviving_rows
+from launchyard.training.telemetry.trackers.base import (
+    Tracker,
+    Values,
+    of_step,
+    of_tasks,
+    of_validation,
+    surviving_rows,
+)
 from launchyard.training.telemetry.trackers.csv import CsvTracker
 from launchyard.training.telemetry.trackers.mlflow import MlflowTracker
 from launchyard.training.telemetry.trackers.tensorboard import TensorBoardTracker
@@ -57,6 +65,9 @@ class Trackers:
 
     def validated(self, row: Mapping[str, Any]) -> None:
         self._put(int(row["step"]), of_validation(row))
+
+    def tasks_done(self, row: JsonObject) -> None:
+        self._put(int(row["step"]), of_tasks(row))
 
     def _put(self, step: int, values: dict[str, float]) -> None:
         try:

@@ -94,17 +94,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tasks(tmp_path_factory.mktemp("tasks")))
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import lm_eval.evaluator
-
-    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)  # it asks pip, for seconds
-
-
 def test_tasks_end_in_a_table_and_in_files(
-    model: str, tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], quick: None
+    model: str, tasks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (model, "--tasks", "our_choice,our_until", "--include", tasks, "--limit", "3", "--out", str(tmp_path))
     code, out, err = launch(capsys, *words, "--apply-chat-template", "--system", "Be brief.", "--seed", "3")
@@ -126,6 +117,16 @@ def test_tasks_end_in_a_table_and_in_files(
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [sample["task"] for sample in samples] == ["our_choice"] * 3 + ["our_until"] * 3
     assert all("Be brief." in sample["arguments"][0][0] for sample in samples)
+
+
+def test_outside_of_a_repository_nothing_is_asked_of_git(
+    model: str, tasks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    code, out, err = launch(capfd, model, "--tasks", "our_until", "--include", tasks, "--limit", "1")
+    assert (code, "our_until" in out) == (0, True)
+    assert "git" not in err
 
 
 def test_without_lm_eval_the_extra_is_named(

@@ -280,6 +280,23 @@ def test_beams_are_those_of_python(run: str, model: LoadedModel, launch: Any) ->
     assert f"candidate 2 of 3, score {found[1][1]:.4f}" in err
     greedy = facts(launch, *words, "--temperature", "0")["text"]
     assert facts(launch, *words, "--beam-width", "1")["candidates"][0]["text"] == greedy
+    stop = ("--stop", greedy[2:5])
+    cut = facts(launch, *words, *stop, "--temperature", "0")["text"]
+    assert facts(launch, *words, *stop, "--beam-width", "1")["candidates"][0]["text"] == cut == greedy[:2]
+
+
+def test_beams_end_before_a_string(model: LoadedModel) -> None:
+    """And their score is that of the tokens up to it."""
+    free = model.beam_search("the ", width=6, n=6, max_new_tokens=6)
+    held = model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop=[free[0][0][1:3], "never there"])
+    assert all(free[0][0][1:3] not in text for text, _ in held)
+    assert model.beam_search("the ", width=6, n=6, max_new_tokens=6, stop="never there") == free
+    greedy = [model.beam_search("the ", width=1, max_new_tokens=n)[0] for n in range(1, 9)]
+    stop = greedy[-1][0][2:4]
+    n_tokens = next(n for n, (text, _) in enumerate(greedy, 1) if stop in text)
+    assert n_tokens < 8, "choose another prompt"
+    ((text, score),) = model.beam_search("the ", width=1, max_new_tokens=8, stop=stop)
+    assert (text, score) == (greedy[-1][0].partition(stop)[0], pytest.approx(greedy[n_tokens - 1][1], abs=1e-5))
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------
@@ -345,7 +362,6 @@ def test_a_colour_goes_from_red_to_green() -> None:
         (("--prompt", "a", "--colorize-tokens", "--json"), "--colorize-tokens cannot go with --json"),
         (("--prompt", "a", "--beam-width", "2", "--min-p", "0.1"), "--beam-width cannot go with --min-p"),
         (("--prompt", "a", "--beam-width", "2", "--seed", "1"), "--beam-width cannot go with --seed"),
-        (("--prompt", "a", "--beam-width", "2", "--stop", "x"), "--beam-width cannot go with --stop"),
         (("--prompt", "a", "--beam-width", "2", "--candidates", "3"), "--candidates 3 is more than --beam-width 2"),
         (("--prompt", "a", "--candidates", "3"), "--candidates is of use with --beam-width only"),
         (("--prompt", "a", "--guesses", "3"), "--guesses is of use with --draft or --lookup only"),

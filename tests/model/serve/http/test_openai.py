@@ -97,16 +97,24 @@ def test_several_prompts_of_text_or_ids(tiny: Served, client: openai.OpenAI) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_is_cut_wherever_tokens_end(tiny: Served, client: openai.OpenAI, stream: bool) -> None:
-    free = complete(client, temperature=1, seed=3, max_tokens=40).choices[0].text
+@pytest.mark.parametrize("route", ["chat", "completions"])
+def test_a_stop_string_is_cut_wherever_tokens_end(client: openai.OpenAI, route: str, stream: bool) -> None:
+    ask = chat if route == "chat" else complete
+
+    def text_of(choice: Any, *, delta: bool = False) -> str:
+        said = choice.text if route == "completions" else (choice.delta if delta else choice.message).content
+        return said or ""
+
+    options = {"temperature": 1, "seed": 3, "max_tokens": 40}
+    free = text_of(ask(client, **options).choices[0])
     for start, length in itertools.product((5, 9, 14), (1, 2, 5)):
         stop = free[start : start + length]
-        found = complete(client, temperature=1, seed=3, max_tokens=40, stop=[stop, "\x00never"], stream=stream)
+        found = ask(client, **options, stop=[stop, "\x00never"], stream=stream)
         if stream:
-            chunks = list(found)
-            text, reason = "".join(chunk.choices[0].text for chunk in chunks), chunks[-1].choices[0].finish_reason
+            choices = [choice for chunk in found for choice in chunk.choices]
+            text, reason = "".join(text_of(one, delta=True) for one in choices), choices[-1].finish_reason
         else:
-            text, reason = found.choices[0].text, found.choices[0].finish_reason
+            text, reason = text_of(found.choices[0]), found.choices[0].finish_reason
         assert (text, reason) == (free[: free.index(stop)], "stop")
 
 
@@ -252,8 +260,10 @@ FUNCTIONS = [
 
 
 def test_a_call_that_is_required_comes_and_fits(tmp_path: Path) -> None:
-    with served(chat_model(tmp_path / "m", template=CALLING)) as tiny:
-        client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0)
+    with (
+        served(chat_model(tmp_path / "m", template=CALLING)) as tiny,
+        openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         for seed in range(3):
             options = {"tools": FUNCTIONS, "tool_choice": "required", "seed": seed, "max_tokens": 900}
             answer = chat(client, **options, parallel_tool_calls=False).choices[0]

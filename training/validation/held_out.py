@@ -9,10 +9,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from launchyard.model.parallel.spans import span_of
 from launchyard.training.batching import BatchSizes
-from launchyard.training.data.micro_batch import micro_batches
+from launchyard.training.data.micro_batch import micro_batches, stretch_of
 from launchyard.training.data.reader import Batch, Reader
-from launchyard.training.distributed import World, sum_over_ranks
+from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.spec import IGNORE_INDEX
 
@@ -24,7 +25,7 @@ def validation_means(
     objective: Objective,
     *,
     sizes: BatchSizes,
-    world: World,
+    data_rank: int,
     device: torch.device,
     max_batches: int | None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -38,18 +39,19 @@ def validation_means(
     batches = min(batches, max_batches or batches)
     share = sizes.global_batch_size // sizes.world_size
     sums = torch.zeros(2 + len(objective.figures), dtype=torch.float64, device=device)  # loss, figures, parts
+    span = span_of(model)
     model.eval()
     for number in range(batches):
         if interrupted():
             _leave(model)
             return None
         for micro in range(sizes.grad_accum_steps):
-            slot = world.rank * share + micro * sizes.micro_batch_size
+            slot = data_rank * share + micro * sizes.micro_batch_size
             remaining = reader.n_samples - (number * sizes.global_batch_size + slot)
             samples = _first(reader.batch(number, slot, sizes.micro_batch_size), max(0, remaining))
-            sums[-1] += objective.parts(samples)
+            sums[-1] += objective.parts(samples) if span is None or span.rank == 0 else 0
             (batch,) = micro_batches(samples, sizes.micro_batch_size, device)
-            sums[:-1] += objective(model, batch, 1.0).double()
+            sums[:-1] += objective(model, stretch_of(batch, span), 1.0).double()
     _leave(model)
     *totals, n_parts = sum_over_ranks(sums).tolist()
     if not n_parts:
@@ -71,7 +73,9 @@ def _first(batch: Batch, n: int) -> Batch:
 
 
 def _leave(model: nn.Module) -> None:
-    """Back to training. FSDP's root keeps whole weights for a backward that does not come here."""
+    """Back to training. FSDP's root, and each block with shard_level 2, keeps whole weights for a backward that does
+    not come here; they would not see the next update."""
     model.train()
-    if hasattr(model, "reshard"):
-        model.reshard()
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()

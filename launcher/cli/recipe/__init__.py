@@ -1,0 +1,1 @@
+"""Commands about recipes: their keys, and many runs of one."""

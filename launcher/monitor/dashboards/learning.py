@@ -1,0 +1,75 @@
+"""The panels of how a run learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grafana_foundation_sdk.builders import timeseries
+
+from launchyard.launcher.monitor.dashboards.panels import RATE, RUN, lines
+
+
+def learning() -> list[Any]:
+    return [
+        lines(
+            "Loss",
+            "Falls, quickly at first; the validation loss stays near the training loss.",
+            (f"max by (run_id) (trainer_loss{{{RUN}}})", "training {{run_id}}"),
+            (f"max by (run_id, dataset) (trainer_validation_loss{{{RUN}}})", "validation {{dataset}} {{run_id}}"),
+            span=16,
+        ),
+        lines(
+            "Trouble",
+            "Nothing: no step with a loss that is not finite, and no spikes. In fp16 a skipped step now and then.",
+            (f"sum by (run_id) (increase(trainer_loss_spikes_total{{{RUN}}}[{RATE}]))", "spikes {{run_id}}"),
+            (f"sum by (run_id) (increase(trainer_nonfinite_steps_total{{{RUN}}}[{RATE}]))", "not finite {{run_id}}"),
+            (f"sum by (run_id) (increase(trainer_skipped_steps_total{{{RUN}}}[{RATE}]))", "skipped {{run_id}}"),
+            low=0,
+        ),
+        lines(
+            "Scores of tasks",
+            "Of `validation.tasks` alone: rise, and less and less. Without a task there is nothing here.",
+            (
+                f"max by (run_id, task, metric, filter) (trainer_task_score{{{RUN}}})",
+                "{{task}} {{metric}} {{filter}} {{run_id}}",
+            ),
+            span=24,
+        ),
+        lines(
+            "Rewards of answers",
+            "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
+            (f"max by (run_id, dataset) (trainer_reward_chosen{{{RUN}}})", "chosen {{dataset}} {{run_id}}"),
+            (f"max by (run_id, dataset) (trainer_reward_rejected{{{RUN}}})", "rejected {{dataset}} {{run_id}}"),
+            (f"max by (run_id, dataset) (trainer_reward_margin{{{RUN}}})", "margin {{dataset}} {{run_id}}"),
+            span=12,
+        ),
+        lines(
+            "Pairs told apart",
+            "Training on preferences alone: above one half, in validation too.",
+            (f"max by (run_id, dataset) (trainer_reward_accuracy{{{RUN}}})", "{{dataset}} {{run_id}}"),
+            span=12,
+            unit="percentunit",
+            low=0,
+        ),
+        *of_updates(),
+    ]
+
+
+def of_updates() -> list[timeseries.Panel]:
+    scale = (f"max by (run_id) (trainer_loss_scale{{{RUN}}})", "{{run_id}}")
+    return [
+        lines(
+            "Gradient norm",
+            "Settles after the warm-up; slow growth over hours announces a divergence.",
+            (f"max by (run_id) (trainer_grad_norm{{{RUN}}})", "{{run_id}}"),
+            low=0,
+        ),
+        lines("Scale of the loss", "In fp16 alone: falls at first, then rests.", scale),
+        lines(
+            "Learning rate",
+            "The schedule that you meant, going on where it was after every resume.",
+            (f"max by (run_id) (trainer_learning_rate{{{RUN}}})", "{{run_id}}"),
+            unit="sci",
+            low=0,
+        ),
+    ]

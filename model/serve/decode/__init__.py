@@ -1,0 +1,1 @@
+"""One more token for every text that grows: step by step by Python, or by a recorded graph."""

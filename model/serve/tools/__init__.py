@@ -1,0 +1,1 @@
+"""Functions that a model may call, as OpenAI has them. Knows no HTTP."""

@@ -1,0 +1,1 @@
+"""Tests of how the next tokens are computed."""

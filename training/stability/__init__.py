@@ -1,0 +1,1 @@
+"""What happens at a step that would harm the model: judged before its update, left out or gone back over."""

@@ -1,0 +1,1 @@
+"""What is measured between steps: the loss on held-out data, and tasks."""
