@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from launchyard.errors import RecipeErrors
+from launchyard.launcher.plan.plan import PlanError
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.training.compose import recipe_hash
 from launchyard.training.recipe import Recipe, apply_overrides
@@ -95,6 +96,48 @@ def test_the_state_of_each_optimizer_is_counted() -> None:
     assert two == pytest.approx(one / 2, abs=1)
     memory = [plan_of(optimizer__name="adafactor", optimizer__low_memory=low).memory for low in (False, True)]
     assert memory[1]["total"] <= memory[0]["total"]
+
+
+def test_the_state_is_counted_in_the_numbers_of_the_precision() -> None:
+    def bytes_each(name: str, **changes: Any) -> float:
+        plan = plan_of(**{"optimizer__name": name, "schedule__name": "constant", **changes})
+        return plan.checkpoint_bytes / plan.n_params
+
+    assert bytes_each("lion", train__precision="fp64") == 8 + 8
+    assert bytes_each("lion", train__precision="bf16-true", train__bf16_rounding="compensated") == 2 + 2 + 4
+    assert bytes_each("sgd", train__precision="bf16-true", train__ema_decay=0.9) == 2 + 4
+    plain, kept = (
+        plan_of(optimizer__name="lion", train__precision="bf16-true", train__bf16_rounding=rounding)
+        for rounding in ("nearest", "compensated")
+    )
+    assert kept.memory["optimizer"] - plain.memory["optimizer"] == 2 * plain.n_params
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_an_optimizer_that_does_not_go_with_something_is_refused_by_name(name: str) -> None:
+    def problem(key: str = "optimizer.name", **changes: Any) -> str:
+        own = {"optimizer__name": name, "schedule__name": "constant"}
+        try:
+            plan_of(**own, **changes)
+        except PlanError:
+            return problems_of(**own, **changes).get(key, "")
+        return ""
+
+    apart = name in ("muon", "adamw-schedule-free")
+    assert (f"{name} does not go with train.precision=bf16-true" in problem(train__precision="bf16-true")) == apart
+    assert (f"{name} does not go with train.ema_decay" in problem(train__ema_decay=0.9)) == apart
+    assert ("less than fp32" in problem(train__precision="fp64")) == (name == "adamw-8bit")
+    assert ("on their GPUs" in problem(parallel__cpu_offload=True)) == (name in ("muon", "adafactor"))
+    whole = name in ("muon", "adafactor", "adamw-8bit")
+    shared = problem("parallel.tp", parallel__tp=2, resources__nproc_per_node=2)
+    assert (f"optimizer.name={name} is of whole matrices" in shared) == whole
+
+
+def test_short_sequences_are_not_shared_by_workers() -> None:
+    ramp = {"data__seq_len": 64, "data__seq_len_ramp": [[0, 32], [5, 64]]}
+    assert plan_of(**ramp)
+    found = problems_of(**ramp, parallel__cp=2, resources__nproc_per_node=2)
+    assert "use parallel.cp=1" in found["data.seq_len_ramp"]
 
 
 def test_old_recipes_keep_their_hash() -> None:

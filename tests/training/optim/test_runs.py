@@ -60,7 +60,10 @@ def kill_after_a_save(run: RunDir, nproc: int) -> None:
     "name", [pytest.param(name, marks=[] if name == "adafactor" else pytest.mark.slow) for name in OTHERS]
 )
 def test_killed_and_resumed_it_is_the_run_that_was_not(tmp_path: Path, data: DataSpec, name: str) -> None:
-    overrides = keys_of(name, **LONG)
+    assert_unseen_kill(tmp_path, data, keys_of(name, **LONG))
+
+
+def assert_unseen_kill(tmp_path: Path, data: DataSpec, overrides: dict[str, Any]) -> None:
     expected = run_of(tmp_path / "undisturbed", data, 2, overrides)
     run = make_run(tmp_path / "killed", data, overrides)
     kill_after_a_save(run, 2)
@@ -88,6 +91,33 @@ def test_two_workers_are_one_and_a_resized_run_is_both(tmp_path: Path, data: Dat
         assert [row[-1] for row in history(other)] == [row[-1] for row in history(one)]
         assert [row[1] for row in history(other)] == pytest.approx([row[1] for row in history(one)], rel=rel)
         assert validated(other)[-1] == pytest.approx(validated(one)[-1], rel=rel)
+
+
+BESIDE = {
+    "lion": {"train.precision": "bf16-true", "train.bf16_rounding": "compensated", "train.ema_decay": 0.9},
+    "adafactor": {"train.precision": "bf16-true", "train.ema_decay": 0.9, "validation.ema": True},
+    "adamw-8bit": {"train.precision": "fp16-mixed", "train.ema_decay": 0.9},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_kill_is_not_seen_beside_other_precisions_and_an_average(tmp_path: Path, data: DataSpec, name: str) -> None:
+    assert_unseen_kill(tmp_path, data, keys_of(name, **LONG, **BESIDE[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sgd", "lion", "adamw-schedule-free"])
+def test_workers_that_share_matrices_are_one(tmp_path: Path, data: DataSpec, name: str) -> None:
+    """Also of a run that others began and others end."""
+    overrides = keys_of(name, **{"train.max_steps": 20, "schedule.name": "constant"})
+    one = run_of(tmp_path / "one", data, 1, overrides)
+    shared = make_run(tmp_path / "shared", data, overrides)
+    for nproc, tp, last in ((2, 2, 7), (1, 1, 11), (4, 2, 16), (2, 2, 20)):
+        run_workers(shared, nproc, {"parallel.tp": tp} | ({"train.max_steps": last} if last < 20 else {}))
+    assert [row[-1] for row in history(shared)] == [row[-1] for row in history(one)]
+    assert [row[1] for row in history(shared)] == pytest.approx([row[1] for row in history(one)], rel=2e-3)
+    assert validated(shared)[-1] == pytest.approx(validated(one)[-1], rel=2e-3)
 
 
 @pytest.mark.slow

@@ -92,9 +92,10 @@ def test_small_updates_count_unless_they_are_rounded_to_the_nearest() -> None:
     assert abs(moved("nearest")) < 0.3 * abs(exact)
 
 
-def test_a_kept_rest_makes_weights_of_fp32() -> None:
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd", "lion", "adamw-8bit"])
+def test_a_kept_rest_makes_weights_of_fp32(name: str) -> None:
     """The same steps, bit for bit, as far as the weights' first values are the same."""
-    config = OptimizerConfig()
+    config = OptimizerConfig.model_validate({"name": name})
     start = _Sum(torch.bfloat16)
     plain, kept = _Sum(torch.float32), _Sum(torch.bfloat16)
     plain.weight.data = start.weight.detach().float()
