@@ -1,7 +1,7 @@
 """The optimizers that there are, by the name that a recipe gives them.
 
 To add one: a file beside this one with a class with the interface of training/optim/base.py, a row in OPTIMIZERS,
-its name and its keys in training/sections/optimizer.py, and its bytes in training/optim/memory.py. Its state of a
+its name and its keys in training/sections/optimizer.py, and its bytes in training/optim/state_size.py. Its state of a
 parameter is saved and loaded automatically.
 """
 
