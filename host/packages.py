@@ -13,7 +13,15 @@ from importlib.util import find_spec
 # As in pyproject.toml; a scheduler's own are in its folder.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch>=2.11", "numpy>=1.26", "tokenizers>=0.20", "gguf>=0.17"),
-    "data": ("torch>=2.11", "numpy>=1.26", "tokenizers>=0.20", "gguf>=0.17", "pyarrow>=15", "zstandard>=0.22"),
+    "data": (
+        "torch>=2.11",
+        "numpy>=1.26",
+        "tokenizers>=0.20",
+        "gguf>=0.17",
+        "pyarrow>=15",
+        "rensa>=0.5",
+        "zstandard>=0.22",
+    ),
     "s3": ("s3fs>=2024.9", "aiobotocore>=2.15"),
     "gcs": ("gcsfs>=2024.9",),
     "azure": ("adlfs>=2024.7",),
@@ -35,7 +43,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 _MODULES = {
     "torch": "train", "numpy": "train", "tokenizers": "train", "gguf": "train", "pyarrow": "data",
-    "zstandard": "data", "s3fs": "s3", "aiobotocore": "s3", "botocore": "s3", "gcsfs": "gcs", "adlfs": "azure",
+    "zstandard": "data", "rensa": "data", "s3fs": "s3", "aiobotocore": "s3", "botocore": "s3", "gcsfs": "gcs",
+    "adlfs": "azure",
     "huggingface_hub": "hub", "httpx2": "hub", "lm_eval": "evaluate", "tensorboard": "tensorboard", "wandb": "wandb",
     "mlflow": "mlflow", "starlette": "serve", "uvicorn": "serve", "llguidance": "serve",
 }  # fmt: skip

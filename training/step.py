@@ -103,8 +103,8 @@ def reduce_and_clip(
         factor = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(nonempty, factor.to(nonempty[0]))
     if max_grad_value is not None and nonempty:
-        torch._foreach_clamp_min_(nonempty, -max_grad_value)
-        torch._foreach_clamp_max_(nonempty, max_grad_value)
+        for grad in nonempty:
+            grad.clamp_(-max_grad_value, max_grad_value)
     return means, norm
 
 
@@ -132,7 +132,7 @@ def _norm_of(grads: list[Tensor]) -> Tensor:
     """Summed in fp32 where gradients have fewer bits."""
     if grads[0].dtype != torch.bfloat16:
         return torch.nn.utils.get_total_norm(grads)
-    return torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)).norm()
+    return torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]).norm()
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: torch.dtype | None
     weights: str | None
     ranks: Ranks | None
+    graphs: bool | None
     on_progress: OnProgress | None
 
 

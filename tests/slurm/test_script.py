@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launchyard.launcher.backends.cluster import Cluster
-from launchyard.launcher.backends.request import Ask
+from launchyard.launcher.backends.request import After, Ask
 from launchyard.launcher.backends.slurm.client import describe_reason, refusal
 from launchyard.launcher.backends.slurm.request import agent_argv, sbatch_text
 from launchyard.launcher.submit.launch import Request, make_ready
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "time-of-the-recipe": ({"slurm": {"time_limit": "24:00:00"}}, {"time_limit": "02:00:00"}),
-    "after-another": ({}, {"after": "4711"}),
+    "after-another": ({}, {"after": After(success="4711")}),
     "gpus-in-other-words": ({"slurm": {"extra": {"gpus-per-node": "h100:8", "mem-per-gpu": "100G"}}}, {}),
     "hard-names": (
         {"slurm": {"extra": {"comment": HARD}}},

@@ -39,9 +39,8 @@ class Averaged:
     def step(self, number: int, lr: float) -> None:
         self._inner.step(number, lr)
         here = [(average, local(p.detach())) for p, average in self._averages.items() if average.numel()]
-        if here:
-            averages = [average for average, _ in here]
-            torch._foreach_lerp_(averages, [weight.to(average.dtype) for average, weight in here], 1 - self._decay)
+        for average, weight in here:
+            average.lerp_(weight.to(average.dtype), 1 - self._decay)
 
     def zero_grad(self) -> None:
         self._inner.zero_grad()

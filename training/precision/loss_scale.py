@@ -52,5 +52,6 @@ class ScaledObjective:
         """The values as they are without the scale; gradients in place."""
         grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
         if grads:
-            torch._foreach_mul_(grads, 1 / self.loss_scale)
+            for grad in grads:
+                grad.mul_(1 / self.loss_scale)
         return values / self.loss_scale
