@@ -49,7 +49,7 @@ def state(name: str = "pythia-160m") -> dict[str, Shard]:
     optimizer = make_optimizer(model, recipe.optimizer)
     for moments in map(optimizer.state, model.parameters()):
         for moment in moments.values():
-            moment.normal_()
+            moment.tensor.normal_()
     return shards(model, optimizer)
 
 

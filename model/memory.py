@@ -35,11 +35,14 @@ def checkpoint_bytes(
     *,
     precision: Precision = "fp32",
     compensated: bool = False,
+    state: int | None = None,
 ) -> int:
-    """Size of a checkpoint: the trained parameters, their two AdamW moments, and what rounding has left."""
+    """Size of a checkpoint: the trained parameters, what rounding has left, and the optimizer's state; by default the
+    two moments of AdamW."""
     types = PRECISIONS[precision]
-    each = NUMBER_BYTES[types.stored] + 2 * NUMBER_BYTES[types.kept] + BF16_BYTES * compensated
-    return each * n_params_trained(config, adapter)
+    trained = n_params_trained(config, adapter)
+    moments = 2 * NUMBER_BYTES[types.kept] * trained if state is None else state
+    return (NUMBER_BYTES[types.stored] + BF16_BYTES * compensated) * trained + moments
 
 
 def logit_rows(vocab_size: int, device: str) -> int:
@@ -84,7 +87,7 @@ def training_memory(
     grad_accum_steps: int = 1,
     adapter: Adapter | None = None,
 ) -> dict[str, int]:
-    """Bytes per worker: weights, gradients, optimizer, activations, and `total`, the peak of a step.
+    """Bytes per worker: weights, gradients, optimizer (AdamW), activations, and `total`, the peak of a step.
 
     Weights, gradients and moments are cut over `shards`, the last two only of trained parameters; their types, and that
     of frozen weights, are those of the precision;

@@ -28,6 +28,8 @@ LIGHT_FILES = (
     "training/sections/*.py",
     "training/spec.py",
     "training/batching.py",
+    "training/optim/groups.py",
+    "training/optim/state_size.py",
     "training/telemetry/metric_table.py",
     "training/telemetry/phases.py",
     "training/telemetry/buckets.py",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.ramp import ramped, ramped_sum, steps_to_sum
 from launchyard.training.sections.train import ParallelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -27,8 +29,17 @@ class BatchSizes:
 
 
 def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
-    """Cut the global batch over `world_size` workers; ValueError names sizes that fit."""
+    """Cut the global batch over `world_size` workers; ValueError names sizes that fit.
+
+    Smaller batches of a ramp are cut as evenly; their micro batches are as large, or all there is.
+    """
     total = train.global_batch_size
+    for start, size in train.batch_size_ramp:
+        if size % world_size:
+            raise ValueError(
+                f"train.batch_size_ramp: {size} sequences, from step {start}, cannot be cut evenly over {world_size} "
+                f"workers; use multiples of {world_size}"
+            )
     fits = [n for n in range(1, total + 1) if total % n == 0]
     if total % world_size:
         raise ValueError(
@@ -44,6 +55,28 @@ def cut_batch(train: TrainConfig, world_size: int) -> BatchSizes:
             f"(global_batch_size {total}); use one of {', '.join(map(str, fits[:12]))}"
         )
     return BatchSizes(total, micro, share // micro, world_size)
+
+
+def sequences_in(train: TrainConfig, step: int) -> int:
+    """Sequences of the step that follows `step` finished ones."""
+    return ramped(train.batch_size_ramp, step, train.global_batch_size)
+
+
+def sequences_before(train: TrainConfig, step: int) -> int:
+    """Sequences of the first `step` steps: the place in the data where the next one begins."""
+    return ramped_sum(train.batch_size_ramp, step, train.global_batch_size)
+
+
+def ramp_unit(train: TrainConfig) -> int:
+    """The batch that all of a ramp are multiples of; without one the global batch."""
+    return math.gcd(train.global_batch_size, *(size for _, size in train.batch_size_ramp))
+
+
+def _steps_of(train: TrainConfig, amount: float, per_sequence: int = 1) -> int:
+    """The fewest steps that read so much, of which a sequence has `per_sequence`."""
+    if not train.batch_size_ramp:
+        return math.ceil(amount / (train.global_batch_size * per_sequence))
+    return steps_to_sum(train.batch_size_ramp, math.ceil(amount / per_sequence), train.global_batch_size)
 
 
 def shares_of(parallel: ParallelConfig) -> int:
@@ -69,27 +102,27 @@ def shares_over(data: DataSpec, recipe: Recipe, steps: int) -> tuple[float, ...]
     begins = [stage.from_step for stage in stages if stage.from_step < steps]
     if not begins:
         return data.shares
-    lengths = [end - begin for begin, end in zip([0, *begins], [*begins, steps], strict=True)]
+    ends = [sequences_before(recipe.train, step) for step in (0, *begins, steps)]
+    lengths = [end - begin for begin, end in pairwise(ends)]
     weights = [[source.weight for source in data.train], *(stage.weights for stage in stages)]
     read = [0.0] * len(data.train)
     for length, row in zip(lengths, weights, strict=False):
         read = [sofar + length * weight / sum(row) for sofar, weight in zip(read, row, strict=True)]
-    return tuple(one / steps for one in read)
+    return tuple(one / ends[-1] for one in read)
 
 
 def count_steps(recipe: Recipe, data: DataSpec) -> int:
     """Optimizer steps of the whole run. ValueError for more epochs of instructions than the plan has counted."""
     train = recipe.train
-    per_step = recipe.train.global_batch_size
     if train.max_steps is not None:
         return train.max_steps
     if train.max_tokens is not None:
-        return math.ceil(train.max_tokens / (per_step * recipe.data.seq_len))
+        return _steps_of(train, train.max_tokens, recipe.data.seq_len)
     assert train.max_epochs is not None
     rows = [source.instruct for source in data.train if source.instruct is not None]
     if not rows:
-        return max(1, math.ceil(train.max_epochs * count_samples(data.n_tokens, recipe.data.seq_len) / per_step))
-    return max(1, math.ceil(_packs_in(rows[0].packs, train.max_epochs) / per_step))
+        return max(1, _steps_of(train, train.max_epochs * count_samples(data.n_tokens, recipe.data.seq_len)))
+    return max(1, _steps_of(train, _packs_in(rows[0].packs, train.max_epochs)))
 
 
 def _packs_in(packs: tuple[int, ...], epochs: float) -> int:
@@ -115,8 +148,17 @@ class Context:
 
     @property
     def share(self) -> int:
-        """Sequences of each global batch that this worker takes."""
+        """Sequences of each global batch that this worker takes, where no ramp makes it smaller."""
         return self.sizes.global_batch_size // self.sizes.world_size
+
+    def first_slot(self, step: int) -> int:
+        """Of this worker's slots in the global batch of a step."""
+        return self.data_rank * (sequences_in(self.recipe.train, step) // self.sizes.world_size)
+
+    def sequence_cuts(self, step: int) -> int:
+        """Into how many a sequence is cut in a step, where a ramp has shorter ones."""
+        data = self.recipe.data
+        return data.seq_len // ramped(data.seq_len_ramp, step, data.seq_len)
 
     @property
     def data_rank(self) -> int:

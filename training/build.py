@@ -28,6 +28,7 @@ from launchyard.model.network.transformer import Transformer
 from launchyard.model.parallel.spans import span_over
 from launchyard.model.parallel.trained import SharedTransformer
 from launchyard.model.precision import PRECISIONS
+from launchyard.training.batching import Context, sequences_in
 from launchyard.training.parallel import (
     clean_name,
     local,
@@ -100,14 +101,22 @@ def _make_room(model: nn.Module, device: torch.device, *, on_cpu: bool) -> None:
             parameter.data = parameter.data.to(device)
 
 
-def balance_experts(model: nn.Module, recipe: Recipe) -> None:
+def balance_experts(model: nn.Module, recipe: Recipe, sequences: int | None = None) -> None:
     """Weigh the imbalance of experts: the recipe's coefficient times its mean over layers and sequences.
 
     Of each sequence alone, so that accumulation and any number of workers give the gradients of one big batch.
     """
+    sequences = sequences or recipe.train.global_batch_size
     layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     for layer in layers:
-        layer.balance_weight = recipe.train.load_balancing_loss / (len(layers) * recipe.train.global_batch_size)
+        layer.balance_weight = recipe.train.load_balancing_loss / (len(layers) * sequences)
+
+
+def ramp_balance(context: Context, model: nn.Module, step: int) -> None:
+    """The loss that balances experts is a mean over sequences, whose number a ramp changes."""
+    recipe = context.recipe
+    if recipe.train.load_balancing_loss and (recipe.train.batch_size_ramp or recipe.data.seq_len_ramp):
+        balance_experts(model, recipe, sequences_in(recipe.train, step) * context.sequence_cuts(step))
 
 
 @torch.no_grad()

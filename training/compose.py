@@ -57,6 +57,13 @@ def recipe_hash(recipe: Recipe) -> str:
     deciding = recipe.model_dump(mode="json", include=DECIDING)
     for where in ("micro_batch_size", "device"):
         deciding["train"].pop(where)
+    for section in ("optimizer", "schedule"):  # as the hash of recipes that are older than most of their keys
+        deciding[section] = {key: value for key, value in deciding[section].items() if value not in (None, [])}
+    for section, key in (("train", "batch_size_ramp"), ("data", "seq_len_ramp")):
+        if not deciding[section][key]:
+            deciding[section].pop(key)
+    if recipe.schedule.by == "steps":
+        deciding["schedule"].pop("by")
     for key, default in NEWER.items():  # as the hash of recipes that are older than the key
         if deciding["train"][key] == default:
             deciding["train"].pop(key)
@@ -232,7 +239,7 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, first_state, shards
     from launchyard.training.loop import Learner
-    from launchyard.training.optim.averaged import begin_average, with_average
+    from launchyard.training.optim.averaged import with_average
     from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe
@@ -247,9 +254,10 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
         fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
-        begin_average(optimizer)
+        optimizer.begin(resumed=False)
         return Learner(model, optimizer, first_state(recipe.train.precision)), False
     fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
+    optimizer.begin(resumed=True)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 

@@ -16,17 +16,18 @@ import torch
 from torch import nn
 
 from launchyard.training.batching import Context
+from launchyard.training.build import ramp_balance
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.commit import CheckpointKind
 from launchyard.training.checkpoint.save_timer import SaveTimer
 from launchyard.training.checkpoint.state import TrainState, shards
-from launchyard.training.data.micro_batch import micro_batches
+from launchyard.training.data.micro_batch import micro_batches_of
 from launchyard.training.data.reader import Batch, Prefetcher, Reader
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.averaged import averaged_weights
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.optim.schedule import lr_at
+from launchyard.training.optim.schedule import planned_lr
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
 from launchyard.training.spec import source_names
@@ -148,7 +149,7 @@ def train_on(parts: Parts) -> str | None:
                 if early_end(parts) is not None:
                     break
             assert batch is not None  # else a stop was wanted, and agreed on
-            lr = lr_at(step, max_steps=context.max_steps, optimizer=recipe.optimizer, schedule=recipe.schedule)
+            lr = planned_lr(context, step)
             done = None if step + 1 in state.left_out else run_step(parts, batch, agreement.n_parts, step + 1, lr)
             state.step = step + 1
             finish(parts, pending)
@@ -213,7 +214,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     if n_parts < 1:
         named = named_samples(context, parts.data, number - 1)
         raise ValueError(f"step {number}: no token has a label, so there is nothing to learn; its data: {named}")
-    first_slot = context.data_rank * context.share
+    ramp_balance(context, learner.model, number - 1)
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     accepts = None if parts.guard is None else partial(parts.guard.accepts, number)
     objective = parts.objective
@@ -223,7 +224,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     means, norm = train_step(
         learner.model,
         learner.optimizer,
-        micro_batches(batch, context.sizes.micro_batch_size, context.device, first_slot=first_slot),
+        micro_batches_of(context, batch, number - 1),
         n_parts=n_parts,
         number=number - state.skipped_steps,
         lr=lr,
@@ -468,7 +469,6 @@ def ask_point(parts: Parts, point: Point, step: int) -> str | None:
     telemetry = parts.telemetry
     saved = parts.checkpointer
     is_main = parts.context.world.is_main
-    is_last = step == final_step(parts)
     point.begin(telemetry, step)
     asking: Asking | None = None
     if is_main and saved.last_saved == step:
@@ -477,7 +477,7 @@ def ask_point(parts: Parts, point: Point, step: int) -> str | None:
     if reason is None:
         point.asked(step)
         if is_main:
-            point.report(telemetry, step, asking, is_last=is_last)
+            point.report(telemetry, step, asking, is_last=step == final_step(parts))
     return reason
 
 

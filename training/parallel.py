@@ -5,7 +5,7 @@ Knows nothing of data, steps or checkpoints, except where this rank's part of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from launchyard.training.recipe import Recipe
 from launchyard.training.sections.train import ParallelConfig
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -236,11 +237,44 @@ def owns_part(model: nn.Module, name: str) -> bool:
 def replica(tensor: Tensor) -> tuple[int, int]:
     """(which copy of this part this rank holds, number of copies)."""
     if not _is_dtensor(tensor):
-        import torch.distributed as dist
-
-        return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return place_in_world()
     mesh: Any = tensor.device_mesh
     return (mesh.get_local_rank("dp_replicate"), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
+
+
+def place_in_world() -> tuple[int, int]:
+    """(this rank, number of ranks); (0, 1) where there are no others."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def shard_group(tensor: Tensor) -> ProcessGroup | None:
+    """The ranks among which its rows are cut; None if this one holds them all."""
+    if not _is_dtensor(tensor):
+        return None
+    mesh: Any = tensor.device_mesh
+    return mesh.get_group("dp_shard") if mesh.size(mesh.ndim - 1) > 1 else None
+
+
+def sum_over_shards(values: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]:
+    """The sums over a group, of each value in its own type, added up in fp64 by one collective."""
+    if group is None or not values:
+        return list(values)
+    import torch.distributed as dist
+
+    flat = torch.cat([value.reshape(-1).double() for value in values])
+    dist.all_reduce(flat, group=group)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]
+
+
+def shard_rows(rows: int, ranks: int) -> list[int]:
+    """How many of a tensor's rows each rank of a shard group holds: as many as the first, until none are left."""
+    each = -(-rows // ranks)
+    return [max(0, min(each, rows - rank * each)) for rank in range(ranks)]
 
 
 def _is_dtensor(tensor: Tensor) -> bool:

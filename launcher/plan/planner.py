@@ -16,20 +16,22 @@ from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
 from launchyard.launcher.format import seconds_of
+from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
-from launchyard.launcher.plan.regularised import averaged_checkpoint, misfits, with_regularisers
+from launchyard.launcher.plan.regularised import misfits, with_regularisers
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
 from launchyard.model.adapter import PROMPTED, Adapter
 from launchyard.model.config import ModelConfig
 from launchyard.model.initial import check_start, over_weights
-from launchyard.model.layout import parameters
+from launchyard.model.layout import Parameter, parameters
 from launchyard.model.parallel.share import share_config
 from launchyard.run.records import Shape
 from launchyard.storage.redact import redact
-from launchyard.training.batching import count_steps, cut_batch, samples_of, shares_of, shares_over
+from launchyard.training.batching import count_steps, cut_batch, samples_of, sequences_before, shares_of, shares_over
+from launchyard.training.optim.groups import check_rules
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
@@ -112,7 +114,7 @@ def make_plan(
         mesh=mesh,
         precision=recipe.train.precision,
         max_steps=max_steps,
-        total_tokens=max_steps * batch.tokens_per_step,
+        total_tokens=sequences_before(recipe.train, max_steps) * recipe.data.seq_len,
         epochs=[] if data.missing else _epochs(data.spec, recipe, max_steps),
         **_costs(recipe, model, adapter),
         memory=_memory(recipe, model, adapter, batch, mesh, device),
@@ -129,14 +131,7 @@ def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[
         "n_params": cost.n_params(model),
         "n_params_trained": cost.n_params_trained(model, adapter),
         "flops_per_token": cost.flops_per_token(model, recipe.data.seq_len, adapter),
-        "checkpoint_bytes": averaged_checkpoint(
-            memory.checkpoint_bytes(
-                model, adapter, precision=recipe.train.precision, compensated=_savings(recipe).compensated
-            ),
-            recipe,
-            model,
-            adapter,
-        ),
+        "checkpoint_bytes": planned_checkpoint(recipe, model, adapter),
     }
 
 
@@ -222,11 +217,17 @@ def _mesh(recipe: Recipe, world: int, draft: _Draft) -> Mesh | None:
 
 
 def _adapter(recipe: Recipe, model: ModelConfig | None, draft: _Draft) -> Adapter | None:
-    """The recipe's adapter, None if it changes nothing; problems where it does not fit the model."""
+    """The recipe's adapter, None if it changes nothing; problems where it does not fit the model, nor the rules of the
+    optimizer what trains."""
     adapter = recipe.adapter
-    if adapter == Adapter() or model is None:
+    if model is None:
         return None
-    draft.attempt("adapter", lambda: parameters(model, adapter))
+    layout: dict[str, Parameter] = draft.attempt("adapter", lambda: parameters(model, adapter)) or {}
+    trained = [name for name, parameter in layout.items() if parameter.trained]
+    if trained:
+        draft.attempt("optimizer.groups", lambda: check_rules(recipe.optimizer.groups, trained))
+    if adapter == Adapter():
+        return None
     if adapter.kind in PROMPTED and recipe.checkpoint.export:
         why = f"a Hugging Face folder has no place for the prompts of adapter.kind={adapter.kind}"
         draft.wrong("checkpoint.export", f"{why}; leave it out, and take the run itself as a MODEL")
@@ -310,8 +311,9 @@ def _memory(
     mesh: Mesh,
     device: Literal["cpu", "cuda"],
 ) -> dict[str, int]:
+    share = model if mesh.tp == 1 else share_config(model, 0, mesh.tp)
     found = memory.training_memory(
-        model if mesh.tp == 1 else share_config(model, 0, mesh.tp),
+        share,
         micro_batch_size=batch.micro_batch_size,
         seq_len=batch.seq_len,
         shards=mesh.dp_shard,
@@ -321,7 +323,7 @@ def _memory(
         grad_accum_steps=batch.grad_accum_steps,
         adapter=adapter,
     )
-    found = {key: int(value) for key, value in found.items()}
+    found = with_optimizer(found, recipe, share, adapter, shards=mesh.dp_shard)
     return with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
 
 
@@ -446,12 +448,9 @@ def _check(
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
-    for key, what in misfits(recipe):
-        draft.wrong(key, what)
+    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe)])
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
-    if recipe.schedule.min_lr > recipe.optimizer.lr:
-        draft.wrong("schedule.min_lr", f"{recipe.schedule.min_lr} is above optimizer.lr, {recipe.optimizer.lr}")
     if train.max_epochs is not None and len(spec.train) > 1:
         draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
     if recipe.validation.every_steps and not spec.validation:
@@ -489,7 +488,7 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
     """Passes over each source."""
-    read = max_steps * recipe.train.global_batch_size
+    read = sequences_before(recipe.train, max_steps)
     length = recipe.data.seq_len
     if recipe.train.max_epochs is not None and spec.train[0].instruct is not None:
         return [recipe.train.max_epochs]  # packs of the last step may be missing

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from launchyard.errors import RecipeErrors
-from launchyard.launcher.recipe.hints import Vocabulary, allowed, at, shown
+from launchyard.launcher.recipe.hints import Node, Vocabulary, allowed, at, choices, nearest, shown
 
 KeyPath = tuple[str | int, ...]
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -141,10 +141,18 @@ def _problems(
         else:
             got = shown(item["input"] if path == item["loc"] else at_value(document.value, path))
             tip = "; put it in quotes" if kind == "string_type" and isinstance(item["input"], int | float) else ""
+            tip += _meant(schema, path, item["input"])
             found[path] = f"{key}: must be {allowed(schema, at(schema, path))}; got {got}{tip}"
     for path, text in found.items():
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found):
             yield document.origin(path), text
+
+
+def _meant(schema: Node, path: KeyPath, value: object) -> str:
+    """The one of a few values that a wrong one comes near to."""
+    node = at(schema, path)
+    near = nearest(value, choices(schema, node)) if isinstance(value, str) and node is not None else None
+    return f"; did you mean {near}?" if near else ""
 
 
 def real_path(schema: dict[str, Any], loc: tuple[str | int, ...], *, keep_last: bool) -> KeyPath:

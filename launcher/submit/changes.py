@@ -14,8 +14,8 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 
 # The identity of a run: another value would make another run.
 FIXED = (
-    *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name"),
-    *("train.seed", "train.global_batch_size", "train.precision", "train.bf16_rounding"),
+    *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
+    *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision", "train.bf16_rounding"),
     "train.ema_decay",
 )
 SCHEDULE = "data.mixture_schedule"  # except for this: the steps to come are not part of it
@@ -66,7 +66,8 @@ def changes_between(before: Recipe, after: Recipe) -> Iterator[Change]:
 def _effect(key: str, schedule: ScheduleConfig) -> str:
     effect = next(effect for prefix, effect in EFFECTS.items() if is_within(key, prefix))
     relative = isinstance(schedule.warmup_steps, float) and schedule.warmup_steps < 1
-    return BESIDE if effect == LENGTH and schedule.name == "constant" and not relative else effect
+    free = schedule.name in ("constant", "inverse-sqrt")
+    return BESIDE if effect == LENGTH and free and not relative else effect
 
 
 def is_within(key: str, prefix: str) -> bool:

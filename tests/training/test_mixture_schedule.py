@@ -6,15 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from launchyard.errors import RecipeErrors
 from launchyard.launcher.submit.changes import SCHEDULE, is_fixed, refuse_another_past, refuse_another_run
 from launchyard.run.checkpoints import committed_steps, record_rollback
 from launchyard.run.rundir import RunDir
-from launchyard.training.batching import shares_over
+from launchyard.training.batching import sequences_in, shares_over
 from launchyard.training.compose import recipe_hash
+from launchyard.training.data.cache.chunk_cache import ChunkCache
 from launchyard.training.data.dataset_spec import mix
+from launchyard.training.data.open_reader import open_reader
 from launchyard.training.recipe import Recipe, apply_overrides
 from launchyard.training.spec import DataSpec, source_names
 from tests.support.small_runs import RECIPE, final_weights, history, make_run, run_workers, start_workers, write_data
@@ -69,6 +72,25 @@ def test_a_kill_is_not_seen(tmp_path: Path, data: DataSpec) -> None:
     assert history(run, ALL) == history(whole, ALL)
     mine, theirs = final_weights(run), final_weights(whole)
     assert all((mine[key] == theirs[key]).all() for key in theirs)
+
+
+def test_weights_change_at_the_steps_of_a_ramp(data: DataSpec) -> None:
+    """Whose batches are some steps of a reader of smaller ones; what is counted is what is read."""
+    ramp = [[0, 4], [4, 8], [14, 12]]
+    ramped = recipe(**{SCHEDULE: LATER, "train.batch_size_ramp": ramp})
+    reader = open_reader(
+        data.train, recipe=ramped, global_batch_size=12, cache=ChunkCache("unused", quota=None), training=True
+    )
+    last, sizes = 24, []
+    read = np.zeros(2, np.int64)
+    for step in range(last):
+        (sources,), _ = reader.plan(step, 0, 12, 1)
+        sizes.append(len(sources))
+        read += np.bincount(sources, minlength=2)
+        assert step < 17 or sources.all()
+        assert sum(reader.tokens_read(step + 1)) == pytest.approx(16 * read.sum(), rel=0.1)
+    assert sizes == [sequences_in(ramped.train, step) for step in range(last)]
+    assert shares_over(data, ramped, last) == pytest.approx(read / read.sum(), abs=0.03)
 
 
 def kill_after(run: RunDir, *, step: int) -> None:

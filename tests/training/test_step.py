@@ -17,7 +17,7 @@ from launchyard.training.checkpoint.state import shards
 from launchyard.training.compose import choose_objective
 from launchyard.training.data.micro_batch import MicroBatch
 from launchyard.training.distributed import connect, disconnect, read_world
-from launchyard.training.optim.averaged import begin_average, with_average
+from launchyard.training.optim.averaged import with_average
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.recipe import Recipe
@@ -74,7 +74,7 @@ def train(recipe: Recipe, micro_batch_size: int) -> tuple[list[tuple[float, floa
     model = build_model(config, recipe, world_size=world.world_size, device=torch.device("cpu"))
     adam = OptimizerConfig(lr=1e-2, eps=1e-4)  # else Adam turns rounding of tiny gradients into steps
     optimizer = with_average(make_optimizer(model, adam), model, recipe.train.ema_decay)
-    begin_average(optimizer)
+    optimizer.begin(resumed=False)
     alike = shares_of(recipe.parallel)
     share, numbers = GLOBAL * alike // world.world_size, []
     first = world.rank // alike * share
@@ -252,7 +252,7 @@ def test_an_update_that_is_not_accepted_leaves_no_trace() -> None:
             ModelConfig.model_validate(LLAMA), recipe_of(LLAMA), world_size=1, device=torch.device("cpu")
         )
         optimizer = with_average(make_optimizer(model, OptimizerConfig()), model, 0.5)
-        begin_average(optimizer)
+        optimizer.begin(resumed=False)
         for number, wanted in enumerate(accepted, start=1):
             inputs, labels = global_batch(number)
             rules = UpdateRules(accepts=lambda means, norm, wanted=wanted: wanted and bool(means.isfinite()))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from launchyard.model.precision import PRECISIONS, Precision
 from launchyard.storage.damage import JsonObject
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, owns_part, place_in_model, replica
+from launchyard.training.parallel import clean_name, local, owns_part, place_in_model, place_in_world, replica
 from launchyard.training.precision.loss_scale import FIRST_SCALE
 from launchyard.training.verdict import Best, Patience
 
@@ -74,7 +74,7 @@ class Shard:
 
 
 def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
-    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<moment>`. The tensors are views of the live ones.
+    """Key -> this rank's part: `model.<name>`, `optimizer.<name>.<key>`. The tensors are views of the live ones.
 
     Only of parameters that train; the others follow from the start of the run.
     """
@@ -84,12 +84,35 @@ def shards(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Shard]:
             continue
         name = clean_name(raw_name)
         tensor = parameter.detach()
-        shape, offsets = place_in_model(model, name, tensor)
-        mine, copies = replica(tensor)
-        owns = owns_part(model, name)
-        parts = {f"model.{name}": local(tensor)}
-        for moment, part in optimizer.state(parameter).items() if optimizer else ():
-            parts[f"optimizer.{name}.{moment}"] = part
-        for key, part in parts.items():
-            found[key] = Shard(shape, offsets, part, writes=owns and zlib.crc32(key.encode()) % copies == mine)
+        weights = optimizer.weights(parameter) if optimizer else local(tensor)
+        found[f"model.{name}"] = _cut(model, f"model.{name}", name, tensor, weights)
+        for key, entry in optimizer.state(parameter).items() if optimizer else ():
+            full_key = f"optimizer.{name}.{key}"
+            if entry.is_whole:
+                found[full_key] = _whole(full_key, entry.tensor)
+            else:
+                found[full_key] = _cut(model, full_key, name, tensor, entry.tensor)
     return found
+
+
+def _cut(model: nn.Module, key: str, name: str, parameter: Tensor, part: Tensor) -> Shard:
+    """A part of the shape of the parameter's is cut as that is, whichever ways; of another its first axis alone, as the
+    parameter's, and its other axes are its own, and whole."""
+    mine, copies = replica(parameter)
+    writes = owns_part(model, name) and _falls_to(key, copies) == mine
+    shape, offsets = place_in_model(model, name, parameter)
+    if part.shape != local(parameter).shape:
+        shape = (shape[0], *part.shape[1:])
+        offsets = (offsets[0], *(0 for _ in part.shape[1:]))
+    return Shard(shape, offsets, part, writes)
+
+
+def _whole(key: str, tensor: Tensor) -> Shard:
+    """A tensor that every rank has in full."""
+    mine, copies = place_in_world()
+    return Shard(tuple(tensor.shape), (0,) * tensor.ndim, tensor, writes=_falls_to(key, copies) == mine)
+
+
+def _falls_to(key: str, copies: int) -> int:
+    """The one that writes, among ranks that hold the same."""
+    return zlib.crc32(key.encode()) % copies

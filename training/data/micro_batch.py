@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.network.documents import Documents
+from launchyard.training.batching import Context
 from launchyard.training.data.reader import Batch
 from launchyard.training.spec import IGNORE_INDEX
 
@@ -44,6 +45,14 @@ def stretch_of(batch: MicroBatch, span: Spanning | None) -> MicroBatch:
     if batch.documents is not None:
         raise ValueError("rows of documents cannot be shared by workers; use parallel.cp=1")
     return replace(batch, inputs=span.own(batch.inputs), labels=span.own(batch.labels))
+
+
+def micro_batches_of(context: Context, batch: Batch, step: int) -> list[MicroBatch]:
+    """This worker's part of a step as the model takes it, its sequences cut where a ramp has shorter ones."""
+    cuts = context.sequence_cuts(step)
+    cut = batch.cut_into(cuts) if cuts > 1 else batch
+    size = context.sizes.micro_batch_size * cuts
+    return micro_batches(cut, size, context.device, first_slot=context.first_slot(step) * cuts)
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device, *, first_slot: int = 0) -> list[MicroBatch]:

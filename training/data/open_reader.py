@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from launchyard.training.batching import ramp_unit, sequences_before
 from launchyard.training.data.cache.chunk_cache import ChunkCache
-from launchyard.training.data.mixed_reader import MixedReader
+from launchyard.training.data.mixed_reader import MixedReader, RampedReader
 from launchyard.training.data.reader import Reader, TokenReader
 from launchyard.training.data.row_reader import RowReader
 from launchyard.training.data.row_store import RowStore
@@ -23,10 +24,26 @@ def open_reader(
     training: bool,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Reader:
-    """In training sources are mixed by weight and shuffled; else read once, end to end, as they lie.
+    """In training sources are mixed by weight and shuffled, and a ramp counts; else they are read once, end to end, as
+    they lie.
 
     warn: gets a text for each source whose bytes cannot be verified.
     """
+    if training and recipe.train.batch_size_ramp:
+        reader = _open(sources, recipe, ramp_unit(recipe.train), cache, training=training, warn=warn)
+        return RampedReader(reader, recipe.train)
+    return _open(sources, recipe, global_batch_size, cache, training=training, warn=warn)
+
+
+def _open(
+    sources: Sequence[TokenSource],
+    recipe: Recipe,
+    global_batch_size: int,
+    cache: ChunkCache,
+    *,
+    training: bool,
+    warn: Callable[[str], None],
+) -> Reader:
     settings = recipe.data
     stores = [(RowStore if source.instruct else TokenStore)(source.folder, cache=cache) for source in sources]
     for store in stores:
@@ -34,7 +51,8 @@ def open_reader(
             warn(f"{store.folder} has no digests.json: only the sizes and headers of its chunks can be verified")
     weights = [source.weight for source in sources] if training else None
     stages = settings.mixture_schedule or () if training else ()
-    later = [(stage.from_step, stage.weights) for stage in stages]
+    # Steps of the reader, which under a ramp are smaller than those of the run.
+    later = [(sequences_before(recipe.train, stage.from_step) // global_batch_size, stage.weights) for stage in stages]
     shuffle = training and settings.shuffle
 
     def of_tokens(some: Sequence[TokenStore], size: int, weights: Sequence[float] | None = None) -> TokenReader:

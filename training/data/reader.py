@@ -50,6 +50,12 @@ class Batch:
         """Tokens that go through the model, padding apart: of all documents, with a label or without."""
         return self.n_valid if self.documents is None else sum(map(sum, self.documents))
 
+    def cut_into(self, pieces: int) -> Batch:
+        """The same tokens and labels, each sequence as so many shorter ones. Not of documents."""
+        assert self.documents is None, "documents are not cut"
+        inputs, labels = (whole.reshape(len(whole) * pieces, -1) for whole in (self.inputs, self.labels))
+        return replace(self, inputs=inputs, labels=labels)
+
 
 class Reader(Protocol):
     """Batches by step and slot, of any kind of data. The samples of a step depend on its number and nothing else."""

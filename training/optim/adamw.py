@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
-from launchyard.training.optim.base import ParameterGroup
+from launchyard.training.optim.base import InPlace, ParameterGroup, StateTensor, given
 from launchyard.training.parallel import local
 from launchyard.training.sections.optimizer import OptimizerConfig
 
-NOTHING: Mapping[str, Tensor] = {}
 
-
-class AdamW:
+class AdamW(InPlace):
     """torch's fused AdamW kernel on this rank's parts of the parameters; bit for bit torch.optim.AdamW(fused=True).
 
     torch's class imports the compiler when it is made (1 s of every start) and walks DTensors one by one.
     """
 
     def __init__(self, groups: Sequence[ParameterGroup], config: OptimizerConfig) -> None:
-        self._groups = tuple(groups)
-        self._betas = config.betas
-        self._eps = config.eps
-        self._moments = {
-            p: {key: torch.zeros_like(local(p.detach())) for key in ("exp_avg", "exp_avg_sq")}
-            for group in groups
-            for p in group.parameters
-        }
-        if not self._moments:
-            raise ValueError("no parameter trains: every one is frozen; leave some that are not")
-        first = next(iter(self._moments.values()))["exp_avg"]
+        super().__init__(groups)
+        self._betas = given(config.betas)
+        self._eps = given(config.eps)
+        for p, state in self._state.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = StateTensor(torch.zeros_like(local(p.detach())))
+        first = local(next(iter(self._state)).detach())
         self._number = torch.zeros((), dtype=torch.float32, device=first.device)
-
-    def state(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-        return self._moments.get(parameter, NOTHING)
 
     @torch.no_grad()
     def step(self, number: int, lr: float) -> None:
@@ -47,11 +37,11 @@ class AdamW:
             torch._fused_adamw_(
                 [local(p.detach()) for p in trained],
                 [local(p.grad) for p in trained],
-                [self._moments[p]["exp_avg"] for p in trained],
-                [self._moments[p]["exp_avg_sq"] for p in trained],
+                [self._moment(p, "exp_avg") for p in trained],
+                [self._moment(p, "exp_avg_sq") for p in trained],
                 [],
                 [self._number] * len(trained),
-                lr=lr,
+                lr=lr * group.lr_scale,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
                 weight_decay=group.weight_decay,
@@ -59,7 +49,3 @@ class AdamW:
                 amsgrad=False,
                 maximize=False,
             )
-
-    def zero_grad(self) -> None:
-        for p in self._moments:
-            p.grad = None

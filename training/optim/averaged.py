@@ -6,13 +6,13 @@ Knows no schedule and no validation; whoever wants to see the averaged weights h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from launchyard.model.layout import AVERAGE
-from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.base import Optimizer, StateTensor
 from launchyard.training.parallel import local
 
 
@@ -30,9 +30,9 @@ class Averaged:
         self._held: dict[nn.Parameter, Tensor] = {}  # averages that weights of fewer bits cannot hold, while exchanged
 
     @torch.no_grad()
-    def begin(self) -> None:
-        """From the weights as they are now."""
-        for p, average in self._averages.items():
+    def begin(self, *, resumed: bool) -> None:
+        self._inner.begin(resumed=resumed)
+        for p, average in self._averages.items() if not resumed else ():
             average.copy_(local(p.detach()))
 
     @torch.no_grad()
@@ -45,9 +45,16 @@ class Averaged:
     def zero_grad(self) -> None:
         self._inner.zero_grad()
 
-    def state(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
+    def state(self, parameter: nn.Parameter) -> Mapping[str, StateTensor]:
+        inner = self._inner.state(parameter)
         own = self._averages.get(parameter)
-        return self._inner.state(parameter) if own is None else {**self._inner.state(parameter), AVERAGE: own}
+        return inner if own is None else {**inner, AVERAGE: StateTensor(own)}
+
+    def weights(self, parameter: nn.Parameter) -> Tensor:
+        return self._inner.weights(parameter)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return self._inner.evaluating()
 
     @torch.no_grad()
     def exchange(self) -> None:
@@ -74,17 +81,13 @@ def with_average(optimizer: Optimizer, model: nn.Module, decay: float | None) ->
     return optimizer if decay is None else Averaged(optimizer, model, decay)
 
 
-def begin_average(optimizer: Optimizer) -> None:
-    """From the first weights, once they are there; nothing for one that keeps no average."""
-    if isinstance(optimizer, Averaged):
-        optimizer.begin()
-
-
 @contextmanager
 def averaged_weights(optimizer: Optimizer, *, wanted: bool) -> Iterator[None]:
-    """With the averages in place of the weights, if `wanted`. Nothing may be saved or trained in between."""
+    """With the averages in place of the weights that it evaluates, if `wanted`. Nothing may be saved or trained in
+    between."""
     if not wanted:
-        yield
+        with optimizer.evaluating():
+            yield
         return
     assert isinstance(optimizer, Averaged), "the plan refuses validation.ema without train.ema_decay"
     optimizer.exchange()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.base import Optimizer, StateTensor
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.parallel import clean_name, local, place_in_model
 from launchyard.training.recipe import Recipe
@@ -59,13 +60,14 @@ class _Updated:
     place: _Place
     rest: Tensor | None  # compensated: what rounding has left, int16
 
-    def state(self) -> Mapping[str, Tensor]:
+    def state(self) -> Mapping[str, StateTensor]:
         own = self.optimizer.state(self.wide)
-        return own if self.rest is None else {**own, COMPENSATION: self.rest}
+        return own if self.rest is None else {**own, COMPENSATION: StateTensor(self.rest)}
 
 
 class RoundedOptimizer:
-    """The interface of training/optim/base.py. make: of a model, its optimizer; called for each parameter alone."""
+    """The interface of training/optim/base.py. make: of a model, its optimizer; called for each parameter alone, and of
+    those whose weights are the parameters."""
 
     def __init__(
         self, model: nn.Module, make: Callable[[nn.Module], Optimizer], *, rounding: Rounding, seed: int
@@ -92,7 +94,17 @@ class RoundedOptimizer:
         rest = torch.zeros_like(part, dtype=torch.int16) if self._rounding == "compensated" else None
         return _Updated(name, parameter, wide, optimizer, place, rest)
 
-    def state(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
+    def begin(self, *, resumed: bool) -> None:
+        for each in self._updated.values():
+            each.optimizer.begin(resumed=resumed)
+
+    def weights(self, parameter: nn.Parameter) -> Tensor:
+        return local(parameter.detach())
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def state(self, parameter: nn.Parameter) -> Mapping[str, StateTensor]:
         found = self._updated.get(parameter)
         return {} if found is None else found.state()
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from launchyard.training.sections.ramp import Ramp, check_ramp
 from launchyard.training.sections.section import Section
 
 DataKind = Literal["tokens", "instruct", "preference"]
@@ -56,6 +57,11 @@ class DataConfig(Section):
         ge=1,
         description="Tokens a sequence; each reads one more as its last label. preference: of both answers together.",
     )
+    seq_len_ramp: Ramp = Field(
+        default=(),
+        description="tokens: shorter sequences at first: [[0, length], [from_step, length], …], divisors of seq_len, "
+        "the last seq_len. Sequences of seq_len are cut, so a step has the same tokens as without; default: none.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are read.")
     shuffle: bool = Field(default=True, description="Read in a seeded random order, or as the tokens lie.")
     validation: float | str | None = Field(
@@ -86,9 +92,14 @@ class DataConfig(Section):
             raise ValueError(f"validation is {self.validation}; a share must lie in [0, 1)")
         if self.source is not None and self.mixture is not None:
             raise ValueError("give source or mixture, not both")
+        check_ramp(self.seq_len_ramp, "seq_len_ramp", self.seq_len, "seq_len")
+        if odd := [length for _, length in self.seq_len_ramp if self.seq_len % length]:
+            raise ValueError(f"seq_len_ramp: {odd[0]} does not divide seq_len, {self.seq_len}, which is cut")
         kinds = {source.kind or self.kind for source in self.mixture or ()} | {self.kind}
         if len(kinds) > 1 and "preference" in kinds:
             raise ValueError("pairs of answers (preference) are trained for in another way than text; mix them alone")
+        if self.seq_len_ramp and kinds != {"tokens"}:
+            raise ValueError("seq_len_ramp: rows are not cut, so it is for kind tokens alone; leave it out")
         weights = [source.weight for source in self.mixture or ()]
         for number, weight in enumerate(weights):
             if weight < MIN_SHARE * sum(weights):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from launchyard.model.precision import Precision, canonical
+from launchyard.training.sections.ramp import Ramp, check_ramp
 from launchyard.training.sections.section import Section
 
 
@@ -14,6 +15,11 @@ class TrainConfig(Section):
     """Length, batch size and precision of training."""
 
     global_batch_size: int = Field(default=8, ge=1, description="Sequences an optimizer step, over all workers.")
+    batch_size_ramp: Ramp = Field(
+        default=(),
+        description="Smaller batches at first: [[0, size], [from_step, size], …], the last size global_batch_size; "
+        "default: none.",
+    )
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="Sequences a worker puts through one forward; default: its whole share."
     )
@@ -85,6 +91,11 @@ class TrainConfig(Section):
         if len(chosen) != 1:
             listed = " and ".join(chosen) if chosen else "none of them"
             raise ValueError(f"give exactly one of max_steps, max_tokens, max_epochs; got {listed}")
+        return self
+
+    @model_validator(mode="after")
+    def _ramp_ends_here(self) -> Self:
+        check_ramp(self.batch_size_ramp, "batch_size_ramp", self.global_batch_size, "global_batch_size")
         return self
 
 

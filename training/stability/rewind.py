@@ -17,7 +17,7 @@ from launchyard.training.build import fill_weights
 from launchyard.training.checkpoint.checkpointer import Checkpointer
 from launchyard.training.checkpoint.state import TrainState, first_state, shards
 from launchyard.training.distributed import from_rank_zero
-from launchyard.training.optim.averaged import begin_average, with_average
+from launchyard.training.optim.averaged import with_average
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.precision.rounded import open_optimizer
 from launchyard.training.stability.guard import RewindError, UnstableError
@@ -54,6 +54,7 @@ def go_back(
     manifest = checkpointer.load_newest(shards(model, optimizer), at_most=target)
     if manifest is None:
         _start_over(context, model, optimizer)
+    optimizer.begin(resumed=manifest is not None)
     first = first_state(context.recipe.train.precision)
     before = first if manifest is None else TrainState.from_json(manifest.train_state)
     before.left_out = sorted({*before.left_out, *state.left_out, *wanted.steps})
@@ -73,12 +74,11 @@ def _checkpoint_before(run: RunDir, target: int) -> int | None:
 
 @torch.no_grad()
 def _start_over(context: Context, model: nn.Module, optimizer: Optimizer) -> None:
-    """The first weights, and an optimizer that has seen no gradient."""
+    """The first weights, and an optimizer that has seen no gradient and begins after this."""
     recipe = context.recipe
     fill_weights(model, context.workload.model, recipe, adapter=context.workload.adapter)
     fresh = with_average(open_optimizer(model, recipe), model, recipe.train.ema_decay)
-    begin_average(fresh)
     for parameter in model.parameters():
         first = fresh.state(parameter)
-        for key, moment in optimizer.state(parameter).items():
-            moment.copy_(first[key])
+        for key, entry in optimizer.state(parameter).items():
+            entry.tensor.copy_(first[key].tensor)

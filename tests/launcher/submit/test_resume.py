@@ -192,7 +192,7 @@ def test_every_key_of_a_recipe_may_change_or_not() -> None:
         allowed = [prefix for prefix in EFFECTS if is_within(key, prefix)]
         fixed = [prefix for prefix in FIXED if is_within(key, prefix)]
         assert allowed or fixed, key
-        assert not (allowed and fixed) or key in (*PLACES, SCHEDULE, "optimizer.name"), key
+        assert not (allowed and fixed) or key in (*PLACES, SCHEDULE, "optimizer.name", "optimizer.momentum"), key
 
 
 def test_room_for_one_more_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

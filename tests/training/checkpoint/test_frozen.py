@@ -75,7 +75,7 @@ def test_a_step_costs_what_is_foreseen() -> None:
     )  # fmt: skip
     state = [optimizer.state(p) for p in model.parameters()]
     assert sum(grads) == foreseen["gradients"]
-    assert sum(moment.nbytes for moments in state for moment in moments.values()) == foreseen["optimizer"]
+    assert sum(entry.tensor.nbytes for entries in state for entry in entries.values()) == foreseen["optimizer"]
     assert sum(p.nbytes for p in model.parameters()) == foreseen["weights"]
     for name, parameter in model.named_parameters():
         assert torch.equal(before[name], parameter) == (name in FROZEN), name

@@ -92,9 +92,10 @@ def test_small_updates_count_unless_they_are_rounded_to_the_nearest() -> None:
     assert abs(moved("nearest")) < 0.3 * abs(exact)
 
 
-def test_a_kept_rest_makes_weights_of_fp32() -> None:
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd", "lion", "adamw-8bit"])
+def test_a_kept_rest_makes_weights_of_fp32(name: str) -> None:
     """The same steps, bit for bit, as far as the weights' first values are the same."""
-    config = OptimizerConfig()
+    config = OptimizerConfig.model_validate({"name": name})
     start = _Sum(torch.bfloat16)
     plain, kept = _Sum(torch.float32), _Sum(torch.bfloat16)
     plain.weight.data = start.weight.detach().float()
@@ -106,7 +107,7 @@ def test_a_kept_rest_makes_weights_of_fp32() -> None:
             gradient = torch.randn(64, 32, generator=torch.Generator().manual_seed(number)).bfloat16()
             model.weight.grad = gradient.to(model.weight.dtype)
             one.step(number, lr=1e-3)
-    rest = rounding.state(kept.weight)["compensation"]
+    rest = rounding.state(kept.weight)["compensation"].tensor
     whole = kept.weight.detach().float().view(torch.int32) + rest
     assert torch.equal(whole.view(torch.float32), plain.weight.detach())
     assert torch.equal(kept.weight.detach(), plain.weight.detach().bfloat16())
@@ -118,7 +119,7 @@ def test_no_copy_in_fp32_stays_between_updates() -> None:
     make = partial(make_optimizer, config=OptimizerConfig())
     optimizer = RoundedOptimizer(model, make, rounding="stochastic", seed=0)
     for number in (1, 2):
-        moments = sum(tensor.nbytes for tensor in optimizer.state(model.weight).values())
+        moments = sum(entry.tensor.nbytes for entry in optimizer.state(model.weight).values())
         assert moments == 8 * model.weight.numel() and held_bytes() - before < moments + 64
         model.weight.grad = torch.ones_like(model.weight)
         optimizer.step(number, lr=1e-3)

@@ -159,6 +159,31 @@ def test_a_rewind_is_the_run_that_never_saw_those_batches(tmp_path: Path, noisy:
     assert history(sparse) == history(whole) and same(sparse, whole)
 
 
+BEGUN = {
+    "adamw-schedule-free": {"optimizer.name": "adamw-schedule-free", "schedule.name": "constant"},
+    "lion": {"optimizer.name": "lion", "train.ema_decay": 0.9},
+    "adafactor": {
+        "optimizer.name": "adafactor",
+        "optimizer.lr": 0.3,
+        "train.precision": "bf16-true",
+        "train.ema_decay": 0.9,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEGUN)
+def test_a_rewind_begins_every_optimizer_again(tmp_path: Path, noisy: DataSpec, name: str) -> None:
+    """To a checkpoint, or to the first weights: with the same state either way."""
+    options = SPIKES | {"stability.on_spike": "rewind"} | BEGUN[name]
+    whole, sparse = (make_run(tmp_path / one, noisy, options) for one in ("whole", "sparse"))
+    run_workers(whole, 1)
+    (event,) = [one for one in whole.events(0) if one["event"] == "rewound"]
+    assert (event["step"], event["checkpoint"]) == (BAD - 6, 21)
+    run_workers(sparse, 1, {"checkpoint.every_steps": 40})
+    assert history(sparse) == history(whole) and same(sparse, whole)
+
+
 @pytest.mark.slow
 def test_retention_leaves_a_checkpoint_to_go_back_to(tmp_path: Path, noisy: DataSpec) -> None:
     often = SPIKES | {"stability.on_spike": "rewind", "checkpoint.every_steps": 2, "checkpoint.keep": 1}
