@@ -55,6 +55,25 @@ class Point(Protocol):
         ...
 
 
+class Scheduled:
+    """The steps of a point: each multiple of `every`, and the last. known: those that have their answer."""
+
+    def __init__(self, every: int | None, known: set[int]) -> None:
+        self._every = every
+        self._known = known
+
+    def due(self, step: int, *, is_last: bool) -> bool:
+        if step == 0 or step in self._known:
+            return False
+        return is_last or (self._every is not None and step % self._every == 0)
+
+    def asked(self, step: int) -> None:
+        self._known.add(step)
+
+    def forget_after(self, step: int) -> None:
+        self._known = {known for known in self._known if known <= step}
+
+
 class Asking:
     """One checkpoint, asked in a thread of rank 0. `error`, or the answer, is there once it is done."""
 

@@ -11,32 +11,20 @@ from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, from_rank_zero
 from launchyard.training.sections.validation import SampleConfig
 from launchyard.training.telemetry.telemetry import Telemetry
-from launchyard.training.validation.asking import NOT_SAVED, Asking
+from launchyard.training.validation.asking import NOT_SAVED, Asking, Scheduled
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
 
 
-class SamplePoint:
+class SamplePoint(Scheduled):
     """known: steps that have their text. seed: of what is drawn, the same at each step."""
 
     def __init__(self, run: RunDir, config: SampleConfig, seed: int, known: set[int]) -> None:
         self._run = run
         self._config = config
         self._seed = seed
-        self._known = known
-
-    def due(self, step: int, *, is_last: bool) -> bool:
-        if step == 0 or step in self._known:
-            return False
-        every = self._config.every_steps
-        return is_last or (every is not None and step % every == 0)
-
-    def asked(self, step: int) -> None:
-        self._known.add(step)
-
-    def forget_after(self, step: int) -> None:
-        self._known = {known for known in self._known if known <= step}
+        super().__init__(config.every_steps, known)
 
     def begin(self, telemetry: Telemetry, step: int) -> None:
         telemetry.sampling(step)

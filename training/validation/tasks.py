@@ -13,7 +13,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, from_rank_zero
 from launchyard.training.sections.validation import ValidationConfig
 from launchyard.training.telemetry.telemetry import Telemetry
-from launchyard.training.validation.asking import NOT_SAVED, Asking
+from launchyard.training.validation.asking import NOT_SAVED, Asking, Scheduled
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
@@ -21,24 +21,12 @@ if TYPE_CHECKING:
 KEPT = ("task", "metric", "filter", "value", "stderr", "n_shot", "n_samples", "version")
 
 
-class TaskPoint:
+class TaskPoint(Scheduled):
     """known: steps with scores, which are not asked again."""
 
     def __init__(self, config: ValidationConfig, known: set[int]) -> None:
         self._config = config
-        self._known = known
-
-    def due(self, step: int, *, is_last: bool) -> bool:
-        if step == 0 or step in self._known:
-            return False
-        every = self._config.tasks_every_steps
-        return is_last or (every is not None and step % every == 0)
-
-    def asked(self, step: int) -> None:
-        self._known.add(step)
-
-    def forget_after(self, step: int) -> None:
-        self._known = {known for known in self._known if known <= step}
+        super().__init__(config.tasks_every_steps, known)
 
     def begin(self, telemetry: Telemetry, step: int) -> None:
         telemetry.asking_tasks(step, self._config.tasks)
