@@ -55,7 +55,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         load_cluster(str(path))
     assert [problem.removeprefix(f"{path}:") for problem in caught.value.problems] == [
         "2: type: unknown key; did you mean scheduler?",
-        '3: scheduler: must be one of local, example, ray, slurm; got "slrum"',
+        '3: scheduler: must be one of local, example, ray, slurm; got "slrum"; did you mean slurm?',
         "4: node.gpu: unknown key; did you mean node.gpus?",
         r'4: node.memory: must be text that matches ^\d+ ?[KMGT]i?B$; got "lots"',
         "5: env: unknown key; did you mean environment?",
