@@ -61,7 +61,7 @@ class Side:
         self._number = 0
 
     def around(self, seconds: float) -> None:
-        """What loop.py does for metrics in a step, but for the phases inside train_step."""
+        """What the loop does for metrics in a step, but for the phases inside train_step."""
         self._number += 1
         self.clock.enter("data_wait")
         self.recorder.compute_votes(self._number)

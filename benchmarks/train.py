@@ -79,7 +79,7 @@ def report(walls: list[float], cpus: list[float]) -> None:
 # -- ours ------------------------------------------------------------------------------------------------------------
 def ours(steps: int) -> None:
     """The worker's own composition and loop, with a clock around each step."""
-    import launchyard.training.loop as loop_module
+    import launchyard.training.loop.numbers as loop_module
     from launchyard.training.worker import main
 
     walls: list[float] = []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
-    from launchyard.training.loop import Data, Learner, Parts
+    from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
@@ -87,7 +87,7 @@ def compose(
     from launchyard.training.batching import Context
     from launchyard.training.data.dataset_spec import check_unchanged
     from launchyard.training.distributed import connect
-    from launchyard.training.loop import Parts
+    from launchyard.training.loop.parts import Parts
     from launchyard.training.parallel import needs_sharding, time_collectives
     from launchyard.training.telemetry.telemetry import open_telemetry
 
@@ -134,7 +134,7 @@ def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_st
 
 def open_guard(context: Context, learner: Learner, data: Data, telemetry: Telemetry) -> Guard | None:
     """The judge of updates; None where the recipe wants none, and no step waits for its numbers."""
-    from launchyard.training.loop import named_samples
+    from launchyard.training.loop.numbers import named_samples
     from launchyard.training.stability.guard import Guard
 
     if not context.recipe.stability.acts:
@@ -238,7 +238,7 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, first_state, shards
-    from launchyard.training.loop import Learner
+    from launchyard.training.loop.parts import Learner
     from launchyard.training.optim.averaged import with_average
     from launchyard.training.precision.rounded import open_optimizer
 
@@ -266,7 +266,7 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
     """Readers of the data's kinds: of the training data, and of the held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
-    from launchyard.training.loop import Data
+    from launchyard.training.loop.parts import Data
 
     workload = context.workload
     cache = ChunkCache(

@@ -42,7 +42,7 @@ from launchyard.training.telemetry.telemetry import serve_metrics
 if TYPE_CHECKING:
     from launchyard.training.checkpoint.cleaning import Cleaner
     from launchyard.training.checkpoint.state import TrainState
-    from launchyard.training.loop import Parts
+    from launchyard.training.loop.parts import Parts
 from launchyard.training.compose import compose
 
 # Errors that another try would only repeat.
@@ -171,7 +171,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     progress.state = parts.learner.state
     progress.exporter = exporter
     progress.rows += parts.telemetry.rows.appenders
-    from launchyard.training.loop import train
+    from launchyard.training.loop.train import train
 
     device = str(parts.context.device)
     on_event(events.STARTED, step=parts.learner.state.step, resumed=resumed, world_size=world.world_size, device=device)
@@ -226,7 +226,7 @@ def sweep(cleaner: Cleaner, on_event: Events) -> None:
 def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:
     """Rank 0, with everything saved: curve, weights and sample, and last of all the outcome."""
     from launchyard.training.artifacts import finish_run
-    from launchyard.training.loop import early_end
+    from launchyard.training.loop.boundary import early_end
 
     context = parts.context
     state = parts.learner.state

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-PRELOADED = ["torch.distributed.fsdp", "torch._dynamo", "launchyard.training.loop", "launchyard.training.compose"]
+PRELOADED = ["torch.distributed.fsdp", "torch._dynamo", "launchyard.training.loop.train", "launchyard.training.compose"]
 
 
 def forking() -> Any:

@@ -1,0 +1,1 @@
+"""The loop: steps, and what happens between two of them."""

@@ -1,0 +1,201 @@
+"""Between two steps: validate, save, ask and stop, each if it is due and agreed on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from launchyard.training.checkpoint.commit import CheckpointKind
+from launchyard.training.checkpoint.save_timer import SaveTimer
+from launchyard.training.checkpoint.state import shards
+from launchyard.training.loop.agree import agree_while_waiting
+from launchyard.training.loop.numbers import by_name
+from launchyard.training.loop.parts import Agreement, Parts
+from launchyard.training.optim.averaged import averaged_weights
+from launchyard.training.validation.asking import Asking, Point, ask_together
+from launchyard.training.validation.held_out import validation_means
+from launchyard.training.verdict import ranked
+
+
+def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
+    if agreement.save or agreement.reason is not None:
+        return True
+    return validation_due(parts, step) or bool(points_due(parts, step)) or kind_of_save(parts, step) is not None
+
+
+def early_end(parts: Parts) -> str | None:
+    """The reason to end before the last step, as the validations so far have it."""
+    config = parts.context.recipe.early_stopping
+    return None if config is None else parts.learner.state.patience.verdict(config)
+
+
+def final_step(parts: Parts) -> int:
+    """No step follows it."""
+    return parts.learner.state.step if early_end(parts) is not None else parts.context.max_steps
+
+
+def kind_of_save(parts: Parts, step: int) -> CheckpointKind | None:
+    """Of a checkpoint that is due at this step; None if none is."""
+    every = parts.context.recipe.checkpoint.every_steps
+    if step == final_step(parts) or (every is not None and step > 0 and step % every == 0):
+        return "permanent"
+    return "best" if any(one == step for one, _ in parts.learner.state.best) else None
+
+
+def validation_due(parts: Parts, step: int) -> bool:
+    if parts.data.held_out is None or parts.learner.state.validated_step == step:
+        return False
+    config = parts.context.recipe.validation
+    if step == parts.context.max_steps or (step == 0 and config.at_start):
+        return True
+    return config.every_steps is not None and step > 0 and step % config.every_steps == 0
+
+
+def points_due(parts: Parts, step: int) -> list[Point]:
+    return [point for point in parts.points if point.due(step, is_last=step == final_step(parts))]
+
+
+def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) -> str | None:
+    """Between two steps: validate, save, ask, stop, each if due and agreed. The reason if training ends here early."""
+    reason = agreement.reason
+    if reason is None and validation_due(parts, step):
+        reason = run_validation(parts, step)
+    if reason is not None:
+        begin_to_stop(parts, step, reason)
+    asked = reason is None and bool(points_due(parts, step))
+    if reason is not None or asked or agreement.save or kind_of_save(parts, step) is not None:
+        save(parts, step)
+        timer.reset()
+    if asked and (reason := ask_points(parts, step)) is not None:
+        begin_to_stop(parts, step, reason)
+    if reason is not None:
+        await_save(parts)
+        report_saved(parts)
+    return reason
+
+
+def after_last_step(parts: Parts) -> str | None:
+    """Save, then validate and ask: however long it takes, no step can be lost to it. The reason if it was cut short."""
+    step = parts.learner.state.step
+    save(parts, step)
+    reason = run_validation(parts, step) if validation_due(parts, step) else None
+    if reason is None and points_due(parts, step):
+        reason = ask_points(parts, step)
+    if reason is not None:
+        begin_to_stop(parts, step, reason)
+    await_save(parts)
+    if reason is not None:
+        report_saved(parts)
+    return reason
+
+
+def begin_to_stop(parts: Parts, step: int, reason: str) -> None:
+    # The request may have reached another rank only.
+    parts.flag.requested_at = parts.flag.requested_at or time.monotonic()
+    parts.telemetry.stopping(step, reason)
+
+
+def report_saved(parts: Parts) -> None:
+    """Reports the agreed save as done, with the seconds since the stop request first reached this rank."""
+    requested_at = parts.flag.requested_at
+    if requested_at is not None:
+        parts.telemetry.saved_before_stopping(time.monotonic() - requested_at)
+
+
+def run_validation(parts: Parts, step: int) -> str | None:
+    """Measure and record; the reason if a stop was agreed on in between (it is measured again after the resume)."""
+    context = parts.context
+    learner = parts.learner
+    telemetry = parts.telemetry
+    assert parts.data.held_out is not None
+    telemetry.clock.enter("validation")
+    telemetry.validating(step)
+    reason: str | None = None
+
+    def interrupted() -> bool:
+        nonlocal reason
+        _, reason = agree_while_waiting(parts, False)
+        return reason is not None
+
+    began = time.perf_counter()
+    with averaged_weights(learner.optimizer, wanted=context.recipe.validation.ema):
+        found = validation_means(
+            learner.model,
+            parts.data.held_out,
+            parts.objective,
+            sizes=context.sizes,
+            data_rank=context.data_rank,
+            device=context.device,
+            max_batches=context.recipe.validation.max_batches,
+            interrupted=interrupted,
+        )
+    telemetry.clock.enter("other")
+    telemetry.training()
+    if found is None:
+        return reason
+    means = by_name(parts.objective, found)
+    take_figures(parts, step, means)
+    telemetry.validated(step, means=means, seconds=round(time.perf_counter() - began, 3))
+    return None
+
+
+def take_figures(parts: Parts, step: int, means: Mapping[str, float]) -> None:
+    """What the figures of a validation decide, the same on every rank."""
+    state = parts.learner.state
+    recipe = parts.context.recipe
+    state.validation_loss = means["loss"]
+    state.validated_step = step
+    if step > 0:  # of which there is no checkpoint
+        state.best = ranked(state.best, step, means, recipe.checkpoint)
+    if recipe.early_stopping is not None:
+        state.patience = state.patience.after(means, recipe.early_stopping)
+        if (why := state.patience.verdict(recipe.early_stopping)) is not None and step < parts.context.max_steps:
+            parts.telemetry.ending_early(step, why)
+
+
+def ask_points(parts: Parts, step: int) -> str | None:
+    """Ask the checkpoint of this step, which is saved first; the reason if a stop was agreed on in between."""
+    telemetry = parts.telemetry
+    telemetry.clock.enter("checkpoint_blocking")
+    parts.checkpointer.wait()
+    telemetry.clock.enter("validation")
+    reason = next((reason for point in points_due(parts, step) if (reason := ask_point(parts, point, step))), None)
+    telemetry.clock.enter("other")
+    telemetry.training()
+    return reason
+
+
+def ask_point(parts: Parts, point: Point, step: int) -> str | None:
+    telemetry = parts.telemetry
+    saved = parts.checkpointer
+    is_main = parts.context.world.is_main
+    point.begin(telemetry, step)
+    asking: Asking | None = None
+    if is_main and saved.last_saved == step:
+        asking = Asking(point.work, saved.run.path(saved.run.checkpoint_dir(step)), parts.context.device)
+    reason = ask_together(asking, is_main=is_main, agree=partial(agree_while_waiting, parts))
+    if reason is None:
+        point.asked(step)
+        if is_main:
+            point.report(telemetry, step, asking, is_last=step == final_step(parts))
+    return reason
+
+
+def save(parts: Parts, step: int) -> None:
+    """Begin to save the state after `step` steps, unless training resumed from that very step."""
+    learner = parts.learner
+    clock = parts.telemetry.clock
+    clock.enter("checkpoint_blocking")
+    if step > 0 and parts.checkpointer.last_saved != step:
+        kind = kind_of_save(parts, step) or "temporary"
+        parts.checkpointer.save(step, shards(learner.model, learner.optimizer), learner.state.to_json(), kind)
+    clock.enter("other")
+
+
+def await_save(parts: Parts) -> None:
+    """Wait until the last save is committed; raises its error if it failed."""
+    clock = parts.telemetry.clock
+    clock.enter("checkpoint_blocking")
+    parts.checkpointer.wait(must_succeed=True)
+    clock.enter("other")
