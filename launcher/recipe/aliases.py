@@ -13,7 +13,8 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "resources.nodes": "num_nodes nnodes n_nodes",
     "resources.gpus_per_node": "devices gpus num_gpus n_gpus gpus_per_machine",
     "resources.nproc_per_node": "num_proc n_procs workers num_processes",
-    "resources.time_limit": "max_time walltime time_limit train.max_time",
+    "resources.time_limit": "walltime time_limit",
+    "train.max_time": "max_time",
     "model.preset": "model_name model.name model.flavor model.size model_type model.model_name size",
     "model.init_from": "initial_checkpoint_dir checkpoint_dir pretrained_model_name_or_path model_name_or_path "
     "base_model base_model_path initial_load_path load_from pretrained hf_assets_path",
