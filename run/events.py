@@ -115,9 +115,10 @@ EVENTS = (
         "what": "Which of them.", "message": _MESSAGE,
     }, optional=("what",)),
     Event(VALIDATING, "training/telemetry/telemetry.py", "A validation begins.", {"step": _STEP}),
-    Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
-        "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
-    }),
+    Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done, of one set of held-out data.", {
+        "step": _STEP, "set": "Name in validation.sets; absent of that of data.validation.",
+        "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
+    }, optional=("set",)),
     Event(ENDING_EARLY, "training/telemetry/telemetry.py", "The run ends before its last step: `early_stopping`.", {
         "step": _STEP, "message": "Why.",
     }),
