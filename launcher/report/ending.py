@@ -14,6 +14,7 @@ from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 _SAMPLE_CHARACTERS = 1000
@@ -55,7 +56,7 @@ def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -
     return f"✓ completed  {summary}"
 
 
-def _last_of(validated: list[dict[str, Any]], name: str) -> float:
+def _last_of(validated: list[JsonObject], name: str) -> float:
     return float([row for row in validated if is_of_set(row, name)][-1]["loss"])
 
 

@@ -21,6 +21,7 @@ from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
 from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 HERE = Path(__file__).parent
@@ -123,7 +124,7 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
         yield "Attempts", str(many), _plural(story.preemptions, "preemption")
 
 
-def _by_set(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _by_set(rows: Sequence[JsonObject]) -> list[tuple[str, list[JsonObject]]]:
     """Rows of validations by the set that they are of; the main one, which has no name, comes first."""
     found = [(name, [row for row in rows if is_of_set(row, name)]) for name in ("", *sets_of(rows))]
     return [(name, some) for name, some in found if some]

@@ -26,6 +26,23 @@ def learning() -> list[Any]:
             (f"sum by (run_id) (increase(trainer_skipped_steps_total{{{RUN}}}[{RATE}]))", "skipped {{run_id}}"),
             low=0,
         ),
+        *_of_held_out_text(),
+        lines(
+            "Scores of tasks",
+            "Of `validation.tasks` alone: rise, and less and less. Without a task there is nothing here.",
+            (
+                f"max by (run_id, task, metric, filter) (trainer_task_score{{{RUN}}})",
+                "{{task}} {{metric}} {{filter}} {{run_id}}",
+            ),
+            span=24,
+        ),
+        *_of_preferences(),
+        *of_updates(),
+    ]
+
+
+def _of_held_out_text() -> list[timeseries.Panel]:
+    return [
         lines(
             "Perplexity of held-out text",
             "Falls with the loss, of which it is exp: among so many tokens the model is as unsure as of equal ones.",
@@ -39,15 +56,11 @@ def learning() -> list[Any]:
             span=12,
             low=0,
         ),
-        lines(
-            "Scores of tasks",
-            "Of `validation.tasks` alone: rise, and less and less. Without a task there is nothing here.",
-            (
-                f"max by (run_id, task, metric, filter) (trainer_task_score{{{RUN}}})",
-                "{{task}} {{metric}} {{filter}} {{run_id}}",
-            ),
-            span=24,
-        ),
+    ]
+
+
+def _of_preferences() -> list[timeseries.Panel]:
+    return [
         lines(
             "Rewards of answers",
             "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
@@ -73,7 +86,6 @@ def learning() -> list[Any]:
             unit="percentunit",
             low=0,
         ),
-        *of_updates(),
     ]
 
 
