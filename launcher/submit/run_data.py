@@ -44,6 +44,7 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
             hint="prepare it with `launch prepare`, as it was prepared for this run, and name that folder",
         )
     if not _equal(found.spec, data):
+        key = _other_set(found.spec, data) or key
         raise UserError(
             f"{key}: other tokens lie there (digest {found.spec.digest[:12]}) than those of this run "
             f"({data.digest[:12]}): {', '.join(_folders(found.spec))}",
@@ -77,6 +78,15 @@ def _equal(found: DataSpec, data: DataSpec) -> bool:
     if found.sets.keys() != data.sets.keys() or any(len(one) != len(like) for one, like in parts):
         return False
     return all(_equal_source(one, like) for one, like in zip(_by_place(found), _by_place(data), strict=True))
+
+
+def _other_set(found: DataSpec, data: DataSpec) -> str | None:
+    """The key of a set that holds other tokens, if it is that which differs."""
+    for name, sources in found.sets.items():
+        theirs = data.sets.get(name, ())
+        if len(sources) != len(theirs) or not all(map(_equal_source, sources, theirs)):
+            return f"validation.sets.{name}"
+    return None
 
 
 def _sets(data: DataSpec) -> list[tuple[TokenSource, ...]]:

@@ -1,4 +1,4 @@
-"""Several sets of held-out data: each measured whole at each validation, once whatever dies, and nothing else changed."""
+"""Several sets of held-out data: each measured whole, once at each validation whatever dies, and all else as it was."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_who_reads_the_rows(undisturbed: RunDir) -> None:
     assert header == ["step", "set", "loss", "perplexity", "bits_per_byte", "attempt"]
     assert [line[:2] for line in lines[-3:]] == [["12", "main"], ["12", "code"], ["12", "web"]]
     assert list(of_validation(rows[0])) == ["validation/loss", "validation/perplexity", "validation/bits_per_byte"]
-    assert list(of_validation(rows[-1]))[0] == "validation/web/loss"
+    assert next(iter(of_validation(rows[-1]))) == "validation/web/loss"
     last = {row.get("set") or "main": row["loss"] for row in rows[-3:]}
     assert state_of(undisturbed).validation_losses == pytest.approx(last)
     facts = Watched(undisturbed).refresh()
