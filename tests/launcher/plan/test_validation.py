@@ -23,7 +23,7 @@ def test_the_plan_shows_each_set_with_its_tokens() -> None:
     plan = plan_of(**KEYS)
     recipe = load_recipe(SMALL).recipe
     code = CodeSnapshot(folder="/x", launchyard="1", python="3", platform="p", packages={})
-    assert any("validation web · 13.0K tokens" in line for line in brief(plan, recipe, code))
+    assert any("validation web · 13k tokens" in line for line in brief(plan, recipe, code))
     text = full(plan, recipe, {}, code, "small.yaml")
     assert [line.split() for line in text if "/web/" in line] == [["validation", "web", one.folder] for one in WEB]
     trained = DATA.model_copy(update={"sets": {"web": DATA.train}})
