@@ -72,9 +72,7 @@ def test_what_is_refused_is_named(place: Path, big_vocabulary: str) -> None:
     prepare([str(place / "c.txt")], tokenizer=big_vocabulary, out=str(place / "other"))
     with pytest.raises(UserError, match=r"validation\.sets\.web: .*is not the one that made the tokens of .*other"):
         found(place, {"web": "other"})
-    with pytest.raises(
-        UserError, match=r"validation\.sets\.web: .*made/.* is not the one that made .*other"
-    ):
+    with pytest.raises(UserError, match=r"validation\.sets\.web: .*made/.* is not the one that made .*other"):
         found(place, {"web": "other"}, tokenizer=None, source="made", validation=None)
     with pytest.raises(MissingDataError, match=r"validation\.sets\.web: .*nowhere\.txt does not exist"):
         found(place, {"code": "c.txt", "web": "nowhere.txt"})
