@@ -303,4 +303,4 @@ def open_byte_lengths(run: RunDir, context: Context, on_event: OnEvent) -> torch
         except (OSError, ValueError, ImportError) as error:
             on_event(events.DATA_TROUBLE, message=f"bits per byte are not measured: {error}")
     lengths = from_rank_zero(lengths)
-    return None if lengths is None else torch.tensor(lengths)
+    return None if lengths is None else torch.tensor(lengths, device=context.device)

@@ -31,8 +31,7 @@ class WithBytes:
 
     def __call__(self, model: nn.Module, batch: MicroBatch, scale: float) -> Tensor:
         labels = batch.labels
-        lengths = self.lengths.to(labels.device)
-        n_bytes = lengths[labels[labels != IGNORE_INDEX]].sum()
+        n_bytes = (self.lengths[labels.clamp(min=0)] * (labels != IGNORE_INDEX)).sum()
         # In fp64: single bytes are lost in fp32 from 16 MB on.
         return torch.cat([self.objective(model, batch, scale).double(), scale * n_bytes.double()[None]])
 

@@ -24,6 +24,7 @@ from launchyard.model.weights.load import load
 from launchyard.run import events
 from launchyard.run.rows import ValidationRow
 from launchyard.run.rundir import RunDir
+from launchyard.training.data.row_store import RowStore
 from launchyard.training.spec import DataSpec, TokenSource
 from launchyard.training.telemetry.trackers.base import of_validation
 from tests.support.small_runs import (
@@ -31,10 +32,13 @@ from tests.support.small_runs import (
     final_weights,
     history,
     make_run,
+    pair,
+    row,
     run_workers,
     start_workers,
     write_chunks,
     write_data,
+    write_groups,
 )
 
 SEQ_LEN = 16
@@ -131,9 +135,9 @@ def test_figures_are_those_of_torch_on_the_same_tokens(undisturbed: RunDir, data
     assert all(ValidationRow.model_validate(row) for row in rows)
     whole = (np.cumsum(np.random.default_rng(0).integers(0, 3, 2501)) % VOCAB).astype(np.uint16)
     parts = {None: [np.resize(whole, 333)], **HELD_OUT}
-    for row in rows[3:]:
-        expected = by_hand(undisturbed, row["step"], parts[row.get("set")])
-        assert tuple(row[key] for key in FIGURES[2:]) == pytest.approx(expected, rel=1e-5), row
+    for one in rows[3:]:
+        expected = by_hand(undisturbed, one["step"], parts[one.get("set")])
+        assert tuple(one[key] for key in FIGURES[2:]) == pytest.approx(expected, rel=1e-5), one
 
 
 def test_some_batches_of_each(tmp_path: Path, data: DataSpec) -> None:
@@ -227,6 +231,55 @@ def test_sets_alone_without_a_tokenizer(tmp_path: Path, data: DataSpec) -> None:
     outcome = run.outcome(0)
     assert outcome is not None and "validation code.loss has not improved" in outcome.message
     assert any("web" in line for line in last_page(run, outcome))
+
+
+def test_of_conversations_the_answers_count(tmp_path: Path) -> None:
+    """Their labels alone: in the loss, and in the bytes."""
+    main, more = (
+        write_groups(str(tmp_path / name), map(row, numbers), seq_len=SEQ_LEN, epochs=1)
+        for name, numbers in (("main", range(60)), ("more", range(60, 90)))
+    )
+    data = main.model_copy(update={"sets": {"more": more.train}, "tokenizer": "tokenizer/tokenizer.json"})
+    keys = {
+        "data.kind": "instruct",
+        "train.max_steps": 4,
+        "checkpoint.every_steps": 4,
+        "validation.sets": {"more": "x"},
+    }
+    run = run_at(tmp_path / "run", data, keys)
+    run_workers(run, 1)
+    (found,) = (one for one in run.rows("validation") if one.get("set"))
+    model = load(run.path(run.checkpoint_dir(4)), device="cpu").transformer.eval()
+    store = RowStore(more.train[0].folder)
+    nats, count, n_bytes = 0.0, 0, 0
+    for one in map(store.row, range(len(store.lengths))):
+        ids = torch.from_numpy(one.ids)
+        wanted = torch.from_numpy(one.trained[1:])
+        with torch.no_grad():
+            logits = model(ids[None, :-1])[0][wanted]
+        nats += cross_entropy(logits.double(), ids[1:][wanted], reduction="sum").item()
+        count += int(wanted.sum())
+        n_bytes += int(LENGTHS[ids[1:][wanted]].sum())
+    expected = (nats / count, math.exp(nats / count), nats / math.log(2) / n_bytes)
+    assert tuple(found[key] for key in FIGURES[2:]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_pairs_there_are_rewards_and_no_perplexity(tmp_path: Path) -> None:
+    main, more = (
+        write_groups(str(tmp_path / name), map(pair, numbers), seq_len=24, epochs=1, together=2, validation=0.2)
+        for name, numbers in (("main", range(30)), ("more", range(30, 50)))
+    )
+    data = main.model_copy(update={"sets": {"more": more.train}, "tokenizer": "tokenizer/tokenizer.json"})
+    keys = {"data.kind": "preference", "data.seq_len": 24, "preference.loss": "simpo", "train.max_steps": 4,
+            "validation.sets": {"more": "x"}, "validation.every_steps": 2, "checkpoint.keep_best": 1,
+            "checkpoint.best_metric": "more.reward_accuracy"}  # fmt: skip
+    run = run_at(tmp_path / "run", data, keys)
+    run_workers(run, 1)
+    rows = list(run.rows("validation"))
+    assert [(one["step"], one.get("set")) for one in rows] == [(2, None), (2, "more"), (4, None), (4, "more")]
+    assert all("reward_margin" in one and not {"perplexity", "bits_per_byte"} & set(one) for one in rows)
+    best = max(rows[1::2], key=lambda one: (one["reward_accuracy"], -one["step"]))
+    assert pinned_step(run, "best") == best["step"]
 
 
 def test_who_reads_the_rows(undisturbed: RunDir) -> None:
