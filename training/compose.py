@@ -14,7 +14,7 @@ from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import frozen_names
 from launchyard.model.precision import PRECISIONS
-from launchyard.run import events
+from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
@@ -23,6 +23,7 @@ from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.sections.stability import StabilityConfig
+from launchyard.training.sections.validation import MAIN
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
@@ -111,7 +112,7 @@ def compose(
     rows = open_rows(run, world)
     checkpointer = open_checkpointer(run, context, instruments, rows)
     learner, resumed = load_learner(context, checkpointer, instruments)
-    data = open_readers(context, instruments.events)
+    data = open_readers(run, context, instruments.events)
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
@@ -264,8 +265,8 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 
 
-def open_readers(context: Context, on_event: OnEvent) -> Data:
-    """Readers of the data's kinds: of the training data, and of the held-out data."""
+def open_readers(run: RunDir, context: Context, on_event: OnEvent) -> Data:
+    """Readers of the data's kinds: of the training data, and of each set of held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
     from launchyard.training.loop.parts import Data
@@ -280,5 +281,27 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
     size = context.sizes.global_batch_size
     opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
     reader = opened(workload.data.train, training=True, warn=lambda text: on_event(events.DATA_TROUBLE, message=text))
-    validation = workload.data.validation
-    return Data(reader, opened(validation, training=False) if validation else None)
+    main = {MAIN: workload.data.validation} if workload.data.validation else {}
+    held_out = {name: opened(sources, training=False) for name, sources in {**main, **workload.data.sets}.items()}
+    return Data(reader, held_out, open_byte_lengths(run, context, on_event) if held_out else None)
+
+
+def open_byte_lengths(run: RunDir, context: Context, on_event: OnEvent) -> torch.Tensor | None:
+    """Bytes of the text of each token, (V,) int64; None of pairs, and where the tokenizer does not tell."""
+    import torch
+
+    from launchyard.training.distributed import from_rank_zero
+
+    workload = context.workload
+    if context.recipe.data.kind == "preference" or workload.data.tokenizer is None:
+        return None
+    lengths: list[int] | None = None
+    if context.world.is_main:
+        from launchyard.model.text.tokenizer import Tokenizer
+
+        try:
+            lengths = Tokenizer.load(run.path(layout.TOKENIZER_FOLDER)).byte_lengths(workload.model.padded_vocab_size)
+        except (OSError, ValueError, ImportError) as error:
+            on_event(events.DATA_TROUBLE, message=f"bits per byte are not measured: {error}")
+    lengths = from_rank_zero(lengths)
+    return None if lengths is None else torch.tensor(lengths, device=context.device)

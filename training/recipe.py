@@ -31,7 +31,11 @@ from launchyard.training.sections.train import ParallelConfig, TrainConfig
 from launchyard.training.sections.validation import ValidationConfig
 
 # Keys of a section of which a recipe holds one at most.
-EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
+EITHER_OR = {
+    "train": ("max_steps", "max_tokens", "max_epochs"),
+    "data": ("source", "mixture"),
+    "validation": ("every_steps", "every_epochs"),
+}
 
 
 class Recipe(Section):

@@ -34,6 +34,7 @@ QUIET = {
     "metrics.trackers": [],
     "metrics.prometheus": False,
     "validation.every_steps": None,
+    "validation.every_epochs": None,
     "validation.at_start": False,
     "validation.sample": None,
     "checkpoint.export": False,

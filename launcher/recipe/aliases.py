@@ -107,6 +107,8 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "early_stopping": "early_stop earlystopping",
     "checkpoint.async_save": "async_mode async_checkpoint",
     "validation.every_steps": "eval_interval eval_steps eval_every val_check_interval eval.interval validation.freq",
+    "validation.every_epochs": "check_val_every_n_epoch eval_epochs validation_epochs",
+    "validation.sets": "val_dataloaders val_datasets eval_datasets eval_dataset",
     "validation.max_batches": "eval_iters limit_val_batches max_eval_batches eval.max_iters validation.steps",
     "validation.at_start": "initial_validation",
     "validation": "eval evaluation",

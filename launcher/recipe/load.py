@@ -43,6 +43,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("tokenizer",),
     ("model", "init_from"),
     ("validation", "tasks"),
+    ("validation", "sets"),
 )
 _YAML = (".yaml", ".yml")
 _STDIN = "standard input"
@@ -304,7 +305,15 @@ def from_here(overrides: dict[str, Any]) -> dict[str, Any]:
 def paths_from(folder: str, overrides: Mapping[str, object]) -> dict[str, object]:
     """Resolves relative paths among dotted keys from a folder."""
     named = {".".join(path): path for path in _PATHS}
-    return {key: _full_paths(named[key], value, folder) if key in named else value for key, value in overrides.items()}
+    return {
+        key: _full_paths(named[key], value, folder) if key in named else _of_set(key, value, folder)
+        for key, value in overrides.items()
+    }
+
+
+def _of_set(key: str, value: object, folder: str) -> object:
+    """The same for one set alone, validation.sets.NAME."""
+    return _with_full_paths(value, folder) if key.startswith("validation.sets.") else value
 
 
 def _anchor(document: Document, folder: str) -> Document:
@@ -326,6 +335,8 @@ def _full_paths(path: tuple[str, ...], value: object, folder: str) -> object:
     """The value of one of _PATHS. Of tasks only files are meant: a folder may have the name of one by chance."""
     if path == ("validation", "tasks") and isinstance(value, list):
         return [_with_full_paths(name, folder) if str(name).endswith(_YAML) else name for name in value]
+    if path == ("validation", "sets") and isinstance(value, dict):
+        return {name: _with_full_paths(source, folder) for name, source in value.items()}
     return _with_full_paths(value, folder)
 
 

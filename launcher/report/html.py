@@ -19,12 +19,15 @@ from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
+from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 HERE = Path(__file__).parent
 MAX_LANES = 40  # a run of more attempts shows its last ones
 SMOOTH = 40  # a smooth curve is a mean over a fortieth of it
+_HELD_OUT_COLOURS = ("c1", "c2", "c3")
 _GOOD = ("completed", "running", "saving")
 _BAD = ("failed", "lost")
 
@@ -104,9 +107,10 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
     yield "Steps", f"{state.step:,}" if state.step is not None else "0", of
     if rows:
         yield "Loss", f"{rows[-1]['loss']:.3f}", f"from {rows[0]['loss']:.2f}"
-    if story.validation:
-        best = min(story.validation, key=lambda row: float(row["loss"]))
-        yield "Validation loss", f"{story.validation[-1]['loss']:.3f}", f"best {best['loss']:.3f} at {best['step']:,}"
+    for name, measured in _by_set(story.validation):
+        best = min(measured, key=lambda row: float(row["loss"]))
+        title = f"Validation loss, {name}" if name else "Validation loss"
+        yield title, f"{measured[-1]['loss']:.3f}", f"best {best['loss']:.3f} at {best['step']:,}"
     if rows:
         yield "Tokens", count(float(rows[-1]["tokens_seen"])), "trained on"
         speeds = [float(row["tokens_per_second"]) for row in rows]
@@ -120,6 +124,12 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
         yield "Attempts", str(many), _plural(story.preemptions, "preemption")
 
 
+def _by_set(rows: Sequence[JsonObject]) -> list[tuple[str, list[JsonObject]]]:
+    """Rows of validations by the set that they are of; the main one, which has no name, comes first."""
+    found = [(name, [row for row in rows if is_of_set(row, name)]) for name in ("", *sets_of(rows))]
+    return [(name, some) for name, some in found if some]
+
+
 def _plural(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
@@ -131,15 +141,17 @@ def _loss(story: Story) -> dict[str, Any] | None:
         return None
     raw = [(float(row["step"]), float(row["loss"])) for row in rows]
     lines = [Line(raw, "c0", faint=True), Line(_smooth(raw), "c0", "training")]
-    validation = [(float(row["step"]), float(row["loss"])) for row in story.validation]
-    if validation:
-        lines.append(Line(validation, "c1", "validation loss", dots=True))
+    named = []
+    for (name, measured), colour in zip(_by_set(story.validation), itertools.cycle(_HELD_OUT_COLOURS)):
+        points = [(float(row["step"]), float(row["loss"])) for row in measured]
+        lines.append(Line(points, colour, f"validation loss {name}".rstrip(), dots=True))
+        named.append((colour, f"validation {name}".rstrip()))
     marks = [
         Mark(float(one.started_from), f"attempt {one.attempt} went on from step {one.started_from}", "muted")
         for one in story.attempts
         if one.started_from
     ]
-    legend = [("c0", "training, smoothed over its steps"), *([("c1", "validation")] if validation else [])]
+    legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
     return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(rows, marks))}

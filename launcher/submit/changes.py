@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launchyard.errors import RecipeErrors
+from launchyard.launcher.data.resolve import SETS
 from launchyard.launcher.submit.run_data import PLACES
 from launchyard.training.recipe import EITHER_OR, Recipe
 from launchyard.training.sections.optimizer import ScheduleConfig
@@ -16,7 +17,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
     *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision", "train.bf16_rounding"),
-    *("train.ema_decay", "train.overfit_batches"),
+    *("train.ema_decay", "train.overfit_batches", SETS),
 )
 SCHEDULE = "data.mixture_schedule"  # except for this: the steps to come are not part of it
 # All others, by their effect.
@@ -34,9 +35,9 @@ EFFECTS = {
     "stability": TRAINING,
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
+    **dict.fromkeys(PLACES, MOVED),  # before `validation`, where some of them are
     **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),
     **dict.fromkeys(ENDS_EARLY, LAST),
-    **dict.fromkeys(PLACES, MOVED),
     SCHEDULE: MIXED,
 }
 
@@ -128,6 +129,8 @@ def _is_place(key: str, old: dict[str, object], new: dict[str, object]) -> bool:
     """Does a key only name a place, before and after? A share of held-out text does not."""
     if key in ("data.source", "data.mixture"):
         return True
+    if is_within(key, SETS):
+        return key in old and key in new
     return key in PLACES and isinstance(new.get(key), str) and not isinstance(old.get(key), float)
 
 
@@ -135,7 +138,8 @@ def places(changes: dict[str, object], before: Recipe, after: Recipe) -> dict[st
     """The keys that name a place of data anew, with full paths."""
     old = _flat(before.model_dump(mode="json"))
     new = _flat(after.model_dump(mode="json"))
-    named = {key: new[key] for key in PLACES if _is_place(key, old, new) and new.get(key) is not None}
+    keys = [*PLACES, *(key for key in new if is_within(key, SETS))]
+    named = {key: new[key] for key in keys if _is_place(key, old, new) and new.get(key) is not None}
     return {key: value for key, value in named.items() if key in changes or value != old.get(key)}
 
 

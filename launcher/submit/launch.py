@@ -153,6 +153,7 @@ def _data(
                 init_from=recipe.model.init_from,
                 base=loaded.base,
                 epochs=recipe.train.max_epochs,
+                sets=recipe.validation.sets,
             )
     except UserError as error:
         problems = all_problems(error)
@@ -192,7 +193,7 @@ def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
 
 def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
     """Returns the error of the data together with all problems apart from the data."""
-    keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
+    keys = ("validation.sets", "data.source", "data.mixture", "data.validation", "tokenizer")
     key = next((name for name in keys if name in str(error)), "data")
     problems = [f"{loaded.origin(key)}: {error}"]
     try:

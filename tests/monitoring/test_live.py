@@ -33,6 +33,7 @@ RECIPE: dict[str, Any] = {
     "name": "seen",
     "model": {**MODEL, "dim": 128, "ffn_dim": 512},
     "resources": {"nproc_per_node": 2, "max_failures": 2},
+    "tokenizer": str(recipe_folder() / "quickstart/tokenizer.json"),  # for bits per byte
     "data": {"source": "x/train", "validation": "x/validation", "seq_len": 16, "seed": 3},
     "train": {"max_steps": 100_000, "global_batch_size": 32, "seed": 1, "device": "cpu"},
     "checkpoint": {"every_steps": 100, "keep": 3},

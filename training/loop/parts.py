@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from launchyard.training.batching import Context
 from launchyard.training.checkpoint.checkpointer import Checkpointer
@@ -30,8 +30,13 @@ class Learner:
 
 @dataclass(frozen=True)
 class Data:
+    """held_out: what a validation measures, by the names of the sets. byte_lengths: (V,) int64, of the text of each
+    token; None where that is not known, or is no text.
+    """
+
     reader: Reader
-    held_out: Reader | None  # for validation
+    held_out: Mapping[str, Reader] = field(default_factory=dict)
+    byte_lengths: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.validation import MAIN
 from launchyard.training.spec import Workload
 from launchyard.training.stop import REASONS
 from launchyard.training.telemetry.exporter import Exporter
@@ -132,15 +133,17 @@ class Telemetry:
             "data_hash": f"{data_hash:016x}",
         }
         self.recorder.step(row, counts.tokens)
-        self._show_figures(means, "train")
+        self._show_figures(means, dataset="train", set="")
         for source, tokens in counts.by_source.items():
             self.exporter.set("trainer_source_tokens", tokens, source=source)
 
-    def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
+    def _show_figures(self, means: Mapping[str, float], **labels: str) -> None:
         """Those beside the loss, each a series of its own."""
         for name, value in means.items():
-            if name != "loss":
-                self.exporter.set(f"trainer_{name}", value, dataset=dataset)
+            if name in ("perplexity", "bits_per_byte"):
+                self.exporter.set(f"trainer_validation_{name}", value, set=labels["set"])
+            elif name != "loss":
+                self.exporter.set(f"trainer_{name}", value, **labels)
 
     def scaled(self, loss_scale: float, *, skipped: bool) -> None:
         """The scale of the loss after a step, and whether that step left the weights as they were."""
@@ -173,20 +176,17 @@ class Telemetry:
         self.exporter.state("validating")
         self.events(events.VALIDATING, step=step)
 
-    def validated(self, step: int, *, means: Mapping[str, float], seconds: float) -> None:
+    def validated(self, step: int, name: str, *, means: Mapping[str, float], seconds: float) -> None:
+        """The figures of one set. name: MAIN of that of data.validation, whose rows and events are without one."""
+        of = {} if name == MAIN else {"set": name}
         if self.rows.validations is not None:
-            row = {
-                "step": step,
-                **means,
-                "seconds": seconds,
-                "attempt": self._world.attempt,
-                "time": time.time(),
-            }
+            row = {"step": step, **of, **means, **self._stamp(seconds)}
             self.rows.validations.add(row)
             self.recorder.validated(row)
-        self.exporter.set("trainer_validation_loss", means["loss"], dataset="validation")
-        self._show_figures(means, "validation")
-        self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
+        labels = {"dataset": "validation", "set": name}
+        self.exporter.set("trainer_validation_loss", means["loss"], **labels)
+        self._show_figures(means, **labels)
+        self.events(events.VALIDATED, step=step, **of, loss=means["loss"], seconds=seconds)
 
     def ending_early(self, step: int, why: str) -> None:
         self.events(events.ENDING_EARLY, step=step, message=why)

@@ -36,7 +36,9 @@ def of_step(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
-    return {f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")}
+    where = f"validation/{row['set']}" if row.get("set") else "validation"
+    hidden = (*NOT_SHOWN, "set", "seconds")
+    return {f"{where}/{key}": float(value) for key, value in row.items() if key not in hidden and value is not None}
 
 
 def of_tasks(row: JsonObject) -> dict[str, float]:
