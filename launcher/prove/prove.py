@@ -33,6 +33,7 @@ POLL_SECONDS = 0.1
 QUIET = {
     "metrics.trackers": [],
     "metrics.prometheus": False,
+    "metrics.grad_norms": None,
     "validation.every_steps": None,
     "validation.at_start": False,
     "validation.sample": None,
