@@ -36,8 +36,8 @@ class StepRow(Means):
     )
     grad_norms: dict[str, float] | None = Field(
         default=None,
-        description="Of steps that metrics.grad_norms asks for: that norm by part of the model, `embed`, `blocks.0` and "
-        "so on; the root of the sum of their squares is grad_norm.",
+        description="Of steps that metrics.grad_norms asks for: that norm by part of the model, `embed`, `blocks.0` "
+        "and so on; the root of the sum of their squares is grad_norm.",
     )
     group_grad_norms: dict[str, float] | None = Field(
         default=None,
