@@ -27,12 +27,12 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import Recipe
 
-STEPS = 3
+FEW_STEPS = 3
 NEW_TOKENS = 16  # of the sample
 TASK_SAMPLES = 2
 # A few steps, one checkpoint and one validation of a batch, both at the end, on this machine; told to nobody.
 SMALL: dict[str, object] = {
-    "train.max_steps": STEPS,
+    "train.max_steps": FEW_STEPS,
     "validation.every_steps": None,
     "validation.at_start": False,
     "validation.max_batches": 1,

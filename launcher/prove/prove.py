@@ -36,6 +36,7 @@ QUIET = {
     "metrics.grad_norms": None,
     "validation.every_steps": None,
     "validation.at_start": False,
+    "validation.sanity_batches": None,
     "validation.sample": None,
     "checkpoint.export": False,
     "checkpoint.keep_best": None,

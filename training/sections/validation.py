@@ -34,6 +34,12 @@ class ValidationConfig(Section):
 
     every_steps: int | None = Field(default=None, ge=1, description="Measure every N steps; default: only at the end.")
     max_batches: int | None = Field(default=None, ge=1, description="Global batches measured; default: all there are.")
+    sanity_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="Before the first step measure so many global batches and record nothing, so that a validation "
+        "that cannot work ends the run at once; default: none.",
+    )
     at_start: bool = Field(default=False, description="Measure before the first step too.")
     ema: bool = Field(
         default=False, description="Measure the averaged weights (train.ema_decay) instead of those that train."
