@@ -322,7 +322,9 @@ def json_page() -> Iterator[str]:
     yield (
         "\n## `launch RECIPE`\n\nAn object. A dry run: `source`, `recipe` (all its keys: [recipe](recipe.md)), `code` "
         "(what `code.json` of the run would hold) and `plan`. A launch: `run_id`, `run_url`, `job` "
-        "([Job](run-directory.md#job)) and `plan`. The keys of `plan`, which are those of `plan.json`:\n"
+        "([Job](run-directory.md#job)) and `plan`. With `--fast-dev-run`: `run_id`, `passed`, what ran (`steps`, "
+        "`loss` of the last, `validations`, `checkpoints`, `samples`, `tasks`, `exported`, `seconds`) and `kept`, the "
+        "folder of one that failed, else null. The keys of `plan`, which are those of `plan.json`:\n"
     )
     yield "\n| key | type | meaning |\n|---|---|---|\n"
     for key, field in Plan.model_fields.items():

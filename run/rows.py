@@ -34,6 +34,15 @@ class StepRow(Means):
     grad_norm: float | None = Field(
         description="Global norm of the gradient, before clipping; null of a step that was skipped."
     )
+    grad_norms: dict[str, float] | None = Field(
+        default=None,
+        description="Of steps that metrics.grad_norms asks for: that norm by part of the model, `embed`, `blocks.0` "
+        "and so on; the root of the sum of their squares is grad_norm.",
+    )
+    group_grad_norms: dict[str, float] | None = Field(
+        default=None,
+        description="The same by rule of optimizer.groups, named by its pattern; `rest` is all the others.",
+    )
     lr: float = Field(description="Learning rate of this step.")
     tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
     source_tokens: dict[str, int] | None = Field(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.optim.grad_norms import GradNorms
     from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
@@ -120,7 +121,8 @@ def compose(
     points = list(open_points(run, context, telemetry, start_step=learner.state.step))
     guard = open_guard(context, learner, data, telemetry)
     objective = choose_objective(recipe)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard), resumed
+    norms = open_grad_norms(context, learner)
+    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard, norms), resumed
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -145,6 +147,19 @@ def open_guard(context: Context, learner: Learner, data: Data, telemetry: Teleme
     return Guard(
         context.recipe.stability, learner.state, telemetry, lambda step: named_samples(context, data, step - 1)
     )
+
+
+def open_grad_norms(context: Context, learner: Learner) -> GradNorms | None:
+    """The measure of the gradient by part; None where the recipe wants none."""
+    from launchyard.training.optim.grad_norms import GradNorms
+    from launchyard.training.parallel import mesh_shape
+
+    recipe = context.recipe
+    every = recipe.metrics.grad_norms
+    if every is None:
+        return None
+    copies, _ = mesh_shape(recipe.parallel, context.world.world_size)
+    return GradNorms(learner.model, recipe.optimizer.groups, every=every, copies=copies)
 
 
 def choose_objective(recipe: Recipe) -> Objective:

@@ -33,9 +33,11 @@ POLL_SECONDS = 0.1
 QUIET = {
     "metrics.trackers": [],
     "metrics.prometheus": False,
+    "metrics.grad_norms": None,
     "validation.every_steps": None,
     "validation.every_epochs": None,
     "validation.at_start": False,
+    "validation.sanity_batches": None,
     "validation.sample": None,
     "checkpoint.export": False,
     "checkpoint.keep_best": None,

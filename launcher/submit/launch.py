@@ -32,7 +32,7 @@ from launchyard.launcher.backends.request import After
 from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
-from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
+from launchyard.launcher.recipe.load import LoadedRecipe, read_recipe
 from launchyard.launcher.runs.pinned import pinned_checkpoint
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.beside import beside_run, remove_beside
@@ -49,6 +49,7 @@ from launchyard.storage import retry
 from launchyard.storage.files import typed_path
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.redact import redact
+from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, TokenSource
 
 if TYPE_CHECKING:
@@ -59,17 +60,18 @@ if TYPE_CHECKING:
 class Follow(Protocol):
     """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, a layer above this one."""
 
-    def __call__(self, run: RunDir, *, job: Job | None = None) -> int: ...
+    def __call__(self, run: RunDir, *, job: Job | None = None, brief: bool = False) -> int: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command line."""
+    """The arguments of the command line. reshape: more keys, which depend on the recipe."""
 
     recipe: str
     cluster: str
     overrides: dict[str, Any]
     run_url: str | None = None
+    reshape: Callable[[Recipe], dict[str, object]] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
 
     cluster = load_cluster(request.cluster)
     reach_storage(cluster)
-    loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
+    unchecked = read_recipe(request.recipe, defaults=recipe_defaults(cluster))
+    loaded = unchecked.check(request.overrides)
+    if request.reshape is not None:
+        loaded = unchecked.check({**request.overrides, **request.reshape(loaded.recipe)})
     run_id = new_run_id(loaded.recipe.name)
     run = new_place(cluster, request.run_url, run_id)
     return ready_at(run, loaded, cluster, run_id=run_id, code=take_snapshot(Path.cwd()), dry_run=dry_run)

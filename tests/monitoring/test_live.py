@@ -38,7 +38,8 @@ RECIPE: dict[str, Any] = {
     "train": {"max_steps": 100_000, "global_batch_size": 32, "seed": 1, "device": "cpu"},
     "checkpoint": {"every_steps": 100, "keep": 3},
     "validation": {"every_steps": 150},
-    "metrics": {"peak_flops": 1e11},
+    "metrics": {"peak_flops": 1e11, "grad_norms": 10},
+    "optimizer": {"groups": [{"match": "*norm*", "weight_decay": 0.0}]},
 }
 # Series of the second run, which learns from pairs in two files and is asked a task.
 OF_THE_SECOND = ("trainer_reward_", "trainer_source_tokens", "trainer_task_score")

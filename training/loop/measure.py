@@ -22,8 +22,13 @@ class Measured:
     seconds: float
 
 
-def measure(parts: Parts, interrupted: Callable[[], bool]) -> dict[str, Measured] | None:
-    """All sets or none: None if `interrupted` (asked of all ranks) cut it, in whichever set."""
+def measure(
+    parts: Parts, interrupted: Callable[[], bool], *, max_batches: int | None = None
+) -> dict[str, Measured] | None:
+    """All sets or none: None if `interrupted` (asked of all ranks) cut it, in whichever set.
+
+    max_batches: of each set; by default as the recipe has it.
+    """
     context = parts.context
     objective = with_bytes(parts.objective, parts.data.byte_lengths)
     found = {}
@@ -36,7 +41,7 @@ def measure(parts: Parts, interrupted: Callable[[], bool]) -> dict[str, Measured
             sizes=context.sizes,
             data_rank=context.data_rank,
             device=context.device,
-            max_batches=context.recipe.validation.max_batches,
+            max_batches=max_batches or context.recipe.validation.max_batches,
             interrupted=interrupted,
         )
         if means is None:

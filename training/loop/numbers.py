@@ -18,7 +18,7 @@ from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
 from launchyard.training.spec import source_names
 from launchyard.training.step import StepTimes, UpdateRules, overflowed, train_step
-from launchyard.training.telemetry.telemetry import TokenCounts
+from launchyard.training.telemetry.telemetry import GradientNorm, TokenCounts
 
 
 class NonFiniteError(Exception):
@@ -48,6 +48,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     ramp_balance(context, learner.model, number - 1)
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     accepts = None if parts.guard is None else partial(parts.guard.accepts, number)
+    observe = None if parts.grad_norms is None else parts.grad_norms.observer(number)
     objective = parts.objective
     state = learner.state
     if state.loss_scale is not None:
@@ -60,7 +61,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
         number=number - state.skipped_steps,
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
-        rules=UpdateRules(copies, context.recipe.train.max_grad_value, accepts),
+        rules=UpdateRules(copies, context.recipe.train.max_grad_value, accepts, observe),
         objective=objective,
         times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
     )
@@ -92,7 +93,7 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     telemetry.step(
         pending.step + 1,
         means=means,
-        grad_norm=None if skipped else norm,
+        gradient=GradientNorm() if skipped else gradient_norm(parts, pending.step + 1, norm),
         lr=pending.lr,
         counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen, ledger(parts, pending.step + 1)),
         waited=pending.waited,
@@ -100,6 +101,12 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     )
     if pending.loss_scale is not None:
         telemetry.scaled(pending.loss_scale, skipped=skipped)
+
+
+def gradient_norm(parts: Parts, number: int, norm: float) -> GradientNorm:
+    if parts.grad_norms is None:
+        return GradientNorm(norm)
+    return GradientNorm(norm, *parts.grad_norms.take(number))
 
 
 def ledger(parts: Parts, steps: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from launchyard.training.checkpoint.state import TrainState
 from launchyard.training.data.reader import Reader
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.grad_norms import GradNorms
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.telemetry import Telemetry
@@ -52,6 +53,7 @@ class Parts:
     objective: Objective
     points: Sequence[Point] = ()  # what checkpoints are asked
     guard: Guard | None = None
+    grad_norms: GradNorms | None = None
 
 
 @dataclass(frozen=True)

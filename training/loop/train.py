@@ -24,6 +24,7 @@ from launchyard.training.loop.boundary import (
 )
 from launchyard.training.loop.numbers import Pending, finish, run_step
 from launchyard.training.loop.parts import Data, Parts
+from launchyard.training.loop.sanity import check_validation
 from launchyard.training.optim.schedule import planned_lr
 from launchyard.training.stability.guard import RewindError
 from launchyard.training.stability.rewind import go_back
@@ -35,6 +36,7 @@ STOP_CHECK_SECONDS = 0.5  # while waiting for data
 def train(parts: Parts) -> str | None:
     """Train to the last step; the agreed reason if the run was asked to stop before (the state is saved then)."""
     learner = parts.learner
+    check_validation(parts)
     while True:
         try:
             return train_on(parts)

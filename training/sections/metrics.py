@@ -22,6 +22,12 @@ class MetricsConfig(Section):
         gt=0,
         description="Operations per second that one device could do, for MFU; default: known of many GPUs, in bf16.",
     )
+    grad_norms: int | None = Field(
+        default=None,
+        ge=1,
+        description="Measure the gradient's norm by part of the model too, every N steps, and by rule of "
+        "optimizer.groups; default: off, which costs nothing.",
+    )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
         default=[],
         description="Trackers that also get the rows; each but csv needs its package, an extra of that name.",

@@ -71,6 +71,12 @@ class ValidationConfig(Section):
     max_batches: int | None = Field(
         default=None, ge=1, description="Global batches measured, of each set; default: all there are."
     )
+    sanity_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="Before the first step measure so many global batches and record nothing, so that a validation "
+        "that cannot work ends the run at once; default: none.",
+    )
     at_start: bool = Field(default=False, description="Measure before the first step too.")
     ema: bool = Field(
         default=False, description="Measure the averaged weights (train.ema_decay) instead of those that train."

@@ -89,6 +89,8 @@ _HELD_OUT = ("dataset", "set")
 LEARNING = (
     Metric("trainer_loss", "gauge", "Training loss of the last step, nats per token; of preferences per pair."),
     Metric("trainer_grad_norm", "gauge", "Global gradient norm of the last step, before clipping."),
+    Metric("trainer_part_grad_norm", "gauge", "Of `metrics.grad_norms`: that norm by part of the model.", ("part",)),
+    Metric("trainer_group_grad_norm", "gauge", "The same by rule of `optimizer.groups`.", ("group",)),
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
     Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", _HELD_OUT),
     Metric("trainer_validation_perplexity", "gauge", "exp of that loss; of text.", ("set",)),

@@ -69,6 +69,15 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class GradientNorm:
+    """Of a step, before clipping. whole: None of one that was skipped; by_part, by_group: empty where not measured."""
+
+    whole: float | None = None
+    by_part: Mapping[str, float] = field(default_factory=dict)
+    by_group: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Harm:
     """A step that the guard of training/stability/ has found. usual: the loss before it, once that is known."""
 
@@ -108,21 +117,20 @@ class Telemetry:
         number: int,
         *,
         means: Mapping[str, float],
-        grad_norm: float | None,
+        gradient: GradientNorm,
         lr: float,
         counts: TokenCounts,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it.
-
-        grad_norm: None of a step that was skipped.
-        """
+        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it."""
         seconds = self.meter.lap()
         row = {
             "step": number,
             **means,
-            "grad_norm": grad_norm,
+            "grad_norm": gradient.whole,
+            **({"grad_norms": dict(gradient.by_part)} if gradient.by_part else {}),
+            **({"group_grad_norms": dict(gradient.by_group)} if gradient.by_group else {}),
             "lr": lr,
             "tokens_seen": counts.seen,
             **({"source_tokens": dict(counts.by_source)} if counts.by_source else {}),
@@ -136,6 +144,10 @@ class Telemetry:
         self._show_figures(means, dataset="train", set="")
         for source, tokens in counts.by_source.items():
             self.exporter.set("trainer_source_tokens", tokens, source=source)
+        for part, norm in gradient.by_part.items():
+            self.exporter.set("trainer_part_grad_norm", norm, part=part)
+        for group, norm in gradient.by_group.items():
+            self.exporter.set("trainer_group_grad_norm", norm, group=group)
 
     def _show_figures(self, means: Mapping[str, float], **labels: str) -> None:
         """Those beside the loss, each a series of its own."""

@@ -106,4 +106,12 @@ def of_updates() -> list[timeseries.Panel]:
             unit="sci",
             low=0,
         ),
+        lines(
+            "Gradient norm by part",
+            "Of `metrics.grad_norms` alone: parts keep their order; one that leaves the others names where it begins.",
+            (f"max by (run_id, part) (trainer_part_grad_norm{{{RUN}}})", "{{part}} {{run_id}}"),
+            (f"max by (run_id, group) (trainer_group_grad_norm{{{RUN}}})", "group {{group}} {{run_id}}"),
+            span=24,
+            low=0,
+        ),
     ]
