@@ -24,6 +24,7 @@ from launchyard.training.sections.metrics import MetricsConfig
 from launchyard.training.sections.model import ModelSection
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
+from launchyard.training.sections.profile import ProfileConfig
 from launchyard.training.sections.resources import ResourcesConfig, WatchdogConfig
 from launchyard.training.sections.section import Section
 from launchyard.training.sections.stability import StabilityConfig
@@ -60,6 +61,7 @@ class Recipe(Section):
     validation: ValidationConfig = ValidationConfig()
     early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
+    profile: ProfileConfig | None = None
     watchdog: WatchdogConfig = WatchdogConfig()
 
 

@@ -20,6 +20,7 @@ from launchyard.launcher.plan.optimizer import optimizer_problems, planned_check
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
+from launchyard.launcher.plan.profile import profile_problems
 from launchyard.launcher.plan.regularised import misfits, with_regularisers
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -92,6 +93,7 @@ def make_plan(
     _check_secrets(recipe, run_url, draft)
     _check(recipe, cluster, data, model, device, host, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
+    draft.problems.extend(profile_problems(recipe, data.spec, nnodes * nproc))
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec)
