@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.profile.profiler import Profiler
     from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
@@ -117,7 +118,8 @@ def compose(
     points = list(open_points(run, context, telemetry, start_step=learner.state.step))
     guard = open_guard(context, learner, data, telemetry)
     objective = choose_objective(recipe)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard), resumed
+    profiler = open_profiler(run, context, learner, instruments)
+    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, profiler, points, guard), resumed
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -141,6 +143,24 @@ def open_guard(context: Context, learner: Learner, data: Data, telemetry: Teleme
         return None
     return Guard(
         context.recipe.stability, learner.state, telemetry, lambda step: named_samples(context, data, step - 1)
+    )
+
+
+def open_profiler(run: RunDir, context: Context, learner: Learner, instruments: Instruments) -> Profiler:
+    """For the steps that the recipe names, and those that somebody asks for."""
+    from launchyard.training.profile.profiler import Profiler
+    from launchyard.training.profile.requests import Requests, windows_of
+    from launchyard.training.profile.trace import Traced
+    from launchyard.training.profile.writing import TraceWriter
+
+    world = context.world
+    compiled = context.recipe.parallel.compile
+    return Profiler(
+        Traced(learner.model, instruments.clock, context.device, compiled=compiled),
+        windows_of(context.recipe.profile, world.rank),
+        Requests(world.scratch, world.rank),
+        TraceWriter(run, world, instruments.events),
+        instruments.events,
     )
 
 

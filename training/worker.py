@@ -182,6 +182,7 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     clock.enter("checkpoint_blocking")  # only writes remain
     for rows in progress.rows:
         rows.flush(sync=True)
+    parts.profiler.wait(LEAVE_SECONDS[reason in HURRIED])
     if world.is_main:
         finish_attempt(run, parts, reason)
     leave(run, parts, pulse, reason)

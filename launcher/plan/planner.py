@@ -91,9 +91,8 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
-    _check(recipe, cluster, data, model, device, host, draft)
+    _check(recipe, cluster, data, model, device, host, nnodes * nproc, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
-    draft.problems.extend(profile_problems(recipe, data.spec, nnodes * nproc))
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec)
@@ -444,13 +443,14 @@ def _check(
     model: ModelConfig | None,
     device: str,
     host: HostFacts,
+    workers: int,
     draft: _Draft,
 ) -> None:
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
-    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe)])
+    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe), *profile_problems(recipe, spec, workers)])
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if train.max_epochs is not None and len(spec.train) > 1:

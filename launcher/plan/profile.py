@@ -18,7 +18,10 @@ def profile_problems(recipe: Recipe, data: DataSpec, world_size: int) -> Iterato
     with contextlib.suppress(ValueError):  # a problem of its own: the length is unknown
         max_steps = count_steps(recipe, data)
         if (last := max(last for _, last in wanted.windows)) > max_steps:
-            yield "profile.steps", f"step {last} is never made: the run has {max_steps}; name steps from 1 to {max_steps}"
+            yield (
+                "profile.steps",
+                f"step {last} is never made: the run has {max_steps}; name steps from 1 to {max_steps}",
+            )
     missing = [] if wanted.ranks == "all" else [rank for rank in wanted.ranks if rank >= world_size]
     if missing:
         ranks = f"{', '.join(map(str, missing))}: there {'is' if world_size == 1 else 'are'} {world_size}"

@@ -56,6 +56,7 @@ def train_on(parts: Parts) -> str | None:
     telemetry.meter.reset()
     try:
         for step in range(state.step, final_step(parts)):
+            parts.profiler.begin(step + 1)
             clock.enter("data_wait")
             began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
@@ -85,6 +86,7 @@ def train_on(parts: Parts) -> str | None:
                 pending = None
         finish(parts, pending)
     finally:
+        parts.profiler.end()
         feed.close()
     return after_last_step(parts)
 

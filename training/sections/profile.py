@@ -11,19 +11,19 @@ from launchyard.training.sections.section import Section
 
 MOST_STEPS = 100  # of a window: all its events lie in memory until it ends
 
-Steps = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]  # first and last, counted from 1
-Ranks = list[Annotated[int, Field(ge=0)]] | Literal["all"]
+StepWindow = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]  # first and last, counted from 1
+TracedRanks = list[Annotated[int, Field(ge=0)]] | Literal["all"]
 
 
 class ProfileConfig(Section):
     """Traces of chosen steps, on chosen ranks, for Perfetto. Default: none; `launch profile RUN --steps` asks for them
     while a run trains."""
 
-    steps: Steps | list[Steps] = Field(
+    steps: StepWindow | list[StepWindow] = Field(
         description=f"First and last step that is traced, counted from 1: [10, 12]; or several such windows, of "
         f"{MOST_STEPS} steps at most."
     )
-    ranks: Ranks = Field(default=[0], description="Workers that trace, by rank; or all.")
+    ranks: TracedRanks = Field(default=[0], description="Workers that trace, by rank; or all.")
     memory: bool = Field(
         default=False,
         description="Trace what is allocated and freed, too; on a GPU also a snapshot with the stack of each "
@@ -33,7 +33,7 @@ class ProfileConfig(Section):
     stacks: bool = Field(default=False, description="Python stacks of operators; much slower, and larger.")
 
     @property
-    def windows(self) -> list[Steps]:
+    def windows(self) -> list[StepWindow]:
         return [self.steps] if isinstance(self.steps, tuple) else self.steps
 
     def traces(self, rank: int) -> bool:
@@ -43,11 +43,9 @@ class ProfileConfig(Section):
     @classmethod
     def _pairs(cls, value: object) -> object:
         """Told in words: the alternatives of a union each have an error of their own."""
-        windows = value if isinstance(value, list) and any(isinstance(one, list | tuple) for one in value) else [value]
-        for one in windows:
-            if not isinstance(one, list | tuple) or len(one) != 2:
-                raise ValueError(f"{one} is no window; give its first and its last step, such as [10, 12]")
-        return value
+        if isinstance(value, list) and any(isinstance(one, list | tuple) for one in value):
+            return [_pair(one) for one in value]
+        return _pair(value)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -63,7 +61,13 @@ class ProfileConfig(Section):
         return self
 
 
-def _check_window(window: Steps) -> None:
+def _pair(value: object) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{value} is no window; give its first and its last step, such as [10, 12]")
+    return tuple(value)
+
+
+def _check_window(window: StepWindow) -> None:
     """ValueError for one that ends before it begins, or is too long."""
     first, last = window
     if last < first:
