@@ -318,8 +318,8 @@ ENTRIES = (
           "Prometheus metrics: [Target](run-directory.md#target)."),
     Entry(f"{ATTEMPTS}/NNNN/stalls/node-N.json", "agent", "while all its workers wait, on several nodes", "Last time "
           "of that, as `time`."),
-    Entry(f"{ATTEMPTS}/NNNN/phases/NNNNN.json", "worker", "at its clean end", "Its time by phase: `rank`, `steps`, "
-          "`seconds`."),
+    Entry(f"{ATTEMPTS}/NNNN/phases/NNNNN.json", "worker", "at its clean end, of several", "Its time by phase: "
+          "`rank`, `seconds`."),
     Entry(f"{ATTEMPTS}/NNNN/logs/rank-NNNNN.log", "worker", "all along", "Output of a worker."),
     Entry(f"{ATTEMPTS}/NNNN/logs/node-N.log", "agent", "all along", "Output of torchrun on a node."),
     Entry(f"{ATTEMPTS}/NNNN/{OUTCOME}", "rank 0, else the agent of node 0", "at the end of the attempt", "Its "

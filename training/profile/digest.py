@@ -172,7 +172,9 @@ def _add(found: dict[str, Spent], name: str, seconds: float, *, outer: str | Non
 
 def _module(name: str) -> str | None:
     """Its place in the network, the same for all layers; None of another range."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name.removeprefix(MODULE_RANGE)) if name.startswith(MODULE_RANGE) else None
+    if not name.startswith(MODULE_RANGE):
+        return None
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name.removeprefix(MODULE_RANGE))
 
 
 if __name__ == "__main__":
