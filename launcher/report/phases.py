@@ -18,7 +18,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.telemetry.phases import PHASES
 
-READERS = 16  # files of ranks that are read at a time
+RANKS_AT_ONCE = 16  # files of ranks that are read at a time
 ONCE = ("init",)  # phases that no step has a part of
 
 
@@ -60,14 +60,14 @@ def read_phases(run: RunDir) -> Iterator[AttemptPhases]:
     for attempt in run.attempts():
         rows = list(run.attempt_rows(layout.STEPS, attempt))
         if rows:
-            yield phases_of(attempt, rows, run.events(attempt), ranks=read_ranks(run, attempt))
+            yield phases_of(attempt, [Recorded(rows, run.events(attempt))], ranks=read_rank_phases(run, attempt))
 
 
-def read_ranks(run: RunDir, attempt: int) -> dict[int, Mapping[str, float]]:
+def read_rank_phases(run: RunDir, attempt: int) -> dict[int, Mapping[str, float]]:
     """Seconds by phase, of each rank that has written them."""
     folder = layout.phases_folder(attempt)
     names = [f"{folder}/{name}" for name in run.listdir(folder) if layout.is_json(name)]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(RANKS_AT_ONCE) as pool:
         found = [record for record in pool.map(run.find_json, names) if record is not None]
     return {record["rank"]: record["seconds"] for record in found if _is_record(record)}
 
@@ -76,23 +76,41 @@ def _is_record(record: JsonObject) -> bool:
     return isinstance(record.get("rank"), int) and isinstance(record.get("seconds"), dict)
 
 
-def phases_of(
-    attempt: int, rows: Sequence[JsonObject], events: Sequence[JsonObject], *, ranks: Mapping[int, Mapping[str, float]]
-) -> AttemptPhases:
-    """rows, events: of one attempt, or of several as one."""
-    finished = [event["seconds"] for event in events if event.get("event") == FINISHED]
-    steps = [row.get("phases") or {} for row in rows]
-    totals = dict(finished[-1]) if len(finished) == 1 else {}
-    for phase in () if totals else PHASES:
-        totals[phase] = sum(step.get(phase, 0.0) for step in steps)
-    whole = sum(totals.values())
+@dataclass(frozen=True)
+class Recorded:
+    """What rank 0 has left of one attempt."""
+
+    rows: Sequence[JsonObject]
+    events: Sequence[JsonObject]
+
+    @property
+    def finished(self) -> Mapping[str, float] | None:
+        """Seconds by phase of all of it; None if it did not end by itself."""
+        ends = [event.get("seconds") for event in self.events if event.get("event") == FINISHED]
+        return ends[-1] if ends and isinstance(ends[-1], dict) else None
+
+    @property
+    def steps(self) -> list[Mapping[str, float]]:
+        return [row.get("phases") or {} for row in self.rows]
+
+    def total(self, phase: str) -> float:
+        if self.finished is not None:
+            return float(self.finished.get(phase, 0.0))
+        return sum(float(step.get(phase, 0.0)) for step in self.steps)
+
+
+def phases_of(attempt: int, parts: Sequence[Recorded], *, ranks: Mapping[int, Mapping[str, float]]) -> AttemptPhases:
+    """parts: that attempt, or several as one."""
+    totals = {phase: sum(part.total(phase) for part in parts) for phase in PHASES}
+    steps = [step for part in parts for step in part.steps]
+    seconds = sum(totals.values())
     phases = [
-        _of_phase(phase, float(totals[phase]), whole, steps, {rank: of.get(phase, 0.0) for rank, of in ranks.items()})
-        for phase in PHASES
-        if totals.get(phase)
+        _of_phase(phase, spent, seconds, steps, {rank: of.get(phase, 0.0) for rank, of in ranks.items()})
+        for phase, spent in sorted(totals.items(), key=lambda item: -item[1])
+        if spent
     ]
-    longest_first = sorted(phases, key=lambda one: -one.seconds)
-    return AttemptPhases(attempt, len(rows), round(whole, 3), bool(finished), tuple(longest_first))
+    whole = all(part.finished is not None for part in parts)
+    return AttemptPhases(attempt, len(steps), round(seconds, 3), whole, tuple(phases))
 
 
 def _of_phase(
@@ -145,14 +163,11 @@ def phase_table(found: AttemptPhases) -> tuple[list[str], list[list[str]]]:
 # -- on a page -------------------------------------------------------------------------------------------------------
 def page_phases(story: Story) -> JsonObject | None:
     """Of all attempts as one; over the ranks, if there is one attempt only."""
-    rows = [row for one in story.attempts for row in one.rows]
-    if not rows:
+    parts = [Recorded(one.rows, one.events) for one in story.attempts]
+    if not any(part.rows for part in parts):
         return None
-    of_ranks: Mapping[int, Mapping[str, float]] = {}
-    if len(story.attempts) == 1:
-        of_ranks = read_ranks(story.run, story.attempts[0].attempt)
-    events = [event for one in story.attempts for event in one.events]
-    found = phases_of(story.attempts[-1].attempt, rows, events, ranks=of_ranks)
+    last = story.attempts[-1].attempt
+    found = phases_of(last, parts, ranks=read_rank_phases(story.run, last) if len(parts) == 1 else {})
     head, cells = phase_table(found)
     said = f"Time of rank 0 in {found.steps:,} steps, {duration(found.seconds)}; what a step took in milliseconds."
     return {"said": said, "head": [word.lower() for word in head], "rows": cells, "numbers": range(1, len(head))}
