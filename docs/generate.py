@@ -287,8 +287,8 @@ SWEEP_JSON = (
 
 
 PHASES_JSON = (
-    "A list, one for each attempt that has made a step; `phases` are objects with `phase`, `seconds`, `share`, of a step "
-    "`mean`, `p50`, `p95` and `max`, and `ranks`: seconds by rank."
+    "A list, one for each attempt that has made a step; `phases` are objects with `phase`, `seconds`, `share`, of a "
+    "step `mean`, `p50`, `p95` and `max`, and `ranks`: seconds by rank."
 )
 
 

@@ -40,6 +40,7 @@ QUIET = {
     "checkpoint.keep_best": None,
     "early_stopping": None,
     "profile": None,
+    "train.max_time": None,
     "resources.nodes": 1,
     "resources.max_failures": 0,
 }
