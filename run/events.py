@@ -157,7 +157,7 @@ EVENTS = (
         "step": "The first in it, counted from 1.", "last": "The last in it.", "file": "In the run directory.",
         "bytes": "Of it.",
     }),
-    Event(NOT_PROFILED, "training/profile/profiler.py", "Steps are not traced; training goes on.", {
+    Event(NOT_PROFILED, "training/profile/writing.py", "Steps are not traced; training goes on.", {
         "message": "Why.",
     }),
     Event(STOPPING, "training/telemetry/telemetry.py", "All ranks have agreed to stop after this step.", {

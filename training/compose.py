@@ -162,7 +162,6 @@ def open_profiler(run: RunDir, context: Context, learner: Learner, instruments: 
         windows_of(context.recipe.profile, world.rank),
         Requests(world.scratch, world.rank),
         TraceWriter(run, world, instruments.events),
-        instruments.events,
     )
 
 

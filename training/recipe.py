@@ -20,11 +20,10 @@ from launchyard.storage.errors import DamagedError
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
 from launchyard.training.sections.early_stopping import EarlyStoppingConfig
-from launchyard.training.sections.metrics import MetricsConfig
+from launchyard.training.sections.metrics import MetricsConfig, ProfileConfig
 from launchyard.training.sections.model import ModelSection
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
-from launchyard.training.sections.profile import ProfileConfig
 from launchyard.training.sections.resources import ResourcesConfig, WatchdogConfig
 from launchyard.training.sections.section import Section
 from launchyard.training.sections.stability import StabilityConfig

@@ -17,7 +17,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.storage.damage import JsonObject
 from launchyard.training.profile.tables import phase_rows, spent_rows
-from launchyard.training.sections.profile import ProfileConfig
+from launchyard.training.sections.metrics import ProfileConfig
 
 AHEAD_SECONDS = {True: 3.0, False: 20.0}  # local run directory, remote one: until a request has reached all workers
 MOST_SHOWN = 8  # on a page, in full

@@ -10,11 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launchyard.run import events
 from launchyard.training.profile.requests import Requests, Window, not_before
 from launchyard.training.profile.trace import Trace, Traced
 from launchyard.training.profile.writing import TraceWriter
-from launchyard.training.telemetry.events import OnEvent
 
 LOOK_SECONDS = 1.0  # between two looks for a request
 NEVER = sys.maxsize
@@ -29,13 +27,11 @@ class Profiler:
         windows: Sequence[Window],
         requests: Requests,
         writer: TraceWriter,
-        on_event: OnEvent,
     ) -> None:
         self._subject = subject
         self._windows = list(windows)
         self._requests = requests
         self._writer = writer
-        self._on_event = on_event
         self._trace: Trace | None = None
         self._warms_up = False  # the trace that runs is not kept
         self._due = 0  # the step at which there is something to do
@@ -48,7 +44,7 @@ class Profiler:
         try:
             self._look(step)
             self._turn(step)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError) as error:
             self._give_up(error)
 
     def end(self) -> None:
@@ -67,7 +63,10 @@ class Profiler:
         if now < self._look_at:
             return
         self._look_at = now + LOOK_SECONDS
-        self._windows += [not_before(window, step + 1) for window in self._requests.news()]
+        try:
+            self._windows += [not_before(window, step + 1) for window in self._requests.news()]
+        except ValueError as error:
+            self._writer.not_traced(f"the request makes no sense: {error}")
 
     def _turn(self, step: int) -> None:
         if self._trace is not None and not self._warms_up and step <= self._trace.window.last:
@@ -96,4 +95,4 @@ class Profiler:
         self._trace = None
         self._subject.clock.ranges = None
         self._due = NEVER
-        self._on_event(events.NOT_PROFILED, message=f"{type(error).__name__}: {error}")
+        self._writer.not_traced(f"{type(error).__name__}: {error}")

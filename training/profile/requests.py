@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from launchyard.training.sections.profile import ProfileConfig
+from launchyard.training.sections.metrics import ProfileConfig
 
 REQUEST_FILE = "profile"  # in the folder that an agent shares with its workers
 

@@ -48,6 +48,10 @@ class TraceWriter:
         self._threads.append(thread)
         thread.start()
 
+    def not_traced(self, message: str) -> None:
+        """Tell that steps are not traced, or that their trace is lost."""
+        self._on_event(events.NOT_PROFILED, message=message)
+
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for thread in self._threads:
@@ -64,7 +68,7 @@ class TraceWriter:
                 n_bytes = len(raw)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or str(error)
-            self._on_event(events.NOT_PROFILED, message=f"{stem}: {said.strip()}")
+            self.not_traced(f"{stem}: {said.strip()}")
             return
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from launchyard.launcher.format import json_text, size, table
 from launchyard.launcher.report.profiles import Profile
 from launchyard.run.rundir import RunDir
 from launchyard.storage.redact import redact
-from launchyard.training.sections.profile import ProfileConfig, TracedRanks
+from launchyard.training.sections.metrics import ProfileConfig, TracedRanks
 
 
 @click.command()

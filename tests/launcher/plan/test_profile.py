@@ -9,7 +9,7 @@ import pytest
 from launchyard.launcher.plan.profile import profile_problems
 from launchyard.training.profile.requests import Window, not_before, windows_of
 from launchyard.training.recipe import Recipe, apply_overrides
-from launchyard.training.sections.profile import MOST_STEPS, ProfileConfig
+from launchyard.training.sections.metrics import MOST_STEPS, ProfileConfig
 from launchyard.training.spec import DataSpec, TokenSource
 from tests.support.small_runs import RECIPE
 

@@ -168,6 +168,20 @@ def test_a_live_run_is_asked_through_its_agent(tmp_path: Path, data: DataSpec, m
     assert found.first > 10 and found.last == found.first + 2
 
 
+def test_a_request_that_makes_no_sense_is_told(
+    tmp_path: Path, data: DataSpec, plain: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "profile").write_text('{"steps": 5}')
+    monkeypatch.setenv(SCRATCH, str(scratch))
+    run = make_run(tmp_path / "run", data, {"profile": {"steps": [3, 5]}})
+    run_workers(run, 1)
+    (event,) = [event for event in run.events(0) if event["event"] == "not profiled"]
+    assert "5 is no window" in event["message"]
+    assert [one.first for one in list_profiles(run)] == [3] and same(plain, run)
+
+
 def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path: Path, data: DataSpec, plain: RunDir) -> None:
     run = make_run(tmp_path / "run", data, {"profile": {"steps": [3, 5]}})
     run.write_text(layout.PROFILES, "a file where the folder would be")
