@@ -35,10 +35,11 @@ def type_words(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_words(arg) for arg in args if arg is not type(None)))
     if origin in (list, tuple):
-        return f"list of {type_words(args[0])}s"
+        inner = type_words(args[0])
+        return f"list of {inner.replace('list of', 'lists of', 1) if inner.startswith('list of') else f'{inner}s'}"
     if origin is dict:
         return "mapping"
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+    if inspect.isclass(annotation) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return "mapping"
     return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
 
@@ -285,6 +286,12 @@ SWEEP_JSON = (
 )
 
 
+PHASES_JSON = (
+    "A list, one for each attempt that has made a step; `phases` are objects with `phase`, `seconds`, `share`, of a "
+    "step `mean`, `p50`, `p95` and `max`, and `ranks`: seconds by rank."
+)
+
+
 def value_table(value: type) -> Iterator[str]:
     """The fields of a dataclass, as --json prints them."""
     hints = typing.get_type_hints(value)
@@ -298,6 +305,8 @@ def value_table(value: type) -> Iterator[str]:
 def json_page() -> Iterator[str]:
     from launchyard.launcher.format import JSON_VERSION
     from launchyard.launcher.plan.plan import Plan
+    from launchyard.launcher.report.phases import AttemptPhases
+    from launchyard.launcher.report.profiles import Profile
     from launchyard.launcher.runs.checkpoints import Saved
     from launchyard.launcher.runs.drill import Drill
     from launchyard.launcher.runs.fsck import RunCheck
@@ -311,6 +320,8 @@ def json_page() -> Iterator[str]:
         ("`launch status`, `stop`, `cancel`", "One run as an object; several, or all, as a list.", RunState),
         ("`launch why`", "An object.", Why),
         ("`launch checkpoints`", "A list, oldest first.", Saved),
+        ("`launch metrics --phases`", PHASES_JSON, AttemptPhases),
+        ("`launch profile`", "A list, by step and rank; `trace`, `table` and `snapshot` are paths or URLs.", Profile),
         ("`launch fsck`", "An object; `problems` are objects with `file`, `what` and `repair`.", RunCheck),
         ("`launch rm`", "A list. Besides these, `removed`: false in a dry run.", Removal),
         ("`launch drill`", "An object.", Drill),

@@ -35,6 +35,8 @@ DATA_TROUBLE = "data trouble"
 STORE_TROUBLE = "store trouble"
 STORE_ANSWERS = "store answers again"
 TRACKER_TROUBLE = "tracker trouble"
+PROFILED = "profiled"
+NOT_PROFILED = "not profiled"
 STOPPING = "stopping"
 SAVED_BEFORE_STOPPING = "saved before stopping"
 EXPORTED = "exported"
@@ -152,6 +154,13 @@ EVENTS = (
     Event(TRACKER_TROUBLE, "training/telemetry/trackers/open.py", "A tracker has lost rows, or is not used any more.", {
         "tracker": "Its name.", "message": _MESSAGE,
     }, optional=("tracker",)),
+    Event(PROFILED, "training/profile/writing.py", "Rank 0 has written a trace.", {
+        "step": "The first in it, counted from 1.", "last": "The last in it.", "file": "In the run directory.",
+        "bytes": "Of it.",
+    }),
+    Event(NOT_PROFILED, "training/profile/writing.py", "Steps are not traced; training goes on.", {
+        "message": "Why.",
+    }),
     Event(STOPPING, "training/telemetry/telemetry.py", "All ranks have agreed to stop after this step.", {
         "step": _STEP, "reason": "`stop`, `preempted`, `time limit` or `terminated`.",
     }),

@@ -174,6 +174,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
 # and the tests of each command do these.
 NOT_HERE = re.compile(
     r"launch (monitor|serve|chat|stop|cancel|drill|resume|logs -f|sandbox|"
+    r"profile latest --steps|"
     r".*(HuggingFaceTB|--gpus-per-node|sandbox-s3|s3://|mysite|myray|sandbox-ray|sandbox-slurm|questions.jsonl|my-task.yaml|SWEEP))\b"
 )
 TINY = (

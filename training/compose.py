@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.optim.grad_norms import GradNorms
+    from launchyard.training.profile.profiler import Profiler
     from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
@@ -118,11 +119,20 @@ def compose(
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
     checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
-    points = list(open_points(run, context, telemetry, start_step=learner.state.step))
-    guard = open_guard(context, learner, data, telemetry)
-    objective = choose_objective(recipe)
-    norms = open_grad_norms(context, learner)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard, norms), resumed
+    parts = Parts(
+        context,
+        learner,
+        data,
+        checkpointer,
+        telemetry,
+        flag,
+        choose_objective(recipe),
+        open_profiler(run, context, learner, instruments),
+        points=list(open_points(run, context, telemetry, start_step=learner.state.step)),
+        guard=open_guard(context, learner, data, telemetry),
+        grad_norms=open_grad_norms(context, learner),
+    )
+    return parts, resumed
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -160,6 +170,23 @@ def open_grad_norms(context: Context, learner: Learner) -> GradNorms | None:
         return None
     copies, _ = mesh_shape(recipe.parallel, context.world.world_size)
     return GradNorms(learner.model, recipe.optimizer.groups, every=every, copies=copies)
+
+
+def open_profiler(run: RunDir, context: Context, learner: Learner, instruments: Instruments) -> Profiler:
+    """For the steps that the recipe names, and those that somebody asks for."""
+    from launchyard.training.profile.profiler import Profiler
+    from launchyard.training.profile.requests import Requests, windows_of
+    from launchyard.training.profile.trace import Traced
+    from launchyard.training.profile.writing import TraceWriter
+
+    world = context.world
+    compiled = context.recipe.parallel.compile
+    return Profiler(
+        Traced(learner.model, instruments.clock, context.device, compiled=compiled),
+        windows_of(context.recipe.profile, world.rank),
+        Requests(world.scratch, world.rank),
+        TraceWriter(run, world, instruments.events),
+    )
 
 
 def choose_objective(recipe: Recipe) -> Objective:

@@ -20,7 +20,7 @@ from launchyard.storage.errors import DamagedError
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
 from launchyard.training.sections.early_stopping import EarlyStoppingConfig
-from launchyard.training.sections.metrics import MetricsConfig
+from launchyard.training.sections.metrics import MetricsConfig, ProfileConfig
 from launchyard.training.sections.model import ModelSection
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
@@ -64,6 +64,7 @@ class Recipe(Section):
     validation: ValidationConfig = ValidationConfig()
     early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
+    profile: ProfileConfig | None = None
     watchdog: WatchdogConfig = WatchdogConfig()
 
 

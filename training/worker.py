@@ -59,6 +59,7 @@ FATAL = (
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
+PHASES_SECONDS = 2.0  # retry budget of a write that nothing depends on
 LAST_WRITE_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
 ALERTED_ERRORS = {"NonFiniteError"}  # errors that an alert waits for
 ALERT_SCRAPE_SECONDS = 5.0  # and how long they wait for it
@@ -182,9 +183,20 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     clock.enter("checkpoint_blocking")  # only writes remain
     for rows in progress.rows:
         rows.flush(sync=True)
+    parts.profiler.wait(LEAVE_SECONDS[reason in HURRIED])
+    keep_phases(run, world, clock)
     if world.is_main:
         finish_attempt(run, parts, reason)
     leave(run, parts, pulse, reason)
+
+
+def keep_phases(run: RunDir, world: World, clock: PhaseClock) -> None:
+    """Writes this rank's time by phase, beside that of the others; its loss is no reason to fail."""
+    clock.total()
+    seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
+    if world.world_size > 1:
+        with contextlib.suppress(OSError), retry.retry_budget(PHASES_SECONDS):
+            run.write_json(layout.phases(world.attempt, world.rank), {"rank": world.rank, "seconds": seconds})
 
 
 def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | None) -> None:

@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Write a run as one page of HTML, with curves.",
         ),
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
+        "profile": ("launchyard.launcher.cli.recipe.profile", "profile", "Show traces of steps, or trace a live run."),
         "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
         "rm": ("launchyard.launcher.cli.run_files", "rm", "Remove runs that have ended, for good."),
         "fsck": ("launchyard.launcher.cli.run_files", "fsck", "Check every file of a run, and say what repairs it."),

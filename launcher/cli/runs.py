@@ -390,11 +390,16 @@ def why(run: str, *, as_json: bool) -> int:
 @click.option("--validation", "kind", flag_value=VALIDATION, help="The rows of the validation instead.")
 @click.option("--tasks", "kind", flag_value=TASKS, help="The scores of tasks instead.")
 @click.option("--samples", "kind", flag_value=SAMPLES, help="The texts that it has written instead.")
+@click.option("--phases", is_flag=True, help="Where the time of each attempt went instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
-def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
+def metrics(run: str, *, jsonl: bool, kind: str | None, phases: bool, as_json: bool) -> int:
     """Print the metrics of a run: one row for each step that counts, of any attempt."""
     from launchyard.launcher.report.metric_tables import score_table, step_table, validation_table
 
+    if phases:
+        from launchyard.launcher.cli.recipe.phases import print_phases
+
+        return print_phases(find(run), one_a_line=jsonl, as_json=as_json)
     rows = list(find(run).rows(kind or STEPS))
     if jsonl:
         sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)

@@ -19,6 +19,7 @@ from launchyard.launcher.plan.optimizer import optimizer_problems, planned_check
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
+from launchyard.launcher.plan.profile import profile_problems
 from launchyard.launcher.plan.regularised import misfits, with_regularisers
 from launchyard.launcher.plan.validation import validation_problems
 from launchyard.launcher.plan.warnings import surprises
@@ -91,7 +92,7 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
-    _check(recipe, cluster, data, model, device, host, draft)
+    _check(recipe, cluster, data, model, device, host, nnodes * nproc, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
@@ -429,13 +430,14 @@ def _check(
     model: ModelConfig | None,
     device: str,
     host: HostFacts,
+    workers: int,
     draft: _Draft,
 ) -> None:
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
-    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe)])
+    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe), *profile_problems(recipe, spec, workers)])
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if train.max_epochs is not None and len(spec.train) > 1:

@@ -95,6 +95,10 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "adapter.quantize": "quantize load_in_4bit load_in_8bit",
     "metrics.trackers": "logger logger_name report_to loggers trackers log_to enable_tensorboard enable_wandb",
     "metrics.project": "project wandb_project project_name experiment wandb.project",
+    "profile": "profiler profiling",
+    "profile.memory": "profile_memory enable_memory_snapshot profiling.enable_memory_snapshot",
+    "profile.shapes": "record_shapes",
+    "profile.stacks": "with_stack",
     "watchdog.step_seconds": "watchdog_timeout hang_timeout train_timeout_seconds comm.train_timeout_seconds",
     "watchdog.slow_seconds": "init_timeout_seconds comm.init_timeout_seconds timeout",
     "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval "

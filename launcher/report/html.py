@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.launcher.format import clock, count, duration, first_line, size
+from launchyard.launcher.report.phases import page_phases
+from launchyard.launcher.report.profiles import page_profiles
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.events import SAVED
@@ -62,6 +64,8 @@ def _values(story: Story) -> dict[str, Any]:
         "figures": list(_figure_rows(story)),
         "loss": _loss(story),
         "time": _time(story),
+        "phases": page_phases(story),
+        "profiles": page_profiles(story.run),
         "attempts": [_attempt(one, story) for one in story.attempts],
         "checkpoints": _checkpoints(story),
         "removed": _removed(story),

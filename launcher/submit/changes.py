@@ -36,7 +36,7 @@ EFFECTS = {
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(PLACES, MOVED),  # before `validation`, where some of them are
-    **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),
+    **dict.fromkeys(("checkpoint", "validation", "metrics", "profile", "watchdog"), BESIDE),
     **dict.fromkeys(ENDS_EARLY, LAST),
     SCHEDULE: MIXED,
 }

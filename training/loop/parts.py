@@ -14,6 +14,7 @@ from launchyard.training.data.reader import Reader
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.grad_norms import GradNorms
+from launchyard.training.profile.profiler import Profiler
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.telemetry import Telemetry
@@ -51,6 +52,7 @@ class Parts:
     telemetry: Telemetry
     flag: StopFlag
     objective: Objective
+    profiler: Profiler
     points: Sequence[Point] = ()  # what checkpoints are asked
     guard: Guard | None = None
     grad_norms: GradNorms | None = None

@@ -66,6 +66,7 @@ def train_on(parts: Parts) -> str | None:
     telemetry.meter.reset()
     try:
         for step in range(state.step, final_step(parts)):
+            parts.profiler.begin(step + 1)
             clock.enter("data_wait")
             began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
@@ -98,6 +99,7 @@ def train_on(parts: Parts) -> str | None:
                 pending = None
         finish(parts, pending)
     finally:
+        parts.profiler.end()
         feed.close()
     return after_last_step(parts)
 
