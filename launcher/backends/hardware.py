@@ -42,6 +42,8 @@ for ordinal in range(count.value):
     found.append({"name": name.value.decode(), "memory": size.value, "capability": [major.value, minor.value]})
 print(json.dumps({"code": code, "gpus": found}))
 """
+LEAST_MARGIN_BYTES = 512 << 20
+MARGIN = 0.05  # of all memory
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: also the answer to CUDA_VISIBLE_DEVICES=""
 
 
@@ -122,6 +124,21 @@ def _count_memory() -> int:
     total = int(psutil.virtual_memory().total)
     limit = _read("/sys/fs/cgroup/memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def free_memory() -> int:
+    """Bytes that processes of ours may still take here, with a margin left to the machine."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    used = _read("/sys/fs/cgroup/memory.current").strip()
+    free = int(machine.available)
+    if limit.isdigit() and used.isdigit():
+        lines = [line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines()]
+        cached = sum(int(amount) for name, amount in lines if name == "inactive_file")  # given back when asked for
+        free = min(free, int(limit) - int(used) + cached)
+    return max(0, free - max(LEAST_MARGIN_BYTES, int(MARGIN * machine.total)))
 
 
 def _ask_for_gpus() -> tuple[Gpu, ...]:

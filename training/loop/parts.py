@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +13,7 @@ from launchyard.training.checkpoint.state import TrainState
 from launchyard.training.data.reader import Reader
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.schedule import planned_lr
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.telemetry import Telemetry
@@ -47,6 +48,7 @@ class Parts:
     objective: Objective
     points: Sequence[Point] = ()  # what checkpoints are asked
     guard: Guard | None = None
+    rate: Callable[[Context, int], float] = planned_lr  # of the step that follows so many finished ones
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""The processes of one trial: started, watched, and always ended. Knows no recipe.
+
+On a CPU their memory is watched besides: they are ended before the machine has to choose whom to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN, own_environment
+from launchyard.host.ports import free_port
+from launchyard.host.processes import (
+    descendants,
+    end_child,
+    end_marked,
+    python_argv,
+    python_environment,
+    start_shielded,
+)
+from launchyard.launcher.agent.torchrun import torchrun_argv
+from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
+from launchyard.run import layout, own_code
+from launchyard.run.records import Shape
+from launchyard.run.rundir import RunDir
+
+MODULE = "launchyard.training.trial.worker"
+WATCH_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class TrialLimits:
+    """What the processes of a trial may take: seconds, and bytes of this machine's memory, if they take that."""
+
+    seconds: float
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """code: negative for a signal. peak: bytes that all processes were seen to hold together."""
+
+    code: int | None
+    peak: int
+    why: str = ""  # of an end by us: "memory", "time" or "enough"
+
+
+def run_child(
+    run: RunDir,
+    shape: Shape,
+    env: Mapping[str, str],
+    *,
+    limits: TrialLimits,
+    enough: Callable[[], bool],
+) -> Ended:
+    """Run the workers to their end, or to ours: `enough` is asked often."""
+    path = run.path(layout.JOB_LOG)
+    try:
+        with open(path, "ab") as log:
+            child = start_shielded(_argv(run, shape), env=_environment(run, shape, env), output=log)
+        try:
+            return _watched(child, limits, enough)
+        finally:
+            end_child(child)
+    finally:
+        end_marked(run.url)
+
+
+def _argv(run: RunDir, shape: Shape) -> list[str]:
+    if shape.nproc_per_node == 1:
+        return [*python_argv(sys.executable), "-u", "-m", MODULE, run.url]
+    return torchrun_argv(
+        python=sys.executable,
+        nnodes=1,
+        node_rank=0,
+        nproc_per_node=shape.nproc_per_node,
+        rdzv_endpoint=f"127.0.0.1:{free_port()}",
+        rdzv_id="trial",
+        module=MODULE,
+        args=[run.url],
+        shutdown_timeout=int(SURVIVOR_SECONDS),
+        log_dir=run.path("torchrun"),
+    )
+
+
+def _environment(run: RunDir, shape: Shape, env: Mapping[str, str]) -> dict[str, str]:
+    marks = {MARK_RUN: run.url, MARK_ATTEMPT: "0", MARK_NODE: "0"}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if shape.device == "cpu" else {}
+    return {**python_environment({**own_environment(), **env}, code=own_code.movable()), **hidden, **marks}
+
+
+def _watched(child: subprocess.Popen[bytes], limits: TrialLimits, enough: Callable[[], bool]) -> Ended:
+    end = time.monotonic() + limits.seconds
+    peak = 0
+    while child.poll() is None:
+        held = _held(child.pid)
+        peak = max(peak, held)
+        if limits.memory is not None and held > limits.memory:
+            return Ended(None, peak, "memory")
+        if time.monotonic() > end:
+            return Ended(None, peak, "time")
+        if enough():
+            return Ended(None, peak, "enough")
+        time.sleep(WATCH_SECONDS)
+    return Ended(child.returncode, peak)
+
+
+def _held(pid: int) -> int:
+    """Bytes of a process and all below it; pages that they share count for each."""
+    import psutil
+
+    held = 0
+    for process in descendants(pid):
+        with contextlib.suppress(psutil.Error):
+            held += process.memory_info().rss
+    return held

@@ -1,0 +1,79 @@
+"""Reading a learning-rate range test (Smith 2017): smoothed losses, where they diverge, and what to use. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SMOOTHING = 0.9  # share of the running mean that each step leaves
+WORSE = 0.25  # diverged: above the best by this share of it, or of what was gained until then if that is more
+LEAST_POINTS = 8
+BELOW_DIVERGENCE = 10.0
+
+RatePoint = tuple[float, float]  # learning rate, loss
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Learning rates, and the one to begin with. None where the curve has no such point."""
+
+    lr: float | None
+    why: str
+    steepest: float | None
+    divergence: float | None
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Running means from the past alone, without a bias to 0 at the beginning; they end before the first that is none."""
+    found: list[float] = []
+    mean = 0.0
+    for number, loss in enumerate(losses, start=1):
+        if not math.isfinite(loss):
+            break
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        found.append(mean / (1 - SMOOTHING**number))
+    return found
+
+
+def diverged_at(losses: Sequence[float]) -> int | None:
+    """The number of the point at which the smoothed losses have left their best; one that is no number has, too."""
+    best = math.inf
+    means = smoothed(losses)
+    for number, mean in enumerate(means):
+        best = min(best, mean)
+        if mean > best + WORSE * max(abs(best), means[0] - best):
+            return number
+    return len(means) if len(means) < len(losses) else None
+
+
+def suggest(points: Sequence[RatePoint]) -> Suggestion:
+    """What to use: of the steepest descent and a tenth of where it diverges the smaller one."""
+    end = diverged_at([loss for _, loss in points])
+    divergence = None if end is None else points[min(end, len(points) - 1)][0]
+    means = smoothed([loss for _, loss in points])[:end]
+    steepest = _steepest([rate for rate, _ in points], means)
+    tenth = None if divergence is None else divergence / BELOW_DIVERGENCE
+    if tenth is not None and (steepest is None or tenth <= steepest):
+        return Suggestion(tenth, "a tenth of where it diverges", steepest, divergence)
+    if steepest is None:
+        why = "the loss does not fall anywhere; try other bounds, or more steps"
+        return Suggestion(None, why, None, divergence)
+    why = "where the loss falls fastest" + ("" if divergence else "; it diverges nowhere up to the last rate")
+    return Suggestion(steepest, why, steepest, divergence)
+
+
+def _steepest(rates: Sequence[float], means: Sequence[float]) -> float | None:
+    """The rate at which the means fall most for each factor of the rate; None if there are few, or none falls."""
+    if len(means) < LEAST_POINTS:
+        return None
+    lowest = means.index(min(means))
+    falls = [
+        (after - before, rate)
+        for (before, after), rate in zip(itertools.pairwise(means[: lowest + 1]), rates[1:], strict=False)
+    ]
+    if not falls:
+        return None
+    most, rate = min(falls)
+    return rate if most < 0 else None
