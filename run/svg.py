@@ -28,7 +28,7 @@ FILE_STYLE = (
     ".line{fill:none;stroke:currentColor;stroke-width:1.5} .dot{fill:#fff;stroke:currentColor;stroke-width:1.8} "
     ".named{fill:currentColor} .faint{opacity:.35} .mark line{stroke:currentColor;stroke-dasharray:4 3}"
 )
-_INSIDE = {"width": FILE_WIDTH, "height": FILE_HEIGHT - FILE_HEAD - FILE_FOOT}
+_INSIDE = FILE_HEIGHT - FILE_HEAD - FILE_FOOT  # of a file, the drawing itself
 Point = tuple[float, float]
 
 
@@ -114,16 +114,21 @@ def loss_svg(train: Sequence[Point], validation: Sequence[Point], *, title: str)
         Line(validation, "c1", "validation"),
         Line(validation, "c1", "validation loss", dots=True),
     ]
-    return _file(curve(lines, label=title, **_INSIDE), title, {"training": "c0", "validation": "c1"}, "step")
+    inner = curve(lines, label=title, width=FILE_WIDTH, height=_INSIDE)
+    return _file(inner, title, {"training": "c0", "validation": "c1"}, "step")
 
 
-def rates_svg(
-    losses: Sequence[Point], smooth: Sequence[Point], *, title: str, marks: Sequence[Mark] = ()
-) -> str:
-    """A file of its own: losses over learning rates, each a factor above the last, from (rate, loss) points."""
+def rates_svg(losses: Sequence[Point], smooth: Sequence[Point], *, title: str, marks: Sequence[Mark] = ()) -> str:
+    """A file of its own: losses over learning rates, from (rate, loss) points; each decade of rates is as wide."""
     lines = [Line(_by_exponent(losses), "c0", "loss", faint=True), Line(_by_exponent(smooth), "c1", "smoothed")]
-    placed = [Mark(math.log10(mark.x), mark.text, mark.colour) for mark in marks]
-    inner = curve(lines, label=title, marks=placed, x_form=lambda exponent: f"{10**exponent:.0e}", **_INSIDE)
+    inner = curve(
+        lines,
+        label=title,
+        width=FILE_WIDTH,
+        height=_INSIDE,
+        marks=[Mark(math.log10(mark.x), mark.text, mark.colour) for mark in marks],
+        x_form=lambda exponent: f"{10**exponent:.0e}",
+    )
     return _file(inner, title, {"loss": "c0", "smoothed": "c1"}, "learning rate")
 
 
@@ -136,14 +141,14 @@ def _file(inner: str, title: str, names: Mapping[str, str], below: str) -> str:
     if not inner:
         return ""
     right = f'x="{FILE_WIDTH - RIGHT:g}" y="24" text-anchor="end"'
-    legend = " ".join(f'<tspan class="named" style="color:var(--{name})">{text}</tspan>' for text, name in names.items())
+    spans = (f'<tspan class="named" style="color:var(--{name})">{text}</tspan>' for text, name in names.items())
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {FILE_WIDTH:g} {FILE_HEIGHT:g}" '
         f'width="{FILE_WIDTH:g}" height="{FILE_HEIGHT:g}">',
         f"<style>{FILE_STYLE}</style>",
         f'<rect width="{FILE_WIDTH:g}" height="{FILE_HEIGHT:g}" fill="#fff"/>',
         f'<text class="title" x="{LEFT:g}" y="24">{escape(title)}</text>',
-        f"<text {right}>{legend}</text>",
+        f"<text {right}>{' '.join(spans)}</text>",
         f'<g transform="translate(0,{FILE_HEAD:g})">{inner}</g>',
         f'<text x="{FILE_WIDTH / 2:g}" y="{FILE_HEIGHT - 8:g}" text-anchor="middle">{below}</text>',
         "</svg>\n",

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SMOOTHING = 0.9  # share of the running mean that each step leaves
-WORSE = 0.25  # diverged: above the best by this share of it, or of what was gained until then if that is more
-LEAST_POINTS = 8
+# It has diverged where the smoothed loss is above its best by all three: this share of what was gained before, this
+# share of the best, and the usual distance of a loss from the running mean.
+OF_GAIN = 0.25
+OF_BEST = 0.05
+LEAST_POINTS = 8  # before which a mean is not worth much
 BELOW_DIVERGENCE = 10.0
 
 RatePoint = tuple[float, float]  # learning rate, loss
@@ -26,7 +29,7 @@ class Suggestion:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Running means from the past alone, without a bias to 0 at the beginning; they end before the first that is none."""
+    """Running means from the past alone, without a bias to 0 at the beginning; up to one that is no number."""
     found: list[float] = []
     mean = 0.0
     for number, loss in enumerate(losses, start=1):
@@ -39,11 +42,17 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 def diverged_at(losses: Sequence[float]) -> int | None:
     """The number of the point at which the smoothed losses have left their best; one that is no number has, too."""
-    best = math.inf
     means = smoothed(losses)
+    best = math.inf
+    squares = 0.0
+    noise = 0.0
     for number, mean in enumerate(means):
-        best = min(best, mean)
-        if mean > best + WORSE * max(abs(best), means[0] - best):
+        squares += (losses[number] - means[max(0, number - 1)]) ** 2
+        if mean < best:
+            best = mean
+            noise = math.sqrt(squares / max(1, number))
+        rise = max(OF_GAIN * (means[0] - best), OF_BEST * abs(best), noise)
+        if number >= LEAST_POINTS and mean > best + rise:
             return number
     return len(means) if len(means) < len(losses) else None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from launchyard.errors import UserError
 from launchyard.launcher.format import can_draw, count, json_text, size, table
 from launchyard.launcher.report.terminal_chart import draw
-from launchyard.launcher.tune.range_test import BELOW_DIVERGENCE, smoothed
+from launchyard.launcher.tune.range_test import BELOW_DIVERGENCE, Suggestion, smoothed
 from launchyard.launcher.tune.tune import TriedSize, Tuned, TuneRequest
 from launchyard.run.svg import Mark, rates_svg
 from launchyard.storage.damage import JsonObject
@@ -24,8 +24,8 @@ CHART = "learning-rates.svg"
 def tuned_lines(tuned: Tuned, request: TuneRequest) -> Iterator[str]:
     if tuned.sizes:
         yield from _size_lines(tuned)
-    if tuned.rates:
-        yield from _rate_lines(tuned)
+    if tuned.suggestion is not None:
+        yield from _rate_lines(tuned, tuned.suggestion)
     if tuned.overrides:
         yield ""
         yield f"use them: {use_command(tuned, request)}"
@@ -65,12 +65,16 @@ def _size_cells(one: TriedSize) -> list[str]:
     speed = "–" if one.tokens_per_second is None else count(one.tokens_per_second)
     planned = "–" if one.planned is None else size(one.planned)
     peak = "–" if one.peak is None else size(one.peak)
-    return [str(one.micro_batch_size), {"fits": "yes", "no memory": "no"}.get(one.verdict, one.verdict), speed, planned, peak]
+    return [
+        str(one.micro_batch_size),
+        {"fits": "yes", "no memory": "no"}.get(one.verdict, one.verdict),
+        speed,
+        planned,
+        peak,
+    ]
 
 
-def _rate_lines(tuned: Tuned) -> Iterator[str]:
-    suggestion = tuned.suggestion
-    assert suggestion is not None
+def _rate_lines(tuned: Tuned, suggestion: Suggestion) -> Iterator[str]:
     smooth = smoothed([loss for _, loss in tuned.rates])
     points = [(math.log10(rate), mean) for (rate, _), mean in zip(tuned.rates, smooth, strict=False)]
     yield ""
@@ -81,8 +85,8 @@ def _rate_lines(tuned: Tuned) -> Iterator[str]:
     if suggestion.divergence is not None:
         tenth = suggestion.divergence / BELOW_DIVERGENCE
         yield f"diverges at {suggestion.divergence:.2g}, a tenth of which is {tenth:.2g}"
-    elif tuned.cut_short:
-        yield f"cut short after {len(tuned.rates)} of {tuned.n_steps} steps; --timeout gives it longer"
+    if tuned.trouble:
+        yield f"! {tuned.trouble}"
     yield f"learning rate: {f'{suggestion.lr:.2g}, ' if suggestion.lr is not None else 'none; '}{suggestion.why}"
 
 
@@ -120,7 +124,7 @@ def _result(tuned: Tuned) -> JsonObject:
             "why": suggestion.why,
             "steepest": suggestion.steepest,
             "divergence": suggestion.divergence,
-            "cut_short": tuned.cut_short,
+            "trouble": tuned.trouble or None,
         }
     return found
 

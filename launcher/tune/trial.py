@@ -23,7 +23,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
 
 # What a trial leaves out: it makes steps, each as large as any, and that is all.
-ONLY_STEPS = {
+ONLY_STEPS: JsonObject = {
     "name": "trial",
     "after": None,
     "metrics.trackers": [],

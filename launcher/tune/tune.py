@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launchyard.errors import LaunchError, UserError
+from launchyard.errors import UserError
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import free_memory
@@ -23,6 +23,7 @@ from launchyard.training.batching import shares_of
 from launchyard.training.trial.spec import Trial
 
 TIMED_STEPS = 3  # behind a first one, which allocates and compiles; the best of them counts
+SHARE_OF_MEMORY = 0.9  # of a CPU for the micro-batches: later steps may take somewhat more than the first ones
 MOST_MICRO_BATCHES = 4  # in each of them: enough that the update hardly counts
 NOWHERE = "/nonexistent/launchyard-trial"  # of a plan that is only looked at
 
@@ -67,9 +68,14 @@ class Tuned:
     sizes: Sequence[TriedSize] = ()
     rates: Sequence[RatePoint] = ()
     suggestion: Suggestion | None = None
-    cut_short: bool = False  # the range test, by its time
-    n_steps: int = 0
+    trouble: str = ""  # why the range test ended before its last step, but for a loss that diverged
     overrides: JsonObject = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """All that was asked for was found."""
+        has_rate = self.suggestion is None or self.suggestion.lr is not None
+        return bool(self.overrides) and has_rate and not self.trouble
 
     @property
     def largest(self) -> TriedSize | None:
@@ -128,9 +134,9 @@ class _Tried:
             return Tuned(self.plan, self.share, self.sizes, overrides=overrides)
         return self._try_rates(overrides)
 
-    def _limits(self) -> TrialLimits:
+    def _limits(self, share: float = 1.0) -> TrialLimits:
         on_cpu = self.plan.device == "cpu"
-        return TrialLimits(self.request.seconds, allowed_memory(self.request.memory) if on_cpu else None)
+        return TrialLimits(self.request.seconds, int(share * allowed_memory(self.request.memory)) if on_cpu else None)
 
     def _trial(self, limits: TrialLimits, n_steps: int, lr_range: tuple[float, float] | None = None) -> Trial:
         each = None if limits.memory is None else max(1, limits.memory // self.plan.nproc_per_node)
@@ -143,7 +149,7 @@ class _Tried:
             self.sizes.append(TriedSize(micro, "too slow"))
             self.report(f"  {'micro':<8} {micro}: not tried, its steps would take about {seconds:.0f} s")
             return "too slow"
-        limits = self._limits()
+        limits = self._limits(SHARE_OF_MEMORY)
         changes = {
             "train.micro_batch_size": micro,
             "train.global_batch_size": micro * n_micro * self.workers,
@@ -177,9 +183,6 @@ class _Tried:
         points = [(float(row["lr"]), float(row["loss"])) for row in outcome.rows]
         if outcome.nonfinite:
             points.append((self._next_rate(len(points)), float("nan")))
-        elif outcome.verdict == "no memory" or not points:
-            advice = "try a smaller train.micro_batch_size, or more --timeout"
-            raise LaunchError(f"the range test came to no step: {outcome.verdict}", hint=advice)
         suggestion = suggest(points)
         if suggestion.lr is not None:
             overrides = {**overrides, "optimizer.lr": float(f"{suggestion.lr:.2g}")}
@@ -189,8 +192,7 @@ class _Tried:
             self.sizes,
             points,
             suggestion,
-            outcome.verdict == "too slow",
-            n_steps,
+            _trouble(outcome, n_steps),
             overrides,
         )
 
@@ -211,8 +213,19 @@ class _Watcher:
         if len(rows) >= self._told + max(1, self._n_steps // 5):
             self._told = len(rows)
             last = rows[-1]
-            self._report(f"  {'lr':<8} step {len(rows)}/{self._n_steps} · lr {last['lr']:.2g} · loss {last['loss']:.3f}")
+            self._report(
+                f"  {'lr':<8} step {len(rows)}/{self._n_steps} · lr {last['lr']:.2g} · loss {last['loss']:.3f}"
+            )
         return diverged_at([float(row["loss"]) for row in rows]) is not None
+
+
+def _trouble(outcome: TrialOutcome, n_steps: int) -> str:
+    advice = {
+        "no memory": "it ran out of memory; try a smaller train.micro_batch_size",
+        "too slow": "its time was over; --timeout gives it longer",
+    }
+    found = advice.get(outcome.verdict)
+    return f"the range test made {len(outcome.rows)} of {n_steps} steps: {found}" if found else ""
 
 
 def _measured(micro: int, outcome: TrialOutcome) -> TriedSize:
@@ -220,7 +233,9 @@ def _measured(micro: int, outcome: TrialOutcome) -> TriedSize:
     timed = outcome.rows[1:]
     if outcome.verdict != "fits" or not timed:
         return TriedSize(micro, outcome.verdict, planned, outcome.peak)
-    best = max(timed, key=lambda row: float(row["tokens_per_second"]))  # other work on the machine only slows steps down
+    best = max(
+        timed, key=lambda row: float(row["tokens_per_second"])
+    )  # other work on the machine only slows steps down
     return TriedSize(micro, "fits", planned, outcome.peak, best["tokens_per_second"], best["step_seconds"])
 
 

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe
-from launchyard.launcher.format import SIZE, bytes_of
+from launchyard.launcher.cli.weights.export import FileSize
 
 if TYPE_CHECKING:
     from launchyard.launcher.tune.tune import TuneRequest
 
 TuneOption = str | int | float | bool | None
-
-
-class MemorySize(click.ParamType):
-    """4GB, 512 MiB or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if not re.fullmatch(SIZE, str(value)) or not bytes_of(str(value)):
-            self.fail(f"{value} is no size; write it like 4GB", param, ctx)
-        return bytes_of(str(value))
 
 
 def run_tune(arguments: tuple[str, ...], **options: TuneOption) -> int:
@@ -68,7 +54,7 @@ def run_tune(arguments: tuple[str, ...], **options: TuneOption) -> int:
     if out is not None:
         for path in write_results(tuned, request, str(out)):
             click.echo(f"✓ {'written':<8} {path}", err=True)
-    return EXIT_DONE if tuned.overrides else EXIT_FAILED
+    return EXIT_DONE if tuned.complete else EXIT_FAILED
 
 
 def _request(arguments: tuple[str, ...], options: dict[str, TuneOption]) -> TuneRequest:
@@ -119,7 +105,9 @@ tune_command = click.Command(
             metavar="N",
             help="Steps of the range test.",
         ),
-        click.Option(["--min-lr"], type=_ABOVE_ZERO, default=1e-6, show_default=True, metavar="LR", help="Of the first."),
+        click.Option(
+            ["--min-lr"], type=_ABOVE_ZERO, default=1e-6, show_default=True, metavar="LR", help="Of the first."
+        ),
         click.Option(["--max-lr"], type=_ABOVE_ZERO, default=1.0, show_default=True, metavar="LR", help="Of the last."),
         click.Option(
             ["--timeout"],
@@ -131,15 +119,20 @@ tune_command = click.Command(
         ),
         click.Option(
             ["--memory"],
-            type=MemorySize(),
+            type=FileSize(),
             metavar="SIZE",
             help="CPU: take no more of this machine's memory, such as 8GB.  [default: what is free, less a margin]",
         ),
         click.Option(
-            ["--cluster"], metavar="NAME|FILE", shell_complete=complete_cluster, help="This machine, as it is described."
+            ["--cluster"],
+            metavar="NAME|FILE",
+            shell_complete=complete_cluster,
+            help="This machine, as it is described.",
         ),
         click.Option(["--gpus-per-node"], type=click.IntRange(min=0), metavar="N", help="GPUs to use; default: all."),
-        click.Option(["--out"], metavar="FOLDER", help="Keep the rows (tune.jsonl) and the curve (learning-rates.svg)."),
+        click.Option(
+            ["--out"], metavar="FOLDER", help="Keep the rows (tune.jsonl) and the curve (learning-rates.svg)."
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print rows of JSON."),
     ],
 )
