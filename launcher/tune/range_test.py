@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 SMOOTHING = 0.9  # share of the running mean that each step leaves
 # It has diverged where the smoothed loss is above its best by all three: this share of what was gained before, this
-# share of the best, and the usual distance of a loss from the running mean.
+# share of the best, and so many times the usual difference of two losses that follow each other.
 OF_GAIN = 0.25
 OF_BEST = 0.05
+OF_NOISE = 2.5
 LEAST_POINTS = 8  # before which a mean is not worth much
+LEAST_FALL = 0.01  # of the loss; less is as good as none
 BELOW_DIVERGENCE = 10.0
 
 RatePoint = tuple[float, float]  # learning rate, loss
@@ -43,18 +46,23 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 def diverged_at(losses: Sequence[float]) -> int | None:
     """The number of the point at which the smoothed losses have left their best; one that is no number has, too."""
     means = smoothed(losses)
+    first = LEAST_POINTS - 1
     best = math.inf
-    squares = 0.0
-    noise = 0.0
     for number, mean in enumerate(means):
-        squares += (losses[number] - means[max(0, number - 1)]) ** 2
-        if mean < best:
-            best = mean
-            noise = math.sqrt(squares / max(1, number))
-        rise = max(OF_GAIN * (means[0] - best), OF_BEST * abs(best), noise)
-        if number >= LEAST_POINTS and mean > best + rise:
+        if number < first:
+            continue
+        best = min(best, mean)
+        rise = mean - best
+        if rise <= max(OF_GAIN * (means[first] - best), OF_BEST * abs(best)):
+            continue
+        if rise > OF_NOISE * _noise(losses[: number + 1]):
             return number
     return len(means) if len(means) < len(losses) else None
+
+
+def _noise(losses: Sequence[float]) -> float:
+    """The usual difference of two losses that follow each other; few that are wild do not change it."""
+    return statistics.median(abs(after - before) for before, after in itertools.pairwise(losses))
 
 
 def suggest(points: Sequence[RatePoint]) -> Suggestion:
@@ -67,22 +75,19 @@ def suggest(points: Sequence[RatePoint]) -> Suggestion:
     if tenth is not None and (steepest is None or tenth <= steepest):
         return Suggestion(tenth, "a tenth of where it diverges", steepest, divergence)
     if steepest is None:
-        why = "the loss does not fall anywhere; try other bounds, or more steps"
+        why = "the loss hardly falls anywhere; try other bounds, or more steps"
         return Suggestion(None, why, None, divergence)
     why = "where the loss falls fastest" + ("" if divergence else "; it diverges nowhere up to the last rate")
     return Suggestion(steepest, why, steepest, divergence)
 
 
 def _steepest(rates: Sequence[float], means: Sequence[float]) -> float | None:
-    """The rate at which the means fall most for each factor of the rate; None if there are few, or none falls."""
-    if len(means) < LEAST_POINTS:
+    """The rate at which the means fall most for each factor of the rate; None if there are few, or they hardly fall."""
+    first = LEAST_POINTS - 1
+    if len(means) <= LEAST_POINTS:
         return None
-    lowest = means.index(min(means))
-    falls = [
-        (after - before, rate)
-        for (before, after), rate in zip(itertools.pairwise(means[: lowest + 1]), rates[1:], strict=False)
-    ]
-    if not falls:
+    lowest = means.index(min(means[first:]), first)
+    if means[first] - means[lowest] < LEAST_FALL * abs(means[first]):
         return None
-    most, rate = min(falls)
-    return rate if most < 0 else None
+    falls = (after - before for before, after in itertools.pairwise(means[first : lowest + 1]))
+    return min(zip(falls, rates[first + 1 : lowest + 1], strict=True))[1]
