@@ -63,7 +63,9 @@ class MadeUp:
             lr = trial.lr(step) or 1e-3
             loss = 8 - 3 / (1 + (1e-3 / lr) ** 2) + (200 * lr if self.diverges else 0)
             speed = 1000.0 - 100 * abs(micro - 2)
-            rows.append({"step": step + 1, "lr": lr, "loss": loss, "tokens_per_second": speed, "step_seconds": 0.1 * micro})
+            rows.append(
+                {"step": step + 1, "lr": lr, "loss": loss, "tokens_per_second": speed, "step_seconds": 0.1 * micro}
+            )
             if enough(rows):
                 break
         return TrialOutcome("fits", plan, rows, 10**8 * micro, 10**8)

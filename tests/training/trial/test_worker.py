@@ -1,7 +1,8 @@
-"""The worker of a trial makes the steps of a run, with another learning rate, and saves nothing; its memory has an end."""
+"""The worker of a trial makes the steps of a run and saves nothing; its learning rate is its own, its memory ends."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def test_each_rate_is_the_same_factor_above_the_last(lowest: float, factor: floa
     trial = Trial(n_steps=n_steps, lr_range=(lowest, lowest * factor))
     rates = [trial.lr(step) or 0.0 for step in range(n_steps)]
     assert rates[0] == lowest and rates[-1] == pytest.approx(lowest * factor)
-    ratios = [after / before for before, after in zip(rates, rates[1:], strict=False)]
+    ratios = [after / before for before, after in itertools.pairwise(rates)]
     assert ratios == pytest.approx([factor ** (1 / (n_steps - 1))] * (n_steps - 1))
     assert Trial(n_steps=n_steps).lr(0) is None
 
@@ -82,7 +83,11 @@ ENDS: list[tuple[Ended, list[dict[str, Any]], bool]] = [
     (Ended(None, 0, "time"), [], False),
     (Ended(-9, 0), [], True),
     (Ended(1, 0), [{"type": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2 GiB"}], True),
-    (Ended(1, 0), [{"type": "RuntimeError", "message": "[enforce fail] DefaultCPUAllocator: can't allocate memory"}], True),
+    (
+        Ended(1, 0),
+        [{"type": "RuntimeError", "message": "[enforce fail] DefaultCPUAllocator: can't allocate memory"}],
+        True,
+    ),
     (Ended(1, 0), [{"type": "ValueError", "message": "data.source: no such folder"}], False),
     (Ended(-6, 80), [], True),  # as a library aborts that cannot allocate
     (Ended(-6, 10), [], False),
