@@ -14,7 +14,7 @@ from launchyard.launcher.format import json_text
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.findings import Finding
-    from launchyard.launcher.doctor.devices import Device
+    from launchyard.launcher.doctor.devices import DeviceFacts
     from launchyard.launcher.doctor.fits import Again
     from launchyard.launcher.submit.launch import Ready
     from launchyard.storage.damage import JsonObject
@@ -102,7 +102,7 @@ def _of_devices(ready: Ready | None, facts: JsonObject) -> Iterator[Finding]:
         yield from _of_recipe(ready, machine.devices, facts)
 
 
-def _of_recipe(ready: Ready, devices: tuple[Device, ...], facts: JsonObject) -> Iterator[Finding]:
+def _of_recipe(ready: Ready, devices: tuple[DeviceFacts, ...], facts: JsonObject) -> Iterator[Finding]:
     from launchyard.launcher.doctor.fits import changes_of, fit_findings, fits_of
 
     plan = ready.plan

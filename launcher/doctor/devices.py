@@ -22,7 +22,7 @@ from launchyard.launcher.backends.hardware import HostFacts, machine_free
 from launchyard.launcher.format import size
 from launchyard.run import own_code
 
-PROBE = "launchyard.launcher.doctor.device_probe"
+DEVICE_PROBE = "launchyard.launcher.doctor.device_probe"
 PROBE_SECONDS = 120.0
 UNTRIED = "untried: nobody has run this product there"
 MAKERS = {"nvidia": "NVIDIA", "rocm": "AMD, by ROCm", "mps": "Apple, by MPS"}
@@ -30,7 +30,7 @@ MAKERS = {"nvidia": "NVIDIA", "rocm": "AMD, by ROCm", "mps": "Apple, by MPS"}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
-class Device(BaseModel):
+class DeviceFacts(BaseModel):
     """One GPU, or the CPU. Bytes; free: None where it was not told."""
 
     model_config = ConfigDict(frozen=True)
@@ -59,13 +59,13 @@ class Machine(BaseModel):
     cuda: str | None = None
     rocm: str | None = None
     driver: str = ""
-    devices: tuple[Device, ...] = ()
+    devices: tuple[DeviceFacts, ...] = ()
 
 
 def look_at_machine(host: HostFacts) -> Machine:
     """LaunchError if the probe fails."""
     env = python_environment(own_environment(), code=own_code.movable())
-    argv = [*python_argv(sys.executable), "-m", PROBE]
+    argv = [*python_argv(sys.executable), "-m", DEVICE_PROBE]
     try:
         done = subprocess.run(
             argv, env=env, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=PROBE_SECONDS
@@ -78,8 +78,8 @@ def look_at_machine(host: HostFacts) -> Machine:
     return found.model_copy(update={"devices": (*found.devices, _cpu(host))})
 
 
-def _cpu(host: HostFacts) -> Device:
-    return Device(
+def _cpu(host: HostFacts) -> DeviceFacts:
+    return DeviceFacts(
         kind="cpu", name=cpu_name(), memory=host.memory, free=machine_free(), cores=host.cpus, flags=_cpu_flags()
     )
 
@@ -115,7 +115,7 @@ def _versions(machine: Machine) -> Iterator[str]:
         yield f"driver {machine.driver}"
 
 
-def _device_finding(device: Device) -> Finding:
+def _device_finding(device: DeviceFacts) -> Finding:
     free = "" if device.free is None else f", {size(device.free)} free"
     memory = f"{size(device.memory)}{free}"
     if device.kind == "cpu":

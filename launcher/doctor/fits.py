@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launchyard.launcher.backends.findings import Finding
-from launchyard.launcher.doctor.devices import Device
+from launchyard.launcher.doctor.devices import DeviceFacts
 from launchyard.launcher.format import size
 from launchyard.launcher.plan.plan import Plan
 from launchyard.storage.damage import JsonObject
@@ -18,7 +18,7 @@ Again = Callable[[JsonObject], Plan | None]  # the plan with other values of key
 
 
 @dataclass(frozen=True)
-class Change:
+class FitChange:
     """Keys that would make it fit, and what would be planned with them."""
 
     overrides: JsonObject
@@ -56,7 +56,7 @@ class Fit:
         return self.free is not None and self.needed > self.free
 
 
-def fits_of(plan: Plan, devices: Sequence[Device]) -> list[Fit]:
+def fits_of(plan: Plan, devices: Sequence[DeviceFacts]) -> list[Fit]:
     """Of each GPU that a worker gets, or of the CPU that all share."""
     needed = plan.memory["total"]
     if plan.device == "cpu":
@@ -68,7 +68,7 @@ def fits_of(plan: Plan, devices: Sequence[Device]) -> list[Fit]:
     return [Fit(f"{one.name} {number}", needed, one.memory, free=one.free) for number, one in enumerate(gpus)]
 
 
-def changes_of(plan: Plan, recipe: Recipe, again: Again, available: int) -> list[Change]:
+def changes_of(plan: Plan, recipe: Recipe, again: Again, available: int) -> list[FitChange]:
     """What would fit with some room: each change that does alone, else the first of several together."""
     limit = TIGHT * available
     alone = [change for keys in _alone(plan, recipe) if (change := _tried(keys, again, limit))]
@@ -78,11 +78,11 @@ def changes_of(plan: Plan, recipe: Recipe, again: Again, available: int) -> list
     return next(([change] for keys in _together(plan, recipe) if (change := _tried(keys, again, limit))), [])
 
 
-def _tried(keys: JsonObject, again: Again, limit: float) -> Change | None:
+def _tried(keys: JsonObject, again: Again, limit: float) -> FitChange | None:
     plan = again(keys)
     if plan is None or plan.memory["total"] > limit:
         return None
-    return Change(keys, plan.memory["total"])
+    return FitChange(keys, plan.memory["total"])
 
 
 def _alone(plan: Plan, recipe: Recipe) -> Iterator[JsonObject]:
@@ -110,13 +110,13 @@ def _together(plan: Plan, recipe: Recipe) -> Iterator[JsonObject]:
         yield {**keys, "adapter.kind": "qlora"}
 
 
-def _largest_batch(changes: Sequence[Change]) -> list[Change]:
+def _largest_batch(changes: Sequence[FitChange]) -> list[FitChange]:
     """Of several micro-batches only the first, which is the largest."""
     batches = [one for one in changes if "train.micro_batch_size" in one.overrides]
     return [*batches[:1], *(one for one in changes if one not in batches)]
 
 
-def fit_findings(fits: Sequence[Fit], changes: Sequence[Change]) -> Iterator[Finding]:
+def fit_findings(fits: Sequence[Fit], changes: Sequence[FitChange]) -> Iterator[Finding]:
     fix = "; or ".join(change.text for change in changes)
     for fit in fits:
         among = f" for each of {fit.workers} workers" if fit.workers > 1 else ""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from launchyard.host.environment import MARK_ATTEMPT, MARK_NODE, MARK_RUN, own_environment
 from launchyard.host.ports import free_port
@@ -28,8 +29,13 @@ from launchyard.run import layout, own_code
 from launchyard.run.records import Shape
 from launchyard.run.rundir import RunDir
 
-MODULE = "launchyard.training.trial.worker"
+if TYPE_CHECKING:
+    import psutil
+
+TRIAL_WORKER = "launchyard.training.trial.worker"
 WATCH_SECONDS = 0.05
+ASK_SECONDS = 0.5
+FAMILY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class TrialLimits:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ChildEnd:
     """code: negative for a signal. peak: bytes that all processes were seen to hold together."""
 
     code: int | None
@@ -56,7 +62,7 @@ def run_child(
     *,
     limits: TrialLimits,
     enough: Callable[[], bool],
-) -> Ended:
+) -> ChildEnd:
     """Run the workers to their end, or to ours: `enough` is asked often."""
     path = run.path(layout.JOB_LOG)
     try:
@@ -72,7 +78,7 @@ def run_child(
 
 def _argv(run: RunDir, shape: Shape) -> list[str]:
     if shape.nproc_per_node == 1:
-        return [*python_argv(sys.executable), "-u", "-m", MODULE, run.url]
+        return [*python_argv(sys.executable), "-u", "-m", TRIAL_WORKER, run.url]
     return torchrun_argv(
         python=sys.executable,
         nnodes=1,
@@ -80,7 +86,7 @@ def _argv(run: RunDir, shape: Shape) -> list[str]:
         nproc_per_node=shape.nproc_per_node,
         rdzv_endpoint=f"127.0.0.1:{free_port()}",
         rdzv_id="trial",
-        module=MODULE,
+        module=TRIAL_WORKER,
         args=[run.url],
         shutdown_timeout=int(SURVIVOR_SECONDS),
         log_dir=run.path("torchrun"),
@@ -93,28 +99,44 @@ def _environment(run: RunDir, shape: Shape, env: Mapping[str, str]) -> dict[str,
     return {**python_environment({**own_environment(), **env}, code=own_code.movable()), **hidden, **marks}
 
 
-def _watched(child: subprocess.Popen[bytes], limits: TrialLimits, enough: Callable[[], bool]) -> Ended:
+def _watched(child: subprocess.Popen[bytes], limits: TrialLimits, enough: Callable[[], bool]) -> ChildEnd:
     end = time.monotonic() + limits.seconds
-    peak = 0
+    asked = time.monotonic()
+    family = _Family(child.pid)
     while child.poll() is None:
-        held = _held(child.pid)
-        peak = max(peak, held)
+        held = family.held()
         if limits.memory is not None and held > limits.memory:
-            return Ended(None, peak, "memory")
-        if time.monotonic() > end:
-            return Ended(None, peak, "time")
-        if enough():
-            return Ended(None, peak, "enough")
+            return ChildEnd(None, family.peak, "memory")
+        now = time.monotonic()
+        if now > end:
+            return ChildEnd(None, family.peak, "time")
+        if now - asked > ASK_SECONDS:
+            if enough():
+                return ChildEnd(None, family.peak, "enough")
+            asked = now
         time.sleep(WATCH_SECONDS)
-    return Ended(child.returncode, peak)
+    return ChildEnd(child.returncode, family.peak)
 
 
-def _held(pid: int) -> int:
-    """Bytes of a process and all below it; pages that they share count for each."""
-    import psutil
+class _Family:
+    """A process and all below it. Who they are is looked up now and then: that reads every process of the machine."""
 
-    held = 0
-    for process in descendants(pid):
-        with contextlib.suppress(psutil.Error):
-            held += process.memory_info().rss
-    return held
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._pid = pid
+        self._members: list[psutil.Process] = []
+        self._known = 0.0
+
+    def held(self) -> int:
+        """Bytes; pages that they share count for each."""
+        import psutil
+
+        if time.monotonic() - self._known > FAMILY_SECONDS:
+            self._members = descendants(self._pid)
+            self._known = time.monotonic()
+        held = 0
+        for process in self._members:
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_info().rss
+        self.peak = max(self.peak, held)
+        return held

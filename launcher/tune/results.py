@@ -17,8 +17,8 @@ from launchyard.launcher.tune.tune import TriedSize, Tuned, TuneRequest
 from launchyard.run.svg import Mark, rates_svg
 from launchyard.storage.damage import JsonObject
 
-ROWS = "tune.jsonl"
-CHART = "learning-rates.svg"
+ROWS_FILE = "tune.jsonl"
+CHART_FILE = "learning-rates.svg"
 
 
 def tuned_lines(tuned: Tuned, request: TuneRequest) -> Iterator[str]:
@@ -134,12 +134,12 @@ def row_texts(rows: Iterator[Mapping[str, object]]) -> str:
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
-def check_out(folder: str) -> None:
+def check_tune_folder(folder: str) -> None:
     """UserError if results cannot go there; asked before anything is tried."""
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {folder}: a file; name a folder")
-    if there := [name for name in (ROWS, CHART) if (path / name).exists()]:
+    if there := [name for name in (ROWS_FILE, CHART_FILE) if (path / name).exists()]:
         raise UserError(f"--out {folder}: holds {there[0]} already; name another folder")
 
 
@@ -147,10 +147,10 @@ def write_results(tuned: Tuned, request: TuneRequest, folder: str) -> list[Path]
     """The rows, and the curve of a range test."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    written = [path / ROWS]
+    written = [path / ROWS_FILE]
     written[0].write_text(row_texts(tuned_rows(tuned, request)))
     if tuned.rates and (drawing := _drawing(tuned)):
-        written.append(path / CHART)
+        written.append(path / CHART_FILE)
         written[-1].write_text(drawing)
     return written
 

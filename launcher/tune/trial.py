@@ -15,8 +15,8 @@ from launchyard.launcher.plan.plan import Plan
 from launchyard.launcher.recipe.load import UncheckedRecipe
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.launcher.submit.launch import NewFolder, Ready, prepare_data, ready_at, write_run
-from launchyard.launcher.tune.child import Ended, TrialLimits, run_child
-from launchyard.launcher.tune.sizes import Verdict
+from launchyard.launcher.tune.child import ChildEnd, TrialLimits, run_child
+from launchyard.launcher.tune.sizes import SizeVerdict
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
@@ -59,7 +59,7 @@ _NEAR = 0.7  # a process that dies without a word while it holds this share of i
 class TrialOutcome:
     """Of a trial: its rows, one a step, as a run has them. peak: bytes of one worker."""
 
-    verdict: Verdict
+    verdict: SizeVerdict
     plan: Plan
     rows: Sequence[JsonObject]
     peak: int | None = None
@@ -116,7 +116,7 @@ def _rows(run: RunDir, trial: Trial) -> Iterator[JsonObject]:
     return (row for row in run.attempt_rows(layout.STEPS, 0) if row["step"] <= trial.n_steps)
 
 
-def _outcome(run: RunDir, plan: Plan, ended: Ended, trial: Trial, limits: TrialLimits) -> TrialOutcome:
+def _outcome(run: RunDir, plan: Plan, ended: ChildEnd, trial: Trial, limits: TrialLimits) -> TrialOutcome:
     rows = list(_rows(run, trial))
     errors = run.errors(0)
     found = TrialResult.model_validate(run.read_json(RESULT)) if run.exists(RESULT) else None
@@ -132,7 +132,7 @@ def _outcome(run: RunDir, plan: Plan, ended: Ended, trial: Trial, limits: TrialL
     return TrialOutcome("fits", plan, rows, peak, found.runtime if found else None)
 
 
-def died_of_memory(ended: Ended, errors: Sequence[JsonObject], limits: TrialLimits) -> bool:
+def died_of_memory(ended: ChildEnd, errors: Sequence[JsonObject], limits: TrialLimits) -> bool:
     """By us, by the kernel, or by an allocation that failed."""
     if ended.why:
         return ended.why == "memory"
@@ -146,7 +146,7 @@ def died_of_memory(ended: Ended, errors: Sequence[JsonObject], limits: TrialLimi
     return silent and limits.memory is not None and ended.peak > _NEAR * limits.memory
 
 
-def _words(run: RunDir, errors: Sequence[JsonObject], ended: Ended) -> str:
+def _words(run: RunDir, errors: Sequence[JsonObject], ended: ChildEnd) -> str:
     if errors:
         return str(errors[0]["message"])
     log = f"{layout.logs_folder(0)}/{layout.rank_log(0)}"

@@ -16,7 +16,7 @@ from launchyard.launcher.recipe.load import read_recipe
 from launchyard.launcher.submit.code import take_snapshot
 from launchyard.launcher.tune.child import TrialLimits
 from launchyard.launcher.tune.range_test import RatePoint, Suggestion, diverged_at, suggest
-from launchyard.launcher.tune.sizes import Verdict, search_largest, sizes_of
+from launchyard.launcher.tune.sizes import SizeVerdict, search_largest, sizes_of
 from launchyard.launcher.tune.trial import TrialOutcome, TrialPlace, run_trial
 from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import shares_of
@@ -48,7 +48,7 @@ class TriedSize:
     """planned and peak: bytes of one worker at its peak; the first of tensors alone."""
 
     micro_batch_size: int
-    verdict: Verdict
+    verdict: SizeVerdict
     planned: int | None = None
     peak: int | None = None
     tokens_per_second: float | None = None
@@ -143,7 +143,7 @@ class _Tried:
         return Trial(n_steps=n_steps, lr_range=lr_range, memory_bytes=each)
 
     # -- micro-batches -----------------------------------------------------------------------------------------------
-    def _try_size(self, micro: int) -> Verdict:
+    def _try_size(self, micro: int) -> SizeVerdict:
         n_micro = min(self.share // micro, MOST_MICRO_BATCHES)
         if (seconds := self._expected(micro * n_micro)) > self.request.seconds:
             self.sizes.append(TriedSize(micro, "too slow"))

@@ -70,7 +70,7 @@ def attempt(run: RunDir, world: World, trial: Trial) -> None:
     if world.is_main:
         for rows in parts.telemetry.rows.appenders:
             rows.flush(sync=True)
-        result = TrialResult(peak=peak_of(parts.context.device), runtime=held)
+        result = TrialResult(peak=held_at_most(parts.context.device), runtime=held)
         run.write_json(RESULT, result.model_dump(mode="json"))
 
 
@@ -89,7 +89,7 @@ def make_steps(parts: Parts, trial: Trial) -> None:
         train(dataclasses.replace(parts, rate=rate))
 
 
-def peak_of(device: torch.device) -> int:
+def held_at_most(device: torch.device) -> int:
     """Bytes: of a GPU those of the tensors, on a CPU those of this process."""
     from launchyard.training.telemetry.recorder import memory_of
 

@@ -33,7 +33,7 @@ def run_tune(arguments: tuple[str, ...], **options: TuneOption) -> int:
       launch tune my.yaml --lr --steps 200 --max-lr 0.1 --out tuned
     """
     from launchyard.launcher.tune.results import (
-        check_out,
+        check_tune_folder,
         row_texts,
         tuned_lines,
         tuned_rows,
@@ -45,7 +45,7 @@ def run_tune(arguments: tuple[str, ...], **options: TuneOption) -> int:
     as_json = bool(options["as_json"])
     out = options["out"]
     if out is not None:
-        check_out(str(out))
+        check_tune_folder(str(out))
     tuned = tune(request, lambda line: click.echo(line, err=True))
     if as_json:
         click.echo(row_texts(tuned_rows(tuned, request)), nl=False)

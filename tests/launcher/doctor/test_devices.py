@@ -17,7 +17,7 @@ from launchyard.launcher.backends.findings import Finding
 from launchyard.launcher.backends.hardware import Gpu, machine_free, probe_host
 from launchyard.launcher.cli.doctor import doctor
 from launchyard.launcher.doctor.device_probe import look
-from launchyard.launcher.doctor.devices import UNTRIED, Device, Machine, device_findings, look_at_machine
+from launchyard.launcher.doctor.devices import UNTRIED, DeviceFacts, Machine, device_findings, look_at_machine
 from tests.launcher.plan.test_planner import GPUS, H100, plan_of
 
 GB = 10**9
@@ -130,7 +130,7 @@ def test_amd_gpus_are_planned_for_by_torchs_name_and_with_a_note(monkeypatch: py
 
 def test_the_command_tells_devices_and_whether_a_recipe_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    small = Device(kind="cpu", name="Abacus", memory=GB, free=GB, cores=1)
+    small = DeviceFacts(kind="cpu", name="Abacus", memory=GB, free=GB, cores=1)
     monkeypatch.setattr(
         "launchyard.launcher.doctor.devices.look_at_machine", lambda host: Machine(torch="2.13", devices=(small,))
     )

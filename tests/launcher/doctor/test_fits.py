@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from launchyard.launcher.backends.hardware import HostFacts
-from launchyard.launcher.doctor.devices import Device
-from launchyard.launcher.doctor.fits import TIGHT, Change, changes_of, fit_findings, fits_of
+from launchyard.launcher.doctor.devices import DeviceFacts
+from launchyard.launcher.doctor.fits import TIGHT, FitChange, changes_of, fit_findings, fits_of
 from launchyard.launcher.plan.plan import Plan, PlanError
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import Recipe, apply_overrides
 from tests.launcher.plan.test_planner import CPU, GPUS, SMALL, plan_of
 
-H100 = Device(kind="nvidia", name="H100", memory=80 * 10**9, free=80 * 10**9)
+H100 = DeviceFacts(kind="nvidia", name="H100", memory=80 * 10**9, free=80 * 10**9)
 
 
-def cpu_of(memory: int, free: int | None = None) -> Device:
-    return Device(kind="cpu", name="CPU", memory=memory, free=memory if free is None else free)
+def cpu_of(memory: int, free: int | None = None) -> DeviceFacts:
+    return DeviceFacts(kind="cpu", name="CPU", memory=memory, free=memory if free is None else free)
 
 
 class Planned:
@@ -35,7 +35,7 @@ class Planned:
         except PlanError:
             return None
 
-    def changes(self, available: int) -> list[Change]:
+    def changes(self, available: int) -> list[FitChange]:
         return changes_of(self.plan, self.recipe, self.again, available)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.tune.child import Ended, TrialLimits
+from launchyard.launcher.tune.child import ChildEnd, TrialLimits
 from launchyard.launcher.tune.trial import died_of_memory
 from launchyard.run.rundir import RunDir
 from launchyard.training.spec import DataSpec
@@ -19,7 +19,7 @@ from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
 from tests.support.ranks import ForkedProcess
 from tests.support.small_runs import EXACT, history, make_run, run_workers, write_data
 
-MODULE = "launchyard.training.trial.worker"
+TRIAL_WORKER = "launchyard.training.trial.worker"
 UNTIL_SAVED = {"train.max_steps": 12, "checkpoint.every_steps": None, "checkpoint.every_minutes": None}
 
 
@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> DataSpec:
 
 def try_out(run: RunDir, trial: Trial) -> int:
     run.write_json(TRIAL, trial.model_dump(mode="json"))
-    process = ForkedProcess(MODULE, [run.url], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = ForkedProcess(TRIAL_WORKER, [run.url], env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         return process.wait(timeout=120)
     finally:
@@ -75,25 +75,25 @@ def test_a_worker_with_too_little_memory_says_so(tmp_path: Path, data: DataSpec)
     wide = {**UNTIL_SAVED, "model.dim": 2048, "model.ffn_dim": 8192, "model.n_heads": 16}
     run = make_run(tmp_path / "trial", data, wide)
     assert try_out(run, Trial(n_steps=2, memory_bytes=600 << 20)) != 0
-    assert died_of_memory(Ended(1, 0), run.errors(0), TrialLimits(60, 600 << 20)), run.errors(0)
+    assert died_of_memory(ChildEnd(1, 0), run.errors(0), TrialLimits(60, 600 << 20)), run.errors(0)
 
 
-ENDS: list[tuple[Ended, list[dict[str, Any]], bool]] = [
-    (Ended(None, 0, "memory"), [], True),
-    (Ended(None, 0, "time"), [], False),
-    (Ended(-9, 0), [], True),
-    (Ended(1, 0), [{"type": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2 GiB"}], True),
+ENDS: list[tuple[ChildEnd, list[dict[str, Any]], bool]] = [
+    (ChildEnd(None, 0, "memory"), [], True),
+    (ChildEnd(None, 0, "time"), [], False),
+    (ChildEnd(-9, 0), [], True),
+    (ChildEnd(1, 0), [{"type": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2 GiB"}], True),
     (
-        Ended(1, 0),
+        ChildEnd(1, 0),
         [{"type": "RuntimeError", "message": "[enforce fail] DefaultCPUAllocator: can't allocate memory"}],
         True,
     ),
-    (Ended(1, 0), [{"type": "ValueError", "message": "data.source: no such folder"}], False),
-    (Ended(-6, 80), [], True),  # as a library aborts that cannot allocate
-    (Ended(-6, 10), [], False),
+    (ChildEnd(1, 0), [{"type": "ValueError", "message": "data.source: no such folder"}], False),
+    (ChildEnd(-6, 80), [], True),  # as a library aborts that cannot allocate
+    (ChildEnd(-6, 10), [], False),
 ]
 
 
 @pytest.mark.parametrize(("ended", "errors", "of_memory"), ENDS)
-def test_ends_for_want_of_memory(ended: Ended, errors: list[dict[str, Any]], of_memory: bool) -> None:
+def test_ends_for_want_of_memory(ended: ChildEnd, errors: list[dict[str, Any]], of_memory: bool) -> None:
     assert died_of_memory(ended, errors, TrialLimits(60, 100)) is of_memory
