@@ -38,6 +38,7 @@ ONLY_STEPS: JsonObject = {
     "checkpoint.keep_best": None,
     "early_stopping": None,
     "stability": {},
+    "train.max_time": None,
     "train.batch_size_ramp": [],
     "data.seq_len_ramp": [],
 }
