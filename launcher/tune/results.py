@@ -50,7 +50,7 @@ def _size_lines(tuned: Tuned) -> Iterator[str]:
         yield "not even one sequence fits; see `launch doctor RECIPE` for what would"
         return
     yield f"largest that fits: {largest.micro_batch_size}{_end_of_search(tuned, largest)}"
-    yield f"fastest: {fastest.micro_batch_size}, {count(fastest.tokens_per_second or 0)} tokens/s a machine"
+    yield f"fastest: {fastest.micro_batch_size}, {count(fastest.tokens_per_second or 0)} tokens/s of all workers"
 
 
 def _end_of_search(tuned: Tuned, largest: TriedSize) -> str:

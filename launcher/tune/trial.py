@@ -150,6 +150,6 @@ def died_of_memory(ended: ChildEnd, errors: Sequence[JsonObject], limits: TrialL
 def _words(run: RunDir, errors: Sequence[JsonObject], ended: ChildEnd) -> str:
     if errors:
         return str(errors[0]["message"])
-    log = f"{layout.logs_folder(0)}/{layout.rank_log(0)}"
-    tail = run.read_text(log).strip().splitlines()[-5:] if run.exists(log) else []
-    return " / ".join(tail) or f"exit code {ended.code}"
+    logs = [f"{layout.logs_folder(0)}/{layout.rank_log(0)}", layout.JOB_LOG]  # the second until it has the first
+    lines = [run.read_text(log).strip().splitlines()[-3:] for log in logs if run.exists(log)]
+    return next((" / ".join(tail) for tail in lines if tail), f"exit code {ended.code}")

@@ -155,6 +155,7 @@ def test_the_machine_keeps_a_margin(made_up: MadeUp) -> None:
         (["train.nonsense=1"], "unknown key"),
         (["--memory", "much"], "is no size"),
         (["train.device=mps"], "not supported"),
+        (["train.device=rocm"], "write cuda"),
     ],
 )
 def test_mistakes_start_nothing(made_up: MadeUp, words: list[str], said: str) -> None:
