@@ -128,7 +128,7 @@ class _Family:
         self._known = 0.0
 
     def held(self) -> int:
-        """Bytes; pages that they share count for each."""
+        """Bytes of their own. Pages of files, such as those of torch, are not: the kernel drops them when it has to."""
         import psutil
 
         if time.monotonic() - self._known > FAMILY_SECONDS:
@@ -137,6 +137,7 @@ class _Family:
         held = 0
         for process in self._members:
             with contextlib.suppress(psutil.Error):
-                held += process.memory_info().rss
+                found = process.memory_info()
+                held += found.rss - getattr(found, "shared", 0)  # Linux tells them apart
         self.peak = max(self.peak, held)
         return held

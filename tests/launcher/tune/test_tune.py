@@ -171,7 +171,7 @@ def test_real_workers_and_nothing_is_left(place: Path, workers: int) -> None:
 
     shell = Shell(place.parent / "person")
     wide = ["model.dim=512", "model.ffn_dim=2048", "data.seq_len=64", "train.global_batch_size=256"]
-    few = ["--micro-batch", "--memory", f"{900 * workers}MB", "--json", "--timeout", "60"]
+    few = ["--micro-batch", "--memory", f"{(900, 2200)[workers - 1]}MB", "--json", "--timeout", "60"]
     many = [str(place / "tiny.yaml"), f"resources.nproc_per_node={workers}"]
     done = shell("tune", *many, *wide, *few, timeout=600, TMPDIR=str(place))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
