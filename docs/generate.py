@@ -272,7 +272,7 @@ JSON_RULES = """# JSON of the commands
 With `--json` a command prints one JSON document on standard output, and its messages on standard error. Each object at
 the top holds `schema_version`, {version} today. Keys may be added to a version, so ignore those that you do not know; a
 key that goes away, or gets another meaning, makes the version greater. Times are seconds since the epoch, sizes bytes,
-durations seconds; null means not known.
+durations seconds; null means not known. `launch tune` prints one object a line: its trials, and last the result.
 
 Three outputs belong to other formats, and hold no version: `launch metrics` prints the
 [rows](run-directory.md#steprow) of the run directory, `launch monitor` what Prometheus reads from an http_sd, and

@@ -30,6 +30,7 @@ LIGHT_FILES = (
     "training/recipe.py",
     "training/sections/*.py",
     "training/spec.py",
+    "training/trial/spec.py",
     "training/batching.py",
     "training/optim/groups.py",
     "training/optim/state_size.py",

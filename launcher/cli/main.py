@@ -25,6 +25,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "sweep_command",
             "Launch a recipe with many values of keys.",
         ),
+        "tune": (
+            "launchyard.launcher.cli.recipe.tune",
+            "tune_command",
+            "Find the micro-batch and learning rate of a recipe.",
+        ),
         "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
         "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
         "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),

@@ -19,7 +19,7 @@ SYNONYMS = {
     "sample": "generate", "complete": "completion", "clear": "cache", "check": "doctor",
     "run": "RECIPE", "train": "RECIPE", "start": "RECIPE", "launch": "RECIPE", "submit": "RECIPE",
     "trace": "profile", "profiler": "profile",
-    "pretrain": "RECIPE", "grid": "sweep", "search": "sweep", "tune": "sweep", "options": "keys", "config": "keys",
+    "pretrain": "RECIPE", "grid": "sweep", "search": "sweep", "lr_find": "tune", "options": "keys", "config": "keys",
 }  # fmt: skip
 
 

@@ -182,6 +182,8 @@ def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -
         draft.notes.append(f"using {workers} of {gpus} GPUs (resources.nproc_per_node)")
     elif workers < gpus:
         draft.wrong("resources.nproc_per_node", f"{workers} workers would leave {gpus - workers} of {gpus} GPUs idle")
+    if local and any(gpu.rocm for gpu in host.gpus):
+        draft.notes.append("AMD's GPUs, by ROCm, are untried: nobody has run this product there")
     return "cuda", workers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from launchyard.launcher.format import can_draw
@@ -14,7 +14,14 @@ Point = tuple[float, float]
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of each dot, rows from the top
 
 
-def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille: bool = True) -> list[str]:
+def draw(
+    points: Sequence[Point],
+    *,
+    width: int = 64,
+    height: int = 12,
+    braille: bool = True,
+    x_form: Callable[[float], str] = "{:g}".format,
+) -> list[str]:
     """Lines of a chart of (x, y) points, x ascending; none if there are fewer than two finite points."""
     points = [point for point in points if math.isfinite(point[1])]
     if len(points) < 2:
@@ -34,8 +41,8 @@ def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille:
         body = "".join(_cell(cell, braille) for cell in cells).rstrip()
         edge = "┤" if braille else "|"
         lines.append(f"{label:>8.3f} {edge}{body}" if label is not None else f"{'':>8} {'│' if braille else '|'}{body}")
-    first = f"{points[0][0]:g}"
-    last = f"{points[-1][0]:g}"
+    first = x_form(points[0][0])
+    last = x_form(points[-1][0])
     return [*lines, f"{'':>10}{first}{last.rjust(max(1, width - len(first)))}"]
 
 

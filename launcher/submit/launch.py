@@ -55,6 +55,7 @@ from launchyard.training.spec import DataSpec, TokenSource
 if TYPE_CHECKING:
     from launchyard.launcher.data.resolve import Resolved
     from launchyard.run.records import Job
+    from launchyard.training.recipe import Recipe
 
 
 class Follow(Protocol):
@@ -331,6 +332,20 @@ def _planned_again(ready: Ready, data: Resolved) -> Plan:
         run_id=ready.plan.run_id,
         run_url=ready.plan.run_url,
         data=planned(data),
+        host=ready.host,
+        init=ready.init,
+        after=ready.after,
+    )
+
+
+def planned_with(ready: Ready, recipe: Recipe) -> Plan:
+    """The plan of the same launch with another recipe, of the same model and data. PlanError if there is none."""
+    return make_plan(
+        recipe,
+        cluster=ready.cluster,
+        run_id=ready.plan.run_id,
+        run_url=ready.plan.run_url,
+        data=planned(ready.data),
         host=ready.host,
         init=ready.init,
         after=ready.after,

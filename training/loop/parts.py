@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from launchyard.training.data.reader import Reader
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.grad_norms import GradNorms
+from launchyard.training.optim.schedule import planned_lr
 from launchyard.training.profile.profiler import Profiler
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
@@ -56,6 +57,7 @@ class Parts:
     points: Sequence[Point] = ()  # what checkpoints are asked
     guard: Guard | None = None
     grad_norms: GradNorms | None = None
+    rate: Callable[[Context, int], float] = planned_lr  # of the step that follows so many finished ones
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from launchyard.training.loop.boundary import (
 from launchyard.training.loop.numbers import Pending, finish, run_step
 from launchyard.training.loop.parts import Data, Parts
 from launchyard.training.loop.sanity import check_validation
-from launchyard.training.optim.schedule import planned_lr
 from launchyard.training.stability.guard import RewindError
 from launchyard.training.stability.rewind import go_back
 from launchyard.training.stop import StopFlag
@@ -85,7 +84,7 @@ def train_on(parts: Parts) -> str | None:
                 if early_end(parts) is not None:
                     break
             assert batch is not None  # else a stop was wanted, and agreed on
-            lr = planned_lr(context, step)
+            lr = parts.rate(context, step)
             done = None if step + 1 in state.left_out else run_step(parts, batch, agreement.n_parts, step + 1, lr)
             state.step = step + 1
             finish(parts, pending)
