@@ -33,6 +33,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "report",
             "Write a run as one page of HTML, with curves.",
         ),
+        "diff": (
+            "launchyard.launcher.cli.recipe.diff",
+            "command",
+            "Compare runs: recipe, code, data, curves.",
+        ),
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
         "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
         "rm": ("launchyard.launcher.cli.run_files", "rm", "Remove runs that have ended, for good."),
