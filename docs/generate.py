@@ -38,7 +38,7 @@ def type_words(annotation: Any) -> str:
         return f"list of {type_words(args[0])}s"
     if origin is dict:
         return "mapping"
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+    if inspect.isclass(annotation) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return "mapping"
     return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
 
@@ -296,10 +296,10 @@ def value_table(value: type) -> Iterator[str]:
 
 
 DIFF_JSON = (
-    "An object. `differs`: does anything but speed and time? `sides`: `name`, `kind` (run or recipe), `place`, `state`, "
-    "`step` and `max_steps` of each. `recipe`, `code`, `data`, `workers` and `environment` are lists of what differs: "
-    "`what`, `values` (one for each side, null where unset or not known) and `changed_by_resume`. `code_diffs`: `text` "
-    "and `note` of each side after the first. `results`: figures by name, one value for each side. `curves`, of each "
+    "An object. `differs`: does anything but speed and time? `sides`: `name`, `kind` (run or recipe), `place`, "
+    "`state`, `step` and `max_steps` of each. `recipe`, `code`, `data`, `workers` and `environment` are lists of what "
+    "differs: `what`, `values` (one for each side, null where unset or not known) and `changed_by_resume`. "
+    "`code_diffs`: `text` and `note` of each side after the first. `results`: figures by name, one value for each side. `curves`, of each "
     "side after the first, null of a recipe, also has `equal_until` and `differs`:"
 )
 
