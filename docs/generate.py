@@ -299,8 +299,8 @@ DIFF_JSON = (
     "An object. `differs`: does anything but speed and time? `sides`: `name`, `kind` (run or recipe), `place`, "
     "`state`, `step` and `max_steps` of each. `recipe`, `code`, `data`, `workers` and `environment` are lists of what "
     "differs: `what`, `values` (one for each side, null where unset or not known) and `changed_by_resume`. "
-    "`code_diffs`: `text` and `note` of each side after the first. `results`: figures by name, one value for each side. `curves`, of each "
-    "side after the first, null of a recipe, also has `equal_until` and `differs`:"
+    "`code_diffs`: `text` and `note` of each side after the first. `results`: figures by name, one value for each "
+    "side. `curves`, of each side after the first, null of a recipe, also has `equal_until` and `differs`:"
 )
 
 

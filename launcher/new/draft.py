@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launchyard.errors import UserError
+from launchyard.errors import UserError, user_errors
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.format import count, size
 from launchyard.launcher.new.place import Spot
@@ -18,13 +18,17 @@ from launchyard.launcher.new.wishes import Budget, Wishes
 from launchyard.launcher.plan.plan import Plan, PlanError
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import check_recipe, read_recipe
+from launchyard.launcher.runs.models import find_model
 from launchyard.launcher.submit.code import take_snapshot
 from launchyard.launcher.submit.launch import Ready, new_place, planned, ready_at
 from launchyard.model import cost, zoo
+from launchyard.model.weights.source import read_config
 from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import apply_overrides
 
 SOURCE = "launch new"
+MOST_PASSES = 16  # Muennighoff et al. 2023: four are nearly as good as new text, and beyond 16 little is left to learn
+UNKNOWN_BYTES = 8 << 30  # of a worker of which nothing is known
 FILLED = 0.85  # of a worker's memory; the rest is for what no plan sees
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022: about as many make the most of a budget
 STEPS = 1000  # about as many updates, unless they would be tiny or huge
@@ -68,7 +72,9 @@ def draft_recipe(wishes: Wishes, spot: Spot) -> Draft:
     problem = None
     for model in _models(wishes, spot):
         keys = _first_keys(wishes, spot, model)
-        ready = _ready(keys, spot)
+        ready = _ready(keys, spot, wishes.budget)
+        if wishes.task == "pretrain" and _with_vocabulary(keys, ready):
+            ready = _ready(keys, spot, wishes.budget)
         fitted = _fit(keys, ready, wishes, spot)
         if fitted is not None:
             return fitted
@@ -79,7 +85,7 @@ def draft_recipe(wishes: Wishes, spot: Spot) -> Draft:
 
 def _too_large(ready: Ready, wishes: Wishes, spot: Spot) -> UserError:
     need = ready.plan.memory["total"]
-    has = size(_memory(ready.plan, spot) or 0)
+    has = size(_memory(ready.plan, spot))
     what = f"{wishes.model or 'the model'} does not fit: a worker needs about {size(need)}, and has {has}"
     if wishes.task == "finetune":
         return UserError(f"--model: {what}", hint="--method qlora needs the least; or a smaller model, or more GPUs")
@@ -88,13 +94,20 @@ def _too_large(ready: Ready, wishes: Wishes, spot: Spot) -> UserError:
 
 # -- the model -------------------------------------------------------------------------------------------------------
 def _models(wishes: Wishes, spot: Spot) -> Iterator[str | None]:
-    """What to try, the largest that the budget feeds first. None: the tiny shape, or the weights to finetune."""
+    """What to try, the largest first that budget and data feed. None: the tiny shape, or the weights to finetune."""
     if wishes.task == "finetune" or wishes.model is not None:
         yield wishes.model
         return
-    sizes = {name: cost.n_params(zoo.make_config(preset=name, fields={}, hf=None)) for name in LADDER}
+    tiny = _ready(_first_keys(wishes, spot, None), spot, wishes.budget)
     fed = _parameters_fed(wishes.budget, _speed(wishes, spot), spot)
-    yield from (name for name in reversed(LADDER) if sizes[name] <= fed)
+    if wishes.budget.unit in ("seconds", "epochs"):
+        fed = min(fed, tiny.plan.data.n_tokens * MOST_PASSES / TOKENS_PER_PARAMETER)
+    fields = {"vocab_size": tiny.data.vocab_size} if tiny.data.vocab_size else {}
+    for name in reversed(LADDER):
+        whole = zoo.make_config(preset=name, fields={}, hf=None)
+        fits = fields if fields.get("vocab_size", 0) <= whole.vocab_size else {}
+        if tiny.plan.n_params < cost.n_params(zoo.make_config(preset=name, fields=fits, hf=None)) <= fed:
+            yield name
     yield None
 
 
@@ -156,6 +169,13 @@ def _seq_len(spot: Spot, model: str | None) -> int:
     return min(most, 2048 if spot.has_gpus else 256)
 
 
+def _row_len(wishes: Wishes, spot: Spot) -> int:
+    wanted = 1024 if spot.has_gpus else 512
+    with user_errors("--model"):
+        limit = read_config(find_model(str(wishes.model))).position_limit
+    return wanted if limit is None else min(wanted, limit)
+
+
 def _finetuning(keys: _Keys, wishes: Wishes, spot: Spot) -> None:
     """As the bundled recipe of the method has it."""
     like = read_recipe(f"finetune/{wishes.method}").document.value
@@ -164,16 +184,17 @@ def _finetuning(keys: _Keys, wishes: Wishes, spot: Spot) -> None:
         keys.put("adapter", like["adapter"], "what trains beside the frozen weights: launch keys adapter")
     keys.put("data.kind", "instruct", "rows with prompt and answer, or messages; only answers are trained for")
     keys.put("data.source", wishes.sources, "JSON lines, JSON, parquet or a folder of them")
-    keys.put("data.seq_len", 1024 if spot.has_gpus else 512, "tokens of a sequence; no row may be longer")
+    keys.put("data.seq_len", _row_len(wishes, spot), "tokens of a sequence; no row may be longer")
     keys.put("data.validation", 0.05, "share of the rows that is held out")
     keys.put("optimizer", like["optimizer"], f"of the bundled recipe finetune/{wishes.method}")
     keys.put("schedule", like["schedule"], "rises in the first part, falls from there on")
 
 
-def _ready(keys: _Keys, spot: Spot) -> Ready:
+def _ready(keys: _Keys, spot: Spot, budget: Budget) -> Ready:
     """The launch of a draft with the smallest steps: finds data, weights and machine."""
     world = spot.workers * int(keys.raw.get("resources", {}).get("nodes", 1))
-    least = {"train.global_batch_size": world, "train.micro_batch_size": 1, "train.max_steps": 1}
+    length = {"train.max_epochs": budget.amount} if budget.unit == "epochs" else {"train.max_steps": 1}
+    least = {"train.global_batch_size": world, "train.micro_batch_size": 1, **length}
     loaded = check_recipe(apply_overrides(keys.raw, least), {}, source=SOURCE)
     run = new_place(spot.cluster, None, "new")
     return ready_at(run, loaded, spot.cluster, run_id="new", code=take_snapshot(Path.cwd()))
@@ -183,7 +204,6 @@ def _ready(keys: _Keys, spot: Spot) -> Ready:
 def _fit(keys: _Keys, ready: Ready, wishes: Wishes, spot: Spot) -> Draft | None:
     """The draft with its length, batch and savings; None if no savings make it fit."""
     if wishes.task == "pretrain":
-        _with_vocabulary(keys, ready)
         _rates(keys, ready.plan.n_params)
     tokens = _length(keys, wishes, ready, spot)
     _batch(keys, ready, wishes, tokens)
@@ -198,23 +218,25 @@ def _fit(keys: _Keys, ready: Ready, wishes: Wishes, spot: Spot) -> Draft | None:
         for micro in _micro_batches(keys, ready):
             plan = _planned(keys, {"train.micro_batch_size": micro}, ready)
             memory = _memory(plan, spot)
-            if memory is None or plan.memory["total"] <= FILLED * memory:
-                of = f" of {size(memory)}" if memory else ", if it has them"
-                takes = f"sequences at once: ~{size(plan.memory['total'])}{of} a worker"
+            if plan.memory["total"] <= FILLED * memory:
+                takes = f"sequences at once: ~{size(plan.memory['total'])} of {size(memory)} a worker"
                 keys.put("train.micro_batch_size", micro, takes)
                 return Draft(_ordered(keys.raw), keys.reasons, plan)
     return None
 
 
-def _memory(plan: Plan, spot: Spot) -> int | None:
-    return plan.memory_available if plan.memory_available is not None else spot.memory
+def _memory(plan: Plan, spot: Spot) -> int:
+    """Bytes that a worker has."""
+    return plan.memory_available or spot.memory or UNKNOWN_BYTES
 
 
-def _with_vocabulary(keys: _Keys, ready: Ready) -> None:
-    """A preset for many ids has a table row for each: none that the tokenizer never uses."""
+def _with_vocabulary(keys: _Keys, ready: Ready) -> bool:
+    """A preset for many ids has a table row for each: none that the tokenizer never uses. Returns True if it had."""
     has = ready.data.vocab_size
-    if has is not None and "preset" in keys.raw["model"] and has < ready.plan.model.vocab_size:
-        keys.put("model.vocab_size", has, "as many ids as the tokenizer has")
+    if has is None or "preset" not in keys.raw["model"] or has >= ready.plan.model.vocab_size:
+        return False
+    keys.put("model.vocab_size", has, "as many ids as the tokenizer has")
+    return True
 
 
 def _rates(keys: _Keys, n_params: int) -> None:
@@ -241,7 +263,11 @@ def _length(keys: _Keys, wishes: Wishes, ready: Ready, spot: Spot) -> float:
         keys.put("train.max_tokens", int(tokens), f"{tokens / data:.2g} passes over the data")
         return tokens
     speed = _speed(wishes, spot) / ready.plan.flops_per_token
-    tokens = max(_rounded(budget.amount * speed), ready.plan.batch.tokens_per_step)
+    could = _rounded(budget.amount * speed)
+    tokens = max(min(could, MOST_PASSES * data), ready.plan.batch.tokens_per_step)
+    if tokens < could:
+        keys.put("train.max_tokens", int(tokens), f"{MOST_PASSES} passes: more teach little, in {budget.text} or not")
+        return tokens
     guess = f"{budget.text} at a guess of {count(speed)} tokens/s, {tokens / data:.2g} passes; a run shows its ETA"
     keys.put("train.max_tokens", int(tokens), guess)
     return tokens
@@ -277,7 +303,7 @@ def _validations(keys: _Keys, ready: Ready, wishes: Wishes) -> None:
     if wishes.task == "finetune":
         keys.put("validation.at_start", True, "the loss before anything is trained, to compare with")
     steps = _planned(keys, {"train.micro_batch_size": 1}, ready).max_steps
-    keys.put("validation.every_steps", max(1, steps // 20), "about 20 of them; the curve that tells when to stop")
+    keys.put("validation.every_steps", max(5, steps // 20), "the curve that tells when to stop")
 
 
 def _planned(keys: _Keys, changes: JsonObject, ready: Ready) -> Plan:

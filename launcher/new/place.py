@@ -125,9 +125,9 @@ def _remote(cluster: Cluster, title: str, gpus: int, gpu: str, memory: int | Non
 
 def gpu_bytes_of(kind: str) -> int | None:
     """Memory of a kind of GPU, by the name that a site gives it; None if that says nothing."""
-    name = re.sub(r"[^a-z0-9]", "", kind.lower())
-    if sized := re.search(r"(\d+)gb?$", name):
+    if sized := re.search(r"\b(\d+)\s?gi?b?\b", kind.lower().replace("_", " ")):
         return int(sized[1]) << 30
+    name = re.sub(r"[^a-z0-9]", "", kind.lower())
     found = next((gigabytes for part, gigabytes in GPU_BYTES.items() if part in name), None)
     return None if found is None else found << 30
 

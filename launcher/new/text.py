@@ -18,8 +18,17 @@ def schema_line(kind: str) -> str:
 def commented(value: Mapping[str, object], reasons: Mapping[str, str]) -> list[str]:
     """Lines of YAML; the reason of a dotted key stands behind it, or behind its section."""
     lines = list(_lines(value, reasons, "", ""))
-    column = min(_WIDEST, max(len(line) for line, _ in lines) + 2)
-    return [f"{line.ljust(column)}# {reason}" if reason else line for line, reason in lines]
+    short = [len(line) for line, _ in lines if len(line) <= _WIDEST]
+    column = max(short, default=0) + 2
+    return [text for line, reason in lines for text in _with_reason(line, reason, column)]
+
+
+def _with_reason(line: str, reason: str, column: int) -> list[str]:
+    """Behind the line, or above one that is long."""
+    if not reason:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    return [f"{line.ljust(column)}# {reason}"] if len(line) <= column - 2 else [f"{indent}# {reason}", line]
 
 
 def _lines(

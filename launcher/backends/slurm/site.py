@@ -61,6 +61,8 @@ def _whole(text: str) -> int | None:
 
 def _accounts(slurm: Controller) -> list[str]:
     """Of the user; none where the site keeps no accounts."""
+    if "slurmdbd" not in slurm.config().get("AccountingStorageType", ""):
+        return []
     asked = [
         "sacctmgr",
         "--noheader",

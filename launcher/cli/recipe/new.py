@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -156,7 +157,10 @@ def _place(questions: Questions, given: Flags) -> tuple[Spot, str, list[NewFile]
     cluster, part, address = (given.get(key) for key in ("cluster", "partition", "address"))
     gpu_bytes = checks.check_size(given.get("gpu_memory") or "")
     if cluster is not None and part is None and address is None and checks.is_known_cluster(cluster):
-        return known_place(cluster, "", gpu_bytes), cluster, []
+        spot = known_place(cluster, "", gpu_bytes)
+        if spot.scheduled and spot.has_gpus and spot.memory is None:
+            spot = replace(spot, memory=_gpu_bytes(questions, "GPU"))
+        return spot, cluster, []
     offers = [] if cluster == FIRST else find_offers(address)
     if cluster is not None and not offers and cluster != FIRST:
         found = "no scheduler is found here"
@@ -209,11 +213,16 @@ def _written(
             "--time-limit", text, checks.check_time_limit, given=limit, default=offer.time_limit
         )
     if offer.gpus and gpu_bytes is None and gpu_bytes_of(offer.gpu) is None:
-        text = f"Memory of each {offer.gpu or 'GPU'}"
-        gpu_bytes = questions.ask("--gpu-memory", text, checks.check_size, default="24GB")
+        gpu_bytes = _gpu_bytes(questions, offer.gpu or "GPU")
     with user_errors(str(path)):
         spot = offered_place(offer, name=path.stem, storage=storage, chosen=chosen, gpu_bytes=gpu_bytes)
     return spot, str(path) if word.endswith(".yaml") else word, [NewFile(path, spot.file or "")]
+
+
+def _gpu_bytes(questions: Questions, kind: str) -> int | None:
+    from launchyard.launcher.new.checks import check_size
+
+    return questions.ask("--gpu-memory", f"Memory of each {kind}", check_size, default="24GB")
 
 
 def _option(name: str, metavar: str, text: str) -> click.Option:

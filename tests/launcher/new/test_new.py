@@ -1,0 +1,296 @@
+"""`launch new`: what it writes can be planned and trained as it stands, fits the place, and replaces nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launchyard.errors import UserError
+from launchyard.host.processes import python_argv
+from launchyard.launcher.backends.cluster import Cluster, load_cluster
+from launchyard.launcher.backends.ray.site import offers as ray_offers
+from launchyard.launcher.backends.slurm.site import gpu_kind
+from launchyard.launcher.new.draft import FILLED, draft_recipe
+from launchyard.launcher.new.place import Spot, gpu_bytes_of, this_machine
+from launchyard.launcher.new.text import commented
+from launchyard.launcher.new.wishes import Wishes, parse_budget
+from launchyard.launcher.recipe.bundled import recipe_folder
+from launchyard.launcher.recipe.load import load_recipe
+from launchyard.model.weights.hf_export import save_hf
+from launchyard.run.rundir import RunDir
+from launchyard.training.data.prepare.prepare import prepare
+from tests.support.fake_ray import FakeRay
+from tests.support.fake_slurm import FakeSlurm
+from tests.support.shell import Shell
+from tests.support.tiny_models import byte_tokenizer, llama, random_model, weights_of
+
+HERE = ("--yes", "--cluster", "local")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, novel: str, tokenizer_file: str) -> Path:
+    folder = tmp_path_factory.mktemp("new")
+    (folder / "novel.txt").write_text(novel[:60_000])
+    prepare([str(folder / "novel.txt")], tokenizer=tokenizer_file, out=str(folder / "data"), validation=0.1)
+    return folder
+
+
+@pytest.fixture
+def shell(tmp_path: Path, prepared: Path) -> Shell:
+    """A folder with prepared data, its text, and rows."""
+    made = Shell(tmp_path)
+    for name in ("data", "novel.txt"):
+        (made.here / name).symlink_to(prepared / name)
+    rows = [{"instruction": f"say {n}", "output": f"{n}, as you said"} for n in range(40)]
+    (made.here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return made
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[FakeSlurm]:
+    made = FakeSlurm(tmp_path / "slurm")
+    yield made
+    made.close()
+
+
+def clusters_of(shell: Shell) -> Path:
+    return Path(shell.env["XDG_CONFIG_HOME"]) / "launchyard/clusters"
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+def test_the_recipe_trains_as_it_stands(shell: Shell) -> None:
+    done = shell("new", "novels", "--data", "data", "--budget", "3steps", "--json", *HERE)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["files"] == [str(shell.here / "novels.yaml")]
+    assert {one["level"] for one in found["findings"]} <= {"ok", "warning"} and found["findings"]
+    assert found["next"] == ["launch novels.yaml --dry-run", "launch novels.yaml"]
+    trained = shell("novels.yaml", "--run-url", "run", "metrics.prometheus=false", timeout=120)
+    assert trained.returncode == 0, trained.stderr
+    assert [row["step"] for row in RunDir(str(shell.here / "run")).rows("steps")] == [1, 2, 3]
+
+
+def test_every_section_has_a_reason_and_editors_a_schema(shell: Shell) -> None:
+    done = shell("new", "novels", "--data", "novel.txt", "--tokenizer", "data/tokenizer", *HERE)
+    assert done.returncode == 0, done.stderr
+    lines = (shell.here / "novels.yaml").read_text().splitlines()
+    assert f"$schema={recipe_folder() / 'recipe.schema.json'}" in lines[2]
+    text = "\n".join(lines)
+    for key in ("data", "train", "optimizer", "schedule", "checkpoint", "validation"):
+        section = text.partition(f"\n{key}:")[2].partition("\n\n")[0]
+        assert "#" in section.partition("\n")[2].split("\n")[0] + section.partition("\n")[0], key
+    assert yaml.safe_load(text)["data"]["validation"] > 0, "of text a part is held out"
+
+
+def test_nothing_is_replaced(shell: Shell) -> None:
+    (shell.here / "mine.yaml").write_text("# mine\n")
+    refused = shell("new", "mine", "--data", "data", *HERE)
+    assert refused.returncode == 2 and "mine.yaml: there already" in refused.stderr
+    assert (shell.here / "mine.yaml").read_text() == "# mine\n"
+    forced = shell("new", "mine", "--data", "data", "--force", *HERE)
+    assert forced.returncode == 0 and "max_tokens" in (shell.here / "mine.yaml").read_text()
+
+
+def test_a_finetuning(shell: Shell) -> None:
+    config = llama(vocab_size=300, padded_vocab_size=300, max_seq_len=256)
+    save_hf(weights_of(random_model(config)), config, str(shell.here / "model"))
+    byte_tokenizer(shell.here / "model/tokenizer.json")
+    settings = {"eos_token": "<|endoftext|>", "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    (shell.here / "model/tokenizer_config.json").write_text(json.dumps(settings))
+    words = ("--task", "finetune", "--model", "model", "--data", "rows.jsonl", "--json", *HERE)
+    done = shell("new", "tuned", *words, "--method", "full")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    assert plan["batch"]["seq_len"] == 256, "no longer than the model's own"
+    recipe = yaml.safe_load((shell.here / "tuned.yaml").read_text())
+    assert recipe["train"]["max_epochs"] == 3 and "adapter" not in recipe
+
+
+MISTAKES = {
+    "no data": ((), "--data is missing"),
+    "data not there": (("--data", "nothing"), "--data: nothing does not exist"),
+    "data of no kind": (("--data", "picture.png"), "picture.png is of no known kind"),
+    "text without a tokenizer": (("--data", "novel.txt"), "--tokenizer is missing"),
+    "a preset misspelt": (("--data", "data", "--model", "pythia-14"), "did you mean pythia-14m?"),
+    "a model too large": (("--data", "data", "--model", "llama-3.1-405b"), "does not fit: a worker needs about"),
+    "no model": (("--task", "finetune", "--data", "rows.jsonl"), "--model is missing"),
+    "no budget": (("--data", "data", "--budget", "soon"), "'soon' is no budget; such are 30m"),
+    "no place": (("--data", "data", "--cluster", "moon"), "--cluster moon: no such cluster"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, shell: Shell) -> None:
+    """Each is named, and nothing is written."""
+    words, said = MISTAKES[mistake]
+    (shell.here / "picture.png").write_bytes(b"\x89PNG")
+    before = {path.name for path in shell.here.iterdir()}
+    done = shell("new", "x", *words, "--yes", PATH=os.path.dirname(sys.executable))
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert {path.name for path in shell.here.iterdir()} == before
+
+
+# -- a terminal ------------------------------------------------------------------------------------------------------
+def typed(shell: Shell, answers: list[str], *words: str) -> str:
+    """What a person sees who gives these answers, each when a question waits."""
+    argv = [*python_argv(sys.executable), "-m", "launchyard", *words]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(shell.here)
+        os.execve(argv[0], argv, shell.env)
+    seen, left = b"", list(answers)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        ready, _, _ = select.select([terminal], [], [], 0.3)
+        try:
+            got = os.read(terminal, 4096) if ready else b""
+        except OSError:
+            break
+        seen += got
+        if not ready and left and seen.rstrip().endswith(b":"):
+            os.write(terminal, f"{left.pop(0)}\n".encode())
+    os.waitpid(child, 0)
+    os.close(terminal)
+    return seen.decode()
+
+
+def test_a_person_is_asked_again(shell: Shell) -> None:
+    shell.env["PATH"] = os.path.dirname(sys.executable)
+    seen = typed(shell, ["", "novels", "", "nothing", "data", "1 fortnight", "5steps"], "new")
+    assert "--data: nothing does not exist" in seen and "'1 fortnight' is no budget" in seen
+    assert "✓ wrote    novels.yaml" in seen and "launch novels.yaml --dry-run" in seen
+    assert load_recipe(str(shell.here / "novels.yaml")).recipe.train.max_steps == 5
+
+
+# -- schedulers ------------------------------------------------------------------------------------------------------
+def test_a_partition_becomes_a_cluster(shell: Shell, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--data", "data", "--cluster", "site", "--partition", "spot", "--nodes", "2", "--gpu-memory", "40GB")
+    done = shell("new", "x", *words, "--yes", "--no-job", "--json", **slurm.env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["files"][1] == str(clusters_of(shell) / "site.yaml")
+    assert "#SBATCH --partition=spot" in found["plan"]["script"] and "#SBATCH --nodes=2" in found["plan"]["script"]
+    assert found["next"][1] == "launch x.yaml --cluster site"
+    assert next(one for one in found["findings"] if one["what"] == "partition")["level"] == "ok"
+    cluster = load_cluster(found["files"][1])
+    assert (cluster.node.gpus, cluster.node.cpus) == (2, 8) and cluster.section("slurm").time_limit == "1-00:00:00"
+    again = shell("new", "y", "--data", "data", "--cluster", "site", "--yes", "--no-job", **slurm.env)
+    assert again.returncode == 0 and "site.yaml" not in again.stdout, "a cluster that has a file is used as it is"
+    wrong = shell("new", "z", "--data", "data", "--cluster", "other", "--partition", "gpu", "--yes", **slurm.env)
+    assert wrong.returncode == 2 and "there are: batch, spot, prod" in wrong.stderr
+
+
+def test_a_partition_that_is_down_is_not_offered(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launchyard.launcher.backends.slurm.site import offers
+
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+    slurm.partition("spot", State="DOWN")
+    assert [(one.part, one.default, one.nodes, one.gpus) for one in offers(None)] == [
+        ("batch", True, 4, 2),
+        ("prod", False, 4, 2),
+    ]
+    slurm.fail("sinfo", stderr="slurm_load_partitions: Unable to contact slurm controller")
+    assert offers(None) == []
+
+
+def test_a_ray_becomes_a_cluster(shell: Shell, tmp_path: Path) -> None:
+    ray = FakeRay(tmp_path / "ray")
+    try:
+        (offer,) = ray_offers(ray.address)
+        assert (offer.nodes, offer.cpus, offer.gpus, offer.memory) == (2, 2, 0, 4 << 30)
+        words = ("--data", "data", "--address", ray.address, "--cluster", "./here.yaml", "--nodes", "2", "--no-job")
+        done = shell("new", "x", *words, "--yes")
+        assert done.returncode == 0, done.stderr
+        assert load_cluster(str(shell.here / "here.yaml")).section("ray").address == ray.address
+        assert "launch x.yaml --cluster here.yaml" in done.stdout
+    finally:
+        ray.close()
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+def spot(gigabytes: float, *, gpus: int = 2) -> Spot:
+    facts: dict[str, Any] = {"name": "s", "scheduler": "slurm", "node": {"gpus": gpus, "cpus": 8}}
+    return Spot(Cluster(**facts), "a site", gpus, "h100", int(gigabytes * 2**30), bf16=True, has_gpus=True)
+
+
+def test_what_fits(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan never fills a worker, whatever its memory; with less of it come smaller pieces, then savings."""
+    monkeypatch.chdir(prepared)
+    wishes = Wishes("x", "pretrain", ("data",), parse_budget("100M"), model="pythia-160m", nodes=2)
+    batches, saved = [], []
+    for gigabytes in (80, 24, 8, 4, 2.2):
+        draft = draft_recipe(wishes, spot(gigabytes))
+        assert draft.plan.memory["total"] <= FILLED * gigabytes * 2**30
+        batches.append(draft.plan.batch.micro_batch_size)
+        saved.append(draft.raw.get("parallel", {}).get("activation_checkpointing", "none"))
+        assert draft.plan.batch.global_batch_size % draft.plan.world_size == 0
+    plain = [batch for batch, saving in zip(batches, saved, strict=True) if saving == "none"]
+    assert plain == sorted(plain, reverse=True) and len(set(plain)) > 2
+    assert saved == sorted(saved, key=lambda one: one == "full") and "full" in saved
+    with pytest.raises(UserError, match="does not fit"):
+        draft_recipe(wishes, spot(0.5))
+
+
+def test_a_shape_follows_the_budget(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared)
+    sizes = []
+    for budget in ("10M", "500M", "4B", "40B"):
+        wishes = Wishes("x", "pretrain", ("data",), parse_budget(budget))
+        sizes.append(draft_recipe(wishes, spot(80)).plan.n_params)
+    assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+
+
+def test_this_machine_is_described() -> None:
+    here = this_machine()
+    assert not here.scheduled and here.title.startswith("this machine: ") and here.memory
+
+
+@given(
+    st.recursive(
+        st.one_of(st.integers(), st.booleans(), st.text("ab: #'\"-é", max_size=60), st.sampled_from([1e-5, 0.1, 3e9])),
+        lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=5), inner, min_size=1, max_size=4),
+        max_leaves=12,
+    ).filter(lambda value: isinstance(value, dict)),
+    st.text("why # : not", min_size=1),
+)
+def test_comments_change_no_value(value: dict[str, Any], reason: str) -> None:
+    reasons = dict.fromkeys(value, reason)
+    assert yaml.safe_load("\n".join(commented(value, reasons))) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "amount"),
+    [
+        ("30m", "seconds", 1800), ("8h", "seconds", 28800), ("2 d", "seconds", 172800), ("10B", "tokens", 1e10),
+        ("500M tokens", "tokens", 5e8), ("1_000steps", "steps", 1000),
+        ("0.5 epochs", "epochs", 0.5), ("3e9", "tokens", 3e9),
+    ],
+)  # fmt: skip
+def test_budgets(text: str, unit: str, amount: float) -> None:
+    found = parse_budget(text)
+    assert (found.unit, found.amount) == (unit, amount)
+
+
+@pytest.mark.parametrize("text", ["", "0steps", "-3h", "much", "3 weeks"])
+def test_what_is_no_budget(text: str) -> None:
+    with pytest.raises(ValueError, match="such are 30m"):
+        parse_budget(text)
+
+
+def test_the_kind_of_gpus() -> None:
+    assert [gpu_kind(gres) for gres in ("gpu:h100:8(S:0-1),nvme:1", "gpu:2", "(null)")] == ["h100", "", ""]
+    known = {"a100-80gb": 80, "nvidia_a100_80gb_pcie": 80, "a100": 40, "NVIDIA H100": 80, "h200": 141, "tpu": None}
+    assert {kind: gpu_bytes_of(kind) for kind in known} == {kind: n and n << 30 for kind, n in known.items()}
