@@ -331,6 +331,10 @@ def json_page() -> Iterator[str]:
         yield f"\n## {title}\n\n{words} {' '.join((value.__doc__ or '').split())}\n"
         yield from value_table(value)
     yield (
+        "\n## `launch new`\n\nAn object: `files` (written), `cluster` (as `--cluster` takes it), `plan` (see below), "
+        "`findings` (as `launch doctor --json` has them) and `next` (commands).\n"
+    )
+    yield (
         "\n## `launch RECIPE`\n\nAn object. A dry run: `source`, `recipe` (all its keys: [recipe](recipe.md)), `code` "
         "(what `code.json` of the run would hold) and `plan`. A launch: `run_id`, `run_url`, `job` "
         "([Job](run-directory.md#job)) and `plan`. The keys of `plan`, which are those of `plan.json`:\n"
