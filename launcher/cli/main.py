@@ -17,7 +17,7 @@ from launchyard.storage.errors import DamagedError
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Runs": {
-        "new": ("launchyard.launcher.cli.recipe.new", "command", "Write a recipe that fits: asks, sizes, checks."),
+        "new": ("launchyard.launcher.cli.recipe.new", "new_recipe", "Write a recipe that fits: asks, sizes, checks."),
         "sweep": (
             "launchyard.launcher.cli.recipe.sweep",
             "sweep_command",

@@ -31,7 +31,7 @@ MOST_PASSES = 16  # Muennighoff et al. 2023: four are nearly as good as new text
 UNKNOWN_BYTES = 8 << 30  # of a worker of which nothing is known
 FILLED = 0.85  # of a worker's memory; the rest is for what no plan sees
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022: about as many make the most of a budget
-STEPS = 1000  # about as many updates, unless they would be tiny or huge
+_UPDATES = 1000  # about as many updates, unless they would be tiny or huge
 MOST_TOKENS_PER_STEP = 1 << 19
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 # The shape of the quickstart: below the smallest preset, whose tables of 50,277 ids alone take 13 million parameters.
@@ -285,7 +285,7 @@ def _batch(keys: _Keys, ready: Ready, wishes: Wishes, tokens: float) -> None:
     if wishes.task == "finetune":
         wanted = 32 if ready.plan.device == "cuda" else 4
     else:
-        each = STEPS if math.isfinite(tokens) else 1
+        each = _UPDATES if math.isfinite(tokens) else 1
         of_step = min(MOST_TOKENS_PER_STEP, (tokens if math.isfinite(tokens) else 16384) / each)
         wanted = max(8, int(of_step / ready.plan.batch.seq_len))
     per_worker = 1 << max(0, math.floor(math.log2(max(1, wanted / world))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from launchyard.errors import LaunchError
 from launchyard.launcher.backends.base import load_backend, load_site
@@ -61,7 +60,7 @@ def this_machine() -> Spot:
     host = probe_host()
     return Spot(
         cluster=load_cluster(FIRST),
-        title=describe(host),
+        title=_describe(host),
         workers=len(host.gpus) or 1,
         gpu=host.gpus[0].name if host.gpus else "",
         memory=min((gpu.memory for gpu in host.gpus), default=host.memory),
@@ -70,7 +69,7 @@ def this_machine() -> Spot:
     )
 
 
-def describe(host: HostFacts) -> str:
+def _describe(host: HostFacts) -> str:
     """A machine in words."""
     gpus = f"{len(host.gpus)} × {host.gpus[0].name}, " if host.gpus else ""
     none = "" if host.gpus else ", no GPU"
@@ -147,7 +146,3 @@ def cluster_text(offer: Offer, facts: Mapping[str, object]) -> str:
     reasons |= {f"{offer.scheduler}.{key}": f"of {len(names)} you may use" for key, names in offer.choices.items()}
     head = [f"# {offer.title}; found by `launch new`.", schema_line("cluster")]
     return "\n".join([*head, *commented(facts, reasons)]) + "\n"
-
-
-def cluster_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.yaml"

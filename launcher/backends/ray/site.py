@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
 
 from launchyard.launcher.backends.offer import Offer
 from launchyard.launcher.backends.ray.client import Dashboard
@@ -21,7 +21,7 @@ def offers(address: str | None) -> list[Offer]:
     return [_offer(address, *kind, number) for kind, number in kinds.most_common()]
 
 
-def _kind(totals: dict[str, Any]) -> tuple[int, int, int, str]:
+def _kind(totals: Mapping[str, float]) -> tuple[int, int, int, str]:
     """CPUs, GPUs, memory rounded to GiB, and the kind of GPU."""
     gpu = next((name.removeprefix(_KIND) for name in sorted(totals) if name.startswith(_KIND)), "")
     return int(totals.get("CPU", 0)), int(totals.get("GPU", 0)), int(totals.get("memory", 0)) >> 30, gpu

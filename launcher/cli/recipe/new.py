@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from launchyard.launcher.new.wishes import Task, Wishes
     from launchyard.launcher.submit.launch import Ready
 
-METHODS = ("lora", "qlora", "dora", "full")
+_METHODS = ("lora", "qlora", "dora", "full")
 Flags = dict[str, str | None]
 
 
@@ -121,7 +121,7 @@ def _answers(
     nodes = 1
     if spot.scheduled:
         nodes = questions.ask("--nodes", "Nodes", checks.check_count, given=given.get("nodes"), default="1")
-    method = given.get("method") or METHODS[0]
+    method = given.get("method") or _METHODS[0]
     limit = given.get("time_limit")
     wishes = Wishes(name, task, sources, budget, model or None, tokenizer, method, nodes, None if files else limit)
     return wishes, spot, cluster, files
@@ -165,7 +165,7 @@ def _place(questions: Questions, given: Flags) -> tuple[Spot, str, list[NewFile]
     if cluster is not None and not offers and cluster != FIRST:
         found = "no scheduler is found here"
         raise UserError(
-            f"--cluster {cluster}: no such cluster, and {found}", hint="--address of a Ray, or a login node"
+            f"--cluster {cluster}: no such cluster, and {found}", hint="--address of a dashboard, or go to a login node"
         )
     here = this_machine()
     if part is None and (cluster is None or cluster == FIRST) and address is None:
@@ -186,13 +186,13 @@ def _written(
     """A cluster file for an offer: in the user's folder of clusters, or at a path that ends in .yaml."""
     from launchyard.launcher.new import checks
     from launchyard.launcher.new.files import NewFile
-    from launchyard.launcher.new.place import cluster_file, gpu_bytes_of, offered_place
+    from launchyard.launcher.new.place import gpu_bytes_of, offered_place
     from launchyard.launcher.recipe.bundled import own_clusters
 
     word = given.get("cluster") or questions.ask(
         "--cluster", "Name of the cluster", str, default=f"my-{offer.scheduler}"
     )
-    path = Path(word) if word.endswith(".yaml") else cluster_file(own_clusters(), checks.check_new_name(word))
+    path = Path(word) if word.endswith(".yaml") else own_clusters() / f"{checks.check_new_name(word)}.yaml"
     storage = questions.ask(
         "--storage",
         "Folder for runs that all nodes see, or s3://BUCKET/PREFIX",
@@ -229,7 +229,7 @@ def _option(name: str, metavar: str, text: str) -> click.Option:
     return click.Option([name], metavar=metavar, help=text)
 
 
-command = click.Command(
+new_recipe = click.Command(
     "new",
     callback=write_new,
     help=write_new.__doc__,
@@ -243,7 +243,7 @@ command = click.Command(
         _option("--tokenizer", "FILE", "Of text that is not prepared."),
         _option("--budget", "LENGTH", "Such as 8h, 10B tokens, 1000steps or 3epochs."),
         click.Option(
-            ["--method"], type=click.Choice(METHODS), help="What trains of a model to finetune.  [default: lora]"
+            ["--method"], type=click.Choice(_METHODS), help="What trains of a model to finetune.  [default: lora]"
         ),
         click.Option(
             ["--cluster"],
@@ -252,7 +252,7 @@ command = click.Command(
             help="A place, or the name for a new one.",
         ),
         _option("--partition", "NAME", "The part of a site, for a new cluster file."),
-        _option("--address", "URL", "Of a Ray's dashboard, for a new cluster file."),
+        _option("--address", "URL", "Of the dashboard of a scheduler that has one, for a new cluster file."),
         _option("--account", "NAME", "That is charged, for a new cluster file."),
         _option("--storage", "URL", "Where runs go, for a new cluster file.  [default: runs]"),
         _option("--time-limit", "TIME", "Of one attempt, where a scheduler has limits."),
