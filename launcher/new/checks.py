@@ -7,12 +7,13 @@ import re
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.data.places import is_there, places_of
-from launchyard.launcher.format import SIZE, bytes_of, seconds_of
+from launchyard.launcher.format import SIZE, bytes_of
 from launchyard.launcher.new.wishes import Task
 from launchyard.launcher.recipe.bundled import cluster_files
 from launchyard.model import zoo
 from launchyard.storage import files
 from launchyard.training.data.dataset_spec import is_prepared
+from launchyard.training.sections.duration import seconds_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
