@@ -24,6 +24,7 @@ from launchyard.launcher.submit.launch import Ready, new_place, planned, ready_a
 from launchyard.model import cost, zoo
 from launchyard.model.weights.source import read_config
 from launchyard.storage.damage import JsonObject
+from launchyard.training.data.dataset_spec import is_prepared, vocab_size_of
 from launchyard.training.recipe import apply_overrides
 
 SOURCE = "launch new"
@@ -98,6 +99,11 @@ def _models(wishes: Wishes, spot: Spot) -> Iterator[str | None]:
     if wishes.task == "finetune" or wishes.model is not None:
         yield wishes.model
         return
+    if any(is_prepared(path) and vocab_size_of(path) is None for path in wishes.data):
+        raise UserError(
+            "--model is missing: the data does not say how many ids its vocabulary has",
+            hint="name the preset with whose tokenizer it was made: launch models",
+        )
     tiny = _ready(_first_keys(wishes, spot, None), spot, wishes.budget)
     fed = _parameters_fed(wishes.budget, _speed(wishes, spot), spot)
     if wishes.budget.unit in ("seconds", "epochs"):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -36,6 +37,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.data.prepare.prepare import prepare
 from tests.support.fake_ray import FakeRay
 from tests.support.fake_slurm import FakeSlurm
+from tests.support.small_runs import write_chunks
 from tests.support.tiny_models import byte_tokenizer, llama, random_model, weights_of
 
 HERE = ("--yes", "--cluster", "local")
@@ -139,6 +141,7 @@ MISTAKES = {
     "text without a tokenizer": (("--data", "novel.txt"), "--tokenizer is missing"),
     "a preset misspelt": (("--data", "data", "--model", "pythia-14"), "did you mean pythia-14m?"),
     "a model too large": (("--data", "data", "--model", "llama-3.1-405b"), "does not fit: a worker needs about"),
+    "bare tokens": (("--data", "bare"), "--model is missing: the data does not say how many ids"),
     "no model": (("--task", "finetune", "--data", "rows.jsonl"), "--model is missing"),
     "no budget": (("--data", "data", "--budget", "soon"), "'soon' is no budget; such are 30m"),
     "no place": (("--data", "data", "--cluster", "moon"), "--cluster moon: no such cluster"),
@@ -152,6 +155,7 @@ def test_mistakes(mistake: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
     words, said = MISTAKES[mistake]
     (desk.here / "picture.png").write_bytes(b"\x89PNG")
+    write_chunks(desk.here / "bare", [np.arange(500) % 97])
     before = desk.files()
     assert said in desk("new", "x", *words, "--yes", code=2)
     assert desk.files() == before
