@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from launchyard.errors import LaunchError
 from launchyard.launcher.backends.base import load_backend, load_site
@@ -95,7 +95,14 @@ def find_offers(address: str | None = None) -> list[Offer]:
         except LaunchError:
             if address is not None:
                 raise
-    return sorted(found, key=lambda offer: (not offer.default, -offer.gpus))
+    return list(distinct(sorted(found, key=lambda offer: (not offer.default, -offer.gpus))))
+
+
+def distinct(offers: Sequence[Offer]) -> Iterator[Offer]:
+    """The same, with a number behind the name of a part that has several kinds of nodes."""
+    for number, offer in enumerate(offers):
+        before = sum(other.part == offer.part for other in offers[:number])
+        yield replace(offer, part=f"{offer.part}:{before + 1}") if before else offer
 
 
 def offered_place(offer: Offer, *, name: str, storage: str, chosen: Mapping[str, str], gpu_bytes: int | None) -> Spot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,8 +123,9 @@ def _environment(run: RunDir) -> EnvironmentRecord | None:
     """Of the newest attempt that has recorded one."""
     for attempt in reversed(run.attempts()):
         found = run.find_json(layout.environment(attempt))
-        if found is not None:
-            return EnvironmentRecord.model_validate(found)
+        with contextlib.suppress(ValueError):  # of another version
+            if found is not None:
+                return EnvironmentRecord.model_validate(found)
     return None
 
 

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from launchyard.errors import UserError
 from launchyard.host.processes import python_argv
 from launchyard.launcher.backends.cluster import Cluster, load_cluster
+from launchyard.launcher.backends.offer import Offer
 from launchyard.launcher.backends.ray.site import offers as ray_offers
 from launchyard.launcher.backends.slurm.site import gpu_kind
 from launchyard.launcher.backends.slurm.site import offers as slurm_offers
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.new.draft import FILLED, draft_recipe
-from launchyard.launcher.new.place import Spot, gpu_bytes_of, this_machine
+from launchyard.launcher.new.place import Spot, distinct, gpu_bytes_of, this_machine
 from launchyard.launcher.new.text import commented
 from launchyard.launcher.new.wishes import Wishes, parse_budget
 from launchyard.launcher.recipe.bundled import recipe_folder
@@ -216,6 +217,11 @@ def test_a_partition_that_is_down_is_not_offered(slurm: FakeSlurm) -> None:
     ]
     slurm.fail("sinfo", stderr="slurm_load_partitions: Unable to contact slurm controller")
     assert slurm_offers(None) == []
+
+
+def test_kinds_of_nodes_in_one_partition_have_names_of_their_own() -> None:
+    offers = [Offer("slurm", part, "", 1, gpus=gpus) for part, gpus in (("gpu", 8), ("cpu", 0), ("gpu", 4))]
+    assert [(one.part, one.gpus) for one in distinct(offers)] == [("gpu", 8), ("cpu", 0), ("gpu:2", 4)]
 
 
 def test_a_ray_becomes_a_cluster(desk: Desk, tmp_path: Path) -> None:
