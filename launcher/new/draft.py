@@ -106,7 +106,7 @@ def _models(wishes: Wishes, spot: Spot) -> Iterator[str | None]:
         )
     tiny = _ready(_first_keys(wishes, spot, None), spot, wishes.budget)
     fed = _parameters_fed(wishes.budget, _speed(wishes, spot), spot)
-    if wishes.budget.unit in ("seconds", "epochs"):
+    if wishes.budget.unit != "tokens":
         fed = min(fed, tiny.plan.data.n_tokens * MOST_PASSES / TOKENS_PER_PARAMETER)
     fields = {"vocab_size": tiny.data.vocab_size} if tiny.data.vocab_size else {}
     for name in reversed(LADDER):
@@ -291,8 +291,8 @@ def _batch(keys: _Keys, ready: Ready, wishes: Wishes, tokens: float) -> None:
     if wishes.task == "finetune":
         wanted = 32 if ready.plan.device == "cuda" else 4
     else:
-        each = _UPDATES if math.isfinite(tokens) else 1
-        of_step = min(MOST_TOKENS_PER_STEP, (tokens if math.isfinite(tokens) else 16384) / each)
+        usual = min(1 << (18 if ready.plan.device == "cuda" else 14), ready.plan.data.n_tokens / 20)
+        of_step = min(MOST_TOKENS_PER_STEP, tokens / _UPDATES) if math.isfinite(tokens) else usual
         wanted = max(8, int(of_step / ready.plan.batch.seq_len))
     per_worker = 1 << max(0, math.floor(math.log2(max(1, wanted / world))))
     keys.put("train.global_batch_size", world * per_worker, "sequences a step, over all workers; it decides the result")
