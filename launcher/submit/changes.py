@@ -16,7 +16,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
     *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision", "train.bf16_rounding"),
-    "train.ema_decay",
+    *("train.ema_decay", "train.overfit_batches"),
 )
 SCHEDULE = "data.mixture_schedule"  # except for this: the steps to come are not part of it
 # All others, by their effect.
