@@ -302,9 +302,19 @@ def value_table(value: type) -> Iterator[str]:
         yield f"| `{field.name}` | {cell(type_words(kind) + null)} |\n"
 
 
+DIFF_JSON = (
+    "An object. `differs`: does anything but speed and time? `sides`: `name`, `kind` (run or recipe), `place`, "
+    "`state`, `step` and `max_steps` of each. `recipe`, `code`, `data`, `workers` and `environment` are lists of what "
+    "differs: `what`, `values` (one for each side, null where unset or not known) and `changed_by_resume`. "
+    "`code_diffs`: `text` and `note` of each side after the first. `results`: figures by name, one value for each "
+    "side. `curves`, of each side after the first, null of a recipe, also has `equal_until` and `differs`:"
+)
+
+
 def json_page() -> Iterator[str]:
     from launchyard.launcher.format import JSON_VERSION
     from launchyard.launcher.plan.plan import Plan
+    from launchyard.launcher.report.diff.curves import Comparison
     from launchyard.launcher.report.phases import AttemptPhases
     from launchyard.launcher.report.profiles import Profile
     from launchyard.launcher.runs.checkpoints import Saved
@@ -326,10 +336,15 @@ def json_page() -> Iterator[str]:
         ("`launch rm`", "A list. Besides these, `removed`: false in a dry run.", Removal),
         ("`launch drill`", "An object.", Drill),
         ("`launch sweep`, `launch status SWEEP`", SWEEP_JSON, PointState),
+        ("`launch diff`", DIFF_JSON, Comparison),
     )
     for title, words, value in tables:
         yield f"\n## {title}\n\n{words} {' '.join((value.__doc__ or '').split())}\n"
         yield from value_table(value)
+    yield (
+        "\n## `launch new`\n\nAn object: `files` (written), `cluster` (as `--cluster` takes it), `plan` (see below), "
+        "`findings` (as `launch doctor --json` has them) and `next` (commands).\n"
+    )
     yield (
         "\n## `launch RECIPE`\n\nAn object. A dry run: `source`, `recipe` (all its keys: [recipe](recipe.md)), `code` "
         "(what `code.json` of the run would hold) and `plan`. A launch: `run_id`, `run_url`, `job` "

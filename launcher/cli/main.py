@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Runs": {
+        "new": ("launchyard.launcher.cli.recipe.new", "new_recipe", "Write a recipe that fits: asks, sizes, checks."),
         "sweep": (
             "launchyard.launcher.cli.recipe.sweep",
             "sweep_command",
@@ -40,6 +41,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "launchyard.launcher.cli.report",
             "report",
             "Write a run as one page of HTML, with curves.",
+        ),
+        "diff": (
+            "launchyard.launcher.cli.recipe.diff",
+            "command",
+            "Compare runs: recipe, code, data, curves.",
         ),
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
         "profile": ("launchyard.launcher.cli.recipe.profile", "profile", "Show traces of steps, or trace a live run."),

@@ -144,7 +144,7 @@ def _loss(story: Story) -> dict[str, Any] | None:
     if len(rows) < 2:
         return None
     raw = [(float(row["step"]), float(row["loss"])) for row in rows]
-    lines = [Line(raw, "c0", faint=True), Line(_smooth(raw), "c0", "training")]
+    lines = [Line(raw, "c0", faint=True), Line(smooth(raw), "c0", "training")]
     named = []
     for (name, measured), colour in zip(_by_set(story.validation), itertools.cycle(_HELD_OUT_COLOURS)):
         points = [(float(row["step"]), float(row["loss"])) for row in measured]
@@ -172,13 +172,13 @@ def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iter
         form = count if key == "tokens_per_second" else (lambda value: f"{value:.3g}")
         lines = [Line(points, colour, title)]
         if key != "lr":
-            lines = [Line(points, colour, faint=True), Line(_smooth(points), colour, title)]
+            lines = [Line(points, colour, faint=True), Line(smooth(points), colour, title)]
         svg = curve(lines, label=title, width=330.0, height=150.0, marks=marks, form=form, x_form=count, from_zero=True)
         if svg:
             yield title, _svg(svg)
 
 
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The mean around each point, as far to either side, so that it does not lag; finite values only."""
     points = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(itertools.accumulate((y for _, y in points), initial=0.0))

@@ -63,8 +63,8 @@ class Change:
 
 def changes_between(before: Recipe, after: Recipe) -> Iterator[Change]:
     """The changed keys, in the order of the recipe."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(after.model_dump(mode="json"))
     for key in dict.fromkeys([*old, *new]):
         if old.get(key) != new.get(key):
             yield Change(key, old.get(key), new.get(key), _effect(key, after.schedule))
@@ -98,8 +98,8 @@ def is_fixed(key: str) -> bool:
 
 def refuse_another_run(before: Recipe, after: Recipe) -> None:
     """RecipeErrors that name every change that would make another run of this one."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(after.model_dump(mode="json"))
     problems = [
         f"{key}: {new.get(key)} on the command line, but this run was made with {old.get(key)}; a run keeps its {fixed}"
         for key in dict.fromkeys([*old, *new])
@@ -136,16 +136,19 @@ def _is_place(key: str, old: dict[str, object], new: dict[str, object]) -> bool:
 
 def places(changes: dict[str, object], before: Recipe, after: Recipe) -> dict[str, object]:
     """The keys that name a place of data anew, with full paths."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(after.model_dump(mode="json"))
     keys = [*PLACES, *(key for key in new if is_within(key, SETS))]
     named = {key: new[key] for key in keys if _is_place(key, old, new) and new.get(key) is not None}
     return {key: value for key, value in named.items() if key in changes or value != old.get(key)}
 
 
-def _flat(value: object, before: str = "") -> dict[str, object]:
+def flatten(value: object, before: str = "") -> dict[str, object]:
+    """Sections within sections as one mapping of dotted keys; lists are values."""
     if not isinstance(value, dict):
         return {before: value}
     return {
-        key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{before}.{name}".lstrip(".")).items()
+        key: leaf
+        for name, child in value.items()
+        for key, leaf in flatten(child, f"{before}.{name}".lstrip(".")).items()
     }
