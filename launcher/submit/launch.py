@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,7 +66,7 @@ class Follow(Protocol):
 class Request:
     """The arguments of the command line."""
 
-    recipe: str
+    recipe: str | Mapping[str, object]
     cluster: str
     overrides: dict[str, Any]
     run_url: str | None = None
