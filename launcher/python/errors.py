@@ -17,11 +17,11 @@ def python_errors() -> Iterator[None]:
         with user_errors():
             yield
     except RecipeErrors as error:
-        raise RecipeErrors([_in_python(problem) for problem in error.problems], hint=error.hint) from error
+        raise RecipeErrors([_in_python(problem) for problem in error.problems], hint=error.hint) from None
     except UserError as error:
         if (text := _in_python(str(error))) == str(error):
             raise
-        raise UserError(text, hint=error.hint) from error
+        raise UserError(text, hint=error.hint) from None
 
 
 def _in_python(text: str) -> str:

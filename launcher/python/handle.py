@@ -47,7 +47,7 @@ class Run:
         return cls.at(find(run))
 
     def status(self) -> RunState:
-        """The run at this moment: `state` (running, completed, stopped, failed, lost …), step, loss (nats per token)."""
+        """It at this moment: `state` (running, completed, stopped, failed, lost …), step, loss in nats per token."""
         return state_of(self._reached())
 
     def metrics(self, kind: str = layout.STEPS) -> list[JsonObject]:

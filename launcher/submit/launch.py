@@ -25,7 +25,7 @@ from launchyard.errors import (
     UserError,
     user_errors,
 )
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import Planned, load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
 from launchyard.launcher.backends.request import After
@@ -46,6 +46,7 @@ from launchyard.run import layout
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.redact import redact
@@ -60,6 +61,12 @@ class Follow(Protocol):
     """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, a layer above this one."""
 
     def __call__(self, run: RunDir, *, job: Job | None = None) -> int: ...
+
+
+class Start(Protocol):
+    """Makes a job own the next attempt of a run, as the `submit` of a backend does."""
+
+    def __call__(self, run: RunDir, plan: Planned, overrides: JsonObject, /) -> Job: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def ready_at(
     run: RunDir, loaded: LoadedRecipe, cluster: Cluster, *, run_id: str, code: CodeSnapshot, dry_run: bool = False
 ) -> Ready:
     """A launch of this recipe with this id in this place, whose storage is reached already; mistakes as above."""
-    loaded = _with_found_tokenizer(_with_found_weights(loaded))
+    loaded = with_found_files(loaded)
     recipe = loaded.recipe
     _check_name(loaded)
     if cluster.container is None:  # else the workers have another Python
@@ -212,6 +219,11 @@ def planned(data: Resolved) -> PlannedData:
     return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
 
 
+def with_found_files(loaded: LoadedRecipe) -> LoadedRecipe:
+    """The recipe as a run freezes it: with the places of the weights and the tokenizer that it names."""
+    return _with_found_tokenizer(_with_found_weights(loaded))
+
+
 def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     """model.init_from may be a run or a model of the hub; the run's own copy of the recipe holds its place.
 
@@ -282,11 +294,13 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
         raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
 
 
-def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> tuple[Ready, Any]:
-    """Fills the run directory and hands it to the scheduler. Returns the frozen plan and the backend's job."""
+def submit(
+    ready: Ready, made: NewFolder, *, report: Callable[[str], None], start: Start | None = None
+) -> tuple[Ready, Any]:
+    """Fills the run directory and hands it to the scheduler, or to `start`. Returns the frozen plan and the job."""
     from launchyard.launcher.runs.registry import forget, register
 
-    backend = load_backend(ready.plan.scheduler)
+    start = start or load_backend(ready.plan.scheduler).submit
     try:
         ready = prepare_data(ready)
         write_run(ready, made)
@@ -296,7 +310,7 @@ def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> t
         made.discard()
         raise
     try:
-        job = backend.submit(ready.run, plan, {})
+        job = start(ready.run, plan, {})
     except (UserError, NothingRunsError):  # refused, nothing runs
         forget(plan.run_id)
         made.discard()

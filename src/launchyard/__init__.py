@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from launchyard.launcher.python.handle import Run
     from launchyard.launcher.python.launch import launch_run as launch
+    from launchyard.launcher.python.steps import Built, StepNumbers
+    from launchyard.launcher.python.steps import build_parts as build
+    from launchyard.launcher.python.steps import take_step as step
+    from launchyard.launcher.python.train import Training
+    from launchyard.launcher.python.train import train_here as train
     from launchyard.launcher.watch.finetune import finetune
     from launchyard.launcher.watch.load import load_model as load
 
-__all__ = ["Run", "finetune", "launch", "load"]
+__all__ = ["Built", "Run", "StepNumbers", "Training", "build", "finetune", "launch", "load", "step", "train"]
 
 _HOMES = {
+    "Built": ("launcher.python.steps", "Built"),
     "Run": ("launcher.python.handle", "Run"),
+    "StepNumbers": ("launcher.python.steps", "StepNumbers"),
+    "Training": ("launcher.python.train", "Training"),
+    "build": ("launcher.python.steps", "build_parts"),
     "finetune": ("launcher.watch.finetune", "finetune"),
     "launch": ("launcher.python.launch", "launch_run"),
     "load": ("launcher.watch.load", "load_model"),
+    "step": ("launcher.python.steps", "take_step"),
+    "train": ("launcher.python.train", "train_here"),
 }
 
 

@@ -95,6 +95,7 @@ class Telemetry:
         self.clock = instruments.clock
         self.exporter = instruments.exporter
         self.events = instruments.events
+        self._on_step = instruments.on_step
         self.recorder = recorder
         self.meter = Meter()
 
@@ -135,6 +136,8 @@ class Telemetry:
         self._show_figures(means, "train")
         for source, tokens in counts.by_source.items():
             self.exporter.set("trainer_source_tokens", tokens, source=source)
+        if self._on_step is not None:
+            self._on_step(row)
 
     def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
         """Those beside the loss, each a series of its own."""
