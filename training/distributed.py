@@ -98,7 +98,7 @@ def _check_group(world: World, device: torch.device) -> None:
     if device.type == "cuda" and "gloo" not in backends:
         raise ValueError(
             f"the process group has the backends {backends}, and numbers of the host need gloo beside NCCL; make it "
-            "with backend='cpu:gloo,cuda:nccl' (of Ray Train: TorchConfig(backend=…))"
+            "with backend='cpu:gloo,cuda:nccl'"
         )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
     from launchyard.model.weights.load import LoadOptions
 
-ROWS = (layout.STEPS, layout.VALIDATION, layout.TASKS, layout.SAMPLES)
+KINDS_OF_ROWS = (layout.STEPS, layout.VALIDATION, layout.TASKS, layout.SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Run:
 
         kind: steps, validation, tasks or samples.
         """
-        if kind not in ROWS:
-            raise UserError(f"kind: {kind!r}; there are rows of {', '.join(ROWS)}")
+        if kind not in KINDS_OF_ROWS:
+            raise UserError(f"kind: {kind!r}; there are rows of {', '.join(KINDS_OF_ROWS)}")
         return list(self._reached().rows(kind))
 
     def wait(self, timeout: float | None = None) -> RunState:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import variable
@@ -24,16 +24,18 @@ from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import FAREWELL_SECONDS, Owner
 from launchyard.launcher.agent.signals import CANCELLED, Signals
 from launchyard.launcher.backends.base import Planned, judge_job
+from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.python.watching import CancelledError, Requests, watched
 from launchyard.run import layout
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
-from launchyard.training.distributed import World
-from launchyard.training.stop import StopFlag
-from launchyard.training.telemetry.instruments import OnStep
-from launchyard.training.worker import Surroundings, WorkerState, is_fatal, keep_rows, record_error, work
+
+if TYPE_CHECKING:
+    from launchyard.training.distributed import World
+    from launchyard.training.stop import StopFlag
+    from launchyard.training.telemetry.instruments import OnStep
 
 _at_work = threading.Lock()  # torch has one process group, one device and one set of threads
 
@@ -60,7 +62,7 @@ class Inside:
         adopt_retry_budget(run)
         name = f"python {os.getpid()}"
         self._owner = Owner(
-            run, "local", name, plan.shape, overrides, Signals(), self._run_nodes, judge_job, log=lambda text: None
+            run, FIRST, name, plan.shape, overrides, Signals(), self._run_nodes, judge_job, log=lambda text: None
         )
         self._job = self._owner.claim()
         return self._job
@@ -84,13 +86,16 @@ class Inside:
         return record
 
     def _run_nodes(self, job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
+        from launchyard.training.stop import StopFlag
+        from launchyard.training.worker import is_fatal
+
         assert self._owner is not None
         run = self._owner.run
         flag = StopFlag(None)
         requests = Requests(run, job.attempt, flag)
         try:
             with requests.signals(), watched(run, requests, on_poll):
-                attempt(run, one_rank(job), flag, self._heard(requests))
+                attempt(run, one_rank(job.attempt), flag, self._heard(requests))
         except (KeyboardInterrupt, CancelledError) as error:
             self._interrupted = error if isinstance(error, KeyboardInterrupt) else None
             return ended(run, job, "stopped", CANCELLED, "cancelled, nothing was saved")
@@ -117,6 +122,7 @@ def attempt(run: RunDir, world: World, flag: StopFlag, on_step: OnStep | None) -
     """One worker's part of an attempt, in this thread. An error is on record when it is raised, and nothing of the
     worker is left."""
     from launchyard.training.distributed import disconnect, is_connected
+    from launchyard.training.worker import Surroundings, WorkerState, keep_rows, record_error, work
 
     progress = WorkerState()
     connected = is_connected()
@@ -153,10 +159,11 @@ def ended(run: RunDir, job: Job, outcome: str, reason: str, message: str, *, fat
     return record
 
 
-def one_rank(job: Job) -> World:
+def one_rank(attempt: int) -> World:
     """The world of a worker that is alone."""
-    facts = {"rank": 0, "local_rank": 0, "node_rank": 0}
-    return World(**facts, world_size=1, attempt=job.attempt, scratch=None, job_end=None, host=socket.gethostname())
+    from launchyard.training.distributed import World
+
+    return World(0, 0, 1, 0, attempt=attempt, scratch=None, job_end=None, host=socket.gethostname())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.python.errors import python_errors
-from launchyard.launcher.python.inside import alone_here, own_random_numbers, with_threads
+from launchyard.launcher.python.inside import alone_here, one_rank, own_random_numbers, with_threads
 from launchyard.launcher.python.launch import RecipeLike, named
 from launchyard.launcher.python.train import one_worker
 from launchyard.launcher.recipe.load import plain_mapping
 from launchyard.launcher.submit.launch import Request, make_ready, prepare_data
-from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
 
@@ -158,8 +156,7 @@ def _compose(recipe: Recipe, workload: Workload, threads: int | None) -> Built:
     from launchyard.training.distributed import disconnect, is_connected
 
     connected = is_connected()
-    world = World(0, 0, 1, 0, attempt=0, scratch=None, job_end=None, host=socket.gethostname())
-    context = open_context(world, recipe, workload)
+    context = open_context(one_rank(0), recipe, workload)
     if is_connected() and not connected:
         atexit.register(disconnect)
     learner = first_learner(context)

@@ -14,7 +14,7 @@ from launchyard.launcher.python.errors import python_errors
 from launchyard.launcher.python.handle import Run
 from launchyard.launcher.python.inside import Inside, alone_here
 from launchyard.launcher.python.launch import RecipeLike, named
-from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, load_recipe
+from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, load_recipe, plain_mapping
 from launchyard.launcher.runs.find import reach_run
 from launchyard.launcher.runs.state import state_of
 from launchyard.launcher.submit import resume
@@ -34,10 +34,10 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.training.recipe import overrides_of, stored_recipe
-from launchyard.training.telemetry.instruments import OnStep
 
 if TYPE_CHECKING:
     from launchyard.model.loaded import LoadedModel
+    from launchyard.training.telemetry.instruments import OnStep
 
 DEFAULT_RECIPE = "quickstart"
 
@@ -83,13 +83,12 @@ def train_here(
     with alone_here():
         inside = Inside(on_step)
         with python_errors():
-            run = _place(run_url)
-            again = run is not None and run.exists(layout.PLAN)
-            run = (
-                _go_on(run, recipe, overrides or {}, inside)
-                if run and again
-                else _begin(run, recipe, overrides, inside)
-            )
+            given = plain_mapping(overrides or {}, "overrides")
+            place = _place(run_url)
+            if place is not None and place.exists(layout.PLAN):
+                run = _go_on(place, recipe, given, inside)
+            else:
+                run = _begin(place, recipe, given, inside)
         if inside.claimed:
             inside.train()
     state = state_of(run)

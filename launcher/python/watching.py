@@ -10,11 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from launchyard.launcher.agent.owner import ASK_SECONDS
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.run.rundir import RunDir
-from launchyard.training.stop import REASONS, StopFlag
+
+if TYPE_CHECKING:
+    from launchyard.training.stop import StopFlag
 
 POLL_SECONDS = 0.1
 
@@ -40,6 +43,8 @@ class Requests:
 
     def read(self) -> None:
         """Reads the files by which `launch stop`, `cancel` and `drill` ask."""
+        from launchyard.training.stop import REASONS
+
         request = self._run.stop_requested()
         if request is not None:
             reason = str(request.get("reason", "stop"))

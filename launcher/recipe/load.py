@@ -30,6 +30,7 @@ from launchyard.launcher.recipe.yaml import (
     read_document,
     validate,
 )
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.recipe import EITHER_OR, Recipe, apply_overrides
@@ -211,7 +212,7 @@ def _not_found(source: str, path: Path) -> str:
     return f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}"
 
 
-def plain_mapping(given: Mapping[str, object], what: str) -> dict[str, Any]:
+def plain_mapping(given: Mapping[str, object], what: str) -> JsonObject:
     """A copy of keys and values that were made in Python, as YAML would give them; paths become text.
 
     RecipeErrors names a value that no YAML holds.
