@@ -80,7 +80,7 @@ def connect(world: World, device: torch.device) -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        _check_group(world, device)
+        check_group(world.world_size, device.type)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
@@ -89,13 +89,14 @@ def connect(world: World, device: torch.device) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
-def _check_group(world: World, device: torch.device) -> None:
+def check_group(world_size: int, device: str) -> None:
+    """ValueError if the process group is of other ranks, or cannot carry numbers of the host."""
     import torch.distributed as dist
 
-    if dist.get_world_size() != world.world_size:
-        raise ValueError(f"this process is one of {dist.get_world_size()} already, and not of {world.world_size}")
+    if dist.get_world_size() != world_size:
+        raise ValueError(f"this process is one of {dist.get_world_size()} already, and not of {world_size}")
     backends = str(dist.get_backend_config())
-    if device.type == "cuda" and "gloo" not in backends:
+    if device == "cuda" and "gloo" not in backends:
         raise ValueError(
             f"the process group has the backends {backends}, and numbers of the host need gloo beside NCCL; make it "
             "with backend='cpu:gloo,cuda:nccl'"

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from launchyard.launcher.backends.section import FIRST
+from launchyard.launcher.python.begin import planned_workers
 from launchyard.launcher.python.errors import python_errors
 from launchyard.launcher.python.inside import alone_here, one_rank, own_random_numbers, with_threads
 from launchyard.launcher.python.launch import RecipeLike, named
-from launchyard.launcher.python.train import one_worker
 from launchyard.launcher.recipe.load import plain_mapping
 from launchyard.launcher.submit.launch import Request, make_ready, prepare_data
 from launchyard.training.recipe import Recipe
@@ -105,7 +105,8 @@ def build_parts(recipe: RecipeLike = "quickstart", *, overrides: Mapping[str, ob
     with alone_here(), python_errors():
         given = plain_mapping(overrides or {}, "overrides")
         source = named(recipe)
-        ready = prepare_data(make_ready(Request(source, FIRST, given | one_worker(source, given), None)))
+        keys = given | planned_workers(source, given, 1)
+        ready = prepare_data(make_ready(Request(source, FIRST, keys)))
         cores = ready.plan.environment.get("OMP_NUM_THREADS")
         threads = int(cores) if cores else None
         workload = Workload.model_validate(ready.plan.model_dump(mode="json"))

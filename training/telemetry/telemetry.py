@@ -137,7 +137,8 @@ class Telemetry:
         for source, tokens in counts.by_source.items():
             self.exporter.set("trainer_source_tokens", tokens, source=source)
         if self._on_step is not None:
-            self._on_step(row)
+            with self.meter.paused():
+                self._on_step(row)
 
     def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
         """Those beside the loss, each a series of its own."""
