@@ -41,6 +41,7 @@ from launchyard.training.telemetry.phases import PhaseClock
 from launchyard.training.telemetry.telemetry import serve_metrics
 
 if TYPE_CHECKING:
+    from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.checkpoint.cleaning import Cleaner
     from launchyard.training.checkpoint.state import TrainState
     from launchyard.training.loop.parts import Parts
@@ -84,6 +85,7 @@ class WorkerState:
     pulse: PulseWriter | None = None
     exporter: Exporter | None = None
     telemetry: Telemetry | None = None
+    checkpointer: Checkpointer | None = None
     rows: list[Appender | Events] = field(default_factory=list)
     unsubscribe: Callable[[], None] | None = None
 
@@ -201,6 +203,7 @@ def work(
     parts, resumed = compose(run, world, recipe, workload, flag, instruments)
     progress.state = parts.learner.state
     progress.telemetry = parts.telemetry
+    progress.checkpointer = parts.checkpointer
     progress.rows += parts.telemetry.rows.appenders
     from launchyard.training.loop.train import train
 

@@ -13,7 +13,7 @@ from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, load_recipe
 from launchyard.launcher.runs.state import state_of
 from launchyard.launcher.submit import resume
-from launchyard.launcher.submit.changes import changes_between
+from launchyard.launcher.submit.changes import changes_between, refuse_another_run
 from launchyard.launcher.submit.launch import (
     NewFolder,
     Request,
@@ -78,7 +78,9 @@ def _changes(run: RunDir, source: Source | None, overrides: JsonObject) -> JsonO
     if source is None:
         return overrides
     asked = with_found_files(_load(source, overrides))
-    changed = changes_between(_stored(run).recipe, asked.recipe)
+    before = _stored(run).recipe
+    refuse_another_run(before, asked.recipe)
+    changed = changes_between(before, asked.recipe)
     return {change.key: change.new for change in changed if not change.key.startswith(_OF_WORKERS)}
 
 

@@ -111,9 +111,9 @@ class Inside:
 
     def _heard(self, requests: Requests) -> OnStep:
         def heard(row: JsonObject) -> None:
-            requests.check()
             if self.on_step is not None:
                 self.on_step(dict(row))
+            requests.check()  # before the loop comes to the flag, at which it would save
 
         return heard
 
@@ -121,7 +121,7 @@ class Inside:
 def attempt(run: RunDir, world: World, flag: StopFlag, on_step: OnStep | None) -> None:
     """One worker's part of an attempt, in this thread. An error is on record when it is raised, and nothing of the
     worker is left."""
-    from launchyard.training.distributed import disconnect, is_connected
+    from launchyard.training.distributed import is_connected
     from launchyard.training.worker import Surroundings, WorkerState, keep_rows, record_error, work
 
     progress = WorkerState()
@@ -136,8 +136,8 @@ def attempt(run: RunDir, world: World, flag: StopFlag, on_step: OnStep | None) -
                 if isinstance(error, Exception) and not isinstance(error, CancelledError):
                     record_error(run, world, error, progress.state.step if progress.state else None)
                 keep_rows(progress)
-            if is_connected() and not connected and world.world_size == 1:
-                disconnect()
+            if world.world_size == 1:  # else others would have to take part
+                _let_go(progress, connected=connected)
             raise
 
 

@@ -53,7 +53,7 @@ def train_loop(config: Mapping[str, object]) -> None:
 
     config: `recipe`, a bundled name, a path or URL that rank 0 can read, or the recipe as a mapping; `overrides`, keys
     on top of it, dotted; `report_every`, steps from one `ray.train.report` to the next (100), with the row of the
-    step and the newest checkpoint; one more comes at the end. Its resources are not asked: Ray has given the workers already.
+    step and the newest checkpoint, and one more at the end. Of its resources none count: Ray has given the workers.
     On restart, by FailureConfig or by a trainer of the same name and storage path, it goes on from the newest exact
     checkpoint, that of `ray.train.get_checkpoint()` or a newer one, on any number of workers.
     UserError and RecipeErrors for mistakes, and any error of training, on record before Ray sees it.
