@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from launchyard.training.distributed import World
     from launchyard.training.stop import StopFlag
     from launchyard.training.telemetry.instruments import OnStep
+    from launchyard.training.worker import WorkerState
 
 _at_work = threading.Lock()  # torch has one process group, one device and one set of threads
 
@@ -139,6 +140,17 @@ def attempt(run: RunDir, world: World, flag: StopFlag, on_step: OnStep | None) -
             if world.world_size == 1:  # else others would have to take part
                 _let_go(progress, connected=connected)
             raise
+
+
+def _let_go(progress: WorkerState, *, connected: bool) -> None:
+    """Waits for a save that is under way, and leaves the process group if it was made for this attempt."""
+    from launchyard.training.distributed import disconnect, is_connected
+
+    if progress.checkpointer is not None:
+        with contextlib.suppress(Exception):  # why the run ends is known already
+            progress.checkpointer.wait(must_succeed=True)
+    if is_connected() and not connected:
+        disconnect()
 
 
 def ended(run: RunDir, job: Job, outcome: str, reason: str, message: str, *, fatal: bool = False) -> OutcomeRecord:

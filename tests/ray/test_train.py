@@ -1,4 +1,4 @@
-"""Our loop inside a TorchTrainer of Ray Train: a worker is killed in the middle, and nothing of the training changes."""
+"""Our loop inside a TorchTrainer of Ray Train: a worker is killed in the middle, and the training is the same."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Trainer:
             "storage": str(self.place.here / "storage"),
             "env": {name: self.place.env[name] for name in names} | {"OMP_NUM_THREADS": "1"},
         }
-        done = self.place.cluster.site.run(sys.executable, str(self.place.here / "driver.py"), json.dumps(given))
+        environment = ["env", *(f"{name}={value}" for name, value in given["env"].items())]
+        program = [sys.executable, str(self.place.here / "driver.py"), json.dumps(given)]
+        done = self.place.cluster.site.run(*environment, *program, seconds=300)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
