@@ -29,11 +29,11 @@ from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.recipe import overrides_of, stored_recipe
 
-Source = str | Mapping[str, object]
+RecipeSource = str | Mapping[str, object]
 _OF_WORKERS = "resources."
 
 
-def begin_run(url: str | None, source: Source, overrides: JsonObject, *, workers: int, start: Start) -> RunDir:
+def begin_run(url: str | None, source: RecipeSource, overrides: JsonObject, *, workers: int, start: Start) -> RunDir:
     """A new run, and its first attempt."""
     keys = overrides | planned_workers(source, overrides, workers)
     ready = make_ready(Request(source, FIRST, keys, url))
@@ -43,7 +43,9 @@ def begin_run(url: str | None, source: Source, overrides: JsonObject, *, workers
     return ready.run
 
 
-def go_on_with_run(run: RunDir, source: Source | None, overrides: JsonObject, *, workers: int, start: Start) -> RunDir:
+def go_on_with_run(
+    run: RunDir, source: RecipeSource | None, overrides: JsonObject, *, workers: int, start: Start
+) -> RunDir:
     """The next attempt of a run; `start` is not called if the run is complete.
 
     source: the recipe, whose keys that differ from the run's are changed; None: only those in `overrides` are.
@@ -56,7 +58,7 @@ def go_on_with_run(run: RunDir, source: Source | None, overrides: JsonObject, *,
     return ready.target
 
 
-def planned_workers(source: Source, overrides: JsonObject, workers: int) -> JsonObject:
+def planned_workers(source: RecipeSource, overrides: JsonObject, workers: int) -> JsonObject:
     """The keys that make so many workers of a recipe's resources, all planned as if of this machine."""
     return _workers_of(_load(source, overrides), workers)
 
@@ -73,7 +75,7 @@ def _workers_of(loaded: LoadedRecipe, workers: int) -> JsonObject:
     return keys
 
 
-def _changes(run: RunDir, source: Source | None, overrides: JsonObject) -> JsonObject:
+def _changes(run: RunDir, source: RecipeSource | None, overrides: JsonObject) -> JsonObject:
     """The keys of a run that are given other values."""
     if source is None:
         return overrides
@@ -89,7 +91,7 @@ def _stored(run: RunDir) -> LoadedRecipe:
     return check_recipe(stored_recipe(run), overrides_of(run), source=run.path(layout.RECIPE))
 
 
-def _load(source: Source, overrides: JsonObject) -> LoadedRecipe:
+def _load(source: RecipeSource, overrides: JsonObject) -> LoadedRecipe:
     cluster = load_cluster(FIRST)
     reach_storage(cluster)
     return load_recipe(source, overrides, defaults=recipe_defaults(cluster))

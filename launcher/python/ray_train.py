@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 RUN_FOLDER = "launchyard"  # in the experiment directory
 REPORT_EVERY = 100  # steps; a report holds training up for up to 2 s, the interval at which Ray 2.60 fetches it
-KEYS = ("recipe", "overrides", "report_every")
+CONFIG_KEYS = ("recipe", "overrides", "report_every")
 _URLS = {"local": "", "s3": "s3://", "gcs": "gs://"}  # by the type of Ray's file system
-TAKEOVER_SECONDS = LEASE_SECONDS + 15.0
+FREE_SECONDS = LEASE_SECONDS + 15.0
 
 
 class PreemptedError(Exception):
@@ -83,8 +83,8 @@ class _Given:
     @classmethod
     def read(cls, config: Mapping[str, object]) -> _Given:
         """UserError for what is not as train_loop says."""
-        if unknown := [key for key in config if key not in KEYS]:
-            raise UserError(f"train_loop_config: {', '.join(unknown)}: unknown; it may hold {', '.join(KEYS)}")
+        if unknown := [key for key in config if key not in CONFIG_KEYS]:
+            raise UserError(f"train_loop_config: {', '.join(unknown)}: unknown; it may hold {', '.join(CONFIG_KEYS)}")
         recipe = config.get("recipe")
         every = config.get("report_every", REPORT_EVERY)
         overrides = config.get("overrides") or {}
@@ -231,7 +231,7 @@ def _release(run: RunDir, place: _Place) -> None:
         record = ended(run, job, "failed", "workers lost", "Ray Train has started its workers anew")
         run.write_outcome(record, of_run=True)
         return
-    wait_until(lambda: not owner_alive(run, job), seconds=TAKEOVER_SECONDS, every=1.0)
+    wait_until(lambda: not owner_alive(run, job), seconds=FREE_SECONDS, every=1.0)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

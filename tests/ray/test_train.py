@@ -139,7 +139,7 @@ def test_a_killed_worker_changes_nothing(trainer: Trainer, tmp_path: Path) -> No
     killer.start()
     result = trainer.ended(program)
     assert run.attempts() == [0, 1]
-    assert (first := run.outcome(0)) is not None and first.reason == "workers lost"
+    assert (first := run.outcome(0)) is not None and first.outcome == "failed"
     same_training(run, RunDir(undisturbed.url))
     assert result["metrics"]["step"] == STEPS
     assert result["checkpoint"] == run.path(run.checkpoint_dir(STEPS)), "our own checkpoint is Ray's"

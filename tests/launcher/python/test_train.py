@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from launchyard import Run, launch, train
 from launchyard.errors import LaunchError, RecipeErrors, UserError
+from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
 from launchyard.run.rundir import RunDir
 from tests.launcher.python.conftest import STEPS
@@ -129,10 +131,27 @@ def test_it_does_what_the_commands_ask(recipe: Recipe, whole: RunDir, capsys: py
     assert RunDir("noticed").attempts() == [0, 1], "a preemption is followed by another attempt"
     exactly(noticed.run, whole)
 
-    cancel = slowed(at(2, lambda: RunDir("cancelled").request_stop("cancelled")))
-    ended = train(recipe, overrides={"train.max_steps": 100_000}, run_url="cancelled", on_step=cancel)
-    state = ended.run.status()
-    assert (state.state, state.reason, state.checkpoint) == ("stopped", "cancelled", None)
+
+def test_a_cancel_ends_the_run_and_not_this_process(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a save; and a step that lasts too long is left alone, and said."""
+    refused: list[str] = []
+
+    def cancel() -> None:
+        try:
+            Run.at(RunDir("run")).cancel()
+        except LaunchError as error:
+            refused.append(str(error))
+
+    canceller = threading.Thread(target=cancel)
+    forever = {"train.max_steps": 100_000}
+    state = train(recipe, overrides=forever, run_url="run", on_step=slowed(at(2, canceller.start))).run.status()
+    canceller.join()
+    assert (state.state, state.reason, state.checkpoint, refused) == ("stopped", "cancelled", None, [])
+
+    monkeypatch.setattr(backend, "CANCEL_SECONDS", 0.1)
+    train(run_url="run", on_step=at(2, cancel))
+    assert len(refused) == 1
+    assert f"still at work inside python {os.getpid()}" in refused[0]
 
 
 def slowed(on_step: Callable[[Row], None]) -> Callable[[Row], None]:
