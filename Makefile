@@ -16,7 +16,7 @@ SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address an
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 7,10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -75,6 +75,12 @@ llama-cpp: setup-dev
 
 test-llama-cpp: llama-cpp ## Let llama.cpp read the GGUF files of every family (fetches xllamacpp, 30 MB)
 	@PYTHONPATH=$$PWD/.venv/llama-cpp $(BIN)/pytest -m llamacpp -n $(JOBS) $(ARGS)
+
+others: setup-dev
+	@test -d .venv/others/litdata || $(BIN)/pip install --quiet --no-deps --target .venv/others torchao bitsandbytes litdata lightning-utilities boto3 s3transfer zstd
+
+test-others: others ## Run the tests of packages that a run may use and `make setup-dev` leaves out (150 MB)
+	@PYTHONPATH=$$PWD/.venv/others $(BIN)/pytest tests/model/adapt/test_codes.py tests/training/precision tests/training/data/litdata -m 'not gpu and not slow' -n $(JOBS) $(ARGS)
 
 test-monitoring: setup-dev ## Run the tests that need Prometheus, which they fetch themselves, and Chromium where it is
 	@$(BIN)/pytest -m 'monitoring or browser' $(ARGS)

@@ -48,6 +48,11 @@ NF4 = (
 _INT8_MAX = 127
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
+_KERNEL_TYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+)  # of bitsandbytes: in fp64 it gives no numbers, in silence
 # Numbers that are worked on at once: on a CPU as many as its cache holds, on a GPU enough to fill it.
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 _CELLS = 64  # so many, of equal width, lie on [-1, 1]; no two borders between codes of nf4 are in one
@@ -179,7 +184,7 @@ def _block_scales(stored: Tensor, form: Form, columns: int) -> Tensor:
 
 def _from_nf4(codes: Tensor, scales: Tensor, out: Tensor) -> Tensor:
     """codes (N, bytes), scales (N, blocks) fp32 -> (N, blocks, NF4_BLOCK), in `out` or of its shape and type."""
-    if out.numel() and _has_bitsandbytes(out.device):
+    if out.numel() and out.dtype in _KERNEL_TYPES and _has_bitsandbytes(out.device):
         kernel = torch.ops.bitsandbytes.dequantize_4bit  # into memory of its own: a copy would cost as much again
         return kernel(codes.contiguous(), scales.flatten(), NF4_BLOCK, "nf4", out.shape, out.dtype)
     pairs = _pairs(out.device)

@@ -110,7 +110,7 @@ def test_the_kernel_of_bitsandbytes_gives_our_values(monkeypatch: pytest.MonkeyP
     assert codes._has_bitsandbytes(torch.device("cpu"))
     for form in ("nf4", "nf4-dq"):
         coded = encode(matrix(16, 192), form)
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             theirs = plain_of(coded, form, dtype).clone()
             with monkeypatch.context() as patch:
                 patch.setattr(codes, "_has_bitsandbytes", lambda device: False)
