@@ -121,6 +121,7 @@ def trainer(tmp_path: Path) -> Iterator[Trainer]:
         end_all(made.processes())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_worker_changes_nothing(trainer: Trainer, tmp_path: Path) -> None:
     """Ray starts both workers anew; then another trainer of that name goes on with one worker, on fewer."""
