@@ -17,7 +17,7 @@ TINY = {
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
 def test_it_runs_as_it_stands(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Apart from the first it takes no processes of its own."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert len(blocks) == 4, "say here which of them are slow"
     block = re.sub(r"overrides=\{[^}]*\}", "overrides=TINY", blocks[number])
     block = block.replace('build("quickstart")', 'build("quickstart", overrides=TINY)')
