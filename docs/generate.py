@@ -6,6 +6,7 @@ Knows the schemas, the command tree and the tables of metrics, files and events;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 import types
@@ -419,6 +420,67 @@ def describe_all(family: Any) -> dict[str, str]:
     return found | {"files": ", ".join(describe_files(family.rules))}
 
 
+# -- python -----------------------------------------------------------------------------------------------------------
+PYTHON_RULES = """# Python
+
+What `from launchyard import …` gives, and `launchyard.ray_train`. Importing loads no torch; a name loads what it needs
+when it is first used. Mistakes raise `launchyard.errors.UserError` (of a recipe `RecipeErrors`, with all of them in
+`.problems`), other failures `LaunchError`, both with a `.hint`; nothing ends the process. How they are used:
+[the guide](../guides/python.md).
+
+"""
+
+
+def python_page() -> Iterator[str]:
+    import launchyard
+    from launchyard import ray_train
+
+    yield PYTHON_RULES
+    for name in launchyard.__all__:
+        yield from python_entry(name, getattr(launchyard, name))
+    for name in ray_train.__all__:
+        yield from python_entry(f"ray_train.{name}", getattr(ray_train, name))
+
+
+def python_entry(name: str, value: Any) -> Iterator[str]:
+    """A function, or a class with its fields, its public methods and its properties."""
+    if not inspect.isclass(value):
+        yield f"## `{name}`\n\n```\n{signature_words(name, value)}\n```\n\n{inspect.getdoc(value)}\n\n"
+        return
+    yield f"## `{name}`\n\n{inspect.getdoc(value)}\n\n"
+    shown = [field for field in dataclasses.fields(value) if field.repr and "__repr__" not in vars(value)]
+    if shown:
+        yield f"Fields: {', '.join(f'`{field.name}: {field.type}`' for field in shown)}.\n\n"
+    for attribute, member in vars(value).items():
+        method = getattr(member, "__func__", member)
+        if attribute.startswith("_"):
+            continue
+        if inspect.isfunction(method):
+            yield f"### `{name}.{signature_words(attribute, method)}`\n\n{inspect.getdoc(method)}\n\n"
+        elif isinstance(member, property | functools.cached_property):
+            yield f"### `{name}.{attribute}`\n\n{inspect.getdoc(member)}\n\n"
+
+
+class AsWritten(str):
+    """An annotation without the quotes that it has as a text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def signature_words(name: str, function: Callable[..., Any]) -> str:
+    """As it is called, with annotations as they stand in the code."""
+    found = inspect.signature(function)
+    shown = [
+        one.replace(annotation=AsWritten(one.annotation))
+        for one in found.parameters.values()
+        if one.name not in ("self", "cls")
+    ]
+    return f"{name}{found.replace(parameters=shown, return_annotation=AsWritten(found.return_annotation))}"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "recipe.md": recipe_page,
     "cluster.md": cluster_page,
@@ -428,6 +490,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "files.md": files_page,
     "json.md": json_page,
     "run-directory.md": run_directory_page,
+    "python.md": python_page,
 }
 
 

@@ -285,6 +285,7 @@ NAMING = {
     "launcher/backends/section.py": {"local"},  # FIRST, the place of a launch that names none
     "launcher/agent/node.py": {"slurm"},  # SLURM_NODEID: srun gives each agent the same argv, and its number so
     "launcher/cli/main.py": {"slurm", "ray"},  # the help of `launch sandbox` lists its services
+    "launcher/python/ray_train.py": {"local", "ray"},  # a program of a Ray that is somebody else's; local: its files
     "launcher/runs/why.py": {"ray"},  # reasons that stand in the outcome.json of runs: records.py
     "run/records.py": {"ray"},
     "run/layout.py": {"slurm", "ray"},  # who writes which file, in words

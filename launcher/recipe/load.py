@@ -30,6 +30,7 @@ from launchyard.launcher.recipe.yaml import (
     read_document,
     validate,
 )
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.recipe import EITHER_OR, Recipe, apply_overrides
@@ -47,6 +48,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
 )
 _YAML = (".yaml", ".yml")
 _STDIN = "standard input"
+_MAPPING = "the recipe"
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
@@ -85,19 +87,23 @@ class UncheckedRecipe:
 
 
 def load_recipe(
-    source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
+    source: str | Mapping[str, object], overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
 ) -> LoadedRecipe:
-    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors name all its problems.
+    """Load a path, a bundled name, an fsspec URL or a mapping; UserError or RecipeErrors name all its problems.
 
     defaults: for keys that the recipe leaves out.
     """
     return read_recipe(source, defaults=defaults).check(overrides or {})
 
 
-def read_recipe(source: str, *, defaults: Document | None = None) -> UncheckedRecipe:
+def read_recipe(source: str | Mapping[str, object], *, defaults: Document | None = None) -> UncheckedRecipe:
     """The first half of load_recipe."""
-    label, base, text = _read(source)
-    document = _anchor(read_document(text, label), base)
+    if isinstance(source, str):
+        label, base, text = _read(source)
+        document = _anchor(read_document(text, label), base)
+    else:
+        base = os.getcwd()
+        document = _anchor(Document(plain_mapping(source, _MAPPING), _MAPPING), base)
     if "extends" in document.value:
         document = _extend(document, base)
     return UncheckedRecipe(merge(defaults, document) if defaults else document, base)
@@ -205,6 +211,26 @@ def _not_found(source: str, path: Path) -> str:
     spelled |= {str(found.with_suffix("")): str(found) for found in path.parent.glob("*.y*ml")}
     near = spelled.get(nearest(str(path.with_suffix("") if path.suffix in _YAML else path), list(spelled)) or "")
     return f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}"
+
+
+def plain_mapping(given: Mapping[str, object], what: str) -> JsonObject:
+    """A copy of keys and values that were made in Python, as YAML would give them; paths become text.
+
+    RecipeErrors names a value that no YAML holds.
+    """
+    return {key: _plain_value(value, what, key) for key, value in given.items()}
+
+
+def _plain_value(value: object, what: str, key: str) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _plain_value(child, what, f"{key}.{name}") for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(child, what, f"{key}.{place}") for place, child in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise RecipeErrors([f"{what}: {key}: a {type(value).__name__}; use text, numbers, true or false, lists, mappings"])
 
 
 # -- joining ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +25,7 @@ from launchyard.errors import (
     UserError,
     user_errors,
 )
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import Planned, load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
 from launchyard.launcher.backends.request import After
@@ -46,6 +46,7 @@ from launchyard.run import layout
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.redact import redact
@@ -64,11 +65,17 @@ class Follow(Protocol):
     def __call__(self, run: RunDir, *, job: Job | None = None, brief: bool = False) -> int: ...
 
 
+class Start(Protocol):
+    """Makes a job own the next attempt of a run, as the `submit` of a backend does."""
+
+    def __call__(self, run: RunDir, plan: Planned, overrides: JsonObject, /) -> Job: ...
+
+
 @dataclass(frozen=True)
 class Request:
     """The arguments of the command line. reshape: more keys, which depend on the recipe."""
 
-    recipe: str
+    recipe: str | Mapping[str, object]
     cluster: str
     overrides: dict[str, Any]
     run_url: str | None = None
@@ -115,7 +122,7 @@ def ready_at(
     run: RunDir, loaded: LoadedRecipe, cluster: Cluster, *, run_id: str, code: CodeSnapshot, dry_run: bool = False
 ) -> Ready:
     """A launch of this recipe with this id in this place, whose storage is reached already; mistakes as above."""
-    loaded = _with_found_tokenizer(_with_found_weights(loaded))
+    loaded = with_found_files(loaded)
     recipe = loaded.recipe
     _check_name(loaded)
     if cluster.container is None:  # else the workers have another Python
@@ -219,6 +226,11 @@ def planned(data: Resolved) -> PlannedData:
     return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
 
 
+def with_found_files(loaded: LoadedRecipe) -> LoadedRecipe:
+    """The recipe as a run freezes it: with the places of the weights and the tokenizer that it names."""
+    return _with_found_tokenizer(_with_found_weights(loaded))
+
+
 def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
     """model.init_from may be a run or a model of the hub; the run's own copy of the recipe holds its place.
 
@@ -289,11 +301,13 @@ def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
         raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
 
 
-def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> tuple[Ready, Any]:
-    """Fills the run directory and hands it to the scheduler. Returns the frozen plan and the backend's job."""
+def submit(
+    ready: Ready, made: NewFolder, *, report: Callable[[str], None], start: Start | None = None
+) -> tuple[Ready, Any]:
+    """Fills the run directory and hands it to the scheduler, or to `start`. Returns the frozen plan and the job."""
     from launchyard.launcher.runs.registry import forget, register
 
-    backend = load_backend(ready.plan.scheduler)
+    start = start or load_backend(ready.plan.scheduler).submit
     try:
         ready = prepare_data(ready)
         write_run(ready, made)
@@ -303,7 +317,7 @@ def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> t
         made.discard()
         raise
     try:
-        job = backend.submit(ready.run, plan, {})
+        job = start(ready.run, plan, {})
     except (UserError, NothingRunsError):  # refused, nothing runs
         forget(plan.run_id)
         made.discard()

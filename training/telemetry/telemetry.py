@@ -105,6 +105,7 @@ class Telemetry:
         self.clock = instruments.clock
         self.exporter = instruments.exporter
         self.events = instruments.events
+        self._on_step = instruments.on_step
         self.recorder = recorder
         self.meter = Meter()
 
@@ -148,6 +149,9 @@ class Telemetry:
             self.exporter.set("trainer_part_grad_norm", norm, part=part)
         for group, norm in gradient.by_group.items():
             self.exporter.set("trainer_group_grad_norm", norm, group=group)
+        if self._on_step is not None:
+            with self.meter.paused():
+                self._on_step(row)
 
     def _show_figures(self, means: Mapping[str, float], **labels: str) -> None:
         """Those beside the loss, each a series of its own."""
