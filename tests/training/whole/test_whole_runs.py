@@ -1,4 +1,4 @@
-"""What whole runs owe whoever starts one: they learn, save and validate when they are told to, and say what made them."""
+"""What whole runs owe whoever starts one: they learn, save and validate as they are told, and say what made them."""
 
 from __future__ import annotations
 
