@@ -488,7 +488,7 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
     """Passes over each source."""
-    read = sequences_before(recipe.train, max_steps)
+    read = sequences_before(recipe.train, min(max_steps, recipe.train.overfit_batches or max_steps))
     length = recipe.data.seq_len
     if recipe.train.max_epochs is not None and spec.train[0].instruct is not None:
         return [recipe.train.max_epochs]  # packs of the last step may be missing

@@ -58,7 +58,6 @@ def plan_sweep(request: SweepRequest, *, dry_run: bool = False) -> ReadySweep:
     """Plans every point; RecipeErrors with all that is wrong with any of them. Its points differ from each other."""
     cluster = load_cluster(request.cluster)
     reach_storage(cluster)
-    at_once = _at_once(request.at_once, cluster)
     fixed = paths_from(os.getcwd(), request.fixed)
     unchecked = read_recipe(request.recipe, defaults=recipe_defaults(cluster)).changed(fixed)
     name = str(unchecked.document.value.get("name", "sweep"))
@@ -71,7 +70,7 @@ def plan_sweep(request: SweepRequest, *, dry_run: bool = False) -> ReadySweep:
         url=folder.url,
         created=time.time(),
         cluster=os.path.abspath(request.cluster) if os.path.isfile(request.cluster) else request.cluster,
-        at_once=at_once,
+        at_once=_at_once(request.at_once, cluster),
         source=unchecked.document.label,
         base=unchecked.base,
         design=request.design,
@@ -92,13 +91,7 @@ def ready_point(
 
 
 def _at_once(asked: int | None, cluster: Cluster) -> int | None:
-    traits = load_backend(cluster.scheduler).TRAITS
-    if not traits.scheduled:
-        return asked or 1
-    if asked is not None and not traits.waits_for_jobs:
-        what = f"--at-once {asked}: no job of {cluster.name} can wait for the end of another one; leave it out"
-        raise UserError(what, hint=f"{traits.title} starts as many as its nodes have room for")
-    return asked
+    return asked if load_backend(cluster.scheduler).TRAITS.scheduled else asked or 1
 
 
 def _numbered(points: Sequence[JsonObject], sweep_id: str, name: str) -> list[SweepPoint]:

@@ -1,7 +1,8 @@
 """Submitting the points of a sweep: whatever is missing is launched, whatever has failed goes on, nothing twice.
 
 What has happened is read from the runs themselves, so that a process that is killed at any instant leaves nothing to
-repair. A scheduler gets all jobs at once; on this machine the next point starts when one has ended.
+repair. A scheduler gets all jobs at once; on this machine the next point starts when one has ended, and so it does
+with `--at-once` where no job can wait for another one.
 """
 
 from __future__ import annotations
@@ -46,14 +47,20 @@ class _Turn:
 
 
 def submit_points(sweep: Sweep, *, report: Report) -> None:
-    """Submits what is missing or has failed; on this machine, waits for all. Call it inside `submitting`."""
+    """Submits what is missing or has failed; waits for all if it `stays`. Call it inside `submitting`."""
     cluster = load_cluster(sweep.cluster)
     reach_storage(cluster)
     work = _Submitter(sweep, cluster, take_snapshot(Path.cwd()), report)
-    if load_backend(cluster.scheduler).TRAITS.scheduled:
-        work.hand_over_all()
-    else:
+    if stays(sweep, cluster):
         work.run_all()
+    else:
+        work.hand_over_all()
+
+
+def stays(sweep: Sweep, cluster: Cluster) -> bool:
+    """Returns True if `submit_points` starts one point after another and waits for all."""
+    traits = load_backend(cluster.scheduler).TRAITS
+    return not traits.scheduled or (sweep.at_once is not None and not traits.waits_for_jobs)
 
 
 @dataclass
@@ -84,7 +91,7 @@ class _Submitter:
             if job is not None:
                 last[point.number % lanes] = job.job_id
 
-    # -- this machine ------------------------------------------------------------------------------------------------
+    # -- one after another ---------------------------------------------------------------------------------------------
     def run_all(self) -> None:
         """So many points at a time; returns when all have ended, or the sweep was stopped."""
         states = list(self._states())
@@ -113,9 +120,9 @@ class _Submitter:
         return True
 
     def _free_gpus(self, point: SweepPoint, alive: list[SweepPoint]) -> list[str] | None:
-        """GPUs of this machine for a point, beside those of others; empty while there are too few, None on a CPU."""
+        """GPUs of this machine for a point, beside those of others; empty while there are too few, None elsewhere."""
         ready = self._ready(point)
-        if ready.plan.device != "cuda":
+        if ready.plan.device != "cuda" or load_backend(self.cluster.scheduler).TRAITS.scheduled:
             return None
         named = variable(GPUS)
         every = named.split(",") if named else [str(number) for number in range(len(ready.host.gpus))]

@@ -72,6 +72,18 @@ def test_a_run_waits_for_another(place: Site) -> None:
     assert second.outcome().outcome == "completed"
 
 
+def test_a_sweep_of_one_at_once(place: Site) -> None:
+    """No job waits for another one on Ray: the command starts each point at the end of the one before."""
+    words = ["train.max_steps=[6,5]", "--at-once", "1", "--run-url", str(place.here / "runs/sweep"), "--json"]
+    told = json.loads(place.ok("sweep", "tiny.yaml", "--cluster", "site", "--nodes", "1", *words))
+    place.urls += [point["url"] for point in told["points"]]
+    assert [(point["state"], point["step"]) for point in told["points"]] == [("completed", 6), ("completed", 5)]
+    first, second = (OnRay(place, RunDir(point["url"]), point["run_id"]) for point in told["points"])
+    ended = first.run.outcome()
+    assert ended is not None and second.run.job(0).created > ended.time
+    first.nothing_left()
+
+
 def test_stop_then_resume_on_another_number_of_nodes(place: Site, undisturbed: RunDir) -> None:
     run = place.launch("run", LONG)
     run.steps(5)

@@ -26,6 +26,9 @@ class TrainConfig(Section):
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
     max_tokens: int | None = Field(default=None, ge=1, description="Tokens; rounded up to whole steps.")
     max_epochs: float | None = Field(default=None, gt=0, description="Passes over the data; rounded up to whole steps.")
+    overfit_batches: int | None = Field(
+        default=None, ge=1, description="Train on the first N global batches again and again, as a check; default: off."
+    )
     precision: Precision = Field(
         default="fp32",
         description="bf16 and fp16-mixed compute in 16 bits and keep weights, optimizer and reductions in fp32; "

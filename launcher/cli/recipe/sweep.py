@@ -146,13 +146,12 @@ def _reporter(options: dict[str, Option]) -> Callable[[str], None]:
 
 
 def _start(sweep: Sweep, options: dict[str, Option], report: Callable[[str], None]) -> int:
-    from launchyard.launcher.backends.base import load_backend
     from launchyard.launcher.backends.cluster import load_cluster
     from launchyard.launcher.sweep.record import submitting
-    from launchyard.launcher.sweep.submit import submit_points
+    from launchyard.launcher.sweep.submit import stays, submit_points
 
-    scheduled = load_backend(load_cluster(sweep.cluster).scheduler).TRAITS.scheduled
-    if options["detach"] and not scheduled:
+    waits = stays(sweep, load_cluster(sweep.cluster))
+    if options["detach"] and waits:
         _detach(sweep, report)
         return _end(sweep, options, waited=False)
     try:
@@ -164,7 +163,7 @@ def _start(sweep: Sweep, options: dict[str, Option], report: Callable[[str], Non
     except Exception:
         report(f"! {'sweep':<8} not all points were submitted; go on with: launch sweep --resume {sweep.sweep_id}")
         raise
-    return _end(sweep, options, waited=not scheduled)
+    return _end(sweep, options, waited=waits)
 
 
 def _detach(sweep: Sweep, report: Callable[[str], None]) -> None:
