@@ -53,13 +53,13 @@ launch resume runs/all --follow train.max_epochs=2
 find runs/all -name 'events.out.tfevents*' | grep .
 launch report runs/all
 
-# Instruction-tuning: its table of arguments. Prompts are never trained for.
+# Instruction-tuning: its table of arguments.
 #> --base_model_path ./checkpoints/checkpoint.pt --max_tokens_per_sample 1024 --mask_input --batch_size 1
 #> --gradient_accumulation_steps 64 --learning_rate 5e-4 --rms_decay -0.8 --optimizer_low_memory --rank 8 --alpha 1.0
 #> --dropout 0.05 --num_epochs 4 --activation_checkpointing --eval_interval 1 --checkpoint_interval 1
 #> --checkpoint_path ./checkpoints/lora_instruction.pt --run_dir_path ./runs/instruction-tune --device cuda --seed 42
 launch download --dataset alpaca
-launch finetune runs/pretrain --data alpaca --run-url runs/instruction-tune data.seq_len=1024 data.style=chatml \
+launch finetune runs/pretrain --data alpaca --run-url runs/instruction-tune data.seq_len=1024 data.style=chatml data.mask_prompt=true \
   train.micro_batch_size=1 train.global_batch_size=16 optimizer.name=adafactor optimizer.betas=null optimizer.lr=5e-4 optimizer.beta2_decay=-0.8 \
   optimizer.low_memory=true adapter.r=8 adapter.alpha=1.0 adapter.scaling=alpha adapter.dropout=0.05 train.max_epochs=1 \
   parallel.activation_checkpointing=full train.device=cpu train.seed=42
@@ -71,6 +71,7 @@ launch generate runs/pretrain --prompt 'Emma' --top-k 500 --top-p 0.9 --max-new-
 #> --lora_path ./checkpoints/lora_instruction.pt
 launch generate runs/instruction-tune --prompt 'Emma' --max-new-tokens 10
 
+# A search ends where the model's context does.
 #> python beam_search.py --beam_width=16 --num_candidates=3
 #> --max_tokens 100 --context_length 1024
-launch generate runs/pretrain --prompt 'Emma' --beam-width 16 --candidates 3 --max-new-tokens 20 --context-length 1024
+launch generate runs/pretrain --prompt 'Emma' --beam-width 16 --candidates 3 --max-new-tokens 20
