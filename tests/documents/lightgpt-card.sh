@@ -15,7 +15,7 @@ launch version
 for size in small medium large xl xxl xxxl; do launch models nope-gpt-$size; done
 for size in small xxxl; do launch pretrain/nope-gpt-$size --cluster slurm --dry-run; done
 
-#> python pretrain.py
+#>> python pretrain.py
 #> | --dataset_subset | "sample-10BT" |
 #> | --token_encoding | "r50k_base" |
 #> | --dataset_path | "./datasets" |

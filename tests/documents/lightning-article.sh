@@ -4,7 +4,7 @@
 launch version
 
 # A module, its optimizer and its schedule are keys: lr 2e-5, decay of matrices alone, a cosine by the step.
-#> class LLMFinetuner(L.LightningModule): model_name="meta-llama/Llama-3.2-1B", lr=2e-5, weight_decay=0.01, warmup_steps=100
+#>> class LLMFinetuner(L.LightningModule): model_name="meta-llama/Llama-3.2-1B", lr=2e-5, weight_decay=0.01, warmup_steps=100
 #> optimizer = torch.optim.AdamW([{"params": decay, …}, {"params": no_decay, "weight_decay": 0.0}], lr=…, betas=(0.9, 0.95))
 #> scheduler = get_cosine_schedule_with_warmup(…); "interval": "step"
 launch download meta-llama/Llama-3.2-1B

@@ -23,7 +23,7 @@ print(llm.generate("What is the capital of France?", max_new_tokens=50, temperat
 PYTHON
 
 # Its two rows, and more of them.
-#> Save as data/my_dataset.json
+#>> Save as data/my_dataset.json
 "${PYTHON[@]}" - <<'PYTHON'
 import json
 
@@ -70,7 +70,7 @@ launch merge out/phi2-lora --out out/phi2-merged
 launch prepare data/my_corpus.txt --tokenizer "$(launch download microsoft/phi-2)" --validation 0.05 --out data/pretrain
 
 # Its YAML, as the section of a recipe.
-#> model_name: pythia-160m, block_size: 2048, vocab_size: 50304, n_layer: 12, n_head: 12, n_embd: 768,
+#>> model_name: pythia-160m, block_size: 2048, vocab_size: 50304, n_layer: 12, n_head: 12, n_embd: 768,
 #> rotary_percentage: 0.25, parallel_residual: true, bias: true
 mkdir -p config
 cat > config/pythia-160m.yaml <<'YAML'
@@ -97,7 +97,7 @@ launch pretrain/pythia-160m data.source=data/pretrain $SHAPE train.max_tokens=nu
 #> litgpt pretrain --config config/pythia-1b.yaml --data.data_dir data/pretrain --devices 8 --train.max_tokens 100_000_000_000
 launch pythia-1b --cluster slurm --gpus-per-node 8 data.source=data/pretrain train.max_tokens=100_000_000_000 --dry-run
 
-#> sbatch --nodes=8 --gpus-per-node=8 pretrain_script.sh
+#>> sbatch --nodes=8 --gpus-per-node=8 pretrain_script.sh
 #> litgpt pretrain --config config/pythia-1b.yaml --data.data_dir /shared/data/pretrain --devices 8 --num_nodes 8
 #> --train.global_batch_size 512 --train.max_tokens 300_000_000_000
 launch pythia-1b --cluster slurm --nodes 8 --gpus-per-node 8 train.global_batch_size=512 train.max_tokens=300_000_000_000 --dry-run | tee sbatch.txt
@@ -152,7 +152,7 @@ launch finetune microsoft/phi-2 --data data/my_dataset.json data.style=alpaca tr
 launch download meta-llama/Meta-Llama-3-8B
 launch inspect meta-llama/Meta-Llama-3-8B
 
-#> --lora_r 8 --lora_query true --lora_value true --lora_projection false --lora_mlp false
+#>> --lora_r 8 --lora_query true --lora_value true --lora_projection false --lora_mlp false
 launch finetune microsoft/phi-2 --data data/my_dataset.json data.style=alpaca adapter.r=8 'adapter.targets=[query, value]' --dry-run
 
 # Hardware.

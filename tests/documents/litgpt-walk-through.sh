@@ -7,7 +7,7 @@ launch version
 #> litgpt pretrain list
 launch models
 
-#> litgpt download list | grep TinyLlama
+#>> litgpt download list | grep TinyLlama
 launch models | grep -i tinyllama
 
 #> litgpt download TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T --tokenizer_only true
@@ -16,7 +16,7 @@ launch download TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T --tokenizer-
 # A set of data is fetched by a word of its own.
 #> litgpt pretrain tiny-llama-1.1b --data OpenWebText --tokenizer_dir TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T
 launch fetch-corpus openwebtext
-launch pretrain/tiny-llama-1.1b data.mixture=null data.source=openwebtext tokenizer=TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T \
+launch pretrain/tiny-llama-1.1b data.mixture=null data.source=openwebtext data.validation=0.05 tokenizer=TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T \
   $SHAPE model.n_kv_heads=2 $TINY train.max_tokens=null
 
 #> litgpt pretrain --help
@@ -27,20 +27,20 @@ launch help data.source
 #> litgpt download list
 launch models
 
-#> litgpt download microsoft/phi-2
+#>> litgpt download microsoft/phi-2
 #> ls -lh checkpoints/microsoft/phi-2/
 ls -lh "$(launch download microsoft/phi-2)"
 
 #> litgpt download meta-llama/Llama-2-7b-hf --access_token ...
 launch download --help | grep HF_TOKEN
 
-#> litgpt chat microsoft/phi-2
+#>> litgpt chat microsoft/phi-2
 echo 'Why are LLMs so useful?' | launch chat microsoft/phi-2 --style phi-2 --max-new-tokens 8
 
 #> litgpt chat microsoft/phi-2 --multiline true
 printf 'Why are LLMs\nso useful?\n.\n' | launch chat microsoft/phi-2 --multiline --style phi-2 --max-new-tokens 8
 
-#> litgpt finetune_lora microsoft/phi-2 --config config_hub/finetune/phi-2/lora.yaml --train.max_steps 5
+#>> litgpt finetune_lora microsoft/phi-2 --config config_hub/finetune/phi-2/lora.yaml --train.max_steps 5
 launch download --dataset alpaca
 launch finetune/phi-2/lora --run-url out/finetune/lora-phi-2 train.max_epochs=null train.max_steps=5 train.precision=fp32 train.device=cpu
 
@@ -89,7 +89,7 @@ PYTHON
 kill $server
 
 # One command: config and tokenizer come along, and the files are safetensors.
-#> litgpt convert_from_litgpt microsoft/phi-2 out/converted_model/
+#>> litgpt convert_from_litgpt microsoft/phi-2 out/converted_model/
 #> cp checkpoints/microsoft/phi-2/config.json out/converted_model/config.json
 #> state_dict = torch.load('out/converted_model/model.pth')
 #> model = AutoModel.from_pretrained("microsoft/phi-2", state_dict=state_dict)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ MODELS = {
     "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": "tinyllama-1.1b",
 }
 ROWS = 320
+DIM = 160  # of four heads, of which phi-2 rotates 0.4: a whole number of pairs, as files have it
 # What keeps a run small; a document's own keys are typed before it.
 TINY = "train.max_steps=2 train.device=cpu data.seq_len=64 train.global_batch_size=2 train.micro_batch_size=1"
 SHAPE = (
@@ -44,11 +46,11 @@ SHAPE = (
 def tiny_model(folder: Path, shape: str) -> None:
     """A random model of a family, with a tokenizer, as a Hugging Face folder."""
     large = preset(shape)
-    knobs: dict[str, object] = {"dim": 64, "n_layers": 2, "n_heads": 4, "head_dim": 16, "ffn_dim": 96}
+    knobs: dict[str, object] = {"dim": DIM, "n_layers": 2, "n_heads": 4, "head_dim": DIM // 4, "ffn_dim": 96}
     knobs |= {"n_kv_heads": 4 if large.n_kv_heads == large.n_heads else 1}
     knobs |= {"vocab_size": ROWS, "padded_vocab_size": ROWS}
     if large.embed_scale is not None:
-        knobs["embed_scale"] = 8.0
+        knobs["embed_scale"] = math.sqrt(DIM)
     config = make_config(preset=shape, fields=knobs, hf=None)
     tokenizer = byte_tokenizer(folder / "tokenizer" / "tokenizer.json", vocab_size=ROWS)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}

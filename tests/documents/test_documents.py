@@ -1,7 +1,7 @@
 """Each command of four documents, in the order of the document, typed as it is spelled here.
 
 A document is a file of blocks. A block is the original lines behind `#>`, then ours, which bash runs in the clean
-folder. A line of `#` says why ours are others.
+folder; blocks of the sample begin with `#>>`. A line of `#` says why ours are others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.documents.place import clean_folder
 from tests.support.shell import Shell
 
 HERE = Path(__file__).parent
+DOCUMENTS = sorted(path.stem for path in HERE.glob("*.sh"))
 PROLOGUE = """
 launch() { "${PYTHON[@]}" -m launchyard "$@"; }
 served() { for _ in $(seq 300); do test -s "$1" && return; sleep 0.1; done; return 1; }
@@ -31,20 +32,23 @@ class Block:
 
     original: str
     ours: str
+    sampled: bool
 
 
 def blocks_of(path: Path) -> list[Block]:
     found = []
     for part in re.split(r"\n\n(?=#)", path.read_text()):
         lines = part.strip("\n").splitlines()
-        original = "\n".join(line[2:].strip() for line in lines if line.startswith("#>"))
+        quoted = [line for line in lines if line.startswith("#>")]
+        original = "\n".join(line.lstrip("#> ") for line in quoted)
         ours = "\n".join(line for line in lines if not line.startswith("#"))
         if ours:
-            found.append(Block(original, ours))
+            found.append(Block(original, ours, any(line.startswith("#>>") for line in quoted)))
     return found
 
 
-def type_in(shell: Shell, block: Block) -> None:
+def fault_of(shell: Shell, block: Block) -> str:
+    """What is wrong with a block; nothing if its commands end well."""
     python = " ".join(f'"{word}"' for word in python_argv(sys.executable))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"PYTHON=({python})\n{PROLOGUE}\n{block.ours}"],
@@ -56,20 +60,32 @@ def type_in(shell: Shell, block: Block) -> None:
         timeout=150,
         check=False,
     )
-    assert done.returncode == 0, f"{block.original}\n--- ours\n{block.ours}\n---\n{done.stdout}\n{done.stderr}"
+    if done.returncode == 0:
+        return ""
+    return f"{block.original}\n--- ours\n{block.ours}\n--- {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sample_of_each_document_works_as_typed(tmp_path: Path) -> None:
+    blocks = [block for name in DOCUMENTS for block in blocks_of(HERE / f"{name}.sh") if block.sampled]
+    with clean_folder(tmp_path) as shell:
+        faults = [fault for block in blocks if (fault := fault_of(shell, block))]
+    assert not faults, "\n\n".join(faults)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["lightgpt-card", "litgpt-walk-through", "lightning-article", "litgpt-skill"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_document_works_as_typed(name: str, tmp_path: Path) -> None:
     with clean_folder(tmp_path) as shell:
-        for block in blocks_of(HERE / f"{name}.sh"):
-            type_in(shell, block)
+        faults = [fault for block in blocks_of(HERE / f"{name}.sh") if (fault := fault_of(shell, block))]
+    assert not faults, "\n\n".join(faults)
 
 
-@pytest.mark.parametrize("path", sorted(HERE.glob("*.sh")), ids=lambda path: path.stem)
-def test_each_block_has_its_original(path: Path) -> None:
-    found = blocks_of(path)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_each_block_has_its_original(name: str) -> None:
+    found = blocks_of(HERE / f"{name}.sh")
     assert len(found) > 8
     assert all(block.original for block in found)
+    assert any(block.sampled for block in found)
