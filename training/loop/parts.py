@@ -58,4 +58,5 @@ class Agreement:
     n_tokens: int
     data_hash: int
     save: bool
+    seconds_trained: float
     reason: str | None

@@ -90,6 +90,15 @@ def test_validations_are_those_that_are_asked_for(run: RunDir, tmp_path: Path, d
     assert [row["step"] for row in trained(tmp_path / "run", data, changed).rows("validation")] == [11]
 
 
+def test_a_limit_of_validation_measures_the_first_batches(run: RunDir, tmp_path: Path, data: DataSpec) -> None:
+    few = write_data(tmp_path / "data", n_validation_tokens=1 + 2 * 4 * 16)
+    limited = trained(tmp_path / "limited", data, {**TOLD, "validation.max_batches": 2})
+    short = trained(tmp_path / "short", few, TOLD)
+    every, first, alone = ([row["loss"] for row in one.rows("validation")] for one in (run, limited, short))
+    assert first == alone != every
+    assert history(limited) == history(run)
+
+
 def test_an_update_has_one_learning_rate_however_it_is_accumulated(run: RunDir, tmp_path: Path, data: DataSpec) -> None:
     accumulated = trained(tmp_path / "run", data, {**TOLD, "train.micro_batch_size": 1})
     recipe = Recipe.model_validate(apply_overrides(RECIPE, TOLD))
