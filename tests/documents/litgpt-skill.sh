@@ -6,7 +6,7 @@ launch version
 #> litgpt download list
 launch models
 
-#> litgpt download meta-llama/Meta-Llama-3-8B
+#>> litgpt download meta-llama/Meta-Llama-3-8B
 #> litgpt download microsoft/phi-2
 #> litgpt download google/gemma-2b
 launch download meta-llama/Meta-Llama-3-8B

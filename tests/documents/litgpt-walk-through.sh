@@ -27,7 +27,7 @@ launch help data.source
 #> litgpt download list
 launch models
 
-#>> litgpt download microsoft/phi-2
+#> litgpt download microsoft/phi-2
 #> ls -lh checkpoints/microsoft/phi-2/
 ls -lh "$(launch download microsoft/phi-2)"
 
