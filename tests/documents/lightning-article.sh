@@ -15,7 +15,9 @@ launch finetune meta-llama/Llama-3.2-1B --method full --data alpaca data.style=a
 # Padding never counts, and a set of data is one key.
 #> class InstructionDataModule(L.LightningDataModule): dataset_name, max_length=512, batch_size=4
 #> raw = load_dataset(self.dataset_name, split="train").train_test_split(test_size=0.05)
-launch prepare "$(launch download --dataset alpaca)/data/*.parquet" --kind instruct --check --tokenizer "$(launch download meta-llama/Llama-3.2-1B)"
+launch prepare "$(launch download --dataset alpaca)/data/*.parquet" --kind instruct --style alpaca --seq-len 512 --validation 0.05 \
+  --tokenizer "$(launch download meta-llama/Llama-3.2-1B)" --out data/alpaca
+launch prepare data/alpaca --check
 launch finetune meta-llama/Llama-3.2-1B --method full --data alpaca data.style=alpaca data.seq_len=512 data.validation=0.05 --dry-run
 
 #> trainer_dev = L.Trainer(max_epochs=3, accelerator="gpu", devices=1, precision="bf16-mixed", val_check_interval=0.25)
@@ -30,7 +32,7 @@ launch finetune/llama-3.2-1b-full train.precision=bf16-mixed train.max_epochs=3 
 #>   logger=WandbLogger(project="llm-finetune"), log_every_n_steps=10)
 #> trainer_prod.fit(model, datamodule=datamodule)
 launch finetune/llama-3.2-1b-full resources.nproc_per_node=2 train.device=cpu train.precision=fp32 train.max_epochs=2 train.max_grad_norm=1.0 \
-  data.seq_len=128 train.global_batch_size=4 train.micro_batch_size=1 validation.every_steps=2 checkpoint.keep_best=3 early_stopping.metric=loss \
+  data.seq_len=256 train.global_batch_size=8 train.micro_batch_size=1 validation.every_steps=4 checkpoint.keep_best=3 early_stopping.metric=loss \
   early_stopping.patience=3 early_stopping.mode=min metrics.trackers=[csv] --run-url checkpoints/run
 launch metrics checkpoints/run --jsonl | grep '"lr"'
 launch checkpoints checkpoints/run
