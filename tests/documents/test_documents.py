@@ -21,7 +21,11 @@ from tests.support.shell import Shell
 HERE = Path(__file__).parent
 DOCUMENTS = sorted(path.stem for path in HERE.glob("*.sh"))
 PROLOGUE = """
-launch() { "${PYTHON[@]}" -m launchyard "$@"; }
+launch() {
+    # In the background it is this very process, so that a kill ends it.
+    if [[ $BASHPID != "$$" ]]; then exec "${PYTHON[@]}" -m launchyard "$@"; fi
+    "${PYTHON[@]}" -m launchyard "$@"
+}
 served() { for _ in $(seq 300); do test -s "$1" && return; sleep 0.1; done; return 1; }
 """
 
