@@ -80,6 +80,8 @@ def recipe_hash(recipe: Recipe) -> str:
         deciding.pop("preference")
     if recipe.stability == StabilityConfig():
         deciding.pop("stability")
+    if recipe.data.mask_prompt:
+        deciding["data"].pop("mask_prompt")
     if recipe.data.mixture_schedule is None:
         deciding["data"].pop("mixture_schedule")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]

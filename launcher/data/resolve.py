@@ -173,6 +173,7 @@ def _source(key: str, given: list[str], kind: DataKind, asked: _Asked) -> Part:
         part = _conversations(key, sources, tokenizer, rows, asked.place)
     else:
         part = _part(key, sources, tokenizer, asked.data.validation, asked.place)
+        _check_prompts(key, sources, asked.data)
     return replace(part, spec=_counted(part, asked.data, asked.epochs, kind))
 
 
@@ -251,6 +252,18 @@ def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
     if tokenizer is not None:
         spec = spec.model_copy(update={"tokenizer": _same_tokenizer(tokenizer, source, dataset)})
     return Part(key, spec, dataset.vocab_size if dataset else None)
+
+
+def _check_prompts(key: str, sources: Sequence[str], data: DataConfig) -> None:
+    """UserError for prepared rows whose prompts are trained for where the recipe says that they are not, or not so."""
+    for source in sources:
+        rows = made.instruct if (made := read_dataset(source)) else None
+        if rows is not None and rows.kind == "instruct" and rows.mask_prompt != data.mask_prompt:
+            mine, theirs = (str(value).lower() for value in (data.mask_prompt, rows.mask_prompt))
+            raise UserError(
+                f"data.mask_prompt is {mine}, but {key}, {source}, was prepared with {theirs}",
+                hint=f"data.mask_prompt={theirs}, or prepare it again",
+            )
 
 
 def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind) -> DataSpec:
@@ -399,7 +412,9 @@ def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows
 
 def _row_options(kind: DataKind, data: DataConfig, base: str | None) -> RowOptions:
     keys: dict[str, object] = {"kind": kind}
-    keys |= {name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template")}
+    keys |= {
+        name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template", "mask_prompt")
+    }
     if data.template is not None and data.template.endswith(".jinja"):
         keys["template"] = files.read(locate(data.template, base)).decode()
     return RowOptions.model_validate(keys)

@@ -41,6 +41,7 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "tokenizer": "tokenizer_dir tokenizer_path model.tokenizer_path model.tokenizer data.tokenizer tokenizer_name",
     "data.source": "dataset train_data_path data_path dataset_path training.dataset_path data_dir train_file data.path",
     "data.mixture": "datasets mix dataset_weights data_mixture mixture_weights sources train_data data.sources",
+    "data.mask_prompt": "mask_input train_on_inputs train_on_prompt mask_inputs",
     "data.seq_len": "block_size max_seq_length sequence_length seq_length tokens_per_sample train.seq_len "
     "training.seq_len model.block_size max_length seqlen",
     "data.validation": "val_data_path val_split_fraction validation_split val_fraction",
