@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 import types
 import typing
@@ -436,10 +437,9 @@ def python_page() -> Iterator[str]:
     from launchyard import ray_train
 
     yield PYTHON_RULES
-    for name in launchyard.__all__:
-        yield from python_entry(name, getattr(launchyard, name))
-    for name in ray_train.__all__:
-        yield from python_entry(f"ray_train.{name}", getattr(ray_train, name))
+    for module, before in ((launchyard, ""), (ray_train, "ray_train.")):
+        for name in module.__all__:
+            yield from python_entry(before + name, getattr(module, name))
 
 
 def python_entry(name: str, value: Any) -> Iterator[str]:
@@ -453,32 +453,16 @@ def python_entry(name: str, value: Any) -> Iterator[str]:
         yield f"Fields: {', '.join(f'`{field.name}: {field.type}`' for field in shown)}.\n\n"
     for attribute, member in vars(value).items():
         method = getattr(member, "__func__", member)
-        if attribute.startswith("_"):
-            continue
-        if inspect.isfunction(method):
+        if inspect.isfunction(method) and not attribute.startswith("_"):
             yield f"### `{name}.{signature_words(attribute, method)}`\n\n{inspect.getdoc(method)}\n\n"
-        elif isinstance(member, property | functools.cached_property):
+        elif isinstance(member, property | functools.cached_property) and not attribute.startswith("_"):
             yield f"### `{name}.{attribute}`\n\n{inspect.getdoc(member)}\n\n"
 
 
-class AsWritten(str):
-    """An annotation without the quotes that it has as a text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
 def signature_words(name: str, function: Callable[..., Any]) -> str:
-    """As it is called, with annotations as they stand in the code."""
-    found = inspect.signature(function)
-    shown = [
-        one.replace(annotation=AsWritten(one.annotation))
-        for one in found.parameters.values()
-        if one.name not in ("self", "cls")
-    ]
-    return f"{name}{found.replace(parameters=shown, return_annotation=AsWritten(found.return_annotation))}"
+    """As it is called, with annotations as they stand in the code: without the quotes that they have as texts."""
+    written = re.sub(r"(: |-> )([\"'])(.*?)\2", r"\1\3", str(inspect.signature(function)))
+    return name + re.sub(r"^\((?:self|cls)(?:, )?", "(", written)
 
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {

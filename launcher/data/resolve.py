@@ -18,6 +18,7 @@ from launchyard.errors import LaunchError, MissingDataError, UserError
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive
 from launchyard.launcher.data.epochs import with_epochs
+from launchyard.launcher.data.masked import check_prompts
 from launchyard.launcher.data.places import is_there, locate, places_of
 from launchyard.model.text.companions import TOKENIZER as TOKENIZER_JSON
 from launchyard.model.text.find import TAKEN, read_tokenizer_files
@@ -173,7 +174,7 @@ def _source(key: str, given: list[str], kind: DataKind, asked: _Asked) -> Part:
         part = _conversations(key, sources, tokenizer, rows, asked.place)
     else:
         part = _part(key, sources, tokenizer, asked.data.validation, asked.place)
-        _check_prompts(key, sources, asked.data)
+        check_prompts(key, sources, asked.data)
     return replace(part, spec=_counted(part, asked.data, asked.epochs, kind))
 
 
@@ -252,18 +253,6 @@ def _prepared(key: str, source: str, tokenizer: str | None) -> Part:
     if tokenizer is not None:
         spec = spec.model_copy(update={"tokenizer": _same_tokenizer(tokenizer, source, dataset)})
     return Part(key, spec, dataset.vocab_size if dataset else None)
-
-
-def _check_prompts(key: str, sources: Sequence[str], data: DataConfig) -> None:
-    """UserError for prepared rows whose prompts are trained for where the recipe says that they are not, or not so."""
-    for source in sources:
-        rows = made.instruct if (made := read_dataset(source)) else None
-        if rows is not None and rows.kind == "instruct" and rows.mask_prompt != data.mask_prompt:
-            mine, theirs = (str(value).lower() for value in (data.mask_prompt, rows.mask_prompt))
-            raise UserError(
-                f"data.mask_prompt is {mine}, but {key}, {source}, was prepared with {theirs}",
-                hint=f"data.mask_prompt={theirs}, or prepare it again",
-            )
 
 
 def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind) -> DataSpec:

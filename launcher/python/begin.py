@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from launchyard.launcher.backends.cluster import load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, load_recipe
+from launchyard.launcher.runs.start_from import with_found_files
 from launchyard.launcher.runs.state import state_of
 from launchyard.launcher.submit import resume
 from launchyard.launcher.submit.changes import changes_between, refuse_another_run
@@ -21,7 +22,6 @@ from launchyard.launcher.submit.launch import (
     check_free,
     make_ready,
     submit,
-    with_found_files,
 )
 from launchyard.launcher.submit.room import check_room
 from launchyard.run import layout

@@ -25,7 +25,7 @@ from launchyard.launcher.agent.owner import FAREWELL_SECONDS, Owner
 from launchyard.launcher.agent.signals import CANCELLED, Signals
 from launchyard.launcher.backends.base import Planned, judge_job
 from launchyard.launcher.backends.section import FIRST
-from launchyard.launcher.python.watching import CancelledError, Requests, watched
+from launchyard.launcher.python.watching import CancelledError, TrainingRequests, watched
 from launchyard.run import layout
 from launchyard.run.records import Job, OutcomeRecord
 from launchyard.run.rundir import RunDir
@@ -93,7 +93,7 @@ class Inside:
         assert self._owner is not None
         run = self._owner.run
         flag = StopFlag(None)
-        requests = Requests(run, job.attempt, flag)
+        requests = TrainingRequests(run, job.attempt, flag)
         try:
             with requests.signals(), watched(run, requests, on_poll):
                 attempt(run, one_rank(job.attempt), flag, self._heard(requests))
@@ -110,7 +110,7 @@ class Inside:
         assert written is not None, "a worker that ends without an error has written it"
         return written
 
-    def _heard(self, requests: Requests) -> OnStep:
+    def _heard(self, requests: TrainingRequests) -> OnStep:
         def heard(row: JsonObject) -> None:
             if self.on_step is not None:
                 self.on_step(dict(row))

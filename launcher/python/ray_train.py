@@ -24,7 +24,7 @@ from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.python.begin import begin_run, go_on_with_run
 from launchyard.launcher.python.errors import python_errors
 from launchyard.launcher.python.inside import attempt, ended
-from launchyard.launcher.python.watching import Requests, watched
+from launchyard.launcher.python.watching import TrainingRequests, watched
 from launchyard.launcher.recipe.load import plain_mapping
 from launchyard.run import layout
 from launchyard.run.checkpoints import newest_checkpoint
@@ -286,7 +286,7 @@ def _watching(run: RunDir, world: World, flag: StopFlag) -> Iterator[None]:
         if heartbeat.superseded:
             flag.request("terminated")
 
-    with watched(run, Requests(run, world.attempt, flag), on_poll):
+    with watched(run, TrainingRequests(run, world.attempt, flag), on_poll):
         yield
 
 

@@ -26,7 +26,7 @@ class CancelledError(Exception):
     """The run is to end now, without a save."""
 
 
-class Requests:
+class TrainingRequests:
     """What a run is asked while it trains here. `cancelled`: it is to end without a save; `terminated`: so is all."""
 
     def __init__(self, run: RunDir, attempt: int, flag: StopFlag) -> None:
@@ -80,7 +80,7 @@ class Requests:
 
 
 @contextmanager
-def watched(run: RunDir, requests: Requests, on_poll: Callable[[], None]) -> Iterator[None]:
+def watched(run: RunDir, requests: TrainingRequests, on_poll: Callable[[], None]) -> Iterator[None]:
     """Reads requests now and then, and calls `on_poll` several times a second, in a thread of its own."""
     over = threading.Event()
     reading = run.periodic(requests.read, every=ASK_SECONDS[run.local])

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     redirect_output(run, world)
     try:
-        attempt(run, world, Trial.model_validate(run.read_json(TRIAL)))
+        attempt_trial(run, world, Trial.model_validate(run.read_json(TRIAL)))
     except BaseException as error:
         lift_limit()  # to tell of it takes some
         traceback.print_exception(error)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def attempt(run: RunDir, world: World, trial: Trial) -> None:
+def attempt_trial(run: RunDir, world: World, trial: Trial) -> None:
     import torch
 
     torch.zeros(1)

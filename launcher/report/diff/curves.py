@@ -14,7 +14,7 @@ from typing import Literal
 from launchyard.storage.damage import JsonObject
 
 AnyRow = Mapping[str, object]
-FIGURES = ("data_hash", "lr", "loss", "grad_norm")
+COMPARED = ("data_hash", "lr", "loss", "grad_norm")
 APART = 0.01  # nats: two losses that far from each other are no matter of rounding
 TAIL = 10  # a mean is taken over the last tenth
 
@@ -73,7 +73,7 @@ def compare_rows(
     return Comparison(
         aligned_by="tokens" if by_tokens else "step",
         last_common_step=int(_number(pairs[-1][0]["step"])) if pairs else 0,
-        first_different={name: _first(pairs, name) for name in FIGURES},
+        first_different={name: _first(pairs, name) for name in COMPARED},
         loss=_gap(list(_at_tokens(first, second) if by_tokens else _points(pairs))),
         validation=_gap(list(_points(list(_common(*validations))))),
     )
