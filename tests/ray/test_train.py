@@ -74,7 +74,12 @@ class Trainer:
             "temporary": self._temporary,
         }
         argv = [*NETWORK, "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "disabled",
+            "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+        }
         with open(self._here / "driver.log", "a") as log:
             program = subprocess.Popen(
                 [*argv, sys.executable, "-c", DRIVER, json.dumps(given)],

@@ -53,7 +53,7 @@ def test_a_server_on_a_node(place: Site) -> None:
     asked = {"prompt": "the tale", "max_tokens": 5}
     allowed = {"Authorization": f"Bearer {key.read_text().strip()}"}
     found = httpx.post(f"{url}/v1/completions", json=asked, headers=allowed)
-    assert found.json()["usage"]["completion_tokens"] == 5
+    assert 1 <= found.json()["usage"]["completion_tokens"] <= 5  # drawn; its end may come before
     place.cluster.run("scancel", facts["job_id"])
     end = time.monotonic() + 60
     while time.monotonic() < end:

@@ -35,6 +35,7 @@ QUIET = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AUTH_MODE": "disabled",  # a token of the user's is for another Ray; this one is in a network of its own
 }
 
 

@@ -56,6 +56,7 @@ def test_every_part_runs_and_nothing_stays(shell: Shell) -> None:
     assert "no runs yet" in shell("status").stderr + shell("status").stdout
 
 
+@pytest.mark.slow
 def test_a_failure_is_kept_and_has_its_exit_code(shell: Shell) -> None:
     done = rehearse(shell, "optimizer.lr=1e30", "schedule.warmup_steps=0")
     assert done.returncode == 1, done.stdout

@@ -42,15 +42,15 @@ def state_of(run: RunDir, step: int) -> dict[str, float]:
 @pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_it_ends_saved_and_measured_and_a_longer_one_goes_on(nproc: int, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
-    run = make_run(tmp_path / "run", data, {**LONG, "train.max_time": "00:03"})
+    run = make_run(tmp_path / "run", data, {**LONG, "train.max_time": "00:02"})
     run_workers(run, nproc)
     outcome = run.outcome(run.attempts()[-1])
     assert outcome is not None and outcome.outcome == "completed"
     end = outcome.step or 0
-    assert f"ended early after {end} of 1000000 steps, for train.max_time 00:03 is over" in outcome.message
+    assert f"ended early after {end} of 1000000 steps, for train.max_time 00:02 is over" in outcome.message
     assert end > 10 and committed_steps(run)[-1] == end
     assert [row["step"] for row in run.rows("validation")] == [end]
-    assert 3 <= state_of(run, end)["seconds_trained"] < 6
+    assert 2 <= state_of(run, end)["seconds_trained"] < 5
 
     longer = {"train.max_time": None, "train.max_steps": end + 20}
     run_workers(run, nproc, longer)
