@@ -89,7 +89,8 @@ class Tuned:
 def tune(request: TuneRequest, report: Callable[[str], None]) -> Tuned:
     """Try it. UserError for mistakes, before anything is started; nothing is left of the trials."""
     place = _place(request)
-    ready = place.ready({}, NOWHERE)
+    # The recipe's own size is what is looked for: it need not divide a batch that is given here.
+    ready = place.ready({"train.micro_batch_size": None} if request.sizes else {}, NOWHERE)
     plan = ready.plan
     workers = plan.world_size // shares_of(ready.loaded.recipe.parallel)
     tried = _Tried(place, plan, ready.loaded.recipe.train.global_batch_size // workers, workers, request, report)

@@ -108,6 +108,16 @@ def test_both_are_found_and_the_command_to_use_is_told(place: Path, made_up: Mad
     assert code == 2 and "holds tune.jsonl already" in err
 
 
+def test_the_size_of_the_recipe_need_not_fit_the_batch_that_is_given(place: Path, made_up: MadeUp) -> None:
+    recipe = yaml.safe_load((place / "tiny.yaml").read_text())
+    recipe["train"]["micro_batch_size"] = recipe["train"]["global_batch_size"]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    code, out, err = typed("tune", "tiny.yaml", "train.global_batch_size=8", "--micro-batch")
+    assert code == 0 and "train.global_batch_size=8 train.micro_batch_size=2" in out, err
+    code, _, err = typed("tune", "tiny.yaml", "train.global_batch_size=8", "--lr")
+    assert code == 2 and "train.micro_batch_size" in err
+
+
 def test_one_of_them_alone(made_up: MadeUp) -> None:
     code, out, _ = typed("tune", "tiny.yaml", "--lr", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
