@@ -16,6 +16,7 @@ PLAN = "plan.json"
 CODE = "code.json"
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER = f"{TOKENIZER_FOLDER}/tokenizer.json"
+OWN_CODE_FOLDER = "own_code"
 TEMPLATES_FOLDER = f"{TOKENIZER_FOLDER}/additional_chat_templates"
 
 # -- of the whole run ------------------------------------------------------------------------------------------------
@@ -58,6 +59,11 @@ _JOB_SCRIPT = re.compile(r"job-\d{4}\.sh")
 _JOB_FILE = re.compile(r"job-\w+\.(sh|log)")
 _LOG_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 LOG_PART_BYTES = 1 << 20
+
+
+def own_code(name: str, digest: str) -> str:
+    """The frozen copy of a user's file: its content decides its name."""
+    return f"{OWN_CODE_FOLDER}/{name.removesuffix('.py')}-{digest}.py"
 
 
 # -- attempts --------------------------------------------------------------------------------------------------------
@@ -259,6 +265,9 @@ ENTRIES = (
     Entry(CODE, "launcher", "at the launch, first; anew at each resume", "Git commit, uncommitted changes, versions of "
           "packages; `source`, a digest of launchyard's own files that every worker compares with its own; `earlier`, "
           "the same in short for the code before a resume."),
+    Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST.py", "launcher", "at the launch, and at a resume with `code=`, if the recipe "
+          "names a file", "The user's own functions; `code` of the recipe, or of an attempt's overrides, is the file that "
+          "counts."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
     Entry(f"{TOKENIZER_FOLDER}/NAME", "launcher", "at the launch", "The other files of the tokenizer, as they lay "
           "beside it or beside the weights that the run starts from: `tokenizer_config.json`, "

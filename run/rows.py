@@ -5,7 +5,7 @@ Readers take rows as mappings: a row may be of an older version, and hold less.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,14 @@ class Means(BaseModel):
     reward_accuracy: float | None = Field(
         default=None, description="Preferences: share of pairs whose better answer has the higher reward."
     )
+    figures: dict[str, float] | None = Field(default=None, description="Of the user's own code, by name.")
+
+
+def with_own_figures(means: Mapping[str, float]) -> JsonObject:
+    """Means as a row holds them: those that every run may have, and figures of the user's own code in `figures`."""
+    known = {name: value for name, value in means.items() if name in Means.model_fields}
+    own = {name: value for name, value in means.items() if name not in known}
+    return {**known, "figures": own} if own else known
 
 
 class StepRow(Means):

@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
+    from launchyard.training.optim.base import Optimizer
+    from launchyard.training.own.load import OwnCode
     from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Telemetry
     from launchyard.training.validation.asking import Point
 
 
-DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule", "stability"}
+DECIDING = {"model", "adapter", "code", "data", "preference", "train", "optimizer", "schedule", "stability"}
 # Keys of `train` that are younger than the first hashes, with their defaults.
 NEWER = {
     "dropout": 0.0,
@@ -69,8 +71,9 @@ def recipe_hash(recipe: Recipe) -> str:
             deciding["train"].pop(key)
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
-    if recipe.preference is None:
-        deciding.pop("preference")
+    for section in ("preference", "code"):
+        if deciding[section] is None:
+            deciding.pop(section)
     if recipe.stability == StabilityConfig():
         deciding.pop("stability")
     if recipe.data.mixture_schedule is None:
@@ -88,6 +91,8 @@ def compose(
     from launchyard.training.data.dataset_spec import check_unchanged
     from launchyard.training.distributed import connect
     from launchyard.training.loop.parts import Parts
+    from launchyard.training.own.frozen import open_own_code
+    from launchyard.training.own.hooks import Hooks
     from launchyard.training.parallel import needs_sharding, time_collectives
     from launchyard.training.telemetry.telemetry import open_telemetry
 
@@ -108,7 +113,8 @@ def compose(
     retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
     rows = open_rows(run, world)
     checkpointer = open_checkpointer(run, context, instruments, rows)
-    learner, resumed = load_learner(context, checkpointer, instruments)
+    code = open_own_code(run, recipe.code)
+    learner, resumed = load_learner(context, checkpointer, instruments, code)
     data = open_readers(context, instruments.events)
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
@@ -116,8 +122,9 @@ def compose(
     checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
     points = list(open_points(run, context, telemetry, start_step=learner.state.step))
     guard = open_guard(context, learner, data, telemetry)
-    objective = choose_objective(recipe)
-    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard), resumed
+    objective = choose_objective(recipe, code)
+    hooks = Hooks(code) if code is not None and world.is_main else None
+    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard, hooks), resumed
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -144,12 +151,16 @@ def open_guard(context: Context, learner: Learner, data: Data, telemetry: Teleme
     )
 
 
-def choose_objective(recipe: Recipe) -> Objective:
-    """What the steps make smaller: of pairs their preference, of anything else the loss of the next token."""
+def choose_objective(recipe: Recipe, code: OwnCode | None = None) -> Objective:
+    """What the steps make smaller: the user's own loss; of pairs their preference, of anything else that of the next
+    token."""
     from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
+    from launchyard.training.objectives.own import OwnLoss
     from launchyard.training.objectives.preference import PreferenceLoss
 
+    if code is not None and code.has("loss"):
+        return OwnLoss(code)
     if recipe.data.kind != "preference":
         return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
     wanted = recipe.preference or PreferenceConfig()
@@ -234,12 +245,15 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
     return torch.device("cpu")
 
 
-def load_learner(context: Context, checkpointer: Checkpointer, instruments: Instruments) -> tuple[Learner, bool]:
+def load_learner(
+    context: Context, checkpointer: Checkpointer, instruments: Instruments, code: OwnCode | None = None
+) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import build_model, fill_weights
     from launchyard.training.checkpoint.state import TrainState, first_state, shards
     from launchyard.training.loop.parts import Learner
     from launchyard.training.optim.averaged import with_average
+    from launchyard.training.optim.own import OwnOptimizer
     from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe
@@ -249,7 +263,11 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     model = build_model(
         config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
     )
-    optimizer = with_average(open_optimizer(model, recipe), model, recipe.train.ema_decay)
+    if code is not None and code.has("optimizer"):
+        inner: Optimizer = OwnOptimizer(model, recipe.optimizer, code)
+    else:
+        inner = open_optimizer(model, recipe)
+    optimizer = with_average(inner, model, recipe.train.ema_decay)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:

@@ -49,6 +49,11 @@ class Recipe(Section):
         description="Tokenizer file (see `launch prepare`) or a folder with one; local, URL or of the hub. Default for "
         "text: that of model.init_from.",
     )
+    code: str | None = Field(
+        default=None,
+        description="Python file with functions of your own that the run calls: loss, batches, optimizer, on_step, "
+        "on_validation, on_end. Default: none.",
+    )
     data: DataConfig
     preference: PreferenceConfig | None = None
     train: TrainConfig

@@ -41,6 +41,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "mixture"),
     ("data", "validation"),
     ("tokenizer",),
+    ("code",),
     ("model", "init_from"),
     ("validation", "tasks"),
 )

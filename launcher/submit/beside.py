@@ -23,12 +23,14 @@ from launchyard.training.spec import DataSpec
 
 
 def remove_beside(run: RunDir) -> None:
-    """Removes the companions of a run's tokenizer/; other files stay."""
+    """Removes the companions of a run's tokenizer/ and the user's own code; other files stay."""
     for folder in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER):
         for name in run.listdir(folder):
             path = f"{folder}/{name}"
             if is_companion(path.removeprefix(f"{layout.TOKENIZER_FOLDER}/")):
                 run.remove(path)
+    for name in run.listdir(layout.OWN_CODE_FOLDER):
+        run.remove(f"{layout.OWN_CODE_FOLDER}/{name}")
 
 
 def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> dict[str, bytes]:

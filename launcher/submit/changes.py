@@ -30,7 +30,7 @@ MIXED = "other shares from that step on, each source where it was"
 EFFECTS = {
     **dict.fromkeys(("optimizer", "schedule", "train.max_grad_norm", "train.load_balancing_loss"), TRAINING),
     **dict.fromkeys(("train.max_grad_value", "train.dropout", "train.label_smoothing", "train.z_loss"), TRAINING),
-    "stability": TRAINING,
+    **dict.fromkeys(("stability", "code"), TRAINING),
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from launchyard.launcher.watch.finetune import finetune
     from launchyard.launcher.watch.load import load_model as load
+    from launchyard.training.own.values import RunEnd, StepDone, StopTraining, ValidationDone
 
-__all__ = ["finetune", "load"]
+__all__ = ["RunEnd", "StepDone", "StopTraining", "ValidationDone", "finetune", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from launchyard.launcher.watch.finetune import finetune
 
         return finetune
+    if name in ("RunEnd", "StepDone", "StopTraining", "ValidationDone"):
+        from launchyard.training.own import values
+
+        return getattr(values, name)
     raise AttributeError(f"module 'launchyard' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from launchyard.training.stop import REASONS, agreed_reason
 
 def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool) -> Agreement:
     """One all-reduce on the host: parts, labels, tokens and hash of the batch, rank 0's wish to save, anybody's wish to
-    stop.
+    stop, and that of the user's own code to end.
 
     Now and then also how long each rank has computed.
     """
@@ -20,14 +20,16 @@ def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool) -> Agreem
     data = [0, 0, 0, 0]
     if batch is not None and parts.context.counts_data:
         data = [parts.objective.parts(batch), batch.n_valid, batch.n_tokens, batch.data_hash]
-    mine = [*data, int(save), *parts.flag.votes(), *telemetry.recorder.compute_votes(step)]
+    ends = parts.hooks is not None and parts.hooks.wants_end is not None
+    mine = [*data, int(save), int(ends), *parts.flag.votes(), *telemetry.recorder.compute_votes(step)]
     telemetry.clock.enter("collective_wait")
     summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
     telemetry.clock.enter("other")
-    votes = 5 + len(REASONS)
+    votes = 6 + len(REASONS)
     telemetry.recorder.ranks_computed(step, summed[votes:])
-    n_parts, n_valid, n_tokens, data_hash, save = summed[:5]
-    return Agreement(n_parts, n_valid, n_tokens, data_hash % 2**64, bool(save), agreed_reason(summed[5:votes]))
+    n_parts, n_valid, n_tokens, data_hash, save, end = summed[:6]
+    reason = agreed_reason(summed[6:votes])
+    return Agreement(n_parts, n_valid, n_tokens, data_hash % 2**64, bool(save), reason, bool(end))
 
 
 def agree_while_waiting(parts: Parts, done: bool) -> tuple[bool, str | None]:

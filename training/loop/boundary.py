@@ -13,6 +13,8 @@ from launchyard.training.loop.agree import agree_while_waiting
 from launchyard.training.loop.numbers import by_name
 from launchyard.training.loop.parts import Agreement, Parts
 from launchyard.training.optim.averaged import averaged_weights
+from launchyard.training.own.frozen import title_of
+from launchyard.training.own.values import ValidationDone
 from launchyard.training.validation.asking import Asking, Point, ask_together
 from launchyard.training.validation.held_out import validation_means
 from launchyard.training.verdict import ranked
@@ -25,9 +27,18 @@ def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
 
 
 def early_end(parts: Parts) -> str | None:
-    """The reason to end before the last step, as the validations so far have it."""
+    """The reason to end before the last step, as the validations so far have it, or the user's own code."""
+    code = parts.context.recipe.code
+    if code is not None and parts.learner.state.ended_by == code:
+        return (None if parts.hooks is None else parts.hooks.wants_end) or f"StopTraining of {title_of(code)}"
     config = parts.context.recipe.early_stopping
     return None if config is None else parts.learner.state.patience.verdict(config)
+
+
+def end_by_code(parts: Parts, step: int) -> None:
+    """All ranks have agreed on it; the state holds it, so that a resume does not go on either."""
+    parts.learner.state.ended_by = parts.context.recipe.code
+    parts.telemetry.ending_early(step, early_end(parts) or "")
 
 
 def final_step(parts: Parts) -> int:
@@ -136,7 +147,11 @@ def run_validation(parts: Parts, step: int) -> str | None:
         return reason
     means = by_name(parts.objective, found)
     take_figures(parts, step, means)
-    telemetry.validated(step, means=means, seconds=round(time.perf_counter() - began, 3))
+    seconds = round(time.perf_counter() - began, 3)
+    telemetry.validated(step, means=means, seconds=seconds)
+    if parts.hooks is not None:
+        figures = {name: value for name, value in means.items() if name != "loss"}
+        parts.hooks.on_validation(ValidationDone(step, means["loss"], seconds, figures))
     return None
 
 

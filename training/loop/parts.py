@@ -13,6 +13,7 @@ from launchyard.training.checkpoint.state import TrainState
 from launchyard.training.data.reader import Reader
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
+from launchyard.training.own.hooks import Hooks
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.telemetry import Telemetry
@@ -47,6 +48,7 @@ class Parts:
     objective: Objective
     points: Sequence[Point] = ()  # what checkpoints are asked
     guard: Guard | None = None
+    hooks: Hooks | None = None  # on rank 0, of the user's own code
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,4 @@ class Agreement:
     data_hash: int
     save: bool
     reason: str | None
+    end: bool = False  # the user's own code has asked for the end of the run

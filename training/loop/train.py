@@ -14,7 +14,7 @@ from launchyard.training.checkpoint.save_timer import SaveTimer
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.reader import Batch, Prefetcher
 from launchyard.training.loop.agree import agree
-from launchyard.training.loop.boundary import after_last_step, boundary, boundary_due, early_end, final_step
+from launchyard.training.loop.boundary import after_last_step, boundary, boundary_due, early_end, end_by_code, final_step
 from launchyard.training.loop.numbers import Pending, finish, run_step
 from launchyard.training.loop.parts import Data, Parts
 from launchyard.training.optim.schedule import planned_lr
@@ -61,6 +61,8 @@ def train_on(parts: Parts) -> str | None:
             batch = await_batch(feed, parts.flag, clock.beat)
             waited = time.perf_counter() - began
             agreement = agree(parts, step, batch, save=timer.due() and not parts.checkpointer.busy)
+            if agreement.end:
+                end_by_code(parts, step)
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None

@@ -20,7 +20,7 @@ from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
 from launchyard.run.layout import CODE
 from launchyard.run.records import Target
-from launchyard.run.rows import values_of
+from launchyard.run.rows import Means, values_of, with_own_figures
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
@@ -120,7 +120,7 @@ class Telemetry:
         seconds = self.meter.lap()
         row = {
             "step": number,
-            **means,
+            **with_own_figures(means),
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens_seen": counts.seen,
@@ -139,7 +139,9 @@ class Telemetry:
     def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
         """Those beside the loss, each a series of its own."""
         for name, value in means.items():
-            if name != "loss":
+            if name not in Means.model_fields:
+                self.exporter.set("trainer_own_figure", value, figure=name, dataset=dataset)
+            elif name != "loss":
                 self.exporter.set(f"trainer_{name}", value, dataset=dataset)
 
     def scaled(self, loss_scale: float, *, skipped: bool) -> None:
@@ -177,7 +179,7 @@ class Telemetry:
         if self.rows.validations is not None:
             row = {
                 "step": step,
-                **means,
+                **with_own_figures(means),
                 "seconds": seconds,
                 "attempt": self._world.attempt,
                 "time": time.time(),
