@@ -100,10 +100,9 @@ class OwnLoss:
 
 
 def _logits(model: nn.Module, tokens: Tensor, batch: MicroBatch) -> Tensor:
-    """(B, T, V) fp32, of the words that there are: rows of the head that only fill it up are left out."""
+    """(B, T, V) fp32. V counts the rows that fill up the head, too, as any loss of a model does."""
     logits: Tensor = model(tokens, documents=batch.documents)
-    vocab_size = getattr(getattr(model, "config", None), "vocab_size", logits.shape[-1])
-    return logits[..., :vocab_size].float()
+    return logits.float()
 
 
 def _rows_of(batch: MicroBatch) -> _Rows:

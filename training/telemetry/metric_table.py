@@ -92,6 +92,7 @@ LEARNING = (
     Metric(
         "trainer_task_score", "gauge", "Figure of a task at the checkpoint asked last.", ("task", "metric", "filter")
     ),
+    Metric("trainer_own_figure", "gauge", "Figures of the user's own code, by name.", ("figure", "dataset")),
     Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", ("dataset",)),
     Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", ("dataset",)),
     Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", ("dataset",)),

@@ -36,6 +36,12 @@ def learning() -> list[Any]:
             span=24,
         ),
         lines(
+            "Figures of your own",
+            "Of `code` alone: what the loss, or on_step, of your own file measures. Without one there is nothing here.",
+            (f"max by (run_id, figure, dataset) (trainer_own_figure{{{RUN}}})", "{{figure}} {{dataset}} {{run_id}}"),
+            span=24,
+        ),
+        lines(
             "Rewards of answers",
             "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
             (f"max by (run_id, dataset) (trainer_reward_chosen{{{RUN}}})", "chosen {{dataset}} {{run_id}}"),

@@ -14,7 +14,7 @@ from launchyard.storage.damage import JsonObject
 
 MARK_SECONDS = 10.0
 UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
-NOT_SHOWN = ("step", "data_hash", "phases", "source_tokens", "attempt", "time")
+NOT_SHOWN = ("step", "data_hash", "phases", "source_tokens", "figures", "attempt", "time")
 Values = Mapping[str, float]
 
 
@@ -32,11 +32,15 @@ def of_step(row: Mapping[str, Any]) -> dict[str, float]:
     values = {f"train/{key}": float(value) for key, value in row.items() if key not in NOT_SHOWN and value is not None}
     # By number: not every tool takes the path of a source for a name.
     sources = {f"train/source_tokens/{n}": float(read) for n, read in enumerate(row.get("source_tokens", {}).values())}
-    return values | sources | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
+    own = {f"train/{name}": float(value) for name, value in (row.get("figures") or {}).items()}
+    return values | own | sources | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
 
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
-    return {f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")}
+    own = {f"validation/{name}": float(value) for name, value in (row.get("figures") or {}).items()}
+    return own | {
+        f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")
+    }
 
 
 def of_tasks(row: JsonObject) -> dict[str, float]:
