@@ -49,6 +49,7 @@ VALIDATION = "validation"
 TASKS = "tasks"
 SAMPLES = "samples"
 EVENTS = "events"
+NOTICES = "notices"
 
 _JSON = ".json"
 _JSONL = ".jsonl"
@@ -189,6 +190,11 @@ def job_output(job_id: str) -> str:
 JOB_CODE = "code"  # in the same folder
 
 
+def notice_of(name: str) -> str:
+    """Of an event that somebody is told of."""
+    return f"{NOTICES}/{name}{_JSON}"
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------
 def rows_prefix(kind: str, attempt: int) -> str:
     """Returns the prefix of the files in `METRICS` that hold rows of an attempt. `kind`: one of those above."""
@@ -266,8 +272,8 @@ ENTRIES = (
           "packages; `source`, a digest of launchyard's own files that every worker compares with its own; `earlier`, "
           "the same in short for the code before a resume."),
     Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST.py", "launcher", "at the launch, and at a resume with `code=`, if the recipe "
-          "names a file", "The user's own functions; `code` of the recipe, or of an attempt's overrides, is the file that "
-          "counts."),
+          "names a file", "The user's own functions; `code` of the recipe, or of an attempt's overrides, names the "
+          "one that counts."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
     Entry(f"{TOKENIZER_FOLDER}/NAME", "launcher", "at the launch", "The other files of the tokenizer, as they lay "
           "beside it or beside the weights that the run starts from: `tokenizer_config.json`, "
@@ -316,6 +322,8 @@ ENTRIES = (
     Entry(f"{CHECKPOINTS}/step-NNNNNNNN/{MANIFEST}", "rank 0", "to commit a checkpoint, create-only",
           "Files and tensors with hashes: [Manifest](run-directory.md#manifest). Without it there is no checkpoint."),
     Entry(LATEST, "rank 0", "after a commit", "The `step` committed last, for stores that list late."),
+    Entry(f"{NOTICES}/NAME.json", "owner, rank 0", "at an event of `notify`, create-only; marked when it is sent",
+          "An event that the webhook is told of, once: [Notice](run-directory.md#notice)."),
     Entry(JOB_LOG, "owner (local)", "all along", "Output of the owner."),
     Entry("job-NNNN.sh", "launcher (SLURM)", "before it is sent", "The batch script of a submission."),
     Entry("job-ID.log", "scheduler (SLURM)", "all along", "Output of a job and its agents."),

@@ -22,6 +22,7 @@ from launchyard.training.sections.data import DataConfig
 from launchyard.training.sections.early_stopping import EarlyStoppingConfig
 from launchyard.training.sections.metrics import MetricsConfig
 from launchyard.training.sections.model import ModelSection
+from launchyard.training.sections.notify import NotifyConfig
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.sections.resources import ResourcesConfig, WatchdogConfig
@@ -31,7 +32,11 @@ from launchyard.training.sections.train import ParallelConfig, TrainConfig
 from launchyard.training.sections.validation import ValidationConfig
 
 # Keys of a section of which a recipe holds one at most.
-EITHER_OR = {"train": ("max_steps", "max_tokens", "max_epochs"), "data": ("source", "mixture")}
+EITHER_OR = {
+    "train": ("max_steps", "max_tokens", "max_epochs"),
+    "data": ("source", "mixture"),
+    "notify": ("webhook", "webhook_env"),
+}
 
 
 class Recipe(Section):
@@ -65,6 +70,7 @@ class Recipe(Section):
     validation: ValidationConfig = ValidationConfig()
     early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
+    notify: NotifyConfig | None = None
     watchdog: WatchdogConfig = WatchdogConfig()
 
 

@@ -16,7 +16,7 @@ from launchyard.run import own_code as package
 from launchyard.storage import files
 from launchyard.storage.redact import redact
 from launchyard.training.own.contract import Described, describe
-from launchyard.training.own.frozen import frozen_name, is_frozen, read_frozen, title_of
+from launchyard.training.own.frozen import frozen_name, read_frozen, title_of
 
 if TYPE_CHECKING:
     from launchyard.run.rundir import RunDir

@@ -33,7 +33,7 @@ EFFECTS = {
     **dict.fromkeys(("stability", "code"), TRAINING),
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
-    **dict.fromkeys(("checkpoint", "validation", "metrics", "watchdog"), BESIDE),
+    **dict.fromkeys(("checkpoint", "validation", "metrics", "notify", "watchdog"), BESIDE),
     "early_stopping": LAST,
     **dict.fromkeys(PLACES, MOVED),
     SCHEDULE: MIXED,

@@ -33,6 +33,7 @@ from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
+from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, with_own_code
 from launchyard.launcher.runs.pinned import pinned_checkpoint
 from launchyard.launcher.submit import plan_text
@@ -114,6 +115,7 @@ def ready_at(
     loaded = _with_found_tokenizer(_with_found_weights(loaded))
     recipe = loaded.recipe
     _check_name(loaded)
+    check_notify(loaded)
     if cluster.container is None:  # else the workers have another Python
         check_packages(loaded)
     loaded, own = with_own_code(loaded, base=loaded.base, tries=cluster.container is None)
@@ -400,7 +402,9 @@ class NewFolder:
         if self.ours:
             with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
                 remove_beside(self._run)
-        for name in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER, layout.OWN_CODE_FOLDER) if self._run.local else ():
+        for name in (
+            (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER, layout.OWN_CODE_FOLDER) if self._run.local else ()
+        ):
             with contextlib.suppress(OSError):
                 os.rmdir(self._run.path(name))
         for path in reversed(self._made):

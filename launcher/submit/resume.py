@@ -20,6 +20,7 @@ from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, from_here
+from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, check_fit, edited, frozen_described, resumed_code
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import registered_at
@@ -29,6 +30,7 @@ from launchyard.launcher.submit.changes import (
     accumulate,
     changes_between,
     is_fixed,
+    is_within,
     places,
     refuse_another_past,
     refuse_another_run,
@@ -163,6 +165,8 @@ def make_ready(
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
     loaded = check_recipe(raw, overrides, source=source)
     recipe = loaded.recipe
+    if any(is_within(key, "notify") for key in changes):
+        check_notify(loaded)
     if recipe.code is not None:
         check_fit(loaded, frozen_described(run, recipe.code) if own is None else own.described)
     if on_hosts and needs_packages(changes):

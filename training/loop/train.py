@@ -14,7 +14,14 @@ from launchyard.training.checkpoint.save_timer import SaveTimer
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.reader import Batch, Prefetcher
 from launchyard.training.loop.agree import agree
-from launchyard.training.loop.boundary import after_last_step, boundary, boundary_due, early_end, end_by_code, final_step
+from launchyard.training.loop.boundary import (
+    after_last_step,
+    boundary,
+    boundary_due,
+    early_end,
+    end_by_code,
+    final_step,
+)
 from launchyard.training.loop.numbers import Pending, finish, run_step
 from launchyard.training.loop.parts import Data, Parts
 from launchyard.training.optim.schedule import planned_lr

@@ -121,4 +121,3 @@ def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         for key, value in group.items()
         if key not in ("params", "lr")
     }
-

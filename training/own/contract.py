@@ -86,7 +86,11 @@ def describe(source: bytes, name: str) -> Described:
     problems = [f"{name}:{line}: {what}" for line, what in _problems(tree)]
     if problems:
         raise ValueError("\n".join(problems))
-    found = {node.name: tuple(_names(node)) for node in tree.body if _is_called(node)}
+    found = {
+        node.name: tuple(_names(node))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name in CONTRACTS
+    }
     figures = next((_figures(node) for node in tree.body if _assigned(node) == FIGURES), ())
     return Described(found, tuple(figures or ()))
 
@@ -121,7 +125,8 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, names: list[str])
         yield f"{node.name} takes * or /; parameters are given by name; allowed: {allowed}"
     for argument in [*args.args, *args.kwonlyargs]:
         if argument.arg not in contract.parameters:
-            yield f"{node.name}: no parameter {argument.arg}{_meant(argument.arg, contract.parameters)}; allowed: {allowed}"
+            near = _meant(argument.arg, contract.parameters)
+            yield f"{node.name}: no parameter {argument.arg}{near}; allowed: {allowed}"
         elif odd := _odd(argument.annotation, contract.parameters[argument.arg]):
             wanted = TYPES[node.name][argument.arg]
             yield f"{node.name}: {argument.arg} is annotated {odd}, and is {wanted}"
@@ -169,10 +174,6 @@ def _odd(annotation: ast.expr | None, allowed: frozenset[str]) -> str | None:
 
 def _names(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     return [argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]]
-
-
-def _is_called(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef) and node.name in CONTRACTS
 
 
 def _assigned(node: ast.stmt) -> str | None:

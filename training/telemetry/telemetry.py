@@ -29,6 +29,7 @@ from launchyard.training.spec import Workload
 from launchyard.training.stop import REASONS
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.instruments import Instruments, Rows
+from launchyard.training.telemetry.threshold import ThresholdWatch, open_threshold
 
 if TYPE_CHECKING:
     from launchyard.training.batching import Context
@@ -97,6 +98,7 @@ class Telemetry:
         self.events = instruments.events
         self.recorder = recorder
         self.meter = Meter()
+        self.threshold: ThresholdWatch | None = None
 
     def training(self) -> None:
         """From here on it trains, again or for the first time."""
@@ -131,6 +133,8 @@ class Telemetry:
             "data_wait_seconds": round(waited, 6),
             "data_hash": f"{data_hash:016x}",
         }
+        if self.threshold is not None:
+            self.threshold.saw(number, {**row, **means})
         self.recorder.step(row, counts.tokens)
         self._show_figures(means, "train")
         for source, tokens in counts.by_source.items():
@@ -186,6 +190,8 @@ class Telemetry:
             }
             self.rows.validations.add(row)
             self.recorder.validated(row)
+        if self.threshold is not None:
+            self.threshold.saw(step, {f"validation_{name}": value for name, value in means.items()})
         self.exporter.set("trainer_validation_loss", means["loss"], dataset="validation")
         self._show_figures(means, "validation")
         self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
@@ -245,6 +251,8 @@ class Telemetry:
     def finished(self) -> None:
         """No more steps come."""
         self.exporter.state("finished")
+        if self.threshold is not None:
+            self.threshold.wait()
         self.recorder.close()
 
 
@@ -326,7 +334,10 @@ def open_telemetry(
         trackers=trackers,
         cache=cache,
     )
-    return Telemetry(world, instruments, rows, recorder)
+    telemetry = Telemetry(world, instruments, rows, recorder)
+    if world.is_main:
+        telemetry.threshold = open_threshold(run, recipe.notify)
+    return telemetry
 
 
 def git_sha(run: RunDir) -> str:

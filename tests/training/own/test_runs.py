@@ -19,7 +19,7 @@ from launchyard.training.own.frozen import frozen_name
 from launchyard.training.spec import DataSpec
 from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
 
-LOSS = '''
+LOSS = """
 import torch
 import torch.nn.functional as F
 FIGURES = ["accuracy"]
@@ -30,19 +30,19 @@ def loss(model, tokens, labels):
     right = (logits.argmax(-1) == labels)[kept].sum()
     total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
     return total, {"accuracy": right}
-'''
-OPTIMIZER = '''
+"""
+OPTIMIZER = """
 def optimizer(named_parameters, lr):
     decayed = [p for name, p in named_parameters if p.ndim > 1]
     others = [p for name, p in named_parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr": lr / 2}]
     return torch.optim.NAdam(groups, lr=lr)
-'''
-FIRST_AVERAGE = '''
+"""
+FIRST_AVERAGE = """
 import torch
 def optimizer(named_parameters, lr):
     return torch.optim.SGD([p for _, p in named_parameters], lr=lr * 10, momentum=0.9, dampening=0.5)
-'''
+"""
 SHORT = {"train.max_steps": 14, "checkpoint.every_steps": 4, "validation.every_steps": 6, "schedule.name": "constant"}
 
 
@@ -94,7 +94,9 @@ def test_killed_resized_and_cut_otherwise_it_is_the_same_run(tmp_path: Path, dat
     run_workers(small, 1, {"train.micro_batch_size": 4})
     for other in (two, small):
         assert history(other, ("step", "data_hash")) == history(whole, ("step", "data_hash"))
-        np.testing.assert_allclose(history(other, ("loss", "grad_norm")), history(whole, ("loss", "grad_norm")), rtol=2e-4)
+        np.testing.assert_allclose(
+            history(other, ("loss", "grad_norm")), history(whole, ("loss", "grad_norm")), rtol=2e-4
+        )
     if "FIGURES" in source:
         figures = [row["figures"]["accuracy"] for row in whole.rows("steps")]
         assert figures[-1] > figures[0] and max(figures) <= 1
@@ -113,7 +115,7 @@ def test_the_own_loss_that_says_the_same_trains_the_same(tmp_path: Path, data: D
     )
 
 
-HOOKS = '''
+HOOKS = """
 import json
 from launchyard import StopTraining, StepDone
 
@@ -132,7 +134,7 @@ def on_validation(row):
 
 def on_end(run):
     _log("on_end", run.outcome, run.step, run.checkpoint)
-'''
+"""
 
 
 @pytest.mark.parametrize("nproc", [1, 2])

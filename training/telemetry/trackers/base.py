@@ -38,9 +38,7 @@ def of_step(row: Mapping[str, Any]) -> dict[str, float]:
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
     own = {f"validation/{name}": float(value) for name, value in (row.get("figures") or {}).items()}
-    return own | {
-        f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")
-    }
+    return own | {f"validation/{key}": float(value) for key, value in row.items() if key not in (*NOT_SHOWN, "seconds")}
 
 
 def of_tasks(row: JsonObject) -> dict[str, float]:
