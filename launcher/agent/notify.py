@@ -118,7 +118,7 @@ def notifier_of(run: RunDir, recipe: Recipe | None) -> Notifier:
 
 
 def _text(name: str, notice: Notice, loss: float | None) -> str:
-    if notice.event == "threshold":
+    if notice.event == "threshold" and notice.value is not None:
         return f"{name}: {notice.metric} is {notice.value:.6g} at step {notice.step}"
     at = "" if notice.step is None else f" at step {notice.step}"
     at += "" if loss is None else f", loss {loss:.4f}"
@@ -158,6 +158,7 @@ def _post(url: str, body: bytes) -> tuple[str | None, bool]:
         with urllib.request.build_opener(_Stays).open(request, timeout=TIMEOUT_SECONDS):
             return None, False
     except urllib.error.HTTPError as error:
+        error.close()
         return f"the webhook answered {error.code}", error.code == 429 or error.code >= 500
     except (OSError, ValueError) as error:  # URLError, a time-out, or what is no HTTP
         reason = getattr(error, "reason", error)
