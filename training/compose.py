@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
+    from launchyard.training.data.reader import Reader
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.optim.base import Optimizer
@@ -115,7 +116,7 @@ def compose(
     checkpointer = open_checkpointer(run, context, instruments, rows)
     code = open_own_code(run, recipe.code)
     learner, resumed = load_learner(context, checkpointer, instruments, code)
-    data = open_readers(context, instruments.events)
+    data = open_readers(context, instruments.events, code)
     if sharded and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
@@ -280,7 +281,7 @@ def load_learner(
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 
 
-def open_readers(context: Context, on_event: OnEvent) -> Data:
+def open_readers(context: Context, on_event: OnEvent, code: OwnCode | None = None) -> Data:
     """Readers of the data's kinds: of the training data, and of the held-out data."""
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
@@ -291,10 +292,37 @@ def open_readers(context: Context, on_event: OnEvent) -> Data:
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=context.world.local_world_size,
-        warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
+        warn=partial(_warn, on_event),
     )
     size = context.sizes.global_batch_size
     opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
-    reader = opened(workload.data.train, training=True, warn=lambda text: on_event(events.DATA_TROUBLE, message=text))
+    if code is not None and code.has("batches"):
+        reader = open_own_reader(context, code)
+    else:
+        warn = partial(_warn, on_event)
+        reader = opened(workload.data.train, training=True, warn=warn)
     validation = workload.data.validation
     return Data(reader, opened(validation, training=False) if validation else None)
+
+
+def _warn(on_event: OnEvent, text: str) -> None:
+    on_event(events.DATA_TROUBLE, message=text)
+
+
+def open_own_reader(context: Context, code: OwnCode) -> Reader:
+    """Of the samples that the user's own code makes."""
+    from launchyard.training.batching import ramp_unit, samples_of
+    from launchyard.training.data.mixed_reader import RampedReader
+    from launchyard.training.data.own_reader import OwnReader
+
+    recipe = context.recipe
+    ramped = bool(recipe.train.batch_size_ramp)
+    reader = OwnReader(
+        code,
+        n_samples=samples_of(context.workload.data.train[0], recipe.data.seq_len),
+        global_batch_size=ramp_unit(recipe.train) if ramped else context.sizes.global_batch_size,
+        seq_len=recipe.data.seq_len,
+        seed=recipe.data.seed,
+        vocab_size=context.workload.model.vocab_size,
+    )
+    return RampedReader(reader, recipe.train) if ramped else reader

@@ -19,7 +19,7 @@ from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.index import find_tokenizer, read_dataset
 from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec
+from launchyard.training.spec import OWN_BATCHES, DataSpec
 
 
 def remove_beside(run: RunDir) -> None:
@@ -77,6 +77,8 @@ def _added(origin: Companions, found: Companions) -> dict[str, bytes]:
 def _document_ends(data: DataSpec) -> Iterator[int]:
     """The ids that `launch prepare` put behind documents; none for tokens that were made elsewhere."""
     for source in data.train:
+        if source.folder == OWN_BATCHES:
+            continue
         dataset = read_dataset(source.folder.rpartition("/")[0])
         if dataset is not None:
             yield dataset.tokenizer.eos_id

@@ -123,7 +123,7 @@ def ready_at(
     after = After(success=_first(loaded, cluster))
     host = with_room(probe_hardware(recipe, cluster), run)
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
-    data, known = _data(loaded, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
+    data, known = _data(loaded, own, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
     plan = _plan(loaded, data=known, **parts)
     return Ready(loaded, cluster, host, data, init, after, plan, with_own(code, own), run, own)
 
@@ -144,14 +144,18 @@ def _check_name(loaded: LoadedRecipe) -> None:
 
 
 def _data(
-    loaded: LoadedRecipe, all_problems: Callable[[UserError], RecipeErrors], *, dry_run: bool
+    loaded: LoadedRecipe, own: OwnFile | None, all_problems: Callable[[UserError], RecipeErrors], *, dry_run: bool
 ) -> tuple[Resolved, PlannedData]:
     """Returns the data of a recipe. A dry run goes on if it is not there yet and nothing else is wrong."""
+    from launchyard.launcher.data.own_batches import own_batches
     from launchyard.launcher.data.resolve import Resolved, resolve
 
     try:
         with user_errors():
             recipe = loaded.recipe
+            if own is not None and "batches" in own.described.functions:
+                data = own_batches(recipe, base=loaded.base, digest=own.frozen)
+                return data, planned(data)
             data = resolve(
                 recipe.data,
                 recipe.tokenizer,

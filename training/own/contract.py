@@ -41,7 +41,7 @@ CONTRACTS: dict[str, Contract] = {
     "batches": Contract(
         {
             "sample_numbers": frozenset({"list", "List", "Sequence", "int"}),
-            **dict.fromkeys(("step", "seq_len", "seed", "vocab_size"), _INT),
+            **dict.fromkeys(("seq_len", "seed", "vocab_size"), _INT),
         },
         frozenset({*_TENSOR, "list", "List", "Sequence", "Iterable", "int", "np", "numpy", "ndarray"}),
         required=("sample_numbers",),
@@ -146,8 +146,8 @@ TYPES: dict[str, dict[str, str]] = {
     },
     "batches": {
         "sample_numbers": "a list[int]",
-        **dict.fromkeys(("step", "seq_len", "seed", "vocab_size"), "an int"),
-        "return": "a row of seq_len + 1 token ids for each number: list[list[int]], an array or a torch.Tensor",
+        **dict.fromkeys(("seq_len", "seed", "vocab_size"), "an int"),
+        "return": "a row of 2 to seq_len + 1 token ids for each number: list[list[int]], an array or a torch.Tensor",
     },
     "optimizer": {
         "named_parameters": "a list[tuple[str, torch.nn.Parameter]]",

@@ -31,7 +31,7 @@ class Webhook:
         codes = list(answers)
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:  # noqa: N805
+            def do_POST(handler) -> None:
                 body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
                 time.sleep(seconds)
                 code = codes.pop(0) if codes else 200
@@ -40,7 +40,7 @@ class Webhook:
                 handler.send_response(code)
                 handler.end_headers()
 
-            def log_message(handler, *args: object) -> None: ...  # noqa: N805
+            def log_message(handler, *args: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook"

@@ -38,6 +38,17 @@ def optimizer(named_parameters, lr):
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr": lr / 2}]
     return torch.optim.NAdam(groups, lr=lr)
 """
+BATCHES = """
+import random
+def batches(sample_numbers, seq_len, seed, vocab_size):
+    rows = []
+    for number in sample_numbers:
+        chance = random.Random(seed * 1_000_003 + number)
+        start = chance.randrange(vocab_size)
+        length = seq_len + 1 if number % 5 else 1 + chance.randrange(1, seq_len)
+        rows.append([(start + place * (1 + number % 2)) % vocab_size for place in range(length)])
+    return rows
+"""
 FIRST_AVERAGE = """
 import torch
 def optimizer(named_parameters, lr):
@@ -80,7 +91,11 @@ def assert_same(one: RunDir, other: RunDir) -> None:
         assert torch.equal(mine[key], theirs[key]), key
 
 
-@pytest.mark.parametrize("source", [LOSS + OPTIMIZER, FIRST_AVERAGE], ids=["loss+nadam", "sgd"])
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(LOSS + OPTIMIZER, marks=pytest.mark.slow), FIRST_AVERAGE + BATCHES],
+    ids=["loss+nadam", "sgd+batches"],
+)
 def test_killed_resized_and_cut_otherwise_it_is_the_same_run(tmp_path: Path, data: DataSpec, source: str) -> None:
     whole, killed, two, small = (own_run(tmp_path / name, data, source) for name in ("a", "b", "c", "d"))
     run_workers(whole, 1)
@@ -182,6 +197,12 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
         ("def loss(model, tokens):\n    return model(tokens)", "allowed: the sum over labels"),
         (LOSS + "def optimizer(named_parameters, lr):\n    return torch.optim.SGD([named_parameters[0][1]])", "lacks"),
         (LOSS + "def optimizer(named_parameters):\n    return 1", "allowed: a torch.optim.Optimizer"),
+        (
+            BATCHES.replace("random.Random(seed * 1_000_003 + number)", "random"),
+            "is another when it is asked for again",
+        ),
+        (BATCHES.replace("return rows", "return rows[1:]"), "one each"),
+        (BATCHES.replace("% vocab_size for", "+ vocab_size for"), "allowed: 0 to 96"),
     ],
 )
 def test_what_a_function_may_not_return(tmp_path: Path, data: DataSpec, source: str, message: str) -> None:
