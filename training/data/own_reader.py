@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ class OwnReader:
     def _rows(self, numbers: list[int]) -> list[list[int]]:
         returned = self._code.call("batches", sample_numbers=numbers, **self._given)
         try:
-            rows = [[int(token) for token in _plain(row)] for row in _plain(returned)]
+            rows = [[index(token) for token in _plain(row)] for row in _plain(returned)]
         except (TypeError, ValueError) as error:
             raise self._wrong(f"it returned no rows of token ids: {error}") from error
         if len(rows) != len(numbers):
@@ -102,7 +104,7 @@ class OwnReader:
         return self._code.failed("batches", WrongReturnError(what))
 
 
-def _plain(values: object) -> Sequence[object]:
+def _plain(values: object) -> Sequence[SupportsIndex]:
     """A list, of an array or a tensor too."""
     tolist = getattr(values, "tolist", None)
     found = tolist() if tolist is not None else values

@@ -91,27 +91,34 @@ def assert_same(one: RunDir, other: RunDir) -> None:
         assert torch.equal(mine[key], theirs[key]), key
 
 
+SOURCES = {"loss+nadam": LOSS + OPTIMIZER, "sgd+batches": FIRST_AVERAGE + BATCHES}
+SLOWED = "\nimport time\ndef on_step():\n    time.sleep(0.02)\n"
+
+
 @pytest.mark.parametrize(
-    "source",
-    [pytest.param(LOSS + OPTIMIZER, marks=pytest.mark.slow), FIRST_AVERAGE + BATCHES],
-    ids=["loss+nadam", "sgd+batches"],
+    "source", [pytest.param(SOURCES["loss+nadam"], marks=pytest.mark.slow), SOURCES["sgd+batches"]], ids=SOURCES
 )
-def test_killed_resized_and_cut_otherwise_it_is_the_same_run(tmp_path: Path, data: DataSpec, source: str) -> None:
-    whole, killed, two, small = (own_run(tmp_path / name, data, source) for name in ("a", "b", "c", "d"))
+def test_killed_it_is_the_same_run(tmp_path: Path, data: DataSpec, source: str) -> None:
+    whole = own_run(tmp_path / "whole", data, source)
     run_workers(whole, 1)
-    slow = source + "\nimport time\ndef on_step():\n    time.sleep(0.02)\n"
-    killed = own_run(tmp_path / "slow", data, slow)
+    killed = own_run(tmp_path / "killed", data, source + SLOWED)
     kill_after(killed, 8)
     run_workers(killed, 1)
     assert_same(killed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_resized_and_cut_otherwise_it_is_the_same_run(tmp_path: Path, data: DataSpec, source: str) -> None:
+    whole, two, small = (own_run(tmp_path / name, data, source) for name in ("whole", "two", "small"))
+    run_workers(whole, 1)
     run_workers(two, 2, {"train.max_steps": 9})
     run_workers(two, 1)
     run_workers(small, 1, {"train.micro_batch_size": 4})
     for other in (two, small):
         assert history(other, ("step", "data_hash")) == history(whole, ("step", "data_hash"))
-        np.testing.assert_allclose(
-            history(other, ("loss", "grad_norm")), history(whole, ("loss", "grad_norm")), rtol=2e-4
-        )
+        close = ("loss", "grad_norm")
+        np.testing.assert_allclose(history(other, close), history(whole, close), rtol=2e-4)
     if "FIGURES" in source:
         figures = [row["figures"]["accuracy"] for row in whole.rows("steps")]
         assert figures[-1] > figures[0] and max(figures) <= 1
@@ -199,7 +206,7 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
         (LOSS + "def optimizer(named_parameters):\n    return 1", "allowed: a torch.optim.Optimizer"),
         (
             BATCHES.replace("random.Random(seed * 1_000_003 + number)", "random"),
-            "is another when it is asked for again",
+            "is another when it is asked",
         ),
         (BATCHES.replace("return rows", "return rows[1:]"), "one each"),
         (BATCHES.replace("% vocab_size for", "+ vocab_size for"), "allowed: 0 to 96"),
