@@ -228,7 +228,7 @@ def record_table(schema: type[BaseModel], heading: str = "##") -> Iterator[str]:
 
 
 def run_directory_page() -> Iterator[str]:
-    from launchyard.run import records, rows
+    from launchyard.run import notices, records, rows
     from launchyard.run.events import EVENTS
     from launchyard.run.lease import LEASE_SECONDS
     from launchyard.storage import shards
@@ -242,6 +242,7 @@ def run_directory_page() -> Iterator[str]:
         records.Target,
         records.BadNodes,
         records.BadNode,
+        notices.Notice,
     ):
         yield from record_table(record)
     yield (

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from launchyard.training.sections.section import Section
 
-Notice = Literal["end", "failure", "preempted", "threshold"]
+NoticeKind = Literal["end", "failure", "preempted", "threshold"]
 # Services whose URLs are passwords.
 _SECRET_HOSTS = ("slack.com", "discord.com", "discordapp.com", "office.com", "logic.azure.com", "telegram.org")
 
@@ -45,7 +45,7 @@ class NotifyConfig(Section):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Environment variable that holds the URL; it reaches the job as credentials of a store do.",
     )
-    on: list[Notice] = Field(
+    on: list[NoticeKind] = Field(
         default=["end", "failure", "threshold"],
         description="What is told: end (completed, or stopped), failure (it ended as failed), preempted (saved, and "
         "goes on elsewhere), threshold.",
