@@ -28,6 +28,7 @@ LIGHT_FILES = (
     "training/sections/*.py",
     "training/spec.py",
     "training/batching.py",
+    "training/own/*.py",
     "training/optim/groups.py",
     "training/optim/state_size.py",
     "training/telemetry/metric_table.py",
