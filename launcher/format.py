@@ -132,12 +132,3 @@ def bytes_of(size: str) -> int:
     assert found is not None, size
     base = 1024 if found[3] else 1000
     return int(found[1]) * int(base ** ("KMGT".index(found[2]) + 1))
-
-
-def seconds_of(time_limit: str) -> int | None:
-    """Seconds of [D-]HH:MM:SS, HH:MM:SS, MM:SS or plain minutes as schedulers read them; None if it is no time."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", time_limit)
-    if match:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    return int(time_limit) * 60 if time_limit.isdigit() else None

@@ -118,7 +118,7 @@ EVENTS = (
     Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
         "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
     }),
-    Event(ENDING_EARLY, "training/telemetry/telemetry.py", "The run ends before its last step: `early_stopping`.", {
+    Event(ENDING_EARLY, "training/telemetry/telemetry.py", "The run ends early: `early_stopping`, `train.max_time`.", {
         "step": _STEP, "message": "Why.",
     }),
     Event(ASKING_TASKS, "training/telemetry/telemetry.py", "Rank 0 asks a checkpoint tasks.", {

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 DECIDING = {"model", "adapter", "code", "data", "preference", "train", "optimizer", "schedule", "stability"}
 # Keys of `train` that are younger than the first hashes, with their defaults.
 NEWER = {
+    "max_time": None,
+    "overfit_batches": None,
     "dropout": 0.0,
     "label_smoothing": 0.0,
     "z_loss": 0.0,

@@ -46,5 +46,7 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"data.kind: {data.kind}; rows of batches are kind tokens; leave it out")
     if recipe.train.max_epochs is not None:
         raise UserError("train.max_epochs: batches of your own code has no end; use train.max_steps or max_tokens")
+    if recipe.train.overfit_batches is not None:
+        raise UserError("train.overfit_batches: batches of your own code decides what is read; leave it out")
     if isinstance(data.validation, float) and data.validation:
         raise UserError("data.validation: a share of nothing; name a folder made by `launch prepare`, or leave it out")

@@ -15,7 +15,6 @@ from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
-from launchyard.launcher.format import seconds_of
 from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
@@ -33,6 +32,7 @@ from launchyard.storage.redact import redact
 from launchyard.training.batching import count_steps, cut_batch, samples_of, sequences_before, shares_of, shares_over
 from launchyard.training.optim.groups import check_rules
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.duration import seconds_of
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.spec import DataSpec
 
@@ -488,7 +488,7 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
 
 def _epochs(spec: DataSpec, recipe: Recipe, max_steps: int) -> list[float]:
     """Passes over each source."""
-    read = sequences_before(recipe.train, max_steps)
+    read = sequences_before(recipe.train, min(max_steps, recipe.train.overfit_batches or max_steps))
     length = recipe.data.seq_len
     if recipe.train.max_epochs is not None and spec.train[0].instruct is not None:
         return [recipe.train.max_epochs]  # packs of the last step may be missing

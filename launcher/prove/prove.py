@@ -39,6 +39,7 @@ QUIET = {
     "checkpoint.export": False,
     "checkpoint.keep_best": None,
     "early_stopping": None,
+    "train.max_time": None,
     "resources.nodes": 1,
     "resources.max_failures": 0,
 }

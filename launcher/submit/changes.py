@@ -16,7 +16,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
     *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision", "train.bf16_rounding"),
-    "train.ema_decay",
+    *("train.ema_decay", "train.overfit_batches"),
 )
 SCHEDULE = "data.mixture_schedule"  # except for this: the steps to come are not part of it
 # All others, by their effect.
@@ -27,14 +27,16 @@ BESIDE = "leaves training as it is"
 LAST = "may end the run at another step"
 MOVED = "the same tokens, in another place"
 MIXED = "other shares from that step on, each source where it was"
+ENDS_EARLY = ("early_stopping", "train.max_time", "code")  # keys by which a run may end before its last step
 EFFECTS = {
     **dict.fromkeys(("optimizer", "schedule", "train.max_grad_norm", "train.load_balancing_loss"), TRAINING),
     **dict.fromkeys(("train.max_grad_value", "train.dropout", "train.label_smoothing", "train.z_loss"), TRAINING),
-    **dict.fromkeys(("stability", "code"), TRAINING),
+    "stability": TRAINING,
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(("checkpoint", "validation", "metrics", "notify", "watchdog"), BESIDE),
-    "early_stopping": LAST,
+    **dict.fromkeys(ENDS_EARLY, LAST),
+    "code": TRAINING,
     **dict.fromkeys(PLACES, MOVED),
     SCHEDULE: MIXED,
 }
@@ -48,6 +50,11 @@ class Change:
     old: object
     new: object
     effect: str
+
+    @property
+    def lengthens(self) -> bool:
+        """Returns True if it may let a run go on that has ended."""
+        return any(is_within(self.key, key) for key in (*ENDS_EARLY, *(f"train.{key}" for key in EITHER_OR["train"])))
 
     def __str__(self) -> str:
         old, new = ("unset" if value is None else value for value in (self.old, self.new))

@@ -26,6 +26,7 @@ from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import registered_at
 from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.submit.changes import (
+    ENDS_EARLY,
     Change,
     accumulate,
     changes_between,
@@ -182,8 +183,10 @@ def make_ready(
     else:
         state = _go_back(run, state, from_step)
     refuse_another_past(before.recipe, recipe, state.checkpoint or 0)
-    _check_length(state, plan.max_steps)
     changed = tuple(changes_between(before.recipe, recipe))
+    _check_length(state, plan.max_steps)
+    if from_step is None:
+        _check_early_end(state, plan.max_steps, changed)
     return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to, own)
 
 
@@ -256,6 +259,16 @@ def _cluster(frozen: dict[str, Any]) -> Cluster:
     except UserError:
         return known
     return found if found.scheduler == scheduler else known
+
+
+def _check_early_end(state: RunState, max_steps: int, changed: tuple[Change, ...]) -> None:
+    """UserError for a run that ended before its last step, and would at once do so again."""
+    done = state.step or 0
+    if state.state == "completed" and done < max_steps and not any(change.lengthens for change in changed):
+        raise UserError(
+            f"{state.run_id} is complete: {state.message or f'it ended early after {done} of {max_steps} steps'}",
+            hint=f"change what ended it: launch resume {state.run_id} with another {' or '.join(ENDS_EARLY)}",
+        )
 
 
 def _check_length(state: RunState, max_steps: int) -> None:

@@ -18,3 +18,14 @@ class SaveTimer:
 
     def due(self) -> bool:
         return time.monotonic() - self._since >= self._every
+
+
+class Stopwatch:
+    """Seconds since it was made, on top of those before."""
+
+    def __init__(self, before: float) -> None:
+        self._began = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began

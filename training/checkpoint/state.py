@@ -27,6 +27,7 @@ class TrainState:
     the weights as they were.
     `left_out`: steps, counted from 1, whose update is left out, done or to come; `interventions`: what the guard of
     training/stability/ has done so far; `usual_loss`: its numbers.
+    `seconds_trained`: by rank 0's clock, over all attempts; counted where train.max_time bounds it.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class TrainState:
     left_out: list[int] = field(default_factory=list)
     interventions: int = 0
     usual_loss: list[float] = field(default_factory=list)
+    seconds_trained: float = 0.0
     ended_by: str | None = None  # the `code` whose StopTraining has ended the run
 
     def to_json(self) -> JsonObject:

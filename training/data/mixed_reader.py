@@ -1,4 +1,5 @@
-"""Readers made of readers: several as one, mixed by weights or end to end; and one whose batch grows with the steps.
+"""Readers made of readers: several as one, mixed by weights or end to end; one whose batch grows with the steps; and
+one that reads its first batches again and again.
 
 Knows no kind of data and no ranks.
 """
@@ -6,6 +7,7 @@ Knows no kind of data and no ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -179,6 +181,50 @@ class RampedReader:
         """The step that a smaller one is part of."""
         train = self._train
         return steps_to_sum(train.batch_size_ramp, smaller * ramp_unit(train) + 1, train.global_batch_size) - 1
+
+
+class LoopedReader:
+    """The first `n_batches` steps of a reader, again and again in their order."""
+
+    def __init__(self, reader: Reader, n_batches: int) -> None:
+        if n_batches < 1:
+            raise ValueError(f"{n_batches} batches to read again and again; at least 1 is needed")
+        self._reader = reader
+        self._n_batches = n_batches
+
+    @property
+    def n_samples(self) -> int:
+        return self._reader.n_samples
+
+    @property
+    def global_batch_size(self) -> int:
+        return self._reader.global_batch_size
+
+    @property
+    def cache(self) -> ChunkCache | None:
+        return self._reader.cache
+
+    def batch(self, step: int, first_slot: int = 0, n: int | None = None) -> Batch:
+        if step < 0:
+            raise IndexError(f"there is no step {step}")
+        return self._reader.batch(step % self._n_batches, first_slot, n)
+
+    def plan(self, step: int, first_slot: int, n: int, steps: int) -> tuple[Ids, Ids]:
+        each = [self._reader.plan(at % self._n_batches, first_slot, n, 1) for at in range(step, step + steps)]
+        return np.concatenate([sources for sources, _ in each]), np.concatenate([samples for _, samples in each])
+
+    def chunks(self, step: int, first_slot: int, n: int, steps: int) -> list[ChunkUse]:
+        found: dict[tuple[int, int], ChunkUse] = {}
+        for at in range(step, step + steps):
+            for use in self._reader.chunks(at % self._n_batches, first_slot, n, 1):
+                first = found.get((id(use.store), use.number), replace(use, first=at)).first
+                found[id(use.store), use.number] = replace(use, first=first, last=at)
+        return sorted(found.values(), key=lambda use: use.first)
+
+    def tokens_read(self, steps: int) -> list[int]:
+        turns, rest = divmod(steps, self._n_batches)
+        once = self._reader.tokens_read(self._n_batches)
+        return [turns * whole + part for whole, part in zip(once, self._reader.tokens_read(rest), strict=True)]
 
 
 def _joined(samples: Sequence[Batch]) -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from launchyard.training.batching import ramp_unit, sequences_before
 from launchyard.training.data.cache.chunk_cache import ChunkCache
-from launchyard.training.data.mixed_reader import MixedReader, RampedReader
+from launchyard.training.data.mixed_reader import LoopedReader, MixedReader, RampedReader
 from launchyard.training.data.reader import Reader, TokenReader
 from launchyard.training.data.row_reader import RowReader
 from launchyard.training.data.row_store import RowStore
@@ -29,10 +29,14 @@ def open_reader(
 
     warn: gets a text for each source whose bytes cannot be verified.
     """
-    if training and recipe.train.batch_size_ramp:
-        reader = _open(sources, recipe, ramp_unit(recipe.train), cache, training=training, warn=warn)
-        return RampedReader(reader, recipe.train)
-    return _open(sources, recipe, global_batch_size, cache, training=training, warn=warn)
+    if not training:
+        return _open(sources, recipe, global_batch_size, cache, training=training, warn=warn)
+    ramped = bool(recipe.train.batch_size_ramp)
+    size = ramp_unit(recipe.train) if ramped else global_batch_size
+    reader: Reader = _open(sources, recipe, size, cache, training=training, warn=warn)
+    if ramped:
+        reader = RampedReader(reader, recipe.train)
+    return LoopedReader(reader, recipe.train.overfit_batches) if recipe.train.overfit_batches else reader
 
 
 def _open(

@@ -15,6 +15,7 @@ from launchyard.training.loop.parts import Agreement, Parts
 from launchyard.training.optim.averaged import averaged_weights
 from launchyard.training.own.frozen import title_of
 from launchyard.training.own.values import ValidationDone
+from launchyard.training.sections.duration import seconds_of
 from launchyard.training.validation.asking import Asking, Point, ask_together
 from launchyard.training.validation.held_out import validation_means
 from launchyard.training.verdict import ranked
@@ -27,18 +28,41 @@ def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
 
 
 def early_end(parts: Parts) -> str | None:
-    """The reason to end before the last step, as the validations so far have it, or the user's own code."""
+    """The reason to end before the last step: the user's own code, the time, or the validations so far."""
     code = parts.context.recipe.code
     if code is not None and parts.learner.state.ended_by == code:
         return (None if parts.hooks is None else parts.hooks.wants_end) or f"StopTraining of {title_of(code)}"
     config = parts.context.recipe.early_stopping
+    if is_out_of_time(parts):
+        return f"train.max_time {parts.context.recipe.train.max_time} is over"
     return None if config is None else parts.learner.state.patience.verdict(config)
 
 
-def end_by_code(parts: Parts, step: int) -> None:
-    """All ranks have agreed on it; the state holds it, so that a resume does not go on either."""
-    parts.learner.state.ended_by = parts.context.recipe.code
-    parts.telemetry.ending_early(step, early_end(parts) or "")
+def end_by_code(parts: Parts, agreement: Agreement) -> bool:
+    """Note the wish of the user's own code: a resume does not go on either. Returns True as below."""
+    state = parts.learner.state
+    if not agreement.end:
+        return False
+    state.ended_by = parts.context.recipe.code
+    parts.telemetry.ending_early(state.step, early_end(parts) or "")
+    return agreement.reason is None
+
+
+def is_out_of_time(parts: Parts) -> bool:
+    limit = parts.context.recipe.train.max_time
+    return limit is not None and parts.learner.state.seconds_trained >= (seconds_of(limit) or 0)
+
+
+def end_for_time(parts: Parts, agreement: Agreement) -> bool:
+    """Note the seconds, on which all ranks have agreed. Returns True if that ends the run, unless it is to stop."""
+    state = parts.learner.state
+    if parts.context.recipe.train.max_time is None:
+        return False
+    state.seconds_trained = agreement.seconds_trained
+    ends = is_out_of_time(parts) and agreement.reason is None
+    if ends:
+        parts.telemetry.ending_early(state.step, early_end(parts) or "")
+    return ends
 
 
 def final_step(parts: Parts) -> int:
@@ -58,7 +82,7 @@ def validation_due(parts: Parts, step: int) -> bool:
     if parts.data.held_out is None or parts.learner.state.validated_step == step:
         return False
     config = parts.context.recipe.validation
-    if step == parts.context.max_steps or (step == 0 and config.at_start):
+    if step == parts.context.max_steps or (step == 0 and config.at_start) or is_out_of_time(parts):
         return True
     return config.every_steps is not None and step > 0 and step % config.every_steps == 0
 

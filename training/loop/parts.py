@@ -60,5 +60,6 @@ class Agreement:
     n_tokens: int
     data_hash: int
     save: bool
+    seconds_trained: float
     reason: str | None
     end: bool = False  # the user's own code has asked for the end of the run

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from launchyard.training.batching import Context
-from launchyard.training.checkpoint.save_timer import SaveTimer
+from launchyard.training.checkpoint.save_timer import SaveTimer, Stopwatch
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.data.reader import Batch, Prefetcher
 from launchyard.training.loop.agree import agree
@@ -20,6 +20,7 @@ from launchyard.training.loop.boundary import (
     boundary_due,
     early_end,
     end_by_code,
+    end_for_time,
     final_step,
 )
 from launchyard.training.loop.numbers import Pending, finish, run_step
@@ -53,6 +54,7 @@ def train_on(parts: Parts) -> str | None:
     state = learner.state
     clock = telemetry.clock
     recipe = context.recipe
+    watch = Stopwatch(state.seconds_trained)
     timer = SaveTimer(recipe.checkpoint.every_minutes if context.world.is_main else None)
     pending: Pending | None = None
     # Read the numbers of a step while the next one runs, unless they were read for its update.
@@ -67,9 +69,10 @@ def train_on(parts: Parts) -> str | None:
             began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
             waited = time.perf_counter() - began
-            agreement = agree(parts, step, batch, save=timer.due() and not parts.checkpointer.busy)
-            if agreement.end:
-                end_by_code(parts, step)
+            wants_save = timer.due() and not parts.checkpointer.busy
+            agreement = agree(parts, step, batch, save=wants_save, seconds=watch.seconds)
+            if end_by_code(parts, agreement) or end_for_time(parts, agreement):
+                break
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)
                 pending = None

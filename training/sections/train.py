@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from launchyard.model.precision import Precision, canonical
+from launchyard.training.sections.duration import seconds_of
 from launchyard.training.sections.ramp import Ramp, check_ramp
 from launchyard.training.sections.section import Section
 
@@ -26,6 +27,14 @@ class TrainConfig(Section):
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps.")
     max_tokens: int | None = Field(default=None, ge=1, description="Tokens; rounded up to whole steps.")
     max_epochs: float | None = Field(default=None, gt=0, description="Passes over the data; rounded up to whole steps.")
+    max_time: str | None = Field(
+        default=None,
+        description="End after so much training, over all attempts, even if steps are left; [D-]HH:MM:SS or minutes. "
+        "The schedule stays that of all steps; start-up does not count.",
+    )
+    overfit_batches: int | None = Field(
+        default=None, ge=1, description="Train on the first N global batches again and again, as a check; default: off."
+    )
     precision: Precision = Field(
         default="fp32",
         description="bf16 and fp16-mixed compute in 16 bits and keep weights, optimizer and reductions in fp32; "
@@ -84,6 +93,14 @@ class TrainConfig(Section):
     @classmethod
     def _by_its_name(cls, given: object) -> object:
         return canonical(given)
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _is_a_time(cls, given: object) -> object:
+        text = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+        if isinstance(text, str) and not seconds_of(text):
+            raise ValueError(f"{given!r} is no time; write HH:MM:SS, D-HH:MM:SS or minutes")
+        return text
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

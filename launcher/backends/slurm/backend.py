@@ -26,10 +26,10 @@ from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.launcher.backends.slurm.nodes import node_cpus as node_cpus
 from launchyard.launcher.backends.slurm.request import agent_argv, make_request, options_of
 from launchyard.launcher.backends.slurm.request import worker_python as worker_python
-from launchyard.launcher.format import seconds_of
 from launchyard.run import layout
 from launchyard.run.records import SCANCEL, Job, Submission
 from launchyard.run.rundir import RunDir
+from launchyard.training.sections.duration import seconds_of
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster

@@ -17,6 +17,7 @@ from launchyard.launcher.runs.drill import rehearse
 from launchyard.launcher.runs.logs import log_names
 from launchyard.launcher.runs.registry import register
 from launchyard.launcher.runs.state import state_of
+from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage.safetensors import safetensors_header
 from launchyard.storage.shards import FileEntry, Manifest, TensorEntry, TensorPiece, sealed
@@ -109,6 +110,22 @@ def test_several_runs_in_one_command(over: RunDir, tmp_path: Path, launch: Launc
     assert code == 2 and "--watch is for one run" in err
     code, _, err = launch("cancel", "other", "tiny")
     assert code == 2 and "other-efgh is not running" in err
+
+
+def test_a_run_that_ended_early_goes_on_only_with_another_end(tmp_path: Path, launch: Launch) -> None:
+    over = make_run(tmp_path)
+    register("tiny-abcd", "tiny", over.url)
+    claim(over, 0, alive=False)
+    why = "ended early after 25 of 1000 steps, for train.max_time 00:03 is over"
+    done = OutcomeRecord(outcome="completed", reason="done", message=why, attempt=0, step=25, time=time.time())
+    over.write_outcome(done)
+    over.write_outcome(done, of_run=True)
+    for words in ([], ["checkpoint.every_steps=3"]):
+        code, _, err = launch("resume", "tiny", *words, "--dry-run")
+        assert code == 2 and why in err and "early_stopping or train.max_time" in err
+    for change in ("train.max_time=00:05", "early_stopping.patience=9", "train.max_steps=900"):
+        _, _, err = launch("resume", "tiny", change, "--dry-run")
+        assert "is complete" not in err
 
 
 @pytest.mark.slow

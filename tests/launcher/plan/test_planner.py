@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.hardware import Gpu, HostFacts, probe_host
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
-from launchyard.launcher.plan.planner import make_plan, seconds_of
+from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.bundled import bundled_recipes
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.launcher.submit.plan_text import brief, full
 from launchyard.model.zoo import BY_TYPE, preset, presets
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.duration import seconds_of
 from launchyard.training.spec import DataSpec, RowFacts, TokenSource, Workload
 
 GOLDEN = Path(__file__).parent / "golden"
