@@ -228,10 +228,11 @@ def record_table(schema: type[BaseModel], heading: str = "##") -> Iterator[str]:
 
 
 def run_directory_page() -> Iterator[str]:
-    from launchyard.run import notices, records, rows
+    from launchyard.run import records, rows
     from launchyard.run.events import EVENTS
     from launchyard.run.lease import LEASE_SECONDS
     from launchyard.storage import shards
+    from launchyard.training.notify import notices
 
     yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
     for record in (

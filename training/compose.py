@@ -315,7 +315,7 @@ def open_own_reader(context: Context, code: OwnCode) -> Reader:
     """Of the samples that the user's own code makes."""
     from launchyard.training.batching import ramp_unit, samples_of
     from launchyard.training.data.mixed_reader import RampedReader
-    from launchyard.training.data.own_reader import OwnReader
+    from launchyard.training.data.own.reader import OwnReader
 
     recipe = context.recipe
     ramped = bool(recipe.train.batch_size_ramp)

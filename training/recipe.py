@@ -17,12 +17,12 @@ from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
+from launchyard.training.notify.section import NotifyConfig
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
 from launchyard.training.sections.early_stopping import EarlyStoppingConfig
 from launchyard.training.sections.metrics import MetricsConfig
 from launchyard.training.sections.model import ModelSection
-from launchyard.training.sections.notify import NotifyConfig
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.sections.resources import ResourcesConfig, WatchdogConfig

@@ -13,17 +13,17 @@ from launchyard.host.environment import variable
 from launchyard.host.periodic import PeriodicTask
 from launchyard.launcher.agent.signals import log_line
 from launchyard.run.layout import PLAN, STEPS
-from launchyard.run.notices import Notice, leave, mark_sent, unsent
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage.redact import without_credentials
+from launchyard.training.notify.notices import Notice, leave_notice, mark_sent, unsent
+from launchyard.training.notify.section import NotifyConfig, url_problem
 from launchyard.training.recipe import Recipe
-from launchyard.training.sections.notify import NotifyConfig, url_problem
 
 TRIES = 3
-TIMEOUT_SECONDS = 3.0  # of one try
+ONE_TRY_SECONDS = 3.0  # of one try
 PAUSE_SECONDS = 0.5
-LAST_SECONDS = 12.0  # at an end, for what is being sent
+FAREWELL_WAIT_SECONDS = 12.0  # at an end, for what is being sent
 POLL_SECONDS = {True: 2.0, False: 15.0}  # between two looks for notices: local run directory, remote one
 
 
@@ -66,13 +66,13 @@ class Notifier:
         )
         thread = threading.Thread(target=self._leave_and_deliver, args=(notice,), name="notify", daemon=True)
         thread.start()
-        thread.join(LAST_SECONDS)
+        thread.join(FAREWELL_WAIT_SECONDS)
 
     def _leave_and_deliver(self, notice: Notice) -> None:
         assert self.config is not None
         try:
             if notice.event in self.config.on:
-                leave(self.run, notice)
+                leave_notice(self.run, notice)
             self.deliver()
         except OSError as error:
             log_line(f"notify: {type(error).__name__}: {error}")
@@ -155,7 +155,7 @@ def _post(url: str, body: bytes) -> tuple[str | None, bool]:
     request.add_header("Content-Type", "application/json")
     request.add_header("User-Agent", "launchyard")
     try:
-        with urllib.request.build_opener(_Stays).open(request, timeout=TIMEOUT_SECONDS):
+        with urllib.request.build_opener(_Stays).open(request, timeout=ONE_TRY_SECONDS):
             return None, False
     except urllib.error.HTTPError as error:
         error.close()

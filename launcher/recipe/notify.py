@@ -6,7 +6,7 @@ from launchyard.errors import RecipeErrors
 from launchyard.host.environment import variable
 from launchyard.launcher.recipe.hints import nearest
 from launchyard.launcher.recipe.load import LoadedRecipe
-from launchyard.training.sections.notify import url_problem
+from launchyard.training.notify.section import url_problem
 
 METRICS = ("loss", "grad_norm", "lr", "tokens_seen", "tokens_per_second", "step_seconds", "validation_loss")
 

@@ -15,7 +15,7 @@ from launchyard.launcher.recipe.load import LoadedRecipe
 from launchyard.run import own_code as package
 from launchyard.storage import files
 from launchyard.storage.redact import redact
-from launchyard.training.own.contract import Described, describe
+from launchyard.training.own.contract import Described, describe_code
 from launchyard.training.own.frozen import frozen_name, read_frozen, title_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_own_file(name: str, *, base: str, where: str, tries: bool) -> OwnFile:
         what = "not a Python file (.py)" if not path.endswith(".py") else f"larger than {MAX_BYTES:,} bytes"
         raise RecipeErrors([f"{where}: {redact(path)}: {what}"])
     try:
-        described = describe(raw, redact(path))
+        described = describe_code(raw, redact(path))
     except ValueError as error:
         raise RecipeErrors([f"{where}: {problem}" for problem in str(error).splitlines()]) from error
     if tries and (problem := _try(raw, redact(path))):
@@ -77,7 +77,7 @@ def read_own_file(name: str, *, base: str, where: str, tries: bool) -> OwnFile:
 
 def frozen_described(run: RunDir, code: str | None) -> Described:
     """What the file of a run holds."""
-    return Described({}) if code is None else describe(read_frozen(run, code), title_of(code))
+    return Described({}) if code is None else describe_code(read_frozen(run, code), title_of(code))
 
 
 def resumed_code(

@@ -18,6 +18,7 @@ from launchyard.launcher.recipe.own_code import OwnFile
 from launchyard.run import own_code
 from launchyard.run.layout import CODE
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 MAX_DIFF_BYTES = 200_000
@@ -69,8 +70,8 @@ class CodeSnapshot(BaseModel):
     own: OwnRecord | None = None
 
     @model_serializer(mode="wrap")
-    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> JsonObject:
+        fields: JsonObject = handler(self)
         return {name: value for name, value in fields.items() if name != "own" or value is not None}
 
     @property

@@ -13,7 +13,7 @@ from launchyard.training.data.reader import Batch
 from launchyard.training.own.load import OwnCode, WrongReturnError
 from launchyard.training.spec import IGNORE_INDEX
 
-TOLERANCE = 1e-3  # of two halves of a sum against the whole, in what a device computes
+SUM_TOLERANCE = 1e-3  # of two halves of a sum against the whole, in what a device computes
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class OwnLoss:
             part = _Rows(rows.tokens, labels, rows.documents, rows.positions)
             halves.append(self._values(part, lambda tokens: logits))
         added = halves[0] + halves[1]
-        if not torch.isfinite(whole).all() or torch.allclose(added, whole, rtol=TOLERANCE, atol=TOLERANCE):
+        if not torch.isfinite(whole).all() or torch.allclose(added, whole, rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE):
             return
         names = ("the loss", *self.figures)
-        off = (added - whole).abs() > TOLERANCE * (1 + whole.abs())
+        off = (added - whole).abs() > SUM_TOLERANCE * (1 + whole.abs())
         name, one, other, both = next(
             (names[i], *(float(x[i]) for x in (*halves, whole))) for i in range(len(names)) if off[i]
         )

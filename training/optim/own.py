@@ -7,7 +7,6 @@ the whole one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +113,7 @@ def _part(value: Tensor, parameter: nn.Parameter) -> StateTensor:
     return StateTensor(local(value), is_whole=value.ndim == 0 and parameter.ndim > 0)
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     return {
         f"{key} of group {number}": value
         for number, group in enumerate(optimizer.param_groups)

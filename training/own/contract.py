@@ -65,7 +65,7 @@ CONTRACTS: dict[str, Contract] = {
     "on_end": Contract({"run": frozenset({"RunEnd", "launchyard"})}, frozenset({"None"})),
 }
 # Names of rows, which a figure of one's own would hide.
-TAKEN = {*StepRow.model_fields, *ValidationRow.model_fields, "validation_loss"}
+NAMES_OF_ROWS = {*StepRow.model_fields, *ValidationRow.model_fields, "validation_loss"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Described:
     figures: tuple[str, ...] = ()
 
 
-def describe(source: bytes, name: str) -> Described:
+def describe_code(source: bytes, name: str) -> Described:
     """Reads a file without running it. ValueError names every problem of it, each with its line."""
     try:
         tree = ast.parse(source.decode(), name)
@@ -211,7 +211,7 @@ def wrong_figure(name: str) -> str | None:
     """The problem of a figure's name, in words."""
     if not _FIGURE.fullmatch(name):
         return f"{name!r} is no name; use a-z, 0-9 and _, a letter first"
-    return f"{name} is a name of the rows already; choose another" if name in TAKEN else None
+    return f"{name} is a name of the rows already; choose another" if name in NAMES_OF_ROWS else None
 
 
 def _meant(name: str, known: Mapping[str, object]) -> str:

@@ -8,12 +8,11 @@ import traceback
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from launchyard.training.own.contract import CONTRACTS, Described, describe
+from launchyard.training.own.contract import CONTRACTS, Described, describe_code
 from launchyard.training.own.values import StopTraining
 
-MODULE = "launchyard_own_code"
+MODULE_NAME = "launchyard_own_code"
 
 
 class OwnCodeError(Exception):
@@ -32,12 +31,12 @@ class OwnCode:
 
     name: str
     described: Described
-    functions: Mapping[str, Callable[..., Any]]
+    functions: Mapping[str, Callable[..., object]]
 
     def has(self, function: str) -> bool:
         return function in self.functions
 
-    def call(self, function: str, /, **values: object) -> Any:
+    def call(self, function: str, /, **values: object) -> object:
         """What it returns. OwnCodeError names the file and the line of an error in it; StopTraining passes."""
         wanted = self.described.functions[function]
         try:
@@ -56,10 +55,10 @@ class OwnCode:
 
 def load_own_code(source: bytes, name: str) -> OwnCode:
     """Runs a file. ValueError if it is none, or if it cannot be run."""
-    described = describe(source, name)
-    module = types.ModuleType(MODULE)
+    described = describe_code(source, name)
+    module = types.ModuleType(MODULE_NAME)
     module.__file__ = name
-    sys.modules[MODULE] = module  # dataclasses ask for the module of their class
+    sys.modules[MODULE_NAME] = module  # dataclasses ask for the module of their class
     text = source.decode()
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # for the lines of a traceback
     try:

@@ -24,12 +24,12 @@ from launchyard.run.rows import Means, values_of, with_own_figures
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
+from launchyard.training.notify.threshold import ThresholdWatch, open_threshold
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
 from launchyard.training.stop import REASONS
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.instruments import Instruments, Rows
-from launchyard.training.telemetry.threshold import ThresholdWatch, open_threshold
 
 if TYPE_CHECKING:
     from launchyard.training.batching import Context

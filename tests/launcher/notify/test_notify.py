@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from launchyard.launcher.agent import notify
 from launchyard.launcher.agent.notify import Notifier
-from launchyard.run.notices import Notice, leave, unsent
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
-from launchyard.training.sections.notify import NotifyConfig
-from launchyard.training.telemetry.threshold import ThresholdWatch, open_threshold
+from launchyard.training.notify.notices import Notice, leave_notice, unsent
+from launchyard.training.notify.section import NotifyConfig
+from launchyard.training.notify.threshold import ThresholdWatch, open_threshold
 from tests.support.shell import Shell
 
 
@@ -125,13 +125,13 @@ def test_a_server_that_fails_is_tried_again_and_a_refusal_is_not(
 def test_a_slow_or_dead_one_holds_up_nothing(
     run: RunDir, hooks: Callable[..., Webhook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(notify, "ONE_TRY_SECONDS", 0.2)
     monkeypatch.setattr(notify, "PAUSE_SECONDS", 0.0)
     slow = hooks(seconds=2.0)
     dead = hooks()
     dead.close()
     for hook in (slow, dead):
-        leave(run, Notice(event="threshold", metric="loss", value=0.5, step=3))
+        leave_notice(run, Notice(event="threshold", metric="loss", value=0.5, step=3))
         polled = notifier(run, hook.url, threshold={"below": 1.0})
         began = time.monotonic()
         polled.poll()
@@ -139,8 +139,8 @@ def test_a_slow_or_dead_one_holds_up_nothing(
         began = time.monotonic()
         polled.ended(ended())
         assert time.monotonic() - began < 3.0
-    monkeypatch.setattr(notify, "LAST_SECONDS", 0.3)
-    monkeypatch.setattr(notify, "TIMEOUT_SECONDS", 30.0)
+    monkeypatch.setattr(notify, "FAREWELL_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(notify, "ONE_TRY_SECONDS", 30.0)
     began = time.monotonic()
     notifier(run, hooks(seconds=1.5).url).ended(ended(attempt=7))
     assert time.monotonic() - began < 1.0

@@ -12,7 +12,7 @@ from launchyard.launcher.recipe import own_code
 from launchyard.launcher.recipe.own_code import read_own_file
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.run.rundir import RunDir
-from launchyard.training.own.contract import CONTRACTS, TYPES, describe
+from launchyard.training.own.contract import CONTRACTS, TYPES, describe_code
 from tests.support.shell import Shell
 
 RIGHT = """
@@ -37,7 +37,7 @@ class Helper: ...
 
 
 def test_a_file_is_described_without_being_run() -> None:
-    found = describe(RIGHT.encode(), "mine.py")
+    found = describe_code(RIGHT.encode(), "mine.py")
     assert found.functions.keys() == CONTRACTS.keys()
     assert found.functions["loss"] == ("model", "labels", "tokens") and found.figures == ("accuracy", "margin")
 
@@ -68,7 +68,7 @@ def test_every_parameter_has_words_for_people() -> None:
 )
 def test_what_is_told_with_its_line(source: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        describe(source.encode(), "mine.py")
+        describe_code(source.encode(), "mine.py")
     assert message in str(error.value) and str(error.value).startswith("mine.py:")
 
 

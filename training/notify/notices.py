@@ -33,7 +33,7 @@ class Notice(BaseModel):
         return self.event if self.attempt is None else f"{self.event}-{self.attempt:04d}"
 
 
-def leave(run: RunDir, notice: Notice) -> None:
+def leave_notice(run: RunDir, notice: Notice) -> None:
     """Leaves a notice to be sent; the first of an event counts."""
     with contextlib.suppress(FileExistsError):
         run.create_json(layout.notice_of(notice.name), notice.model_dump())

@@ -9,11 +9,11 @@ import math
 import threading
 from collections.abc import Mapping
 
-from launchyard.run.notices import Notice, leave
 from launchyard.run.rundir import RunDir
-from launchyard.training.sections.notify import NotifyConfig, ThresholdConfig
+from launchyard.training.notify.notices import Notice, leave_notice
+from launchyard.training.notify.section import NotifyConfig, ThresholdConfig
 
-WAIT_SECONDS = 5.0  # at the end, for a notice that is being written
+NOTICE_SECONDS = 5.0  # at the end, for a notice that is being written
 
 
 class ThresholdWatch:
@@ -35,11 +35,11 @@ class ThresholdWatch:
 
     def wait(self) -> None:
         if self._thread is not None:
-            self._thread.join(WAIT_SECONDS)
+            self._thread.join(NOTICE_SECONDS)
 
     def _leave(self, notice: Notice) -> None:
         try:
-            leave(self._run, notice)
+            leave_notice(self._run, notice)
         except OSError as error:
             print(f"the notice of a threshold could not be written, and is tried again: {error}")
             return
