@@ -25,7 +25,7 @@ class Notice(BaseModel):
     step: int | None = Field(default=None, description="Finished optimizer steps.")
     metric: str | None = Field(default=None, description="Of a threshold: the figure.")
     value: float | None = Field(default=None, description="And what it was.")
-    time: float = Field(default_factory=time.time, description="When that was.")
+    time: float = Field(default=0.0, description="When it was left.")
     sent: float | None = Field(default=None, description="When it was sent; null until then.")
 
     @property
@@ -36,7 +36,8 @@ class Notice(BaseModel):
 def leave_notice(run: RunDir, notice: Notice) -> None:
     """Leaves a notice to be sent; the first of an event counts."""
     with contextlib.suppress(FileExistsError):
-        run.create_json(layout.notice_of(notice.name), notice.model_dump())
+        left = notice.model_copy(update={"time": time.time()})
+        run.create_json(layout.notice_of(notice.name), left.model_dump())
 
 
 def unsent(run: RunDir) -> Iterator[Notice]:

@@ -13,7 +13,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.notify.notices import Notice, leave_notice
 from launchyard.training.notify.section import NotifyConfig, ThresholdConfig
 
-NOTICE_SECONDS = 5.0  # at the end, for a notice that is being written
+THRESHOLD_SECONDS = 5.0  # at the end, for a notice that is being written
 
 
 class ThresholdWatch:
@@ -35,7 +35,7 @@ class ThresholdWatch:
 
     def wait(self) -> None:
         if self._thread is not None:
-            self._thread.join(NOTICE_SECONDS)
+            self._thread.join(THRESHOLD_SECONDS)
 
     def _leave(self, notice: Notice) -> None:
         try:
