@@ -16,7 +16,7 @@ SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address an
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 7,10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-documents test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -45,6 +45,9 @@ test-slow: setup-dev ## Run the long suites as well (long)
 
 test-slow-sample: setup-dev ## Run a fair sample of the long suites
 	@$(BIN)/pytest -m 'slow and not ($(SPECIAL))' --first-of-each-file $(ARGS)
+
+test-documents: setup-dev ## Type the commands of documents about other tools as they are spelled here (minutes)
+	@$(BIN)/pytest tests/documents $(ARGS)
 
 test-s3: setup-dev ## Run the tests that need the S3 server, which they start themselves
 	@$(BIN)/pytest -m 's3 and not slow' -n 3 --dist worksteal $(ARGS)

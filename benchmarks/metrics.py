@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -53,7 +54,7 @@ class Side:
         self.exporter = Exporter(rank=0, host="127.0.0.1" if full else None)
         self.recorder = Recorder(
             world,
-            Instruments(self.clock, self.exporter, Events(RunDir(str(folder)), world)),
+            Instruments(self.clock, self.exporter, Events(RunDir(str(folder)), world, log=sys.stdout)),
             device=torch.device("cpu"),
             flops=Flops(flops_per_token(preset("pythia-14m"), SEQ_LEN), 0.0, 1e12 if full else None),
             account=Account(RunDir(str(folder)), 0, lambda before: None) if full else None,

@@ -6,7 +6,9 @@ Knows the schemas, the command tree and the tables of metrics, files and events;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import re
 import sys
 import types
 import typing
@@ -35,10 +37,11 @@ def type_words(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_words(arg) for arg in args if arg is not type(None)))
     if origin in (list, tuple):
-        return f"list of {type_words(args[0])}s"
+        inner = type_words(args[0])
+        return f"list of {inner.replace('list of', 'lists of', 1) if inner.startswith('list of') else f'{inner}s'}"
     if origin is dict:
         return "mapping"
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+    if inspect.isclass(annotation) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return "mapping"
     return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
 
@@ -273,7 +276,7 @@ JSON_RULES = """# JSON of the commands
 With `--json` a command prints one JSON document on standard output, and its messages on standard error. Each object at
 the top holds `schema_version`, {version} today. Keys may be added to a version, so ignore those that you do not know; a
 key that goes away, or gets another meaning, makes the version greater. Times are seconds since the epoch, sizes bytes,
-durations seconds; null means not known.
+durations seconds; null means not known. `launch tune` prints one object a line: its trials, and last the result.
 
 Three outputs belong to other formats, and hold no version: `launch metrics` prints the
 [rows](run-directory.md#steprow) of the run directory, `launch monitor` what Prometheus reads from an http_sd, and
@@ -287,6 +290,12 @@ SWEEP_JSON = (
 )
 
 
+PHASES_JSON = (
+    "A list, one for each attempt that has made a step; `phases` are objects with `phase`, `seconds`, `share`, of a "
+    "step `mean`, `p50`, `p95` and `max`, and `ranks`: seconds by rank."
+)
+
+
 def value_table(value: type) -> Iterator[str]:
     """The fields of a dataclass, as --json prints them."""
     hints = typing.get_type_hints(value)
@@ -297,9 +306,21 @@ def value_table(value: type) -> Iterator[str]:
         yield f"| `{field.name}` | {cell(type_words(kind) + null)} |\n"
 
 
+DIFF_JSON = (
+    "An object. `differs`: does anything but speed and time? `sides`: `name`, `kind` (run or recipe), `place`, "
+    "`state`, `step` and `max_steps` of each. `recipe`, `code`, `data`, `workers` and `environment` are lists of what "
+    "differs: `what`, `values` (one for each side, null where unset or not known) and `changed_by_resume`. "
+    "`code_diffs`: `text` and `note` of each side after the first. `results`: figures by name, one value for each "
+    "side. `curves`, of each side after the first, null of a recipe, also has `equal_until` and `differs`:"
+)
+
+
 def json_page() -> Iterator[str]:
     from launchyard.launcher.format import JSON_VERSION
     from launchyard.launcher.plan.plan import Plan
+    from launchyard.launcher.report.diff.curves import Comparison
+    from launchyard.launcher.report.phases import AttemptPhases
+    from launchyard.launcher.report.profiles import Profile
     from launchyard.launcher.runs.checkpoints import Saved
     from launchyard.launcher.runs.drill import Drill
     from launchyard.launcher.runs.fsck import RunCheck
@@ -313,18 +334,27 @@ def json_page() -> Iterator[str]:
         ("`launch status`, `stop`, `cancel`", "One run as an object; several, or all, as a list.", RunState),
         ("`launch why`", "An object.", Why),
         ("`launch checkpoints`", "A list, oldest first.", Saved),
+        ("`launch metrics --phases`", PHASES_JSON, AttemptPhases),
+        ("`launch profile`", "A list, by step and rank; `trace`, `table` and `snapshot` are paths or URLs.", Profile),
         ("`launch fsck`", "An object; `problems` are objects with `file`, `what` and `repair`.", RunCheck),
         ("`launch rm`", "A list. Besides these, `removed`: false in a dry run.", Removal),
         ("`launch drill`", "An object.", Drill),
         ("`launch sweep`, `launch status SWEEP`", SWEEP_JSON, PointState),
+        ("`launch diff`", DIFF_JSON, Comparison),
     )
     for title, words, value in tables:
         yield f"\n## {title}\n\n{words} {' '.join((value.__doc__ or '').split())}\n"
         yield from value_table(value)
     yield (
+        "\n## `launch new`\n\nAn object: `files` (written), `cluster` (as `--cluster` takes it), `plan` (see below), "
+        "`findings` (as `launch doctor --json` has them) and `next` (commands).\n"
+    )
+    yield (
         "\n## `launch RECIPE`\n\nAn object. A dry run: `source`, `recipe` (all its keys: [recipe](recipe.md)), `code` "
         "(what `code.json` of the run would hold) and `plan`. A launch: `run_id`, `run_url`, `job` "
-        "([Job](run-directory.md#job)) and `plan`. The keys of `plan`, which are those of `plan.json`:\n"
+        "([Job](run-directory.md#job)) and `plan`. With `--fast-dev-run`: `run_id`, `passed`, what ran (`steps`, "
+        "`loss` of the last, `validations`, `checkpoints`, `samples`, `tasks`, `exported`, `seconds`) and `kept`, the "
+        "folder of one that failed, else null. The keys of `plan`, which are those of `plan.json`:\n"
     )
     yield "\n| key | type | meaning |\n|---|---|---|\n"
     for key, field in Plan.model_fields.items():
@@ -393,6 +423,50 @@ def describe_all(family: Any) -> dict[str, str]:
     return found | {"files": ", ".join(describe_files(family.rules))}
 
 
+# -- python -----------------------------------------------------------------------------------------------------------
+PYTHON_RULES = """# Python
+
+What `from launchyard import …` gives, and `launchyard.ray_train`. Importing loads no torch; a name loads what it needs
+when it is first used. Mistakes raise `launchyard.errors.UserError` (of a recipe `RecipeErrors`, with all of them in
+`.problems`), other failures `LaunchError`, both with a `.hint`; nothing ends the process. How they are used:
+[the guide](../guides/python.md).
+
+"""
+
+
+def python_page() -> Iterator[str]:
+    import launchyard
+    from launchyard import ray_train
+
+    yield PYTHON_RULES
+    for module, before in ((launchyard, ""), (ray_train, "ray_train.")):
+        for name in module.__all__:
+            yield from python_entry(before + name, getattr(module, name))
+
+
+def python_entry(name: str, value: Any) -> Iterator[str]:
+    """A function, or a class with its fields, its public methods and its properties."""
+    if not inspect.isclass(value):
+        yield f"## `{name}`\n\n```\n{signature_words(name, value)}\n```\n\n{inspect.getdoc(value)}\n\n"
+        return
+    yield f"## `{name}`\n\n{inspect.getdoc(value)}\n\n"
+    shown = [field for field in dataclasses.fields(value) if field.repr and "__repr__" not in vars(value)]
+    if shown:
+        yield f"Fields: {', '.join(f'`{field.name}: {field.type}`' for field in shown)}.\n\n"
+    for attribute, member in vars(value).items():
+        method = getattr(member, "__func__", member)
+        if inspect.isfunction(method) and not attribute.startswith("_"):
+            yield f"### `{name}.{signature_words(attribute, method)}`\n\n{inspect.getdoc(method)}\n\n"
+        elif isinstance(member, property | functools.cached_property) and not attribute.startswith("_"):
+            yield f"### `{name}.{attribute}`\n\n{inspect.getdoc(member)}\n\n"
+
+
+def signature_words(name: str, function: Callable[..., Any]) -> str:
+    """As it is called, with annotations as they stand in the code: without the quotes that they have as texts."""
+    written = re.sub(r"(: |-> )([\"'])(.*?)\2", r"\1\3", str(inspect.signature(function)))
+    return name + re.sub(r"^\((?:self|cls)(?:, )?", "(", written)
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "recipe.md": recipe_page,
     "cluster.md": cluster_page,
@@ -402,6 +476,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "files.md": files_page,
     "json.md": json_page,
     "run-directory.md": run_directory_page,
+    "python.md": python_page,
 }
 
 

@@ -57,12 +57,21 @@ def take_inventory() -> Inventory:
         libc=" ".join(platform.libc_ver()).strip(),
         machine=platform.machine(),
         cpu=_field("/proc/cpuinfo", "model name"),
-        driver=_field(_DRIVER, "NVRM version"),
+        driver=driver_version(),
         modules=_listed("LOADEDMODULES"),
         module_files=_listed("_LMFILES_"),
         image=variable(IMAGE) or variable("APPTAINER_CONTAINER") or variable("SINGULARITY_CONTAINER") or "",
         variables={name: value for name, value in variables(_COMPUTING).items() if not _SECRET.search(name)},
     )
+
+
+def driver_version() -> str:
+    """Of NVIDIA's kernel module; empty without one."""
+    return _field(_DRIVER, "NVRM version")
+
+
+def cpu_name() -> str:
+    return _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def _packages() -> tuple[dict[str, str], dict[str, str]]:

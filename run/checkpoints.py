@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from launchyard.run import events, layout
+from launchyard.run.rows import judged_value
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import DamagedError
 from launchyard.storage.shards import ManifestHead, read_head
@@ -157,8 +158,8 @@ class RunCheckpoints:
 def best_checkpoint(run: RunDir, *, metric: str, high: bool) -> int | None:
     """Step of the checkpoint that counts whose validation was the best, of equals the earlier; None without one."""
     counting = set(RunCheckpoints(run).counting())
-    figures = [(float(row[metric]), int(row["step"])) for row in run.rows(layout.VALIDATION) if metric in row]
-    judged = [(-figure if high else figure, step) for figure, step in figures if step in counting]
+    figures = [(judged_value(row, metric), int(row["step"])) for row in run.rows(layout.VALIDATION)]
+    judged = [(-one if high else one, step) for one, step in figures if one is not None and step in counting]
     return min(judged)[1] if judged else None
 
 

@@ -35,6 +35,8 @@ DATA_TROUBLE = "data trouble"
 STORE_TROUBLE = "store trouble"
 STORE_ANSWERS = "store answers again"
 TRACKER_TROUBLE = "tracker trouble"
+PROFILED = "profiled"
+NOT_PROFILED = "not profiled"
 STOPPING = "stopping"
 SAVED_BEFORE_STOPPING = "saved before stopping"
 EXPORTED = "exported"
@@ -115,9 +117,10 @@ EVENTS = (
         "what": "Which of them.", "message": _MESSAGE,
     }, optional=("what",)),
     Event(VALIDATING, "training/telemetry/telemetry.py", "A validation begins.", {"step": _STEP}),
-    Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done.", {
-        "step": _STEP, "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
-    }),
+    Event(VALIDATED, "training/telemetry/telemetry.py", "A validation is done, of one set of held-out data.", {
+        "step": _STEP, "set": "Name in validation.sets; absent of that of data.validation.",
+        "loss": "Nats per token, on held-out data.", "seconds": "For which it took.",
+    }, optional=("set",)),
     Event(ENDING_EARLY, "training/telemetry/telemetry.py", "The run ends early: `early_stopping`, `train.max_time`.", {
         "step": _STEP, "message": "Why.",
     }),
@@ -143,7 +146,7 @@ EVENTS = (
     }, optional=("usual",)),
     Event(STRAGGLER, "training/telemetry/recorder.py", "A rank computes longer than the others.", _STRAGGLER_FIELDS),
     Event(STRAGGLER_OVER, "training/telemetry/recorder.py", "It does so no longer.", _STRAGGLER_FIELDS),
-    Event(DATA_TROUBLE, "training/compose.py", "The cache of chunks met something that it got around.", {
+    Event(DATA_TROUBLE, "training/compose.py", "The cache of chunks got around a fault, or bytes are not counted.", {
         "message": _MESSAGE,
     }),
     Event(STORE_TROUBLE, _FILE, "A store has failed for a while; it is asked again.", _STORE_FIELDS),
@@ -151,6 +154,13 @@ EVENTS = (
     Event(TRACKER_TROUBLE, "training/telemetry/trackers/open.py", "A tracker has lost rows, or is not used any more.", {
         "tracker": "Its name.", "message": _MESSAGE,
     }, optional=("tracker",)),
+    Event(PROFILED, "training/profile/writing.py", "Rank 0 has written a trace.", {
+        "step": "The first in it, counted from 1.", "last": "The last in it.", "file": "In the run directory.",
+        "bytes": "Of it.",
+    }),
+    Event(NOT_PROFILED, "training/profile/writing.py", "Steps are not traced; training goes on.", {
+        "message": "Why.",
+    }),
     Event(STOPPING, "training/telemetry/telemetry.py", "All ranks have agreed to stop after this step.", {
         "step": _STEP, "reason": "`stop`, `preempted`, `time limit` or `terminated`.",
     }),

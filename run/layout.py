@@ -35,12 +35,14 @@ GONE_TO = "moved.json"
 RECIPE_DIGEST = "recipe_xxh3"  # a key of plan.json
 WANDB = "wandb"  # the name is W&B's own
 MLFLOW = "mlflow.db"
+PROFILE_REQUEST = "profile.json"
 
 # -- folders with a file, or a series of files, for each of many things -----------------------------------------------
 ATTEMPTS = "attempts"
 SUBMISSIONS = "submissions"
 METRICS = "metrics"
 CHECKPOINTS = "checkpoints"
+PROFILES = "profiles"
 LATEST = f"{CHECKPOINTS}/latest.json"
 WAITING = f"{SUBMISSIONS}/waiting.json"
 BAD_NODES = f"{SUBMISSIONS}/bad_nodes.json"
@@ -58,6 +60,7 @@ _ACCEPTED = ".job.json"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _JOB_SCRIPT = re.compile(r"job-\d{4}\.sh")
 _JOB_FILE = re.compile(r"job-\w+\.(sh|log)")
+_TRACE_NAME = re.compile(r"step-0*(\d+)-rank-(\d+)\.json\.gz")
 _LOG_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 LOG_PART_BYTES = 1 << 20
 
@@ -115,6 +118,14 @@ def targets_folder(attempt: int) -> str:
 
 def target(attempt: int, rank: int) -> str:
     return f"{targets_folder(attempt)}/{rank:05d}{_JSON}"
+
+
+def phases_folder(attempt: int) -> str:
+    return f"{attempt_folder(attempt)}/phases"
+
+
+def phases(attempt: int, rank: int) -> str:
+    return f"{phases_folder(attempt)}/{rank:05d}{_JSON}"
 
 
 def stalls_folder(attempt: int) -> str:
@@ -249,6 +260,24 @@ def shard_file(attempt: int, rank: int) -> str:
     return f"{attempt_prefix(attempt)}-rank-{rank:05d}.safetensors"
 
 
+# -- profiles --------------------------------------------------------------------------------------------------------
+def profile(step: int, rank: int) -> str:
+    """Without its ending: one of those below. step: the first that is traced, counted from 1."""
+    return f"{PROFILES}/step-{step:04d}-rank-{rank}"
+
+
+TRACE = f"{_JSON}.gz"  # written last: with it, the others are there
+TRACE_SUMMARY = _JSON
+TRACE_TABLE = ".txt"
+MEMORY_SNAPSHOT = ".memory.pickle"
+
+
+def trace_origin(name: str) -> tuple[int, int] | None:
+    """(step, rank) of the name of a trace in `PROFILES`; None of another name."""
+    found = _TRACE_NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def is_json(name: str) -> bool:
     return name.endswith(_JSON)
 
@@ -304,6 +333,8 @@ ENTRIES = (
           "Prometheus metrics: [Target](run-directory.md#target)."),
     Entry(f"{ATTEMPTS}/NNNN/stalls/node-N.json", "agent", "while all its workers wait, on several nodes", "Last time "
           "of that, as `time`."),
+    Entry(f"{ATTEMPTS}/NNNN/phases/NNNNN.json", "worker", "at its clean end, of several", "Its time by phase: "
+          "`rank`, `seconds`."),
     Entry(f"{ATTEMPTS}/NNNN/logs/rank-NNNNN.log", "worker", "all along", "Output of a worker."),
     Entry(f"{ATTEMPTS}/NNNN/logs/node-N.log", "agent", "all along", "Output of torchrun on a node."),
     Entry(f"{ATTEMPTS}/NNNN/{OUTCOME}", "rank 0, else the agent of node 0", "at the end of the attempt", "Its "
@@ -324,6 +355,15 @@ ENTRIES = (
     Entry(LATEST, "rank 0", "after a commit", "The `step` committed last, for stores that list late."),
     Entry(f"{NOTICES}/NAME.json", "owner, rank 0", "at an event of `notify`, create-only; marked when it is sent",
           "An event that the webhook is told of, once: [Notice](run-directory.md#notice)."),
+    Entry(f"{PROFILES}/step-NNNN-rank-N.json.gz", "worker", "after steps that are traced", "A "
+          "[trace](../guides/profile.md) for Perfetto: Chrome's JSON. In the name the first step, and the rank."),
+    Entry(f"{PROFILES}/step-NNNN-rank-N.json", "worker", "just before", "What it says, in short: phases, operators and "
+          "modules with their times."),
+    Entry(f"{PROFILES}/step-NNNN-rank-N.txt", "worker", "just before", "The same as tables."),
+    Entry(f"{PROFILES}/step-NNNN-rank-N.memory.pickle", "worker (GPU)", "just before, with `profile.memory`",
+          "Snapshot of the GPU's memory, for torch's memory viewer."),
+    Entry(PROFILE_REQUEST, "`launch profile --steps`", "when somebody asks", "Steps that a live attempt is to trace: "
+          "the keys of [profile](recipe.md), `attempt` and `time`; the agents poll it."),
     Entry(JOB_LOG, "owner (local)", "all along", "Output of the owner."),
     Entry("job-NNNN.sh", "launcher (SLURM)", "before it is sent", "The batch script of a submission."),
     Entry("job-ID.log", "scheduler (SLURM)", "all along", "Output of a job and its agents."),

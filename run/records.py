@@ -33,7 +33,10 @@ class Job(Shape):
 
     attempt: int = Field(description="From 0, without a gap.")
     backend: str = Field(description="The `scheduler` of its cluster.")
-    job_id: str = Field(description="The scheduler's; of a local run the owner's process.")
+    job_id: str = Field(
+        description="The scheduler's; of a local run the owner's process. With a word before it, that of a program "
+        "around the owner: `python 4711`, `ray-train NAME`."
+    )
     host: str = Field(description="Machine of the owner.")
     pid: int = Field(description="Process of the owner.")
     pid_started: float = Field(description="Start of that process, by the clock of its machine: pids come again.")
@@ -49,6 +52,12 @@ class Job(Shape):
     @property
     def shape(self) -> Shape:
         return Shape.model_validate(self.model_dump())
+
+    @property
+    def is_guest(self) -> bool:
+        """Its owner is a part of another program, such as a notebook, which may outlive the run and must not be ended
+        with it."""
+        return " " in self.job_id
 
 
 class Submission(Shape):

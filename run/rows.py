@@ -5,7 +5,7 @@ Readers take rows as mappings: a row may be of an older version, and hold less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,7 +30,7 @@ class Means(BaseModel):
 
 def with_own_figures(means: Mapping[str, float]) -> JsonObject:
     """Means as a row holds them: those that every run may have, and figures of the user's own code in `figures`."""
-    known = {name: value for name, value in means.items() if name in Means.model_fields}
+    known = {name: value for name, value in means.items() if name in ValidationRow.model_fields}
     own = {name: value for name, value in means.items() if name not in known}
     return {**known, "figures": own} if own else known
 
@@ -41,6 +41,15 @@ class StepRow(Means):
     step: int = Field(ge=1, description="Finished optimizer steps.")
     grad_norm: float | None = Field(
         description="Global norm of the gradient, before clipping; null of a step that was skipped."
+    )
+    grad_norms: dict[str, float] | None = Field(
+        default=None,
+        description="Of steps that metrics.grad_norms asks for: that norm by part of the model, `embed`, `blocks.0` "
+        "and so on; the root of the sum of their squares is grad_norm.",
+    )
+    group_grad_norms: dict[str, float] | None = Field(
+        default=None,
+        description="The same by rule of optimizer.groups, named by its pattern; `rest` is all the others.",
     )
     lr: float = Field(description="Learning rate of this step.")
     tokens_seen: int = Field(description="Tokens since the first step, over all attempts; padding is none.")
@@ -65,9 +74,18 @@ class StepRow(Means):
 
 
 class ValidationRow(Means):
-    """A line of metrics/validation-NNNN.jsonl: one validation, its means over the held-out data."""
+    """A line of metrics/validation-NNNN.jsonl: one validation of one set, its means over the held-out data."""
 
     step: int = Field(ge=0, description="Finished optimizer steps; 0 before the first.")
+    set: str | None = Field(
+        default=None, description="Name in validation.sets; absent of the data that data.validation holds out."
+    )
+    perplexity: float | None = Field(default=None, description="exp of the loss; absent of preferences.")
+    bits_per_byte: float | None = Field(
+        default=None,
+        description="The loss of all labels in bits, over the bytes of their text, of which control tokens have none. "
+        "Absent of preferences, and where the tokenizer does not tell the text of a token.",
+    )
     seconds: float = Field(description="For which it took.")
     attempt: int = Field(description="Attempt that measured it.")
     time: float = Field(description="Time of the end, in Unix seconds.")
@@ -122,6 +140,22 @@ NUMBERS = ("step", "loss", "attempt", "time")
 def is_row(row: JsonObject) -> bool:
     """Returns True for a step or a validation of any version; False for a line that lost what readers rely on."""
     return isinstance(row.get("step"), int) and all(isinstance(row.get(name), int | float) for name in NUMBERS)
+
+
+def is_of_set(row: JsonObject, name: str = "") -> bool:
+    """Is a row of a validation about that set? Without a name, about the data that data.validation holds out."""
+    return (row.get("set") or "") == name
+
+
+def sets_of(rows: Iterable[JsonObject]) -> list[str]:
+    """The other sets that rows of validations are about, in their order."""
+    return list(dict.fromkeys(row["set"] for row in rows if row.get("set")))
+
+
+def judged_value(row: JsonObject, metric: str) -> float | None:
+    """Of a row of a validation, the figure that a recipe calls loss or NAME.loss; None if it is of another set."""
+    name, _, figure = metric.rpartition(".")
+    return float(row[figure]) if is_of_set(row, name) and figure in row else None
 
 
 def is_tasks_point(row: JsonObject) -> bool:

@@ -370,11 +370,11 @@ class RunDir:
 
     # -- rows ----------------------------------------------------------------------------------------------------
     def rows(self, kind: str) -> Iterator[JsonObject]:
-        """The surviving rows of a kind, one per step, in order.
+        """The surviving rows of a kind, one per step, of validations one per step and set, in order.
 
         An attempt that resumed at step s replaces the rows of earlier attempts after s; so does one that goes back.
         """
-        surviving: dict[int, JsonObject] = {}
+        surviving: dict[tuple[int, str], JsonObject] = {}
         names = self.listdir(layout.METRICS)
         for number in self.attempts():
             found = self.events(number)
@@ -382,10 +382,10 @@ class RunDir:
                 continue
             back = [(float(event["time"]), int(event["step"])) for event in found if event["event"] == REWOUND]
             first = min([start, *(step for _, step in back)])
-            surviving = {step: row for step, row in surviving.items() if step <= first}
+            surviving = {key: row for key, row in surviving.items() if key[0] <= first}
             rows = _not_taken_back(self._rows_in(names, kind, number), back)
-            surviving.update((int(row["step"]), row) for row in rows)
-        yield from (surviving[step] for step in sorted(surviving))
+            surviving.update(((int(row["step"]), str(row.get("set") or "")), row) for row in rows)
+        yield from (surviving[key] for key in sorted(surviving))
 
     def attempt_rows(self, kind: str, attempt: int) -> Iterator[JsonObject]:
         """All rows of a kind that one attempt wrote, also those that did not survive."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -22,12 +22,13 @@ FILE_WIDTH = 720.0
 FILE_HEIGHT = 400.0
 FILE_HEAD = 38.0
 FILE_FOOT = 18.0
-FILE_COLOURS = {"c0": "#1f77b4", "c1": "#d62728"}
+FILE_COLOURS = {"c0": "#1f77b4", "c1": "#d62728", "muted": "#777"}
 FILE_STYLE = (
     "text{font:12px sans-serif;fill:#555} .title{font-size:15px;fill:#000} .grid{stroke:#e4e4e4} "
     ".line{fill:none;stroke:currentColor;stroke-width:1.5} .dot{fill:#fff;stroke:currentColor;stroke-width:1.8} "
-    ".named{fill:currentColor}"
+    ".named{fill:currentColor} .faint{opacity:.35} .mark line{stroke:currentColor;stroke-dasharray:4 3}"
 )
+_INSIDE = FILE_HEIGHT - FILE_HEAD - FILE_FOOT  # of a file, the drawing itself
 Point = tuple[float, float]
 
 
@@ -113,20 +114,43 @@ def loss_svg(train: Sequence[Point], validation: Sequence[Point], *, title: str)
         Line(validation, "c1", "validation"),
         Line(validation, "c1", "validation loss", dots=True),
     ]
-    inner = curve(lines, label=title, width=FILE_WIDTH, height=FILE_HEIGHT - FILE_HEAD - FILE_FOOT)
+    inner = curve(lines, label=title, width=FILE_WIDTH, height=_INSIDE)
+    return _file(inner, title, {"training": "c0", "validation": "c1"}, "step")
+
+
+def rates_svg(losses: Sequence[Point], smooth: Sequence[Point], *, title: str, marks: Sequence[Mark] = ()) -> str:
+    """A file of its own: losses over learning rates, from (rate, loss) points; each decade of rates is as wide."""
+    lines = [Line(_by_exponent(losses), "c0", "loss", faint=True), Line(_by_exponent(smooth), "c1", "smoothed")]
+    inner = curve(
+        lines,
+        label=title,
+        width=FILE_WIDTH,
+        height=_INSIDE,
+        marks=[Mark(math.log10(mark.x), mark.text, mark.colour) for mark in marks],
+        x_form=lambda exponent: f"{10**exponent:.0e}",
+    )
+    return _file(inner, title, {"loss": "c0", "smoothed": "c1"}, "learning rate")
+
+
+def _by_exponent(points: Sequence[Point]) -> list[Point]:
+    return [(math.log10(x), y) for x, y in points]
+
+
+def _file(inner: str, title: str, names: Mapping[str, str], below: str) -> str:
+    """A drawing with its title, the names of its lines in their colours, and what its x axis counts."""
     if not inner:
         return ""
     right = f'x="{FILE_WIDTH - RIGHT:g}" y="24" text-anchor="end"'
+    spans = (f'<tspan class="named" style="color:var(--{name})">{text}</tspan>' for text, name in names.items())
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {FILE_WIDTH:g} {FILE_HEIGHT:g}" '
         f'width="{FILE_WIDTH:g}" height="{FILE_HEIGHT:g}">',
         f"<style>{FILE_STYLE}</style>",
         f'<rect width="{FILE_WIDTH:g}" height="{FILE_HEIGHT:g}" fill="#fff"/>',
         f'<text class="title" x="{LEFT:g}" y="24">{escape(title)}</text>',
-        f'<text {right}><tspan class="named" style="color:var(--c0)">training</tspan> '
-        '<tspan class="named" style="color:var(--c1)">validation</tspan></text>',
+        f"<text {right}>{' '.join(spans)}</text>",
         f'<g transform="translate(0,{FILE_HEAD:g})">{inner}</g>',
-        f'<text x="{FILE_WIDTH / 2:g}" y="{FILE_HEIGHT - 8:g}" text-anchor="middle">step</text>',
+        f'<text x="{FILE_WIDTH / 2:g}" y="{FILE_HEIGHT - 8:g}" text-anchor="middle">{below}</text>',
         "</svg>\n",
     ]
     return re.sub(r"var\(--(\w+)\)", lambda found: FILE_COLOURS[found[1]], "\n".join(drawn))

@@ -24,9 +24,13 @@ LIGHT_FILES = (
     "host/*.py",
     "storage/**/*.py",
     "run/*.py",
+    "training/profile/digest.py",
+    "training/profile/requests.py",
+    "training/profile/tables.py",
     "training/recipe.py",
     "training/sections/*.py",
     "training/spec.py",
+    "training/trial/spec.py",
     "training/batching.py",
     "training/own/*.py",
     "training/notify/*.py",
@@ -283,6 +287,7 @@ NAMING = {
     "launcher/backends/section.py": {"local"},  # FIRST, the place of a launch that names none
     "launcher/agent/node.py": {"slurm"},  # SLURM_NODEID: srun gives each agent the same argv, and its number so
     "launcher/cli/main.py": {"slurm", "ray"},  # the help of `launch sandbox` lists its services
+    "launcher/python/ray_train.py": {"local", "ray"},  # a program of a Ray that is somebody else's; local: its files
     "launcher/runs/why.py": {"ray"},  # reasons that stand in the outcome.json of runs: records.py
     "run/records.py": {"ray"},
     "run/layout.py": {"slurm", "ray"},  # who writes which file, in words

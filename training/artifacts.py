@@ -5,6 +5,7 @@ from __future__ import annotations
 from launchyard.run.checkpoints import newest_checkpoint
 from launchyard.run.events import EXPORTED
 from launchyard.run.layout import LOSS_CURVE, STEPS, TOKENIZER_FOLDER, VALIDATION, WEIGHTS
+from launchyard.run.rows import is_of_set
 from launchyard.run.rundir import RunDir
 from launchyard.run.svg import loss_svg
 from launchyard.training.recipe import Recipe
@@ -24,7 +25,7 @@ def finish_run(run: RunDir, recipe: Recipe, workload: Workload, *, completed: bo
 
 def draw_curve(run: RunDir, name: str) -> None:
     train = [(float(row["step"]), float(row["loss"])) for row in run.rows(STEPS)]
-    validation = [(float(row["step"]), float(row["loss"])) for row in run.rows(VALIDATION)]
+    validation = [(float(row["step"]), float(row["loss"])) for row in run.rows(VALIDATION) if is_of_set(row)]
     run.write_text(LOSS_CURVE, loss_svg(train, validation, title=f"{name}: loss, nats per token"))
 
 

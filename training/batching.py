@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,28 @@ def count_steps(recipe: Recipe, data: DataSpec) -> int:
     if not rows:
         return max(1, _steps_of(train, train.max_epochs * count_samples(data.n_tokens, recipe.data.seq_len)))
     return max(1, _steps_of(train, _packs_in(rows[0].packs, train.max_epochs)))
+
+
+def epochs_before(recipe: Recipe, data: DataSpec, step: int) -> Fraction:
+    """Passes over the data in the first `step` steps, as train.max_epochs counts them.
+
+    Of a mixture one pass is as many sequences as all its sources hold.
+    """
+    read = sequences_before(recipe.train, step)
+    if len(data.train) > 1 or data.train[0].instruct is None:
+        return Fraction(read, max(1, sum(samples_of(source, recipe.data.seq_len) for source in data.train)))
+    packs = data.train[0].instruct.packs or (1,)
+    for epoch, count in enumerate(packs):
+        if read < count:
+            return epoch + Fraction(read, count)
+        read -= count
+    return len(packs) + Fraction(read, packs[-1])  # those that are not counted: taken to be as long
+
+
+def is_share_read(recipe: Recipe, data: DataSpec, step: int, share: float) -> bool:
+    """Does the last of the first `step` steps complete another such share of an epoch?"""
+    each = Fraction(repr(share))
+    return epochs_before(recipe, data, step) // each > epochs_before(recipe, data, step - 1) // each
 
 
 def _packs_in(packs: tuple[int, ...], epochs: float) -> int:

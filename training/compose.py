@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,32 +14,36 @@ from launchyard.model.adapt.forms import form_of
 from launchyard.model.adapter import Adapter
 from launchyard.model.layout import frozen_names
 from launchyard.model.precision import PRECISIONS
-from launchyard.run import events
+from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
-from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import count_steps, cut_batch, shares_of
 from launchyard.training.distributed import World
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.preference import PreferenceConfig
 from launchyard.training.sections.stability import StabilityConfig
+from launchyard.training.sections.validation import MAIN
 from launchyard.training.spec import Workload
 from launchyard.training.stop import StopFlag
-from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents, StoreEvents
+from launchyard.training.telemetry.events import OnEvent, ReadingEvents, SaveEvents
 from launchyard.training.telemetry.instruments import Instruments, Rows, open_rows
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from launchyard.model.weights.load import OnProgress
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.data.reader import Reader
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.optim.base import Optimizer
+    from launchyard.training.optim.grad_norms import GradNorms
     from launchyard.training.own.load import OwnCode
+    from launchyard.training.profile.profiler import Profiler
     from launchyard.training.stability.guard import Guard
-    from launchyard.training.telemetry.telemetry import Telemetry
+    from launchyard.training.telemetry.telemetry import Harm, Telemetry
     from launchyard.training.validation.asking import Point
 
 
@@ -79,6 +83,8 @@ def recipe_hash(recipe: Recipe) -> str:
             deciding.pop(section)
     if recipe.stability == StabilityConfig():
         deciding.pop("stability")
+    if recipe.data.mask_prompt:
+        deciding["data"].pop("mask_prompt")
     if recipe.data.mixture_schedule is None:
         deciding["data"].pop("mixture_schedule")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
@@ -88,16 +94,47 @@ def compose(
     run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, instruments: Instruments
 ) -> tuple[Parts, bool]:
     """Everything the loop needs, with the newest intact checkpoint loaded; and whether there was one."""
-    import torch
-
-    from launchyard.training.batching import Context
-    from launchyard.training.data.dataset_spec import check_unchanged
-    from launchyard.training.distributed import connect
     from launchyard.training.loop.parts import Parts
     from launchyard.training.own.frozen import open_own_code
     from launchyard.training.own.hooks import Hooks
     from launchyard.training.parallel import needs_sharding, time_collectives
     from launchyard.training.telemetry.telemetry import open_telemetry
+
+    context = open_context(world, recipe, workload)
+    rows = open_rows(run, world)
+    checkpointer = open_checkpointer(run, context, instruments, rows)
+    code = open_own_code(run, recipe.code)
+    learner, resumed = load_learner(context, checkpointer, instruments, code)
+    data = open_readers(context, instruments.events, run, code)
+    if needs_sharding(recipe, world.world_size, workload.adapter) and context.device.type == "cpu":
+        time_collectives(learner.model, instruments.clock.waits)
+    telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
+    checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
+    parts = Parts(
+        context,
+        learner,
+        data,
+        checkpointer,
+        telemetry,
+        flag,
+        choose_objective(recipe, code),
+        open_profiler(run, context, learner, instruments),
+        points=list(open_points(run, context, telemetry, start_step=learner.state.step)),
+        guard=open_guard(context, learner, data, telemetry.update_skipped),
+        hooks=Hooks(code) if code is not None and world.is_main else None,
+        grad_norms=open_grad_norms(context, learner),
+    )
+    return parts, resumed
+
+
+def open_context(world: World, recipe: Recipe, workload: Workload) -> Context:
+    """The facts of this worker, checked; it is connected with the others where the model is cut among them."""
+    import torch
+
+    from launchyard.training.batching import Context
+    from launchyard.training.data.dataset_spec import check_unchanged
+    from launchyard.training.distributed import connect
+    from launchyard.training.parallel import needs_sharding
 
     context = Context(
         world=world,
@@ -110,24 +147,9 @@ def compose(
     if world.is_main:
         check_unchanged(workload.data)
     torch.manual_seed(recipe.train.seed)
-    sharded = needs_sharding(recipe, world.world_size, workload.adapter)
-    if sharded:
+    if needs_sharding(recipe, world.world_size, workload.adapter):
         connect(world, context.device)
-    retry.subscribe(StoreEvents(run, instruments.events, instruments.exporter))
-    rows = open_rows(run, world)
-    checkpointer = open_checkpointer(run, context, instruments, rows)
-    code = open_own_code(run, recipe.code)
-    learner, resumed = load_learner(context, checkpointer, instruments, code)
-    data = open_readers(context, instruments.events, code)
-    if sharded and context.device.type == "cpu":
-        time_collectives(learner.model, instruments.clock.waits)
-    telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
-    checkpointer.cleaner.best = lambda: [step for step, _ in learner.state.best]
-    points = list(open_points(run, context, telemetry, start_step=learner.state.step))
-    guard = open_guard(context, learner, data, telemetry)
-    objective = choose_objective(recipe, code)
-    hooks = Hooks(code) if code is not None and world.is_main else None
-    return Parts(context, learner, data, checkpointer, telemetry, flag, objective, points, guard, hooks), resumed
+    return context
 
 
 def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_step: int) -> Iterator[Point]:
@@ -142,15 +164,43 @@ def open_points(run: RunDir, context: Context, telemetry: Telemetry, *, start_st
         yield open_sample_point(run, context.world, config.sample, seed=context.recipe.train.seed, step=start_step)
 
 
-def open_guard(context: Context, learner: Learner, data: Data, telemetry: Telemetry) -> Guard | None:
+def open_guard(context: Context, learner: Learner, data: Data, on_skip: Callable[[Harm], None]) -> Guard | None:
     """The judge of updates; None where the recipe wants none, and no step waits for its numbers."""
     from launchyard.training.loop.numbers import named_samples
     from launchyard.training.stability.guard import Guard
 
     if not context.recipe.stability.acts:
         return None
-    return Guard(
-        context.recipe.stability, learner.state, telemetry, lambda step: named_samples(context, data, step - 1)
+    return Guard(context.recipe.stability, learner.state, on_skip, lambda step: named_samples(context, data, step - 1))
+
+
+def open_grad_norms(context: Context, learner: Learner) -> GradNorms | None:
+    """The measure of the gradient by part; None where the recipe wants none."""
+    from launchyard.training.optim.grad_norms import GradNorms
+    from launchyard.training.parallel import mesh_shape
+
+    recipe = context.recipe
+    every = recipe.metrics.grad_norms
+    if every is None:
+        return None
+    copies, _ = mesh_shape(recipe.parallel, context.world.world_size)
+    return GradNorms(learner.model, recipe.optimizer.groups, every=every, copies=copies)
+
+
+def open_profiler(run: RunDir, context: Context, learner: Learner, instruments: Instruments) -> Profiler:
+    """For the steps that the recipe names, and those that somebody asks for."""
+    from launchyard.training.profile.profiler import Profiler
+    from launchyard.training.profile.requests import Requests, windows_of
+    from launchyard.training.profile.trace import Traced
+    from launchyard.training.profile.writing import TraceWriter
+
+    world = context.world
+    compiled = context.recipe.parallel.compile
+    return Profiler(
+        Traced(learner.model, instruments.clock, context.device, compiled=compiled),
+        windows_of(context.recipe.profile, world.rank),
+        Requests(world.scratch, world.rank),
+        TraceWriter(run, world, instruments.events),
     )
 
 
@@ -252,39 +302,66 @@ def load_learner(
     context: Context, checkpointer: Checkpointer, instruments: Instruments, code: OwnCode | None = None
 ) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
-    from launchyard.training.build import build_model, fill_weights
-    from launchyard.training.checkpoint.state import TrainState, first_state, shards
+    from launchyard.training.build import fill_weights
+    from launchyard.training.checkpoint.state import TrainState, shards
     from launchyard.training.loop.parts import Learner
-    from launchyard.training.optim.averaged import with_average
-    from launchyard.training.optim.own import OwnOptimizer
-    from launchyard.training.precision.rounded import open_optimizer
 
-    recipe = context.recipe
-    config = context.workload.model
-    adapter = context.workload.adapter
     began = time.perf_counter()
-    model = build_model(
-        config, recipe, world_size=context.world.world_size, device=context.device, fill=False, adapter=adapter
-    )
-    if code is not None and code.has("optimizer"):
-        inner: Optimizer = OwnOptimizer(model, recipe.optimizer, code)
-    else:
-        inner = open_optimizer(model, recipe)
-    optimizer = with_average(inner, model, recipe.train.ema_decay)
+    model, optimizer = _unfilled(context, code)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
-        fill_weights(model, config, recipe, adapter=adapter, on_progress=reading)
-        optimizer.begin(resumed=False)
-        return Learner(model, optimizer, first_state(recipe.train.precision)), False
-    fill_weights(model, config, recipe, adapter=adapter, only_frozen=True, on_progress=reading)
+        return _with_first_weights(context, model, optimizer, reading), False
+    adapter = context.workload.adapter
+    fill_weights(model, context.workload.model, context.recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     optimizer.begin(resumed=True)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 
 
-def open_readers(context: Context, on_event: OnEvent, code: OwnCode | None = None) -> Data:
-    """Readers of the data's kinds: of the training data, and of the held-out data."""
+def first_learner(context: Context, code: OwnCode | None = None) -> Learner:
+    """Model, optimizer and counters before the first step; no checkpoint is looked for."""
+    return _with_first_weights(context, *_unfilled(context, code), None)
+
+
+def _unfilled(context: Context, code: OwnCode | None) -> tuple[nn.Module, Optimizer]:
+    from launchyard.training.build import build_model
+    from launchyard.training.optim.averaged import with_average
+    from launchyard.training.optim.own import OwnOptimizer
+    from launchyard.training.precision.rounded import open_optimizer
+
+    recipe = context.recipe
+    workload = context.workload
+    world_size = context.world.world_size
+    model = build_model(
+        workload.model, recipe, world_size=world_size, device=context.device, fill=False, adapter=workload.adapter
+    )
+    if code is not None and code.has("optimizer"):
+        optimizer: Optimizer = OwnOptimizer(model, recipe.optimizer, code)
+    else:
+        optimizer = open_optimizer(model, recipe)
+    return model, with_average(optimizer, model, recipe.train.ema_decay)
+
+
+def _with_first_weights(
+    context: Context, model: nn.Module, optimizer: Optimizer, on_progress: OnProgress | None
+) -> Learner:
+    from launchyard.training.build import fill_weights
+    from launchyard.training.checkpoint.state import first_state
+    from launchyard.training.loop.parts import Learner
+
+    recipe = context.recipe
+    fill_weights(model, context.workload.model, recipe, adapter=context.workload.adapter, on_progress=on_progress)
+    optimizer.begin(resumed=False)
+    return Learner(model, optimizer, first_state(recipe.train.precision))
+
+
+def open_readers(context: Context, on_event: OnEvent, run: RunDir | None = None, code: OwnCode | None = None) -> Data:
+    """Readers of the data's kinds: of the training data, and of each set of held-out data.
+
+    run: has the tokenizer by which the bytes of held-out tokens are counted; None: they are not. code: may make the
+    training data itself.
+    """
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
     from launchyard.training.loop.parts import Data
@@ -301,10 +378,11 @@ def open_readers(context: Context, on_event: OnEvent, code: OwnCode | None = Non
     if code is not None and code.has("batches"):
         reader = open_own_reader(context, code)
     else:
-        warn = partial(_warn, on_event)
-        reader = opened(workload.data.train, training=True, warn=warn)
-    validation = workload.data.validation
-    return Data(reader, opened(validation, training=False) if validation else None)
+        reader = opened(workload.data.train, training=True, warn=partial(_warn, on_event))
+    main = {MAIN: workload.data.validation} if workload.data.validation else {}
+    held_out = {name: opened(sources, training=False) for name, sources in {**main, **workload.data.sets}.items()}
+    lengths = open_byte_lengths(run, context, on_event) if run is not None and held_out else None
+    return Data(reader, held_out, lengths)
 
 
 def _warn(on_event: OnEvent, text: str) -> None:
@@ -328,3 +406,24 @@ def open_own_reader(context: Context, code: OwnCode) -> Reader:
         vocab_size=context.workload.model.vocab_size,
     )
     return RampedReader(reader, recipe.train) if ramped else reader
+
+
+def open_byte_lengths(run: RunDir, context: Context, on_event: OnEvent) -> torch.Tensor | None:
+    """Bytes of the text of each token, (V,) int64; None of pairs, and where the tokenizer does not tell."""
+    import torch
+
+    from launchyard.training.distributed import from_rank_zero
+
+    workload = context.workload
+    if context.recipe.data.kind == "preference" or workload.data.tokenizer is None:
+        return None
+    lengths: list[int] | None = None
+    if context.world.is_main:
+        from launchyard.model.text.tokenizer import Tokenizer
+
+        try:
+            lengths = Tokenizer.load(run.path(layout.TOKENIZER_FOLDER)).byte_lengths(workload.model.padded_vocab_size)
+        except (OSError, ValueError, ImportError) as error:
+            on_event(events.DATA_TROUBLE, message=f"bits per byte are not measured: {error}")
+    lengths = from_rank_zero(lengths)
+    return None if lengths is None else torch.tensor(lengths, device=context.device)

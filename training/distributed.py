@@ -73,14 +73,34 @@ def node_address() -> str:
 
 
 def connect(world: World, device: torch.device) -> None:
-    """Join the other ranks: gloo for the host's small numbers, NCCL beside it for GPUs."""
+    """Join the other ranks: gloo for the host's small numbers, NCCL beside it for GPUs.
+
+    The group of a program around this worker is taken as it is. ValueError if it cannot do both.
+    """
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        check_group(world.world_size, device.type)
+        return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=_timeout())
     else:  # a world of one needs no rendezvous
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def check_group(world_size: int, device: str) -> None:
+    """ValueError if the process group is of other ranks, or cannot carry numbers of the host."""
+    import torch.distributed as dist
+
+    if dist.get_world_size() != world_size:
+        raise ValueError(f"this process is one of {dist.get_world_size()} already, and not of {world_size}")
+    backends = str(dist.get_backend_config())
+    if device == "cuda" and "gloo" not in backends:
+        raise ValueError(
+            f"the process group has the backends {backends}, and numbers of the host need gloo beside NCCL; make it "
+            "with backend='cpu:gloo,cuda:nccl'"
+        )
 
 
 def host_group() -> ProcessGroup:

@@ -5,7 +5,7 @@ Knows nothing of data, steps or checkpoints, except where this rank's part of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -232,6 +232,13 @@ def shard_extent(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def owns_part(model: nn.Module, name: str) -> bool:
     """False on a rank that has a parameter whole as the first of those that share matrices with it has, too."""
     return not isinstance(model, SharedTransformer) or model.cuts[name] is not None or model.ranks.rank == 0
+
+
+def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Those that no other of the ranks that share matrices counts."""
+    for name, parameter in model.named_parameters():
+        if owns_part(model, clean_name(name)):
+            yield name, parameter
 
 
 def replica(tensor: Tensor) -> tuple[int, int]:

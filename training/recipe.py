@@ -21,7 +21,7 @@ from launchyard.training.notify.section import NotifyConfig
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
 from launchyard.training.sections.early_stopping import EarlyStoppingConfig
-from launchyard.training.sections.metrics import MetricsConfig
+from launchyard.training.sections.metrics import MetricsConfig, ProfileConfig
 from launchyard.training.sections.model import ModelSection
 from launchyard.training.sections.optimizer import OptimizerConfig, ScheduleConfig
 from launchyard.training.sections.preference import PreferenceConfig
@@ -35,6 +35,7 @@ from launchyard.training.sections.validation import ValidationConfig
 EITHER_OR = {
     "train": ("max_steps", "max_tokens", "max_epochs"),
     "data": ("source", "mixture"),
+    "validation": ("every_steps", "every_epochs"),
     "notify": ("webhook", "webhook_env"),
 }
 
@@ -71,6 +72,7 @@ class Recipe(Section):
     early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
     notify: NotifyConfig | None = None
+    profile: ProfileConfig | None = None
     watchdog: WatchdogConfig = WatchdogConfig()
 
 

@@ -44,6 +44,9 @@ class DataSpec(Section):
 
     train: tuple[TokenSource, ...] = Field(min_length=1, description="Read by their weights, each in its own epochs.")
     validation: tuple[TokenSource, ...] = Field(description="Held-out documents, read once, end to end.")
+    sets: dict[str, tuple[TokenSource, ...]] = Field(
+        default={}, description="More of them by the names in validation.sets, each for itself."
+    )
     tokenizer: str | None = Field(description="tokenizer.json that made the tokens.")
     digest: str = Field(description="Changes when any token of the data changes, or any weight.")
 
@@ -54,6 +57,11 @@ class DataSpec(Section):
     @property
     def n_validation_tokens(self) -> int:
         return sum(source.n_tokens for source in self.validation)
+
+    @property
+    def every_source(self) -> tuple[TokenSource, ...]:
+        """Those that are trained on, and those that are held out."""
+        return (*self.train, *self.validation, *(source for one in self.sets.values() for source in one))
 
     @property
     def shares(self) -> tuple[float, ...]:

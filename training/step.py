@@ -21,7 +21,8 @@ from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.objectives.next_token import NextToken
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
-from launchyard.training.parallel import clean_name, local, owns_part
+from launchyard.training.optim.grad_norms import Observer
+from launchyard.training.parallel import clean_name, local, owned_parameters
 from launchyard.training.precision.loss_scale import ScaledObjective
 from launchyard.training.telemetry.phases import PhaseClock
 
@@ -90,7 +91,7 @@ def reduce_and_clip(
     """
     grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
     nonempty = [grad for grad in grads if grad.numel()]  # a rank beyond the last row of a small tensor holds nothing
-    mine = [local(p.grad) for name, p in _owned(model) if p.grad is not None and local(p.grad).numel()]
+    mine = [local(p.grad) for _, p in owned_parameters(model) if p.grad is not None and local(p.grad).numel()]
     norm = _norm_of(mine) if mine else values.new_zeros(())
     sharing = tensor_ranks_of(model)
     counts = sharing is None or sharing.rank == 0
@@ -106,13 +107,6 @@ def reduce_and_clip(
         for grad in nonempty:
             grad.clamp_(-max_grad_value, max_grad_value)
     return means, norm
-
-
-def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that no other of the ranks that share matrices counts."""
-    for name, parameter in model.named_parameters():
-        if owns_part(model, clean_name(name)):
-            yield name, parameter
 
 
 @torch.no_grad()
@@ -151,11 +145,13 @@ def overflowed(norm: Tensor) -> bool:
 @dataclass(frozen=True)
 class UpdateRules:
     """What becomes of a gradient beside its norm. accepts: asked with a step's means and its norm, the same on all
-    ranks; False leaves weights and moments as they are. Whoever asks for a number there waits for the device."""
+    ranks; False leaves weights and moments as they are. Whoever asks for a number there waits for the device.
+    observe: told when the gradient is whole, before it is clipped."""
 
     copies: int = 1  # of each part of a gradient, over ranks (dp_replicate)
     max_grad_value: float | None = None
     accepts: Callable[[Tensor, Tensor], bool] | None = None
+    observe: Observer | None = None
 
 
 def train_step(
@@ -183,6 +179,8 @@ def train_step(
     with _during(model, number):
         values = forward_backward(model, micro_batches, n_parts=n_parts, objective=objective)
     clock.enter("optimizer")
+    if rules.observe is not None:
+        rules.observe(clock.waits)
     means, norm = reduce_and_clip(
         model,
         values,

@@ -46,6 +46,11 @@ class StopFlag:
         near = self._job_end is not None and time.time() >= self._job_end - EARLY_SECONDS
         return "time limit" if near and reason == "preempted" else reason
 
+    def request(self, reason: str) -> None:
+        """Asks for a stop from within the process, one of REASONS; the first one counts."""
+        self.requested_at = self.requested_at or time.monotonic()
+        self._reason = self._reason or reason
+
     def reason(self) -> str | None:
         """The reason for which this rank must stop, or None. Costs one stat()."""
         reason = self._update()

@@ -18,8 +18,7 @@ Best = list[tuple[int, float]]  # (step, figure), the best first
 
 def ranked(best: Sequence[tuple[int, float]], step: int, means: Mapping[str, float], config: CheckpointConfig) -> Best:
     """The best steps with this one among them, if it is one; of equals the earlier. What is no number is none."""
-    value = means[config.best_metric]
-    if not config.keep_best or not math.isfinite(value):
+    if not config.keep_best or not math.isfinite(value := means[config.best_metric]):
         return list(best)
     sign = -1.0 if prefers_high(config.best_metric, config.best_mode) else 1.0
     others = [(one, figure) for one, figure in best if one != step]

@@ -13,8 +13,9 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import psutil
 
@@ -35,17 +36,19 @@ from launchyard.training.recipe import Recipe, recipe_of
 from launchyard.training.spec import Storage, read_workload
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.environment import record_environment
-from launchyard.training.telemetry.events import Events
+from launchyard.training.telemetry.events import Events, StoreEvents
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.heartbeat import Limits, PulseWriter, dump_stacks_on_signal
-from launchyard.training.telemetry.instruments import Instruments
+from launchyard.training.telemetry.instruments import Instruments, OnStep
 from launchyard.training.telemetry.phases import PhaseClock
 from launchyard.training.telemetry.telemetry import serve_metrics
 
 if TYPE_CHECKING:
+    from launchyard.training.checkpoint.checkpointer import Checkpointer
     from launchyard.training.checkpoint.cleaning import Cleaner
     from launchyard.training.checkpoint.state import TrainState
     from launchyard.training.loop.parts import Parts
+    from launchyard.training.telemetry.telemetry import Telemetry
 from launchyard.training.compose import compose
 
 # Errors that another try would only repeat.
@@ -62,10 +65,20 @@ FATAL = (
 )
 HURRIED = ("preempted", "time limit", "terminated")  # ends for which the node may be gone in a moment
 LEAVE_SECONDS = {True: 5.0, False: 25.0}  # in a hurry or not, for trackers and a last scrape; less than agents wait
+PHASES_SECONDS = 2.0  # retry budget of a write that nothing depends on
 LAST_WRITE_SECONDS = 20.0  # retry budget for each of the last writes of a rank that fails
 ALERTED_ERRORS = {"NonFiniteError"}  # errors that an alert waits for
 ALERT_SCRAPE_SECONDS = 5.0  # and how long they wait for it
 FATAL_NAMES = {"NonFiniteError", "UnstableError", "NoValidCheckpointError", "FencedError"}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The program that a worker is part of, if it is no process of its own. `log`: its output, None for no log."""
+
+    log: IO[str] | None = None
+    on_step: OnStep | None = None  # called with the row of each step, on every rank
+    connected: bool = False  # the process group is the program's own, and stays
 
 
 @dataclass
@@ -75,7 +88,21 @@ class WorkerState:
     state: TrainState | None = None
     pulse: PulseWriter | None = None
     exporter: Exporter | None = None
+    telemetry: Telemetry | None = None
+    checkpointer: Checkpointer | None = None
     rows: list[Appender | Events] = field(default_factory=list)
+    unsubscribe: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """Leaves nothing of a worker behind in a process that goes on. All of it may be closed already."""
+        if self.unsubscribe is not None:
+            self.unsubscribe()
+            self.unsubscribe = None
+        if self.telemetry is not None:
+            self.telemetry.recorder.close()
+        if self.exporter is not None:
+            self.exporter.close()
+            self.exporter = None
 
 
 def main(argv: list[str]) -> int:
@@ -156,7 +183,10 @@ def keep_rows(progress: WorkerState) -> None:
             print(f"rows that are lost: {error}")
 
 
-def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> None:
+def work(
+    run: RunDir, world: World, flag: StopFlag, progress: WorkerState, around: Surroundings | None = None
+) -> str | None:
+    """Trains to the end of this attempt; the reason for which it stopped before the run's last step."""
     retry.set_retry_budget(Storage().retry_seconds)  # until the plan is read, with the value of the cluster
     if difference := what_differs(run):
         raise OtherCodeError(difference)
@@ -164,17 +194,22 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     recipe = recipe_of(run, world.attempt)
     workload = read_workload(run)
     retry.set_retry_budget(workload.storage.retry_seconds)
-    on_event = Events(run, world)
+    on_event = Events(run, world, log=sys.stdout if around is None else around.log)
     progress.rows.append(on_event)
+    began = time.time()
     born = psutil.Process().create_time()
     on_event(events.PROCESS_STARTED, rank=world.rank, host=socket.gethostname(), pid=os.getpid(), born=born)
-    pulse = open_pulse(world, recipe)
+    pulse = open_pulse(world, recipe) if around is None else None
     progress.pulse = pulse
-    clock = PhaseClock(started=psutil.Process().create_time(), observer=pulse)
+    clock = PhaseClock(started=born if around is None else began, observer=pulse)
     exporter = serve_metrics(run, world, recipe)
-    parts, resumed = compose(run, world, recipe, workload, flag, Instruments(clock, exporter, on_event))
-    progress.state = parts.learner.state
     progress.exporter = exporter
+    instruments = Instruments(clock, exporter, on_event, None if around is None else around.on_step)
+    progress.unsubscribe = retry.subscribe(StoreEvents(run, on_event, exporter))
+    parts, resumed = compose(run, world, recipe, workload, flag, instruments)
+    progress.state = parts.learner.state
+    progress.telemetry = parts.telemetry
+    progress.checkpointer = parts.checkpointer
     progress.rows += parts.telemetry.rows.appenders
     from launchyard.training.loop.train import train
 
@@ -187,13 +222,28 @@ def work(run: RunDir, world: World, flag: StopFlag, progress: WorkerState) -> No
     clock.enter("checkpoint_blocking")  # only writes remain
     for rows in progress.rows:
         rows.flush(sync=True)
+    parts.profiler.wait(LEAVE_SECONDS[reason in HURRIED])
+    keep_phases(run, world, clock)
     if world.is_main:
         finish_attempt(run, parts, reason)
-    leave(run, parts, pulse, reason)
+    leave(run, parts, pulse, reason, connected=around is not None and around.connected)
+    return reason
 
 
-def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | None) -> None:
-    """Last scrape, removal from the targets, exit: so no finished run looks like a lost one."""
+def keep_phases(run: RunDir, world: World, clock: PhaseClock) -> None:
+    """Writes this rank's time by phase, beside that of the others; its loss is no reason to fail."""
+    clock.total()
+    seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
+    if world.world_size > 1:
+        with contextlib.suppress(OSError), retry.retry_budget(PHASES_SECONDS):
+            run.write_json(layout.phases(world.attempt, world.rank), {"rank": world.rank, "seconds": seconds})
+
+
+def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | None, *, connected: bool = False) -> None:
+    """Last scrape, removal from the targets, exit: so no finished run looks like a lost one.
+
+    connected: the ranks stay connected.
+    """
     from launchyard.training.distributed import disconnect, is_connected
 
     telemetry = parts.telemetry
@@ -201,7 +251,7 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
     hurried = reason in HURRIED
     began = time.monotonic()
     telemetry.finished()
-    if is_connected():
+    if is_connected() and not connected:
         with telemetry.clock.waits():
             disconnect()
     if pulse is not None:

@@ -63,6 +63,7 @@ class Owner:
     patience: float = 0.0
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
+    log: Callable[[str], None] = log_line
     _notifies: tuple[int, Notifier] | None = None  # of an attempt
 
     def wait_for_resources(self, last: Job | None = None) -> bool:
@@ -127,16 +128,16 @@ class Owner:
             )
             moves = self.give_back is not None and (record.outcome == "stopped" or self.signals.preempted)
             again, why = self._goes_on(job, moves=moves)
-            log_line(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
+            self.log(f"attempt {job.attempt} {record.outcome} ({record.reason}): {record.message}; {why}")
             if not again:
-                return self._end(record)
+                return self.end(record)
             given = self.give_back(record) if moves and self.give_back is not None else None
             if record.reason in AGAIN_REASONS and given is not False:
                 self._notifier(job).moves_on(record)
             if given is not None:
-                return record if given else self._end(record)
+                return record if given else self.end(record)
             if not self.wait_for_resources(job):
-                return self._end(record)
+                return self.end(record)
             job = self.claim()
 
     def _attempt(self, job: Job) -> OutcomeRecord:
@@ -181,7 +182,7 @@ class Owner:
         request = self.run.stop_requested()
         return str(request.get("reason", "stop")) if request else None
 
-    def _end(self, record: OutcomeRecord) -> OutcomeRecord:
+    def end(self, record: OutcomeRecord) -> OutcomeRecord:
         """Writes the run's outcome. A requested stop makes a resumable run of a preempted or failed attempt."""
         newest = newest_job(self.run)
         if newest is not None and newest.attempt > record.attempt:

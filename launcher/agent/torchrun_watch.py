@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
+from launchyard.launcher.agent.profile_request import ProfileRequests
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.run import layout
 from launchyard.run.events import STORE_ANSWERS
@@ -52,6 +53,7 @@ class Watch:
         self._scratch = scratch
         self._on_poll = on_poll
         self._stop_poll = node.run.periodic(self._read_request, every=STOP_POLL_SECONDS[node.run.local])
+        self._profiles = ProfileRequests(node.run, node.attempt, scratch)
         self._logs = LogUpload(node.run, node.attempt, scratch)
         self._request: str | None = None
         self._outcome_at: float | None = None
@@ -68,6 +70,7 @@ class Watch:
         self._on_poll()
         self._logs.poll()
         self._stop_poll.poll()
+        self._profiles.poll()
         self._log_retries()
         if self._outcome_at is None:
             self._stranded.poll(torchrun)

@@ -17,6 +17,7 @@ from launchyard.errors import UserError
 from launchyard.launcher.agent.liveness import Answer, Beat, Verdict, judge
 from launchyard.launcher.agent.ownership import newest_job, refuse_owner
 from launchyard.launcher.backends.findings import Finding
+from launchyard.launcher.backends.offer import Offer
 from launchyard.launcher.backends.request import Ask, Process, Request
 from launchyard.launcher.backends.section import known_backends
 from launchyard.launcher.format import duration
@@ -133,6 +134,13 @@ class Doctor(Protocol):
         """
 
 
+class SiteReader(Protocol):
+    """The module `site` in the folder of each place."""
+
+    def offers(self, address: str | None) -> list[Offer]:
+        """Returns the nodes that can be found from here, or at an address; none where its scheduler does not answer."""
+
+
 @cache
 def load_backend(name: str) -> Backend:
     """The backend of that name; UserError lists those that exist."""
@@ -143,6 +151,10 @@ def load_backend(name: str) -> Backend:
 
 def load_doctor(name: str) -> Doctor:
     return cast(Doctor, importlib.import_module(f"launchyard.launcher.backends.{name}.doctor"))
+
+
+def load_site(name: str) -> SiteReader:
+    return cast(SiteReader, importlib.import_module(f"launchyard.launcher.backends.{name}.site"))
 
 
 def judge_job(run: RunDir, job: Job, seen: JobStatus | None = None) -> Verdict:

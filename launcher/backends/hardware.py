@@ -42,6 +42,20 @@ for ordinal in range(count.value):
     found.append({"name": name.value.decode(), "memory": size.value, "capability": [major.value, minor.value]})
 print(json.dumps({"code": code, "gpus": found}))
 """
+LEAST_MARGIN_BYTES = 512 << 20
+MARGIN = 0.05  # of all memory
+# AMD's GPUs, which torch calls by the names of NVIDIA's. Untried: nobody has run this product on one. Their features
+# are not those of NVIDIA's numbers, so they count as the first that has bf16.
+_ROCM_MARK = "/dev/kfd"
+_ASK_TORCH = """
+import json, torch
+found = []
+if torch.version.hip and torch.cuda.is_available():
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found.append({"name": properties.name, "memory": properties.total_memory, "capability": [8, 0], "rocm": True})
+print(json.dumps({"code": 0, "gpus": found}))
+"""
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: also the answer to CUDA_VISIBLE_DEVICES=""
 
 
@@ -51,6 +65,7 @@ class Gpu(BaseModel):
     name: str
     memory: int
     capability: tuple[int, int]
+    rocm: bool = False
 
 
 class HostFacts(BaseModel):
@@ -124,27 +139,48 @@ def _count_memory() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def free_memory() -> int:
+    """Bytes that processes of ours may still take here, with a margin left to the machine."""
+    import psutil
+
+    return max(0, machine_free() - max(LEAST_MARGIN_BYTES, int(MARGIN * psutil.virtual_memory().total)))
+
+
+def machine_free() -> int:
+    """Bytes that are free here, or given back when asked for; no more than our control group has left."""
+    import psutil
+
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    used = _read("/sys/fs/cgroup/memory.current").strip()
+    free = int(psutil.virtual_memory().available)
+    if limit.isdigit() and used.isdigit():
+        lines = [line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines()]
+        cached = sum(int(amount) for name, amount in lines if name == "inactive_file")  # given back when asked for
+        free = min(free, int(limit) - int(used) + cached)
+    return max(0, free)
+
+
 def _ask_for_gpus() -> tuple[Gpu, ...]:
-    if not any(os.path.exists(mark) for mark in _DRIVER_MARKS):
-        return ()
-    hint = "see whether nvidia-smi works; train.device=cpu trains without the GPUs"
+    if any(os.path.exists(mark) for mark in _DRIVER_MARKS):
+        return _gpus_told_by([sys.executable, "-I", "-S", "-c", _ASK_DRIVER], "NVIDIA driver", "nvidia-smi")
+    if os.path.exists(_ROCM_MARK) and find_spec("torch") is not None:
+        return _gpus_told_by([sys.executable, "-P", "-c", _ASK_TORCH], "ROCm of torch", "rocm-smi")
+    return ()
+
+
+def _gpus_told_by(argv: list[str], who: str, tool: str) -> tuple[Gpu, ...]:
+    hint = f"see whether {tool} works; train.device=cpu trains without the GPUs"
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _ASK_DRIVER],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=60,
-            text=True,
-        )
+        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, text=True)
     except subprocess.TimeoutExpired as error:
-        raise LaunchError("the NVIDIA driver of this machine does not answer within 60 s", hint=hint) from error
+        raise LaunchError(f"the {who} of this machine does not answer within 60 s", hint=hint) from error
     if done.returncode:
         if "libcuda.so.1" in done.stderr:  # a GPU node's kernel module, seen from a container without its libraries
             return ()
-        raise LaunchError(f"asking the NVIDIA driver failed: {done.stderr.strip()[-300:]}", hint=hint)
+        raise LaunchError(f"asking the {who} failed: {done.stderr.strip()[-300:]}", hint=hint)
     answer = json.loads(done.stdout)
     if answer["code"] not in (0, _NO_DEVICE):
-        raise LaunchError(f"the NVIDIA driver of this machine answers with error {answer['code']}", hint=hint)
+        raise LaunchError(f"the {who} of this machine answers with error {answer['code']}", hint=hint)
     return tuple(Gpu.model_validate(gpu) for gpu in answer["gpus"])
 
 

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 LONG_ROWS = ("drop", "cut-prompt", "cut-answer")
 # Options of `launch prepare` for one kind of data, by their names in Python.
 OF_TEXT = ("text_key", "workers", "eos", "skip_invalid")
-OF_ROWS = ("seq_len", "too_long", "style", "template", "columns")
+OF_ROWS = ("seq_len", "too_long", "style", "template", "columns", "learn_prompt")
 # Those that mean nothing where nothing is written.
-OF_WRITING = ("out", "chunk_tokens", "workers", "skip_invalid", "too_long", "style", "template", "columns")
+OF_WRITING = ("out", "chunk_tokens", "workers", "skip_invalid", *OF_ROWS[1:])
 OF_CHECK = ("against", "no_near", "page")
 TEXT_KEY = "text"
 
@@ -87,6 +87,7 @@ TEXT_KEY = "text"
 @click.option("--style", metavar="NAME", help="Rows: a prompt style; default: the tokenizer's chat template.")
 @click.option("--template", type=path_or_url, metavar="FILE", help="Rows: another chat template, in Jinja.")
 @click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Rows: a column by another name.")
+@click.option("--learn-prompt", is_flag=True, help="Rows: prompts are trained for, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def prepare(
     sources: tuple[str, ...],
@@ -201,6 +202,7 @@ def _row_options(
     style: str | None,
     template: str | None,
     columns: tuple[str, ...],
+    learn_prompt: bool,
 ) -> RowOptions:
     pairs = [column.partition("=") for column in columns]
     for ours, _, theirs in pairs:
@@ -211,6 +213,7 @@ def _row_options(
         "too_long": too_long,
         "style": style,
         "template": None if template is None else read(template).decode(),
+        "mask_prompt": not learn_prompt,
         "columns": {ours: theirs for ours, _, theirs in pairs} or None,
     }
     chosen = {name: value for name, value in given.items() if value is not None}

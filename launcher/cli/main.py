@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,13 +14,22 @@ from launchyard.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, LaunchEr
 from launchyard.launcher.cli.completion import complete_cluster, complete_recipe, prepare_completion, recipe_names
 from launchyard.storage.errors import DamagedError
 
+if TYPE_CHECKING:
+    from launchyard.launcher.submit.launch import Request
+
 # name -> (module, attribute, one line for the help); the order and the headings are those of the help.
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Runs": {
+        "new": ("launchyard.launcher.cli.recipe.new", "new_recipe", "Write a recipe that fits: asks, sizes, checks."),
         "sweep": (
             "launchyard.launcher.cli.recipe.sweep",
             "sweep_command",
             "Launch a recipe with many values of keys.",
+        ),
+        "tune": (
+            "launchyard.launcher.cli.recipe.tune",
+            "tune_command",
+            "Find the micro-batch and learning rate of a recipe.",
         ),
         "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
         "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
@@ -33,7 +42,13 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "report",
             "Write a run as one page of HTML, with curves.",
         ),
+        "diff": (
+            "launchyard.launcher.cli.recipe.diff",
+            "command",
+            "Compare runs: recipe, code, data, curves.",
+        ),
         "metrics": ("launchyard.launcher.cli.runs", "metrics", "Print the metrics of a run, one row a step."),
+        "profile": ("launchyard.launcher.cli.recipe.profile", "profile", "Show traces of steps, or trace a live run."),
         "checkpoints": ("launchyard.launcher.cli.runs", "checkpoints", "List or verify the checkpoints of a run."),
         "rm": ("launchyard.launcher.cli.run_files", "rm", "Remove runs that have ended, for good."),
         "fsck": ("launchyard.launcher.cli.run_files", "fsck", "Check every file of a run, and say what repairs it."),
@@ -87,10 +102,12 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
+FAST_DEV_RUN = "--fast-dev-run"
 LAUNCH = "launch RECIPE"  # the default command: a name that cannot be typed as one word
 EXAMPLES = (
     ("launch --local", "train the bundled quickstart on this machine"),
     ("launch pretrain/pythia-160m --dry-run data.source=DIR", "see the plan, start nothing"),
+    ("launch my.yaml --fast-dev-run", "check a recipe in a few steps, validation and checkpoint too"),
     ("launch finetune MODEL --data rows.jsonl", "LoRA on rows of instructions"),
     ("launch my.yaml --gpus-per-node 4 train.max_steps=5000", "a recipe of your own, changed"),
     ("launch resume RUN", "go on with a run that stopped"),
@@ -185,6 +202,13 @@ def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 @click.option("--run-url", metavar="URL", help="Where its run directory goes.  [default: runs/ID]")
 @click.option("--dry-run", is_flag=True, help="Print what would happen; create and start nothing.")
 @click.option(
+    FAST_DEV_RUN,
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, _param, value: ctx.meta.update({FAST_DEV_RUN: value}),
+    help="Check all of it in a few steps, here; keep nothing.",
+)
+@click.option(
     "--detach/--follow", "detach", default=None, help="Return at once, or watch.  [default: watch local runs]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
@@ -227,7 +251,28 @@ def launch_recipe(
     flags = {"resources.nodes": nodes, "resources.gpus_per_node": gpus_per_node, "name": name}
     overrides = parse_overrides(pairs) | {key: value for key, value in flags.items() if value is not None}
     request = Request(recipe or "quickstart", cluster or FIRST, overrides, run_url)
+    if ctx.meta.get(FAST_DEV_RUN):
+        from launchyard.launcher.prove.miniature import fast_dev_run
+
+        refuse_beside_fast(request, nodes=nodes, detach=detach)
+        return fast_dev_run(request, dry_run=dry_run, as_json=as_json, follow=follow)
     return launch(request, dry_run=dry_run, detach=detach, as_json=as_json, follow=follow)
+
+
+def refuse_beside_fast(request: Request, *, nodes: int | None, detach: bool | None) -> None:
+    """Options that mean another place than a folder of this machine that is thrown away, or another end."""
+    from launchyard.launcher.backends.section import FIRST
+
+    given = {
+        f"--cluster {request.cluster}": request.cluster != FIRST,
+        f"--nodes {nodes}": (nodes or 1) > 1,
+        "--run-url": request.run_url is not None,
+        "--detach": detach is True,
+    }
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        raise click.UsageError(
+            f"{FAST_DEV_RUN} checks a recipe on this machine, and keeps nothing; it cannot go with {', '.join(wrong)}"
+        )
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -21,7 +20,6 @@ from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.find import find, reach_run
 from launchyard.launcher.runs.state import RunState, overview, state_of
 from launchyard.run.layout import SAMPLES, STEPS, TASKS, VALIDATION
-from launchyard.run.rows import values_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
@@ -137,6 +135,7 @@ def _one_status(state: RunState) -> list[str]:
         ("starts", f"about {clock(state.start, seconds=False)}" if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
         ("sources", _sources_text(state.source_tokens or {})),
+        ("held out", ", ".join(f"{name} {loss:.4f}" for name, loss in (state.validation_losses or {}).items())),
         ("checkpoint", f"step {state.checkpoint}" if state.checkpoint is not None else "none"),
         ("directory", state.url),
         ("message", state.message),
@@ -393,9 +392,16 @@ def why(run: str, *, as_json: bool) -> int:
 @click.option("--validation", "kind", flag_value=VALIDATION, help="The rows of the validation instead.")
 @click.option("--tasks", "kind", flag_value=TASKS, help="The scores of tasks instead.")
 @click.option("--samples", "kind", flag_value=SAMPLES, help="The texts that it has written instead.")
+@click.option("--phases", is_flag=True, help="Where the time of each attempt went instead.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --jsonl, as one list.")
-def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
+def metrics(run: str, *, jsonl: bool, kind: str | None, phases: bool, as_json: bool) -> int:
     """Print the metrics of a run: one row for each step that counts, of any attempt."""
+    from launchyard.launcher.report.metric_tables import score_table, step_table, validation_table
+
+    if phases:
+        from launchyard.launcher.cli.recipe.phases import print_phases
+
+        return print_phases(find(run), one_a_line=jsonl, as_json=as_json)
     rows = list(find(run).rows(kind or STEPS))
     if jsonl:
         sys.stdout.writelines(f"{json.dumps(row)}\n" for row in rows)
@@ -404,34 +410,14 @@ def metrics(run: str, *, jsonl: bool, kind: str | None, as_json: bool) -> int:
     elif not rows:
         click.echo("no rows yet")
     elif kind == TASKS:
-        click.echo("\n".join(_scores(rows)))
+        click.echo("\n".join(score_table(rows)))
     elif kind == SAMPLES:
         click.echo("\n\n".join(f"step {row['step']}\n{row['prompt']}{row['text']}" for row in rows))
+    elif kind == VALIDATION:
+        click.echo("\n".join(validation_table(rows)))
     else:
-        click.echo("\n".join(_some_rows(rows, with_steps=kind is None)))
+        click.echo("\n".join(step_table(rows)))
     return EXIT_DONE
-
-
-def _some_rows(rows: list[JsonObject], *, with_steps: bool) -> list[str]:
-    """A dozen of them, and of steps their curve."""
-    from launchyard.launcher.report.terminal_chart import loss_chart
-
-    keys = ["step", "loss"] + (["grad_norm", "lr", "tokens_seen", "tokens_per_second"] if with_steps else [])
-    keys.append("attempt")
-    chosen = rows[:: max(1, len(rows) // 12)]
-    chosen += [rows[-1]] if chosen[-1] is not rows[-1] else []
-    shown = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in chosen]
-    return [*table(shown, keys), "", *(loss_chart(rows) if with_steps else [])]
-
-
-def _scores(rows: list[JsonObject]) -> Iterator[str]:
-    """A line for each checkpoint, a column for each figure."""
-    points = [(row["step"], values_of(row["scores"])) for row in rows]
-    names = list(dict.fromkeys(name for _, values in points for name in values))
-    cells = [
-        [str(step), *(f"{values[name]:.4g}" if name in values else "-" for name in names)] for step, values in points
-    ]
-    yield from table(cells, ["step", *names])
 
 
 @click.command()

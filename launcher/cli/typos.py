@@ -18,7 +18,8 @@ SYNONYMS = {
     "log": "logs", "tail": "logs", "watch": "status", "explain": "why", "tokenize": "prepare", "convert": "export",
     "sample": "generate", "complete": "completion", "clear": "cache", "check": "doctor",
     "run": "RECIPE", "train": "RECIPE", "start": "RECIPE", "launch": "RECIPE", "submit": "RECIPE",
-    "pretrain": "RECIPE", "grid": "sweep", "search": "sweep", "tune": "sweep", "options": "keys", "config": "keys",
+    "trace": "profile", "profiler": "profile",
+    "pretrain": "RECIPE", "grid": "sweep", "search": "sweep", "lr_find": "tune", "options": "keys", "config": "keys",
 }  # fmt: skip
 
 

@@ -10,13 +10,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import LaunchError, MissingDataError, UserError
 from launchyard.host.folders import user_cache_folder
 from launchyard.host.locks import exclusive
+from launchyard.launcher.data.epochs import with_epochs
+from launchyard.launcher.data.masked import check_prompts
 from launchyard.launcher.data.places import is_there, locate, places_of
 from launchyard.model.text.companions import TOKENIZER as TOKENIZER_JSON
 from launchyard.model.text.find import TAKEN, read_tokenizer_files
@@ -28,6 +30,7 @@ from launchyard.training.data.dataset_spec import (
     open_dataset,
     tokenizer_vocab_size,
     vocab_size_of,
+    with_sets,
     with_validation,
 )
 from launchyard.training.data.index import (
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 ROW_TOKENS = 200  # of instructions; only for the estimate before they are prepared
 BYTES_PER_TOKEN = 4  # English text under a usual vocabulary; only for the estimate before text is prepared
+SETS = "validation.sets"
 HASHED_BYTES = 64 << 20  # text up to this is known by its content, more of it by names, sizes and times
 
 
@@ -94,20 +98,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The tokens that a plan is made with, of all its sources together. `validation` is data.validation, located."""
+    """The tokens that a plan is made with, of all its sources together. `validation` is data.validation, located;
+    `sets` are those of validation.sets.
+    """
 
     parts: tuple[Part, ...]
     validation: float | str | None
     spec: DataSpec
+    sets: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def _all(self) -> tuple[Part, ...]:
+        return (*self.parts, *self.sets.values())
 
     @property
     def prepared(self) -> bool:
-        return all(part.preparation is None for part in self.parts)
+        return all(part.preparation is None for part in self._all)
 
     @property
     def vocab_size(self) -> int | None:
         """The largest of any source."""
-        return max((part.vocab_size for part in self.parts if part.vocab_size is not None), default=None)
+        return max((part.vocab_size for part in self._all if part.vocab_size is not None), default=None)
 
 
 def resolve(
@@ -119,34 +130,69 @@ def resolve(
     epochs: float | None = None,
     cache: str | None = None,
     encoding: Encoding = ENCODING,
+    sets: Mapping[str, str | list[str]] | None = None,
 ) -> Resolved:
     """Find the tokens of a recipe without preparing or writing anything. UserError names the key to fix.
 
     Text for which no `tokenizer` is named takes that of the weights to start from (`init_from`). Relative paths are
     looked for beside the recipe (`base`), then in the working directory. `epochs` of instructions are put into packs,
-    and counted. `cache` replaces the user's cache folder; `encoding` is that of text.
+    and counted. `cache` replaces the user's cache folder; `encoding` is that of text. `sets` are validation.sets.
     """
     with _key("tokenizer"):
         located = tokenizer and locate(tokenizer, base)
         if located and ("://" in located or os.path.exists(located)):
             tokenizer = located  # else it may be a model of the hub
-    parts = []
-    for key, given, weight, kind in _named(data):
-        with _key(key):
-            sources = [place for source in given for place in places_of(source, base, kind)]
-        is_text = not any(map(is_prepared, sources))
-        wanted = _tokenizer_of(init_from) if is_text and init_from and not tokenizer else tokenizer
-        place = TextCache(cache, encoding)
-        if kind != "tokens" and is_text:
-            with _key("data.template"):
-                rows = RowsWanted(_row_options(kind, data, base), data, epochs)
-            part = _conversations(key, sources, wanted, rows, place)
-        else:
-            part = _part(key, sources, wanted, data.validation, place)
-        parts.append(replace(part, weight=weight, spec=_counted(part, data, epochs, kind)))
+    asked = _Asked(data, tokenizer, init_from, base, epochs, TextCache(cache, encoding))
+    parts = [replace(_source(key, given, kind, asked), weight=weight) for key, given, weight, kind in _named(data)]
     with _key("data.validation"):
         validation = locate(data.validation, base) if isinstance(data.validation, str) else data.validation
-    return _joined(parts, validation)
+    return _joined(parts, validation, _held_out(sets or {}, parts, asked))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is the same for all sources; see `resolve`."""
+
+    data: DataConfig
+    tokenizer: str | None
+    init_from: str | None
+    base: str | None
+    epochs: float | None
+    place: TextCache
+
+
+def _source(key: str, given: list[str], kind: DataKind, asked: _Asked) -> Part:
+    tokenizer = asked.tokenizer
+    with _key(key):
+        sources = [place for source in given for place in places_of(source, asked.base, kind)]
+    is_text = not any(map(is_prepared, sources))
+    if is_text and asked.init_from and not tokenizer:
+        tokenizer = _tokenizer_of(asked.init_from)
+    if kind != "tokens" and is_text:
+        with _key("data.template"):
+            rows = RowsWanted(_row_options(kind, asked.data, asked.base), asked.data, asked.epochs)
+        part = _conversations(key, sources, tokenizer, rows, asked.place)
+    else:
+        part = _part(key, sources, tokenizer, asked.data.validation, asked.place)
+        check_prompts(key, sources, asked.data)
+    return replace(part, spec=_counted(part, asked.data, asked.epochs, kind))
+
+
+def _held_out(sets: Mapping[str, str | list[str]], parts: Sequence[Part], asked: _Asked) -> dict[str, Part]:
+    """The sources of validation.sets, all of whose documents are held out; text by the tokenizer of the data."""
+    theirs = (part.preparation.tokenizer if part.preparation else part.spec.tokenizer for part in parts)
+    made_by = asked.tokenizer or next(filter(None, theirs), None)
+    alone = replace(asked, data=asked.data.model_copy(update={"validation": None}), tokenizer=made_by, epochs=None)
+    found = {}
+    for name, given in sets.items():
+        key = f"{SETS}.{name}"
+        try:
+            found[name] = _source(key, _listed(given), asked.data.kind, alone)
+        except UserError as error:  # of the tokenizer, or of the kind
+            if key in str(error):
+                raise
+            raise UserError(f"{key}: {error}", hint=error.hint) from error
+    return found
 
 
 def _named(data: DataConfig) -> Iterator[tuple[str, list[str], float, DataKind]]:
@@ -179,7 +225,7 @@ def _part(
     return _text(key, sources, tokenizer, validation, cache)
 
 
-def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
+def _joined(parts: Sequence[Part], validation: float | str | None, sets: dict[str, Part]) -> Resolved:
     with _key("data.source" if len(parts) == 1 else "data.mixture"):
         spec = mix([part.spec for part in parts], [part.weight for part in parts])
     if isinstance(validation, str):
@@ -194,7 +240,9 @@ def _joined(parts: Sequence[Part], validation: float | str | None) -> Resolved:
             "holds nothing out",
             hint="prepare it again with --validation, name a prepared folder, or set data.validation=null",
         )
-    return Resolved(tuple(parts), validation, spec)
+    with _key("validation"):
+        spec = with_sets(spec, {name: part.spec for name, part in sets.items()})
+    return Resolved(tuple(parts), validation, spec, sets)
 
 
 # -- tokens that exist -----------------------------------------------------------------------------------------------
@@ -214,8 +262,10 @@ def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind)
     (source,) = part.spec.train
     found = _kind_of(source)
     if found != kind:
-        where = part.key.replace("source", "kind")
-        raise UserError(f"{part.key}: {source.folder} holds {found}, and its kind is {kind}", hint=f"{where}={found}")
+        fix = "it is that of the data, data.kind"
+        if part.key.endswith("source"):
+            fix = f"{part.key.replace('source', 'kind')}={found}"
+        raise UserError(f"{part.key}: {source.folder} holds {found}, and its kind is {kind}", hint=fix)
     if source.instruct is None:
         return part.spec
     from launchyard.training.data.row_store import group_lengths
@@ -230,25 +280,6 @@ def _counted(part: Part, data: DataConfig, epochs: float | None, kind: DataKind)
             hint=f"data.seq_len={longest}, or prepare the data again for shorter rows",
         )
     return with_epochs(part.spec, data, epochs or 1)
-
-
-def with_epochs(spec: DataSpec, data: DataConfig, epochs: float) -> DataSpec:
-    """The same with the sequences of so many epochs of rows counted, in a set of one source."""
-    from launchyard.training.data.packs import count_packs
-    from launchyard.training.data.row_store import group_lengths
-
-    (source,) = spec.train
-    assert source.instruct is not None
-    packs = count_packs(
-        group_lengths(source.folder, source.instruct.together),
-        epochs=epochs,
-        capacity=data.seq_len,
-        seed=data.seed,
-        shuffle=data.shuffle,
-        packing=data.packing,
-    )
-    counted = source.instruct.model_copy(update={"packs": packs})
-    return spec.model_copy(update={"train": (source.model_copy(update={"instruct": counted}),)})
 
 
 def _kind_of(source: TokenSource) -> DataKind:
@@ -370,7 +401,9 @@ def _conversations(key: str, given: list[str], tokenizer: str | None, rows: Rows
 
 def _row_options(kind: DataKind, data: DataConfig, base: str | None) -> RowOptions:
     keys: dict[str, object] = {"kind": kind}
-    keys |= {name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template")}
+    keys |= {
+        name: getattr(data, name) for name in ("seq_len", "too_long", "style", "columns", "template", "mask_prompt")
+    }
     if data.template is not None and data.template.endswith(".jinja"):
         keys["template"] = files.read(locate(data.template, base)).decode()
     return RowOptions.model_validate(keys)
@@ -402,7 +435,8 @@ def ensure_prepared(resolved: Resolved, *, on_progress: Callable[[PrepareProgres
     """The exact tokens, prepared now if they are not yet. A second launch of the same text waits for the first."""
     if resolved.prepared:
         return resolved
-    return _joined([_prepared_now(part, on_progress) for part in resolved.parts], resolved.validation)
+    sets = {name: _prepared_now(part, on_progress) for name, part in resolved.sets.items()}
+    return _joined([_prepared_now(part, on_progress) for part in resolved.parts], resolved.validation, sets)
 
 
 def _prepared_now(part: Part, on_progress: Callable[[PrepareProgress], None] | None) -> Part:

@@ -19,7 +19,9 @@ from launchyard.launcher.plan.optimizer import optimizer_problems, planned_check
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
+from launchyard.launcher.plan.profile import profile_problems
 from launchyard.launcher.plan.regularised import misfits, with_regularisers
+from launchyard.launcher.plan.validation import validation_problems
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
 from launchyard.model.adapter import PROMPTED, Adapter
@@ -90,7 +92,7 @@ def make_plan(
     batch = _batch(recipe, nnodes * nproc, draft)
     mesh = _mesh(recipe, nnodes * nproc, draft)
     _check_secrets(recipe, run_url, draft)
-    _check(recipe, cluster, data, model, device, host, draft)
+    _check(recipe, cluster, data, model, device, host, nnodes * nproc, draft)
     sizes = _sizes(recipe, nproc, cluster, draft)
     if draft.problems or model is None or batch is None or mesh is None:
         raise PlanError(draft.problems)
@@ -180,6 +182,8 @@ def _workers(recipe: Recipe, cluster: Cluster, host: HostFacts, draft: _Draft) -
         draft.notes.append(f"using {workers} of {gpus} GPUs (resources.nproc_per_node)")
     elif workers < gpus:
         draft.wrong("resources.nproc_per_node", f"{workers} workers would leave {gpus - workers} of {gpus} GPUs idle")
+    if local and any(gpu.rocm for gpu in host.gpus):
+        draft.notes.append("AMD's GPUs, by ROCm, are untried: nobody has run this product there")
     return "cuda", workers
 
 
@@ -421,20 +425,6 @@ def _with_ids_of_data(model: ModelConfig, data_vocab: int, recipe: Recipe, sourc
     return model
 
 
-def _check_judged(draft: _Draft, recipe: Recipe) -> None:
-    """Of what validations decide: there must be some, and they must have that figure."""
-    early = recipe.early_stopping
-    metrics = {"checkpoint.best_metric": recipe.checkpoint.best_metric} if recipe.checkpoint.keep_best else {}
-    if early is not None:
-        metrics["early_stopping.metric"] = early.metric
-    for key, metric in metrics.items():
-        if metric != "loss" and recipe.data.kind != "preference":
-            draft.wrong(key, f"{metric} is measured of preferences alone (data.kind: preference); use loss")
-        if not recipe.validation.every_steps:
-            section = key.split(".")[0]
-            draft.wrong("validation.every_steps", f"{section} judges by validations, and there are none; set it")
-
-
 def _check(
     recipe: Recipe,
     cluster: Cluster,
@@ -442,20 +432,19 @@ def _check(
     model: ModelConfig | None,
     device: str,
     host: HostFacts,
+    workers: int,
     draft: _Draft,
 ) -> None:
     train = recipe.train
     spec = data.spec
     traits = _traits(cluster)
     _check_preference(recipe, draft)
-    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe)])
+    draft.problems.extend([*optimizer_problems(recipe), *misfits(recipe), *profile_problems(recipe, spec, workers)])
     if recipe.after and not traits.waits_for_jobs:
         draft.wrong("after", f"{cluster.name} has no queue in which to wait for {recipe.after}; leave it out")
     if train.max_epochs is not None and len(spec.train) > 1:
         draft.wrong("train.max_epochs", "each source of a mixture has its own epochs; use max_steps or max_tokens")
-    if recipe.validation.every_steps and not spec.validation:
-        draft.wrong("validation.every_steps", "the data has no held-out part; set data.validation, such as 0.05")
-    _check_judged(draft, recipe)
+    draft.problems.extend(validation_problems(recipe, spec))
     if recipe.validation.sample and spec.tokenizer is None:
         draft.wrong("validation.sample", "needs a tokenizer; set tokenizer")
     if recipe.resources.time_limit is not None and seconds_of(recipe.resources.time_limit) is None:
@@ -478,6 +467,7 @@ def _check_secrets(recipe: Recipe, run_url: str, draft: _Draft) -> None:
     """Plans and recipes are stored in plain text: no passwords in their URLs."""
     given: list[tuple[str, object]] = [("data.source", recipe.data.source)]
     given += [(f"data.mixture.{number}", one.source) for number, one in enumerate(recipe.data.mixture or ())]
+    given += [(f"validation.sets.{name}", source) for name, source in recipe.validation.sets.items()]
     urls = [(key, url) for key, source in given for url in (source if isinstance(source, list) else [source])]
     urls += [("data.validation", recipe.data.validation), ("tokenizer", recipe.tokenizer), ("--run-url", run_url)]
     for key, url in [*urls, ("model.init_from", recipe.model.init_from)]:

@@ -34,6 +34,10 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             f"validation.tasks: rank 0 loads the whole model once more to ask it, {size(4 * plan.n_params)} in fp32, "
             "and the other workers wait; each point is saved first"
         )
+    trained_on = {source.folder for source in plan.data.train}
+    for set_name, sources in plan.data.sets.items():
+        if any(source.folder in trained_on for source in sources):
+            yield f"validation.sets.{set_name} is trained on too, so its loss says nothing of text that is new"
     if load_backend(plan.scheduler).TRAITS.scheduled:
         yield from _of_a_cache_here(recipe)
     warmup = recipe.schedule.warmup_steps

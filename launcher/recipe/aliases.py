@@ -13,7 +13,8 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "resources.nodes": "num_nodes nnodes n_nodes",
     "resources.gpus_per_node": "devices gpus num_gpus n_gpus gpus_per_machine",
     "resources.nproc_per_node": "num_proc n_procs workers num_processes",
-    "resources.time_limit": "max_time walltime time_limit train.max_time",
+    "resources.time_limit": "walltime time_limit",
+    "train.max_time": "max_time",
     "model.preset": "model_name model.name model.flavor model.size model_type model.model_name size",
     "model.init_from": "initial_checkpoint_dir checkpoint_dir pretrained_model_name_or_path model_name_or_path "
     "base_model base_model_path initial_load_path load_from pretrained hf_assets_path",
@@ -40,6 +41,7 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "tokenizer": "tokenizer_dir tokenizer_path model.tokenizer_path model.tokenizer data.tokenizer tokenizer_name",
     "data.source": "dataset train_data_path data_path dataset_path training.dataset_path data_dir train_file data.path",
     "data.mixture": "datasets mix dataset_weights data_mixture mixture_weights sources train_data data.sources",
+    "data.mask_prompt": "mask_input train_on_inputs train_on_prompt mask_inputs",
     "data.seq_len": "block_size max_seq_length sequence_length seq_length tokens_per_sample train.seq_len "
     "training.seq_len model.block_size max_length seqlen",
     "data.validation": "val_data_path val_split_fraction validation_split val_fraction",
@@ -94,6 +96,10 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "adapter.quantize": "quantize load_in_4bit load_in_8bit",
     "metrics.trackers": "logger logger_name report_to loggers trackers log_to enable_tensorboard enable_wandb",
     "metrics.project": "project wandb_project project_name experiment wandb.project",
+    "profile": "profiler profiling",
+    "profile.memory": "profile_memory enable_memory_snapshot profiling.enable_memory_snapshot",
+    "profile.shapes": "record_shapes",
+    "profile.stacks": "with_stack",
     "watchdog.step_seconds": "watchdog_timeout hang_timeout train_timeout_seconds comm.train_timeout_seconds",
     "watchdog.slow_seconds": "init_timeout_seconds comm.init_timeout_seconds timeout",
     "checkpoint.every_steps": "save_interval save_steps save_every checkpoint_interval checkpoint.interval "
@@ -106,6 +112,8 @@ _OURS_TO_THEIRS: dict[str, str] = {
     "early_stopping": "early_stop earlystopping",
     "checkpoint.async_save": "async_mode async_checkpoint",
     "validation.every_steps": "eval_interval eval_steps eval_every val_check_interval eval.interval validation.freq",
+    "validation.every_epochs": "check_val_every_n_epoch eval_epochs validation_epochs",
+    "validation.sets": "val_dataloaders val_datasets eval_datasets eval_dataset",
     "validation.max_batches": "eval_iters limit_val_batches max_eval_batches eval.max_iters validation.steps",
     "validation.at_start": "initial_validation",
     "validation": "eval evaluation",

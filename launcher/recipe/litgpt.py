@@ -53,6 +53,7 @@ def is_litgpt(section: _Keys) -> bool:
 
 def from_litgpt(section: _Keys) -> ModelConfig:
     """The model of LitGPT's keys, with its defaults for those that are absent; LitGPTKeyError, or ValueError."""
+    section = _over_named(section)
     for key in section:
         if key not in _DEFAULTS:
             known = key in ModelConfig.model_fields or key in ("preset", "init_from")
@@ -69,6 +70,24 @@ def from_litgpt(section: _Keys) -> ModelConfig:
             continue
         return config
     return ModelConfig.model_validate({**knobs, "family": first})
+
+
+def _over_named(section: _Keys) -> _Keys:
+    """`model_name`: LitGPT takes what is absent from the model of that name, which for Pythia is its defaults and rows.
+
+    The defaults of other families are not these, so there a name would silently mean another model.
+    """
+    if "model_name" not in section:
+        return section
+    named = str(section["model_name"]).rpartition("/")[2].lower()
+    known = zoo.preset(named) if named in zoo.presets() else None
+    if known is None or known.family != "gpt_neox":
+        close = f"write model.preset: {named} and change it" if known else "write model.preset: NAME of `launch models`"
+        raise LitGPTKeyError("model_name", f"{close} in our keys")
+    mine = {key: value for key, value in section.items() if key != "model_name"}
+    if "padding_multiple" not in mine and mine.get("vocab_size", 0) <= known.padded_vocab_size:
+        mine.setdefault("padded_vocab_size", known.padded_vocab_size)
+    return {"name": section["model_name"], **mine}
 
 
 def _sizes(keys: _Keys) -> dict[str, object]:

@@ -30,6 +30,7 @@ from launchyard.launcher.recipe.yaml import (
     read_document,
     validate,
 )
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
 from launchyard.training.recipe import EITHER_OR, Recipe, apply_overrides
@@ -44,9 +45,11 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("code",),
     ("model", "init_from"),
     ("validation", "tasks"),
+    ("validation", "sets"),
 )
 _YAML = (".yaml", ".yml")
 _STDIN = "standard input"
+_MAPPING = "the recipe"
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
@@ -85,19 +88,23 @@ class UncheckedRecipe:
 
 
 def load_recipe(
-    source: str, overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
+    source: str | Mapping[str, object], overrides: dict[str, Any] | None = None, *, defaults: Document | None = None
 ) -> LoadedRecipe:
-    """Load a path, a bundled name or an fsspec URL; UserError or RecipeErrors name all its problems.
+    """Load a path, a bundled name, an fsspec URL or a mapping; UserError or RecipeErrors name all its problems.
 
     defaults: for keys that the recipe leaves out.
     """
     return read_recipe(source, defaults=defaults).check(overrides or {})
 
 
-def read_recipe(source: str, *, defaults: Document | None = None) -> UncheckedRecipe:
+def read_recipe(source: str | Mapping[str, object], *, defaults: Document | None = None) -> UncheckedRecipe:
     """The first half of load_recipe."""
-    label, base, text = _read(source)
-    document = _anchor(read_document(text, label), base)
+    if isinstance(source, str):
+        label, base, text = _read(source)
+        document = _anchor(read_document(text, label), base)
+    else:
+        base = os.getcwd()
+        document = _anchor(Document(plain_mapping(source, _MAPPING), _MAPPING), base)
     if "extends" in document.value:
         document = _extend(document, base)
     return UncheckedRecipe(merge(defaults, document) if defaults else document, base)
@@ -207,6 +214,26 @@ def _not_found(source: str, path: Path) -> str:
     return f"{what}; did you mean {near}?" if near else f"{what}; bundled: {', '.join(names)}"
 
 
+def plain_mapping(given: Mapping[str, object], what: str) -> JsonObject:
+    """A copy of keys and values that were made in Python, as YAML would give them; paths become text.
+
+    RecipeErrors names a value that no YAML holds.
+    """
+    return {key: _plain_value(value, what, key) for key, value in given.items()}
+
+
+def _plain_value(value: object, what: str, key: str) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _plain_value(child, what, f"{key}.{name}") for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(child, what, f"{key}.{place}") for place, child in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise RecipeErrors([f"{what}: {key}: a {type(value).__name__}; use text, numbers, true or false, lists, mappings"])
+
+
 # -- joining ---------------------------------------------------------------------------------------------------------
 def _extend(document: Document, base: str) -> Document:
     """One level of `extends`: the named recipe, with this one on top."""
@@ -305,7 +332,15 @@ def from_here(overrides: dict[str, Any]) -> dict[str, Any]:
 def paths_from(folder: str, overrides: Mapping[str, object]) -> dict[str, object]:
     """Resolves relative paths among dotted keys from a folder."""
     named = {".".join(path): path for path in _PATHS}
-    return {key: _full_paths(named[key], value, folder) if key in named else value for key, value in overrides.items()}
+    return {
+        key: _full_paths(named[key], value, folder) if key in named else _of_set(key, value, folder)
+        for key, value in overrides.items()
+    }
+
+
+def _of_set(key: str, value: object, folder: str) -> object:
+    """The same for one set alone, validation.sets.NAME."""
+    return _with_full_paths(value, folder) if key.startswith("validation.sets.") else value
 
 
 def _anchor(document: Document, folder: str) -> Document:
@@ -327,6 +362,8 @@ def _full_paths(path: tuple[str, ...], value: object, folder: str) -> object:
     """The value of one of _PATHS. Of tasks only files are meant: a folder may have the name of one by chance."""
     if path == ("validation", "tasks") and isinstance(value, list):
         return [_with_full_paths(name, folder) if str(name).endswith(_YAML) else name for name in value]
+    if path == ("validation", "sets") and isinstance(value, dict):
+        return {name: _with_full_paths(source, folder) for name, source in value.items()}
     return _with_full_paths(value, folder)
 
 

@@ -12,7 +12,9 @@ from launchyard.launcher.runs.logs import log_of
 from launchyard.run import layout
 from launchyard.run.lease import last_heartbeat
 from launchyard.run.records import OutcomeRecord
+from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 _SAMPLE_CHARACTERS = 1000
@@ -39,10 +41,12 @@ def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -
     if len(attempts) > 1:
         parts.append(f"{len(attempts)} attempts")
     validated = list(run.rows("validation"))
+    of_main = [row for row in validated if is_of_set(row)]
     if steps:
         parts.append(f"loss {steps[-1]['loss']:.4f}")
-    if validated:
-        parts.append(f"validation loss {validated[-1]['loss']:.4f} at step {validated[-1]['step']}")
+    if of_main:
+        parts.append(f"validation loss {of_main[-1]['loss']:.4f} at step {of_main[-1]['step']}")
+    parts += [f"{name} {_last_of(validated, name):.4f}" for name in sets_of(validated)]
     summary = " · ".join(part for part in parts if part)
     if record.outcome == "failed":
         return f"✗ failed     {first_line(record.message)} ({summary})"
@@ -50,6 +54,10 @@ def _headline(run: RunDir, record: OutcomeRecord, steps: list[dict[str, Any]]) -
         result = f"saved at step {record.step}" if record.checkpoint else record.message
         return f"✓ stopped    {result} ({record.reason}) · {summary}"
     return f"✓ completed  {summary}"
+
+
+def _last_of(validated: list[JsonObject], name: str) -> float:
+    return float([row for row in validated if is_of_set(row, name)][-1]["loss"])
 
 
 def _seconds(run: RunDir, attempt: int) -> float:

@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.launcher.format import clock, count, duration, first_line, size
+from launchyard.launcher.report.phases import page_phases
+from launchyard.launcher.report.profiles import page_profiles
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
+from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 HERE = Path(__file__).parent
 MAX_LANES = 40  # a run of more attempts shows its last ones
 SMOOTH = 40  # a smooth curve is a mean over a fortieth of it
+_HELD_OUT_COLOURS = ("c1", "c2", "c3")
 _GOOD = ("completed", "running", "saving")
 _BAD = ("failed", "lost")
 
@@ -59,6 +64,8 @@ def _values(story: Story) -> dict[str, Any]:
         "figures": list(_figure_rows(story)),
         "loss": _loss(story),
         "time": _time(story),
+        "phases": page_phases(story),
+        "profiles": page_profiles(story.run),
         "attempts": [_attempt(one, story) for one in story.attempts],
         "checkpoints": _checkpoints(story),
         "removed": _removed(story),
@@ -104,9 +111,10 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
     yield "Steps", f"{state.step:,}" if state.step is not None else "0", of
     if rows:
         yield "Loss", f"{rows[-1]['loss']:.3f}", f"from {rows[0]['loss']:.2f}"
-    if story.validation:
-        best = min(story.validation, key=lambda row: float(row["loss"]))
-        yield "Validation loss", f"{story.validation[-1]['loss']:.3f}", f"best {best['loss']:.3f} at {best['step']:,}"
+    for name, measured in _by_set(story.validation):
+        best = min(measured, key=lambda row: float(row["loss"]))
+        title = f"Validation loss, {name}" if name else "Validation loss"
+        yield title, f"{measured[-1]['loss']:.3f}", f"best {best['loss']:.3f} at {best['step']:,}"
     if rows:
         yield "Tokens", count(float(rows[-1]["tokens_seen"])), "trained on"
         speeds = [float(row["tokens_per_second"]) for row in rows]
@@ -120,6 +128,12 @@ def _figure_rows(story: Story) -> Iterator[tuple[str, str, str]]:
         yield "Attempts", str(many), _plural(story.preemptions, "preemption")
 
 
+def _by_set(rows: Sequence[JsonObject]) -> list[tuple[str, list[JsonObject]]]:
+    """Rows of validations by the set that they are of; the main one, which has no name, comes first."""
+    found = [(name, [row for row in rows if is_of_set(row, name)]) for name in ("", *sets_of(rows))]
+    return [(name, some) for name, some in found if some]
+
+
 def _plural(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
@@ -130,16 +144,18 @@ def _loss(story: Story) -> dict[str, Any] | None:
     if len(rows) < 2:
         return None
     raw = [(float(row["step"]), float(row["loss"])) for row in rows]
-    lines = [Line(raw, "c0", faint=True), Line(_smooth(raw), "c0", "training")]
-    validation = [(float(row["step"]), float(row["loss"])) for row in story.validation]
-    if validation:
-        lines.append(Line(validation, "c1", "validation loss", dots=True))
+    lines = [Line(raw, "c0", faint=True), Line(smooth(raw), "c0", "training")]
+    named = []
+    for (name, measured), colour in zip(_by_set(story.validation), itertools.cycle(_HELD_OUT_COLOURS)):
+        points = [(float(row["step"]), float(row["loss"])) for row in measured]
+        lines.append(Line(points, colour, f"validation loss {name}".rstrip(), dots=True))
+        named.append((colour, f"validation {name}".rstrip()))
     marks = [
         Mark(float(one.started_from), f"attempt {one.attempt} went on from step {one.started_from}", "muted")
         for one in story.attempts
         if one.started_from
     ]
-    legend = [("c0", "training, smoothed over its steps"), *([("c1", "validation")] if validation else [])]
+    legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
     return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(rows, marks))}
@@ -156,13 +172,13 @@ def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iter
         form = count if key == "tokens_per_second" else (lambda value: f"{value:.3g}")
         lines = [Line(points, colour, title)]
         if key != "lr":
-            lines = [Line(points, colour, faint=True), Line(_smooth(points), colour, title)]
+            lines = [Line(points, colour, faint=True), Line(smooth(points), colour, title)]
         svg = curve(lines, label=title, width=330.0, height=150.0, marks=marks, form=form, x_form=count, from_zero=True)
         if svg:
             yield title, _svg(svg)
 
 
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The mean around each point, as far to either side, so that it does not lag; finite values only."""
     points = [(x, y) for x, y in points if math.isfinite(y)]
     sums = list(itertools.accumulate((y for _, y in points), initial=0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from launchyard.launcher.format import can_draw
@@ -14,7 +14,14 @@ Point = tuple[float, float]
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of each dot, rows from the top
 
 
-def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille: bool = True) -> list[str]:
+def draw(
+    points: Sequence[Point],
+    *,
+    width: int = 64,
+    height: int = 12,
+    braille: bool = True,
+    x_form: Callable[[float], str] = "{:g}".format,
+) -> list[str]:
     """Lines of a chart of (x, y) points, x ascending; none if there are fewer than two finite points."""
     points = [point for point in points if math.isfinite(point[1])]
     if len(points) < 2:
@@ -34,8 +41,8 @@ def draw(points: Sequence[Point], *, width: int = 64, height: int = 12, braille:
         body = "".join(_cell(cell, braille) for cell in cells).rstrip()
         edge = "┤" if braille else "|"
         lines.append(f"{label:>8.3f} {edge}{body}" if label is not None else f"{'':>8} {'│' if braille else '|'}{body}")
-    first = f"{points[0][0]:g}"
-    last = f"{points[-1][0]:g}"
+    first = x_form(points[0][0])
+    last = x_form(points[-1][0])
     return [*lines, f"{'':>10}{first}{last.rjust(max(1, width - len(first)))}"]
 
 
@@ -43,6 +50,45 @@ def _cell(cell: int, braille: bool) -> str:
     if not cell:
         return " "
     return chr(0x2800 + cell) if braille else "*"
+
+
+def overlay(
+    curves: Sequence[tuple[str, Sequence[Point]]], *, paint: Sequence[Callable[[str], str]] = (), height: int = 14
+) -> list[str]:
+    """Lines of a chart of several curves over one x axis, each drawn with its own letter; * where two meet.
+
+    paint: a colour for each; without it the letters stand alone. None of it if a curve has no two finite points.
+    """
+    finite = [(mark, [point for point in points if math.isfinite(point[1])]) for mark, points in curves]
+    drawn = [(mark, points) for mark, points in finite if len(points) > 1]
+    if len(drawn) < 2:
+        return []
+    start = min(points[0][0] for _, points in drawn)
+    end = max(points[-1][0] for _, points in drawn)
+    width = 64
+    grid = [[" "] * width for _ in range(height)]
+    columns = [(mark, *_placed(points, start, end, width)) for mark, points in drawn]
+    low = min(min(values) for _, _, values in columns)
+    high = max(max(values) for _, _, values in columns)
+    for mark, begin, values in columns:
+        for x, value in enumerate(values, begin):
+            row = round((high - value) / ((high - low) or 1.0) * (height - 1))
+            grid[row][x] = mark if grid[row][x] == " " else "*"
+    colours = {mark: colour for (mark, _), colour in zip(curves, paint, strict=False)}
+    lines = []
+    for row, cells in enumerate(grid):
+        label = f"{high:>8.3f}" if row == 0 else f"{low:>8.3f}" if row == height - 1 else " " * 8
+        body = "".join(colours.get(cell, str)(cell) for cell in "".join(cells).rstrip())
+        lines.append(f"{label} |{body}")
+    left = f"{start:g}"
+    return [*lines, f"{'':>10}{left}{f'{end:g}'.rjust(max(1, width - len(left)))}"]
+
+
+def _placed(points: Sequence[Point], start: float, end: float, width: int) -> tuple[int, list[float]]:
+    """The first column of a curve that may be shorter than the chart, and its values from there on."""
+    span = (end - start) or 1.0
+    begin, last = (round((x - start) / span * (width - 1)) for x in (points[0][0], points[-1][0]))
+    return begin, _columns(points, last - begin + 1)
 
 
 def _columns(points: Sequence[Point], width: int) -> list[float]:

@@ -297,7 +297,7 @@ class _Walk:
         except ValueError as error:
             yield Problem(layout.DATA_PLACE, str(error).removeprefix(f"{self.run.path(layout.DATA_PLACE)} "), repair)
             return
-        for source in (*data.train, *data.validation):
+        for source in data.every_source:
             if source.folder == OWN_BATCHES:
                 continue
             if what := self._difference(source):

@@ -162,7 +162,8 @@ def _holdups(events: Sequence[dict[str, Any]], first: float, ended: float) -> It
         at = float(event.get("time", 0.0))
         if event.get("event") == VALIDATED:
             seconds = float(event.get("seconds", 0.0))
-            yield Piece(max(first, at - seconds), min(at, ended), "validation", f"validation at step {event['step']}")
+            label = f"validation {event.get('set') or ''}".rstrip() + f" at step {event['step']}"
+            yield Piece(max(first, at - seconds), min(at, ended), "validation", label)
         elif event.get("event") == SAVED:
             seconds = float(event.get("stall_seconds") or 0.0)
             began = at - float(event.get("seconds", 0.0))

@@ -22,6 +22,7 @@ from launchyard.run.rows import is_row, pace_of
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files, retry
 from launchyard.storage.damage import JsonObject, parse_lines, report_damage, unreadable
+from launchyard.training.sections.validation import MAIN
 
 State = Literal[
     "pending", "starting", "running", "saving", "suspended", "stopped", "completed", "failed", "lost", "unknown",
@@ -49,6 +50,7 @@ class RunState:
     max_steps: int | None = None
     loss: float | None = None
     source_tokens: dict[str, int] | None = None  # of a mixture, up to `step`
+    validation_losses: dict[str, float] | None = None  # by set, of the last validation of this attempt
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     checkpoint: int | None = None
@@ -93,6 +95,11 @@ def _glance(entry: Registered) -> RunState | None:
         return state_of(run) if entry.is_of(run) else None
 
 
+def _validated(recorded: list[JsonObject]) -> dict[str, float] | None:
+    done = [event for event in recorded if event.get("event") == events.VALIDATED]
+    return {str(event.get("set") or MAIN): float(event["loss"]) for event in done} or None
+
+
 def _unreachable(entry: Registered, message: str) -> RunState:
     return RunState(entry.run_id, entry.name, entry.url, "unreachable", resumable=False, alive=False, message=message)
 
@@ -133,6 +140,7 @@ def state_of(run: RunDir) -> RunState:
         max_steps=max_steps,
         loss=row.get("loss"),
         source_tokens=row.get("source_tokens"),
+        validation_losses=_validated(recorded),
         tokens_per_second=pace.tokens_per_second if pace else None,
         eta_seconds=pace.seconds_to(max_steps, step=step or 0) if alive and pace and max_steps else None,
         since=_since(run, job, alive, ended, state),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launchyard.errors import RecipeErrors
+from launchyard.launcher.data.resolve import SETS
 from launchyard.launcher.submit.run_data import PLACES
 from launchyard.training.recipe import EITHER_OR, Recipe
 from launchyard.training.sections.optimizer import ScheduleConfig
@@ -16,7 +17,7 @@ from launchyard.training.sections.optimizer import ScheduleConfig
 FIXED = (
     *("name", "after", "model", "adapter", "data", "preference", "tokenizer", "optimizer.name", "optimizer.momentum"),
     *("train.seed", "train.global_batch_size", "train.batch_size_ramp", "train.precision", "train.bf16_rounding"),
-    *("train.ema_decay", "train.overfit_batches"),
+    *("train.ema_decay", "train.overfit_batches", SETS),
 )
 SCHEDULE = "data.mixture_schedule"  # except for this: the steps to come are not part of it
 # All others, by their effect.
@@ -34,10 +35,10 @@ EFFECTS = {
     "stability": TRAINING,
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
-    **dict.fromkeys(("checkpoint", "validation", "metrics", "notify", "watchdog"), BESIDE),
+    **dict.fromkeys(PLACES, MOVED),  # before `validation`, where some of them are
+    **dict.fromkeys(("checkpoint", "validation", "metrics", "notify", "profile", "watchdog"), BESIDE),
     **dict.fromkeys(ENDS_EARLY, LAST),
     "code": TRAINING,
-    **dict.fromkeys(PLACES, MOVED),
     SCHEDULE: MIXED,
 }
 
@@ -63,8 +64,8 @@ class Change:
 
 def changes_between(before: Recipe, after: Recipe) -> Iterator[Change]:
     """The changed keys, in the order of the recipe."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(after.model_dump(mode="json"))
     for key in dict.fromkeys([*old, *new]):
         if old.get(key) != new.get(key):
             yield Change(key, old.get(key), new.get(key), _effect(key, after.schedule))
@@ -98,8 +99,8 @@ def is_fixed(key: str) -> bool:
 
 def refuse_another_run(before: Recipe, after: Recipe) -> None:
     """RecipeErrors that name every change that would make another run of this one."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(after.model_dump(mode="json"))
     problems = [
         f"{key}: {new.get(key)} on the command line, but this run was made with {old.get(key)}; a run keeps its {fixed}"
         for key in dict.fromkeys([*old, *new])
@@ -129,20 +130,26 @@ def _is_place(key: str, old: dict[str, object], new: dict[str, object]) -> bool:
     """Does a key only name a place, before and after? A share of held-out text does not."""
     if key in ("data.source", "data.mixture"):
         return True
+    if is_within(key, SETS):
+        return key in old and key in new
     return key in PLACES and isinstance(new.get(key), str) and not isinstance(old.get(key), float)
 
 
 def places(changes: dict[str, object], before: Recipe, after: Recipe) -> dict[str, object]:
     """The keys that name a place of data anew, with full paths."""
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(after.model_dump(mode="json"))
-    named = {key: new[key] for key in PLACES if _is_place(key, old, new) and new.get(key) is not None}
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(after.model_dump(mode="json"))
+    keys = [*PLACES, *(key for key in new if is_within(key, SETS))]
+    named = {key: new[key] for key in keys if _is_place(key, old, new) and new.get(key) is not None}
     return {key: value for key, value in named.items() if key in changes or value != old.get(key)}
 
 
-def _flat(value: object, before: str = "") -> dict[str, object]:
+def flatten(value: object, before: str = "") -> dict[str, object]:
+    """Sections within sections as one mapping of dotted keys; lists are values."""
     if not isinstance(value, dict):
         return {before: value}
     return {
-        key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{before}.{name}".lstrip(".")).items()
+        key: leaf
+        for name, child in value.items()
+        for key, leaf in flatten(child, f"{before}.{name}".lstrip(".")).items()
     }

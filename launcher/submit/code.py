@@ -102,15 +102,15 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
-    status = _git(folder, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal")
+    status = run_git(folder, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal")
     if status is None:
         return CodeSnapshot(**facts)
     facts.update(_parse_status(status.decode(errors="replace")))
     if facts["changed_files"] and facts["git_sha"]:
-        raw = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv") or b""
+        raw = run_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv") or b""
         facts["diff"] = redact(raw[:MAX_DIFF_BYTES].decode(errors="replace"))
         facts["diff_cut"] = len(raw) > MAX_DIFF_BYTES
-    remote = _git(folder, "config", "--get", "remote.origin.url")
+    remote = run_git(folder, "config", "--get", "remote.origin.url")
     facts["git_remote"] = redact(remote.decode(errors="replace").strip()) if remote else None
     return CodeSnapshot(**facts)
 
@@ -164,7 +164,7 @@ def _own_sha() -> str | None:
     root = own_code.checkout()
     if root is None or not (root / ".git").exists():
         return None
-    described = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    described = run_git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return described.decode().strip() if described else None
 
 
@@ -191,14 +191,14 @@ def _parse_status(text: str) -> dict[str, Any]:
     return {"git_sha": sha, "git_branch": branch, "changed_files": changed[:1000]}
 
 
-def _git(folder: Path, *args: str) -> bytes | None:
-    """Output of git, or None where there is no git, no repository, or a slow one."""
+def run_git(folder: Path, *args: str, env: dict[str, str] | None = None, stdin: bytes = b"") -> bytes | None:
+    """Output of git, or None where there is no git, no repository, or a slow one. `env`: on top of the rest."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(folder), *args],
-            env=own_environment(),
+            env={**own_environment(), **(env or {})},
             capture_output=True,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -20,7 +20,10 @@ from launchyard.storage.redact import redact
 from launchyard.storage.shards import MANIFEST
 
 # What belongs to the jobs and the machine of before, and what the end of a run writes anew.
-_LEFT = {layout.JOB_CODE, layout.JOB_LOG, layout.STOP, layout.PLACE, layout.WEIGHTS, layout.TENSORBOARD, layout.WANDB}
+_LEFT = {
+    *(layout.JOB_CODE, layout.JOB_LOG, layout.STOP, layout.PLACE, layout.PROFILE_REQUEST),
+    *(layout.WEIGHTS, layout.TENSORBOARD, layout.WANDB),
+}
 _PIECE_BYTES = 16 << 20
 
 

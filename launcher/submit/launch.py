@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,17 +25,17 @@ from launchyard.errors import (
     UserError,
     user_errors,
 )
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import Planned, load_backend
 from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
 from launchyard.launcher.backends.hardware import HostFacts, probe_hardware
 from launchyard.launcher.backends.request import After
 from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
-from launchyard.launcher.recipe.load import LoadedRecipe, load_recipe
+from launchyard.launcher.recipe.load import LoadedRecipe, read_recipe
 from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, with_own_code
-from launchyard.launcher.runs.pinned import pinned_checkpoint
+from launchyard.launcher.runs.start_from import shape_of, with_found_files
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.beside import beside_run, remove_beside
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot, with_own
@@ -43,35 +43,43 @@ from launchyard.launcher.submit.packages import check_packages
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
 from launchyard.model.text.companions import write_companions
-from launchyard.model.weights.source import base_and_adapter
 from launchyard.run import layout
 from launchyard.run.frozen import content_digest
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
-from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.storage.redact import redact
+from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, TokenSource
 
 if TYPE_CHECKING:
     from launchyard.launcher.data.resolve import Resolved
     from launchyard.run.records import Job
+    from launchyard.training.recipe import Recipe
 
 
 class Follow(Protocol):
     """Shows a run until it ends; the exit code of `launch`. That is launcher/watch, a layer above this one."""
 
-    def __call__(self, run: RunDir, *, job: Job | None = None) -> int: ...
+    def __call__(self, run: RunDir, *, job: Job | None = None, brief: bool = False) -> int: ...
+
+
+class Start(Protocol):
+    """Makes a job own the next attempt of a run, as the `submit` of a backend does."""
+
+    def __call__(self, run: RunDir, plan: Planned, overrides: JsonObject, /) -> Job: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command line."""
+    """The arguments of the command line. reshape: more keys, which depend on the recipe."""
 
-    recipe: str
+    recipe: str | Mapping[str, object]
     cluster: str
     overrides: dict[str, Any]
     run_url: str | None = None
+    reshape: Callable[[Recipe], dict[str, object]] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,10 @@ def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
 
     cluster = load_cluster(request.cluster)
     reach_storage(cluster)
-    loaded = load_recipe(request.recipe, request.overrides, defaults=recipe_defaults(cluster))
+    unchecked = read_recipe(request.recipe, defaults=recipe_defaults(cluster))
+    loaded = unchecked.check(request.overrides)
+    if request.reshape is not None:
+        loaded = unchecked.check({**request.overrides, **request.reshape(loaded.recipe)})
     run_id = new_run_id(loaded.recipe.name)
     run = new_place(cluster, request.run_url, run_id)
     return ready_at(run, loaded, cluster, run_id=run_id, code=take_snapshot(Path.cwd()), dry_run=dry_run)
@@ -112,7 +123,7 @@ def ready_at(
     run: RunDir, loaded: LoadedRecipe, cluster: Cluster, *, run_id: str, code: CodeSnapshot, dry_run: bool = False
 ) -> Ready:
     """A launch of this recipe with this id in this place, whose storage is reached already; mistakes as above."""
-    loaded = _with_found_tokenizer(_with_found_weights(loaded))
+    loaded = with_found_files(loaded)
     recipe = loaded.recipe
     _check_name(loaded)
     check_notify(loaded)
@@ -162,6 +173,7 @@ def _data(
                 init_from=recipe.model.init_from,
                 base=loaded.base,
                 epochs=recipe.train.max_epochs,
+                sets=recipe.validation.sets,
             )
     except UserError as error:
         problems = all_problems(error)
@@ -201,7 +213,7 @@ def _placed(loaded: LoadedRecipe, key: str, what: str) -> str:
 
 def _with_plan_problems(error: UserError, loaded: LoadedRecipe, parts: dict[str, Any]) -> RecipeErrors:
     """Returns the error of the data together with all problems apart from the data."""
-    keys = ("data.source", "data.mixture", "data.validation", "tokenizer")
+    keys = ("validation.sets", "data.source", "data.mixture", "data.validation", "tokenizer")
     key = next((name for name in keys if name in str(error)), "data")
     problems = [f"{loaded.origin(key)}: {error}"]
     try:
@@ -221,81 +233,13 @@ def planned(data: Resolved) -> PlannedData:
     return PlannedData(spec=data.spec, vocab_size=data.vocab_size, prepared=data.prepared)
 
 
-def _with_found_weights(loaded: LoadedRecipe) -> LoadedRecipe:
-    """model.init_from may be a run or a model of the hub; the run's own copy of the recipe holds its place.
-
-    That of a model of the hub holds its commit: a run that is resumed reads the same files.
-    """
-    name = loaded.recipe.model.init_from
-    if not name:
-        return loaded
-    try:
-        with user_errors("model.init_from"):
-            name = typed_path(name)
-    except UserError as error:
-        raise RecipeErrors([f"{loaded.origin('model.init_from')}: {error}"]) from error
-    if (parts := base_and_adapter(name)) is not None:
-        base = _with_found_weights(_with_weights(loaded, parts[0])).recipe.model.init_from
-        adapter = parts[1] if "://" in parts[1] else os.path.abspath(typed_path(parts[1]))
-        return _with_weights(loaded, f"{base}+{adapter}")
-    with user_errors(f"{loaded.origin('model.init_from')}: model.init_from"):
-        if (checkpoint := pinned_checkpoint(name)) is not None:
-            return _with_weights(loaded, checkpoint if "://" in checkpoint else os.path.abspath(checkpoint))
-    if "://" in name or os.path.isabs(name):
-        return _with_weights(loaded, name)
-    from launchyard.launcher.runs.find import find
-
-    try:
-        url = os.path.abspath(name) if os.path.exists(name) else find(name).url
-    except UserError as error:
-        with user_errors(f"{loaded.origin('model.init_from')}: model.init_from"):
-            if (downloaded := find_downloaded(name)) is not None:
-                return _with_weights(loaded, downloaded)
-        what = f"{loaded.origin('model.init_from')}: model.init_from: no such folder, and {error}"
-        raise RecipeErrors([what], hint=hub_advice(name) or error.hint) from error
-    return _with_weights(loaded, url)
-
-
-def _with_weights(loaded: LoadedRecipe, url: str) -> LoadedRecipe:
-    model = loaded.recipe.model.model_copy(update={"init_from": url})
-    raw = {**loaded.raw, "model": {**loaded.raw["model"], "init_from": url}}
-    return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}), raw=raw)
-
-
-def _with_found_tokenizer(loaded: LoadedRecipe) -> LoadedRecipe:
-    """The same for `tokenizer`, as far as it is a model of the hub."""
-    name = loaded.recipe.tokenizer
-    if not name or "://" in name or os.path.exists(name):
-        return loaded
-    with user_errors(f"{loaded.origin('tokenizer')}: tokenizer"):
-        folder = find_downloaded(name)
-    if folder is None:
-        return loaded
-    recipe = loaded.recipe.model_copy(update={"tokenizer": folder})
-    return replace(loaded, recipe=recipe, raw={**loaded.raw, "tokenizer": folder})
-
-
-def shape_of(loaded: LoadedRecipe) -> ModelConfig | None:
-    """The knobs of the weights to start from, if the recipe names some."""
-    source = loaded.recipe.model.init_from
-    if source is None:
-        return None
-    from launchyard.model.weights.source import check_is_weights, find_source, read_config
-    from launchyard.storage.errors import CorruptError
-
-    try:
-        check_is_weights(find_source(source), source)
-        return read_config(source)
-    except (OSError, ValueError, CorruptError) as error:
-        where = loaded.origin("model.init_from")
-        raise RecipeErrors([f"{where}: model.init_from: {redact(str(error))}"]) from error
-
-
-def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> tuple[Ready, Any]:
-    """Fills the run directory and hands it to the scheduler. Returns the frozen plan and the backend's job."""
+def submit(
+    ready: Ready, made: NewFolder, *, report: Callable[[str], None], start: Start | None = None
+) -> tuple[Ready, Any]:
+    """Fills the run directory and hands it to the scheduler, or to `start`. Returns the frozen plan and the job."""
     from launchyard.launcher.runs.registry import forget, register
 
-    backend = load_backend(ready.plan.scheduler)
+    start = start or load_backend(ready.plan.scheduler).submit
     try:
         ready = prepare_data(ready)
         write_run(ready, made)
@@ -305,7 +249,7 @@ def submit(ready: Ready, made: NewFolder, *, report: Callable[[str], None]) -> t
         made.discard()
         raise
     try:
-        job = backend.submit(ready.run, plan, {})
+        job = start(ready.run, plan, {})
     except (UserError, NothingRunsError):  # refused, nothing runs
         forget(plan.run_id)
         made.discard()
@@ -335,6 +279,20 @@ def _planned_again(ready: Ready, data: Resolved) -> Plan:
         run_id=ready.plan.run_id,
         run_url=ready.plan.run_url,
         data=planned(data),
+        host=ready.host,
+        init=ready.init,
+        after=ready.after,
+    )
+
+
+def planned_with(ready: Ready, recipe: Recipe) -> Plan:
+    """The plan of the same launch with another recipe, of the same model and data. PlanError if there is none."""
+    return make_plan(
+        recipe,
+        cluster=ready.cluster,
+        run_id=ready.plan.run_id,
+        run_url=ready.plan.run_url,
+        data=planned(ready.data),
         host=ready.host,
         init=ready.init,
         after=ready.after,

@@ -31,7 +31,7 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
     if (own := code.own_line()) is not None:
         rows.insert(2, ("own code", [own]))
     lines = [f"✓ {label:<8} {' · '.join(parts)}" for label, parts in rows]
-    lines += [f"  {'':<8} {' · '.join(parts)}" for parts in _source_parts(plan, recipe)]
+    lines += [f"  {'':<8} {' · '.join(parts)}" for parts in (*_source_parts(plan, recipe), *_set_parts(plan))]
     return lines + [f"! {'note':<8} {note}" for note in plan.notes]
 
 
@@ -138,6 +138,13 @@ def _source_parts(plan: Plan, recipe: Recipe) -> Iterator[list[str]]:
         yield [f"{share:6.2%} {name}", f"{count(source.n_tokens)} tokens", f"{epochs:.3g} epochs"]
 
 
+def _set_parts(plan: Plan) -> Iterator[list[str]]:
+    """One line for each set of validation.sets."""
+    about = "" if plan.data_prepared else "about "
+    for name, sources in plan.data.sets.items():
+        yield [f"validation {name}", f"{about}{count(sum(source.n_tokens for source in sources))} tokens"]
+
+
 def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
     batch = plan.batch
     yield "run", f"{plan.run_id} -> {redact(plan.run_url)}"
@@ -170,6 +177,9 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
         yield "data", redact(source.folder)
     for source in plan.data.validation:
         yield "validation", redact(source.folder)
+    for name, sources in plan.data.sets.items():
+        for source in sources:
+            yield f"validation {name}", redact(source.folder)
 
 
 def _indent(text: str) -> list[str]:

@@ -38,6 +38,7 @@ from launchyard.launcher.submit.changes import (
 )
 from launchyard.launcher.submit.code import CodeSnapshot, own_record, record_again, take_snapshot, with_own
 from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
+from launchyard.launcher.submit.launch import Start
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
 from launchyard.launcher.submit.packages import check_packages, needs_packages
 from launchyard.launcher.submit.room import check_room, with_room
@@ -77,27 +78,29 @@ class ReadyToResume:
         facts = {"run_id": self.state.run_id, "run_url": self.target.url, "from_step": self.state.checkpoint or 0}
         return {**facts, "overrides": self.overrides, "changes": [asdict(change) for change in self.changes]}
 
-    def submit(self, *, report: Callable[[str], None]) -> Job:
-        """Starts it; UserError if another job was faster. Reports a change of launchyard itself."""
+    def submit(self, *, report: Callable[[str], None], start: Start | None = None) -> Job:
+        """Starts it, at its scheduler or by `start`; UserError if another job was faster. Reports a change of
+        launchyard itself."""
+        start = start or load_backend(self.plan.scheduler).submit
         restore_data(self.recipe, self.plan.data)
         refuse_if_alive(self.run)  # before its record is touched
         if (self.state.checkpoint or 0) < self.plan.max_steps:
             check_room(self.plan, self.target)
         if self.copy_to is None:
-            return self._record_and_submit(report)
+            return self._record_and_submit(report, start)
         with (
             copied(self.run, self.copy_to, {self.state.checkpoint or 0}, report),
             registered_at(self.copy_to, self.state.run_id, self.state.name, self.plan.store),
         ):
-            return self._record_and_submit(report)
+            return self._record_and_submit(report, start)
 
-    def _record_and_submit(self, report: Callable[[str], None]) -> Job:
+    def _record_and_submit(self, report: Callable[[str], None], start: Start) -> Job:
         if changed := record_again(self.target, self._code(report)):
             report(f"! {'code':<8} {changed}")
         if self.moved:
             record_moved(self.target, self.plan.data)
         with recorded_place(self.target, self.plan) if self.cluster else nullcontext():
-            return self._submit()
+            return self._submit(start)
 
     def _code(self, report: Callable[[str], None]) -> CodeSnapshot:
         """What is recorded of the code of the next attempts; the user's own new file is in the run before that."""
@@ -115,14 +118,14 @@ class ReadyToResume:
             )
         return code.model_copy(update={"own": record})
 
-    def _submit(self) -> Job:
+    def _submit(self, start: Start) -> Job:
         plan = self.plan
         run = self.target
         if self.from_step is None:
-            return load_backend(plan.scheduler).submit(run, plan, self.overrides)
+            return start(run, plan, self.overrides)
         rollback = record_rollback(run, self.from_step)
         try:
-            return load_backend(plan.scheduler).submit(run, plan, self.overrides)
+            return start(run, plan, self.overrides)
         except (UserError, NothingRunsError):
             forget_rollback(run, rollback)
             raise

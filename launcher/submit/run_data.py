@@ -18,7 +18,7 @@ from launchyard.training.recipe import Recipe
 from launchyard.training.spec import OWN_BATCHES, DataSpec, TokenSource
 
 # Keys that name the place of data. Equal tokens may lie anywhere.
-PLACES = ("data.source", "data.mixture", "data.validation", "tokenizer")
+PLACES = ("data.source", "data.mixture", "data.validation", "validation.sets", "tokenizer")
 NEW_PLACE = "name its new place if it has moved: launch resume RUN data.source=PLACE; else bring it back"
 
 
@@ -29,7 +29,13 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
 
     key = "data.source" if recipe.data.mixture is None else "data.mixture"
     with user_errors():
-        found = resolve(recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, epochs=recipe.train.max_epochs)
+        found = resolve(
+            recipe.data,
+            recipe.tokenizer,
+            init_from=recipe.model.init_from,
+            epochs=recipe.train.max_epochs,
+            sets=recipe.validation.sets,
+        )
     if not found.prepared:
         if _folders(found.spec) == _folders(data):  # the same text: restore_data prepares it
             return data
@@ -38,6 +44,7 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
             hint="prepare it with `launch prepare`, as it was prepared for this run, and name that folder",
         )
     if not _equal(found.spec, data):
+        key = _other_set(found.spec, data) or key
         raise UserError(
             f"{key}: other tokens lie there (digest {found.spec.digest[:12]}) than those of this run "
             f"({data.digest[:12]}): {', '.join(_folders(found.spec))}",
@@ -50,7 +57,7 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
 
 def count_more(recipe: Recipe, data: DataSpec) -> DataSpec:
     """The same; with more of its epochs counted where a changed recipe asks for them and the rows are there."""
-    from launchyard.launcher.data.resolve import with_epochs
+    from launchyard.launcher.data.epochs import with_epochs
     from launchyard.training.data.index import ROWS
 
     rows = data.train[0].instruct
@@ -67,8 +74,27 @@ def _equal(found: DataSpec, data: DataSpec) -> bool:
     """Are the tokens the same, whatever their place? Plans of older versions have no digest for each source."""
     if found.digest != data.digest or len(found.train) != len(data.train):
         return False
-    sources = zip((*found.train, *found.validation), (*data.train, *data.validation), strict=False)
-    return len(found.validation) == len(data.validation) and all(_equal_source(one, like) for one, like in sources)
+    parts = zip((found.validation, *_sets(found)), (data.validation, *_sets(data)), strict=True)
+    if found.sets.keys() != data.sets.keys() or any(len(one) != len(like) for one, like in parts):
+        return False
+    return all(_equal_source(one, like) for one, like in zip(_by_place(found), _by_place(data), strict=True))
+
+
+def _other_set(found: DataSpec, data: DataSpec) -> str | None:
+    """The key of a set that holds other tokens, if it is that which differs."""
+    for name, sources in found.sets.items():
+        theirs = data.sets.get(name, ())
+        if len(sources) != len(theirs) or not all(map(_equal_source, sources, theirs)):
+            return f"validation.sets.{name}"
+    return None
+
+
+def _sets(data: DataSpec) -> list[tuple[TokenSource, ...]]:
+    return [data.sets[name] for name in sorted(data.sets)]
+
+
+def _by_place(data: DataSpec) -> list[TokenSource]:
+    return [*data.train, *data.validation, *(source for one in _sets(data) for source in one)]
 
 
 def _equal_source(one: TokenSource, like: TokenSource) -> bool:
@@ -98,8 +124,10 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
     cache = str(parents[2]) if len(parents) > 2 else None
     encodings = get_args(Encoding)
     try:
-        there = partial(resolve, recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, cache=cache)
-        ways = [there(encoding=encoding) for encoding in encodings]
+        there = partial(
+            resolve, recipe.data, recipe.tokenizer, init_from=recipe.model.init_from, sets=recipe.validation.sets
+        )
+        ways = [there(cache=cache, encoding=encoding) for encoding in encodings]
     except UserError as error:  # its text is gone too
         raise missing from error
     found = next((way for way in ways if not way.prepared and _folders(way.spec) == folders), None)
@@ -112,4 +140,4 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
 
 
 def _folders(data: DataSpec) -> list[str]:
-    return [source.folder for source in (*data.train, *data.validation) if source.folder != OWN_BATCHES]
+    return [source.folder for source in data.every_source if source.folder != OWN_BATCHES]

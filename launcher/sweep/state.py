@@ -12,6 +12,7 @@ from launchyard.launcher.runs.state import RunState, state_of
 from launchyard.launcher.sweep.plan import ReadySweep, value_text
 from launchyard.launcher.sweep.record import Sweep, SweepPoint, is_stopped
 from launchyard.run import layout
+from launchyard.run.rows import is_of_set
 from launchyard.storage.damage import JsonObject
 
 NOT_STARTED = "not started"
@@ -79,7 +80,8 @@ def _point(sweep: Sweep, point: SweepPoint) -> PointState:
     if not run.exists(layout.PLAN):
         return PointState(**common, state=NOT_STARTED)
     state: RunState = state_of(run)
-    best = min(run.rows(layout.VALIDATION), key=lambda row: float(row["loss"]), default=None)
+    measured = filter(is_of_set, run.rows(layout.VALIDATION))
+    best = min(measured, key=lambda row: float(row["loss"]), default=None)
     return PointState(
         **common,
         state=state.state,

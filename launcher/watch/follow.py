@@ -34,15 +34,18 @@ ASK_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
 
 
-def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None) -> int:
-    """Show a run until it ends; the exit code of `launch`: 0 done, 1 failed, 75 stopped, 130 ended by Ctrl-C."""
+def follow(run: RunDir, *, job: Job | None = None, out: IO[str] | None = None, brief: bool = False) -> int:
+    """Show a run until it ends; the exit code of `launch`: 0 done, 1 failed, 75 stopped, 130 ended by Ctrl-C.
+
+    brief: without its last page, unless it failed.
+    """
     out = out or sys.stdout
     progress = Progress(run)
     with _CtrlC() as presses, _Live(out) if out.isatty() else _Plain(out) as view:
         record = _watch(_Watcher(run, job, progress), view, presses)
     if record is None:
         return _lost(run, progress, out)
-    for line in _last_lines(run, record, out):
+    for line in _last_lines(run, record, out) if not brief or record.outcome == "failed" else ():
         print(plain(line, out), file=out)
     if presses.handled > 1:
         return EXIT_INTERRUPTED

@@ -50,6 +50,7 @@ class Facts:
     goodput: dict[str, float] = field(default_factory=dict)
     saved_at: float | None = None
     validation: tuple[int, float] | None = None
+    validation_sets: dict[str, tuple[int, float]] = field(default_factory=dict)
     out_of_line: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
 
@@ -117,7 +118,8 @@ class Watched:
 
     def _facts(self) -> Facts:
         saved = [float(event["time"]) for event in self._events if event.get("event") == names.SAVED]
-        validations = [event for event in self._events if event.get("event") == names.VALIDATED]
+        validated = [event for event in self._events if event.get("event") == names.VALIDATED]
+        measured = {str(one.get("set") or ""): (int(one["step"]), float(one["loss"])) for one in validated}
         last = self._recent[-1] if self._recent else {}
         return Facts(
             state=self._state,
@@ -127,7 +129,8 @@ class Watched:
             phases=self._phases(),
             goodput=dict(self._ledger.seconds) if self._ledger is not None else {},
             saved_at=saved[-1] if saved else None,
-            validation=(int(validations[-1]["step"]), float(validations[-1]["loss"])) if validations else None,
+            validation=measured.pop("", None),
+            validation_sets=measured,
             out_of_line=_out_of_line(self._events),
             attempts=0 if self._attempt is None else self._attempt + 1,
         )
@@ -160,6 +163,7 @@ def lines(facts: Facts, *, width: int = 80, now: float | None = None, blocks: bo
     now = time.time() if now is None else now
     rows = [("loss", _loss(facts, width, blocks)), ("speed", _speed(facts, width, blocks))]
     rows += [
+        ("held out", " · ".join(f"{name} {loss:.3f}" for name, (_, loss) in facts.validation_sets.items())),
         ("phases", _shares(facts.phases, width)),
         ("goodput", _goodput(facts, width)),
         ("saved", _saved(facts, now)),
@@ -350,6 +354,6 @@ def _styled(line: str) -> Any:
     text = Text.from_ansi(line, no_wrap=True, overflow="crop")
     text.highlight_regex(r"━+", "green")
     text.highlight_regex(r"─+", "bright_black")
-    text.highlight_regex(r"^  (loss|speed|phases|goodput|saved|ranks|message) ", "bright_black")
+    text.highlight_regex(r"^  (loss|speed|held out|phases|goodput|saved|ranks|message) ", "bright_black")
     text.highlight_regex(r"! .*", "yellow")
     return text

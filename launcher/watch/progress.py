@@ -119,7 +119,8 @@ class Progress:
                 self._enter(f"validating at step {step}", at)
             case events.VALIDATED:
                 self._enter("training", at)
-                return [f"✓ validation loss {float(event['loss']):.4f} at step {step}"]
+                of = f" of {event['set']}" if event.get("set") else ""
+                return [f"✓ validation loss{of} {float(event['loss']):.4f} at step {step}"]
             case events.ENDING_EARLY:
                 return [f"✓ ends early at step {step}: {message}"]
             case events.ASKING_TASKS:

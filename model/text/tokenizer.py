@@ -95,6 +95,17 @@ class Tokenizer:
             return bytes([int(name[3:5], 16)])
         return str(name).replace("\u2581", " ").encode()
 
+    def byte_lengths(self, n: int) -> list[int] | None:
+        """Bytes of the text that each of n ids stands for: none of control tokens, and of ids without a token.
+
+        None if the text of a token depends on those around it, as in WordPiece.
+        """
+        cut = type(self.raw.model).__name__ in ("BPE", "Unigram") and any("\u2581" in one for one in self.vocabulary)
+        if not (self._is_byte_level or cut):
+            return None
+        control = {token for token, one in self.raw.get_added_tokens_decoder().items() if one.special}
+        return [0 if token in control else len(self.token_bytes(token)) for token in range(n)]
+
     @cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self.raw.get_added_tokens_decoder())

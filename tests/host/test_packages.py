@@ -19,7 +19,7 @@ def packages_of(extra: str) -> set[str]:
 
 def test_the_extras_are_those_of_the_project() -> None:
     """But for those of the schedulers, which stand in their folders."""
-    ours = set(PROJECT["optional-dependencies"]) - {"dev", "slurm", "ray"}
+    ours = set(PROJECT["optional-dependencies"]) - {"dev", "slurm", "ray", "ray-train"}
     assert (packages_of("slurm"), packages_of("ray")) == ({"submitit>=1.5.2"}, {"ray[default]>=2.50"})
     assert {extra: set(packages) for extra, packages in EXTRAS.items()} == {extra: packages_of(extra) for extra in ours}
 

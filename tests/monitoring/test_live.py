@@ -33,11 +33,13 @@ RECIPE: dict[str, Any] = {
     "name": "seen",
     "model": {**MODEL, "dim": 128, "ffn_dim": 512},
     "resources": {"nproc_per_node": 2, "max_failures": 2},
+    "tokenizer": str(recipe_folder() / "quickstart/tokenizer.json"),  # for bits per byte
     "data": {"source": "x/train", "validation": "x/validation", "seq_len": 16, "seed": 3},
     "train": {"max_steps": 100_000, "global_batch_size": 32, "seed": 1, "device": "cpu"},
     "checkpoint": {"every_steps": 100, "keep": 3},
     "validation": {"every_steps": 150},
-    "metrics": {"peak_flops": 1e11},
+    "metrics": {"peak_flops": 1e11, "grad_norms": 10},
+    "optimizer": {"groups": [{"match": "*norm*", "weight_decay": 0.0}]},
 }
 # Series of the second run, which learns from pairs in two files, is asked a task, and has code of its own.
 OF_THE_SECOND = ("trainer_own_figure", "trainer_reward_", "trainer_source_tokens", "trainer_task_score")

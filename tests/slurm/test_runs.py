@@ -204,3 +204,20 @@ def test_a_sweep_of_one_at_once(place: Site) -> None:
     place.ok("stop", told["sweep_id"])
     shown = json.loads(place.ok("status", told["sweep_id"], "--json"))
     assert [point["state"] for point in shown["points"]] == ["stopped", "completed", "completed"]
+
+
+def test_a_new_recipe_from_a_partition_to_a_run(place: Site) -> None:
+    """`launch new` finds the partition, writes a cluster file that the doctor passes, and the recipe runs there."""
+    place.env |= place.cluster.env
+    words = ("--data", "tokens/train", "--model", "pythia-14m", "--budget", "3steps", "--gpu-memory", "8GB", "--json")
+    there = ("--cluster", "found", "--partition", "spot", "--storage", place.runs)
+    found = json.loads(place.ok("new", "x", *words, *there))
+    assert {one["what"]: one["level"] for one in found["findings"]}["node"] == "ok"
+    assert not [one for one in found["findings"] if one["level"] == "error"]
+    assert Path(found["files"][1]).name == "found.yaml" and "#SBATCH --partition=spot" in found["plan"]["script"]
+    url = f"{place.runs}/x"
+    place.urls.append(url)
+    small = ("train.device=cpu", "train.precision=fp32", "train.global_batch_size=2", "data.seq_len=16")
+    on = ("--cluster", "found", "--nodes", "1", "--run-url", url, "--follow", "train.micro_batch_size=1")
+    place.ok("x.yaml", *on, *small, "resources.nproc_per_node=2", "checkpoint.export=false")
+    assert [row["step"] for row in RunDir(url).rows("steps")] == [1, 2, 3]

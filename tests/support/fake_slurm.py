@@ -448,6 +448,7 @@ def sinfo(site: Site, words: list[str]) -> int:
     for name, facts in site.read()["partitions"].items():
         star = "*" if facts["Default"] == "YES" else ""
         values = {"%R": name, "%P": f"{name}{star}", "%c": "8", "%G": "gpu:2(S:0)", "%N": "node[1-4]"}
+        values |= {"%m": "16000", "%D": "4", "%l": "1-00:00:00", "%a": facts["State"].lower()}
         if options.get("partition", name) == name:
             print(re.sub(r"%[A-Za-z]", lambda found: values[found[0]], options["format"]))  # noqa: B023
     return 0

@@ -13,11 +13,12 @@ from typing import Any
 
 
 def harm(plan: dict[str, Any]) -> None:
-    from launchyard.training import loop
+    from launchyard.training.loop import train as loop
+    from launchyard.training.loop.parts import Parts
 
     run_step = loop.run_step
 
-    def harmed(parts: loop.Parts, batch: Any, n_valid: int, number: int, lr: float) -> Any:
+    def harmed(parts: Parts, batch: Any, n_valid: int, number: int, lr: float) -> Any:
         world = parts.context.world
         mine = world.rank == plan["rank"] and world.attempt == plan.get("attempt", 0)
         parts.telemetry.clock.enter("forward_backward")

@@ -11,7 +11,7 @@ import pytest
 from launchyard.model.adapter import Adapter
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
-from tests.support.small_runs import history, make_run, row, run_workers, start_workers, write_groups
+from tests.support.small_runs import final_weights, history, make_run, row, run_workers, start_workers, write_groups
 
 SEQ_LEN = 16
 EPOCHS = 6
@@ -58,11 +58,13 @@ def test_epochs_of_packs_are_read_whatever_dies_and_on_any_number_of_ranks(tmp_p
 def test_compiled_blocks_train_on_rows_as_others_do(tmp_path: Path, adapter: Adapter | None) -> None:
     data = write_groups(str(tmp_path / "data"), map(row, range(60)), seq_len=SEQ_LEN, epochs=1)
     keys = {"data.kind": "instruct", "train.max_steps": 6, "train.global_batch_size": 4, "schedule.warmup_steps": 0}
-    losses = []
+    losses, names = [], []
     for compiled in (False, True):
         run = make_run(tmp_path / str(compiled), data, {**keys, "parallel.compile": compiled})
         if adapter is not None:
             run.write_json("plan.json", {**run.read_json("plan.json"), "adapter": adapter.model_dump(mode="json")})
         run_workers(run, 1)
         losses.append(history(run, ("loss", "grad_norm")))
+        names.append(final_weights(run).keys())
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert names[0] == names[1], "what is compiled is saved under its own names"

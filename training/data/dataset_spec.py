@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from launchyard.model.text.special_tokens import read_vocabulary
 from launchyard.storage.files import exists, normal
@@ -99,7 +99,7 @@ def source_digest(folder: str) -> str:
 
 def check_unchanged(spec: DataSpec) -> None:
     """Raises OtherTokensError if a folder holds other tokens than when `spec` was made; FileNotFoundError if none."""
-    for source in (*spec.train, *spec.validation):
+    for source in spec.every_source:
         if source.digest is not None and (found := source_digest(source.folder)) != source.digest:
             raise OtherTokensError(
                 f"{source.folder}: other tokens lie there now (digest {found[:12]}) than those of this run "
@@ -137,6 +137,21 @@ def with_validation(spec: DataSpec, source: str) -> DataSpec:
         raise ValueError(f"{source} and {spec.train[0].folder}: one holds pairs of answers and the other does not")
     digest = hashlib.sha256(f"{spec.digest} {validation.digest}".encode()).hexdigest()
     return spec.model_copy(update={"validation": validation.validation or validation.train, "digest": digest})
+
+
+def with_sets(spec: DataSpec, sets: Mapping[str, DataSpec]) -> DataSpec:
+    """The same with more held-out data by name: the whole of each. ValueError names one that is of another kind."""
+    if not sets:
+        return spec
+    for name, one in sets.items():
+        try:
+            _check_same_tokenizer([source.folder for source in (*spec.train, *one.train)])
+        except ValueError as error:
+            raise ValueError(f"validation.sets.{name}: {error}") from error
+    digests = [[name, one.digest] for name, one in sorted(sets.items())]
+    digest = hashlib.sha256(json.dumps([spec.digest, digests]).encode()).hexdigest()
+    held = {name: (*one.train, *one.validation) for name, one in sets.items()}
+    return spec.model_copy(update={"sets": held, "digest": digest})
 
 
 def _check_same_tokenizer(folders: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launchyard.model.text.find import TAKEN, find_carrier
 from launchyard.storage import files
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import exists, normal
 from launchyard.storage.hub_cache import find_downloaded, hub_advice
 from launchyard.training.sections.data import DataKind
@@ -195,6 +196,11 @@ class RowOptions(FrozenModel):
     style: str | None = None
     template: str | None = None
     columns: dict[str, str] | None = None
+    mask_prompt: bool = True
+
+    def deciding(self) -> JsonObject:
+        """As JSON; that of data sets which are older than a key, where it has its default."""
+        return self.model_dump(exclude=None if not self.mask_prompt else {"mask_prompt"})
 
 
 class RowsMade(RowOptions):

@@ -6,18 +6,18 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from launchyard.training.batching import is_share_read
 from launchyard.training.checkpoint.commit import CheckpointKind
 from launchyard.training.checkpoint.save_timer import SaveTimer
 from launchyard.training.checkpoint.state import shards
 from launchyard.training.loop.agree import agree_while_waiting
-from launchyard.training.loop.numbers import by_name
+from launchyard.training.loop.measure import judged, measure
 from launchyard.training.loop.parts import Agreement, Parts
 from launchyard.training.optim.averaged import averaged_weights
 from launchyard.training.own.frozen import title_of
 from launchyard.training.own.values import ValidationDone
 from launchyard.training.sections.duration import seconds_of
 from launchyard.training.validation.asking import Asking, Point, ask_together
-from launchyard.training.validation.held_out import validation_means
 from launchyard.training.verdict import ranked
 
 
@@ -79,11 +79,14 @@ def kind_of_save(parts: Parts, step: int) -> CheckpointKind | None:
 
 
 def validation_due(parts: Parts, step: int) -> bool:
-    if parts.data.held_out is None or parts.learner.state.validated_step == step:
+    if not parts.data.held_out or parts.learner.state.validated_step == step:
         return False
-    config = parts.context.recipe.validation
-    if step == parts.context.max_steps or (step == 0 and config.at_start) or is_out_of_time(parts):
+    context = parts.context
+    config = context.recipe.validation
+    if step == context.max_steps or (step == 0 and config.at_start) or is_out_of_time(parts):
         return True
+    if config.every_epochs is not None:
+        return step > 0 and is_share_read(context.recipe, context.workload.data, step, config.every_epochs)
     return config.every_steps is not None and step > 0 and step % config.every_steps == 0
 
 
@@ -140,10 +143,7 @@ def report_saved(parts: Parts) -> None:
 
 def run_validation(parts: Parts, step: int) -> str | None:
     """Measure and record; the reason if a stop was agreed on in between (it is measured again after the resume)."""
-    context = parts.context
-    learner = parts.learner
     telemetry = parts.telemetry
-    assert parts.data.held_out is not None
     telemetry.clock.enter("validation")
     telemetry.validating(step)
     reason: str | None = None
@@ -153,29 +153,19 @@ def run_validation(parts: Parts, step: int) -> str | None:
         _, reason = agree_while_waiting(parts, False)
         return reason is not None
 
-    began = time.perf_counter()
-    with averaged_weights(learner.optimizer, wanted=context.recipe.validation.ema):
-        found = validation_means(
-            learner.model,
-            parts.data.held_out,
-            parts.objective,
-            sizes=context.sizes,
-            data_rank=context.data_rank,
-            device=context.device,
-            max_batches=context.recipe.validation.max_batches,
-            interrupted=interrupted,
-        )
+    with averaged_weights(parts.learner.optimizer, wanted=parts.context.recipe.validation.ema):
+        found = measure(parts, interrupted)
     telemetry.clock.enter("other")
     telemetry.training()
     if found is None:
         return reason
-    means = by_name(parts.objective, found)
-    take_figures(parts, step, means)
-    seconds = round(time.perf_counter() - began, 3)
-    telemetry.validated(step, means=means, seconds=seconds)
-    if parts.hooks is not None:
-        figures = {name: value for name, value in means.items() if name != "loss"}
-        parts.hooks.on_validation(ValidationDone(step, means["loss"], seconds, figures))
+    take_figures(parts, step, judged(found))
+    for name, measured in found.items():
+        telemetry.validated(step, name, means=measured.means, seconds=measured.seconds)
+        if parts.hooks is not None:
+            figures = {figure: value for figure, value in measured.means.items() if figure != "loss"}
+            done = ValidationDone(step, measured.means["loss"], measured.seconds, figures, name)
+            parts.hooks.on_validation(done)
     return None
 
 
@@ -183,7 +173,7 @@ def take_figures(parts: Parts, step: int, means: Mapping[str, float]) -> None:
     """What the figures of a validation decide, the same on every rank."""
     state = parts.learner.state
     recipe = parts.context.recipe
-    state.validation_loss = means["loss"]
+    state.validation_loss = means.get("loss")
     state.validated_step = step
     if step > 0:  # of which there is no checkpoint
         state.best = ranked(state.best, step, means, recipe.checkpoint)

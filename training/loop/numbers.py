@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -12,14 +13,16 @@ from launchyard.training.batching import Context
 from launchyard.training.build import ramp_balance
 from launchyard.training.data.micro_batch import micro_batches_of
 from launchyard.training.data.reader import Batch
-from launchyard.training.loop.parts import Agreement, Data, Parts
+from launchyard.training.loop.parts import Agreement, Data, Learner, Parts
 from launchyard.training.objectives.objective import Objective
+from launchyard.training.optim.grad_norms import GradNorms
 from launchyard.training.own.values import StepDone
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
 from launchyard.training.spec import source_names
+from launchyard.training.stability.guard import Guard
 from launchyard.training.step import StepTimes, UpdateRules, overflowed, train_step
-from launchyard.training.telemetry.telemetry import TokenCounts
+from launchyard.training.telemetry.telemetry import GradientNorm, TokenCounts
 
 
 class NonFiniteError(Exception):
@@ -40,7 +43,35 @@ class Pending:
     loss_scale: float | None  # after this step
 
 
+class StepParts(Protocol):
+    """All that a step works with: the parts of a loop, or of somebody who makes the steps themselves."""
+
+    @property
+    def context(self) -> Context: ...
+    @property
+    def learner(self) -> Learner: ...
+    @property
+    def data(self) -> Data: ...
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def guard(self) -> Guard | None: ...
+    @property
+    def grad_norms(self) -> GradNorms | None: ...
+
+
 def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    times = StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1))
+    return make_step(parts, batch, n_parts, number, lr, times)
+
+
+def make_step(
+    parts: StepParts, batch: Batch, n_parts: int, number: int, lr: float, times: StepTimes | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step 1, 2, 3 … from this rank's part of its batch; `n_parts` are those of all ranks.
+
+    (the loss and the objective's figures, gradient norm), on the device.
+    """
     context = parts.context
     learner = parts.learner
     if n_parts < 1:
@@ -49,6 +80,7 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
     ramp_balance(context, learner.model, number - 1)
     copies, _ = mesh_shape(context.recipe.parallel, context.world.world_size)
     accepts = None if parts.guard is None else partial(parts.guard.accepts, number)
+    observe = None if parts.grad_norms is None else parts.grad_norms.observer(number)
     objective = parts.objective
     state = learner.state
     if state.loss_scale is not None:
@@ -61,9 +93,9 @@ def run_step(parts: Parts, batch: Batch, n_parts: int, number: int, lr: float) -
         number=number - state.skipped_steps,
         lr=lr,
         max_grad_norm=context.recipe.train.max_grad_norm,
-        rules=UpdateRules(copies, context.recipe.train.max_grad_value, accepts),
+        rules=UpdateRules(copies, context.recipe.train.max_grad_value, accepts, observe),
         objective=objective,
-        times=StepTimes(parts.telemetry.clock, parts.telemetry.recorder.time_on_device(number - 1)),
+        times=times,
     )
     if state.loss_scale is not None:
         skipped = overflowed(norm)
@@ -86,14 +118,14 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     loss = means["loss"]
     norm = float(pending.grad_norm)
     telemetry.clock.enter("other")
-    skipped = pending.loss_scale is not None and not math.isfinite(norm) and pending.loss_scale >= SMALLEST_SCALE
+    skipped = was_skipped(norm, pending.loss_scale)
     if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):
         telemetry.nonfinite(loss)
         raise nonfinite(parts, pending, loss, norm)
     telemetry.step(
         pending.step + 1,
         means=means | own_figures(parts, pending, means, None if skipped else norm),
-        grad_norm=None if skipped else norm,
+        gradient=GradientNorm() if skipped else gradient_norm(parts, pending.step + 1, norm),
         lr=pending.lr,
         counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen, ledger(parts, pending.step + 1)),
         waited=pending.waited,
@@ -119,6 +151,17 @@ def own_figures(parts: Parts, pending: Pending, means: dict[str, float], norm: f
         figures={name: value for name, value in means.items() if name != "loss"},
     )
     return parts.hooks.on_step(done)
+
+
+def gradient_norm(parts: Parts, number: int, norm: float) -> GradientNorm:
+    if parts.grad_norms is None:
+        return GradientNorm(norm)
+    return GradientNorm(norm, *parts.grad_norms.take(number))
+
+
+def was_skipped(norm: float, loss_scale: float | None) -> bool:
+    """Did a step leave the weights as they were, for its gradient has overflowed? loss_scale: after it."""
+    return loss_scale is not None and not math.isfinite(norm) and loss_scale >= SMALLEST_SCALE
 
 
 def ledger(parts: Parts, steps: int) -> dict[str, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from launchyard.training.batching import Context
 from launchyard.training.checkpoint.checkpointer import Checkpointer
@@ -13,7 +13,10 @@ from launchyard.training.checkpoint.state import TrainState
 from launchyard.training.data.reader import Reader
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
+from launchyard.training.optim.grad_norms import GradNorms
+from launchyard.training.optim.schedule import planned_lr
 from launchyard.training.own.hooks import Hooks
+from launchyard.training.profile.profiler import Profiler
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
 from launchyard.training.telemetry.telemetry import Telemetry
@@ -31,8 +34,13 @@ class Learner:
 
 @dataclass(frozen=True)
 class Data:
+    """held_out: what a validation measures, by the names of the sets. byte_lengths: (V,) int64, of the text of each
+    token; None where that is not known, or is no text.
+    """
+
     reader: Reader
-    held_out: Reader | None  # for validation
+    held_out: Mapping[str, Reader] = field(default_factory=dict)
+    byte_lengths: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,11 @@ class Parts:
     telemetry: Telemetry
     flag: StopFlag
     objective: Objective
+    profiler: Profiler
     points: Sequence[Point] = ()  # what checkpoints are asked
     guard: Guard | None = None
+    grad_norms: GradNorms | None = None
+    rate: Callable[[Context, int], float] = planned_lr  # of the step that follows so many finished ones
     hooks: Hooks | None = None  # on rank 0, of the user's own code
 
 

@@ -25,7 +25,7 @@ from launchyard.training.loop.boundary import (
 )
 from launchyard.training.loop.numbers import Pending, finish, run_step
 from launchyard.training.loop.parts import Data, Parts
-from launchyard.training.optim.schedule import planned_lr
+from launchyard.training.loop.sanity import check_validation
 from launchyard.training.stability.guard import RewindError
 from launchyard.training.stability.rewind import go_back
 from launchyard.training.stop import StopFlag
@@ -36,6 +36,7 @@ STOP_CHECK_SECONDS = 0.5  # while waiting for data
 def train(parts: Parts) -> str | None:
     """Train to the last step; the agreed reason if the run was asked to stop before (the state is saved then)."""
     learner = parts.learner
+    check_validation(parts)
     while True:
         try:
             return train_on(parts)
@@ -65,6 +66,7 @@ def train_on(parts: Parts) -> str | None:
     telemetry.meter.reset()
     try:
         for step in range(state.step, final_step(parts)):
+            parts.profiler.begin(step + 1)
             clock.enter("data_wait")
             began = time.perf_counter()
             batch = await_batch(feed, parts.flag, clock.beat)
@@ -83,7 +85,7 @@ def train_on(parts: Parts) -> str | None:
                 if early_end(parts) is not None:
                     break
             assert batch is not None  # else a stop was wanted, and agreed on
-            lr = planned_lr(context, step)
+            lr = parts.rate(context, step)
             done = None if step + 1 in state.left_out else run_step(parts, batch, agreement.n_parts, step + 1, lr)
             state.step = step + 1
             finish(parts, pending)
@@ -97,6 +99,7 @@ def train_on(parts: Parts) -> str | None:
                 pending = None
         finish(parts, pending)
     finally:
+        parts.profiler.end()
         feed.close()
     return after_last_step(parts)
 

@@ -22,12 +22,13 @@ class StepDone:
 
 @dataclass(frozen=True)
 class ValidationDone:
-    """One validation: means over the held-out data."""
+    """One validation of one set of held-out data: its means."""
 
     step: int  # finished optimizer steps, 0 before the first
     loss: float
     seconds: float
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # of the loss, by name; of text also perplexity and bits_per_byte
+    set: str = "main"  # that of data.validation, or a name of validation.sets
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RunEnd:
     reason: str  # done, or for what it was stopped
     step: int
     max_steps: int
-    validation_loss: float | None  # the newest
+    validation_loss: float | None  # the newest, of the main set
     checkpoint: str | None  # folder in the run directory
 
 

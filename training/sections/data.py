@@ -82,6 +82,9 @@ class DataConfig(Section):
         default=None,
         description="instruct: a Jinja chat template, as text or a .jinja file; default: the tokenizer's.",
     )
+    mask_prompt: bool = Field(
+        default=True, description="instruct: answers and their ends are trained for alone; false: prompts too."
+    )
     columns: dict[str, str] | None = Field(
         default=None, description="instruct: our name of a column to its own, such as {prompt: query}."
     )
@@ -98,6 +101,8 @@ class DataConfig(Section):
         kinds = {source.kind or self.kind for source in self.mixture or ()} | {self.kind}
         if len(kinds) > 1 and "preference" in kinds:
             raise ValueError("pairs of answers (preference) are trained for in another way than text; mix them alone")
+        if not self.mask_prompt and kinds != {"instruct"}:
+            raise ValueError("mask_prompt: only rows of kind instruct have prompts to train for; leave it out")
         if self.seq_len_ramp and kinds != {"tokens"}:
             raise ValueError("seq_len_ramp: rows are not cut, so it is for kind tokens alone; leave it out")
         weights = [source.weight for source in self.mixture or ()]

@@ -94,6 +94,15 @@ class TrainConfig(Section):
     def _by_its_name(cls, given: object) -> object:
         return canonical(given)
 
+    @field_validator("device", mode="before")
+    @classmethod
+    def _devices_of_others(cls, given: object) -> object:
+        if given == "mps":
+            raise ValueError("mps, Apple's GPUs, is not supported: no run was ever made on one; use cpu")
+        if given in ("rocm", "hip"):
+            raise ValueError(f"{given}: write cuda, torch's name for AMD's GPUs too; they are untried")
+        return given
+
     @field_validator("max_time", mode="before")
     @classmethod
     def _is_a_time(cls, given: object) -> object:

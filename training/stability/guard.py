@@ -15,7 +15,7 @@ from torch import Tensor
 from launchyard.training.checkpoint.state import TrainState
 from launchyard.training.sections.stability import StabilityConfig
 from launchyard.training.telemetry.spikes import UsualLoss
-from launchyard.training.telemetry.telemetry import Harm, Telemetry
+from launchyard.training.telemetry.telemetry import Harm
 
 
 class UnstableError(Exception):
@@ -32,14 +32,19 @@ class RewindError(Exception):
 
 
 class Guard:
-    """Of one run. `data_of` names the samples of a step, counted from 1."""
+    """Of one run. `on_skip` is told of an update that was left out; `data_of` names the samples of a step, counted
+    from 1."""
 
     def __init__(
-        self, config: StabilityConfig, state: TrainState, telemetry: Telemetry, data_of: Callable[[int], str]
+        self,
+        config: StabilityConfig,
+        state: TrainState,
+        on_skip: Callable[[Harm], None],
+        data_of: Callable[[int], str],
     ) -> None:
         self._config = config
         self._state = state
-        self._telemetry = telemetry
+        self._on_skip = on_skip
         self._data_of = data_of
 
     def accepts(self, step: int, means: Tensor, norm: Tensor) -> bool:
@@ -64,7 +69,7 @@ class Guard:
             raise RewindError(harm, taken_back(step, self._config.rewind_steps, self._state.left_out))
         self._state.interventions += 1
         self._state.left_out = [*self._state.left_out, step]
-        self._telemetry.update_skipped(harm)
+        self._on_skip(harm)
         return False
 
     def _usual(self) -> UsualLoss:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
@@ -29,15 +29,17 @@ class OnEvent(Protocol):
 
 
 class Events:
-    """Prints every event; rank 0 writes it to events.jsonl of the attempt too."""
+    """Prints every event to a log, if there is one; rank 0 writes it to events.jsonl of the attempt too."""
 
-    def __init__(self, run: RunDir, world: World) -> None:
+    def __init__(self, run: RunDir, world: World, *, log: IO[str] | None = None) -> None:
+        self._log = log
         stem = layout.events(world.attempt)
         self._rows = Appender(run, stem, flush_seconds=0.0 if run.local else 2.0) if world.is_main else None
 
     def __call__(self, name: str, /, **facts: Any) -> None:
-        with contextlib.suppress(OSError):  # the log may lie on a disk that is full
-            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        if self._log is not None:
+            with contextlib.suppress(OSError):  # it may lie on a disk that is full
+                print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()), file=self._log)
         if self._rows is not None:
             self._rows.add({"event": name, "time": time.time(), **facts})
 

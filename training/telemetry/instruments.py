@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from launchyard.run import layout
 from launchyard.run.append import Appender
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.shards import LogEntry
 from launchyard.training.distributed import World
 from launchyard.training.telemetry.events import Events
 from launchyard.training.telemetry.exporter import Exporter
 from launchyard.training.telemetry.phases import PhaseClock
 
+OnStep = Callable[[JsonObject], None]  # called with the row of a step
+
 
 @dataclass(frozen=True)
 class Instruments:
-    """Its time by phase, its series, and its events."""
+    """Its time by phase, its series, and its events; and a listener of each step, if there is one."""
 
     clock: PhaseClock
     exporter: Exporter
     events: Events
+    on_step: OnStep | None = None
 
 
 @dataclass(frozen=True)

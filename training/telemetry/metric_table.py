@@ -84,19 +84,25 @@ TIME = (
         "rank",
     ),
 )
+# dataset: train or validation; set: which of the held-out data, main or a name of validation.sets.
+_HELD_OUT = ("dataset", "set")
 LEARNING = (
     Metric("trainer_loss", "gauge", "Training loss of the last step, nats per token; of preferences per pair."),
     Metric("trainer_grad_norm", "gauge", "Global gradient norm of the last step, before clipping."),
+    Metric("trainer_part_grad_norm", "gauge", "Of `metrics.grad_norms`: that norm by part of the model.", ("part",)),
+    Metric("trainer_group_grad_norm", "gauge", "The same by rule of `optimizer.groups`.", ("group",)),
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
-    Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", ("dataset",)),
+    Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", _HELD_OUT),
+    Metric("trainer_validation_perplexity", "gauge", "exp of that loss; of text.", ("set",)),
+    Metric("trainer_validation_bits_per_byte", "gauge", "That loss in bits over the bytes of its text.", ("set",)),
     Metric(
         "trainer_task_score", "gauge", "Figure of a task at the checkpoint asked last.", ("task", "metric", "filter")
     ),
-    Metric("trainer_own_figure", "gauge", "Figures of the user's own code, by name.", ("figure", "dataset")),
-    Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", ("dataset",)),
-    Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", ("dataset",)),
-    Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", ("dataset",)),
-    Metric("trainer_reward_accuracy", "gauge", "Preferences: share of pairs whose better answer wins.", ("dataset",)),
+    Metric("trainer_own_figure", "gauge", "Figures of the user's own code, by name.", ("figure", *_HELD_OUT)),
+    Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", _HELD_OUT),
+    Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", _HELD_OUT),
+    Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", _HELD_OUT),
+    Metric("trainer_reward_accuracy", "gauge", "Preferences: share of pairs whose better answer wins.", _HELD_OUT),
     Metric("trainer_nonfinite_steps_total", "counter", "Steps whose loss or gradient was not finite."),
     Metric(
         "trainer_skipped_steps_total", "counter", "Steps whose gradient overflowed, and left the weights as they were."

@@ -26,6 +26,14 @@ class PhaseObserver(Protocol):
     def stepped(self, step: int, seconds: float) -> None: ...
 
 
+class PhaseRanges(Protocol):
+    """Shows phases where a step is traced; see training/profile/ranges.py. Told by the thread that trains alone."""
+
+    def switch(self, phase: str) -> None: ...
+    def push(self, phase: str) -> None: ...
+    def pop(self) -> None: ...
+
+
 class PhaseClock:
     """Wall time by phase. There is always exactly one phase, so the phases sum to the time since the start."""
 
@@ -33,6 +41,7 @@ class PhaseClock:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._now = ("init", time.monotonic())  # replaced as one, for other threads
         self.observer = observer
+        self.ranges: PhaseRanges | None = None  # while a step is traced
         self._reported = dict.fromkeys(PHASES, 0.0)
         if started is not None:  # the process began before this clock could
             self.seconds["init"] = max(0.0, time.time() - started)
@@ -44,6 +53,8 @@ class PhaseClock:
     def enter(self, phase: str, *, waiting: bool = False) -> None:
         """`waiting`: for other ranks, or for the device; whatever is late then, it is not this process."""
         self._switch(phase, waiting or phase == "collective_wait")
+        if self.ranges is not None:
+            self.ranges.switch(phase)
 
     def _switch(self, phase: str, waiting: bool) -> None:
         now = time.monotonic()
@@ -97,7 +108,12 @@ class Waiting:
 
     def __enter__(self) -> None:
         self._before = before = self._clock.phase
-        self._clock._switch("collective_wait" if before in OF_A_STEP else before, True)
+        waiting = "collective_wait" if before in OF_A_STEP else before
+        self._clock._switch(waiting, True)
+        if self._clock.ranges is not None:
+            self._clock.ranges.push(waiting)
 
     def __exit__(self, *_: object) -> None:
         self._clock._switch(self._before, False)
+        if self._clock.ranges is not None:
+            self._clock.ranges.pop()

@@ -26,6 +26,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
 from launchyard.training.notify.threshold import ThresholdWatch, open_threshold
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.validation import MAIN
 from launchyard.training.spec import Workload
 from launchyard.training.stop import REASONS
 from launchyard.training.telemetry.exporter import Exporter
@@ -69,6 +70,15 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class GradientNorm:
+    """Of a step, before clipping. whole: None of one that was skipped; by_part, by_group: empty where not measured."""
+
+    whole: float | None = None
+    by_part: Mapping[str, float] = field(default_factory=dict)
+    by_group: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Harm:
     """A step that the guard of training/stability/ has found. usual: the loss before it, once that is known."""
 
@@ -96,6 +106,7 @@ class Telemetry:
         self.clock = instruments.clock
         self.exporter = instruments.exporter
         self.events = instruments.events
+        self._on_step = instruments.on_step
         self.recorder = recorder
         self.meter = Meter()
         self.threshold: ThresholdWatch | None = None
@@ -109,21 +120,20 @@ class Telemetry:
         number: int,
         *,
         means: Mapping[str, float],
-        grad_norm: float | None,
+        gradient: GradientNorm,
         lr: float,
         counts: TokenCounts,
         waited: float,
         data_hash: int,
     ) -> None:
-        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it.
-
-        grad_norm: None of a step that was skipped.
-        """
+        """Step 1, 2, 3 … is done; `waited` seconds for its data. means: the loss, and what is measured beside it."""
         seconds = self.meter.lap()
         row = {
             "step": number,
             **with_own_figures(means),
-            "grad_norm": grad_norm,
+            "grad_norm": gradient.whole,
+            **({"grad_norms": dict(gradient.by_part)} if gradient.by_part else {}),
+            **({"group_grad_norms": dict(gradient.by_group)} if gradient.by_group else {}),
             "lr": lr,
             "tokens_seen": counts.seen,
             **({"source_tokens": dict(counts.by_source)} if counts.by_source else {}),
@@ -136,17 +146,26 @@ class Telemetry:
         if self.threshold is not None:
             self.threshold.saw(number, {**row, **means})
         self.recorder.step(row, counts.tokens)
-        self._show_figures(means, "train")
+        self._show_figures(means, dataset="train", set="")
         for source, tokens in counts.by_source.items():
             self.exporter.set("trainer_source_tokens", tokens, source=source)
+        for part, norm in gradient.by_part.items():
+            self.exporter.set("trainer_part_grad_norm", norm, part=part)
+        for group, norm in gradient.by_group.items():
+            self.exporter.set("trainer_group_grad_norm", norm, group=group)
+        if self._on_step is not None:
+            with self.meter.paused():
+                self._on_step(row)
 
-    def _show_figures(self, means: Mapping[str, float], dataset: str) -> None:
+    def _show_figures(self, means: Mapping[str, float], **labels: str) -> None:
         """Those beside the loss, each a series of its own."""
         for name, value in means.items():
-            if name not in Means.model_fields:
-                self.exporter.set("trainer_own_figure", value, figure=name, dataset=dataset)
+            if name in ("perplexity", "bits_per_byte"):
+                self.exporter.set(f"trainer_validation_{name}", value, set=labels["set"])
+            elif name not in Means.model_fields:
+                self.exporter.set("trainer_own_figure", value, figure=name, **labels)
             elif name != "loss":
-                self.exporter.set(f"trainer_{name}", value, dataset=dataset)
+                self.exporter.set(f"trainer_{name}", value, **labels)
 
     def scaled(self, loss_scale: float, *, skipped: bool) -> None:
         """The scale of the loss after a step, and whether that step left the weights as they were."""
@@ -179,22 +198,19 @@ class Telemetry:
         self.exporter.state("validating")
         self.events(events.VALIDATING, step=step)
 
-    def validated(self, step: int, *, means: Mapping[str, float], seconds: float) -> None:
+    def validated(self, step: int, name: str, *, means: Mapping[str, float], seconds: float) -> None:
+        """The figures of one set. name: MAIN of that of data.validation, whose rows and events are without one."""
+        of = {} if name == MAIN else {"set": name}
         if self.rows.validations is not None:
-            row = {
-                "step": step,
-                **with_own_figures(means),
-                "seconds": seconds,
-                "attempt": self._world.attempt,
-                "time": time.time(),
-            }
+            row = {"step": step, **of, **with_own_figures(means), **self._stamp(seconds)}
             self.rows.validations.add(row)
             self.recorder.validated(row)
-        if self.threshold is not None:
-            self.threshold.saw(step, {f"validation_{name}": value for name, value in means.items()})
-        self.exporter.set("trainer_validation_loss", means["loss"], dataset="validation")
-        self._show_figures(means, "validation")
-        self.events(events.VALIDATED, step=step, loss=means["loss"], seconds=seconds)
+        if self.threshold is not None and name == MAIN:
+            self.threshold.saw(step, {f"validation_{figure}": value for figure, value in means.items()})
+        labels = {"dataset": "validation", "set": name}
+        self.exporter.set("trainer_validation_loss", means["loss"], **labels)
+        self._show_figures(means, **labels)
+        self.events(events.VALIDATED, step=step, **of, loss=means["loss"], seconds=seconds)
 
     def ending_early(self, step: int, why: str) -> None:
         self.events(events.ENDING_EARLY, step=step, message=why)

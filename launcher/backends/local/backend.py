@@ -105,23 +105,32 @@ def poll(run: RunDir, job: Job) -> JobStatus:
     """On this host by its process; nobody can be asked about one on another host."""
     if job.host != socket.gethostname():
         return JobStatus("none")
-    if processes.is_alive(job.pid, job.pid_started):
-        return JobStatus("running", f"that process {job.pid} is there")
-    return JobStatus("gone")
+    if not processes.is_alive(job.pid, job.pid_started):
+        return JobStatus("gone")
+    if job.is_guest:  # that its program lives says nothing of the run; the heartbeat does
+        return JobStatus("none")
+    return JobStatus("running", f"that process {job.pid} is there")
 
 
 def notify(run: RunDir, job: Job) -> str:
     """A preemption notice, as a scheduler would send it."""
+    if job.is_guest:
+        run.give_notice(job.attempt, "preempted")
+        return "a notice in its run directory"
     _signal_owner(job, signal.SIGUSR1)
     return "USR1"
 
 
 def cancel(run: RunDir, job: Job) -> None:
-    """Ends the run now: asks its owner, and after a few seconds ends its process tree. Nothing is left running."""
+    """Ends the run now: asks its owner, and after a few seconds ends its process tree. Nothing is left running.
+
+    The program around an owner is never ended: LaunchError if that run does not end by itself.
+    """
     _need_here(job)
     with contextlib.suppress(StoreError):  # it ends without the store as well
         run.request_stop(CANCELLED)
     if not wait_until(lambda: not owner_alive(run, job), seconds=CANCEL_SECONDS):
+        _refuse_guest(job)
         end_all(descendants(job.pid))
     end_marked(run.url)
     record = OutcomeRecord(
@@ -153,6 +162,14 @@ def is_final(run: RunDir) -> bool:
     record = run.outcome()
     job = newest_job(run)
     return record is not None and job is not None and record.attempt >= job.attempt
+
+
+def _refuse_guest(job: Job) -> None:
+    if job.is_guest:
+        raise LaunchError(
+            f"attempt {job.attempt} has been asked to end, and is still at work inside {job.job_id}, process {job.pid}",
+            hint="it ends after its step; end that program to end it now",
+        )
 
 
 def _need_torch() -> None:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from launchyard.errors import UserError
 from launchyard.host.processes import is_alive
-from launchyard.launcher.backends.base import Backend, Doctor, Traits, load_backend, load_doctor
+from launchyard.launcher.backends.base import Backend, Doctor, SiteReader, Traits, load_backend, load_doctor, load_site
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import Ask, Process, Request
@@ -122,7 +122,7 @@ def functions_of(protocol: type) -> Iterator[tuple[str, list[str]]]:
 def test_the_folder_keeps_to_the_protocols(row: Row) -> None:
     backend = load_backend(row.name)
     assert isinstance(backend.TRAITS, Traits) and backend.TRAITS.title
-    for module, protocol in ((backend, Backend), (load_doctor(row.name), Doctor)):
+    for module, protocol in ((backend, Backend), (load_doctor(row.name), Doctor), (load_site(row.name), SiteReader)):
         for name, wanted in functions_of(protocol):
             given = inspect.signature(getattr(module, name)).parameters
             assert list(given)[: len(wanted)] == wanted, f"{row.name}: {name}({', '.join(given)})"

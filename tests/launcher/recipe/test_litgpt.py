@@ -12,9 +12,14 @@ from launchyard.errors import RecipeErrors
 from launchyard.launcher.plan.planner import resolve_model
 from launchyard.launcher.recipe.load import load_recipe
 from launchyard.model.config import ModelConfig
+from launchyard.model.cost import n_params
 from launchyard.model.zoo import preset
 
 PYTHIA = {"name": "pythia-14m", "block_size": 2048, "n_layer": 6, "n_embd": 128, "n_head": 4, "padding_multiple": 128}
+PYTHIA_BY_NAME = {
+    "model_name": "pythia-160m", "block_size": 2048, "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768,
+    "rotary_percentage": 0.25, "parallel_residual": True, "bias": True,
+}  # fmt: skip
 LLAMA = {
     "name": "Llama-3-8B", "block_size": 8192, "vocab_size": 128000, "padded_vocab_size": 128256, "n_layer": 32,
     "n_head": 32, "n_query_groups": 8, "rotary_percentage": 1.0, "parallel_residual": False, "bias": False,
@@ -51,6 +56,13 @@ def test_pythia_and_llama_are_the_presets(tmp_path: Path) -> None:
     assert model_of(tmp_path, LLAMA) == llama
 
 
+def test_a_name_brings_the_rows_of_its_table(tmp_path: Path) -> None:
+    """LitGPT pads to a multiple of 512 unless the named model says otherwise."""
+    model = model_of(tmp_path, PYTHIA_BY_NAME)
+    assert n_params(model) == 162_322_944
+    assert model == preset("pythia-160m").model_copy(update={"vocab_size": 50304})
+
+
 def test_soft_caps_windows_and_experts_are_read(tmp_path: Path) -> None:
     assert model_of(tmp_path, GEMMA_2) == preset("gemma-2-2b").model_copy(update={"tie_embeddings": False})
     assert model_of(tmp_path, MIXTRAL) == preset("mixtral-8x7b")
@@ -59,6 +71,8 @@ def test_soft_caps_windows_and_experts_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"model_name": "Llama-3-8B"}, "model.model_name: write model.preset: llama-3-8b and change it in our keys"),
+        ({"model_name": "mine"}, "model.model_name: write model.preset: NAME of `launch models`"),
         ({"n_shared_expert": 2}, "model.n_shared_expert: we have no knob for it"),
         ({"dim": 128}, "model.dim: this model is in LitGPT's keys"),
         ({"mlp_class_name": "KANMLP"}, "model.mlp_class_name: 'KANMLP' is not one of GptNeoxMLP"),

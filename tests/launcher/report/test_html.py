@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from launchyard.errors import UserError
 from launchyard.launcher.cli.main import cli
-from launchyard.launcher.report.html import _smooth, report_page
+from launchyard.launcher.report.html import report_page, smooth
 from launchyard.launcher.runs.history import read_story
 from launchyard.run.goodput import CAUSES
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, ticks, timeline
@@ -213,7 +213,7 @@ def test_any_numbers_can_be_drawn(points: list[tuple[float, float]]) -> None:
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=400))
 def test_a_smooth_line_stays_between_its_points(values: list[float]) -> None:
-    drawn = _smooth([(float(n), value) for n, value in enumerate(values)])
+    drawn = smooth([(float(n), value) for n, value in enumerate(values)])
     assert len(drawn) == len(values)
     assert all(min(values) - 1e-9 <= y <= max(values) + 1e-9 for _, y in drawn)
     assert drawn[0][1] == pytest.approx(values[0]) and drawn[-1][1] == pytest.approx(values[-1])
@@ -221,7 +221,7 @@ def test_a_smooth_line_stays_between_its_points(values: list[float]) -> None:
 
 def test_a_smooth_line_does_not_lag() -> None:
     straight = [(float(n), 3.0 * n) for n in range(500)]
-    assert all(y == pytest.approx(3.0 * x) for x, y in _smooth(straight))
+    assert all(y == pytest.approx(3.0 * x) for x, y in smooth(straight))
 
 
 def test_bars_and_lanes_of_nothing() -> None:

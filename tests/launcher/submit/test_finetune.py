@@ -9,8 +9,8 @@ import pytest
 from launchyard import finetune
 from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.recipe.load import load_recipe
+from launchyard.launcher.runs.start_from import shape_of
 from launchyard.launcher.submit.finetune import METHODS, finetune_keys, finetune_recipe
-from launchyard.launcher.submit.launch import shape_of
 from tests.support.tiny_models import llama, random_model, weights_of, write_checkpoint
 
 

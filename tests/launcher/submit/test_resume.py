@@ -13,7 +13,7 @@ from launchyard.errors import LaunchError, UserError
 from launchyard.launcher.plan.warnings import checkpoints_at_once
 from launchyard.launcher.runs.checkpoints import list_saved
 from launchyard.launcher.submit import room
-from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, SCHEDULE, _flat, is_within
+from launchyard.launcher.submit.changes import EFFECTS, FIXED, PLACES, SCHEDULE, flatten, is_within
 from launchyard.launcher.submit.resume import make_ready
 from launchyard.launcher.submit.run_data import record_moved
 from launchyard.run.checkpoints import newest_checkpoint
@@ -188,7 +188,7 @@ def test_changes_are_listed_with_their_effect(run: RunDir) -> None:
 def test_every_key_of_a_recipe_may_change_or_not() -> None:
     """A new key has to be put in one of the two tables."""
     recipe = {**RECIPE, "validation": {"sample": {"prompt": "x"}}}
-    for key in _flat(Recipe.model_validate(recipe).model_dump()):
+    for key in flatten(Recipe.model_validate(recipe).model_dump()):
         allowed = [prefix for prefix in EFFECTS if is_within(key, prefix)]
         fixed = [prefix for prefix in FIXED if is_within(key, prefix)]
         assert allowed or fixed, key

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
+from launchyard.model.cost import n_params_trained
 from launchyard.model.layout import adapter_shapes, parameter_shapes, parameters
 from launchyard.model.weights.load import build, low_rank_merged
 from launchyard.training.build import build_model
@@ -121,6 +122,17 @@ def test_all_that_trains_changes_and_nothing_else(adapter: Adapter) -> None:
         train_step(model, optimizer, [MicroBatch(tokens, tokens)], n_parts=32, number=number, lr=0.01, max_grad_norm=1)
     for name, parameter in model.named_parameters():
         assert torch.equal(before[name], parameter) != layout[name].trained, name
+
+
+@pytest.mark.parametrize("targets", ["query", ("q_proj", "down_proj"), EVERYWHERE], ids=str)
+def test_its_parameters_are_the_sums_of_both_sides(targets: str | tuple[str, ...]) -> None:
+    adapter = Adapter.model_validate({"kind": "lora", "r": 5, "targets": targets})
+    sides = [shape for name, shape in parameter_shapes(neox()).items() if adapts(name, adapter)]
+    assert n_params_trained(neox(), adapter) == sum(5 * (rows + columns) for rows, columns in sides)
+
+
+def adapts(name: str, adapter: Adapter) -> bool:
+    return any(update.startswith(name.removesuffix(".weight") + ".lora") for update in adapter_shapes(neox(), adapter))
 
 
 @pytest.mark.parametrize(

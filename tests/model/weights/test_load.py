@@ -67,6 +67,13 @@ def test_a_folder_a_checkpoint_and_a_run(hf_folder: Path, run: Path) -> None:
     assert {read_config(str(path)) for path in (hf_folder, run)} == {CONFIG}
 
 
+def test_a_folder_is_what_its_config_says_however_it_is_called(hf_folder: Path) -> None:
+    """Other weights of a known architecture need no word about it."""
+    edit_json(hf_folder / "config.json", _name_or_path="somebody/Else-7B", architectures=None)
+    renamed = hf_folder.rename(hf_folder.with_name("My-Llama-13B-v3"))
+    assert weights_equal(load(str(renamed)), seed=0)
+
+
 def test_urls(hf_folder: Path, run: Path, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for folder in (hf_folder, run):

@@ -40,7 +40,9 @@ def test_old_rows_stay_and_new_ones_are_their_mean(tmp_path: Path, n_rows: int, 
             assert key in TABLES
             torch.testing.assert_close(found[kept:], old.mean(0).expand_as(found[kept:]))
     tokens = random_tokens(theirs.model_copy(update={"vocab_size": 60}), 2, 9)
-    logits = build(ours, new, device=CPU, dtype=None)(tokens)
+    resized_model = build(ours, new, device=CPU, dtype=None)
+    assert tied == (resized_model.get_parameter("embed.weight") is resized_model.get_parameter("lm_head.weight"))
+    logits = resized_model(tokens)
     common = min(n_rows, 131)
     torch.testing.assert_close(logits[..., :common], model(tokens)[..., :common])
 

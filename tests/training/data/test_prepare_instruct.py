@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from launchyard.errors import UserError
+from launchyard.launcher.data.resolve import resolve
 from launchyard.model.text.tokenizer import Tokenizer
 from launchyard.training.data.index import RowOptions
 from launchyard.training.data.instruct.render import Renderer
 from launchyard.training.data.instruct.shapes import read_conversations
 from launchyard.training.data.prepare.instruct import prepare_instruct
 from launchyard.training.data.row_store import RowStore
+from launchyard.training.sections.data import DataConfig
 from tests.support.tiny_models import byte_tokenizer
 
 ROWS: list[dict[str, object]] = [
@@ -96,3 +99,24 @@ def test_the_validation_part_of_a_folder_is_the_held_out_part(tmp_path: Path) ->
     options = RowOptions(seq_len=400, style="alpaca")
     made = prepare_instruct([str(folder)], tokenizer=tokenizer, out=out, options=options)
     assert {name: split.documents for name, split in made.splits.items()} == {"train": 2, "validation": 1}
+
+
+def test_prompts_that_are_trained_for_make_another_folder_and_are_asked_for_by_key(tmp_path: Path) -> None:
+    """The recipe's key and the rows agree; a folder of before the key is one whose prompts are masked."""
+    tokenizer = byte_tokenizer(tmp_path / "tokenizer.json")
+    write(tmp_path / "rows.jsonl", ROWS[:3])
+    made = {}
+    for mask in (True, False):
+        options = RowOptions(seq_len=400, style="alpaca", mask_prompt=mask)
+        out = str(tmp_path / f"masked-{mask}")
+        made[mask] = prepare_instruct([str(tmp_path / "rows.jsonl")], tokenizer=tokenizer, out=out, options=options)
+        given = DataConfig(kind="instruct", source=out, mask_prompt=mask)
+        assert resolve(given, None).spec.n_tokens
+        with pytest.raises(UserError, match=r"data\.mask_prompt is"):
+            resolve(given.model_copy(update={"mask_prompt": not mask}), None)
+    one, other = made[True], made[False]
+    assert one.tokens == other.tokens
+    assert other.splits["train"].labels == other.tokens - other.documents > (one.splits["train"].labels or 0) > 0
+    assert one.instruct is not None and other.instruct is not None
+    assert one.instruct.made_from != other.instruct.made_from
+    assert "mask_prompt" not in RowOptions(seq_len=4).deciding()

@@ -412,3 +412,16 @@ def test_a_pair_that_is_cut_keeps_one_prompt(tmp_path: Path, less: int) -> None:
     assert made[0].ids.tolist() == chosen.ids.tolist()
     assert made[1].ids.tolist() == rejected.ids[:-less].tolist()
     assert dict(cut.counts) == {"prompts cut": 1}
+
+
+def test_prompts_have_labels_where_they_are_asked_for(tmp_path: Path) -> None:
+    """The same ids, and every token but the first is trained for; what is cut keeps that."""
+    tokenizer = tokenizer_with(tmp_path, WITH_BOS)
+    masked, whole = (Renderer(tokenizer, mask_prompt=mask).row(conversation(CHATS["two"])) for mask in (True, False))
+    assert masked is not None and whole is not None
+    assert [*whole.ids] == [*masked.ids]
+    assert [*whole.trained] == [False, *[True] * (len(whole.ids) - 1)]
+    assert 0 < masked.trained.sum() < whole.trained.sum()
+    cutting = Renderer(tokenizer, max_tokens=len(whole.ids) - 5, too_long="cut-prompt", mask_prompt=False)
+    row = cutting.row(conversation(CHATS["two"]))
+    assert row is not None and row.trained[1:].all() and not row.trained[0]

@@ -14,6 +14,8 @@ from launchyard.training.checkpoint.state import shards
 from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.optim.state_size import state_size
 from launchyard.training.recipe import Recipe
+from launchyard.training.sections.optimizer import OptimizerConfig
+from tests.model.live_bytes import LiveBytes
 from tests.training.optim.toy import FULL, config_of
 
 MODEL: dict[str, Any] = {
@@ -37,3 +39,29 @@ def test_foreseen_is_what_is_there(name: str) -> None:
     for p in model.parameters():
         held.pop(p.data_ptr(), None)
     assert sum(held.values()) == foreseen.held
+
+
+def adafactor_step(*, low_memory: bool) -> tuple[int, torch.Tensor]:
+    """(Most bytes alive in a step of many matrices besides themselves, what it made of one)."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList(torch.nn.Linear(64, 64, bias=False) for _ in range(40))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = make_optimizer(model, OptimizerConfig(name="adafactor", low_memory=low_memory))
+    with LiveBytes() as live:
+        optimizer.step(1, 0.01)
+    return live.peak - sum(p.nbytes for p in model.parameters()), next(model.parameters()).detach()
+
+
+def test_low_memory_takes_less_at_once_for_the_same_weights() -> None:
+    (lean, one), (wide, other) = (adafactor_step(low_memory=low) for low in (True, False))
+    assert 5 * lean < wide
+    torch.testing.assert_close(one, other)
+
+
+def test_adafactor_keeps_a_row_and_a_column_where_adamw_keeps_two_matrices() -> None:
+    config = ModelConfig.model_validate({**MODEL, "dim": 256, "moe": None, "ffn_dim": 1024})
+    lean, full = (
+        state_size(OptimizerConfig(name=name), parameters(config), shards=1) for name in ("adafactor", "adamw")
+    )
+    assert lean.saved < full.saved / 50

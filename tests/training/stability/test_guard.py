@@ -27,8 +27,8 @@ class Said:
 
 
 def judge(state: TrainState, losses: list[float], first: int = 1, **config: Any) -> list[bool]:
-    telemetry: Any = Said()
-    guard = Guard(StabilityConfig(**config), state, telemetry, lambda step: f"samples of step {step}")
+    telemetry = Said()
+    guard = Guard(StabilityConfig(**config), state, telemetry.update_skipped, lambda step: f"samples of step {step}")
     found = [guard.accepts(first + n, torch.tensor([loss]), torch.tensor(1.0)) for n, loss in enumerate(losses)]
     assert [harm.step for harm in telemetry.harms] == [first + n for n, good in enumerate(found) if not good]
     return found
@@ -57,7 +57,7 @@ def test_a_resumed_guard_judges_as_the_one_that_went_on(losses: list[float], cut
 
 
 def test_a_gradient_that_is_no_number_counts_too() -> None:
-    guard = Guard(StabilityConfig(on_nonfinite="skip"), TrainState(), Said(), str)  # type: ignore[arg-type]
+    guard = Guard(StabilityConfig(on_nonfinite="skip"), TrainState(), Said().update_skipped, str)
     assert guard.accepts(1, torch.tensor([2.0]), torch.tensor(1.0))
     assert not guard.accepts(2, torch.tensor([2.0]), torch.tensor(math.inf))
 

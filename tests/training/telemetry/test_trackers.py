@@ -85,7 +85,7 @@ def test_a_tracker_gets_what_it_has_missed(tmp_path: Path) -> None:
     trackers.close()
     trackers.wait(10)
     assert [step for step, _ in late.rows] == [3, 4, 4, 5, 5, 6]
-    assert list(late.rows[2][1]) == ["validation/loss"]
+    assert list(late.rows[2][1]) == ["validation/loss", "validation/perplexity"]
 
 
 def test_a_slow_tracker_holds_nobody_up() -> None:

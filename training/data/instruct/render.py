@@ -69,7 +69,8 @@ class Renderer:
     """Rows of at most `max_tokens` tokens, of a chat template or prompt style (see Chat).
 
     too_long: rows above that are dropped, lose the beginning of their prompt (but for a begin token), or the end of
-    their answer. dropped: conversations that gave no row, by reason. counts: what else happened to rows and answers.
+    their answer. mask_prompt: answers are trained for alone, else all of a row. dropped: conversations that gave no
+    row, by reason. counts: what else happened to rows and answers.
     first_refusal: where and what the template said of the first that it refused.
     """
 
@@ -81,12 +82,14 @@ class Renderer:
         template: str | None = None,
         max_tokens: int | None = None,
         too_long: TooLong = "drop",
+        mask_prompt: bool = True,
         now: datetime | None = None,
     ) -> None:
         self.chat = Chat(tokenizer, style=style, template=template, now=now or datetime.now())
         self._joins_input = style is None
         self._max_tokens = max_tokens
         self._too_long = too_long
+        self._mask_prompt = mask_prompt
         self._bos = tokenizer.raw.token_to_id(bos) if (bos := self.chat.tokens.get("bos_token")) else None
         self.dropped: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -180,7 +183,7 @@ class Renderer:
             self.first_refusal = self.first_refusal or f"{conversation.where}: {error}"
             raise _DroppedError(REFUSED) from error
         ids, spans = self._spans(shown, turns)
-        row = Row(np.array(ids, dtype=np.int64), _labels(len(ids), spans), conversation.where)
+        row = Row(np.array(ids, dtype=np.int64), self._labels(len(ids), spans), conversation.where)
         if not row.trained.any():
             raise _DroppedError(NO_LABELS)
         return _Rendered(row, spans)
@@ -222,12 +225,15 @@ class Renderer:
         kept_begin = 1 if self._bos is not None and row.ids[0] == self._bos else 0
         cut = len(row.ids) - limit + kept_begin
         kept = [span for span in spans if span.start > cut]
-        trained = _labels(len(row.ids), kept)
+        trained = self._labels(len(row.ids), kept)
         return replace(
             row,
             ids=np.concatenate((row.ids[:kept_begin], row.ids[cut:])),
             trained=np.concatenate((trained[:kept_begin], trained[cut:])),
         )
+
+    def _labels(self, n: int, spans: Sequence[_Span]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        return _labels(n, spans if self._mask_prompt else [_Span(0, n)])
 
     def _count(self, what: str, n: int) -> None:
         if n:

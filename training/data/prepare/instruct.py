@@ -79,6 +79,7 @@ def prepare_instruct(
         template=options.template,
         max_tokens=options.seq_len + 1,
         too_long=options.too_long,
+        mask_prompt=options.mask_prompt,
     )
     apart = find_files(sources, "validation") if not validation else []
     with lock_out(out):
@@ -149,7 +150,7 @@ def rows_digest(
         for name, raw in sorted(tokenizer.companions.items())
         if name in (CHAT_TEMPLATE, TOKENIZER_CONFIG) or name.startswith(MORE_TEMPLATES)
     ]
-    facts = [tokenizer.sha256, of_chat, options.model_dump(), general.model_dump(), [one[1:] for one in read]]
+    facts = [tokenizer.sha256, of_chat, options.deciding(), general.model_dump(), [one[1:] for one in read]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -29,10 +29,20 @@ class CsvTracker:
         mine = {key.removeprefix("train/"): value for key, value in values.items() if key.startswith("train/")}
         if not mine:
             return
-        if self._columns == ["step"]:
-            self._columns += list(mine)
-            csv.writer(self._file).writerow(self._columns)
+        if unknown := [key for key in mine if key not in self._columns]:
+            self._widen(unknown)
         csv.writer(self._file).writerow([step, *(mine.get(column, "") for column in self._columns[1:])])
+
+    def _widen(self, columns: list[str]) -> None:
+        """Write what there is anew, with more columns: some rows have figures that those before had not."""
+        self._file.close()
+        with open(self._path, newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        self._columns += columns
+        self._file = open(self._path, "w", newline="")  # noqa: SIM115
+        writer = csv.writer(self._file)
+        writer.writerow(self._columns)
+        writer.writerows([*row, *[""] * (len(self._columns) - len(row))] for row in rows)
 
     def flush(self) -> None:
         self._file.flush()

@@ -54,7 +54,12 @@ class MlflowTracker:
     def log(self, step: int, values: Values) -> None:
         from mlflow.entities import Metric
 
-        if step > self._have["validation/loss" if "validation/loss" in values else "train/loss"]:
+        known_by = next(
+            (key for key in values if key.startswith("validation/") and key.endswith("/loss")), "train/loss"
+        )
+        if known_by not in self._have:  # of a set of validation.sets
+            self._have[known_by] = self._last_step(known_by)
+        if step > self._have[known_by]:
             now = int(time.time() * 1000)
             self._rows += [Metric(key, value, now, step) for key, value in values.items()]
         if len(self._rows) >= 500:

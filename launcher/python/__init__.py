@@ -1,0 +1,1 @@
+"""The product from Python: what `from launchyard import …` gives, in scripts, notebooks and unit tests."""

@@ -1,0 +1,1 @@
+"""Documents about other tools, each command typed as it is spelled here."""

@@ -1,0 +1,87 @@
+"""A recipe's parts in the caller's hands: their steps are those of a run, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launchyard import build, step, train
+from launchyard.errors import RecipeErrors
+from launchyard.launcher.python.handle import Run
+
+Recipe = dict[str, Any]
+pytestmark = pytest.mark.filterwarnings("ignore:data trouble.*has no digests.json")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"train.micro_batch_size": 4, "train.dropout": 0.1},
+        {"train.precision": "bf16-mixed"},
+        {"train.precision": "fp16-mixed", "train.batch_size_ramp": [[0, 4], [2, 12]]},
+        {"stability.on_spike": "skip", "optimizer.name": "muon"},
+    ],
+    ids=lambda keys: " ".join(map(str, keys.values())),
+)
+def test_steps_by_hand_are_those_of_a_run(recipe: Recipe, tmp_path: Path, keys: dict[str, object]) -> None:
+    parts = build(recipe, overrides=keys)
+    made = [step(parts) for _ in range(parts.max_steps)]
+    done = train(recipe, overrides=keys, run_url=tmp_path / "run")
+    rows = done.run.metrics()
+    assert [numbers.loss for numbers in made] == done.losses
+    skipped = [numbers.updated for numbers in made] != [True] * len(made)
+    assert skipped or [(n.step, n.grad_norm, n.lr) for n in made] == [
+        (r["step"], r["grad_norm"], r["lr"]) for r in rows
+    ]
+    assert done.outcome == "completed"
+
+
+def test_a_step_on_a_batch_of_ones_own(recipe: Recipe) -> None:
+    parts = build(recipe)
+    tokens = torch.arange(12).repeat(4, 2)
+    labels = tokens.roll(-1, 1)
+    labels[:, -5:] = -100
+    losses = [step(parts, (tokens, labels)).loss for _ in range(6)]
+    assert losses == sorted(losses, reverse=True), "it learns what it sees again and again"
+    assert parts.steps == 6
+    with pytest.raises(ValueError, match=r"batch: inputs \(4, 24\) and labels \(4, 23\)"):
+        step(parts, (tokens, labels[:, 1:]))
+    with pytest.raises(ValueError, match="no token has a label"):
+        step(parts, (tokens, torch.full_like(tokens, -100)))
+
+
+def test_batches_are_those_of_their_steps(recipe: Recipe) -> None:
+    parts = build(recipe)
+    first = parts.batch()
+    assert first.inputs.shape == (12, 16)
+    assert torch.equal(first.labels[:, :-1], first.inputs[:, 1:])
+    second = parts.batch(2)
+    step(parts)
+    assert torch.equal(parts.batch().inputs, second.inputs)
+    assert parts.model(first.inputs[:2]).shape[:2] == (2, 16)
+    with pytest.raises(ValueError, match="counted from 1"):
+        parts.batch(0)
+
+
+def test_the_process_is_as_before(recipe: Recipe, tmp_path: Path) -> None:
+    """Random numbers, threads, and no run where none was asked for."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    step(build(recipe))
+    train(recipe, overrides={"train.max_steps": 1}, run_url="run")
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert Run.named("latest").url == str(tmp_path / "run")
+
+
+def test_mistakes_are_told_as_of_a_call(recipe: Recipe) -> None:
+    with pytest.raises(RecipeErrors, match=r"max_stepz=3 in overrides: train.max_stepz: unknown key; did you"):
+        build(recipe, overrides={"train.max_stepz": 3})
+    with pytest.raises(RecipeErrors, match=r"the recipe: data.seed: a object; use text"):
+        build({**recipe, "data": {"seed": object()}})
