@@ -80,11 +80,13 @@ class ValidationRow(Means):
     set: str | None = Field(
         default=None, description="Name in validation.sets; absent of the data that data.validation holds out."
     )
-    perplexity: float | None = Field(default=None, description="exp of the loss; absent of preferences.")
+    perplexity: float | None = Field(
+        default=None, description="exp of the loss; absent of preferences and of a loss of one's own."
+    )
     bits_per_byte: float | None = Field(
         default=None,
         description="The loss of all labels in bits, over the bytes of their text, of which control tokens have none. "
-        "Absent of preferences, and where the tokenizer does not tell the text of a token.",
+        "Absent of preferences, of a loss of one's own, and where the tokenizer does not tell the text of a token.",
     )
     seconds: float = Field(description="For which it took.")
     attempt: int = Field(description="Attempt that measured it.")

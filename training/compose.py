@@ -327,7 +327,7 @@ def first_learner(context: Context, code: OwnCode | None = None) -> Learner:
 def _unfilled(context: Context, code: OwnCode | None) -> tuple[nn.Module, Optimizer]:
     from launchyard.training.build import build_model
     from launchyard.training.optim.averaged import with_average
-    from launchyard.training.optim.own import OwnOptimizer
+    from launchyard.training.optim.own.optimizer import OwnOptimizer
     from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 from launchyard.run.rows import StepRow, ValidationRow
 
-FIGURES = "FIGURES"  # the constant that names what a loss measures beside itself
+NAMED = "FIGURES"  # the constant that names what a loss measures beside itself
 _FIGURE = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _TENSOR = frozenset({"torch", "Tensor"})
 _INT = frozenset({"int"})
@@ -91,7 +91,7 @@ def describe_code(source: bytes, name: str) -> Described:
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and node.name in CONTRACTS
     }
-    figures = next((_figures(node) for node in tree.body if _assigned(node) == FIGURES), ())
+    figures = next((_figures(node) for node in tree.body if _assigned(node) == NAMED), ())
     return Described(found, tuple(figures or ()))
 
 
@@ -102,7 +102,7 @@ def _problems(tree: ast.Module) -> Iterator[tuple[int, str]]:
     if not any(node.name in CONTRACTS for node in functions):
         yield 1, f"holds none of the functions that a run calls: {', '.join(CONTRACTS)}"
     for statement in tree.body:
-        if _assigned(statement) == FIGURES:
+        if _assigned(statement) == NAMED:
             yield from ((statement.lineno, what) for what in _of_figures(statement, functions))
 
 
@@ -197,14 +197,14 @@ def _figures(node: ast.stmt) -> list[str] | None:
 def _of_figures(node: ast.stmt, functions: list[ast.FunctionDef | ast.AsyncFunctionDef]) -> Iterator[str]:
     names = _figures(node)
     if names is None:
-        yield f"{FIGURES} must be a plain list of names, such as {FIGURES} = ['accuracy']"
+        yield f"{NAMED} must be a plain list of names, such as {NAMED} = ['accuracy']"
     elif not any(one.name == "loss" for one in functions):
-        yield f"{FIGURES} names what `loss` returns beside its sum, and there is no loss"
+        yield f"{NAMED} names what `loss` returns beside its sum, and there is no loss"
     for name in names or ():
         if (why := wrong_figure(name)) is not None:
-            yield f"{FIGURES}: {why}"
+            yield f"{NAMED}: {why}"
     if names and len({*names}) < len(names):
-        yield f"{FIGURES} names a figure twice"
+        yield f"{NAMED} names a figure twice"
 
 
 def wrong_figure(name: str) -> str | None:

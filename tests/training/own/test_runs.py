@@ -15,6 +15,7 @@ import torch
 
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
+from launchyard.training.data.dataset_spec import with_sets
 from launchyard.training.own.frozen import frozen_name
 from launchyard.training.spec import DataSpec
 from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
@@ -152,7 +153,7 @@ def on_step(row: StepDone):
     return {{"half": row.loss / 2}}
 
 def on_validation(row):
-    _log("on_validation", row.step)
+    _log("on_validation", row.step, row.set, round(row.loss, 3), sorted(row.figures))
 
 def on_end(run):
     _log("on_end", run.outcome, run.step, run.checkpoint)
@@ -162,20 +163,33 @@ def on_end(run):
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_hooks_are_called_in_order_and_end_the_run(tmp_path: Path, data: DataSpec, nproc: int) -> None:
     log = tmp_path / "log"
-    overrides = {"validation.at_start": True, "validation.every_steps": 3, "checkpoint.every_steps": 100}
+    overrides = {
+        "validation.at_start": True,
+        "validation.every_steps": 3,
+        "checkpoint.every_steps": 100,
+        "validation.sets": {"again": data.validation[0].folder},
+    }
+    data = with_sets(data, {"again": data.model_copy(update={"train": data.validation, "validation": ()})})
     run = own_run(tmp_path / "run", data, HOOKS.format(log=log, end=5), overrides)
     run_workers(run, nproc)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line[:2] for line in lines] == [
         ["on_validation", 0],
+        ["on_validation", 0],
         ["on_step", 1],
         ["on_step", 2],
         ["on_step", 3],
+        ["on_validation", 3],
         ["on_validation", 3],
         ["on_step", 4],
         ["on_step", 5],
         ["on_end", "completed"],
     ]
+    measured = [line[2:] for line in lines if line[0] == "on_validation"]
+    rows = list(run.rows("validation"))
+    assert [of for of, *_ in measured] == ["main", "again"] * 2
+    assert [loss for _, loss, _ in measured] == [round(row["loss"], 3) for row in rows]
+    assert all(figures == ["perplexity"] for *_, figures in measured) and all("perplexity" in row for row in rows)
     assert lines[-1][2:] == [5, "checkpoints/step-00000005"]
     outcome = run.outcome(0)
     assert outcome is not None and outcome.outcome == "completed"
