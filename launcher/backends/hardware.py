@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from launchyard.errors import LaunchError
 from launchyard.host.folders import log_folder
+from launchyard.host.processes import python_argv
 from launchyard.launcher.agent.torchrun import installed_flags
 from launchyard.launcher.backends.base import load_backend
 
@@ -164,7 +165,7 @@ def _ask_for_gpus() -> tuple[Gpu, ...]:
     if any(os.path.exists(mark) for mark in _DRIVER_MARKS):
         return _gpus_told_by([sys.executable, "-I", "-S", "-c", _ASK_DRIVER], "NVIDIA driver", "nvidia-smi")
     if os.path.exists(_ROCM_MARK) and find_spec("torch") is not None:
-        return _gpus_told_by([sys.executable, "-P", "-c", _ASK_TORCH], "ROCm of torch", "rocm-smi")
+        return _gpus_told_by([*python_argv(sys.executable), "-c", _ASK_TORCH], "ROCm of torch", "rocm-smi")
     return ()
 
 

@@ -89,7 +89,7 @@ def _argv(run: RunDir, shape: Shape) -> list[str]:
         module=TRIAL_WORKER,
         args=[run.url],
         shutdown_timeout=int(SURVIVOR_SECONDS),
-        log_dir=run.path("torchrun"),
+        log_dir=f"{run.url}/torchrun",
     )
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from launchyard.host.processes import python_argv
 from launchyard.run import events, layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
@@ -88,7 +89,7 @@ class TraceWriter:
             "host": self._world.host,
             "time": time.time(),
         }
-        digest = [sys.executable, "-P", "-m", DIGEST, raw, folder, json.dumps(facts)]
+        digest = [*python_argv(sys.executable), "-m", DIGEST, raw, folder, json.dumps(facts)]
         subprocess.run(digest, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         endings = [layout.TRACE_TABLE, layout.TRACE_SUMMARY, layout.TRACE]
         snapshot = [layout.MEMORY_SNAPSHOT] if os.path.exists(os.path.join(folder, layout.MEMORY_SNAPSHOT)) else []

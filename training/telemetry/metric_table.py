@@ -94,7 +94,7 @@ LEARNING = (
     Metric("trainer_learning_rate", "gauge", "Learning rate of the last step."),
     Metric("trainer_validation_loss", "gauge", "Loss on held-out data, as trainer_loss.", _HELD_OUT),
     Metric("trainer_validation_perplexity", "gauge", "exp of that loss; of text.", ("set",)),
-    Metric("trainer_validation_bits_per_byte", "gauge", "That loss in bits over the bytes of its text.", ("set",)),
+    Metric("trainer_validation_bpb", "gauge", "Bits per byte: that loss in bits over the bytes of its text.", ("set",)),
     Metric(
         "trainer_task_score", "gauge", "Figure of a task at the checkpoint asked last.", ("task", "metric", "filter")
     ),

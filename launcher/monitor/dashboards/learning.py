@@ -52,7 +52,7 @@ def _of_held_out_text() -> list[timeseries.Panel]:
         lines(
             "Bits per byte of held-out text",
             "Falls; unlike the loss it compares models whose tokenizers differ. Not of tokens without a tokenizer.",
-            (f"max by (run_id, set) (trainer_validation_bits_per_byte{{{RUN}}})", "{{set}} {{run_id}}"),
+            (f"max by (run_id, set) (trainer_validation_bpb{{{RUN}}})", "{{set}} {{run_id}}"),
             span=12,
             low=0,
         ),

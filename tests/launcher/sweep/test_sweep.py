@@ -253,11 +253,6 @@ def test_a_job_whose_launcher_was_killed_is_taken_for_what_it_is(slurm: FakeSlur
     assert {point["state"] for point in status(place)["points"]} == {"pending"}
 
 
-def test_at_once_needs_jobs_that_wait(here: Place) -> None:
-    here.write_cluster(scheduler="example")
-    assert "no job of site can wait for the end of another one" in sweep(here, *AXES, "--at-once", "2", code=2)
-
-
 @pytest.mark.parametrize("words", [("model.init_from=base", "lr=[1e-3,3e-3]"), ("model.init_from=[base,zzzz]",)])
 def test_a_name_means_for_every_point_what_it_meant_at_the_launch(words: tuple[str, ...], here: Place) -> None:
     """Also for a point that is launched when a newer run has that name."""

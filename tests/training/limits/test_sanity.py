@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from launchyard.training.loop import sanity
+from launchyard.training.loop.measure import Measured
 from tests.support.small_runs import (
     VOCAB,
     final_weights,
@@ -56,8 +57,8 @@ def test_a_loss_that_is_no_number_is_an_error_and_a_resume_asks_nothing(monkeypa
     parts = MagicMock()
     parts.context.recipe.validation.sanity_batches = 2
     parts.learner.state.step = 0
-    monkeypatch.setattr(sanity, "validation_means", lambda *args, **kwargs: [math.nan])
-    with pytest.raises(ValueError, match=r"sanity_batches: the loss on held-out data is nan"):
+    monkeypatch.setattr(sanity, "measure", lambda *args, **kwargs: {"main": Measured({"loss": math.nan}, 0.0)})
+    with pytest.raises(ValueError, match=r"sanity_batches: the loss on held-out data \(main\) is nan"):
         sanity.check_validation(parts)
     parts.learner.state.step = 5
     sanity.check_validation(parts)
