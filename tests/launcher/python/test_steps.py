@@ -59,7 +59,8 @@ def optimizer(named_parameters, lr):
 
 def test_they_are_those_of_the_users_own_code(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
-    keys = {"code": str(tmp_path / "mine.py"), "data.source": None}
+    sets = {"again": recipe["data"]["validation"]}
+    keys: dict[str, object] = {"code": str(tmp_path / "mine.py"), "data.source": None, "validation.sets": sets}
     parts = build(recipe, overrides=keys)
     made = [step(parts) for _ in range(parts.max_steps)]
     done = train(recipe, overrides=keys, run_url=tmp_path / "run")
@@ -67,9 +68,13 @@ def test_they_are_those_of_the_users_own_code(recipe: Recipe, tmp_path: Path) ->
     assert [numbers.loss for numbers in made] == done.losses
     assert [numbers.grad_norm for numbers in made] == [row["grad_norm"] for row in rows]
     assert [numbers.figures for numbers in made] == [row["figures"] for row in rows]
-    (one, two) = done.run.metrics("validation")
-    assert one["figures"].keys() == {"accuracy"} and "perplexity" not in one, "of a loss of one's own"
-    assert two["step"] == 8
+    held_out = done.run.metrics("validation")
+    assert [(row["step"], row.get("set")) for row in held_out] == [(4, None), (4, "again"), (8, None), (8, "again")]
+    for row in held_out:
+        assert row["figures"].keys() == {"accuracy"} and "perplexity" not in row, "of a loss of one's own"
+    share: dict[str, object] = {"validation.every_steps": None, "validation.every_epochs": 0.5}
+    with pytest.raises(RecipeErrors, match="every_epochs: batches of your own code has no epochs"):
+        build(recipe, overrides=keys | share)
 
 
 def test_a_step_on_a_batch_of_ones_own(recipe: Recipe) -> None:
