@@ -60,7 +60,7 @@ class Meter:
 
 
 # Figures of a validation of text -> their series. A name may hold no unit but bytes, says promtool.
-OF_TEXT = {"perplexity": "trainer_validation_perplexity", "bits_per_byte": "trainer_validation_bpb"}
+_OF_TEXT = {"perplexity": "trainer_validation_perplexity", "bits_per_byte": "trainer_validation_bpb"}
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class Telemetry:
     def _show_figures(self, means: Mapping[str, float], **labels: str) -> None:
         """Those beside the loss, each a series of its own."""
         for name, value in means.items():
-            if name in OF_TEXT:
-                self.exporter.set(OF_TEXT[name], value, set=labels["set"])
+            if name in _OF_TEXT:
+                self.exporter.set(_OF_TEXT[name], value, set=labels["set"])
             elif name not in Means.model_fields:
                 self.exporter.set("trainer_own_figure", value, figure=name, **labels)
             elif name != "loss":
