@@ -235,17 +235,11 @@ def run_directory_page() -> Iterator[str]:
     from launchyard.run.events import EVENTS
     from launchyard.run.lease import LEASE_SECONDS
     from launchyard.storage import shards
+    from launchyard.training.notify import notices
 
     yield f"# The run directory\n{RULES.format(lease=LEASE_SECONDS)}"
-    for record in (
-        records.Job,
-        records.Submission,
-        records.OutcomeRecord,
-        records.EnvironmentRecord,
-        records.Target,
-        records.BadNodes,
-        records.BadNode,
-    ):
+    files = (records.Job, records.Submission, records.OutcomeRecord, records.EnvironmentRecord, records.Target)
+    for record in (*files, records.BadNodes, records.BadNode, notices.Notice):
         yield from record_table(record)
     yield (
         "\n## Events\n\nA line of `attempts/NNNN/events.jsonl` holds `event`, its name; `time`; and the fields of that "
@@ -448,7 +442,8 @@ def python_entry(name: str, value: Any) -> Iterator[str]:
         yield f"## `{name}`\n\n```\n{signature_words(name, value)}\n```\n\n{inspect.getdoc(value)}\n\n"
         return
     yield f"## `{name}`\n\n{inspect.getdoc(value)}\n\n"
-    shown = [field for field in dataclasses.fields(value) if field.repr and "__repr__" not in vars(value)]
+    written = getattr(value, "__dataclass_params__", None)  # with repr: a value is its fields, and nothing more
+    shown = [field for field in dataclasses.fields(value) if field.repr] if written and written.repr else []
     if shown:
         yield f"Fields: {', '.join(f'`{field.name}: {field.type}`' for field in shown)}.\n\n"
     for attribute, member in vars(value).items():

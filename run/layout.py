@@ -16,6 +16,7 @@ PLAN = "plan.json"
 CODE = "code.json"
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER = f"{TOKENIZER_FOLDER}/tokenizer.json"
+OWN_CODE_FOLDER = "own_code"
 TEMPLATES_FOLDER = f"{TOKENIZER_FOLDER}/additional_chat_templates"
 
 # -- of the whole run ------------------------------------------------------------------------------------------------
@@ -50,6 +51,7 @@ VALIDATION = "validation"
 TASKS = "tasks"
 SAMPLES = "samples"
 EVENTS = "events"
+NOTICES = "notices"
 
 _JSON = ".json"
 _JSONL = ".jsonl"
@@ -61,6 +63,11 @@ _JOB_FILE = re.compile(r"job-\w+\.(sh|log)")
 _TRACE_NAME = re.compile(r"step-0*(\d+)-rank-(\d+)\.json\.gz")
 _LOG_NAME = re.compile(r"(rank|node)-0*(\d+)\.log")
 LOG_PART_BYTES = 1 << 20
+
+
+def own_code(name: str, digest: str) -> str:
+    """The frozen copy of a user's file: its content decides its name."""
+    return f"{OWN_CODE_FOLDER}/{name.removesuffix('.py')}-{digest}.py"
 
 
 # -- attempts --------------------------------------------------------------------------------------------------------
@@ -194,6 +201,11 @@ def job_output(job_id: str) -> str:
 JOB_CODE = "code"  # in the same folder
 
 
+def notice_of(name: str) -> str:
+    """Of an event that somebody is told of."""
+    return f"{NOTICES}/{name}{_JSON}"
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------
 def rows_prefix(kind: str, attempt: int) -> str:
     """Returns the prefix of the files in `METRICS` that hold rows of an attempt. `kind`: one of those above."""
@@ -288,6 +300,9 @@ ENTRIES = (
     Entry(CODE, "launcher", "at the launch, first; anew at each resume", "Git commit, uncommitted changes, versions of "
           "packages; `source`, a digest of launchyard's own files that every worker compares with its own; `earlier`, "
           "the same in short for the code before a resume."),
+    Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST.py", "launcher", "at the launch, and at a resume with `code=`, if the recipe "
+          "names a file", "The user's own functions; `code` of the recipe, or of an attempt's overrides, names the "
+          "one that counts."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
     Entry(f"{TOKENIZER_FOLDER}/NAME", "launcher", "at the launch", "The other files of the tokenizer, as they lay "
           "beside it or beside the weights that the run starts from: `tokenizer_config.json`, "
@@ -338,6 +353,8 @@ ENTRIES = (
     Entry(f"{CHECKPOINTS}/step-NNNNNNNN/{MANIFEST}", "rank 0", "to commit a checkpoint, create-only",
           "Files and tensors with hashes: [Manifest](run-directory.md#manifest). Without it there is no checkpoint."),
     Entry(LATEST, "rank 0", "after a commit", "The `step` committed last, for stores that list late."),
+    Entry(f"{NOTICES}/NAME.json", "owner, rank 0", "at an event of `notify`, create-only; marked when it is sent",
+          "An event that the webhook is told of, once: [Notice](run-directory.md#notice)."),
     Entry(f"{PROFILES}/step-NNNN-rank-N.json.gz", "worker", "after steps that are traced", "A "
           "[trace](../guides/profile.md) for Perfetto: Chrome's JSON. In the name the first step, and the rank."),
     Entry(f"{PROFILES}/step-NNNN-rank-N.json", "worker", "just before", "What it says, in short: phases, operators and "

@@ -5,7 +5,7 @@ Readers take rows as mappings: a row may be of an older version, and hold less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,14 @@ class Means(BaseModel):
     reward_accuracy: float | None = Field(
         default=None, description="Preferences: share of pairs whose better answer has the higher reward."
     )
+    figures: dict[str, float] | None = Field(default=None, description="Of the user's own code, by name.")
+
+
+def with_own_figures(means: Mapping[str, float]) -> JsonObject:
+    """Means as a row holds them: those that every run may have, and figures of the user's own code in `figures`."""
+    known = {name: value for name, value in means.items() if name in ValidationRow.model_fields}
+    own = {name: value for name, value in means.items() if name not in known}
+    return {**known, "figures": own} if own else known
 
 
 class StepRow(Means):
@@ -72,11 +80,13 @@ class ValidationRow(Means):
     set: str | None = Field(
         default=None, description="Name in validation.sets; absent of the data that data.validation holds out."
     )
-    perplexity: float | None = Field(default=None, description="exp of the loss; absent of preferences.")
+    perplexity: float | None = Field(
+        default=None, description="exp of the loss; absent of preferences and of a loss of one's own."
+    )
     bits_per_byte: float | None = Field(
         default=None,
         description="The loss of all labels in bits, over the bytes of their text, of which control tokens have none. "
-        "Absent of preferences, and where the tokenizer does not tell the text of a token.",
+        "Absent of preferences, of a loss of one's own, and where the tokenizer does not tell the text of a token.",
     )
     seconds: float = Field(description="For which it took.")
     attempt: int = Field(description="Attempt that measured it.")

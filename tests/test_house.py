@@ -32,6 +32,8 @@ LIGHT_FILES = (
     "training/spec.py",
     "training/trial/spec.py",
     "training/batching.py",
+    "training/own/*.py",
+    "training/notify/*.py",
     "training/optim/groups.py",
     "training/optim/state_size.py",
     "training/telemetry/metric_table.py",

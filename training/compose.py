@@ -35,17 +35,19 @@ if TYPE_CHECKING:
     from launchyard.model.weights.load import OnProgress
     from launchyard.training.batching import Context
     from launchyard.training.checkpoint.checkpointer import Checkpointer
+    from launchyard.training.data.reader import Reader
     from launchyard.training.loop.parts import Data, Learner, Parts
     from launchyard.training.objectives.objective import Objective
     from launchyard.training.optim.base import Optimizer
     from launchyard.training.optim.grad_norms import GradNorms
+    from launchyard.training.own.load import OwnCode
     from launchyard.training.profile.profiler import Profiler
     from launchyard.training.stability.guard import Guard
     from launchyard.training.telemetry.telemetry import Harm, Telemetry
     from launchyard.training.validation.asking import Point
 
 
-DECIDING = {"model", "adapter", "data", "preference", "train", "optimizer", "schedule", "stability"}
+DECIDING = {"model", "adapter", "code", "data", "preference", "train", "optimizer", "schedule", "stability"}
 # Keys of `train` that are younger than the first hashes, with their defaults.
 NEWER = {
     "max_time": None,
@@ -76,8 +78,9 @@ def recipe_hash(recipe: Recipe) -> str:
             deciding["train"].pop(key)
     if recipe.adapter == Adapter():  # as the hash of recipes that are older than the section
         deciding.pop("adapter")
-    if recipe.preference is None:
-        deciding.pop("preference")
+    for section in ("preference", "code"):
+        if deciding[section] is None:
+            deciding.pop(section)
     if recipe.stability == StabilityConfig():
         deciding.pop("stability")
     if recipe.data.mask_prompt:
@@ -92,14 +95,17 @@ def compose(
 ) -> tuple[Parts, bool]:
     """Everything the loop needs, with the newest intact checkpoint loaded; and whether there was one."""
     from launchyard.training.loop.parts import Parts
+    from launchyard.training.own.frozen import open_own_code
+    from launchyard.training.own.hooks import Hooks
     from launchyard.training.parallel import needs_sharding, time_collectives
     from launchyard.training.telemetry.telemetry import open_telemetry
 
     context = open_context(world, recipe, workload)
     rows = open_rows(run, world)
     checkpointer = open_checkpointer(run, context, instruments, rows)
-    learner, resumed = load_learner(context, checkpointer, instruments)
-    data = open_readers(context, instruments.events, run)
+    code = open_own_code(run, recipe.code)
+    learner, resumed = load_learner(context, checkpointer, instruments, code)
+    data = open_readers(context, instruments.events, run, code)
     if needs_sharding(recipe, world.world_size, workload.adapter) and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
     telemetry = open_telemetry(run, context, instruments, rows, cache=data.reader.cache, start_step=learner.state.step)
@@ -111,10 +117,11 @@ def compose(
         checkpointer,
         telemetry,
         flag,
-        choose_objective(recipe),
+        choose_objective(recipe, code),
         open_profiler(run, context, learner, instruments),
         points=list(open_points(run, context, telemetry, start_step=learner.state.step)),
         guard=open_guard(context, learner, data, telemetry.update_skipped),
+        hooks=Hooks(code) if code is not None and world.is_main else None,
         grad_norms=open_grad_norms(context, learner),
     )
     return parts, resumed
@@ -197,12 +204,16 @@ def open_profiler(run: RunDir, context: Context, learner: Learner, instruments: 
     )
 
 
-def choose_objective(recipe: Recipe) -> Objective:
-    """What the steps make smaller: of pairs their preference, of anything else the loss of the next token."""
+def choose_objective(recipe: Recipe, code: OwnCode | None = None) -> Objective:
+    """What the steps make smaller: the user's own loss; of pairs their preference, of anything else that of the next
+    token."""
     from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
+    from launchyard.training.objectives.own import OwnLoss
     from launchyard.training.objectives.preference import PreferenceLoss
 
+    if code is not None and code.has("loss"):
+        return OwnLoss(code)
     if recipe.data.kind != "preference":
         return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
     wanted = recipe.preference or PreferenceConfig()
@@ -287,14 +298,16 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
     return torch.device("cpu")
 
 
-def load_learner(context: Context, checkpointer: Checkpointer, instruments: Instruments) -> tuple[Learner, bool]:
+def load_learner(
+    context: Context, checkpointer: Checkpointer, instruments: Instruments, code: OwnCode | None = None
+) -> tuple[Learner, bool]:
     """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
     from launchyard.training.build import fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
     from launchyard.training.loop.parts import Learner
 
     began = time.perf_counter()
-    model, optimizer = _unfilled(context)
+    model, optimizer = _unfilled(context, code)
     reading = ReadingEvents(instruments.events, instruments.clock)
     manifest = checkpointer.load_newest(shards(model, optimizer))
     if manifest is None:
@@ -306,14 +319,15 @@ def load_learner(context: Context, checkpointer: Checkpointer, instruments: Inst
     return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
 
 
-def first_learner(context: Context) -> Learner:
+def first_learner(context: Context, code: OwnCode | None = None) -> Learner:
     """Model, optimizer and counters before the first step; no checkpoint is looked for."""
-    return _with_first_weights(context, *_unfilled(context), None)
+    return _with_first_weights(context, *_unfilled(context, code), None)
 
 
-def _unfilled(context: Context) -> tuple[nn.Module, Optimizer]:
+def _unfilled(context: Context, code: OwnCode | None) -> tuple[nn.Module, Optimizer]:
     from launchyard.training.build import build_model
     from launchyard.training.optim.averaged import with_average
+    from launchyard.training.optim.own.optimizer import OwnOptimizer
     from launchyard.training.precision.rounded import open_optimizer
 
     recipe = context.recipe
@@ -322,7 +336,11 @@ def _unfilled(context: Context) -> tuple[nn.Module, Optimizer]:
     model = build_model(
         workload.model, recipe, world_size=world_size, device=context.device, fill=False, adapter=workload.adapter
     )
-    return model, with_average(open_optimizer(model, recipe), model, recipe.train.ema_decay)
+    if code is not None and code.has("optimizer"):
+        optimizer: Optimizer = OwnOptimizer(model, recipe.optimizer, code)
+    else:
+        optimizer = open_optimizer(model, recipe)
+    return model, with_average(optimizer, model, recipe.train.ema_decay)
 
 
 def _with_first_weights(
@@ -338,10 +356,11 @@ def _with_first_weights(
     return Learner(model, optimizer, first_state(recipe.train.precision))
 
 
-def open_readers(context: Context, on_event: OnEvent, run: RunDir | None = None) -> Data:
+def open_readers(context: Context, on_event: OnEvent, run: RunDir | None = None, code: OwnCode | None = None) -> Data:
     """Readers of the data's kinds: of the training data, and of each set of held-out data.
 
-    run: has the tokenizer by which the bytes of held-out tokens are counted; None: they are not.
+    run: has the tokenizer by which the bytes of held-out tokens are counted; None: they are not. code: may make the
+    training data itself.
     """
     from launchyard.training.data.cache.chunk_cache import ChunkCache
     from launchyard.training.data.open_reader import open_reader
@@ -352,15 +371,41 @@ def open_readers(context: Context, on_event: OnEvent, run: RunDir | None = None)
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=context.world.local_world_size,
-        warn=lambda text: on_event(events.DATA_TROUBLE, message=text),
+        warn=partial(_warn, on_event),
     )
     size = context.sizes.global_batch_size
     opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
-    reader = opened(workload.data.train, training=True, warn=lambda text: on_event(events.DATA_TROUBLE, message=text))
+    if code is not None and code.has("batches"):
+        reader = open_own_reader(context, code)
+    else:
+        reader = opened(workload.data.train, training=True, warn=partial(_warn, on_event))
     main = {MAIN: workload.data.validation} if workload.data.validation else {}
     held_out = {name: opened(sources, training=False) for name, sources in {**main, **workload.data.sets}.items()}
     lengths = open_byte_lengths(run, context, on_event) if run is not None and held_out else None
     return Data(reader, held_out, lengths)
+
+
+def _warn(on_event: OnEvent, text: str) -> None:
+    on_event(events.DATA_TROUBLE, message=text)
+
+
+def open_own_reader(context: Context, code: OwnCode) -> Reader:
+    """Of the samples that the user's own code makes."""
+    from launchyard.training.batching import ramp_unit, samples_of
+    from launchyard.training.data.mixed_reader import RampedReader
+    from launchyard.training.data.own.reader import OwnReader
+
+    recipe = context.recipe
+    ramped = bool(recipe.train.batch_size_ramp)
+    reader = OwnReader(
+        code,
+        n_samples=samples_of(context.workload.data.train[0], recipe.data.seq_len),
+        global_batch_size=ramp_unit(recipe.train) if ramped else context.sizes.global_batch_size,
+        seq_len=recipe.data.seq_len,
+        seed=recipe.data.seed,
+        vocab_size=context.workload.model.vocab_size,
+    )
+    return RampedReader(reader, recipe.train) if ramped else reader
 
 
 def open_byte_lengths(run: RunDir, context: Context, on_event: OnEvent) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
+from launchyard.training.notify.section import NotifyConfig
 from launchyard.training.sections.checkpoint import CheckpointConfig
 from launchyard.training.sections.data import DataConfig
 from launchyard.training.sections.early_stopping import EarlyStoppingConfig
@@ -35,6 +36,7 @@ EITHER_OR = {
     "train": ("max_steps", "max_tokens", "max_epochs"),
     "data": ("source", "mixture"),
     "validation": ("every_steps", "every_epochs"),
+    "notify": ("webhook", "webhook_env"),
 }
 
 
@@ -53,6 +55,11 @@ class Recipe(Section):
         description="Tokenizer file (see `launch prepare`) or a folder with one; local, URL or of the hub. Default for "
         "text: that of model.init_from.",
     )
+    code: str | None = Field(
+        default=None,
+        description="Python file with functions of your own that the run calls: loss, batches, optimizer, on_step, "
+        "on_validation, on_end. Default: none.",
+    )
     data: DataConfig
     preference: PreferenceConfig | None = None
     train: TrainConfig
@@ -64,6 +71,7 @@ class Recipe(Section):
     validation: ValidationConfig = ValidationConfig()
     early_stopping: EarlyStoppingConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
+    notify: NotifyConfig | None = None
     profile: ProfileConfig | None = None
     watchdog: WatchdogConfig = WatchdogConfig()
 

@@ -28,7 +28,10 @@ from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.errors import CorruptError, DamagedError, DeniedError
+from launchyard.storage.redact import redact
 from launchyard.training.distributed import World, read_world
+from launchyard.training.own.load import OwnCodeError
+from launchyard.training.own.values import RunEnd
 from launchyard.training.recipe import Recipe, recipe_of
 from launchyard.training.spec import Storage, read_workload
 from launchyard.training.stop import StopFlag
@@ -166,6 +169,8 @@ def is_fatal(error: BaseException) -> bool:
     """Returns True if another try would end the same way; a file that is damaged now may be restored by then."""
     if isinstance(error, DamagedError):
         return False
+    if isinstance(error, OwnCodeError):  # its bugs come again; a store or a device may not fail the next time
+        return not isinstance(error.__cause__, OSError | RuntimeError)
     return isinstance(error, FATAL) or type(error).__name__ in FATAL_NAMES
 
 
@@ -294,16 +299,32 @@ def finish_attempt(run: RunDir, parts: Parts, reason: str | None) -> None:
         done = f"ended early after {step} of {context.max_steps} steps, for {why}"
     if reason is not None and step == context.max_steps:
         detail = ", in the last validation"
-    run.write_outcome(
-        OutcomeRecord(
-            outcome="completed" if reason is None else "stopped",
-            reason=reason or "done",
-            message=done + detail,
-            attempt=context.world.attempt,
-            step=step,
-            checkpoint=run.checkpoint_dir(step) if step else None,
-            time=time.time(),
-        )
+    record = OutcomeRecord(
+        outcome="completed" if reason is None else "stopped",
+        reason=reason or "done",
+        message=done + detail,
+        attempt=context.world.attempt,
+        step=step,
+        checkpoint=run.checkpoint_dir(step) if step else None,
+        time=time.time(),
+    )
+    if parts.hooks is not None:
+        parts.hooks.on_end(end_of(run, parts, record))
+    run.write_outcome(record)
+
+
+def end_of(run: RunDir, parts: Parts, record: OutcomeRecord) -> RunEnd:
+    """The same for the user's own code."""
+    return RunEnd(
+        run_id=parts.context.workload.run_id,
+        name=parts.context.workload.name,
+        url=redact(run.url),
+        outcome=record.outcome,
+        reason=record.reason,
+        step=parts.learner.state.step,
+        max_steps=parts.context.max_steps,
+        validation_loss=parts.learner.state.validation_loss,
+        checkpoint=record.checkpoint,
     )
 
 

@@ -13,13 +13,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launchyard.errors import EXIT_FAILED, EXIT_STOPPED, UserError
 from launchyard.host.processes import end_marked
 from launchyard.launcher.agent.conclusion import exit_code
+from launchyard.launcher.agent.notify import Notifier, notifier_of
 from launchyard.launcher.agent.ownership import Judge, claim_next, newest_job
-from launchyard.launcher.agent.restart_policy import AttemptSummary, after_attempt
+from launchyard.launcher.agent.restart_policy import AGAIN_REASONS, AttemptSummary, after_attempt
 from launchyard.launcher.agent.root_cause import OTHER_CODE
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
 from launchyard.run.checkpoints import newest_checkpoint
@@ -29,6 +30,9 @@ from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.errors import StoreError
+
+if TYPE_CHECKING:
+    from launchyard.training.recipe import Recipe
 
 ASK_SECONDS = {True: 0.5, False: 3.0}  # local run directory, remote one
 FAREWELL_SECONDS = 20.0  # retry budget for the last write of an owner that fails
@@ -60,6 +64,7 @@ class Owner:
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
     log: Callable[[str], None] = log_line
+    _notifies: tuple[int, Notifier] | None = None  # of an attempt
 
     def wait_for_resources(self, last: Job | None = None) -> bool:
         """Called before an attempt is claimed. Returns False if a stop is requested before its resources are there."""
@@ -127,6 +132,8 @@ class Owner:
             if not again:
                 return self.end(record)
             given = self.give_back(record) if moves and self.give_back is not None else None
+            if record.reason in AGAIN_REASONS and given is not False:
+                self._notifier(job).moves_on(record)
             if given is not None:
                 return record if given else self.end(record)
             if not self.wait_for_resources(job):
@@ -146,9 +153,11 @@ class Owner:
             self.run.write_outcome(record)
             return record
         heartbeat = Heartbeat(self.run, job.attempt)
+        notifier = self._notifier(job)
 
         def on_poll() -> None:
             heartbeat.beat()
+            notifier.poll()
             if heartbeat.superseded:  # we were taken for dead: no process of ours may go on
                 self.signals.stop = self.signals.stop or "terminated"
 
@@ -183,7 +192,15 @@ class Owner:
             record = record.model_copy(update={"outcome": "stopped", "reason": wanted})
         self.run.clear_stop()
         self.run.write_outcome(record, of_run=True)
+        if newest is not None:
+            self._notifier(newest).ended(record)
         return record
+
+    def _notifier(self, job: Job) -> Notifier:
+        """One for all attempts that recipe the same: it knows what it could not send."""
+        if self._notifies is None or self._notifies[0] != job.attempt:
+            self._notifies = (job.attempt, notifier_of(self.run, _recipe_of(self.run, job)))
+        return self._notifies[1]
 
     def _forget_last_end(self) -> None:
         """A resumed run has no outcome, and a stop asked of an earlier job does not concern this one."""
@@ -210,25 +227,33 @@ def serve(owner: Owner, *, where: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:
-        record_own_failure(owner.run, job.attempt, error)
+        record_own_failure(owner.run, job, error)
         return EXIT_FAILED
 
 
 def max_failures(run: RunDir, job: Job) -> int:
     """resources.max_failures as this attempt means it; its default if the recipe cannot be read."""
-    from launchyard.training.recipe import recipe_of
     from launchyard.training.sections.resources import ResourcesConfig
 
+    recipe = _recipe_of(run, job)
+    return ResourcesConfig().max_failures if recipe is None else recipe.resources.max_failures
+
+
+def _recipe_of(run: RunDir, job: Job) -> Recipe | None:
+    """As this attempt means it; None if it cannot be read."""
+    from launchyard.training.recipe import recipe_of
+
     try:
-        return recipe_of(run, job).resources.max_failures
+        return recipe_of(run, job)
     except (FileNotFoundError, ValueError):
-        return ResourcesConfig().max_failures
+        return None
 
 
-def record_own_failure(run: RunDir, attempt: int, error: Exception) -> None:
+def record_own_failure(run: RunDir, job: Job, error: Exception) -> None:
     """Records that the owner itself failed (a full disk, for example), if that is still possible."""
     message = f"the job itself failed: {type(error).__name__}: {error}"
     log_line(message if isinstance(error, StoreError) else "".join(traceback.format_exception(error)))
-    record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=attempt, time=time.time())
+    record = OutcomeRecord(outcome="failed", reason="error", message=message, attempt=job.attempt, time=time.time())
     with contextlib.suppress(OSError), retry.retry_budget(min(FAREWELL_SECONDS, retry.current_retry_budget())):
         run.write_outcome(record, of_run=True)
+        notifier_of(run, _recipe_of(run, job)).ended(record)

@@ -14,6 +14,7 @@ from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 
 OTHER_CODE = "other code"
+OWN_CODE = "own code"
 # Signals that a worker dies of. torchrun itself sends TERM, then KILL, but only after the first failure.
 _DEADLY = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _REASONS = {
@@ -23,6 +24,7 @@ _REASONS = {
     "NoValidCheckpointError": "no checkpoint",
     "FencedError": "fenced",
     "OtherCodeError": OTHER_CODE,
+    "OwnCodeError": OWN_CODE,
 }
 _FAILURE = re.compile(r"rank\s*:\s*(\d+)\s*\(local_rank.*?\n\s*exitcode\s*:\s*(-?\d+)", re.DOTALL)
 # Messages of gloo, NCCL and TCPStore in a rank whose peer has gone: an effect, and hardly ever the cause.

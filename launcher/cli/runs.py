@@ -25,6 +25,7 @@ from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import is_remote
 from launchyard.storage.redact import redact
+from launchyard.training.spec import OWN_BATCHES
 
 STOP_RETRY_SECONDS = 3600.0
 RUN = click.argument("run", metavar="RUN", shell_complete=complete_run)
@@ -356,7 +357,8 @@ def _resume_lines(ready: Any) -> list[str]:
         sees = f"; its nodes must see {ready.run.url}" if on_nodes else ""
         sees = f"; copied to {redact(ready.copy_to.url)}" if ready.copy_to else sees
         lines.append(f"✓ place    {plan.cluster} ({plan.scheduler}){sees}")
-        local_data = [source.folder for source in plan.data.train if not is_remote(source.folder)]
+        folders = [source.folder for source in plan.data.train if source.folder != OWN_BATCHES]
+        local_data = [folder for folder in folders if not is_remote(folder)]
         if ready.copy_to and local_data:
             lines.append(f"! note     its nodes must see its data, {local_data[0]}, or a copy: data.source=PLACE")
     lines += [f"✓ changed  {change}" for change in ready.changes]

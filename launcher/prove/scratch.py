@@ -36,6 +36,7 @@ def _copy(source: str, target: str) -> None:
 def _files(run: RunDir, step: int, attempt: int) -> Iterator[str]:
     yield from (name for name in _OF_RUN if run.exists(name))
     yield from _below(run, layout.TOKENIZER_FOLDER)
+    yield from _below(run, layout.OWN_CODE_FOLDER)
     for number in run.attempts():
         if number <= attempt:
             yield from (name for file in _OF_ATTEMPT if run.exists(name := file(number)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from launchyard.launcher.python.errors import python_errors
 from launchyard.launcher.python.inside import alone_here, one_rank, own_random_numbers, with_threads
 from launchyard.launcher.python.launch import RecipeLike, named
 from launchyard.launcher.recipe.load import plain_mapping
+from launchyard.launcher.recipe.own_code import OwnFile
 from launchyard.launcher.submit.launch import Request, make_ready, prepare_data
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import Workload
@@ -102,6 +104,7 @@ def build_parts(recipe: RecipeLike = "quickstart", *, overrides: Mapping[str, ob
     """The parts of a recipe, as its first step would find them: first weights, or those that model.init_from names.
 
     recipe, overrides: as for `train`; of its resources one worker is taken. Text is tokenized if that was not done yet.
+    Of a file that `code` names they have loss, batches and optimizer; its hooks belong to a loop.
     RecipeErrors and UserError for mistakes.
     """
     with alone_here(), python_errors():
@@ -113,7 +116,7 @@ def build_parts(recipe: RecipeLike = "quickstart", *, overrides: Mapping[str, ob
         threads = int(cores) if cores else None
         workload = Workload.model_validate(ready.plan.model_dump(mode="json"))
         with with_threads(threads), own_random_numbers():
-            return _compose(ready.loaded.recipe, workload, threads)
+            return _compose(ready.loaded.recipe, workload, ready.own, threads)
 
 
 def take_step(parts: Built, batch: Batch | tuple[Tensor, Tensor] | None = None) -> StepNumbers:
@@ -154,18 +157,21 @@ def _as_batch(given: Sequence[Tensor]) -> Batch:
     return Batch(inputs, labels, n_valid=int((labels != IGNORE_INDEX).sum()), data_hash=0)
 
 
-def _compose(recipe: Recipe, workload: Workload, threads: int | None) -> Built:
+def _compose(recipe: Recipe, workload: Workload, own: OwnFile | None, threads: int | None) -> Built:
     from launchyard.training.compose import choose_objective, first_learner, open_context, open_guard, open_readers
     from launchyard.training.distributed import disconnect, is_connected
+    from launchyard.training.own.load import load_own_code
+
+    code = None if own is None else load_own_code(own.raw, os.path.basename(own.path))
 
     connected = is_connected()
     context = open_context(one_rank(0), recipe, workload)
     if is_connected() and not connected:
         atexit.register(disconnect)
-    learner = first_learner(context)
-    data = open_readers(context, _warn)
+    learner = first_learner(context, code)
+    data = open_readers(context, _warn, code=code)
     guard = open_guard(context, learner, data, lambda harm: None)  # StepNumbers.updated says it
-    return Built(context, learner, data, choose_objective(recipe), guard, None, threads)
+    return Built(context, learner, data, choose_objective(recipe, code), guard, None, threads)
 
 
 def _warn(name: str, /, **facts: object) -> None:

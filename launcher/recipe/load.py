@@ -42,6 +42,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "mixture"),
     ("data", "validation"),
     ("tokenizer",),
+    ("code",),
     ("model", "init_from"),
     ("validation", "tasks"),
     ("validation", "sets"),

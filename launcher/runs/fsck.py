@@ -27,7 +27,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import DamagedError
 from launchyard.storage.shards import read_manifest
 from launchyard.training.recipe import Recipe, stored_recipe
-from launchyard.training.spec import TokenSource, Workload, place_of_data
+from launchyard.training.spec import OWN_BATCHES, TokenSource, Workload, place_of_data
 
 NO_REPAIR = "nothing repairs it: put back a copy"
 NOT_NEEDED = "nothing repairs it; a resume goes on without it"
@@ -183,7 +183,7 @@ class _Walk:
         repair = f"copy {data.tokenizer}"
         if raw is None:
             yield self._lost(layout.TOKENIZER, repair)
-        elif (made_by := _sha256_of_tokenizer(data.train[0].folder)) is None:
+        elif data.train[0].folder == OWN_BATCHES or ((made_by := _sha256_of_tokenizer(data.train[0].folder)) is None):
             self.not_recorded.append(f"{layout.TOKENIZER}: the data does not tell which tokenizer made it")
         elif hashlib.sha256(raw).hexdigest() != made_by:
             yield Problem(layout.TOKENIZER, "is changed: it is not the one that made the data", repair)
@@ -298,6 +298,8 @@ class _Walk:
             yield Problem(layout.DATA_PLACE, str(error).removeprefix(f"{self.run.path(layout.DATA_PLACE)} "), repair)
             return
         for source in data.every_source:
+            if source.folder == OWN_BATCHES:
+                continue
             if what := self._difference(source):
                 yield Problem(source.folder, what, repair)
 

@@ -9,7 +9,7 @@ from typing import Any
 from launchyard.launcher.agent.conclusion import last_step
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.restart_policy import AGAIN_REASONS
-from launchyard.launcher.agent.root_cause import Cause, find_cause, last_error_line
+from launchyard.launcher.agent.root_cause import OWN_CODE, Cause, find_cause, last_error_line
 from launchyard.launcher.format import clock, duration, first_line
 from launchyard.launcher.runs.logs import log_of
 from launchyard.launcher.runs.state import RunState, progress_text, state_of
@@ -304,6 +304,8 @@ def _advice(state: RunState, record: OutcomeRecord | None) -> tuple[str, str]:
         longer = f"{resume} train.max_steps=N"
         return longer, f"To train longer: {longer}."
     if record is not None and record.fatal:
+        if record.reason == OWN_CODE:  # the run goes on with its copy, unless it is named
+            resume = f"{resume} code=FILE"
         return resume, f"Trying again unchanged would end the same way, so it was not tried. Once fixed: {resume}."
     where = f"from step {state.checkpoint}" if state.checkpoint is not None else "from the beginning"
     return resume, f"To go on {where}: {resume}."

@@ -19,16 +19,18 @@ from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.index import find_tokenizer, read_dataset
 from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec
+from launchyard.training.spec import OWN_BATCHES, DataSpec
 
 
 def remove_beside(run: RunDir) -> None:
-    """Removes the companions of a run's tokenizer/; other files stay."""
+    """Removes the companions of a run's tokenizer/ and the user's own code; other files stay."""
     for folder in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER):
         for name in run.listdir(folder):
             path = f"{folder}/{name}"
             if is_companion(path.removeprefix(f"{layout.TOKENIZER_FOLDER}/")):
                 run.remove(path)
+    for name in run.listdir(layout.OWN_CODE_FOLDER):
+        run.remove(f"{layout.OWN_CODE_FOLDER}/{name}")
 
 
 def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> dict[str, bytes]:
@@ -75,6 +77,8 @@ def _added(origin: Companions, found: Companions) -> dict[str, bytes]:
 def _document_ends(data: DataSpec) -> Iterator[int]:
     """The ids that `launch prepare` put behind documents; none for tokens that were made elsewhere."""
     for source in data.train:
+        if source.folder == OWN_BATCHES:
+            continue
         dataset = read_dataset(source.folder.rpartition("/")[0])
         if dataset is not None:
             yield dataset.tokenizer.eos_id

@@ -28,7 +28,7 @@ BESIDE = "leaves training as it is"
 LAST = "may end the run at another step"
 MOVED = "the same tokens, in another place"
 MIXED = "other shares from that step on, each source where it was"
-ENDS_EARLY = ("early_stopping", "train.max_time")  # keys by which a run may end before its last step
+ENDS_EARLY = ("early_stopping", "train.max_time", "code")  # keys by which a run may end before its last step
 EFFECTS = {
     **dict.fromkeys(("optimizer", "schedule", "train.max_grad_norm", "train.load_balancing_loss"), TRAINING),
     **dict.fromkeys(("train.max_grad_value", "train.dropout", "train.label_smoothing", "train.z_loss"), TRAINING),
@@ -36,8 +36,9 @@ EFFECTS = {
     **dict.fromkeys(("train.max_steps", "train.max_tokens", "train.max_epochs"), LENGTH),
     **dict.fromkeys(("resources", "parallel", "train.micro_batch_size", "train.device"), WHERE),
     **dict.fromkeys(PLACES, MOVED),  # before `validation`, where some of them are
-    **dict.fromkeys(("checkpoint", "validation", "metrics", "profile", "watchdog"), BESIDE),
+    **dict.fromkeys(("checkpoint", "validation", "metrics", "notify", "profile", "watchdog"), BESIDE),
     **dict.fromkeys(ENDS_EARLY, LAST),
+    "code": TRAINING,
     SCHEDULE: MIXED,
 }
 

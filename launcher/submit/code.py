@@ -11,12 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from launchyard.host.environment import own_environment
+from launchyard.launcher.recipe.own_code import OwnFile
 from launchyard.run import own_code
 from launchyard.run.layout import CODE
 from launchyard.run.rundir import RunDir
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
 
 MAX_DIFF_BYTES = 200_000
@@ -34,6 +36,16 @@ class EarlierCode(BaseModel):
     source: str | None = None
     git_sha: str | None = None
     attempts: int = 0
+
+
+class OwnRecord(BaseModel):
+    """The user's own file: where it lay, its frozen copy in the run directory, and its functions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    path: str
+    frozen: str
+    functions: list[str]
 
 
 class CodeSnapshot(BaseModel):
@@ -55,6 +67,12 @@ class CodeSnapshot(BaseModel):
     diff: str = ""
     diff_cut: bool = False
     earlier: list[EarlierCode] = []  # the oldest first
+    own: OwnRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> JsonObject:
+        fields: JsonObject = handler(self)
+        return {name: value for name, value in fields.items() if name != "own" or value is not None}
 
     @property
     def dirty(self) -> bool:
@@ -67,6 +85,10 @@ class CodeSnapshot(BaseModel):
         changed = len(self.changed_files)
         plus = f" + {changed} changed file{'s' if changed > 1 else ''}" if changed else ""
         return f"{self.git_sha[:7]}{plus} · launchyard {self.launchyard}"
+
+    def own_line(self) -> str | None:
+        """The same of the user's own file; None without one."""
+        return None if self.own is None else f"{self.own.frozen}: {', '.join(self.own.functions)}"
 
 
 def take_snapshot(folder: Path) -> CodeSnapshot:
@@ -91,6 +113,22 @@ def take_snapshot(folder: Path) -> CodeSnapshot:
     remote = run_git(folder, "config", "--get", "remote.origin.url")
     facts["git_remote"] = redact(remote.decode(errors="replace").strip()) if remote else None
     return CodeSnapshot(**facts)
+
+
+def with_own(code: CodeSnapshot, own: OwnFile | None) -> CodeSnapshot:
+    """The same with the user's own file."""
+    if own is None:
+        return code
+    record = OwnRecord(path=redact(own.path), frozen=own.frozen, functions=list(own.described.functions))
+    return code.model_copy(update={"own": record})
+
+
+def own_record(run: RunDir) -> OwnRecord | None:
+    """Of the file that a run has now."""
+    try:
+        return CodeSnapshot.model_validate(run.read_json(CODE)).own
+    except (FileNotFoundError, ValueError):  # of a run that was made by hand
+        return None
 
 
 def record_again(run: RunDir, code: CodeSnapshot) -> str | None:

@@ -33,10 +33,12 @@ from launchyard.launcher.format import json_text
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, read_recipe
+from launchyard.launcher.recipe.notify import check_notify
+from launchyard.launcher.recipe.own_code import OwnFile, with_own_code
 from launchyard.launcher.runs.start_from import shape_of, with_found_files
 from launchyard.launcher.submit import plan_text
 from launchyard.launcher.submit.beside import beside_run, remove_beside
-from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
+from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot, with_own
 from launchyard.launcher.submit.packages import check_packages
 from launchyard.launcher.submit.room import check_room, with_room
 from launchyard.model.config import ModelConfig
@@ -93,6 +95,7 @@ class Ready:
     plan: Plan
     code: CodeSnapshot
     run: RunDir
+    own: OwnFile | None = None
 
 
 def make_ready(request: Request, *, dry_run: bool = False) -> Ready:
@@ -123,15 +126,17 @@ def ready_at(
     loaded = with_found_files(loaded)
     recipe = loaded.recipe
     _check_name(loaded)
+    check_notify(loaded)
     if cluster.container is None:  # else the workers have another Python
         check_packages(loaded)
+    loaded, own = with_own_code(loaded, base=loaded.base, tries=cluster.container is None)
     init = shape_of(loaded)
     after = After(success=_first(loaded, cluster))
     host = with_room(probe_hardware(recipe, cluster), run)
     parts = {"cluster": cluster, "run_id": run_id, "run_url": run.url, "host": host, "init": init, "after": after}
-    data, known = _data(loaded, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
+    data, known = _data(loaded, own, lambda error: _with_plan_problems(error, loaded, parts), dry_run=dry_run)
     plan = _plan(loaded, data=known, **parts)
-    return Ready(loaded, cluster, host, data, init, after, plan, code, run)
+    return Ready(loaded, cluster, host, data, init, after, plan, with_own(code, own), run, own)
 
 
 def with_turn(ready: Ready, job_id: str) -> Ready:
@@ -150,14 +155,18 @@ def _check_name(loaded: LoadedRecipe) -> None:
 
 
 def _data(
-    loaded: LoadedRecipe, all_problems: Callable[[UserError], RecipeErrors], *, dry_run: bool
+    loaded: LoadedRecipe, own: OwnFile | None, all_problems: Callable[[UserError], RecipeErrors], *, dry_run: bool
 ) -> tuple[Resolved, PlannedData]:
     """Returns the data of a recipe. A dry run goes on if it is not there yet and nothing else is wrong."""
+    from launchyard.launcher.data.own_batches import own_batches
     from launchyard.launcher.data.resolve import Resolved, resolve
 
     try:
         with user_errors():
             recipe = loaded.recipe
+            if own is not None and "batches" in own.described.functions:
+                data = own_batches(recipe, base=loaded.base, digest=own.frozen)
+                return data, planned(data)
             data = resolve(
                 recipe.data,
                 recipe.tokenizer,
@@ -259,7 +268,8 @@ def prepare_data(ready: Ready) -> Ready:
     with user_errors():
         data = ensure_prepared(ready.data, on_progress=preparing_line(sys.stderr))
     plan = _planned_again(ready, data)
-    return replace(ready, data=data, plan=plan, code=take_snapshot(Path.cwd()))  # that may have taken hours
+    code = with_own(take_snapshot(Path.cwd()), ready.own)  # that may have taken hours
+    return replace(ready, data=data, plan=plan, code=code)
 
 
 def _planned_again(ready: Ready, data: Resolved) -> Plan:
@@ -354,7 +364,9 @@ class NewFolder:
         if self.ours:
             with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
                 remove_beside(self._run)
-        for name in (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER) if self._run.local else ():
+        for name in (
+            (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER, layout.OWN_CODE_FOLDER) if self._run.local else ()
+        ):
             with contextlib.suppress(OSError):
                 os.rmdir(self._run.path(name))
         for path in reversed(self._made):
@@ -378,6 +390,8 @@ def write_run(ready: Ready, made: NewFolder) -> None:
         recipe = f"# From {ready.loaded.source}.\n{plan_text.recipe_text(ready.loaded.raw)}"
         run.write_text(layout.RECIPE, recipe)
         write_companions(companions, run.path(layout.TOKENIZER_FOLDER))
+        if ready.own is not None:
+            run.write_text(ready.own.frozen, ready.own.raw.decode())
         facts = {**plan.model_dump(mode="json"), layout.RECIPE_DIGEST: content_digest(recipe.encode())}
         run.write_json(layout.PLAN, facts, sync=True)
 

@@ -28,6 +28,8 @@ def brief(plan: Plan, recipe: Recipe, code: CodeSnapshot) -> list[str]:
         ("plan", _plan_parts(plan, recipe)),
         ("data", _data_parts(plan)),
     ]
+    if (own := code.own_line()) is not None:
+        rows.insert(2, ("own code", [own]))
     lines = [f"✓ {label:<8} {' · '.join(parts)}" for label, parts in rows]
     lines += [f"  {'':<8} {' · '.join(parts)}" for parts in (*_source_parts(plan, recipe), *_set_parts(plan))]
     return lines + [f"! {'note':<8} {note}" for note in plan.notes]

@@ -20,6 +20,8 @@ from launchyard.launcher.backends.section import FIRST
 from launchyard.launcher.plan.plan import Plan, PlanError, PlannedData
 from launchyard.launcher.plan.planner import CPU_ENVIRONMENT, WORKER_ENVIRONMENT, make_plan
 from launchyard.launcher.recipe.load import LoadedRecipe, check_recipe, from_here
+from launchyard.launcher.recipe.notify import check_notify
+from launchyard.launcher.recipe.own_code import OwnFile, check_fit, edited, frozen_described, resumed_code
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.launcher.runs.registry import registered_at
 from launchyard.launcher.runs.state import RunState, state_of
@@ -29,11 +31,12 @@ from launchyard.launcher.submit.changes import (
     accumulate,
     changes_between,
     is_fixed,
+    is_within,
     places,
     refuse_another_past,
     refuse_another_run,
 )
-from launchyard.launcher.submit.code import record_again, take_snapshot
+from launchyard.launcher.submit.code import CodeSnapshot, own_record, record_again, take_snapshot, with_own
 from launchyard.launcher.submit.copy_run import copied, destination, refuse_moved
 from launchyard.launcher.submit.launch import Start
 from launchyard.launcher.submit.move import place_changes, reach_from, recorded_place
@@ -64,6 +67,7 @@ class ReadyToResume:
     moved: bool = False  # its data lies in another place, or more of its epochs are counted
     cluster: Cluster | None = None  # another one than before
     copy_to: RunDir | None = None  # where it goes on, if its nodes do not see where it is
+    own: OwnFile | None = None  # new code of the user's
 
     @property
     def target(self) -> RunDir:
@@ -91,12 +95,28 @@ class ReadyToResume:
             return self._record_and_submit(report, start)
 
     def _record_and_submit(self, report: Callable[[str], None], start: Start) -> Job:
-        if changed := record_again(self.target, take_snapshot(Path.cwd())):
+        if changed := record_again(self.target, self._code(report)):
             report(f"! {'code':<8} {changed}")
         if self.moved:
             record_moved(self.target, self.plan.data)
         with recorded_place(self.target, self.plan) if self.cluster else nullcontext():
             return self._submit(start)
+
+    def _code(self, report: Callable[[str], None]) -> CodeSnapshot:
+        """What is recorded of the code of the next attempts; the user's own new file is in the run before that."""
+        code = take_snapshot(Path.cwd())
+        if self.own is not None:
+            self.target.write_text(self.own.frozen, self.own.raw.decode())
+            return with_own(code, self.own)
+        record = own_record(self.target)
+        if record is None or self.recipe.code is None:
+            return code
+        if edited(record.path, record.frozen):
+            report(
+                f"! {'own code':<8} {record.path} is another by now; the run goes on with its copy {record.frozen}; to "
+                f"take the new one: launch resume {self.state.run_id} code={record.path}"
+            )
+        return code.model_copy(update={"own": record})
 
     def _submit(self, start: Start) -> Job:
         plan = self.plan
@@ -140,13 +160,20 @@ def make_ready(
     given = overrides_of(run)
     source = run.path(layout.RECIPE)
     before = check_recipe(raw, given, source=source)
+    on_hosts = (place or _cluster(run.read_plan())).container is None
+    with user_errors():
+        changes, own = resumed_code(run, before.recipe.code, changes, tries=on_hosts)
     asked = check_recipe(before.raw, changes, source=source)
     refuse_another_run(before.recipe, asked.recipe)
     moved = places(changes, before.recipe, asked.recipe)
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
     loaded = check_recipe(raw, overrides, source=source)
     recipe = loaded.recipe
-    if (place or _cluster(run.read_plan())).container is None and needs_packages(changes):
+    if any(is_within(key, "notify") for key in changes):
+        check_notify(loaded)
+    if recipe.code is not None:
+        check_fit(loaded, frozen_described(run, recipe.code) if own is None else own.described)
+    if on_hosts and needs_packages(changes):
         check_packages(loaded)  # what was there at the launch is not asked again: nothing new holds up a resume
     with user_errors():
         workload = frozen_workload(run)
@@ -163,7 +190,7 @@ def make_ready(
     _check_length(state, plan.max_steps)
     if from_step is None:
         _check_early_end(state, plan.max_steps, changed)
-    return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to)
+    return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to, own)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:

@@ -15,7 +15,7 @@ from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage import files
 from launchyard.training.recipe import Recipe
-from launchyard.training.spec import DataSpec, TokenSource
+from launchyard.training.spec import OWN_BATCHES, DataSpec, TokenSource
 
 # Keys that name the place of data. Equal tokens may lie anywhere.
 PLACES = ("data.source", "data.mixture", "data.validation", "validation.sets", "tokenizer")
@@ -140,4 +140,4 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
 
 
 def _folders(data: DataSpec) -> list[str]:
-    return [source.folder for source in data.every_source]
+    return [source.folder for source in data.every_source if source.folder != OWN_BATCHES]

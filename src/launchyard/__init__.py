@@ -15,14 +15,34 @@ if TYPE_CHECKING:
     from launchyard.launcher.python.train import train_here as train
     from launchyard.launcher.watch.finetune import finetune
     from launchyard.launcher.watch.load import load_model as load
+    from launchyard.training.own.values import RunEnd, StepDone, StopTraining, ValidationDone
 
-__all__ = ["Built", "Run", "StepNumbers", "Training", "build", "finetune", "launch", "load", "step", "train"]
+__all__ = [
+    "Built",
+    "Run",
+    "RunEnd",
+    "StepDone",
+    "StepNumbers",
+    "StopTraining",
+    "Training",
+    "ValidationDone",
+    "build",
+    "finetune",
+    "launch",
+    "load",
+    "step",
+    "train",
+]
 
 _HOMES = {
     "Built": ("launcher.python.steps", "Built"),
     "Run": ("launcher.python.handle", "Run"),
+    "RunEnd": ("training.own.values", "RunEnd"),
+    "StepDone": ("training.own.values", "StepDone"),
     "StepNumbers": ("launcher.python.steps", "StepNumbers"),
+    "StopTraining": ("training.own.values", "StopTraining"),
     "Training": ("launcher.python.train", "Training"),
+    "ValidationDone": ("training.own.values", "ValidationDone"),
     "build": ("launcher.python.steps", "build_parts"),
     "finetune": ("launcher.watch.finetune", "finetune"),
     "launch": ("launcher.python.launch", "launch_run"),

@@ -41,8 +41,8 @@ RECIPE: dict[str, Any] = {
     "metrics": {"peak_flops": 1e11, "grad_norms": 10},
     "optimizer": {"groups": [{"match": "*norm*", "weight_decay": 0.0}]},
 }
-# Series of the second run, which learns from pairs in two files and is asked a task.
-OF_THE_SECOND = ("trainer_reward_", "trainer_source_tokens", "trainer_task_score")
+# Series of the second run, which learns from pairs in two files, is asked a task, and has code of its own.
+OF_THE_SECOND = ("trainer_own_figure", "trainer_reward_", "trainer_source_tokens", "trainer_task_score")
 # What a run on this machine cannot have.
 NOT_HERE = {
     "trainer_job_end_timestamp_seconds": "a local run has no time limit",
@@ -145,6 +145,7 @@ def undergo(live: Live, prometheus: Watching) -> None:
 
 OF_PAIRS: dict[str, Any] = {
     "name": "pairs",
+    "code": "own.py",
     "model": {"family": "llama", "dim": 32, "n_layers": 1, "n_heads": 2, "ffn_dim": 64, "max_seq_len": 256},
     "tokenizer": str(recipe_folder() / "quickstart/tokenizer.json"),
     "data": {"kind": "preference", "seq_len": 256, "style": "alpaca", "validation": 0.1},
@@ -177,6 +178,7 @@ def since_pairs(seen: Seen) -> float:
     recipe = {**OF_PAIRS, "data": {**OF_PAIRS["data"], "mixture": mixture}}
     of_task = {"data_files": {"test": str(shell.here / "pairs.jsonl")}, "cache_dir": str(shell.here / "cache")}
     (shell.here / "choice.yaml").write_text(yaml.safe_dump({**CHOICE, "dataset_kwargs": of_task}))
+    (shell.here / "own.py").write_text("def on_step(row):\n    return {'twice': 2 * row.loss}\n")
     (shell.here / "pairs.yaml").write_text(yaml.safe_dump(recipe))
     since = time.time()
     done = shell("pairs.yaml", "--run-url", "pairs", "--detach", timeout=120)

@@ -43,9 +43,13 @@ class TrainState:
     interventions: int = 0
     usual_loss: list[float] = field(default_factory=list)
     seconds_trained: float = 0.0
+    ended_by: str | None = None  # the `code` whose StopTraining has ended the run
 
     def to_json(self) -> JsonObject:
-        return asdict(self)
+        found = asdict(self)
+        if self.ended_by is None:  # as that of runs without code of their own
+            found.pop("ended_by")
+        return found
 
     def become(self, other: TrainState) -> None:
         for own in fields(self):

@@ -22,7 +22,7 @@ from launchyard.training.data.index import (
     read_model,
 )
 from launchyard.training.sections.data import DataKind
-from launchyard.training.spec import DataSpec, RowFacts, TokenSource
+from launchyard.training.spec import OWN_BATCHES, DataSpec, RowFacts, TokenSource
 
 
 class OtherTokensError(ValueError):
@@ -165,6 +165,8 @@ def _check_same_tokenizer(folders: Sequence[str]) -> None:
 
 
 def _tokenizer_of(split_folder: str) -> str | None:
+    if split_folder == OWN_BATCHES:
+        return None
     dataset = read_dataset(os.path.dirname(split_folder))
     return dataset.tokenizer.sha256 if dataset else None
 

@@ -12,7 +12,7 @@ from launchyard.training.stop import REASONS, agreed_reason
 
 def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool, seconds: float) -> Agreement:
     """One all-reduce on the host: parts, labels, tokens and hash of the batch, rank 0's wish to save, the seconds
-    trained by its clock, anybody's wish to stop.
+    trained by its clock, the wish of the user's own code to end, anybody's wish to stop.
 
     Now and then also how long each rank has computed.
     """
@@ -21,15 +21,18 @@ def agree(parts: Parts, step: int, batch: Batch | None, *, save: bool, seconds: 
     if batch is not None and parts.context.counts_data:
         data = [parts.objective.parts(batch), batch.n_valid, batch.n_tokens, batch.data_hash]
     milliseconds = round(1000 * seconds) if parts.context.world.is_main else 0
-    mine = [*data, int(save), milliseconds, *parts.flag.votes(), *telemetry.recorder.compute_votes(step)]
+    ends = parts.hooks is not None and parts.hooks.wants_end is not None
+    wishes = [int(save), milliseconds, int(ends), *parts.flag.votes()]
+    mine = [*data, *wishes, *telemetry.recorder.compute_votes(step)]
     telemetry.clock.enter("collective_wait")
     summed = sum_over_ranks(torch.tensor(mine, dtype=torch.int64)).tolist()
     telemetry.clock.enter("other")
-    votes = 6 + len(REASONS)
+    votes = 7 + len(REASONS)
     telemetry.recorder.ranks_computed(step, summed[votes:])
-    n_parts, n_valid, n_tokens, data_hash, save, milliseconds = summed[:6]
-    reason = agreed_reason(summed[6:votes])
-    return Agreement(n_parts, n_valid, n_tokens, data_hash % 2**64, bool(save), milliseconds / 1000, reason)
+    n_parts, n_valid, n_tokens, data_hash, save, milliseconds, end = summed[:7]
+    reason = agreed_reason(summed[7:votes])
+    seconds = milliseconds / 1000
+    return Agreement(n_parts, n_valid, n_tokens, data_hash % 2**64, bool(save), seconds, reason, bool(end))
 
 
 def agree_while_waiting(parts: Parts, done: bool) -> tuple[bool, str | None]:

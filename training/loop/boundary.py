@@ -14,6 +14,8 @@ from launchyard.training.loop.agree import agree_while_waiting
 from launchyard.training.loop.measure import judged, measure
 from launchyard.training.loop.parts import Agreement, Parts
 from launchyard.training.optim.averaged import averaged_weights
+from launchyard.training.own.frozen import title_of
+from launchyard.training.own.values import ValidationDone
 from launchyard.training.sections.duration import seconds_of
 from launchyard.training.validation.asking import Asking, Point, ask_together
 from launchyard.training.verdict import ranked
@@ -26,11 +28,24 @@ def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
 
 
 def early_end(parts: Parts) -> str | None:
-    """The reason to end before the last step: the time, or the validations so far."""
+    """The reason to end before the last step: the user's own code, the time, or the validations so far."""
+    code = parts.context.recipe.code
+    if code is not None and parts.learner.state.ended_by == code:
+        return (None if parts.hooks is None else parts.hooks.wants_end) or f"StopTraining of {title_of(code)}"
     config = parts.context.recipe.early_stopping
     if is_out_of_time(parts):
         return f"train.max_time {parts.context.recipe.train.max_time} is over"
     return None if config is None else parts.learner.state.patience.verdict(config)
+
+
+def end_by_code(parts: Parts, agreement: Agreement) -> bool:
+    """Note the wish of the user's own code: a resume does not go on either. Returns True as below."""
+    state = parts.learner.state
+    if not agreement.end:
+        return False
+    state.ended_by = parts.context.recipe.code
+    parts.telemetry.ending_early(state.step, early_end(parts) or "")
+    return agreement.reason is None
 
 
 def is_out_of_time(parts: Parts) -> bool:
@@ -147,6 +162,10 @@ def run_validation(parts: Parts, step: int) -> str | None:
     take_figures(parts, step, judged(found))
     for name, measured in found.items():
         telemetry.validated(step, name, means=measured.means, seconds=measured.seconds)
+        if parts.hooks is not None:
+            figures = {figure: value for figure, value in measured.means.items() if figure != "loss"}
+            done = ValidationDone(step, measured.means["loss"], measured.seconds, figures, name)
+            parts.hooks.on_validation(done)
     return None
 
 

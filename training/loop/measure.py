@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from launchyard.training.loop.numbers import by_name
 from launchyard.training.loop.parts import Parts
+from launchyard.training.objectives.own import OwnLoss
 from launchyard.training.objectives.with_bytes import LABEL_BYTES, with_bytes
 from launchyard.training.sections.validation import MAIN
 from launchyard.training.validation.held_out import validation_means
@@ -30,7 +31,7 @@ def measure(
     max_batches: of each set; by default as the recipe has it.
     """
     context = parts.context
-    objective = with_bytes(parts.objective, parts.data.byte_lengths)
+    objective = with_bytes(parts.objective, parts.data.byte_lengths if measures_text(parts) else None)
     found = {}
     for name, reader in parts.data.held_out.items():
         began = time.perf_counter()
@@ -47,10 +48,15 @@ def measure(
         if means is None:
             return None
         figures = by_name(objective, means)
-        if context.recipe.data.kind != "preference":
+        if measures_text(parts):
             figures = with_rates(figures)
         found[name] = Measured(figures, round(time.perf_counter() - began, 3))
     return found
+
+
+def measures_text(parts: Parts) -> bool:
+    """Is the loss in nats per token, as far as we know? A loss of the user's own may be anything."""
+    return parts.context.recipe.data.kind != "preference" and not isinstance(parts.objective, OwnLoss)
 
 
 def with_rates(means: Mapping[str, float]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from launchyard.training.data.reader import Batch
 from launchyard.training.loop.parts import Agreement, Data, Learner, Parts
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.grad_norms import GradNorms
+from launchyard.training.own.values import StepDone
 from launchyard.training.parallel import mesh_shape
 from launchyard.training.precision.loss_scale import SMALLEST_SCALE, ScaledObjective, next_scale
 from launchyard.training.spec import source_names
@@ -123,7 +124,7 @@ def finish(parts: Parts, pending: Pending | None) -> None:
         raise nonfinite(parts, pending, loss, norm)
     telemetry.step(
         pending.step + 1,
-        means=means,
+        means=means | own_figures(parts, pending, means, None if skipped else norm),
         gradient=GradientNorm() if skipped else gradient_norm(parts, pending.step + 1, norm),
         lr=pending.lr,
         counts=TokenCounts(agreement.n_tokens, agreement.n_valid, pending.tokens_seen, ledger(parts, pending.step + 1)),
@@ -132,6 +133,24 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     )
     if pending.loss_scale is not None:
         telemetry.scaled(pending.loss_scale, skipped=skipped)
+
+
+def own_figures(parts: Parts, pending: Pending, means: dict[str, float], norm: float | None) -> dict[str, float]:
+    """What the user's own code makes of a step, on rank 0."""
+    if parts.hooks is None:
+        return {}
+    agreement = pending.agreement
+    done = StepDone(
+        step=pending.step + 1,
+        loss=means["loss"],
+        grad_norm=norm,
+        lr=pending.lr,
+        tokens=agreement.n_tokens,
+        labels=agreement.n_valid,
+        tokens_seen=pending.tokens_seen,
+        figures={name: value for name, value in means.items() if name != "loss"},
+    )
+    return parts.hooks.on_step(done)
 
 
 def gradient_norm(parts: Parts, number: int, norm: float) -> GradientNorm:

@@ -15,6 +15,7 @@ from launchyard.training.objectives.objective import Objective
 from launchyard.training.optim.base import Optimizer
 from launchyard.training.optim.grad_norms import GradNorms
 from launchyard.training.optim.schedule import planned_lr
+from launchyard.training.own.hooks import Hooks
 from launchyard.training.profile.profiler import Profiler
 from launchyard.training.stability.guard import Guard
 from launchyard.training.stop import StopFlag
@@ -58,6 +59,7 @@ class Parts:
     guard: Guard | None = None
     grad_norms: GradNorms | None = None
     rate: Callable[[Context, int], float] = planned_lr  # of the step that follows so many finished ones
+    hooks: Hooks | None = None  # on rank 0, of the user's own code
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,4 @@ class Agreement:
     save: bool
     seconds_trained: float
     reason: str | None
+    end: bool = False  # the user's own code has asked for the end of the run

@@ -19,6 +19,7 @@ from launchyard.training.loop.boundary import (
     boundary,
     boundary_due,
     early_end,
+    end_by_code,
     end_for_time,
     final_step,
 )
@@ -72,7 +73,7 @@ def train_on(parts: Parts) -> str | None:
             waited = time.perf_counter() - began
             wants_save = timer.due() and not parts.checkpointer.busy
             agreement = agree(parts, step, batch, save=wants_save, seconds=watch.seconds)
-            if end_for_time(parts, agreement):
+            if end_by_code(parts, agreement) or end_for_time(parts, agreement):
                 break
             if boundary_due(parts, step, agreement):
                 finish(parts, pending)

@@ -12,7 +12,7 @@ from launchyard.training.data.reader import Batch
 from launchyard.training.objectives.objective import Objective
 from launchyard.training.spec import IGNORE_INDEX
 
-LABEL_BYTES = "bytes"
+LABEL_BYTES = "bytes of labels"  # no figure of the user's own code can be called so
 
 
 @dataclass(frozen=True)

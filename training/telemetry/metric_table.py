@@ -98,6 +98,7 @@ LEARNING = (
     Metric(
         "trainer_task_score", "gauge", "Figure of a task at the checkpoint asked last.", ("task", "metric", "filter")
     ),
+    Metric("trainer_own_figure", "gauge", "Figures of the user's own code, by name.", ("figure", *_HELD_OUT)),
     Metric("trainer_reward_chosen", "gauge", "Preferences: mean reward of the better answers.", _HELD_OUT),
     Metric("trainer_reward_rejected", "gauge", "Preferences: mean reward of the worse answers.", _HELD_OUT),
     Metric("trainer_reward_margin", "gauge", "Preferences: mean difference of the two rewards.", _HELD_OUT),

@@ -20,10 +20,11 @@ from launchyard.run.events import SAVED_BEFORE_STOPPING
 from launchyard.run.goodput import AttemptFacts
 from launchyard.run.layout import CODE
 from launchyard.run.records import Target
-from launchyard.run.rows import values_of
+from launchyard.run.rows import Means, values_of, with_own_figures
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.distributed import World, node_address
+from launchyard.training.notify.threshold import ThresholdWatch, open_threshold
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.validation import MAIN
 from launchyard.training.spec import Workload
@@ -112,6 +113,7 @@ class Telemetry:
         self._on_step = instruments.on_step
         self.recorder = recorder
         self.meter = Meter()
+        self.threshold: ThresholdWatch | None = None
 
     def training(self) -> None:
         """From here on it trains, again or for the first time."""
@@ -132,7 +134,7 @@ class Telemetry:
         seconds = self.meter.lap()
         row = {
             "step": number,
-            **means,
+            **with_own_figures(means),
             "grad_norm": gradient.whole,
             **({"grad_norms": dict(gradient.by_part)} if gradient.by_part else {}),
             **({"group_grad_norms": dict(gradient.by_group)} if gradient.by_group else {}),
@@ -145,6 +147,8 @@ class Telemetry:
             "data_wait_seconds": round(waited, 6),
             "data_hash": f"{data_hash:016x}",
         }
+        if self.threshold is not None:
+            self.threshold.saw(number, {**row, **means})
         self.recorder.step(row, counts.tokens)
         self._show_figures(means, dataset="train", set="")
         for source, tokens in counts.by_source.items():
@@ -162,6 +166,8 @@ class Telemetry:
         for name, value in means.items():
             if name in _OF_TEXT:
                 self.exporter.set(_OF_TEXT[name], value, set=labels["set"])
+            elif name not in Means.model_fields:
+                self.exporter.set("trainer_own_figure", value, figure=name, **labels)
             elif name != "loss":
                 self.exporter.set(f"trainer_{name}", value, **labels)
 
@@ -200,9 +206,11 @@ class Telemetry:
         """The figures of one set. name: MAIN of that of data.validation, whose rows and events are without one."""
         of = {} if name == MAIN else {"set": name}
         if self.rows.validations is not None:
-            row = {"step": step, **of, **means, **self._stamp(seconds)}
+            row = {"step": step, **of, **with_own_figures(means), **self._stamp(seconds)}
             self.rows.validations.add(row)
             self.recorder.validated(row)
+        if self.threshold is not None and name == MAIN:
+            self.threshold.saw(step, {f"validation_{figure}": value for figure, value in means.items()})
         labels = {"dataset": "validation", "set": name}
         self.exporter.set("trainer_validation_loss", means["loss"], **labels)
         self._show_figures(means, **labels)
@@ -263,6 +271,8 @@ class Telemetry:
     def finished(self) -> None:
         """No more steps come."""
         self.exporter.state("finished")
+        if self.threshold is not None:
+            self.threshold.wait()
         self.recorder.close()
 
 
@@ -344,7 +354,10 @@ def open_telemetry(
         trackers=trackers,
         cache=cache,
     )
-    return Telemetry(world, instruments, rows, recorder)
+    telemetry = Telemetry(world, instruments, rows, recorder)
+    if world.is_main:
+        telemetry.threshold = open_threshold(run, recipe.notify)
+    return telemetry
 
 
 def git_sha(run: RunDir) -> str:

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Exception as error:
-        record_own_failure(run, job.attempt, error)
+        record_own_failure(run, job, error)
         return 1
 
 

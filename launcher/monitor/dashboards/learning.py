@@ -62,6 +62,15 @@ def _of_held_out_text() -> list[timeseries.Panel]:
 def _of_preferences() -> list[timeseries.Panel]:
     return [
         lines(
+            "Figures of your own",
+            "Of `code` alone: what the loss, or on_step, of your own file measures. Without one there is nothing here.",
+            (
+                f"max by (run_id, figure, dataset, set) (trainer_own_figure{{{RUN}}})",
+                "{{figure}} {{dataset}} {{set}} {{run_id}}",
+            ),
+            span=24,
+        ),
+        lines(
             "Rewards of answers",
             "Training on preferences alone: the margin grows; rewards of chosen answers do not fall with the others.",
             (

@@ -39,6 +39,44 @@ def test_steps_by_hand_are_those_of_a_run(recipe: Recipe, tmp_path: Path, keys: 
     assert done.outcome == "completed"
 
 
+OWN = """
+import torch
+import torch.nn.functional as F
+FIGURES = ["accuracy"]
+
+def loss(model, tokens, labels):
+    logits = model(tokens)
+    right = (logits.argmax(-1) == labels)[labels != -100].sum()
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") * 2, {"accuracy": right}
+
+def batches(sample_numbers, seq_len, vocab_size):
+    return [[(number + place) % vocab_size for place in range(seq_len + 1)] for number in sample_numbers]
+
+def optimizer(named_parameters, lr):
+    return torch.optim.SGD([p for _, p in named_parameters], lr=lr, momentum=0.9)
+"""
+
+
+def test_they_are_those_of_the_users_own_code(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    sets = {"again": recipe["data"]["validation"]}
+    keys: dict[str, object] = {"code": str(tmp_path / "mine.py"), "data.source": None, "validation.sets": sets}
+    parts = build(recipe, overrides=keys)
+    made = [step(parts) for _ in range(parts.max_steps)]
+    done = train(recipe, overrides=keys, run_url=tmp_path / "run")
+    rows = done.run.metrics()
+    assert [numbers.loss for numbers in made] == done.losses
+    assert [numbers.grad_norm for numbers in made] == [row["grad_norm"] for row in rows]
+    assert [numbers.figures for numbers in made] == [row["figures"] for row in rows]
+    held_out = done.run.metrics("validation")
+    assert [(row["step"], row.get("set")) for row in held_out] == [(4, None), (4, "again"), (8, None), (8, "again")]
+    for row in held_out:
+        assert row["figures"].keys() == {"accuracy"} and "perplexity" not in row, "of a loss of one's own"
+    share: dict[str, object] = {"validation.every_steps": None, "validation.every_epochs": 0.5}
+    with pytest.raises(RecipeErrors, match="every_epochs: batches of your own code has no epochs"):
+        build(recipe, overrides=keys | share)
+
+
 def test_a_step_on_a_batch_of_ones_own(recipe: Recipe) -> None:
     parts = build(recipe)
     tokens = torch.arange(12).repeat(4, 2)

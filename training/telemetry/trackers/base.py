@@ -14,7 +14,10 @@ from launchyard.storage.damage import JsonObject
 
 MARK_SECONDS = 10.0
 UPLOAD_SECONDS = 120.0  # between two uploads of files into a store
-NOT_SHOWN = ("step", "data_hash", "phases", "source_tokens", "grad_norms", "group_grad_norms", "attempt", "time")
+NOT_SHOWN = (
+    *("step", "data_hash", "phases", "source_tokens", "grad_norms", "group_grad_norms", "figures"),
+    *("attempt", "time"),
+)
 Values = Mapping[str, float]
 
 
@@ -34,13 +37,15 @@ def of_step(row: Mapping[str, Any]) -> dict[str, float]:
     # By number: not every tool takes the path of a source, or a pattern, for a name.
     for key in ("source_tokens", "group_grad_norms"):
         values |= {f"train/{key}/{n}": float(value) for n, value in enumerate(row.get(key, {}).values())}
+    values |= {f"train/{name}": float(value) for name, value in (row.get("figures") or {}).items()}
     return values | {f"phase/{phase}": seconds for phase, seconds in row.get("phases", {}).items()}
 
 
 def of_validation(row: Mapping[str, Any]) -> dict[str, float]:
     where = f"validation/{row['set']}" if row.get("set") else "validation"
     hidden = (*NOT_SHOWN, "set", "seconds")
-    return {f"{where}/{key}": float(value) for key, value in row.items() if key not in hidden and value is not None}
+    shown = {key: value for key, value in row.items() if key not in hidden and value is not None}
+    return {f"{where}/{key}": float(value) for key, value in {**shown, **(row.get("figures") or {})}.items()}
 
 
 def of_tasks(row: JsonObject) -> dict[str, float]:

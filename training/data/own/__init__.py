@@ -1,0 +1,1 @@
+"""Samples that the user's own code makes."""

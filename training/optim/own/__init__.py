@@ -1,0 +1,1 @@
+"""An optimizer of the user's own code."""

@@ -1,0 +1,1 @@
+"""The user's own code: one file whose functions a run calls."""
