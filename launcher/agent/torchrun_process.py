@@ -1,0 +1,110 @@
+"""torchrun as the agent starts it: its own launcher, with workers forked from a server that has their imports.
+
+So the imports of all workers of a node are made once. The process can also stand by, with all of that done, until it
+is given an attempt. Nothing is forked from a process that has threads or a device: the server only imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
+
+from launchyard.host.processes import name_worker
+
+STANDBY = "--standby"
+WORKER = "launchyard.training.worker"
+_START = ["torch.distributed.elastic.multiprocessing.api"]  # what a forked worker is called by
+_FIRST = "launchyard.training.imports.first"
+_LATER = "launchyard.training.imports.later"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process that stands by is told, in a line of JSON: torchrun's words, variables, and where to print."""
+
+    words: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    log: str | None = None
+
+    def line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    stands_by = argv[1:2] == [STANDBY]
+    start_server(argv[2] if stands_by else module_of(argv), everything=stands_by)
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend  # noqa: F401  # else at the first attempt
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    order = read_order() if stands_by else Order(list(argv[1:]))
+    print_to(order.log)
+    os.environ.update(order.env)
+    args = parse_args(order.words)
+    config, _, _ = config_from_args(args)
+    told = (args.training_script, args.training_script_args, order.env, order.log)
+    elastic_launch(config=config, entrypoint=become_worker)(*told)
+
+
+def module_of(argv: Sequence[str]) -> str:
+    return argv[argv.index("--module") + 1]
+
+
+def start_server(module: str, *, everything: bool) -> None:
+    """Starts the server in a process of its own, which imports while this one does. Only our own worker is known."""
+    ours = [_FIRST, *([_LATER] if everything else [])] if module == WORKER else []
+    multiprocessing.set_forkserver_preload([*_START, *ours])
+    forkserver.ensure_running()
+
+
+def read_order() -> Order:
+    """Waits for it. The agent that ends, or changes its mind, closes the pipe."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        sys.exit(0)
+    return Order(**json.loads(line))
+
+
+def print_to(log: str | None) -> None:
+    """From here on into the log of the node, which a process that stands by did not have yet."""
+    if log is None:
+        return
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def become_worker(module: str, args: list[str], env: dict[str, str], log: str | None) -> None:
+    """In the forked process: runs `module` as `python -m` would. It returns only if that ended well."""
+    print_to(log)
+    os.environ.update(env)
+    name_worker(int(os.environ["RANK"]))
+    sys.argv = [module, *args]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as leaving:
+        leave(leaving.code)
+
+
+def leave(code: object) -> None:
+    """Ends this process with a code; torchrun itself ends one whose code is 0."""
+    if code in (None, 0):
+        return
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
