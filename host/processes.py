@@ -218,14 +218,17 @@ def children(pid: int) -> set[int]:
 
 
 def end_all(processes: Iterable[psutil.Process], *, wait_seconds: float = 5.0) -> None:
-    """Sends SIGKILL and waits until they are gone. psutil makes sure that a reused number is not hit."""
+    """Sends SIGKILL and waits until they have ended. psutil makes sure that a reused number is not hit.
+
+    One whose parent has not asked for its end yet has ended all the same: process 1 may take its time.
+    """
     import psutil
 
     listed = list(processes)
     for process in listed:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(listed, timeout=wait_seconds)
+    wait_until(lambda: all(started_at(process.pid) is None for process in listed), seconds=wait_seconds, every=0.01)
 
 
 def end_child(child: subprocess.Popen[bytes], *, wait_seconds: float = 5.0) -> None:

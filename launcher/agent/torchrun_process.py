@@ -6,15 +6,20 @@ is given an attempt. Nothing is forked from a process that has threads or a devi
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
 
 from launchyard.host.processes import name_worker
 
@@ -50,7 +55,14 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(order.words)
     config, _, _ = config_from_args(args)
     told = (args.training_script, args.training_script_args, order.env, order.log)
-    elastic_launch(config=config, entrypoint=become_worker)(*told)
+    keep_log_plain()
+    started = remember_workers()
+    try:
+        elastic_launch(config=config, entrypoint=become_worker)(*told)
+    except Exception as error:
+        print_ends(started)
+        traceback.print_exception(error)
+        end_now(1)
 
 
 def module_of(argv: Sequence[str]) -> str:
@@ -80,6 +92,46 @@ def print_to(log: str | None) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+
+
+def keep_log_plain() -> None:
+    """torch's own format imports its compiler, a second's work, at the first failure of a worker."""
+    plain = logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s")
+    for name in ["torch", *logging.root.manager.loggerDict]:
+        for handler in logging.getLogger(name).handlers if name.split(".")[0] == "torch" else ():
+            handler.setFormatter(plain)
+
+
+def remember_workers() -> dict[str, BaseProcess]:
+    """Returns the workers by rank, once torchrun has started them: it tells how one of them failed, and no more."""
+    import torch.multiprocessing
+
+    started: dict[str, BaseProcess] = {}
+    start = torch.multiprocessing.start_processes
+
+    def start_and_remember(**words: Any) -> Any:
+        context = start(**words)
+        envs: Mapping[int, Mapping[str, str]] = words["args"][2]
+        started.update({envs[local]["RANK"]: process for local, process in enumerate(context.processes)})
+        return context
+
+    torch.multiprocessing.start_processes = start_and_remember
+    return started
+
+
+def print_ends(workers: Mapping[str, BaseProcess]) -> None:
+    """How each that failed ended, as torchrun prints the first of them (launcher/agent/root_cause.py reads both)."""
+    for local, (rank, process) in enumerate(workers.items()):
+        if process.exitcode:
+            print(f"  rank      : {rank} (local_rank: {local})\n  exitcode  : {process.exitcode}", file=sys.stderr)
+
+
+def end_now(code: int) -> NoReturn:
+    """Ends this process without taking the interpreter apart, which takes as long as the end of the workers."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def become_worker(module: str, args: list[str], env: dict[str, str], log: str | None) -> None:
