@@ -37,9 +37,9 @@ from launchyard.host.processes import end_child, end_marked, python_environment,
 from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
-from launchyard.launcher.agent.standby import Standby
+from launchyard.launcher.agent.start.standby import Standby
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.agent.torchrun import PROCESS, torchrun_argv
-from launchyard.launcher.agent.torchrun_process import WORKER
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, Node, Watch
 from launchyard.run import layout, own_code
 from launchyard.run.records import OutcomeRecord, Shape

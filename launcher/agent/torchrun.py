@@ -12,7 +12,7 @@ from launchyard.host.processes import python_argv
 # The node agent shields torchrun from these (it starts with them ignored) and asks the workers to stop by a file.
 # SIGQUIT stays handled, so that a person can still end torchrun and its workers by hand.
 HANDLED_SIGNALS = "SIGQUIT"
-PROCESS = "launchyard.launcher.agent.torchrun_process"  # in which torchrun runs
+PROCESS = "launchyard.launcher.agent.start.torchrun_process"  # in which torchrun runs
 
 
 def torchrun_argv(

@@ -14,7 +14,7 @@ from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
 from launchyard.launcher.agent.profile_request import ProfileRequests
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
-from launchyard.launcher.agent.torchrun_process import WORKER
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.run import layout
 from launchyard.run.events import STORE_ANSWERS
 from launchyard.run.logs import LogUpload

@@ -22,8 +22,8 @@ from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, log_line
-from launchyard.launcher.agent.standby import Standby
-from launchyard.launcher.agent.torchrun_process import WORKER
+from launchyard.launcher.agent.start.standby import Standby
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.base import judge_job
 from launchyard.run.records import Job, OutcomeRecord, Shape

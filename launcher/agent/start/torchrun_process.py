@@ -19,19 +19,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from launchyard.host.environment import set_variables, variable
 from launchyard.host.processes import name_worker
 
 STANDBY = "--standby"
 WORKER = "launchyard.training.worker"
-_START = ["torch.distributed.elastic.multiprocessing.api"]  # what a forked worker is called by
+_START = [
+    "launchyard.launcher.agent.start.bound",
+    "torch.distributed.elastic.multiprocessing.api",  # what a forked worker is called by
+]
 _FIRST = "launchyard.training.imports.first"
 _LATER = "launchyard.training.imports.later"
 
 
 @dataclass(frozen=True)
-class Order:
+class Assignment:
     """What a process that stands by is told, in a line of JSON: torchrun's words, variables, and where to print."""
 
     words: list[str]
@@ -49,12 +53,12 @@ def main(argv: Sequence[str]) -> None:
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    order = read_order() if stands_by else Order(list(argv[1:]))
-    print_to(order.log)
-    os.environ.update(order.env)
-    args = parse_args(order.words)
+    given = read_assignment() if stands_by else Assignment(list(argv[1:]))
+    print_to(given.log)
+    set_variables(given.env)
+    args = parse_args(given.words)
     config, _, _ = config_from_args(args)
-    told = (args.training_script, args.training_script_args, order.env, order.log)
+    told = (args.training_script, args.training_script_args, given.env, given.log)
     keep_log_plain()
     started = remember_workers()
     try:
@@ -76,12 +80,12 @@ def start_server(module: str, *, everything: bool) -> None:
     forkserver.ensure_running()
 
 
-def read_order() -> Order:
+def read_assignment() -> Assignment:
     """Waits for it. The agent that ends, or changes its mind, closes the pipe."""
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         sys.exit(0)
-    return Order(**json.loads(line))
+    return Assignment(**json.loads(line))
 
 
 def print_to(log: str | None) -> None:
@@ -109,9 +113,9 @@ def remember_workers() -> dict[str, BaseProcess]:
     started: dict[str, BaseProcess] = {}
     start = torch.multiprocessing.start_processes
 
-    def start_and_remember(**words: Any) -> Any:
-        context = start(**words)
-        envs: Mapping[int, Mapping[str, str]] = words["args"][2]
+    def start_and_remember(*, args: tuple[object, object, Mapping[int, Mapping[str, str]]], **words: object) -> object:
+        context = start(args=args, **words)
+        envs = args[2]
         started.update({envs[local]["RANK"]: process for local, process in enumerate(context.processes)})
         return context
 
@@ -137,16 +141,16 @@ def end_now(code: int) -> NoReturn:
 def become_worker(module: str, args: list[str], env: dict[str, str], log: str | None) -> None:
     """In the forked process: runs `module` as `python -m` would. It returns only if that ended well."""
     print_to(log)
-    os.environ.update(env)
-    name_worker(int(os.environ["RANK"]))
+    set_variables(env)
+    name_worker(int(variable("RANK") or 0))
     sys.argv = [module, *args]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as leaving:
-        leave(leaving.code)
+        end_worker(leaving.code)
 
 
-def leave(code: object) -> None:
+def end_worker(code: object) -> None:
     """Ends this process with a code; torchrun itself ends one whose code is 0."""
     if code in (None, 0):
         return

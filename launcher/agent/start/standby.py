@@ -16,8 +16,8 @@ from typing import IO
 
 from launchyard.host.environment import JOB_END, MARK_ATTEMPT, SCRATCH
 from launchyard.host.processes import end_child, python_argv, start_shielded
+from launchyard.launcher.agent.start.torchrun_process import STANDBY, Assignment
 from launchyard.launcher.agent.torchrun import PROCESS
-from launchyard.launcher.agent.torchrun_process import STANDBY, Order
 from launchyard.training.telemetry.heartbeat import read_pulses
 
 OF_AN_ATTEMPT = frozenset({MARK_ATTEMPT, SCRATCH, JOB_END})  # variables that the next attempt has others of
@@ -76,7 +76,7 @@ class Standby:
         self._waiting = None
         own = {name: env[name] for name in OF_AN_ATTEMPT if name in env}
         with contextlib.suppress(BrokenPipeError), waiting.order as order:
-            order.write(Order(words, own, log).line())
+            order.write(Assignment(words, own, log).line())
             return waiting.child
         end_child(waiting.child)
         return None
