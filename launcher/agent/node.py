@@ -114,6 +114,7 @@ def _start(node: Node, env: dict[str, str], log: str, standby: Standby | None) -
     )
     words = argv[argv.index(PROCESS) + 1 :]
     if standby is not None and (child := standby.take(words, env=env, log=log)) is not None:
+        log_line(f"attempt {node.attempt} begins with the torchrun that stood by")
         return child
     with open(log, "ab") as output:
         return start_shielded(argv, env=env, output=output)
