@@ -49,6 +49,7 @@ from launchyard.run.frozen import check_frozen
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.options import StoreOptions
+from launchyard.training.own.frozen import write_frozen
 from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
 from launchyard.training.spec import Workload, frozen_workload, place_of_data
 
@@ -106,7 +107,7 @@ class ReadyToResume:
         """What is recorded of the code of the next attempts; the user's own new file is in the run before that."""
         code = take_snapshot(Path.cwd())
         if self.own is not None:
-            self.target.write_text(self.own.frozen, self.own.raw.decode())
+            write_frozen(self.target, self.own.source)
             return with_own(code, self.own)
         record = own_record(self.target)
         if record is None or self.recipe.code is None:

@@ -16,7 +16,8 @@ import torch
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.training.data.dataset_spec import with_sets
-from launchyard.training.own.frozen import frozen_name
+from launchyard.training.own.frozen import frozen_name, write_frozen
+from launchyard.training.own.source import OwnSource
 from launchyard.training.spec import DataSpec
 from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
 
@@ -39,12 +40,18 @@ def optimizer(named_parameters, lr):
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr": lr / 2}]
     return torch.optim.NAdam(groups, lr=lr)
 """
+STARTS = """
+import random
+def chance_of(seed, number):
+    return random.Random(seed * 1_000_003 + number)
+"""
 BATCHES = """
 import random
+import starts
 def batches(sample_numbers, seq_len, seed, vocab_size):
     rows = []
     for number in sample_numbers:
-        chance = random.Random(seed * 1_000_003 + number)
+        chance = starts.chance_of(seed, number)
         start = chance.randrange(vocab_size)
         length = seq_len + 1 if number % 5 else 1 + chance.randrange(1, seq_len)
         rows.append([(start + place * (1 + number % 2)) % vocab_size for place in range(length)])
@@ -64,9 +71,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSpec:
 
 
 def own_run(folder: Path, data: DataSpec, source: str, overrides: dict[str, Any] | None = None) -> RunDir:
-    name = frozen_name("mine.py", source.encode())
-    run = make_run(folder, data, {**SHORT, "code": name, **(overrides or {})})
-    run.write_text(name, source)
+    modules = (("starts.py", STARTS.encode()),) if "import starts" in source else ()
+    own = OwnSource("mine.py", source.encode(), modules)
+    run = make_run(folder, data, {**SHORT, "code": frozen_name(own), **(overrides or {})})
+    write_frozen(run, own)
     return run
 
 
@@ -219,7 +227,7 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
         (LOSS + "def optimizer(named_parameters, lr):\n    return torch.optim.SGD([named_parameters[0][1]])", "lacks"),
         (LOSS + "def optimizer(named_parameters):\n    return 1", "allowed: a torch.optim.Optimizer"),
         (
-            BATCHES.replace("random.Random(seed * 1_000_003 + number)", "random"),
+            BATCHES.replace("starts.chance_of(seed, number)", "random"),
             "is another when it is asked",
         ),
         (BATCHES.replace("return rows", "return rows[1:]"), "one each"),
@@ -236,7 +244,7 @@ def test_what_a_function_may_not_return(tmp_path: Path, data: DataSpec, source: 
 
 def test_a_changed_copy_is_refused(tmp_path: Path, data: DataSpec) -> None:
     run = own_run(tmp_path / "run", data, LOSS)
-    run.write_text(frozen_name("mine.py", LOSS.encode()), LOSS + "\n")
+    run.write_text(frozen_name(OwnSource("mine.py", LOSS.encode())), LOSS + "\n")
     (process,) = start_workers(run, 1)
     assert process.wait(timeout=60) == 1
     assert "was changed after the launch" in run.errors(0)[0]["message"]
