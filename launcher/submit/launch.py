@@ -127,7 +127,7 @@ def ready_at(
     loaded = with_found_files(loaded)
     recipe = loaded.recipe
     _check_name(loaded)
-    check_notify(loaded)
+    check_notify(loaded, from_here=load_backend(cluster.scheduler).TRAITS.takes_environment)
     if cluster.container is None:  # else the workers have another Python
         check_packages(loaded)
     loaded, own = with_own_code(loaded, base=loaded.base, tries=cluster.container is None)

@@ -171,7 +171,9 @@ def make_ready(
     loaded = check_recipe(raw, overrides, source=source)
     recipe = loaded.recipe
     if any(is_within(key, "notify") for key in changes):
-        check_notify(loaded)
+        check_notify(
+            loaded, from_here=load_backend((place or _cluster(run.read_plan())).scheduler).TRAITS.takes_environment
+        )
     if recipe.code is not None:
         check_fit(loaded, frozen_described(run, recipe.code) if own is None else own.described)
     if on_hosts and needs_packages(changes):

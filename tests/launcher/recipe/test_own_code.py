@@ -148,7 +148,7 @@ def test_a_resume_runs_the_same_bytes_and_takes_new_ones_only_by_name(tmp_path: 
     assert taken.returncode == 0 and "trains otherwise from here on" in taken.stdout, taken.stdout
     figures = [(row.get("figures") or {}).get("new") for row in run.rows("steps")]
     assert figures == [None] * 4 + [5.0, 6.0]
-    with pytest.raises(UserError, match="data.validation: other tokens lie there .190 tokens"):
+    with pytest.raises(UserError, match=r"data.validation: other tokens lie there \(190 tokens"):
         make_ready(run, {"data.validation": f"{folder}/others/train", "train.max_steps": 8})
     with pytest.raises(UserError, match=r"data.source: batches of your own code takes its place"):
         make_ready(run, {"data.source": f"{folder}/others", "train.max_steps": 8})

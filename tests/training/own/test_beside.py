@@ -13,7 +13,7 @@ from launchyard.run.rundir import RunDir
 from launchyard.training.own import beside
 from launchyard.training.own.beside import with_modules
 from launchyard.training.own.frozen import frozen_name, open_own_code, read_frozen, write_frozen
-from launchyard.training.own.load import OwnCodeError, source_json, load_own_code
+from launchyard.training.own.load import OwnCodeError, load_own_code, source_json
 from launchyard.training.own.source import OwnSource, path_of
 
 HOOK = "\ndef on_step(row):\n    return _answer()\n"
