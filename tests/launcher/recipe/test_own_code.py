@@ -120,6 +120,7 @@ COUNTING = (
 )
 
 
+@pytest.mark.slow
 def test_a_resume_runs_the_same_bytes_and_takes_new_ones_only_by_name(tmp_path: Path) -> None:
     """Typed, with real workers, beside a recipe in another folder, with a module and held-out data that move."""
     shell = Shell(tmp_path)

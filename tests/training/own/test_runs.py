@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from launchyard.launcher.python.inside import one_rank, own_random_numbers
+from launchyard.launcher.python.steps import Built, take_step
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
+from launchyard.training.compose import choose_objective, first_learner, open_context, open_readers
 from launchyard.training.data.dataset_spec import with_sets
-from launchyard.training.own.frozen import frozen_name, write_frozen
+from launchyard.training.own.frozen import frozen_name, open_own_code, write_frozen
+from launchyard.training.own.load import OwnCodeError
 from launchyard.training.own.source import OwnSource
-from launchyard.training.spec import DataSpec
+from launchyard.training.recipe import Recipe, stored_recipe
+from launchyard.training.spec import DataSpec, read_workload
 from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
 
 LOSS = """
@@ -168,7 +173,7 @@ def on_end(run):
 """
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_hooks_are_called_in_order_and_end_the_run(tmp_path: Path, data: DataSpec, nproc: int) -> None:
     log = tmp_path / "log"
     overrides = {
@@ -237,10 +242,19 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
 )
 def test_what_a_function_may_not_return(tmp_path: Path, data: DataSpec, source: str, message: str) -> None:
     run = own_run(tmp_path / "run", data, source)
-    (process,) = start_workers(run, 1)
-    assert process.wait(timeout=60) == 1
-    (error,) = run.errors(0)
-    assert message in error["message"] and "mine.py" in error["message"] and error["fatal"]
+    with pytest.raises(OwnCodeError) as error, own_random_numbers():
+        first_step(run)
+    assert message in str(error.value) and "mine.py" in str(error.value)
+
+
+def first_step(run: RunDir) -> None:
+    """In this process, by the parts of a worker."""
+    recipe = Recipe.model_validate(stored_recipe(run))
+    context = open_context(one_rank(0), recipe, read_workload(run))
+    code = open_own_code(run, recipe.code)
+    learner = first_learner(context, code)
+    readers = open_readers(context, lambda name, **facts: None, code=code)
+    take_step(Built(context, learner, readers, choose_objective(recipe, code), None, None, None))
 
 
 def test_a_changed_copy_is_refused(tmp_path: Path, data: DataSpec) -> None:
