@@ -167,7 +167,7 @@ def _resumes(story: Story) -> list[Mark]:
     ]
 
 
-def _gradients(story: Story) -> dict[str, Any] | None:
+def _gradients(story: Story) -> JsonObject | None:
     found = page_gradients(story.rows, _resumes(story))
     return None if found is None else {**found, "drawn": _svg(found["drawn"])}
 
