@@ -26,6 +26,7 @@ from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
 ONLY_STEPS: JsonObject = {
     "name": "trial",
     "after": None,
+    "notify": None,
     "metrics.trackers": [],
     "metrics.prometheus": False,
     "validation.every_steps": None,

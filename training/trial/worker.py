@@ -75,7 +75,9 @@ def attempt_trial(run: RunDir, world: World, trial: Trial) -> None:
 
 
 def make_steps(parts: Parts, trial: Trial) -> None:
-    """The steps of the trial by the one loop. On a GPU one more, as it reads the numbers of a step during the next."""
+    """The steps of the trial by the one loop, of which on_step of the user's code is not told. On a GPU one more, as it
+    reads the numbers of a step during the next.
+    """
     from launchyard.training.loop.train import train
 
     n_steps = trial.n_steps + (parts.context.device.type == "cuda")
@@ -86,7 +88,7 @@ def make_steps(parts: Parts, trial: Trial) -> None:
         return trial.lr(step) or parts.rate(context, step)
 
     with contextlib.suppress(TrialOverError):
-        train(dataclasses.replace(parts, rate=rate))
+        train(dataclasses.replace(parts, rate=rate, hooks=None))
 
 
 def held_at_most(device: torch.device) -> int:
