@@ -1,8 +1,9 @@
-"""What every result file says about itself: machine, versions, date, command, load."""
+"""What scripts tell beside the words that they print, and what every result file says about itself."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,27 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS = ("torch", "transformers", "litgpt", "peft", "litdata", "mosaicml-streaming")
+
+
+Figures = dict[str, list[float]]  # values of all rounds, by name
+
+
+def tell(figures: Figures) -> None:
+    """The last line of a script's output, for benchmarks/quick.py."""
+    print(json.dumps({"figures": {name: [numbered(value) for value in values] for name, values in figures.items()}}))
+
+
+def heard_in(output: str) -> Figures:
+    """What a script told. ValueError if it told nothing."""
+    last = output.splitlines()[-1] if output else ""
+    if not last.startswith('{"figures"'):
+        raise ValueError(f"its last line tells no figures: {last[:200]}")
+    return dict(json.loads(last)["figures"])
+
+
+def over(these: list[float], those: list[float]) -> list[float]:
+    """Ratios, round by round."""
+    return [one / other for one, other in zip(these, those, strict=True)]
 
 
 def about_machine(command: str) -> dict[str, Any]:
