@@ -1,0 +1,121 @@
+"""The page of benchmarks, made of benchmarks/goals.yaml and of the newest result files. Measures nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RESULTS = BENCHMARKS / "results"
+LINK = "../../benchmarks"
+Goal = dict[str, Any]
+
+
+def benchmarks_page() -> Iterator[str]:
+    goals: list[Goal] = yaml.safe_load((BENCHMARKS / "goals.yaml").read_text())
+    yield "# Benchmarks\n\n"
+    yield (
+        f"What was to be reached, and what was measured: each figure by a [script]({LINK}/README.md) that measures what "
+        "it is compared to in the same run, published with its machine, versions and command in the file that it links "
+        "to. Most are of two CPU cores of a virtual machine, so of what is not compared to something, take the size and "
+        "not the digits. **No figure is of a GPU.** `make bench` measures the quick set on your machine, in ten minutes "
+        "and without a network; `make bench ARGS=--peers` beside the peers that are installed (`make peers`).\n"
+    )
+    for group, rows in itertools.groupby(goals, key=lambda goal: goal["group"]):
+        yield f"\n## {group}\n\n| what | goal | measured | reached | script |\n|---|---|---|---|---|\n"
+        for goal in rows:
+            yield goal_row(goal)
+    yield from quick_set(goals)
+    yield "\n## Not reached, and why\n\n"
+    for goal in goals:
+        if goal.get("reached") is False:
+            yield f"- {goal['what']}: {goal['why']}\n"
+    yield from growth()
+
+
+def goal_text(goal: Goal) -> str:
+    word, bound = ("at most", goal["at_most"]) if "at_most" in goal else ("at least", goal["at_least"])
+    return f"{word} {bound:,g} {goal['unit']}" if bound < 1e6 else f"{word} {bound / 1e6:,g}M {goal['unit']}"
+
+
+def goal_row(goal: Goal) -> str:
+    published = goal.get("published")
+    measured = "not published yet"
+    if published:
+        words = published["words"].replace("|", "·").replace("**", "")
+        measured = f"“{words}” ([{published['file'][:10]}]({LINK}/results/{published['file']}))"
+    reached = {True: "yes", False: "**no**", None: "–"}[goal.get("reached")]
+    script = f"[{goal['script']}.py]({LINK}/{goal['script']}.py)"
+    return f"| {goal['what']} | {goal_text(goal)} | {measured} | {reached} | {script} |\n"
+
+
+def newest(kind: str) -> dict[str, Any] | None:
+    files = sorted(RESULTS.glob(f"*-{kind}.json"))
+    return dict(json.loads(files[-1].read_text())) if files else None
+
+
+def about(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    busy = "" if found["load"] < 2 else ": other work ran beside it, which moves what is of the wall clock"
+    return (
+        f"{found['date']}, {found['machine']}, Python {found['python']}, {versions}, commit {found['commit']}: "
+        f"`{found['command']}`; load {found['load']}{busy}.\n"
+    )
+
+
+def quick_set(goals: Sequence[Goal]) -> Iterator[str]:
+    found = newest("quick")
+    if found is None:
+        return
+    yield f"\n## The quick set, measured last\n\n{about(found)}\n"
+    yield "| what | goal | median | least to most |\n|---|---|---|---|\n"
+    for goal in goals:
+        figure = found["figures"].get(goal["script"], {}).get(goal.get("figure"))
+        if figure is not None:
+            middle, low, high = figure
+            yield f"| {goal['what']} | {goal_text(goal)} | {middle:,g} | {low:,g} to {high:,g} |\n"
+
+
+def growth() -> Iterator[str]:
+    found = newest("growth")
+    if found is None:
+        return
+    yield f"\n## How cost grows\n\n{about(found)}\n"
+    yield (
+        "Both axes of a drawing double from line to line, and count from the least size: a cost that grows as its axis "
+        "does is a line from corner to corner, one that does not grow lies flat. Faint is what is expected: operations "
+        "by the formula of MFU, memory by the plan's estimate, a line, or a constant. A slope is that of a straight line "
+        "through the logarithms.\n"
+    )
+    for name, axis in found["axes"].items():
+        yield f"\n### {name.capitalize()}\n\n{axis['about']}\n\n![{name}]({LINK}/results/growth-{name}.svg)\n\n"
+        yield "| what | slope | expected | | from the least to the most |\n|---|---|---|---|---|\n"
+        yield from map(growth_row, axis["series"])
+    seconds = found["agreement_of_1024_ranks_seconds"]
+    yield (
+        f"\n### The agreement at 1,024 ranks\n\nBy the model of messages one after the other, of which each takes "
+        f"30 µs: {seconds['ours'] * 1e3:.2g} ms a step, where gloo's ring takes {seconds['ring'] * 1e3:.2g} ms. On a GPU "
+        "it is off the critical path: the host agrees on the next step while the device works on this one "
+        "([0006](../decisions/0006-host-agreement.md)). Simulated; no run of 1,024 ranks was made.\n"
+    )
+
+
+def growth_row(series: dict[str, Any]) -> str:
+    slopes = f"{series['slope']:.2f} | {series['expected']:.2f} | {series['verdict']}"
+    ends = f"{measure(series['medians'][0], series['unit'])} to {measure(series['medians'][-1], series['unit'])}"
+    sizes = f"at {series['sizes'][0]:,.0f} and {series['sizes'][-1]:,.0f}"
+    note = f"; {series['note']}" if series["note"] else ""
+    return f"| {series['name']} | {slopes} | {ends} {sizes}{note} |\n"
+
+
+def measure(value: float, unit: str) -> str:
+    """With a unit in which it is easy to read."""
+    if unit == "bytes":
+        return f"{value / 1e6:,.0f} MB"
+    scale, name = next(((s, n) for s, n in ((1, "s"), (1e-3, "ms")) if value >= s), (1e-6, "µs"))
+    return f"{value / scale:.3g} {name}{unit.removeprefix('CPU s')} of CPU"
