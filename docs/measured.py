@@ -15,17 +15,30 @@ RESULTS = BENCHMARKS / "results"
 LINK = "../../benchmarks"
 Goal = dict[str, Any]
 
+OPENING = f"""\
+What was to be reached, and what was measured: each figure by a [script]({LINK}/README.md) that measures what it is
+compared to in the same run, published with machine, versions and command in the file that it links to. Nearly all are
+of two CPU cores of a virtual machine: of what is compared to nothing, take the size and not the digits. **No figure is
+of a GPU.** `make bench` measures the quick set on your machine, in ten minutes and without a network;
+`make bench ARGS=--peers` beside the peers that are installed (`make peers`).
+"""
+DRAWINGS = """\
+Both axes of a drawing double from line to line, and count from the least size: what grows as its axis does rises one
+line with each, what does not grow lies flat. Faint is what is expected: operations by the formula of MFU, memory by the
+plan's estimate, a line, or a constant. A slope is that of a straight line through the logarithms.
+"""
+AGREEMENT = """
+### The agreement at 1,024 ranks
+
+By the model of messages one after the other, of which each takes 30 µs: {ours} a step; gloo's ring, which sums by 2,046
+of them, takes {ring}. On a GPU it is off the critical path: the host agrees on the next step while the device works on
+this one ([0006](../decisions/0006-host-agreement.md)). Simulated; no run of 1,024 ranks was made.
+"""
+
 
 def benchmarks_page() -> Iterator[str]:
     goals: list[Goal] = yaml.safe_load((BENCHMARKS / "goals.yaml").read_text())
-    yield "# Benchmarks\n\n"
-    yield (
-        f"What was to be reached, and what was measured: each figure by a [script]({LINK}/README.md) that measures what "
-        "it is compared to in the same run, published with its machine, versions and command in the file that it links "
-        "to. Most are of two CPU cores of a virtual machine, so of what is not compared to something, take the size and "
-        "not the digits. **No figure is of a GPU.** `make bench` measures the quick set on your machine, in ten minutes "
-        "and without a network; `make bench ARGS=--peers` beside the peers that are installed (`make peers`).\n"
-    )
+    yield f"# Benchmarks\n\n{OPENING}"
     for group, rows in itertools.groupby(goals, key=lambda goal: goal["group"]):
         yield f"\n## {group}\n\n| what | goal | measured | reached | script |\n|---|---|---|---|---|\n"
         for goal in rows:
@@ -47,8 +60,7 @@ def goal_row(goal: Goal) -> str:
     published = goal.get("published")
     measured = "not published yet"
     if published:
-        words = published["words"].replace("|", "·").replace("**", "")
-        measured = f"“{words}” ([{published['file'][:10]}]({LINK}/results/{published['file']}))"
+        measured = f"{published['value']} ([{published['file'][:10]}]({LINK}/results/{published['file']}))"
     reached = {True: "yes", False: "**no**", None: "–"}[goal.get("reached")]
     script = f"[{goal['script']}.py]({LINK}/{goal['script']}.py)"
     return f"| {goal['what']} | {goal_text(goal)} | {measured} | {reached} | {script} |\n"
@@ -86,23 +98,13 @@ def growth() -> Iterator[str]:
     if found is None:
         return
     yield f"\n## How cost grows\n\n{about(found)}\n"
-    yield (
-        "Both axes of a drawing double from line to line, and count from the least size: a cost that grows as its axis "
-        "does is a line from corner to corner, one that does not grow lies flat. Faint is what is expected: operations "
-        "by the formula of MFU, memory by the plan's estimate, a line, or a constant. A slope is that of a straight line "
-        "through the logarithms.\n"
-    )
+    yield DRAWINGS
     for name, axis in found["axes"].items():
         yield f"\n### {name.capitalize()}\n\n{axis['about']}\n\n![{name}]({LINK}/results/growth-{name}.svg)\n\n"
         yield "| what | slope | expected | | from the least to the most |\n|---|---|---|---|---|\n"
         yield from map(growth_row, axis["series"])
     seconds = found["agreement_of_1024_ranks_seconds"]
-    yield (
-        f"\n### The agreement at 1,024 ranks\n\nBy the model of messages one after the other, of which each takes "
-        f"30 µs: {seconds['ours'] * 1e3:.2g} ms a step, where gloo's ring takes {seconds['ring'] * 1e3:.2g} ms. On a GPU "
-        "it is off the critical path: the host agrees on the next step while the device works on this one "
-        "([0006](../decisions/0006-host-agreement.md)). Simulated; no run of 1,024 ranks was made.\n"
-    )
+    yield AGREEMENT.format(**{name: f"{value * 1e3:.2g} ms" for name, value in seconds.items()})
 
 
 def growth_row(series: dict[str, Any]) -> str:
