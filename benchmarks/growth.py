@@ -25,7 +25,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the small runs of the tests
 
-from growth_axes import AXES, HOP_SECONDS, Series  # noqa: E402
+from growth_axes import AXES, HOP_SECONDS, Series, pairs, ring  # noqa: E402
 from results import about_machine, numbered  # noqa: E402
 
 from launchyard.run.svg import growth_svg  # noqa: E402
@@ -97,9 +97,15 @@ def told(one: Fitted) -> str:
     return f"{one.series.name:28} {slopes:50} {one.series.unit:8} {points}"
 
 
-def agreement_at(ranks: int) -> dict[str, float]:
-    """Seconds of one agreement on machines of their own, by the model of messages one after the other."""
-    return {"ours": math.ceil(math.log2(ranks)) * HOP_SECONDS, "ring": 2 * (ranks - 1) * HOP_SECONDS}
+def agreement_at(ranks: int, measured: Sequence[Fitted]) -> dict[str, dict[str, float]]:
+    """One agreement on machines of their own: seconds on the network, messages one after the other; and of CPU, as much
+    a message as where most ranks were measured.
+    """
+    found = {}
+    for name, one, messages in zip(("ours", "ring"), measured, (pairs, ring), strict=True):
+        cpu = one.medians[-1] / messages(int(one.series.xs[-1])) * messages(ranks)
+        found[name] = {"network": messages(ranks) * HOP_SECONDS, "cpu": numbered(cpu)}
+    return found
 
 
 def main() -> None:
@@ -108,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found, drawn = {}, {}
+    found, drawn, modelled = {}, {}, {}
     for name in given.only.split(","):
         began = time.perf_counter()
         axis = AXES[name]
@@ -117,10 +123,11 @@ def main() -> None:
         print(f"\n{name}: {about.splitlines()[0]}  ({time.perf_counter() - began:.0f} s)", flush=True)
         for one in fitted:
             print(told(one), flush=True)
+        if name == "agreement":
+            modelled = agreement_at(1024, fitted)
+            print(f"at 1,024 ranks, {HOP_SECONDS * 1e6:.0f} µs a message: {json.dumps(modelled)}")
         found[name] = {"about": " ".join(about.split()), "series": [one.to_json() for one in fitted]}
         drawn[name] = drawing(name, about.splitlines()[0].partition(".")[0].partition(",")[0], fitted)
-    modelled = agreement_at(1024)
-    print(f"\nat 1,024 ranks, {HOP_SECONDS * 1e6:.0f} µs a message: " + json.dumps(modelled))
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         command = f"python benchmarks/growth.py --only {given.only}"

@@ -110,4 +110,8 @@ def test_a_slope_is_the_power(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = growth.drawing("s", "sizes", [growth.Fitted(steep)])
     assert drawn.count("<polyline") == 2
     assert drawn.count("<circle") == 3
-    assert growth.agreement_at(1024)["ours"] < growth.agreement_at(1024)["ring"] / 200
+    measured = [growth.Fitted(growth.Series("s", "CPU s", [2, 64], [[1.0], [6.0]], [1, 6])) for _ in range(2)]
+    assert growth.agreement_at(1024, measured)["ours"] == {
+        "network": pytest.approx(10 * growth.HOP_SECONDS),
+        "cpu": 10.0,
+    }
