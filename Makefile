@@ -113,10 +113,9 @@ format: setup-dev ## Format the code
 bench: setup-dev ## Measure the quick set against its goals (ten minutes, no network); ARGS=--peers: beside peers too
 	@$(BIN)/python benchmarks/quick.py $(ARGS)
 
-peers: setup-dev ## Fetch the peers that `make bench ARGS=--peers` runs, each into a folder of its own (250 MB)
+peers: setup-dev ## Fetch the peers that `make bench ARGS=--peers` runs, each into a folder of its own (100 MB)
 	@$(call peer,litgpt,litgpt lightning pytorch-lightning lightning-utilities torchmetrics jsonargparse typeshed-client docstring-parser)
 	@$(call peer,litdata,litdata lightning-utilities boto3 s3transfer)
-	@$(call peer,mosaicml-streaming,mosaicml-streaming boto3 s3transfer paramiko zstd Brotli python-snappy cramjam)
 
 # Without what they depend on: that is in .venv, but for the packages that are named, and torchvision, which breaks torch.
 peer = test -d .venv/peers/$(1) || $(BIN)/pip install --quiet --no-deps --target .venv/peers/$(1) $(2)

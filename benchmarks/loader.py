@@ -1,7 +1,7 @@
 """Tokens per second from the local cache, side by side with a plain memmap; first batch; seek.
 
     python benchmarks/loader.py [--tokens 100_000_000] [--batch 8] [--seq-len 2048] [--rounds 7] [--out DIR]
-                                [--peers litdata mosaicml-streaming]
+                                [--peers litdata]
 
 All read batches of (B, T + 1) random tokens in one process and hand them out as int64 tensors of inputs and labels.
 Ours does so in its own order, and hashes what it hands out. Bounds of the memmap: its best possible order, no checks.
@@ -130,26 +130,13 @@ def from_litdata(folder: Path, batch: int, length: int, steps: int) -> Callable[
     return lambda: in_batches((np.asarray(row) for row in rows), batch, steps)
 
 
-def from_mosaic(folder: Path, batch: int, length: int, steps: int) -> Callable[[], object]:
-    """The same tokens as its own files, whose rows are copied first."""
-    from streaming import MDSWriter, StreamingDataset
-
-    flat, size, out = np.memmap(folder / "flat.bin", dtype=np.uint16, mode="r"), length + 1, folder / "mds"
-    if not out.exists():
-        with MDSWriter(out=str(out), columns={"tokens": f"ndarray:uint16:{size}"}, size_limit=1 << 26) as writer:
-            for at in range(0, min(len(flat), steps * batch * size) - size, size):
-                writer.write({"tokens": flat[at : at + size]})
-    rows = StreamingDataset(local=str(out), shuffle=True, batch_size=batch, num_canonical_nodes=1)
-    return lambda: in_batches((row["tokens"] for row in rows), batch, steps)
-
-
 def in_batches(rows: Iterator[np.ndarray], batch: int, steps: int) -> None:
     for _ in range(steps):
         whole = torch.from_numpy(np.stack(list(islice(rows, batch))).astype(np.int64))
         _ = whole[:, :-1], whole[:, 1:]
 
 
-PEERS = {"litdata": from_litdata, "mosaicml-streaming": from_mosaic}
+PEERS = {"litdata": from_litdata}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from results import Figures, about_machine, heard_in, numbered
 
 HERE = Path(__file__).parent
 INSTALLED = HERE.parent / ".venv" / "peers"
-MODULES = {"transformers": "transformers", "litgpt": "litgpt", "litdata": "litdata", "mosaicml-streaming": "streaming"}
+MODULES = {"transformers": "transformers", "litgpt": "litgpt", "litdata": "litdata"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Script:
 SCRIPTS = {
     "start": Script("--rounds 3"),
     "train": Script("--rounds 3 --steps 7", "--peers", "hand", ("transformers", "litgpt")),
-    "loader": Script("--tokens 50000000 --rounds 5", "--peers", "", ("litdata", "mosaicml-streaming"), by_commas=False),
+    "loader": Script("--tokens 50000000 --rounds 5", "--peers", "", ("litdata",), by_commas=False),
     "prepare": Script("--megabytes 4 --rounds 3"),
     "checkpoint": Script("--rounds 3"),
     "metrics": Script("--pairs 12 --steps 1"),

@@ -86,7 +86,7 @@ def test_only_peers_that_are_there_take_part(monkeypatch: pytest.MonkeyPatch, tm
     assert train.words([])[-1] == "hand"
     assert train.words(["litgpt"])[-1] == "hand,litgpt"
     assert "--peers" not in loader.words([])
-    assert loader.words(["litdata", "mosaicml-streaming"])[-2:] == ["litdata", "mosaicml-streaming"]
+    assert loader.words(["litdata"])[-2:] == ["--peers", "litdata"]
 
 
 def test_a_newer_result_is_the_one_that_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
