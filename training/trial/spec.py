@@ -26,7 +26,8 @@ class Trial(Section):
 
 
 class TrialResult(Section):
-    """Of the first worker, in bytes. runtime: what its process held before there was a model."""
+    """Of the first worker; bytes. runtime: what its process held before there was a model."""
 
     peak: int
     runtime: int
+    cpu_seconds: tuple[float, ...] = Field(default=(), description="Of its process, all threads, in each step.")

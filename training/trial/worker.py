@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import resource
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -66,27 +68,31 @@ def attempt_trial(run: RunDir, world: World, trial: Trial) -> None:
     flag = StopFlag(world.scratch, world.job_end)
     instruments = Instruments(PhaseClock(), serve_metrics(run, world, recipe), Events(run, world))
     parts, _ = compose(run, world, recipe, read_workload(run), flag, instruments)
-    make_steps(parts, trial)
+    cpu = make_steps(parts, trial)
     if world.is_main:
         for rows in parts.telemetry.rows.appenders:
             rows.flush(sync=True)
-        result = TrialResult(peak=held_at_most(parts.context.device), runtime=held)
+        result = TrialResult(peak=held_at_most(parts.context.device), runtime=held, cpu_seconds=cpu)
         run.write_json(RESULT, result.model_dump(mode="json"))
 
 
-def make_steps(parts: Parts, trial: Trial) -> None:
-    """The steps of the trial by the one loop. On a GPU one more, as it reads the numbers of a step during the next."""
+def make_steps(parts: Parts, trial: Trial) -> tuple[float, ...]:
+    """The steps of the trial by the one loop; CPU seconds of each. On a GPU one more, as it reads the numbers of a step
+    during the next."""
     from launchyard.training.loop.train import train
 
     n_steps = trial.n_steps + (parts.context.device.type == "cuda")
+    begins: list[float] = []
 
     def rate(context: Context, step: int) -> float:
+        begins.append(time.process_time())
         if step >= n_steps:
             raise TrialOverError
         return trial.lr(step) or parts.rate(context, step)
 
     with contextlib.suppress(TrialOverError):
         train(dataclasses.replace(parts, rate=rate))
+    return tuple(after - before for before, after in itertools.pairwise(begins))
 
 
 def held_at_most(device: torch.device) -> int:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.tune.child import ChildEnd, TrialLimits
-from launchyard.launcher.tune.trial import died_of_memory
+from launchyard.launcher.trial.child import ChildEnd, TrialLimits
+from launchyard.launcher.trial.trial import died_of_memory
 from launchyard.run.rundir import RunDir
 from launchyard.training.spec import DataSpec
 from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
