@@ -55,6 +55,11 @@ def flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None =
     return products + 3 * _attention_flops(config, seq_len, adapter)
 
 
+def causal_flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None = None) -> int:
+    """Those of `flops_per_token` with half of the attention: a token sees those before it alone."""
+    return flops_per_token(config, seq_len, adapter) - 3 * _attention_flops(config, seq_len, adapter) // 2
+
+
 def flops_per_label(config: ModelConfig, adapter: Adapter | None = None) -> int:
     """Those of `flops_per_token` that a token without a label does not take: the head's, see Transformer.forward."""
     products = _product_flops(config, adapter).items()

@@ -72,6 +72,7 @@ class TrialOutcome:
     runtime: int | None = None
     nonfinite: bool = False
     cpu_seconds: Sequence[float] = ()  # of one worker, a step
+    tensors: int | None = None  # bytes of their storages, where they were counted
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ def _outcome(run: RunDir, plan: Plan, ended: ChildEnd, trial: Trial, limits: Tri
         return TrialOutcome("fits", plan, rows, peak, nonfinite=True)
     if found is None and ended.why != "enough":
         raise LaunchError(f"a trial of the recipe failed: {_words(run, errors, ended)}")
-    cpu = found.cpu_seconds if found else ()
-    return TrialOutcome("fits", plan, rows, peak, found.runtime if found else None, cpu_seconds=cpu)
+    if found is None:
+        return TrialOutcome("fits", plan, rows, peak)
+    return TrialOutcome("fits", plan, rows, peak, found.runtime, cpu_seconds=found.cpu_seconds, tensors=found.tensors)
 
 
 def died_of_memory(ended: ChildEnd, errors: Sequence[JsonObject], limits: TrialLimits) -> bool:
