@@ -40,19 +40,24 @@ class AttentionRate(_Piece):
     rate: float
 
 
+class HeadTime(_Piece):
+    """Seconds of a token's loss, forward and backward, for each row of the head."""
+
+    width: int
+    seconds: float
+
+
 class Calibration(_Piece):
-    """One worker on this machine. date: of its making. matmul_flops: the most operations a second of a product."""
+    """One worker on this machine, in fp32. date: of its making. matmul_flops: the most operations a second of a product."""
 
     version: int = CALIBRATION_VERSION
     machine: str = Field(description="What it is of: the processor, and torch.")
     date: str
     threads: int
-    precision: str
     matmul_flops: float
     blocks: tuple[BlockRate, ...]
     attention: tuple[AttentionRate, ...]
-    head_seconds: float = Field(description="Of the loss of a token, for each row of the head.")
-    head_width_seconds: float = Field(description="The same, for each row and each element of the width.")
+    heads: tuple[HeadTime, ...]
     table_seconds: float = Field(description="Of the gradient of a micro-batch, for each element of the head.")
     update_seconds: float = Field(description="Of clipping and AdamW, for each parameter.")
 
@@ -79,13 +84,19 @@ def step_seconds(
     products = 3 * (flops["attention"] + flops["mlp"]) / rate
     attention = 3 * flops["scores"] / _between([(piece.length, piece.rate) for piece in calibration.attention], seq_len)
     again = forward / every if checkpointing == "full" else 0.0
-    head = config.padded_vocab_size * (calibration.head_seconds + calibration.head_width_seconds * config.embed_dim)
+    head = config.padded_vocab_size * _head_seconds(config.embed_dim, calibration.heads)
     tokens = micro_batch_size * grad_accum_steps * seq_len
     update = calibration.update_seconds * n_params(config)
     # A table that is not the head has a gradient of its own, which is made in the same way.
     tables = (1 if config.tie_embeddings else 2) * config.padded_vocab_size * config.embed_dim
     once = grad_accum_steps * tables * calibration.table_seconds
     return tokens * ((products + attention) * (1 + again) + head) + once + update
+
+
+def _head_seconds(width: int, heads: Sequence[HeadTime]) -> float:
+    """Of a token for each row; beyond the widest that was measured in proportion to the width."""
+    widest = max(piece.width for piece in heads)
+    return _between([(piece.width, piece.seconds) for piece in heads], width) * max(1.0, width / widest)
 
 
 def _is_plain(config: ModelConfig) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from launchyard.errors import LaunchError, RecipeErrors, UserError
 from launchyard.launcher.bench.alternatives import Alternative, Subject, alternatives, short_steps
+from launchyard.launcher.bench.calibrate import CALIBRATION_SECONDS, calibrate, can_calibrate, find_calibration
 from launchyard.launcher.bench.figures import WARM_STEPS, Figures, figures_of
 from launchyard.launcher.bench.kinds import CHANGED_KINDS
 from launchyard.launcher.format import count, duration, first_line
@@ -42,6 +43,7 @@ class BenchRequest:
     n_steps: int = 5
     max_seconds: float = 600.0
     alone: bool = False
+    anew: bool = False  # the calibration of this machine
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,21 @@ def bench(request: BenchRequest, report: Callable[[str], None]) -> Benched:
         raise UserError(f"resources.nodes: {subject.plan.nnodes}, and launch bench tries this machine alone; use 1")
     found = alternatives(subject, [word for word in request.wanted if "=" not in word] or _kinds(request))
     found += [Alternative("own", word, parse_overrides([word])) for word in request.wanted if "=" in word]
+    subject = _calibrated(request, place, subject, report)
     busy = _in_use() if subject.plan.device == "cpu" else 0.0
     if busy > BUSY:
         report(f"! {'note':<8} other work takes {busy:.0%} of this machine: changes are compared by CPU seconds")
     return _Trials(place, subject, request, report, busy > BUSY).all(found)
+
+
+def _calibrated(request: BenchRequest, place: TrialPlace, subject: Subject, report: Callable[[str], None]) -> Subject:
+    """The same with a plan that knows this machine, as one worker with its threads."""
+    if not can_calibrate(subject) or (find_calibration(subject) is not None and not request.anew):
+        return subject
+    report(f"  {'calibrate':<8} this machine, once: about {CALIBRATION_SECONDS} s if it does nothing else")
+    calibrate(subject, seconds=request.max_seconds)
+    ready = place.ready({}, NOWHERE)
+    return Subject(ready.loaded.recipe, ready.plan, ready.host)
 
 
 def _in_use() -> float:

@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Iterator
 
 from launchyard.launcher.bench.bench import AS_IT_IS, NOTICEABLE, Benched, BenchRequest, Tried
+from launchyard.launcher.bench.calibrate import find_calibration
 from launchyard.launcher.bench.figures import Figures, Spread
 from launchyard.launcher.format import count, size, table
 from launchyard.launcher.plan.plan import Plan
+from launchyard.model.devices import peak_flops
 from launchyard.storage.damage import JsonObject
 
 _SMALLEST_SHARE = 0.005  # of a phase that is shown
@@ -50,6 +52,13 @@ def _own_rows(benched: Benched, own: Figures) -> Iterator[list[str]]:
     yield ["a step", f"{own.step_seconds.median:.3g} s ({own.step_seconds.least:.3g} to {own.step_seconds.most:.3g})"]
     if own.tokens_per_cpu_second is not None and own.plan.device == "cpu":
         yield ["tokens/CPU-s", count(own.tokens_per_cpu_second)]
+    if (peak := peak_of_machine(benched)) is not None:
+        full, causal = (
+            100 * reachable(benched, own) * each / peak for each in (own.flops_per_token, own.causal_flops_per_token)
+        )
+        of = "the GPUs' peak" if own.plan.device == "cuda" else f"the {count(peak)}FLOP/s of this machine's products"
+        yield ["MFU", f"{full:.1f}% of {of}; {causal:.1f}% with causal attention"]
+    yield ["plan", _plan_text(benched, own)]
     shares = [f"{phase} {share:.0%}" for phase, share in own.phases.items() if share >= _SMALLEST_SHARE]
     yield ["phases", ", ".join(shares)]
     yield ["memory", _memory_text(own)]
@@ -57,6 +66,33 @@ def _own_rows(benched: Benched, own: Figures) -> Iterator[list[str]]:
 
 def _range(spread: Spread) -> str:
     return f"{count(spread.least)} to {count(spread.most)}"
+
+
+def peak_of_machine(benched: Benched) -> float | None:
+    """Operations per second of all workers: of a data sheet, or of the largest product that was timed here."""
+    subject = benched.subject
+    workers = subject.plan.world_size
+    if subject.plan.device == "cpu":
+        found = find_calibration(subject)
+        return None if found is None else found.matmul_flops * workers
+    one = subject.recipe.metrics.peak_flops or (peak_flops(subject.host.gpus[0].name) if subject.host.gpus else None)
+    return None if one is None else one * workers
+
+
+def reachable(benched: Benched, own: Figures) -> float:
+    """Tokens per second without other work on the machine, as far as CPU seconds tell."""
+    threads = int(own.plan.environment["OMP_NUM_THREADS"])
+    by_cpu = (own.tokens_per_cpu_second or 0.0) * threads * own.plan.world_size
+    return by_cpu if benched.by_cpu and by_cpu else own.tokens_per_second.median
+
+
+def _plan_text(benched: Benched, own: Figures) -> str:
+    told = benched.subject.plan.speed
+    if told is None:
+        return "it does not know this speed"
+    measured = reachable(benched, own)
+    of = f" than {count(measured)} tokens/s, by its CPU seconds" if benched.by_cpu else ""
+    return f"{count(told.tokens_per_second)} tokens/s, {told.how}: {told.tokens_per_second / measured - 1:+.1%}{of}"
 
 
 def _memory_text(own: Figures) -> str:
@@ -114,7 +150,7 @@ def bench_facts(benched: Benched, request: BenchRequest) -> JsonObject:
     return {
         "recipe": request.recipe,
         "device": benched.subject.plan.device,
-        "own": None if benched.own is None else _facts(benched.own),
+        "own": None if benched.own is None else _facts(benched.own) | _against(benched, benched.own),
         "why": benched.why or None,
         "tried": [
             {
@@ -128,6 +164,22 @@ def bench_facts(benched: Benched, request: BenchRequest) -> JsonObject:
         ],
         "command": None if best is None else use_command(best, request),
         "interrupted": benched.interrupted,
+    }
+
+
+def _against(benched: Benched, own: Figures) -> JsonObject:
+    """What the plan and the machine say of these figures."""
+    peak = peak_of_machine(benched)
+    speed = benched.subject.plan.speed
+    measured = reachable(benched, own)
+    return {
+        "by_cpu_seconds": benched.by_cpu,
+        "peak_flops": peak,
+        "mfu": None if peak is None else measured * own.flops_per_token / peak,
+        "mfu_causal": None if peak is None else measured * own.causal_flops_per_token / peak,
+        "undisturbed_tokens_per_second": measured,
+        "planned_tokens_per_second": None if speed is None else speed.tokens_per_second,
+        "planned_how": None if speed is None else speed.how,
     }
 
 

@@ -21,6 +21,7 @@ from launchyard.launcher.plan.precision import parallel_problems, precision_note
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.profile import profile_problems
 from launchyard.launcher.plan.regularised import misfits, with_regularisers
+from launchyard.launcher.plan.speed import planned_speed
 from launchyard.launcher.plan.validation import validation_problems
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -121,6 +122,7 @@ def make_plan(
         **_costs(recipe, model, adapter),
         memory=_memory(recipe, model, adapter, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
+        speed=planned_speed(recipe, model, adapter, batch, cluster=cluster, host=host, ask=ask),
         environment=environment,
         **_started(cluster, ask, host),
         notes=draft.notes,

@@ -1,7 +1,7 @@
-"""`python -m launchyard.training.trial.calibrate FILE MACHINE PRECISION`: measures pieces of steps for model/speed.py.
+"""`python -m launchyard.training.trial.calibrate FILE MACHINE`: measures pieces of steps for model/speed.py.
 
 They are this product's own blocks, loss and update, on the threads that it is given. One thread is timed by its CPU
-seconds, which other work on the machine hardly changes; more by the clock.
+seconds, which other work on the machine hardly changes; more by the clock. Numbers are fp32.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from launchyard.model.config import ModelConfig
 from launchyard.model.network.transformer import Transformer
-from launchyard.model.precision import NUMBER_BYTES, PRECISIONS, Precision
 from launchyard.model.speed import (
     BLOCK_LENGTH,
     AttentionRate,
     BlockRate,
     Calibration,
+    HeadTime,
     block_attention,
     block_products,
 )
@@ -38,38 +38,35 @@ SEQUENCES = 2
 HEAD_WIDTHS = (128, 512)
 HEAD_ROWS = 50304
 HEAD_TOKENS = (128, 512)  # of a micro-batch: what its table takes once is told apart from what each token takes
+SMALL = 0.02  # spread of weights; with larger ones probabilities are too small for the fast way of a CPU
 PARAMETERS = 8 << 20
 LARGE = 2048  # sides of the product whose speed counts as the machine's
 ROUNDS = 2  # the fastest counts: other work only slows them down
 
 
-def calibrate(machine: str, precision: Precision) -> Calibration:
+def calibrate(machine: str) -> Calibration:
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if NUMBER_BYTES[PRECISIONS[precision].computed] == 2 else torch.float32
-    attention = tuple(_attention(length, dtype) for length in LENGTHS)
+    attention = tuple(_attention(length) for length in LENGTHS)
     rate = next(piece.rate for piece in attention if piece.length == BLOCK_LENGTH)
-    (narrow, _), (wide, table) = (_head(width, dtype) for width in HEAD_WIDTHS)
-    slope = max(0.0, (wide - narrow) / (HEAD_WIDTHS[1] - HEAD_WIDTHS[0]))
+    heads = [(width, *_head(width)) for width in HEAD_WIDTHS]
     return Calibration(
         machine=machine,
         date=date.today().isoformat(),
         threads=torch.get_num_threads(),
-        precision=precision,
-        matmul_flops=_matmul(dtype),
-        blocks=tuple(_blocks(rate, dtype)),
+        matmul_flops=_matmul(),
+        blocks=tuple(_blocks(rate)),
         attention=attention,
-        head_seconds=max(0.0, narrow - HEAD_WIDTHS[0] * slope),
-        head_width_seconds=slope,
-        table_seconds=table,
+        heads=tuple(HeadTime(width=width, seconds=seconds) for width, seconds, _ in heads),
+        table_seconds=heads[-1][-1],
         update_seconds=_update(),
     )
 
 
-def _blocks(attention_rate: float, dtype: torch.dtype) -> Iterator[BlockRate]:
+def _blocks(attention_rate: float) -> Iterator[BlockRate]:
     for name in ("pythia-70m", "smollm2-135m"):
         for width in WIDTHS:
             config = _sized(name, width)
-            forward, whole = _block_seconds(config, dtype)
+            forward, whole = _block_seconds(config)
             products = max(whole / 2, whole - block_attention(config) * SEQUENCES * BLOCK_LENGTH / attention_rate)
             done = block_products(config) * SEQUENCES * BLOCK_LENGTH
             yield BlockRate(width=width, gated=config.gated_mlp, rate=done / products, forward=forward / whole)
@@ -87,14 +84,14 @@ def _sized(name: str, width: int) -> ModelConfig:
     return ModelConfig.model_validate({**base.model_dump(), **sizes})
 
 
-def _block_seconds(config: ModelConfig, dtype: torch.dtype) -> tuple[float, float]:
+def _block_seconds(config: ModelConfig) -> tuple[float, float]:
     """Of the forward, and of forward and backward."""
-    model = Transformer(config).to(dtype)
+    model = Transformer(config)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+        torch.nn.init.normal_(parameter, std=SMALL)
     told = model.places(BLOCK_LENGTH)[0]
-    x = torch.randn(SEQUENCES, BLOCK_LENGTH, config.dim, dtype=dtype, requires_grad=True)
-    ahead = torch.randn(SEQUENCES, BLOCK_LENGTH, config.dim, dtype=dtype)
+    x = torch.randn(SEQUENCES, BLOCK_LENGTH, config.dim, requires_grad=True)
+    ahead = torch.randn(SEQUENCES, BLOCK_LENGTH, config.dim)
 
     def forward() -> Tensor:
         return model.blocks[0](x, told.turn, told.mask, told.far)
@@ -102,11 +99,11 @@ def _block_seconds(config: ModelConfig, dtype: torch.dtype) -> tuple[float, floa
     return _fastest(forward), _fastest(lambda: forward().backward(ahead))
 
 
-def _attention(length: int, dtype: torch.dtype) -> AttentionRate:
+def _attention(length: int) -> AttentionRate:
     heads, size = 8, 64
     sequences = max(1, 2048 // length)
-    q, k, v = (torch.randn(sequences, heads, length, size, dtype=dtype, requires_grad=True) for _ in range(3))
-    ahead = torch.randn(sequences, heads, length, size, dtype=dtype)
+    q, k, v = (torch.randn(sequences, heads, length, size, requires_grad=True) for _ in range(3))
+    ahead = torch.randn(sequences, heads, length, size)
 
     def run() -> None:
         torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).backward(ahead)
@@ -115,16 +112,16 @@ def _attention(length: int, dtype: torch.dtype) -> AttentionRate:
     return AttentionRate(length=length, rate=flops / _fastest(run))
 
 
-def _head(width: int, dtype: torch.dtype) -> tuple[float, float]:
+def _head(width: int) -> tuple[float, float]:
     """Seconds of a token for each row, and of a micro-batch for each element of the table."""
-    weight = torch.randn(HEAD_ROWS, width, dtype=dtype, requires_grad=True)
+    weight = (torch.randn(HEAD_ROWS, width) * SMALL).requires_grad_()
     few, many = (_loss_seconds(weight, n) for n in HEAD_TOKENS)
     token = max(0.0, (many - few) / (HEAD_TOKENS[1] - HEAD_TOKENS[0]))
     return token / HEAD_ROWS, max(0.0, few - token * HEAD_TOKENS[0]) / weight.numel()
 
 
 def _loss_seconds(weight: Tensor, n_tokens: int) -> float:
-    hidden = torch.randn(n_tokens, weight.shape[1], dtype=weight.dtype, requires_grad=True)
+    hidden = torch.randn(n_tokens, weight.shape[1], requires_grad=True)
     labels = torch.randint(HEAD_ROWS, (n_tokens,))
 
     def run() -> None:
@@ -152,8 +149,8 @@ def _update() -> float:
     return _fastest(run) / PARAMETERS
 
 
-def _matmul(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(LARGE, LARGE, dtype=dtype) for _ in range(2))
+def _matmul() -> float:
+    a, b = (torch.randn(LARGE, LARGE) for _ in range(2))
     return 2 * LARGE**3 / _fastest(lambda: a @ b)
 
 
@@ -169,9 +166,8 @@ def _fastest(run: Callable[[], object]) -> float:
 
 
 def main(argv: list[str]) -> int:
-    path, machine, precision = argv[1:]
-    found = calibrate(machine, precision)  # type: ignore[arg-type]
-    files.write(path, found.model_dump_json(indent=1).encode())
+    path, machine = argv[1:]
+    files.write(path, calibrate(machine).model_dump_json(indent=1).encode())
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,16 +16,7 @@ if TYPE_CHECKING:
     from launchyard.launcher.bench.bench import BenchRequest
 
 
-def run_bench(
-    arguments: tuple[str, ...],
-    *,
-    n_steps: int,
-    wanted: tuple[str, ...],
-    alone: bool,
-    max_time: float,
-    cluster: str | None,
-    as_json: bool,
-) -> int:
+def run_bench(arguments: tuple[str, ...], *, as_json: bool, **options: Any) -> int:
     """Measure a recipe on this machine, and what would make it faster.
 
     The recipe as it is makes a few steps in a process of its own: tokens per second, model FLOPs utilisation, where
@@ -45,7 +36,7 @@ def run_bench(
     from launchyard.launcher.bench.results import bench_facts, bench_lines
     from launchyard.launcher.format import json_text
 
-    request = _request(arguments, n_steps=n_steps, wanted=wanted, alone=alone, max_time=max_time, cluster=cluster)
+    request = _request(arguments, **options)
     benched = bench(request, lambda line: click.echo(line, err=True))
     if as_json:
         click.echo(json_text(bench_facts(benched, request)))
@@ -62,6 +53,7 @@ def _request(
     n_steps: int,
     wanted: tuple[str, ...],
     alone: bool,
+    anew: bool,
     max_time: float,
     cluster: str | None,
 ) -> BenchRequest:
@@ -88,6 +80,7 @@ def _request(
         n_steps=n_steps,
         max_seconds=max_time,
         alone=alone,
+        anew=anew,
     )
 
 
@@ -118,6 +111,7 @@ bench_command = click.Command(
             shell_complete=_complete_try,
             help=f"Change only this: {', '.join(CHANGED_KINDS)}, or KEY=VALUE. May be repeated.  [default: all]",
         ),
+        click.Option(["--calibrate", "anew"], is_flag=True, help="Measure again how fast this machine is."),
         click.Option(["--alone"], is_flag=True, help="Measure the recipe as it is, and try nothing else."),
         click.Option(
             ["--max-time"],
