@@ -48,7 +48,7 @@ class HeadTime(_Piece):
 
 
 class Calibration(_Piece):
-    """One worker on this machine, in fp32. date: of its making. matmul_flops: the most operations a second of a product."""
+    """One worker on this machine, in fp32. matmul_flops: the most operations a second, those of a large product."""
 
     version: int = CALIBRATION_VERSION
     machine: str = Field(description="What it is of: the processor, and torch.")

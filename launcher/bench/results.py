@@ -53,11 +53,11 @@ def _own_rows(benched: Benched, own: Figures) -> Iterator[list[str]]:
     if own.tokens_per_cpu_second is not None and own.plan.device == "cpu":
         yield ["tokens/CPU-s", count(own.tokens_per_cpu_second)]
     if (peak := peak_of_machine(benched)) is not None:
-        full, causal = (
-            100 * reachable(benched, own) * each / peak for each in (own.flops_per_token, own.causal_flops_per_token)
-        )
-        of = "the GPUs' peak" if own.plan.device == "cuda" else f"the {count(peak)}FLOP/s of this machine's products"
-        yield ["MFU", f"{full:.1f}% of {of}; {causal:.1f}% with causal attention"]
+        share = reachable(benched, own) / peak
+        full = share * own.flops_per_token
+        causal = share * own.causal_flops_per_token
+        of = "the GPUs' peak" if own.plan.device == "cuda" else f"the {peak / 1e9:.0f} GFLOP/s of a large product here"
+        yield ["MFU", f"{full:.1%} of {of}; {causal:.1%} with causal attention"]
     yield ["plan", _plan_text(benched, own)]
     shares = [f"{phase} {share:.0%}" for phase, share in own.phases.items() if share >= _SMALLEST_SHARE]
     yield ["phases", ", ".join(shares)]
@@ -91,8 +91,9 @@ def _plan_text(benched: Benched, own: Figures) -> str:
     if told is None:
         return "it does not know this speed"
     measured = reachable(benched, own)
-    of = f" than {count(measured)} tokens/s, by its CPU seconds" if benched.by_cpu else ""
-    return f"{count(told.tokens_per_second)} tokens/s, {told.how}: {told.tokens_per_second / measured - 1:+.1%}{of}"
+    of = f"the {count(measured)} that its CPU seconds make" if benched.by_cpu else "what was measured"
+    error = told.tokens_per_second / measured - 1
+    return f"{count(told.tokens_per_second)} tokens/s, {told.how}: {error:+.1%} of {of}"
 
 
 def _memory_text(own: Figures) -> str:
