@@ -82,14 +82,26 @@ def walk_back(loss: Tensor) -> None:
         with torch.no_grad():
             apply = getattr(node, "apply", node)  # of a function in Python
             made = _as_tuple(apply(*(given.get(number) for number in range(len(sizes)))))
-        wanted = getattr(node, "needs_input_grad", None)
-        if wanted is not None:  # of all arguments, where next_functions are of tensors alone
-            made = tuple(grad for grad, needed in zip(made, wanted, strict=True) if needed)
-        onwards = [pair for pair in node.next_functions if wanted is None or pair[0] is not None]
-        for (further, number), grad in zip(onwards, made, strict=True):
-            if further is not None and grad is not None:
-                known = grads[further].get(number)
-                grads[further][number] = grad if known is None else known + grad
+        for (further, number), grad in _onwards(node, made):
+            grad = _as_input(grad, further, number)
+            known = grads[further].get(number)
+            grads[further][number] = grad if known is None else known + grad
+
+
+def _onwards(node: Node, made: tuple[Tensor | None, ...]) -> list[tuple[tuple[Node, int], Tensor]]:
+    """Where gradients go. A function in Python returns them of all arguments, where next_functions are of tensors."""
+    further = node.next_functions
+    if len(made) != len(further):
+        made = tuple(grad for grad, needed in zip(made, node.needs_input_grad, strict=False) if needed)
+        further = tuple(pair for pair in further if pair[0] is not None)
+    pairs = zip(further, made, strict=True)
+    return [(pair, grad) for pair, grad in pairs if pair[0] is not None and grad is not None]
+
+
+def _as_input(grad: Tensor, node: Node, number: int) -> Tensor:
+    """Summed where it was broadcast, which the engine does between two nodes."""
+    sizes = getattr(node, "_input_metadata", None)
+    return grad if sizes is None else grad.sum_to_size(tuple(sizes[number].shape))
 
 
 def _inputs_first(root: Node) -> list[Node]:
