@@ -40,7 +40,7 @@ class NoHostSync(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = dict(kwargs or {})
-        if func in _READS and any(_is_on_device(arg) for arg in args):
+        if func in _READS and any(map(_is_on_device, args)):
             raise HostSyncError(f"{func} reads a number of the device")
         out = func(*args, **kwargs)
         if func in _COPIES:
