@@ -82,7 +82,7 @@ class Appender:
                 return
             try:
                 if self._run.local:
-                    _append_to(self._run.path(grown(self._stem)), "".join(lines), sync=sync)
+                    self._append("".join(lines), sync)
                 else:
                     self._grow("".join(lines))
             except BaseException:
@@ -98,6 +98,9 @@ class Appender:
             time.sleep(max(self._every, 0.5))
             with contextlib.suppress(OSError):  # reported by the store; retried next time, and before a commit
                 self.flush()
+
+    def _append(self, text: str, sync: bool) -> None:
+        _append_to(self._run.path(grown(self._stem)), text, sync=sync)
 
     def _grow(self, text: str) -> None:
         """A part is never written again after a write of it has failed: that one may still arrive, and late."""

@@ -132,7 +132,7 @@ class Snapshots:
         self._map(number)
         views = self._views[number]
         for key, shard in shards.items():
-            views[key].copy_(shard.tensor, non_blocking=True)
+            fill(views[key], shard.tensor)
         if self._on_gpu:
             torch.cuda.current_stream().synchronize()
         self._steps[number] = told.step
@@ -214,6 +214,10 @@ class Snapshots:
             for number, header in enumerate(self._headers)
             if header is not None and header.step == step and self._is_ours(header)
         )
+
+
+def fill(copy: Tensor, tensor: Tensor) -> None:
+    copy.copy_(tensor, non_blocking=True)
 
 
 def open_slots(paths: Sequence[str]) -> list[Slot]:

@@ -38,7 +38,9 @@ def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], signals: Sign
         node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"], memory=memory)
         return run_attempt(node, signals=signals, on_poll=on_poll)
 
-    return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
+    owner = Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
+    owner.kept_step = memory.newest_step
+    return owner
 
 
 def main(argv: list[str]) -> int:
