@@ -21,6 +21,7 @@ class AgentMemory:
     def __init__(self) -> None:
         self._slots: list[list[Slot]] = []
         self._paths: list[str] = []
+        self._workers = 0  # of this attempt
         self._found: int | None = None
         self._fruitless = 0
 
@@ -30,6 +31,7 @@ class AgentMemory:
             return {}
         while len(self._slots) < workers:
             self._slots.append([self._make(f"rank {len(self._slots)} slot {number}") for number in range(2)])
+        self._workers = workers
         self._found = self.newest_step()
         return {SLOTS: " ".join(self._paths[: 2 * workers])}
 
@@ -47,9 +49,8 @@ class AgentMemory:
             self.empty()
 
     def newest_step(self) -> int | None:
-        """The newest step that some slot of each worker of this agent has got to; None without one."""
-        newest = [newest_step(slots) for slots in self._slots]
-        return _least(newest)
+        """The newest step that all workers of this attempt have got to; None without one."""
+        return _least([newest_step(slots) for slots in self._slots[: self._workers]])
 
     def empty(self) -> None:
         for slots in self._slots:

@@ -15,13 +15,11 @@ from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.checkpoint.commit import Identity
-from launchyard.training.checkpoint.slots import SlotHeader
+from launchyard.training.checkpoint.slots import NODE_SHARE, SlotHeader
 from launchyard.training.checkpoint.snapshots import Snapshots, open_slots
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import World, from_all_ranks, from_rank_zero
 from launchyard.training.telemetry.events import OnEvent
-
-NODE_SHARE = 4  # slots may take one part in so many of a node's memory, unless the recipe insists
 
 
 def open_snapshots(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.safetensors import ALIGNMENT
 
+NODE_SHARE = 4  # two slots of each worker may take one part in so many of a node's memory, unless the recipe insists
 DATA_START = 4096
 _MAGIC = b"LYSLOT01"
 _SEAL = struct.Struct("<8sQQ16s")  # magic, first byte of the header, its bytes, their xxh3

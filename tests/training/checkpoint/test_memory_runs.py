@@ -23,6 +23,8 @@ RECIPE = {
     "train.max_steps": STEPS, "checkpoint.every_steps": 25, "validation.every_steps": 20, "train.ema_decay": 0.9,
 }  # fmt: skip
 
+NEVER = {"checkpoint.snapshot_steps": None}
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSpec:
@@ -34,8 +36,8 @@ def whole(
     request: pytest.FixtureRequest, data: DataSpec, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, RunDir]:
     """A run that nobody disturbs, without slots, by so many ranks."""
-    run = make_run(tmp_path_factory.mktemp("whole") / "run", data, RECIPE | {"checkpoint.snapshot_steps": None})
-    run_workers(run, request.param)
+    run = make_run(tmp_path_factory.mktemp("whole") / "run", data, RECIPE)
+    run_workers(run, request.param, NEVER)
     return request.param, run
 
 
@@ -100,3 +102,11 @@ def test_a_killed_run_is_the_run_that_was_not(
     assert sources == [None, "memory", "memory", "memory"]
     assert last - started(run)["step"] <= every + 1  # one is made while the step before it is sealed
     assert_same_run(run, expected)
+
+
+def test_without_snapshots_no_slot_is_made(data: DataSpec, memory: AgentMemory, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", data, RECIPE)
+    run_workers(run, 1, NEVER)
+    memory.begin(1)
+    assert memory.newest_step() is None
+    assert "source" not in started(run)
