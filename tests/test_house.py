@@ -32,6 +32,7 @@ LIGHT_FILES = (
     "training/spec.py",
     "training/trial/spec.py",
     "training/batching.py",
+    "training/checkpoint/slots.py",
     "training/own/*.py",
     "training/notify/*.py",
     "training/optim/groups.py",
