@@ -161,7 +161,7 @@ def _loss(story: Story) -> dict[str, Any] | None:
 
 def _resumes(story: Story) -> list[Mark]:
     return [
-        Mark(float(one.started_from), f"attempt {one.attempt} went on from step {one.started_from}", "muted")
+        Mark(float(one.started_from), f"attempt {one.attempt} went on from {_start(one)}", "muted")
         for one in story.attempts
         if one.started_from
     ]
@@ -169,7 +169,7 @@ def _resumes(story: Story) -> list[Mark]:
 
 def _gradients(story: Story) -> JsonObject | None:
     found = page_gradients(story.rows, _resumes(story))
-        Mark(float(one.started_from), f"attempt {one.attempt} went on from {_start(one)}", "muted")
+    return None if found is None else {**found, "drawn": _svg(found["drawn"])}
 
 
 def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
