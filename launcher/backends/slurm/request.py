@@ -15,15 +15,14 @@ from launchyard.host.environment import IMAGE
 from launchyard.host.folders import job_folder
 from launchyard.host.packages import install_packages
 from launchyard.host.processes import SAFE_PATH, python_argv
-from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, SETUP_ERROR, After, Ask, Request
+from launchyard.launcher.backends.request import SETUP_ERROR, After, Ask, Request
 from launchyard.run.layout import JOB_CODE, job_output
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.launcher.backends.slurm.options import Slurm
 
-
-AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
+AGENT = "launchyard.launcher.backends.slurm.agent"
 
 
 def make_request(cluster: Cluster, ask: Ask) -> Request:
@@ -158,9 +157,9 @@ def memory(cluster: Cluster) -> str | None:
 
 
 def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
-    """srun for one agent on each node, before the agent's own arguments."""
+    """srun for one process on each node, before its own arguments. One that ends does not end the others."""
     argv = ["srun", f"--nodes={nnodes}", f"--ntasks={nnodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
-    argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered", "--export=ALL"]
+    argv += ["--wait=0", "--label", "--unbuffered", "--export=ALL"]
     if cluster.node.cpus:
         argv.append(f"--cpus-per-task={cluster.node.cpus}")
     container = cluster.container
@@ -174,20 +173,10 @@ def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
 
 
 def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
-    """srun and the agent. Values drawn anew in each attempt stand there as marks."""
-    shape = ask.shape
+    """srun and the agents, which stay while the job lives: what an attempt draws anew they hear from the owner."""
     code = f"{job_folder(ask.run_url, ask.logs)}/{JOB_CODE}"
-    argv = [
-        *agent_python(cluster, ask.python, code=code),
-        "-u",
-        "-m",
-        "launchyard.launcher.agent.node",
-        ask.run_url,
-        f"--attempt={ATTEMPT}",
-    ]
-    argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    argv += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
-    return [*srun_argv(cluster, nnodes=shape.nnodes), *argv]
+    agent = [*agent_python(cluster, ask.python, code=code), "-u", "-m", AGENT, ask.run_url]
+    return [*srun_argv(cluster, nnodes=ask.shape.nnodes), *agent]
 
 
 def agent_python(cluster: Cluster, here: str, *, code: str | None) -> list[str]:
