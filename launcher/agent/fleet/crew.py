@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from launchyard.launcher.agent.fleet.hub import SILENT_SECONDS, Hub, Member
-from launchyard.launcher.agent.fleet.wire import Assignment, Orders
+from launchyard.launcher.agent.fleet.wire import Assignment, Hello, Orders
 from launchyard.launcher.agent.restart_policy import AGENT_LOST, NODE_SILENT
 from launchyard.launcher.agent.signals import POLL_SECONDS, log_line
 from launchyard.run.records import Job
@@ -95,6 +95,10 @@ class Crew:
     def places(self) -> list[str]:
         """The names of the nodes whose agents live."""
         return [member.hello.place for member in self._hub.members()]
+
+    def taken(self) -> list[Hello]:
+        """Those who take part, by rank."""
+        return [seat.hello for seat in self._seats if seat is not None]
 
     # -- an attempt ----------------------------------------------------------------------------------------------------
     def run(

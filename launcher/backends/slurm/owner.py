@@ -31,6 +31,7 @@ from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, 
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.slurm.client import Controller
 from launchyard.launcher.backends.slurm.steps import AgentSteps
+from launchyard.run import layout
 from launchyard.run.events import SAVED
 from launchyard.run.layout import is_job_script
 from launchyard.run.lease import LEASE_SECONDS, Heartbeat
@@ -115,6 +116,7 @@ class Batch:
             here = len(steps.crew.places())
             self._dismiss()
             return self._conclude(job, Ending(unstarted=self._submission.nnodes - here), code)
+        self._write_nodes(job, steps)
         ending = steps.crew.run(
             job,
             port=rendezvous_port(int(self._job_id), job.attempt),
@@ -123,6 +125,15 @@ class Batch:
             stop=self._signals.reason,
         )
         return self._conclude(job, ending, ending.codes.get(0))
+
+    def _write_nodes(self, job: Job, steps: AgentSteps) -> None:
+        """For those who want to reach a node of the attempt; spare ones are not among them."""
+        nodes = [
+            {"rank": rank, "node": agent.place, "host": agent.host, "pid": agent.pid}
+            for rank, agent in enumerate(steps.crew.taken())
+        ]
+        with contextlib.suppress(OSError):
+            self._run.write_json(layout.nodes(job.attempt), nodes)
 
     def _all_there(self, steps: AgentSteps, poll: Callable[[], None]) -> bool:
         """Waits for all agents; in vain if their step ends, or for long after the first of them has come."""
