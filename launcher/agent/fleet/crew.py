@@ -144,9 +144,13 @@ class Crew:
     def _command(
         self, seats: dict[int, Member], parts: dict[int, Assignment], ending: Ending, stop: str | None
     ) -> None:
-        failed = bool(ending.lost) or any(ending.codes.values()) or None in ending.codes.values()
+        """Without a lost agent the parts are to end as they can, and tell the cause; else the owner knows it."""
+        failed = any(ending.codes.values()) or None in ending.codes.values()
         over = ending.codes.keys() | ending.lost.keys()
         for rank, member in seats.items():
+            if ending.lost and rank not in over:
+                self._hub.command(member, Orders())
+                continue
             others = seats.keys() - {rank}
             order = Orders(
                 part=parts[rank], stop=stop, end=failed and rank not in over, others_ended=others <= over and bool(over)

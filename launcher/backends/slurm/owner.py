@@ -151,6 +151,7 @@ class Batch:
     def _conclude(self, job: Job, ending: Ending, code: int | None) -> OutcomeRecord:
         """A lost node is a better cause than the errors of those who lost it."""
         record = self._run.outcome(job.attempt)
+        self._signals.preempted |= self._time_is_over()
         if record is None or record.outcome == "failed":
             self._signals.preempted |= self._slurm.job_facts(self._job_id).preempted  # told to the agents alone
         unexplained = record is None or record.reason in (LOST_PEER, NO_OUTCOME)

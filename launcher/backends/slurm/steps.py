@@ -11,9 +11,11 @@ from launchyard.host.processes import python_environment, wait_until
 from launchyard.launcher.agent.fleet.crew import Crew
 from launchyard.launcher.agent.fleet.hub import Hub, Member
 from launchyard.launcher.agent.signals import log_line
+from launchyard.launcher.backends.slurm.request import AGENT
 from launchyard.run import own_code
 from launchyard.run.records import Submission
 
+OF_AN_ATTEMPT = "launchyard.launcher.agent.node"
 LEAVE_SECONDS = 10.0  # for agents that were told to leave
 SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
 
@@ -25,9 +27,9 @@ class AgentSteps:
         self._submission = submission
         self._secret = secrets.token_hex(32)
         self._hub = Hub(self._secret)
-        total = task_count(submission.agent)
-        self.crew = Crew(self._hub, nodes=submission.nnodes, total=total)
-        self._all = self._start(submission.agent)
+        self._argv = that_stays(submission.agent)
+        self.crew = Crew(self._hub, nodes=submission.nnodes, total=task_count(self._argv))
+        self._all = self._start(self._argv)
         self._single: dict[str, subprocess.Popen[bytes]] = {}  # by node
         self._tried: set[Member] = set()
 
@@ -45,7 +47,7 @@ class AgentSteps:
             self._tried.add(member)
             log_line(f"starting another agent on {place}")
             replaced = f"{member.hello.pid}:{member.hello.started}"
-            self._single[place] = self._start(on_one_node(self._submission.agent, place), {REPLACED: replaced})
+            self._single[place] = self._start(on_one_node(self._argv, place), {REPLACED: replaced})
         return any(step.poll() is None for step in self._single.values())
 
     def try_again(self) -> None:
@@ -75,6 +77,15 @@ class AgentSteps:
             step.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 step.wait(SRUN_SECONDS)
+
+
+def that_stays(agent: list[str]) -> list[str]:
+    """srun and its agents, also of a job that was queued when these were new in each attempt."""
+    if OF_AN_ATTEMPT not in agent:
+        return agent
+    at = agent.index(OF_AN_ATTEMPT)
+    words = ["--wait=0" if word.startswith("--wait=") else word for word in agent[:at]]
+    return [*words, AGENT, agent[at + 1]]
 
 
 def task_count(agent: list[str]) -> int:
