@@ -118,6 +118,7 @@ class Crew:
         }
         ending = Ending()
         until = float("inf")
+        self._command(seats, parts, ending, stop())
         while self._busy(seats, job.attempt, ending) and time.monotonic() < until:
             over = len(ending.codes) + len(ending.lost)
             if over and until == float("inf"):
@@ -136,9 +137,10 @@ class Crew:
             ours = said.attempt == attempt
             if ours and said.phase in ("ended", "free"):
                 ending.codes.setdefault(rank, said.code)
-            if member.lost is not None and not (ours and said.phase == "free"):
+            over = _is_over(member, attempt)
+            if member.lost is not None and not over:
                 ending.lost.setdefault(rank, member)
-            busy |= member.lost is None and not (ours and said.phase == "free")
+            busy |= member.lost is None and not over
         return busy
 
     def _command(
@@ -160,7 +162,7 @@ class Crew:
     def _release(self, seats: dict[int, Member], attempt: int, ending: Ending) -> None:
         """Nothing of the attempt goes on. An agent that has not ended its part in all that time is given up."""
         for rank, member in seats.items():
-            if member.lost is None and not (member.state.attempt == attempt and member.state.phase == "free"):
+            if member.lost is None and not _is_over(member, attempt):
                 self._hub.give_up(member)
                 ending.lost.setdefault(rank, member)
             self._hub.command(member, Orders())
@@ -170,3 +172,9 @@ class Crew:
         """All agents leave."""
         for member in self._hub.members():
             self._hub.command(member, Orders(leave=True))
+
+
+def _is_over(member: Member, attempt: int) -> bool:
+    """Its part has ended, or was withdrawn before it was begun."""
+    said = member.state
+    return said.phase in ("idle", "free") and (said.attempt == attempt or member.order.part is None)

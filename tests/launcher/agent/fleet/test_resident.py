@@ -13,6 +13,7 @@ from launchyard.launcher.agent.fleet import resident as resident_module
 from launchyard.launcher.agent.fleet.crew import Crew
 from launchyard.launcher.agent.fleet.link import Link
 from launchyard.launcher.agent.fleet.resident import Resident
+from launchyard.launcher.agent.fleet.wire import AgentState
 from launchyard.launcher.agent.signals import Signals
 from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.run.records import Job, OutcomeRecord, Shape
@@ -153,3 +154,14 @@ def test_an_agent_that_hears_nothing_ends_its_part_and_later_itself(
     wait(lambda: nodes.hands["a"].ended == [0])
     nodes.threads["a"].join(10)
     assert not nodes.threads["a"].is_alive()
+
+
+def test_a_part_that_is_withdrawn_before_it_was_begun_holds_up_nobody(nodes: Node2Node) -> None:
+    nodes.add("a", "b")
+    silent = nodes.office.link("c", number=2)  # takes its orders, and never says that it has begun
+    silent.tell(AgentState())
+    crew = Crew(nodes.office.hub, nodes=3, total=3)
+    thread, found = nodes.attempt(crew, 0)
+    nodes.working("a", 0)
+    nodes.office.hub.give_up(nodes.office.member("b"))
+    assert list(ending(thread, found).lost) == [1]  # type: ignore[attr-defined]
