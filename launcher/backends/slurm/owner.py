@@ -92,8 +92,11 @@ class Batch:
         if steps is None:
             return shape
         steps.try_again()
+        until = time.monotonic() + START_SECONDS
         while not steps.crew.fill():
-            if not steps.mend() or self._time_is_over():
+            if not steps.mend() and (not self._enough(steps) or time.monotonic() > until):
+                break
+            if self._time_is_over():
                 break
             if not goes_on():
                 return None
@@ -140,13 +143,17 @@ class Batch:
         first_at: float | None = None
         while not steps.crew.fill():
             poll()
-            if not steps.mend():
+            if not steps.mend() and not self._enough(steps):
                 return False
             first_at = first_at or (time.monotonic() if steps.crew.places() else None)
             if first_at is not None and time.monotonic() - first_at > START_SECONDS:
                 return False
             time.sleep(POLL_SECONDS / 2)
         return True
+
+    def _enough(self, steps: AgentSteps) -> bool:
+        """Returns True if there are as many agents as take part: those that are not free are about to be."""
+        return len(steps.crew.places()) >= self._submission.nnodes
 
     def _conclude(self, job: Job, ending: Ending, code: int | None) -> OutcomeRecord:
         """A lost node is a better cause than the errors of those who lost it."""
