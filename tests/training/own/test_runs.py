@@ -226,7 +226,7 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
     ("source", "message"),
     [
         (LOSS.replace('"sum"', '"mean"'), "the loss is no sum over labels"),
-        (LOSS.replace("sum()", "sum() / (1 - float((labels == -100).any()))"), "the accuracy is no sum"),
+        (LOSS.replace("sum()", "sum() / (1 - float((labels == -100).any()))"), "accuracy is no sum"),
         (LOSS.replace('{"accuracy": right}', '{"precision": right}'), "FIGURES has ['accuracy']"),
         ("import torch\ndef loss(model):\n    return torch.zeros(())", "does not depend on model"),
         ("def loss(model, tokens):\n    return model(tokens)", "allowed: the sum over labels"),
