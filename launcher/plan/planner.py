@@ -15,12 +15,13 @@ from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
-from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer
+from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer, with_staging
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.profile import profile_problems
 from launchyard.launcher.plan.regularised import misfits, with_regularisers
+from launchyard.launcher.plan.speed import planned_speed
 from launchyard.launcher.plan.validation import validation_problems
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -121,6 +122,7 @@ def make_plan(
         **_costs(recipe, model, adapter),
         memory=_memory(recipe, model, adapter, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
+        speed=planned_speed(recipe, model, adapter, batch, cluster=cluster, host=host, ask=ask),
         environment=environment,
         **_started(cluster, ask, host),
         notes=draft.notes,
@@ -140,7 +142,9 @@ def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[
 def _asked(recipe: Recipe, cluster: Cluster, host: HostFacts) -> dict[str, Any]:
     """The rest of an Ask: resources, and values of this machine."""
     limit = recipe.resources.time_limit
-    return {"gpus": _gpus(recipe, cluster), "time_limit": limit, "python": host.python, "logs": host.logs}
+    spares = recipe.resources.spare_nodes
+    gpus = _gpus(recipe, cluster)
+    return {"gpus": gpus, "spares": spares, "time_limit": limit, "python": host.python, "logs": host.logs}
 
 
 def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
@@ -328,7 +332,8 @@ def _memory(
         adapter=adapter,
     )
     found = with_optimizer(found, recipe, share, adapter, shards=mesh.dp_shard)
-    return with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
+    found = with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
+    return with_staging(found, recipe, model, adapter, shards=mesh.dp_shard) if device == "cpu" else found
 
 
 def _savings(recipe: Recipe) -> memory.Savings:
@@ -451,6 +456,8 @@ def _check(
         draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
     for key, what in load_backend(cluster.scheduler).check(recipe, cluster):
         draft.wrong(key, what)
+    if recipe.resources.spare_nodes and not traits.has_spares:
+        draft.wrong("resources.spare_nodes", f"{cluster.name} keeps no nodes aside; leave it out")
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
     draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, model, device)])
