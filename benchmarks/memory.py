@@ -54,6 +54,10 @@ ADAPTERS = {
 WORKLOADS: dict[str, tuple[str, Adapter | None]] = {name: (name, None) for name in CASES} | ADAPTERS
 
 
+def savings_of(checkpointing: bool) -> Savings:
+    return Savings(activation_checkpointing="full" if checkpointing else "none")
+
+
 def _resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -70,11 +74,11 @@ def train(name: str, *, checkpointing: bool) -> tuple[int, int]:
     case, adapter = WORKLOADS[name]
     config = CASES[case]
     warm = config.model_copy(update={"n_layers": 1, "vocab_size": 128, "padded_vocab_size": 128})
-    trained_peak(warm, micro_batch_size=1, seq_len=8, activation_checkpointing=checkpointing)
+    savings = savings_of(checkpointing)
+    trained_peak(warm, micro_batch_size=1, seq_len=8, savings=savings)
     before = _resident()
     live = trained_peak(
-        config, micro_batch_size=MICRO_BATCH_SIZE, seq_len=SEQ_LEN, activation_checkpointing=checkpointing,
-        adapter=adapter,
+        config, micro_batch_size=MICRO_BATCH_SIZE, seq_len=SEQ_LEN, savings=savings, adapter=adapter
     )  # fmt: skip
     return live, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
@@ -101,7 +105,7 @@ def main() -> None:
                 shards=1,
                 precision="fp32",
                 device="cpu",
-                savings=Savings(activation_checkpointing="full" if checkpointing else "none"),
+                savings=savings_of(checkpointing),
             )["total"]
             how = "checkpointed" if checkpointing else "plain"
             sizes = f"estimate {estimate / 1e6:6.0f} MB  live {live / 1e6:6.0f} MB  process {resident / 1e6:6.0f} MB"
