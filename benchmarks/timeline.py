@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
-ROLES = {"backends.local.owner": "owner", "torch.distributed.run": "torchrun", "training.worker": "worker"}
 Times = dict[str, float]
 
 
@@ -45,22 +45,11 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def family(pid: int) -> dict[str, int]:
-    """The processes below one, by role."""
-    found = {}
-    waiting = [pid]
-    while waiting:
-        one = waiting.pop()
-        waiting += children(one)
-        try:
-            line = Path(f"/proc/{one}/cmdline").read_bytes().decode().replace("\0", " ")
-        except OSError:
-            continue
-        for mark, role in ROLES.items():  # torchrun's line names the worker too: the first that fits
-            if mark in line:
-                found[role] = one
-                break
-    return found
+def family(pid: int) -> Iterator[int]:
+    """The processes below one."""
+    for child in children(pid):
+        yield child
+        yield from family(child)
 
 
 def one_run(here: Path, code: Path, name: str, keys: list[str]) -> tuple[Times, Times]:
@@ -80,22 +69,21 @@ def one_run(here: Path, code: Path, name: str, keys: list[str]) -> tuple[Times, 
             time.sleep(0.01)
         seen = time.time()
         job = json.loads((attempt / "job.json").read_text())
-        alive = family(job["pid"])
-        facts = {role: found for role, pid in alive.items() if (found := process(pid))}
+        owner = process(job["pid"])
+        below = [found for pid in family(job["pid"]) if (found := process(pid))]
         row = json.loads(rows.read_text().splitlines()[0])
-        events = {
-            event["event"]: event["time"]
-            for event in map(json.loads, (attempt / "events.jsonl").read_text().splitlines())
-        }
+        seen_events = [json.loads(line) for line in (attempt / "events.jsonl").read_text().splitlines()]
+        events = {event["event"]: event["time"] for event in seen_events}
+        started = next(event for event in seen_events if event["event"] == "process started")
     finally:
         subprocess.run([*launch, "cancel", name], cwd=here, env=env, stdout=subprocess.DEVNULL)
         _, _, usage = os.wait4(command.pid, 0)
         command.returncode = 0
-    ends = {"owner is born": facts["owner"][0], "job is claimed": job["created"]}
-    if "torchrun" in facts:
-        ends["torchrun is born"] = facts["torchrun"][0]
+    assert owner is not None
+    ends = {"owner is born": owner[0], "job is claimed": job["created"]}
     ends |= {
-        "worker is born": facts["worker"][0],
+        "its first child is born": min(birth for birth, _ in below),
+        "worker is born": started["born"],
         "worker has read its run": events["process started"],
         "parts are composed": events["started"],
         "first step begins": row["time"] - row["step_seconds"],
@@ -103,7 +91,7 @@ def one_run(here: Path, code: Path, name: str, keys: list[str]) -> tuple[Times, 
         "its row is written": seen,
     }
     spent = {"launch, to its end": usage.ru_utime + usage.ru_stime}
-    spent |= {f"{role}, to the row": cpu for role, (_, cpu) in facts.items()}
+    spent |= {"owner, to the row": owner[1], "all below it, to the row": sum(cpu for _, cpu in below)}
     return {stage: when - began for stage, when in ends.items()}, spent | {"all": sum(spent.values())}
 
 

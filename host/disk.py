@@ -16,7 +16,7 @@ _KEEP_SIZE = 1  # of fallocate: the file is as long as what has been written
 _START_WRITING = 2  # of sync_file_range
 
 
-def reserve(file: int, n_bytes: int) -> None:
+def reserve_room(file: int, n_bytes: int) -> None:
     """Finds room for a file in one piece. OSError if there is none."""
     call = _call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     if call is not None and n_bytes and call(file, _KEEP_SIZE, 0, n_bytes):

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from typing import IO
 
-from launchyard.host.disk import begin_writing, reserve
+from launchyard.host.disk import begin_writing, reserve_room
 
 _WRITE_BYTES = 16 << 20  # handed to the disk together, while the next ones are copied
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP))  # FAT, exFAT and some of FUSE
@@ -63,7 +63,7 @@ class LocalWriter:
         self._begun = 0  # bytes that the disk has been told to write
         self._at = 0
         try:
-            reserve(self._file.fileno(), size or 0)
+            reserve_room(self._file.fileno(), size or 0)
         except OSError as error:
             self.discard()
             raise OSError(error.errno, error.strerror, path) from error

@@ -46,7 +46,7 @@ def test_files_are_written_where_the_kernel_takes_no_hints(tmp_path: Path, monke
 
 def _reserves(folder: Path) -> bool:
     with open(folder / "probe", "wb") as file:
-        disk.reserve(file.fileno(), 1 << 20)
+        disk.reserve_room(file.fileno(), 1 << 20)
         found = os.fstat(file.fileno()).st_blocks > 0
     os.unlink(folder / "probe")
     return found

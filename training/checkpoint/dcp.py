@@ -37,7 +37,6 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from launchyard.host.priority import step_back
 from launchyard.storage import files, options
 from launchyard.storage.errors import CorruptError
 from launchyard.storage.safetensors import DTYPE_BYTES, dtype_code, safetensors_header, torch_dtype
@@ -168,7 +167,9 @@ class ShardWriter(StorageWriter):
     def _write_pieces(
         self, file: options.Writer, plan: SavePlan, planner: SavePlanner, entries: Entries, at: int
     ) -> Iterator[WriteResult]:
-        with ThreadPoolExecutor(1, initializer=step_back) as hasher:
+        with ThreadPoolExecutor(
+            1
+        ) as hasher:  # of the priority of this thread: as a save aside, or one that is waited for
             hashed: deque[tuple[WriteItem, int, int, Hash]] = deque()  # written, and their hash perhaps not yet known
             for item in plan.items:
                 raw = as_bytes(planner.resolve_data(item))
