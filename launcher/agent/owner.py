@@ -64,6 +64,7 @@ class Owner:
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
     log: Callable[[str], None] = log_line
+    _claimed: bool = False
     _notifies: tuple[int, Notifier] | None = None  # of an attempt
 
     def wait_for_resources(self, last: Job | None = None) -> bool:
@@ -103,7 +104,9 @@ class Owner:
             continues=self.continues,
             patience=self.patience,
         )
-        end_marked(self.run.url)
+        if not self._claimed:  # what is left of our own attempts was ended with them; the next torchrun stands by
+            end_marked(self.run.url)
+        self._claimed = True
         if not self.history:
             self._forget_last_end()
         return job
