@@ -23,8 +23,9 @@ of a GPU.** `make bench` measures the quick set on your machine, in ten minutes 
 `make bench ARGS=--peers` beside the peers that are installed (`make peers`).
 """
 PROFILE = """\
-pythia-14m, 4 sequences of 512 tokens, one thread. The products are `_linear_pointwise`, `addmm_`, `mm` and `addmm`, most
-of them with the output matrix; `_log_softmax` and `exp_` are the loss over 50,304 words. The optimizer is among the others.
+pythia-14m, 4 sequences of 512 tokens, one thread. The products are `_linear_pointwise`, `addmm_`, `mm` and `addmm`,
+most of them with the output matrix; `_log_softmax` and `exp_` are the loss over 50,304 words. The optimizer is among
+the others.
 """
 DRAWINGS = """\
 Both axes of a drawing double from line to line, and count from the least size: what grows as its axis does rises one

@@ -232,6 +232,12 @@ def grown_part(stem: str, part: int) -> str:
     return f"{stem}-{part:06d}{_JSONL}"
 
 
+def grown_parts(names: list[str], base: str) -> list[int]:
+    """The numbers of its parts among the names of a folder, in order. base: the stem without the folder."""
+    found = [name.removeprefix(f"{base}-").removesuffix(_JSONL) for name in names if is_grown(name, f"{base}-")]
+    return sorted(int(number) for number in found if number.isdigit())
+
+
 def is_grown(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name.endswith(_JSONL)
 

@@ -210,7 +210,7 @@ def work(
     instruments = Instruments(clock, exporter, on_event, None if around is None else around.on_step)
     progress.unsubscribe = retry.subscribe(StoreEvents(run, on_event, exporter))
     with uncollected(lasting=around is None):
-        parts, resumed = compose(run, world, recipe, workload, flag, instruments)
+        parts, source = compose(run, world, recipe, workload, flag, instruments)
     progress.state = parts.learner.state
     progress.telemetry = parts.telemetry
     progress.checkpointer = parts.checkpointer
@@ -218,7 +218,8 @@ def work(
     from launchyard.training.loop.train import train
 
     device = str(parts.context.device)
-    on_event(events.STARTED, step=parts.learner.state.step, resumed=resumed, world_size=world.world_size, device=device)
+    facts = {"resumed": source is not None, **({} if source is None else {"source": source})}
+    on_event(events.STARTED, step=parts.learner.state.step, **facts, world_size=world.world_size, device=device)
     if world.is_main:
         parts.checkpointer.clean_aside(partial(begun, run, world, parts.checkpointer.cleaner, on_event))
     reason = train(parts)

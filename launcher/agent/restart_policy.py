@@ -19,7 +19,7 @@ _NOT_OF_THE_RUN = {NODE_LOST: "a node was lost, going on at once", NODE_BAD: "go
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """The end of one attempt. `progressed`: it committed a checkpoint beyond all that there were before.
+    """The end of one attempt. `progressed`: it left a state beyond all that there were before, saved or in memory.
 
     `stepped`: it finished a step.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
+from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.launcher.agent.profile_request import ProfileRequests
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.agent.start.torchrun_process import WORKER
@@ -42,6 +43,7 @@ class Node:
     job_end: float | None = None
     grace_seconds: float = GRACE_SECONDS
     worker_module: str = WORKER
+    memory: AgentMemory = field(default_factory=AgentMemory)
 
 
 class Watch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.format import size
 from launchyard.storage.hub_cache import origin_in_cache
 from launchyard.training.batching import samples_of
+from launchyard.training.checkpoint.slots import NODE_SHARE
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, source_names
 
@@ -29,6 +31,7 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
             "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
         )
+    yield from _of_snapshots(plan, recipe)
     if recipe.validation.tasks:
         yield (
             f"validation.tasks: rank 0 loads the whole model once more to ask it, {size(4 * plan.n_params)} in fp32, "
@@ -70,6 +73,21 @@ def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:
             f"model.init_from: {origin.repo} lies in the hub's cache at {source}: every node must see that path. If "
             "the cache is on a disk of this machine only, name a shared folder in HF_HOME, or get the model with "
             f"`launch download {origin.repo} --revision {origin.revision} --out SHARED_FOLDER`"
+        )
+
+
+def _of_snapshots(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Where the memory of this machine is known; elsewhere the workers say so."""
+    available = plan.memory_available
+    if recipe.checkpoint.snapshot_steps is None or available is None or plan.device != "cpu":
+        return
+    slots = 2 * plan.state_bytes
+    if not sys.platform.startswith("linux"):
+        yield "checkpoint.snapshot_steps: none are made here, for that takes Linux; a killed worker costs more steps"
+    elif slots * NODE_SHARE > available and recipe.checkpoint.snapshot_steps == "auto":
+        yield (
+            f"checkpoint.snapshot_steps=auto: none are made, for two copies of the state are {size(slots)} a worker, "
+            "more than a quarter of this machine's memory; a number of steps makes them all the same"
         )
 
 

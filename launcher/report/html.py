@@ -20,7 +20,7 @@ from launchyard.launcher.report.phases import page_phases
 from launchyard.launcher.report.profiles import page_profiles
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
-from launchyard.run.events import SAVED
+from launchyard.run.events import FROM_MEMORY, SAVED
 from launchyard.run.goodput import CAUSES
 from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
@@ -161,7 +161,7 @@ def _loss(story: Story) -> dict[str, Any] | None:
 
 def _resumes(story: Story) -> list[Mark]:
     return [
-        Mark(float(one.started_from), f"attempt {one.attempt} went on from step {one.started_from}", "muted")
+        Mark(float(one.started_from), f"attempt {one.attempt} went on from {_start(one)}", "muted")
         for one in story.attempts
         if one.started_from
     ]
@@ -253,6 +253,11 @@ def _exact(seconds: float) -> str:
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
+def _start(one: AttemptStory) -> str:
+    where = " in memory" if one.source == FROM_MEMORY else ""
+    return "–" if one.started_from is None else f"step {one.started_from:,}{where}"
+
+
 def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
     live = one.outcome is None and story.state.alive and one.attempt == story.state.attempt
     message = first_line(one.outcome.message, 200) if one.outcome is not None else ""
@@ -262,7 +267,7 @@ def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
         clock(one.job.created),
         duration(max(0.0, one.ended - one.job.created)),
         str(one.job.nnodes * one.job.nproc_per_node),
-        "–" if one.started_from is None else f"{one.started_from:,}",
+        _start(one).removeprefix("step "),
         "–" if last is None else f"{last:,}",
         "under way" if live else one.result,
         message + _overrides(one, story.attempts),

@@ -74,4 +74,7 @@ class Agreement:
     save: bool
     seconds_trained: float
     reason: str | None
+    snapshot: bool = False  # copy the state into memory
+    unsettled: bool = False  # a rank is not ready for that
+    saving: bool = False  # a rank writes a checkpoint
     end: bool = False  # the user's own code has asked for the end of the run

@@ -18,6 +18,7 @@ from typing import Any
 
 from launchyard.errors import EXIT_USER, LaunchError, UserError
 from launchyard.launcher.agent.conclusion import exit_code
+from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
@@ -35,11 +36,15 @@ def make_owner(
 ) -> Owner:
     """`request`: from the launcher, with overrides and worker_module."""
 
+    memory = AgentMemory()
+
     def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
-        node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
+        node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"], memory=memory)
         return run_attempt(node, signals=signals, on_poll=on_poll, standby=standby)
 
-    return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
+    owner = Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
+    owner.kept_step = memory.newest_step
+    return owner
 
 
 def main(argv: list[str]) -> int:
