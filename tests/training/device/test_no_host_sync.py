@@ -22,7 +22,7 @@ from launchyard.training.precision.rounded import open_optimizer
 from launchyard.training.recipe import Recipe
 from launchyard.training.step import UpdateRules, train_step
 from tests.support.architectures import ARCHITECTURES
-from tests.support.host_syncs import HostSyncError, NoHostSync, shapes_alone
+from tests.training.device.host_syncs import HostSyncError, NoHostSync, shapes_alone
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -116,8 +116,8 @@ def test_no_family_waits(name: str, kind: str, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_no_optimizer_waits(optimizer: str, device: str) -> None:
-    if (optimizer, device) == ("adamw-8bit", "cuda"):
-        pytest.skip("it asks for the code of zero as it is made, which a fake tensor does not know")
+    if device == "cuda" and optimizer in ("adamw-8bit", "adamw-schedule-free"):
+        pytest.skip("it reads numbers of its own on the host, which fake tensors do not know there")
     two_steps("mistral", device, precision="fp32", optimizer=optimizer)
 
 
