@@ -1,9 +1,9 @@
-"""The plan's memory and speed beside those of a real worker: `launch bench` of pythia in three sizes, on one CPU thread.
+"""The plan's memory and speed beside those of a real worker: `launch bench` of three sizes, on one CPU thread.
 
     python benchmarks/predicted.py [--only NAME] [--steps 3]
 
-Micro-batches of 4 sequences of 512 tokens, fp32, AdamW, over random tokens. Tokens per second are those of the clock, or
-on a machine with other work those that its CPU seconds make.
+Micro-batches of 4 sequences of 512 tokens, fp32, AdamW, over random tokens. Tokens per second are those of the clock,
+or on a machine with other work those that its CPU seconds make.
 """
 
 from __future__ import annotations
