@@ -76,6 +76,7 @@ def run_attempt(
                 break
     finally:
         end_marked(node.run.url, attempt=node.attempt, node_rank=node.node_rank)
+        node.memory.end()
         watch.keep_logs()
         shutil.rmtree(scratch, ignore_errors=True)
     return conclude(node, watch, code)
@@ -134,6 +135,7 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
             SCRATCH: scratch,
             AGENT_PID: str(os.getpid()),
             GRACE: str(node.grace_seconds),
+            **node.memory.begin(node.shape.nproc_per_node),
         }
     )
     if image := variable(IMAGE):

@@ -131,6 +131,7 @@ def _one_status(state: RunState) -> list[str]:
         ("state", state.state + (f" ({state.reason})" if state.reason else "")),
         ("progress", progress_text(state)),
         ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
+        ("went on", f"from step {state.started_from}, of {state.source}" if state.source else ""),
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else state.queue),
         ("starts", f"about {clock(state.start, seconds=False)}" if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),
@@ -448,14 +449,15 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["preempt", "kill", "node-loss"]))
+@click.argument("kind", type=click.Choice(["preempt", "kill", "node-loss", "freeze"]))
 @RUN
 @JSON
 def drill(kind: Any, run: str, *, as_json: bool) -> int:
     """Inject a fault into a live run, here or on a cluster, and measure the recovery.
 
     preempt: by a job that may take its node, where the scheduler has such; else the notice alone. kill: SIGKILL of one
-    worker. node-loss: SIGKILL of all its processes on a node.
+    worker. node-loss: SIGKILL of all its processes on a node. freeze: SIGSTOP of all its processes on a node for 15 s;
+    where that is the only one, or nobody would notice, of one worker until its agent does.
     """
     from launchyard.launcher.runs.drill import rehearse
     from launchyard.launcher.submit.resume import make_ready

@@ -98,6 +98,11 @@ class Plan(Frozen):
         return fields
 
     @property
+    def state_bytes(self) -> int:
+        """Of the state of one worker, of which its agent's memory holds two copies."""
+        return self.checkpoint_bytes // (self.mesh.dp_shard * self.mesh.tp)
+
+    @property
     def agent(self) -> list[str]:
         """The command that starts the agents of all nodes, where a scheduler does."""
         return next((process.argv for process in self.processes if process.role == "agent"), [])

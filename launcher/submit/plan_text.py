@@ -48,7 +48,7 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
     lines = [*brief(plan, recipe, code), "", f"recipe ({source})"]
     lines += _indent(recipe_text(raw))
     lines += ["", "plan"]
-    lines += [f"  {label:<18} {value}" for label, value in _facts(plan)]
+    lines += [f"  {label:<18} {value}" for label, value in _facts(plan, recipe)]
     if plan.script is not None:
         lines += ["", "script", *_indent(plan.script)]
     lines += ["", "processes"]
@@ -88,6 +88,8 @@ def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
     kind = "GPU" if plan.device == "cuda" else "CPU"
     where = f"{plan.nproc_per_node} {kind} worker{'s' if plan.nproc_per_node > 1 else ''}"
     parts = [where if plan.nnodes == 1 else f"{plan.nnodes} nodes × {where}"]
+    if spares := recipe.resources.spare_nodes:
+        parts.append(f"{spares} spare node{'s' if spares > 1 else ''}")
     if plan.mesh.dp_shard > 1:
         parts.append(
             f"FSDP {plan.mesh.dp_shard}" + (f" × {plan.mesh.dp_replicate}" if plan.mesh.dp_replicate > 1 else "")
@@ -147,7 +149,7 @@ def _set_parts(plan: Plan) -> Iterator[list[str]]:
         yield [f"validation {name}", f"{about}{count(sum(source.n_tokens for source in sources))} tokens"]
 
 
-def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
+def _facts(plan: Plan, recipe: Recipe) -> Iterator[tuple[str, object]]:
     batch = plan.batch
     yield "run", f"{plan.run_id} -> {redact(plan.run_url)}"
     yield "cluster", f"{plan.cluster} ({plan.scheduler})"
@@ -175,6 +177,9 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
     if plan.speed is not None:
         yield "speed", f"{count(plan.speed.tokens_per_second)} tokens/s, {plan.speed.how}"
     yield "checkpoint", size(plan.checkpoint_bytes)
+    if (every := recipe.checkpoint.snapshot_steps) is not None:
+        often = "as often as costs next to nothing" if every == "auto" else f"every {count(every)} steps"
+        yield "snapshots", f"{often}, in 2 x {size(plan.state_bytes)} of its node's memory for each worker"
     model = plan.model.model_dump(exclude_defaults=True)
     yield "model", ", ".join(f"{key} {value}" for key, value in model.items())
     for source in plan.data.train:

@@ -32,6 +32,7 @@ NOWHERE = "/nonexistent/launchyard-trial"  # of a plan that is only looked at
 ONLY_STEPS: JsonObject = {
     "name": "trial",
     "after": None,
+    "notify": None,
     "metrics.trackers": [],
     "metrics.prometheus": False,
     "validation.every_steps": None,

@@ -41,7 +41,8 @@ LOSS_TOKENS = (128, 512)  # of a micro-batch: what its table takes once is told 
 WEIGHT_SPREAD = 0.02  # spread of weights; with larger ones probabilities are too small for the fast way of a CPU
 PARAMETERS = 8 << 20
 PRODUCT_SIDE = 2048  # sides of the product whose speed counts as the machine's
-TIMED_ROUNDS = 2  # the fastest counts: other work only slows them down
+TIMED_ROUNDS = 2
+TIMED_SECONDS = 0.3
 
 
 def measure_machine(machine: str) -> Calibration:
@@ -156,10 +157,11 @@ def _matmul() -> float:
 
 
 def _fastest(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of several rounds, of more where they are short: other work slows some of them down."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     run()
-    found = []
-    for _ in range(TIMED_ROUNDS):
+    found: list[float] = []
+    while len(found) < TIMED_ROUNDS or sum(found) < TIMED_SECONDS:
         began = clock()
         run()
         found.append(clock() - began)

@@ -87,7 +87,9 @@ class StepsMade:
 
 
 def make_steps(parts: Parts, trial: Trial) -> StepsMade:
-    """The steps of the trial by the one loop. On a GPU one more, as it reads the numbers of a step during the next."""
+    """The steps of the trial by the one loop, of which on_step of the user's code is not told. On a GPU one more, as it
+    reads the numbers of a step during the next.
+    """
     from launchyard.training.loop.train import train
     from launchyard.training.trial.live_bytes import LiveBytes
 
@@ -110,7 +112,7 @@ def make_steps(parts: Parts, trial: Trial) -> StepsMade:
                 raise TrialOverError
             return trial.lr(step) or parts.rate(context, step)
 
-        train(dataclasses.replace(parts, rate=rate))
+        train(dataclasses.replace(parts, rate=rate, hooks=None))
     cpu = tuple(after - before for before, after in itertools.pairwise(begins[: n_steps + 1]))
     return StepsMade(peak, None if counted is None else counted.peak, cpu)
 

@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
-from launchyard.host.environment import JOB_END, MARK_ATTEMPT, SCRATCH
+from launchyard.host.environment import JOB_END, MARK_ATTEMPT, SCRATCH, SLOTS
 from launchyard.host.processes import end_child, python_argv, start_shielded
 from launchyard.launcher.agent.start.torchrun_process import STANDBY, Assignment
 from launchyard.launcher.agent.torchrun import PROCESS
 from launchyard.training.telemetry.heartbeat import read_pulses
 
-OF_AN_ATTEMPT = frozenset({MARK_ATTEMPT, SCRATCH, JOB_END})  # variables that the next attempt has others of
+OF_AN_ATTEMPT = frozenset({MARK_ATTEMPT, SCRATCH, JOB_END, SLOTS})  # variables that the next attempt has others of
 POLLED_SECONDS = 1.0  # between two looks at the pulses
 STEADY_SECONDS = 2.0  # of steps: the imports of the next attempt do not hold up the start of this one
 ROOM_BYTES = 2 << 30  # of memory that is free: a node that is short of it is left alone

@@ -48,7 +48,7 @@ class Assignment:
 
 def main(argv: Sequence[str]) -> None:
     stands_by = argv[1:2] == [STANDBY]
-    start_server(argv[2] if stands_by else module_of(argv), everything=stands_by)
+    start_server(argv[2] if stands_by else worker_module(argv), everything=stands_by)
     from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend  # noqa: F401  # else at the first attempt
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         end_now(1)
 
 
-def module_of(argv: Sequence[str]) -> str:
+def worker_module(argv: Sequence[str]) -> str:
     return argv[argv.index("--module") + 1]
 
 

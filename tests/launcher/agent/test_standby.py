@@ -51,9 +51,7 @@ def attempt(run: RunDir, number: int, standby: Standby, *, train: bool = True, *
     return run_attempt(node, on_poll=give_signs, standby=standby)
 
 
-def test_the_next_attempt_is_given_to_the_torchrun_that_stood_by(
-    run: RunDir, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_next_attempt_goes_to_the_torchrun_that_stood_by(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     standby = Standby()
     plan = {"step_seconds": 0.05, "faults": {"0": {"error_at": 40}}, "steps": 43}
     assert attempt(run, 0, standby, **plan).outcome == "failed"
