@@ -1,4 +1,4 @@
-"""The plan's memory and speed beside those of a real worker: `launch bench` of pythia in three sizes, one thread.
+"""The plan's memory and speed beside those of a real worker: `launch bench` of three sizes, on one CPU thread.
 
     python benchmarks/predicted.py [--only NAME] [--steps 3]
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.bench.kinds import CHANGED_KINDS
 from launchyard.launcher.plan.plan import Plan
+from launchyard.launcher.trial.trial import MOST_MICRO_BATCHES
 from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import shares_of
 from launchyard.training.recipe import Recipe
-
-MOST_MICRO_BATCHES = 4  # in a step of a trial: enough that the update hardly counts
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.training.trial.spec import Trial
 
 BUSY = 0.25  # of the machine: more, and a second of the clock says little of a second of work
-LOOK_SECONDS = 0.5
+BUSY_SECONDS = 0.5
 NOTICEABLE = 1.03  # times as fast; less may be noise
 AS_IT_IS = "recipe as it is"
 
@@ -104,7 +104,7 @@ def _in_use() -> float:
     """Share of the machine's CPUs that other work takes now."""
     import psutil
 
-    return float(psutil.cpu_percent(interval=LOOK_SECONDS)) / 100
+    return float(psutil.cpu_percent(interval=BUSY_SECONDS)) / 100
 
 
 def _kinds(request: BenchRequest) -> list[str]:
@@ -192,7 +192,7 @@ class _Trials:
         on_cpu = self.subject.plan.device == "cpu"
         limits = TrialLimits(max(1.0, self._left()), allowed_memory() if on_cpu else None)
         each = None if limits.memory is None else max(1, limits.memory // self.subject.plan.nproc_per_node)
-        trial = Trial(n_steps=WARM_STEPS + self.request.n_steps, counts_tensors=not self.own, memory_bytes=each)
+        trial = Trial(n_steps=WARM_STEPS + self.request.n_steps, counts_tensors=True, memory_bytes=each)
         return run_trial(self.place, short_steps(self.subject, changes), trial, limits=limits)
 
     def _left(self) -> float:

@@ -28,7 +28,7 @@ def bench_lines(benched: Benched, request: BenchRequest) -> Iterator[str]:
     if benched.tried:
         yield ""
         yield from table(
-            list(_tried_rows(benched, benched.own)), ["TRIED", "TOKENS/S", "TOKENS/CPU-S", "RATIO", "MEMORY", "CHANGE"]
+            list(_tried_rows(benched, benched.own)), ["TRIED", "TOKENS/S", "TOKENS/CPU-S", "RATIO", "TENSORS", "CHANGE"]
         )
         by = "CPU seconds, as other work is on this machine" if benched.by_cpu else "the clock"
         yield f"ratio: to the recipe as it is, tried just before and after, by {by}; a few percent may be noise"
@@ -120,7 +120,7 @@ def _cells(figures: Figures, ratio: float) -> list[str]:
         count(figures.tokens_per_second.median),
         "–" if per_cpu is None or figures.plan.device == "cuda" else count(per_cpu),
         f"{ratio:.2f}",
-        "–" if figures.peak is None else size(figures.peak),
+        "–" if figures.tensors is None else size(figures.tensors),
     ]
 
 
@@ -136,10 +136,10 @@ def _advice(benched: Benched, request: BenchRequest) -> Iterator[str]:
     if best is None:
         yield f"nothing that was tried is faster by {NOTICEABLE - 1:.0%} or more: leave it as it is"
         return
-    yield f"faster, × {best.ratio:.2f}: {use_command(best, request)}"
+    yield f"faster, × {best.ratio:.2f}: {faster_command(best, request)}"
 
 
-def use_command(best: Tried, request: BenchRequest) -> str:
+def faster_command(best: Tried, request: BenchRequest) -> str:
     """The launch with that change; it wins over the same keys as they were typed."""
     keys = {**request.overrides, **best.alternative.changes}
     return " ".join(["launch", shlex.quote(request.recipe), *([change_words(keys)] if keys else [])])
@@ -163,7 +163,7 @@ def bench_facts(benched: Benched, request: BenchRequest) -> JsonObject:
             }
             for one in benched.tried
         ],
-        "command": None if best is None else use_command(best, request),
+        "command": None if best is None else faster_command(best, request),
         "interrupted": benched.interrupted,
     }
 

@@ -99,8 +99,7 @@ def make_plan(
         raise PlanError(draft.problems)
     max_steps = count_steps(recipe, data.spec)
     shape = Shape(nnodes=nnodes, nproc_per_node=nproc, device=device)
-    environment = _environment(cluster, host, nproc, device)
-    asked = {"environment": environment, "after": after, **_asked(recipe, cluster, host)}
+    asked = {"environment": _environment(cluster, host, nproc, device), "after": after, **_asked(recipe, cluster, host)}
     ask = Ask(run_id=run_id, run_url=run_url, shape=shape, sizes=sizes, **asked)
     plan = Plan(
         run_id=run_id,
@@ -123,7 +122,7 @@ def make_plan(
         memory=_memory(recipe, model, adapter, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
         speed=planned_speed(recipe, model, adapter, batch, cluster=cluster, host=host, ask=ask),
-        environment=environment,
+        environment=ask.environment,
         **_started(cluster, ask, host),
         notes=draft.notes,
     )

@@ -26,6 +26,7 @@ from launchyard.storage.damage import JsonObject
 from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
 
 TrialVerdict = Literal["fits", "no memory", "too slow"]
+MOST_MICRO_BATCHES = 4  # in a step that is timed: enough that the update hardly counts
 NOWHERE = "/nonexistent/launchyard-trial"  # of a plan that is only looked at
 # What a trial leaves out: it makes steps, each as large as any, and that is all.
 ONLY_STEPS: JsonObject = {

@@ -9,6 +9,7 @@ from launchyard.launcher.format import count, size
 from launchyard.launcher.plan.plan import Plan
 from launchyard.launcher.trial.child import TrialLimits
 from launchyard.launcher.trial.trial import (
+    MOST_MICRO_BATCHES,
     NOWHERE,
     TrialOutcome,
     TrialPlace,
@@ -25,7 +26,6 @@ from launchyard.training.trial.spec import Trial
 
 TIMED_STEPS = 3  # behind a first one, which allocates and compiles; the best of them counts
 SHARE_OF_MEMORY = 0.9  # of a CPU for the micro-batches: later steps may take somewhat more than the first ones
-MOST_MICRO_BATCHES = 4  # in each of them: enough that the update hardly counts
 
 
 @dataclass(frozen=True)

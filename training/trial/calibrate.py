@@ -37,14 +37,15 @@ LENGTHS = (256, 512, 2048)
 SEQUENCES = 2
 HEAD_WIDTHS = (128, 512)
 HEAD_ROWS = 50304
-HEAD_TOKENS = (128, 512)  # of a micro-batch: what its table takes once is told apart from what each token takes
-SMALL = 0.02  # spread of weights; with larger ones probabilities are too small for the fast way of a CPU
+LOSS_TOKENS = (128, 512)  # of a micro-batch: what its table takes once is told apart from what each token takes
+WEIGHT_SPREAD = 0.02  # spread of weights; with larger ones probabilities are too small for the fast way of a CPU
 PARAMETERS = 8 << 20
-LARGE = 2048  # sides of the product whose speed counts as the machine's
-ROUNDS = 2  # the fastest counts: other work only slows them down
+PRODUCT_SIDE = 2048  # sides of the product whose speed counts as the machine's
+TIMED_ROUNDS = 2
+TIMED_SECONDS = 0.3
 
 
-def calibrate(machine: str) -> Calibration:
+def measure_machine(machine: str) -> Calibration:
     torch.manual_seed(0)
     attention = tuple(_attention(length) for length in LENGTHS)
     rate = next(piece.rate for piece in attention if piece.length == BLOCK_LENGTH)
@@ -88,7 +89,7 @@ def _block_seconds(config: ModelConfig) -> tuple[float, float]:
     """Of the forward, and of forward and backward."""
     model = Transformer(config)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=SMALL)
+        torch.nn.init.normal_(parameter, std=WEIGHT_SPREAD)
     told = model.places(BLOCK_LENGTH)[0]
     x = torch.randn(SEQUENCES, BLOCK_LENGTH, config.dim, requires_grad=True)
     ahead = torch.randn(SEQUENCES, BLOCK_LENGTH, config.dim)
@@ -100,13 +101,14 @@ def _block_seconds(config: ModelConfig) -> tuple[float, float]:
 
 
 def _attention(length: int) -> AttentionRate:
-    heads, size = 8, 64
+    heads = 8
+    size = 64
     sequences = max(1, 2048 // length)
-    q, k, v = (torch.randn(sequences, heads, length, size, requires_grad=True) for _ in range(3))
+    inputs = [torch.randn(sequences, heads, length, size, requires_grad=True) for _ in range(3)]
     ahead = torch.randn(sequences, heads, length, size)
 
     def run() -> None:
-        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).backward(ahead)
+        torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True).backward(ahead)
 
     flops = 3 * 4 * sequences * heads * size * length**2
     return AttentionRate(length=length, rate=flops / _fastest(run))
@@ -114,10 +116,10 @@ def _attention(length: int) -> AttentionRate:
 
 def _head(width: int) -> tuple[float, float]:
     """Seconds of a token for each row, and of a micro-batch for each element of the table."""
-    weight = (torch.randn(HEAD_ROWS, width) * SMALL).requires_grad_()
-    few, many = (_loss_seconds(weight, n) for n in HEAD_TOKENS)
-    token = max(0.0, (many - few) / (HEAD_TOKENS[1] - HEAD_TOKENS[0]))
-    return token / HEAD_ROWS, max(0.0, few - token * HEAD_TOKENS[0]) / weight.numel()
+    weight = (torch.randn(HEAD_ROWS, width) * WEIGHT_SPREAD).requires_grad_()
+    few, many = (_loss_seconds(weight, n) for n in LOSS_TOKENS)
+    token = max(0.0, (many - few) / (LOSS_TOKENS[1] - LOSS_TOKENS[0]))
+    return token / HEAD_ROWS, max(0.0, few - token * LOSS_TOKENS[0]) / weight.numel()
 
 
 def _loss_seconds(weight: Tensor, n_tokens: int) -> float:
@@ -150,15 +152,16 @@ def _update() -> float:
 
 
 def _matmul() -> float:
-    a, b = (torch.randn(LARGE, LARGE) for _ in range(2))
-    return 2 * LARGE**3 / _fastest(lambda: a @ b)
+    a, b = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE) for _ in range(2))
+    return 2 * PRODUCT_SIDE**3 / _fastest(lambda: a @ b)
 
 
 def _fastest(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of several rounds, of more where they are short: other work slows some of them down."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     run()
-    found = []
-    for _ in range(ROUNDS):
+    found: list[float] = []
+    while len(found) < TIMED_ROUNDS or sum(found) < TIMED_SECONDS:
         began = clock()
         run()
         found.append(clock() - began)
@@ -167,7 +170,7 @@ def _fastest(run: Callable[[], object]) -> float:
 
 def main(argv: list[str]) -> int:
     path, machine = argv[1:]
-    files.write(path, calibrate(machine).model_dump_json(indent=1).encode())
+    files.write(path, measure_machine(machine).model_dump_json(indent=1).encode())
     return 0
 
 

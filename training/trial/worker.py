@@ -78,7 +78,7 @@ def attempt_trial(run: RunDir, world: World, trial: Trial) -> None:
 
 
 @dataclass(frozen=True)
-class Made:
+class StepsMade:
     """Of the steps of a trial: bytes as in TrialResult, CPU seconds of each."""
 
     peak: int
@@ -86,7 +86,7 @@ class Made:
     cpu_seconds: tuple[float, ...]
 
 
-def make_steps(parts: Parts, trial: Trial) -> Made:
+def make_steps(parts: Parts, trial: Trial) -> StepsMade:
     """The steps of the trial by the one loop, of which on_step of the user's code is not told. On a GPU one more, as it
     reads the numbers of a step during the next.
     """
@@ -114,7 +114,7 @@ def make_steps(parts: Parts, trial: Trial) -> Made:
 
         train(dataclasses.replace(parts, rate=rate, hooks=None))
     cpu = tuple(after - before for before, after in itertools.pairwise(begins[: n_steps + 1]))
-    return Made(peak, None if counted is None else counted.peak, cpu)
+    return StepsMade(peak, None if counted is None else counted.peak, cpu)
 
 
 def _can_count(parts: Parts) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from launchyard.launcher.bench.bench import BenchRequest
 
 
-def run_bench(arguments: tuple[str, ...], *, as_json: bool, **options: Any) -> int:
+BenchOption = str | int | float | bool | tuple[str, ...] | None
+
+
+def run_bench(arguments: tuple[str, ...], *, as_json: bool, **options: BenchOption) -> int:
     """Measure a recipe on this machine, and what would make it faster.
 
     The recipe as it is makes a few steps in a process of its own: tokens per second, model FLOPs utilisation, where
@@ -36,7 +40,7 @@ def run_bench(arguments: tuple[str, ...], *, as_json: bool, **options: Any) -> i
     from launchyard.launcher.bench.results import bench_facts, bench_lines
     from launchyard.launcher.format import json_text
 
-    request = _request(arguments, **options)
+    request = _request(arguments, options)
     benched = bench(request, lambda line: click.echo(line, err=True))
     if as_json:
         click.echo(json_text(bench_facts(benched, request)))
@@ -47,16 +51,7 @@ def run_bench(arguments: tuple[str, ...], *, as_json: bool, **options: Any) -> i
     return EXIT_FAILED if benched.own is None else EXIT_DONE
 
 
-def _request(
-    arguments: tuple[str, ...],
-    *,
-    n_steps: int,
-    wanted: tuple[str, ...],
-    alone: bool,
-    anew: bool,
-    max_time: float,
-    cluster: str | None,
-) -> BenchRequest:
+def _request(arguments: tuple[str, ...], options: Mapping[str, BenchOption]) -> BenchRequest:
     from launchyard.launcher.backends.section import FIRST
     from launchyard.launcher.bench.bench import BenchRequest
     from launchyard.launcher.cli.main import COMMANDS, split_arguments
@@ -67,6 +62,9 @@ def _request(
     if recipe is None:
         raise click.UsageError("which recipe? Name one, such as: launch bench my.yaml")
     refuse_other_words(recipe, pairs, commands=COMMANDS)
+    tried = options["wanted"]
+    wanted = tried if isinstance(tried, tuple) else ()
+    alone = bool(options["alone"])
     if wanted and alone:
         raise click.UsageError("--alone tries no change, and --try names one; leave out one of them")
     for word in wanted:
@@ -74,13 +72,13 @@ def _request(
             raise click.UsageError(f"--try {word}: use one of {', '.join(CHANGED_KINDS)}, or KEY=VALUE")
     return BenchRequest(
         recipe=recipe,
-        cluster=cluster or FIRST,
+        cluster=str(options["cluster"] or FIRST),
         overrides=parse_overrides(pairs),
         wanted=wanted,
-        n_steps=n_steps,
-        max_seconds=max_time,
+        n_steps=int(str(options["n_steps"])),
+        max_seconds=float(str(options["max_time"])),
         alone=alone,
-        anew=anew,
+        anew=bool(options["anew"]),
     )
 
 
