@@ -114,7 +114,7 @@ class Progress:
                 self._phase_from = at
             case events.STARTED:
                 self._enter(f"resuming from step {step}" if step else "first step", at)
-                where = ", from memory" if event.get("source") == events.FROM_MEMORY else ""
+                where = ", from memory" if event.get("source") == FROM_MEMORY else ""
                 return [f"✓ resumed from step {step}{where}"] if step else []
             case events.VALIDATING:
                 self._enter(f"validating at step {step}", at)
