@@ -10,6 +10,7 @@ from typing import Any
 from launchyard.launcher.format import duration, first_line, progress_line, size
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run import events, layout
+from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import PACE_ROWS, pace_of
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import RowTail

@@ -126,6 +126,8 @@ def test_a_copy_that_is_not_sealed_is_none(
     found, _ = restored(run, paths, 1)
     assert found is not None and found.step == 1
     goes_on.set()
+    assert first.snapshots is not None
+    first.snapshots.settle(others=False)
 
 
 def test_while_a_checkpoint_is_written_its_slot_stays(tmp_path: Path, paths: tuple[str, ...]) -> None:
