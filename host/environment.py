@@ -126,6 +126,11 @@ def set_unless_told(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def set_variables(values: dict[str, str]) -> None:
+    """Of this process, which began without knowing them."""
+    os.environ.update(values)
+
+
 def variables(beginnings: tuple[str, ...]) -> dict[str, str]:
     """Returns those of this process that begin so, sorted by name."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(beginnings)}

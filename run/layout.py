@@ -70,6 +70,11 @@ def own_code(name: str, digest: str) -> str:
     return f"{OWN_CODE_FOLDER}/{name.removesuffix('.py')}-{digest}.py"
 
 
+def own_modules(code: str) -> str:
+    """The folder with the modules of such a copy."""
+    return code.removesuffix(".py")
+
+
 # -- attempts --------------------------------------------------------------------------------------------------------
 def attempt_folder(attempt: int) -> str:
     return f"{ATTEMPTS}/{attempt:04d}"
@@ -309,6 +314,8 @@ ENTRIES = (
     Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST.py", "launcher", "at the launch, and at a resume with `code=`, if the recipe "
           "names a file", "The user's own functions; `code` of the recipe, or of an attempt's overrides, names the "
           "one that counts."),
+    Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST/MODULE.py", "launcher", "with it, if it imports modules that lie beside it",
+          "Such a module; a dot stands for the slash of a package, as in `parts.mixer.py`."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
     Entry(f"{TOKENIZER_FOLDER}/NAME", "launcher", "at the launch", "The other files of the tokenizer, as they lay "
           "beside it or beside the weights that the run starts from: `tokenizer_config.json`, "

@@ -58,6 +58,7 @@ LIGHT_FILES = (
     "model/layout.py",
     "model/precision.py",
     "model/memory.py",
+    "model/speed.py",
     "model/parallel/share.py",
     "model/serve/matrices/names.py",
     "model/text/chat_template.py",

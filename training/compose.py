@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from launchyard.model.adapt.forms import form_of
@@ -210,12 +210,13 @@ def choose_objective(recipe: Recipe, code: OwnCode | None = None) -> Objective:
     from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
     from launchyard.training.objectives.own import OwnLoss
-    from launchyard.training.objectives.preference import PreferenceLoss
 
     if code is not None and code.has("loss"):
         return OwnLoss(code)
     if recipe.data.kind != "preference":
         return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
+    from launchyard.training.objectives.preference import PreferenceLoss
+
     wanted = recipe.preference or PreferenceConfig()
     is_simpo = wanted.loss == "simpo"
     return PreferenceLoss(
@@ -372,22 +373,23 @@ def open_readers(context: Context, on_event: OnEvent, run: RunDir | None = None,
     from launchyard.training.loop.parts import Data
 
     workload = context.workload
-    cache = ChunkCache(
+    chunks = ChunkCache(
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=context.world.local_world_size,
         warn=partial(_warn, on_event),
     )
     size = context.sizes.global_batch_size
-    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
+    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=chunks)
     if code is not None and code.has("batches"):
         reader = open_own_reader(context, code)
     else:
         reader = opened(workload.data.train, training=True, warn=partial(_warn, on_event))
     main = {MAIN: workload.data.validation} if workload.data.validation else {}
     held_out = {name: opened(sources, training=False) for name, sources in {**main, **workload.data.sets}.items()}
-    lengths = open_byte_lengths(run, context, on_event) if run is not None and held_out else None
-    return Data(reader, held_out, lengths)
+    if run is None or not held_out:
+        return Data(reader, held_out)
+    return Data(reader, held_out, cache(partial(open_byte_lengths, run, context, on_event)))
 
 
 def _warn(on_event: OnEvent, text: str) -> None:

@@ -66,6 +66,7 @@ class Owner:
     since: float = field(default_factory=time.time)
     log: Callable[[str], None] = log_line
     kept_step: Callable[[], int | None] = lambda: None
+    _claimed: bool = False
     _notifies: tuple[int, Notifier] | None = None  # of an attempt
     _furthest: int = 0  # the newest step that was ever kept or saved
 
@@ -106,7 +107,9 @@ class Owner:
             continues=self.continues,
             patience=self.patience,
         )
-        end_marked(self.run.url)
+        if not self._claimed:  # what is left of our own attempts was ended with them; the next torchrun stands by
+            end_marked(self.run.url)
+        self._claimed = True
         if not self.history:
             self._forget_last_end()
         return job

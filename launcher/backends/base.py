@@ -40,6 +40,7 @@ class Traits:
     has_time_limit: bool = False  # resources.time_limit is enforced
     can_shrink: bool = False  # fewer nodes than asked for will do: resources.min_nodes
     cancelled_reason: str = "cancelled"  # of the outcome, if the scheduler's own command has ended a job
+    takes_environment: bool = True  # a job has the variables of the shell that submits it
     trusted: bool = True  # it watches the processes of its jobs, and keeps its queue over an outage
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.format import size
 from launchyard.storage.hub_cache import origin_in_cache
 from launchyard.training.batching import samples_of
@@ -43,6 +43,8 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             yield f"validation.sets.{set_name} is trained on too, so its loss says nothing of text that is new"
     if load_backend(plan.scheduler).TRAITS.scheduled:
         yield from _of_a_cache_here(recipe)
+    if recipe.notify is not None and recipe.notify.webhook_env:
+        yield from _of_a_webhook(recipe.notify.webhook_env, load_backend(plan.scheduler).TRAITS)
     warmup = recipe.schedule.warmup_steps
     if warmup >= 1 and warmup > plan.max_steps:
         yield f"warmup_steps {warmup} is longer than the run of {plan.max_steps} steps: lr never reaches its peak"
@@ -52,6 +54,14 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
         yield from _of_small_data(plan.data, recipe)
     if len(plan.data.train) > 1:
         yield from _of_a_mixture(plan, recipe)
+
+
+def _of_a_webhook(name: str, traits: Traits) -> Iterator[str]:
+    if not traits.takes_environment:
+        yield (
+            f"notify.webhook_env: {name} must be set on the nodes, by whoever starts {traits.title} there; it is not "
+            "taken along from this shell, nor looked for in it"
+        )
 
 
 def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:

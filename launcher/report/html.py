@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.launcher.format import clock, count, duration, first_line, size
+from launchyard.launcher.report.gradients import page_gradients
 from launchyard.launcher.report.phases import page_phases
 from launchyard.launcher.report.profiles import page_profiles
 from launchyard.launcher.runs.history import AttemptStory, Story
@@ -64,6 +65,7 @@ def _values(story: Story) -> dict[str, Any]:
         "lead": _lead(story.plan),
         "figures": list(_figure_rows(story)),
         "loss": _loss(story),
+        "gradients": _gradients(story),
         "time": _time(story),
         "phases": page_phases(story),
         "profiles": page_profiles(story.run),
@@ -151,15 +153,24 @@ def _loss(story: Story) -> dict[str, Any] | None:
         points = [(float(row["step"]), float(row["loss"])) for row in measured]
         lines.append(Line(points, colour, f"validation loss {name}".rstrip(), dots=True))
         named.append((colour, f"validation {name}".rstrip()))
-    marks = [
-        Mark(float(one.started_from), f"attempt {one.attempt} went on from {_start(one)}", "muted")
-        for one in story.attempts
-        if one.started_from
-    ]
+    marks = _resumes(story)
     legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
     return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(rows, marks))}
+
+
+def _resumes(story: Story) -> list[Mark]:
+    return [
+        Mark(float(one.started_from), f"attempt {one.attempt} went on from {_start(one)}", "muted")
+        for one in story.attempts
+        if one.started_from
+    ]
+
+
+def _gradients(story: Story) -> JsonObject | None:
+    found = page_gradients(story.rows, _resumes(story))
+    return None if found is None else {**found, "drawn": _svg(found["drawn"])}
 
 
 def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from launchyard.errors import LaunchError, UserError
-from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until
+from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until, worker_rank
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
@@ -133,12 +133,11 @@ def _kill(run: RunDir, job: Job) -> tuple[str, float]:
 def kill_worker(run: RunDir, job: Job) -> float:
     """SIGKILL to one worker of this machine, the last of the ranks. Returns the time."""
     here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
-    workers = [process for process in here if "RANK" in process.environ()]
+    workers = {rank: process for process in here if (rank := worker_rank(process)) is not None}
     if not workers:
         raise UserError("no worker of this run was found on this machine", hint="launch status")
-    last = max(workers, key=lambda process: int(process.environ()["RANK"]))
     moment = time.time()
-    last.send_signal(signal.SIGKILL)
+    workers[max(workers)].send_signal(signal.SIGKILL)
     return moment
 
 

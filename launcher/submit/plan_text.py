@@ -98,7 +98,9 @@ def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
         parts.append(f"sequences shared by {plan.mesh.cp}")
     parts += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
     of = f" of {size(plan.memory_available)}" if plan.memory_available else ""
-    parts.append(f"~{size(plan.memory['total'])}{of} per worker")
+    parts.append(f"~{size(plan.memory['total'])}{of} for a worker's tensors")
+    if plan.speed is not None:
+        parts.append(f"~{count(plan.speed.tokens_per_second)} tokens/s")
     return [*parts, f"checkpoint {size(plan.checkpoint_bytes)}{_every(recipe)}"]
 
 
@@ -169,7 +171,9 @@ def _facts(plan: Plan, recipe: Recipe) -> Iterator[tuple[str, object]]:
         "compute",
         f"{count(plan.flops_per_token)}FLOP/token, {plan.flops_per_token * plan.total_tokens:.3g} FLOP in all",
     )
-    yield "memory per worker", ", ".join(f"{key} {size(value)}" for key, value in plan.memory.items())
+    yield "tensors per worker", ", ".join(f"{key} {size(value)}" for key, value in plan.memory.items())
+    if plan.speed is not None:
+        yield "speed", f"{count(plan.speed.tokens_per_second)} tokens/s, {plan.speed.how}"
     yield "checkpoint", size(plan.checkpoint_bytes)
     if (every := recipe.checkpoint.snapshot_steps) is not None:
         often = "as often as costs next to nothing" if every == "auto" else f"every {count(every)} steps"

@@ -35,12 +35,13 @@ class Learner:
 @dataclass(frozen=True)
 class Data:
     """held_out: what a validation measures, by the names of the sets. byte_lengths: (V,) int64, of the text of each
-    token; None where that is not known, or is no text.
+    token; None where that is not known, or is no text. It is asked for by all ranks at once: the first validation
+    reads the tokenizer, for which the first step need not wait.
     """
 
     reader: Reader
     held_out: Mapping[str, Reader] = field(default_factory=dict)
-    byte_lengths: Tensor | None = None
+    byte_lengths: Callable[[], Tensor | None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from launchyard.host.processes import wait_until
 from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals
-from launchyard.launcher.agent.torchrun_watch import WORKER, Node
+from launchyard.launcher.agent.start.torchrun_process import WORKER
+from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.example.client import Spool
 from launchyard.run.records import Job, OutcomeRecord, Shape, Submission

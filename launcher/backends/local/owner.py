@@ -23,20 +23,24 @@ from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, log_line
-from launchyard.launcher.agent.torchrun_watch import WORKER, Node
+from launchyard.launcher.agent.start.standby import Standby
+from launchyard.launcher.agent.start.torchrun_process import WORKER
+from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.base import judge_job
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 
 
-def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], signals: Signals) -> Owner:
+def make_owner(
+    run: RunDir, shape: Shape, request: dict[str, Any], signals: Signals, standby: Standby | None = None
+) -> Owner:
     """`request`: from the launcher, with overrides and worker_module."""
 
     memory = AgentMemory()
 
     def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"], memory=memory)
-        return run_attempt(node, signals=signals, on_poll=on_poll)
+        return run_attempt(node, signals=signals, on_poll=on_poll, standby=standby)
 
     owner = Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
     owner.kept_step = memory.newest_step
@@ -55,7 +59,8 @@ def main(argv: list[str]) -> int:
     signals = Signals()
     signals.install()
     reply = _launcher_socket()
-    owner = make_owner(run, Shape(**options), _read_request(reply, run), signals)
+    standby = Standby()
+    owner = make_owner(run, Shape(**options), _read_request(reply, run), signals, standby)
     try:
         job = owner.claim()
     except (LaunchError, OSError) as error:  # also a full disk, or a store that refuses
@@ -72,6 +77,8 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         record_own_failure(run, job, error)
         return 1
+    finally:
+        standby.close()
 
 
 def _launcher_socket() -> socket.socket | None:
