@@ -21,7 +21,12 @@ JOB_END = "LAUNCHYARD_JOB_END"  # Unix time at which the scheduler ends the job
 GRACE = "LAUNCHYARD_GRACE"  # seconds from a stop request until the agent ends the workers
 IMAGE = "LAUNCHYARD_IMAGE"  # the container image of the workers
 SLOTS = "LAUNCHYARD_SLOTS"  # files of the agent's memory for the workers' state, two for each of them
-OF_A_RUN = frozenset({MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE, SLOTS})
+# From the owner of a run to the agents of its nodes, never to workers.
+HUB = "LAUNCHYARD_HUB"  # where the owner listens
+HUB_SECRET = "LAUNCHYARD_HUB_SECRET"  # noqa: S105  a name
+REPLACED = "LAUNCHYARD_REPLACED"  # the agent whose place this one takes: its process and the start of that
+_FROM_AGENT = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE, SLOTS}
+OF_A_RUN = frozenset(_FROM_AGENT | {HUB, HUB_SECRET, REPLACED})
 # Options of S3 for which no tool has a variable, from the launcher to all processes of a run.
 S3_OPTIONS = {
     "kms_key_id": "LAUNCHYARD_S3_KMS_KEY_ID",

@@ -295,7 +295,7 @@ NAMING = {
     "run/layout.py": {"slurm", "ray"},  # who writes which file, in words
     "host/environment.py": {"slurm", "ray"},  # variables that are theirs, and do not reach our processes
     "training/recipe.py": {"slurm"},  # descriptions of keys that mean something in one place only
-    "training/sections/resources.py": {"ray"},
+    "training/sections/resources.py": {"ray", "slurm"},
 }
 SERVICES = ("launcher/sandbox/", "launcher/cli/sandbox.py")  # starts real ones, and writes cluster files for them
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from launchyard.errors import EXIT_DONE, EXIT_FAILED, EXIT_FATAL, EXIT_STOPPED
+from launchyard.host.processes import wait_until
 from launchyard.launcher.agent.root_cause import LOST_PEER, Cause, find_cause
 from launchyard.launcher.agent.signals import CANCELLED
 from launchyard.launcher.agent.torchrun_watch import Node, Watch
@@ -17,6 +18,7 @@ OTHERS_SECONDS = 4.0  # from the end of our torchrun, for that of another node t
 
 def conclude(node: Node, watch: Watch, code: int | None) -> OutcomeRecord:
     """Returns the outcome that rank 0 wrote, or one composed from errors and logs; node 0 writes that down."""
+    node.others.hear_end(code)
     record = node.run.outcome(node.attempt)
     if record is None and node.node_rank != 0:
         record = _await_outcome(node)
@@ -29,9 +31,9 @@ def conclude(node: Node, watch: Watch, code: int | None) -> OutcomeRecord:
 
 
 def _await_outcome(node: Node, seconds: float = 5.0) -> OutcomeRecord | None:
-    """Waits for node 0, which may still be writing."""
+    """Waits for node 0, which may still be writing; not where an owner hears of it, who alone needs it."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not node.others.have_ended():
         if (record := node.run.outcome(node.attempt)) is not None:
             return record
         time.sleep(0.2)
@@ -58,10 +60,11 @@ def _first_cause(node: Node, code: int | None) -> Cause:
     """Waits, if our cause is only a lost peer, for its node to report why: its torchrun ends like ours."""
     end = time.monotonic() + (OTHERS_SECONDS if node.shape.nnodes > 1 and node.node_rank == 0 else 0.0)
     while True:
+        all_told = node.others.have_ended()  # asked first: what they have told is read after that
         cause = find_cause(node.run, node.attempt, node_rank=node.node_rank, exit_code=code)
-        if cause.reason != LOST_PEER or time.monotonic() > end:
+        if cause.reason != LOST_PEER or all_told or time.monotonic() > end:
             return cause
-        time.sleep(0.5 if node.run.local else 2.0)
+        wait_until(node.others.have_ended, seconds=0.5 if node.run.local else 2.0)
 
 
 def last_step(run: RunDir, attempt: int) -> int | None:

@@ -13,8 +13,13 @@ UNSTARTED_FACTOR = 10.0  # of the pause after an agent died before its first ste
 AGAIN_REASONS = ("preempted", "time limit")  # a stop that nobody asked for: the run goes on elsewhere or later
 NODE_LOST = "node lost"  # a node was taken without notice
 NODE_BAD = "bad node"  # a node on which nothing of the run can be started; the next attempt leaves it out
+NODE_SILENT = "node silent"  # nothing is heard of it: frozen, or cut off; it is left out until it is heard again
 AGENT_LOST = "agent lost"  # the scheduler ended it, or a person: its node lives
-_NOT_OF_THE_RUN = {NODE_LOST: "a node was lost, going on at once", NODE_BAD: "going on at once without that node"}
+_NOT_OF_THE_RUN = {
+    NODE_LOST: "a node was lost, going on at once",
+    NODE_BAD: "going on at once without that node",
+    NODE_SILENT: "a node fell silent, going on at once without it",
+}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 LOST_PEER = "peer lost"
+NO_OUTCOME = "no outcome"
 _LOG_TAIL = 40_000
 _READERS = 16
 
@@ -67,7 +68,7 @@ def find_cause(run: RunDir, attempt: int, *, node_rank: int = 0, exit_code: int 
     if exit_code is not None and exit_code < 0:
         return _killed("torchrun was", -exit_code, None)
     detail = last_error_line(log)
-    return Cause("no outcome", f"torchrun ended (exit code {exit_code}) and no worker left an error" + detail)
+    return Cause(NO_OUTCOME, f"torchrun ended (exit code {exit_code}) and no worker left an error" + detail)
 
 
 def _is_effect(error: dict[str, Any]) -> bool:

@@ -28,6 +28,26 @@ GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
 TROUBLE_SECONDS = 5.0  # of errors of a store, before they are logged
 SURVIVOR_SECONDS = 6.0  # from the death of one worker to the end of those that it leaves waiting
+TELL_SECONDS = 3.0  # for a torchrun whose workers are dead to tell of it, once another node has failed
+
+
+class Others:
+    """What the agent of a node hears of the other nodes of its attempt, from their owner. These words: it is alone."""
+
+    def stop(self) -> str | None:
+        """The reason for which all nodes are to save and leave."""
+        return None
+
+    def have_failed(self) -> bool:
+        """Returns True once this node's workers would wait in vain."""
+        return False
+
+    def have_ended(self) -> bool:
+        """Returns True once no other node can report anything more."""
+        return False
+
+    def hear_end(self, code: int | None) -> None:
+        """They are told that torchrun is over here, and that its log and its errors are in the run directory."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Node:
     grace_seconds: float = GRACE_SECONDS
     worker_module: str = WORKER
     memory: AgentMemory = field(default_factory=AgentMemory)
+    others: Others = field(default_factory=Others)
 
 
 class Watch:
@@ -80,7 +101,10 @@ class Watch:
                 self.hung = True
                 log_line(f"{self._hang.found}; attempt {self._node.attempt} is ended")
                 return False
-        reason = self._signals.reason() or self._request
+            if self._node.others.have_failed() and self._stranded.give_up(torchrun):
+                self.reason = None  # no save will be agreed on any more
+                return False
+        reason = self._signals.reason() or self._request or self._node.others.stop()
         if reason is not None and self.reason is None:
             self.reason = reason
             self._asked_at = time.monotonic()
@@ -138,6 +162,19 @@ class StrandedWorkers:
         self._node = node
         self._checked_at = 0.0
         self._short_since: float | None = None
+        self._given_up_at: float | None = None
+
+    def give_up(self, torchrun: int) -> bool:
+        """Other nodes have failed: True if torchrun is to be ended. Not where a worker here is dead, too, which may be
+        the first: then torchrun is about to tell which, and only waits for the others."""
+        alive = workers_of(torchrun)
+        if len(alive) >= self._node.shape.nproc_per_node:
+            return True
+        self._given_up_at = self._given_up_at or time.monotonic()
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return time.monotonic() - self._given_up_at > TELL_SECONDS
 
     def poll(self, torchrun: int) -> None:
         """Kills them in time: torchrun then names the first failure and ends. No worker leaves before the outcome."""

@@ -39,6 +39,8 @@ class Traits:
     waits_for_jobs: bool = False  # a job can wait for the end of another one: `after` of a recipe
     has_time_limit: bool = False  # resources.time_limit is enforced
     can_shrink: bool = False  # fewer nodes than asked for will do: resources.min_nodes
+    has_spares: bool = False  # keeps nodes aside for those that are lost: resources.spare_nodes
+    notices_silence: bool = False  # an agent that is frozen or cut off is given up within seconds
     cancelled_reason: str = "cancelled"  # of the outcome, if the scheduler's own command has ended a job
     takes_environment: bool = True  # a job has the variables of the shell that submits it
     trusted: bool = True  # it watches the processes of its jobs, and keeps its queue over an outage

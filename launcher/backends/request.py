@@ -35,6 +35,7 @@ class Ask(Frozen):
     run_url: str
     shape: Shape
     gpus: int = Field(default=0, description="Of each node, asked of a scheduler.")
+    spares: int = Field(default=0, description="Further nodes that wait to take the place of one that is lost.")
     sizes: tuple[int, ...] = Field(description="Numbers of nodes that will do, the most first.")
     environment: dict[str, str] = Field(default={}, description="Of all processes of the run.")
     python: str = Field(description="Interpreter of the launcher.")

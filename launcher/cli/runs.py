@@ -449,14 +449,15 @@ def checkpoints(run: str, *, verify_all: bool, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["preempt", "kill", "node-loss"]))
+@click.argument("kind", type=click.Choice(["preempt", "kill", "node-loss", "freeze"]))
 @RUN
 @JSON
 def drill(kind: Any, run: str, *, as_json: bool) -> int:
     """Inject a fault into a live run, here or on a cluster, and measure the recovery.
 
     preempt: by a job that may take its node, where the scheduler has such; else the notice alone. kill: SIGKILL of one
-    worker. node-loss: SIGKILL of all its processes on a node.
+    worker. node-loss: SIGKILL of all its processes on a node. freeze: SIGSTOP of all its processes on a node for 15 s;
+    where that is the only one, or nobody would notice, of one worker until its agent does.
     """
     from launchyard.launcher.runs.drill import rehearse
     from launchyard.launcher.submit.resume import make_ready

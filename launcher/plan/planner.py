@@ -142,7 +142,9 @@ def _costs(recipe: Recipe, model: ModelConfig, adapter: Adapter | None) -> dict[
 def _asked(recipe: Recipe, cluster: Cluster, host: HostFacts) -> dict[str, Any]:
     """The rest of an Ask: resources, and values of this machine."""
     limit = recipe.resources.time_limit
-    return {"gpus": _gpus(recipe, cluster), "time_limit": limit, "python": host.python, "logs": host.logs}
+    spares = recipe.resources.spare_nodes
+    gpus = _gpus(recipe, cluster)
+    return {"gpus": gpus, "spares": spares, "time_limit": limit, "python": host.python, "logs": host.logs}
 
 
 def _started(cluster: Cluster, ask: Ask, host: HostFacts) -> dict[str, Any]:
@@ -454,6 +456,8 @@ def _check(
         draft.wrong("resources.time_limit", f"{recipe.resources.time_limit} is no time; write HH:MM:SS or D-HH:MM:SS")
     for key, what in load_backend(cluster.scheduler).check(recipe, cluster):
         draft.wrong(key, what)
+    if recipe.resources.spare_nodes and not traits.has_spares:
+        draft.wrong("resources.spare_nodes", f"{cluster.name} keeps no nodes aside; leave it out")
     if recipe.resources.time_limit is not None and not traits.has_time_limit:
         draft.notes.append(f"resources.time_limit is not enforced on {traits.title}")
     draft.problems.extend([*precision_problems(recipe, model, device, host), *parallel_problems(recipe, model, device)])

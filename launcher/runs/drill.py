@@ -1,7 +1,7 @@
-"""Drills: a preemption, a killed worker or a lost node is injected into a live run, and the recovery timed.
+"""Drills: a preemption, a killed worker, a lost or a frozen node is injected into a live run, and the recovery timed.
 
 Processes are killed on the machine where they live: here, or on a node of a scheduler, which runs this module there:
-`python -m launchyard.launcher.runs.drill RUN_URL kill|node-loss ATTEMPT`, which prints the moment of the fault.
+`python -m launchyard.launcher.runs.drill RUN_URL FAULT ATTEMPT`, which prints the moment of the fault.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from launchyard.errors import LaunchError, UserError
-from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until, worker_rank
+from launchyard.host.environment import AGENT_PID
+from launchyard.host.processes import (
+    descendants,
+    end_all,
+    end_marked,
+    marked,
+    variable_of,
+    wait_until,
+    worker_rank,
+)
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
@@ -27,8 +36,12 @@ from launchyard.run.layout import STEPS
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 
-Kind = Literal["preempt", "kill", "node-loss"]
+if TYPE_CHECKING:
+    import psutil
+
+Kind = Literal["preempt", "kill", "node-loss", "freeze"]
 POLL_SECONDS = 0.05
+FREEZE_SECONDS = 15.0
 MODULE = "launchyard.launcher.runs.drill"
 STRUCK = "struck at"  # printed by the module before the moment, among other output of a scheduler
 
@@ -132,12 +145,21 @@ def _kill(run: RunDir, job: Job) -> tuple[str, float]:
 
 def kill_worker(run: RunDir, job: Job) -> float:
     """SIGKILL to one worker of this machine, the last of the ranks. Returns the time."""
+    return _signal_worker(run, job, signal.SIGKILL)
+
+
+def freeze_worker(run: RunDir, job: Job) -> float:
+    """SIGSTOP to the same one, until its agent has noticed and ends it."""
+    return _signal_worker(run, job, signal.SIGSTOP)
+
+
+def _signal_worker(run: RunDir, job: Job, number: signal.Signals) -> float:
     here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
     workers = {rank: process for process in here if (rank := worker_rank(process)) is not None}
     if not workers:
         raise UserError("no worker of this run was found on this machine", hint="launch status")
     moment = time.time()
-    workers[max(workers)].send_signal(signal.SIGKILL)
+    workers[max(workers)].send_signal(number)
     return moment
 
 
@@ -154,19 +176,41 @@ def _lose_node(run: RunDir, job: Job) -> tuple[str, float]:
 
 def lose_agent(run: RunDir, job: Job) -> float:
     """SIGKILL to the agents of this machine; their workers die with them. Returns the time."""
+    processes = _agents_and_workers(run, job)
+    moment = time.time()
+    end_all(processes)
+    return moment
+
+
+def freeze_agent(run: RunDir, job: Job) -> float:
+    """SIGSTOP to the same ones, which go on after a while, as far as they still live. Returns the time."""
     import psutil
 
-    wanted = {"launchyard.launcher.agent.node", run.url, f"--attempt={job.attempt}"}
-    agents = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.uids().real == os.getuid() and wanted <= set(process.cmdline()):
-                agents.append(process)
-    ours = [process for process in agents if _on_this_node(process.pid)]
-    workers = [child for process in ours for child in descendants(process.pid)]
+    processes = _agents_and_workers(run, job)
     moment = time.time()
-    end_all([*ours, *workers])
+    for process in processes:
+        process.suspend()
+    time.sleep(FREEZE_SECONDS)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.resume()
     return moment
+
+
+def _agents_and_workers(run: RunDir, job: Job) -> list[psutil.Process]:
+    """The agents first, by what they have told their workers."""
+    here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
+    agents = {int(number) for process in here if (number := variable_of(process.pid, AGENT_PID)) is not None}
+    return [process for agent in sorted(agents) for process in descendants(agent)]
+
+
+def _freeze(run: RunDir, job: Job) -> tuple[str, float]:
+    """Where nobody would notice a frozen agent before it wakes, a worker is frozen, which its agent notices."""
+    if not _scheduled(job):
+        return "SIGSTOP of one worker", freeze_worker(run, job)
+    if not load_backend(job.backend).TRAITS.notices_silence:
+        return "SIGSTOP of one worker", _on_last_node(run, job, "freeze-worker")
+    return f"SIGSTOP of all its processes there for {FREEZE_SECONDS:.0f} s", _on_last_node(run, job, "freeze")
 
 
 def _scheduled(job: Job) -> bool:
@@ -181,14 +225,14 @@ def _on_this_node(pid: int) -> bool:
         return True
 
 
-def _on_last_node(run: RunDir, job: Job, kind: Kind) -> float:
+def _on_last_node(run: RunDir, job: Job, fault: str) -> float:
     """Injects the fault on the last node; of several, the owner is on another. Returns the time on that node."""
-    printed = load_backend(job.backend).run_on_node(run, job, ["-m", MODULE, run.url, kind, str(job.attempt)])
+    printed = load_backend(job.backend).run_on_node(run, job, ["-m", MODULE, run.url, fault, str(job.attempt)])
     return float(printed.rpartition(STRUCK)[2].split()[0])
 
 
 Injection = Callable[[RunDir, Job], tuple[str, float]]
-_INJECTIONS: dict[Kind, Injection] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node}
+_INJECTIONS: dict[Kind, Injection] = {"preempt": _preempt, "kill": _kill, "node-loss": _lose_node, "freeze": _freeze}
 
 
 # -- watching --------------------------------------------------------------------------------------------------------
@@ -244,9 +288,17 @@ def _outcome_time(run: RunDir, job: Job) -> float:
     return record.time
 
 
+_ON_A_NODE: dict[str, Callable[[RunDir, Job], float]] = {
+    "kill": kill_worker,
+    "node-loss": lose_agent,
+    "freeze": freeze_agent,
+    "freeze-worker": freeze_worker,
+}
+
+
 def main(argv: list[str]) -> int:
     run = RunDir(argv[1])
-    print(STRUCK, {"kill": kill_worker, "node-loss": lose_agent}[argv[2]](run, run.job(int(argv[3]))))
+    print(STRUCK, _ON_A_NODE[argv[2]](run, run.job(int(argv[3]))))
     return 0
 
 

@@ -88,6 +88,8 @@ def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
     kind = "GPU" if plan.device == "cuda" else "CPU"
     where = f"{plan.nproc_per_node} {kind} worker{'s' if plan.nproc_per_node > 1 else ''}"
     parts = [where if plan.nnodes == 1 else f"{plan.nnodes} nodes × {where}"]
+    if spares := recipe.resources.spare_nodes:
+        parts.append(f"{spares} spare node{'s' if spares > 1 else ''}")
     if plan.mesh.dp_shard > 1:
         parts.append(
             f"FSDP {plan.mesh.dp_shard}" + (f" × {plan.mesh.dp_replicate}" if plan.mesh.dp_replicate > 1 else "")

@@ -148,7 +148,13 @@ def test_what_is_ended_by_hand_is_over(end: str, place: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["kill", pytest.param("preempt", marks=pytest.mark.slow), pytest.param("node-loss", marks=pytest.mark.slow)]
+    "kind",
+    [
+        "kill",
+        pytest.param("preempt", marks=pytest.mark.slow),
+        pytest.param("node-loss", marks=pytest.mark.slow),
+        pytest.param("freeze", marks=pytest.mark.slow),
+    ],
 )
 def test_a_drill(kind: str, place: Site) -> None:
     """What it blows is on a node; what it tells is what the run directory says."""

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "time-of-the-recipe": ({"slurm": {"time_limit": "24:00:00"}}, {"time_limit": "02:00:00"}),
+    "spare-nodes": ({}, {"spares": 1, "nnodes": 2}),
     "after-another": ({}, {"after": After(success="4711")}),
     "gpus-in-other-words": ({"slurm": {"extra": {"gpus-per-node": "h100:8", "mem-per-gpu": "100G"}}}, {}),
     "hard-names": (

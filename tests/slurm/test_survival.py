@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from launchyard.run.rundir import RunDir
-from tests.slurm.cluster import QUICK, SlurmCluster, running_cluster
+from tests.slurm.cluster import QUICK, SlurmCluster, frozen, running_cluster
 from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, kill, same_training
 
 pytestmark = pytest.mark.slurm
@@ -198,8 +198,13 @@ def test_a_killed_process_is_replaced_inside_the_allocation(victim: str, place: 
     run = place.launch("run", LONG)
     run.steps(25)
     began = time.monotonic()
+    agents = run.above("launchyard.launcher.backends.slurm.agent")
     VICTIMS[victim](run)
     run.wait(lambda: run.step(1), 60)
+    stayed = {process.pid for process in run.above("launchyard.launcher.backends.slurm.agent")} & {
+        a.pid for a in agents
+    }
+    assert len(stayed) == 2 - ("agent" in victim), "an agent stays for the job"
     print(f"{victim}: {time.monotonic() - began:.1f} s to the first step again")
     went_on(run)
     assert "Restarts=0" in run.cluster.scontrol("show", "job", str(run.job))
@@ -220,6 +225,47 @@ def test_a_killed_owner_leaves_a_run_to_resume(place: Site, undisturbed: RunDir)
     place.ok("resume", run.run_id)
     record = run.outcome()
     assert record.outcome == "completed"
+    same_training(run.run, undisturbed)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "last"])
+def test_an_agent_that_freezes_is_given_up_within_seconds(which: int, place: Site, undisturbed: RunDir) -> None:
+    """SLURM sees nothing of it. Its node gets another agent, which first ends what is frozen there."""
+    run = place.launch("run", LONG)
+    run.steps(25)
+    agent = run.workers(0)[which].parent().parent()
+    began = time.monotonic()
+    with frozen([agent, *agent.children(recursive=True)]):
+        record = run.wait(lambda: run.run.outcome(0), 15)
+        print(f"{time.monotonic() - began:.1f} s from the freeze until it was noticed")
+        assert time.monotonic() - began < 12
+        run.wait(lambda: run.step(1), 90)
+        assert not agent.is_running() or agent.status() == "zombie"
+    assert (record.reason, f"node {which} of the run on {nodes_of(run)[which]}" in record.message) == (
+        "node silent",
+        True,
+    )
+    went_on(run)
+    assert "was silent for" in run.why()
+    assert lost(run) <= LOSABLE
+    same_training(run.run, undisturbed)
+
+
+def test_a_spare_node_takes_the_place_of_one_that_crashes(place: Site, undisturbed: RunDir) -> None:
+    """At once, in the same allocation and with the same number of workers."""
+    run = place.launch("run", LONG, "resources.spare_nodes=1")
+    run.steps(25)
+    first, lost_node, spare = nodes_of(run)
+    began = time.monotonic()
+    run.cluster.crash_node(lost_node)
+    run.wait(lambda: run.run.outcome(0), 30)
+    print(f"{time.monotonic() - began:.1f} s from the crash until it was noticed")
+    run.wait(lambda: run.step(1), 90)
+    print(f"{time.monotonic() - began:.1f} s from the crash to the first step again")
+    assert [node["node"] for node in run.run.read_json("attempts/0001/nodes.json")] == [first, spare]
+    assert run.outcome().outcome == "completed"
+    assert run.run.attempts() == [0, 1] and run.cluster.job(run.job)["Restarts"] == "0"
+    assert lost(run) <= LOSABLE
     same_training(run.run, undisturbed)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
-AGENT = "launchyard.launcher.agent.node"
+AGENT = "launchyard.launcher.backends.slurm.agent"
 FIRST_JOB = 1001
 LIMIT_SECONDS = 3600
 KILL_WAIT_SECONDS = 2.0
@@ -434,11 +434,13 @@ def srun(site: Site, words: list[str]) -> int:
         argv = [*argv[:at], module, *argv[at + 1 :], *more]
     tasks = []
     for rank in range(int(options.get("ntasks", "1"))):
-        env = {**os.environ, "SLURM_NODEID": str(rank), "SLURM_PROCID": str(rank)}
+        node = options.get("nodelist") or NODES[rank]
+        ranks = {"SLURM_NODEID": str(rank), "SLURM_PROCID": str(rank), "SLURMD_NODENAME": node}
+        env = {**os.environ, **ranks}
         tasks.append(subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True))
     if job_id:
         with site.change() as state:
-            state["jobs"][job_id]["tasks"] = [task.pid for task in tasks]
+            state["jobs"][job_id]["tasks"] += [task.pid for task in tasks]
     codes = [task.wait() for task in tasks]
     return max(code if code >= 0 else 128 - code for code in codes)
 

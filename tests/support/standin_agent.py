@@ -1,6 +1,7 @@
 """The agent and its worker in one small process, without torchrun: for tests of those who start agents.
 
-Takes an agent's own words, hears signals and the run directory as one does, and works as standin_worker does.
+Takes an agent's own words, hears signals, its owner and the run directory as one does, and works as standin_worker
+does. Without an attempt among its words it is one that stays: the real process of a node, connection and all.
 """
 
 from __future__ import annotations
@@ -16,15 +17,59 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 from standin_worker import lead
 
-from launchyard.launcher.agent.signals import CANCELLED
+from launchyard.launcher.agent.conclusion import conclude
+from launchyard.launcher.agent.signals import CANCELLED, Signals
+from launchyard.launcher.agent.torchrun_watch import Node
+from launchyard.launcher.backends.slurm import agent
+from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 
 
+class Standin:
+    """In place of Agent. Hears signals, the owner and the run directory as one does."""
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals
+
+    def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord:
+        plan = json.loads(os.environ.get("LAUNCHYARD_STANDIN", "{}"))
+        scratch = tempfile.mkdtemp(prefix="standin-")
+        world = SimpleNamespace(attempt=node.attempt, scratch=scratch, host=socket.gethostname(), world_size=1)
+        codes: list[int] = []
+        work = threading.Thread(target=lambda: codes.append(lead(node.run, world, plan)), daemon=True)
+        if node.node_rank == 0:
+            work.start()
+        try:
+            while work.is_alive() or (node.node_rank != 0 and node.run.outcome(node.attempt) is None):
+                on_poll()
+                self._listen(node, scratch)
+                time.sleep(0.02)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return conclude(node, SimpleNamespace(hung=False, reason=None), codes[0] if codes else 0)  # type: ignore[arg-type]
+
+    def _listen(self, node: Node, scratch: str) -> None:
+        request = node.run.stop_requested()
+        asked = str(request["reason"]) if request else node.run.notice(node.attempt)
+        reason = self._signals.reason() or asked or node.others.stop()
+        if reason == CANCELLED:
+            os._exit(1)
+        if reason is not None:
+            ask(scratch, reason)
+
+    def close(self) -> None:
+        """Nothing is left of a part."""
+
+
 def main() -> int:
+    if not any(word.startswith("--attempt") for word in sys.argv):
+        agent.Agent = Standin  # type: ignore[assignment,misc]
+        return agent.main(sys.argv)
     parser = argparse.ArgumentParser()
     parser.add_argument("run_url")
     parser.add_argument("--attempt", type=int, required=True)

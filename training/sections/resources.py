@@ -20,6 +20,11 @@ class ResourcesConfig(Section):
     min_nodes: int | None = Field(
         default=None, ge=1, description="Ray: go on with as few machines when others are lost; default: nodes."
     )
+    spare_nodes: int = Field(
+        default=0,
+        ge=0,
+        description="SLURM: further machines that wait, and take the place of one that is lost or falls silent.",
+    )
     time_limit: str | None = Field(default=None, description="Wall time of one attempt, e.g. 12:00:00 or 2-00:00:00.")
     max_failures: int = Field(
         default=3, ge=0, description="Failed attempts in a row without a new checkpoint before the run is given up."

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from launchyard.errors import EXIT_FAILED, LaunchError
 from launchyard.host.processes import wait_until
-from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
+from launchyard.launcher.agent.agent import Agent
+from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals
 from launchyard.launcher.agent.start.torchrun_process import WORKER
@@ -29,6 +30,7 @@ ACCEPT_SECONDS = 60.0  # from our start until the launcher has written down that
 def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_module: str) -> Owner:
     signals = Signals()
     signals.install()
+    agent = Agent(signals)
 
     def wait_for_turn(goes_on: Callable[[], bool]) -> Shape | None:
         while not spool.take_turn(submission.job_id):
@@ -39,7 +41,7 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
 
     def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
         node = Node(run, job.attempt, job.shape, worker_module=worker_module)
-        return run_attempt(node, signals=signals, on_poll=on_poll)
+        return agent.run(node, on_poll=on_poll)
 
     return Owner(
         run,

@@ -17,13 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from launchyard.errors import EXIT_USER, LaunchError, UserError
+from launchyard.launcher.agent.agent import Agent
 from launchyard.launcher.agent.conclusion import exit_code
-from launchyard.launcher.agent.memory import AgentMemory
-from launchyard.launcher.agent.node import adopt_retry_budget, run_attempt
+from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, log_line
-from launchyard.launcher.agent.start.standby import Standby
 from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.base import judge_job
@@ -31,19 +30,15 @@ from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
 
 
-def make_owner(
-    run: RunDir, shape: Shape, request: dict[str, Any], signals: Signals, standby: Standby | None = None
-) -> Owner:
-    """`request`: from the launcher, with overrides and worker_module."""
-
-    memory = AgentMemory()
+def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], agent: Agent, signals: Signals) -> Owner:
+    """`request`: from the launcher, with overrides and worker_module. The owner's process is the agent's, too."""
 
     def run_nodes(job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
-        node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"], memory=memory)
-        return run_attempt(node, signals=signals, on_poll=on_poll, standby=standby)
+        node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
+        return agent.run(node, on_poll=on_poll)
 
     owner = Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
-    owner.kept_step = memory.newest_step
+    owner.kept_step = agent.memory.newest_step
     return owner
 
 
@@ -59,8 +54,8 @@ def main(argv: list[str]) -> int:
     signals = Signals()
     signals.install()
     reply = _launcher_socket()
-    standby = Standby()
-    owner = make_owner(run, Shape(**options), _read_request(reply, run), signals, standby)
+    agent = Agent(signals)
+    owner = make_owner(run, Shape(**options), _read_request(reply, run), agent, signals)
     try:
         job = owner.claim()
     except (LaunchError, OSError) as error:  # also a full disk, or a store that refuses
@@ -78,7 +73,7 @@ def main(argv: list[str]) -> int:
         record_own_failure(run, job, error)
         return 1
     finally:
-        standby.close()
+        agent.close()
 
 
 def _launcher_socket() -> socket.socket | None:

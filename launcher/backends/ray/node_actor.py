@@ -19,7 +19,7 @@ from launchyard.launcher.agent.signals import POLL_SECONDS
 from launchyard.run import own_code
 
 
-class Agent:
+class NodeActor:
     """One a node. Ray runs its methods one after another in the main thread, whose death the kernel watches."""
 
     def facts(self) -> dict[str, Any]:

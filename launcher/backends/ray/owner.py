@@ -24,7 +24,7 @@ from launchyard.launcher.agent.root_cause import find_cause
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
 from launchyard.launcher.backends.base import judge_job
-from launchyard.launcher.backends.ray.node_actor import Agent
+from launchyard.launcher.backends.ray.node_actor import NodeActor
 from launchyard.launcher.backends.ray.placement import (
     RayNode,
     Reservation,
@@ -171,7 +171,7 @@ class Attempt:
         if "memory" in self._bundle:
             amounts["memory"] = self._bundle["memory"]
         options = {**amounts, "resources": share, "max_restarts": 0, "runtime_env": {"env_vars": NOT_NICE}}
-        kind = ray.remote(Agent)
+        kind = ray.remote(NodeActor)
         self._actors = [
             kind.options(**options, scheduling_strategy=self._reservation.strategy(rank)).remote()
             for rank in range(self._reservation.nodes)

@@ -39,7 +39,14 @@ STEP_SECONDS = 60.0
 CANCEL_SECONDS = 90.0  # KillWait is 30 s at most sites
 
 
-TRAITS = Traits(title="SLURM", waits_for_jobs=True, has_time_limit=True, cancelled_reason=SCANCEL)
+TRAITS = Traits(
+    title="SLURM",
+    waits_for_jobs=True,
+    has_time_limit=True,
+    has_spares=True,
+    notices_silence=True,
+    cancelled_reason=SCANCEL,
+)
 
 
 # -- planning --------------------------------------------------------------------------------------------------------
@@ -167,11 +174,18 @@ def run_on_node(run: RunDir, job: Job, argv: list[str]) -> str:
     nodes = slurm.hostnames(slurm.ask(job.job_id).nodes)
     if not nodes:
         raise LaunchError(f"job {job.job_id} has no nodes now", hint="launch status")
-    beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={nodes[-1]}", "--mem=0"]
+    last = _last_node(run, job) or nodes[-1]
+    beside = [f"--jobid={job.job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={last}", "--mem=0"]
     done = slurm.run(["srun", *beside, *python_argv(sys.executable), *argv], seconds=STEP_SECONDS)
     if done is None or done.returncode:
-        raise LaunchError(f"no step could run on {nodes[-1]}: {'no answer' if done is None else done.stderr.strip()}")
+        raise LaunchError(f"no step could run on {last}: {'no answer' if done is None else done.stderr.strip()}")
     return done.stdout
+
+
+def _last_node(run: RunDir, job: Job) -> str | None:
+    """Of those that take part in the attempt; None before it has any."""
+    name = layout.nodes(job.attempt)
+    return str(run.read_json(name)[-1]["node"]) if run.exists(name) else None
 
 
 def job_log(run: RunDir) -> str:

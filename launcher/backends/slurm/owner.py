@@ -1,8 +1,8 @@
 """The process of a batch script: the owner of a run inside its allocation. Its argument is the URL of the run.
 
-Starts one agent on each node with srun, tries again here after a failure, and after a preemption or at the time limit
-gives the job back to be started again; nothing else does that. The scheduler's signals are notices: only a person's
-stop ends a run before it is complete.
+Starts one agent on each node with srun, which stays. Tries again here after a failure, and after a preemption or at the
+time limit gives the job back to be started again; nothing else does that. The scheduler's signals are notices: only a
+person's stop ends a run before it is complete.
 """
 
 from __future__ import annotations
@@ -13,34 +13,33 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from launchyard.errors import LaunchError
-from launchyard.host.environment import step_environment
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.ports import rendezvous_port
-from launchyard.host.processes import python_environment
 from launchyard.launcher.agent.conclusion import exit_code, last_step
+from launchyard.launcher.agent.fleet.crew import Ending
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.restart_policy import AttemptSummary
-from launchyard.launcher.agent.root_cause import find_cause
+from launchyard.launcher.agent.root_cause import LOST_PEER, NO_OUTCOME, find_cause
 from launchyard.launcher.agent.signals import CANCELLED, POLL_SECONDS, Signals, log_line
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.slurm.client import Controller
-from launchyard.run import own_code
+from launchyard.launcher.backends.slurm.steps import AgentSteps
+from launchyard.run import layout
 from launchyard.run.events import SAVED
 from launchyard.run.layout import is_job_script
 from launchyard.run.lease import LEASE_SECONDS, Heartbeat
-from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Submission
+from launchyard.run.records import SCANCEL, Job, OutcomeRecord, Shape, Submission
 from launchyard.run.rundir import RunDir
 
 GIVE_BACK_SECONDS = 10.0  # between two tries, while the controller does not answer
-SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
+START_SECONDS = 60.0  # from the first agent to the last, until one that is missing counts as lost
 GONE_STATES = ("CANCELLED", "DEADLINE")
 # srun's code if an agent was killed by a notice: its handlers were not there yet.
 NOTICE_CODES = tuple(128 + number for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM))
@@ -61,6 +60,7 @@ class Batch:
         self._restarts = restarts
         self._notice = notice
         self._slurm = Controller(submission.env)
+        self._steps: AgentSteps | None = None
         end = self._slurm.end_time(job_id)
         self._leave_at = None if end is None else end - notice
 
@@ -79,44 +79,113 @@ class Batch:
             history=history(self._run, self._job_id),
             patience=LEASE_SECONDS + GIVE_BACK_SECONDS,  # where squeue is not on the nodes
             continues=waiting.continues if waiting.job_id == self._job_id else "",
+            acquire_resources=self.acquire_resources,
         )
+
+    def acquire_resources(self, goes_on: Callable[[], bool]) -> Shape | None:
+        """Waits for an agent in the place of each that was lost; None if a stop is requested meanwhile.
+
+        The first attempt starts them itself, and one in which none can be started has to tell why.
+        """
+        shape = self._submission.shape
+        steps = self._steps
+        if steps is None:
+            return shape
+        steps.try_again()
+        until = time.monotonic() + START_SECONDS
+        while not steps.crew.fill():
+            if not steps.mend() and (not self._enough(steps) or time.monotonic() > until):
+                break
+            if self._time_is_over():
+                break
+            if not goes_on():
+                return None
+            time.sleep(POLL_SECONDS)
+        return shape
 
     def run_nodes(self, job: Job, on_poll: Callable[[], None]) -> OutcomeRecord:
-        """All agents of an attempt, to their end."""
-        child = subprocess.Popen(
-            self._argv(job),
-            env=python_environment({**step_environment(), **self._submission.env}, code=own_code.movable()),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # srun must not forward our signals in its own way
-        )
+        """All agents of an attempt, to the end of their parts."""
         forwarded = False
-        try:
-            while child.poll() is None:
-                on_poll()
-                if not forwarded and (reason := self._signals.reason()) is not None:
-                    forwarded = self._forward_stop(job.attempt, reason)
-                time.sleep(POLL_SECONDS)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(SRUN_SECONDS)
+
+        def poll() -> None:
+            nonlocal forwarded
+            on_poll()
+            if not forwarded and (reason := self._signals.reason()) is not None:
+                forwarded = self._forward_stop(job.attempt, reason)
+
+        steps = self._steps = self._steps or AgentSteps(self._submission)
+        if not self._all_there(steps, poll):
+            code = steps.code
+            here = len(steps.crew.places())
+            self._dismiss()
+            return self._conclude(job, Ending(unstarted=self._submission.nnodes - here), code)
+        self._write_nodes(job, steps)
+        ending = steps.crew.run(
+            job,
+            port=rendezvous_port(int(self._job_id), job.attempt),
+            job_end=self._leave_at,
+            on_poll=poll,
+            stop=self._signals.reason,
+        )
+        return self._conclude(job, ending, ending.codes.get(0))
+
+    def _write_nodes(self, job: Job, steps: AgentSteps) -> None:
+        """For those who want to reach a node of the attempt; spare ones are not among them."""
+        nodes = [
+            {"rank": rank, "node": agent.place, "host": agent.host, "pid": agent.pid}
+            for rank, agent in enumerate(steps.crew.taken())
+        ]
+        with contextlib.suppress(OSError):
+            self._run.write_json(layout.nodes(job.attempt), nodes)
+
+    def _all_there(self, steps: AgentSteps, poll: Callable[[], None]) -> bool:
+        """Waits for all agents; in vain if their step ends, or for long after the first of them has come."""
+        first_at: float | None = None
+        while not steps.crew.fill():
+            poll()
+            if not steps.mend() and not self._enough(steps):
+                return False
+            first_at = first_at or (time.monotonic() if steps.crew.places() else None)
+            if first_at is not None and time.monotonic() - first_at > START_SECONDS:
+                return False
+            time.sleep(POLL_SECONDS / 2)
+        return True
+
+    def _enough(self, steps: AgentSteps) -> bool:
+        """Returns True if there are as many agents as take part: those that are not free are about to be."""
+        return len(steps.crew.places()) >= self._submission.nnodes
+
+    def _conclude(self, job: Job, ending: Ending, code: int | None) -> OutcomeRecord:
+        """A lost node is a better cause than the errors of those who lost it."""
         record = self._run.outcome(job.attempt)
+        self._signals.preempted |= self._time_is_over()
         if record is None or record.outcome == "failed":
             self._signals.preempted |= self._slurm.job_facts(self._job_id).preempted  # told to the agents alone
-        return record or self._compose(job.attempt, child.returncode)
+        unexplained = record is None or record.reason in (LOST_PEER, NO_OUTCOME)
+        unstarted = ending.unstarted and code not in NOTICE_CODES
+        if (ending.lost or unstarted) and unexplained and not (self._signals.preempted or self._is_cancelled()):
+            reason, message = ending.loss()
+            facts: dict[str, Any] = {"attempt": job.attempt, "time": time.time()}
+            facts["step"] = last_step(self._run, job.attempt)
+            return self._record(OutcomeRecord(outcome="failed", reason=reason, message=message, **facts))
+        return record or self._compose(job.attempt, code)
 
-    def _argv(self, job: Job) -> list[str]:
-        endpoint = f"{socket.gethostname()}:{rendezvous_port(int(self._job_id), job.attempt)}"
-        drawn = {"{attempt}": str(job.attempt), "{endpoint}": endpoint}
-        argv = [
-            next(
-                (argument.replace(mark, value) for mark, value in drawn.items() if argument.endswith(f"={mark}")),
-                argument,
-            )
-            for argument in self._submission.agent
-        ]
-        return argv if self._leave_at is None else [*argv, f"--job-end={self._leave_at}"]
+    def _is_cancelled(self) -> bool:
+        request = self._run.stop_requested()
+        return request is not None and request.get("reason") == CANCELLED
+
+    def _time_is_over(self) -> bool:
+        return self._leave_at is not None and time.time() > self._leave_at
+
+    def _dismiss(self) -> None:
+        """The agents leave; another attempt here starts others."""
+        steps = self._steps
+        self._steps = None
+        if steps is not None:
+            steps.close()
+
+    def close(self) -> None:
+        self._dismiss()
 
     def _forward_stop(self, attempt: int, reason: str) -> bool:
         """Writes a notice into the run directory, for agents that got no signal of their own."""
@@ -128,8 +197,7 @@ class Batch:
     def _compose(self, attempt: int, code: int | None) -> OutcomeRecord:
         """Composes the outcome of an attempt whose first agent is gone and left none."""
         facts: dict[str, Any] = {"attempt": attempt, "time": time.time(), "step": last_step(self._run, attempt)}
-        request = self._run.stop_requested()
-        if request is not None and request.get("reason") == CANCELLED:
+        if self._is_cancelled():
             return OutcomeRecord(outcome="stopped", reason=CANCELLED, message="cancelled, nothing was saved", **facts)
         if code in NOTICE_CODES:
             message = "the scheduler took the nodes before the agents had begun"
@@ -157,6 +225,7 @@ class Batch:
         While the controller does not answer it tries again, until a stop is requested: the run is saved, and time is
         all that it costs. Returns False if the run ends here; None if nothing can be done here, and it goes on here.
         """
+        self._dismiss()
         heartbeat = Heartbeat(self._run, record.attempt)
         asked_at = float("-inf")
         alone = shutil.which("scontrol") is None and shutil.which("sbatch") is None
@@ -269,7 +338,10 @@ def main(argv: list[str]) -> int:
         return exit_code(last)
     batch = Batch(run, options.job_id, submission, signals, restarts=options.restarts, notice=options.notice)
     where = f"job {options.job_id} on {options.nodes or socket.gethostname()}, start {options.restarts}"
-    return serve(batch.owner(), where=where)
+    try:
+        return serve(batch.owner(), where=where)
+    finally:
+        batch.close()
 
 
 if __name__ == "__main__":

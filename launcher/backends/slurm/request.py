@@ -15,15 +15,14 @@ from launchyard.host.environment import IMAGE
 from launchyard.host.folders import job_folder
 from launchyard.host.packages import install_packages
 from launchyard.host.processes import SAFE_PATH, python_argv
-from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, SETUP_ERROR, After, Ask, Request
+from launchyard.launcher.backends.request import SETUP_ERROR, After, Ask, Request
 from launchyard.run.layout import JOB_CODE, job_output
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
     from launchyard.launcher.backends.slurm.options import Slurm
 
-
-AFTER_FIRST_SECONDS = 60  # from the end of one node's agent to the end of all
+AGENT = "launchyard.launcher.backends.slurm.agent"
 
 
 def make_request(cluster: Cluster, ask: Ask) -> Request:
@@ -50,11 +49,12 @@ def sbatch_text(cluster: Cluster, ask: Ask, *, log: str, code: str) -> str:
         name=ask.run_id,
         command=owner,
         variables=variables,
-        shape=(ask.shape.nnodes, ask.gpus),
+        shape=(ask.shape.nnodes + ask.spares, ask.gpus),
         files=(log, code),
         more={
             "requeue": True,
             "signal": f"USR1@{slurm.notice_seconds}",
+            **({"no-kill": True} if ask.spares else {}),  # the job lives on when a node dies
             **({"time": ask.time_limit} if ask.time_limit else {}),
             **_dependency(ask.after),
         },
@@ -157,10 +157,13 @@ def memory(cluster: Cluster) -> str | None:
     return f"{bytes_of(cluster.node.memory) // 2**20}M"
 
 
-def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
-    """srun for one agent on each node, before the agent's own arguments."""
+def srun_argv(cluster: Cluster, *, nnodes: int, survives: bool = False) -> list[str]:
+    """srun for one process on each node, before its own arguments. One that ends does not end the others.
+
+    survives: nor does a node that dies.
+    """
     argv = ["srun", f"--nodes={nnodes}", f"--ntasks={nnodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
-    argv += [f"--wait={AFTER_FIRST_SECONDS}", "--label", "--unbuffered", "--export=ALL"]
+    argv += [*(["--no-kill"] if survives else []), "--wait=0", "--label", "--unbuffered", "--export=ALL"]
     if cluster.node.cpus:
         argv.append(f"--cpus-per-task={cluster.node.cpus}")
     container = cluster.container
@@ -174,20 +177,10 @@ def srun_argv(cluster: Cluster, *, nnodes: int) -> list[str]:
 
 
 def agent_argv(cluster: Cluster, ask: Ask) -> list[str]:
-    """srun and the agent. Values drawn anew in each attempt stand there as marks."""
-    shape = ask.shape
+    """srun and the agents, which stay while the job lives: what an attempt draws anew they hear from the owner."""
     code = f"{job_folder(ask.run_url, ask.logs)}/{JOB_CODE}"
-    argv = [
-        *agent_python(cluster, ask.python, code=code),
-        "-u",
-        "-m",
-        "launchyard.launcher.agent.node",
-        ask.run_url,
-        f"--attempt={ATTEMPT}",
-    ]
-    argv += [f"--nnodes={shape.nnodes}", f"--nproc-per-node={shape.nproc_per_node}", f"--device={shape.device}"]
-    argv += [f"--rdzv-endpoint={ENDPOINT}", "--term-is-notice"]
-    return [*srun_argv(cluster, nnodes=shape.nnodes), *argv]
+    agent = [*agent_python(cluster, ask.python, code=code), "-u", "-m", AGENT, ask.run_url]
+    return [*srun_argv(cluster, nnodes=ask.shape.nnodes + ask.spares, survives=ask.spares > 0), *agent]
 
 
 def agent_python(cluster: Cluster, here: str, *, code: str | None) -> list[str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from launchyard.host.processes import marked
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.runs import drill as drill_module
 from launchyard.launcher.runs.drill import rehearse
 from launchyard.launcher.runs.logs import log_names
 from launchyard.launcher.runs.registry import register
@@ -155,6 +159,24 @@ def test_drill(live: Standin, kind: Any) -> None:
     else:
         assert 0 < drill.steps_lost <= 10 and drill.resumed_step % 10 == 0
     assert any("first step again" in line for line in drill.lines())
+
+
+@pytest.mark.slow
+def test_what_a_drill_freezes_wakes_again(live: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent with all below it, and it takes part again."""
+    monkeypatch.setattr(drill_module, "FREEZE_SECONDS", 1.0)
+    live.submit(save_every=10)
+    live.running(steps=15)
+    job = live.run.job(0)
+    worker = next(process for process in marked(live.run.url) if "RANK" in process.environ())
+    seen: list[set[str]] = []
+    thread = threading.Thread(target=lambda: drill_module.freeze_agent(live.run, job))
+    thread.start()
+    while thread.is_alive():
+        seen.append({psutil.Process(job.pid).status(), worker.status()})
+        time.sleep(0.05)
+    assert {psutil.STATUS_STOPPED} in seen
+    live.running(steps=live.steps(0) + 5)
 
 
 def test_drill_needs_a_live_run(over: RunDir, launch: Launch) -> None:
