@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from launchyard.run import events, layout
+from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import judged_value
 from launchyard.run.rundir import RunDir
 from launchyard.storage.errors import DamagedError
@@ -100,7 +101,7 @@ class RunCheckpoints:
     def _from_memory(self, attempt: int) -> bool:
         """Did an attempt go on from a state that no checkpoint holds?"""
         started = (event for event in self._events_of(attempt) if event["event"] == events.STARTED)
-        return any(event.get("source") == events.FROM_MEMORY for event in started)
+        return any(event.get("source") == FROM_MEMORY for event in started)
 
     def _events_of(self, attempt: int) -> list[dict[str, Any]]:
         if attempt not in self._events:

@@ -47,9 +47,6 @@ FINISHED = "finished"
 SNAPSHOTS_OFF = "snapshots off"
 SNAPSHOT_DAMAGED = "snapshot damaged"
 
-FROM_MEMORY = "memory"
-FROM_DISK = "disk"
-
 
 @dataclass(frozen=True)
 class Event:

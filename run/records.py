@@ -10,6 +10,9 @@ Outcome = Literal["completed", "stopped", "failed"]
 # The reasons of a run whose job was ended by its scheduler's own command.
 SCANCEL = "scancel"
 RAY_STOP = "ray job stop"
+# The sources of the state from which an attempt goes on: its agents, or a checkpoint.
+FROM_MEMORY = "memory"
+FROM_DISK = "disk"
 
 
 class Shape(BaseModel):

@@ -20,8 +20,9 @@ from launchyard.launcher.report.phases import page_phases
 from launchyard.launcher.report.profiles import page_profiles
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
-from launchyard.run.events import FROM_MEMORY, SAVED
+from launchyard.run.events import SAVED
 from launchyard.run.goodput import CAUSES
+from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
 from launchyard.storage.damage import JsonObject

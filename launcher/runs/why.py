@@ -16,7 +16,7 @@ from launchyard.launcher.runs.state import RunState, progress_text, state_of
 from launchyard.run import events
 from launchyard.run.goodput import Goodput, read_goodput
 from launchyard.run.lease import last_heartbeat
-from launchyard.run.records import RAY_STOP, SCANCEL, OutcomeRecord
+from launchyard.run.records import FROM_MEMORY, RAY_STOP, SCANCEL, OutcomeRecord
 from launchyard.run.rundir import RunDir
 
 
@@ -248,7 +248,7 @@ def _open_failures(run: RunDir, attempt: int) -> str:
 def from_memory_text(run: RunDir) -> str:
     """Attempts that lost next to nothing, for their agents had the state in memory; empty if there are none."""
     found = [(attempt, event) for attempt in run.attempts() for event in run.events(attempt)]
-    starts = [(attempt, one["step"]) for attempt, one in found if one.get("source") == events.FROM_MEMORY]
+    starts = [(attempt, one["step"]) for attempt, one in found if one.get("source") == FROM_MEMORY]
     if not starts:
         return ""
     attempt, step = starts[-1]

@@ -10,6 +10,7 @@ from typing import Any
 from launchyard.launcher.format import duration, first_line, progress_line, size
 from launchyard.launcher.runs.facts import RunFacts
 from launchyard.run import events, layout
+from launchyard.run.records import FROM_MEMORY
 from launchyard.run.rows import PACE_ROWS, pace_of
 from launchyard.run.rundir import RunDir
 from launchyard.run.tail import RowTail
@@ -114,7 +115,7 @@ class Progress:
                 self._phase_from = at
             case events.STARTED:
                 self._enter(f"resuming from step {step}" if step else "first step", at)
-                where = ", from memory" if event.get("source") == events.FROM_MEMORY else ""
+                where = ", from memory" if event.get("source") == FROM_MEMORY else ""
                 return [f"✓ resumed from step {step}{where}"] if step else []
             case events.VALIDATING:
                 self._enter(f"validating at step {step}", at)

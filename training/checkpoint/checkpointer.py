@@ -23,6 +23,7 @@ from launchyard.model.config import same_knobs
 from launchyard.run import events, layout
 from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.layout import LATEST
+from launchyard.run.records import FROM_DISK, FROM_MEMORY
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
@@ -358,7 +359,7 @@ class Checkpointer:
         """Fill `shards` from the agents' memory, or from the newest intact checkpoint; None if there is neither."""
         found = self._from_memory(shards)
         if found is None and (manifest := self.load_newest(shards)) is not None:
-            found = Restored(manifest.step, manifest.train_state, events.FROM_DISK)
+            found = Restored(manifest.step, manifest.train_state, FROM_DISK)
         if self.snapshots is not None:
             self.snapshots.forget_after(0 if found is None else found.step)
         return found
@@ -372,7 +373,7 @@ class Checkpointer:
         self.earlier_rows = {name: LogEntry.model_validate(entry) for name, entry in header.rows.items()}
         saved = from_rank_zero(RunCheckpoints(self.run).newest() if self._world.is_main else None)
         self.last_saved = header.step if saved == header.step else None
-        return Restored(header.step, header.train_state, events.FROM_MEMORY)
+        return Restored(header.step, header.train_state, FROM_MEMORY)
 
     def load_newest(self, shards: dict[str, Shard], *, at_most: int | None = None) -> Manifest | None:
         """Fill `shards` from the newest intact checkpoint, of step `at_most` or before; None if there is none at all.

@@ -77,8 +77,10 @@ class Snapshots:
     def _allocate(self) -> None:
         step_back()
         try:
-            for number in range(len(self._slots)):
+            for number, step in enumerate(self._steps):
                 self._map(number)
+                for view in self._views[number].values() if step is None else ():
+                    view.zero_()  # touched now, and not while a step waits
         except (OSError, ValueError) as error:
             self._failed = True
             self._say(f"no memory for two slots of {self.bytes} bytes: {error}")

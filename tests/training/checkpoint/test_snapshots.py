@@ -114,13 +114,20 @@ def test_a_copy_that_is_not_sealed_is_none(
     first = worker(run, paths, 0, one, [])
     take(first, one, 1)
     goes_on, real = threading.Event(), snapshots.xxh3_of
-    monkeypatch.setattr(snapshots, "xxh3_of", lambda tensor: (goes_on.wait(20), real(tensor))[1])
+
+    def hash_slowly(tensor: torch.Tensor) -> str:
+        if threading.current_thread().name == "seal":
+            goes_on.wait(60)
+        return real(tensor)
+
+    monkeypatch.setattr(snapshots, "xxh3_of", hash_slowly)
     take(first, other, 2, wait=False)
     assert first.votes(3)[1] == 1, "no rank may break a seal before this one is there"
-    monkeypatch.setattr(snapshots, "xxh3_of", real)
     found, _ = restored(run, paths, 1)
     assert found is not None and found.step == 1
     goes_on.set()
+    assert first.snapshots is not None
+    first.snapshots.settle(others=False)
 
 
 def test_while_a_checkpoint_is_written_its_slot_stays(tmp_path: Path, paths: tuple[str, ...]) -> None:
