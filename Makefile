@@ -16,7 +16,7 @@ SOME_RAY := same_as_on_one and 2 or finds_no_room or drained or wrong_address an
 OLDEST_RAY := $(shell sed -nE 's/^ray = \["ray\[default\]>=([0-9.]+)"\]/\1/p' pyproject.toml)
 SOME_CHAOS := --seeds 7,10,11 --faults 25
 
-.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-documents test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
+.PHONY: help run test test-chaos test-chaos-sample test-families test-slow test-slow-sample test-documents test-s3 test-s3-slow test-slurm test-slurm-sample test-ray test-ray-sample test-ray-oldest oldest-ray test-gpu test-llama-cpp llama-cpp test-others others lint format bench peers docs image clean setup setup-dev test-monitoring test-monitoring-sample dashboards
 
 help: ## Show this list
 	@echo 'launchyard: one YAML recipe, trained on a laptop, and never lost'
@@ -110,8 +110,15 @@ format: setup-dev ## Format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: setup-dev ## Run the benchmarks one by one
-	@for script in $$(grep -l ArgumentParser benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+bench: setup-dev ## Measure the quick set against its goals (ten minutes, no network); ARGS=--peers: beside peers too
+	@$(BIN)/python benchmarks/quick.py $(ARGS)
+
+peers: setup-dev ## Fetch the peers that `make bench ARGS=--peers` runs, each into a folder of its own (100 MB)
+	@$(call peer,litgpt,litgpt lightning pytorch-lightning lightning-utilities torchmetrics jsonargparse typeshed-client docstring-parser)
+	@$(call peer,litdata,litdata lightning-utilities boto3 s3transfer)
+
+# Without what they depend on: that is in .venv, but for the packages that are named, and torchvision, which breaks torch.
+peer = test -d .venv/peers/$(1) || $(BIN)/pip install --quiet --no-deps --target .venv/peers/$(1) $(2)
 
 docs: setup-dev ## Write docs/reference anew from the code
 	@$(BIN)/python docs/generate.py

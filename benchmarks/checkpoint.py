@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed.checkpoint as dcp
+from results import over, tell
 
 from launchyard.model.zoo import preset
 from launchyard.run.rundir import RunDir
@@ -113,6 +114,9 @@ def main() -> None:
     print(f"{'stall of an async save':24} {statistics.median(stall):6.2f} s  ({min(stall):.2f} to {max(stall):.2f})")
     print(f"save / raw write  {median['ours, save (hashed)'] / median['raw write + fsync']:.2f}")
     print(f"load / dcp.load   {median['ours, load (verified)'] / median['dcp.load']:.2f}")
+    saves = over(times["ours, save (hashed)"], times["raw write + fsync"])
+    loads = over(times["ours, load (verified)"], times["dcp.load"])
+    tell({**times, "stall": stall, "save / raw write": saves, "load / dcp.load": loads})
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from results import Figures, over, tell
 
 from launchyard.model.layout import parameter_shapes
 from launchyard.model.network.init import initial_rows
@@ -76,7 +77,9 @@ def main() -> None:
         answer(options, *options.child)
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(folder, options), indent=1))
+        found = measure(folder, options)
+    print(json.dumps({name: value for name, value in found.items() if name != "figures"}, indent=1))
+    tell(found["figures"])
 
 
 # -- in the parent ---------------------------------------------------------------------------------------------------
@@ -109,7 +112,15 @@ def measure(folder: str, options: argparse.Namespace) -> Found:
         found[what] = {name: summary(own) for name, own in values.items()}
         for peer in peers:
             found[f"{what}, ratio to {peer}"] = {name: ratio(own, values[peer]) for name, own in values.items()}
+    found["figures"] = figures_of(rounds, names)
     return found
+
+
+def figures_of(rounds: list[Found], names: list[str]) -> Figures:
+    what = next(what for what in rounds[0][names[0]] if what.startswith("decode"))
+    values = {name: [speeds[name][what] for speeds in rounds] for name in names}
+    ratios = {f"{names[0]} / {peer}": over(values[names[0]], values[peer]) for peer in names[1:]}
+    return {f"{what}, {name}": own for name, own in values.items()} | ratios
 
 
 @contextlib.contextmanager

@@ -1,22 +1,25 @@
 """Tokens per second from the local cache, side by side with a plain memmap; first batch; seek.
 
     python benchmarks/loader.py [--tokens 100_000_000] [--batch 8] [--seq-len 2048] [--rounds 7] [--out DIR]
+                                [--peers litdata]
 
-Both read batches of (B, T + 1) random tokens in one process and hand them out as int64 tensors of inputs and labels.
+All read batches of (B, T + 1) random tokens in one process and hand them out as int64 tensors of inputs and labels.
 Ours does so in its own order, and hashes what it hands out. Bounds of the memmap: its best possible order, no checks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from results import Figures, over, tell
 
 from launchyard.training.data.order import Order
 from launchyard.training.data.prepare.writer import SplitWriter
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peers", nargs="+", default=[], choices=PEERS)
     parser.add_argument("--out", help="keep the data here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,10 +67,13 @@ def main() -> None:
         folder = Path(options.out or temporary)
         if not (folder / "train" / "index.json").exists():
             write(str(folder / "train"), options.tokens)
-        print(json.dumps(measure(folder, options), indent=1))
+        figures = measure(folder, options)
+    for name, values in figures.items():
+        print(f"{name:40} {statistics.median(values):10.4g}  ({min(values):.4g} to {max(values):.4g})")
+    tell(figures)
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+def measure(folder: Path, options: argparse.Namespace) -> Figures:
     batch, length = options.batch, options.seq_len
     steps = max(1, options.tokens // (batch * length) // 4)
     per_round = steps * batch * length
@@ -79,30 +86,57 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     def fresh() -> TokenReader:
         return TokenReader([TokenStore(str(folder / "train"))], seq_len=length, global_batch_size=batch, seed=1)
 
-    began = time.perf_counter()
-    reader = fresh()
-    reader.batch(0)
-    first = time.perf_counter() - began
-    plain, ours, fed = [], [], []
+    figures: Figures = {"first batch, s": []}
     for _ in range(options.rounds):
-        plain.append(rate(lambda: memmap(flat, batch, length, steps), per_round))
-        ours.append(rate(lambda: [reader.batch(step) for step in range(steps)], per_round))
-        with Prefetcher(reader, stop_step=steps) as feed:
-            fed.append(rate(lambda feed=feed: [None for _ in feed], per_round))
-    huge = Order([10**12 // length], 1024, seed=1)
-    began = time.perf_counter()
-    huge.sample_ids(10**6)
-    seek = time.perf_counter() - began
-    return {
-        "tokens": options.tokens,
-        "memmap_mtokens_per_second": round(statistics.median(plain) / 1e6, 1),
-        "reader_mtokens_per_second": round(statistics.median(ours) / 1e6, 1),
-        "reader_spread": [round(min(ours) / 1e6, 1), round(max(ours) / 1e6, 1)],
-        "prefetched_mtokens_per_second": round(statistics.median(fed) / 1e6, 1),
-        "reader_of_memmap": round(statistics.median(ours) / statistics.median(plain), 2),
-        "first_batch_seconds": round(first, 4),
-        "order_at_a_trillion_tokens_seconds": round(seek, 5),
+        began = time.perf_counter()
+        reader = fresh()
+        reader.batch(0)
+        figures["first batch, s"].append(time.perf_counter() - began)
+    ways: dict[str, Callable[[], object]] = {
+        "memmap": lambda: memmap(flat, batch, length, steps),
+        "ours": lambda: [reader.batch(step) for step in range(steps)],
+        "ours, prefetched": lambda: prefetched(reader, steps),
     }
+    for name in options.peers:
+        ways[name] = PEERS[name](folder, batch, length, steps)
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            figures.setdefault(f"{name}, tokens/s", []).append(rate(way, per_round))
+    for name in ways.keys() - {"ours"}:
+        figures[f"ours / {name}"] = over(figures["ours, tokens/s"], figures[f"{name}, tokens/s"])
+    huge = Order([10**12 // length], 1024, seed=1)
+    figures["order of a step at 10^12 tokens, s"] = []
+    for number in range(options.rounds):
+        began = time.perf_counter()
+        huge.sample_ids(10**6 + number)
+        figures["order of a step at 10^12 tokens, s"].append(time.perf_counter() - began)
+    return figures
+
+
+def prefetched(reader: TokenReader, steps: int) -> None:
+    with Prefetcher(reader, stop_step=steps) as feed:
+        for _ in feed:
+            pass
+
+
+# -- peers -----------------------------------------------------------------------------------------------------------
+def from_litdata(folder: Path, batch: int, length: int, steps: int) -> Callable[[], object]:
+    """The same chunks, in its own shuffled order."""
+    from litdata import StreamingDataset
+    from litdata.streaming.item_loader import TokensLoader
+
+    block = TokensLoader(block_size=length + 1)
+    rows = StreamingDataset(input_dir=str(folder / "train"), item_loader=block, shuffle=True, seed=1)
+    return lambda: in_batches((np.asarray(row) for row in rows), batch, steps)
+
+
+def in_batches(rows: Iterator[np.ndarray], batch: int, steps: int) -> None:
+    for _ in range(steps):
+        whole = torch.from_numpy(np.stack(list(islice(rows, batch))).astype(np.int64))
+        _ = whole[:, :-1], whole[:, 1:]
+
+
+PEERS = {"litdata": from_litdata}
 
 
 if __name__ == "__main__":

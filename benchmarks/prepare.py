@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from results import over, tell
+
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
 
 PLAIN = """
@@ -70,18 +72,16 @@ def main() -> None:
             call = "from launchyard.launcher.cli.data import prepare; prepare()"
             arguments = [str(source), "--tokenizer", options.tokenizer, "--out", out]
             ours.append(timed([sys.executable, "-c", call, *arguments]))
-        tokens = (place / "flat.bin").stat().st_size // 2
-        middle = statistics.median(ours)
-        facts = {
-            "megabytes": round(source.stat().st_size / 1e6, 2),
-            "tokens": tokens,
-            "plain_seconds": round(statistics.median(plain), 2),
-            "prepare_seconds": round(middle, 2),
-            "prepare_spread": [round(min(ours), 2), round(max(ours), 2)],
-            "prepare_of_plain_speed": round(statistics.median(plain) / middle, 2),
-            "megabytes_per_second": round(source.stat().st_size / 1e6 / middle, 2),
+        size = source.stat().st_size / 1e6
+        figures = {
+            "plain, s": plain,
+            "ours, s": ours,
+            "speed of ours / plain": over(plain, ours),
+            "MB of text a second": [size / seconds for seconds in ours],
         }
-        print(json.dumps(facts, indent=1))
+    for name, values in figures.items():
+        print(f"{name:24} {statistics.median(values):8.3g}  ({min(values):.3g} to {max(values):.3g})")
+    tell(figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ in the same rounds: a bare `python -c pass`, and `python -c "import torch"`, whi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from results import tell
 
 LAUNCH = [sys.executable, "-m", "launchyard"]
 COMMANDS = {
@@ -67,7 +68,7 @@ def main() -> None:
             times["first step of launch --local"].append(first_step(here, number))
     for name, seconds in times.items():
         print(f"{name:32} {statistics.median(seconds):6.3f} s  ({min(seconds):.3f} to {max(seconds):.3f})")
-    print(json.dumps(times))
+    tell(times)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training pythia-14m on one CPU thread: our worker, beside a hand-written loop and transformers, in alternating runs.
 
-    python benchmarks/train.py [--rounds 3] [--steps 12] [--peers hand,transformers]
+    python benchmarks/train.py [--rounds 3] [--steps 12] [--peers hand,transformers,litgpt]
 
 4 sequences of 512 tokens, fp32, AdamW, clipping. `hand` is one file of plain PyTorch with a chunked linear + cross
 entropy, hand_written.py: what a careful person gets without any framework. Ours is the whole
@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from results import over, tell
 
 BATCH, SEQ_LEN, VOCAB, DIM, LAYERS, HEADS = 4, 512, 50304, 128, 6, 4
 WARM = 3  # steps not counted
@@ -49,6 +51,20 @@ def peer_transformers(steps: int) -> None:
         return F.cross_entropy(forward(ids).logits.view(-1, VOCAB), y.reshape(-1))
 
     model.forward = with_loss
+    loop(model, steps)
+
+
+def peer_litgpt(steps: int) -> None:
+    """Its model, and the loss of its own training in chunks."""
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    from litgpt import GPT, Config
+    from litgpt.utils import chunked_cross_entropy
+
+    model = GPT(Config.from_name("pythia-14m"))
+    forward = model.forward
+    model.forward = lambda ids, y: chunked_cross_entropy(forward(ids), y)
     loop(model, steps)
 
 
@@ -114,9 +130,10 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)
-        {"hand": hand, "transformers": peer_transformers, "ours": ours}[given.only](given.steps)
+        {"hand": hand, "transformers": peer_transformers, "litgpt": peer_litgpt, "ours": ours}[given.only](given.steps)
         return
-    names = ["ours", *given.peers.split(","), *(f"{name}+env" for name in given.peers.split(","))]
+    peers = [name for name in given.peers.split(",") if name]
+    names = ["ours", *peers, *(f"{name}+env" for name in peers)]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(given.rounds):
         for name in names:
@@ -134,6 +151,15 @@ def main() -> None:
     for name in names[1:]:
         pairs = [other["cpu"] / mine["cpu"] for mine, other in zip(results["ours"], results[name], strict=True)]
         print(f"ours / {name:12} {statistics.median(pairs):.3f}  ({min(pairs):.3f} to {max(pairs):.3f})")
+    tell(
+        {f"tokens per CPU second, {name}": [tokens / r["cpu"] for r in found] for name, found in results.items()}
+        | {f"ours / {name}": over(cpu_of(results[name]), cpu_of(results["ours"])) for name in names[1:]}
+        | {f"peak bytes, {name}": [r["peak"] for r in found] for name, found in results.items()}
+    )
+
+
+def cpu_of(rounds: list[dict[str, float]]) -> list[float]:
+    return [found["cpu"] for found in rounds]
 
 
 def run_one(name: str, steps: int) -> dict[str, float]:

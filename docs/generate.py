@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import re
 import sys
@@ -470,6 +471,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "json.md": json_page,
     "run-directory.md": run_directory_page,
     "python.md": python_page,
+    "benchmarks.md": lambda: importlib.import_module("measured").benchmarks_page(),  # beside this file
 }
 
 

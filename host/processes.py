@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_NAME = "worker "
+GENERATIONS = 2  # from the server that forks workers up to the agent
 
 
 def python_argv(python: str) -> list[str]:
@@ -82,15 +85,17 @@ def variable_of(pid: int, name: str) -> str | None:
         return None
 
 
-def start_shielded(argv: list[str], *, env: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+def start_shielded(
+    argv: list[str], *, env: dict[str, str], output: IO[bytes], orders: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
     """Starts a child in a session of its own that ignores the signals meant for us and dies when we die (Linux).
 
-    It dies with the thread that calls this, so call it from the main thread.
+    It dies with the thread that calls this, so call it from the main thread. `orders`: its standard input.
     """
     return subprocess.Popen(
         argv,
         env=env,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if orders is None else orders,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -122,7 +127,8 @@ def _bind_to(parent: int, prctl: Callable[..., int]) -> bool:
 
 
 def die_with_parent() -> None:
-    """Lets the kernel end this process when torchrun dies, so that nothing trains on unobserved (Linux)."""
+    """Lets the kernel end this worker when the server that forked it does, which torchrun's end ends, as the agent's
+    does torchrun: so nothing trains on unobserved (Linux)."""
     parent = os.getppid()
     prctl = _prctl()
     if prctl is not None and (not _bind_to(parent, prctl) or _is_orphan(parent)):
@@ -130,15 +136,44 @@ def die_with_parent() -> None:
 
 
 def _is_orphan(parent: int) -> bool:
-    """Returns True if our parent is another process than the agent's torchrun, which then died before this check."""
+    """Returns True if our parent does not stem from the agent: then a process in between died before this check."""
     agent = variable(AGENT_PID)
     if agent is None:  # started by hand
         return False
+    above = parent
+    for _ in range(GENERATIONS):
+        above = parent_of(above)
+        if str(above) == agent:
+            return False
+    return True
+
+
+def parent_of(pid: int) -> int:
+    """0 if the process is gone (Linux)."""
     try:
-        with open(f"/proc/{parent}/stat") as file:
-            return file.read().rpartition(")")[2].split()[1] != agent
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
     except OSError:
-        return True
+        return 0
+
+
+def name_worker(rank: int) -> None:
+    """Shows the rank in `top` and `ps`, where all workers have the words of the server that forked them (Linux)."""
+    prctl = _prctl()
+    if prctl is not None:
+        prctl(_PR_SET_NAME, f"{_NAME}{rank}".encode(), 0, 0, 0)
+
+
+def worker_rank(process: psutil.Process) -> int | None:
+    """The rank of a worker; None of any other process."""
+    import psutil
+
+    try:
+        name = process.name()
+    except psutil.Error:
+        return None
+    rank = name.removeprefix(_NAME)
+    return int(rank) if name.startswith(_NAME) and rank.isdigit() else None
 
 
 def marked(run_url: str, *, attempt: int | None = None, node_rank: int | None = None) -> list[psutil.Process]:
@@ -183,14 +218,17 @@ def children(pid: int) -> set[int]:
 
 
 def end_all(processes: Iterable[psutil.Process], *, wait_seconds: float = 5.0) -> None:
-    """Sends SIGKILL and waits until they are gone. psutil makes sure that a reused number is not hit."""
+    """Sends SIGKILL and waits until they have ended. psutil makes sure that a reused number is not hit.
+
+    One whose parent has not asked for its end yet has ended all the same: process 1 may take its time.
+    """
     import psutil
 
     listed = list(processes)
     for process in listed:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(listed, timeout=wait_seconds)
+    wait_until(lambda: all(started_at(process.pid) is None for process in listed), seconds=wait_seconds, every=0.01)
 
 
 def end_child(child: subprocess.Popen[bytes], *, wait_seconds: float = 5.0) -> None:

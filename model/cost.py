@@ -38,7 +38,7 @@ def _active(config: ModelConfig, name: str, shape: TensorShape) -> int:
     """Elements of a parameter that a token's arithmetic goes through."""
     if name == "positions.weight" or (name == "embed.weight" and not config.tie_embeddings):
         return 0
-    if name.endswith((".prompt", ".gate")):  # a token sees its keys and values: _attention_flops
+    if name.endswith((".prompt", ".gate")):  # a token sees its keys and values: attention_flops
         return 0
     size = math.prod(shape)
     return size * config.moe.top_k // config.moe.n_experts if config.moe is not None and ".experts." in name else size
@@ -52,7 +52,12 @@ def flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None =
     does half of it. Recomputed activations do not count.
     """
     products = sum(_product_flops(config, adapter).values())
-    return products + 3 * _attention_flops(config, seq_len, adapter)
+    return products + 3 * attention_flops(config, seq_len, adapter)
+
+
+def causal_flops_per_token(config: ModelConfig, seq_len: int, adapter: Adapter | None = None) -> int:
+    """Those of `flops_per_token` with half of the attention: a token sees those before it alone."""
+    return flops_per_token(config, seq_len, adapter) - 3 * attention_flops(config, seq_len, adapter) // 2
 
 
 def flops_per_label(config: ModelConfig, adapter: Adapter | None = None) -> int:
@@ -75,7 +80,7 @@ def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:
     `scores` are the products of queries, keys and values, counted whole. Norms, biases and activations do not count.
     The backward takes twice as many, but of tied or frozen tables.
     """
-    found = {"attention": 0, "scores": _attention_flops(config, seq_len), "mlp": 0, "head": 0}
+    found = {"attention": 0, "scores": attention_flops(config, seq_len), "mlp": 0, "head": 0}
     for name, shape in parameter_shapes(config).items():
         part = "head" if name == "embed.weight" and config.tie_embeddings else part_of(name)
         if len(shape) == 1 or part in ("embedding", "norms"):
@@ -87,7 +92,8 @@ def forward_flops(config: ModelConfig, seq_len: int) -> dict[str, int]:
     return found
 
 
-def _attention_flops(config: ModelConfig, seq_len: int, adapter: Adapter | None = None) -> int:
+def attention_flops(config: ModelConfig, seq_len: int, adapter: Adapter | None = None) -> int:
+    """Operations of the forward for one token in the products of queries, keys and values, counted whole."""
     latent = config.latent_attention
     keys = config.head_dim if latent is None else latent.nope_dim + latent.rope_dim
     values = config.head_dim if latent is None else latent.v_dim

@@ -25,6 +25,9 @@ PEAK_FLOPS = (
     ("V100", 125e12),
 )
 
+# Part of a GPU's peak that training reaches, as a guess.
+REACHED = 0.35
+
 # Bytes per second of their memory, of the same sheets. Writing one text is as fast as all weights are read.
 PEAK_BYTES = (
     ("GB200", 8.0e12),

@@ -209,13 +209,19 @@ class LoadedModel:
         max_new_tokens: int = MAX_NEW_TOKENS,
         length_penalty: float = 1.0,
         stop: str | Sequence[str] | None = None,
+        context_length: int | None = None,
     ) -> list[tuple[str, float]]:
         """The n best of the texts that follow `prompt`, best first, and their scores: as of BeamSearch.
 
         One ends before a string of `stop`, whose tokens its score has in it.
         """
         search = BeamSearch(
-            width=width, n=n, max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, length_penalty=length_penalty
+            width=width,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            length_penalty=length_penalty,
+            context_length=context_length,
         )
         return self.search_beams(self.encode(prompt), search, stop)
 

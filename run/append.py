@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
 from typing import Any
 
-from launchyard.run.layout import grown, grown_part
+from launchyard.run.layout import grown, grown_part, grown_parts
 from launchyard.run.rundir import RunDir
 
 PART_BYTES = 256 << 10
@@ -29,6 +30,7 @@ class Appender:
         self._stem = stem
         self._every = flush_seconds
         self._lines: list[str] = []
+        self._in_flight: list[str] = []
         self._lock = threading.Lock()  # of the lines
         self._writing = threading.Lock()  # one flush at a time
         self._flushed = time.monotonic()
@@ -62,11 +64,18 @@ class Appender:
         with self._lock:
             return self._count, self._hash.hexdigest()
 
+    def unwritten(self) -> dict[str, list[str]]:
+        """Returns the lines of which it is not known that they are written, by the stem; nothing if there are none."""
+        with self._lock:
+            lines = self._in_flight + self._lines
+        return {self._stem: lines} if lines else {}
+
     def flush(self, *, sync: bool = False) -> None:
         """Write the waiting lines now. OSError if that fails; nothing is lost then, and the next flush retries."""
         with self._writing:
             with self._lock:
                 lines = self._lines
+                self._in_flight = lines
                 self._lines = []
             self._flushed = time.monotonic()
             if not lines:
@@ -79,7 +88,10 @@ class Appender:
             except BaseException:
                 with self._lock:
                     self._lines = lines + self._lines
+                    self._in_flight = []
                 raise
+            with self._lock:
+                self._in_flight = []
 
     def _flush_for_ever(self) -> None:
         while True:
@@ -88,19 +100,7 @@ class Appender:
                 self.flush()
 
     def _append(self, text: str, sync: bool) -> None:
-        path = self._run.path(grown(self._stem))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "ab", buffering=0) as file:
-            before = file.seek(0, os.SEEK_END)
-            try:
-                raw = text.encode()
-                while raw := raw[file.write(raw) :]:  # whole lines at once, but for a disk that fills up
-                    pass
-                if sync:
-                    os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(before)  # they are written again, and half a line would spoil the next one
-                raise
+        _append_to(self._run.path(grown(self._stem)), text, sync=sync)
 
     def _grow(self, text: str) -> None:
         """A part is never written again after a write of it has failed: that one may still arrive, and late."""
@@ -114,3 +114,58 @@ class Appender:
         if len(self._text) >= PART_BYTES:
             self._part = self._part + 1
             self._text = ""
+
+
+def _append_to(path: str, text: str, *, sync: bool = False) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            raw = text.encode()
+            while raw := raw[file.write(raw) :]:  # whole lines at once, but for a disk that fills up
+                pass
+            if sync:
+                os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)  # they are written again, and half a line would spoil the next one
+            raise
+
+
+def complete_lines(run: RunDir, stem: str, lines: list[str]) -> None:
+    """Write what a process that is gone had not written yet; a line that is there already is not written again."""
+    if not lines:
+        return
+    if run.local:
+        text = run.read_from(grown(stem), 0).decode(errors="replace")
+        missing = _missing(lines, text)
+        if missing:
+            _append_to(run.path(grown(stem)), ("" if text.endswith("\n") or not text else "\n") + missing)
+        return
+    folder, _, base = stem.rpartition("/")
+    parts = grown_parts(run.listdir(folder), base)
+    if missing := _missing(lines, _newest_text(run, stem, parts, lines[0])):
+        after = parts[-1] + 2 if parts else 1  # a write of that process to the next one may still arrive
+        run.write_text(grown_part(stem, after), missing)
+
+
+def _missing(lines: list[str], text: str) -> str:
+    there = set(text.splitlines(keepends=True))
+    return "".join(line for line in lines if line not in there)
+
+
+def _newest_text(run: RunDir, stem: str, parts: list[int], first: str) -> str:
+    """The content of the last parts, back to one that begins before a line."""
+    text = ""
+    for part in reversed(parts):
+        text = run.read_text(grown_part(stem, part)) + text
+        if _time_of(text) < _time_of(first):
+            break
+    return text
+
+
+def _time_of(text: str) -> float:
+    """Of its first line; infinite if that does not tell."""
+    try:
+        return float(json.loads(text.partition("\n")[0])["time"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -8,6 +8,7 @@ only the later ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -70,12 +71,21 @@ class RunCheckpoints:
             return f"attempt {by} found it damaged and went on from step {start}"
         return f"attempt {attempt} committed it after attempt {by} had gone on from step {start}"
 
+    def left_behind(self, step: int, attempt: int, taken: float) -> bool:
+        """Has the run gone another way since an attempt had that state, at that time?"""
+        if any(attempt < rollback.attempt and step > rollback.step for rollback in self._rollbacks):
+            return True
+        if any(self._went_on_before(number, step) for number in self._attempts if number > attempt):
+            return True
+        back = (event for event in self._events_of(attempt) if event["event"] == events.REWOUND)
+        return any(int(event["step"]) < step and float(event["time"]) > taken for event in back)
+
     def _is_late(self, step: int, later: list[int]) -> bool:
         for number in reversed(later):
             if self._went_on_before(number, step):
                 return True
-            if self._start(number) == step:  # it judged the attempts before it when it loaded this checkpoint
-                return False
+            if self._start(number) == step and not self._from_memory(number):
+                return False  # it judged the attempts before it when it loaded this checkpoint
         return False
 
     def _went_on_before(self, attempt: int, step: int) -> bool:
@@ -86,6 +96,11 @@ class RunCheckpoints:
         if attempt not in self._starts:
             self._starts[attempt] = self._run.start_step(attempt)
         return self._starts[attempt]
+
+    def _from_memory(self, attempt: int) -> bool:
+        """Did an attempt go on from a state that no checkpoint holds?"""
+        started = (event for event in self._events_of(attempt) if event["event"] == events.STARTED)
+        return any(event.get("source") == events.FROM_MEMORY for event in started)
 
     def _events_of(self, attempt: int) -> list[dict[str, Any]]:
         if attempt not in self._events:
@@ -117,17 +132,25 @@ class RunCheckpoints:
         return expected
 
     def _expected(self) -> int:
-        """The newest step that was saved by the events of the newest attempt that got so far; 0 without one."""
+        """The newest step that was saved by the events of the newest attempt that got so far; 0 without one.
+
+        An attempt that went on from memory tells what it has saved itself; before that, the attempts before it do.
+        """
+        back: list[int] = []
+        limit: float = math.inf
         for attempt in reversed(self._attempts):
-            if (start := self._start(attempt)) is not None:
-                saved = self._saved_in(attempt, start)
-                back = [rollback.step for rollback in self._rollbacks if rollback.attempt > attempt]
+            if (start := self._start(attempt)) is None:
+                continue
+            back += [rollback.step for rollback in self._rollbacks if rollback.attempt > attempt]
+            from_memory = self._from_memory(attempt)
+            saved = [step for step in self._saved_in(attempt, [] if from_memory else [start]) if step <= limit]
+            if saved or not from_memory:
                 return min([max(saved, default=0), *back])
+            limit = min(limit, start)
         return 0
 
-    def _saved_in(self, attempt: int, start: int) -> list[int]:
+    def _saved_in(self, attempt: int, saved: list[int]) -> list[int]:
         """Steps that an attempt has gone on from or saved, and has not taken back."""
-        saved = [start]
         for event in self._events_of(attempt):
             if event["event"] == events.SAVED:
                 saved.append(int(event["step"]))

@@ -44,6 +44,11 @@ SAMPLING = "sampling"
 SAMPLED = "sampled"
 NOT_SAMPLED = "not sampled"
 FINISHED = "finished"
+SNAPSHOTS_OFF = "snapshots off"
+SNAPSHOT_DAMAGED = "snapshot damaged"
+
+FROM_MEMORY = "memory"
+FROM_DISK = "disk"
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,15 @@ EVENTS = (
         "bytes": "That it has read.", "total_bytes": "Of all that it reads: its own rows.",
     }),
     Event(STARTED, "training/worker.py", "Model, data and state are ready; the first step follows.", {
-        "step": "From which training goes on; 0 at the beginning.", "resumed": "From a checkpoint of this run?",
-        "world_size": "Number of ranks.", "device": "Of rank 0.",
+        "step": "From which training goes on; 0 at the beginning.", "resumed": "From a state of this run?",
+        "world_size": "Number of ranks.", "device": "Of rank 0.", "source": "Of that state: `memory`, of the "
+        "agents, or `disk`, a checkpoint.",
+    }, optional=("source",)),
+    Event(SNAPSHOTS_OFF, "training/checkpoint/from_memory.py", "No state is kept in memory; training goes on.", {
+        "message": "Why.",
+    }),
+    Event(SNAPSHOT_DAMAGED, "training/checkpoint/from_memory.py", "A state in memory is damaged; another is tried.", {
+        "step": "Of that state.", "message": "The rank, and what is wrong.",
     }),
     Event(NOT_SWEPT, "training/worker.py", "Leftovers of earlier attempts stay for now.", {"message": _MESSAGE}),
     Event(NOT_RECORDED, "training/telemetry/environment.py", "environment.json could not be written.", {

@@ -70,6 +70,11 @@ def own_code(name: str, digest: str) -> str:
     return f"{OWN_CODE_FOLDER}/{name.removesuffix('.py')}-{digest}.py"
 
 
+def own_modules(code: str) -> str:
+    """The folder with the modules of such a copy."""
+    return code.removesuffix(".py")
+
+
 # -- attempts --------------------------------------------------------------------------------------------------------
 def attempt_folder(attempt: int) -> str:
     return f"{ATTEMPTS}/{attempt:04d}"
@@ -227,6 +232,12 @@ def grown_part(stem: str, part: int) -> str:
     return f"{stem}-{part:06d}{_JSONL}"
 
 
+def grown_parts(names: list[str], base: str) -> list[int]:
+    """The numbers of its parts among the names of a folder, in order. base: the stem without the folder."""
+    found = [name.removeprefix(f"{base}-").removesuffix(_JSONL) for name in names if is_grown(name, f"{base}-")]
+    return sorted(int(number) for number in found if number.isdigit())
+
+
 def is_grown(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name.endswith(_JSONL)
 
@@ -303,6 +314,8 @@ ENTRIES = (
     Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST.py", "launcher", "at the launch, and at a resume with `code=`, if the recipe "
           "names a file", "The user's own functions; `code` of the recipe, or of an attempt's overrides, names the "
           "one that counts."),
+    Entry(f"{OWN_CODE_FOLDER}/NAME-DIGEST/MODULE.py", "launcher", "with it, if it imports modules that lie beside it",
+          "Such a module; a dot stands for the slash of a package, as in `parts.mixer.py`."),
     Entry(TOKENIZER, "launcher", "at the launch", "The tokenizer of the data."),
     Entry(f"{TOKENIZER_FOLDER}/NAME", "launcher", "at the launch", "The other files of the tokenizer, as they lay "
           "beside it or beside the weights that the run starts from: `tokenizer_config.json`, "

@@ -6,6 +6,7 @@ that stands alone has colours of its own, without variables: not only browsers s
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ FILE_WIDTH = 720.0
 FILE_HEIGHT = 400.0
 FILE_HEAD = 38.0
 FILE_FOOT = 18.0
-FILE_COLOURS = {"c0": "#1f77b4", "c1": "#d62728", "muted": "#777"}
+FILE_COLOURS = {
+    "c0": "#1f77b4", "c1": "#d62728", "c2": "#2ca02c", "c3": "#9467bd", "c4": "#8c564b", "muted": "#777",
+}  # fmt: skip
 FILE_STYLE = (
     "text{font:12px sans-serif;fill:#555} .title{font-size:15px;fill:#000} .grid{stroke:#e4e4e4} "
     ".line{fill:none;stroke:currentColor;stroke-width:1.5} .dot{fill:#fff;stroke:currentColor;stroke-width:1.8} "
@@ -132,8 +135,36 @@ def rates_svg(losses: Sequence[Point], smooth: Sequence[Point], *, title: str, m
     return _file(inner, title, {"loss": "c0", "smoothed": "c1"}, "learning rate")
 
 
+def growth_svg(grown: Mapping[str, tuple[Sequence[Point], Sequence[Point]]], *, title: str, below: str) -> str:
+    """A file of its own: how things grow, by name (measured, expected) points of positive numbers; expected are faint.
+
+    Both axes double from line to line, and all begin at one place, so a power of x is a straight line from there.
+    """
+    colours = dict(zip(grown, itertools.cycle(name for name in FILE_COLOURS if name != "muted")))
+    lines = [
+        Line(_doublings(points), colours[name], name, faint=bool(is_expected))
+        for name, both in grown.items()
+        for is_expected, points in enumerate(both)
+    ]
+    dots = [Line(_doublings(points), colours[name], name, dots=True) for name, (points, _) in grown.items()]
+    inner = curve(
+        [*lines, *dots],
+        label=title,
+        width=FILE_WIDTH,
+        height=_INSIDE,
+        form=lambda exponent: f"{2**exponent:.3g}",
+        x_form=lambda exponent: f"{2**exponent:,.0f}",
+    )
+    return _file(inner, title, colours, below)
+
+
 def _by_exponent(points: Sequence[Point]) -> list[Point]:
     return [(math.log10(x), y) for x, y in points]
+
+
+def _doublings(points: Sequence[Point]) -> list[Point]:
+    """How often each number has doubled since the first point."""
+    return [(math.log2(x / points[0][0]), math.log2(y / points[0][1])) for x, y in points]
 
 
 def _file(inner: str, title: str, names: Mapping[str, str], below: str) -> str:

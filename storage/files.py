@@ -229,7 +229,7 @@ def open_write(path: str, *, size: int | None = None) -> Writer:
     """
     if is_remote(path):
         return _store(path).open_write(path, size=size)
-    return local.LocalWriter(normal(path))
+    return local.LocalWriter(normal(path), size=size)
 
 
 def sweep_uploads(folder: str) -> int:

@@ -13,6 +13,9 @@ import secrets
 from collections.abc import Iterator
 from typing import IO
 
+from launchyard.host.disk import begin_writing, reserve
+
+_WRITE_BYTES = 16 << 20  # handed to the disk together, while the next ones are copied
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP))  # FAT, exFAT and some of FUSE
 
 
@@ -51,18 +54,30 @@ def create_file(path: str | os.PathLike[str], raw: bytes) -> None:
 
 
 class LocalWriter:
-    """A file that grows; its name is visible from the first byte on."""
+    """A file that grows; its name is visible from the first byte on. size: of the whole file, if known."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, size: int | None = None) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         self._path = path
         self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115
+        self._begun = 0  # bytes that the disk has been told to write
+        self._at = 0
+        try:
+            reserve(self._file.fileno(), size or 0)
+        except OSError as error:
+            self.discard()
+            raise OSError(error.errno, error.strerror, path) from error
 
     def write(self, raw: bytes | memoryview) -> None:
         view = memoryview(raw)
         try:
             while len(view):
-                view = view[self._file.write(view) :]
+                count = self._file.write(view[:_WRITE_BYTES])
+                view = view[count:]
+                self._at += count
+                if self._at - self._begun >= _WRITE_BYTES:
+                    begin_writing(self._file.fileno(), self._begun, self._at - self._begun)
+                    self._begun = self._at
         except OSError as error:  # a full disk, most often; the system does not say of which file
             raise OSError(error.errno, error.strerror, self._path) from error
 

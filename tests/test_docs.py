@@ -173,7 +173,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
 # What needs minutes of trying, a run that is alive, a client, a chat model, files of a user, an S3 server, a hub or
 # hardware; the journeys and the tests of each command do these.
 NOT_HERE = re.compile(
-    r"launch (monitor|tune|serve|chat|stop|cancel|drill|resume|logs -f|sandbox|"
+    r"launch (monitor|bench|tune|serve|chat|stop|cancel|drill|resume|logs -f|sandbox|"
     r"profile latest --steps|"
     r".*(HuggingFaceTB|--gpus-per-node|sandbox-s3|s3://|mysite|myray|sandbox-ray|sandbox-slurm|questions.jsonl|my-task.yaml|SWEEP))\b"
 )

@@ -9,6 +9,12 @@ import pytest
 import torch
 
 from launchyard.model.network.documents import Documents
+from launchyard.model.network.transfers import ReadBack
+from launchyard.training.data.micro_batch import micro_batches
+from launchyard.training.data.reader import Batch
+from launchyard.training.optim.optimizers import make_optimizer
+from launchyard.training.sections.optimizer import OptimizerConfig
+from launchyard.training.step import train_step
 from tests.support.small_runs import RECIPE, history, make_run, run_workers, write_data
 from tests.support.tiny_models import llama, random_model, random_tokens
 
@@ -70,3 +76,31 @@ def test_documents_are_apart_on_the_gpu(options: dict[str, Any]) -> None:
     expected = model(tokens, documents=documents)
     found = model.to("cuda", torch.bfloat16)(tokens.cuda(), documents=documents).float().cpu()
     assert float((found - expected).abs().max()) < 5e-2 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_step_makes_the_host_wait(packed: bool) -> None:
+    """By torch's own word. Of one worker in bf16, its second step."""
+    tokens = torch.zeros(4, 24, dtype=torch.int64)
+    lengths = ((5, 19), (24,), (3, 4), (10,)) if packed else None
+    config = llama(dim=64, n_heads=4, head_dim=16)
+    model = random_model(config, std=0.02).train().to("cuda", torch.bfloat16)
+    optimizer = make_optimizer(model, OptimizerConfig())
+    device = torch.device("cuda")
+    try:
+        for number, mode in ((1, "default"), (2, "error")):
+            torch.cuda.set_sync_debug_mode(mode)
+            batches = micro_batches(Batch(tokens, tokens, 96, 0, lengths), 2, device)
+            train_step(model, optimizer, batches, n_parts=96, number=number, lr=1e-3, max_grad_norm=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_numbers_are_read_without_waiting_for_what_came_after() -> None:
+    """The device is kept busy behind the copy; the numbers are there while it still works."""
+    read = ReadBack(torch.full((3,), 2.0, device="cuda", dtype=torch.float64))
+    torch.cuda._sleep(2_000_000_000)
+    behind = torch.cuda.Event()
+    behind.record()
+    assert read.numbers() == [2.0, 2.0, 2.0]
+    assert not behind.query()

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from launchyard.model.adapt.forms import form_of
@@ -92,8 +92,8 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def compose(
     run: RunDir, world: World, recipe: Recipe, workload: Workload, flag: StopFlag, instruments: Instruments
-) -> tuple[Parts, bool]:
-    """Everything the loop needs, with the newest intact checkpoint loaded; and whether there was one."""
+) -> tuple[Parts, str | None]:
+    """Everything the loop needs, with the newest intact state loaded; and from where, or None if there was none."""
     from launchyard.training.loop.parts import Parts
     from launchyard.training.own.frozen import open_own_code
     from launchyard.training.own.hooks import Hooks
@@ -104,7 +104,7 @@ def compose(
     rows = open_rows(run, world)
     checkpointer = open_checkpointer(run, context, instruments, rows)
     code = open_own_code(run, recipe.code)
-    learner, resumed = load_learner(context, checkpointer, instruments, code)
+    learner, source = load_learner(context, checkpointer, instruments, code)
     data = open_readers(context, instruments.events, run, code)
     if needs_sharding(recipe, world.world_size, workload.adapter) and context.device.type == "cpu":
         time_collectives(learner.model, instruments.clock.waits)
@@ -124,7 +124,7 @@ def compose(
         hooks=Hooks(code) if code is not None and world.is_main else None,
         grad_norms=open_grad_norms(context, learner),
     )
-    return parts, resumed
+    return parts, source
 
 
 def open_context(world: World, recipe: Recipe, workload: Workload) -> Context:
@@ -210,12 +210,13 @@ def choose_objective(recipe: Recipe, code: OwnCode | None = None) -> Objective:
     from launchyard.training.loss import Regularisers
     from launchyard.training.objectives.next_token import NextToken
     from launchyard.training.objectives.own import OwnLoss
-    from launchyard.training.objectives.preference import PreferenceLoss
 
     if code is not None and code.has("loss"):
         return OwnLoss(code)
     if recipe.data.kind != "preference":
         return NextToken(Regularisers(recipe.train.label_smoothing, recipe.train.z_loss))
+    from launchyard.training.objectives.preference import PreferenceLoss
+
     wanted = recipe.preference or PreferenceConfig()
     is_simpo = wanted.loss == "simpo"
     return PreferenceLoss(
@@ -261,6 +262,7 @@ def open_checkpointer(run: RunDir, context: Context, instruments: Instruments, r
         rows=rows.entries,
     )
     checkpointer.cleaner.reach = recipe.stability.reach
+    checkpointer.unwritten = lambda: instruments.events.unwritten() | rows.unwritten()
     return checkpointer
 
 
@@ -300,8 +302,8 @@ def choose_device(recipe: Recipe, world: World) -> torch.device:
 
 def load_learner(
     context: Context, checkpointer: Checkpointer, instruments: Instruments, code: OwnCode | None = None
-) -> tuple[Learner, bool]:
-    """Model, optimizer and counters: of the newest checkpoint, or first weights if there is none."""
+) -> tuple[Learner, str | None]:
+    """Model, optimizer and counters: of the newest state there is, and its source; else first weights, and None."""
     from launchyard.training.build import fill_weights
     from launchyard.training.checkpoint.state import TrainState, shards
     from launchyard.training.loop.parts import Learner
@@ -309,14 +311,18 @@ def load_learner(
     began = time.perf_counter()
     model, optimizer = _unfilled(context, code)
     reading = ReadingEvents(instruments.events, instruments.clock)
-    manifest = checkpointer.load_newest(shards(model, optimizer))
-    if manifest is None:
-        return _with_first_weights(context, model, optimizer, reading), False
+    held = shards(model, optimizer)
+    if (every := context.recipe.checkpoint.snapshot_steps) is not None:
+        checkpointer.keep_in_memory(held, every)
+    found = checkpointer.restore(held)
+    if found is None:
+        return _with_first_weights(context, model, optimizer, reading), None
     adapter = context.workload.adapter
     fill_weights(model, context.workload.model, context.recipe, adapter=adapter, only_frozen=True, on_progress=reading)
     optimizer.begin(resumed=True)
     instruments.exporter.set("trainer_checkpoint_restore_duration_seconds", time.perf_counter() - began)
-    return Learner(model, optimizer, TrainState.from_json(manifest.train_state)), True
+    instruments.exporter.add("trainer_restores_total", source=found.source)
+    return Learner(model, optimizer, TrainState.from_json(found.train_state)), found.source
 
 
 def first_learner(context: Context, code: OwnCode | None = None) -> Learner:
@@ -367,22 +373,23 @@ def open_readers(context: Context, on_event: OnEvent, run: RunDir | None = None,
     from launchyard.training.loop.parts import Data
 
     workload = context.workload
-    cache = ChunkCache(
+    chunks = ChunkCache(
         workload.storage.cache,
         quota=workload.storage.cache_bytes,
         share=context.world.local_world_size,
         warn=partial(_warn, on_event),
     )
     size = context.sizes.global_batch_size
-    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=cache)
+    opened = partial(open_reader, recipe=context.recipe, global_batch_size=size, cache=chunks)
     if code is not None and code.has("batches"):
         reader = open_own_reader(context, code)
     else:
         reader = opened(workload.data.train, training=True, warn=partial(_warn, on_event))
     main = {MAIN: workload.data.validation} if workload.data.validation else {}
     held_out = {name: opened(sources, training=False) for name, sources in {**main, **workload.data.sets}.items()}
-    lengths = open_byte_lengths(run, context, on_event) if run is not None and held_out else None
-    return Data(reader, held_out, lengths)
+    if run is None or not held_out:
+        return Data(reader, held_out)
+    return Data(reader, held_out, cache(partial(open_byte_lengths, run, context, on_event)))
 
 
 def _warn(on_event: OnEvent, text: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from launchyard.host.environment import GRACE, JOB_END, MARK_ATTEMPT, MARK_NODE, SCRATCH
+from launchyard.host.environment import GRACE, JOB_END, MARK_ATTEMPT, MARK_NODE, SCRATCH, SLOTS
 from launchyard.storage import retry
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class World:
     host: str
     local_world_size: int = 1
     grace_seconds: float | None = None  # from a stop request until the agent ends the workers
+    slots: tuple[str, ...] = ()  # two files of the agent's memory for this worker's state; none without them
 
     @property
     def is_main(self) -> bool:
@@ -50,9 +51,10 @@ def read_world() -> World:
     env = os.environ
     end = env.get(JOB_END)
     grace = env.get(GRACE)
+    local_rank = int(env.get("LOCAL_RANK", "0"))
     return World(
         rank=int(env.get("RANK", "0")),
-        local_rank=int(env.get("LOCAL_RANK", "0")),
+        local_rank=local_rank,
         world_size=int(env.get("WORLD_SIZE", "1")),
         node_rank=int(env.get(MARK_NODE, "0")),
         attempt=int(env.get(MARK_ATTEMPT, "0")),
@@ -61,6 +63,7 @@ def read_world() -> World:
         host=socket.gethostname(),
         local_world_size=int(env.get("LOCAL_WORLD_SIZE", "1")),
         grace_seconds=float(grace) if grace else None,
+        slots=tuple(env.get(SLOTS, "").split()[2 * local_rank : 2 * local_rank + 2]),
     )
 
 
@@ -128,6 +131,17 @@ def disconnect() -> None:
         dist.destroy_process_group()
 
 
+def from_all_ranks(value: Value) -> list[Value]:
+    """Each rank's value (small, picklable, made by ourselves), in their order, on every rank."""
+    if not is_connected():
+        return [value]
+    import torch.distributed as dist
+
+    found = [value] * dist.get_world_size()
+    dist.all_gather_object(found, value)  # on the host, where its group has both
+    return found
+
+
 def is_connected() -> bool:
     import torch.distributed as dist
 
@@ -137,11 +151,43 @@ def is_connected() -> bool:
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """All-reduce SUM in place, on the tensor's own device; int64 wraps. Nothing to do in a world of one."""
     if is_connected():
+        import torch
         import torch.distributed as dist
 
-        if dist.get_world_size() > 1:
+        if values.dtype == torch.int64 and values.device.type == "cpu":
+            _sum_by_pairs(values)
+        elif dist.get_world_size() > 1:
             dist.all_reduce(values)
     return values
+
+
+def _sum_by_pairs(values: torch.Tensor) -> None:
+    """Sum in rounds, each with a rank twice as far away: log2 messages one after the other, where gloo's ring has two
+    for each rank. Whole numbers only: their sum does not depend on the order.
+
+    Ranks beyond the largest power of two have a lower rank that takes part for them.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    ranks = dist.get_world_size()
+    pairing = 1 << (ranks.bit_length() - 1)
+    if rank >= pairing:
+        dist.send(values, rank - pairing)
+        dist.recv(values, rank - pairing)
+        return
+    theirs = torch.empty_like(values)
+    if rank + pairing < ranks:
+        dist.recv(theirs, rank + pairing)
+        values += theirs
+    for distance in (1 << bit for bit in range(pairing.bit_length() - 1)):
+        sending = dist.isend(values, rank ^ distance)
+        dist.recv(theirs, rank ^ distance)
+        sending.wait()
+        values += theirs
+    if rank + pairing < ranks:
+        dist.send(values, rank + pairing)
 
 
 def from_rank_zero(value: Value) -> Value:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import socket
 import sys
@@ -15,10 +16,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 import psutil
 
+from launchyard.host.collector import uncollected
 from launchyard.host.processes import die_with_parent
 from launchyard.run import events, layout
 from launchyard.run.append import Appender
@@ -206,7 +209,8 @@ def work(
     progress.exporter = exporter
     instruments = Instruments(clock, exporter, on_event, None if around is None else around.on_step)
     progress.unsubscribe = retry.subscribe(StoreEvents(run, on_event, exporter))
-    parts, resumed = compose(run, world, recipe, workload, flag, instruments)
+    with uncollected(lasting=around is None):
+        parts, source = compose(run, world, recipe, workload, flag, instruments)
     progress.state = parts.learner.state
     progress.telemetry = parts.telemetry
     progress.checkpointer = parts.checkpointer
@@ -214,10 +218,10 @@ def work(
     from launchyard.training.loop.train import train
 
     device = str(parts.context.device)
-    on_event(events.STARTED, step=parts.learner.state.step, resumed=resumed, world_size=world.world_size, device=device)
+    facts = {"resumed": source is not None, **({} if source is None else {"source": source})}
+    on_event(events.STARTED, step=parts.learner.state.step, **facts, world_size=world.world_size, device=device)
     if world.is_main:
-        record_environment(run, world.attempt, on_event)
-        parts.checkpointer.clean_aside(lambda: sweep(parts.checkpointer.cleaner, on_event))
+        parts.checkpointer.clean_aside(partial(begun, run, world, parts.checkpointer.cleaner, on_event))
     reason = train(parts)
     clock.enter("checkpoint_blocking")  # only writes remain
     for rows in progress.rows:
@@ -263,6 +267,13 @@ def leave(run: RunDir, parts: Parts, pulse: PulseWriter | None, reason: str | No
             run.remove_target(world.attempt, world.rank)
     telemetry.exporter.close()
     telemetry.recorder.wait(max(1.0, LEAVE_SECONDS[hurried] - (time.monotonic() - began)))
+
+
+def begun(run: RunDir, world: World, cleaner: Cleaner, on_event: Events) -> None:
+    """Aside, while the first steps are done: what must follow the record of the start, and no step waits for."""
+    sweep(cleaner, on_event)
+    with retry.retry_budget(LAST_WRITE_SECONDS):
+        record_environment(run, world.attempt, on_event)
 
 
 def sweep(cleaner: Cleaner, on_event: Events) -> None:
@@ -344,4 +355,6 @@ if __name__ == "__main__":
     code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()
+    if multiprocessing.parent_process() is not None:  # forked by torchrun, which ends those that return
+        sys.exit(code)
     os._exit(code)  # all is on disk; torch's threads have been seen to abort a normal exit

@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,8 +37,10 @@ from launchyard.host.processes import end_child, end_marked, python_environment,
 from launchyard.launcher.agent.conclusion import conclude, exit_code
 from launchyard.launcher.agent.root_cause import node_log
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals, log_line
-from launchyard.launcher.agent.torchrun import torchrun_argv
-from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, WORKER, Node, Watch
+from launchyard.launcher.agent.start.standby import Standby
+from launchyard.launcher.agent.start.torchrun_process import WORKER
+from launchyard.launcher.agent.torchrun import PROCESS, torchrun_argv
+from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, SURVIVOR_SECONDS, Node, Watch
 from launchyard.run import layout, own_code
 from launchyard.run.records import OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
@@ -49,12 +52,17 @@ _PORT_TRIES = 3
 
 
 def run_attempt(
-    node: Node, *, signals: Signals | None = None, on_poll: Callable[[], None] = lambda: None
+    node: Node,
+    *,
+    signals: Signals | None = None,
+    on_poll: Callable[[], None] = lambda: None,
+    standby: Standby | None = None,
 ) -> OutcomeRecord:
     """Run one node of one attempt to its end; nothing of it is left running, however it ends.
 
     Returns the outcome of the attempt; node 0 also writes it where the workers could not. `on_poll` is called about ten
-    times per second. Call it from the main thread: the children die with the thread that started them.
+    times per second. `standby`: of an agent that runs the next attempt too. Call it from the main thread: the children
+    die with the thread that started them.
     """
     if node.shape.nnodes > 1 and node.rdzv_endpoint is None:
         raise ValueError(f"{node.shape.nnodes} nodes need a rdzv_endpoint (host:port) that all of them can reach")
@@ -63,18 +71,35 @@ def run_attempt(
     code: int | None = None
     try:
         for _ in range(_PORT_TRIES):
-            code = _run_torchrun(node, scratch, watch)
+            code = _run_torchrun(node, scratch, watch, standby)
             if code in (None, 0) or not _port_was_taken(node):
                 break
     finally:
         end_marked(node.run.url, attempt=node.attempt, node_rank=node.node_rank)
+        node.memory.end()
         watch.keep_logs()
         shutil.rmtree(scratch, ignore_errors=True)
     return conclude(node, watch, code)
 
 
-def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
+def _run_torchrun(node: Node, scratch: str, watch: Watch, standby: Standby | None) -> int | None:
     """Starts torchrun and watches it until it has ended. Returns its exit code, negative for a signal."""
+    env = _worker_env(node, scratch)
+    child = _start(node, env, _log_path(node, scratch), standby)
+    try:
+        while child.poll() is None and watch.poll(child.pid):
+            if standby is not None:
+                standby.poll(env, node.worker_module)
+            time.sleep(POLL_SECONDS)
+    finally:
+        code = child.poll()
+        if code is None:
+            end_child(child)
+    return code
+
+
+def _start(node: Node, env: dict[str, str], log: str, standby: Standby | None) -> subprocess.Popen[bytes]:
+    """torchrun with its workers: the one that stands by if there is one."""
     endpoint = node.rdzv_endpoint or f"127.0.0.1:{free_port()}"
     argv = torchrun_argv(
         python=sys.executable,
@@ -86,18 +111,14 @@ def _run_torchrun(node: Node, scratch: str, watch: Watch) -> int | None:
         module=node.worker_module,
         args=[node.run.url],
         shutdown_timeout=int(SURVIVOR_SECONDS),
-        log_dir=os.path.join(scratch, "torchrun"),
+        log_dir=os.path.join(env[SCRATCH], "torchrun"),
     )
-    with open(_log_path(node, scratch), "ab") as log:
-        child = start_shielded(argv, env=_worker_env(node, scratch), output=log)
-    try:
-        while child.poll() is None and watch.poll(child.pid):
-            time.sleep(POLL_SECONDS)
-    finally:
-        code = child.poll()
-        if code is None:
-            end_child(child)
-    return code
+    words = argv[argv.index(PROCESS) + 1 :]
+    if standby is not None and (child := standby.take(words, env=env, log=log)) is not None:
+        log_line(f"attempt {node.attempt} begins with the torchrun that stood by")
+        return child
+    with open(log, "ab") as output:
+        return start_shielded(argv, env=env, output=output)
 
 
 def _worker_env(node: Node, scratch: str) -> dict[str, str]:
@@ -114,6 +135,7 @@ def _worker_env(node: Node, scratch: str) -> dict[str, str]:
             SCRATCH: scratch,
             AGENT_PID: str(os.getpid()),
             GRACE: str(node.grace_seconds),
+            **node.memory.begin(node.shape.nproc_per_node),
         }
     )
     if image := variable(IMAGE):

@@ -46,7 +46,8 @@ class Owner:
     impossible and the nodes are still ours. Then, and where there is none, the next attempt follows here. `history`:
     attempts that this job has made already, or the job that it `continues`. `patience`: seconds for an earlier owner
     that only its heartbeat tells of. `acquire_resources`: waits for what an attempt needs while its argument returns
-    True; the shape of that attempt, or None if it gave up.
+    True; the shape of that attempt, or None if it gave up. `kept_step`: the newest step that the memory of its agents
+    holds.
     """
 
     run: RunDir
@@ -64,7 +65,10 @@ class Owner:
     acquire_resources: Callable[[Callable[[], bool]], Shape | None] | None = None
     since: float = field(default_factory=time.time)
     log: Callable[[str], None] = log_line
+    kept_step: Callable[[], int | None] = lambda: None
+    _claimed: bool = False
     _notifies: tuple[int, Notifier] | None = None  # of an attempt
+    _furthest: int = 0  # the newest step that was ever kept or saved
 
     def wait_for_resources(self, last: Job | None = None) -> bool:
         """Called before an attempt is claimed. Returns False if a stop is requested before its resources are there."""
@@ -103,7 +107,9 @@ class Owner:
             continues=self.continues,
             patience=self.patience,
         )
-        end_marked(self.run.url)
+        if not self._claimed:  # what is left of our own attempts was ended with them; the next torchrun stands by
+            end_marked(self.run.url)
+        self._claimed = True
         if not self.history:
             self._forget_last_end()
         return job
@@ -115,7 +121,7 @@ class Owner:
             self.signals.preempted = False
             record = self._attempt(job)
             after = newest_checkpoint(self.run)
-            progressed = after is not None and (before is None or after > before)
+            progressed = (after is not None and (before is None or after > before)) or self._kept_more(before or 0)
             self.history.append(
                 AttemptSummary(
                     job.attempt,
@@ -139,6 +145,14 @@ class Owner:
             if not self.wait_for_resources(job):
                 return self.end(record)
             job = self.claim()
+
+    def _kept_more(self, before: int) -> bool:
+        """Is more in memory than was ever there, or saved? Whoever fails at the same step again and again has not."""
+        self._furthest = max(self._furthest, before)
+        kept = self.kept_step() or 0
+        more = kept > self._furthest
+        self._furthest = max(self._furthest, kept)
+        return more
 
     def _attempt(self, job: Job) -> OutcomeRecord:
         if difference := what_differs(self.run):  # its workers would fail with the same error

@@ -24,7 +24,7 @@ _NOT_OF_THE_RUN = {
 
 @dataclass(frozen=True)
 class AttemptSummary:
-    """The end of one attempt. `progressed`: it committed a checkpoint beyond all that there were before.
+    """The end of one attempt. `progressed`: it left a state beyond all that there were before, saved or in memory.
 
     `stepped`: it finished a step.
     """
@@ -49,7 +49,8 @@ def after_attempt(history: Sequence[AttemptSummary], *, max_failures: int) -> De
 
     Preempted: again at once, without limit; the same after a node was lost, or was a bad one that is left out from now
     on. Failed: again after 1, 2, 4 … 60 seconds (10, 20 … if the agent died before the first step), until
-    `max_failures` attempts in a row have failed without a new checkpoint. Completed, fatal, stopped by a person: end.
+    `max_failures` attempts in a row have failed without a new checkpoint; at once the first time, if it had made a
+    step. Completed, fatal, stopped by a person: end.
     """
     if not history:
         raise ValueError("after_attempt needs at least one attempt")
@@ -74,12 +75,13 @@ def _after_failure(history: Sequence[AttemptSummary], max_failures: int) -> Deci
             return Decision("end", 0.0, "failed, and resources.max_failures is 0")
         times = "attempt" if fruitless == 1 else "attempts in a row"
         return Decision("end", 0.0, f"{fruitless} {times} failed without a new checkpoint")
-    delay = 2.0 ** max(0, fruitless - 1)
+    delay = 0.0 if fruitless <= 1 and history[-1].stepped else 2.0 ** max(0, fruitless - 1)
     if history[-1].reason == AGENT_LOST and not history[-1].stepped:
         delay *= UNSTARTED_FACTOR
     delay = min(BACK_OFF_CAP, delay)
     made = "after a new checkpoint" if fruitless == 0 else f"{fruitless} of {max_failures} without a new checkpoint"
-    return Decision("again", delay, f"failed, {made}; trying again in {delay:.0f} s")
+    when = f"in {delay:.0f} s" if delay else "at once"
+    return Decision("again", delay, f"failed, {made}; trying again {when}")
 
 
 def fruitless_failures(history: Sequence[AttemptSummary]) -> int:

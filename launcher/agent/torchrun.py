@@ -12,6 +12,7 @@ from launchyard.host.processes import python_argv
 # The node agent shields torchrun from these (it starts with them ignored) and asks the workers to stop by a file.
 # SIGQUIT stays handled, so that a person can still end torchrun and its workers by hand.
 HANDLED_SIGNALS = "SIGQUIT"
+PROCESS = "launchyard.launcher.agent.start.torchrun_process"  # in which torchrun runs
 
 
 def torchrun_argv(
@@ -42,11 +43,12 @@ def torchrun_argv(
         raise ValueError(f"rendezvous at {rdzv_endpoint}: {nnodes} nodes cannot meet on a loopback address")
     known = installed_flags() if flags is None else flags
     argv = [
-        *(*python_argv(python), "-m", "torch.distributed.run"),
+        *(*python_argv(python), "-m", PROCESS),
         f"--nnodes={nnodes}",
         f"--node-rank={node_rank}",
         f"--nproc-per-node={nproc_per_node}",
         "--max-restarts=0",
+        "--start-method=forkserver",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={rdzv_endpoint}",
         f"--rdzv-id={rdzv_id}",

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from launchyard.host.processes import children
 from launchyard.launcher.agent.hang_detector import Hang
+from launchyard.launcher.agent.memory import AgentMemory
 from launchyard.launcher.agent.profile_request import ProfileRequests
 from launchyard.launcher.agent.signals import CANCELLED, Signals, log_line
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.run import layout
 from launchyard.run.events import STORE_ANSWERS
 from launchyard.run.logs import LogUpload
@@ -21,7 +23,6 @@ from launchyard.run.records import Shape
 from launchyard.run.rundir import RunDir
 from launchyard.storage import local
 
-WORKER = "launchyard.training.worker"
 STOP_POLL_SECONDS = {True: 0.3, False: 3.0}  # local run directory, remote one
 GRACE_SECONDS = 600.0  # from a stop request to the end of an agreed save
 LINGER_SECONDS = 30.0  # from the outcome to the end of torchrun
@@ -63,6 +64,7 @@ class Node:
     grace_seconds: float = GRACE_SECONDS
     worker_module: str = WORKER
     others: Others = field(default_factory=Others)
+    memory: AgentMemory = field(default_factory=AgentMemory)
 
 
 class Watch:
@@ -148,7 +150,7 @@ class Watch:
             if self._node.run.local and self._node.run.exists(layout.outcome(self._node.attempt)):
                 self._outcome_at = time.monotonic()
             return False
-        if self._node.shape.nnodes == 1 and not children(torchrun):
+        if self._node.shape.nnodes == 1 and not workers_of(torchrun):
             return True
         return time.monotonic() - self._outcome_at > LINGER_SECONDS
 
@@ -165,7 +167,7 @@ class StrandedWorkers:
     def give_up(self, torchrun: int) -> bool:
         """Other nodes have failed: True if torchrun is to be ended. Not where a worker here is dead, too, which may be
         the first: then torchrun is about to tell which, and only waits for the others."""
-        alive = children(torchrun)
+        alive = workers_of(torchrun)
         if len(alive) >= self._node.shape.nproc_per_node:
             return True
         self._given_up_at = self._given_up_at or time.monotonic()
@@ -180,7 +182,7 @@ class StrandedWorkers:
         if self._node.shape.nproc_per_node == 1 or now - self._checked_at < 1.0:
             return
         self._checked_at = now
-        alive = children(torchrun)  # torchrun starts all workers at once: some and not all means that one is dead
+        alive = workers_of(torchrun)  # torchrun starts all workers at once: some and not all means that one is dead
         if not alive or len(alive) >= self._node.shape.nproc_per_node:
             self._short_since = None
         elif self._short_since is None:
@@ -189,6 +191,11 @@ class StrandedWorkers:
             for pid in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def workers_of(torchrun: int) -> set[int]:
+    """Returns those that live: children of the server that forks them."""
+    return {worker for child in children(torchrun) for worker in children(child)}
 
 
 def _write_stop(scratch: str, reason: str) -> None:

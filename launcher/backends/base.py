@@ -42,6 +42,7 @@ class Traits:
     has_spares: bool = False  # keeps nodes aside for those that are lost: resources.spare_nodes
     notices_silence: bool = False  # an agent that is frozen or cut off is given up within seconds
     cancelled_reason: str = "cancelled"  # of the outcome, if the scheduler's own command has ended a job
+    takes_environment: bool = True  # a job has the variables of the shell that submits it
     trusted: bool = True  # it watches the processes of its jobs, and keeps its queue over an outage
 
 

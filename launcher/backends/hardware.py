@@ -18,6 +18,8 @@ from launchyard.host.folders import log_folder
 from launchyard.host.processes import python_argv
 from launchyard.launcher.agent.torchrun import installed_flags
 from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.calibrations import known_calibrations
+from launchyard.model.speed import Calibration
 
 if TYPE_CHECKING:
     from launchyard.launcher.backends.cluster import Cluster
@@ -81,6 +83,7 @@ class HostFacts(BaseModel):
     cpu_bf16: bool = False
     has_torchao: bool = False
     torchrun_flags: tuple[str, ...] = ()
+    calibrations: tuple[Calibration, ...] = Field(default=(), description="Measured speeds of this machine.")
     node_cpus: int | None = Field(default=None, description="Of a node, by its scheduler.")
     note: str = Field(default="", description="On that number, for people.")
     logs: str = Field(default="", description="Folder for jobs' own output where the run directory is remote.")
@@ -109,6 +112,7 @@ def probe_host(*, gpus: bool = True) -> HostFacts:
         cpu_bf16="amx_bf16" in _read("/proc/cpuinfo"),
         has_torchao=find_spec("torchao") is not None,
         torchrun_flags=tuple(sorted(installed_flags())),
+        calibrations=known_calibrations(),
         logs=log_folder(),
     )
 

@@ -31,6 +31,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
             "tune_command",
             "Find the micro-batch and learning rate of a recipe.",
         ),
+        "bench": (
+            "launchyard.launcher.cli.recipe.bench",
+            "bench_command",
+            "Measure a recipe here, and what makes it faster.",
+        ),
         "status": ("launchyard.launcher.cli.runs", "status", "Show all runs, or one."),
         "logs": ("launchyard.launcher.cli.runs", "logs", "Print the logs of a run, all workers in one."),
         "stop": ("launchyard.launcher.cli.runs", "stop", "Save and stop at the next step; can be resumed."),

@@ -23,9 +23,10 @@ def report(run: str, *, out: str | None, as_json: bool) -> int:
     """Write a report of a run on one page: curves, attempts over time, where the time went, checkpoints, configuration.
 
     The page is one HTML file that needs no network and no scripts; send it to anyone. Passwords in URLs are
-    left out.
+    left out. Where the time of each attempt went is printed, too, as `launch metrics --phases` does.
     """
     from launchyard.launcher.report.html import report_page
+    from launchyard.launcher.report.phases import phase_lines, read_phases
     from launchyard.launcher.runs.find import find
     from launchyard.launcher.runs.history import read_story
     from launchyard.launcher.runs.why import explain
@@ -43,5 +44,10 @@ def report(run: str, *, out: str | None, as_json: bool) -> int:
     except OSError as error:
         raise UserError(f"--out {path}: {error.strerror or error}") from error
     facts = {"run_id": story.state.run_id, "file": os.path.abspath(path), "bytes": len(page.encode())}
-    click.echo(json_text(facts) if as_json else f"wrote {path} ({len(page.encode()) / 1e3:.0f} kB)")
+    if as_json:
+        click.echo(json_text(facts))
+        return EXIT_DONE
+    for attempt in read_phases(found):
+        click.echo("\n".join([*phase_lines(attempt), ""]))
+    click.echo(f"wrote {path} ({len(page.encode()) / 1e3:.0f} kB)")
     return EXIT_DONE

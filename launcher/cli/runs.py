@@ -131,6 +131,7 @@ def _one_status(state: RunState) -> list[str]:
         ("state", state.state + (f" ({state.reason})" if state.reason else "")),
         ("progress", progress_text(state)),
         ("attempt", f"{state.attempt}{owner * bool(state.host)}" if state.attempt is not None else "none"),
+        ("went on", f"from step {state.started_from}, of {state.source}" if state.source else ""),
         ("job", f"{state.job_id}: {state.queue or state.state}" if state.job_id else state.queue),
         ("starts", f"about {clock(state.start, seconds=False)}" if state.start else ""),
         ("since", f"{duration(max(0.0, time.time() - state.since))} ago" if state.since else ""),

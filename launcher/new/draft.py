@@ -14,7 +14,7 @@ from launchyard.errors import UserError, user_errors
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.format import count, size
 from launchyard.launcher.new.place import Spot
-from launchyard.launcher.new.wishes import Budget, Wishes
+from launchyard.launcher.new.wishes import Budget, Wishes, clock_time, usual_tokenizer
 from launchyard.launcher.plan.plan import Plan, PlanError
 from launchyard.launcher.plan.planner import make_plan
 from launchyard.launcher.recipe.load import check_recipe, read_recipe
@@ -44,6 +44,8 @@ TINY: JsonObject = {
 LADDER = ("pythia-14m", "pythia-70m", "pythia-160m", "pythia-410m", "pythia-1b", "pythia-2.8b", "pythia-6.9b")
 # Learning rates by the largest number of parameters for which each serves, after GPT-3 and Pythia.
 RATES = ((20e6, 1e-3), (250e6, 6e-4), (700e6, 3e-4), (math.inf, 2e-4))
+KEEP = "makes tokens of the text; keep it with the model"
+QUICKSTARTS = "2,048 pairs of bytes, from the quickstart, for any text"
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def _pretraining(keys: _Keys, wishes: Wishes, spot: Spot, model: str | None) -> 
         why = "chosen by --model" if wishes.model else "the largest that the budget has tokens for (20 a parameter)"
         keys.put("model.preset", model, why)
     if wishes.tokenizer:
-        keys.put("tokenizer", wishes.tokenizer, "makes tokens of the text; keep it with the model")
+        why = f"{QUICKSTARTS}; a larger one serves much text better" if wishes.tokenizer == usual_tokenizer() else KEEP
+        keys.put("tokenizer", wishes.tokenizer, why)
     keys.put("data.source", wishes.sources, "text, which is tokenized once and cached, or a folder of launch prepare")
     keys.put("data.seq_len", _seq_len(spot, model), "tokens of a sequence: what the model sees at once")
     if wishes.tokenizer:
@@ -268,6 +271,7 @@ def _length(keys: _Keys, wishes: Wishes, ready: Ready, spot: Spot) -> float:
         tokens = budget.amount
         keys.put("train.max_tokens", int(tokens), f"{tokens / data:.2g} passes over the data")
         return tokens
+    keys.put("train.max_time", clock_time(budget.amount), "of training: then it ends, saved, though steps are left")
     speed = _speed(wishes, spot) / ready.plan.flops_per_token
     could = _rounded(budget.amount * speed)
     tokens = max(min(could, MOST_PASSES * data), ready.plan.batch.tokens_per_step)
@@ -343,6 +347,6 @@ _ORDER = (
 
 
 def _ordered(raw: JsonObject) -> JsonObject:
-    first = ("global_batch_size", "micro_batch_size", "max_steps", "max_tokens", "max_epochs", "precision")
+    first = ("global_batch_size", "micro_batch_size", "max_steps", "max_tokens", "max_epochs", "max_time", "precision")
     train = {key: raw["train"][key] for key in first if key in raw["train"]}
     return {key: train if key == "train" else raw[key] for key in _ORDER if key in raw and raw[key] != {}}

@@ -13,13 +13,11 @@ from launchyard.launcher.backends.hardware import HostFacts, probe_host
 from launchyard.launcher.backends.offer import Offer
 from launchyard.launcher.backends.section import FIRST, known_backends
 from launchyard.launcher.format import bytes_of, size
-from launchyard.model.devices import peak_flops
+from launchyard.model.devices import REACHED, peak_flops
 
-# Operations per second: of a core, as the quickstart makes them on two of them; of a GPU that is in no table, and the
-# part of a GPU's peak that training reaches.
+# Operations per second: of a core, as the quickstart makes them on two of them; of a GPU that is in no table.
 CORE_FLOPS = 5e10
 UNKNOWN_GPU_FLOPS = 100e12
-REACHED = 0.35
 # Of kinds as sites name them. Where two sizes were sold, the smaller.
 GPU_BYTES = {
     "h200": 141, "h100": 80, "h800": 80, "b200": 180, "gh200": 96, "a100": 40, "a800": 80, "l40s": 48, "l40": 48,

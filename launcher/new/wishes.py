@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
+
+from launchyard.launcher.recipe.bundled import recipe_folder
 
 Task = Literal["pretrain", "finetune"]
 Unit = Literal["seconds", "tokens", "steps", "epochs"]
@@ -40,6 +43,19 @@ def _checked(budget: Budget, text: str) -> Budget:
     if budget.amount < least:
         raise ValueError(f"{text!r} is too short; such are {BUDGET_HELP}")
     return budget
+
+
+def clock_time(seconds: float) -> str:
+    """As keys take it: [D-]HH:MM:SS."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{f'{days}-' if days else ''}{hours:02}:{minutes:02}:{rest:02}"
+
+
+def usual_tokenizer() -> str:
+    """For text, if none is named."""
+    return str(recipe_folder() / "quickstart/tokenizer.json")
 
 
 @dataclass(frozen=True)

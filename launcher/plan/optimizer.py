@@ -75,3 +75,14 @@ def with_optimizer(
     rests = BF16_BYTES * -(-n_params_trained(share, adapter) // shards)
     state = planned_state(recipe, share, adapter, shards=shards)
     return with_state(whole, state, beside=rests if recipe.train.bf16_rounding == "compensated" else 0)
+
+
+def with_staging(
+    found: Mapping[str, int], recipe: Recipe, model: ModelConfig, adapter: Adapter | None, *, shards: int
+) -> dict[str, int]:
+    """Bytes of a worker on a CPU with its copy of what a checkpoint holds: room that it takes as it starts, so that it
+    can train on beside a save. Workers on GPUs have theirs in the memory of the host."""
+    if not recipe.checkpoint.async_save:
+        return dict(found)
+    staging = -(-planned_checkpoint(recipe, model, adapter) // shards)
+    return {**found, "staging": staging, "total": found["total"] + staging}

@@ -40,6 +40,13 @@ class Mesh(Frozen):
     cp: int = 1
 
 
+class PlannedSpeed(Frozen):
+    """Of all workers together, in steps alone: without saves and validations."""
+
+    tokens_per_second: float
+    how: str = Field(description="How this is known, in words.")
+
+
 class Plan(Frozen):
     """Everything that follows from a recipe in a place, before anything runs. Bytes, tokens and steps are counts."""
 
@@ -65,7 +72,8 @@ class Plan(Frozen):
     n_params: int
     n_params_trained: int
     flops_per_token: float
-    memory: dict[str, int] = Field(description="Bytes per worker, estimated.")
+    memory: dict[str, int] = Field(description="Bytes of tensors per worker, estimated: at the peak of a step.")
+    speed: PlannedSpeed | None = Field(default=None, description="None: nothing was measured that is like it.")
     memory_available: int | None = Field(description="Bytes that a worker could have.")
     checkpoint_bytes: int
     storage: Storage
@@ -82,12 +90,17 @@ class Plan(Frozen):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out the request where there is no scheduler, and the adapter where there is none."""
+        """Leaves out the request where there is no scheduler, and what there is none of."""
         fields: dict[str, Any] = handler(self)
-        for name in ("request", "adapter"):
+        for name in ("request", "adapter", "speed"):
             if fields.get(name) is None:
                 fields.pop(name, None)
         return fields
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the state of one worker, of which its agent's memory holds two copies."""
+        return self.checkpoint_bytes // (self.mesh.dp_shard * self.mesh.tp)
 
     @property
     def agent(self) -> list[str]:

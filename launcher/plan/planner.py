@@ -15,12 +15,13 @@ from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.backends.cluster import Cluster, store_environment
 from launchyard.launcher.backends.hardware import HostFacts
 from launchyard.launcher.backends.request import AFTER_NOTHING, After, Ask
-from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer
+from launchyard.launcher.plan.optimizer import optimizer_problems, planned_checkpoint, with_optimizer, with_staging
 from launchyard.launcher.plan.plan import Mesh, Plan, PlanError, PlannedBatch, PlannedData
 from launchyard.launcher.plan.precision import parallel_problems, precision_notes, precision_problems
 from launchyard.launcher.plan.processes import plan_processes
 from launchyard.launcher.plan.profile import profile_problems
 from launchyard.launcher.plan.regularised import misfits, with_regularisers
+from launchyard.launcher.plan.speed import planned_speed
 from launchyard.launcher.plan.validation import validation_problems
 from launchyard.launcher.plan.warnings import surprises
 from launchyard.model import cost, memory, zoo
@@ -121,6 +122,7 @@ def make_plan(
         **_costs(recipe, model, adapter),
         memory=_memory(recipe, model, adapter, batch, mesh, device),
         memory_available=_available(cluster, host, device, nproc),
+        speed=planned_speed(recipe, model, adapter, batch, cluster=cluster, host=host, ask=ask),
         environment=environment,
         **_started(cluster, ask, host),
         notes=draft.notes,
@@ -330,7 +332,8 @@ def _memory(
         adapter=adapter,
     )
     found = with_optimizer(found, recipe, share, adapter, shards=mesh.dp_shard)
-    return with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
+    found = with_regularisers(found, recipe, model, adapter, batch, shards=mesh.dp_shard)
+    return with_staging(found, recipe, model, adapter, shards=mesh.dp_shard) if device == "cpu" else found
 
 
 def _savings(recipe: Recipe) -> memory.Savings:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from launchyard.host.environment import AGENT_PID, MARK_ATTEMPT, MARK_NODE, MARK_RUN, SCRATCH
 from launchyard.host.processes import SAFE_PATH
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.agent.torchrun import torchrun_argv
-from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS, WORKER
+from launchyard.launcher.agent.torchrun_watch import SURVIVOR_SECONDS
 from launchyard.launcher.backends.base import load_backend
 from launchyard.launcher.backends.cluster import Cluster
 from launchyard.launcher.backends.request import ATTEMPT, ENDPOINT, Ask, Process

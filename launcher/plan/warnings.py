@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.base import Traits, load_backend
 from launchyard.launcher.format import size
 from launchyard.storage.hub_cache import origin_in_cache
 from launchyard.training.batching import samples_of
+from launchyard.training.checkpoint.slots import NODE_SHARE
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, source_names
 
@@ -29,6 +31,7 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             f"about {needed / 1e9:.1f} GB a worker, but there are {available / 1e9:.1f}: it may not fit; try "
             "train.micro_batch_size=1 or parallel.activation_checkpointing=full"
         )
+    yield from _of_snapshots(plan, recipe)
     if recipe.validation.tasks:
         yield (
             f"validation.tasks: rank 0 loads the whole model once more to ask it, {size(4 * plan.n_params)} in fp32, "
@@ -40,6 +43,8 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
             yield f"validation.sets.{set_name} is trained on too, so its loss says nothing of text that is new"
     if load_backend(plan.scheduler).TRAITS.scheduled:
         yield from _of_a_cache_here(recipe)
+    if recipe.notify is not None and recipe.notify.webhook_env:
+        yield from _of_a_webhook(recipe.notify.webhook_env, load_backend(plan.scheduler).TRAITS)
     warmup = recipe.schedule.warmup_steps
     if warmup >= 1 and warmup > plan.max_steps:
         yield f"warmup_steps {warmup} is longer than the run of {plan.max_steps} steps: lr never reaches its peak"
@@ -51,6 +56,14 @@ def surprises(plan: Plan, recipe: Recipe, *, free_bytes: int | None = None) -> I
         yield from _of_a_mixture(plan, recipe)
 
 
+def _of_a_webhook(name: str, traits: Traits) -> Iterator[str]:
+    if not traits.takes_environment:
+        yield (
+            f"notify.webhook_env: {name} must be set on the nodes, by whoever starts {traits.title} there; it is not "
+            "taken along from this shell, nor looked for in it"
+        )
+
+
 def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:
     """Weights are read by the workers; a tokenizer is copied into the run before."""
     source = recipe.model.init_from
@@ -60,6 +73,21 @@ def _of_a_cache_here(recipe: Recipe) -> Iterator[str]:
             f"model.init_from: {origin.repo} lies in the hub's cache at {source}: every node must see that path. If "
             "the cache is on a disk of this machine only, name a shared folder in HF_HOME, or get the model with "
             f"`launch download {origin.repo} --revision {origin.revision} --out SHARED_FOLDER`"
+        )
+
+
+def _of_snapshots(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Where the memory of this machine is known; elsewhere the workers say so."""
+    available = plan.memory_available
+    if recipe.checkpoint.snapshot_steps is None or available is None or plan.device != "cpu":
+        return
+    slots = 2 * plan.state_bytes
+    if not sys.platform.startswith("linux"):
+        yield "checkpoint.snapshot_steps: none are made here, for that takes Linux; a killed worker costs more steps"
+    elif slots * NODE_SHARE > available and recipe.checkpoint.snapshot_steps == "auto":
+        yield (
+            f"checkpoint.snapshot_steps=auto: none are made, for two copies of the state are {size(slots)} a worker, "
+            "more than a quarter of this machine's memory; a number of steps makes them all the same"
         )
 
 

@@ -44,6 +44,7 @@ SMALL: dict[str, object] = {
     "resources.nodes": 1,
     "resources.max_failures": 0,
     "after": None,
+    "notify": None,
 }
 
 

@@ -43,6 +43,7 @@ QUIET = {
     "checkpoint.keep_best": None,
     "early_stopping": None,
     "profile": None,
+    "notify": None,
     "train.max_time": None,
     "resources.nodes": 1,
     "resources.max_failures": 0,

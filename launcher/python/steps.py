@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from launchyard.launcher.backends.section import FIRST
@@ -162,7 +162,7 @@ def _compose(recipe: Recipe, workload: Workload, own: OwnFile | None, threads: i
     from launchyard.training.distributed import disconnect, is_connected
     from launchyard.training.own.load import load_own_code
 
-    code = None if own is None else load_own_code(own.raw, os.path.basename(own.path))
+    code = None if own is None else load_own_code(replace(own.source, name=os.path.basename(own.path)))
 
     connected = is_connected()
     context = open_context(one_rank(0), recipe, workload)

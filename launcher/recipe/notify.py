@@ -11,13 +11,16 @@ from launchyard.training.notify.section import url_problem
 METRICS = ("loss", "grad_norm", "lr", "tokens_seen", "tokens_per_second", "step_seconds", "validation_loss")
 
 
-def check_notify(loaded: LoadedRecipe) -> None:
-    """RecipeErrors for a variable that is not set here, and a figure that no run without own code has."""
+def check_notify(loaded: LoadedRecipe, *, from_here: bool) -> None:
+    """RecipeErrors for a variable that is not set here, and a figure that no run without own code has.
+
+    from_here: the job has the variables of this shell.
+    """
     config = loaded.recipe.notify
     if config is None:
         return
     problems = []
-    if config.webhook_env is not None:
+    if config.webhook_env is not None and from_here:
         url = variable(config.webhook_env)
         where = f"{loaded.origin('notify.webhook_env')}: notify.webhook_env: {config.webhook_env}"
         if not url:

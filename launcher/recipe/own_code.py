@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from launchyard.errors import RecipeErrors
@@ -15,13 +16,17 @@ from launchyard.launcher.recipe.load import LoadedRecipe
 from launchyard.run import own_code as package
 from launchyard.storage import files
 from launchyard.storage.redact import redact
+from launchyard.training.own.beside import with_modules
 from launchyard.training.own.contract import Described, describe_code
-from launchyard.training.own.frozen import frozen_name, read_frozen, title_of
+from launchyard.training.own.frozen import frozen_name, read_frozen
+from launchyard.training.own.load import source_json
+from launchyard.training.own.source import OwnSource
 
 if TYPE_CHECKING:
     from launchyard.run.rundir import RunDir
 
 MAX_BYTES = 1 << 20
+NO_MODULE = "ModuleNotFoundError"
 TRY_SECONDS = 120.0  # for its imports; torch alone takes some seconds, from a busy disk a minute
 
 
@@ -30,12 +35,16 @@ class OwnFile:
     """A checked file. frozen: its name in the run directory, which is the value of `code` from then on."""
 
     path: str
-    raw: bytes
+    source: OwnSource
     described: Described
 
     @property
     def frozen(self) -> str:
-        return frozen_name(self.path, self.raw)
+        return frozen_name(self.source)
+
+    @property
+    def makes_data(self) -> bool:
+        return "batches" in self.described.functions
 
 
 def with_own_code(loaded: LoadedRecipe, *, base: str, tries: bool = True) -> tuple[LoadedRecipe, OwnFile | None]:
@@ -57,27 +66,57 @@ def read_own_file(name: str, *, base: str, where: str, tries: bool) -> OwnFile:
     """RecipeErrors name what is wrong with it."""
     path = name if "://" in name else f"{base}/{name}" if "://" in base else os.path.join(base, name)
     try:
-        raw = files.read(path)
+        source = _read(path)
+        described = describe_code(source.raw, source.name)
+        source = _with_modules(source, path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise RecipeErrors([f"{where}: {redact(path)}: no such file"], hint="a path beside the recipe") from error
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ImportError) as error:
         raise RecipeErrors([f"{where}: {redact(path)} cannot be read: {redact(str(error))}"]) from error
-    if len(raw) > MAX_BYTES or not path.endswith(".py"):
-        what = "not a Python file (.py)" if not path.endswith(".py") else f"larger than {MAX_BYTES:,} bytes"
-        raise RecipeErrors([f"{where}: {redact(path)}: {what}"])
-    try:
-        described = describe_code(raw, redact(path))
     except ValueError as error:
-        raise RecipeErrors([f"{where}: {problem}" for problem in str(error).splitlines()]) from error
-    if tries and (problem := _try(raw, redact(path))):
-        hint = "the run keeps this one file: other modules must be installed in the environment of the workers"
-        raise RecipeErrors([f"{where}: {problem}"], hint=hint)
-    return OwnFile(path, raw, described)
+        raise RecipeErrors([f"{where}: {redact(problem)}" for problem in str(error).splitlines()]) from error
+    if tries and (problem := _try(source)):
+        hint = (
+            "modules that lie beside the file go with it, if an import statement names them; all others must be "
+            "installed in the environment of the workers"
+        )
+        raise RecipeErrors([f"{where}: {problem}"], hint=hint if NO_MODULE in problem else None)
+    return OwnFile(path, source, described)
+
+
+def _read(path: str) -> OwnSource:
+    """ValueError for what is no Python file."""
+    if not path.endswith(".py"):
+        raise ValueError(f"{path}: not a Python file (.py)")
+    raw = files.read(path)
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES:,} bytes")
+    return OwnSource(redact(path), raw)
+
+
+def _with_modules(source: OwnSource, path: str) -> OwnSource:
+    folder = path.rpartition("/")[0]
+
+    def read(name: str) -> bytes | None:
+        try:
+            return files.read(f"{folder}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def installed(name: str) -> bool:
+        here = {os.path.realpath(folder), os.getcwd()}
+        elsewhere = [place for place in sys.path if os.path.realpath(place) not in here]
+        return PathFinder.find_spec(name, elsewhere) is not None
+
+    return with_modules(source, read, installed)
 
 
 def frozen_described(run: RunDir, code: str | None) -> Described:
     """What the file of a run holds."""
-    return Described({}) if code is None else describe_code(read_frozen(run, code), title_of(code))
+    if code is None:
+        return Described({})
+    source = read_frozen(run, code)
+    return describe_code(source.raw, source.name)
 
 
 def resumed_code(
@@ -106,24 +145,27 @@ def resumed_code(
 def edited(path: str, code: str) -> bool:
     """Is the file that a run was given another by now? False if it is gone: the run has its copy."""
     try:
-        return frozen_name(path, files.read(path)) != code
+        return frozen_name(_with_modules(_read(path), path)) != code
     except (OSError, ValueError, ImportError):
         return False
 
 
 @lru_cache(maxsize=8)
-def _try(raw: bytes, name: str) -> str | None:
+def _try(source: OwnSource) -> str | None:
     """Runs the file in a process of its own, as a worker will, without a GPU; the problem in words."""
     env = {**own_environment(), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(package.ROOT), "PYTHONSAFEPATH": "1"}
-    argv = [sys.executable, "-m", "launchyard.training.own.load", name]
+    argv = [sys.executable, "-m", "launchyard.training.own.load"]
+    given = source_json(source).encode()
     try:
-        done = subprocess.run(argv, env=env, input=raw, capture_output=True, timeout=TRY_SECONDS)
+        done = subprocess.run(argv, env=env, input=given, capture_output=True, timeout=TRY_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"{name}: was not read in {TRY_SECONDS:.0f} s; do no work outside of its functions"
+        return f"{source.name}: was not read in {TRY_SECONDS:.0f} s; do no work outside of its functions"
     if done.returncode == 0:
         return None
     last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-    return redact(last[0]) if last else f"{name}: the process that tried to read it ended with {done.returncode}"
+    if last:
+        return redact(last[0])
+    return f"{source.name}: the process that tried to read it ended with {done.returncode}"
 
 
 def check_fit(loaded: LoadedRecipe, described: Described) -> None:

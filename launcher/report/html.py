@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from launchyard.launcher.format import clock, count, duration, first_line, size
+from launchyard.launcher.report.gradients import page_gradients
 from launchyard.launcher.report.phases import page_phases
 from launchyard.launcher.report.profiles import page_profiles
 from launchyard.launcher.runs.history import AttemptStory, Story
 from launchyard.launcher.submit.code import CodeSnapshot
-from launchyard.run.events import SAVED
+from launchyard.run.events import FROM_MEMORY, SAVED
 from launchyard.run.goodput import CAUSES
 from launchyard.run.rows import is_of_set, sets_of
 from launchyard.run.svg import Bar, Lane, Line, Mark, curve, stack, timeline
@@ -63,6 +64,7 @@ def _values(story: Story) -> dict[str, Any]:
         "lead": _lead(story.plan),
         "figures": list(_figure_rows(story)),
         "loss": _loss(story),
+        "gradients": _gradients(story),
         "time": _time(story),
         "phases": page_phases(story),
         "profiles": page_profiles(story.run),
@@ -150,15 +152,24 @@ def _loss(story: Story) -> dict[str, Any] | None:
         points = [(float(row["step"]), float(row["loss"])) for row in measured]
         lines.append(Line(points, colour, f"validation loss {name}".rstrip(), dots=True))
         named.append((colour, f"validation {name}".rstrip()))
-    marks = [
-        Mark(float(one.started_from), f"attempt {one.attempt} went on from step {one.started_from}", "muted")
-        for one in story.attempts
-        if one.started_from
-    ]
+    marks = _resumes(story)
     legend = [("c0", "training, smoothed over its steps"), *named]
     legend += [("muted", "an attempt went on from here")] if marks else []
     drawn = curve(lines, label="Loss over steps", height=320.0, marks=marks, x_form=count)
     return {"legend": legend, "drawn": _svg(drawn), "small": list(_small_curves(rows, marks))}
+
+
+def _resumes(story: Story) -> list[Mark]:
+    return [
+        Mark(float(one.started_from), f"attempt {one.attempt} went on from {_start(one)}", "muted")
+        for one in story.attempts
+        if one.started_from
+    ]
+
+
+def _gradients(story: Story) -> JsonObject | None:
+    found = page_gradients(story.rows, _resumes(story))
+    return None if found is None else {**found, "drawn": _svg(found["drawn"])}
 
 
 def _small_curves(rows: Sequence[dict[str, Any]], marks: Sequence[Mark]) -> Iterator[tuple[str, Any]]:
@@ -242,6 +253,11 @@ def _exact(seconds: float) -> str:
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
+def _start(one: AttemptStory) -> str:
+    where = " in memory" if one.source == FROM_MEMORY else ""
+    return "–" if one.started_from is None else f"step {one.started_from:,}{where}"
+
+
 def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
     live = one.outcome is None and story.state.alive and one.attempt == story.state.attempt
     message = first_line(one.outcome.message, 200) if one.outcome is not None else ""
@@ -251,7 +267,7 @@ def _attempt(one: AttemptStory, story: Story) -> tuple[str, ...]:
         clock(one.job.created),
         duration(max(0.0, one.ended - one.job.created)),
         str(one.job.nnodes * one.job.nproc_per_node),
-        "–" if one.started_from is None else f"{one.started_from:,}",
+        _start(one).removeprefix("step "),
         "–" if last is None else f"{last:,}",
         "under way" if live else one.result,
         message + _overrides(one, story.attempts),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import AGENT_PID
-from launchyard.host.processes import descendants, end_all, end_marked, marked, variable_of, wait_until
+from launchyard.host.processes import descendants, end_all, end_marked, marked, variable_of, wait_until, worker_rank
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts
@@ -147,12 +147,11 @@ def freeze_worker(run: RunDir, job: Job) -> float:
 
 def _signal_worker(run: RunDir, job: Job, number: signal.Signals) -> float:
     here = [process for process in marked(run.url, attempt=job.attempt) if _on_this_node(process.pid)]
-    workers = [process for process in here if "RANK" in process.environ()]
+    workers = {rank: process for process in here if (rank := worker_rank(process)) is not None}
     if not workers:
         raise UserError("no worker of this run was found on this machine", hint="launch status")
-    last = max(workers, key=lambda process: int(process.environ()["RANK"]))
     moment = time.time()
-    last.send_signal(number)
+    workers[max(workers)].send_signal(number)
     return moment
 
 

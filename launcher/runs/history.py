@@ -41,6 +41,7 @@ class AttemptStory:
     pieces: list[Piece]
     started_from: int | None
     ended: float
+    source: str | None = None  # of the state of that step, as the event `started` has it
 
     @property
     def result(self) -> str:
@@ -115,8 +116,10 @@ def _attempts(run: RunDir, state: RunState) -> Iterator[AttemptStory]:
         ended = _end_of(run, facts.attempt, rows, facts.outcome, alive=state.alive and facts.attempt == state.attempt)
         pieces = [Piece(began, job.created, waited, "waiting")] if job.created > began else []
         pieces += _pieces(job.created, ended, rows, events, reached)
-        started = next((int(event["step"]) for event in events if event.get("event") == STARTED), None)
-        yield AttemptStory(facts.attempt, job, facts.outcome, rows, events, pieces, started, ended)
+        started = next((event for event in events if event.get("event") == STARTED), {})
+        start = int(started["step"]) if started else None
+        source = started.get("source")
+        yield AttemptStory(facts.attempt, job, facts.outcome, rows, events, pieces, start, ended, source)
         reached = max([reached, *(int(row["step"]) for row in rows)])
         before = facts
 

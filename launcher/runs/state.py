@@ -44,6 +44,8 @@ class RunState:
     resumable: bool
     alive: bool
     attempt: int | None = None
+    started_from: int | None = None  # the step from which that attempt went on
+    source: str | None = None  # of the state of that step: memory or disk
     host: str | None = None
     pid: int | None = None
     step: int | None = None
@@ -125,6 +127,8 @@ def state_of(run: RunDir) -> RunState:
         common["queue"] = verdict.reason or None
         if load_backend(job.backend).TRAITS.scheduled:
             common |= {"job_id": job.job_id, "start": seen.start if seen.state == "queued" else None}
+    started = next((event for event in recorded if event.get("event") == events.STARTED), {})
+    common |= {"started_from": started.get("step"), "source": started.get("source")}
     rows = last_rows(run, attempts)
     row = rows[-1] if rows else {}
     pace = pace_of(rows)

@@ -87,6 +87,7 @@ def _going_on(run: RunDir, state: RunState) -> Why:
     text = f"{state.run_id} has not ended: attempt {state.attempt} is {doing} on {state.host}, process {state.pid}"
     progress = progress_text(state)
     text += f" ({progress})." if progress else "."
+    text += f" {told}" if (told := from_memory_text(run)) else ""
     text += f" {told}" if (told := interventions_text(run)) else ""
     text += _before(run, [attempt for attempt in run.attempts() if attempt < (state.attempt or 0)])
     if state.queue:
@@ -119,6 +120,7 @@ def _ended(run: RunDir, state: RunState, record: OutcomeRecord | None) -> Why:
         f"{state.run_id}: {began}",
         _history(run, attempt),
         _open_failures(run, attempt),
+        from_memory_text(run),
         interventions_text(run),
         checkpoint,
         _spent(run),
@@ -241,6 +243,17 @@ def _open_failures(run: RunDir, attempt: int) -> str:
     if silent is not None:
         sentences.append(f"Its store had failed: {first_line(str(silent.get('message')))}.")
     return " ".join(sentences)
+
+
+def from_memory_text(run: RunDir) -> str:
+    """Attempts that lost next to nothing, for their agents had the state in memory; empty if there are none."""
+    found = [(attempt, event) for attempt in run.attempts() for event in run.events(attempt)]
+    starts = [(attempt, one["step"]) for attempt, one in found if one.get("source") == events.FROM_MEMORY]
+    if not starts:
+        return ""
+    attempt, step = starts[-1]
+    times = f" ({len(starts)} attempts did so in all)" if len(starts) > 1 else ""
+    return f"Attempt {attempt} went on from step {step} in memory{times}."
 
 
 def interventions_text(run: RunDir) -> str:

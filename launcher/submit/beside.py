@@ -29,8 +29,21 @@ def remove_beside(run: RunDir) -> None:
             path = f"{folder}/{name}"
             if is_companion(path.removeprefix(f"{layout.TOKENIZER_FOLDER}/")):
                 run.remove(path)
-    for name in run.listdir(layout.OWN_CODE_FOLDER):
-        run.remove(f"{layout.OWN_CODE_FOLDER}/{name}")
+    for folder in _own_code_folders(run):
+        for name in run.listdir(folder):
+            if name.endswith(".py"):
+                run.remove(f"{folder}/{name}")
+
+
+def folders_beside(run: RunDir) -> list[str]:
+    """The folders of all that, each before the one that it lies in."""
+    return [layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER, *_own_code_folders(run)]
+
+
+def _own_code_folders(run: RunDir) -> list[str]:
+    """With those of its modules, which come first."""
+    inner = (f"{layout.OWN_CODE_FOLDER}/{name}" for name in run.listdir(layout.OWN_CODE_FOLDER))
+    return [*(name for name in inner if not name.endswith(".py")), layout.OWN_CODE_FOLDER]
 
 
 def beside_run(recipe: Recipe, data: DataSpec, *, base: str | None = None) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from launchyard.run.layout import CODE
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
+from launchyard.training.own.source import path_of
 
 MAX_DIFF_BYTES = 200_000
 MAX_EARLIER = 100
@@ -39,13 +40,16 @@ class EarlierCode(BaseModel):
 
 
 class OwnRecord(BaseModel):
-    """The user's own file: where it lay, its frozen copy in the run directory, and its functions."""
+    """The user's own file: where it lay, its frozen copy in the run directory, its functions, and the modules beside
+    it that it imports.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     path: str
     frozen: str
     functions: list[str]
+    modules: list[str] = []
 
 
 class CodeSnapshot(BaseModel):
@@ -88,7 +92,10 @@ class CodeSnapshot(BaseModel):
 
     def own_line(self) -> str | None:
         """The same of the user's own file; None without one."""
-        return None if self.own is None else f"{self.own.frozen}: {', '.join(self.own.functions)}"
+        if self.own is None:
+            return None
+        beside = f"; with {', '.join(self.own.modules)}" if self.own.modules else ""
+        return f"{self.own.frozen}: {', '.join(self.own.functions)}{beside}"
 
 
 def take_snapshot(folder: Path) -> CodeSnapshot:
@@ -119,7 +126,12 @@ def with_own(code: CodeSnapshot, own: OwnFile | None) -> CodeSnapshot:
     """The same with the user's own file."""
     if own is None:
         return code
-    record = OwnRecord(path=redact(own.path), frozen=own.frozen, functions=list(own.described.functions))
+    record = OwnRecord(
+        path=redact(own.path),
+        frozen=own.frozen,
+        functions=list(own.described.functions),
+        modules=[path_of(name) for name, _ in own.source.modules],
+    )
     return code.model_copy(update={"own": record})
 
 

@@ -37,7 +37,7 @@ from launchyard.launcher.recipe.notify import check_notify
 from launchyard.launcher.recipe.own_code import OwnFile, with_own_code
 from launchyard.launcher.runs.start_from import shape_of, with_found_files
 from launchyard.launcher.submit import plan_text
-from launchyard.launcher.submit.beside import beside_run, remove_beside
+from launchyard.launcher.submit.beside import beside_run, folders_beside, remove_beside
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot, with_own
 from launchyard.launcher.submit.packages import check_packages
 from launchyard.launcher.submit.room import check_room, with_room
@@ -50,6 +50,7 @@ from launchyard.storage import retry
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.files import typed_path
 from launchyard.storage.redact import redact
+from launchyard.training.own.frozen import write_frozen
 from launchyard.training.recipe import Recipe
 from launchyard.training.spec import DataSpec, TokenSource
 
@@ -126,7 +127,7 @@ def ready_at(
     loaded = with_found_files(loaded)
     recipe = loaded.recipe
     _check_name(loaded)
-    check_notify(loaded)
+    check_notify(loaded, from_here=load_backend(cluster.scheduler).TRAITS.takes_environment)
     if cluster.container is None:  # else the workers have another Python
         check_packages(loaded)
     loaded, own = with_own_code(loaded, base=loaded.base, tries=cluster.container is None)
@@ -164,7 +165,7 @@ def _data(
     try:
         with user_errors():
             recipe = loaded.recipe
-            if own is not None and "batches" in own.described.functions:
+            if own is not None and own.makes_data:
                 data = own_batches(recipe, base=loaded.base, digest=own.frozen)
                 return data, planned(data)
             data = resolve(
@@ -364,9 +365,7 @@ class NewFolder:
         if self.ours:
             with contextlib.suppress(OSError), retry.retry_budget(DISCARD_SECONDS):
                 remove_beside(self._run)
-        for name in (
-            (layout.TEMPLATES_FOLDER, layout.TOKENIZER_FOLDER, layout.OWN_CODE_FOLDER) if self._run.local else ()
-        ):
+        for name in folders_beside(self._run) if self._run.local else ():
             with contextlib.suppress(OSError):
                 os.rmdir(self._run.path(name))
         for path in reversed(self._made):
@@ -391,7 +390,7 @@ def write_run(ready: Ready, made: NewFolder) -> None:
         run.write_text(layout.RECIPE, recipe)
         write_companions(companions, run.path(layout.TOKENIZER_FOLDER))
         if ready.own is not None:
-            run.write_text(ready.own.frozen, ready.own.raw.decode())
+            write_frozen(run, ready.own.source)
         facts = {**plan.model_dump(mode="json"), layout.RECIPE_DIGEST: content_digest(recipe.encode())}
         run.write_json(layout.PLAN, facts, sync=True)
 

@@ -48,7 +48,7 @@ def full(plan: Plan, recipe: Recipe, raw: dict[str, Any], code: CodeSnapshot, so
     lines = [*brief(plan, recipe, code), "", f"recipe ({source})"]
     lines += _indent(recipe_text(raw))
     lines += ["", "plan"]
-    lines += [f"  {label:<18} {value}" for label, value in _facts(plan)]
+    lines += [f"  {label:<18} {value}" for label, value in _facts(plan, recipe)]
     if plan.script is not None:
         lines += ["", "script", *_indent(plan.script)]
     lines += ["", "processes"]
@@ -100,7 +100,9 @@ def _plan_parts(plan: Plan, recipe: Recipe) -> list[str]:
         parts.append(f"sequences shared by {plan.mesh.cp}")
     parts += [f"{plan.max_steps:,} steps", f"{count(plan.batch.tokens_per_step)} tokens/step"]
     of = f" of {size(plan.memory_available)}" if plan.memory_available else ""
-    parts.append(f"~{size(plan.memory['total'])}{of} per worker")
+    parts.append(f"~{size(plan.memory['total'])}{of} for a worker's tensors")
+    if plan.speed is not None:
+        parts.append(f"~{count(plan.speed.tokens_per_second)} tokens/s")
     return [*parts, f"checkpoint {size(plan.checkpoint_bytes)}{_every(recipe)}"]
 
 
@@ -147,7 +149,7 @@ def _set_parts(plan: Plan) -> Iterator[list[str]]:
         yield [f"validation {name}", f"{about}{count(sum(source.n_tokens for source in sources))} tokens"]
 
 
-def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
+def _facts(plan: Plan, recipe: Recipe) -> Iterator[tuple[str, object]]:
     batch = plan.batch
     yield "run", f"{plan.run_id} -> {redact(plan.run_url)}"
     yield "cluster", f"{plan.cluster} ({plan.scheduler})"
@@ -171,8 +173,13 @@ def _facts(plan: Plan) -> Iterator[tuple[str, object]]:
         "compute",
         f"{count(plan.flops_per_token)}FLOP/token, {plan.flops_per_token * plan.total_tokens:.3g} FLOP in all",
     )
-    yield "memory per worker", ", ".join(f"{key} {size(value)}" for key, value in plan.memory.items())
+    yield "tensors per worker", ", ".join(f"{key} {size(value)}" for key, value in plan.memory.items())
+    if plan.speed is not None:
+        yield "speed", f"{count(plan.speed.tokens_per_second)} tokens/s, {plan.speed.how}"
     yield "checkpoint", size(plan.checkpoint_bytes)
+    if (every := recipe.checkpoint.snapshot_steps) is not None:
+        often = "as often as costs next to nothing" if every == "auto" else f"every {count(every)} steps"
+        yield "snapshots", f"{often}, in 2 x {size(plan.state_bytes)} of its node's memory for each worker"
     model = plan.model.model_dump(exclude_defaults=True)
     yield "model", ", ".join(f"{key} {value}" for key, value in model.items())
     for source in plan.data.train:

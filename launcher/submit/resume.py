@@ -49,6 +49,7 @@ from launchyard.run.frozen import check_frozen
 from launchyard.run.records import Job
 from launchyard.run.rundir import RunDir
 from launchyard.storage.options import StoreOptions
+from launchyard.training.own.frozen import write_frozen
 from launchyard.training.recipe import Recipe, overrides_of, stored_recipe
 from launchyard.training.spec import Workload, frozen_workload, place_of_data
 
@@ -106,7 +107,7 @@ class ReadyToResume:
         """What is recorded of the code of the next attempts; the user's own new file is in the run before that."""
         code = take_snapshot(Path.cwd())
         if self.own is not None:
-            self.target.write_text(self.own.frozen, self.own.raw.decode())
+            write_frozen(self.target, self.own.source)
             return with_own(code, self.own)
         record = own_record(self.target)
         if record is None or self.recipe.code is None:
@@ -160,27 +161,24 @@ def make_ready(
     given = overrides_of(run)
     source = run.path(layout.RECIPE)
     before = check_recipe(raw, given, source=source)
-    on_hosts = (place or _cluster(run.read_plan())).container is None
+    where = place or _cluster(run.read_plan())
     with user_errors():
-        changes, own = resumed_code(run, before.recipe.code, changes, tries=on_hosts)
+        changes, own = resumed_code(run, before.recipe.code, changes, tries=where.container is None)
     asked = check_recipe(before.raw, changes, source=source)
     refuse_another_run(before.recipe, asked.recipe)
     moved = places(changes, before.recipe, asked.recipe)
     overrides = accumulate(given, {key: value for key, value in changes.items() if not is_fixed(key)} | moved)
     loaded = check_recipe(raw, overrides, source=source)
     recipe = loaded.recipe
-    if any(is_within(key, "notify") for key in changes):
-        check_notify(loaded)
     if recipe.code is not None:
         check_fit(loaded, frozen_described(run, recipe.code) if own is None else own.described)
-    if on_hosts and needs_packages(changes):
-        check_packages(loaded)  # what was there at the launch is not asked again: nothing new holds up a resume
+    _check_new_needs(loaded, changes, where)
     with user_errors():
         workload = frozen_workload(run)
         there = None if moved else place_of_data(run, workload)
         data = find_moved(recipe, workload.data) if there is None else count_more(recipe, there)
     workload = workload.model_copy(update={"data": data})
-    plan = _plan((copy_to or run).url, loaded, workload, place or _cluster(run.read_plan()), after)
+    plan = _plan((copy_to or run).url, loaded, workload, where, after)
     if from_step is None:
         _refuse_missing(run, state)
     else:
@@ -191,6 +189,14 @@ def make_ready(
     if from_step is None:
         _check_early_end(state, plan.max_steps, changed)
     return ReadyToResume(run, state, overrides, plan, recipe, changed, from_step, data != there, place, copy_to, own)
+
+
+def _check_new_needs(loaded: LoadedRecipe, changes: dict[str, object], where: Cluster) -> None:
+    """What was there at the launch is not asked again: nothing new holds up a resume."""
+    if any(is_within(key, "notify") for key in changes):
+        check_notify(loaded, from_here=load_backend(where.scheduler).TRAITS.takes_environment)
+    if where.container is None and needs_packages(changes):
+        check_packages(loaded)
 
 
 def _refuse_missing(run: RunDir, state: RunState) -> None:

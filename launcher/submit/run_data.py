@@ -20,6 +20,7 @@ from launchyard.training.spec import OWN_BATCHES, DataSpec, TokenSource
 # Keys that name the place of data. Equal tokens may lie anywhere.
 PLACES = ("data.source", "data.mixture", "data.validation", "validation.sets", "tokenizer")
 NEW_PLACE = "name its new place if it has moved: launch resume RUN data.source=PLACE; else bring it back"
+NEW_HELD_OUT = NEW_PLACE.replace("data.source=PLACE", "data.validation=PLACE, or validation.sets.NAME=PLACE")
 
 
 def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
@@ -27,6 +28,8 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
     from launchyard.launcher.data.resolve import resolve
     from launchyard.training.data.dataset_spec import check_unchanged
 
+    if is_own(data):
+        return _find_held_out(recipe, data)
     key = "data.source" if recipe.data.mixture is None else "data.mixture"
     with user_errors():
         found = resolve(
@@ -53,6 +56,41 @@ def find_moved(recipe: Recipe, data: DataSpec) -> DataSpec:
     with user_errors():
         check_unchanged(found.spec)
     return found.spec
+
+
+def is_own(data: DataSpec) -> bool:
+    """Are its samples made by the user's own code? Then only what is held out, and the tokenizer, lie in a place."""
+    return data.train[0].folder == OWN_BATCHES
+
+
+def _find_held_out(recipe: Recipe, data: DataSpec) -> DataSpec:
+    """The same for a run that makes its samples."""
+    from launchyard.launcher.data.own_batches import own_batches
+    from launchyard.training.data.dataset_spec import check_unchanged
+
+    with user_errors():
+        found = own_batches(recipe, base=".", digest=data.digest).spec.model_copy(update={"train": data.train})
+    if not _equal(found, data):
+        key = _other_set(found, data) or "data.validation"
+        theirs, ours = (_in_words(sources) for sources in _of_key(key, found, data))
+        raise UserError(
+            f"{key}: other tokens lie there ({theirs}) than those of this run ({ours})",
+            hint="a run goes on only with its own held-out data; make a new run for others",
+        )
+    with user_errors():
+        check_unchanged(found)
+    return found
+
+
+def _of_key(key: str, *specs: DataSpec) -> list[tuple[TokenSource, ...]]:
+    name = key.removeprefix("validation.sets.")
+    return [spec.validation if name == key else spec.sets.get(name, ()) for spec in specs]
+
+
+def _in_words(sources: tuple[TokenSource, ...]) -> str:
+    digests = (f", digest {source.digest[:12]}" if source.digest else "" for source in sources)
+    both = zip(sources, digests, strict=True)
+    return "; ".join(f"{source.n_tokens:,} tokens{digest}" for source, digest in both) or "none"
 
 
 def count_more(recipe: Recipe, data: DataSpec) -> DataSpec:
@@ -119,7 +157,10 @@ def restore_data(recipe: Recipe, data: DataSpec) -> None:
         with user_errors():
             check_unchanged(data)
         return
-    missing = UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=NEW_PLACE)
+    hint = NEW_HELD_OUT if is_own(data) else NEW_PLACE
+    missing = UserError(f"{gone[0]}: the tokens of this run are not there any more", hint=hint)
+    if is_own(data):  # held-out folders, which nobody but `launch prepare` makes
+        raise missing
     parents = Path(gone[0]).parents  # CACHE/data/DIGEST/train
     cache = str(parents[2]) if len(parents) > 2 else None
     encodings = get_args(Encoding)

@@ -6,9 +6,8 @@ Knows no process and no memory: whoever calls it tries one size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
-SizeVerdict = Literal["fits", "no memory", "too slow"]
+from launchyard.launcher.trial.trial import TrialVerdict
 
 
 def sizes_of(share: int) -> list[int]:
@@ -16,7 +15,7 @@ def sizes_of(share: int) -> list[int]:
     return [size for size in range(1, share + 1) if share % size == 0]
 
 
-def search_largest(sizes: Sequence[int], attempt: Callable[[int], SizeVerdict]) -> Iterator[tuple[int, SizeVerdict]]:
+def search_largest(sizes: Sequence[int], attempt: Callable[[int], TrialVerdict]) -> Iterator[tuple[int, TrialVerdict]]:
     """Each size that is tried, with its verdict. It takes that what fits fits at any smaller size as well.
 
     One that is too slow ends the search: no larger one is faster to try.

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from launchyard.errors import UserError
-from launchyard.launcher.backends.base import load_backend
-from launchyard.launcher.backends.cluster import load_cluster, reach_storage, recipe_defaults
-from launchyard.launcher.backends.hardware import free_memory
 from launchyard.launcher.format import count, size
 from launchyard.launcher.plan.plan import Plan
-from launchyard.launcher.recipe.load import read_recipe
-from launchyard.launcher.submit.code import take_snapshot
-from launchyard.launcher.tune.child import TrialLimits
+from launchyard.launcher.trial.child import TrialLimits
+from launchyard.launcher.trial.trial import (
+    NOWHERE,
+    TrialOutcome,
+    TrialPlace,
+    TrialVerdict,
+    allowed_memory,
+    run_trial,
+    trial_place,
+)
 from launchyard.launcher.tune.range_test import RatePoint, Suggestion, diverged_at, suggest
-from launchyard.launcher.tune.sizes import SizeVerdict, search_largest, sizes_of
-from launchyard.launcher.tune.trial import TrialOutcome, TrialPlace, run_trial
+from launchyard.launcher.tune.sizes import search_largest, sizes_of
 from launchyard.storage.damage import JsonObject
 from launchyard.training.batching import shares_of
 from launchyard.training.trial.spec import Trial
@@ -25,7 +26,6 @@ from launchyard.training.trial.spec import Trial
 TIMED_STEPS = 3  # behind a first one, which allocates and compiles; the best of them counts
 SHARE_OF_MEMORY = 0.9  # of a CPU for the micro-batches: later steps may take somewhat more than the first ones
 MOST_MICRO_BATCHES = 4  # in each of them: enough that the update hardly counts
-NOWHERE = "/nonexistent/launchyard-trial"  # of a plan that is only looked at
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TriedSize:
     """planned and peak: bytes of one worker at its peak; the first of tensors alone."""
 
     micro_batch_size: int
-    verdict: SizeVerdict
+    verdict: TrialVerdict
     planned: int | None = None
     peak: int | None = None
     tokens_per_second: float | None = None
@@ -88,25 +88,13 @@ class Tuned:
 
 def tune(request: TuneRequest, report: Callable[[str], None]) -> Tuned:
     """Try it. UserError for mistakes, before anything is started; nothing is left of the trials."""
-    place = _place(request)
+    place = trial_place(request.recipe, cluster=request.cluster, overrides=request.overrides, command="launch tune")
     # The recipe's own size is what is looked for: it need not divide a batch that is given here.
     ready = place.ready({"train.micro_batch_size": None} if request.sizes else {}, NOWHERE)
     plan = ready.plan
     workers = plan.world_size // shares_of(ready.loaded.recipe.parallel)
     tried = _Tried(place, plan, ready.loaded.recipe.train.global_batch_size // workers, workers, request, report)
     return tried.all()
-
-
-def _place(request: TuneRequest) -> TrialPlace:
-    cluster = load_cluster(request.cluster)
-    if load_backend(cluster.scheduler).TRAITS.scheduled:
-        raise UserError(
-            f"launch tune tries a recipe on the machine that it runs on, and {cluster.name} gives its machines to jobs",
-            hint="run it in an allocation, on the node: salloc …, then launch tune RECIPE there, without --cluster",
-        )
-    reach_storage(cluster)
-    recipe = read_recipe(request.recipe, defaults=recipe_defaults(cluster)).changed(request.overrides)
-    return TrialPlace(recipe, cluster, take_snapshot(Path.cwd()))
 
 
 @dataclass
@@ -144,7 +132,7 @@ class _Tried:
         return Trial(n_steps=n_steps, lr_range=lr_range, memory_bytes=each)
 
     # -- micro-batches -----------------------------------------------------------------------------------------------
-    def _try_size(self, micro: int) -> SizeVerdict:
+    def _try_size(self, micro: int) -> TrialVerdict:
         n_micro = min(self.share // micro, MOST_MICRO_BATCHES)
         if (seconds := self._expected(micro * n_micro)) > self.request.seconds:
             self.sizes.append(TriedSize(micro, "too slow"))
@@ -249,9 +237,3 @@ def size_line(tried: TriedSize) -> str:
     if tried.planned is not None:
         parts.append(f"planned {size(tried.planned)}")
     return " · ".join(parts)
-
-
-def allowed_memory(asked: int | None) -> int:
-    """Bytes that trials may take of this machine; never so much that it would have to end other processes."""
-    free = free_memory()
-    return free if asked is None else min(asked, free)

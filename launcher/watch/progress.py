@@ -114,7 +114,8 @@ class Progress:
                 self._phase_from = at
             case events.STARTED:
                 self._enter(f"resuming from step {step}" if step else "first step", at)
-                return [f"✓ resumed from step {step}"] if step else []
+                where = ", from memory" if event.get("source") == events.FROM_MEMORY else ""
+                return [f"✓ resumed from step {step}{where}"] if step else []
             case events.VALIDATING:
                 self._enter(f"validating at step {step}", at)
             case events.VALIDATED:

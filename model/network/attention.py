@@ -141,6 +141,7 @@ class Scores:
             return False
         return torch.cuda.get_device_capability(q.device)[0] >= 8
 
+    @uncompiled  # as above
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 

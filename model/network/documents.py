@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from launchyard.model.network.transfers import sent
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -22,6 +24,10 @@ class Documents:
             raise ValueError(f"documents have lengths {self.lengths}; there must be one, and each has a token or more")
 
     @cached_property
+    def _on_devices(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
+    @cached_property
     def n_tokens(self) -> int:
         return sum(self.lengths)
 
@@ -31,12 +37,26 @@ class Documents:
 
     def positions(self, device: torch.device) -> Tensor:
         """(N,) int64: of each token in its document."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).to(device)
+        return self._sent("positions", device)
 
     def numbers(self, device: torch.device) -> Tensor:
         """(N,) int64: of each token's document."""
-        return torch.repeat_interleave(torch.tensor(self.lengths)).to(device)
+        return self._sent("numbers", device)
 
     def bounds(self, device: torch.device) -> Tensor:
         """(documents + 1,) int32: where each begins, and the end of the last."""
-        return torch.tensor((0, *self.lengths)).cumsum(0).to(device, torch.int32)
+        return self._sent("bounds", device)
+
+    def _sent(self, what: str, device: torch.device) -> Tensor:
+        """Once for all layers."""
+        key = what, device
+        if key not in self._on_devices:
+            self._on_devices[key] = sent(self._made(what), device)
+        return self._on_devices[key]
+
+    def _made(self, what: str) -> Tensor:
+        if what == "positions":
+            return torch.cat([torch.arange(length) for length in self.lengths])
+        if what == "numbers":
+            return torch.repeat_interleave(torch.tensor(self.lengths), output_size=self.n_tokens)
+        return torch.tensor((0, *self.lengths)).cumsum(0).to(torch.int32)

@@ -15,6 +15,7 @@ from launchyard.model.network.linear import Linear, OpaqueLinear
 from launchyard.model.network.low_rank import together
 from launchyard.model.network.norms import widened
 from launchyard.model.network.remade import saved
+from launchyard.model.network.transfers import sent
 from launchyard.model.network.uncompiled import uncompiled
 
 CLAMP = 7.0  # of gpt-oss
@@ -125,12 +126,13 @@ def imbalance(shares: Tensor, chosen: Tensor) -> Tensor:
     return (counts / shares.shape[1] * shares.mean(1)).sum() * shares.shape[2]
 
 
+@uncompiled  # a graph would be compiled for each set of lengths
 def imbalance_of_documents(shares: Tensor, chosen: Tensor, documents: Documents) -> Tensor:
     """`imbalance` of each document alone, weighed by its part of a row. shares (N, E); chosen (N, top_k).
 
     So it does not depend on the rows that documents are packed in, or on their neighbours.
     """
-    lengths = torch.tensor(documents.lengths, dtype=torch.float32).to(shares.device)[:, None]
+    lengths = sent(torch.tensor(documents.lengths, dtype=torch.float32), shares.device)[:, None]
     numbers = documents.numbers(shares.device)
     empty = shares.new_zeros(len(documents.lengths), shares.shape[1])
     means = empty.index_add(0, numbers, shares) / lengths

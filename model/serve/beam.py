@@ -23,6 +23,7 @@ class BeamSearch:
     The rank of a text is its log-probability / its tokens ** length_penalty, the token that ends it included: above 0
     the penalty favours long texts, below 0 short ones. width: texts that go on at each token; n: how many are wanted.
     is_end: says of the ids of a text whether it ends with the last of them, as at a string; None: never.
+    context_length: tokens that prompt and text may have together, no more than the model has positions.
     """
 
     width: int
@@ -31,6 +32,7 @@ class BeamSearch:
     stop_ids: frozenset[int] = field(default_factory=frozenset)
     length_penalty: float = 1.0
     is_end: Callable[[Sequence[int]], bool] | None = None
+    context_length: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "n", "max_new_tokens"):
@@ -68,13 +70,13 @@ class _Search:
     """Open beams are the first rows of a cache; each step the likeliest of all that may follow them go on."""
 
     def __init__(self, model: Transformer, prompt: Sequence[int], search: BeamSearch) -> None:
-        limit = model.config.position_limit
-        room = search.max_new_tokens if limit is None else limit - len(prompt)
+        limits = [limit for limit in (model.config.position_limit, search.context_length) if limit is not None]
+        room = min(limits) - len(prompt) if limits else search.max_new_tokens
         if not prompt:
             raise ValueError("the prompt is empty; a model needs at least one token to go on from")
         if room < 1:
             raise ValueError(
-                f"the prompt has {len(prompt)} tokens; this model has max_seq_len {limit}, one of them for a new token"
+                f"the prompt has {len(prompt)} tokens; the context has {min(limits)}, one of them for a new token"
             )
         self.model = model
         self.prompt = list(prompt)

@@ -26,7 +26,7 @@ import psutil
 
 from launchyard.host.environment import MARK_ATTEMPT, MARK_RUN
 from launchyard.host.ports import free_port
-from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until
+from launchyard.host.processes import descendants, end_all, end_marked, marked, wait_until, worker_rank
 from launchyard.run.records import Job as Claim
 from launchyard.run.rundir import RunDir
 from tests.chaos.beacons import VARIABLE, Beacons
@@ -322,7 +322,7 @@ class Harness:
         if started.workers:
             return [psutil.Process(worker.pid) for worker in started.workers if worker.poll() is None]
         everybody = marked(self.run.url)
-        workers = [process for process in everybody if _rank(process) is not None]
+        workers = [process for process in everybody if worker_rank(process) is not None]
         if kill.victim == "worker":
             told = [process for process in workers if process.pid == pid]
             return told or self._rng.sample(workers, min(1, len(workers)))
@@ -405,10 +405,3 @@ class Harness:
         end_all([psutil.Process(one.pid) for one in zombie.workers if one.poll() is None])
         for worker in zombie.workers:
             worker.wait(GONE_SECONDS)
-
-
-def _rank(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get("RANK")
-    except psutil.Error:
-        return None

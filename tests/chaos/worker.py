@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from launchyard.storage import files, local
     from launchyard.storage.stores import s3
     from launchyard.training import distributed, worker
-    from launchyard.training.checkpoint import checkpointer
+    from launchyard.training.checkpoint import checkpointer, snapshots
     from launchyard.training.data import chunks
     from launchyard.training.telemetry import phases
 
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     before(distributed, "connect", lambda *_: "rendezvous")
     before(phases.PhaseClock, "enter", lambda _, phase: "step" if phase == "optimizer" else None)
     before(checkpointer.Checkpointer, "_buffer", lambda *_: "stage" if on_main_thread() else None)
+    before(snapshots, "fill", lambda *_: "stage")
     if not files.is_remote(argv[1]):
         for what in ("write", "create", "remove"):
             around_file(files, what)

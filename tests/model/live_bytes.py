@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from launchyard.model.adapter import Adapter
 from launchyard.model.config import ModelConfig
@@ -22,42 +16,7 @@ from launchyard.training.parallel import checkpoint_activations
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.optimizer import OptimizerConfig
 from launchyard.training.step import train_step
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts every storage that an operation returns until nothing refers to it; sees no scratch inside a kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0
-        self.peak = 0
-        self._known: set[int] = set()
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
-            self._known.add(key)
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self._drop, key, storage.nbytes())
-
-    def _drop(self, key: int, n_bytes: int) -> None:
-        self._known.discard(key)
-        self.now -= n_bytes
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        self.peak = max(self.peak, self.now)
-        return out
+from launchyard.training.trial.live_bytes import LiveBytes
 
 
 def trained_peak(

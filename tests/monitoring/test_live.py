@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from launchyard.host.processes import end_marked, marked
+from launchyard.host.processes import end_marked, marked, worker_rank
 from launchyard.launcher.recipe.bundled import recipe_folder
 from launchyard.run.rundir import RunDir
 from tests.monitoring.prometheus import FAST, Watching, plain_query, watching
@@ -84,7 +84,7 @@ class Live:
         return bool(rows[-1]["time"] - rows[0]["time"] > TRAIN_SECONDS)
 
     def worker(self, attempt: int, rank: int) -> psutil.Process:
-        return next(one for one in marked(self.run.url, attempt=attempt) if one.environ().get("RANK") == str(rank))
+        return next(one for one in marked(self.run.url, attempt=attempt) if worker_rank(one) == rank)
 
     def close(self) -> None:
         for attempt in self.run.attempts()[-1:]:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import yaml
 
-from launchyard.host.processes import end_marked, marked
+from launchyard.host.processes import end_marked, marked, worker_rank
 from launchyard.run.rundir import RunDir
 from launchyard.training.recipe import apply_overrides
 from tests.slurm.cluster import SlurmCluster
@@ -147,8 +147,8 @@ class OnSite:
         found = {}
         for process in marked(self.run.url, attempt=attempt):
             try:
-                if "RANK" in (environ := process.environ()):
-                    found[int(environ["RANK"])] = process
+                if (rank := worker_rank(process)) is not None:
+                    found[rank] = process
             except psutil.Error:
                 continue
         return [found[rank] for rank in sorted(found)]

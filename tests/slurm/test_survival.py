@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launchyard.run.rundir import RunDir
@@ -175,11 +176,20 @@ def test_a_time_limit_is_a_preemption(place: Site) -> None:
 
 
 # -- something dies --------------------------------------------------------------------------------------------------
+def above(process: psutil.Process, generations: int) -> psutil.Process:
+    """Above a worker: the server that forked it, torchrun, the agent."""
+    for _ in range(generations):
+        parent = process.parent()
+        assert parent is not None
+        process = parent
+    return process
+
+
 VICTIMS: dict[str, Callable[[OnSite], None]] = {
     "worker": lambda run: kill(run.workers(0)[-1]),
-    "torchrun": lambda run: kill(run.workers(0)[-1].parent()),
-    "agent": lambda run: kill(run.workers(0)[-1].parent().parent()),
-    "first agent": lambda run: kill(run.workers(0)[0].parent().parent()),
+    "torchrun": lambda run: kill(above(run.workers(0)[-1], 2)),
+    "agent": lambda run: kill(above(run.workers(0)[-1], 3)),
+    "first agent": lambda run: kill(above(run.workers(0)[0], 3)),
 }
 
 
@@ -223,7 +233,7 @@ def test_an_agent_that_freezes_is_given_up_within_seconds(which: int, place: Sit
     """SLURM sees nothing of it. Its node gets another agent, which first ends what is frozen there."""
     run = place.launch("run", LONG)
     run.steps(25)
-    agent = run.workers(0)[which].parent().parent()
+    agent = above(run.workers(0)[which], 3)
     began = time.monotonic()
     with frozen([agent, *agent.children(recursive=True)]):
         record = run.wait(lambda: run.run.outcome(0), 15)

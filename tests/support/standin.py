@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from launchyard.host.folders import log_folder
-from launchyard.host.processes import descendants, end_all, end_marked, marked
+from launchyard.host.processes import descendants, end_all, end_marked, marked, parent_of
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.backends.cluster import Cluster
@@ -155,8 +155,7 @@ class Standin:
 
     def torchrun_pid(self, attempt: int = 0) -> int:
         (worker,) = self.worker_pids(attempt)
-        with open(f"/proc/{worker}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+        return parent_of(parent_of(worker))  # a server between them forks the workers
 
     def close(self) -> None:
         if newest_job(self.run) is not None and self.is_alive() and self.backend.TRAITS.scheduled:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from launchyard.run.checkpoints import RunCheckpoints
 from launchyard.run.layout import LATEST
 from launchyard.run.rundir import RunDir
 from launchyard.storage import retry
+from launchyard.storage.damage import JsonObject
 from launchyard.storage.errors import CorruptError, StoreError
 from launchyard.storage.shards import (
     MANIFEST,
@@ -42,10 +43,14 @@ from launchyard.training.checkpoint.commit import (
     FencedError,
     Identity,
     NoValidCheckpointError,
+    Restored,
     Save,
     check_owner,
     fenced,
 )
+from launchyard.training.checkpoint.from_memory import load_newest_snapshot, open_snapshots
+from launchyard.training.checkpoint.save_timer import SnapshotTimer
+from launchyard.training.checkpoint.snapshots import Snapshots, Told
 from launchyard.training.checkpoint.state import Shard
 from launchyard.training.distributed import World, from_rank_zero, host_group, is_connected
 from launchyard.training.telemetry.events import OnEvent
@@ -79,7 +84,11 @@ class Checkpointer:
         self._on_event = on_event
         self._before_commit = before_commit
         self._rows = rows
-        self._earlier_rows: dict[str, LogEntry] = {}  # of the attempts that this one went on from
+        self.snapshots: Snapshots | None = None
+        self._timer = SnapshotTimer(None)
+        self.unwritten: Callable[[], dict[str, list[str]]] = dict  # lines of rank 0, by the stem of their file
+        self.earlier_rows: dict[str, LogEntry] = {}  # of the attempts that this one went on from
+        self._owed: int | None = None  # the step of a save under way, if an undisturbed run keeps it
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -88,9 +97,46 @@ class Checkpointer:
         self._cleaning: threading.Thread | None = None
         self.cleaner = Cleaner(run, world.attempt, keep=keep, on_event=on_event)
 
+    # -- in memory -----------------------------------------------------------------------------------------------
+    def keep_in_memory(self, shards: dict[str, Shard], every: int | Literal["auto"]) -> None:
+        """Copy the state into the agents' memory as well from now on, where that is to be had; all ranks call this."""
+        insists = every != "auto"
+        self.snapshots = open_snapshots(self._world, self._identity, shards, self._on_event, insists=insists)
+        self._timer = SnapshotTimer(None if every == "auto" else every)
+
+    def votes(self, step: int) -> list[int]:
+        """Rank 0's wish for a snapshot, and of every rank: is it not ready for one, does it write a checkpoint?"""
+        if self.snapshots is None:
+            return [0, 0, 0]
+        wants = self._world.is_main and self.snapshots.newest != step and self._timer.due(step)
+        return [int(wants), int(self.snapshots.unsettled), int(self.busy)]
+
+    def snapshot(
+        self, step: int, shards: dict[str, Shard], train_state: JsonObject, *, saving: bool, unsettled: bool
+    ) -> float:
+        """Copy the state after `step` steps into memory; returns the seconds for which training was held up.
+
+        saving, unsettled: is any rank writing a checkpoint, or not ready for the next copy?
+        """
+        assert self.snapshots is not None
+        began = time.perf_counter()
+        self.snapshots.settle(others=unsettled)
+        self.snapshots.copy(shards, self._told(step, train_state), save=False, saving=saving)
+        seconds = time.perf_counter() - began
+        self._timer.taken(seconds)
+        return seconds
+
+    def _told(self, step: int, train_state: JsonObject) -> Told:
+        rows = {name: entry.model_dump() for name, entry in (self.earlier_rows | self._rows()).items()}
+        return Told(step, train_state, self._owed, rows, self.unwritten())
+
     # -- save ----------------------------------------------------------------------------------------------------
     def allocate_staging(self, shards: dict[str, Shard]) -> None:
         """Begin to allocate the host memory for staging, so that the first save finds it: fresh pages are slow."""
+
+        if self.snapshots is not None:
+            self.snapshots.allocate_aside()
+            return
 
         def allocate() -> None:
             step_back()
@@ -106,7 +152,8 @@ class Checkpointer:
         """Begin a save of the state after `step` steps; returns the seconds for which training was held up."""
         began = time.perf_counter()
         self.wait()
-        staged = self._stage(shards)
+        staged = self._stage_save(step, shards, train_state)
+        self._owed = None if kind == "temporary" else step
         save = Save(step, kind, train_state, time.time(), time.perf_counter() - began, self._rows())
         if self._background:
             self._thread = threading.Thread(
@@ -116,6 +163,15 @@ class Checkpointer:
         else:
             self._write(save, staged)
         return time.perf_counter() - began
+
+    def _stage_save(self, step: int, shards: dict[str, Shard], train_state: JsonObject) -> dict[str, Shard]:
+        """Copies of what this rank writes: in a slot, which is a snapshot then, or in buffers of its own."""
+        if self.snapshots is not None:
+            self.snapshots.settle(others=True)
+            copies = self.snapshots.copy(shards, self._told(step, train_state), save=True, saving=False)
+            if copies is not None:
+                return {key: copy for key, copy in copies.items() if copy.writes}
+        return self._stage(shards)
 
     @property
     def busy(self) -> bool:
@@ -167,7 +223,9 @@ class Checkpointer:
         self._await_cleaning()  # it would take the uploads of this save, of any rank, for leftovers
         try:
             facts = self._upload(save, staged)
+            self._owed = None
         except BaseException as error:
+            self._owed = None
             self._error = root_error(error)
             self.cleaner.must_sweep = True
             if isinstance(self._error, FencedError):
@@ -233,7 +291,7 @@ class Checkpointer:
             versions=self._identity.versions,
             frozen=self._identity.frozen,
             base=self._identity.base,
-            rows=self._earlier_rows | save.rows,
+            rows=self.earlier_rows | save.rows,
             files=files,
             tensors=tensors,
         )
@@ -291,8 +349,30 @@ class Checkpointer:
         self.wait()
         self._await_cleaning()
         self.last_saved = None
+        if self.snapshots is not None:
+            self.snapshots.forget_after(step)
         if self._world.is_main:
             self.cleaner.drop_after(step)
+
+    def restore(self, shards: dict[str, Shard]) -> Restored | None:
+        """Fill `shards` from the agents' memory, or from the newest intact checkpoint; None if there is neither."""
+        found = self._from_memory(shards)
+        if found is None and (manifest := self.load_newest(shards)) is not None:
+            found = Restored(manifest.step, manifest.train_state, events.FROM_DISK)
+        if self.snapshots is not None:
+            self.snapshots.forget_after(0 if found is None else found.step)
+        return found
+
+    def _from_memory(self, shards: dict[str, Shard]) -> Restored | None:
+        if self.snapshots is None:
+            return None
+        header = load_newest_snapshot(self.run, self._world, self.snapshots, shards, self._on_event)
+        if header is None:
+            return None
+        self.earlier_rows = {name: LogEntry.model_validate(entry) for name, entry in header.rows.items()}
+        saved = from_rank_zero(RunCheckpoints(self.run).newest() if self._world.is_main else None)
+        self.last_saved = header.step if saved == header.step else None
+        return Restored(header.step, header.train_state, events.FROM_MEMORY)
 
     def load_newest(self, shards: dict[str, Shard], *, at_most: int | None = None) -> Manifest | None:
         """Fill `shards` from the newest intact checkpoint, of step `at_most` or before; None if there is none at all.
@@ -313,7 +393,7 @@ class Checkpointer:
                 self._on_event(events.FELL_BACK, step=step, message=str(error))
                 continue
             self.last_saved = step
-            self._earlier_rows = manifest.rows
+            self.earlier_rows = manifest.rows
             return manifest
         begins = at_most is None and self._world.is_main
         gone = from_rank_zero(RunCheckpoints(self.run).missing() if begins else None)

@@ -33,6 +33,15 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Restored:
+    """The state from which an attempt goes on; `source` as the event `started` has it."""
+
+    step: int
+    train_state: dict[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
 class Save:
     """One save under way."""
 

@@ -6,8 +6,10 @@ its metadata is a pickle and nothing in it is hashed. Knows no run directory and
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,7 +47,9 @@ from launchyard.training.checkpoint.state import Shard
 # Largest piece with one hash: small enough that a resized run reads little more than it needs.
 PIECE_BYTES = 32 << 20
 Entries = dict[str, tuple[str, tuple[int, ...]]]  # dtype and sizes of each piece of a file
+Hash = concurrent.futures.Future[str]
 READERS = 4
+HASHED_BEHIND = 4  # pieces whose hash may still be computed while the next one is written
 
 
 def row_ranges(shard: Shard) -> Iterable[tuple[int, int]]:
@@ -165,18 +169,29 @@ class ShardWriter(StorageWriter):
         self, file: options.Writer, plan: SavePlan, planner: SavePlanner, entries: Entries, at: int
     ) -> Iterator[WriteResult]:
         with ThreadPoolExecutor(1, initializer=step_back) as hasher:
+            hashed: deque[tuple[WriteItem, int, int, Hash]] = deque()  # written, and their hash perhaps not yet known
             for item in plan.items:
                 raw = as_bytes(planner.resolve_data(item))
-                digest = hasher.submit(xxhash.xxh3_64_hexdigest, raw)  # while it is written
+                hashed.append((item, at, len(raw), hasher.submit(xxhash.xxh3_64_hexdigest, raw)))
                 file.write(raw)
-                dtype, sizes = entries[_entry_name(item)]
-                offsets = tuple(item.index.offset or ())
-                piece = TensorPiece(
-                    offsets=offsets, sizes=sizes, file=self._name, start=at, length=len(raw), xxh3=digest.result()
-                )
                 at += len(raw)
-                assert item.tensor_data is not None
-                yield WriteResult(item.index, len(raw), (dtype, tuple(item.tensor_data.size), piece))
+                if len(hashed) > HASHED_BEHIND:
+                    yield self._result(entries, *hashed.popleft())
+            for piece in hashed:
+                yield self._result(entries, *piece)
+
+    def _result(self, entries: Entries, item: WriteItem, start: int, length: int, digest: Hash) -> WriteResult:
+        dtype, sizes = entries[_entry_name(item)]
+        piece = TensorPiece(
+            offsets=tuple(item.index.offset or ()),
+            sizes=sizes,
+            file=self._name,
+            start=start,
+            length=length,
+            xxh3=digest.result(),
+        )
+        assert item.tensor_data is not None
+        return WriteResult(item.index, length, (dtype, tuple(item.tensor_data.size), piece))
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         written: dict[str, FileEntry] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from launchyard.model.network.documents import Documents
+from launchyard.model.network.transfers import sent
 from launchyard.training.batching import Context
 from launchyard.training.data.reader import Batch
 from launchyard.training.spec import IGNORE_INDEX
@@ -27,11 +28,8 @@ class MicroBatch:
     tokens: tuple[int, ...] | None = None  # of each slot, where they lie end to end
 
     def to(self, device: torch.device) -> MicroBatch:
-        if device.type == "cpu":
-            return self
-        at = None if self.at is None else self.at.to(device, non_blocking=True)
-        inputs = self.inputs.to(device, non_blocking=True)
-        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True), at=at)
+        at = None if self.at is None else sent(self.at, device)
+        return replace(self, inputs=sent(self.inputs, device), labels=sent(self.labels, device), at=at)
 
 
 class Spanning(Protocol):

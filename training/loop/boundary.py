@@ -1,4 +1,4 @@
-"""Between two steps: validate, save, ask and stop, each if it is due and agreed on."""
+"""Between two steps: validate, save or copy into memory, ask and stop, each if it is due and agreed on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launchyard.training.verdict import ranked
 
 
 def boundary_due(parts: Parts, step: int, agreement: Agreement) -> bool:
-    if agreement.save or agreement.reason is not None:
+    if agreement.save or agreement.snapshot or agreement.reason is not None:
         return True
     return validation_due(parts, step) or bool(points_due(parts, step)) or kind_of_save(parts, step) is not None
 
@@ -105,6 +105,8 @@ def boundary(parts: Parts, step: int, agreement: Agreement, timer: SaveTimer) ->
     if reason is not None or asked or agreement.save or kind_of_save(parts, step) is not None:
         save(parts, step)
         timer.reset()
+    elif agreement.snapshot:
+        snapshot(parts, step, agreement)
     if asked and (reason := ask_points(parts, step)) is not None:
         begin_to_stop(parts, step, reason)
     if reason is not None:
@@ -219,6 +221,22 @@ def save(parts: Parts, step: int) -> None:
     if step > 0 and parts.checkpointer.last_saved != step:
         kind = kind_of_save(parts, step) or "temporary"
         parts.checkpointer.save(step, shards(learner.model, learner.optimizer), learner.state.to_json(), kind)
+    clock.enter("other")
+
+
+def snapshot(parts: Parts, step: int, agreement: Agreement) -> None:
+    """Copy the state after `step` steps into the agents' memory."""
+    learner = parts.learner
+    clock = parts.telemetry.clock
+    clock.enter("checkpoint_blocking")
+    seconds = parts.checkpointer.snapshot(
+        step,
+        shards(learner.model, learner.optimizer),
+        learner.state.to_json(),
+        saving=agreement.saving,
+        unsettled=agreement.unsettled,
+    )
+    parts.telemetry.snapshot_taken(step, seconds)
     clock.enter("other")
 
 

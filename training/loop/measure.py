@@ -31,7 +31,7 @@ def measure(
     max_batches: of each set; by default as the recipe has it.
     """
     context = parts.context
-    objective = with_bytes(parts.objective, parts.data.byte_lengths if measures_text(parts) else None)
+    objective = with_bytes(parts.objective, parts.data.byte_lengths() if measures_text(parts) else None)
     found = {}
     for name, reader in parts.data.held_out.items():
         began = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from launchyard.model.network.transfers import ReadBack
 from launchyard.training.batching import Context
 from launchyard.training.build import ramp_balance
 from launchyard.training.data.micro_batch import micro_batches_of
@@ -34,8 +35,7 @@ class Pending:
     """A step whose numbers may still be on their way from the device."""
 
     step: int
-    means: torch.Tensor  # the loss, and the objective's figures
-    grad_norm: torch.Tensor
+    numbers: ReadBack  # the loss, the objective's figures, and the gradient norm
     lr: float
     waited: float
     agreement: Agreement
@@ -114,9 +114,9 @@ def finish(parts: Parts, pending: Pending | None) -> None:
     agreement = pending.agreement
     if parts.context.device.type == "cuda":  # it is at work, and the host waits for it
         telemetry.clock.enter("forward_backward", waiting=True)
-    means = by_name(parts.objective, pending.means.tolist())
+    *read, norm = pending.numbers.numbers()
+    means = by_name(parts.objective, read)
     loss = means["loss"]
-    norm = float(pending.grad_norm)
     telemetry.clock.enter("other")
     skipped = was_skipped(norm, pending.loss_scale)
     if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):

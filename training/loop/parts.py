@@ -35,12 +35,13 @@ class Learner:
 @dataclass(frozen=True)
 class Data:
     """held_out: what a validation measures, by the names of the sets. byte_lengths: (V,) int64, of the text of each
-    token; None where that is not known, or is no text.
+    token; None where that is not known, or is no text. It is asked for by all ranks at once: the first validation
+    reads the tokenizer, for which the first step need not wait.
     """
 
     reader: Reader
     held_out: Mapping[str, Reader] = field(default_factory=dict)
-    byte_lengths: Tensor | None = None
+    byte_lengths: Callable[[], Tensor | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,7 @@ class Agreement:
     save: bool
     seconds_trained: float
     reason: str | None
+    snapshot: bool = False  # copy the state into memory
+    unsettled: bool = False  # a rank is not ready for that
+    saving: bool = False  # a rank writes a checkpoint
     end: bool = False  # the user's own code has asked for the end of the run

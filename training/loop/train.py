@@ -9,6 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
+
+from launchyard.model.network.transfers import ReadBack
 from launchyard.training.batching import Context
 from launchyard.training.checkpoint.save_timer import SaveTimer, Stopwatch
 from launchyard.training.checkpoint.state import shards
@@ -93,7 +96,8 @@ def train_on(parts: Parts) -> str | None:
             if done is None or step + 1 in state.left_out:  # by now: its update was left out
                 continue
             state.tokens_seen = state.tokens_seen + agreement.n_tokens
-            pending = Pending(step, *done, lr, waited, agreement, state.tokens_seen, state.loss_scale)
+            numbers = ReadBack(torch.cat([done[0], done[1].reshape(1)]))
+            pending = Pending(step, numbers, lr, waited, agreement, state.tokens_seen, state.loss_scale)
             if not lag:
                 finish(parts, pending)
                 pending = None

@@ -86,7 +86,7 @@ class OwnLoss:
         if not torch.isfinite(whole).all() or torch.allclose(added, whole, rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE):
             return
         names = ("the loss", *self.figures)
-        off = (added - whole).abs() > SUM_TOLERANCE * (1 + whole.abs())
+        off = ~((added - whole).abs() <= SUM_TOLERANCE * (1 + whole.abs()))  # a half that is no number is off, too
         name, one, other, both = next(
             (names[i], *(float(x[i]) for x in (*halves, whole))) for i in range(len(names)) if off[i]
         )

@@ -33,7 +33,7 @@ class AdamW8bit(InPlace):
                 if not is_coded(p.shape):
                     state[key] = StateTensor(torch.zeros_like(part))
                     continue
-                zero = _encode(part.new_zeros(1, 1), key)[0].item()
+                zero = _encode(torch.zeros(1, 1), key)[0].item()
                 blocks = -(-part.shape[-1] // CODED_BLOCK)
                 state[key] = StateTensor(torch.full_like(part, zero, dtype=torch.uint8))
                 state[f"{key}_scale"] = StateTensor(part.new_zeros(*part.shape[:-1], blocks))

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from launchyard.model.network.transfers import ReadBack, sent
 from launchyard.training.distributed import sum_over_ranks
 from launchyard.training.optim.groups import rule_of
 from launchyard.training.parallel import clean_name, local, owned_parameters
@@ -43,7 +44,8 @@ class GradNorms:
         self._parts = list(dict.fromkeys(map(block_or_module, names)))
         in_use = {self._rule(name) for name in names}
         self._groups = [rule for rule in (*(one.match for one in rules), REST) if rule in in_use] if rules else []
-        self._squares: dict[int, Tensor] = {}  # by step, on the device until somebody asks
+        self._norms: dict[int, ReadBack] = {}  # by step
+        self._at: dict[tuple[int, ...], Tensor] = {}  # places that were sent to the device
 
     def observer(self, number: int) -> Observer | None:
         """Called with the gradients of step 1, 2, 3 … of all ranks; None of a step that is not measured."""
@@ -51,10 +53,10 @@ class GradNorms:
 
     def take(self, number: int) -> tuple[Norms, Norms]:
         """By part and by rule, of a step that was made; empty if it was not measured."""
-        squares = self._squares.pop(number, None)
-        if squares is None:
+        measured = self._norms.pop(number, None)
+        if measured is None:
             return {}, {}
-        norms = squares.sqrt().tolist()
+        norms = measured.numbers()
         n_parts = len(self._parts)
         by_part = dict(zip(self._parts, norms[:n_parts], strict=True))
         return by_part, dict(zip(self._groups, norms[n_parts:], strict=True))
@@ -68,11 +70,17 @@ class GradNorms:
         if held:
             each = torch.stack([_norm(grad) for grad in held.values()]).to(device).double().square()
             for places in self._places([*held]):
-                squares.index_add_(0, torch.tensor(places, device=device), each)
+                squares.index_add_(0, self._sent(tuple(places), device), each)
         squares /= self._copies
         with waits():
             sum_over_ranks(squares)
-        self._squares = {one: kept for one, kept in self._squares.items() if one == number - 1} | {number: squares}
+        before = {one: kept for one, kept in self._norms.items() if one == number - 1}
+        self._norms = before | {number: ReadBack(squares.sqrt())}
+
+    def _sent(self, places: tuple[int, ...], device: torch.device) -> Tensor:
+        if places not in self._at:
+            self._at[places] = sent(torch.tensor(places), device)
+        return self._at[places]
 
     def _places(self, names: list[str]) -> list[list[int]]:
         """Where each parameter counts: among the parts, and among the rules if there are any."""

@@ -1,19 +1,21 @@
-"""The user's file in a run directory: written at the launch, and read by every worker as it was then."""
+"""The user's file in a run directory, and the modules beside it: written at the launch, read by every worker as they
+were then.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from launchyard.run import layout
 from launchyard.run.frozen import ChangedError
 from launchyard.run.rundir import RunDir
 from launchyard.training.own.load import OwnCode, load_own_code
+from launchyard.training.own.source import OwnSource
 
 
-def frozen_name(path: str, raw: bytes) -> str:
+def frozen_name(source: OwnSource) -> str:
     """Where a run keeps this file, in its directory."""
-    return layout.own_code(os.path.basename(path), _digest(raw))
+    return layout.own_code(os.path.basename(source.name), source.digest)
 
 
 def is_frozen(code: str) -> bool:
@@ -27,19 +29,25 @@ def title_of(code: str) -> str:
     return f"{stem}.py"
 
 
-def read_frozen(run: RunDir, code: str) -> bytes:
-    """FileNotFoundError without the file, ChangedError if it is another than it was."""
-    raw = run.read_bytes(code)
-    if layout.own_code(title_of(code), _digest(raw)) != code:
-        hint = "put it back; new code goes on the command line of a resume, as code=FILE"
-        raise ChangedError(f"{run.path(code)} was changed after the launch", hint=hint)
-    return raw
+def write_frozen(run: RunDir, source: OwnSource) -> None:
+    """The file itself comes last."""
+    code = frozen_name(source)
+    for name, raw in source.modules:
+        run.write_text(f"{layout.own_modules(code)}/{name}", raw.decode())
+    run.write_text(code, source.raw.decode())
+
+
+def read_frozen(run: RunDir, code: str) -> OwnSource:
+    """FileNotFoundError without the file, ChangedError if it or a module of it is another than it was."""
+    folder = layout.own_modules(code)
+    modules = tuple((name, run.read_bytes(f"{folder}/{name}")) for name in run.listdir(folder))
+    source = OwnSource(title_of(code), run.read_bytes(code), modules)
+    if frozen_name(source) != code:
+        what = f"{run.path(code)}{' or a module of it' if modules else ''} was changed after the launch"
+        raise ChangedError(what, hint="put it back; new code goes on the command line of a resume, as code=FILE")
+    return source
 
 
 def open_own_code(run: RunDir, code: str | None) -> OwnCode | None:
     """The functions of a run; None if its recipe names no file."""
-    return None if code is None else load_own_code(read_frozen(run, code), title_of(code))
-
-
-def _digest(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()[:12]
+    return None if code is None else load_own_code(read_frozen(run, code))

@@ -1,7 +1,8 @@
-"""A user's file as functions that can be called. Runs the file; knows no step, and no torch."""
+"""A user's file as functions that can be called. Runs the file and its modules; knows no step, and no torch."""
 
 from __future__ import annotations
 
+import json
 import linecache
 import sys
 import traceback
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from launchyard.training.own.contract import CONTRACTS, Described, describe_code
+from launchyard.training.own.modules import install
+from launchyard.training.own.source import OwnSource, path_of
 from launchyard.training.own.values import StopTraining
 
 MODULE_NAME = "launchyard_own_code"
@@ -27,11 +30,12 @@ class WrongReturnError(ValueError):
 
 @dataclass(frozen=True)
 class OwnCode:
-    """The functions of a file, called by name with those values alone that they ask for."""
+    """The functions of a file, called by name with those values alone that they ask for. files: with its modules."""
 
     name: str
     described: Described
     functions: Mapping[str, Callable[..., object]]
+    files: frozenset[str] = frozenset()
 
     def has(self, function: str) -> bool:
         return function in self.functions
@@ -48,30 +52,48 @@ class OwnCode:
 
     def failed(self, function: str, error: Exception) -> OwnCodeError:
         """The error of a run whose function has failed so."""
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.name]
-        where = f"{self.name}:{lines[-1]}" if lines else self.name
+        where = _place(error, self.files | {self.name}) or self.name
         return OwnCodeError(f"{function} of {where}: {type(error).__name__}: {error}")
 
 
-def load_own_code(source: bytes, name: str) -> OwnCode:
+def load_own_code(source: OwnSource) -> OwnCode:
     """Runs a file. ValueError if it is none, or if it cannot be run."""
-    described = describe_code(source, name)
+    name = source.name
+    described = describe_code(source.raw, name)
+    install(source.modules)
+    files = frozenset((name, *(path_of(file) for file, _ in source.modules)))
     module = types.ModuleType(MODULE_NAME)
     module.__file__ = name
     sys.modules[MODULE_NAME] = module  # dataclasses ask for the module of their class
-    text = source.decode()
+    text = source.raw.decode()
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # for the lines of a traceback
     try:
-        exec(compile(source, name, "exec"), module.__dict__)  # noqa: S102  the user's own file, on the user's machine
+        exec(compile(source.raw, name, "exec"), module.__dict__)  # noqa: S102  the user's own file, on their machine
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
-        raise ValueError(f"{name}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}") from error
-    return OwnCode(name, described, {key: getattr(module, key) for key in described.functions if key in CONTRACTS})
+        raise ValueError(f"{_place(error, files) or f'{name}:1'}: {type(error).__name__}: {error}") from error
+    functions = {key: getattr(module, key) for key in described.functions if key in CONTRACTS}
+    return OwnCode(name, described, functions, files)
 
 
-if __name__ == "__main__":  # python -m …: `load.py NAME` runs the file on standard input, to see if it can be run
+def _place(error: Exception, files: frozenset[str]) -> str | None:
+    """The deepest line of the user's that an error has passed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def source_json(source: OwnSource) -> str:
+    """For a process that tries to read it."""
+    return json.dumps([source.name, source.raw.decode(), [[name, raw.decode()] for name, raw in source.modules]])
+
+
+def _from_json(text: str) -> OwnSource:
+    name, raw, modules = json.loads(text)
+    return OwnSource(name, raw.encode(), tuple((file, content.encode()) for file, content in modules))
+
+
+if __name__ == "__main__":  # python -m …: runs the file on standard input, to see if it can be run
     try:
-        load_own_code(sys.stdin.buffer.read(), sys.argv[1])
+        load_own_code(_from_json(sys.stdin.read()))
     except ValueError as problem:
         print(problem, file=sys.stderr)
         sys.exit(1)

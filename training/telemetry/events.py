@@ -43,6 +43,9 @@ class Events:
         if self._rows is not None:
             self._rows.add({"event": name, "time": time.time(), **facts})
 
+    def unwritten(self) -> dict[str, list[str]]:
+        return {} if self._rows is None else self._rows.unwritten()
+
     def flush(self, *, sync: bool = False) -> None:
         if self._rows is not None:
             self._rows.flush(sync=sync)

@@ -41,6 +41,13 @@ class Rows:
     def appenders(self) -> list[Appender]:
         return [rows for rows in (self.steps, self.validations, self.tasks, self.samples) if rows is not None]
 
+    def unwritten(self) -> dict[str, list[str]]:
+        """Returns the lines that wait, by the stem of their file."""
+        found: dict[str, list[str]] = {}
+        for rows in self.appenders:
+            found |= rows.unwritten()
+        return found
+
     def entries(self) -> dict[str, LogEntry]:
         """Returns what the manifest of a checkpoint says of these files; those without a line are left out."""
         digests = {rows.name: rows.digest() for rows in self.appenders}

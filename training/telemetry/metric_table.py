@@ -149,6 +149,10 @@ CHECKPOINT = (
     Metric("trainer_checkpoint_last_success_timestamp_seconds", "gauge", "Time of the last commit (Unix time)."),
     Metric("trainer_checkpoint_size_bytes", "gauge", "Size of the last committed checkpoint."),
     Metric("trainer_checkpoint_restore_duration_seconds", "gauge", "Time it took to load the state at the start."),
+    Metric("trainer_restores_total", "counter", "States gone on from, of memory or of disk.", ("source",)),
+    Metric("trainer_snapshots_total", "counter", "Copies of the state into the agents' memory."),
+    Metric("trainer_snapshot_stall_seconds_total", "counter", "Time for which those held up training."),
+    Metric("trainer_snapshot_step", "gauge", "Finished optimizer steps of the newest of them."),
 )
 PREEMPTION = (
     Metric("trainer_preemptions_total", "counter", "Agreed stops by reason.", ("source",)),

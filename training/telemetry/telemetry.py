@@ -258,6 +258,12 @@ class Telemetry:
         """The end of a row: for how long, by whom, when."""
         return {"seconds": seconds, "attempt": self._world.attempt, "time": time.time()}
 
+    def snapshot_taken(self, step: int, seconds: float) -> None:
+        """The state after `step` steps is in memory; that held up training for `seconds`."""
+        self.exporter.set("trainer_snapshot_step", step)
+        self.exporter.add("trainer_snapshots_total")
+        self.exporter.add("trainer_snapshot_stall_seconds_total", seconds)
+
     def stopping(self, step: int, reason: str) -> None:
         self.events(events.STOPPING, step=step, reason=reason)
         self.exporter.state("stopping")

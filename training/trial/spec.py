@@ -15,6 +15,7 @@ class Trial(Section):
 
     n_steps: int = Field(ge=1)
     lr_range: tuple[float, float] | None = Field(default=None, description="Of the first step and of the last.")
+    counts_tensors: bool = Field(default=False, description="One step more, in which a worker on a CPU counts them.")
     memory_bytes: int | None = Field(default=None, ge=1, description="The most that a worker on a CPU may take.")
 
     def lr(self, step: int) -> float | None:
@@ -26,7 +27,9 @@ class Trial(Section):
 
 
 class TrialResult(Section):
-    """Of the first worker, in bytes. runtime: what its process held before there was a model."""
+    """Of the first worker; bytes. runtime: what its process held before there was a model."""
 
     peak: int
     runtime: int
+    tensors: int | None = Field(default=None, description="The most that storages of tensors took in that step.")
+    cpu_seconds: tuple[float, ...] = Field(default=(), description="Of its process, all threads, in each step.")

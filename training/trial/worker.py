@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import resource
 import sys
+import time
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
@@ -66,27 +69,58 @@ def attempt_trial(run: RunDir, world: World, trial: Trial) -> None:
     flag = StopFlag(world.scratch, world.job_end)
     instruments = Instruments(PhaseClock(), serve_metrics(run, world, recipe), Events(run, world))
     parts, _ = compose(run, world, recipe, read_workload(run), flag, instruments)
-    make_steps(parts, trial)
+    made = make_steps(parts, trial)
     if world.is_main:
         for rows in parts.telemetry.rows.appenders:
             rows.flush(sync=True)
-        result = TrialResult(peak=held_at_most(parts.context.device), runtime=held)
+        result = TrialResult(peak=made.peak, runtime=held, tensors=made.tensors, cpu_seconds=made.cpu_seconds)
         run.write_json(RESULT, result.model_dump(mode="json"))
 
 
-def make_steps(parts: Parts, trial: Trial) -> None:
-    """The steps of the trial by the one loop. On a GPU one more, as it reads the numbers of a step during the next."""
+@dataclass(frozen=True)
+class Made:
+    """Of the steps of a trial: bytes as in TrialResult, CPU seconds of each."""
+
+    peak: int
+    tensors: int | None
+    cpu_seconds: tuple[float, ...]
+
+
+def make_steps(parts: Parts, trial: Trial) -> Made:
+    """The steps of the trial by the one loop, of which on_step of the user's code is not told. On a GPU one more, as it
+    reads the numbers of a step during the next.
+    """
     from launchyard.training.loop.train import train
+    from launchyard.training.trial.live_bytes import LiveBytes
 
-    n_steps = trial.n_steps + (parts.context.device.type == "cuda")
+    device = parts.context.device
+    n_steps = trial.n_steps + (device.type == "cuda")
+    begins: list[float] = []
+    peak = 0
+    counted = LiveBytes() if trial.counts_tensors and _can_count(parts) else None
+    with contextlib.ExitStack() as counting, contextlib.suppress(TrialOverError):
 
-    def rate(context: Context, step: int) -> float:
-        if step >= n_steps:
-            raise TrialOverError
-        return trial.lr(step) or parts.rate(context, step)
+        def rate(context: Context, step: int) -> float:
+            nonlocal peak
+            begins.append(time.process_time())
+            if step == n_steps:
+                peak = held_at_most(device)
+                if counted is not None:
+                    counted.add_all()
+                    counting.enter_context(counted)
+            if step >= n_steps + (counted is not None):
+                raise TrialOverError
+            return trial.lr(step) or parts.rate(context, step)
 
-    with contextlib.suppress(TrialOverError):
-        train(dataclasses.replace(parts, rate=rate))
+        train(dataclasses.replace(parts, rate=rate, hooks=None))
+    cpu = tuple(after - before for before, after in itertools.pairwise(begins[: n_steps + 1]))
+    return Made(peak, None if counted is None else counted.peak, cpu)
+
+
+def _can_count(parts: Parts) -> bool:
+    """Not where a GPU counts itself, nor where code is compiled, nor tensors that several workers share."""
+    recipe = parts.context.recipe
+    return parts.context.device.type == "cpu" and parts.context.world.world_size == 1 and not recipe.parallel.compile
 
 
 def held_at_most(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from launchyard.host.environment import own_environment
 from launchyard.host.folders import job_folder, log_folder
 from launchyard.host.processes import end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.signals import CANCELLED
-from launchyard.launcher.agent.torchrun_watch import WORKER
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, owner_alive, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.example.client import Spool

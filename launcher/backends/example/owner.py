@@ -17,7 +17,8 @@ from launchyard.launcher.agent.agent import Agent
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals
-from launchyard.launcher.agent.torchrun_watch import WORKER, Node
+from launchyard.launcher.agent.start.torchrun_process import WORKER
+from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.example.client import Spool
 from launchyard.run.records import Job, OutcomeRecord, Shape, Submission
@@ -29,7 +30,7 @@ ACCEPT_SECONDS = 60.0  # from our start until the launcher has written down that
 def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_module: str) -> Owner:
     signals = Signals()
     signals.install()
-    agent = Agent(signals)
+    agent = Agent(signals, keeps=False)
 
     def wait_for_turn(goes_on: Callable[[], bool]) -> Shape | None:
         while not spool.take_turn(submission.job_id):

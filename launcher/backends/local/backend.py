@@ -22,7 +22,7 @@ from launchyard.host.packages import install_command
 from launchyard.host.processes import descendants, end_all, end_marked, python_argv, python_environment, wait_until
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import CANCELLED
-from launchyard.launcher.agent.torchrun_watch import WORKER
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.launcher.backends.base import JobStatus, Planned, Traits, owner_alive, refuse_if_alive
 from launchyard.launcher.backends.code import drop_code, keep_code
 from launchyard.launcher.backends.handover import CANCEL_MESSAGE

@@ -23,7 +23,8 @@ from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.agent.signals import Signals, log_line
-from launchyard.launcher.agent.torchrun_watch import WORKER, Node
+from launchyard.launcher.agent.start.torchrun_process import WORKER
+from launchyard.launcher.agent.torchrun_watch import Node
 from launchyard.launcher.backends.base import judge_job
 from launchyard.run.records import Job, OutcomeRecord, Shape
 from launchyard.run.rundir import RunDir
@@ -36,7 +37,9 @@ def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], agent: Agent,
         node = Node(run, job.attempt, job.shape, worker_module=request["worker_module"])
         return agent.run(node, on_poll=on_poll)
 
-    return Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
+    owner = Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
+    owner.kept_step = agent.newest_step
+    return owner
 
 
 def main(argv: list[str]) -> int:

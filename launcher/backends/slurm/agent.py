@@ -17,7 +17,7 @@ from launchyard.launcher.agent.fleet.link import Link, Who
 from launchyard.launcher.agent.fleet.resident import ORPHAN_SECONDS, Resident
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.signals import Signals, log_line
-from launchyard.launcher.agent.torchrun_watch import WORKER
+from launchyard.launcher.agent.start.torchrun_process import WORKER
 from launchyard.run.rundir import RunDir
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     run = RunDir(options.run_url)
     adopt_retry_budget(run)
     link = Link(address, secret, who_here())
-    agent = Agent(signals)
+    agent = Agent(signals, keeps=False)  # ranks of other nodes do not agree on what memory holds yet
     try:
         if _takes_its_place(link):
             Resident(run, agent, link, signals, options.worker_module).stay()

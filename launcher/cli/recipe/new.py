@@ -140,13 +140,13 @@ def _model(questions: Questions, task: Task, given: Flags) -> str:
 def _tokenizer(questions: Questions, task: Task, data: tuple[str, ...], given: Flags) -> str | None:
     """Of text that is not prepared; a model to finetune has its own."""
     from launchyard.launcher.new import checks
+    from launchyard.launcher.new.wishes import usual_tokenizer
 
     wanted = given.get("tokenizer")
     if wanted is None and (task == "finetune" or not checks.needs_tokenizer(data)):
         return None
-    return questions.ask(
-        "--tokenizer", "Tokenizer: tokenizer.json, or a folder with one", checks.check_tokenizer, given=wanted
-    )
+    text = "Tokenizer: tokenizer.json, or a folder with one"
+    return questions.ask("--tokenizer", text, checks.check_tokenizer, given=wanted, default=usual_tokenizer())
 
 
 # -- the place -------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ new_recipe = click.Command(
             ["--model"], metavar="PRESET|MODEL", shell_complete=complete_model, help="The shape, or the weights."
         ),
         click.Option(["--data"], multiple=True, metavar="FILE", help="File, folder, glob or URL; repeatable."),
-        _option("--tokenizer", "FILE", "Of text that is not prepared."),
+        _option("--tokenizer", "FILE", "Of text that is not prepared.  [default: that of the quickstart]"),
         _option("--budget", "LENGTH", "Such as 8h, 10B tokens, 1000steps or 3epochs."),
         click.Option(
             ["--method"], type=click.Choice(_METHODS), help="What trains of a model to finetune.  [default: lora]"

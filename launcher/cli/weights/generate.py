@@ -52,7 +52,7 @@ _EXCLUDE = {
     "colorize_tokens": ("as_json",),
     "draft": ("lookup",),
     "beam_width": (
-        *SAMPLING_NAMES, "generation_config", "seed", "context_length", "slide", "num_samples", "draft",
+        *SAMPLING_NAMES, "generation_config", "seed", "slide", "num_samples", "draft",
         "lookup", "slots", "colorize_tokens",
     ),
 }  # fmt: skip
@@ -350,6 +350,7 @@ def _search(options: _Options, width: int) -> None:
         max_new_tokens=options.max_new_tokens,
         stop_ids=model.stop_ids,
         length_penalty=options.length_penalty,
+        context_length=options.context_length,
     )
     began = time.perf_counter()
     found = model.search_beams(ids, search, options.stop)

@@ -5,13 +5,16 @@ Git does all the work, with objects and an index of its own in a folder that goe
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 
 from launchyard.launcher.submit.code import MAX_DIFF_BYTES, CodeSnapshot, run_git
 from launchyard.storage.redact import redact
+from launchyard.training.own.source import OwnSource, path_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,33 @@ class CodeDiff:
 
     text: str
     note: str = ""
+
+    def after(self, text: str) -> CodeDiff:
+        """The same behind the diff of the user's own files."""
+        return CodeDiff(text + self.text, self.note)
+
+
+def own_diff(first: OwnSource | None, second: OwnSource | None) -> str:
+    """Of the files that `code` names, and of the modules beside them."""
+    old, new = (_texts(one) for one in (first, second))
+    lines = [line for name in dict.fromkeys([*old, *new]) for line in _file_diff(old.get(name), new.get(name))]
+    return redact("".join(lines)[:MAX_DIFF_BYTES])
+
+
+def _texts(source: OwnSource | None) -> dict[str, tuple[str, list[str]]]:
+    """Each file by what it is compared as: the one that `code` names may be called otherwise on the other side."""
+    if source is None:
+        return {}
+    modules = {path_of(name): (path_of(name), raw) for name, raw in source.modules}
+    both = {"": (os.path.basename(source.name), source.raw), **modules}
+    return {key: (name, raw.decode().splitlines(keepends=True)) for key, (name, raw) in both.items()}
+
+
+def _file_diff(old: tuple[str, list[str]] | None, new: tuple[str, list[str]] | None) -> Iterator[str]:
+    before, after = (None if one is None else one[1] for one in (old, new))
+    fromfile, tofile = (f"{side}/{one[0]}" if one else "/dev/null" for side, one in (("a", old), ("b", new)))
+    for line in unified_diff(before or [], after or [], fromfile, tofile):
+        yield line if line.endswith("\n") else f"{line}\n"
 
 
 def code_diff(first: CodeSnapshot | None, second: CodeSnapshot | None) -> CodeDiff:

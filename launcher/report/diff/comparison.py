@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from launchyard.launcher.format import count, duration
-from launchyard.launcher.report.diff.code import CodeDiff, code_diff
+from launchyard.launcher.report.diff.code import CodeDiff, code_diff, own_diff
 from launchyard.launcher.report.diff.curves import Comparison, compare_rows
 from launchyard.launcher.report.diff.facts import (
     Difference,
@@ -90,12 +90,12 @@ def compare_sides(sides: Sequence[Side]) -> SideBySide:
         sides=tuple(sides),
         sections={
             "recipe": recipe_differences(sides),
-            "code": differing([code_facts(side.code) for side in sides]),
+            "code": differing([code_facts(side) for side in sides]),
             "data": data_differences(sides),
             "workers": differing([worker_facts(side) for side in sides]),
             "environment": differing(environment_facts(sides)),
         },
-        code_diffs=tuple(code_diff(first.code, other.code) for other in others),
+        code_diffs=tuple(code_diff(first.code, other.code).after(own_diff(first.own, other.own)) for other in others),
         curves=tuple(_curves(first, other) for other in others),
         results=tuple(_results(sides)),
     )

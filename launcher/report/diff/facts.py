@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from launchyard.launcher.report.diff.sides import Side
 from launchyard.launcher.submit.changes import flatten
-from launchyard.launcher.submit.code import CodeSnapshot
 from launchyard.run.frozen import content_digest
 from launchyard.storage.damage import JsonObject
 from launchyard.storage.redact import redact
@@ -83,12 +82,14 @@ def _shown(value: object) -> str:
 
 
 # -- code ------------------------------------------------------------------------------------------------------------
-def code_facts(code: CodeSnapshot | None) -> Facts | None:
+def code_facts(side: Side) -> Facts | None:
+    code = side.code
+    own = None if side.own is None else f"{side.own.name} ({side.own.digest})"
     if code is None:
-        return None
-    revision = code.git_sha
+        return None if own is None else {"own code": own}
     return {
-        "commit": revision,
+        "own code": own,
+        "commit": code.git_sha,
         "branch": code.git_branch,
         "changed files": ", ".join(code.changed_files),
         "uncommitted changes": content_digest(code.diff.encode()) if code.diff else None,

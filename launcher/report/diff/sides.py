@@ -12,15 +12,18 @@ from pathlib import Path
 from launchyard.errors import UserError, user_errors
 from launchyard.launcher.recipe.bundled import bundled_recipes
 from launchyard.launcher.recipe.load import load_recipe
+from launchyard.launcher.recipe.own_code import OwnFile, with_own_code
 from launchyard.launcher.runs.find import find
 from launchyard.launcher.runs.history import Story, read_story
 from launchyard.launcher.submit.changes import Change, changes_between
 from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.run import layout
-from launchyard.run.frozen import content_digest
+from launchyard.run.frozen import ChangedError, content_digest
 from launchyard.run.records import EnvironmentRecord
 from launchyard.run.rundir import RunDir
 from launchyard.storage.redact import redact
+from launchyard.training.own.frozen import read_frozen
+from launchyard.training.own.source import OwnSource
 from launchyard.training.recipe import Recipe, apply_overrides, stored_recipe
 from launchyard.training.spec import DataSpec, read_workload
 
@@ -51,6 +54,7 @@ class Side:
     tokenizer: str | None = None  # a digest of its file
     changes: tuple[ResumeChange, ...] = ()
     environment: EnvironmentRecord | None = None
+    own: OwnSource | None = None  # the file that `code` names
 
     @cached_property
     def rows(self) -> list[dict[str, object]]:
@@ -100,6 +104,7 @@ def _run(run: RunDir) -> Side:
         tokenizer=_digest(run),
         changes=tuple(changes),
         environment=_environment(run),
+        own=_own(run, recipes[-1][1].code),
     )
 
 
@@ -116,6 +121,13 @@ def _code(story: Story) -> CodeSnapshot | None:
     try:
         return CodeSnapshot.model_validate(story.code)
     except ValueError:  # of a run that was made by hand
+        return None
+
+
+def _own(run: RunDir, code: str | None) -> OwnSource | None:
+    try:
+        return None if code is None else read_frozen(run, code)
+    except (FileNotFoundError, ChangedError):  # `launch fsck` tells of it
         return None
 
 
@@ -139,18 +151,26 @@ def _digest(run: RunDir) -> str | None:
 # -- a recipe --------------------------------------------------------------------------------------------------------
 def _recipe(word: str) -> Side:
     loaded = load_recipe(word)
-    code = take_snapshot(Path.cwd())
+    loaded, own = with_own_code(loaded, base=loaded.base, tries=False)
     return Side(
-        name=word, place=loaded.source, recipe=loaded.recipe, code=code, data=_resolved(loaded.recipe, loaded.base)
+        name=word,
+        place=loaded.source,
+        recipe=loaded.recipe,
+        code=take_snapshot(Path.cwd()),
+        data=_resolved(loaded.recipe, loaded.base, own),
+        own=None if own is None else own.source,
     )
 
 
-def _resolved(recipe: Recipe, base: str) -> DataSpec | None:
+def _resolved(recipe: Recipe, base: str, own: OwnFile | None) -> DataSpec | None:
     """The data that a recipe names; None if it is not there, or its text is not prepared."""
+    from launchyard.launcher.data.own_batches import own_batches
     from launchyard.launcher.data.resolve import resolve
 
     try:
         with user_errors():
+            if own is not None and own.makes_data:
+                return own_batches(recipe, base=base, digest=own.frozen).spec
             found = resolve(
                 recipe.data,
                 recipe.tokenizer,

@@ -40,23 +40,24 @@ LOST = done("failed", NODE_LOST)
         ([done("stopped", "time limit")], "again", 0),
         ([PREEMPTED] * 50, "again", 0),
         ([done("failed", "non-finite", fatal=True)], "end", 0),
-        ([FAILED], "again", 1),
+        ([FAILED], "again", 0),
         ([FAILED, FAILED], "again", 2),
         ([FAILED, FAILED, FAILED], "end", 0),
         ([unstarted(AGENT_LOST)], "again", 10),
         ([unstarted(AGENT_LOST)] * 2, "again", 20),
         ([unstarted(AGENT_LOST)] * 3, "end", 0),
         ([unstarted("error")] * 2, "again", 2),
-        ([done("failed", AGENT_LOST)], "again", 1),
-        ([FAILED, FAILED, PROGRESSED], "again", 1),
-        ([PROGRESSED] * 50, "again", 1),
+        ([done("failed", AGENT_LOST)], "again", 0),
+        ([unstarted("error")], "again", 1),
+        ([FAILED, FAILED, PROGRESSED], "again", 0),
+        ([PROGRESSED] * 50, "again", 0),
         ([FAILED, FAILED, PROGRESSED, FAILED, FAILED], "again", 2),
         ([LOST] * 50, "again", 0),
         ([FAILED, LOST, LOST, LOST, FAILED], "again", 2),
         ([FAILED, LOST, FAILED, LOST, FAILED], "end", 0),
         ([FAILED, FAILED, done("failed", NODE_BAD)], "again", 0),
         ([FAILED, PREEMPTED, FAILED, PREEMPTED, FAILED], "end", 0),
-        ([FAILED, FAILED, done("stopped", "preempted", progressed=True), FAILED], "again", 1),
+        ([FAILED, FAILED, done("stopped", "preempted", progressed=True), FAILED], "again", 0),
     ],
 )
 def test_table(history: list[AttemptSummary], action: str, delay: float) -> None:
@@ -67,7 +68,7 @@ def test_table(history: list[AttemptSummary], action: str, delay: float) -> None
 
 def test_back_off_doubles_up_to_its_cap() -> None:
     delays = [after_attempt([FAILED] * n, max_failures=100).delay_seconds for n in range(1, 12)]
-    assert delays[:6] == [1, 2, 4, 8, 16, 32]
+    assert delays[:6] == [0, 2, 4, 8, 16, 32]
     assert set(delays[6:]) == {BACK_OFF_CAP}
 
 

@@ -69,7 +69,7 @@ def test_the_installed_torchrun_understands_every_word(tmp_path: Path) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     torchrun = subprocess.Popen(argv, cwd=tmp_path, env=env, preexec_fn=ignore, start_new_session=True)
     try:
         ranks = [tmp_path / f"rank-{rank}" for rank in range(2)]

@@ -251,7 +251,7 @@ def test_a_dry_run_creates_nothing_and_tells_all(shell: Shell, text: str) -> Non
     done = shell(*words)
     assert done.returncode == 0, done.stderr
     assert "lr: 0.001" in done.stdout
-    assert "torch.distributed.run" in done.stdout
+    assert "torchrun_process" in done.stdout
     assert "'some where/run;1'" not in done.stdout, "argv holds the whole path"
     assert f"'{shell.here}/some where/run;1'" in done.stdout, "quoted as a shell would need it"
     facts = json.loads(shell(*words, "--json").stdout)

@@ -114,6 +114,14 @@ def test_every_section_has_a_reason_and_editors_a_schema(desk: Desk) -> None:
         assert key != "data" or section["validation"] > 0, "of text a part is held out"
 
 
+def test_text_has_a_tokenizer_and_a_time_its_end(desk: Desk) -> None:
+    desk("new", "novels", "--data", "novel.txt", "--budget", "36h", *HERE)
+    recipe = yaml.safe_load((desk.here / "novels.yaml").read_text())
+    assert recipe["tokenizer"] == str(recipe_folder() / "quickstart/tokenizer.json")
+    assert recipe["model"]["vocab_size"] == 2048 if "preset" in recipe["model"] else True
+    assert recipe["train"]["max_time"] == "1-12:00:00"
+
+
 def test_nothing_is_replaced(desk: Desk) -> None:
     (desk.here / "mine.yaml").write_text("# mine\n")
     assert "mine.yaml: there already" in desk("new", "mine", "--data", "data", *HERE, code=2)
@@ -139,7 +147,7 @@ MISTAKES = {
     "no data": ((), "--data is missing"),
     "data not there": (("--data", "nothing"), "--data: nothing does not exist"),
     "data of no kind": (("--data", "picture.png"), "picture.png is of no known kind"),
-    "text without a tokenizer": (("--data", "novel.txt"), "--tokenizer is missing"),
+    "a tokenizer not there": (("--data", "novel.txt", "--tokenizer", "none"), "--tokenizer: none"),
     "a preset misspelt": (("--data", "data", "--model", "pythia-14"), "did you mean pythia-14m?"),
     "a model too large": (("--data", "data", "--model", "llama-3.1-405b"), "does not fit: a worker needs about"),
     "bare tokens": (("--data", "bare"), "--model is missing: the data does not say how many ids"),

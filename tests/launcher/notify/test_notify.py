@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from launchyard.errors import RecipeErrors
 from launchyard.launcher.agent import notify
 from launchyard.launcher.agent.notify import Notifier
+from launchyard.launcher.submit.launch import Request, make_ready
 from launchyard.run.records import OutcomeRecord
 from launchyard.run.rundir import RunDir
 from launchyard.training.notify.notices import Notice, leave_notice, unsent
@@ -186,7 +189,8 @@ def test_typed_a_killed_worker_and_its_restart_are_one_message(tmp_path: Path, w
         "def on_step(row):\n"
         f"    once = Path({str(tmp_path / 'once')!r})\n"
         "    if row.step == 4 and not once.exists():\n"
-        "        once.touch()\n"
+        "        typed = [one.read_bytes() for one in Path('/proc').glob('[0-9]*/cmdline') if one.exists()]\n"
+        "        once.write_text(str(any(os.environ['HOOK'].encode() in words for words in typed)))\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     keys = ["code=dies.py", "train.max_steps=6", "checkpoint.every_steps=2", "notify.threshold={above: 0.0}"]
@@ -199,5 +203,18 @@ def test_typed_a_killed_worker_and_its_restart_are_one_message(tmp_path: Path, w
         time.sleep(0.1)
     assert sorted(webhook.events) == ["end", "threshold"]
     assert webhook.told[-1]["attempt"] == 1 and webhook.told[-1]["loss"] > 0
-    texts = [path.read_bytes() for path in Path(shell.here / "run").rglob("*") if path.is_file()]
-    assert not any(webhook.url.encode() in text for text in texts), "the URL is nowhere in the run"
+    assert (tmp_path / "once").read_text() == "False", "no process has the URL among its words"
+    assert not any(webhook.url in text for text in (done.stdout, done.stderr))
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(webhook.url.encode() in text for text in texts), "the URL is in no file of the run or of the user"
+
+
+def test_a_place_that_takes_no_variables_along_is_told_of_and_not_asked_here(tmp_path: Path) -> None:
+    keys = {"notify.webhook_env": "HOOK_ELSEWHERE", "train.device": "cpu"}
+    cluster = tmp_path / "far.yaml"
+    cluster.write_text(yaml.safe_dump({"name": "far", "scheduler": "ray", "ray": {"address": "http://127.0.0.1:1"}}))
+    ready = make_ready(Request("quickstart", str(cluster), keys, run_url=str(tmp_path / "run")), dry_run=True)
+    (note,) = [note for note in ready.plan.notes if "notify" in note]
+    assert "HOOK_ELSEWHERE must be set on the nodes" in note and "Ray" in note
+    with pytest.raises(RecipeErrors, match="HOOK_ELSEWHERE is not set"):
+        make_ready(Request("quickstart", "local", keys, run_url=str(tmp_path / "run")), dry_run=True)

@@ -44,6 +44,7 @@ def left(shell: Shell) -> list[Path]:
     return [*(shell.root / "tmp").glob("launchyard-*")]
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_nothing_stays(shell: Shell) -> None:
     before = {*shell.here.rglob("*")}
     done = rehearse(shell, "train.max_steps=900", "--json")

@@ -15,12 +15,13 @@ TINY = {
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1, 2, 3])
-def test_it_runs_as_it_stands(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs_as_it_stands(number: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, novel: str) -> None:
     """Apart from the first it takes no processes of its own."""
+    (tmp_path / "novel.txt").write_text(novel[:40_000])
     blocks = re.findall(r"```py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert len(blocks) == 4, "say here which of them are slow"
     block = re.sub(r"overrides=\{[^}]*\}", "overrides=TINY", blocks[number])
     block = block.replace('build("quickstart")', 'build("quickstart", overrides=TINY)')
     assert "TINY" in block
-    exec(block, {"TINY": TINY})
+    exec(block, {"TINY": {**TINY, "data.source": str(tmp_path / "novel.txt")}})
     assert capsys.readouterr().out or number == 3

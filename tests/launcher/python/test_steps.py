@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:data trouble.*has no digests.jso
     "keys",
     [
         {"train.micro_batch_size": 4, "train.dropout": 0.1},
-        {"train.precision": "bf16-mixed"},
+        pytest.param({"train.precision": "bf16-mixed"}, marks=pytest.mark.slow),
         {"train.precision": "fp16-mixed", "train.batch_size_ramp": [[0, 4], [2, 12]]},
         {"stability.on_spike": "skip", "optimizer.name": "muon"},
     ],

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launchyard.errors import RecipeErrors
+from launchyard.errors import RecipeErrors, UserError
 from launchyard.launcher.recipe import own_code
 from launchyard.launcher.recipe.own_code import read_own_file
 from launchyard.launcher.submit.resume import make_ready
+from launchyard.launcher.submit.run_data import restore_data
 from launchyard.run.rundir import RunDir
 from launchyard.training.own.contract import CONTRACTS, TYPES, describe_code
+from launchyard.training.recipe import recipe_of
+from launchyard.training.spec import frozen_workload, place_of_data
 from tests.support.shell import Shell
+from tests.support.small_runs import write_data
 
 RIGHT = """
 from collections.abc import Callable
@@ -77,12 +81,13 @@ def test_it_is_run_once_with_its_imports(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "mine.py").write_text(source)
         with pytest.raises(RecipeErrors) as error:
             read_own_file("mine.py", base=str(tmp_path), where="code", tries=True)
-        return str(error.value)
+        return f"{error.value} {error.value.hint}"
 
     hook = "\ndef on_step(row): ...\n"
-    assert f"{tmp_path}/mine.py:1: ModuleNotFoundError: No module named 'lib_beside'" in problem(
-        f"import lib_beside{hook}"
-    )
+    said = problem(f"import lib_beside{hook}")
+    assert f"{tmp_path}/mine.py:1: ModuleNotFoundError: No module named 'lib_beside'" in said and "go with it" in said
+    (tmp_path / "lib_beside.py").write_text("x = 1 / 0\n")
+    assert "lib_beside.py:1: ZeroDivisionError" in problem(f"import lib_beside{hook}")
     assert "mine.py:1: ZeroDivisionError" in problem(f"x = 1 / 0{hook}")
     monkeypatch.setattr(own_code, "TRY_SECONDS", 0.5)
     assert "was not read in 0 s" in problem(f"import time; time.sleep(30){hook}")
@@ -107,36 +112,51 @@ RECIPE = {
     "resources": {"nproc_per_node": 1, "max_failures": 0},
     "metrics": {"prometheus": False},
 }
+STEPS = "BY = 1\n"
 COUNTING = (
+    "import steps\n\n"
     "def batches(sample_numbers, seq_len, vocab_size):\n"
-    "    return [[(n + i) % vocab_size for i in range(seq_len + 1)] for n in sample_numbers]\n"
+    "    return [[(n + i * steps.BY) % vocab_size for i in range(seq_len + 1)] for n in sample_numbers]\n"
 )
 
 
+@pytest.mark.slow
 def test_a_resume_runs_the_same_bytes_and_takes_new_ones_only_by_name(tmp_path: Path) -> None:
-    """Typed, with real workers, beside a recipe in another folder."""
+    """Typed, with real workers, beside a recipe in another folder, with a module and held-out data that move."""
     shell = Shell(tmp_path)
     folder = shell.here / "sub"
     folder.mkdir()
     (folder / "own.yaml").write_text(yaml.safe_dump(RECIPE))
     (folder / "mine.py").write_text(COUNTING)
+    (folder / "steps.py").write_text(STEPS)
+    for name, n_tokens in (("held", 200), ("others", 190)):
+        write_data(folder / name, n_tokens=n_tokens)
     refused = shell("sub/own.yaml", "--run-url", "run", "parallel.tp=1", "data.source=x")
     assert refused.returncode == 2 and "takes its place" in refused.stderr and not (shell.here / "run").exists()
-    done = shell("sub/own.yaml", "--run-url", "run", timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = shell("sub/own.yaml", "--run-url", "run", "data.validation=held/train", timeout=120)
+    assert done.returncode == 0 and "batches; with steps.py" in done.stdout, done.stderr
     run = RunDir(str(shell.here / "run"))
-    (frozen,) = (name for name in run.listdir("own_code"))
-    assert run.read_text(f"own_code/{frozen}") == COUNTING and run.read_json("code.json")["own"]["functions"] == [
-        "batches"
-    ]
-    assert yaml.safe_load(run.read_text("recipe.yaml"))["code"] == f"own_code/{frozen}"
+    frozen = str(yaml.safe_load(run.read_text("recipe.yaml"))["code"])
+    assert run.listdir("own_code") == [Path(frozen).stem, Path(frozen).name] and run.read_text(frozen) == COUNTING
+    assert run.read_json("code.json")["own"]["functions"] == ["batches"]
+    (folder / "steps.py").write_text(STEPS.replace("1", "2"))
+    (folder / "held").rename(folder / "moved")
+    place = f"data.validation={folder}/moved/train"
+    again = shell("resume", "run", "train.max_steps=4", place, timeout=120)
+    assert again.returncode == 0 and "is another by now" in again.stdout, again.stderr
     (folder / "mine.py").write_text(COUNTING + "\ndef on_step(row):\n    return {'new': row.step}\n")
-    again = shell("resume", "run", "train.max_steps=4", timeout=120)
-    assert again.returncode == 0 and "is another by now" in again.stdout, again.stdout
     taken = shell("resume", "run", "train.max_steps=6", "code=sub/mine.py", timeout=120)
     assert taken.returncode == 0 and "trains otherwise from here on" in taken.stdout, taken.stdout
     figures = [(row.get("figures") or {}).get("new") for row in run.rows("steps")]
     assert figures == [None] * 4 + [5.0, 6.0]
+    with pytest.raises(UserError, match=r"data.validation: other tokens lie there \(190 tokens"):
+        make_ready(run, {"data.validation": f"{folder}/others/train", "train.max_steps": 8})
+    with pytest.raises(UserError, match=r"data.source: batches of your own code takes its place"):
+        make_ready(run, {"data.source": f"{folder}/others", "train.max_steps": 8})
     (folder / "mine.py").write_text("def on_step(row): ...\n")
     with pytest.raises(RecipeErrors, match="has batches of its own"):
         make_ready(run, {"code": str(folder / "mine.py"), "train.max_steps": 8})
+    (folder / "moved").rename(folder / "gone")
+    with pytest.raises(UserError, match="not there any more") as error:
+        restore_data(recipe_of(run, 2), place_of_data(run, frozen_workload(run)))
+    assert "data.validation=PLACE" in str(error.value.hint)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from launchyard.errors import UserError
 from launchyard.launcher.cli.main import cli
+from launchyard.launcher.report.gradients import page_gradients
 from launchyard.launcher.report.html import report_page
 from launchyard.launcher.report.phases import read_phases
 from launchyard.launcher.report.profiles import next_steps
@@ -183,3 +184,21 @@ def test_a_report_has_phases_and_the_traces_that_there_are(tmp_path: Path) -> No
     assert "<h2>Traces</h2>" in page and "aten::mm" in page and "blocks.*.&lt;mlp&gt;" in page
     assert f'href="file://{made.run.path("profiles/step-0010-rank-0.json.gz")}"' in page
     assert "http" not in page, "it needs no network"
+
+
+def test_a_report_prints_them_and_shows_gradients_by_part(tmp_path: Path) -> None:
+    made = preempted_twice(tmp_path)
+    path = tmp_path / "page.html"
+    said = run_cli("report", made.run_id, "--out", str(path)).output
+    assert said.startswith(run_cli("metrics", made.run_id, "--phases").output) and said.endswith("kB)\n")
+    assert "Gradient norms by part" not in path.read_text()
+    rows = list(read_story(made.run).rows)
+    for row in rows:
+        if row["step"] % 10 == 0:
+            row["grad_norms"] = {f"blocks.{block}": 1.0 + block + row["step"] / 100 for block in range(9)}
+            row["group_grad_norms"] = {"*norm.weight": 0.5}
+    found = page_gradients(rows, [])
+    assert found is not None and "in 10 steps" in found["said"] and "6 largest" in found["said"]
+    assert [one for _, one in found["legend"]] == [f"blocks.{block}" for block in range(3, 9)]
+    assert found["rows"][8] == ["blocks.8", "9.1", "9.55", "10", "100", "10"]
+    assert found["rows"][9][0] == "group *norm.weight"

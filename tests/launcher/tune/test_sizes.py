@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.tune.sizes import SizeVerdict, search_largest, sizes_of
+from launchyard.launcher.trial.trial import TrialVerdict
+from launchyard.launcher.tune.sizes import search_largest, sizes_of
 
 SHARES = st.integers(1, 2000)
 
@@ -24,7 +25,7 @@ def test_the_largest_that_fits_is_found(share: int, room: int) -> None:
 
 @given(SHARES, st.integers(1, 2500))
 def test_nothing_is_tried_twice_or_after_one_that_is_too_slow(share: int, patience: int) -> None:
-    def attempt(size: int) -> SizeVerdict:
+    def attempt(size: int) -> TrialVerdict:
         return "fits" if size < patience else "too slow"
 
     tried = list(search_largest(sizes_of(share), attempt))

@@ -12,10 +12,9 @@ import yaml
 from click.testing import CliRunner
 
 from launchyard.launcher.cli.main import main
+from launchyard.launcher.trial.child import TrialLimits
+from launchyard.launcher.trial.trial import TrialOutcome, TrialPlace, allowed_memory
 from launchyard.launcher.tune import tune as module
-from launchyard.launcher.tune.child import TrialLimits
-from launchyard.launcher.tune.trial import TrialOutcome, TrialPlace
-from launchyard.launcher.tune.tune import allowed_memory
 from launchyard.storage.damage import JsonObject
 from launchyard.training.trial.spec import Trial
 from tests.support.shell import Shell
@@ -192,6 +191,6 @@ def test_real_workers_and_nothing_is_left(place: Path, workers: int) -> None:
     done = shell("tune", *many, "--lr", "--steps", "40", "--max-lr", "100", "--json", timeout=600, TMPDIR=str(place))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and rows[-1]["divergence"] is not None, done.stderr
-    assert not list(place.glob("launchyard-tune-*"))
+    assert not list(place.glob("launchyard-trial-*"))
     left = [one for one in psutil.process_iter(["cmdline"]) if str(place) in " ".join(one.info["cmdline"] or [])]
     assert not left

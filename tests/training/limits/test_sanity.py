@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from unittest.mock import MagicMock
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from launchyard.training.loop import sanity
-from launchyard.training.loop.measure import Measured
+from launchyard.run.rundir import RunDir
+from launchyard.training.own.frozen import frozen_name, write_frozen
+from launchyard.training.own.source import OwnSource
 from tests.support.small_runs import (
     VOCAB,
     final_weights,
@@ -23,6 +23,13 @@ from tests.support.small_runs import (
     write_data,
 )
 
+BROKEN = """
+import torch
+
+def optimizer(named_parameters, lr):
+    named_parameters[0][1].data[0] = float("nan")
+    return torch.optim.SGD([parameter for _, parameter in named_parameters], lr=lr)
+"""
 CHECKED = {"validation.sanity_batches": 2, "train.max_steps": 3, "checkpoint.every_steps": 2}
 
 
@@ -47,18 +54,23 @@ def test_data_that_cannot_be_measured_ends_it_before_the_first_step(tmp_path: Pa
     steps = {}
     for batches in (None, 2):
         run = make_run(tmp_path / str(batches), data, CHECKED | {"validation.sanity_batches": batches})
-        (worker,) = start_workers(run, 1)
-        assert worker.wait(timeout=60) == 1
+        fail(run)
         steps[batches] = len(list(run.rows("steps")))
     assert steps == {None: 3, 2: 0}
+    resumed = RunDir(str(tmp_path / "None"))  # from step 2: then nothing is asked before the steps
+    fail(resumed, {"validation.sanity_batches": 2})
+    assert [row["step"] for row in resumed.attempt_rows("steps", 1)] == [3]
 
 
-def test_a_loss_that_is_no_number_is_an_error_and_a_resume_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = MagicMock()
-    parts.context.recipe.validation.sanity_batches = 2
-    parts.learner.state.step = 0
-    monkeypatch.setattr(sanity, "measure", lambda *args, **kwargs: {"main": Measured({"loss": math.nan}, 0.0)})
-    with pytest.raises(ValueError, match=r"sanity_batches: the loss on held-out data \(main\) is nan"):
-        sanity.check_validation(parts)
-    parts.learner.state.step = 5
-    sanity.check_validation(parts)
+def test_a_fresh_model_whose_loss_is_no_number_is_an_error(tmp_path: Path) -> None:
+    code = OwnSource("mine.py", BROKEN.encode())
+    run = make_run(tmp_path / "run", write_data(tmp_path / "data"), CHECKED | {"code": frozen_name(code)})
+    write_frozen(run, code)
+    fail(run)
+    (error,) = run.errors(0)
+    assert "sanity_batches: the loss on held-out data (main) is nan before the first step" in error["message"]
+
+
+def fail(run: RunDir, overrides: dict[str, Any] | None = None) -> None:
+    (worker,) = start_workers(run, 1, overrides)
+    assert worker.wait(timeout=60) == 1

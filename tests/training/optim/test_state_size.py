@@ -15,7 +15,7 @@ from launchyard.training.optim.optimizers import make_optimizer
 from launchyard.training.optim.state_size import state_size
 from launchyard.training.recipe import Recipe
 from launchyard.training.sections.optimizer import OptimizerConfig
-from tests.model.live_bytes import LiveBytes
+from launchyard.training.trial.live_bytes import LiveBytes
 from tests.training.optim.toy import FULL, config_of
 
 MODEL: dict[str, Any] = {

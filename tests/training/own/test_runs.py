@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from launchyard.launcher.python.inside import one_rank, own_random_numbers
+from launchyard.launcher.python.steps import Built, take_step
 from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
+from launchyard.training.compose import choose_objective, first_learner, open_context, open_readers
 from launchyard.training.data.dataset_spec import with_sets
-from launchyard.training.own.frozen import frozen_name
-from launchyard.training.spec import DataSpec
+from launchyard.training.own.frozen import frozen_name, open_own_code, write_frozen
+from launchyard.training.own.load import OwnCodeError
+from launchyard.training.own.source import OwnSource
+from launchyard.training.recipe import Recipe, stored_recipe
+from launchyard.training.spec import DataSpec, read_workload
 from tests.support.small_runs import final_weights, history, make_run, run_workers, start_workers, write_data
 
 LOSS = """
@@ -39,12 +45,18 @@ def optimizer(named_parameters, lr):
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr": lr / 2}]
     return torch.optim.NAdam(groups, lr=lr)
 """
+STARTS = """
+import random
+def chance_of(seed, number):
+    return random.Random(seed * 1_000_003 + number)
+"""
 BATCHES = """
 import random
+import starts
 def batches(sample_numbers, seq_len, seed, vocab_size):
     rows = []
     for number in sample_numbers:
-        chance = random.Random(seed * 1_000_003 + number)
+        chance = starts.chance_of(seed, number)
         start = chance.randrange(vocab_size)
         length = seq_len + 1 if number % 5 else 1 + chance.randrange(1, seq_len)
         rows.append([(start + place * (1 + number % 2)) % vocab_size for place in range(length)])
@@ -64,9 +76,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSpec:
 
 
 def own_run(folder: Path, data: DataSpec, source: str, overrides: dict[str, Any] | None = None) -> RunDir:
-    name = frozen_name("mine.py", source.encode())
-    run = make_run(folder, data, {**SHORT, "code": name, **(overrides or {})})
-    run.write_text(name, source)
+    modules = (("starts.py", STARTS.encode()),) if "import starts" in source else ()
+    own = OwnSource("mine.py", source.encode(), modules)
+    run = make_run(folder, data, {**SHORT, "code": frozen_name(own), **(overrides or {})})
+    write_frozen(run, own)
     return run
 
 
@@ -160,7 +173,7 @@ def on_end(run):
 """
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_hooks_are_called_in_order_and_end_the_run(tmp_path: Path, data: DataSpec, nproc: int) -> None:
     log = tmp_path / "log"
     overrides = {
@@ -213,13 +226,14 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
     ("source", "message"),
     [
         (LOSS.replace('"sum"', '"mean"'), "the loss is no sum over labels"),
+        (LOSS.replace("sum()", "sum() / (1 - float((labels == -100).any()))"), "the accuracy is no sum"),
         (LOSS.replace('{"accuracy": right}', '{"precision": right}'), "FIGURES has ['accuracy']"),
         ("import torch\ndef loss(model):\n    return torch.zeros(())", "does not depend on model"),
         ("def loss(model, tokens):\n    return model(tokens)", "allowed: the sum over labels"),
         (LOSS + "def optimizer(named_parameters, lr):\n    return torch.optim.SGD([named_parameters[0][1]])", "lacks"),
         (LOSS + "def optimizer(named_parameters):\n    return 1", "allowed: a torch.optim.Optimizer"),
         (
-            BATCHES.replace("random.Random(seed * 1_000_003 + number)", "random"),
+            BATCHES.replace("starts.chance_of(seed, number)", "random"),
             "is another when it is asked",
         ),
         (BATCHES.replace("return rows", "return rows[1:]"), "one each"),
@@ -228,15 +242,24 @@ def test_the_error_of_a_hook_ends_the_run_with_its_line(tmp_path: Path, data: Da
 )
 def test_what_a_function_may_not_return(tmp_path: Path, data: DataSpec, source: str, message: str) -> None:
     run = own_run(tmp_path / "run", data, source)
-    (process,) = start_workers(run, 1)
-    assert process.wait(timeout=60) == 1
-    (error,) = run.errors(0)
-    assert message in error["message"] and "mine.py" in error["message"] and error["fatal"]
+    with pytest.raises(OwnCodeError) as error, own_random_numbers():
+        first_step(run)
+    assert message in str(error.value) and "mine.py" in str(error.value)
+
+
+def first_step(run: RunDir) -> None:
+    """In this process, by the parts of a worker."""
+    recipe = Recipe.model_validate(stored_recipe(run))
+    context = open_context(one_rank(0), recipe, read_workload(run))
+    code = open_own_code(run, recipe.code)
+    learner = first_learner(context, code)
+    readers = open_readers(context, lambda name, **facts: None, code=code)
+    take_step(Built(context, learner, readers, choose_objective(recipe, code), None, None, None))
 
 
 def test_a_changed_copy_is_refused(tmp_path: Path, data: DataSpec) -> None:
     run = own_run(tmp_path / "run", data, LOSS)
-    run.write_text(frozen_name("mine.py", LOSS.encode()), LOSS + "\n")
+    run.write_text(frozen_name(OwnSource("mine.py", LOSS.encode())), LOSS + "\n")
     (process,) = start_workers(run, 1)
     assert process.wait(timeout=60) == 1
     assert "was changed after the launch" in run.errors(0)[0]["message"]

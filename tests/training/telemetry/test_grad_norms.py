@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from launchyard.model.config import ModelConfig
+from launchyard.run.checkpoints import committed_steps
 from launchyard.run.rundir import RunDir
 from launchyard.training.build import build_model
 from launchyard.training.data.micro_batch import MicroBatch
@@ -21,7 +25,16 @@ from launchyard.training.spec import DataSpec
 from launchyard.training.step import forward_backward
 from launchyard.training.telemetry.trackers.base import of_step
 from launchyard.training.telemetry.trackers.csv import CsvTracker
-from tests.support.small_runs import MODEL, RECIPE, final_weights, history, make_run, run_workers, write_data
+from tests.support.small_runs import (
+    MODEL,
+    RECIPE,
+    final_weights,
+    history,
+    make_run,
+    run_workers,
+    start_workers,
+    write_data,
+)
 
 RULES = [{"match": "*norm.weight", "lr_scale": 0.5}, {"match": "*bias", "weight_decay": 0.0}]
 MEASURED = {"metrics.grad_norms": 2, "train.max_steps": 6, "optimizer.groups": RULES}
@@ -92,6 +105,21 @@ def test_measuring_changes_no_bit(workers: int, data: DataSpec, tmp_path: Path) 
     weights = final_weights(runs[None])
     assert all(torch.equal(one, weights[key]) for key, one in final_weights(runs[1]).items())
     assert not any("grad_norms" in row for row in runs[None].rows("steps"))
+
+
+def test_killed_and_resumed_they_are_those_of_the_run_that_was_not(data: DataSpec, tmp_path: Path) -> None:
+    overrides = MEASURED | {"train.max_steps": 12, "checkpoint.every_steps": 3}
+    runs = [make_run(tmp_path / name, data, overrides) for name in ("undisturbed", "killed")]
+    run_workers(runs[0], 1)
+    (worker,) = start_workers(runs[1], 1)
+    while not committed_steps(runs[1]) and worker.poll() is None:
+        time.sleep(0.005)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    assert runs[1].outcome(0) is None
+    run_workers(runs[1], 1)
+    assert measured(runs[1]) == measured(runs[0]) and [*measured(runs[0])] == [2, 4, 6, 8, 10, 12]
+    assert next(event["step"] for event in runs[1].events(1) if event["event"] == "started") > 0
 
 
 def test_a_part_is_the_norm_of_its_gradients() -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.host.processes import descendants, end_all, end_marked, marked
+from launchyard.host.processes import descendants, end_all, end_marked, marked, worker_rank
 from launchyard.launcher.agent.hang_detector import Hang
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.runs.why import explain
@@ -237,7 +237,7 @@ class Harmed:
         return Path(self.run.path(f"attempts/0000/logs/rank-{rank:05d}.log")).read_text()
 
     def pid_of(self, rank: int) -> int:
-        workers = [one for one in marked(self.run.url) if one.environ().get("RANK") == str(rank)]
+        workers = [one for one in marked(self.run.url) if worker_rank(one) == rank]
         return max(workers, key=lambda one: one.create_time()).pid
 
     def check(self, rank: int, words: str, resumed: bool = True) -> None:

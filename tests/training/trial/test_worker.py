@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchyard.launcher.tune.child import ChildEnd, TrialLimits
-from launchyard.launcher.tune.trial import died_of_memory
+from launchyard.launcher.trial.child import ChildEnd, TrialLimits
+from launchyard.launcher.trial.trial import died_of_memory
+from launchyard.model.memory import checkpoint_bytes, training_memory
 from launchyard.run.rundir import RunDir
-from launchyard.training.spec import DataSpec
+from launchyard.training.spec import DataSpec, read_workload
 from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
 from tests.support.ranks import ForkedProcess
 from tests.support.small_runs import EXACT, history, make_run, run_workers, write_data
@@ -61,6 +62,20 @@ def test_its_steps_are_those_of_a_run_to_the_bit(tmp_path: Path, data: DataSpec)
     assert not tried.listdir("checkpoints")
     result = TrialResult.model_validate(tried.read_json(RESULT))
     assert result.peak >= result.runtime > 1 << 20
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_tensors_take_what_is_planned(tmp_path: Path, data: DataSpec, background: bool) -> None:
+    """With the copy that saves are written from, where they are written beside the steps."""
+    wide = {"model.dim": 128, "model.ffn_dim": 512, "checkpoint.async_save": background, "train.precision": "fp32"}
+    run = make_run(tmp_path / "trial", data, {**UNTIL_SAVED, **wide})
+    assert try_out(run, Trial(n_steps=2, counts_tensors=True)) == 0, run.errors(0)
+    result = TrialResult.model_validate(run.read_json(RESULT))
+    model = read_workload(run).model
+    sizes = {"micro_batch_size": 12, "seq_len": 16, "shards": 1, "precision": "fp32", "device": "cpu"}
+    planned = training_memory(model, **sizes)["total"] + background * checkpoint_bytes(model)
+    assert result.tensors == pytest.approx(planned, rel=0.05)
+    assert len(result.cpu_seconds) == 2 and min(result.cpu_seconds) > 0
 
 
 def test_the_rate_rises_through_its_range(tmp_path: Path, data: DataSpec) -> None:

@@ -278,6 +278,11 @@ def test_beams_are_those_of_python(run: str, model: LoadedModel, launch: Any) ->
     code, out, err = launch(*words, "--beam-width", "5", "--candidates", "3", "--length-penalty", "0.5")
     assert (code, out) == (0, "".join(f"the {text}\n" for text, _ in found))
     assert f"candidate 2 of 3, score {found[1][1]:.4f}" in err
+    short = facts(launch, *words, "--beam-width", "5", "--context-length", str(told["n_prompt"] + 2))
+    (best,) = model.beam_search("the ", width=5, max_new_tokens=2)
+    assert [one["text"] for one in short["candidates"]] == [best[0]]
+    code, _, err = launch(*words, "--beam-width", "5", "--context-length", str(told["n_prompt"]))
+    assert code == 2 and f"the context has {told['n_prompt']}" in err
     greedy = facts(launch, *words, "--temperature", "0")["text"]
     assert facts(launch, *words, "--beam-width", "1")["candidates"][0]["text"] == greedy
     stop = ("--stop", greedy[2:5])

@@ -8,24 +8,30 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from launchyard.errors import LaunchError
-from launchyard.launcher.backends.cluster import Cluster
+from launchyard.errors import LaunchError, UserError
+from launchyard.launcher.backends.base import load_backend
+from launchyard.launcher.backends.cluster import Cluster, load_cluster, reach_storage, recipe_defaults
+from launchyard.launcher.backends.hardware import free_memory
 from launchyard.launcher.plan.plan import Plan
-from launchyard.launcher.recipe.load import UncheckedRecipe
-from launchyard.launcher.submit.code import CodeSnapshot
+from launchyard.launcher.recipe.load import UncheckedRecipe, read_recipe
+from launchyard.launcher.submit.code import CodeSnapshot, take_snapshot
 from launchyard.launcher.submit.launch import NewFolder, Ready, prepare_data, ready_at, write_run
-from launchyard.launcher.tune.child import ChildEnd, TrialLimits, run_child
-from launchyard.launcher.tune.sizes import SizeVerdict
+from launchyard.launcher.trial.child import ChildEnd, TrialLimits, run_child
 from launchyard.run import layout
 from launchyard.run.rundir import RunDir
 from launchyard.storage.damage import JsonObject
 from launchyard.training.trial.spec import RESULT, TRIAL, Trial, TrialResult
 
+TrialVerdict = Literal["fits", "no memory", "too slow"]
+NOWHERE = "/nonexistent/launchyard-trial"  # of a plan that is only looked at
 # What a trial leaves out: it makes steps, each as large as any, and that is all.
 ONLY_STEPS: JsonObject = {
     "name": "trial",
     "after": None,
+    "notify": None,
     "metrics.trackers": [],
     "metrics.prometheus": False,
     "validation.every_steps": None,
@@ -60,12 +66,14 @@ _NEAR = 0.7  # a process that dies without a word while it holds this share of i
 class TrialOutcome:
     """Of a trial: its rows, one a step, as a run has them. peak: bytes of one worker."""
 
-    verdict: SizeVerdict
+    verdict: TrialVerdict
     plan: Plan
     rows: Sequence[JsonObject]
     peak: int | None = None
     runtime: int | None = None
     nonfinite: bool = False
+    cpu_seconds: Sequence[float] = ()  # of one worker, a step
+    tensors: int | None = None  # bytes of their storages, where they were counted
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,25 @@ class TrialPlace:
         """A launch of it with these changes; the text that it reads is tokenized if it is not."""
         loaded = self.recipe.check({**ONLY_STEPS, **changes})
         return prepare_data(ready_at(RunDir(url), loaded, self.cluster, run_id="trial", code=self.code))
+
+
+def trial_place(recipe: str, *, cluster: str, overrides: JsonObject, command: str) -> TrialPlace:
+    """The recipe on this machine; UserError where a scheduler gives the machines. command: who asks."""
+    found = load_cluster(cluster)
+    if load_backend(found.scheduler).TRAITS.scheduled:
+        raise UserError(
+            f"{command} tries a recipe on the machine that it runs on, and {found.name} gives its machines to jobs",
+            hint=f"run it in an allocation, on the node: salloc …, then {command} RECIPE there, without --cluster",
+        )
+    reach_storage(found)
+    unchecked = read_recipe(recipe, defaults=recipe_defaults(found)).changed(overrides)
+    return TrialPlace(unchecked, found, take_snapshot(Path.cwd()))
+
+
+def allowed_memory(asked: int | None = None) -> int:
+    """Bytes that trials may take of this machine; never so much that it would have to end other processes."""
+    free = free_memory()
+    return free if asked is None else min(asked, free)
 
 
 def run_trial(
@@ -106,7 +133,7 @@ def run_trial(
 
 @contextmanager
 def _scratch() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="launchyard-tune-")
+    folder = tempfile.mkdtemp(prefix="launchyard-trial-")
     try:
         yield folder
     finally:
@@ -130,7 +157,9 @@ def _outcome(run: RunDir, plan: Plan, ended: ChildEnd, trial: Trial, limits: Tri
         return TrialOutcome("fits", plan, rows, peak, nonfinite=True)
     if found is None and ended.why != "enough":
         raise LaunchError(f"a trial of the recipe failed: {_words(run, errors, ended)}")
-    return TrialOutcome("fits", plan, rows, peak, found.runtime if found else None)
+    if found is None:
+        return TrialOutcome("fits", plan, rows, peak)
+    return TrialOutcome("fits", plan, rows, peak, found.runtime, cpu_seconds=found.cpu_seconds, tensors=found.tensors)
 
 
 def died_of_memory(ended: ChildEnd, errors: Sequence[JsonObject], limits: TrialLimits) -> bool:

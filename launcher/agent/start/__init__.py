@@ -1,0 +1,1 @@
+"""The start of torchrun and its workers, warm where it can be."""

@@ -1,0 +1,166 @@
+"""torchrun as the agent starts it: its own launcher, with workers forked from a server that has their imports.
+
+So the imports of all workers of a node are made once. The process can also stand by, with all of that done, until it
+is given an attempt. Nothing is forked from a process that has threads or a device: the server only imports.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from typing import NoReturn
+
+from launchyard.host.environment import set_variables, variable
+from launchyard.host.processes import name_worker
+
+STANDBY = "--standby"
+WORKER = "launchyard.training.worker"
+_START = [
+    "launchyard.launcher.agent.start.bound",
+    "torch.distributed.elastic.multiprocessing.api",  # what a forked worker is called by
+]
+_FIRST = "launchyard.training.imports.first"
+_LATER = "launchyard.training.imports.later"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a process that stands by is told, in a line of JSON: torchrun's words, variables, and where to print."""
+
+    words: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    log: str | None = None
+
+    def line(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    stands_by = argv[1:2] == [STANDBY]
+    start_server(argv[2] if stands_by else worker_module(argv), everything=stands_by)
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend  # noqa: F401  # else at the first attempt
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    given = read_assignment() if stands_by else Assignment(list(argv[1:]))
+    print_to(given.log)
+    set_variables(given.env)
+    args = parse_args(given.words)
+    config, _, _ = config_from_args(args)
+    told = (args.training_script, args.training_script_args, given.env, given.log)
+    keep_log_plain()
+    started = remember_workers()
+    try:
+        elastic_launch(config=config, entrypoint=become_worker)(*told)
+    except Exception as error:
+        print_ends(started)
+        traceback.print_exception(error)
+        end_now(1)
+
+
+def worker_module(argv: Sequence[str]) -> str:
+    return argv[argv.index("--module") + 1]
+
+
+def start_server(module: str, *, everything: bool) -> None:
+    """Starts the server in a process of its own, which imports while this one does. Only our own worker is known."""
+    ours = [_FIRST, *([_LATER] if everything else [])] if module == WORKER else []
+    multiprocessing.set_forkserver_preload([*_START, *ours])
+    forkserver.ensure_running()
+
+
+def read_assignment() -> Assignment:
+    """Waits for it. The agent that ends, or changes its mind, closes the pipe."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        sys.exit(0)
+    return Assignment(**json.loads(line))
+
+
+def print_to(log: str | None) -> None:
+    """From here on into the log of the node, which a process that stands by did not have yet."""
+    if log is None:
+        return
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def keep_log_plain() -> None:
+    """torch's own format imports its compiler, a second's work, at the first failure of a worker."""
+    plain = logging.Formatter("%(levelname)s %(asctime)s %(name)s: %(message)s")
+    for name in ["torch", *logging.root.manager.loggerDict]:
+        for handler in logging.getLogger(name).handlers if name.split(".")[0] == "torch" else ():
+            handler.setFormatter(plain)
+
+
+def remember_workers() -> dict[str, BaseProcess]:
+    """Returns the workers by rank, once torchrun has started them: it tells how one of them failed, and no more."""
+    import torch.multiprocessing
+
+    started: dict[str, BaseProcess] = {}
+    start = torch.multiprocessing.start_processes
+
+    def start_and_remember(*, args: tuple[object, object, Mapping[int, Mapping[str, str]]], **words: object) -> object:
+        context = start(args=args, **words)
+        envs = args[2]
+        started.update({envs[local]["RANK"]: process for local, process in enumerate(context.processes)})
+        return context
+
+    torch.multiprocessing.start_processes = start_and_remember
+    return started
+
+
+def print_ends(workers: Mapping[str, BaseProcess]) -> None:
+    """How each that failed ended, as torchrun prints the first of them (launcher/agent/root_cause.py reads both)."""
+    for local, (rank, process) in enumerate(workers.items()):
+        if process.exitcode:
+            print(f"  rank      : {rank} (local_rank: {local})\n  exitcode  : {process.exitcode}", file=sys.stderr)
+
+
+def end_now(code: int) -> NoReturn:
+    """Ends this process without taking the interpreter apart, which takes as long as the end of the workers."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def become_worker(module: str, args: list[str], env: dict[str, str], log: str | None) -> None:
+    """In the forked process: runs `module` as `python -m` would. It returns only if that ended well."""
+    print_to(log)
+    set_variables(env)
+    name_worker(int(variable("RANK") or 0))
+    sys.argv = [module, *args]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as leaving:
+        end_worker(leaving.code)
+
+
+def end_worker(code: object) -> None:
+    """Ends this process with a code; torchrun itself ends one whose code is 0."""
+    if code in (None, 0):
+        return
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
