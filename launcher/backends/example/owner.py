@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launchyard.errors import EXIT_FAILED, LaunchError
 from launchyard.host.processes import wait_until
-from launchyard.launcher.agent.agent import Agent
+from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals

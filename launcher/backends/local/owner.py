@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from launchyard.errors import EXIT_USER, LaunchError, UserError
-from launchyard.launcher.agent.agent import Agent
 from launchyard.launcher.agent.conclusion import exit_code
+from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job

@@ -12,7 +12,7 @@ import sys
 from launchyard.errors import EXIT_DONE, EXIT_FAILED
 from launchyard.host.environment import HUB, HUB_SECRET, REPLACED, variable
 from launchyard.host.processes import descendants, end_all, is_alive, started_at, wait_until
-from launchyard.launcher.agent.agent import Agent
+from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.fleet.link import Link, Who
 from launchyard.launcher.agent.fleet.resident import ORPHAN_SECONDS, Resident
 from launchyard.launcher.agent.node import adopt_retry_budget
