@@ -25,8 +25,8 @@ SLOTS = "LAUNCHYARD_SLOTS"  # files of the agent's memory for the workers' state
 HUB = "LAUNCHYARD_HUB"  # where the owner listens
 HUB_SECRET = "LAUNCHYARD_HUB_SECRET"  # noqa: S105  a name
 REPLACED = "LAUNCHYARD_REPLACED"  # the agent whose place this one takes: its process and the start of that
-_FROM_AGENT = {MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE, SLOTS}
-OF_A_RUN = frozenset(_FROM_AGENT | {HUB, HUB_SECRET, REPLACED})
+_OF_AGENTS = frozenset({HUB, HUB_SECRET, REPLACED})
+OF_A_RUN = _OF_AGENTS | {MARK_RUN, MARK_ATTEMPT, MARK_NODE, SCRATCH, AGENT_PID, JOB_END, GRACE, IMAGE, SLOTS}
 # Options of S3 for which no tool has a variable, from the launcher to all processes of a run.
 S3_OPTIONS = {
     "kms_key_id": "LAUNCHYARD_S3_KMS_KEY_ID",

@@ -63,8 +63,8 @@ class Node:
     job_end: float | None = None
     grace_seconds: float = GRACE_SECONDS
     worker_module: str = WORKER
-    memory: AgentMemory = field(default_factory=AgentMemory)
     others: Others = field(default_factory=Others)
+    memory: AgentMemory = field(default_factory=AgentMemory)
 
 
 class Watch:

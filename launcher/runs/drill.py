@@ -18,15 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launchyard.errors import LaunchError, UserError
 from launchyard.host.environment import AGENT_PID
-from launchyard.host.processes import (
-    descendants,
-    end_all,
-    end_marked,
-    marked,
-    variable_of,
-    wait_until,
-    worker_rank,
-)
+from launchyard.host.processes import descendants, end_all, end_marked, marked, variable_of, wait_until, worker_rank
 from launchyard.launcher.agent.ownership import newest_job
 from launchyard.launcher.backends.base import load_backend, owner_alive
 from launchyard.launcher.runs.facts import RunFacts

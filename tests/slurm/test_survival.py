@@ -233,7 +233,7 @@ def test_an_agent_that_freezes_is_given_up_within_seconds(which: int, place: Sit
     """SLURM sees nothing of it. Its node gets another agent, which first ends what is frozen there."""
     run = place.launch("run", LONG)
     run.steps(25)
-    agent = run.workers(0)[which].parent().parent()
+    agent = above(run.workers(0)[which], 3)
     began = time.monotonic()
     with frozen([agent, *agent.children(recursive=True)]):
         record = run.wait(lambda: run.run.outcome(0), 15)

@@ -33,7 +33,7 @@ from launchyard.run.rundir import RunDir
 class Standin:
     """In place of Agent. Hears signals, the owner and the run directory as one does."""
 
-    def __init__(self, signals: Signals) -> None:
+    def __init__(self, signals: Signals, *, keeps: bool) -> None:
         self._signals = signals
 
     def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord:

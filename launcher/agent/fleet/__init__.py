@@ -1,1 +1,1 @@
-"""The agents of a job that runs on several nodes, and their connections with its owner."""
+"""The agents of a job, which stay over attempts, and on several nodes their connections with its owner."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from launchyard.launcher.agent.fleet.hub import SILENT_SECONDS, Hub, Member
-from launchyard.launcher.agent.fleet.wire import Assignment, Hello, Orders
+from launchyard.launcher.agent.fleet.wire import Hello, NodePart, Orders
 from launchyard.launcher.agent.restart_policy import AGENT_LOST, NODE_SILENT
 from launchyard.launcher.agent.signals import POLL_SECONDS, log_line
 from launchyard.run.records import Job
@@ -111,7 +111,7 @@ class Crew:
         seats = {rank: seat for rank, seat in enumerate(self._seats) if seat is not None}
         endpoint = f"{seats[0].hello.host}:{port}"
         parts = {
-            rank: Assignment(
+            rank: NodePart(
                 attempt=job.attempt, shape=job.shape, node_rank=rank, rdzv_endpoint=endpoint, job_end=job_end
             )
             for rank in seats
@@ -143,9 +143,7 @@ class Crew:
             busy |= member.lost is None and not over
         return busy
 
-    def _command(
-        self, seats: dict[int, Member], parts: dict[int, Assignment], ending: Ending, stop: str | None
-    ) -> None:
+    def _command(self, seats: dict[int, Member], parts: dict[int, NodePart], ending: Ending, stop: str | None) -> None:
         """Without a lost agent the parts are to end as they can, and tell the cause; else the owner knows it."""
         failed = any(ending.codes.values()) or None in ending.codes.values()
         over = ending.codes.keys() | ending.lost.keys()

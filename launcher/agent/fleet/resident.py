@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from launchyard.launcher.agent.fleet.link import Link
-from launchyard.launcher.agent.fleet.wire import AgentState, Assignment, Orders
+from launchyard.launcher.agent.fleet.wire import AgentState, NodePart, Orders
 from launchyard.launcher.agent.signals import Signals, log_line
 from launchyard.launcher.agent.torchrun_watch import GRACE_SECONDS, Node, Others
 from launchyard.run.records import OutcomeRecord
@@ -88,7 +88,7 @@ class Resident:
             self.link.wait(_WAIT_SECONDS)
         log_line(f"the owner of {self.run.url} was not heard for {ORPHAN_SECONDS:.0f} s: its agent leaves")
 
-    def _take(self, given: Assignment) -> None:
+    def _take(self, given: NodePart) -> None:
         self._last = given.attempt
         part = Part(self.link, given.attempt)
         self.link.tell(AgentState(attempt=given.attempt, phase="running"))
@@ -103,7 +103,7 @@ class Resident:
         self.signals.preempted = False  # it was for this attempt
         self.link.tell(AgentState(attempt=given.attempt, phase="free", code=self.link.state.code))
 
-    def _node(self, given: Assignment, part: Part) -> Node:
+    def _node(self, given: NodePart, part: Part) -> Node:
         return Node(
             self.run,
             given.attempt,

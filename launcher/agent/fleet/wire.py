@@ -55,7 +55,7 @@ class Welcome(WireLine):
     proof: str = Field(max_length=128)
 
 
-class Assignment(WireLine):
+class NodePart(WireLine):
     """One node's part of one attempt."""
 
     attempt: int = Field(ge=0)
@@ -73,7 +73,7 @@ class Orders(WireLine):
     have failed. others_ended: no other node will report anything more. leave: the job is over.
     """
 
-    part: Assignment | None = None
+    part: NodePart | None = None
     stop: str | None = Field(default=None, max_length=_TEXT)
     end: bool = False
     others_ended: bool = False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launchyard.errors import EXIT_FAILED, LaunchError
 from launchyard.host.processes import wait_until
-from launchyard.launcher.agent.agent import Agent
+from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, serve
 from launchyard.launcher.agent.signals import POLL_SECONDS, Signals
@@ -30,7 +30,7 @@ ACCEPT_SECONDS = 60.0  # from our start until the launcher has written down that
 def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_module: str) -> Owner:
     signals = Signals()
     signals.install()
-    agent = Agent(signals)
+    agent = Agent(signals, keeps=False)
 
     def wait_for_turn(goes_on: Callable[[], bool]) -> Shape | None:
         while not spool.take_turn(submission.job_id):

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from launchyard.errors import EXIT_USER, LaunchError, UserError
-from launchyard.launcher.agent.agent import Agent
 from launchyard.launcher.agent.conclusion import exit_code
+from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.node import adopt_retry_budget
 from launchyard.launcher.agent.owner import Owner, record_own_failure
 from launchyard.launcher.agent.ownership import newest_job
@@ -38,7 +38,7 @@ def make_owner(run: RunDir, shape: Shape, request: dict[str, Any], agent: Agent,
         return agent.run(node, on_poll=on_poll)
 
     owner = Owner(run, "local", str(os.getpid()), shape, request["overrides"], signals, run_nodes, judge_job)
-    owner.kept_step = agent.memory.newest_step
+    owner.kept_step = agent.newest_step
     return owner
 
 

@@ -12,7 +12,7 @@ import sys
 from launchyard.errors import EXIT_DONE, EXIT_FAILED
 from launchyard.host.environment import HUB, HUB_SECRET, REPLACED, variable
 from launchyard.host.processes import descendants, end_all, is_alive, started_at, wait_until
-from launchyard.launcher.agent.agent import Agent
+from launchyard.launcher.agent.fleet.agent import Agent
 from launchyard.launcher.agent.fleet.link import Link, Who
 from launchyard.launcher.agent.fleet.resident import ORPHAN_SECONDS, Resident
 from launchyard.launcher.agent.node import adopt_retry_budget
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     run = RunDir(options.run_url)
     adopt_retry_budget(run)
     link = Link(address, secret, who_here())
-    agent = Agent(signals)
+    agent = Agent(signals, keeps=False)  # ranks of other nodes do not agree on what memory holds yet
     try:
         if _takes_its_place(link):
             Resident(run, agent, link, signals, options.worker_module).stay()

@@ -15,7 +15,7 @@ from launchyard.launcher.backends.slurm.request import AGENT
 from launchyard.run import own_code
 from launchyard.run.records import Submission
 
-OF_AN_ATTEMPT = "launchyard.launcher.agent.node"
+AGENT_OF_AN_ATTEMPT = "launchyard.launcher.agent.node"
 LEAVE_SECONDS = 10.0  # for agents that were told to leave
 SRUN_SECONDS = 30.0  # from KILL on, until srun has ended
 
@@ -81,9 +81,9 @@ class AgentSteps:
 
 def that_stays(agent: list[str]) -> list[str]:
     """srun and its agents, also of a job that was queued when these were new in each attempt."""
-    if OF_AN_ATTEMPT not in agent:
+    if AGENT_OF_AN_ATTEMPT not in agent:
         return agent
-    at = agent.index(OF_AN_ATTEMPT)
+    at = agent.index(AGENT_OF_AN_ATTEMPT)
     words = ["--wait=0" if word.startswith("--wait=") else word for word in agent[:at]]
     return [*words, AGENT, agent[at + 1]]
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launchyard.host.processes import marked
+from launchyard.host.processes import marked, worker_rank
 from launchyard.launcher.backends.local import backend
 from launchyard.launcher.cli.main import main
 from launchyard.launcher.runs import drill as drill_module
@@ -168,7 +168,7 @@ def test_what_a_drill_freezes_wakes_again(live: Standin, monkeypatch: pytest.Mon
     live.submit(save_every=10)
     live.running(steps=15)
     job = live.run.job(0)
-    worker = next(process for process in marked(live.run.url) if "RANK" in process.environ())
+    worker = next(process for process in marked(live.run.url) if worker_rank(process) is not None)
     seen: list[set[str]] = []
     thread = threading.Thread(target=lambda: drill_module.freeze_agent(live.run, job))
     thread.start()

@@ -17,7 +17,7 @@ from launchyard.launcher.agent.ownership import claim_next
 from launchyard.launcher.backends.base import judge_job
 from launchyard.launcher.backends.slurm.owner import history
 from launchyard.launcher.backends.slurm.request import AGENT
-from launchyard.launcher.backends.slurm.steps import OF_AN_ATTEMPT, on_one_node, task_count, that_stays
+from launchyard.launcher.backends.slurm.steps import AGENT_OF_AN_ATTEMPT, on_one_node, task_count, that_stays
 from launchyard.run.records import Job, Shape
 from tests.launcher.backends.slurm.test_runs import notice, reached, started
 from tests.support.fake_slurm import OVER, FakeSlurm
@@ -220,7 +220,7 @@ def test_a_run_whose_owner_is_silent_is_no_running_one(slurm: FakeSlurm, place: 
 
 def test_a_job_that_an_older_launcher_has_queued_gets_agents_that_stay() -> None:
     srun = ["srun", "--nodes=2", "--ntasks=2", "--wait=60", "--label", "/p", "-P", "-u", "-m"]
-    older = [*srun, OF_AN_ATTEMPT, "/r", "--attempt={attempt}", "--nnodes=2", "--term-is-notice"]
+    older = [*srun, AGENT_OF_AN_ATTEMPT, "/r", "--attempt={attempt}", "--nnodes=2", "--term-is-notice"]
     words = that_stays(older)
     assert words == [*srun[:3], "--wait=0", *srun[4:], AGENT, "/r"] and that_stays(words) == words
     assert task_count(words) == 2
