@@ -115,8 +115,7 @@ class Progress:
                 self._phase_from = at
             case events.STARTED:
                 self._enter(f"resuming from step {step}" if step else "first step", at)
-                where = ", from memory" if event.get("source") == FROM_MEMORY else ""
-                return [f"✓ resumed from step {step}{where}"] if step else []
+                return [_resumed(event)] if step else []
             case events.VALIDATING:
                 self._enter(f"validating at step {step}", at)
             case events.VALIDATED:
@@ -163,3 +162,8 @@ class Progress:
             case events.STORE_ANSWERS:
                 return [f"✓ its store answers again, after {duration(float(event.get('seconds', 0)))}"]
         return []
+
+
+def _resumed(event: dict[str, Any]) -> str:
+    where = ", from memory" if event.get("source") == FROM_MEMORY else ""
+    return f"✓ resumed from step {event.get('step')}{where}"

@@ -112,6 +112,12 @@ def checkpoints() -> list[Any]:
             unit="s",
             span=8,
         ),
+        *_in_memory(),
+    ]
+
+
+def _in_memory() -> list[Any]:
+    return [
         figure(
             "Newest step in memory",
             "Follows the step closely: a killed worker goes on from there.",
