@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from launchyard.launcher.format import duration, first_line, progress_line, size
@@ -164,6 +165,6 @@ class Progress:
         return []
 
 
-def _resumed(event: dict[str, Any]) -> str:
+def _resumed(event: Mapping[str, object]) -> str:
     where = ", from memory" if event.get("source") == FROM_MEMORY else ""
     return f"✓ resumed from step {event.get('step')}{where}"
