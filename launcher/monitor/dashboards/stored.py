@@ -116,7 +116,7 @@ def checkpoints() -> list[Any]:
     ]
 
 
-def _in_memory() -> list[Any]:
+def _in_memory() -> list[object]:
     return [
         figure(
             "Newest step in memory",
