@@ -18,24 +18,22 @@ from launchyard.run.records import OutcomeRecord
 
 
 class Agent:
-    """Use it from the main thread, whose children die with it. `keeps`: nothing is left for the next attempt if not."""
+    """Use it from the main thread, whose children die with it."""
 
-    def __init__(self, signals: Signals, *, keeps: bool = True) -> None:
+    def __init__(self, signals: Signals) -> None:
         self._signals = signals
-        self._memory = AgentMemory() if keeps else None
-        self._standby = Standby() if keeps else None
+        self._memory = AgentMemory()
+        self._standby = Standby()
 
     def run(self, node: Node, *, on_poll: Callable[[], None] = lambda: None) -> OutcomeRecord:
         """One node of one attempt to its end; nothing that works at it is left."""
-        if self._memory is not None:
-            node = replace(node, memory=self._memory)
-        return run_attempt(node, signals=self._signals, on_poll=on_poll, standby=self._standby)
+        kept = replace(node, memory=self._memory)
+        return run_attempt(kept, signals=self._signals, on_poll=on_poll, standby=self._standby)
 
     def newest_step(self) -> int | None:
         """The newest step that all workers of this node have left in memory."""
-        return None if self._memory is None else self._memory.newest_step()
+        return self._memory.newest_step()
 
     def close(self) -> None:
         """The run leaves this node."""
-        if self._standby is not None:
-            self._standby.close()
+        self._standby.close()

@@ -100,6 +100,12 @@ class Crew:
         """Those who take part, by rank."""
         return [seat.hello for seat in self._seats if seat is not None]
 
+    def kept_step(self) -> int | None:
+        """The newest step that memory holds on every node that takes part; None if one holds none."""
+        kept = [None if seat is None or seat.lost is not None else seat.state.kept for seat in self._seats]
+        known = [step for step in kept if step is not None]
+        return min(known) if len(known) == len(kept) else None
+
     # -- an attempt ----------------------------------------------------------------------------------------------------
     def run(
         self, job: Job, *, port: int, job_end: float | None, on_poll: Callable[[], None], stop: Callable[[], str | None]

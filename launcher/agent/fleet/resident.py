@@ -28,6 +28,8 @@ class RunsParts(Protocol):
 
     def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord: ...
 
+    def newest_step(self) -> int | None: ...
+
 
 class LetGo(Exception):
     """This part is no part of the run any more: no outcome of it may be written."""
@@ -101,7 +103,8 @@ class Resident:
             said = f"the outcome of attempt {given.attempt} could not be written; its checkpoints are intact."
             log_line(f"{said} {error}")
         self.signals.preempted = False  # it was for this attempt
-        self.link.tell(AgentState(attempt=given.attempt, phase="free", code=self.link.state.code))
+        kept = self.agent.newest_step()
+        self.link.tell(AgentState(attempt=given.attempt, phase="free", code=self.link.state.code, kept=kept))
 
     def _node(self, given: NodePart, part: Part) -> Node:
         return Node(

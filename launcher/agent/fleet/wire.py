@@ -83,12 +83,14 @@ class Orders(WireLine):
 class AgentState(WireLine):
     """All that an agent is now; sent when it changes, and every second.
 
-    phase: `ended` once torchrun is over with this code (None: it was ended), `free` for the next part.
+    phase: `ended` once torchrun is over with this code (None: it was ended), `free` for the next part. kept: the newest
+    step that is in memory on this node.
     """
 
     attempt: int | None = None
     phase: Phase = "idle"
     code: int | None = None
+    kept: int | None = None
 
 
 Kind = TypeVar("Kind", bound=WireLine)

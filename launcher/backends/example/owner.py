@@ -27,10 +27,9 @@ from launchyard.run.rundir import RunDir
 ACCEPT_SECONDS = 60.0  # from our start until the launcher has written down that we are its job
 
 
-def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_module: str) -> Owner:
-    signals = Signals()
-    signals.install()
-    agent = Agent(signals, keeps=False)
+def make_owner(
+    run: RunDir, submission: Submission, spool: Spool, agent: Agent, signals: Signals, *, worker_module: str
+) -> Owner:
 
     def wait_for_turn(goes_on: Callable[[], bool]) -> Shape | None:
         while not spool.take_turn(submission.job_id):
@@ -43,7 +42,7 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
         node = Node(run, job.attempt, job.shape, worker_module=worker_module)
         return agent.run(node, on_poll=on_poll)
 
-    return Owner(
+    owner = Owner(
         run,
         submission.backend,
         submission.job_id,
@@ -54,6 +53,8 @@ def make_owner(run: RunDir, submission: Submission, spool: Spool, *, worker_modu
         judge_job,
         acquire_resources=wait_for_turn,
     )
+    owner.kept_step = agent.newest_step
+    return owner
 
 
 def own_submission(run: RunDir, job_id: str) -> Submission:
@@ -79,13 +80,18 @@ def main(argv: list[str]) -> int:
     spool = Spool(str(options.job.parent))
     job_id = options.job.stem
     adopt_retry_budget(run)
+    signals = Signals()
+    agent = Agent(signals)
     try:
         submission = own_submission(run, job_id)
-        owner = make_owner(run, submission, spool, worker_module=options.worker_module)
+        signals.install()
+        owner = make_owner(run, submission, spool, agent, signals, worker_module=options.worker_module)
         return serve(owner, where=f"job {job_id}")
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    finally:
+        agent.close()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     run = RunDir(options.run_url)
     adopt_retry_budget(run)
     link = Link(address, secret, who_here())
-    agent = Agent(signals, keeps=False)  # ranks of other nodes do not agree on what memory holds yet
+    agent = Agent(signals)
     try:
         if _takes_its_place(link):
             Resident(run, agent, link, signals, options.worker_module).stay()

@@ -66,7 +66,7 @@ class Batch:
 
     def owner(self) -> Owner:
         waiting = self._submission
-        return Owner(
+        owner = Owner(
             self._run,
             waiting.backend,
             self._job_id,
@@ -81,6 +81,11 @@ class Batch:
             continues=waiting.continues if waiting.job_id == self._job_id else "",
             acquire_resources=self.acquire_resources,
         )
+        owner.kept_step = self._kept_step
+        return owner
+
+    def _kept_step(self) -> int | None:
+        return None if self._steps is None else self._steps.crew.kept_step()
 
     def acquire_resources(self, goes_on: Callable[[], bool]) -> Shape | None:
         """Waits for an agent in the place of each that was lost; None if a stop is requested meanwhile.

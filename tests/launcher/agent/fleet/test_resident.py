@@ -31,6 +31,9 @@ class Hand:
         self.finish: dict[int, int] = {}  # attempt -> code
         self.ended: list[int] = []
 
+    def newest_step(self) -> int | None:
+        return 10 * len(self.nodes)
+
     def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord:
         self.nodes.append(node)
         while node.attempt not in self.finish:
@@ -101,6 +104,7 @@ def test_one_process_runs_attempt_after_attempt_until_it_may_leave(nodes: Node2N
             nodes.working(place, number)
             nodes.hands[place].finish[number] = 0
         assert ending(thread, found).codes == {0: 0, 1: 0}  # type: ignore[attr-defined]
+        assert crew.kept_step() == 10 * (number + 1), "what memory holds on both"
     assert [node.node_rank for node in nodes.hands["b"].nodes] == [1, 1, 1]
     assert {node.rdzv_endpoint for node in nodes.hands["b"].nodes} == {"127.0.0.1:61000"}
     crew.dismiss()
@@ -132,6 +136,7 @@ def test_a_spare_takes_the_rank_of_a_lost_agent_and_the_lost_one_ends_its_part(n
     nodes.office.hub.give_up(nodes.office.member("b"))
     lost = ending(thread, found)
     assert list(lost.lost) == [1]  # type: ignore[attr-defined]
+    assert crew.kept_step() is None, "a part of it is lost"
     wait(lambda: nodes.hands["b"].ended == [0])
     thread, found = nodes.attempt(crew, 1)
     nodes.working("spare", 1)
