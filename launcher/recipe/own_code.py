@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from launchyard.errors import RecipeErrors
 from launchyard.host.environment import own_environment
+from launchyard.host.processes import python_argv
 from launchyard.launcher.recipe.load import LoadedRecipe
 from launchyard.run import own_code as package
 from launchyard.storage import files
@@ -153,8 +154,8 @@ def edited(path: str, code: str) -> bool:
 @lru_cache(maxsize=8)
 def _try(source: OwnSource) -> str | None:
     """Runs the file in a process of its own, as a worker will, without a GPU; the problem in words."""
-    env = {**own_environment(), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(package.ROOT), "PYTHONSAFEPATH": "1"}
-    argv = [sys.executable, "-m", "launchyard.training.own.load"]
+    env = {**own_environment(), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(package.ROOT)}
+    argv = [*python_argv(sys.executable), "-m", "launchyard.training.own.load"]
     given = source_json(source).encode()
     try:
         done = subprocess.run(argv, env=env, input=given, capture_output=True, timeout=TRY_SECONDS)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -22,8 +21,8 @@ class LiveBytes(TorchDispatchMode):
 
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
+        key = storage.data_ptr()  # of one alone, while it lives; 0: it has no bytes
+        if key and key not in self._known:
             self._known.add(key)
             self.now += storage.nbytes()
             weakref.finalize(storage, self._drop, key, storage.nbytes())
@@ -46,8 +45,8 @@ class LiveBytes(TorchDispatchMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, Tensor):
+                self.add(one)
         self.peak = max(self.peak, self.now)
         return out

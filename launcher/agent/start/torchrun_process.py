@@ -6,8 +6,8 @@ is given an attempt. Nothing is forked from a process that has threads or a devi
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
@@ -60,13 +60,16 @@ def main(argv: Sequence[str]) -> None:
     config, _, _ = config_from_args(args)
     told = (args.training_script, args.training_script_args, given.env, given.log)
     keep_log_plain()
-    started = remember_workers()
+    workers = Workers()
+    workers.remember()
     try:
         elastic_launch(config=config, entrypoint=become_worker)(*told)
     except Exception as error:
-        print_ends(started)
+        workers.print_ends()
         traceback.print_exception(error)
-        end_now(1)
+    else:
+        return
+    end_now(1)
 
 
 def worker_module(argv: Sequence[str]) -> str:
@@ -106,33 +109,52 @@ def keep_log_plain() -> None:
             handler.setFormatter(plain)
 
 
-def remember_workers() -> dict[str, BaseProcess]:
-    """Returns the workers by rank, once torchrun has started them: it tells how one of them failed, and no more."""
-    import torch.multiprocessing
+class Workers:
+    """Those of this node, once torchrun has started them: it tells how one of them failed, and no more."""
 
-    started: dict[str, BaseProcess] = {}
-    start = torch.multiprocessing.start_processes
+    def __init__(self) -> None:
+        self._by_rank: dict[str, BaseProcess] = {}
+        self._told: set[str] = set()  # to end, after another one had failed
 
-    def start_and_remember(*, args: tuple[object, object, Mapping[int, Mapping[str, str]]], **words: object) -> object:
-        context = start(args=args, **words)
-        envs = args[2]
-        started.update({envs[local]["RANK"]: process for local, process in enumerate(context.processes)})
-        return context
+    def remember(self) -> None:
+        """To be called before torchrun starts them."""
+        import torch.multiprocessing
 
-    torch.multiprocessing.start_processes = start_and_remember
-    return started
+        start = torch.multiprocessing.start_processes
 
+        def begin(*, args: tuple[object, object, Mapping[int, Mapping[str, str]]], **words: object) -> object:
+            context = start(args=args, **words)
+            for local, process in enumerate(context.processes):
+                self._take(args[2][local]["RANK"], process)
+            return context
 
-def print_ends(workers: Mapping[str, BaseProcess]) -> None:
-    """How each that failed ended, as torchrun prints the first of them (launcher/agent/root_cause.py reads both)."""
-    for local, (rank, process) in enumerate(workers.items()):
-        if process.exitcode:
-            print(f"  rank      : {rank} (local_rank: {local})\n  exitcode  : {process.exitcode}", file=sys.stderr)
+        torch.multiprocessing.start_processes = begin
+
+    def _take(self, rank: str, process: BaseProcess) -> None:
+        end = process.terminate
+
+        def terminate() -> None:
+            self._told.add(rank)
+            end()
+
+        process.terminate = terminate  # type: ignore[method-assign]
+        self._by_rank[rank] = process
+
+    def print_ends(self) -> None:
+        """How each that failed by itself ended, in torchrun's form, which launcher/agent/root_cause.py reads."""
+        for local, (rank, process) in enumerate(self._by_rank.items()):
+            if process.exitcode and rank not in self._told:
+                ended = f"  rank      : {rank} (local_rank: {local})\n  exitcode  : {process.exitcode}"
+                print(ended, file=sys.stderr)
+        self._by_rank.clear()
 
 
 def end_now(code: int) -> NoReturn:
-    """Ends this process without taking the interpreter apart, which takes as long as the end of the workers."""
-    atexit._run_exitfuncs()
+    """Ends this process without taking the interpreter apart, which takes as long as the end of the workers.
+
+    What it shares with them is given back first, else its tracker calls that lost in the log.
+    """
+    gc.collect()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -147,7 +147,7 @@ MISTAKES = {
     "no data": ((), "--data is missing"),
     "data not there": (("--data", "nothing"), "--data: nothing does not exist"),
     "data of no kind": (("--data", "picture.png"), "picture.png is of no known kind"),
-    "a tokenizer not there": (("--data", "novel.txt", "--tokenizer", "none"), "--tokenizer: none"),
+    "a tokenizer not there": (("--data", "novel.txt", "--tokenizer", "none"), "--tokenizer: no tokenizer at none"),
     "a preset misspelt": (("--data", "data", "--model", "pythia-14"), "did you mean pythia-14m?"),
     "a model too large": (("--data", "data", "--model", "llama-3.1-405b"), "does not fit: a worker needs about"),
     "bare tokens": (("--data", "bare"), "--model is missing: the data does not say how many ids"),

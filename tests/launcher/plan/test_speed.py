@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from launchyard.launcher.backends import calibrations
@@ -54,8 +56,9 @@ def test_by_the_data_sheet_of_a_gpu() -> None:
 
 
 def test_calibrations_of_other_machines_versions_and_broken_ones_do_not_count(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert known_calibrations() == ()
     mine = machine(machine=machine_name())
     others = [machine(), machine(machine=machine_name(), version=0)]

@@ -156,7 +156,7 @@ def test_it_ends_where_the_context_is_full() -> None:
     ("prompt", "options", "said"),
     [
         ([], {}, "the prompt is empty"),
-        (list(range(64)), {}, "the prompt has 64 tokens; this model has max_seq_len 64"),
+        (list(range(64)), {}, "the prompt has 64 tokens; the context has 64, one of them for a new token"),
         ([1], {"width": 0}, "width is 0"),
         ([1], {"n": 5}, "5 texts are wanted of a beam search of width 4"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0"),

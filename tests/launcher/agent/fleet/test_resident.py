@@ -30,13 +30,14 @@ class Hand:
         self.nodes: list[Node] = []
         self.finish: dict[int, int] = {}  # attempt -> code
         self.ended: list[int] = []
+        self.over = False
 
     def newest_step(self) -> int | None:
         return 10 * len(self.nodes)
 
     def run(self, node: Node, *, on_poll: Callable[[], None]) -> OutcomeRecord:
         self.nodes.append(node)
-        while node.attempt not in self.finish:
+        while node.attempt not in self.finish and not self.over:
             try:
                 on_poll()
             except BaseException:
@@ -45,7 +46,7 @@ class Hand:
             if node.others.have_failed():
                 self.finish[node.attempt] = 1
             time.sleep(0.01)
-        node.others.hear_end(self.finish[node.attempt])
+        node.others.hear_end(self.finish.get(node.attempt))
         return OutcomeRecord(outcome="failed", reason="error", attempt=node.attempt, time=time.time())
 
 
@@ -84,10 +85,21 @@ class Node2Node:
     def working(self, place: str, attempt: int) -> None:
         wait(lambda: self.hands[place].nodes and self.hands[place].nodes[-1].attempt == attempt)
 
+    def close(self) -> None:
+        """All agents leave: one that went on would print into another test."""
+        for hand in self.hands.values():
+            hand.over = True
+        for thread in self.threads.values():
+            thread.join(10)
+            assert not thread.is_alive()
+
 
 @pytest.fixture
-def nodes(office: Office, tmp_path: Path) -> Iterator[Node2Node]:
-    yield Node2Node(office, tmp_path)
+def nodes(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node2Node]:
+    made = Node2Node(office, tmp_path)
+    yield made
+    monkeypatch.setattr(resident_module, "ORPHAN_SECONDS", -1.0)
+    made.close()
 
 
 def ending(thread: threading.Thread, found: list[object]) -> object:
