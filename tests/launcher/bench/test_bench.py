@@ -174,7 +174,7 @@ def test_real_workers_and_nothing_is_left_of_them(place: Path) -> None:
 @pytest.mark.slow
 def test_a_change_beside_the_recipe_with_real_workers(place: Path) -> None:
     found = _benched(place, "--try", "parallel.activation_checkpointing=full", "--try", "workers")
-    assert found["own"]["steps"] > 2 and found["tried"][0]["ratio"] > 0
+    assert found["own"]["steps"] >= 2 and found["tried"][0]["ratio"] > 0
 
 
 def _benched(place: Path, *words: str) -> JsonObject:
