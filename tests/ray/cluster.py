@@ -28,7 +28,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 OURS = (
     "launchyard.launcher.backends.ray.owner",
     "launchyard.launcher.agent.node",
-    "torch.distributed.run",
+    "launchyard.launcher.agent.start.torchrun_process",
     "launchyard.training.worker",
 )
 

@@ -14,7 +14,7 @@ import yaml
 from launchyard.run.rundir import RunDir
 from tests.ray.cluster import RayCluster
 from tests.slurm import runs as on_slurm
-from tests.slurm.runs import FOREVER, LONG, LOSABLE, kill, same_training
+from tests.slurm.runs import FOREVER, LONG, LOSABLE, above, kill, same_training
 
 
 class Site(on_slurm.Site):
@@ -85,4 +85,4 @@ def end_process(pid: int) -> None:
     os.kill(pid, 9)
 
 
-__all__ = ["FOREVER", "LONG", "LOSABLE", "OnRay", "Site", "end_process", "kill", "same_training"]
+__all__ = ["FOREVER", "LONG", "LOSABLE", "OnRay", "Site", "above", "end_process", "kill", "same_training"]

@@ -11,7 +11,7 @@ import pytest
 
 from launchyard.run.rundir import RunDir
 from tests.ray.cluster import HEAD
-from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, end_process, kill, same_training
+from tests.ray.runs import FOREVER, LONG, LOSABLE, OnRay, Site, above, end_process, kill, same_training
 from tests.slurm.test_survival import lost
 
 pytestmark = pytest.mark.ray
@@ -85,9 +85,9 @@ def test_a_node_that_freezes_and_wakes(place: Site, undisturbed: RunDir) -> None
 # -- something dies --------------------------------------------------------------------------------------------------
 VICTIMS: dict[str, Callable[[OnRay], None]] = {
     "worker": lambda run: kill(run.workers(0)[-1]),
-    "torchrun": lambda run: kill(run.workers(0)[-1].parent()),
-    "agent": lambda run: kill(run.workers(0)[-1].parent().parent()),
-    "first agent": lambda run: kill(run.workers(0)[0].parent().parent()),
+    "torchrun": lambda run: kill(above(run.workers(0)[-1], 2)),
+    "agent": lambda run: kill(above(run.workers(0)[-1], 3)),
+    "first agent": lambda run: kill(above(run.workers(0)[0], 3)),
     "actor": lambda run: end_process(run.actor(1)),
 }
 

@@ -193,5 +193,14 @@ def same_training(one: RunDir, other: RunDir) -> None:
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+def above(process: psutil.Process, generations: int) -> psutil.Process:
+    """Above a worker: the server that forked it, torchrun, the agent."""
+    for _ in range(generations):
+        parent = process.parent()
+        assert parent is not None
+        process = parent
+    return process
+
+
 def kill(process: psutil.Process) -> None:
     os.kill(process.pid, 9)

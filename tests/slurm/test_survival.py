@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from launchyard.run.rundir import RunDir
 from tests.slurm.cluster import QUICK, SlurmCluster, frozen, running_cluster
-from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, kill, same_training
+from tests.slurm.runs import FOREVER, LONG, LOSABLE, OnSite, Site, above, kill, same_training
 
 pytestmark = pytest.mark.slurm
 
@@ -176,15 +175,6 @@ def test_a_time_limit_is_a_preemption(place: Site) -> None:
 
 
 # -- something dies --------------------------------------------------------------------------------------------------
-def above(process: psutil.Process, generations: int) -> psutil.Process:
-    """Above a worker: the server that forked it, torchrun, the agent."""
-    for _ in range(generations):
-        parent = process.parent()
-        assert parent is not None
-        process = parent
-    return process
-
-
 VICTIMS: dict[str, Callable[[OnSite], None]] = {
     "worker": lambda run: kill(run.workers(0)[-1]),
     "torchrun": lambda run: kill(above(run.workers(0)[-1], 2)),
